@@ -1,0 +1,221 @@
+"""The whole configuration of a run as frozen dataclasses, one per folder or concern.
+
+Invariant: every field has a docstring under it (meaning, unit, range, source where one exists) and is read somewhere;
+`tests/configs` holds the schema to both. Values are checked by `configs.validation`, not here.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from configs.service_schema import AnnotatorConfig, RewardModelConfig, ServiceConfig
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """Which environment is played and what counts as a caption."""
+
+    id: str = "NetHackScore-v0"
+    """gymnasium environment id; `module:Id` imports the module first."""
+    captioner: str = "message"
+    """Where captions come from: an observation key holding message bytes (`message`), `info:KEY`, or `module:function`
+    (called as function(obs, info) -> str)."""
+    max_episode_steps: int = 5000
+    """Steps after which an episode is truncated; 0 leaves the limit to the environment (NetHack tasks then have none)."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Extra keyword arguments for the environment's constructor, for example {character: mon-hum-neu-mal}."""
+    fold_case: bool = False
+    """Lower-case captions before they are hashed."""
+    fold_digits: bool = False
+    """Replace each run of digits in captions by one `0` before they are hashed."""
+
+
+@dataclass(frozen=True)
+class ActorsConfig:
+    """The rollout workers."""
+
+    num_workers: int = 1
+    """Worker processes in `local` and `connect`; worker objects in `inline`."""
+    envs_per_worker: int = 64
+    """Environments stepped together by one worker, B of a rollout."""
+    rollout_steps: int = 32
+    """Steps per rollout, T; also the length of back-propagation through time (ONI: 32)."""
+    rollouts_in_flight: int = 2
+    """`collect` calls outstanding per worker; bounds the rollout queue at num_workers x this."""
+    precision: str = "auto"
+    """Inference precision: `bf16`, `fp32`, or `auto` (bf16 where the hardware computes in it)."""
+    torch_threads: int = 1
+    """Threads torch may use in one worker process."""
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The network that workers run and the learner trains."""
+
+    network: str = "auto"
+    """`glyph_crop` (NetHack), `cnn` (image observations), `mlp` (everything else), or `auto` (by the observation space)."""
+    core: str = "lstm"
+    """Recurrent core: `lstm`, `gru` or `none`."""
+    core_size: int = 256
+    """Width of the recurrent core (ONI: 512)."""
+    hidden_size: int = 256
+    """Width of the encoder's fully connected layer."""
+    crop_size: int = 9
+    """Side of the glyph crop around the hero, in cells; odd."""
+    embedding_size: int = 32
+    """Width of a glyph's embedding and of the two convolutions over the crop."""
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """V-trace with a PPO-clipped surrogate; the defaults are ONI's documented run unless said otherwise."""
+
+    rollouts_per_batch: int = 1
+    """Rollouts joined along the environment axis into one batch; batch size = this x rollout_steps x envs_per_worker."""
+    learning_rate: float = 1e-4
+    """Adam's step size."""
+    adam_beta1: float = 0.9
+    """Adam's first-moment decay."""
+    adam_beta2: float = 0.999
+    """Adam's second-moment decay."""
+    adam_epsilon: float = 1e-6
+    """Adam's epsilon."""
+    gamma: float = 0.99
+    """Discount per environment step, in [0, 1)."""
+    vtrace_rho_clip: float = 1.0
+    """Truncation level of the importance weights rho (IMPALA eq. 1)."""
+    vtrace_c_clip: float = 1.0
+    """Truncation level of the trace weights c (IMPALA eq. 1)."""
+    rho_weighted_advantage: bool = False
+    """Multiply the policy advantage by rho as ONI does; off because the clipped ratio already is that weight."""
+    ppo_clip: float = 0.1
+    """The ratio is clipped to [1/(1+x), 1+x]."""
+    ratio_clamp: float = 20.0
+    """The ratio is clamped to [1/x, x] before anything else, against overflow."""
+    value_clip: float = 1.0
+    """The new value may leave the behaviour value by at most this before its loss is clipped."""
+    value_coefficient: float = 0.5
+    """Weight of the value loss."""
+    entropy_coefficient: float = 0.003
+    """Weight of the entropy bonus."""
+    max_grad_norm: float = 4.0
+    """Gradients are scaled down to this global L2 norm."""
+    normalize_advantages: bool = True
+    """Standardise advantages within the batch (standard-deviation floor 1e-3)."""
+    max_policy_lag: int = 20
+    """Rollouts older than this many policy versions are dropped and counted."""
+    precision: str = "auto"
+    """Autocast precision of training: `bf16`, `fp32`, or `auto` (bf16 where the hardware computes in it)."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:N`, or `auto` (CUDA if there is a device)."""
+    torch_threads: int = 0
+    """Threads torch may use in the learner; 0 leaves torch's own choice."""
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """r[t] = k_ext * clip(s * r_env[t], -c, c) + k_int * R(caption_ids[t]) / caption_counts[t]^beta (spec: ONI section 2)."""
+
+    extrinsic_coefficient: float = 0.1
+    """k_ext; 0 is the reward-free setting (ONI: 0.1 for the score task, 10 for the sparse tasks)."""
+    intrinsic_coefficient: float = 0.4
+    """k_int (ONI's example: 0.4 for retrieval on the score task)."""
+    extrinsic_scale: float = 1.0
+    """s, applied before clipping."""
+    extrinsic_clip: float = 10.0
+    """c; the environment's reward is clipped to [-c, c] after scaling."""
+    count_exponent: float = 3.0
+    """beta: the n-th occurrence of a caption in one episode earns 1/n^beta of its reward."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the run's state is written; a last checkpoint is always written on exit."""
+
+    interval_env_steps: int = 1_000_000
+    """Environment steps between checkpoints; 0 writes none but the last."""
+    interval_s: float = 600.0
+    """Seconds between checkpoints in `local` and `connect`; 0 switches this off (`inline` counts environment steps alone)."""
+    keep: int = 3
+    """Complete checkpoints kept; older ones are removed."""
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """What is written while the run goes on."""
+
+    interval_env_steps: int = 20_000
+    """Environment steps between lines of metrics.jsonl."""
+    tensorboard: bool = True
+    """Write TensorBoard event files under the run directory."""
+    console: str = "auto"
+    """`rich` (live display), `plain` (one line per interval), `quiet`, or `auto` (rich on a terminal)."""
+    console_interval_s: float = 10.0
+    """Seconds between plain progress lines."""
+    episode_window: int = 100
+    """Finished episodes that returns and lengths are averaged over (ONI: 100)."""
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Where the parts run."""
+
+    mode: str = "local"
+    """`inline` (this process, no Ray), `local` (Ray started here), `connect` (an existing cluster)."""
+    address: str = "auto"
+    """Ray address for `connect`; `auto` finds the cluster this process belongs to."""
+    worker_cpus: float = 1.0
+    """CPUs requested per rollout worker; shrunk in proportion in `local` where all requests exceed the machine."""
+    learner_cpus: float = 1.0
+    """CPUs requested for the learner."""
+    learner_gpus: float = -1.0
+    """GPUs requested for the learner; -1 asks for one where the cluster has any."""
+    annotator_cpus: float = 0.5
+    """CPUs requested for the annotator (its own service process runs niced beside it)."""
+    service_gpus: float = 0.0
+    """GPUs requested for the annotator, so that the service it starts may use them."""
+    placement_timeout_s: float = 120.0
+    """Seconds to wait for resources before the run fails with a table of what was asked and what there is."""
+    shutdown_budget_s: float = 15.0
+    """Seconds that stopping may take, the last checkpoint included, before processes are ended by force."""
+    max_worker_restarts: int = 10
+    """Rollout workers replaced in one run before the run fails."""
+    worker_timeout_s: float = 120.0
+    """A worker whose `collect` takes longer than this is replaced."""
+    object_store_bytes: int = 0
+    """Object store size for `local`; 0 sizes it from the rollouts in flight (at least 200 MB)."""
+    dashboard: bool = True
+    """Start Ray's dashboard in `local`."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that defines a run."""
+
+    run_dir: str = ""
+    """Directory of the run; empty takes runs/<preset>. Absolute in `connect`, on a file system that all nodes share."""
+    total_env_steps: int = 10_000_000
+    """Environment steps the learner consumes before the run ends; raise it to continue a finished run."""
+    seed: int = 1
+    """Seed of everything random in the run."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    """The environment."""
+    actors: ActorsConfig = field(default_factory=ActorsConfig)
+    """The rollout workers."""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    """The network."""
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    """The update."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """How extrinsic and intrinsic reward are mixed."""
+    annotator: AnnotatorConfig = field(default_factory=AnnotatorConfig)
+    """What the LLM is asked, and when."""
+    service: ServiceConfig = field(default_factory=ServiceConfig)
+    """The annotation service that the run starts."""
+    reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
+    """How judgements become rewards."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """When state is written."""
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    """What is shown and recorded."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Where the parts run."""

@@ -1,0 +1,69 @@
+"""The words of annotation: `Caption`, `Judgement`.
+
+Invariant: a judgement that is not OK carries no probability that anything may use as a label.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Status(Enum):
+    """What became of one item."""
+
+    OK = 1
+    """The probability is a label."""
+    UNPARSED = 2
+    """The model's answer was not among the allowed ones (answer mass below the rubric's minimum, or NaN)."""
+    REJECTED = 3
+    """The item itself could not be asked (for example, not valid UTF-8)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caption:
+    """A distinct normalised caption (caption book -> annotator, reward models)."""
+
+    id: int
+    """64-bit xxh3 of the normalised text; 0 is the empty caption."""
+    text: str
+    """The normalised text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """The LLM's answer about one item (service -> annotator -> reward models)."""
+
+    status: Status
+    probability: float
+    """p(positive answer) / (p(positive) + p(negative)); NaN unless OK."""
+    answer_mass: float
+    """p(positive) + p(negative): how much of the model's belief lies on the allowed answers."""
+    cached: bool = False
+    """Read from the store; no forward pass was made for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedCaption:
+    """A caption and what was said of it (annotator -> reward model)."""
+
+    caption: Caption
+    judgement: Judgement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceDescription:
+    """What a service says of itself (`Describe`)."""
+
+    model: str
+    engine: str
+    fingerprint: str
+    """Hash of the weights, engine and dtype: part of the store's key."""
+    rubric_id: str
+    rubric_version: str
+    rubric_hash: str
+    """Hash of the rubric's content: part of the store's key."""
+    threshold: float
+    """The rubric's theta for this model."""
+    max_items_per_request: int
+    max_item_bytes: int
+    forward_passes: int
+    """Items that a forward pass was spent on since the service started."""

@@ -1,0 +1,35 @@
+"""The `RewardModel` protocol: turns judgements into one number per caption.
+
+Invariant: a reward model is a function of the caption alone, so it is evaluated once per distinct caption and version.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from llm_server.annotation import Caption, JudgedCaption
+
+
+class RewardModel(Protocol):
+    """What every reward model can do; one contract test holds them all to it."""
+
+    name: str
+    needs_judgements: bool
+    """False for baselines that never ask the LLM."""
+
+    def learn(self, judged: Sequence[JudgedCaption]) -> Mapping[str, float]:
+        """Take new judgements in and return metrics; judgements that are not OK must not become labels."""
+        ...
+
+    def score(self, captions: Sequence[Caption]) -> np.ndarray:
+        """R per caption, [N] f32; NaN where the model has nothing to say yet (such captions stay out of the table)."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that `load_state_dict` needs to continue exactly: nested dict of arrays and JSON values."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        ...

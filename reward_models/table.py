@@ -1,0 +1,55 @@
+"""`RewardTable`: caption id -> intrinsic reward, what the learner reads.
+
+Invariant: immutable once built; the empty caption (id 0) is always known and always 0.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardTable:
+    """Rewards of all captions known at one version (reward model -> learner; latest only)."""
+
+    ids: np.ndarray
+    """[N] u64, strictly increasing; contains 0."""
+    rewards: np.ndarray
+    """[N] f32, finite."""
+    reward_version: tuple[int, int]
+    """(run_epoch, n)."""
+
+    @staticmethod
+    def build(ids: np.ndarray, rewards: np.ndarray, reward_version: tuple[int, int]) -> "RewardTable":
+        """A table from unordered distinct `ids` [N] u64 and `rewards` [N]; NaN rewards are left out.
+
+        Raises ValueError for unequal lengths, repeated ids or infinite rewards.
+        """
+        ids = np.asarray(ids, np.uint64)
+        rewards = np.asarray(rewards, np.float32)
+        if ids.shape != rewards.shape or ids.ndim != 1:
+            raise ValueError(f"ids and rewards must be vectors of one length, got {ids.shape} and {rewards.shape}")
+        keep = ~np.isnan(rewards) & (ids != 0)
+        ids, rewards = np.append(ids[keep], np.uint64(0)), np.append(rewards[keep], np.float32(0))
+        if not np.isfinite(rewards).all():
+            raise ValueError("rewards must be finite: an infinite intrinsic reward would make every return infinite")
+        order = np.argsort(ids)
+        ids, rewards = ids[order], rewards[order]
+        if (ids[1:] == ids[:-1]).any():
+            raise ValueError("caption ids must be distinct")
+        ids.flags.writeable = rewards.flags.writeable = False
+        return RewardTable(ids=ids, rewards=rewards, reward_version=reward_version)
+
+    @staticmethod
+    def empty(run_epoch: int = 0) -> "RewardTable":
+        """The table of a run that has no judgement yet."""
+        return RewardTable.build(np.empty(0, np.uint64), np.empty(0, np.float32), (run_epoch, 0))
+
+    def look_up(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rewards f32 and known bool, both in the shape of `ids` (u64); unknown captions have reward 0."""
+        positions = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
+        known = self.ids[positions] == ids
+        return np.where(known, self.rewards[positions], np.float32(0)), known
+
+    def __len__(self) -> int:
+        return len(self.ids)
