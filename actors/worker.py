@@ -1,0 +1,141 @@
+"""The rollout worker: steps B environments under the newest policy it was given and hands over rollouts and caption reports.
+
+Invariant: a rollout is made under one set of weights, its captions and rewards belong to the actions that led to them, and
+every caption counted in it is in the report that comes with it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from actors.captions import CaptionTracker
+from actors.environment import VectorEnvironment, VectorStep
+from actors.policy import PolicyNet, PolicySnapshot, load_snapshot, resolve_precision
+from actors.rollout import Acknowledgement, CaptionReport, EpisodeStatistics, Rollout
+from configs.schema import ActorsConfig
+
+
+class RolloutWorker:
+    """Collects rollouts; a plain class, whoever calls it (this process or a Ray actor)."""
+
+    def __init__(
+        self, env: VectorEnvironment, net: PolicyNet, captions: CaptionTracker, config: ActorsConfig, *, worker_id: str, seed: int
+    ) -> None:
+        """`seed` is of action sampling; the environments bring their own seeds."""
+        self.env, self.net, self.captions, self.config, self.worker_id = env, net.eval(), captions, config, worker_id
+        self._autocast = resolve_precision(config.precision, torch.device("cpu"))
+        self._rng = np.random.default_rng(seed)
+        self._snapshot: PolicySnapshot | None = None
+        self._sequence_number = 0
+        self._returns = np.zeros(env.num_envs, np.float64)
+        self._lengths = np.zeros(env.num_envs, np.int64)
+        self._core = net.initial_state(env.num_envs)
+        self._obs, raw_captions = env.reset()
+        self.captions.observe(raw_captions)
+
+    @torch.no_grad()
+    def collect(self, snapshot: PolicySnapshot | None, acknowledgement: Acknowledgement | None) -> tuple[Rollout, CaptionReport]:
+        """T steps under `snapshot` (None: the weights of the last call); raises RuntimeError where no weights ever came."""
+        if acknowledgement is not None:
+            self.captions.acknowledge(acknowledgement)
+        if snapshot is not None and (self._snapshot is None or snapshot.policy_version != self._snapshot.policy_version):
+            load_snapshot(self.net, snapshot)
+            self._snapshot = snapshot
+        if self._snapshot is None:
+            raise RuntimeError("collect was called before any policy snapshot; give one with the first call")
+        num_steps, num_envs, spec = self.config.rollout_steps, self.env.num_envs, self.env.spec
+        obs = {name: np.empty((num_steps + 1, num_envs, *array.shape), array.dtype) for name, array in spec.observations.items()}
+        steps = (num_steps, num_envs)
+        actions, ids, counts = np.empty(steps, np.int64), np.empty(steps, np.uint64), np.empty(steps, np.int32)
+        logits, values = np.full((*steps, spec.num_actions), np.nan, np.float32), np.full(steps, np.nan, np.float32)
+        final_values, rewards = np.full(steps, np.nan, np.float32), np.full(steps, np.nan, np.float32)
+        terminated, truncated = np.zeros(steps, bool), np.zeros(steps, bool)
+        core_state = {name: tensor.numpy().copy() for name, tensor in self._core.items()}
+        episodes: list[EpisodeStatistics] = []
+        for t in range(num_steps):
+            for name, array in self._obs.items():
+                obs[name][t] = array
+            logits[t], values[t] = self._infer(self._obs)
+            # Gumbel-max sampling: argmax(logits - log E) with E exponential is a draw from softmax(logits).
+            actions[t] = (logits[t] - np.log(self._rng.standard_exponential(logits[t].shape, np.float32) + 1e-30)).argmax(-1)
+            step = self.env.step(actions[t])
+            rewards[t], terminated[t], truncated[t] = step.rewards, step.terminated, step.truncated
+            ids[t], counts[t] = self.captions.observe(step.captions)
+            self._returns += step.rewards
+            self._lengths += 1
+            if step.ends:
+                self._end_episodes(step, final_values[t], episodes)
+            self._obs = step.obs
+        for name, array in self._obs.items():
+            obs[name][num_steps] = array
+        texts, caption_counts = self.captions.report(self._sequence_number)
+        rollout = Rollout(
+            obs=obs, actions=actions, behaviour_logits=logits, behaviour_values=values, final_values=final_values,
+            extrinsic_rewards=rewards, terminated=terminated, truncated=truncated, caption_ids=ids, caption_counts=counts,
+            core_state=core_state, policy_version=self._snapshot.policy_version, worker_id=self.worker_id,
+            sequence_number=self._sequence_number, episodes=tuple(episodes),
+        )  # fmt: skip
+        report = CaptionReport(texts=texts, counts=caption_counts, worker_id=self.worker_id, sequence_number=self._sequence_number)
+        self._sequence_number += 1
+        return rollout, report
+
+    def state_dict(self) -> dict[str, Any]:
+        """State from which the next rollout is the same bit for bit, where the environments can save theirs."""
+        return {
+            "env": self.env.state_dict(),
+            "captions": self.captions.state_dict(),
+            "core": {name: tensor.clone() for name, tensor in self._core.items()},
+            "rng": self._rng.bit_generator.state,
+            "returns": self._returns.copy(),
+            "lengths": self._lengths.copy(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`; environments that cannot restore theirs start new episodes, and all else is restored."""
+        self._rng.bit_generator.state = state["rng"]
+        observed = self.env.load_state_dict(state["env"])
+        if observed is not None:
+            self.captions.load_state_dict(state["captions"])
+            for name, tensor in state["core"].items():
+                self._core[name].copy_(torch.as_tensor(tensor))
+            self._returns[:], self._lengths[:] = state["returns"], state["lengths"]
+
+    def close(self) -> None:
+        """Release the environments."""
+        self.env.close()
+
+    def _infer(self, obs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Logits [B, A] and values [B] f32; moves the core state on."""
+        logits, values, self._core = self._forward(obs, self._core)
+        return logits, values
+
+    def _forward(
+        self, obs: Mapping[str, np.ndarray], core: dict[str, torch.Tensor]
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, torch.Tensor]]:
+        with torch.autocast("cpu", self._autocast or torch.bfloat16, enabled=self._autocast is not None):
+            logits, values, core = self.net.step({name: torch.from_numpy(array) for name, array in obs.items()}, core)
+        return logits.float().numpy(), values.float().numpy(), {name: tensor.float() for name, tensor in core.items()}
+
+    def _end_episodes(self, step: VectorStep, final_values: np.ndarray, episodes: list[EpisodeStatistics]) -> None:
+        """Value truncated episodes' own last observations, record all ended ones, and start their successors afresh."""
+        cut = [end for end in step.ends if step.truncated[end.index]]
+        if cut:
+            rows = [end.index for end in cut]
+            last_obs = {name: np.stack([end.final_obs[name] for end in cut]) for name in step.obs}
+            _, values, _ = self._forward(last_obs, {name: tensor[rows] for name, tensor in self._core.items()})
+            final_values[rows] = values
+        for end in step.ends:
+            i = end.index
+            episodes.append(
+                EpisodeStatistics(
+                    episode_return=float(self._returns[i]), length=int(self._lengths[i]), terminated=bool(step.terminated[i]), info=end.info
+                )
+            )
+            self.captions.restart(i, end.reset_caption)
+        ended = [end.index for end in step.ends]
+        self._returns[ended] = 0.0
+        self._lengths[ended] = 0
+        for tensor in self._core.values():
+            tensor[ended] = 0.0

@@ -1,0 +1,202 @@
+"""Building a `RunConfig` from defaults, a preset or file, and `key=value` overrides.
+
+Invariant: whatever is wrong with the input, the error is one `ConfigError` that names the key, what was got, what was
+wanted, and the nearest thing that exists.
+"""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from configs.schema import RunConfig
+from configs.validation import ConfigError, validate
+
+PRESETS = Path(__file__).parent / "presets"
+FREE_KEYS = ("env.options",)
+"""Mappings whose inner keys the schema does not know."""
+MAY_CHANGE_ON_RESUME = ("total_env_steps", "run_dir", "cluster", "logging")
+"""Keys (or sections) that do not make a resumed run another experiment."""
+
+
+def preset_names() -> list[str]:
+    """Names that `--preset` takes."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def load_config(*, preset: str | None = None, file: str | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Defaults, then the preset's or file's differences, then `key=value` overrides; validated.
+
+    An empty `run_dir` becomes runs/<preset or file name>. Raises ConfigError.
+    """
+    layers: list[dict[str, Any]] = []
+    name = "run"
+    if preset is not None and file is not None:
+        raise ConfigError("--preset and --config were both given; give one")
+    if preset is not None:
+        if preset not in preset_names():
+            raise ConfigError(f"unknown preset {preset!r}{suggestion(preset, preset_names())}; there are: {', '.join(preset_names())}")
+        layers.append(_read_yaml(PRESETS / f"{preset}.yaml"))
+        name = preset
+    if file is not None:
+        layers.append(_read_yaml(Path(file)))
+        name = Path(file).stem
+    layers.extend(_parse_override(text) for text in overrides)
+    merged = OmegaConf.structured(RunConfig)
+    for layer in layers:
+        _check_keys(layer)
+        try:
+            merged = OmegaConf.merge(merged, _read_numbers(layer))
+        except OmegaConfBaseException as error:
+            raise ConfigError(_explain(error, layer)) from None
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, RunConfig)
+    if not config.run_dir:
+        config = dataclasses.replace(config, run_dir=str(Path("runs") / name))
+    validate(config)
+    return config
+
+
+def field_docs(section: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """(dotted key, default, docstring) of every setting, in the schema's order."""
+    docs = _docstrings(section)
+    for field in dataclasses.fields(section):
+        if dataclasses.is_dataclass(field.type) and isinstance(field.type, type):
+            yield from field_docs(field.type, f"{prefix}{field.name}.")
+        else:
+            default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+            yield f"{prefix}{field.name}", default, docs.get(field.name, "")
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """The resolved configuration as JSON values."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: Mapping[str, Any]) -> RunConfig:
+    """The inverse of `to_dict`; keys that this version does not know are refused."""
+    _check_keys(dict(values))
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), dict(values)))
+    assert isinstance(config, RunConfig)
+    return config
+
+
+def experiment_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """One line `key: old -> new` per difference that would make a resumed run another experiment."""
+    before, after = dict(_flatten(old)), dict(_flatten(new))
+    keys = sorted(key for key in before.keys() | after.keys() if key.split(".")[0] not in MAY_CHANGE_ON_RESUME)
+    absent = object()
+    return [
+        f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}"
+        for key in keys
+        if before.get(key, absent) != after.get(key, absent)
+    ]
+
+
+def suggestion(got: str, known: Sequence[str]) -> str:
+    """` (did you mean X?)`, or nothing where no name is near."""
+    near = difflib.get_close_matches(got, known, 1, cutoff=0.6) or [
+        name for name in known if name.rsplit(".", 1)[-1] == got.rsplit(".", 1)[-1]
+    ][:1]
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _docstrings(section: type) -> dict[str, str]:
+    """Field name -> the string literal under it; read from the source because Python keeps none at run time."""
+    import ast
+    import inspect
+    import textwrap
+
+    body = ast.parse(textwrap.dedent(inspect.getsource(section))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    docs = {}
+    for statement, following in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+        ):
+            docs[statement.target.id] = " ".join(str(following.value.value).split())
+    return docs
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold keys and values, got {type(values).__name__}")
+    return values
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    """`a.b=1` -> {a: {b: 1}}; the value is read as YAML."""
+    key, separator, raw = text.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"got {text!r}, wanted key=value, for example learner.learning_rate=0.0002")
+    try:
+        value = yaml.safe_load(raw) if raw else ""
+    except yaml.YAMLError:
+        raise ConfigError(f"{key}: cannot read the value {raw!r} as YAML") from None
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def _read_numbers(layer: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Scientific notation where the schema wants a number: YAML takes `1e-4` for text, and `1e6` is a whole number too."""
+    defaults = {key: default for key, default, _ in field_docs()}
+
+    def convert(key: str, value: Any) -> Any:
+        default = defaults.get(key)
+        if isinstance(default, bool) or not isinstance(default, int | float) or not isinstance(value, str | float):
+            return value
+        try:
+            number = float(value)
+        except ValueError:
+            return value
+        return int(number) if isinstance(default, int) and number.is_integer() else number
+
+    return {
+        key: _read_numbers(value, f"{prefix}{key}.") if isinstance(value, Mapping) else convert(f"{prefix}{key}", value)
+        for key, value in layer.items()
+    }
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        full = f"{prefix}{key}"
+        if isinstance(value, Mapping) and full not in FREE_KEYS:
+            yield from _flatten(value, f"{full}.")
+        else:
+            yield full, value
+
+
+def _check_keys(layer: dict[str, Any]) -> None:
+    known = {key: default for key, default, _ in field_docs()}
+    sections = {key.rsplit(".", 1)[0] for key in known if "." in key}
+    for key, value in _flatten(layer):
+        if key in sections:
+            raise ConfigError(f"{key} is a section, got {value!r}; set one of its keys, for example {next(k for k in known if k.startswith(key + '.'))}")
+        if key not in known:
+            raise ConfigError(f"unknown key {key}{suggestion(key, [*known])}; `delphi train --keys` lists them all")
+
+
+def _explain(error: OmegaConfBaseException, layer: dict[str, Any]) -> str:
+    got = dict(_flatten(layer))
+    key = str(error.full_key or next(iter(got)))
+    defaults = {name: default for name, default, _ in field_docs()}
+    wanted = type(defaults[key]).__name__ if key in defaults else "another type"
+    return f"{key}: got {got.get(key)!r}, wanted {wanted}"

@@ -1,0 +1,137 @@
+"""Ranges, choices and cross-field checks of a configuration.
+
+Invariant: a configuration that passes does not fail later for a reason that could have been seen here; each message says
+what was got, what was wanted, and what the check prevents.
+"""
+
+import math
+import operator
+import os
+from collections.abc import Mapping
+
+from configs.schema import RunConfig
+
+
+class ConfigError(ValueError):
+    """What the user asked for cannot be; the message is one line for the terminal."""
+
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "actors.precision": ("auto", "bf16", "fp32"),
+    "learner.precision": ("auto", "bf16", "fp32"),
+    "policy.network": ("auto", "glyph_crop", "cnn", "mlp"),
+    "policy.core": ("lstm", "gru", "none"),
+    "service.engine": ("transformers", "scripted"),
+    "service.dtype": ("auto", "bfloat16", "float32"),
+    "reward_model.name": ("retrieval", "counts", "none"),
+    "reward_model.output": ("binary", "soft"),
+    "logging.console": ("auto", "rich", "plain", "quiet"),
+    "cluster.mode": ("inline", "local", "connect"),
+}
+
+RANGES: Mapping[str, tuple[float, float]] = {
+    "total_env_steps": (1, 1e15),
+    "seed": (0, 2**32 - 1),
+    "env.max_episode_steps": (0, 1e9),
+    "actors.num_workers": (1, 10_000),
+    "actors.envs_per_worker": (1, 65_536),
+    "actors.rollout_steps": (1, 65_536),
+    "actors.rollouts_in_flight": (1, 64),
+    "actors.torch_threads": (1, 1024),
+    "policy.core_size": (1, 65_536),
+    "policy.hidden_size": (1, 65_536),
+    "policy.crop_size": (3, 41),
+    "policy.embedding_size": (1, 4096),
+    "learner.rollouts_per_batch": (1, 10_000),
+    "learner.learning_rate": (0, 10),
+    "learner.adam_beta1": (0, 0.999999),
+    "learner.adam_beta2": (0, 0.9999999),
+    "learner.adam_epsilon": (1e-12, 1),
+    "learner.gamma": (0, 0.9999999),
+    "learner.vtrace_rho_clip": (1e-6, 1e6),
+    "learner.vtrace_c_clip": (1e-6, 1e6),
+    "learner.ppo_clip": (1e-6, 1e6),
+    "learner.ratio_clamp": (1, 1e9),
+    "learner.value_clip": (1e-6, 1e9),
+    "learner.value_coefficient": (0, 1e6),
+    "learner.entropy_coefficient": (0, 1e6),
+    "learner.max_grad_norm": (1e-9, 1e9),
+    "learner.max_policy_lag": (0, 1e9),
+    "learner.torch_threads": (0, 1024),
+    "reward.extrinsic_coefficient": (-1e6, 1e6),
+    "reward.intrinsic_coefficient": (-1e6, 1e6),
+    "reward.extrinsic_scale": (-1e9, 1e9),
+    "reward.extrinsic_clip": (0, 1e12),
+    "reward.count_exponent": (0, 100),
+    "annotator.batch_size": (1, 4096),
+    "annotator.max_in_flight": (1, 1024),
+    "annotator.max_captions": (16, 1e9),
+    "annotator.recency_half_life_env_steps": (1, 1e15),
+    "annotator.labels_per_turn": (1, 1e6),
+    "annotator.request_timeout_s": (0.1, 3600),
+    "annotator.max_backoff_s": (0.1, 3600),
+    "service.batch_size": (1, 4096),
+    "service.port": (0, 65_535),
+    "service.nice": (0, 19),
+    "service.torch_threads": (0, 1024),
+    "service.max_items_per_request": (1, 1e6),
+    "service.max_item_bytes": (16, 1e7),
+    "service.script_delay_s": (0, 3600),
+    "reward_model.threshold": (-1, 0.999999),
+    "reward_model.publish_interval_s": (0.01, 3600),
+    "checkpoint.interval_env_steps": (0, 1e15),
+    "checkpoint.interval_s": (0, 1e9),
+    "checkpoint.keep": (1, 10_000),
+    "logging.interval_env_steps": (1, 1e15),
+    "logging.console_interval_s": (0.1, 1e6),
+    "logging.episode_window": (1, 1e6),
+    "cluster.worker_cpus": (0, 1024),
+    "cluster.learner_cpus": (0, 1024),
+    "cluster.learner_gpus": (-1, 64),
+    "cluster.annotator_cpus": (0, 1024),
+    "cluster.service_gpus": (0, 64),
+    "cluster.placement_timeout_s": (1, 1e6),
+    "cluster.shutdown_budget_s": (1, 3600),
+    "cluster.max_worker_restarts": (0, 1e9),
+    "cluster.worker_timeout_s": (1, 1e6),
+    "cluster.object_store_bytes": (0, 1e15),
+}
+
+
+def validate(config: RunConfig) -> None:
+    """Raise ConfigError for the first value out of range, unknown choice, or combination that cannot work."""
+    for key, choices in CHOICES.items():
+        got = operator.attrgetter(key)(config)
+        if got not in choices:
+            raise ConfigError(f"{key}: got {got!r}, wanted one of {', '.join(choices)}")
+    for key, (low, high) in RANGES.items():
+        got = operator.attrgetter(key)(config)
+        if not math.isfinite(got) or not low <= got <= high:
+            raise ConfigError(f"{key}: got {got}, wanted a number from {low:.10g} to {high:.10g}")
+    _check_combinations(config)
+
+
+def _check_combinations(config: RunConfig) -> None:
+    def refuse(condition: bool, message: str) -> None:
+        if condition:
+            raise ConfigError(message)
+
+    cluster, actors, learner = config.cluster, config.actors, config.learner
+    refuse(config.policy.crop_size % 2 == 0, f"policy.crop_size: got {config.policy.crop_size}, wanted an odd number so that the hero is the centre")
+    refuse(
+        cluster.mode == "connect" and not os.path.isabs(config.run_dir),
+        f"run_dir: got {config.run_dir!r}, wanted an absolute path with cluster.mode=connect, because a job's working directory is a temporary copy",
+    )
+    refuse(
+        config.annotator.batch_size > config.service.max_items_per_request,
+        f"annotator.batch_size: got {config.annotator.batch_size}, wanted at most service.max_items_per_request"
+        f" ({config.service.max_items_per_request}), else the service refuses every request",
+    )
+    in_flight = actors.num_workers * actors.rollouts_in_flight
+    refuse(
+        -(-in_flight // learner.rollouts_per_batch) > learner.max_policy_lag and cluster.mode != "inline",
+        f"actors.num_workers x actors.rollouts_in_flight: got {in_flight} rollouts in flight, which lag more than learner.max_policy_lag"
+        f" ({learner.max_policy_lag}) updates of {learner.rollouts_per_batch} rollouts: they would be dropped; raise learner.rollouts_per_batch",
+    )
+
+
