@@ -1,13 +1,21 @@
-"""The vector environment that a worker steps, and the generic one over any gymnasium environment.
+"""The vector environment that a worker steps, and the factory that builds one from a configuration.
 
 Invariant: environments reset within the same step (SAME_STEP), and what an episode's last step showed (observation,
 caption) is kept apart from the first observation of the next.
 """
 
+import difflib
+import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec, load_env_creator
+
+from actors.seeding import SeedStream
+from configs.schema import EnvConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,14 +84,77 @@ class VectorEnvironment(Protocol):
         """Take one action in each environment; `actions` is [B] i64."""
         ...
 
-    def state_dict(self) -> dict[str, Any] | None:
-        """State from which `load_state_dict` continues bit for bit (nested dict of arrays and JSON values); None where an environment cannot save it."""
+    def state_dict(self) -> dict[str, Any]:
+        """Nested dict of arrays and JSON values. `exact` says whether it continues bit for bit (the environments can save
+        themselves) or holds only how many episodes each environment has started, so that none is played twice."""
         ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
+        """Continue from `state_dict`: the current observations, name -> [B, ...], where it was exact; otherwise None, and
+        the caller resets: `reset` then starts the episodes after the saved ones."""
         ...
 
     def close(self) -> None:
         """Release engines, processes and temporary files."""
         ...
+
+
+def make_environment(
+    config: EnvConfig, *, num_envs: int, run_seed: int, worker_index: int, stream: str = "train", crop_size: int = 9
+) -> VectorEnvironment:
+    """`num_envs` environments as `config` describes them, seeded by (run_seed, stream, worker_index, environment, episode).
+
+    `crop_size` is the side of NetHack's glyph crop. Raises ValueError, in one line, for an id that does not exist, options
+    the environment does not take, a captioner that does not fit, and spaces that no network here reads.
+    """
+    spec = find_environment(config.id)
+    seeds = SeedStream(run_seed=run_seed, stream=stream, worker_index=worker_index)
+    if _is_nethack(spec):
+        from actors.nethack import NetHackEnvironment
+
+        return NetHackEnvironment(spec, config, num_envs=num_envs, seeds=seeds, crop_size=crop_size)
+    from actors.gymnasium_environment import GymnasiumEnvironment
+
+    return GymnasiumEnvironment(spec, config, num_envs=num_envs, seeds=seeds)
+
+
+def find_environment(env_id: str) -> EnvSpec:
+    """The registered specification of `env_id`; builds nothing. Raises ValueError saying what was given and what to do."""
+    module, _, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(
+                f"environment id {env_id!r} names the module {module!r}, which cannot be imported ({error}); "
+                "install it, or put it on the Python path"
+            ) from None
+    if name.lower().startswith(("nethack", "minihack")):
+        _import_nethack(env_id, "minihack" if name.lower().startswith("minihack") else "nle")
+    try:
+        return gymnasium.spec(name)
+    except gymnasium.error.Error:
+        matches = difflib.get_close_matches(name, list(gymnasium.registry), n=3, cutoff=0.6)
+        hint = f"did you mean {' or '.join(matches)}?" if matches else "give a registered id, or module:Id to import its module first"
+        raise ValueError(f"unknown environment id {env_id!r}; {hint}") from None
+
+
+def _import_nethack(env_id: str, package: str) -> None:
+    """Register NLE's or MiniHack's environments; ValueError with the command that installs what is missing."""
+    try:
+        from actors.nethack import register_environments
+
+        register_environments(package)
+    except ImportError as error:
+        raise ValueError(
+            f"environment {env_id!r} needs {package}, which cannot be imported ({error}); install it with: pip install 'delphi-rl[{package}]'"
+        ) from None
+
+
+def _is_nethack(spec: EnvSpec) -> bool:
+    """Whether the environment's class descends from NLE's, whatever package registered it."""
+    try:
+        creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"environment {spec.id!r} cannot be loaded ({error}); install the package it belongs to") from None
+    return isinstance(creator, type) and any(base.__module__.partition(".")[0] == "nle" for base in creator.__mro__)

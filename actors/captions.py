@@ -1,0 +1,169 @@
+"""Captions where they arise: normalised, hashed, counted per episode, and reported until the caption book has their text.
+
+Invariant: equal captions have equal ids everywhere and in every run, and a text leaves memory unacknowledged only where more
+than `MAX_TEXTS` distinct ones wait; seen again, it is sent again.
+"""
+
+import itertools
+import re
+import unicodedata
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from actors.rollout import Acknowledgement
+
+MAX_CAPTION_BYTES = 256
+"""UTF-8 bytes of a normalised caption; the rest is cut off at a character's boundary."""
+MAX_TEXTS = 32_768
+"""Texts a tracker holds (about 4 MB); the least recently seen is forgotten first."""
+MAX_RAW = 32_768
+"""Raw captions in each of the two generations of the look-up cache."""
+MAX_EPISODE_CAPTIONS = 65_536
+"""Distinct captions counted in one episode; beyond that the one first seen is forgotten, and counts from 1 again."""
+
+_DIGITS = re.compile(r"\d+")
+_SPACES = re.compile(r"\s{2,}")
+_NOT_TEXT = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"})
+"""Unicode categories that become spaces: control, format (bidi, zero-width), surrogate, private, unassigned, separators."""
+
+
+def normalize(raw: bytes, *, fold_case: bool = False, fold_digits: bool = False) -> str:
+    """The text that is hashed, shown and judged: at most 256 UTF-8 bytes without control or format characters.
+
+    Runs of spaces become two, which is what separates the messages of one step; single spaces stay.
+    """
+    text = raw.decode("utf-8", "replace")
+    if not text.isascii() or not text.isprintable():
+        text = "".join(" " if unicodedata.category(char) in _NOT_TEXT else char for char in text)
+    if fold_case:
+        text = text.lower()
+    if fold_digits:
+        text = _DIGITS.sub("0", text)
+    text = _SPACES.sub("  ", text).strip()
+    return text.encode()[:MAX_CAPTION_BYTES].decode("utf-8", "ignore").rstrip()
+
+
+def caption_id(text: str) -> int:
+    """64-bit xxh3 of a normalised caption; 0 is kept for the empty one."""
+    return (xxhash.xxh3_64_intdigest(text.encode()) or 1) if text else 0
+
+
+class CaptionTracker:
+    """Ids and per-episode counts of one worker's captions, and its side of the reporting protocol."""
+
+    def __init__(self, num_envs: int, *, fold_case: bool = False, fold_digits: bool = False) -> None:
+        self.num_envs = num_envs
+        self._fold_case, self._fold_digits = fold_case, fold_digits
+        self._known: dict[bytes, tuple[int, str]] = {}
+        self._known_before: dict[bytes, tuple[int, str]] = {}
+        self._counts: list[dict[int, int]] = [{} for _ in range(num_envs)]
+        self._occurred: dict[int, int] = {}  # since the last report: id -> occurrences
+        self._occurred_texts: dict[int, str] = {}
+        self._texts: OrderedDict[int, str] = OrderedDict()  # least recently seen first
+        self._unacknowledged: dict[int, int | None] = {}  # id -> the first report that carried its text
+        self._book_epoch: str | None = None
+
+    def observe(self, raw_captions: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids [B] u64 and counts [B] i32 of what one step (or a reset) showed in each environment.
+
+        A count is how often the caption has occurred in the environment's running episode, this time included: at least 1.
+        """
+        ids, counts = np.empty(self.num_envs, np.uint64), np.empty(self.num_envs, np.int32)
+        for i, raw in enumerate(raw_captions):
+            ids[i], counts[i] = self._count(i, raw)
+        return ids, counts
+
+    def restart(self, env_index: int, reset_caption: bytes) -> None:
+        """A new episode begins in one environment: its counts start afresh with the caption of its first observation."""
+        self._counts[env_index].clear()
+        self._count(env_index, reset_caption)
+
+    def report(self, sequence_number: int) -> tuple[dict[int, str], dict[int, int]]:
+        """Every text not yet acknowledged, and occurrences since the last report by id; both without the empty caption."""
+        for id_, text in self._occurred_texts.items():
+            if id_ not in self._texts:
+                self._unacknowledged[id_] = None
+            self._texts[id_] = text
+            self._texts.move_to_end(id_)
+        while len(self._texts) > MAX_TEXTS:
+            forgotten, _ = self._texts.popitem(last=False)
+            self._unacknowledged.pop(forgotten, None)
+        for id_, first_sent in self._unacknowledged.items():
+            if first_sent is None:
+                self._unacknowledged[id_] = sequence_number
+        counts, self._occurred, self._occurred_texts = self._occurred, {}, {}
+        return {id_: self._texts[id_] for id_ in self._unacknowledged}, counts
+
+    def acknowledge(self, acknowledgement: Acknowledgement) -> None:
+        """Stop sending what the book holds; to a book with another epoch than before, send everything held again."""
+        if self._book_epoch not in (None, acknowledgement.book_epoch):
+            self._unacknowledged = dict.fromkeys(self._texts)
+        else:
+            self._unacknowledged = {
+                id_: first_sent
+                for id_, first_sent in self._unacknowledged.items()
+                if first_sent is None or first_sent > acknowledgement.sequence_number
+            }
+        self._book_epoch = acknowledgement.book_epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """State from which the same captions get the same counts and reports: nested dict of arrays and JSON values."""
+        return {
+            "episode_ids": _ids(itertools.chain.from_iterable(self._counts)),
+            "episode_counts": np.array([n for counts in self._counts for n in counts.values()], np.int32),
+            "episode_sizes": np.array([len(counts) for counts in self._counts], np.int64),
+            "occurred_ids": _ids(self._occurred),
+            "occurred_counts": np.array(list(self._occurred.values()), np.int64),
+            "occurred_texts": [self._occurred_texts[id_] for id_ in self._occurred],
+            "text_ids": _ids(self._texts),
+            "texts": list(self._texts.values()),
+            "unacknowledged_ids": _ids(self._unacknowledged),
+            "unacknowledged_reports": list(self._unacknowledged.values()),
+            "book_epoch": self._book_epoch,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict` of a tracker for as many environments."""
+        if len(state["episode_sizes"]) != self.num_envs:
+            raise ValueError(f"the saved captions are of {len(state['episode_sizes'])} environments, this tracker has {self.num_envs}")
+        pairs = zip(state["episode_ids"].tolist(), state["episode_counts"].tolist(), strict=True)
+        self._counts = [dict(itertools.islice(pairs, size)) for size in state["episode_sizes"].tolist()]
+        occurred = state["occurred_ids"].tolist()
+        self._occurred = dict(zip(occurred, state["occurred_counts"].tolist(), strict=True))
+        self._occurred_texts = dict(zip(occurred, state["occurred_texts"], strict=True))
+        self._texts = OrderedDict(zip(state["text_ids"].tolist(), state["texts"], strict=True))
+        self._unacknowledged = dict(zip(state["unacknowledged_ids"].tolist(), state["unacknowledged_reports"], strict=True))
+        self._book_epoch = state["book_epoch"]
+
+    def _count(self, env_index: int, raw: bytes) -> tuple[int, int]:
+        id_, text = self._known.get(raw) or self._look_up(raw)
+        counts = self._counts[env_index]
+        count = counts.get(id_, 0) + 1
+        counts[id_] = count
+        if count == 1 and len(counts) > MAX_EPISODE_CAPTIONS:
+            del counts[next(iter(counts))]
+        if id_:
+            occurred = self._occurred.get(id_, 0)
+            self._occurred[id_] = occurred + 1
+            if not occurred:
+                self._occurred_texts[id_] = text
+        return id_, count
+
+    def _look_up(self, raw: bytes) -> tuple[int, str]:
+        """Id and text of a raw caption that the younger generation of the cache does not hold."""
+        known = self._known_before.get(raw)
+        if known is None:
+            text = normalize(raw, fold_case=self._fold_case, fold_digits=self._fold_digits)
+            known = (caption_id(text), text)
+        if len(self._known) >= MAX_RAW:
+            self._known_before, self._known = self._known, {}
+        self._known[raw] = known
+        return known
+
+
+def _ids(ids: Any) -> np.ndarray:
+    return np.fromiter(ids, np.uint64)

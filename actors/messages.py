@@ -1,0 +1,79 @@
+"""The message lines that one game of NetHack shows during an environment step, joined to a raw caption.
+
+Invariant: nothing that the player typed reaches a caption, so an agent that can type cannot create captions without bound.
+"""
+
+import re
+
+SEPARATOR = b"  "
+"""Between the lines of one caption; NetHack itself puts two spaces between messages that share a line."""
+TYPED = b"***"
+"""Stands for text that the player typed."""
+MAX_TYPED = 64
+"""Typed texts remembered per episode; the oldest is forgotten."""
+MIN_WORD = 3
+"""A typed text of at least so many bytes is masked wherever it stands as a word, a shorter one only where names stand."""
+
+_UNKNOWN_COMMAND = b": unknown extended command"
+_ENGRAVING = re.compile(rb'(You read: ").*(")', re.DOTALL)
+
+
+class MessageLog:
+    """Collects the lines of a step, engine step by engine step."""
+
+    def __init__(self) -> None:
+        self._lines: list[bytes] = []
+        self._typed: dict[bytes, None] = {}
+        self._answer = b""
+        self.prompt: bytes | None = None
+        """The text prompt that is open, as it read before anything was typed."""
+
+    def start_episode(self) -> None:
+        """Forget everything of the last episode."""
+        self._typed.clear()
+        self._answer, self.prompt = b"", None
+        self._lines.clear()
+
+    def start_step(self) -> None:
+        """Begin the next environment step."""
+        self._lines.clear()
+
+    def add(self, line: bytes, text_prompt: bool) -> None:
+        """Take in what the message line shows after one engine step; `text_prompt`: the game is reading a line of text."""
+        if text_prompt:
+            if self.prompt is None:
+                self.prompt = line
+            self._answer = line.removeprefix(self.prompt)
+            line = self.prompt
+        elif self.prompt is not None:
+            self._remember(b" ".join(self._answer.split()))
+            self._answer, self.prompt = b"", None
+        line = self._mask(line)
+        # A line that merely stays on the screen while the engine goes on is shown once.
+        if line and not (self._lines and self._lines[-1] == line):
+            self._lines.append(line)
+
+    def caption(self) -> bytes:
+        """The step's raw caption, UTF-8; NetHack's messages are Latin-1."""
+        joined = SEPARATOR.join(self._lines)
+        return joined if joined.isascii() else joined.decode("latin-1").encode()
+
+    def _remember(self, typed: bytes) -> None:
+        if typed:
+            self._typed[typed] = None
+            if len(self._typed) > MAX_TYPED:
+                self._typed.pop(next(iter(self._typed)))
+
+    def _mask(self, line: bytes) -> bytes:
+        if line.startswith(b"# "):  # the echo of an extended command being typed
+            return b"#"
+        if line.startswith(b"Count: "):
+            return b"Count:"
+        if _UNKNOWN_COMMAND in line:
+            return line[line.rindex(_UNKNOWN_COMMAND) + 2 :]
+        if self._typed:
+            line = _ENGRAVING.sub(rb"\1" + TYPED + rb"\2", line)  # engravings wear off letter by letter: no literal match
+            for typed in self._typed:
+                before = rb"(?<![0-9A-Za-z])" if len(typed) >= MIN_WORD else rb'(?<=named |alled |.... ")'
+                line = re.sub(before + re.escape(typed) + rb"(?![0-9A-Za-z])", TYPED, line)
+        return line

@@ -1,0 +1,271 @@
+"""NetHack and MiniHack as vector environments, stepped through NLE's own gymnasium classes.
+
+Invariant: what an episode showed last (observation, message, figures) is from inside the game, and a step's caption holds
+every message line shown during it, those that NLE skips past included. Any faster stepping must equal this, bit for bit.
+"""
+
+import functools
+import importlib
+import logging
+import random
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium.envs.registration import EnvSpec, load_env_creator
+from nle import nethack
+from nle.env import NLE
+
+from actors.environment import ArraySpec, EnvironmentSpec, EpisodeEnd, VectorStep
+from actors.messages import MessageLog
+from actors.seeding import SeedStream
+from configs.schema import EnvConfig
+
+logger = logging.getLogger(__name__)
+
+OUTSIDE = nethack.MAX_GLYPH
+"""The glyph of cells outside the map; real glyphs are smaller."""
+MAP_HEIGHT, MAP_WIDTH = nethack.DUNGEON_SHAPE
+MAP_CELLS = MAP_HEIGHT * MAP_WIDTH
+OBSERVED = ("glyphs", "blstats", "message")
+NEEDED = frozenset({*OBSERVED, "program_state", "internal"})
+"""What NLE's own stepping and its tasks read."""
+NO_LIMIT = 1 << 62
+STOCK_MODULES = frozenset({"nle.env.base", "nle.env.tasks", "minihack.base"})
+GAME_OVER = 0  # index into program_state
+READING_LINE, WAITING_FOR_SPACE = 2, 3  # indices into internal
+
+
+def register_environments(package: str) -> None:
+    """Register the environments of `nle` (done by importing this module) or `minihack`; ImportError where it is missing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # minihack imports setuptools' pkg_resources, which warns that it is deprecated
+        importlib.import_module(package)
+
+
+@functools.cache
+def _warn_unseeded(env_id: str) -> None:
+    logger.warning("%s refuses to be seeded: its episodes differ from run to run, whatever the seed of the run", env_id)
+
+
+class Game:
+    """One NLE environment whose engine writes into given buffers and is watched at each of its steps."""
+
+    def __init__(self, env: NLE, env_id: str, glyphs: np.ndarray, blstats: np.ndarray, message: np.ndarray) -> None:
+        """`glyphs` [21, 79] i16, `blstats` [27] i64 and `message` [256] u8 are contiguous and always hold the current screen."""
+        self.env, self._env_id = env, env_id
+        self.step_limit = int(env._max_episode_steps)
+        """The environment's own limit; NLE itself would report it as a termination, on an emptied screen."""
+        env._max_episode_steps = NO_LIMIT
+        # A won game is left as it stands, so that its last screen can be read; the next reset starts a new one anyway.
+        env._quit_game = lambda observation, done: None
+        self.has_goal = hasattr(type(env).StepStatus, "TASK_SUCCESSFUL")
+        self.last_screen: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+        """Copies of glyphs, blstats and message of the game's last screen, once the game is over."""
+        self._log = MessageLog()
+        self._glyphs, self._blstats, self._message = glyphs, blstats, message
+        engine = env.nethack
+        self._engine = engine._pynethack
+        buffers = engine._obs_buffers
+        buffers.update(glyphs=glyphs, blstats=blstats, message=message)
+        self._program_state, self._internal = buffers["program_state"], buffers["internal"]
+        wanted = buffers if _reads_all(env) else {key: buffers[key] for key in NEEDED}
+        self._engine.set_buffers(**wanted)
+        # MiniHack always makes NLE fill and copy every observation there is; what nobody reads becomes an empty array.
+        self._screen = engine._obs = tuple(wanted.get(key, np.empty(0, np.uint8)) for key in env._observation_keys)
+        self._engine_reset, engine.reset, engine.step = engine.reset, self._reset_engine, self._step_engine
+
+    def reset(self, core: int, disp: int) -> bytes:
+        """Start a game with these seeds and return its first raw caption."""
+        self._log.start_episode()
+        self.last_screen = None
+        global_state = random.getstate()  # MiniHack draws some levels from Python's global generator
+        try:
+            random.seed(core)
+            try:
+                self.env.seed(core, disp, reseed=False)
+            except RuntimeError:
+                _warn_unseeded(self._env_id)
+            self.env.reset()
+        finally:
+            random.setstate(global_state)
+        return self._log.caption()
+
+    def step(self, action: int) -> tuple[float, bool, int, bytes]:
+        """Reward, whether NLE ended the episode, its end status, and the step's raw caption."""
+        self._log.start_step()
+        _, reward, done, _, info = self.env.step(action)
+        return reward, done, int(info["end_status"]), self._log.caption()
+
+    def _reset_engine(self, *args: Any, **kwargs: Any) -> tuple[np.ndarray, ...]:
+        screen = self._engine_reset(*args, **kwargs)
+        self._watch()
+        return screen
+
+    def _step_engine(self, action: int) -> tuple[tuple[np.ndarray, ...], bool]:
+        self._engine.step(action)
+        self._watch()
+        return self._screen, self._engine.done()
+
+    def _watch(self) -> None:
+        """Log the message line and, once the game is over, keep the screen until the engine empties it."""
+        message = self._message
+        if self._program_state[GAME_OVER]:
+            if not self._engine.in_normal_game():
+                return
+            if self.last_screen is None or message[0]:
+                self.last_screen = (self._glyphs.copy(), self._blstats.copy(), message.copy())
+        else:
+            self.last_screen = None  # a life may be saved after "You die..."
+        if message[0] or self._log.prompt is not None:
+            internal = self._internal
+            text_prompt = bool(internal[READING_LINE]) and not internal[WAITING_FOR_SPACE]
+            self._log.add(message.tobytes().partition(b"\0")[0], text_prompt)
+
+
+def _reads_all(env: NLE) -> bool:
+    """Whether the task may read more than NLE's own tasks do: a MiniHack reward manager, or an end or reward of its own."""
+    kind = type(env)
+    own = {method.__module__ for method in (kind._is_episode_end, kind._reward_fn, kind.step)}
+    return getattr(env, "reward_manager", None) is not None or not own <= STOCK_MODULES
+
+
+class NetHackEnvironment:
+    """B games; observations `glyph_crop` [c, c] i16 around the hero, `blstats` [27] f32, `message` [256] u8."""
+
+    def __init__(self, spec: EnvSpec, config: EnvConfig, *, num_envs: int, seeds: SeedStream, crop_size: int) -> None:
+        """`crop_size` is odd; raises ValueError for options that the environment does not take."""
+        if config.captioner != "message":
+            raise ValueError(
+                f"captions of {spec.id!r} are its message lines: env.captioner must be 'message', got {config.captioner!r}"
+            )
+        if crop_size % 2 == 0:
+            raise ValueError(f"the glyph crop has the hero in its middle: its side must be odd, got {crop_size}")
+        self.num_envs = num_envs
+        self._seeds = seeds
+        # One more cell per row than the map has: the crop reads it wherever it reaches over the edge.
+        self._maps = np.full((num_envs, MAP_CELLS + 1), OUTSIDE, np.int16)
+        self._blstats = np.zeros((num_envs, *nethack.BLSTATS_SHAPE), np.int64)
+        self._messages = np.zeros((num_envs, *nethack.MESSAGE_SHAPE), np.uint8)
+        self._crop_cells = _crop_cells(crop_size)
+        self._games: list[Game] = []
+        try:
+            for i in range(num_envs):
+                glyphs = self._maps[i, :MAP_CELLS].reshape(MAP_HEIGHT, MAP_WIDTH)
+                self._games.append(Game(_make_game(spec, config), spec.id, glyphs, self._blstats[i], self._messages[i]))
+        except BaseException:
+            self.close()
+            raise
+        self._step_limit = config.max_episode_steps or self._games[0].step_limit
+        self._episodes = np.zeros(num_envs, np.int64)
+        self._steps = np.zeros(num_envs, np.int64)
+        self._max_depth = np.zeros(num_envs, np.int64)
+        self._obs: dict[str, np.ndarray] = {}
+        self.spec = EnvironmentSpec(
+            observations={
+                "glyph_crop": ArraySpec(shape=(crop_size, crop_size), dtype=np.dtype(np.int16), num_values=OUTSIDE + 1),
+                "blstats": ArraySpec(shape=nethack.BLSTATS_SHAPE, dtype=np.dtype(np.float32)),
+                "message": ArraySpec(shape=nethack.MESSAGE_SHAPE, dtype=np.dtype(np.uint8)),
+            },
+            num_actions=int(self._games[0].env.action_space.n),
+        )
+
+    def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
+        """Start the next game everywhere."""
+        captions = [self._start(i) for i in range(self.num_envs)]
+        self._obs = self._observe()
+        return self._obs, captions
+
+    def step(self, actions: np.ndarray) -> VectorStep:
+        """Take one action in each game; the arrays returned are new ones."""
+        outcomes = [game.step(action) for game, action in zip(self._games, actions.tolist(), strict=True)]
+        rewards, dones, statuses, captions = zip(*outcomes, strict=True)
+        self._steps += 1
+        np.maximum(self._max_depth, self._blstats[:, nethack.NLE_BL_DEPTH], out=self._max_depth)
+        ended_by_nle = np.array(dones, bool)
+        # With the step limit out of reach NLE aborts only where NetHackChallenge sees no progress: no end of the task either.
+        aborted = ended_by_nle & (np.array(statuses) < 0)
+        terminated = ended_by_nle & ~aborted
+        truncated = (aborted | (self._steps >= self._step_limit)) & ~terminated
+        ends = [self._end(i, statuses[i]) for i in np.flatnonzero(terminated | truncated).tolist()]
+        self._obs = self._observe()
+        return VectorStep(
+            obs=self._obs, rewards=np.array(rewards, np.float32), terminated=terminated, truncated=truncated, captions=list(captions), ends=ends
+        )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many games each environment has started: NetHack cannot save the state of a running one for another engine."""
+        return {"exact": False, "episodes": self._episodes.copy()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The next `reset` starts the games after the saved ones."""
+        self._episodes[:] = state["episodes"]
+
+    def close(self) -> None:
+        """End the engines and remove their temporary directories."""
+        for game in self._games:
+            game.env.close()
+
+    def _start(self, i: int) -> bytes:
+        episode = int(self._episodes[i])
+        caption = self._games[i].reset(self._seeds.seed(i, episode, "core"), self._seeds.seed(i, episode, "disp"))
+        self._episodes[i] += 1
+        self._steps[i] = 0
+        self._max_depth[i] = self._blstats[i, nethack.NLE_BL_DEPTH]
+        return caption
+
+    def _end(self, i: int, status: int) -> EpisodeEnd:
+        """Keep what the episode showed last, then start the next one."""
+        game = self._games[i]
+        if game.last_screen is not None:
+            glyphs, blstats, message = game.last_screen
+            final_obs = self._observe_rows(np.append(glyphs, np.int16(OUTSIDE))[None], blstats[None], message[None])
+        elif self._blstats[i].any():
+            final_obs = self._observe_rows(self._maps[i : i + 1], self._blstats[i : i + 1], self._messages[i : i + 1])
+        else:  # the engine stopped within one of its steps: the step before showed the game last
+            final_obs = {name: array[i : i + 1].copy() for name, array in self._obs.items()}
+        blstats = final_obs["blstats"][0]
+        info = {
+            "in_game_score": float(blstats[nethack.NLE_BL_SCORE]),
+            "depth": float(max(self._max_depth[i], blstats[nethack.NLE_BL_DEPTH])),
+            "experience_level": float(blstats[nethack.NLE_BL_XP]),
+            "turns": float(blstats[nethack.NLE_BL_TIME]),
+        }
+        if game.has_goal:
+            info["success"] = float(status == type(game.env).StepStatus.TASK_SUCCESSFUL)
+        return EpisodeEnd(index=i, final_obs={name: array[0] for name, array in final_obs.items()}, reset_caption=self._start(i), info=info)
+
+    def _observe(self) -> dict[str, np.ndarray]:
+        return self._observe_rows(self._maps, self._blstats, self._messages)
+
+    def _observe_rows(self, maps: np.ndarray, blstats: np.ndarray, messages: np.ndarray) -> dict[str, np.ndarray]:
+        """Observations as new arrays, from rows of raw screens."""
+        x = blstats[:, nethack.NLE_BL_X].clip(0, MAP_WIDTH - 1)
+        y = blstats[:, nethack.NLE_BL_Y].clip(0, MAP_HEIGHT - 1)
+        crops = np.take_along_axis(maps, self._crop_cells[y * MAP_WIDTH + x], axis=1)  # [N, c * c]
+        side = self.spec.observations["glyph_crop"].shape
+        return {"glyph_crop": crops.reshape(-1, *side), "blstats": blstats.astype(np.float32), "message": messages.copy()}
+
+
+def _crop_cells(size: int) -> np.ndarray:
+    """For every cell the hero may stand on, the cells of the crop around it: [MAP_CELLS, size * size], MAP_CELLS = outside."""
+    offsets = np.arange(size) - size // 2
+    y = np.arange(MAP_HEIGHT)[:, None, None, None] + offsets[:, None]
+    x = np.arange(MAP_WIDTH)[:, None, None] + offsets
+    inside = (y >= 0) & (y < MAP_HEIGHT) & (x >= 0) & (x < MAP_WIDTH)
+    return np.where(inside, y * MAP_WIDTH + x, MAP_CELLS).reshape(MAP_CELLS, size * size)
+
+
+def _make_game(spec: EnvSpec, config: EnvConfig) -> NLE:
+    """The bare environment, without gymnasium's wrappers: NLE ignores seeds and limits that come through them."""
+    for key, instead in (("max_episode_steps", "env.max_episode_steps"), ("observation_keys", "nothing: they are fixed")):
+        if key in config.options:
+            raise ValueError(f"env.options has {key!r}, which the environment of a run sets itself; use {instead}")
+    creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    # Without fix_moon_phase a seeded game would depend on the date and the hour at which it is played.
+    arguments = {"observation_keys": OBSERVED, "fix_moon_phase": True, **spec.kwargs, **config.options}
+    try:
+        return creator(**arguments)
+    except TypeError as error:
+        raise ValueError(f"environment {spec.id!r} does not take env.options {config.options}: {error}") from None
