@@ -1,0 +1,205 @@
+"""The encoders: what turns one step's observation into a feature vector, one class per kind of observation.
+
+Invariant: an encoder maps observations name -> [N, ...] in the environment's own dtypes to features [N, num_features], each
+row on its own, so a batch of any make-up encodes a step alike.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from actors.environment import ArraySpec
+from configs.schema import PolicyConfig
+
+SIDE_FEATURES = 128
+"""Width of the encoders beside the main one (blstats, message)."""
+LARGEST_ONE_HOT = 32
+"""Categorical entries with more values are embedded."""
+
+NUM_BLSTATS, NUM_CONDITIONS = 27, 13
+HP, MAX_HP, ENERGY, MAX_ENERGY, CONDITION = 10, 11, 14, 15, 25
+BLSTATS_SCALES = (
+    *(1 / 79, 1 / 21),  # x, y
+    *(1 / 25, 1 / 125, 1 / 18, 1 / 18, 1 / 18, 1 / 18, 1 / 18),  # strength (two ways), dexterity ... charisma
+    *(1 / 8, 1 / 5, 1 / 5, 1 / 10, 1 / 8, 1 / 5, 1 / 5),  # score, hit points, their maximum, depth, gold, energy, its maximum
+    *(1 / 10, 1 / 10, 1 / 10, 1 / 8, 1 / 8),  # armour class, monster level, experience level, experience points, time
+    *(1 / 3, 1 / 3, 1 / 8, 1 / 10, 0.0, 1.0),  # hunger, load, branch, level in it, condition (read as bits instead), alignment
+)
+"""Bring each entry of NLE's `blstats` to about [-1, 1]."""
+LOGARITHMIC_BLSTATS = (9, HP, MAX_HP, 13, ENERGY, MAX_ENERGY, 19, 20)
+"""Entries that grow by orders of magnitude (score, points, gold, experience, time): scaled after sign(x) log(1 + |x|)."""
+
+
+class GlyphCropEncoder(nn.Module):
+    """NetHack's and MiniHack's: convolutions over the glyphs around the hero, and one small MLP each over blstats and message."""
+
+    entries = ("glyph_crop", "blstats", "message")
+    _multipliers: Tensor
+    _blstats_scales: Tensor
+    _logarithmic: Tensor
+
+    def __init__(self, observations: Mapping[str, ArraySpec], config: PolicyConfig) -> None:
+        super().__init__()
+        missing = [name for name in self.entries if name not in observations]
+        if missing:
+            raise ValueError(
+                f"network 'glyph_crop' reads {', '.join(self.entries)}, but the environment has no {', '.join(missing)}"
+                f" (it has {', '.join(observations)}); choose network 'auto', 'cnn' or 'mlp'"
+            )
+        crop, blstats, message = (observations[name] for name in self.entries)
+        if len(crop.shape) != 2 or not crop.num_values or blstats.shape != (NUM_BLSTATS,):
+            raise ValueError(
+                f"network 'glyph_crop' wants a categorical glyph_crop [rows, columns] and blstats [{NUM_BLSTATS}],"
+                f" got shapes {crop.shape} with {crop.num_values} values and {blstats.shape}"
+            )
+        rows, columns = self._crop_shape = crop.shape
+        width = config.embedding_size
+        self.embedding = nn.Embedding(crop.num_values, width)
+        self.convolutions = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ELU(), nn.Conv2d(width, width, 3, padding=1), nn.ELU())
+        self.project = nn.Sequential(nn.Linear(rows * columns * width, config.hidden_size), nn.ELU())
+        self.blstats = _mlp(NUM_BLSTATS + 2 + NUM_CONDITIONS, SIDE_FEATURES)
+        self.message = _mlp(message.shape[0], SIDE_FEATURES)
+        self.num_features = config.hidden_size + 2 * SIDE_FEATURES
+        multipliers = torch.randint(2**62, (rows * columns,), generator=torch.Generator().manual_seed(0)) * 2 + 1
+        self.register_buffer("_multipliers", multipliers, persistent=False)
+        self.register_buffer("_blstats_scales", torch.tensor(BLSTATS_SCALES), persistent=False)
+        logarithmic = torch.zeros(NUM_BLSTATS, dtype=torch.bool)
+        logarithmic[list(LOGARITHMIC_BLSTATS)] = True
+        self.register_buffer("_logarithmic", logarithmic, persistent=False)
+
+    def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """Features [N, num_features] f32 or the autocast dtype."""
+        crops, blstats, message = (obs[name] for name in self.entries)
+        features = self._encode_crops(crops.flatten(1))
+        return torch.cat([features, self.blstats(self._scale_blstats(blstats)), self.message(message.float() / 255)], -1)
+
+    def _encode_crops(self, crops: Tensor) -> Tensor:
+        """[N, cells] glyphs -> [N, hidden_size]; each distinct crop is encoded once, because most of a NetHack batch repeats itself."""
+        if crops.device.type != "cpu":  # the number of distinct crops would have to come back to the host first
+            return self._convolve(crops)
+        # Rows with one 64-bit multiply-and-add hash are taken as equal: two distinct crops share it with a chance of about 2^-52.
+        hashes = (crops.long() * self._multipliers).sum(1)
+        distinct, inverse = torch.unique(hashes, return_inverse=True)
+        representatives = torch.empty_like(distinct).scatter_(0, inverse, torch.arange(len(hashes)))
+        # In float32, so that the gradients of many equal rows are summed without bf16's rounding.
+        return self._convolve(crops[representatives]).float().index_select(0, inverse)
+
+    def _convolve(self, crops: Tensor) -> Tensor:
+        cells = self.embedding(crops.long()).unflatten(1, self._crop_shape)  # [N, rows, columns, width]
+        maps = self.convolutions(cells.movedim(-1, 1))  # channels last in memory, as the CPU's convolutions like it
+        return self.project(maps.movedim(1, -1).flatten(1))
+
+    def _scale_blstats(self, blstats: Tensor) -> Tensor:
+        """[N, 27] -> [N, 42]: every entry about within [-1, 1], the shares of hit points and energy left, the condition's bits."""
+        blstats = blstats.float()
+        scaled = torch.where(self._logarithmic, _signed_log(blstats), blstats) * self._blstats_scales
+        shares = blstats[:, [HP, ENERGY]] / blstats[:, [MAX_HP, MAX_ENERGY]].clamp(min=1)
+        bits = blstats[:, CONDITION, None].long() >> torch.arange(NUM_CONDITIONS, device=blstats.device) & 1
+        return torch.cat([scaled, shares, bits], -1).clamp(-5, 5)
+
+
+class ImageEncoder(nn.Module):
+    """uint8 images, channels last or first, through convolutions; whatever else is observed through a `VectorEncoder`."""
+
+    def __init__(self, observations: Mapping[str, ArraySpec], config: PolicyConfig) -> None:
+        super().__init__()
+        images = {name: spec for name, spec in observations.items() if is_image(spec)}
+        if not images:
+            shapes = {name: (spec.shape, str(spec.dtype)) for name, spec in observations.items()}
+            raise ValueError(f"network 'cnn' wants a uint8 image of three dimensions among the observations, got {shapes}; choose 'mlp'")
+        self._channels_first = {name: _is_channels_first(spec) for name, spec in images.items()}
+        self.stacks = nn.ModuleDict({name: self._make_stack(spec, config) for name, spec in images.items()})
+        rest = {name: spec for name, spec in observations.items() if name not in images}
+        self.rest = VectorEncoder(rest, config) if rest else None
+        self.num_features = config.hidden_size * len(images) + (self.rest.num_features if self.rest else 0)
+
+    def _make_stack(self, spec: ArraySpec, config: PolicyConfig) -> nn.Module:
+        channels, height, width = spec.shape if _is_channels_first(spec) else (spec.shape[2], *spec.shape[:2])
+        side = min(height, width)
+        if side >= 36:  # DQN's convolutions (Mnih et al. 2015)
+            convolutions = [nn.Conv2d(channels, 32, 8, 4), nn.ELU(), nn.Conv2d(32, 64, 4, 2), nn.ELU(), nn.Conv2d(64, 64, 3, 1), nn.ELU()]
+        else:
+            stride = 1 if side <= 12 else 2
+            convolutions = [nn.Conv2d(channels, 32, 3, stride, 1), nn.ELU(), nn.Conv2d(32, 64, 3, stride, 1), nn.ELU()]
+        with torch.no_grad():
+            num_cells = nn.Sequential(*convolutions)(torch.zeros(1, channels, height, width)).numel()
+        return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(num_cells, config.hidden_size), nn.ELU())
+
+    def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """Features [N, num_features]."""
+        features = []
+        for name, stack in self.stacks.items():
+            image = obs[name] if self._channels_first[name] else obs[name].movedim(-1, 1)
+            features.append(stack(image.float() / 255))
+        if self.rest is not None:
+            features.append(self.rest(obs))
+        return torch.cat(features, -1)
+
+
+class VectorEncoder(nn.Module):
+    """Any mixture of numeric and categorical arrays, flattened, through an MLP of two layers."""
+
+    def __init__(self, observations: Mapping[str, ArraySpec], config: PolicyConfig) -> None:
+        super().__init__()
+        self._specs = dict(observations)
+        self.embeddings = nn.ModuleDict()
+        num_inputs = 0
+        for name, spec in observations.items():
+            width = 1
+            if spec.num_values > LARGEST_ONE_HOT:
+                width = config.embedding_size
+                self.embeddings[name] = nn.Embedding(spec.num_values, width)
+            elif spec.num_values:
+                width = spec.num_values
+            num_inputs += width * int(torch.Size(spec.shape).numel())
+        self.num_features = config.hidden_size
+        self.layers = _mlp(num_inputs, config.hidden_size)
+
+    def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """Features [N, num_features]."""
+        return self.layers(torch.cat([self._inputs(name, spec, obs[name]).flatten(1) for name, spec in self._specs.items()], -1))
+
+    def _inputs(self, name: str, spec: ArraySpec, array: Tensor) -> Tensor:
+        """Numbers of moderate size: bytes as fractions, other numbers on a signed log scale, since nothing says what they range over."""
+        array = array.unsqueeze(-1)  # so that a scalar entry has something to flatten
+        if name in self.embeddings:
+            return self.embeddings[name](array.long())
+        if spec.num_values:
+            return F.one_hot(array.long(), spec.num_values).float()
+        return array.float() / 255 if spec.dtype == "uint8" else _signed_log(array.float())
+
+
+Encoder = GlyphCropEncoder | ImageEncoder | VectorEncoder
+ENCODERS: dict[str, type[Encoder]] = {"glyph_crop": GlyphCropEncoder, "cnn": ImageEncoder, "mlp": VectorEncoder}
+
+
+def make_encoder(observations: Mapping[str, ArraySpec], config: PolicyConfig) -> Encoder:
+    """The encoder that `config.network` names, or for `auto` the first that fits; raises ValueError where it cannot read `observations`."""
+    if not observations:
+        raise ValueError("the environment offers no observation entry that a network could read")
+    network = config.network
+    if network == "auto":
+        has_crop = all(name in observations for name in GlyphCropEncoder.entries)
+        network = "glyph_crop" if has_crop else "cnn" if any(map(is_image, observations.values())) else "mlp"
+    if network not in ENCODERS:
+        raise ValueError(f"policy.network: got {network!r}, wanted one of auto, {', '.join(ENCODERS)}")
+    return ENCODERS[network](observations, config)
+
+
+def is_image(spec: ArraySpec) -> bool:
+    """Whether the entry is a numeric uint8 array of three dimensions."""
+    return len(spec.shape) == 3 and spec.dtype == "uint8" and not spec.num_values
+
+
+def _is_channels_first(image: ArraySpec) -> bool:
+    return image.shape[0] < image.shape[2]
+
+
+def _mlp(num_inputs: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(num_inputs, width), nn.ELU(), nn.Linear(width, width), nn.ELU())
+
+
+def _signed_log(x: Tensor) -> Tensor:
+    return x.sign() * x.abs().log1p()

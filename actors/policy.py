@@ -1,0 +1,104 @@
+"""The policy network that workers run and the learner trains, and the snapshots in which its weights travel.
+
+Invariant: for equal weights `step`, taken T times, and `forward` over the T steps are the same arithmetic.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from actors.environment import EnvironmentSpec
+from actors.networks import make_encoder
+from actors.recurrent import RecurrentCore
+from actors.rollout import Version
+from configs.schema import PolicyConfig
+
+
+class PolicyOutput(NamedTuple):
+    """What the network says of T steps of B environments."""
+
+    logits: Tensor
+    """[T, B, A] f32."""
+    values: Tensor
+    """[T, B] f32."""
+    core_state: dict[str, Tensor]
+    """After the last step: name -> [B, H] f32."""
+
+
+class PolicyNet(nn.Module):
+    """Encoder, recurrent core, and linear heads for the logits and the value."""
+
+    def __init__(self, spec: EnvironmentSpec, config: PolicyConfig) -> None:
+        """Raises ValueError for a network that cannot read the environment's observations."""
+        super().__init__()
+        self.encoder = make_encoder(spec.observations, config)
+        self.core = RecurrentCore(config.core, self.encoder.num_features, config.core_size)
+        self.policy_head = nn.Linear(self.core.num_features, spec.num_actions)
+        self.value_head = nn.Linear(self.core.num_features, 1)
+        # Near-uniform actions at first, so that exploration does not hang on the initial weights (Andrychowicz et al. 2021).
+        for head, gain in ((self.policy_head, 0.01), (self.value_head, 1.0)):
+            nn.init.orthogonal_(head.weight, gain)
+            nn.init.zeros_(head.bias)
+
+    def initial_state(self, batch_size: int) -> dict[str, Tensor]:
+        """The core's state at the start of an episode: `h` (and `c` for an LSTM) [B, H] f32 zeros; empty without a core."""
+        return self.core.initial_state(batch_size)
+
+    def forward(self, obs: Mapping[str, Tensor], core_state: dict[str, Tensor], reset_before: Tensor | None = None) -> PolicyOutput:
+        """Logits and values of observations name -> [T, B, ...].
+
+        `core_state` is the state before step 0; `reset_before` [T, B] bool (on the CPU) zeroes it before single steps.
+        """
+        num_steps, num_envs = next(iter(obs.values())).shape[:2]
+        features = self.encoder({name: array.flatten(0, 1) for name, array in obs.items()}).unflatten(0, (num_steps, num_envs))
+        outputs, core_state = self.core(features, core_state, reset_before)
+        # The heads stay in float32: they are small, and bf16 would round values and log-probabilities to three digits.
+        with torch.autocast(outputs.device.type, enabled=False):
+            outputs = outputs.float()
+            return PolicyOutput(self.policy_head(outputs), self.value_head(outputs).squeeze(-1), core_state)
+
+    def step(self, obs: Mapping[str, Tensor], core_state: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Logits [B, A], values [B] and the next core state for one step's observations name -> [B, ...]."""
+        logits, values, core_state = self({name: array.unsqueeze(0) for name, array in obs.items()}, core_state)
+        return logits[0], values[0], core_state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PolicySnapshot:
+    """Weights at one version (learner -> workers; latest only)."""
+
+    weights: dict[str, np.ndarray]
+    """Parameter name -> f32 array; may be read-only."""
+    policy_version: Version
+    """(run_epoch, n)."""
+
+
+def snapshot(net: PolicyNet, policy_version: Version) -> PolicySnapshot:
+    """A copy of the net's weights in host memory."""
+    weights = {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in net.state_dict().items()}
+    return PolicySnapshot(weights=weights, policy_version=policy_version)
+
+
+def load_snapshot(net: PolicyNet, snapshot: PolicySnapshot) -> None:
+    """Copy the snapshot's weights into the net; raises RuntimeError where names or shapes are another network's."""
+    net.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in snapshot.weights.items()})
+
+
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype | None:
+    """The autocast dtype for `bf16`, `fp32` or `auto` (bf16 where the device computes in it); None is float32, no autocast."""
+    if precision not in ("auto", "bf16", "fp32"):
+        raise ValueError(f"precision: got {precision!r}, wanted one of auto, bf16, fp32")
+    wants_bf16 = precision == "bf16" or (precision == "auto" and _computes_in_bf16(device))
+    return torch.bfloat16 if wants_bf16 else None
+
+
+def _computes_in_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Elsewhere torch emulates bf16 products, which is slower than float32.
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return device.type == "cpu" and any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "sve_bf16"))

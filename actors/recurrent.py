@@ -1,0 +1,77 @@
+"""The recurrent core over whole sequences, with resets in mid-sequence.
+
+Invariant: a sequence gives what its steps give one after another; the input half of all gates is one matrix product, and a
+reset costs one mask at its own step.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+GATES = {"lstm": 4, "gru": 3}
+
+
+class RecurrentCore(nn.Module):
+    """LSTM or GRU of one layer (or `none`, which passes its input on), with a float32 state.
+
+    A loop over cells, because on CPUs it is as fast as `nn.LSTM` in bf16, keeps the LSTM's `c` in float32, needs no
+    splitting at resets, and is the same arithmetic for one step and for many.
+    """
+
+    def __init__(self, kind: str, num_inputs: int, size: int) -> None:
+        super().__init__()
+        if kind != "none" and kind not in GATES:
+            raise ValueError(f"policy.core: got {kind!r}, wanted one of lstm, gru, none")
+        self.kind, self.size = kind, size
+        self.num_features = num_inputs if kind == "none" else size
+        if kind == "none":
+            return
+        num_gates = GATES[kind] * size
+        self.input = nn.Linear(num_inputs, num_gates)
+        self.recurrent = nn.Linear(size, num_gates, bias=kind == "gru")  # a GRU's candidate has its recurrent bias inside the reset gate
+        for gate in self.recurrent.weight.detach().chunk(GATES[kind]):
+            nn.init.orthogonal_(gate)
+        nn.init.zeros_(self.input.bias)
+        if kind == "lstm":
+            nn.init.ones_(self.input.bias.detach()[size : 2 * size])  # forget gates start open (Jozefowicz et al. 2015)
+
+    def initial_state(self, batch_size: int) -> dict[str, Tensor]:
+        """Zeros: `h` (and `c` for an LSTM) [B, H] f32; empty without a core."""
+        device = next(self.parameters(), torch.empty(0)).device
+        names = {"lstm": ("h", "c"), "gru": ("h",), "none": ()}[self.kind]
+        return {name: torch.zeros(batch_size, self.size, device=device) for name in names}
+
+    def forward(self, inputs: Tensor, state: dict[str, Tensor], reset_before: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Outputs [T, B, H] and the state after the last step, from inputs [T, B, F].
+
+        `reset_before` [T, B] bool zeroes the state before a step (None: nowhere). Keep it on the CPU: the host asks it at
+        which steps there is anything to mask.
+        """
+        if self.kind == "none":
+            return inputs, state
+        num_steps = len(inputs)
+        steps_with_reset = [False] * num_steps if reset_before is None else reset_before.any(1).tolist()
+        masks = reset_before.to(inputs.device).unsqueeze(-1) if reset_before is not None and any(steps_with_reset) else None
+        cell = self._lstm_cell if self.kind == "lstm" else self._gru_cell
+        outputs = []
+        for gates, masked, t in zip(self.input(inputs).unbind(0), steps_with_reset, range(num_steps), strict=True):
+            if masked and masks is not None:
+                state = {name: tensor.masked_fill(masks[t], 0.0) for name, tensor in state.items()}
+            state = cell(gates, state)
+            outputs.append(state["h"])
+        return torch.stack(outputs), {name: tensor.float() for name, tensor in state.items()}
+
+    def _lstm_cell(self, gates: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One step (Hochreiter & Schmidhuber 1997, with forget gates); gates in the order input, forget, candidate, output."""
+        i, f, g, o = (gates + F.linear(state["h"], self.recurrent.weight)).chunk(4, -1)
+        c = f.sigmoid() * state["c"] + i.sigmoid() * g.tanh()
+        return {"h": o.sigmoid() * c.to(o.dtype).tanh(), "c": c}
+
+    def _gru_cell(self, gates: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One step (Cho et al. 2014; the reset gate acts on the recurrent product); gates in the order reset, update, candidate."""
+        h = state["h"]
+        r, z, n = gates.chunk(3, -1)
+        hidden_r, hidden_z, hidden_n = self.recurrent(h).chunk(3, -1)
+        r, z = (r + hidden_r).sigmoid(), (z + hidden_z).sigmoid()
+        candidate = (n + r * hidden_n).tanh()
+        return {"h": candidate + z * (h - candidate)}
