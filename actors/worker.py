@@ -32,8 +32,7 @@ class RolloutWorker:
         self._returns = np.zeros(env.num_envs, np.float64)
         self._lengths = np.zeros(env.num_envs, np.int64)
         self._core = net.initial_state(env.num_envs)
-        self._obs, raw_captions = env.reset()
-        self.captions.observe(raw_captions)
+        self._obs: dict[str, np.ndarray] | None = None
 
     @torch.no_grad()
     def collect(self, snapshot: PolicySnapshot | None, acknowledgement: Acknowledgement | None) -> tuple[Rollout, CaptionReport]:
@@ -45,6 +44,7 @@ class RolloutWorker:
             self._snapshot = snapshot
         if self._snapshot is None:
             raise RuntimeError("collect was called before any policy snapshot; give one with the first call")
+        current = self._begin_episodes() if self._obs is None else self._obs
         num_steps, num_envs, spec = self.config.rollout_steps, self.env.num_envs, self.env.spec
         obs = {name: np.empty((num_steps + 1, num_envs, *array.shape), array.dtype) for name, array in spec.observations.items()}
         steps = (num_steps, num_envs)
@@ -55,9 +55,9 @@ class RolloutWorker:
         core_state = {name: tensor.numpy().copy() for name, tensor in self._core.items()}
         episodes: list[EpisodeStatistics] = []
         for t in range(num_steps):
-            for name, array in self._obs.items():
+            for name, array in current.items():
                 obs[name][t] = array
-            logits[t], values[t] = self._infer(self._obs)
+            logits[t], values[t], self._core = self._forward(current, self._core)
             # Gumbel-max sampling: argmax(logits - log E) with E exponential is a draw from softmax(logits).
             actions[t] = (logits[t] - np.log(self._rng.standard_exponential(logits[t].shape, np.float32) + 1e-30)).argmax(-1)
             step = self.env.step(actions[t])
@@ -67,9 +67,10 @@ class RolloutWorker:
             self._lengths += 1
             if step.ends:
                 self._end_episodes(step, final_values[t], episodes)
-            self._obs = step.obs
-        for name, array in self._obs.items():
+            current = step.obs
+        for name, array in current.items():
             obs[name][num_steps] = array
+        self._obs = current
         texts, caption_counts = self.captions.report(self._sequence_number)
         rollout = Rollout(
             obs=obs, actions=actions, behaviour_logits=logits, behaviour_values=values, final_values=final_values,
@@ -95,9 +96,9 @@ class RolloutWorker:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`; environments that cannot restore theirs start new episodes, and all else is restored."""
         self._rng.bit_generator.state = state["rng"]
-        observed = self.env.load_state_dict(state["env"])
-        if observed is not None:
-            self.captions.load_state_dict(state["captions"])
+        self.captions.load_state_dict(state["captions"])
+        self._obs = self.env.load_state_dict(state["env"])
+        if self._obs is not None:
             for name, tensor in state["core"].items():
                 self._core[name].copy_(torch.as_tensor(tensor))
             self._returns[:], self._lengths[:] = state["returns"], state["lengths"]
@@ -106,14 +107,16 @@ class RolloutWorker:
         """Release the environments."""
         self.env.close()
 
-    def _infer(self, obs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Logits [B, A] and values [B] f32; moves the core state on."""
-        logits, values, self._core = self._forward(obs, self._core)
-        return logits, values
+    def _begin_episodes(self) -> dict[str, np.ndarray]:
+        obs, raw_captions = self.env.reset()
+        for index, raw_caption in enumerate(raw_captions):
+            self.captions.restart(index, raw_caption)
+        return obs
 
     def _forward(
         self, obs: Mapping[str, np.ndarray], core: dict[str, torch.Tensor]
     ) -> tuple[np.ndarray, np.ndarray, dict[str, torch.Tensor]]:
+        """Logits [B, A] and values [B] f32, and the next core state."""
         with torch.autocast("cpu", self._autocast or torch.bfloat16, enabled=self._autocast is not None):
             logits, values, core = self.net.step({name: torch.from_numpy(array) for name, array in obs.items()}, core)
         return logits.float().numpy(), values.float().numpy(), {name: tensor.float() for name, tensor in core.items()}

@@ -1,0 +1,48 @@
+"""The console script `delphi`: finds the verb and hands over.
+
+Invariant: imports nothing heavy, so `--help` answers at once; every mistake of the user is one line and exit code 2.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from configs.loading import suggestion
+
+VERBS: dict[str, tuple[str, str]] = {
+    "train": ("cluster.train", "train an agent; running the same command again continues the run"),
+    "serve": ("llm_server.serve", "run the annotation service alone, without Ray"),
+    "eval": ("cluster.evaluate", "play a run's latest checkpoint on held-out seeds, beside a random policy"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if arguments else 2
+    verb = arguments[0]
+    if verb == "--version":
+        from importlib.metadata import version
+
+        print(f"delphi {version('delphi-rl')}")
+        return 0
+    if verb not in VERBS:
+        print(f"delphi: unknown verb {verb!r}{suggestion(verb, list(VERBS))}; there are: {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    return importlib.import_module(VERBS[verb][0]).main(arguments[1:])
+
+
+def _help() -> str:
+    lines = [f"  {verb:<8}{text}" for verb, (_, text) in VERBS.items()]
+    return (
+        "usage: delphi VERB [options]\n\n"
+        "Trains reinforcement-learning agents whose intrinsic reward comes from a language model, while they train.\n\n"
+        + "\n".join(lines)
+        + "\n\n`delphi VERB --help` explains one. To begin: delphi train --preset debug"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""The spawner for one process: workers, annotation and learner take turns, so a run is deterministic and a breakpoint works anywhere.
+
+Invariant: one turn is collect -> report -> at most `labels_per_turn` judgements -> reward model -> table; nothing runs
+beside it.
+"""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from actors.policy import PolicySnapshot
+from actors.rollout import Acknowledgement, Rollout
+from actors.worker import RolloutWorker
+from cluster.wiring import build_worker
+from configs.schema import RunConfig
+from reward_models.training import AnnotationPipeline
+
+
+class InlineWorkers:
+    """Rollout workers in this process, collected from in turn; each `take` is one whole turn."""
+
+    def __init__(self, config: RunConfig, pipeline: AnnotationPipeline, *, run_epoch: int) -> None:
+        torch.set_num_threads(config.actors.torch_threads)
+        self._pipeline, self._labels_per_turn = pipeline, config.annotator.labels_per_turn
+        self._workers: list[RolloutWorker] = [
+            build_worker(config, index, incarnation=f"{run_epoch}", stream="train") for index in range(config.actors.num_workers)
+        ]
+        self._acknowledgements: list[Acknowledgement | None] = [None] * len(self._workers)
+        self._turns = itertools.cycle(range(len(self._workers)))
+        self._snapshot: PolicySnapshot | None = None
+        self._collected_steps = 0
+        self.spec = self._workers[0].env.spec
+
+    def publish(self, snapshot: PolicySnapshot) -> None:
+        """What the next turn acts with."""
+        self._snapshot = snapshot
+
+    def take(self, timeout_s: float) -> Rollout | None:
+        """One turn: its rollout. Never None."""
+        index = next(self._turns)
+        rollout, report = self._workers[index].collect(self._snapshot, self._acknowledgements[index])
+        self._collected_steps += rollout.num_steps
+        book_epoch, sequence_number = self._pipeline.report(
+            report.texts, report.counts, report.worker_id, report.sequence_number, self._collected_steps
+        )
+        self._acknowledgements[index] = Acknowledgement(book_epoch=book_epoch, sequence_number=sequence_number)
+        self._pipeline.turn(self._labels_per_turn)
+        return rollout
+
+    def metrics(self) -> Mapping[str, float | None]:
+        """No queue and no restarts here."""
+        return {"rollouts_waiting": 0, "worker_restarts": 0}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Every worker's state."""
+        return {"collected_steps": self._collected_steps, "workers": [worker.state_dict() for worker in self._workers]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self._collected_steps = state["collected_steps"]
+        for worker, saved in zip(self._workers, state["workers"], strict=True):
+            worker.load_state_dict(saved)
+
+    def close(self) -> None:
+        """Release the environments."""
+        for worker in self._workers:
+            worker.close()

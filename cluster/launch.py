@@ -1,0 +1,112 @@
+"""Launches a run in any mode: checks what can be checked, enters the run directory, trains, and sums up.
+
+Invariant: a mistake of the user is found before anything is created; whatever happens after, the lock and the temporary
+directory are given back.
+"""
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from actors.environment import EnvironmentSpec
+from cluster import temporary
+from cluster.console import Console
+from cluster.logs import log_to_file
+from cluster.run_directory import RunDirectory, open_run, record_provenance, write_atomically
+from cluster.wiring import check_parts
+from configs.schema import RunConfig
+
+LOG = logging.getLogger(__name__)
+
+
+class StopRequest:
+    """Turns SIGINT and SIGTERM into a polite request; the second one ends the process as usual."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.requested = False
+        self._say = say
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        self._say("stopping: writing a checkpoint (once more to end at once)")
+
+
+def launch(config: RunConfig) -> int:
+    """Train as `config` says; the exit code: 0 finished or stopped on request, 1 failed. Raises ConfigError before anything is made."""
+    console = Console(config.logging, config.total_env_steps)
+    spec, rubric_hash = check_parts(config)
+    run, run_epoch = open_run(config)
+    temporary.sweep(config.run_dir)
+    directory = temporary.enter(config.run_dir)
+    log_to_file(run.log)
+    record_provenance(run, run_epoch, rubric_hash)
+    word = "starts" if run_epoch == 1 else f"continues (epoch {run_epoch})"
+    console.say(f"run {config.run_dir} {word}: {config.env.id}, reward model {config.reward_model.name}, to {config.total_env_steps:,} steps")
+    try:
+        with StopRequest(console.say) as stop:
+            summary = _train(config, spec, run, run_epoch, directory, stop, console)
+        write_atomically(run.summary, json.dumps(summary, indent=2) + "\n")
+        console.summarise(summary, config.run_dir)
+        return 0
+    except KeyboardInterrupt:
+        console.close()
+        print("delphi train: ended at once; the last checkpoint is what a new start continues from", file=sys.stderr)
+        return 130
+    except Exception as error:
+        LOG.exception("the run failed")
+        console.close()
+        print(f"delphi train: the run failed: {error}\nMore in {run.log}; the same command continues from the last checkpoint", file=sys.stderr)
+        return 1
+    finally:
+        temporary.sweep(config.run_dir)
+        run.release()
+
+
+def _train(
+    config: RunConfig, spec: EnvironmentSpec, run: RunDirectory, run_epoch: int, directory: Path, stop: StopRequest, console: Console
+) -> dict[str, Any]:
+    if config.cluster.mode == "inline":
+        return _train_inline(config, run, run_epoch, stop, console)
+    from cluster.ray_spawner import train
+
+    return train(
+        config, spec, run, run_epoch, temporary=directory, stop_requested=lambda: stop.requested, say=console.say, on_line=console.update
+    )
+
+
+def _train_inline(config: RunConfig, run: RunDirectory, run_epoch: int, stop: StopRequest, console: Console) -> dict[str, Any]:
+    from cluster.inline import InlineWorkers
+    from cluster.loop import TrainingLoop
+    from cluster.wiring import build_pipeline
+
+    pipeline = build_pipeline(config, run, run_epoch)
+    workers = InlineWorkers(config, pipeline, run_epoch=run_epoch)
+
+    def on_line(line: Mapping[str, Any]) -> None:
+        console.update(line)
+        if stop.requested:
+            loop.stop()
+
+    try:
+        loop = TrainingLoop(config, run, run_epoch, workers, pipeline)
+        return loop.run(on_line)
+    finally:
+        workers.close()
+        pipeline.close()

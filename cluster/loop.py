@@ -1,0 +1,163 @@
+"""The training loop: rollouts in, updates, policy snapshots out, metrics and checkpoints on the way.
+
+    consumes             waits for                     is unblocked by
+    rollouts             `Workers.take` (1 s at most)  a worker that finishes `collect`
+    reward tables        nothing, reads the latest     -
+    stop requests        nothing, read once a turn     `stop` from any thread
+
+Invariant: `env_steps` counts exactly the steps that updates consumed; the LLM is never waited for.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from actors.rollout import Rollout
+from cluster.metric_writer import MetricWriter
+from cluster.parts import Annotation, Workers
+from cluster.run_directory import RunDirectory
+from cluster.run_metrics import RunMetrics
+from configs.schema import RunConfig
+from learner.checkpoint import load_latest, save_checkpoint
+from learner.stream import RolloutStream
+from learner.update import Learner
+
+LOG = logging.getLogger(__name__)
+SLOW_WAIT_S = 10.0
+
+
+class TrainingLoop:
+    """One epoch of a run: restores the newest checkpoint, trains to `total_env_steps` or `stop`, checkpoints, sums up."""
+
+    def __init__(self, config: RunConfig, run: RunDirectory, run_epoch: int, workers: Workers, annotation: Annotation) -> None:
+        self.config, self.run_directory = config, run
+        self.workers, self.annotation = workers, annotation
+        self.learner = Learner(
+            workers.spec, config.policy, config.learner, config.reward, run_epoch=run_epoch, seed=config.seed
+        )
+        self.stream = RolloutStream(config.learner)
+        self.metrics = RunMetrics(config.logging.episode_window)
+        self.env_steps = 0
+        self._seconds_before = 0.0
+        self._started = self._last_checkpoint_s = time.monotonic()
+        self._interval = (self._started, 0, 0.0, 0.0)  # time, env_steps, annotations_total, seconds waited at its start
+        self._waited_s = 0.0
+        self._stop = threading.Event()
+        self._latest: dict[str, Any] = {"env_steps": 0}
+        self._restore()
+        self._writer = MetricWriter(run.path, tensorboard=config.logging.tensorboard, run_name=run.name)
+
+    def run(self, on_line: Callable[[Mapping[str, Any]], None] = lambda line: None) -> dict[str, Any]:
+        """Train; the summary as JSON values. `on_line` gets the figures after every update."""
+        self.workers.publish(self.learner.snapshot())
+        try:
+            while self.env_steps < self.config.total_env_steps and not self._stop.is_set():
+                rollouts = self._next_batch()
+                if rollouts is not None:
+                    self._update(rollouts)
+                    on_line(self.progress())
+            if self._interval[1] != self.env_steps or not self._latest.get("learner_updates"):
+                self._write_line()
+            self._checkpoint()
+            return self._summary()
+        finally:
+            self._writer.close()
+
+    def stop(self) -> None:
+        """Ask for a checkpoint and the end after the update in progress; any thread."""
+        self._stop.set()
+
+    def progress(self) -> dict[str, Any]:
+        """The newest metric line, with the step counter of this moment."""
+        return {**self._latest, "env_steps": self.env_steps}
+
+    def _next_batch(self) -> list[Rollout] | None:
+        waiting_since = warned = time.monotonic()
+        while not self._stop.is_set():
+            rollout = self.workers.take(timeout_s=1.0)
+            now = time.monotonic()
+            if rollout is not None:
+                batch = self.stream.put(rollout, self.learner.policy_version)
+                if batch is not None:
+                    self._waited_s += now - waiting_since
+                    return batch
+            elif now - warned > SLOW_WAIT_S:
+                LOG.warning("waiting for rollouts for %.0f s", now - waiting_since)
+                warned = now
+        return None
+
+    def _update(self, rollouts: list[Rollout]) -> None:
+        result = self.learner.step(rollouts, self.annotation.latest_table())
+        self.workers.publish(self.learner.snapshot())
+        self.metrics.add_update(result.metrics, result.lags)
+        for rollout, intrinsic in zip(rollouts, result.intrinsic, strict=True):
+            self.metrics.add_rollout(rollout, intrinsic)
+        before = self.env_steps
+        self.env_steps += sum(rollout.num_steps for rollout in rollouts)
+        if _crossed(before, self.env_steps, self.config.logging.interval_env_steps):
+            self._write_line()
+        checkpoint = self.config.checkpoint
+        due = self.config.cluster.mode != "inline" and 0 < checkpoint.interval_s <= time.monotonic() - self._last_checkpoint_s
+        if due or _crossed(before, self.env_steps, checkpoint.interval_env_steps):
+            self._checkpoint()
+
+    def _write_line(self) -> None:
+        now = time.monotonic()
+        since, steps, annotations, waited = self._interval
+        seconds = max(now - since, 1e-9)
+        line: dict[str, Any] = {
+            **self.metrics.take_line(),
+            **self.workers.metrics(),
+            **self.annotation.metrics(),
+            **self.stream.metrics(),
+            **self.learner.metrics(),
+            "env_steps": self.env_steps,
+            "env_steps_per_s": (self.env_steps - steps) / seconds,
+            "time_s": self._seconds_before + now - self._started,
+            "learner_wait_fraction": (self._waited_s - waited) / seconds,
+        }
+        total = line.get("annotations_total") or 0
+        line["annotations_per_s"] = (total - annotations) / seconds
+        self._interval = (now, self.env_steps, total, self._waited_s)
+        self._latest = self._writer.write(line)
+
+    def _checkpoint(self) -> None:
+        state = {
+            "learner": self.learner.state_dict(),
+            "annotation": self.annotation.state_dict(),
+            "workers": self.workers.state_dict(),
+            "stream": self.stream.state_dict(),
+            "metrics": self.metrics.state_dict(),
+            "loop": {"env_steps": self.env_steps, "seconds": self._seconds_before + time.monotonic() - self._started, "latest": self._latest},
+        }
+        save_checkpoint(self.run_directory.checkpoints, self.env_steps, state, keep=self.config.checkpoint.keep)
+        self._last_checkpoint_s = time.monotonic()
+
+    def _restore(self) -> None:
+        state = load_latest(self.run_directory.checkpoints)
+        if state is None:
+            self.run_directory.supersede_metrics(0)
+            return
+        for part in ("learner", "annotation", "workers", "stream", "metrics"):
+            getattr(self, part).load_state_dict(state[part])
+        loop = state["loop"]
+        self.env_steps, self._seconds_before, self._latest = loop["env_steps"], loop["seconds"], loop["latest"]
+        self._interval = (self._started, self.env_steps, self._latest.get("annotations_total") or 0, 0.0)
+        moved = self.run_directory.supersede_metrics(self.env_steps)
+        LOG.info("resumed at %d environment steps (%d metric lines superseded)", self.env_steps, moved)
+
+    def _summary(self) -> dict[str, Any]:
+        return {
+            **self._latest,
+            "env_steps": self.env_steps,
+            "finished": self.env_steps >= self.config.total_env_steps,
+            "top_rewarded": [asdict(caption) for caption in self.annotation.top_rewarded(20, 3)],
+        }
+
+
+def _crossed(before: int, after: int, interval: int) -> bool:
+    """Whether a multiple of `interval` lies in (before, after]; an interval of 0 never does."""
+    return interval > 0 and after // interval > before // interval

@@ -1,0 +1,65 @@
+"""Writes metric lines to metrics.jsonl, TensorBoard and, inside a Ray process, Ray's metrics endpoint.
+
+Invariant: every line holds every catalogue name (null where undefined) and no other; a line is on disk when `write` returns.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.metrics import CATALOGUE, NAMES
+
+
+class MetricWriter:
+    """One run's metric outputs; `close` flushes them."""
+
+    def __init__(self, directory: Path, *, tensorboard: bool, run_name: str) -> None:
+        self._file = (directory / "metrics.jsonl").open("a", buffering=1)
+        self._tensorboard: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(directory / "tensorboard"))
+        self._gauges = _ray_gauges()
+        self._tags = {"run": run_name}
+
+    def write(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Write one line and return it as written; raises KeyError for a name that the catalogue lacks."""
+        unknown = values.keys() - NAMES
+        if unknown:
+            raise KeyError(f"metrics {sorted(unknown)} are not in cluster.metrics.CATALOGUE; add them there")
+        line = {metric.name: _finite(values.get(metric.name)) for metric in CATALOGUE}
+        self._file.write(json.dumps(line) + "\n")
+        for name, value in line.items():
+            if value is None:
+                continue
+            if self._tensorboard is not None:
+                self._tensorboard.add_scalar(name, value, line["env_steps"])
+            if name in self._gauges:
+                self._gauges[name].set(value, tags=self._tags)
+        return line
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _ray_gauges() -> dict[str, Any]:
+    """Every catalogue metric as a Ray gauge; counters too, since a resumed run sets them to where it was."""
+    import ray
+
+    if not ray.is_initialized():
+        return {}
+    from ray.util.metrics import Gauge
+
+    return {
+        metric.name: Gauge(f"delphi_{metric.name}", description=f"{metric.meaning} [{metric.unit}]", tag_keys=("run",)) for metric in CATALOGUE
+    }

@@ -1,0 +1,63 @@
+"""The catalogue of metrics: every figure that a run exports, with its unit, kind, meaning and healthy range.
+
+Invariant: JSONL lines, TensorBoard, Ray's metrics and the documents all take names from here and nowhere else.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One exported figure; null (None) until it is defined."""
+
+    name: str
+    unit: str
+    kind: Literal["counter", "gauge"]
+    """A counter only goes up within a run (resumes included); a gauge is a current value or a mean over the log interval."""
+    meaning: str
+    healthy: str
+
+
+CATALOGUE: tuple[Metric, ...] = (
+    Metric("env_steps", "steps", "counter", "environment steps the learner consumed", "rises"),
+    Metric("env_steps_per_s", "steps/s", "gauge", "consumed steps per second over the log interval", "steady"),
+    Metric("time_s", "s", "counter", "seconds of running, earlier epochs included", "rises"),
+    Metric("learner_updates", "updates", "counter", "optimiser steps taken", "rises"),
+    Metric("updates_skipped_nonfinite", "updates", "counter", "updates skipped for a non-finite loss or gradient", "0"),
+    Metric("learner_wait_fraction", "fraction", "gauge", "share of the learner's time spent waiting for rollouts", "below 0.5"),
+    Metric("policy_lag_mean", "versions", "gauge", "mean age of consumed rollouts in policy versions", "0 to 4"),
+    Metric("policy_lag_max", "versions", "gauge", "largest age of a consumed rollout", "below learner.max_policy_lag"),
+    Metric("rollouts_dropped_stale", "rollouts", "counter", "rollouts dropped for their age or an older run epoch", "0, a few after a resume"),
+    Metric("rollouts_waiting", "rollouts", "gauge", "finished rollouts that the learner has not taken yet", "at most num_workers x rollouts_in_flight"),
+    Metric("worker_restarts", "workers", "counter", "rollout workers replaced in this epoch", "0"),
+    Metric("episodes_total", "episodes", "counter", "finished episodes", "rises"),
+    Metric("episode_return_extrinsic_mean", "reward", "gauge", "mean return of the last logging.episode_window episodes, the environment's own reward", "rises"),
+    Metric("episode_return_intrinsic_mean", "reward", "gauge", "mean of k_int R / N^beta summed over an episode, same window", "rises at first"),
+    Metric("episode_length_mean", "steps", "gauge", "mean episode length, same window", "task dependent"),
+    Metric("intrinsic_reward_mean", "reward/step", "gauge", "mean intrinsic reward per step, weighted by k_int", "above 0, falls as novelty fades"),
+    Metric("intrinsic_unknown_fraction", "fraction", "gauge", "share of steps whose caption is not in the reward table yet", "below 0.05 after the first minutes"),
+    Metric("captions_distinct", "captions", "gauge", "distinct captions in the caption book", "rises, ever slower"),
+    Metric("annotations_total", "judgements", "counter", "judgements this run received, cached ones included", "rises"),
+    Metric("annotations_per_s", "judgements/s", "gauge", "judgements received per second over the log interval", "engine dependent"),
+    Metric("annotations_pending", "captions", "gauge", "captions that wait for a judgement", "falls after the first minutes"),
+    Metric("annotations_cached", "judgements", "counter", "judgements read from the store", "up to annotations_total"),
+    Metric("annotations_unparsed", "judgements", "counter", "answers outside the allowed ones; never used as labels", "below 5 % of annotations_total"),
+    Metric("annotation_age_s", "s", "gauge", "mean time from a caption's first report to its judgement, newest judgements", "seconds"),
+    Metric("annotation_requests_failed", "requests", "counter", "requests to the annotation service that failed and were repeated", "0"),
+    Metric("annotator_up", "0 or 1", "gauge", "1 while the annotation service answers; null where none is needed", "1"),
+    Metric("service_restarts", "restarts", "counter", "annotation service processes started anew in this epoch", "0"),
+    Metric("forward_passes", "items", "counter", "judgements this run received that the model computed, not the store", "up to annotations_total"),
+    Metric("reward_version", "versions", "counter", "reward tables published in this run epoch", "rises"),
+    Metric("reward_model_accuracy", "fraction", "gauge", "agreement of the reward model with the judge's labels; null for models without parameters", "above 0.8"),
+    Metric("policy_loss", "loss", "gauge", "clipped surrogate policy loss", "near 0"),
+    Metric("value_loss", "loss", "gauge", "clipped value loss, before its coefficient", "falls"),
+    Metric("entropy", "nats", "gauge", "mean entropy of the policy", "falls slowly, not to 0"),
+    Metric("approx_kl", "nats", "gauge", "mean KL from the behaviour policy to the learner's", "below 0.05"),
+    Metric("clip_fraction", "fraction", "gauge", "share of steps whose ratio was clipped", "below 0.3"),
+    Metric("rho_clipped_fraction", "fraction", "gauge", "share of steps whose importance weight exceeded vtrace_rho_clip", "around 0.5 or less"),
+    Metric("explained_variance", "fraction", "gauge", "1 - Var(vs - V) / Var(vs)", "rises towards 1"),
+    Metric("grad_norm", "norm", "gauge", "global gradient norm before clipping", "around learner.max_grad_norm or less"),
+)  # fmt: skip
+
+NAMES: frozenset[str] = frozenset(metric.name for metric in CATALOGUE)

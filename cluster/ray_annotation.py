@@ -1,0 +1,143 @@
+"""The annotator actor as the training loop sees it: reports go in, the latest table and figures come out, nothing is waited for.
+
+Invariant: a dead or slow annotator costs the loop nothing but newer tables; a dead one is replaced, and its successor's new
+book epoch makes the workers send their captions again.
+"""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+
+from actors.rollout import Acknowledgement
+from cluster.parts import RewardedCaption
+from cluster.placement import Request
+from cluster.ray_actors import AnnotatorActor
+from configs.schema import RunConfig
+from reward_models.table import RewardTable
+
+LOG = logging.getLogger(__name__)
+POLL_INTERVAL_S = 0.5
+STATE_TIMEOUT_S = 10.0
+MAX_UNANSWERED_REPORTS = 64
+RESTART_INTERVAL_S = 5.0
+
+
+class RayAnnotation:
+    """Handle of the annotator actor; without a request for one (reward model `none`), an empty table and no figures."""
+
+    def __init__(self, config: RunConfig, run_epoch: int, request: Request | None) -> None:
+        self._config, self._run_epoch, self._request = config, run_epoch, request
+        self._state: Mapping[str, Any] | None = None
+        self._table = RewardTable.empty(run_epoch)
+        self._metrics: dict[str, float | None] = {}
+        self._acknowledgements: dict[str, Acknowledgement] = {}
+        self._reports: dict[ray.ObjectRef, str] = {}
+        self._update: ray.ObjectRef | None = None
+        self._polled_at = 0.0
+        self._started_at = -RESTART_INTERVAL_S
+        self._actor: Any = None
+
+    def report(self, report: ray.ObjectRef, worker_id: str, env_steps: int) -> None:
+        """Forward a worker's caption report.
+
+        Where the annotator has not answered the last 64, it is left out: its texts are not acknowledged, so the worker sends
+        them again.
+        """
+        actor = self._running_actor()
+        if actor is not None and len(self._reports) < MAX_UNANSWERED_REPORTS:
+            self._reports[actor.report.remote(report, env_steps)] = worker_id
+        self._poll()
+
+    def acknowledgement(self, worker_id: str) -> Acknowledgement | None:
+        """The newest acknowledgement for this worker."""
+        return self._acknowledgements.get(worker_id)
+
+    def latest_table(self) -> RewardTable:
+        """The newest table that has arrived."""
+        self._poll()
+        return self._table
+
+    def metrics(self) -> Mapping[str, float | None]:
+        """The newest figures that have arrived."""
+        self._poll()
+        return self._metrics
+
+    def top_rewarded(self, n: int, min_count: int) -> Sequence[RewardedCaption]:
+        """Empty where the annotator does not answer in time."""
+        return self._ask("top_rewarded", n, min_count) or []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The annotator's state; its last known one where it does not answer in time."""
+        state = self._ask("state_dict")
+        if state is not None:
+            self._state = state
+        return dict(self._state or {})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Start the annotator from `state`; called before the first report."""
+        if state:
+            self._state = state
+        self._running_actor()
+
+    def close(self) -> None:
+        """End the annotator and the service it started."""
+        if self._actor is not None:
+            try:
+                ray.get(self._actor.close.remote(), timeout=STATE_TIMEOUT_S)
+            except RayError as error:
+                LOG.warning("the annotator did not close in time: %s", error)
+            ray.kill(self._actor)
+            self._actor = None
+
+    def _running_actor(self) -> Any:
+        """The actor, started where there is none; None where none is wanted or the last start was a moment ago."""
+        if self._actor is None and self._request is not None and time.monotonic() - self._started_at > RESTART_INTERVAL_S:
+            options = {"num_cpus": self._request.cpus, "num_gpus": self._request.gpus}
+            self._actor = AnnotatorActor.options(**options).remote(self._config, self._run_epoch, self._state)
+            self._started_at = time.monotonic()
+        return self._actor
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        actor = self._running_actor()
+        if actor is None:
+            return None
+        try:
+            return ray.get(getattr(actor, method).remote(*arguments), timeout=STATE_TIMEOUT_S)
+        except GetTimeoutError:
+            LOG.warning("the annotator did not answer %s within %.0f s", method, STATE_TIMEOUT_S)
+        except RayError as error:
+            self._lost(error)
+        return None
+
+    def _poll(self) -> None:
+        actor = self._running_actor()
+        if actor is None:
+            return
+        try:
+            if self._reports:
+                ready, _ = ray.wait([*self._reports], num_returns=len(self._reports), timeout=0)
+                for reference in ready:
+                    worker_id = self._reports.pop(reference)
+                    self._acknowledgements[worker_id] = ray.get(reference)
+            if self._update is not None and ray.wait([self._update], timeout=0)[0]:
+                reference, self._update = self._update, None
+                table, self._metrics = ray.get(reference)
+                self._table = table or self._table
+            now = time.monotonic()
+            if self._update is None and now - self._polled_at > POLL_INTERVAL_S:
+                self._polled_at = now
+                self._update = actor.update.remote(self._table.reward_version)
+        except RayError as error:
+            self._lost(error)
+
+    def _lost(self, error: RayError) -> None:
+        LOG.error("the annotator died; training goes on with the last reward table, and it is started again: %s", error)
+        self._reports.clear()
+        self._acknowledgements.clear()
+        self._update = None
+        self._metrics = {**self._metrics, "annotator_up": 0}
+        self._actor = None

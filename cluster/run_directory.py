@@ -1,0 +1,176 @@
+"""The run directory: its lock, its configuration, the run epoch, and what a resume does to it.
+
+Invariant: one process at a time owns it; a resumed run is the same experiment or is refused with a diff.
+"""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import secrets
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from configs.loading import experiment_diff, to_dict
+from configs.schema import RunConfig
+from configs.validation import ConfigError
+
+PACKAGES = ("torch", "ray", "transformers", "nle", "minihack", "gymnasium", "numpy", "grpcio")
+
+
+class RunDirectory:
+    """Paths of one run and the rules for entering it; made by `open_run`, or by path in a process that the owner started."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.captions = path / "captions.sqlite"
+        self.log = path / "log.txt"
+        self.summary = path / "summary.json"
+        self._metrics = path / "metrics.jsonl"
+        self._lock: IO[str] | None = None
+
+    @property
+    def name(self) -> str:
+        """The directory's own name."""
+        return self.path.name
+
+    def supersede_metrics(self, env_steps: int) -> int:
+        """Move metric lines beyond `env_steps` (of the checkpoint resumed from) to metrics.superseded.jsonl; how many."""
+        if not self._metrics.exists():
+            return 0
+        kept, moved = [], []
+        for line in self._metrics.read_text().splitlines():
+            try:
+                beyond = (json.loads(line).get("env_steps") or 0) > env_steps
+            except json.JSONDecodeError:  # a line cut short by a kill
+                beyond = True
+            (moved if beyond else kept).append(line + "\n")
+        if moved:
+            with (self.path / "metrics.superseded.jsonl").open("a") as file:
+                file.writelines(moved)
+            write_atomically(self._metrics, "".join(kept))
+        return len(moved)
+
+    def write_nonce(self) -> str:
+        """Leave a random word for `check_nonce` in another process."""
+        nonce = secrets.token_hex(16)
+        write_atomically(self.path / "nonce", nonce)
+        return nonce
+
+    def check_nonce(self, nonce: str) -> None:
+        """RuntimeError where this process sees another directory than the one that wrote `nonce`."""
+        file = self.path / "nonce"
+        if not file.exists() or file.read_text() != nonce:
+            raise RuntimeError(
+                f"run_dir {self.path} on {socket.gethostname()} is not the directory that the driver sees;"
+                " give a path on a file system that all nodes share"
+            )
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def open_run(config: RunConfig) -> tuple[RunDirectory, int]:
+    """Create or re-enter `config.run_dir`: the directory, locked, and this start's run epoch (1 for the first).
+
+    Raises ConfigError where another process owns it, where the configuration is another experiment's, or where it cannot
+    be written.
+    """
+    run = RunDirectory(Path(config.run_dir).absolute())
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        run._lock = _lock(run.path)
+    except OSError as error:
+        raise ConfigError(f"run_dir: cannot write {config.run_dir}: {error.strerror}; choose another run_dir=") from None
+    resolved = to_dict(config)
+    config_file, epoch_file = run.path / "config.json", run.path / "run_epoch"
+    try:
+        if config_file.exists():
+            differences = experiment_diff(json.loads(config_file.read_text()), resolved)
+            if differences:
+                raise ConfigError(
+                    f"{config.run_dir} holds a run with another configuration: {'; '.join(differences)}."
+                    " Give the same settings to continue it, or another run_dir= for a new run"
+                )
+        write_atomically(config_file, json.dumps(resolved, indent=2) + "\n")
+        run_epoch = int(epoch_file.read_text()) + 1 if epoch_file.exists() else 1
+        write_atomically(epoch_file, f"{run_epoch}\n")
+    except BaseException:
+        run.release()
+        raise
+    return run, run_epoch
+
+
+def find_run(path: str) -> tuple[RunDirectory, dict[str, Any]]:
+    """An existing run and its configuration as saved; ConfigError with what is nearby where there is none."""
+    run = RunDirectory(Path(path).absolute())
+    config_file = run.path / "config.json"
+    if not config_file.exists():
+        near = sorted(p.parent for p in run.path.parent.glob("*/config.json")) if run.path.parent.exists() else []
+        names = ", ".join(os.path.relpath(p) for p in near[:5])
+        raise ConfigError(f"no run at {path} (it has no config.json); " + (f"there are: {names}" if near else "give a run_dir that `delphi train` made"))
+    return run, json.loads(config_file.read_text())
+
+
+def record_provenance(run: RunDirectory, run_epoch: int, rubric_hash: str | None) -> None:
+    """Add what this start ran with to provenance.json: commit, package versions, rubric hash, hardware."""
+    file = run.path / "provenance.json"
+    starts = json.loads(file.read_text()) if file.exists() else []
+    starts.append(
+        {
+            "run_epoch": run_epoch,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "commit": _commit(),
+            "packages": {name: _version(name) for name in PACKAGES},
+            "python": platform.python_version(),
+            "rubric_hash": rubric_hash,
+            "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "host": socket.gethostname()},
+        }
+    )
+    write_atomically(file, json.dumps(starts, indent=2) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` by `text` so that a reader sees the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _lock(path: Path) -> IO[str]:
+    file = (path / "run.lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise ConfigError(f"run_dir {path} is in use by {owner}; stop that run first, or give another run_dir=") from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
+
+
+def _commit() -> str | None:
+    root = Path(__file__).parent.parent
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        result = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+        return result.stdout.strip()
+    return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,59 @@
+"""`delphi train`: reads the command line, resolves the configuration, and launches the run.
+
+Invariant: nothing heavy is imported before the configuration is known to be good.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from configs.loading import field_docs, load_config, preset_names
+from configs.validation import ConfigError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 finished or stopped on request, 1 the run failed, 2 the command was wrong."""
+    arguments = _parser().parse_args(argv)
+    if arguments.keys:
+        print(_keys())
+        return 0
+    try:
+        config = load_config(preset=arguments.preset, file=arguments.config, overrides=arguments.overrides)
+        if arguments.show:
+            from configs.loading import to_dict
+
+            print(json.dumps(to_dict(config), indent=2))
+            return 0
+        from cluster.launch import launch
+
+        return launch(config)
+    except ConfigError as error:
+        print(f"delphi train: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="delphi train",
+        description="Train an agent on extrinsic reward plus an LLM's judgements. Running the same command again continues the run.",
+        epilog="examples:\n"
+        "  delphi train --preset debug\n"
+        "  delphi train --preset nethack_score run_dir=runs/first total_env_steps=2e6 seed=7\n"
+        "  delphi train --preset nethack_staircase reward_model.name=counts cluster.mode=inline",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--preset", metavar="NAME", help=f"a built-in configuration: {', '.join(preset_names())}")
+    parser.add_argument("--config", metavar="FILE", help="a YAML file of differences from the defaults")
+    parser.add_argument("--keys", action="store_true", help="list every key with its default and meaning, and exit")
+    parser.add_argument("--show", action="store_true", help="print the resolved configuration as JSON, and exit")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that go before the preset's or file's")
+    return parser
+
+
+def _keys() -> str:
+    return "\n".join(f"{key} = {json.dumps(default)}\n    {doc}" for key, default, doc in field_docs())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""The design's folder rules, held against the source: who may import whom, and how large things may grow."""
+
+import ast
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("configs", "actors", "llm_server", "reward_models", "learner", "cluster")
+MAY_IMPORT = {
+    "configs": {"configs"},
+    "actors": {"configs", "actors"},
+    "llm_server": {"configs", "llm_server"},
+    "reward_models": {"configs", "llm_server", "reward_models"},
+    "learner": {"configs", "actors", "llm_server", "reward_models", "learner"},
+    "cluster": set(PACKAGES),
+}
+ONLY_IN = {
+    "ray": ("cluster/",),
+    "vllm": ("llm_server/",),
+    "grpc": ("llm_server/",),
+    "grpc_health": ("llm_server/",),
+    "grpc_reflection": ("llm_server/",),
+    "transformers": ("llm_server/",),
+    "nle": ("actors/nethack.py",),
+    "minihack": ("actors/nethack.py",),
+}
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if "_pb2" not in path.name)
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.relative_to(ROOT)}: imports are absolute"
+            names.add((node.module or "").split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path: Path) -> None:
+    names, place = imported(path), path.relative_to(ROOT).as_posix()
+    forbidden = (names & set(PACKAGES)) - MAY_IMPORT[place.split("/")[0]]
+    assert not forbidden, f"{place} imports {forbidden}"
+    for library, homes in ONLY_IN.items():
+        assert library not in names or place.startswith(homes), f"{library} belongs in {homes}, not in {place}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_module_says_what_it_is_and_stays_short(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 500, "split it: one file, one idea"
+    if path.name != "__init__.py":
+        assert ast.get_docstring(ast.parse(text)), "a module docstring says what it is and which invariant it keeps"
+
+
+def test_only_the_agreed_packages_lie_at_the_top() -> None:
+    tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert {path.split("/")[0] for path in tracked} == {*PACKAGES, "tests"}
+    assert not [path for path in tracked if path.startswith("tests/") and path.endswith("__init__.py")]
+    assert not [path for path in tracked if Path(path).stem in ("utils", "helpers", "common", "misc")]

@@ -1,0 +1,41 @@
+"""What is shipped: the wheel holds every package with its data, and the declared dependencies are the ones imported."""
+
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_wheel_holds_packages_markers_presets_and_rubrics(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for package in ("actors", "learner", "llm_server", "reward_models", "configs", "cluster"):
+        assert {f"{package}/__init__.py", f"{package}/py.typed"} <= names
+    assert {"configs/presets/nethack_score.yaml", "llm_server/rubrics/nethack_progress.yaml", "llm_server/annotation.proto"} <= names
+    assert not [name for name in names if name.startswith("tests/")]
+
+
+def test_constraints_pin_every_declared_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    declared = [*project["dependencies"], *extras["nle"], *extras["minihack"], *extras["local-llm"], *extras["dev"]]
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints-cpu.txt").read_text().splitlines()}
+    names = {requirement.split(">")[0].split("=")[0].split("[")[0].lower().replace("_", "-") for requirement in declared}
+    assert not names - pinned
+
+
+def test_help_is_instant_because_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys, contextlib, io\n"
+        "from cluster.cli import main\n"
+        "for argv in (['--help'], ['train', '--help'], ['serve', '--help'], ['eval', '--help'], ['train', '--keys']):\n"
+        "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): main(argv)\n"
+        "print([name for name in ('torch', 'ray', 'transformers', 'grpc', 'nle', 'gymnasium') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]", result.stdout
