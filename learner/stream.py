@@ -1,0 +1,143 @@
+"""From the workers' rollouts to training batches: which rollouts count, and how they are joined.
+
+Invariant: a rollout is trained on at most once, and only where it is of this run epoch and at most `max_policy_lag`
+versions old when its batch is taken; every other one is dropped and counted.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actors.rollout import Rollout, Version
+from configs.schema import LearnerConfig
+
+LOG = logging.getLogger(__name__)
+REMEMBERED_NUMBERS = 128
+"""Sequence numbers remembered of each worker; rollouts in flight, the only ones that can change places, are fewer."""
+
+
+class RolloutStream:
+    """A FIFO of admitted rollouts, taken in batches of `rollouts_per_batch`; it never holds more than one batch."""
+
+    def __init__(self, config: LearnerConfig) -> None:
+        self._batch_size, self._max_lag = config.rollouts_per_batch, config.max_policy_lag
+        self._waiting: list[Rollout] = []
+        self._seen: dict[str, set[int]] = {}  # per worker, one entry per worker and restart of this epoch
+        self._dropped_stale = 0
+
+    def put(self, rollout: Rollout, policy_version: Version) -> list[Rollout] | None:
+        """Take a rollout in; the next batch, once it is full, for the learner at `policy_version`.
+
+        Raises RuntimeError for a rollout of a version that this learner has not published.
+        """
+        if rollout.policy_version > policy_version:
+            raise RuntimeError(
+                f"worker {rollout.worker_id} sent a rollout of policy version {rollout.policy_version}, but the newest is {policy_version}:"
+                " it was given weights of another run or of a later epoch; stop that run's workers"
+            )
+        if self._is_new(rollout):
+            self._waiting.append(rollout)
+        fresh = [waiting for waiting in self._waiting if self._is_fresh(waiting, policy_version)]
+        self._dropped_stale += len(self._waiting) - len(fresh)
+        if len(fresh) < self._batch_size:
+            self._waiting = fresh
+            return None
+        self._waiting = []
+        return fresh
+
+    def metrics(self) -> dict[str, float]:
+        """`rollouts_dropped_stale`: dropped for their age or their epoch, over the whole run."""
+        return {"rollouts_dropped_stale": self._dropped_stale}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters only: rollouts that wait belong to this epoch, so no later one may train on them."""
+        return {"dropped_stale": self._dropped_stale}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self._dropped_stale = state["dropped_stale"]
+
+    def _is_fresh(self, rollout: Rollout, policy_version: Version) -> bool:
+        epoch, n = policy_version
+        return rollout.policy_version[0] == epoch and n - rollout.policy_version[1] <= self._max_lag
+
+    def _is_new(self, rollout: Rollout) -> bool:
+        seen, number = self._seen.setdefault(rollout.worker_id, set()), rollout.sequence_number
+        full = len(seen) == REMEMBERED_NUMBERS
+        if number in seen or (full and number < min(seen)):
+            LOG.warning("dropped rollout %d of worker %s: it has been taken in before", number, rollout.worker_id)
+            return False
+        if full:
+            seen.remove(min(seen))
+        seen.add(number)
+        return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Rollouts joined along the environment axis, B the sum of theirs (stream -> update)."""
+
+    obs: dict[str, Tensor]
+    """name -> [T+1, B, ...]."""
+    actions: Tensor
+    """[T, B] i64."""
+    behaviour_logits: Tensor
+    """[T, B, A] f32."""
+    behaviour_values: Tensor
+    """[T, B] f32."""
+    final_values: Tensor
+    """[T, B] f32, NaN except where truncated."""
+    terminated: Tensor
+    """[T, B] bool."""
+    truncated: Tensor
+    """[T, B] bool."""
+    reset_before: Tensor
+    """[T+1, B] bool, in host memory: whether the core state is zeroed before obs[t]; never at 0, where the worker has done it."""
+    core_state: dict[str, Tensor]
+    """name -> [B, H] f32, before step 0."""
+    extrinsic_rewards: np.ndarray
+    """[T, B] f32."""
+    caption_ids: np.ndarray
+    """[T, B] u64."""
+    caption_counts: np.ndarray
+    """[T, B] i32."""
+    widths: tuple[int, ...]
+    """B of each rollout, in the order given."""
+
+
+def join_rollouts(rollouts: Sequence[Rollout], device: torch.device) -> Batch:
+    """One batch on `device`; every array is copied once, and the rollouts' own (read-only ones too) stay as they are.
+
+    Raises ValueError where the rollouts differ in length or observations.
+    """
+
+    def array(name: str) -> np.ndarray:
+        return np.concatenate([getattr(rollout, name) for rollout in rollouts], axis=1)
+
+    def tensor(joined: np.ndarray) -> Tensor:
+        return torch.from_numpy(joined).to(device)
+
+    first = rollouts[0]
+    terminated, truncated = array("terminated"), array("truncated")
+    reset_before = np.zeros((len(terminated) + 1, terminated.shape[1]), bool)
+    reset_before[1:] = terminated | truncated
+    return Batch(
+        obs={name: tensor(np.concatenate([rollout.obs[name] for rollout in rollouts], axis=1)) for name in first.obs},
+        actions=tensor(array("actions")),
+        behaviour_logits=tensor(array("behaviour_logits")),
+        behaviour_values=tensor(array("behaviour_values")),
+        final_values=tensor(array("final_values")),
+        terminated=tensor(terminated),
+        truncated=tensor(truncated),
+        reset_before=torch.from_numpy(reset_before),
+        core_state={name: tensor(np.concatenate([rollout.core_state[name] for rollout in rollouts])) for name in first.core_state},
+        extrinsic_rewards=array("extrinsic_rewards"),
+        caption_ids=array("caption_ids"),
+        caption_counts=array("caption_counts"),
+        widths=tuple(rollout.actions.shape[1] for rollout in rollouts),
+    )

@@ -1,0 +1,184 @@
+"""The learner: owns the network in training and its optimiser, and turns rollouts and a reward table into new weights.
+
+Invariant: a version is a finite update: one whose loss or gradient is not finite changes nothing but a counter. On a CPU the
+same state and the same rollouts give the same weights, bit for bit.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actors.environment import EnvironmentSpec
+from actors.policy import PolicyNet, PolicySnapshot, resolve_precision, snapshot
+from actors.rollout import Rollout, Version
+from configs.schema import LearnerConfig, PolicyConfig, RewardConfig
+from learner.loss import action_log_probs, clamped_ratios, policy_loss
+from learner.rewards import mix_rewards
+from learner.stream import join_rollouts
+from learner.vtrace import vtrace_targets
+from reward_models.table import RewardTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What one update says of itself (learner -> metrics)."""
+
+    metrics: dict[str, float]
+    """Finite figures by metric name; one that this batch does not define (of a skipped update, say) is left out."""
+    lags: list[int]
+    """Policy lag of each rollout, in versions."""
+    intrinsic: list[np.ndarray]
+    """Each rollout's intrinsic rewards [T, B], k_int included."""
+
+
+class Learner:
+    """V-trace and PPO over rollouts; `step` moves `policy_version` on by one, unless the update had to be skipped."""
+
+    def __init__(
+        self,
+        spec: EnvironmentSpec,
+        policy: PolicyConfig,
+        config: LearnerConfig,
+        reward: RewardConfig,
+        *,
+        run_epoch: int,
+        seed: int,
+    ) -> None:
+        """Raises ValueError for a network that cannot read the observations, and for a device that is not there."""
+        self.config, self.reward, self.run_epoch = config, reward, run_epoch
+        self.device = resolve_device(config.device)
+        self._autocast = resolve_precision(config.precision, self.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.net = PolicyNet(spec, policy).to(self.device)
+        self._optimizer = torch.optim.Adam(
+            self.net.parameters(),
+            lr=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            eps=config.adam_epsilon,
+            fused=True,
+        )
+        self._updates = 0
+        self._skipped = 0
+
+    @property
+    def policy_version(self) -> Version:
+        """Of the weights as they are now."""
+        return self.run_epoch, self._updates
+
+    def step(self, rollouts: Sequence[Rollout], table: RewardTable) -> StepResult:
+        """One update on the rollouts, all steps of which count equally; rewards are computed here, with `table`."""
+        config, batch = self.config, join_rollouts(rollouts, self.device)
+        lags = [self._updates - rollout.policy_version[1] for rollout in rollouts]
+        rewards = mix_rewards(
+            extrinsic_rewards=batch.extrinsic_rewards,
+            caption_ids=batch.caption_ids,
+            caption_counts=batch.caption_counts,
+            table=table,
+            config=self.reward,
+        )
+        with torch.autocast(self.device.type, self._autocast or torch.bfloat16, enabled=self._autocast is not None):
+            output = self.net(batch.obs, batch.core_state, batch.reset_before)
+        logits, values = output.logits[:-1], output.values[:-1]
+        behaviour_log_probs = action_log_probs(batch.behaviour_logits, batch.actions)
+        ratios = clamped_ratios(action_log_probs(logits, batch.actions), behaviour_log_probs, config.ratio_clamp)
+        # Targets come from the values of the net in training, which are newer than the worker's; only an episode's own last
+        # observation, which the rollout does not hold, keeps the worker's value.
+        targets = vtrace_targets(
+            ratios=ratios.detach(),
+            rewards=torch.from_numpy(rewards.total).to(self.device),
+            values=values.detach(),
+            next_values=output.values[1:].detach(),
+            terminated=batch.terminated,
+            truncated=batch.truncated,
+            final_values=batch.final_values,
+            gamma=config.gamma,
+            rho_clip=config.vtrace_rho_clip,
+            c_clip=config.vtrace_c_clip,
+            rho_weighted=config.rho_weighted_advantage,
+        )
+        loss, figures = policy_loss(
+            logits=logits, ratios=ratios, values=values, behaviour_values=batch.behaviour_values, targets=targets, config=config
+        )
+        figures["grad_norm"] = self._apply(loss)
+        metrics = dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
+        metrics["intrinsic_reward_mean"] = float(rewards.intrinsic.mean())
+        metrics["intrinsic_unknown_fraction"] = rewards.unknown_fraction
+        return StepResult(
+            metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
+            lags=lags,
+            intrinsic=np.split(rewards.intrinsic, np.cumsum(batch.widths)[:-1], axis=1),
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Counters over the whole run: `learner_updates`, `updates_skipped_nonfinite`."""
+        return {"learner_updates": self._updates, "updates_skipped_nonfinite": self._skipped}
+
+    def snapshot(self) -> PolicySnapshot:
+        """A copy of the weights under their version."""
+        return snapshot(self.net, self.policy_version)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of weights and Adam's moments by parameter name, and counters: nested dicts of arrays and JSON values."""
+        return {
+            "run_epoch": self.run_epoch,
+            "updates": self._updates,
+            "skipped": self._skipped,
+            "weights": self.snapshot().weights,
+            "adam": {
+                name: {key: tensor.cpu().numpy().copy() for key, tensor in self._optimizer.state[parameter].items()}
+                for name, parameter in self.net.named_parameters()
+                if parameter in self._optimizer.state
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly from `state_dict`, in this learner's own epoch.
+
+        Raises RuntimeError for another network's state, and for one of this epoch or a later one, whose versions would recur.
+        """
+        if state["run_epoch"] >= self.run_epoch:
+            raise RuntimeError(
+                f"the state is of run epoch {state['run_epoch']}, this learner of {self.run_epoch}:"
+                " each start of a run needs an epoch of its own, higher than all before"
+            )
+        self.net.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in state["weights"].items()})
+        moments = {
+            index: {key: torch.from_numpy(np.array(array)) for key, array in state["adam"][name].items()}
+            for index, (name, _) in enumerate(self.net.named_parameters())
+            if name in state["adam"]
+        }
+        self._optimizer.load_state_dict({"state": moments, "param_groups": self._optimizer.state_dict()["param_groups"]})
+        self._updates, self._skipped = state["updates"], state["skipped"]
+
+    def _apply(self, loss: Tensor) -> Tensor:
+        """Take the optimiser's step if loss and gradient are finite; the gradient's norm before clipping."""
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.config.max_grad_norm)
+        if bool(torch.isfinite(loss.detach() + grad_norm)):
+            self._optimizer.step()
+            self._updates += 1
+        else:
+            self._skipped += 1
+        return grad_norm
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that `learner.device` names; `auto` is CUDA where there is a device. Raises ValueError for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"learner.device: got {name!r}, wanted auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"learner.device: got {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices here; choose auto or cpu")
+    return device

@@ -1,0 +1,56 @@
+"""V-trace targets and policy-gradient advantages, for episodes that end anywhere in a rollout.
+
+Invariant: nothing flows over an episode's end but what belongs there: 0 after a termination, the value of the episode's own
+last observation after a truncation.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class VtraceTargets(NamedTuple):
+    """Targets of T steps of B environments."""
+
+    vs: Tensor
+    """[T, B] f32: what the value of each step is trained towards."""
+    pg_advantages: Tensor
+    """[T, B] f32: what the policy surrogate weighs each step's ratio with."""
+
+
+@torch.no_grad()
+def vtrace_targets(
+    *,
+    ratios: Tensor,
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    final_values: Tensor,
+    gamma: float,
+    rho_clip: float = 1.0,
+    c_clip: float = 1.0,
+    rho_weighted: bool = False,
+) -> VtraceTargets:
+    """V-trace (Espeholt et al. 2018, IMPALA, eq. 1) by its backward recursion (remark 1), all arguments [T, B].
+
+    `ratios` are pi(a|x) / mu(a|x); `next_values[t]` is V(obs[t+1]), so its last row bootstraps the rollout's end; it is not
+    used where an episode ended at t. `final_values` is read only where truncated. An advantage is r + gamma vs' - V, times
+    rho only where `rho_weighted` (ONI's form; with a clipped-ratio surrogate the importance weight would count twice).
+    """
+    done = terminated | truncated
+    next_values = torch.where(truncated, final_values, next_values).masked_fill(terminated, 0.0)
+    rhos = ratios.clamp(max=rho_clip)
+    deltas = rhos * (rewards + gamma * next_values - values)
+    traces = gamma * ratios.clamp(max=c_clip) * ~done
+    corrections = torch.zeros_like(values)  # vs - V
+    correction = torch.zeros_like(values[0])
+    for t in reversed(range(len(values))):
+        correction = deltas[t] + traces[t] * correction
+        corrections[t] = correction
+    vs = values + corrections
+    vs_next = torch.where(done, next_values, torch.cat([vs[1:], next_values[-1:]]))
+    advantages = rewards + gamma * vs_next - values
+    return VtraceTargets(vs, rhos * advantages if rho_weighted else advantages)
