@@ -27,8 +27,8 @@ MAX_EPISODE_CAPTIONS = 65_536
 
 _DIGITS = re.compile(r"\d+")
 _SPACES = re.compile(r"\s{2,}")
-_NOT_TEXT = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"})
-"""Unicode categories that become spaces: control, format (bidi, zero-width), surrogate, private, unassigned, separators."""
+_NOT_TEXT = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"})
+"""Unicode categories that become spaces: control, format (bidi, zero-width), surrogate, separators."""
 
 
 def normalize(raw: bytes, *, fold_case: bool = False, fold_digits: bool = False) -> str:
@@ -122,12 +122,12 @@ class CaptionTracker:
             "text_ids": _ids(self._texts),
             "texts": list(self._texts.values()),
             "unacknowledged_ids": _ids(self._unacknowledged),
-            "unacknowledged_reports": list(self._unacknowledged.values()),
             "book_epoch": self._book_epoch,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict` of a tracker for as many environments."""
+        """Continue from `state_dict` of a tracker for as many environments; a resumed worker numbers its reports from 0 again, so
+        what was not acknowledged counts as not sent."""
         if len(state["episode_sizes"]) != self.num_envs:
             raise ValueError(f"the saved captions are of {len(state['episode_sizes'])} environments, this tracker has {self.num_envs}")
         pairs = zip(state["episode_ids"].tolist(), state["episode_counts"].tolist(), strict=True)
@@ -136,7 +136,7 @@ class CaptionTracker:
         self._occurred = dict(zip(occurred, state["occurred_counts"].tolist(), strict=True))
         self._occurred_texts = dict(zip(occurred, state["occurred_texts"], strict=True))
         self._texts = OrderedDict(zip(state["text_ids"].tolist(), state["texts"], strict=True))
-        self._unacknowledged = dict(zip(state["unacknowledged_ids"].tolist(), state["unacknowledged_reports"], strict=True))
+        self._unacknowledged = dict.fromkeys(state["unacknowledged_ids"].tolist())
         self._book_epoch = state["book_epoch"]
 
     def _count(self, env_index: int, raw: bytes) -> tuple[int, int]:

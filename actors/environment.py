@@ -6,7 +6,7 @@ caption) is kept apart from the first observation of the next.
 
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -147,14 +147,23 @@ def _import_nethack(env_id: str, package: str) -> None:
         register_environments(package)
     except ImportError as error:
         raise ValueError(
-            f"environment {env_id!r} needs {package}, which cannot be imported ({error}); install it with: pip install 'delphi-rl[{package}]'"
+            f"environment {env_id!r} needs the package {package}, which cannot be imported ({error}); "
+            f"install it with: pip install 'delphi-rl[{package}]'"
         ) from None
 
 
-def _is_nethack(spec: EnvSpec) -> bool:
-    """Whether the environment's class descends from NLE's, whatever package registered it."""
+def load_creator(spec: EnvSpec) -> Callable[..., gymnasium.Env]:
+    """The class or function that makes the environment, without gymnasium's wrappers; ValueError where it cannot be loaded."""
     try:
         creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
     except (ImportError, AttributeError) as error:
         raise ValueError(f"environment {spec.id!r} cannot be loaded ({error}); install the package it belongs to") from None
+    if creator is None:
+        raise ValueError(f"environment {spec.id!r} has only a vectorised entry point; choose one that makes single environments")
+    return creator
+
+
+def _is_nethack(spec: EnvSpec) -> bool:
+    """Whether the environment's class descends from NLE's, whatever package registered it."""
+    creator = load_creator(spec)
     return isinstance(creator, type) and any(base.__module__.partition(".")[0] == "nle" for base in creator.__mro__)

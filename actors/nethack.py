@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from gymnasium.envs.registration import EnvSpec, load_env_creator
+from gymnasium.envs.registration import EnvSpec
 from nle import nethack
 from nle.env import NLE
 
-from actors.environment import ArraySpec, EnvironmentSpec, EpisodeEnd, VectorStep
+from actors.environment import ArraySpec, EnvironmentSpec, EpisodeEnd, VectorStep, load_creator
 from actors.messages import MessageLog
 from actors.seeding import SeedStream
 from configs.schema import EnvConfig
@@ -33,6 +33,7 @@ NEEDED = frozenset({*OBSERVED, "program_state", "internal"})
 """What NLE's own stepping and its tasks read."""
 NO_LIMIT = 1 << 62
 STOCK_MODULES = frozenset({"nle.env.base", "nle.env.tasks", "minihack.base"})
+ESCAPE = 27
 GAME_OVER = 0  # index into program_state
 READING_LINE, WAITING_FOR_SPACE = 2, 3  # indices into internal
 
@@ -63,6 +64,7 @@ class Game:
         self.has_goal = hasattr(type(env).StepStatus, "TASK_SUCCESSFUL")
         self.last_screen: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         """Copies of glyphs, blstats and message of the game's last screen, once the game is over."""
+        self._starting = False
         self._log = MessageLog()
         self._glyphs, self._blstats, self._message = glyphs, blstats, message
         engine = env.nethack
@@ -80,6 +82,7 @@ class Game:
         """Start a game with these seeds and return its first raw caption."""
         self._log.start_episode()
         self.last_screen = None
+        self._starting = True
         global_state = random.getstate()  # MiniHack draws some levels from Python's global generator
         try:
             random.seed(core)
@@ -90,6 +93,7 @@ class Game:
             self.env.reset()
         finally:
             random.setstate(global_state)
+            self._starting = False
         return self._log.caption()
 
     def step(self, action: int) -> tuple[float, bool, int, bytes]:
@@ -104,6 +108,10 @@ class Game:
         return screen
 
     def _step_engine(self, action: int) -> tuple[tuple[np.ndarray, ...], bool]:
+        if self._starting and self._internal[READING_LINE] and not self._internal[WAITING_FOR_SPACE]:
+            # A game may begin by asking what to call a thing picked up on the first square. NLE types a thousand spaces into
+            # that question, gives up, and resets again, unseeded.
+            action = ESCAPE
         self._engine.step(action)
         self._watch()
         return self._screen, self._engine.done()
@@ -137,9 +145,7 @@ class NetHackEnvironment:
     def __init__(self, spec: EnvSpec, config: EnvConfig, *, num_envs: int, seeds: SeedStream, crop_size: int) -> None:
         """`crop_size` is odd; raises ValueError for options that the environment does not take."""
         if config.captioner != "message":
-            raise ValueError(
-                f"captions of {spec.id!r} are its message lines: env.captioner must be 'message', got {config.captioner!r}"
-            )
+            raise ValueError(f"captions of {spec.id!r} are its message lines: env.captioner must be 'message', got {config.captioner!r}")
         if crop_size % 2 == 0:
             raise ValueError(f"the glyph crop has the hero in its middle: its side must be odd, got {crop_size}")
         self.num_envs = num_envs
@@ -191,8 +197,13 @@ class NetHackEnvironment:
         ends = [self._end(i, statuses[i]) for i in np.flatnonzero(terminated | truncated).tolist()]
         self._obs = self._observe()
         return VectorStep(
-            obs=self._obs, rewards=np.array(rewards, np.float32), terminated=terminated, truncated=truncated, captions=list(captions), ends=ends
-        )  # fmt: skip
+            obs=self._obs,
+            rewards=np.array(rewards, np.float32),
+            terminated=terminated,
+            truncated=truncated,
+            captions=list(captions),
+            ends=ends,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """How many games each environment has started: NetHack cannot save the state of a running one for another engine."""
@@ -262,7 +273,7 @@ def _make_game(spec: EnvSpec, config: EnvConfig) -> NLE:
     for key, instead in (("max_episode_steps", "env.max_episode_steps"), ("observation_keys", "nothing: they are fixed")):
         if key in config.options:
             raise ValueError(f"env.options has {key!r}, which the environment of a run sets itself; use {instead}")
-    creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    creator = load_creator(spec)
     # Without fix_moon_phase a seeded game would depend on the date and the hour at which it is played.
     arguments = {"observation_keys": OBSERVED, "fix_moon_phase": True, **spec.kwargs, **config.options}
     try:
