@@ -152,7 +152,7 @@ def _import_nethack(env_id: str, package: str) -> None:
         ) from None
 
 
-def load_creator(spec: EnvSpec) -> Callable[..., gymnasium.Env]:
+def load_creator(spec: EnvSpec) -> Callable[..., Any]:
     """The class or function that makes the environment, without gymnasium's wrappers; ValueError where it cannot be loaded."""
     try:
         creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
