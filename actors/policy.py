@@ -39,10 +39,12 @@ class PolicyNet(nn.Module):
         self.core = RecurrentCore(config.core, self.encoder.num_features, config.core_size)
         self.policy_head = nn.Linear(self.core.num_features, spec.num_actions)
         self.value_head = nn.Linear(self.core.num_features, 1)
-        # Near-uniform actions at first, so that exploration does not hang on the initial weights (Andrychowicz et al. 2021).
-        for head, gain in ((self.policy_head, 0.01), (self.value_head, 1.0)):
-            nn.init.orthogonal_(head.weight, gain)
-            nn.init.zeros_(head.bias)
+        for layer in (*self.encoder.modules(), self.policy_head, self.value_head):
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                # Near-uniform actions at first, so that exploration does not hang on the first weights (Andrychowicz et al. 2021).
+                nn.init.orthogonal_(layer.weight, 0.01 if layer is self.policy_head else 1.0)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def initial_state(self, batch_size: int) -> dict[str, Tensor]:
         """The core's state at the start of an episode: `h` (and `c` for an LSTM) [B, H] f32 zeros; empty without a core."""

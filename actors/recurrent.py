@@ -29,7 +29,7 @@ class RecurrentCore(nn.Module):
         num_gates = GATES[kind] * size
         self.input = nn.Linear(num_inputs, num_gates)
         self.recurrent = nn.Linear(size, num_gates, bias=kind == "gru")  # a GRU's candidate has its recurrent bias inside the reset gate
-        for gate in self.recurrent.weight.detach().chunk(GATES[kind]):
+        for gate in (*self.input.weight.detach().chunk(GATES[kind]), *self.recurrent.weight.detach().chunk(GATES[kind])):
             nn.init.orthogonal_(gate)
         nn.init.zeros_(self.input.bias)
         if kind == "lstm":

@@ -1,0 +1,199 @@
+import dataclasses
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from configs.schema import LearnerConfig, PolicyConfig, RewardConfig
+from learner.update import Learner, resolve_device
+from reward_models.table import RewardTable
+from tests.learner.toy_rollouts import RECALL_SPEC, RIGHT, SMALL_POLICY, WRONG, RecallGame, at_version, random_rollout, success_rate
+
+FAST = LearnerConfig(learning_rate=3e-3, gamma=0.9, precision="fp32", device="cpu")
+INTRINSIC_ONLY = RewardConfig(extrinsic_coefficient=0.0, intrinsic_coefficient=1.0)
+KNOWN = np.array([RIGHT, WRONG], np.uint64)
+TABLE = RewardTable.build(KNOWN, np.array([1.0, 0.0]), (0, 1))
+
+
+def make_learner(config: LearnerConfig = FAST, *, policy: PolicyConfig = SMALL_POLICY, run_epoch: int = 0, seed: int = 1) -> Learner:
+    return Learner(RECALL_SPEC, policy, config, INTRINSIC_ONLY, run_epoch=run_epoch, seed=seed)
+
+
+def train(learner: Learner, game: RecallGame, table: RewardTable, num_updates: int) -> float:
+    """The success rate over the last 20 updates."""
+    rates = []
+    for number in range(num_updates):
+        rollout = game.collect(learner.snapshot(), 16, number)
+        learner.step([rollout], table)
+        rates.append(success_rate(rollout))
+    return float(np.mean(rates[-20:]))
+
+
+def step_n(learner: Learner, seeds: range) -> list[dict[str, float]]:
+    return [learner.step([random_rollout(seed=seed, policy_version=learner.policy_version)], TABLE).metrics for seed in seeds]
+
+
+def assert_same(left: Any, right: Any) -> None:
+    """Equal bit for bit."""
+    if isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_same(left[key], right[key])
+    elif isinstance(left, np.ndarray):
+        assert left.dtype == right.dtype
+        np.testing.assert_array_equal(left, right)
+    else:
+        assert left == right
+
+
+@pytest.mark.parametrize("core", ["lstm", "gru"])
+def test_captions_at_the_end_of_an_episode_teach_what_must_be_remembered(core: str) -> None:
+    policy = dataclasses.replace(SMALL_POLICY, core=core)
+    learner, game = make_learner(policy=policy), RecallGame(32, policy)
+    assert train(learner, game, TABLE, 150) > 0.95
+
+
+def test_swapped_rewards_teach_the_opposite() -> None:
+    swapped = RewardTable.build(KNOWN, np.array([0.0, 1.0]), (0, 1))
+    assert train(make_learner(), RecallGame(32), swapped, 150) < 0.05
+
+
+def test_without_memory_it_cannot_be_learnt() -> None:
+    policy = dataclasses.replace(SMALL_POLICY, core="none")
+    assert train(make_learner(policy=policy), RecallGame(32, policy), TABLE, 150) == pytest.approx(0.5, abs=0.1)
+
+
+def test_every_update_is_a_new_version_and_the_snapshot_carries_it() -> None:
+    learner = make_learner(run_epoch=3)
+    before = learner.snapshot()
+    assert before.policy_version == (3, 0)
+    step_n(learner, range(2))
+    after = learner.snapshot()
+    assert after.policy_version == learner.policy_version == (3, 2)
+    assert learner.metrics() == {"learner_updates": 2, "updates_skipped_nonfinite": 0}
+    assert any((before.weights[name] != after.weights[name]).any() for name in before.weights)
+
+
+def test_the_seed_decides_the_first_weights_and_leaves_torchs_generator_alone() -> None:
+    state = torch.get_rng_state()
+    one, same, other = make_learner(seed=1), make_learner(seed=1), make_learner(seed=2)
+    assert torch.equal(state, torch.get_rng_state())
+    assert_same(one.snapshot().weights, same.snapshot().weights)
+    assert (one.snapshot().weights["core.input.weight"] != other.snapshot().weights["core.input.weight"]).any()
+
+
+@pytest.mark.parametrize("field", ["extrinsic_rewards", "behaviour_values", "behaviour_logits"])
+def test_a_non_finite_update_is_skipped_counted_and_never_published(field: str) -> None:
+    learner = Learner(RECALL_SPEC, SMALL_POLICY, FAST, RewardConfig(), run_epoch=0, seed=1)
+    step_n(learner, range(1))
+    before = learner.state_dict()
+    bad = random_rollout()
+    getattr(bad, field)[2, 1] = math.nan
+    result = learner.step([at_version(bad, (0, 1))], TABLE)
+    assert_same(before, {**learner.state_dict(), "skipped": 0})
+    assert learner.metrics() == {"learner_updates": 1, "updates_skipped_nonfinite": 1}
+    assert all(map(math.isfinite, result.metrics.values()))
+    step_n(learner, range(1, 2))
+    assert learner.policy_version == (0, 2)
+    assert all(np.isfinite(array).all() for array in learner.snapshot().weights.values())
+
+
+def test_a_truncation_without_its_final_value_is_skipped_rather_than_guessed() -> None:
+    rollout = random_rollout()
+    assert rollout.truncated.any()
+    learner = make_learner()
+    learner.step([dataclasses.replace(rollout, final_values=np.full_like(rollout.final_values, np.nan))], TABLE)
+    assert learner.metrics()["updates_skipped_nonfinite"] == 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resuming_continues_bit_for_bit_in_a_new_epoch(precision: str) -> None:
+    config = dataclasses.replace(FAST, precision=precision)
+    straight, first = make_learner(config), make_learner(config)
+    straight_metrics = step_n(straight, range(6))
+    step_n(first, range(3))
+    saved = first.state_dict()
+    step_n(first, range(3, 4))  # what the run did after its last checkpoint must leave no trace in it
+    resumed = make_learner(config, run_epoch=1, seed=99)
+    resumed.load_state_dict(saved)
+    assert resumed.policy_version == (1, 3)
+    assert step_n(resumed, range(3, 6)) == straight_metrics[3:]
+    assert_same(straight.state_dict(), {**resumed.state_dict(), "run_epoch": 0})
+
+
+def test_a_learner_that_never_stepped_can_be_resumed() -> None:
+    fresh, resumed = make_learner(), make_learner(run_epoch=1, seed=5)
+    resumed.load_state_dict(fresh.state_dict())
+    assert step_n(fresh, range(2)) == step_n(resumed, range(2))
+
+
+def test_the_state_is_arrays_and_json_values_only() -> None:
+    learner = make_learner()
+    step_n(learner, range(1))
+
+    def replace_arrays(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: replace_arrays(inner) for key, inner in value.items()}
+        return None if isinstance(value, np.ndarray) else value
+
+    state = learner.state_dict()
+    assert json.loads(json.dumps(replace_arrays(state))) == replace_arrays(state)
+
+
+def test_versions_never_recur_because_a_state_of_the_same_epoch_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="an epoch of its own"):
+        make_learner(run_epoch=2).load_state_dict(make_learner(run_epoch=2).state_dict())
+
+
+def test_another_networks_state_is_refused() -> None:
+    other = make_learner(policy=dataclasses.replace(SMALL_POLICY, core_size=16))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        make_learner(run_epoch=1).load_state_dict(other.state_dict())
+
+
+def test_a_step_reports_each_rollouts_lag_and_intrinsic_rewards() -> None:
+    learner = make_learner()
+    step_n(learner, range(4))
+    rollouts = [random_rollout(num_envs=2, seed=1, policy_version=(0, 4)), random_rollout(num_envs=3, seed=2, policy_version=(0, 1))]
+    result = learner.step(rollouts, TABLE)
+    assert result.lags == [0, 3]
+    for rollout, intrinsic in zip(rollouts, result.intrinsic, strict=True):
+        np.testing.assert_allclose(intrinsic, (rollout.caption_ids == RIGHT) / rollout.caption_counts.astype(np.float64) ** 3, rtol=1e-6)
+    assert result.metrics["intrinsic_reward_mean"] == pytest.approx(np.mean(np.concatenate([i.ravel() for i in result.intrinsic])))
+    assert result.metrics["intrinsic_unknown_fraction"] == 0.0
+
+
+def test_rollouts_are_left_as_they_were_even_where_they_cannot_be_written() -> None:
+    rollout = random_rollout(read_only=True)
+    make_learner().step([rollout], TABLE)
+    np.testing.assert_array_equal(rollout.actions, random_rollout().actions)
+
+
+def test_gradients_are_scaled_to_the_norm_limit() -> None:
+    # Adam hides the gradient's scale, but its first moment shows it: (1 - beta1) x gradient.
+    learner = make_learner(dataclasses.replace(FAST, max_grad_norm=0.01))
+    metrics = step_n(learner, range(1))[0]
+    assert metrics["grad_norm"] > 0.01
+    moments = [entry["exp_avg"].ravel() for entry in learner.state_dict()["adam"].values()]
+    assert np.linalg.norm(np.concatenate(moments)) == pytest.approx(0.1 * 0.01, rel=1e-4)
+
+
+def test_on_the_behaviour_policys_own_rollout_every_ratio_is_one() -> None:
+    learner, game = make_learner(), RecallGame(8)
+    for number in range(3):  # whatever resets there were, and whatever state the rollout began in
+        result = learner.step([game.collect(learner.snapshot(), 16, number)], TABLE)
+        assert result.metrics["approx_kl"] < 1e-8
+        assert result.metrics["clip_fraction"] == 0.0
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "mps", "cuda:99"])
+def test_a_device_that_is_not_there_is_named_in_the_error(name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        resolve_device(name)
+
+
+def test_auto_takes_cuda_where_there_is_a_device() -> None:
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
