@@ -3,7 +3,7 @@
 Invariant: a reward model is a function of the caption alone, so it is evaluated once per distinct caption and version.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +24,10 @@ class RewardModel(Protocol):
 
     def score(self, captions: Sequence[Caption]) -> np.ndarray:
         """R per caption, [N] f32; NaN where the model has nothing to say yet (such captions stay out of the table)."""
+        ...
+
+    def retain(self, ids: Set[int]) -> None:
+        """Forget what was remembered of single captions other than these: the rest has left the caption book."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

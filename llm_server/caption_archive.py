@@ -1,0 +1,82 @@
+"""`captions.sqlite` of a run: every caption the run has seen, also those that its caption book has evicted.
+
+Invariant: a row holds the newest state written of its caption; a failing disk costs rows of the archive, never the run.
+"""
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+LOG = logging.getLogger(__name__)
+MAX_IDS_PER_QUERY = 500  # SQLite's limit on host parameters was 999 for a long time
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS captions (
+  id INTEGER PRIMARY KEY,  -- the 64-bit caption id as a signed integer
+  text TEXT NOT NULL,
+  count INTEGER NOT NULL,
+  first_seen INTEGER NOT NULL,  -- environment steps
+  last_seen INTEGER NOT NULL,
+  probability REAL,  -- of progress; NULL where there is no label
+  answer_mass REAL,
+  status TEXT NOT NULL
+)
+"""
+UPSERT = "INSERT OR REPLACE INTO captions VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+
+ArchivedRow = tuple[int, str, int, int, int, float, float, str]
+"""id, text, count, first_seen, last_seen, probability (NaN: none), answer_mass (NaN: none), status."""
+
+
+class CaptionArchive:
+    """The SQLite file; thread-safe."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        self._failing = False
+        try:
+            self._connection = sqlite3.connect(path, timeout=10.0, check_same_thread=False)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=NORMAL")
+            self._connection.execute(SCHEMA)
+        except sqlite3.Error as error:
+            raise ValueError(f"caption archive {path} cannot be opened ({error}); move it away or choose another run_dir") from error
+
+    def write(self, rows: Iterable[ArchivedRow]) -> bool:
+        """Insert or replace rows in one transaction; False where the disk refused (logged once until it works again)."""
+        try:
+            with self._lock, self._connection:
+                self._connection.executemany(UPSERT, ((_signed(row[0]), *row[1:]) for row in rows))
+        except sqlite3.Error as error:
+            if not self._failing:
+                LOG.error("captions.sqlite could not be written (%s); training goes on, the archive lacks what is evicted meanwhile", error)
+            self._failing = True
+            return False
+        self._failing = False
+        return True
+
+    def look_up(self, ids: Sequence[int]) -> dict[int, tuple[str, int, int]]:
+        """id -> (text, count, first_seen) of those that are archived."""
+        found: dict[int, tuple[str, int, int]] = {}
+        try:
+            with self._lock:
+                for start in range(0, len(ids), MAX_IDS_PER_QUERY):
+                    chunk = [_signed(number) for number in ids[start : start + MAX_IDS_PER_QUERY]]
+                    query = f"SELECT id, text, count, first_seen FROM captions WHERE id IN ({','.join('?' * len(chunk))})"
+                    for number, text, count, first_seen in self._connection.execute(query, chunk):
+                        found[number % 2**64] = (text, count, first_seen)
+        except sqlite3.Error as error:
+            LOG.error("captions.sqlite could not be read (%s); evicted captions stay unknown until workers send their texts again", error)
+        return found
+
+    def close(self) -> None:
+        """Close the file; later writes are refused."""
+        with self._lock:
+            self._connection.close()
+
+
+def _signed(number: int) -> int:
+    """SQLite integers are signed: the upper half of the 64-bit ids maps to negative numbers."""
+    return number - 2**64 if number >= 2**63 else number

@@ -1,0 +1,190 @@
+"""The annotation service as a child process of the run: started, watched, started again, ended.
+
+Invariant: at most one child is alive; it ends when its parent does, however that ends, because it watches its standard
+input; watching it never raises and never waits.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from configs.service_schema import ServiceConfig
+from llm_server.client import AnnotationRefused, ServiceUnavailable
+
+LOG = logging.getLogger(__name__)
+MAX_FAILED_STARTS = 5
+CONFIGURATION_ERROR = 2
+FIRST_BACKOFF_S = 0.5
+MAX_BACKOFF_S = 30.0
+STABLE_S = 60.0
+SLOW_START_S = 10.0
+TERMINATE_BUDGET_S = 3.0
+STDERR_LINES = 20
+
+
+class ServiceProcess:
+    """`python -m llm_server.serve` as a child; thread-safe.
+
+    Its output is appended to `log_path`; its address is read from a file beside it. `ensure_running` is to be called every
+    second or so: it notices an exit and starts the next child after a back-off. A child that was never reachable in
+    `MAX_FAILED_STARTS` attempts, or that calls its configuration wrong, is not started again: `problem` says why.
+    """
+
+    def __init__(self, config: ServiceConfig, rubric: str, log_path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self.problem: str | None = None
+        """Why it is not started any more, with its last lines; None as long as there is hope."""
+        self.restarts = 0
+        """Children started after the first."""
+        self._log_path, self._address_path = log_path, log_path.with_suffix(".address")
+        self._command = [*serve_command(config, rubric), "--address-file", str(self._address_path), "--exit-with-parent"]
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._address: str | None = None
+        self._started_at = self._start_at = clock()
+        self._log_start = 0
+        self._failures = 0  # in a row, for the back-off
+        self._failed_starts = 0  # in a row without ever listening, for giving up
+        self._num_starts = 0
+        self._is_slow_start_reported = False
+        self._is_closed = False
+
+    @property
+    def pid(self) -> int | None:
+        """Of the living child."""
+        with self._lock:
+            return self._child.pid if self._child and self._child.poll() is None else None
+
+    def address(self) -> str:
+        """host:port of the child that is running now.
+
+        Raises ServiceUnavailable while there is none, and AnnotationRefused once there will be none.
+        """
+        self.ensure_running()
+        with self._lock:
+            if self.problem is not None:
+                raise AnnotationRefused(self.problem)
+            if self._address is None:
+                raise ServiceUnavailable(f"the annotation service is starting (its output: {self._log_path})")
+            return self._address
+
+    def ensure_running(self) -> bool:
+        """Start or restart the child where that is due; whether one is alive and listening."""
+        with self._lock:
+            if self._is_closed or self.problem is not None:
+                return False
+            try:
+                self._watch()
+            except OSError as error:  # no memory to fork, no disk for the log
+                self._failed(f"could not be started: {error}")
+            return self._address is not None
+
+    def _watch(self) -> None:
+        exit_code = self._child.poll() if self._child else None
+        if self._child and exit_code is not None:
+            self._release_child()
+            self._failed(f"ended with exit code {exit_code}", is_final=exit_code == CONFIGURATION_ERROR and self._address is None)
+            self._address = None
+        if self._child is None and self.problem is None and self._clock() >= self._start_at:
+            self._start()
+        if self._child and self._address is None:
+            self._read_address()
+
+    def _start(self) -> None:
+        self._address_path.unlink(missing_ok=True)
+        self._is_slow_start_reported = False
+        self._started_at = self._clock()
+        root = str(Path(__file__).resolve().parents[1])
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
+            "PYTHONSAFEPATH": "1",  # whatever lies in the working directory shadows no module
+            "PYTHONUNBUFFERED": "1",
+        }
+        with self._log_path.open("ab") as log:
+            self._log_start = log.tell()
+            # A session of its own: Ctrl-C is for the run, which then ends the child in its own time.
+            self._child = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+        self.restarts += self._num_starts > 0
+        self._num_starts += 1
+
+    def _read_address(self) -> None:
+        try:
+            self._address = self._address_path.read_text().strip() or None
+        except FileNotFoundError:
+            self._address = None
+        waited_s = self._clock() - self._started_at
+        if self._address is not None:
+            LOG.info("the annotation service listens on %s after %.1f s", self._address, waited_s)
+        elif waited_s > SLOW_START_S and not self._is_slow_start_reported:
+            self._is_slow_start_reported = True
+            LOG.info("waiting for the annotation service to listen for %.0f s (its output: %s)", waited_s, self._log_path)
+
+    def _failed(self, what: str, is_final: bool = False) -> None:
+        if self._clock() - self._started_at > STABLE_S:
+            self._failures = 0
+        self._failures += 1
+        self._failed_starts = self._failed_starts + 1 if self._address is None else 0
+        message = f"the annotation service {what}; its last lines:\n{self._last_lines()}"
+        if self._failures == 1 or is_final:
+            LOG.error("%s", message)
+        if is_final or self._failed_starts >= MAX_FAILED_STARTS:
+            self.problem = f"{message}\nIt is not started again: correct the `service` and `annotator` keys and re-run the same command."
+        self._start_at = self._clock() + min(FIRST_BACKOFF_S * 2.0 ** (self._failures - 1), MAX_BACKOFF_S)
+
+    def _last_lines(self) -> str:
+        try:
+            with self._log_path.open("rb") as log:
+                log.seek(max(self._log_start, self._log_path.stat().st_size - 8192))
+                lines = log.read().decode(errors="replace").splitlines()
+        except OSError as error:
+            return f"(its log cannot be read: {error})"
+        return "\n".join(lines[-STDERR_LINES:]) or "(it wrote nothing)"
+
+    def _release_child(self) -> None:
+        if self._child and self._child.stdin:
+            self._child.stdin.close()
+        self._child = None
+
+    def close(self) -> None:
+        """End the child within five seconds, by force if need be; nothing is left of it but its log."""
+        with self._lock:
+            self._is_closed = True
+            if self._child:
+                self._child.terminate()
+                try:
+                    self._child.wait(TERMINATE_BUDGET_S)
+                except subprocess.TimeoutExpired:
+                    os.killpg(self._child.pid, signal.SIGKILL)
+                    self._child.wait()
+                self._release_child()
+            self._address = None
+            self._address_path.unlink(missing_ok=True)
+
+
+def serve_command(config: ServiceConfig, rubric: str) -> list[str]:
+    """The command line that serves `config` (this interpreter, any working directory)."""
+    options = {
+        "--engine": config.engine,
+        "--model": config.model,
+        "--rubric": rubric,
+        "--host": config.host,
+        "--port": config.port,
+        "--device": config.device,
+        "--dtype": config.dtype,
+        "--batch-size": config.batch_size,
+        "--store": config.store,
+        "--nice": config.nice,
+        "--torch-threads": config.torch_threads,
+        "--script": config.script,
+        "--script-delay-s": config.script_delay_s,
+    }
+    # `--name=value`, so that a value may begin with a dash; empty ones keep the service's own default.
+    return [sys.executable, "-m", "llm_server.serve", *(f"{name}={value}" for name, value in options.items() if value != "")]
