@@ -14,8 +14,11 @@ MAX_TYPED = 64
 MIN_WORD = 3
 """A typed text of at least so many bytes is masked wherever it stands as a word, a shorter one only where names stand."""
 
+_ECHOES = {b"# ": b"#", b"Count: ": b"Count:", b"Search for: ": b"Search for:"}
+"""Prompts that the game reads without saying so (extended commands, counts, searching a menu), and what is left of them."""
 _UNKNOWN_COMMAND = b": unknown extended command"
 _ENGRAVING = re.compile(rb'(You read: ").*(")', re.DOTALL)
+_ANNOTATION = re.compile(rb'(Replace annotation ").*(" with\?)', re.DOTALL)
 
 
 class MessageLog:
@@ -65,12 +68,13 @@ class MessageLog:
                 self._typed.pop(next(iter(self._typed)))
 
     def _mask(self, line: bytes) -> bytes:
-        if line.startswith(b"# "):  # the echo of an extended command being typed
-            return b"#"
-        if line.startswith(b"Count: "):
-            return b"Count:"
+        for echo, masked in _ECHOES.items():
+            if line.startswith(echo):
+                return masked
         if _UNKNOWN_COMMAND in line:
             return line[line.rindex(_UNKNOWN_COMMAND) + 2 :]
+        if line.startswith(b"Replace annotation"):
+            return _ANNOTATION.sub(rb"\1" + TYPED + rb"\2", line)
         if self._typed:
             line = _ENGRAVING.sub(rb"\1" + TYPED + rb"\2", line)  # engravings wear off letter by letter: no literal match
             for typed in self._typed:

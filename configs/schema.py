@@ -20,7 +20,7 @@ class EnvConfig:
     """Where captions come from: an observation key holding message bytes (`message`), `info:KEY`, or `module:function`
     (called as function(obs, info) -> str)."""
     max_episode_steps: int = 5000
-    """Steps after which an episode is truncated; 0 leaves the limit to the environment (NetHack tasks then have none)."""
+    """Steps after which an episode is truncated; 0 takes the environment's own limit (most NetHack tasks: 5000)."""
     options: dict[str, Any] = field(default_factory=dict)
     """Extra keyword arguments for the environment's constructor, for example {character: mon-hum-neu-mal}."""
     fold_case: bool = False

@@ -34,6 +34,8 @@ def test_lines_are_joined_in_order_and_empty_or_lingering_ones_left_out() -> Non
         (b"zzq: unknown extended command.", b"unknown extended command."),
         (b": unknown extended command: x: unknown extended command.", b"unknown extended command."),
         (b"Count: 20421", b"Count:"),
+        (b"Search for: tna*Xq", b"Search for:"),
+        (b'Replace annotation "xY" q" with? ', b'Replace annotation "***" with? '),
         (b'"Hello, Agent!  Welcome to Ann\'s store!"', b'"Hello, Agent!  Welcome to Ann\'s store!"'),
         (b'You read: "ad aerarium".', b'You read: "ad aerarium".'),
     ],
