@@ -45,6 +45,14 @@ def test_limit_zero_is_the_tasks_own_limit_and_still_a_truncation() -> None:
     env.close()
 
 
+def test_a_limit_beyond_the_tasks_own_holds() -> None:
+    env = make("MiniHack-KeyRoom-S15-v0", max_episode_steps=450)
+    *earlier, last = play(env, 450, seed=0)
+    assert not any(step.ends for step in earlier), "its own limit is 400"
+    assert last.truncated.tolist() == [True]
+    env.close()
+
+
 def test_reaching_the_stairs_succeeds_with_the_last_screen_kept() -> None:
     env = make("MiniHack-Room-5x5-v0", num_envs=8, max_episode_steps=60)
     ends = [(step, end) for step in play(env, 60, seed=0) for end in step.ends if step.terminated[end.index]]
@@ -80,3 +88,12 @@ def test_levels_may_be_given_as_an_option() -> None:
     steps = [env.step(np.full(2, 1)) for _ in range(20)]  # east
     assert any(end.info["success"] == 1 for step in steps for end in step.ends)
     env.close()
+
+
+def test_levels_drawn_from_a_list_depend_on_the_seed_alone() -> None:
+    shown = []
+    for _ in range(2):
+        env = make("MiniHack-Room-Random-15x15-v0", crop_size=41, options={"seeds": list(range(1000))})
+        shown.append(env.reset()[0]["glyph_crop"])
+        env.close()
+    assert np.array_equal(*shown)

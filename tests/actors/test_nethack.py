@@ -17,6 +17,7 @@ from configs.schema import EnvConfig
 
 TASKS = ["", "Score", "Staircase", "StaircasePet", "Oracle", "Gold", "Eat", "Scout", "Challenge"]
 DEPTH, HP, TIME = 12, 10, 20  # indices into blstats
+CLIMB = 17  # the action `<` of the score task
 
 
 def make(
@@ -102,9 +103,11 @@ def test_descending_the_stairs_is_said_and_seen() -> None:
 
 
 def test_the_deepest_level_counts_even_after_leaving_it() -> None:
-    env = make(worker_index=137, max_episode_steps=85)
-    *_, last = play(env, 85, seed=137)
-    assert last.ends[0].info["depth"] == 2
+    env = make(worker_index=137, max_episode_steps=86)
+    play(env, 85, seed=137)
+    (end,) = env.step(np.array([CLIMB])).ends
+    assert end.final_obs["blstats"][DEPTH] == 1
+    assert end.info["depth"] == 2
     env.close()
 
 
@@ -132,6 +135,7 @@ def test_a_reached_goal_terminates_on_the_last_screen_and_counts_as_success() ->
     (end,) = step.ends
     assert end.info["success"] == 1
     assert step.rewards[0] == 1
+    assert step.captions == [text(end.final_obs["message"])], "nothing of quitting the game"
     assert end.final_obs["blstats"][TIME] == end.info["turns"] > before.obs["blstats"][0, TIME]
     env.close()
     env = make("NetHackStaircase-v0", max_episode_steps=3)
@@ -151,6 +155,13 @@ def test_every_task_plays_through_several_episodes(task: str) -> None:
     for name, spec in env.spec.observations.items():
         assert steps[-1].obs[name].shape == (2, *spec.shape)
         assert steps[-1].obs[name].dtype == spec.dtype
+    env.close()
+
+
+def test_the_moon_depends_on_the_seed_and_not_on_the_date() -> None:
+    env = make(num_envs=16)
+    _, captions = env.reset()
+    assert {b" moon" in caption for caption in captions} == {True, False}, "on one date all would greet alike"
     env.close()
 
 
