@@ -251,9 +251,9 @@ class CaptionBook:
 
     def _write_archive(self, rows: np.ndarray) -> bool:
         values = zip(*(self._columns[name][rows].tolist() for name in COLUMNS), (self._captions[row] for row in rows), strict=True)
-        # A caption without a text has nothing that could be looked up later.
+        # A caption without a text has nothing that could be looked up later; one that is being asked about has no answer yet.
         archived: list[ArchivedRow] = [
-            (number, caption.text, count, first, last, probability, mass, CaptionState(state).name)
+            (number, caption.text, count, first, last, probability, mass, CaptionState(state).name.replace("ASKED", "PENDING"))
             for number, count, first, last, state, probability, mass, caption in values
             if caption is not None
         ]

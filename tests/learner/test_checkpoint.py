@@ -116,7 +116,9 @@ def test_tensors_that_share_memory_are_kept_each_by_itself(tmp_path):
     assert_same(loaded, {"net": {"a": tensor, "b": tensor, "c": tensor[1:]}})
 
 
-@pytest.mark.parametrize(("leaf", "named"), [({"x": {1, 2}}, "part.x"), ({"y": np.float32(1)}, "part.y"), ({"z": np.array(["a"])}, "part.z")])
+@pytest.mark.parametrize(
+    ("leaf", "named"), [({"x": {1, 2}}, "part.x"), ({"y": np.float32(1)}, "part.y"), ({"z": np.array(["a"])}, "part.z")]
+)
 def test_a_value_that_no_checkpoint_can_hold_is_refused_by_name(tmp_path, leaf, named):
     with pytest.raises(TypeError, match=named):
         save_checkpoint(tmp_path, 1, {"part": leaf}, keep=1)

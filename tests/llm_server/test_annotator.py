@@ -1,0 +1,268 @@
+"""The annotator: nothing is lost, nothing is asked twice, and a service that is down, hung or hostile stops nothing else."""
+
+import logging
+import time
+from collections import Counter
+
+import pytest
+
+from configs.service_schema import AnnotatorConfig
+from llm_server.annotator import Annotator
+from llm_server.caption_book import CaptionBook
+from llm_server.client import AnnotationRefused, ServiceUnavailable
+from tests.llm_server.fake_clients import FakeService
+
+
+@pytest.fixture
+def service():
+    service = FakeService()
+    yield service
+    service.gate.set()
+
+
+@pytest.fixture
+def book():
+    return CaptionBook(10_000, 1000)
+
+
+@pytest.fixture
+def make(service, book):
+    made = []
+
+    def build(connect=service.connect, **config):
+        settings = {"batch_size": 4, "max_in_flight": 2, "max_backoff_s": 0.01, "request_timeout_s": 5.0} | config
+        made.append(Annotator(connect, book, AnnotatorConfig(**settings)))
+        return made[-1]
+
+    yield build
+    service.gate.set()
+    for annotator in made:
+        annotator.close()
+
+
+def fill(book, *texts, number=0):
+    """Earlier texts are more frequent, so more urgent."""
+    book.take_report(
+        {i: text for i, text in enumerate(texts, 1)}, {i: 2 ** (len(texts) - i) for i in range(1, len(texts) + 1)}, "0.0", number, 0
+    )
+
+
+def take_until(annotator, enough):
+    taken, deadline = [], time.monotonic() + 20
+    while not enough(taken):
+        assert time.monotonic() < deadline, f"got {taken}, metrics {annotator.metrics()}"
+        annotator.wait(0.5)
+        taken += annotator.take()
+    return taken
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def texts_of(judged):
+    return [item.caption.text for item in judged]
+
+
+def test_a_turn_asks_the_most_urgent_first_in_batches_and_stops_at_its_limit(make, service, book):
+    fill(book, *"abcdefghij")
+    annotator = make()
+    assert texts_of(annotator.turn(6)) == list("abcdef")
+    assert service.requests == [list("abcd"), list("ef")]
+    assert texts_of(annotator.turn(100)) == list("ghij")
+    assert annotator.turn(100) == []
+    assert annotator.metrics()["annotator_up"] == 1
+
+
+def test_cached_and_fresh_answers_come_in_the_same_order_and_are_counted_apart(make, book):
+    fill(book, "old kill", "new", "odd", "bad", "old odd")
+    annotator = make()
+    assert texts_of(annotator.turn(10)) == ["old kill", "new"]
+    figures = annotator.metrics()
+    assert figures["annotations_total"] == 5
+    assert figures["annotations_cached"] == 2
+    assert figures["annotations_unparsed"] == 3
+    assert figures["forward_passes"] == 2
+
+
+def test_unparsed_and_rejected_answers_are_no_labels_and_not_asked_again(make, service, book):
+    fill(book, "odd", "bad")
+    annotator = make()
+    assert annotator.turn(10) == []
+    fill(book, "odd", "bad", number=1)
+    assert annotator.turn(10) == []
+    assert len(service.requests) == 1
+
+
+def test_a_turn_waits_for_a_service_that_restarts_and_asks_the_same_batch(make, service, book):
+    fill(book, *"abcdef")
+    service.fail_next = [ServiceUnavailable("gone"), ConnectionError("odd failure")]
+    annotator = make()
+    assert texts_of(annotator.turn(6)) == list("abcdef")
+    assert service.requests == [list("abcd")] * 3 + [list("ef")]
+    assert annotator.metrics()["annotation_requests_failed"] == 2
+    assert service.connections == 3
+
+
+def test_a_turn_gives_up_after_the_deadline_and_then_tries_once_until_the_service_is_back(make, service, book):
+    fill(book, *"ab")
+    service.is_down = True
+    annotator = make(request_timeout_s=0.05)
+    assert annotator.turn(2) == []
+    before = len(service.requests)
+    assert before > 1
+    assert annotator.turn(2) == []
+    assert len(service.requests) == before + 1
+    assert annotator.metrics()["annotator_up"] == 0
+    service.is_down = False
+    assert texts_of(annotator.turn(2)) == list("ab")
+    service.fail_next = [ServiceUnavailable("gone")]
+    fill(book, *"abc", number=1)
+    assert texts_of(annotator.turn(2)) == ["c"]  # patient again
+
+
+def test_an_interrupt_ends_a_turns_waiting(make, service, book):
+    fill(book, "a")
+    service.is_down = True
+    annotator = make(request_timeout_s=3600.0, max_backoff_s=3600.0)
+    annotator.interrupt()
+    assert annotator.turn(1) == []
+    assert book.metrics()["annotations_pending"] == 1
+
+
+def test_every_caption_is_answered_once_through_failures_of_all_kinds(make, service, book):
+    names = [f"caption {i}" for i in range(100)]
+    book.take_report(dict(enumerate(names, 1)), dict.fromkeys(range(1, 101), 1), "0.0", 0, 0)
+    service.fail_next = [ServiceUnavailable("a"), RuntimeError("b"), ServiceUnavailable("c")]
+    annotator = make()
+    annotator.start()
+    taken = take_until(annotator, lambda taken: len(taken) == 100)
+    assert Counter(texts_of(taken)) == Counter(names)
+    assert Counter(service.answered) == Counter(names)
+    figures = annotator.metrics()
+    assert (figures["annotations_total"], figures["annotation_requests_failed"], figures["annotator_up"]) == (100, 3, 1)
+
+
+def test_no_more_than_max_in_flight_requests_are_under_way(make, service, book):
+    fill(book, *[f"c{i}" for i in range(40)])
+    service.gate.clear()
+    annotator = make(max_in_flight=3)
+    annotator.start()
+    for _ in range(3):
+        assert service.arrived.acquire(timeout=10)
+    assert not service.arrived.acquire(timeout=0.05)
+    service.gate.set()
+    take_until(annotator, lambda taken: len(taken) == 40)
+    assert service.most_under_way == 3
+
+
+def test_answers_that_nobody_takes_stop_the_asking(make, service, book):
+    fill(book, *[f"c{i}" for i in range(60)])
+    annotator = make(max_in_flight=1, batch_size=2)
+    annotator.start()
+    wait_until(lambda: len(service.requests) == 5)  # 4 x 2 answers wait, one batch more is in the asking thread's hand
+    assert not [service.arrived.acquire(timeout=0.05) for _ in range(6)][5]
+    assert annotator.metrics()["annotation_results_waiting"] == 8
+    assert len(take_until(annotator, lambda taken: len(taken) == 60)) == 60
+
+
+def test_the_gauge_falls_and_rises_with_the_service_even_while_nothing_is_pending(make, service, book, monkeypatch):
+    monkeypatch.setattr("llm_server.annotator.PROBE_INTERVAL_S", 0.01)
+    annotator = make()
+    annotator.start()
+    for is_down in (False, True, False):
+        service.is_down = is_down
+        wait_until(lambda is_down=is_down: annotator.metrics()["annotator_up"] == int(not is_down))
+    assert service.requests == []
+
+
+def test_a_client_is_made_anew_after_a_failure_so_that_a_service_may_come_back_elsewhere(make, service, book):
+    fill(book, "a")
+    elsewhere = FakeService()
+    service.is_down = True
+    addresses = [service, elsewhere]
+    annotator = make(connect=lambda: addresses.pop(0).connect())
+    assert texts_of(annotator.turn(1)) == ["a"]
+    assert elsewhere.answered == ["a"]
+    assert service.closed == 1
+
+
+def test_a_service_that_is_still_starting_is_no_failed_request(make, book, service):
+    fill(book, "a")
+    starts = iter([ServiceUnavailable("starting"), ServiceUnavailable("starting")])
+
+    def connect():
+        for error in starts:
+            raise error
+        return service.connect()
+
+    annotator = make(connect=connect)
+    assert texts_of(annotator.turn(1)) == ["a"]
+    assert annotator.metrics()["annotation_requests_failed"] == 0
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_refusal_ends_the_asking_is_logged_once_and_loses_nothing(make, service, book, caplog, asynchronous):
+    fill(book, *"abcdefgh")
+    service.fail_next = [AnnotationRefused("rubric `x` is unknown; the service has `y`")] * 9
+    annotator = make()
+    with caplog.at_level(logging.ERROR):
+        if asynchronous:
+            annotator.start()
+            wait_until(lambda: not any(thread.is_alive() for thread in annotator._threads))
+        else:
+            assert annotator.turn(8) == []
+            assert annotator.turn(8) == []
+    assert len(service.requests) <= (2 if asynchronous else 1)
+    assert caplog.text.count("rubric `x` is unknown") == 1
+    assert annotator.problem == "rubric `x` is unknown; the service has `y`"
+    assert annotator.metrics()["annotator_up"] == 0
+    assert book.metrics()["annotations_pending"] == 8
+
+
+def test_a_wrong_number_of_judgements_is_a_failure_not_a_shift(make, service, book, monkeypatch):
+    fill(book, "a", "kill b")
+    annotator = make(request_timeout_s=0.0)
+    monkeypatch.setattr("tests.llm_server.fake_clients.FakeClient.annotate", lambda self, items: [])
+    assert annotator.turn(2) == []
+    assert book.metrics()["annotations_pending"] == 2
+
+
+def test_close_is_prompt_while_a_request_hangs_and_its_captions_are_saved_as_pending(make, service, book):
+    fill(book, *"abcd")
+    service.gate.clear()
+    annotator = make(max_in_flight=1)
+    annotator.start()
+    assert service.arrived.acquire(timeout=10)
+    assert book.metrics()["annotations_pending"] == 0
+    started = time.monotonic()
+    annotator.close()
+    assert time.monotonic() - started < 2
+    restored = CaptionBook(100, 1000)
+    restored.load_state_dict(book.state_dict())
+    assert restored.metrics()["annotations_pending"] == 4
+
+
+def test_answers_not_yet_taken_are_saved_as_pending(make, service, book):
+    fill(book, *"abcd")
+    annotator = make()
+    annotator.start()
+    annotator.wait(10)
+    restored = CaptionBook(100, 1000)
+    restored.load_state_dict(book.state_dict())
+    assert restored.metrics()["annotations_pending"] == 4
+    assert annotator.state_dict()["counters"]["annotations_total"] == 0
+    assert len(annotator.take()) == 4
+
+
+def test_counters_go_on_after_a_resume(make, book):
+    fill(book, "a", "odd")
+    first, second = make(), make()
+    first.turn(2)
+    second.load_state_dict(first.state_dict())
+    assert second.metrics()["annotations_total"] == 2
+    assert second.metrics()["annotations_unparsed"] == 1
+    assert second.metrics()["annotator_up"] is None
