@@ -172,6 +172,18 @@ def test_rollouts_are_left_as_they_were_even_where_they_cannot_be_written() -> N
     np.testing.assert_array_equal(rollout.actions, random_rollout().actions)
 
 
+def test_the_rollouts_end_is_worth_what_the_learners_own_net_says() -> None:
+    learner = make_learner()
+    rollout = random_rollout(1, 4, terminated=np.zeros((1, 4), bool), truncated=np.zeros((1, 4), bool))
+    with torch.no_grad():
+        core_state = {name: torch.from_numpy(array) for name, array in rollout.core_state.items()}
+        output = learner.net({"sign": torch.from_numpy(rollout.obs["sign"])}, core_state)
+    value, last_value = output.values.numpy()
+    on_policy = dataclasses.replace(rollout, behaviour_logits=output.logits[:1].numpy(), behaviour_values=value[None])
+    result = learner.step([on_policy], TABLE)
+    assert result.metrics["value_loss"] == pytest.approx(np.mean((result.intrinsic[0][0] + 0.9 * last_value - value) ** 2), rel=1e-4)
+
+
 def test_gradients_are_scaled_to_the_norm_limit() -> None:
     # Adam hides the gradient's scale, but its first moment shows it: (1 - beta1) x gradient.
     learner = make_learner(dataclasses.replace(FAST, max_grad_norm=0.01))
