@@ -43,7 +43,7 @@ def make(service, book):
 def fill(book, *texts, number=0):
     """Earlier texts are more frequent, so more urgent."""
     book.take_report(
-        {i: text for i, text in enumerate(texts, 1)}, {i: 2 ** (len(texts) - i) for i in range(1, len(texts) + 1)}, "0.0", number, 0
+        dict(enumerate(texts, 1)), {i: 2 ** (len(texts) - i) for i in range(1, len(texts) + 1)}, "0.0", number, 0
     )
 
 

@@ -119,11 +119,11 @@ def test_an_answered_caption_is_not_asked_again_whatever_the_answer(status):
 
 def test_the_least_recently_seen_leave_and_their_late_answers_are_dropped():
     book = make_book(max_captions=64)
-    report(book, {i: 1 for i in range(1, 65)}, env_steps=1)
+    report(book, dict.fromkeys(range(1, 65), 1), env_steps=1)
     report(book, {5: 1, 6: 1}, env_steps=2, number=1)
     assert (len(book), book.num_evicted) == (64, 0)
     batch = book.next_batch(64)
-    report(book, {i: 1 for i in range(100, 132)}, env_steps=3, number=2)
+    report(book, dict.fromkeys(range(100, 132), 1), env_steps=3, number=2)
     assert len(book) == 63
     assert counts(book, 5, 6, 100, 131) == [2, 2, 1, 1]
     kept = book.record([judged(caption.id) for caption in batch])
@@ -134,7 +134,7 @@ def test_the_least_recently_seen_leave_and_their_late_answers_are_dropped():
 
 def test_a_report_larger_than_the_book_keeps_the_bound():
     book = make_book(max_captions=3)
-    report(book, {i: 1 for i in range(1, 5000)})
+    report(book, dict.fromkeys(range(1, 5000), 1))
     assert len(book) == 3
     assert len(asked(book)) == 3
 
@@ -151,7 +151,8 @@ def test_an_evicted_caption_comes_back_with_text_and_count_although_its_text_is_
     assert big in asked(book)
     book.close()
     rows = sqlite3.connect(tmp_path / "captions.sqlite")
-    assert rows.execute("SELECT text, count, first_seen FROM captions WHERE id = ?", (big - 2**64,)).fetchall() == [(f"caption {big}", 5, 1)]
+    found = rows.execute("SELECT text, count, first_seen FROM captions WHERE id = ?", (big - 2**64,)).fetchall()
+    assert found == [(f"caption {big}", 5, 1)]
     rows.close()
 
 
@@ -207,7 +208,7 @@ def test_a_restored_book_is_equal_but_has_a_new_identity_and_knows_no_workers():
 
 def test_a_smaller_bound_holds_after_a_resume():
     book = make_book()
-    report(book, {i: 1 for i in range(1, 101)})
+    report(book, dict.fromkeys(range(1, 101), 1))
     small = make_book(max_captions=10)
     small.load_state_dict(book.state_dict())
     assert len(small) == 10

@@ -1,0 +1,273 @@
+"""Trainer and pipeline: versions only go up, tables hold what was judged, failures never reach the learner."""
+
+import logging
+import sqlite3
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from configs.service_schema import AnnotatorConfig, RewardModelConfig
+from learner.checkpoint import load_checkpoint, save_checkpoint
+from llm_server.annotator import Annotator
+from llm_server.caption_archive import CaptionArchive
+from llm_server.caption_book import CaptionBook, CaptionState
+from llm_server.client import AnnotationRefused, ServiceUnavailable
+from reward_models.training import AnnotationPipeline, RewardTrainer, build_reward_model
+from tests.llm_server.fake_clients import FakeService
+
+TEXTS = {1: "you kill the newt", 2: "a wall", 3: "odd", 4: "you kill the rat"}
+COUNTS = {1: 5, 2: 50, 3: 4, 4: 6}
+
+
+@pytest.fixture
+def service():
+    return FakeService()
+
+
+@pytest.fixture
+def make(service, tmp_path):
+    made = []
+
+    def build(name="retrieval", run_epoch=1, max_captions=1000):
+        book = CaptionBook(max_captions, 1000, CaptionArchive(tmp_path / "captions.sqlite"))
+        model = build_reward_model(RewardModelConfig(name=name), 0.5)
+        config = AnnotatorConfig(batch_size=2, max_backoff_s=0.01, request_timeout_s=0.05)
+        annotator = Annotator(service.connect, book, config) if model.needs_judgements else None
+        made.append(AnnotationPipeline(book, RewardTrainer(model, book, run_epoch), annotator=annotator, publish_interval_s=0.01))
+        return made[-1]
+
+    yield build
+    service.gate.set()
+    for pipeline in made:
+        pipeline.close()
+
+
+def rewards(table, *ids):
+    values, known = table.look_up(np.array(ids, np.uint64))
+    return [value if is_known else None for value, is_known in zip(values.tolist(), known.tolist(), strict=True)]
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_turn_brings_at_most_k_judgements_into_the_next_table(make):
+    pipeline = make()
+    assert pipeline.latest_table().reward_version == (1, 0)
+    pipeline.report(TEXTS, COUNTS, "0.0", 0, 0)
+    assert rewards(pipeline.turn(2), 1, 2, 3, 4) == [None, 0, None, 1]
+    assert rewards(pipeline.turn(2), 1, 2, 3, 4) == [1, 0, None, 1]
+    assert pipeline.latest_table().reward_version == (1, 2)
+
+
+def test_a_table_that_would_equal_the_last_is_not_published(make):
+    pipeline = make()
+    pipeline.report(TEXTS, COUNTS, "0.0", 0, 0)
+    table = pipeline.turn(10)
+    pipeline.report({9: "odd again"}, {9: 1, 1: 5}, "0.0", 1, 0)
+    assert pipeline.turn(10) is table
+
+
+def test_the_background_threads_do_what_turns_do(make):
+    pipeline = make()
+    pipeline.start()
+    pipeline.report(TEXTS, COUNTS, "0.0", 0, 0)
+    wait_until(lambda: rewards(pipeline.latest_table(), 1, 2, 3, 4) == [1, 0, None, 1])
+    figures = pipeline.metrics()
+    assert (figures["annotations_total"], figures["annotator_up"], figures["captions_distinct"]) == (4, 1, 4)
+    assert figures["reward_model_accuracy"] is None
+
+
+def test_a_service_that_is_down_leaves_the_last_table_and_delays_no_report(make, service):
+    pipeline = make()
+    pipeline.start()
+    pipeline.report(TEXTS, COUNTS, "0.0", 0, 0)
+    wait_until(lambda: rewards(pipeline.latest_table(), 1, 2, 4) == [1, 0, 1])
+    service.is_down = True
+    pipeline.report({5: "kill"}, {5: 1}, "0.0", 1, 0)
+    wait_until(lambda: pipeline.metrics()["annotator_up"] == 0)
+    assert rewards(pipeline.latest_table(), 1, 5) == [1, None]
+    service.is_down = False
+    wait_until(lambda: rewards(pipeline.latest_table(), 5) == [1])
+
+
+@pytest.mark.parametrize(("name", "reward"), [("counts", 1), ("none", 0)])
+def test_baselines_ask_nobody_and_know_every_caption_at_once(make, service, name, reward):
+    pipeline = make(name)
+    pipeline.report(TEXTS, COUNTS, "0.0", 0, 0)
+    assert rewards(pipeline.turn(64), 1, 2, 3, 4, 0) == [reward] * 4 + [0]
+    pipeline.start()
+    pipeline.report({5: "five"}, {5: 1}, "0.0", 1, 0)
+    wait_until(lambda: rewards(pipeline.latest_table(), 5) == [reward])
+    assert service.connections == 0
+    figures = pipeline.metrics()
+    assert figures.get("annotator_up") is None
+    assert figures["annotations_pending"] is None
+
+
+def test_a_run_resumes_with_the_same_rewards_in_a_new_epoch(make, tmp_path):
+    first = make()
+    first.report(TEXTS, COUNTS, "0.0", 0, 0)
+    first.turn(2)
+    state = load_checkpoint(save_checkpoint(tmp_path / "checkpoints", 1, {"annotation": first.state_dict()}, keep=1))["annotation"]
+    first.close()
+    second = make(run_epoch=2)
+    second.load_state_dict(state)
+    assert rewards(second.latest_table(), 1, 2, 3, 4) == [None, 0, None, 1]
+    assert second.latest_table().reward_version == (2, 1)
+    second.turn(10)
+    assert rewards(second.latest_table(), 1, 2, 3, 4) == [1, 0, None, 1]
+    assert second.latest_table().reward_version == (2, 2)
+    assert second.metrics()["annotations_total"] == 4
+
+
+def test_a_resumed_run_goes_on_like_one_that_was_not_interrupted(make, tmp_path):
+    """Turn by turn, table by table."""
+    reports = [({10 * n + i: f"{n} kill {i}" for i in range(1, 8)}, {10 * n + i: i for i in range(1, 8)}) for n in range(1, 7)]
+    whole, first, second = make(), make(), make(run_epoch=2)
+    for number, (texts, counts) in enumerate(reports[:3]):
+        for pipeline in (whole, first):
+            pipeline.report(texts, counts, "0.0", number, number * 100)
+            pipeline.turn(3)
+    second.load_state_dict(first.state_dict())
+    for number, (texts, counts) in enumerate(reports[3:], 3):
+        tables = []
+        for pipeline in (whole, second):
+            pipeline.report(texts, counts, "0.0", number, number * 100)
+            tables.append(pipeline.turn(3))
+        np.testing.assert_array_equal(tables[0].ids, tables[1].ids)
+        np.testing.assert_array_equal(tables[0].rewards, tables[1].rewards)
+
+
+def test_evicted_captions_leave_table_and_model(make):
+    pipeline = make(max_captions=4)
+    pipeline.report(TEXTS, COUNTS, "0.0", 0, 0)
+    pipeline.turn(10)
+    pipeline.report({8: "kill", 9: "nine"}, {8: 1, 9: 1, 2: 1, 1: 1}, "0.0", 1, 100)
+    pipeline.turn(10)
+    assert rewards(pipeline.latest_table(), 1, 2, 4, 8, 9) == [1, 0, None, 1, 0]
+    assert len(pipeline.state_dict()["trainer"]["model"]["ids"]) == 4
+
+
+def test_the_most_rewarded_are_by_reward_then_count_and_seen_often_enough(make):
+    pipeline = make()
+    pipeline.report(TEXTS, COUNTS | {1: 6}, "0.0", 0, 0)
+    pipeline.report({5: "kill once"}, {5: 1}, "0.0", 1, 0)
+    pipeline.turn(10)
+    top = pipeline.top_rewarded(10, 3)
+    assert [(caption.text, caption.reward, caption.probability, caption.count) for caption in top] == [
+        ("you kill the newt", 1.0, 0.9, 6),
+        ("you kill the rat", 1.0, 0.9, 6),
+    ]
+    assert len(pipeline.top_rewarded(1, 1)) == 1
+    assert make("counts").top_rewarded(5, 1) == []
+
+
+def test_an_error_in_training_is_logged_with_its_traceback_and_outlived(make, caplog, monkeypatch):
+    pipeline = make()
+    errors = iter([ValueError("bad label"), ValueError("bad label")])
+    learn = pipeline._trainer.learn
+
+    def learn_at_the_third_attempt(judged):
+        if judged:
+            for error in errors:
+                raise error
+        learn(judged)
+
+    monkeypatch.setattr(pipeline._trainer, "learn", learn_at_the_third_attempt)
+    with caplog.at_level(logging.ERROR):
+        pipeline.report(TEXTS, COUNTS, "0.0", 0, 0)
+        pipeline.start()
+        wait_until(lambda: rewards(pipeline.latest_table(), 1, 2, 4) == [1, 0, 1])  # nothing that was judged is lost
+    assert "bad label" in caplog.text
+    assert "Traceback" in caplog.text
+    assert pipeline.problem is None
+
+
+def test_training_that_keeps_failing_stops_says_so_and_leaves_the_table(make, caplog, monkeypatch):
+    pipeline = make()
+    pipeline.report(TEXTS, COUNTS, "0.0", 0, 0)
+    pipeline.turn(2)
+    table = pipeline.latest_table()
+
+    def fail(judged):
+        raise ValueError("always")
+
+    monkeypatch.setattr(pipeline._trainer, "learn", fail)
+    pipeline.start()
+    wait_until(lambda: pipeline.problem is not None)
+    assert "always" in pipeline.problem
+    assert pipeline.metrics()["annotator_up"] == 0
+    assert pipeline.latest_table() is table
+    assert pipeline.report({}, {1: 1}, "0.0", 1, 0)[1] == 1
+
+
+def test_a_refusal_is_the_pipelines_problem(make, service):
+    pipeline = make()
+    service.fail_next = [AnnotationRefused("the rubric differs")]
+    pipeline.report(TEXTS, COUNTS, "0.0", 0, 0)
+    pipeline.turn(2)
+    assert pipeline.problem == "the rubric differs"
+
+
+def test_a_checkpoint_falls_never_between_taking_and_learning(make):
+    """Every label is either in the saved model or pending in the saved book."""
+    pipeline = make()
+    pipeline.start()
+    stop = threading.Event()
+
+    def report_on():
+        for number in range(400):
+            if stop.is_set():
+                return
+            pipeline.report({number + 1: f"kill {number}"}, {number + 1: 1}, "0.0", number, number)
+
+    reporter = threading.Thread(target=report_on)
+    reporter.start()
+    try:
+        for _ in range(20):
+            state = pipeline.state_dict()
+            labelled = set(state["trainer"]["model"]["ids"].tolist())
+            columns = state["book"]["columns"]
+            for number, book_state in zip(columns["id"].tolist(), columns["state"].tolist(), strict=True):
+                assert (number in labelled) == (book_state == CaptionState.OK)
+    finally:
+        stop.set()
+        reporter.join()
+
+
+def test_the_archive_is_written_with_the_checkpoint_and_at_the_end(make, tmp_path, service):
+    service.is_down = True
+    pipeline = make()
+    pipeline.report(TEXTS, COUNTS, "0.0", 0, 0)
+    pipeline.state_dict()
+    archive = sqlite3.connect(tmp_path / "captions.sqlite")
+    assert archive.execute("SELECT count(*) FROM captions WHERE status = 'PENDING'").fetchone() == (4,)
+    service.is_down = False
+    pipeline.turn(10)
+    pipeline.close()
+    assert archive.execute("SELECT count(*) FROM captions WHERE status = 'OK'").fetchone() == (3,)
+    archive.close()
+
+
+def test_close_is_prompt_while_the_service_hangs(make, service):
+    service.gate.clear()
+    pipeline = make()
+    pipeline.start()
+    pipeline.report(TEXTS, COUNTS, "0.0", 0, 0)
+    assert service.arrived.acquire(timeout=10)
+    started = time.monotonic()
+    pipeline.close()
+    assert time.monotonic() - started < 4
+
+
+def test_an_outage_in_turns_costs_the_deadline_once_and_no_label(make, service):
+    service.fail_next = [ServiceUnavailable("down")] * 3
+    pipeline = make()
+    pipeline.report(TEXTS, COUNTS, "0.0", 0, 0)
+    wait_until(lambda: rewards(pipeline.turn(10), 1, 2, 4) == [1, 0, 1])
