@@ -13,7 +13,7 @@ import torch
 from actors.captions import CaptionTracker
 from actors.environment import VectorEnvironment, VectorStep
 from actors.policy import PolicyNet, PolicySnapshot, load_snapshot, resolve_precision
-from actors.rollout import Acknowledgement, CaptionReport, EpisodeStatistics, Rollout
+from actors.rollout import Acknowledgement, CaptionReport, EpisodeStatistics, Rollout, Version
 from configs.schema import ActorsConfig
 
 
@@ -34,7 +34,6 @@ class RolloutWorker:
         self._core = net.initial_state(env.num_envs)
         self._obs: dict[str, np.ndarray] | None = None
 
-    @torch.no_grad()
     def collect(self, snapshot: PolicySnapshot | None, acknowledgement: Acknowledgement | None) -> tuple[Rollout, CaptionReport]:
         """T steps under `snapshot` (None: the weights of the last call); raises RuntimeError where no weights ever came."""
         if acknowledgement is not None:
@@ -44,6 +43,15 @@ class RolloutWorker:
             self._snapshot = snapshot
         if self._snapshot is None:
             raise RuntimeError("collect was called before any policy snapshot; give one with the first call")
+        # One autocast context for all steps: the weights are cast to it once.
+        with torch.no_grad(), torch.autocast("cpu", self._autocast or torch.bfloat16, enabled=self._autocast is not None):
+            rollout = self._play(self._snapshot.policy_version)
+        texts, counts = self.captions.report(self._sequence_number)
+        report = CaptionReport(texts=texts, counts=counts, worker_id=self.worker_id, sequence_number=self._sequence_number)
+        self._sequence_number += 1
+        return rollout, report
+
+    def _play(self, policy_version: Version) -> Rollout:
         current = self._begin_episodes() if self._obs is None else self._obs
         num_steps, num_envs, spec = self.config.rollout_steps, self.env.num_envs, self.env.spec
         obs = {name: np.empty((num_steps + 1, num_envs, *array.shape), array.dtype) for name, array in spec.observations.items()}
@@ -71,16 +79,12 @@ class RolloutWorker:
         for name, array in current.items():
             obs[name][num_steps] = array
         self._obs = current
-        texts, caption_counts = self.captions.report(self._sequence_number)
-        rollout = Rollout(
+        return Rollout(
             obs=obs, actions=actions, behaviour_logits=logits, behaviour_values=values, final_values=final_values,
             extrinsic_rewards=rewards, terminated=terminated, truncated=truncated, caption_ids=ids, caption_counts=counts,
-            core_state=core_state, policy_version=self._snapshot.policy_version, worker_id=self.worker_id,
+            core_state=core_state, policy_version=policy_version, worker_id=self.worker_id,
             sequence_number=self._sequence_number, episodes=tuple(episodes),
         )  # fmt: skip
-        report = CaptionReport(texts=texts, counts=caption_counts, worker_id=self.worker_id, sequence_number=self._sequence_number)
-        self._sequence_number += 1
-        return rollout, report
 
     def state_dict(self) -> dict[str, Any]:
         """State from which the next rollout is the same bit for bit, where the environments can save theirs."""
@@ -117,8 +121,7 @@ class RolloutWorker:
         self, obs: Mapping[str, np.ndarray], core: dict[str, torch.Tensor]
     ) -> tuple[np.ndarray, np.ndarray, dict[str, torch.Tensor]]:
         """Logits [B, A] and values [B] f32, and the next core state."""
-        with torch.autocast("cpu", self._autocast or torch.bfloat16, enabled=self._autocast is not None):
-            logits, values, core = self.net.step({name: torch.from_numpy(array) for name, array in obs.items()}, core)
+        logits, values, core = self.net.step({name: torch.from_numpy(array) for name, array in obs.items()}, core)
         return logits.float().numpy(), values.float().numpy(), {name: tensor.float() for name, tensor in core.items()}
 
     def _end_episodes(self, step: VectorStep, final_values: np.ndarray, episodes: list[EpisodeStatistics]) -> None:

@@ -17,6 +17,7 @@ from actors.environment import EnvironmentSpec
 from cluster import temporary
 from cluster.console import Console
 from cluster.logs import log_to_file
+from cluster.ray_auth import use_private_token
 from cluster.run_directory import RunDirectory, open_run, record_provenance, write_atomically
 from cluster.wiring import check_parts
 from configs.schema import RunConfig
@@ -58,7 +59,9 @@ def launch(config: RunConfig) -> int:
     log_to_file(run.log)
     record_provenance(run, run_epoch, rubric_hash)
     word = "starts" if run_epoch == 1 else f"continues (epoch {run_epoch})"
-    console.say(f"run {config.run_dir} {word}: {config.env.id}, reward model {config.reward_model.name}, to {config.total_env_steps:,} steps")
+    console.say(
+        f"run {config.run_dir} {word}: {config.env.id}, reward model {config.reward_model.name}, to {config.total_env_steps:,} steps"
+    )
     try:
         with StopRequest(console.say) as stop:
             summary = _train(config, spec, run, run_epoch, directory, stop, console)
@@ -72,7 +75,10 @@ def launch(config: RunConfig) -> int:
     except Exception as error:
         LOG.exception("the run failed")
         console.close()
-        print(f"delphi train: the run failed: {error}\nMore in {run.log}; the same command continues from the last checkpoint", file=sys.stderr)
+        print(
+            f"delphi train: the run failed: {error}\nMore in {run.log}; the same command continues from the last checkpoint",
+            file=sys.stderr,
+        )
         return 1
     finally:
         temporary.sweep(config.run_dir)
@@ -84,6 +90,10 @@ def _train(
 ) -> dict[str, Any]:
     if config.cluster.mode == "inline":
         return _train_inline(config, run, run_epoch, stop, console)
+    if config.cluster.mode == "local":
+        token = use_private_token(directory)
+        if token is not None:
+            console.say(f"Ray asks for a token, in {token}")
     from cluster.ray_spawner import train
 
     return train(

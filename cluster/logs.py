@@ -18,3 +18,4 @@ def log_to_file(path: Path) -> None:
         old.close()
     root.addHandler(handler)
     root.setLevel(logging.INFO)
+    logging.getLogger("nle").setLevel(logging.WARNING)  # one line per environment that says nothing is saved

@@ -35,9 +35,7 @@ class TrainingLoop:
     def __init__(self, config: RunConfig, run: RunDirectory, run_epoch: int, workers: Workers, annotation: Annotation) -> None:
         self.config, self.run_directory = config, run
         self.workers, self.annotation = workers, annotation
-        self.learner = Learner(
-            workers.spec, config.policy, config.learner, config.reward, run_epoch=run_epoch, seed=config.seed
-        )
+        self.learner = Learner(workers.spec, config.policy, config.learner, config.reward, run_epoch=run_epoch, seed=config.seed)
         self.stream = RolloutStream(config.learner)
         self.metrics = RunMetrics(config.logging.episode_window)
         self.env_steps = 0
@@ -119,9 +117,12 @@ class TrainingLoop:
             "time_s": self._seconds_before + now - self._started,
             "learner_wait_fraction": (self._waited_s - waited) / seconds,
         }
-        total = line.get("annotations_total") or 0
-        line["annotations_per_s"] = (total - annotations) / seconds
-        self._interval = (now, self.env_steps, total, self._waited_s)
+        total = line.get("annotations_total")
+        if total is not None:
+            line["annotations_per_s"] = (total - annotations) / seconds
+        if self.config.reward_model.name == "none":
+            line["intrinsic_unknown_fraction"] = None
+        self._interval = (now, self.env_steps, total or 0, self._waited_s)
         self._latest = self._writer.write(line)
 
     def _checkpoint(self) -> None:
@@ -131,7 +132,11 @@ class TrainingLoop:
             "workers": self.workers.state_dict(),
             "stream": self.stream.state_dict(),
             "metrics": self.metrics.state_dict(),
-            "loop": {"env_steps": self.env_steps, "seconds": self._seconds_before + time.monotonic() - self._started, "latest": self._latest},
+            "loop": {
+                "env_steps": self.env_steps,
+                "seconds": self._seconds_before + time.monotonic() - self._started,
+                "latest": self._latest,
+            },
         }
         save_checkpoint(self.run_directory.checkpoints, self.env_steps, state, keep=self.config.checkpoint.keep)
         self._last_checkpoint_s = time.monotonic()

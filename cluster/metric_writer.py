@@ -61,5 +61,6 @@ def _ray_gauges() -> dict[str, Any]:
     from ray.util.metrics import Gauge
 
     return {
-        metric.name: Gauge(f"delphi_{metric.name}", description=f"{metric.meaning} [{metric.unit}]", tag_keys=("run",)) for metric in CATALOGUE
+        metric.name: Gauge(f"delphi_{metric.name}", description=f"{metric.meaning} [{metric.unit}]", tag_keys=("run",))
+        for metric in CATALOGUE
     }

@@ -46,6 +46,8 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("annotations_cached", "judgements", "counter", "judgements read from the store", "up to annotations_total"),
     Metric("annotations_unparsed", "judgements", "counter", "answers outside the allowed ones; never used as labels", "below 5 % of annotations_total"),
     Metric("annotation_age_s", "s", "gauge", "mean time from a caption's first report to its judgement, newest judgements", "seconds"),
+    Metric("annotation_results_waiting", "judgements", "gauge", "judgements received and not yet learnt from", "near 0"),
+    Metric("captions_evicted", "captions", "counter", "captions that left the full caption book", "0"),
     Metric("annotation_requests_failed", "requests", "counter", "requests to the annotation service that failed and were repeated", "0"),
     Metric("annotator_up", "0 or 1", "gauge", "1 while the annotation service answers; null where none is needed", "1"),
     Metric("service_restarts", "restarts", "counter", "annotation service processes started anew in this epoch", "0"),
@@ -63,3 +65,9 @@ CATALOGUE: tuple[Metric, ...] = (
 )  # fmt: skip
 
 NAMES: frozenset[str] = frozenset(metric.name for metric in CATALOGUE)
+
+
+def markdown_table() -> str:
+    """The catalogue as the README shows it."""
+    rows = [f"| `{m.name}` | {m.unit} | {m.kind} | {m.meaning} | {m.healthy} |" for m in CATALOGUE]
+    return "\n".join(["| name | unit | kind | meaning | healthy |", "|---|---|---|---|---|", *rows])

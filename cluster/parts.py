@@ -5,26 +5,13 @@ a worker or the annotator is down.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from actors.environment import EnvironmentSpec
 from actors.policy import PolicySnapshot
 from actors.rollout import Rollout
 from reward_models.table import RewardTable
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RewardedCaption:
-    """One line of the end-of-run summary (annotation -> user)."""
-
-    text: str
-    reward: float
-    """R of the caption in the last table."""
-    probability: float | None
-    """The judge's p(progress); None for reward models that ask none."""
-    count: int
-    """Occurrences in the run."""
+from reward_models.training import RewardedCaption
 
 
 class Workers(Protocol):

@@ -16,12 +16,12 @@ from actors.policy import PolicySnapshot
 from actors.rollout import Acknowledgement, CaptionReport, Rollout
 from cluster import temporary
 from cluster.logs import log_to_file
-from cluster.parts import RewardedCaption
 from cluster.placement import Request
 from cluster.run_directory import RunDirectory
 from cluster.wiring import build_pipeline, build_worker
 from configs.schema import RunConfig
 from reward_models.table import RewardTable
+from reward_models.training import RewardedCaption
 
 
 @ray.remote(max_restarts=0)
@@ -61,7 +61,9 @@ class AnnotatorActor:
 
     def report(self, report: CaptionReport, env_steps: int) -> Acknowledgement:
         """Take a worker's captions into the book."""
-        book_epoch, sequence_number = self._pipeline.report(report.texts, report.counts, report.worker_id, report.sequence_number, env_steps)
+        book_epoch, sequence_number = self._pipeline.report(
+            report.texts, report.counts, report.worker_id, report.sequence_number, env_steps
+        )
         return Acknowledgement(book_epoch=book_epoch, sequence_number=sequence_number)
 
     def update(self, known: tuple[int, int]) -> tuple[RewardTable | None, dict[str, float | None]]:

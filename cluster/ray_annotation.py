@@ -13,11 +13,11 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from actors.rollout import Acknowledgement
-from cluster.parts import RewardedCaption
 from cluster.placement import Request
 from cluster.ray_actors import AnnotatorActor
 from configs.schema import RunConfig
 from reward_models.table import RewardTable
+from reward_models.training import RewardedCaption, saved_table
 
 LOG = logging.getLogger(__name__)
 POLL_INTERVAL_S = 0.5
@@ -81,6 +81,7 @@ class RayAnnotation:
         """Start the annotator from `state`; called before the first report."""
         if state:
             self._state = state
+            self._table = saved_table(state["trainer"], self._run_epoch)
         self._running_actor()
 
     def close(self) -> None:

@@ -64,9 +64,13 @@ def _connect(config: RunConfig, temporary: Path, say: Callable[[str], None]) -> 
         try:
             context = ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.WARNING)
         except ConnectionError as error:
-            raise RunFailed(f"cluster.address={cluster.address}: no Ray cluster answers there ({error}); start one with `ray start --head`") from None
+            raise RunFailed(
+                f"cluster.address={cluster.address}: no Ray cluster answers there ({error}); start one with `ray start --head`"
+            ) from None
     else:
-        rollout_bytes = actors.num_workers * (actors.rollouts_in_flight + 1) * actors.envs_per_worker * (actors.rollout_steps + 1) * STEP_BYTES
+        rollout_bytes = (
+            actors.num_workers * (actors.rollouts_in_flight + 1) * actors.envs_per_worker * (actors.rollout_steps + 1) * STEP_BYTES
+        )
         context = ray.init(
             include_dashboard=cluster.dashboard,
             object_store_memory=cluster.object_store_bytes or max(200_000_000, 2 * rollout_bytes),
@@ -99,7 +103,9 @@ def _watch(
             learner.stop.remote()
             deadline = now + config.cluster.shutdown_budget_s
         if deadline is not None and now > deadline:
-            raise RunFailed(f"the learner did not stop within cluster.shutdown_budget_s = {config.cluster.shutdown_budget_s:g} s; ended by force")
+            raise RunFailed(
+                f"the learner did not stop within cluster.shutdown_budget_s = {config.cluster.shutdown_budget_s:g} s; ended by force"
+            )
         try:
             line = ray.get(learner.progress.remote(), timeout=2 * POLL_INTERVAL_S)
         except GetTimeoutError:

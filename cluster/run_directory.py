@@ -117,7 +117,9 @@ def find_run(path: str) -> tuple[RunDirectory, dict[str, Any]]:
     if not config_file.exists():
         near = sorted(p.parent for p in run.path.parent.glob("*/config.json")) if run.path.parent.exists() else []
         names = ", ".join(os.path.relpath(p) for p in near[:5])
-        raise ConfigError(f"no run at {path} (it has no config.json); " + (f"there are: {names}" if near else "give a run_dir that `delphi train` made"))
+        raise ConfigError(
+            f"no run at {path} (it has no config.json); " + (f"there are: {names}" if near else "give a run_dir that `delphi train` made")
+        )
     return run, json.loads(config_file.read_text())
 
 

@@ -4,15 +4,58 @@ Invariant: every spawner builds through these functions, so the modes differ in 
 """
 
 import zlib
-from pathlib import Path
 
 from actors.captions import CaptionTracker
-from actors.environment import make_environment
+from actors.environment import EnvironmentSpec, make_environment
 from actors.policy import PolicyNet
 from actors.worker import RolloutWorker
 from cluster.run_directory import RunDirectory
 from configs.schema import RunConfig
-from llm_server.annotator import Annotator
+from configs.validation import ConfigError
+from learner.update import resolve_device
+from llm_server.caption_archive import CaptionArchive
 from llm_server.caption_book import CaptionBook
-from llm_server.service_process import ServiceProcess
-from reward_models.training import AnnotationPipeline, build_reward_model
+from reward_models.training import AnnotationPipeline, RewardTrainer, build_reward_model
+
+
+def build_worker(config: RunConfig, index: int, *, incarnation: str, stream: str) -> RolloutWorker:
+    """Rollout worker `index`; `stream` names its environments' seeds."""
+    env = make_environment(
+        config.env,
+        num_envs=config.actors.envs_per_worker,
+        run_seed=config.seed,
+        worker_index=index,
+        stream=stream,
+        crop_size=config.policy.crop_size,
+    )
+    captions = CaptionTracker(env.num_envs, fold_case=config.env.fold_case, fold_digits=config.env.fold_digits)
+    seed = zlib.crc32(f"{config.seed}/{stream}/{index}/actions".encode())
+    return RolloutWorker(env, PolicyNet(env.spec, config.policy), captions, config.actors, worker_id=f"{index}.{incarnation}", seed=seed)
+
+
+def build_pipeline(config: RunConfig, run: RunDirectory, run_epoch: int) -> AnnotationPipeline:
+    """Caption book, annotator, reward model; and the annotation service unless an address was given or `inline` runs it here."""
+    archive = CaptionArchive(run.captions)
+    book = CaptionBook(config.annotator.max_captions, config.annotator.recency_half_life_env_steps, archive)
+    model = build_reward_model(config.reward_model, 0.5)
+    trainer = RewardTrainer(model, book, run_epoch)
+    annotator, service = None, None
+    return AnnotationPipeline(book, trainer, annotator=annotator, service=service, publish_interval_s=config.reward_model.publish_interval_s)
+
+
+def check_parts(config: RunConfig) -> tuple[EnvironmentSpec, str | None]:
+    """Build and drop what can be built cheaply, so that mistakes show before a run begins.
+
+    The environment's specification, and the rubric's hash where one is used. Raises ConfigError.
+    """
+    try:
+        resolve_device(config.learner.device)
+        env = make_environment(
+            config.env, num_envs=1, run_seed=config.seed, worker_index=0, stream="check", crop_size=config.policy.crop_size
+        )
+        env.close()
+        PolicyNet(env.spec, config.policy)
+        rubric_hash = None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return env.spec, rubric_hash

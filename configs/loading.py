@@ -101,9 +101,10 @@ def experiment_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
 
 def suggestion(got: str, known: Sequence[str]) -> str:
     """` (did you mean X?)`, or nothing where no name is near."""
-    near = difflib.get_close_matches(got, known, 1, cutoff=0.6) or [
-        name for name in known if name.rsplit(".", 1)[-1] == got.rsplit(".", 1)[-1]
-    ][:1]
+    near = (
+        difflib.get_close_matches(got, known, 1, cutoff=0.6)
+        or [name for name in known if name.rsplit(".", 1)[-1] == got.rsplit(".", 1)[-1]][:1]
+    )
     return f" (did you mean {near[0]}?)" if near else ""
 
 
@@ -189,7 +190,9 @@ def _check_keys(layer: dict[str, Any]) -> None:
     sections = {key.rsplit(".", 1)[0] for key in known if "." in key}
     for key, value in _flatten(layer):
         if key in sections:
-            raise ConfigError(f"{key} is a section, got {value!r}; set one of its keys, for example {next(k for k in known if k.startswith(key + '.'))}")
+            raise ConfigError(
+                f"{key} is a section, got {value!r}; set one of its keys, for example {next(k for k in known if k.startswith(key + '.'))}"
+            )
         if key not in known:
             raise ConfigError(f"unknown key {key}{suggestion(key, [*known])}; `delphi train --keys` lists them all")
 

@@ -117,7 +117,10 @@ def _check_combinations(config: RunConfig) -> None:
             raise ConfigError(message)
 
     cluster, actors, learner = config.cluster, config.actors, config.learner
-    refuse(config.policy.crop_size % 2 == 0, f"policy.crop_size: got {config.policy.crop_size}, wanted an odd number so that the hero is the centre")
+    refuse(
+        config.policy.crop_size % 2 == 0,
+        f"policy.crop_size: got {config.policy.crop_size}, wanted an odd number so that the hero is the centre",
+    )
     refuse(
         cluster.mode == "connect" and not os.path.isabs(config.run_dir),
         f"run_dir: got {config.run_dir!r}, wanted an absolute path with cluster.mode=connect, because a job's working directory is a temporary copy",
@@ -133,5 +136,3 @@ def _check_combinations(config: RunConfig) -> None:
         f"actors.num_workers x actors.rollouts_in_flight: got {in_flight} rollouts in flight, which lag more than learner.max_policy_lag"
         f" ({learner.max_policy_lag}) updates of {learner.rollouts_per_batch} rollouts: they would be dropped; raise learner.rollouts_per_batch",
     )
-
-

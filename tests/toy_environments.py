@@ -83,6 +83,21 @@ class ForgetfulCorridor(Corridor):
         return super().__getattribute__(name)
 
 
+class HummingCorridor(Corridor):
+    """A corridor with a distraction: action 2 hums one of many tunes and leads nowhere. Novelty is in humming, progress is not."""
+
+    def __init__(self, length: int = 10, num_tunes: int = 64) -> None:
+        super().__init__(length, num_actions=4)
+        self.num_tunes = num_tunes
+
+    def step(self, action: int) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """Action 1 advances, 2 hums, any other retreats."""
+        if action != 2:
+            return super().step(action)
+        text = f"You hum tune {self.np_random.integers(self.num_tunes)}."
+        return self._observe(text), 0.0, False, False, {"success": False, "text": text}
+
+
 class Painting(gymnasium.Env):
     """Image observations and nothing to win: pixels are noise, `info["text"]` says how bright they are."""
 
@@ -151,5 +166,5 @@ def describe(obs: dict[str, np.ndarray], info: dict[str, Any]) -> str:
     return f"cell {int(obs['position'].argmax())}"
 
 
-for _kind in (Corridor, ForgetfulCorridor, Painting, Dial, Throttle):
+for _kind in (Corridor, ForgetfulCorridor, HummingCorridor, Painting, Dial, Throttle):
     gymnasium.register(f"{_kind.__name__}-v0", entry_point=f"{__name__}:{_kind.__name__}")

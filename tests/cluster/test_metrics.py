@@ -1,0 +1,109 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actors.rollout import EpisodeStatistics, Rollout
+from cluster.metric_writer import MetricWriter
+from cluster.metrics import CATALOGUE, NAMES, markdown_table
+from cluster.run_metrics import RunMetrics
+
+CORE_NAMES = [
+    "env_steps",
+    "env_steps_per_s",
+    "learner_updates",
+    "policy_lag_mean",
+    "policy_lag_max",
+    "rollouts_dropped_stale",
+    "episode_return_extrinsic_mean",
+    "episode_length_mean",
+    "intrinsic_reward_mean",
+    "intrinsic_unknown_fraction",
+    "captions_distinct",
+    "annotations_total",
+    "annotations_per_s",
+    "annotations_pending",
+    "annotation_age_s",
+    "annotations_unparsed",
+    "reward_version",
+    "reward_model_accuracy",
+    "annotator_up",
+    "annotations_cached",
+    "forward_passes",
+    "policy_loss",
+    "value_loss",
+    "entropy",
+    "approx_kl",
+    "clip_fraction",
+    "rho_clipped_fraction",
+    "explained_variance",
+    "grad_norm",
+    "episode_return_intrinsic_mean",
+    "episodes_total",
+]
+
+
+def rollout(*, number: int, done: list[list[bool]], episodes: int, worker_id: str = "0.1") -> Rollout:
+    terminated = np.array(done)
+    zeros = np.zeros(terminated.shape)
+    statistics = EpisodeStatistics(episode_return=2.0, length=3, terminated=True, info={})
+    return Rollout(
+        obs={}, actions=zeros, behaviour_logits=zeros, behaviour_values=zeros, final_values=zeros, extrinsic_rewards=zeros,
+        terminated=terminated, truncated=np.zeros_like(terminated), caption_ids=zeros, caption_counts=zeros, core_state={},
+        policy_version=(1, 0), worker_id=worker_id, sequence_number=number, episodes=(statistics,) * episodes,
+    )  # fmt: skip
+
+
+def test_the_catalogue_has_every_agreed_name_once() -> None:
+    assert len(NAMES) == len(CATALOGUE)
+    assert not set(CORE_NAMES) - NAMES
+
+
+def test_a_line_holds_every_name_and_null_for_what_is_not_defined(tmp_path: Path) -> None:
+    writer = MetricWriter(tmp_path, tensorboard=True, run_name="x")
+    writer.write({"env_steps": 5, "entropy": math.nan})
+    with pytest.raises(KeyError, match="entrpy"):
+        writer.write({"env_steps": 5, "entrpy": 1.0})
+    writer.close()
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    values = json.loads(line)
+    assert set(values) == NAMES
+    assert values["env_steps"] == 5
+    assert values["entropy"] is None
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_intrinsic_returns_run_over_rollout_borders_and_end_with_the_episode() -> None:
+    metrics = RunMetrics(episode_window=10)
+    metrics.add_rollout(rollout(number=0, done=[[False, False], [False, True]], episodes=1), np.array([[1.0, 10.0], [2.0, 20.0]]))
+    metrics.add_rollout(rollout(number=1, done=[[True, False]], episodes=1), np.array([[4.0, 40.0]]))
+    line = metrics.take_line()
+    assert line["episode_return_intrinsic_mean"] == np.mean([30.0, 7.0])
+    assert (line["episodes_total"], line["episode_return_extrinsic_mean"], line["episode_length_mean"]) == (2, 2.0, 3.0)
+
+
+def test_a_replaced_worker_does_not_inherit_the_lost_episode() -> None:
+    metrics = RunMetrics(episode_window=10)
+    metrics.add_rollout(rollout(number=0, done=[[False]], episodes=0), np.array([[5.0]]))
+    metrics.add_rollout(rollout(number=0, done=[[True]], episodes=1, worker_id="0.2"), np.array([[1.0]]))
+    assert metrics.take_line()["episode_return_intrinsic_mean"] == 1.0
+
+
+def test_means_cover_the_interval_and_only_updates_that_defined_them() -> None:
+    metrics = RunMetrics(episode_window=10)
+    metrics.add_update({"entropy": 1.0, "approx_kl": 4.0}, lags=[0, 3])
+    metrics.add_update({"entropy": 3.0}, lags=[1])
+    saved = metrics.state_dict()
+    line = metrics.take_line()
+    assert (line["entropy"], line["approx_kl"], line["policy_lag_mean"], line["policy_lag_max"]) == (2.0, 4.0, 1.25, 3)
+    assert "entropy" not in metrics.take_line()
+    restored = RunMetrics(episode_window=10)
+    restored.load_state_dict(json.loads(json.dumps(saved)))
+    assert restored.take_line() == line
+
+
+def test_the_readme_shows_the_catalogue_as_it_is() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert markdown_table() in readme, 'run: python -c "from cluster.metrics import markdown_table; print(markdown_table())"'

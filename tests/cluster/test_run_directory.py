@@ -1,0 +1,92 @@
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.run_directory import RunDirectory, find_run, open_run, record_provenance
+from configs.loading import load_config
+from configs.schema import RunConfig
+from configs.validation import ConfigError
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    return load_config(preset="debug", overrides=[f"run_dir={tmp_path / 'run'}"])
+
+
+def test_every_start_is_a_new_epoch(config: RunConfig) -> None:
+    for expected in (1, 2, 3):
+        run, run_epoch = open_run(config)
+        run.release()
+        assert run_epoch == expected
+
+
+def test_a_second_process_is_refused_and_told_who_holds_the_run(config: RunConfig) -> None:
+    run, _ = open_run(config)
+    code = (
+        "import sys; from configs.loading import load_config; from cluster.run_directory import open_run\n"
+        "open_run(load_config(preset='debug', overrides=['run_dir=' + sys.argv[1]]))"
+    )
+    result = subprocess.run([sys.executable, "-c", code, config.run_dir], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    run.release()
+    assert result.returncode != 0
+    assert "in use by process" in result.stderr
+    assert (run.path / "run_epoch").read_text() == "1\n"
+
+
+def test_another_experiment_is_refused_with_a_diff_and_nothing_is_changed(config: RunConfig) -> None:
+    open_run(config)[0].release()
+    before = (Path(config.run_dir) / "config.json").read_text()
+    changed = dataclasses.replace(config, learner=dataclasses.replace(config.learner, learning_rate=0.5), total_env_steps=99)
+    with pytest.raises(ConfigError, match=r"learner.learning_rate: 0.0001 -> 0.5"):
+        open_run(changed)
+    assert (Path(config.run_dir) / "config.json").read_text() == before
+    longer = dataclasses.replace(config, total_env_steps=99)
+    open_run(longer)[0].release()
+
+
+def test_lines_beyond_the_checkpoint_are_moved_not_lost(config: RunConfig) -> None:
+    run, _ = open_run(config)
+    lines = [json.dumps({"env_steps": n}) for n in (10, 20, 30)]
+    (run.path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"env_st')
+    assert run.supersede_metrics(20) == 2
+    assert (run.path / "metrics.jsonl").read_text().splitlines() == lines[:2]
+    assert (run.path / "metrics.superseded.jsonl").read_text().splitlines() == [lines[2], '{"env_st']
+    run.release()
+
+
+def test_a_missing_run_is_explained_with_what_is_nearby(config: RunConfig) -> None:
+    open_run(config)[0].release()
+    with pytest.raises(ConfigError, match="there are: .*run"):
+        find_run(str(Path(config.run_dir).parent / "rum"))
+    assert find_run(config.run_dir)[1]["env"]["id"] == config.env.id
+
+
+def test_a_directory_that_cannot_be_made_is_explained(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot write"):
+        open_run(dataclasses.replace(config, run_dir=str(tmp_path / "file" / "run")))
+
+
+def test_provenance_grows_by_one_entry_per_start(config: RunConfig) -> None:
+    run, epoch = open_run(config)
+    record_provenance(run, epoch, "abc")
+    record_provenance(run, epoch + 1, "abc")
+    starts = json.loads((run.path / "provenance.json").read_text())
+    run.release()
+    assert [start["run_epoch"] for start in starts] == [1, 2]
+    assert starts[0]["packages"]["torch"]
+    assert starts[0]["rubric_hash"] == "abc"
+
+
+def test_another_file_system_is_noticed_by_its_missing_word(config: RunConfig, tmp_path: Path) -> None:
+    run, _ = open_run(config)
+    nonce = run.write_nonce()
+    run.check_nonce(nonce)
+    run.release()
+    elsewhere = RunDirectory(tmp_path)
+    with pytest.raises(RuntimeError, match="all nodes share"):
+        elsewhere.check_nonce(nonce)

@@ -1,0 +1,133 @@
+"""Stopping and starting again changes nothing but the run epoch."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.launch import launch
+from cluster.run_directory import find_run
+from configs.loading import load_config
+from learner.checkpoint import load_latest
+
+ROOT = Path(__file__).parents[2]
+STEPS = 8 * 16 * 10
+"""Ten updates of 8 environments and 16 steps."""
+
+
+def train(run_dir: Path, steps: int, *overrides: str) -> dict:
+    settings = [
+        f"run_dir={run_dir}",
+        f"total_env_steps={steps}",
+        "env.id=tests.toy_environments:Corridor-v0",
+        "env.options={length: 6, slip: 0.2}",
+        "env.max_episode_steps=30",
+        "service.script='advance=0.9'",
+        "annotator.labels_per_turn=3",
+        "policy.core_size=16",
+        "policy.hidden_size=16",
+        f"logging.interval_env_steps={STEPS}",
+        "logging.console=quiet",
+        "logging.tensorboard=false",
+        *overrides,
+    ]
+    assert launch(load_config(preset="debug", overrides=settings)) == 0
+    state = load_latest(run_dir / "checkpoints")
+    assert state is not None
+    return state
+
+
+def differences(a: object, b: object, path: str = "") -> list[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        assert a.keys() == b.keys(), path
+        return [line for key in a for line in differences(a[key], b[key], f"{path}/{key}")]
+    same = np.array_equal(np.asarray(a), np.asarray(b), equal_nan=np.asarray(a).dtype.kind == "f")
+    return [] if same else [f"{path}: {a!r} != {b!r}"]
+
+
+TIMES_AND_EPOCHS = ("seconds", "time_s", "_per_s", "run_epoch", "book_epoch", "wait_fraction", "annotation_age_s", "newest_reports", "reward_version")
+"""What a clock or the number of starts decides."""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_training_2n_equals_training_n_stopping_and_training_n(workers: int, tmp_path: Path) -> None:
+    options = [f"actors.num_workers={workers}", f"learner.rollouts_per_batch={workers}"]
+    whole = train(tmp_path / "whole", 2 * STEPS, *options)
+    train(tmp_path / "halves", STEPS, *options)
+    halves = train(tmp_path / "halves", 2 * STEPS, *options)
+    found = [line for line in differences(whole, halves) if not any(word in line.split(":")[0] for word in TIMES_AND_EPOCHS)]
+    assert not found, found[:20]
+    lines = [json.loads(line) for line in (tmp_path / "halves" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["env_steps"] for line in lines] == [STEPS, 2 * STEPS]
+
+
+def test_the_comparison_sees_a_difference(tmp_path: Path) -> None:
+    one = train(tmp_path / "one", STEPS)
+    other = train(tmp_path / "other", STEPS, "seed=2")
+    assert any(line.startswith("/learner/weights") for line in differences(one["learner"], other["learner"], "/learner"))
+
+
+def test_environments_that_cannot_save_themselves_start_new_episodes_and_the_rest_goes_on(tmp_path: Path) -> None:
+    options = ("env.id=tests.toy_environments:ForgetfulCorridor-v0",)
+    before = train(tmp_path / "run", STEPS, *options)
+    after = train(tmp_path / "run", 2 * STEPS, *options)
+    assert after["learner"]["updates"] == 2 * before["learner"]["updates"]
+    assert after["loop"]["env_steps"] == 2 * STEPS
+    assert after["metrics"]["episodes_total"] > before["metrics"]["episodes_total"]
+
+
+def start(run_dir: Path, steps: int) -> subprocess.Popen:
+    command = [sys.executable, "-m", "cluster.train", "--preset", "debug", f"run_dir={run_dir}", f"total_env_steps={steps}"]
+    command += ["logging.interval_env_steps=1", "logging.console=plain", "checkpoint.interval_env_steps=0"]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(condition, process: subprocess.Popen, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+        time.sleep(0.05)
+
+
+def test_a_signal_checkpoints_and_the_same_command_continues(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    process = start(run_dir, 10**9)
+    wait_for(lambda: (run_dir / "metrics.jsonl").exists() and (run_dir / "metrics.jsonl").stat().st_size > 0, process)
+    second = subprocess.run(
+        [sys.executable, "-m", "cluster.train", "--preset", "debug", f"run_dir={run_dir}", "total_env_steps=1000000000"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert second.returncode == 2
+    assert "in use by process" in second.stderr
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 0, output
+    run, _ = find_run(str(run_dir))
+    stopped = json.loads(run.summary.read_text())
+    assert not stopped["finished"]
+    state = load_latest(run.checkpoints)
+    assert state is not None
+    assert state["loop"]["env_steps"] == stopped["env_steps"]
+    process = start(run_dir, stopped["env_steps"] + 1000)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert json.loads(run.summary.read_text())["env_steps"] >= stopped["env_steps"] + 1000
+    assert (run.path / "run_epoch").read_text() == "2\n"
+
+
+def test_kill_9_loses_only_what_came_after_the_last_checkpoint(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    train(run_dir, STEPS)
+    lines_before = (run_dir / "metrics.jsonl").read_text()
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"env_steps": STEPS + 5}) + "\n")
+    os.makedirs(run_dir / "checkpoints" / ".partial", exist_ok=True)
+    train(run_dir, 2 * STEPS)
+    assert (run_dir / "metrics.jsonl").read_text().startswith(lines_before)
+    assert json.loads((run_dir / "metrics.superseded.jsonl").read_text())["env_steps"] == STEPS + 5
