@@ -87,9 +87,7 @@ def load_latest(directory: Path) -> dict[str, Any] | None:
             LOG.warning("%s; trying the one before it", error)
             problems.append(str(error))
     if problems:
-        raise CheckpointError(
-            f"no checkpoint in {directory} can be used; repair or move the folder to start anew:\n" + "\n".join(problems)
-        )
+        raise CheckpointError(f"no checkpoint in {directory} can be used; repair or move the folder to start anew:\n" + "\n".join(problems))
     return None
 
 

@@ -62,6 +62,8 @@ class Annotator:
     ) -> None:
         self.problem: str | None = None
         """Why nothing is asked any more; None as long as asking makes sense."""
+        self.judge: ServiceDescription | None = None
+        """What the service last said of itself, always known before its first judgement; None until it has answered."""
         self._connect, self._book, self._config, self._clock = connect, book, config, clock
         self._counters = dict.fromkeys(COUNTERS, 0)
         self._is_up: bool | None = None
@@ -170,8 +172,10 @@ class Annotator:
 
     def _attempt(self, batch: list[Caption]) -> list[JudgedCaption] | None:
         """One request (a mere sign of life for an empty batch); None where it failed, with the batch pending again."""
+        is_request = False
         try:
             client = self._client()
+            is_request = bool(batch)
             if not batch:
                 client.describe()
                 judgements = []
@@ -181,7 +185,7 @@ class Annotator:
                 raise RuntimeError(f"the service gave {len(judgements)} judgements for {len(batch)} captions; it must give one each")
         except Exception as error:
             self._book.put_back(batch)
-            self._failed(error)
+            self._failed(error, is_request)
             return None
         self._succeeded()
         return [JudgedCaption(caption=caption, judgement=judgement) for caption, judgement in zip(batch, judgements, strict=True)]
@@ -195,12 +199,13 @@ class Annotator:
             client = self._connect()
             with self._lock:
                 self._clients[thread] = client
+            self.judge = client.describe()  # another service may be another judge
             if self._stop.is_set():  # `close` may have looked before this client was there
                 client.close()
                 raise ServiceUnavailable("the annotator is closed")
         return client
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: Exception, is_request: bool) -> None:
         if self._stop.is_set():
             return
         with self._lock:
@@ -211,8 +216,8 @@ class Annotator:
                     LOG.error("no caption is judged any more: %s", error)
                 self.problem = self.problem or str(error)
             else:
-                self._counters["annotation_requests_failed"] += client is not None
-                # The first failure, and then a reminder now and again; a service that is still starting is no failure.
+                self._counters["annotation_requests_failed"] += is_request  # failing to connect is waiting, not failing
+                # The first failure, and then a reminder now and again.
                 if was_up or self._clock() - self._reminded_at >= REMIND_INTERVAL_S:
                     self._reminded_at = self._clock()
                     unexpected = not isinstance(error, ServiceUnavailable)

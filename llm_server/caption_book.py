@@ -57,8 +57,7 @@ class CaptionBook:
     ) -> None:
         if max_captions < 1 or recency_half_life_env_steps < 1:
             raise ValueError(
-                "max_captions and recency_half_life_env_steps must be at least 1, "
-                f"got {max_captions} and {recency_half_life_env_steps}"
+                f"max_captions and recency_half_life_env_steps must be at least 1, got {max_captions} and {recency_half_life_env_steps}"
             )
         self.book_epoch = secrets.token_hex(8)
         """Identity of this book. A restored one has a new identity too: it lacks the reports that came after the checkpoint."""

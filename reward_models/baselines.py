@@ -29,6 +29,9 @@ class ConstantModel:
         """R = 0: extrinsic reward only."""
         return ConstantModel("none", 0.0)
 
+    def calibrate(self, threshold: float) -> None:
+        """No judge, no threshold."""
+
     def learn(self, judged: Sequence[JudgedCaption]) -> Mapping[str, float]:
         """Nothing to learn."""
         return {}

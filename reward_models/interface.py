@@ -18,6 +18,11 @@ class RewardModel(Protocol):
     needs_judgements: bool
     """False for baselines that never ask the LLM."""
 
+    def calibrate(self, threshold: float) -> None:
+        """Take the threshold that the judge's rubric and model call for: known once the service answers, and the same or a
+        new one at each restart of it. A threshold that is configured goes before it."""
+        ...
+
     def learn(self, judged: Sequence[JudgedCaption]) -> Mapping[str, float]:
         """Take new judgements in and return metrics; judgements that are not OK must not become labels."""
         ...

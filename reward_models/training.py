@@ -46,10 +46,10 @@ class RewardedCaption:
     """Occurrences in the run."""
 
 
-def build_reward_model(config: RewardModelConfig, rubric_threshold: float) -> RewardModel:
-    """The reward model that `config` names; `rubric_threshold` applies where it sets none. Raises ValueError for an unknown name."""
+def build_reward_model(config: RewardModelConfig) -> RewardModel:
+    """The reward model that `config` names; raises ValueError for an unknown name or a wrong setting."""
     if config.name == "retrieval":
-        return RetrievalModel(config, config.threshold if config.threshold != -1 else rubric_threshold)
+        return RetrievalModel(config)
     if config.name == "counts":
         return ConstantModel.counts()
     if config.name == "none":
@@ -67,6 +67,14 @@ class RewardTrainer:
         self._figures: Mapping[str, float] = {}
         self._seen: tuple[int, int] | None = None  # the book's revision and evictions at the last evaluation
         self._has_learnt = False
+        self._threshold: float | None = None
+
+    def calibrate(self, threshold: float) -> None:
+        """Hand the judge's threshold to the model; called as often as one likes."""
+        if threshold != self._threshold:
+            self._threshold = threshold
+            self._model.calibrate(threshold)
+            self._has_learnt = True
 
     def learn(self, judged: Sequence[JudgedCaption]) -> None:
         """Hand new judgements to the model."""
@@ -103,8 +111,13 @@ class RewardTrainer:
         """Continue from `state_dict`: the same table at once, as the first version of this run epoch."""
         self._model.load_state_dict(state["model"])
         self._figures = dict(state["figures"])
-        self.table = RewardTable.build(state["ids"], state["rewards"], (self.table.reward_version[0], 1))
+        self.table = saved_table(state, self.table.reward_version[0])
         self._seen, self._has_learnt = None, True
+
+
+def saved_table(trainer_state: Mapping[str, Any], run_epoch: int) -> RewardTable:
+    """The table in a trainer's `state_dict`, as the first version of `run_epoch`."""
+    return RewardTable.build(trainer_state["ids"], trainer_state["rewards"], (run_epoch, 1))
 
 
 class AnnotationPipeline:
@@ -149,9 +162,14 @@ class AnnotationPipeline:
         """Ask for at most `max_labels` judgements, learn them and return the newest table, all in this thread."""
         judged = self._annotator.turn(max_labels) if self._annotator else []
         with self._lock:
-            self._trainer.learn(judged)
+            self._learn(judged)
             self._trainer.publish()
             return self._trainer.table
+
+    def _learn(self, judged: Sequence[JudgedCaption]) -> None:
+        if self._annotator and self._annotator.judge:
+            self._trainer.calibrate(self._annotator.judge.threshold)
+        self._trainer.learn(judged)
 
     def start(self) -> None:
         """Begin to ask, learn and publish in the background."""
@@ -190,7 +208,7 @@ class AnnotationPipeline:
         self._annotator.wait(self._publish_interval_s)
         with self._lock:  # taken and learnt in one piece, so that no checkpoint falls between
             self._unlearnt += self._annotator.take()
-            self._trainer.learn(self._unlearnt)
+            self._learn(self._unlearnt)
             self._unlearnt = []
 
     def latest_table(self) -> RewardTable:

@@ -18,7 +18,8 @@ class FakeService:
         self.arrived = threading.Semaphore(0)
         self.requests: list[list[str]] = []
         self.answered: list[str] = []
-        self.connections = self.closed = self.under_way = self.most_under_way = self.probes = 0
+        self.threshold = 0.5
+        self.connections = self.closed = self.under_way = self.most_under_way = 0
         self.lock = threading.Lock()
 
     def connect(self) -> "FakeClient":
@@ -56,9 +57,20 @@ class FakeClient:
                 service.under_way -= 1
 
     def describe(self) -> ServiceDescription:
-        self._service.probes += 1
-        self._service.fail()
-        return None  # type: ignore[return-value]
+        if self._service.is_down:
+            raise ServiceUnavailable("connection refused")
+        return ServiceDescription(
+            model="fake",
+            engine="fake",
+            fingerprint="0",
+            rubric_id="fake",
+            rubric_version="1",
+            rubric_hash="0",
+            threshold=self._service.threshold,
+            max_items_per_request=1024,
+            max_item_bytes=4096,
+            forward_passes=0,
+        )
 
     def close(self) -> None:
         self._service.closed += 1

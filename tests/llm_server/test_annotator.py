@@ -42,9 +42,7 @@ def make(service, book):
 
 def fill(book, *texts, number=0):
     """Earlier texts are more frequent, so more urgent."""
-    book.take_report(
-        dict(enumerate(texts, 1)), {i: 2 ** (len(texts) - i) for i in range(1, len(texts) + 1)}, "0.0", number, 0
-    )
+    book.take_report(dict(enumerate(texts, 1)), {i: 2 ** (len(texts) - i) for i in range(1, len(texts) + 1)}, "0.0", number, 0)
 
 
 def take_until(annotator, enough):
@@ -112,10 +110,10 @@ def test_a_turn_gives_up_after_the_deadline_and_then_tries_once_until_the_servic
     service.is_down = True
     annotator = make(request_timeout_s=0.05)
     assert annotator.turn(2) == []
-    before = len(service.requests)
+    before = service.connections
     assert before > 1
     assert annotator.turn(2) == []
-    assert len(service.requests) == before + 1
+    assert service.connections == before + 1
     assert annotator.metrics()["annotator_up"] == 0
     service.is_down = False
     assert texts_of(annotator.turn(2)) == list("ab")
@@ -256,6 +254,17 @@ def test_answers_not_yet_taken_are_saved_as_pending(make, service, book):
     assert restored.metrics()["annotations_pending"] == 4
     assert annotator.state_dict()["counters"]["annotations_total"] == 0
     assert len(annotator.take()) == 4
+
+
+def test_what_the_judge_is_is_known_before_its_first_judgement(make, service, book):
+    fill(book, "a")
+    annotator = make(request_timeout_s=0.0)
+    service.is_down = True
+    annotator.turn(1)
+    assert annotator.judge is None
+    service.is_down = False
+    annotator.turn(1)
+    assert annotator.judge.threshold == 0.5
 
 
 def test_counters_go_on_after_a_resume(make, book):

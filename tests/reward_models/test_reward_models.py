@@ -27,7 +27,12 @@ def judged(number, probability, status=Status.OK):
 
 @pytest.fixture(params=MODELS)
 def make(request):
-    return lambda: build_reward_model(MODELS[request.param], 0.5)
+    def build():
+        model = build_reward_model(MODELS[request.param])
+        model.calibrate(0.5)
+        return model
+
+    return build
 
 
 LABELS = [judged(1, 0.9), judged(2, 0.1), judged(2**64 - 1, 0.7), judged(4, 0.3)]
@@ -77,7 +82,7 @@ def test_captions_that_left_the_book_are_forgotten_and_the_others_are_not(make):
     never_told.learn([label for label in LABELS if label.caption.id != 1])
     model.retain({label.caption.id for label in LABELS} - {1})
     np.testing.assert_array_equal(model.score(CAPTIONS), never_told.score(CAPTIONS))
-    assert all(len(value) <= 3 for value in model.state_dict().values())
+    assert all(np.size(value) <= 3 for value in model.state_dict().values())
 
 
 def test_only_models_that_ask_for_judgements_wait_for_them(make):
@@ -85,7 +90,8 @@ def test_only_models_that_ask_for_judgements_wait_for_them(make):
 
 
 def scores(config, *probabilities, threshold=0.5):
-    model = build_reward_model(config, threshold)
+    model = build_reward_model(config)
+    model.calibrate(threshold)
     model.learn([judged(number, p) for number, p in enumerate(probabilities, 1)])
     return model.score([caption(number) for number in range(1, len(probabilities) + 1)]).tolist()
 
@@ -101,18 +107,38 @@ def test_soft_retrieval_rises_from_the_threshold_to_one():
 
 
 def test_a_new_judgement_replaces_the_old_one():
-    model = build_reward_model(RewardModelConfig(), 0.5)
+    model = build_reward_model(RewardModelConfig(threshold=0.5))
     model.learn([judged(1, 0.9)])
     model.learn([judged(1, 0.1)])
     assert model.score([caption(1)]) == [0]
 
 
+def test_without_a_threshold_nothing_is_said_and_a_new_one_holds_for_all_labels():
+    model = build_reward_model(RewardModelConfig())
+    model.learn(LABELS)
+    assert np.isnan(model.score(CAPTIONS)).all()
+    model.calibrate(0.8)
+    assert model.score(CAPTIONS[:3]).tolist() == [0, 1, 0]
+    model.calibrate(0.6)
+    assert model.score(CAPTIONS[:3]).tolist() == [1, 1, 0]
+
+
+def test_a_configured_threshold_goes_before_the_rubrics_and_before_the_saved_one():
+    saved = build_reward_model(RewardModelConfig())
+    saved.calibrate(0.2)
+    saved.learn(LABELS)
+    model = build_reward_model(RewardModelConfig(threshold=0.8))
+    model.load_state_dict(saved.state_dict())
+    model.calibrate(0.1)
+    assert model.score(CAPTIONS[:3]).tolist() == [0, 1, 0]
+
+
 def test_counts_rewards_every_caption_alike_and_none_rewards_nothing():
-    assert build_reward_model(RewardModelConfig(name="counts"), 0.5).score([caption(1), EMPTY]).tolist() == [1, 0]
-    assert build_reward_model(RewardModelConfig(name="none"), 0.5).score([caption(1), EMPTY]).tolist() == [0, 0]
+    assert build_reward_model(RewardModelConfig(name="counts")).score([caption(1), EMPTY]).tolist() == [1, 0]
+    assert build_reward_model(RewardModelConfig(name="none")).score([caption(1), EMPTY]).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("config", [{"name": "ranking"}, {"output": "hard"}, {"threshold": 1.0}, {"threshold": -0.5}])
 def test_a_wrong_configuration_says_what_was_got_and_what_is_wanted(config):
     with pytest.raises(ValueError, match=r"got .*" + str(next(iter(config.values())))):
-        build_reward_model(RewardModelConfig(**config), 0.5)
+        build_reward_model(RewardModelConfig(**config))

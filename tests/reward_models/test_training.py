@@ -32,7 +32,7 @@ def make(service, tmp_path):
 
     def build(name="retrieval", run_epoch=1, max_captions=1000):
         book = CaptionBook(max_captions, 1000, CaptionArchive(tmp_path / "captions.sqlite"))
-        model = build_reward_model(RewardModelConfig(name=name), 0.5)
+        model = build_reward_model(RewardModelConfig(name=name))
         config = AnnotatorConfig(batch_size=2, max_backoff_s=0.01, request_timeout_s=0.05)
         annotator = Annotator(service.connect, book, config) if model.needs_judgements else None
         made.append(AnnotationPipeline(book, RewardTrainer(model, book, run_epoch), annotator=annotator, publish_interval_s=0.01))
@@ -71,6 +71,16 @@ def test_a_table_that_would_equal_the_last_is_not_published(make):
     table = pipeline.turn(10)
     pipeline.report({9: "odd again"}, {9: 1, 1: 5}, "0.0", 1, 0)
     assert pipeline.turn(10) is table
+
+
+def test_a_service_that_comes_back_with_another_threshold_moves_every_reward(make, service):
+    pipeline = make()
+    pipeline.report(TEXTS, COUNTS, "0.0", 0, 0)
+    pipeline.turn(10)
+    service.threshold = 0.1
+    service.fail_next = [ServiceUnavailable("restarting")]
+    pipeline.report({5: "kill"}, {5: 1}, "0.0", 1, 0)
+    assert rewards(pipeline.turn(10), 1, 2, 4, 5) == [1, 1, 1, 1]
 
 
 def test_the_background_threads_do_what_turns_do(make):
