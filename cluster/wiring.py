@@ -37,7 +37,7 @@ def build_pipeline(config: RunConfig, run: RunDirectory, run_epoch: int) -> Anno
     """Caption book, annotator, reward model; and the annotation service unless an address was given or `inline` runs it here."""
     archive = CaptionArchive(run.captions)
     book = CaptionBook(config.annotator.max_captions, config.annotator.recency_half_life_env_steps, archive)
-    model = build_reward_model(config.reward_model, 0.5)
+    model = build_reward_model(config.reward_model)
     trainer = RewardTrainer(model, book, run_epoch)
     annotator, service = None, None
     return AnnotationPipeline(book, trainer, annotator=annotator, service=service, publish_interval_s=config.reward_model.publish_interval_s)
