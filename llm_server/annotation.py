@@ -5,6 +5,7 @@ Invariant: a judgement that is not OK carries no probability that anything may u
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 
 class Status(Enum):
@@ -26,6 +27,15 @@ class Caption:
     """64-bit xxh3 of the normalised text; 0 is the empty caption."""
     text: str
     """The normalised text."""
+
+
+class Score(NamedTuple):
+    """A model's answer about one text as it is read off (engine -> judge); NaN where the model's numbers broke."""
+
+    probability: float
+    """p(positive answer) / (p(positive) + p(negative))."""
+    answer_mass: float
+    """p(positive) + p(negative), over the whole vocabulary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -85,7 +86,8 @@ def _convert(packed: Path, folder: Path) -> None:
     settings = loaded.config.to_dict()
     settings.pop("quantization_config", None)
     # A fresh model drops whatever the GGUF loader attached, so that any other engine can read the folder.
-    plain = LlamaForCausalLM(LlamaConfig(**settings)).to(torch.bfloat16)
+    plain: Any = LlamaForCausalLM(LlamaConfig(**settings))
+    plain.to(torch.bfloat16)
     plain.load_state_dict(loaded.state_dict())
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

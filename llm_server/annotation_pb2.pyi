@@ -1,0 +1,76 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class AnnotateRequest(_message.Message):
+    __slots__ = ("rubric_id", "rubric_version", "items", "bypass_store")
+    RUBRIC_ID_FIELD_NUMBER: _ClassVar[int]
+    RUBRIC_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    BYPASS_STORE_FIELD_NUMBER: _ClassVar[int]
+    rubric_id: str
+    rubric_version: str
+    items: _containers.RepeatedScalarFieldContainer[bytes]
+    bypass_store: bool
+    def __init__(self, rubric_id: _Optional[str] = ..., rubric_version: _Optional[str] = ..., items: _Optional[_Iterable[bytes]] = ..., bypass_store: _Optional[bool] = ...) -> None: ...
+
+class AnnotateResponse(_message.Message):
+    __slots__ = ("judgements",)
+    JUDGEMENTS_FIELD_NUMBER: _ClassVar[int]
+    judgements: _containers.RepeatedCompositeFieldContainer[Judgement]
+    def __init__(self, judgements: _Optional[_Iterable[_Union[Judgement, _Mapping]]] = ...) -> None: ...
+
+class Judgement(_message.Message):
+    __slots__ = ("status", "probability", "answer_mass", "cached")
+    class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        STATUS_UNSPECIFIED: _ClassVar[Judgement.Status]
+        OK: _ClassVar[Judgement.Status]
+        UNPARSED: _ClassVar[Judgement.Status]
+        REJECTED: _ClassVar[Judgement.Status]
+    STATUS_UNSPECIFIED: Judgement.Status
+    OK: Judgement.Status
+    UNPARSED: Judgement.Status
+    REJECTED: Judgement.Status
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_MASS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_FIELD_NUMBER: _ClassVar[int]
+    status: Judgement.Status
+    probability: float
+    answer_mass: float
+    cached: bool
+    def __init__(self, status: _Optional[_Union[Judgement.Status, str]] = ..., probability: _Optional[float] = ..., answer_mass: _Optional[float] = ..., cached: _Optional[bool] = ...) -> None: ...
+
+class DescribeRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DescribeResponse(_message.Message):
+    __slots__ = ("model", "engine", "fingerprint", "rubric_id", "rubric_version", "rubric_hash", "threshold", "max_items_per_request", "max_item_bytes", "forward_passes")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    RUBRIC_ID_FIELD_NUMBER: _ClassVar[int]
+    RUBRIC_VERSION_FIELD_NUMBER: _ClassVar[int]
+    RUBRIC_HASH_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    MAX_ITEMS_PER_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    MAX_ITEM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_PASSES_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    engine: str
+    fingerprint: str
+    rubric_id: str
+    rubric_version: str
+    rubric_hash: str
+    threshold: float
+    max_items_per_request: int
+    max_item_bytes: int
+    forward_passes: int
+    def __init__(self, model: _Optional[str] = ..., engine: _Optional[str] = ..., fingerprint: _Optional[str] = ..., rubric_id: _Optional[str] = ..., rubric_version: _Optional[str] = ..., rubric_hash: _Optional[str] = ..., threshold: _Optional[float] = ..., max_items_per_request: _Optional[int] = ..., max_item_bytes: _Optional[int] = ..., forward_passes: _Optional[int] = ...) -> None: ...

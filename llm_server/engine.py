@@ -1,0 +1,88 @@
+"""The `Engine` protocol: reads a model's answers to one rubric, and where its threshold lies.
+
+Invariant: an answer depends on the item alone, not on the batch it is scored in (beyond rounding).
+"""
+
+import difflib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from configs.service_schema import ServiceConfig
+from llm_server.annotation import Score
+from llm_server.rubric import Rubric
+from llm_server.scripted_engine import ScriptedEngine
+
+ENGINES = ("transformers", "scripted")
+DTYPES = ("auto", "bfloat16", "float32")
+MODEL_WANTED = "give a folder with config.json, a tokenizer and safetensors weights, a Hugging Face id, or smollm2"
+
+
+class Engine(Protocol):
+    """One model with one rubric. Used from one thread at a time."""
+
+    name: str
+    """Engine and dtype, for example `transformers/bfloat16`."""
+    model: str
+    """The model as it was asked for."""
+    fingerprint: str
+    """Changes whenever the same text may get another answer: weights, tokenizer, engine, dtype."""
+
+    needs_calibration: bool
+    """Whether its probabilities carry a bias that `threshold: auto` must find; otherwise theta is then 0.5."""
+
+    def score(self, texts: Sequence[str]) -> list[Score]:
+        """One score per text, in their order; texts are single lines as `Rubric.item_text` makes them."""
+        ...
+
+
+def check_engine(config: ServiceConfig) -> None:
+    """ValueError for what can be seen to be wrong without loading anything: the engine's name, the script, the model folder."""
+    if config.engine not in ENGINES:
+        close = difflib.get_close_matches(config.engine, ENGINES, n=1)
+        hint = f" (did you mean '{close[0]}'?)" if close else ""
+        raise ValueError(f"unknown engine '{config.engine}'{hint}: use one of {', '.join(ENGINES)}")
+    if config.engine == "scripted":
+        ScriptedEngine(config)
+        return
+    if config.dtype not in DTYPES:
+        raise ValueError(f"unknown dtype '{config.dtype}': use one of {', '.join(DTYPES)}")
+    model_source(config.model)
+
+
+def model_source(model: str) -> str:
+    """What to load `model` from: a Hugging Face id as it is, or a folder that holds what a model folder must; else ValueError."""
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        if model.startswith((".", "/", "~")) or model.count("/") > 1 or not model:
+            raise ValueError(f"model folder '{model}' does not exist: {MODEL_WANTED}")
+        return model
+    for pattern in ("config.json", "tokenizer*", "*.safetensors"):
+        if not any(folder.glob(pattern)):
+            raise ValueError(f"model folder '{model}' has no {pattern}: {MODEL_WANTED}")
+    return str(folder)
+
+
+def build_engine(config: ServiceConfig, rubric: Rubric) -> Engine:
+    """The engine that `config` names, loaded and ready; ValueError for an unknown engine or an unreadable model."""
+    check_engine(config)
+    if config.engine == "scripted":
+        return ScriptedEngine(config)
+    from llm_server.transformers_engine import TransformersEngine
+
+    return TransformersEngine(config, rubric)
+
+
+def find_threshold(engine: Engine, rubric: Rubric) -> float:
+    """Theta for this model: the rubric's own, or its content-free calibration (see `Calibration`)."""
+    if rubric.threshold is not None:
+        return rubric.threshold
+    if not engine.needs_calibration:
+        return 0.5
+    texts = [text for item in rubric.calibration.items if (text := rubric.item_text(item.encode()))]
+    highest = max((score.probability for score in engine.score(texts) if math.isfinite(score.probability)), default=math.nan)
+    if math.isnan(highest):
+        raise ValueError(f"'{engine.model}' gives no usable answer to any calibration item of rubric '{rubric.id}': use another model or dtype")
+    odds = highest / max(1.0 - highest, 1e-9) * math.exp(rubric.calibration.margin)
+    return odds / (1.0 + odds)
