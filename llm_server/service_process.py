@@ -22,7 +22,6 @@ MAX_FAILED_STARTS = 5
 CONFIGURATION_ERROR = 2
 FIRST_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
-STABLE_S = 60.0
 SLOW_START_S = 10.0
 TERMINATE_BUDGET_S = 3.0
 STDERR_LINES = 20
@@ -32,8 +31,8 @@ class ServiceProcess:
     """`python -m llm_server.serve` as a child; thread-safe.
 
     Its output is appended to `log_path`; its address is read from a file beside it. `ensure_running` is to be called every
-    second or so: it notices an exit and starts the next child after a back-off. A child that was never reachable in
-    `MAX_FAILED_STARTS` attempts, or that calls its configuration wrong, is not started again: `problem` says why.
+    second or so: it notices an exit and starts the next child after a back-off. After `MAX_FAILED_STARTS` children without
+    one answer (`served`), or one that calls its configuration wrong, none is started again: `problem` says why.
     """
 
     def __init__(self, config: ServiceConfig, rubric: str, log_path: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -49,8 +48,7 @@ class ServiceProcess:
         self._address: str | None = None
         self._started_at = self._start_at = clock()
         self._log_start = 0
-        self._failures = 0  # in a row, for the back-off
-        self._failed_starts = 0  # in a row without ever listening, for giving up
+        self._failures = 0  # in a row
         self._num_starts = 0
         self._is_slow_start_reported = False
         self._is_closed = False
@@ -85,11 +83,16 @@ class ServiceProcess:
                 self._failed(f"could not be started: {error}")
             return self._address is not None
 
+    def served(self) -> None:
+        """An answer came: what failed before is forgiven."""
+        with self._lock:
+            self._failures = 0
+
     def _watch(self) -> None:
         exit_code = self._child.poll() if self._child else None
         if self._child and exit_code is not None:
             self._release_child()
-            self._failed(f"ended with exit code {exit_code}", is_final=exit_code == CONFIGURATION_ERROR and self._address is None)
+            self._failed(f"ended with exit code {exit_code}", is_final=exit_code == CONFIGURATION_ERROR)
             self._address = None
         if self._child is None and self.problem is None and self._clock() >= self._start_at:
             self._start()
@@ -128,14 +131,11 @@ class ServiceProcess:
             LOG.info("waiting for the annotation service to listen for %.0f s (its output: %s)", waited_s, self._log_path)
 
     def _failed(self, what: str, is_final: bool = False) -> None:
-        if self._clock() - self._started_at > STABLE_S:
-            self._failures = 0
         self._failures += 1
-        self._failed_starts = self._failed_starts + 1 if self._address is None else 0
         message = f"the annotation service {what}; its last lines:\n{self._last_lines()}"
         if self._failures == 1 or is_final:
             LOG.error("%s", message)
-        if is_final or self._failed_starts >= MAX_FAILED_STARTS:
+        if is_final or self._failures >= MAX_FAILED_STARTS:
             self.problem = f"{message}\nIt is not started again: correct the `service` and `annotator` keys and re-run the same command."
         self._start_at = self._clock() + min(FIRST_BACKOFF_S * 2.0 ** (self._failures - 1), MAX_BACKOFF_S)
 
@@ -185,6 +185,8 @@ def serve_command(config: ServiceConfig, rubric: str) -> list[str]:
         "--torch-threads": config.torch_threads,
         "--script": config.script,
         "--script-delay-s": config.script_delay_s,
+        "--max-items-per-request": config.max_items_per_request,
+        "--max-item-bytes": config.max_item_bytes,
     }
     # `--name=value`, so that a value may begin with a dash; empty ones keep the service's own default.
     return [sys.executable, "-m", "llm_server.serve", *(f"{name}={value}" for name, value in options.items() if value != "")]

@@ -21,6 +21,7 @@ from configs.service_schema import RewardModelConfig
 from llm_server.annotation import JudgedCaption
 from llm_server.annotator import Annotator
 from llm_server.caption_book import CaptionBook
+from llm_server.judge import Judge
 from llm_server.service_process import ServiceProcess
 from reward_models.baselines import ConstantModel
 from reward_models.interface import RewardModel
@@ -124,7 +125,7 @@ class AnnotationPipeline:
     """Caption book, annotator and trainer as one part of a run; every method may be called from any thread.
 
     Models that need no judgements get `annotator=None`: then nothing is asked and no service is started. A `service` is
-    started, watched and ended with the pipeline. Either `start` (asynchronous) or `turn` (one process), not both.
+    started, watched and ended with the pipeline, a `judge` in this process is closed with it. Either `start` (asynchronous) or `turn` (one process), not both.
     """
 
     def __init__(
@@ -134,10 +135,11 @@ class AnnotationPipeline:
         *,
         annotator: Annotator | None = None,
         service: ServiceProcess | None = None,
+        judge: Judge | None = None,
         publish_interval_s: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._book, self._trainer, self._annotator, self._service = book, trainer, annotator, service
+        self._book, self._trainer, self._annotator, self._service, self._judge = book, trainer, annotator, service, judge
         self._publish_interval_s, self._clock = publish_interval_s, clock
         self._lock = threading.Lock()  # of the trainer
         self._unlearnt: list[JudgedCaption] = []
@@ -169,6 +171,8 @@ class AnnotationPipeline:
     def _learn(self, judged: Sequence[JudgedCaption]) -> None:
         if self._annotator and self._annotator.judge:
             self._trainer.calibrate(self._annotator.judge.threshold)
+        if judged and self._service:
+            self._service.served()
         self._trainer.learn(judged)
 
     def start(self) -> None:
@@ -276,4 +280,6 @@ class AnnotationPipeline:
             self._thread.join(CLOSE_BUDGET_S)
         if self._service:
             self._service.close()
+        if self._judge:
+            self._judge.close()
         self._book.close()

@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from configs.service_schema import ServiceConfig
-from llm_server.client import AnnotationRefused, ServiceUnavailable
+from llm_server.client import AnnotationClient, AnnotationRefused, ServiceUnavailable
+from llm_server.rubric import load_rubric
 from llm_server.service_process import MAX_FAILED_STARTS, ServiceProcess, serve_command
 
 PYTHON = sys.executable
@@ -123,6 +124,14 @@ def test_a_service_that_never_listens_is_given_up_after_some_attempts(make, capl
     assert process.restarts == MAX_FAILED_STARTS - 1
 
 
+def test_a_service_that_answers_between_its_crashes_is_never_given_up(make):
+    process = make((LISTEN % 1) + "sys.exit(1)", clock=SteppingClock())
+    while process.restarts < 2 * MAX_FAILED_STARTS:
+        process.ensure_running()
+        process.served()
+    assert process.problem is None
+
+
 def test_attempts_are_spaced_ever_further(make, tmp_path):
     now = [0.0]
     process = make("sys.exit(1)", clock=lambda: now[0])
@@ -166,13 +175,11 @@ def test_the_command_hands_on_every_setting_that_is_not_empty():
 
 
 def test_the_real_service_serves_restarts_and_ends(make, monkeypatch, tmp_path):
-    from llm_server.client import AnnotationClient
-
     monkeypatch.chdir(tmp_path)  # it must not matter where the run was started
     process = make()
 
     def judge():
-        client = AnnotationClient(address_of(process), rubric="nethack_progress", timeout_s=10.0)
+        client = AnnotationClient(address_of(process), load_rubric("nethack_progress"), timeout_s=10.0)
         try:
             return client.annotate([b"you kill the newt", b"a wall"])
         except ServiceUnavailable:

@@ -1,6 +1,8 @@
 """Trainer and pipeline: versions only go up, tables hold what was judged, failures never reach the learner."""
 
 import logging
+import os
+import signal
 import sqlite3
 import threading
 import time
@@ -8,12 +10,14 @@ import time
 import numpy as np
 import pytest
 
-from configs.service_schema import AnnotatorConfig, RewardModelConfig
+from configs.service_schema import AnnotatorConfig, RewardModelConfig, ServiceConfig
 from learner.checkpoint import load_checkpoint, save_checkpoint
 from llm_server.annotator import Annotator
 from llm_server.caption_archive import CaptionArchive
 from llm_server.caption_book import CaptionBook, CaptionState
-from llm_server.client import AnnotationRefused, ServiceUnavailable
+from llm_server.client import AnnotationClient, AnnotationRefused, ServiceUnavailable
+from llm_server.rubric import load_rubric
+from llm_server.service_process import ServiceProcess
 from reward_models.training import AnnotationPipeline, RewardTrainer, build_reward_model
 from tests.llm_server.fake_clients import FakeService
 
@@ -274,6 +278,30 @@ def test_close_is_prompt_while_the_service_hangs(make, service):
     started = time.monotonic()
     pipeline.close()
     assert time.monotonic() - started < 4
+
+
+def test_a_real_service_that_is_killed_comes_back_and_no_caption_is_lost(tmp_path):
+    book = CaptionBook(1000, 1000)
+    service = ServiceProcess(
+        ServiceConfig(engine="scripted", script="kill=0.9", store="memory"), "nethack_progress", tmp_path / "service.log"
+    )
+    rubric = load_rubric("nethack_progress")
+    annotator = Annotator(lambda: AnnotationClient(service.address(), rubric, 10.0), book, AnnotatorConfig(max_backoff_s=0.1))
+    trainer = RewardTrainer(build_reward_model(RewardModelConfig()), book, 1)
+    pipeline = AnnotationPipeline(book, trainer, annotator=annotator, service=service, publish_interval_s=0.05)
+    try:
+        pipeline.start()
+        pipeline.report(TEXTS, COUNTS, "0.0", 0, 0)
+        wait_until(lambda: rewards(pipeline.latest_table(), 1, 2, 4) == [1, 0, 1])
+        os.kill(service.pid, signal.SIGKILL)
+        pipeline.report({5: "kill"}, {5: 1}, "0.0", 1, 0)
+        wait_until(lambda: pipeline.metrics()["annotator_up"] == 0)
+        wait_until(lambda: rewards(pipeline.latest_table(), 5) == [1])
+        figures = pipeline.metrics()
+        assert (figures["annotator_up"], figures["service_restarts"], figures["annotations_total"]) == (1, 1, 5)
+    finally:
+        pipeline.close()
+    assert service.pid is None
 
 
 def test_an_outage_in_turns_costs_the_deadline_once_and_no_label(make, service):
