@@ -4,6 +4,8 @@ Invariant: every spawner builds through these functions, so the modes differ in 
 """
 
 import zlib
+from collections.abc import Callable
+from functools import partial
 
 from actors.captions import CaptionTracker
 from actors.environment import EnvironmentSpec, make_environment
@@ -13,8 +15,15 @@ from cluster.run_directory import RunDirectory
 from configs.schema import RunConfig
 from configs.validation import ConfigError
 from learner.update import resolve_device
+from llm_server.annotator import AnnotationClient, Annotator
 from llm_server.caption_archive import CaptionArchive
 from llm_server.caption_book import CaptionBook
+from llm_server.client import AnnotationClient as GrpcClient
+from llm_server.client import InProcessClient
+from llm_server.engine import check_engine
+from llm_server.judge import build_judge
+from llm_server.rubric import load_rubric
+from llm_server.service_process import ServiceProcess
 from reward_models.training import AnnotationPipeline, RewardTrainer, build_reward_model
 
 
@@ -34,13 +43,27 @@ def build_worker(config: RunConfig, index: int, *, incarnation: str, stream: str
 
 
 def build_pipeline(config: RunConfig, run: RunDirectory, run_epoch: int) -> AnnotationPipeline:
-    """Caption book, annotator, reward model; and the annotation service unless an address was given or `inline` runs it here."""
-    archive = CaptionArchive(run.captions)
-    book = CaptionBook(config.annotator.max_captions, config.annotator.recency_half_life_env_steps, archive)
+    """Caption book, annotator, reward model; and what judges: the service at `annotator.address`, one that is started with
+    the run, or in `inline` a judge in this process. Raises ValueError for what is wrong with model, rubric or store."""
     model = build_reward_model(config.reward_model)
+    book = CaptionBook(config.annotator.max_captions, config.annotator.recency_half_life_env_steps, CaptionArchive(run.captions))
     trainer = RewardTrainer(model, book, run_epoch)
-    annotator, service = None, None
-    return AnnotationPipeline(book, trainer, annotator=annotator, service=service, publish_interval_s=config.reward_model.publish_interval_s)
+    annotator = service = judge = None
+    if model.needs_judgements:
+        rubric, timeout_s = load_rubric(config.annotator.rubric), config.annotator.request_timeout_s
+        connect: Callable[[], AnnotationClient]
+        if config.annotator.address:
+            connect = partial(GrpcClient, config.annotator.address, rubric, timeout_s)
+        elif config.cluster.mode == "inline":
+            judge = build_judge(config.service, rubric)
+            connect = partial(InProcessClient, judge)
+        else:
+            service = ServiceProcess(config.service, config.annotator.rubric, run.path / "service.log")
+            connect = lambda: GrpcClient(service.address(), rubric, timeout_s)  # noqa: E731
+        annotator = Annotator(connect, book, config.annotator)
+    return AnnotationPipeline(
+        book, trainer, annotator=annotator, service=service, judge=judge, publish_interval_s=config.reward_model.publish_interval_s
+    )
 
 
 def check_parts(config: RunConfig) -> tuple[EnvironmentSpec, str | None]:
@@ -55,7 +78,11 @@ def check_parts(config: RunConfig) -> tuple[EnvironmentSpec, str | None]:
         )
         env.close()
         PolicyNet(env.spec, config.policy)
-        rubric_hash = None
+        if not build_reward_model(config.reward_model).needs_judgements:
+            return env.spec, None
+        rubric = load_rubric(config.annotator.rubric)
+        if not config.annotator.address:
+            check_engine(config.service)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return env.spec, rubric_hash
+    return env.spec, rubric.content_hash

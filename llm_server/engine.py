@@ -83,6 +83,8 @@ def find_threshold(engine: Engine, rubric: Rubric) -> float:
     texts = [text for item in rubric.calibration.items if (text := rubric.item_text(item.encode()))]
     highest = max((score.probability for score in engine.score(texts) if math.isfinite(score.probability)), default=math.nan)
     if math.isnan(highest):
-        raise ValueError(f"'{engine.model}' gives no usable answer to any calibration item of rubric '{rubric.id}': use another model or dtype")
+        raise ValueError(
+            f"'{engine.model}' gives no usable answer to any calibration item of rubric '{rubric.id}': use another model or dtype"
+        )
     odds = highest / max(1.0 - highest, 1e-9) * math.exp(rubric.calibration.margin)
     return odds / (1.0 + odds)

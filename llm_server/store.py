@@ -54,7 +54,9 @@ class JudgementStore:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = self._open()
         except (OSError, sqlite3.OperationalError) as error:
-            raise ValueError(f"judgement store '{path}' cannot be opened ({error}): give a file in a writable folder, or `memory`") from None
+            raise ValueError(
+                f"judgement store '{path}' cannot be opened ({error}): give a file in a writable folder, or `memory`"
+            ) from None
         except sqlite3.DatabaseError as error:
             self._move_aside(error)
             self._connection = self._open()
@@ -71,7 +73,9 @@ class JudgementStore:
                 for start in range(0, len(items), CHUNK):
                     chunk = items[start : start + CHUNK]
                     marks = ",".join("?" * len(chunk))
-                    for item, status, probability, mass in self._connection.execute(query.format(marks), (fingerprint, rubric_hash, *chunk)):
+                    for item, status, probability, mass in self._connection.execute(
+                        query.format(marks), (fingerprint, rubric_hash, *chunk)
+                    ):
                         p = math.nan if probability is None else probability
                         found[item] = Judgement(status=Status[status], probability=p, answer_mass=mass, cached=True)
         except sqlite3.Error as error:
@@ -80,10 +84,14 @@ class JudgementStore:
 
     def put(self, fingerprint: str, rubric_hash: str, judgements: Mapping[bytes, Judgement]) -> None:
         """Keep `judgements` by item, in one transaction."""
-        rows = [(item, j.status.name, None if math.isnan(j.probability) else j.probability, j.answer_mass) for item, j in judgements.items()]
+        rows = [
+            (item, j.status.name, None if math.isnan(j.probability) else j.probability, j.answer_mass) for item, j in judgements.items()
+        ]
         try:
             with self._lock, self._connection:
-                self._connection.execute("INSERT OR IGNORE INTO judges (fingerprint, rubric_hash) VALUES (?, ?)", (fingerprint, rubric_hash))
+                self._connection.execute(
+                    "INSERT OR IGNORE INTO judges (fingerprint, rubric_hash) VALUES (?, ?)", (fingerprint, rubric_hash)
+                )
                 (judge,) = self._connection.execute(
                     "SELECT id FROM judges WHERE fingerprint = ? AND rubric_hash = ?", (fingerprint, rubric_hash)
                 ).fetchone()

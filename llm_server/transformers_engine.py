@@ -160,7 +160,9 @@ class TransformersEngine:
         context = getattr(self._model.config, "max_position_embeddings", None) or 1 << 20
         room = context - len(self._prefix) - len(self._suffix)
         if room < 64:
-            raise ValueError(f"the rubric takes {len(self._prefix)} of the {context} tokens that model '{model}' can read: use fewer examples")
+            raise ValueError(
+                f"the rubric takes {len(self._prefix)} of the {context} tokens that model '{model}' can read: use fewer examples"
+            )
         return min(room, MAX_PACK_TOKENS)
 
 

@@ -51,7 +51,17 @@ def differences(a: object, b: object, path: str = "") -> list[str]:
     return [] if same else [f"{path}: {a!r} != {b!r}"]
 
 
-TIMES_AND_EPOCHS = ("seconds", "time_s", "_per_s", "run_epoch", "book_epoch", "wait_fraction", "annotation_age_s", "newest_reports", "reward_version")
+TIMES_AND_EPOCHS = (
+    "seconds",
+    "time_s",
+    "_per_s",
+    "run_epoch",
+    "book_epoch",
+    "wait_fraction",
+    "annotation_age_s",
+    "newest_reports",
+    "reward_version",
+)
 """What a clock or the number of starts decides."""
 
 

@@ -1,0 +1,140 @@
+"""`delphi serve`: the annotation service as a process of its own, without Ray.
+
+Invariant: it ends within seconds of SIGTERM, SIGINT or, if asked, its parent's death; a mistake is one line and exit code 2.
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs.service_schema import ServiceConfig
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+FLAGS = {
+    "engine": "transformers, or scripted (deterministic, for tests and debugging)",
+    "model": "smollm2 (packaged), a folder, or a Hugging Face id",
+    "host": "address to listen on",
+    "port": "port to listen on; 0 takes a free one",
+    "device": "cpu, cuda, cuda:N or auto",
+    "dtype": "bfloat16, float32 or auto",
+    "batch_size": "items per forward pass",
+    "store": "SQLite file of judgements; `memory` keeps none (default: in the user's cache directory)",
+    "nice": "scheduling niceness, 0 to 19",
+    "torch_threads": "threads for torch; 0 leaves torch's own choice",
+    "max_items_per_request": "requests with more items are refused",
+    "max_item_bytes": "requests with a longer item are refused",
+    "script": "rules of the scripted engine: `regex=probability;...`",
+    "script_delay_s": "seconds the scripted engine takes per item",
+}
+DEFAULTS = dataclasses.replace(ServiceConfig(), port=7431, nice=0, torch_threads=0)
+"""Alone on a machine the service may use all of it; one that a run starts is told otherwise."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until told to stop; exit code 0, or 2 where the command, the model or the rubric is wrong."""
+    arguments = _parser().parse_args(argv)
+    config = ServiceConfig(**{name: getattr(arguments, name) for name in FLAGS})
+    if config.host not in LOOPBACK and not arguments.insecure_listen_anywhere:
+        return _refuse(
+            f"--host: got {config.host}, wanted a loopback address: whoever reaches the port may use the model, unencrypted."
+            " To allow that on a network you trust, add --insecure-listen-anywhere"
+        )
+    if config.nice:
+        os.nice(config.nice)
+    try:
+        _run(config, arguments)
+    except ValueError as error:
+        return _refuse(str(error))
+    return 0
+
+
+def _run(config: ServiceConfig, arguments: argparse.Namespace) -> None:
+    from llm_server.rubric import load_rubric
+
+    rubric = load_rubric(arguments.rubric)
+    import asyncio
+    import logging
+    import signal
+
+    import torch
+
+    from llm_server.judge import Judge, build_judge
+    from llm_server.service import serve
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if config.torch_threads:
+        torch.set_num_threads(config.torch_threads)
+
+    async def session() -> None:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        if arguments.exit_with_parent:
+            _watch_parent(lambda: loop.call_soon_threadsafe(stop.set))
+
+        def on_listening(address: str) -> None:
+            if arguments.address_file:
+                _write_atomically(Path(arguments.address_file), address)
+            print(f"listening on {address}, loading {config.model}", flush=True)
+
+        def on_serving(judge: Judge) -> None:
+            said = judge.describe()
+            print(
+                f"serving {said.model} ({said.engine}), rubric {said.rubric_id} version {said.rubric_version}, threshold {said.threshold:.3f}",
+                flush=True,
+            )
+
+        await serve(config, rubric, build_judge, on_listening=on_listening, on_serving=on_serving, stop=stop)
+
+    asyncio.run(session())
+
+
+def _watch_parent(on_end: "object") -> None:
+    """Call `on_end` when standard input ends, as it does when the parent that holds its other end dies; then insist."""
+
+    def watch() -> None:
+        while os.read(0, 4096):  # not sys.stdin: its lock, held by a thread that waits, aborts the interpreter at its end
+            pass
+        on_end()  # type: ignore[operator]
+        threading.Event().wait(10.0)
+        os._exit(1)  # the orderly end hangs, perhaps in a forward pass
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _refuse(message: str) -> int:
+    print(f"delphi serve: {message}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="delphi serve",
+        description="Run the annotation service: an LLM's judgements about short texts, over gRPC (llm_server/annotation.proto).",
+        epilog="example: delphi serve --model smollm2 --rubric nethack_progress --port 7431\n"
+        "         delphi train --preset nethack_score annotator.address=127.0.0.1:7431",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--rubric", default="nethack_progress", help="a built-in rubric or a YAML file (default: nethack_progress)")
+    for name, text in FLAGS.items():
+        default = getattr(DEFAULTS, name)
+        shown = f" (default: {default})" if default != "" else ""
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=text + shown)
+    parser.add_argument("--address-file", help="write host:port here once listening")
+    parser.add_argument("--exit-with-parent", action="store_true", help="stop when standard input ends")
+    parser.add_argument("--insecure-listen-anywhere", action="store_true", help="allow a --host that other machines reach")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""The annotation service: a judge behind gRPC, with health and reflection.
+
+Invariant: the event loop never waits for the model; whatever a request holds, the server stays up and the status says what to
+do; health is SERVING exactly while `Annotate` can be answered.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from configs.service_schema import ServiceConfig
+from llm_server import annotation_pb2, annotation_pb2_grpc
+from llm_server.judge import Judge, JudgeBusyError, JudgeClosedError, JudgeFailedError
+from llm_server.rubric import Rubric
+from llm_server.wire import MAX_MESSAGE_BYTES, annotate_response, describe_response
+
+LOG = logging.getLogger(__name__)
+SERVICE_NAME = annotation_pb2.DESCRIPTOR.services_by_name["Annotation"].full_name
+STOP_GRACE_S = 2.0
+
+
+class AnnotationServicer(annotation_pb2_grpc.AnnotationServicer):
+    """Checks requests and hands them to the judge; refuses them while there is none yet."""
+
+    def __init__(self, rubric: Rubric) -> None:
+        self.judge: Judge | None = None
+        self._rubric = rubric
+
+    async def Annotate(self, request: annotation_pb2.AnnotateRequest, context: grpc.aio.ServicerContext) -> annotation_pb2.AnnotateResponse:
+        """One judgement per item; see annotation.proto for the statuses."""
+        judge = await self._ready_judge(context)
+        await self._check_rubric(request, context)
+        try:
+            # Cancelled with the request (the client has gone, or its deadline has passed), it withdraws the items.
+            return annotate_response(await asyncio.wrap_future(judge.submit(list(request.items), request.bypass_store)))
+        except ValueError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except JudgeBusyError as error:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+        except JudgeClosedError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        except JudgeFailedError as error:
+            await context.abort(grpc.StatusCode.INTERNAL, f"{error}; the service's log has the traceback")
+        raise AssertionError("abort raises")
+
+    async def Describe(self, request: annotation_pb2.DescribeRequest, context: grpc.aio.ServicerContext) -> annotation_pb2.DescribeResponse:
+        """What is served here."""
+        return describe_response((await self._ready_judge(context)).describe())
+
+    async def _ready_judge(self, context: grpc.aio.ServicerContext) -> Judge:
+        if self.judge is None:
+            await context.abort(
+                grpc.StatusCode.UNAVAILABLE, "the model is being loaded; ask again in a few seconds, or watch grpc.health.v1"
+            )
+        assert self.judge is not None  # abort raises
+        return self.judge
+
+    async def _check_rubric(self, request: annotation_pb2.AnnotateRequest, context: grpc.aio.ServicerContext) -> None:
+        rubric = self._rubric
+        if (request.rubric_id, request.rubric_version) != (rubric.id, rubric.version):
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"rubric {request.rubric_id!r} version {request.rubric_version!r} was asked for, this service has {rubric.id!r} version"
+                f" {rubric.version!r}; start a service with that rubric, or ask for this one",
+            )
+
+
+async def serve(
+    config: ServiceConfig,
+    rubric: Rubric,
+    build: Callable[[ServiceConfig, Rubric], Judge],
+    *,
+    on_listening: Callable[[str], None],
+    on_serving: Callable[[Judge], None],
+    stop: asyncio.Event,
+) -> None:
+    """Listen at once, load the model, answer until `stop`.
+
+    Raises ValueError for an address that cannot be listened on and for what `build` finds wrong.
+    """
+    options = [
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.so_reuseport", 0),
+    ]
+    server = grpc.aio.server(options=options)
+    servicer, health_servicer = AnnotationServicer(rubric), health.aio.HealthServicer()
+    annotation_pb2_grpc.add_AnnotationServicer_to_server(servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    try:
+        port = server.add_insecure_port(f"{config.host}:{config.port}")
+    except RuntimeError as error:
+        raise ValueError(f"cannot listen on {config.host}:{config.port} ({error}); give another --port, 0 for a free one") from None
+    await _set_health(health_servicer, health_pb2.HealthCheckResponse.NOT_SERVING)
+    await server.start()
+    on_listening(f"{config.host}:{port}")
+    try:
+        loading, stopping = asyncio.ensure_future(asyncio.to_thread(build, config, rubric)), asyncio.ensure_future(stop.wait())
+        await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            servicer.judge = loading.result()
+            await _set_health(health_servicer, health_pb2.HealthCheckResponse.SERVING)
+            on_serving(servicer.judge)
+            await stopping
+        stopping.cancel()
+    finally:
+        await health_servicer.enter_graceful_shutdown()
+        await server.stop(STOP_GRACE_S)
+        if servicer.judge is not None:
+            await asyncio.to_thread(servicer.judge.close)
+
+
+async def _set_health(servicer: health.aio.HealthServicer, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
+    for name in ("", SERVICE_NAME):
+        await servicer.set(name, status)
