@@ -84,7 +84,7 @@ class AnnotatorActor:
         self._pipeline.close()
 
 
-@ray.remote(max_restarts=0, concurrency_groups={"control": 2})
+@ray.remote(max_restarts=0, concurrency_groups={"control": 2})  # type: ignore[call-overload]
 class LearnerActor:
     """The training loop, with the workers and the annotator as its own children: they die with it."""
 

@@ -7,7 +7,7 @@ book epoch makes the workers send their captions again.
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
@@ -98,7 +98,7 @@ class RayAnnotation:
         """The actor, started where there is none; None where none is wanted or the last start was a moment ago."""
         if self._actor is None and self._request is not None and time.monotonic() - self._started_at > RESTART_INTERVAL_S:
             options = {"num_cpus": self._request.cpus, "num_gpus": self._request.gpus}
-            self._actor = AnnotatorActor.options(**options).remote(self._config, self._run_epoch, self._state)
+            self._actor = cast(Any, AnnotatorActor).options(**options).remote(self._config, self._run_epoch, self._state)
             self._started_at = time.monotonic()
         return self._actor
 

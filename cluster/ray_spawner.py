@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
@@ -48,7 +48,7 @@ def train(
         )
         LOG.info("placement:\n%s", placement.table(requests))
         options = {"num_cpus": requests["learner"].cpus, "num_gpus": requests["learner"].gpus}
-        learner = LearnerActor.options(**options).remote(config, spec, run_epoch, requests, run.write_nonce())
+        learner = cast(Any, LearnerActor).options(**options).remote(config, spec, run_epoch, requests, run.write_nonce())
         return _watch(config, learner, stop_requested=stop_requested, say=say, on_line=on_line)
     except RayError as error:
         raise RunFailed(_first_line(error)) from error

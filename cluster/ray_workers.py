@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.exceptions import RayError
@@ -103,7 +103,7 @@ class RayWorkers:
     def _start(self, slot: _Slot) -> None:
         incarnation = f"{self._run_epoch}-{slot.incarnation}"
         options = {"num_cpus": self._request.cpus, "num_gpus": self._request.gpus}
-        slot.actor = WorkerActor.options(**options).remote(self._config, slot.index, incarnation)
+        slot.actor = cast(Any, WorkerActor).options(**options).remote(self._config, slot.index, incarnation)
         slot.worker_id = f"{slot.index}.{incarnation}"
         slot.progressed_at = time.monotonic()
 

@@ -44,7 +44,8 @@ class RunDirectory:
         """Move metric lines beyond `env_steps` (of the checkpoint resumed from) to metrics.superseded.jsonl; how many."""
         if not self._metrics.exists():
             return 0
-        kept, moved = [], []
+        kept: list[str] = []
+        moved: list[str] = []
         for line in self._metrics.read_text().splitlines():
             try:
                 beyond = (json.loads(line).get("env_steps") or 0) > env_steps

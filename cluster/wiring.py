@@ -76,7 +76,10 @@ def check_parts(config: RunConfig) -> tuple[EnvironmentSpec, str | None]:
         env = make_environment(
             config.env, num_envs=1, run_seed=config.seed, worker_index=0, stream="check", crop_size=config.policy.crop_size
         )
-        env.close()
+        try:
+            env.reset()  # a captioner can be wrong only in what an episode shows
+        finally:
+            env.close()
         PolicyNet(env.spec, config.policy)
         if not build_reward_model(config.reward_model).needs_judgements:
             return env.spec, None

@@ -151,9 +151,11 @@ def _parse_override(text: str) -> dict[str, Any]:
         value = yaml.safe_load(raw) if raw else ""
     except yaml.YAMLError:
         raise ConfigError(f"{key}: cannot read the value {raw!r} as YAML") from None
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
+    *sections, name = key.split(".")
+    nested: dict[str, Any] = {name: value}
+    for section in reversed(sections):
+        nested = {section: nested}
+    return nested
 
 
 def _read_numbers(layer: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,6 +4,7 @@ Invariant: a batch of judgements is handed on only if there is exactly one sound
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import grpc
 
@@ -75,7 +76,7 @@ class AnnotationClient:
         """Close the channel; calls under way fail."""
         self._channel.close()
 
-    def _call(self, method: grpc.UnaryUnaryMultiCallable, request: object) -> object:
+    def _call(self, method: grpc.UnaryUnaryMultiCallable, request: Any) -> Any:
         try:
             return method(request, timeout=self._timeout_s)
         except grpc.RpcError as error:

@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from configs.service_schema import ServiceConfig
 from llm_server import annotation_pb2, annotation_pb2_grpc
+from llm_server.annotation import Judgement
 from llm_server.judge import Judge, JudgeBusyError, JudgeClosedError, JudgeFailedError
 from llm_server.rubric import Rubric
 from llm_server.wire import MAX_MESSAGE_BYTES, annotate_response, describe_response
@@ -36,7 +37,8 @@ class AnnotationServicer(annotation_pb2_grpc.AnnotationServicer):
         await self._check_rubric(request, context)
         try:
             # Cancelled with the request (the client has gone, or its deadline has passed), it withdraws the items.
-            return annotate_response(await asyncio.wrap_future(judge.submit(list(request.items), request.bypass_store)))
+            judgements: list[Judgement] = await asyncio.wrap_future(judge.submit(list(request.items), request.bypass_store))
+            return annotate_response(judgements)
         except ValueError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except JudgeBusyError as error:

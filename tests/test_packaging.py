@@ -6,6 +6,8 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -25,7 +27,7 @@ def test_constraints_pin_every_declared_dependency() -> None:
     extras = project["optional-dependencies"]
     declared = [*project["dependencies"], *extras["nle"], *extras["minihack"], *extras["local-llm"], *extras["dev"]]
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints-cpu.txt").read_text().splitlines()}
-    names = {requirement.split(">")[0].split("=")[0].split("[")[0].lower().replace("_", "-") for requirement in declared}
+    names = {Requirement(text).name.lower().replace("_", "-") for text in declared}
     assert not names - pinned
 
 

@@ -19,7 +19,7 @@ from cluster.cli import VERBS, main
         (["train", "--preset", "debug", "env.id=absent_module:Env-v0"], ["absent_module"]),
         (["train", "--preset", "debug", "env.captioner=info:note", "env.id=CartPole-v1"], ["note"]),
         (["train", "--preset", "debug", "annotator.rubric=nethack_progres"], ["nethack_progres", "nethack_progress"]),
-        (["train", "--preset", "debug", "service.engine=transformers", "service.model={absent}"], ["service.model", "absent-model"]),
+        (["train", "--preset", "debug", "service.engine=transformers", "service.model={absent}"], ["model", "absent-model"]),
         (["train", "--preset", "debug", "policy.network=cnn"], ["cnn"]),
         (["train", "--preset", "debug", "learner.device=cuda:9"], ["learner.device", "cuda:9"]),
         (["eval", "{absent}"], ["no run at", "config.json"]),

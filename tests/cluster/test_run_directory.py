@@ -60,7 +60,7 @@ def test_lines_beyond_the_checkpoint_are_moved_not_lost(config: RunConfig) -> No
 
 def test_a_missing_run_is_explained_with_what_is_nearby(config: RunConfig) -> None:
     open_run(config)[0].release()
-    with pytest.raises(ConfigError, match="there are: .*run"):
+    with pytest.raises(ConfigError, match=r"there are: .*run"):
         find_run(str(Path(config.run_dir).parent / "rum"))
     assert find_run(config.run_dir)[1]["env"]["id"] == config.env.id
 

@@ -101,7 +101,9 @@ def start(run_dir: Path, steps: int) -> subprocess.Popen:
 def wait_for(condition, process: subprocess.Popen, timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(process.communicate()[0])
         time.sleep(0.05)
 
 
