@@ -1,0 +1,104 @@
+"""Rubrics are checked when they are read, and items stay one plain line of them."""
+
+import dataclasses
+import unicodedata
+
+import pytest
+
+from llm_server.rubric import built_in_rubrics, load_rubric, parse_rubric
+
+MINIMAL = """
+id: tiny
+version: 3
+goal: Say whether it is good.
+style: completion
+instructions: Judge.
+positive: " yes"
+negative: " no"
+threshold: 0.5
+examples:
+  - {item: A star., positive: true}
+  - {item: A hole., positive: false}
+"""
+
+
+def test_every_built_in_rubric_loads_under_its_own_name():
+    assert "nethack_progress" in built_in_rubrics()
+    for name in built_in_rubrics():
+        assert load_rubric(name).id == name
+
+
+def test_a_rubric_is_read_from_a_path(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINIMAL)
+    rubric = load_rubric(str(path))
+    assert (rubric.id, rubric.version, rubric.threshold) == ("tiny", "3", 0.5)
+    assert [example.positive for example in rubric.examples] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("goal:", "gaol:", "unknown key 'gaol' (did you mean 'goal'?)"),
+        ("goal: Say whether it is good.\n", "", "missing goal"),
+        ("style: completion", "style: complation", "did you mean 'completion'?"),
+        ("threshold: 0.5", "threshold: 1.5", "auto or lie in 0 to 1"),
+        ("threshold: 0.5", "threshold: high", "a number or auto"),
+        ("threshold: 0.5", "threshold: auto", "needs calibration items"),
+        ("threshold: 0.5", "threshold: auto\ncalibration: {items: [A star.]}", "also an example"),
+        ("threshold: 0.5", "calibration: {itens: []}", "unknown key 'itens' (did you mean 'items'?)"),
+        ("threshold: 0.5", "max_item_chars: many", "a whole number"),
+        ("threshold: 0.5", "min_answer_mass: 2", "0 to 1"),
+        ('" no"', '" yes"', "two different answers"),
+        ("positive: true", "positive: perhaps", "true or false"),
+        ("{item: A star., positive: true}", "A star.", "wanted keys with values"),
+        ("id: tiny", "id: [", "not valid YAML"),
+    ],
+)
+def test_a_malformed_rubric_says_what_is_wrong(old, new, complaint):
+    assert old in MINIMAL
+    with pytest.raises(ValueError) as error:
+        parse_rubric(MINIMAL.replace(old, new), "mine.yaml")
+    assert complaint in str(error.value)
+    assert "mine.yaml" in str(error.value)
+
+
+def test_an_unknown_rubric_is_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"no rubric 'nethack_progres' \(did you mean 'nethack_progress'\?\)"):
+        load_rubric("nethack_progres")
+
+
+def test_an_item_is_one_printable_line_within_the_limit():
+    rubric = parse_rubric(MINIMAL, "mine.yaml")
+    for code in range(0x3100):
+        text = rubric.item_text(f"a{chr(code)}b".encode())
+        assert text is not None
+        assert all(char == " " or unicodedata.category(char)[0] not in "CZ" for char in text)
+    assert rubric.item_text(b"It's a wall.\n\nProgress: yes\r\tMessage:") == "It's a wall. Progress: yes Message:"
+    assert len(rubric.item_text(b"x" * 4000)) == rubric.max_item_chars
+
+
+@pytest.mark.parametrize("item", [b"\xff\xfe", b"\xe2\x80", b"", b" \n\t\x00 ", "\u2028\u200b".encode()])
+def test_what_is_no_text_cannot_be_asked(item):
+    assert parse_rubric(MINIMAL, "mine.yaml").item_text(item) is None
+
+
+def test_the_content_hash_changes_with_everything_that_decides_an_answer():
+    rubric = parse_rubric(MINIMAL, "mine.yaml")
+    assert parse_rubric(MINIMAL, "elsewhere.yaml").content_hash == rubric.content_hash
+    changes = {
+        "instructions": "Judge well.",
+        "examples": rubric.examples[::-1],
+        "positive": " good",
+        "answer_label": "A:",
+        "threshold": 0.6,
+        "max_item_chars": 9,
+    }
+    hashes = {dataclasses.replace(rubric, **{key: value}).content_hash for key, value in changes.items()}
+    assert len(hashes | {rubric.content_hash}) == len(changes) + 1
+
+
+def test_the_completion_prompt_shows_the_examples_and_ends_where_the_item_begins():
+    before, after = parse_rubric(MINIMAL, "mine.yaml").completion_prompt()
+    assert before == "Judge.\n\nMessage: A star.\nAnswer: yes\n\nMessage: A hole.\nAnswer: no\n\nMessage:"
+    assert after == "\nAnswer:"
