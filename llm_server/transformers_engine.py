@@ -96,10 +96,9 @@ class TransformersEngine:
             past_key_values=copy.deepcopy(self._prefix_cache),
             use_cache=True,
         ).last_hidden_state[0, ends.to(self._device)]  # [N, H]
-        log_total = self._model.get_output_embeddings()(hidden).float().logsumexp(-1)
-        # bf16 logits are a grid of 1/8: the two that matter are computed again in fp32.
-        answers = hidden.float() @ self._answer_rows.T
-        return _scores(answers, log_total)
+        logits = self._model.get_output_embeddings()(hidden).float()  # [N, V]
+        # bf16 logits lie on a grid of 1/8, too coarse to rank by: the answers' two are computed again in fp32.
+        return _scores(logits, self._answers, hidden.float() @ self._answer_rows.T)
 
     def _check_against_plain_forward(self, model: str, text: str) -> None:
         """Some models change their logits afterwards or ignore a packed mask; their answers would be silently wrong."""
@@ -107,7 +106,7 @@ class TransformersEngine:
         packed = self._score_pack([item, item])[1]
         with torch.no_grad():
             logits = self._model(torch.tensor([self._prefix + item], device=self._device)).logits[:, -1].float()
-        plain = _scores(logits[:, self._answers], logits.logsumexp(-1))[0]
+        plain = _scores(logits, self._answers, logits[:, self._answers])[0]
         difference = max(abs(a - b) for a, b in zip(packed, plain, strict=True))
         if not difference < 0.1:  # NaN fails too
             raise ValueError(
@@ -166,11 +165,11 @@ class TransformersEngine:
         return min(room, MAX_PACK_TOKENS)
 
 
-def _scores(answers: torch.Tensor, log_total: torch.Tensor) -> list[Score]:
-    """Scores from the answers' logits [N, 2] and the log of the summed exponentials of all logits [N]."""
-    probabilities = torch.sigmoid(answers[:, 0] - answers[:, 1])
-    mass = (answers - log_total[:, None]).exp().sum(-1).clamp(max=1.0)  # rounding can lift it above 1
-    return [Score(p, m) for p, m in zip(probabilities.tolist(), mass.tolist(), strict=True)]
+def _scores(logits: torch.Tensor, answers: list[int], fine_logits: torch.Tensor) -> list[Score]:
+    """Scores from all logits [N, V] and the two answers' logits [N, 2] as precisely as they are known."""
+    probabilities = torch.sigmoid(fine_logits[:, 0] - fine_logits[:, 1])
+    mass = logits.softmax(-1)[:, answers].sum(-1)
+    return [Score(p, min(m, 1.0)) for p, m in zip(probabilities.tolist(), mass.tolist(), strict=True)]
 
 
 def _load(model: str, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
