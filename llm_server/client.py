@@ -80,7 +80,8 @@ class AnnotationClient:
         try:
             return method(request, timeout=self._timeout_s)
         except grpc.RpcError as error:
-            kind = ServiceUnavailable if error.code() in RETRYABLE else AnnotationRefused
+            is_too_large = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in (error.details() or "")
+            kind = ServiceUnavailable if error.code() in RETRYABLE and not is_too_large else AnnotationRefused
             raise kind(f"annotation service at {self._address}: {error.code().name}: {error.details()}") from None
         except ValueError as error:  # the channel was closed by another thread
             raise ServiceUnavailable(f"annotation service at {self._address}: {error}") from None

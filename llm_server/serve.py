@@ -30,6 +30,15 @@ FLAGS = {
     "script": "rules of the scripted engine: `regex=probability;...`",
     "script_delay_s": "seconds the scripted engine takes per item",
 }
+LIMITS = {
+    "port": (0, 65_535),
+    "nice": (0, 19),
+    "batch_size": (1, 4096),
+    "torch_threads": (0, 1024),
+    "max_items_per_request": (1, 1_000_000),
+    "max_item_bytes": (16, 10_000_000),
+    "script_delay_s": (0, 3600),
+}
 DEFAULTS = dataclasses.replace(ServiceConfig(), port=7431, nice=0, torch_threads=0)
 """Alone on a machine the service may use all of it; one that a run starts is told otherwise."""
 
@@ -43,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"--host: got {config.host}, wanted a loopback address: whoever reaches the port may use the model, unencrypted."
             " To allow that on a network you trust, add --insecure-listen-anywhere"
         )
+    for name, (low, high) in LIMITS.items():
+        if not low <= getattr(config, name) <= high:
+            return _refuse(f"--{name.replace('_', '-')}: got {getattr(config, name)}, wanted {low} to {high}")
     if config.nice:
         os.nice(config.nice)
     try:
@@ -53,26 +65,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(config: ServiceConfig, arguments: argparse.Namespace) -> None:
-    from llm_server.rubric import load_rubric
+    from llm_server.rubric import Rubric, load_rubric
 
     rubric = load_rubric(arguments.rubric)
     import asyncio
     import logging
     import signal
 
-    import torch
-
+    from llm_server.engine import check_engine
     from llm_server.judge import Judge, build_judge
     from llm_server.service import serve
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    if config.torch_threads:
-        torch.set_num_threads(config.torch_threads)
+    check_engine(config)  # what can be seen to be wrong is said before anybody is told an address
+
+    def build(config: ServiceConfig, rubric: Rubric) -> Judge:
+        if config.engine == "transformers" and config.torch_threads:
+            import torch
+
+            torch.set_num_threads(config.torch_threads)
+        return build_judge(config, rubric)
 
     async def session() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop.set)
+            loop.add_signal_handler(number, lambda: os._exit(1) if stop.is_set() else stop.set())
         if arguments.exit_with_parent:
             _watch_parent(lambda: loop.call_soon_threadsafe(stop.set))
 
@@ -88,7 +105,7 @@ def _run(config: ServiceConfig, arguments: argparse.Namespace) -> None:
                 flush=True,
             )
 
-        await serve(config, rubric, build_judge, on_listening=on_listening, on_serving=on_serving, stop=stop)
+        await serve(config, rubric, build, on_listening=on_listening, on_serving=on_serving, stop=stop)
 
     asyncio.run(session())
 

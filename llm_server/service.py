@@ -6,7 +6,10 @@ do; health is SERVING exactly while `Annotate` can be answered.
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -87,22 +90,24 @@ async def serve(
     options = [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.so_reuseport", 0),
+        ("grpc.so_reuseport", 0),  # a port that another service has is an error, not a share of its clients
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # clients ping while the model thinks; that is no abuse
     ]
     server = grpc.aio.server(options=options)
     servicer, health_servicer = AnnotationServicer(rubric), health.aio.HealthServicer()
     annotation_pb2_grpc.add_AnnotationServicer_to_server(servicer, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    host = f"[{config.host}]" if ":" in config.host and "[" not in config.host else config.host
     try:
-        port = server.add_insecure_port(f"{config.host}:{config.port}")
+        port = server.add_insecure_port(f"{host}:{config.port}")
     except RuntimeError as error:
-        raise ValueError(f"cannot listen on {config.host}:{config.port} ({error}); give another --port, 0 for a free one") from None
+        raise ValueError(f"cannot listen on {host}:{config.port} ({error}); give another --port, 0 for a free one") from None
     await _set_health(health_servicer, health_pb2.HealthCheckResponse.NOT_SERVING)
     await server.start()
-    on_listening(f"{config.host}:{port}")
+    on_listening(f"{host}:{port}")
     try:
-        loading, stopping = asyncio.ensure_future(asyncio.to_thread(build, config, rubric)), asyncio.ensure_future(stop.wait())
+        loading, stopping = _in_daemon_thread(partial(build, config, rubric)), asyncio.ensure_future(stop.wait())
         await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             servicer.judge = loading.result()
@@ -115,6 +120,22 @@ async def serve(
         await server.stop(STOP_GRACE_S)
         if servicer.judge is not None:
             await asyncio.to_thread(servicer.judge.close)
+
+
+def _in_daemon_thread(build: Callable[[], Judge]) -> "asyncio.Future[Judge]":
+    """Its result; neither the event loop's end nor the interpreter's waits for it, as they would for an executor's thread."""
+    future: Future[Judge] = Future()
+
+    def run() -> None:
+        try:
+            judge = build()
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(judge)
+
+    threading.Thread(target=run, name="load", daemon=True).start()
+    return asyncio.wrap_future(future)
 
 
 async def _set_health(servicer: health.aio.HealthServicer, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:

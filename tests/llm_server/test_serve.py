@@ -1,0 +1,77 @@
+"""`python -m llm_server.serve` alone: it says where it listens, refuses what is wrong in one line, and ends when told."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from llm_server.client import AnnotationClient, ServiceUnavailable
+from llm_server.rubric import load_rubric
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "llm_server.serve", "--store=memory", "--port=0", *arguments]
+
+
+@pytest.fixture
+def start(tmp_path):
+    started = []
+
+    def start(*arguments):
+        process = subprocess.Popen(
+            command(f"--address-file={tmp_path / 'address'}", *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        return process, process.stdout.readline(), tmp_path / "address"
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--engine=scripted", "--rubric=no_such"], "no rubric 'no_such'"),
+        (["--engine=transformer"], "did you mean 'transformers'"),
+        (["--model=/no/such/folder"], "model folder '/no/such/folder' does not exist"),
+        (["--engine=scripted", "--host=0.0.0.0"], "--insecure-listen-anywhere"),
+        (["--engine=scripted", "--port=70000"], "--port: got 70000, wanted 0 to 65535"),
+        (["--engine=scripted", "--store=/proc/no/such.sqlite"], "judgement store '/proc/no/such.sqlite' cannot be opened"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_exit_code_2(arguments, complaint):
+    result = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert complaint in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_serves_at_the_address_it_wrote_and_ends_on_a_signal(start, number):
+    process, first_line, address_file = start("--engine=scripted", "--script=newt=0.8")
+    address = address_file.read_text()
+    assert address in first_line
+    assert "serving scripted" in process.stdout.readline()
+    client = AnnotationClient(address, load_rubric("nethack_progress"), 10.0)
+    assert [round(judgement.probability, 3) for judgement in client.annotate([b"a newt", b"a wall"])] == [0.8, 0.1]
+    began = time.monotonic()
+    process.send_signal(number)
+    assert process.wait(10) == 0
+    assert time.monotonic() - began < 5
+    with pytest.raises(ServiceUnavailable):
+        client.annotate([b"a newt"])
+    client.close()
+
+
+def test_it_ends_at_once_while_the_model_is_loading(start):
+    process, first_line, _ = start("--model=smollm2")
+    assert "loading smollm2" in first_line
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0
+    assert time.monotonic() - began < 5
