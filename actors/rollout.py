@@ -57,7 +57,7 @@ class Rollout:
     worker_id: str
     """`<index>.<incarnation>`: a replaced worker is another worker."""
     sequence_number: int
-    """0, 1, 2 ... per worker_id, without gaps."""
+    """0, 1, 2 ... per worker_id, without gaps; goes on from where it was only where the episodes do (an exact resume)."""
     episodes: tuple[EpisodeStatistics, ...]
     """Episodes that ended in this rollout."""
 

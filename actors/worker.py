@@ -92,6 +92,7 @@ class RolloutWorker:
             "env": self.env.state_dict(),
             "captions": self.captions.state_dict(),
             "core": {name: tensor.clone() for name, tensor in self._core.items()},
+            "sequence_number": self._sequence_number,
             "rng": self._rng.bit_generator.state,
             "returns": self._returns.copy(),
             "lengths": self._lengths.copy(),
@@ -106,6 +107,8 @@ class RolloutWorker:
             for name, tensor in state["core"].items():
                 self._core[name].copy_(torch.as_tensor(tensor))
             self._returns[:], self._lengths[:] = state["returns"], state["lengths"]
+            # Number 0 would say that new episodes have begun.
+            self._sequence_number = state["sequence_number"]
 
     def close(self) -> None:
         """Release the environments."""

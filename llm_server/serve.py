@@ -86,7 +86,7 @@ def _run(config: ServiceConfig, arguments: argparse.Namespace) -> None:
             torch.set_num_threads(config.torch_threads)
         return build_judge(config, rubric)
 
-    async def session() -> None:
+    async def session() -> bool:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, lambda: os._exit(1) if stop.is_set() else stop.set())
@@ -105,9 +105,10 @@ def _run(config: ServiceConfig, arguments: argparse.Namespace) -> None:
                 flush=True,
             )
 
-        await serve(config, rubric, build, on_listening=on_listening, on_serving=on_serving, stop=stop)
+        return await serve(config, rubric, build, on_listening=on_listening, on_serving=on_serving, stop=stop)
 
-    asyncio.run(session())
+    if not asyncio.run(session()):
+        os._exit(0)  # a thread in the midst of loading a model aborts an interpreter that ends in the ordinary way
 
 
 def _watch_parent(on_end: "object") -> None:

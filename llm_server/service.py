@@ -82,8 +82,8 @@ async def serve(
     on_listening: Callable[[str], None],
     on_serving: Callable[[Judge], None],
     stop: asyncio.Event,
-) -> None:
-    """Listen at once, load the model, answer until `stop`.
+) -> bool:
+    """Listen at once, load the model, answer until `stop`; False where `stop` came first and `build` still runs in its thread.
 
     Raises ValueError for an address that cannot be listened on and for what `build` finds wrong.
     """
@@ -115,6 +115,7 @@ async def serve(
             on_serving(servicer.judge)
             await stopping
         stopping.cancel()
+        return loading.done()
     finally:
         await health_servicer.enter_graceful_shutdown()
         await server.stop(STOP_GRACE_S)

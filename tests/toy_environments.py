@@ -84,17 +84,24 @@ class ForgetfulCorridor(Corridor):
 
 
 class HummingCorridor(Corridor):
-    """A corridor with a distraction: action 2 hums one of many tunes and leads nowhere. Novelty is in humming, progress is not."""
+    """A corridor on ice with a distraction: any step but forward slides back to the start, humming leads nowhere.
+
+    Action 1 advances, 2 hums one of many tunes, any other slides. Novelty is in humming, progress is not.
+    """
 
     def __init__(self, length: int = 10, num_tunes: int = 64) -> None:
         super().__init__(length, num_actions=4)
         self.num_tunes = num_tunes
 
     def step(self, action: int) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
-        """Action 1 advances, 2 hums, any other retreats."""
-        if action != 2:
+        """See the class."""
+        if action == 1:
             return super().step(action)
-        text = f"You hum tune {self.np_random.integers(self.num_tunes)}."
+        if action == 2:
+            text = f"You hum tune {self.np_random.integers(self.num_tunes)}."
+        else:
+            text = f"You slide back from cell {self._position}."
+            self._position = 0
         return self._observe(text), 0.0, False, False, {"success": False, "text": text}
 
 

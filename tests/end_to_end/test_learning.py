@@ -4,6 +4,7 @@ The corridor pays only at its far end, which random actions never reach within a
 leads nowhere. The control with permuted judgements keeps the amount of reward and destroys its meaning.
 """
 
+import json
 import random
 import re
 from pathlib import Path
@@ -15,12 +16,11 @@ from cluster.launch import launch
 from cluster.run_directory import find_run
 from configs.loading import load_config
 
-LENGTH, TUNES = 10, 64
+LENGTH, TUNES = 14, 64
 ADVANCES = [f"You advance to cell {n}." for n in range(1, LENGTH)]
 OTHERS = [
-    *(f"You retreat to cell {n}." for n in range(LENGTH - 1)),
+    *(f"You slide back from cell {n}." for n in range(LENGTH - 1)),
     *(f"You hum tune {n}." for n in range(TUNES)),
-    "You bump into a wall.",
     "You reach the treasure!",
     "You enter the corridor.",
 ]
@@ -29,7 +29,7 @@ OTHERS = [
 def train(run_dir: Path, *overrides: str) -> dict[str, Any]:
     settings = [
         f"run_dir={run_dir}",
-        "total_env_steps=60000",
+        "total_env_steps=45000",
         "env.id=tests.toy_environments:HummingCorridor-v0",
         f"env.options={{length: {LENGTH}, num_tunes: {TUNES}}}",
         "env.max_episode_steps=40",
@@ -37,10 +37,11 @@ def train(run_dir: Path, *overrides: str) -> dict[str, Any]:
         "actors.rollout_steps=20",
         "policy.core=none",
         "policy.hidden_size=64",
-        "learner.learning_rate=0.003",
+        "learner.learning_rate=0.002",
+        "learner.gamma=0.95",
         "learner.precision=fp32",
         "actors.precision=fp32",
-        "reward.extrinsic_coefficient=1.0",
+        "reward.extrinsic_coefficient=3.0",
         "reward.intrinsic_coefficient=0.3",
         "checkpoint.interval_env_steps=0",
         "logging.console=quiet",
@@ -49,8 +50,6 @@ def train(run_dir: Path, *overrides: str) -> dict[str, Any]:
     ]
     assert launch(load_config(preset="debug", overrides=settings)) == 0
     run, _ = find_run(str(run_dir))
-    import json
-
     return json.loads(run.summary.read_text())
 
 

@@ -84,5 +84,7 @@ def test_what_players_strive_for_earns(smollm2, rubric):
 
 
 def test_the_model_answers_in_the_allowed_words(smollm2, rubric):
-    masses = [score.answer_mass for score in smollm2.score([rubric.item_text(caption.encode()) for caption in FREQUENT_NOTHINGS + PROGRESS])]
+    masses = [
+        score.answer_mass for score in smollm2.score([rubric.item_text(caption.encode()) for caption in FREQUENT_NOTHINGS + PROGRESS])
+    ]
     assert min(masses) > rubric.min_answer_mass

@@ -181,7 +181,11 @@ def test_a_taken_port_is_a_clear_error(start):
 
 @pytest.mark.parametrize(
     ("items", "complaint"),
-    [([], "INVALID_ARGUMENT: the request has no items"), ([b"x"] * 9, "at most 8 are taken: split it"), ([b"x" * 65], "at most 64 are taken: shorten")],
+    [
+        ([], "INVALID_ARGUMENT: the request has no items"),
+        ([b"x"] * 9, "at most 8 are taken: split it"),
+        ([b"x" * 65], "at most 64 are taken: shorten"),
+    ],
 )
 def test_a_bad_request_is_refused_with_advice_and_the_next_is_served(start, connect, items, complaint):
     client = connect(start())

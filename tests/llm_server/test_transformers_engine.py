@@ -13,7 +13,15 @@ from llm_server.engine import build_engine, find_threshold
 from llm_server.rubric import Calibration, Example
 from llm_server.transformers_engine import TransformersEngine
 
-TEXTS = ["It's a wall.", "You kill the newt!", "You see here a lichen corpse.", "$ - 12 gold pieces.", "The door opens.", "x", "In what direction?"]
+TEXTS = [
+    "It's a wall.",
+    "You kill the newt!",
+    "You see here a lichen corpse.",
+    "$ - 12 gold pieces.",
+    "The door opens.",
+    "x",
+    "In what direction?",
+]
 FEW = ServiceConfig(torch_threads=0, batch_size=3)
 
 
@@ -129,7 +137,11 @@ def test_a_device_that_is_not_there_is_refused(short, device, complaint):
 def test_a_model_that_changes_its_logits_afterwards_is_refused(tmp_path, short):
     for file in bundled_model_folder().iterdir():
         (tmp_path / file.name).symlink_to(file)
-    settings = json.loads((tmp_path / "config.json").read_text()) | {"model_type": "granite", "architectures": ["GraniteForCausalLM"], "logits_scaling": 8.0}
+    settings = json.loads((tmp_path / "config.json").read_text()) | {
+        "model_type": "granite",
+        "architectures": ["GraniteForCausalLM"],
+        "logits_scaling": 8.0,
+    }
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="does not work with a shared prefix"):
