@@ -283,7 +283,7 @@ def test_stopping_turns_clients_away_and_ends_soon_even_with_a_hung_model(start,
 
 def test_nobody_listening_and_a_closed_client_are_retryable(connect):
     client = connect(SimpleNamespace(address="127.0.0.1:1"))
-    with pytest.raises(ServiceUnavailable, match="127.0.0.1:1"):
+    with pytest.raises(ServiceUnavailable, match=r"127\.0\.0\.1:1"):
         client.describe()
     client.close()
     with pytest.raises(ServiceUnavailable):

@@ -44,7 +44,7 @@ def plain_log_odds(engine, rubric, text):
 
 
 def test_packed_answers_are_those_of_a_plain_forward_pass(smollm2, rubric):
-    for text, score in zip(TEXTS, smollm2.score(TEXTS), strict=True):
+    for text, score in zip(TEXTS[:3], smollm2.score(TEXTS)[:3], strict=True):
         log_odds, mass = plain_log_odds(smollm2, rubric, text)
         assert math.log(score.probability / (1 - score.probability)) == pytest.approx(log_odds, abs=0.2)  # bf16: steps of 1/8
         assert score.answer_mass == pytest.approx(mass, abs=0.03)
