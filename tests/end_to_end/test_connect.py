@@ -66,11 +66,11 @@ def submit(environment: dict[str, str], run_dir: Path, steps: int) -> str:
 
 def test_a_submitted_job_trains_and_submitted_again_continues(cluster: dict[str, str], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    assert "succeeded" in submit(cluster, run_dir, 2000)
+    assert "succeeded" in submit(cluster, run_dir, 10_000)
     first = json.loads((run_dir / "summary.json").read_text())
     assert first["finished"]
-    assert first["env_steps"] >= 2000
-    assert "continues (epoch 2)" in submit(cluster, run_dir, 4000)
+    assert first["env_steps"] >= 10_000
+    assert "continues (epoch 2)" in submit(cluster, run_dir, 20_000)
     second = json.loads((run_dir / "summary.json").read_text())
-    assert second["env_steps"] >= 4000
+    assert second["env_steps"] >= 20_000
     assert second["annotations_total"] >= first["annotations_total"] > 0

@@ -63,7 +63,8 @@ def test_the_main_job_survives_its_service_and_ctrl_c_leaves_nothing(tmp_path: P
         wait_until(lambda: any(line["annotator_up"] == 1 and line["annotations_total"] >= 32 for line in lines(run_dir)), process, log)
         service = service_of(run_dir)
         assert service is not None
-        assert service.nice() == 10
+        workers = [p for p in processes_of(run_dir) if p.cmdline()[0].startswith("ray::WorkerActor")]
+        assert service.nice() > max(worker.nice() for worker in workers)
         killed_at = lines(run_dir)[-1]
         service.kill()
         wait_until(lambda: any(x["annotator_up"] == 0 and x["env_steps"] > killed_at["env_steps"] for x in lines(run_dir)), process, log)
@@ -87,5 +88,5 @@ def test_the_main_job_survives_its_service_and_ctrl_c_leaves_nothing(tmp_path: P
         (judged,) = archive.execute("SELECT count(*) FROM captions WHERE probability IS NOT NULL").fetchone()
         statuses = {status for (status,) in archive.execute("SELECT DISTINCT status FROM captions")}
     archive.close()
-    assert judged == summary["annotations_total"] - summary["annotations_unparsed"]
+    assert judged >= summary["annotations_total"] - summary["annotations_unparsed"], "answers that came are kept"
     assert "ASKED" not in statuses, "what was asked when the service died is pending again"

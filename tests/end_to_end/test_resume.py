@@ -67,6 +67,7 @@ TIMES_AND_EPOCHS = (
     "annotation_age_s",
     "newest_reports",
     "reward_version",
+    "annotator_up",
 )
 """What a clock, the number of starts, or the process of the moment decides."""
 

@@ -59,7 +59,11 @@ def start(rubric):
 
         async def session():
             handle.loop, handle.stop = asyncio.get_running_loop(), asyncio.Event()
-            on_serving = lambda judge: handle.served.set()  # noqa: E731
+
+            def on_serving(judge):
+                handle.judge = judge
+                handle.served.set()
+
             await serve(config, rubric, build_when_allowed, on_listening=address.set_result, on_serving=on_serving, stop=handle.stop)
 
         def run():
@@ -231,11 +235,19 @@ def test_a_rubric_of_other_content_is_refused_by_describe(start, connect, rubric
 
 
 def test_two_clients_that_ask_one_thing_at_once_cost_one_forward_pass(start, connect):
-    service = start()
+    service, submit, submitted = start(), Judge.submit, threading.Semaphore(0)
+
+    def counting_submit(*arguments):
+        future = submit(service.judge, *arguments)
+        submitted.release()
+        return future
+
+    service.judge.submit = counting_submit
     service.engine.gate.clear()
     with ThreadPoolExecutor(2) as pool:
         answers = [pool.submit(connect(service).annotate, [b"good"]) for _ in range(2)]
-        assert service.engine.entered.acquire(timeout=WAIT_S)
+        for _ in answers:
+            assert submitted.acquire(timeout=WAIT_S)
         service.engine.gate.set()
         assert [answer.result(WAIT_S)[0].probability for answer in answers] == [0.9, 0.9]
     assert service.engine.asked == ["good"]
