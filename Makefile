@@ -30,7 +30,7 @@ check: setup
 	$(BIN)/mypy
 
 proto: setup
-	$(BIN)/python -m tests.regenerate_proto
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. llm_server/annotation.proto
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache

@@ -41,6 +41,7 @@ class Console:
         self._started = self._shown = time.monotonic()
         self._first_step: int | None = None
         self._live: Live | None = None
+        self._problem: str | None = None
 
     def say(self, text: str) -> None:
         """One line for the user, above the live display where there is one."""
@@ -50,6 +51,9 @@ class Console:
     def update(self, line: Mapping[str, Any]) -> None:
         """Show the newest figures."""
         now = time.monotonic()
+        if line.get("problem") != self._problem:
+            self._problem = line["problem"]
+            self.say(f"no more rewards from the judge, training goes on: {self._problem}" if self._problem else "the judge is back")
         if self._first_step is None:
             self._first_step, self._started = line["env_steps"], now
         if self._kind == "rich":

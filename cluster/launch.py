@@ -8,7 +8,7 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,6 +30,8 @@ class StopRequest:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.requested = False
+        self.on_request: Callable[[], None] = lambda: None
+        """Called in the signal handler: takes no lock."""
         self._say = say
         self._previous: dict[int, Any] = {}
 
@@ -46,6 +48,7 @@ class StopRequest:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        self.on_request()
         self._say("stopping: writing a checkpoint (once more to end at once)")
 
 
@@ -109,14 +112,17 @@ def _train_inline(config: RunConfig, run: RunDirectory, run_epoch: int, stop: St
     pipeline = build_pipeline(config, run, run_epoch)
     workers = InlineWorkers(config, pipeline, run_epoch=run_epoch)
 
-    def on_line(line: Mapping[str, Any]) -> None:
-        console.update(line)
-        if stop.requested:
-            loop.stop()
-
     try:
         loop = TrainingLoop(config, run, run_epoch, workers, pipeline)
-        return loop.run(on_line)
+
+        def on_stop() -> None:
+            loop.stop()
+            pipeline.interrupt()
+
+        stop.on_request = on_stop
+        if stop.requested:
+            on_stop()
+        return loop.run(console.update)
     finally:
         workers.close()
         pipeline.close()

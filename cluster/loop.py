@@ -69,8 +69,8 @@ class TrainingLoop:
         self._stop.set()
 
     def progress(self) -> dict[str, Any]:
-        """The newest metric line, with the step counter of this moment."""
-        return {**self._latest, "env_steps": self.env_steps}
+        """The newest metric line, with the step counter of this moment and annotation's `problem`."""
+        return {**self._latest, "env_steps": self.env_steps, "problem": self.annotation.problem}
 
     def _next_batch(self) -> list[Rollout] | None:
         waiting_since = warned = time.monotonic()

@@ -43,6 +43,11 @@ class Workers(Protocol):
 class Annotation(Protocol):
     """Annotator, reward model and reward tables."""
 
+    @property
+    def problem(self) -> str | None:
+        """Why no caption is judged any more, for the user; None as long as all is well or may become well by itself."""
+        ...
+
     def latest_table(self) -> RewardTable:
         """The newest reward table; never waits for a judgement."""
         ...

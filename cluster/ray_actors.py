@@ -13,7 +13,7 @@ import ray
 
 from actors.environment import EnvironmentSpec
 from actors.policy import PolicySnapshot
-from actors.rollout import Acknowledgement, CaptionReport, Rollout
+from actors.rollout import Acknowledgement, CaptionReport, Rollout, Version
 from cluster import temporary
 from cluster.logs import log_to_file
 from cluster.placement import Request
@@ -66,10 +66,10 @@ class AnnotatorActor:
         )
         return Acknowledgement(book_epoch=book_epoch, sequence_number=sequence_number)
 
-    def update(self, known: tuple[int, int]) -> tuple[RewardTable | None, dict[str, float | None]]:
-        """The newest table, or None where `known` is the newest; and the figures of annotation."""
+    def update(self, known: Version | None) -> tuple[RewardTable | None, dict[str, float | None], str | None]:
+        """The newest table, or None where `known` is the newest; the figures of annotation; and its problem."""
         table = self._pipeline.latest_table()
-        return (table if table.reward_version != known else None), dict(self._pipeline.metrics())
+        return (table if table.reward_version != known else None), dict(self._pipeline.metrics()), self._pipeline.problem
 
     def top_rewarded(self, n: int, min_count: int) -> list[RewardedCaption]:
         """See `cluster.parts.Annotation`."""

@@ -7,12 +7,13 @@ book epoch makes the workers send their captions again.
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayError, RayTaskError
 
-from actors.rollout import Acknowledgement
+from actors.rollout import Acknowledgement, Version
 from cluster.placement import Request
 from cluster.ray_actors import AnnotatorActor
 from configs.schema import RunConfig
@@ -30,6 +31,7 @@ class RayAnnotation:
     """Handle of the annotator actor; without a request for one (reward model `none`), an empty table and no figures."""
 
     def __init__(self, config: RunConfig, run_epoch: int, request: Request | None) -> None:
+        self.problem: str | None = None
         self._config, self._run_epoch, self._request = config, run_epoch, request
         self._state: Mapping[str, Any] | None = None
         self._table = RewardTable.empty(run_epoch)
@@ -37,6 +39,7 @@ class RayAnnotation:
         self._acknowledgements: dict[str, Acknowledgement] = {}
         self._reports: dict[ray.ObjectRef, str] = {}
         self._update: ray.ObjectRef | None = None
+        self._known: Version | None = None  # the annotator's number of the table
         self._polled_at = 0.0
         self._started_at = -RESTART_INTERVAL_S
         self._actor: Any = None
@@ -123,15 +126,22 @@ class RayAnnotation:
                 ready, _ = ray.wait([*self._reports], num_returns=len(self._reports), timeout=0)
                 for reference in ready:
                     worker_id = self._reports.pop(reference)
-                    self._acknowledgements[worker_id] = ray.get(reference)
+                    try:
+                        self._acknowledgements[worker_id] = ray.get(reference)
+                    except (ObjectLostError, RayTaskError) as error:  # the report went down with its worker's node
+                        LOG.warning("a caption report of worker %s was lost; its texts are sent again: %s", worker_id, error)
             if self._update is not None and ray.wait([self._update], timeout=0)[0]:
                 reference, self._update = self._update, None
-                table, self._metrics = ray.get(reference)
-                self._table = table or self._table
+                table, self._metrics, self.problem = ray.get(reference)
+                if table is not None:
+                    self._known = table.reward_version
+                    # The annotator's numbers begin again with each of its lives; what the learner sees only goes up.
+                    self._table = replace(table, reward_version=(self._run_epoch, self._table.reward_version[1] + 1))
+                self._metrics["reward_version"] = self._table.reward_version[1]
             now = time.monotonic()
             if self._update is None and now - self._polled_at > POLL_INTERVAL_S:
                 self._polled_at = now
-                self._update = actor.update.remote(self._table.reward_version)
+                self._update = actor.update.remote(self._known)
         except RayError as error:
             self._lost(error)
 
@@ -139,6 +149,6 @@ class RayAnnotation:
         LOG.error("the annotator died; training goes on with the last reward table, and it is started again: %s", error)
         self._reports.clear()
         self._acknowledgements.clear()
-        self._update = None
+        self._update = self._known = None
         self._metrics = {**self._metrics, "annotator_up": 0}
         self._actor = None
