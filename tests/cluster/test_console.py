@@ -1,0 +1,53 @@
+import pytest
+
+from cluster.console import Console
+from configs.schema import LoggingConfig
+
+SUMMARY = {
+    "env_steps": 1000,
+    "finished": True,
+    "episodes_total": 3,
+    "episode_return_extrinsic_mean": 1.5,
+    "captions_distinct": 7,
+    "annotations_total": 5,
+    "top_rewarded": [{"text": "You [b]kill[/b] it!", "reward": 1.0, "probability": 0.75, "count": 12}],
+}
+
+
+def make(kind: str) -> Console:
+    return Console(LoggingConfig(console=kind, console_interval_s=0.0), total_env_steps=1000)
+
+
+def test_plain_lines_show_progress_and_leave_out_what_is_not_defined(capsys: pytest.CaptureFixture[str]) -> None:
+    console = make("plain")
+    console.update({"env_steps": 100, "entropy": None})
+    console.update({"env_steps": 600, "entropy": 1.25, "annotator_up": 1})
+    output = capsys.readouterr().out.splitlines()
+    assert output[0].startswith("100/1,000 steps")
+    assert "entropy" not in output[0]
+    assert "entropy 1.250" in output[1]
+    assert "left" in output[1]
+
+
+def test_the_summary_shows_captions_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    make("plain").summarise(SUMMARY, "runs/x")
+    output = capsys.readouterr().out
+    assert "runs/x: finished at 1,000 environment steps" in output
+    assert "You [b]kill[/b] it!" in output
+    assert "0.75" in output
+
+
+def test_a_problem_is_said_once_and_its_end_too(capsys: pytest.CaptureFixture[str]) -> None:
+    console = make("plain")
+    for problem in (None, "the rubric differs", "the rubric differs", None):
+        console.update({"env_steps": 1, "problem": problem})
+    output = capsys.readouterr().out
+    assert output.count("the rubric differs") == 1
+    assert output.count("the judge is back") == 1
+
+
+def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    console = make("quiet")
+    console.update({"env_steps": 1, "problem": "x"})
+    console.summarise(SUMMARY, "runs/x")
+    assert capsys.readouterr().out == ""
