@@ -1,22 +1,18 @@
-"""The three Ray actors: thin shells that build a part in its own process and forward calls to it.
+"""The worker and annotator actors: thin shells that build a part in its own process and forward calls to it.
 
-Invariant: no logic that the inline mode lacks; control calls of the learner have a concurrency group of their own, so they
-are answered while it trains.
+Invariant: no logic that the inline mode lacks.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from actors.environment import EnvironmentSpec
 from actors.policy import PolicySnapshot
 from actors.rollout import Acknowledgement, CaptionReport, Rollout, Version
 from cluster import temporary
 from cluster.logs import log_to_file
-from cluster.placement import Request
 from cluster.run_directory import RunDirectory
 from cluster.wiring import build_pipeline, build_worker
 from configs.schema import RunConfig
@@ -82,50 +78,3 @@ class AnnotatorActor:
     def close(self) -> None:
         """Stop the service and the threads."""
         self._pipeline.close()
-
-
-@ray.remote(max_restarts=0, concurrency_groups={"control": 2})  # type: ignore[call-overload]
-class LearnerActor:
-    """The training loop, with the workers and the annotator as its own children: they die with it."""
-
-    def __init__(self, config: RunConfig, spec: EnvironmentSpec, run_epoch: int, requests: dict[str, Request], nonce: str) -> None:
-        import torch
-
-        if config.learner.torch_threads:
-            torch.set_num_threads(config.learner.torch_threads)
-        run = RunDirectory(Path(config.run_dir))
-        run.check_nonce(nonce)
-        temporary.enter(config.run_dir)
-        log_to_file(run.log)
-        self._config, self._spec, self._run, self._run_epoch, self._requests = config, spec, run, run_epoch, requests
-        self._loop: Any = None
-        self._stop_requested = False
-
-    def run(self) -> dict[str, Any]:
-        """Train to the end or to `stop`; the summary."""
-        from cluster.loop import TrainingLoop
-        from cluster.ray_annotation import RayAnnotation
-        from cluster.ray_workers import RayWorkers
-
-        annotation = RayAnnotation(self._config, self._run_epoch, self._requests.get("annotator"))
-        workers = RayWorkers(self._config, self._spec, self._run_epoch, self._requests["worker"], annotation)
-        try:
-            self._loop = TrainingLoop(self._config, self._run, self._run_epoch, workers, annotation)
-            if self._stop_requested:
-                self._loop.stop()
-            return self._loop.run()
-        finally:
-            workers.close()
-            annotation.close()
-
-    @ray.method(concurrency_group="control")
-    def progress(self) -> dict[str, Any]:
-        """The newest figures; only the process id before training began."""
-        return {"pid": os.getpid(), **(self._loop.progress() if self._loop is not None else {})}
-
-    @ray.method(concurrency_group="control")
-    def stop(self) -> None:
-        """Checkpoint and end after the update in progress."""
-        self._stop_requested = True
-        if self._loop is not None:
-            self._loop.stop()

@@ -15,7 +15,7 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from actors.environment import EnvironmentSpec
 from cluster import placement
-from cluster.ray_actors import LearnerActor
+from cluster.ray_learner import LearnerActor
 from cluster.run_directory import RunDirectory
 from configs.schema import RunConfig
 
