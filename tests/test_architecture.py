@@ -50,6 +50,13 @@ def test_imports_go_one_way(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_reads_pickles(path: Path) -> None:
+    assert not imported(path) & {"pickle", "dill", "cloudpickle", "shelve", "joblib"}
+    calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
+    assert not calls & {"torch.load", "torch.save", "numpy.load", "np.load"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_module_says_what_it_is_and_stays_short(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) <= 500, "split it: one file, one idea"
