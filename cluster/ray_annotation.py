@@ -40,6 +40,7 @@ class RayAnnotation:
         self._reports: dict[ray.ObjectRef, str] = {}
         self._update: ray.ObjectRef | None = None
         self._known: Version | None = None  # the annotator's number of the table
+        self._inherited = RewardTable.empty(run_epoch)  # what a dead annotator knew and its successor may not know yet
         self._polled_at = 0.0
         self._started_at = -RESTART_INTERVAL_S
         self._actor: Any = None
@@ -136,7 +137,8 @@ class RayAnnotation:
                 if table is not None:
                     self._known = table.reward_version
                     # The annotator's numbers begin again with each of its lives; what the learner sees only goes up.
-                    self._table = replace(table, reward_version=(self._run_epoch, self._table.reward_version[1] + 1))
+                    number = self._table.reward_version[1] + 1
+                    self._table = replace(table, reward_version=(self._run_epoch, number)).completed_by(self._inherited)
                 self._metrics["reward_version"] = self._table.reward_version[1]
             now = time.monotonic()
             if self._update is None and now - self._polled_at > POLL_INTERVAL_S:
@@ -150,5 +152,6 @@ class RayAnnotation:
         self._reports.clear()
         self._acknowledgements.clear()
         self._update = self._known = None
+        self._inherited = self._table
         self._metrics = {**self._metrics, "annotator_up": 0}
         self._actor = None

@@ -45,6 +45,14 @@ class RewardTable:
         """The table of a run that has no judgement yet."""
         return RewardTable.build(np.empty(0, np.uint64), np.empty(0, np.float32), (run_epoch, 0))
 
+    def completed_by(self, older: "RewardTable") -> "RewardTable":
+        """This table at its version, with `older`'s rewards for the captions that it lacks."""
+        lacking = ~np.isin(older.ids, self.ids, assume_unique=True)
+        if not lacking.any():
+            return self
+        ids, rewards = np.append(self.ids, older.ids[lacking]), np.append(self.rewards, older.rewards[lacking])
+        return RewardTable.build(ids, rewards, self.reward_version)
+
     def look_up(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rewards f32 and known bool, both in the shape of `ids` (u64); unknown captions have reward 0."""
         positions = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
