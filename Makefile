@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUN_DIR ?= runs/nethack_score
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test check setup proto clean
+.PHONY: train test check lint format types setup proto clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/installed
@@ -24,9 +24,15 @@ train: setup
 test: setup
 	$(BIN)/python -m pytest
 
-check: setup
+check: lint format types
+
+lint: setup
 	$(BIN)/ruff check .
+
+format: setup
 	$(BIN)/ruff format --check .
+
+types: setup
 	$(BIN)/mypy
 
 proto: setup

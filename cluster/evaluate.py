@@ -24,12 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="which held-out seeds (default 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args(argv)
+    from learner.checkpoint import CheckpointError
+
     try:
-        for name in ("episodes", "envs"):
-            if getattr(arguments, name) < 1:
-                raise ConfigError(f"--{name}: got {getattr(arguments, name)}, wanted at least 1")
+        for name, least in (("episodes", 1), ("envs", 1), ("seed", 0)):
+            if getattr(arguments, name) < least:
+                raise ConfigError(f"--{name}: got {getattr(arguments, name)}, wanted at least {least}")
         report = evaluate(arguments.run, episodes=arguments.episodes, num_envs=arguments.envs, seed=arguments.seed)
-    except ConfigError as error:
+    except (ValueError, CheckpointError) as error:
         print(f"delphi eval: {error}", file=sys.stderr)
         return 2
     if arguments.json:

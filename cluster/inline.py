@@ -4,7 +4,6 @@ Invariant: one turn is collect -> report -> at most `labels_per_turn` judgements
 beside it.
 """
 
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +27,7 @@ class InlineWorkers:
             build_worker(config, index, incarnation=f"{run_epoch}", stream="train") for index in range(config.actors.num_workers)
         ]
         self._acknowledgements: list[Acknowledgement | None] = [None] * len(self._workers)
-        self._turns = itertools.cycle(range(len(self._workers)))
+        self._turn = 0
         self._snapshot: PolicySnapshot | None = None
         self._collected_steps = 0
         self.spec = self._workers[0].env.spec
@@ -39,7 +38,8 @@ class InlineWorkers:
 
     def take(self, timeout_s: float) -> Rollout | None:
         """One turn: its rollout. Never None."""
-        index = next(self._turns)
+        index = self._turn
+        self._turn = (index + 1) % len(self._workers)
         rollout, report = self._workers[index].collect(self._snapshot, self._acknowledgements[index])
         self._collected_steps += rollout.num_steps
         book_epoch, sequence_number = self._pipeline.report(
@@ -55,12 +55,14 @@ class InlineWorkers:
 
     def state_dict(self) -> dict[str, Any]:
         """Every worker's state."""
-        return {"collected_steps": self._collected_steps, "workers": [worker.state_dict() for worker in self._workers]}
+        return {"collected_steps": self._collected_steps, "turn": self._turn, "workers": [worker.state_dict() for worker in self._workers]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
         self._collected_steps = state["collected_steps"]
-        for worker, saved in zip(self._workers, state["workers"], strict=True):
+        self._turn = state.get("turn", 0)
+        # A run that went on Ray so far has no workers' states: its episodes begin anew.
+        for worker, saved in zip(self._workers, state.get("workers", ()), strict=False):
             worker.load_state_dict(saved)
 
     def close(self) -> None:

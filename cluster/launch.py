@@ -57,15 +57,15 @@ def launch(config: RunConfig) -> int:
     console = Console(config.logging, config.total_env_steps)
     spec, rubric_hash = check_parts(config)
     run, run_epoch = open_run(config)
-    temporary.sweep(config.run_dir)
-    directory = temporary.enter(config.run_dir)
-    log_to_file(run.log)
-    record_provenance(run, run_epoch, rubric_hash)
-    word = "starts" if run_epoch == 1 else f"continues (epoch {run_epoch})"
-    console.say(
-        f"run {config.run_dir} {word}: {config.env.id}, reward model {config.reward_model.name}, to {config.total_env_steps:,} steps"
-    )
     try:
+        temporary.sweep(config.run_dir)
+        directory = temporary.enter(config.run_dir)
+        log_to_file(run.log)
+        record_provenance(run, run_epoch, rubric_hash)
+        word = "starts" if run_epoch == 1 else f"continues (epoch {run_epoch})"
+        console.say(
+            f"run {config.run_dir} {word}: {config.env.id}, reward model {config.reward_model.name}, to {config.total_env_steps:,} steps"
+        )
         with StopRequest(console.say) as stop:
             summary = _train(config, spec, run, run_epoch, directory, stop, console)
         write_atomically(run.summary, json.dumps(summary, indent=2) + "\n")
@@ -110,9 +110,9 @@ def _train_inline(config: RunConfig, run: RunDirectory, run_epoch: int, stop: St
     from cluster.wiring import build_pipeline
 
     pipeline = build_pipeline(config, run, run_epoch)
-    workers = InlineWorkers(config, pipeline, run_epoch=run_epoch)
-
+    workers = None
     try:
+        workers = InlineWorkers(config, pipeline, run_epoch=run_epoch)
         loop = TrainingLoop(config, run, run_epoch, workers, pipeline)
 
         def on_stop() -> None:
@@ -124,5 +124,6 @@ def _train_inline(config: RunConfig, run: RunDirectory, run_epoch: int, stop: St
             on_stop()
         return loop.run(console.update)
     finally:
-        workers.close()
+        if workers is not None:
+            workers.close()
         pipeline.close()

@@ -1,4 +1,4 @@
-"""Logging of a run: every process appends to the run's log.txt, warnings also reach the user's terminal from the driver.
+"""Logging of a run: every process appends to the run's log.txt.
 
 Invariant: set up by processes when they start, never at import.
 """

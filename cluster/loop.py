@@ -46,7 +46,7 @@ class TrainingLoop:
         self._stop = threading.Event()
         self._latest: dict[str, Any] = {"env_steps": 0}
         self._restore()
-        self._writer = MetricWriter(run.path, tensorboard=config.logging.tensorboard, run_name=run.name)
+        self._writer = MetricWriter(run.path, tensorboard=config.logging.tensorboard, run_name=run.name, env_steps=self.env_steps)
 
     def run(self, on_line: Callable[[Mapping[str, Any]], None] = lambda line: None) -> dict[str, Any]:
         """Train; the summary as JSON values. `on_line` gets the figures after every update."""
@@ -118,11 +118,13 @@ class TrainingLoop:
             "learner_wait_fraction": (self._waited_s - waited) / seconds,
         }
         total = line.get("annotations_total")
-        if total is not None:
-            line["annotations_per_s"] = (total - annotations) / seconds
+        if total is None:
+            total = annotations
+        else:
+            line["annotations_per_s"] = max(0.0, total - annotations) / seconds
         if self.config.reward_model.name == "none":
             line["intrinsic_unknown_fraction"] = None
-        self._interval = (now, self.env_steps, total or 0, self._waited_s)
+        self._interval = (now, self.env_steps, total, self._waited_s)
         self._latest = self._writer.write(line)
 
     def _checkpoint(self) -> None:

@@ -15,13 +15,14 @@ from cluster.metrics import CATALOGUE, NAMES
 class MetricWriter:
     """One run's metric outputs; `close` flushes them."""
 
-    def __init__(self, directory: Path, *, tensorboard: bool, run_name: str) -> None:
+    def __init__(self, directory: Path, *, tensorboard: bool, run_name: str, env_steps: int = 0) -> None:
+        """`env_steps` is where the run goes on from: TensorBoard drops what was written beyond it."""
         self._file = (directory / "metrics.jsonl").open("a", buffering=1)
         self._tensorboard: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(directory / "tensorboard"))
+            self._tensorboard = SummaryWriter(str(directory / "tensorboard"), purge_step=env_steps + 1)
         self._gauges = _ray_gauges()
         self._tags = {"run": run_name}
 

@@ -22,9 +22,11 @@ from reward_models.training import RewardedCaption, saved_table
 
 LOG = logging.getLogger(__name__)
 POLL_INTERVAL_S = 0.5
-STATE_TIMEOUT_S = 10.0
+STATE_TIMEOUT_S = 4.0
 MAX_UNANSWERED_REPORTS = 64
 RESTART_INTERVAL_S = 5.0
+SILENCE_S = 30.0
+"""An annotator that has not answered for so long is shown as down."""
 
 
 class RayAnnotation:
@@ -32,6 +34,7 @@ class RayAnnotation:
 
     def __init__(self, config: RunConfig, run_epoch: int, request: Request | None) -> None:
         self.problem: str | None = None
+        self._is_silent = False  # it left a question unanswered and has not been heard of since
         self._config, self._run_epoch, self._request = config, run_epoch, request
         self._state: Mapping[str, Any] | None = None
         self._table = RewardTable.empty(run_epoch)
@@ -108,11 +111,12 @@ class RayAnnotation:
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         actor = self._running_actor()
-        if actor is None:
+        if actor is None or self._is_silent:
             return None
         try:
             return ray.get(getattr(actor, method).remote(*arguments), timeout=STATE_TIMEOUT_S)
         except GetTimeoutError:
+            self._is_silent = True
             LOG.warning("the annotator did not answer %s within %.0f s", method, STATE_TIMEOUT_S)
         except RayError as error:
             self._lost(error)
@@ -132,7 +136,7 @@ class RayAnnotation:
                     except (ObjectLostError, RayTaskError) as error:  # the report went down with its worker's node
                         LOG.warning("a caption report of worker %s was lost; its texts are sent again: %s", worker_id, error)
             if self._update is not None and ray.wait([self._update], timeout=0)[0]:
-                reference, self._update = self._update, None
+                reference, self._update, self._is_silent = self._update, None, False
                 table, self._metrics, self.problem = ray.get(reference)
                 if table is not None:
                     self._known = table.reward_version
@@ -141,6 +145,8 @@ class RayAnnotation:
                     self._table = replace(table, reward_version=(self._run_epoch, number)).completed_by(self._inherited)
                 self._metrics["reward_version"] = self._table.reward_version[1]
             now = time.monotonic()
+            if self._update is not None and now - self._polled_at > SILENCE_S:
+                self._metrics = {**self._metrics, "annotator_up": 0}
             if self._update is None and now - self._polled_at > POLL_INTERVAL_S:
                 self._polled_at = now
                 self._update = actor.update.remote(self._known)
@@ -152,6 +158,7 @@ class RayAnnotation:
         self._reports.clear()
         self._acknowledgements.clear()
         self._update = self._known = None
-        self._inherited = self._table
+        self._inherited, self._is_silent = self._table, False
+        self.problem = f"the annotator ended and is started again: {str(error).strip().splitlines()[-1]}"
         self._metrics = {**self._metrics, "annotator_up": 0}
         self._actor = None

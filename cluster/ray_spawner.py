@@ -5,6 +5,7 @@ Invariant: the driver holds the run's lock and nothing else of value; whatever e
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -60,6 +61,7 @@ def _connect(config: RunConfig, temporary: Path, say: Callable[[str], None]) -> 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     cluster, actors = config.cluster, config.actors
+    on_terminate = signal.getsignal(signal.SIGTERM)
     if cluster.mode == "connect":
         try:
             context = ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.WARNING)
@@ -72,12 +74,14 @@ def _connect(config: RunConfig, temporary: Path, say: Callable[[str], None]) -> 
             actors.num_workers * (actors.rollouts_in_flight + 1) * actors.envs_per_worker * (actors.rollout_steps + 1) * STEP_BYTES
         )
         context = ray.init(
+            address="local",  # whatever RAY_ADDRESS says
             include_dashboard=cluster.dashboard,
             object_store_memory=cluster.object_store_bytes or max(200_000_000, 2 * rollout_bytes),
             log_to_driver=False,
             logging_level=logging.WARNING,
             _temp_dir=str(temporary / "ray"),
         )
+    signal.signal(signal.SIGTERM, on_terminate)  # `ray.init` has put its own in place, which exits without a checkpoint
     if context.dashboard_url:
         say(f"Ray dashboard: http://{context.dashboard_url}")
 

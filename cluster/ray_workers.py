@@ -115,7 +115,11 @@ class RayWorkers:
     def _replace_hung(self) -> None:
         limit_s = self._config.cluster.worker_timeout_s
         for slot in [*self._slots]:
-            if slot.calls and time.monotonic() - slot.progressed_at > limit_s:
+            if not slot.calls or time.monotonic() - slot.progressed_at <= limit_s:
+                continue
+            if ray.wait([slot.calls[0][0]], timeout=0)[0]:  # it has done its part: the learner is what takes long
+                slot.progressed_at = time.monotonic()
+            else:
                 self._replace(slot, TimeoutError(f"no rollout within cluster.worker_timeout_s = {limit_s:g} s"))
 
     def _replace(self, slot: _Slot, error: Exception) -> None:

@@ -14,7 +14,7 @@ from configs.validation import ConfigError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 finished or stopped on request, 1 the run failed, 2 the command was wrong."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_intermixed_args(argv)
     if arguments.keys:
         print(_keys())
         return 0

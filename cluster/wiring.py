@@ -72,7 +72,9 @@ def check_parts(config: RunConfig) -> tuple[EnvironmentSpec, str | None]:
     The environment's specification, and the rubric's hash where one is used. Raises ConfigError.
     """
     try:
-        resolve_device(config.learner.device)
+        here = config.cluster.mode != "connect"  # elsewhere the learner and the service see other devices and folders
+        if here:
+            resolve_device(config.learner.device)
         env = make_environment(
             config.env, num_envs=1, run_seed=config.seed, worker_index=0, stream="check", crop_size=config.policy.crop_size
         )
@@ -84,7 +86,7 @@ def check_parts(config: RunConfig) -> tuple[EnvironmentSpec, str | None]:
         if not build_reward_model(config.reward_model).needs_judgements:
             return env.spec, None
         rubric = load_rubric(config.annotator.rubric)
-        if not config.annotator.address:
+        if here and not config.annotator.address:
             check_engine(config.service)
     except ValueError as error:
         raise ConfigError(str(error)) from None

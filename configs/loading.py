@@ -55,7 +55,10 @@ def load_config(*, preset: str | None = None, file: str | None = None, overrides
             merged = OmegaConf.merge(merged, _read_numbers(layer))
         except OmegaConfBaseException as error:
             raise ConfigError(_explain(error, layer)) from None
-    config = OmegaConf.to_object(merged)
+    try:
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}; give the value itself") from None
     assert isinstance(config, RunConfig)
     if not config.run_dir:
         config = dataclasses.replace(config, run_dir=str(Path("runs") / name))
@@ -133,7 +136,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if values is None:
         return {}

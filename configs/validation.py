@@ -75,7 +75,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "service.nice": (0, 19),
     "service.torch_threads": (0, 1024),
     "service.max_items_per_request": (1, 1e6),
-    "service.max_item_bytes": (16, 1e7),
+    "service.max_item_bytes": (256, 1e7),
     "service.script_delay_s": (0, 3600),
     "reward_model.threshold": (-1, 0.999999),
     "reward_model.publish_interval_s": (0.01, 3600),

@@ -264,7 +264,9 @@ class AnnotationPipeline:
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`; before `start`."""
+        """Continue from `state_dict`; before `start`. An empty state (of a run without annotation so far) changes nothing."""
+        if not state:
+            return
         self._book.load_state_dict(state["book"])
         if self._annotator:
             self._annotator.load_state_dict(state["annotator"])

@@ -22,6 +22,8 @@ from cluster.cli import VERBS, main
         (["train", "--preset", "debug", "service.engine=transformers", "service.model={absent}"], ["model", "absent-model"]),
         (["train", "--preset", "debug", "policy.network=cnn"], ["cnn"]),
         (["train", "--preset", "debug", "learner.device=cuda:9"], ["learner.device", "cuda:9"]),
+        (["train", "seed=1", "--preset", "debug", "run_dir=${HOME}/x"], ["run_dir"]),
+        (["eval", "{absent}", "--seed", "-1"], ["--seed", "at least 0"]),
         (["eval", "{absent}"], ["no run at", "config.json"]),
         (["eval", "{absent}", "--episodes", "0"], ["--episodes", "at least 1"]),
         (["serve", "--model", "{absent}", "--port", "0"], ["absent-model"]),

@@ -99,3 +99,22 @@ def test_the_main_job_survives_what_dies_and_ctrl_c_leaves_nothing(tmp_path: Pat
     archive.close()
     assert judged >= summary["annotations_total"] - summary["annotations_unparsed"], "answers that came are kept"
     assert "ASKED" not in statuses, "what was asked when the service died is pending again"
+
+
+def test_sigterm_writes_a_checkpoint_too(tmp_path: Path) -> None:
+    run_dir, log = tmp_path / "run", tmp_path / "output.txt"
+    command = [sys.executable, "-m", "cluster.train", "--preset", "nethack_score", f"run_dir={run_dir}", "total_env_steps=1000000000"]
+    command += ["actors.envs_per_worker=4", "logging.interval_env_steps=500", "reward_model.name=counts"]
+    environment = os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}  # of a cluster that a local run must not look for
+    with log.open("w") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=environment)
+    try:
+        wait_until(lambda: lines(run_dir), process, log)
+        process.terminate()
+        process.wait(20)
+    finally:
+        for leftover in processes_of(run_dir):
+            leftover.kill()
+    assert process.returncode == 0, log.read_text()[-4000:]
+    assert list((run_dir / "checkpoints").glob("step_*"))
+    assert not json.loads((run_dir / "summary.json").read_text())["finished"]

@@ -15,7 +15,7 @@ import torch
 from cluster.launch import launch
 from cluster.run_directory import find_run
 from configs.loading import load_config
-from learner.checkpoint import load_latest
+from learner.checkpoint import load_latest, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 STEPS = 8 * 16 * 10
@@ -82,6 +82,15 @@ def test_training_2n_equals_training_n_stopping_and_training_n(workers: int, tmp
     assert not found, found[:20]
     lines = [json.loads(line) for line in (tmp_path / "halves" / "metrics.jsonl").read_text().splitlines()]
     assert [line["env_steps"] for line in lines] == [STEPS, 2 * STEPS]
+
+
+def test_a_run_may_go_on_in_another_mode(tmp_path: Path) -> None:
+    state = train(tmp_path / "run", STEPS)
+    state["workers"] = {"collected_steps": STEPS}  # as a run on Ray leaves it
+    state["annotation"] = {}
+    state["learner"]["run_epoch"] = 1
+    save_checkpoint(tmp_path / "run" / "checkpoints", STEPS, state, keep=3)
+    assert train(tmp_path / "run", 2 * STEPS)["loop"]["env_steps"] == 2 * STEPS
 
 
 def test_the_comparison_sees_a_difference(tmp_path: Path) -> None:
