@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from configs.loading import suggestion
+from configs.suggestions import did_you_mean
 
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("cluster.train", "train an agent; running the same command again continues the run"),
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"delphi {version('delphi-rl')}")
         return 0
     if verb not in VERBS:
-        print(f"delphi: unknown verb {verb!r}{suggestion(verb, list(VERBS))}; there are: {', '.join(VERBS)}", file=sys.stderr)
+        print(f"delphi: unknown verb {verb!r}{did_you_mean(verb, VERBS)}; there are: {', '.join(VERBS)}", file=sys.stderr)
         return 2
     return importlib.import_module(VERBS[verb][0]).main(arguments[1:])
 

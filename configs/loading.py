@@ -5,7 +5,6 @@ wanted, and the nearest thing that exists.
 """
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs.schema import RunConfig
+from configs.suggestions import did_you_mean
 from configs.validation import ConfigError, validate
 
 PRESETS = Path(__file__).parent / "presets"
@@ -41,7 +41,7 @@ def load_config(*, preset: str | None = None, file: str | None = None, overrides
         raise ConfigError("--preset and --config were both given; give one")
     if preset is not None:
         if preset not in preset_names():
-            raise ConfigError(f"unknown preset {preset!r}{suggestion(preset, preset_names())}; there are: {', '.join(preset_names())}")
+            raise ConfigError(f"unknown preset {preset!r}{did_you_mean(preset, preset_names())}; there are: {', '.join(preset_names())}")
         layers.append(_read_yaml(PRESETS / f"{preset}.yaml"))
         name = preset
     if file is not None:
@@ -100,15 +100,6 @@ def experiment_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
         for key in keys
         if before.get(key, absent) != after.get(key, absent)
     ]
-
-
-def suggestion(got: str, known: Sequence[str]) -> str:
-    """` (did you mean X?)`, or nothing where no name is near."""
-    near = (
-        difflib.get_close_matches(got, known, 1, cutoff=0.6)
-        or [name for name in known if name.rsplit(".", 1)[-1] == got.rsplit(".", 1)[-1]][:1]
-    )
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _docstrings(section: type) -> dict[str, str]:
@@ -199,7 +190,7 @@ def _check_keys(layer: dict[str, Any]) -> None:
                 f"{key} is a section, got {value!r}; set one of its keys, for example {next(k for k in known if k.startswith(key + '.'))}"
             )
         if key not in known:
-            raise ConfigError(f"unknown key {key}{suggestion(key, [*known])}; `delphi train --keys` lists them all")
+            raise ConfigError(f"unknown key {key}{did_you_mean(key, known)}; `delphi train --keys` lists them all")
 
 
 def _explain(error: OmegaConfBaseException, layer: dict[str, Any]) -> str:

@@ -3,13 +3,13 @@
 Invariant: an answer depends on the item alone, not on the batch it is scored in (beyond rounding).
 """
 
-import difflib
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from configs.service_schema import ServiceConfig
+from configs.suggestions import did_you_mean
 from llm_server.annotation import Score
 from llm_server.rubric import Rubric
 from llm_server.scripted_engine import ScriptedEngine
@@ -40,9 +40,7 @@ class Engine(Protocol):
 def check_engine(config: ServiceConfig) -> None:
     """ValueError for what can be seen to be wrong without loading anything: the engine's name, the script, the model folder."""
     if config.engine not in ENGINES:
-        close = difflib.get_close_matches(config.engine, ENGINES, n=1)
-        hint = f" (did you mean '{close[0]}'?)" if close else ""
-        raise ValueError(f"unknown engine '{config.engine}'{hint}: use one of {', '.join(ENGINES)}")
+        raise ValueError(f"unknown engine '{config.engine}'{did_you_mean(config.engine, ENGINES)}: use one of {', '.join(ENGINES)}")
     if config.engine == "scripted":
         ScriptedEngine(config)
         return

@@ -5,7 +5,6 @@ structure nor its length beyond the rubric's limit.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import unicodedata
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from configs.suggestions import did_you_mean
 
 STYLES = ("completion", "chat")
 
@@ -124,7 +125,7 @@ def load_rubric(name_or_path: str) -> Rubric:
     path = Path(name_or_path)
     if not path.is_file():
         raise ValueError(
-            f"no rubric '{name_or_path}'{_did_you_mean(name_or_path, built_in_rubrics())}: "
+            f"no rubric '{name_or_path}'{did_you_mean(name_or_path, built_in_rubrics())}: "
             f"give the path of a YAML file or one of {', '.join(built_in_rubrics())}"
         )
     try:
@@ -156,7 +157,7 @@ def parse_rubric(text: str, name: str) -> Rubric:
 
 def _check(rubric: Rubric, name: str) -> None:
     problems = {
-        f"style is '{rubric.style}'{_did_you_mean(rubric.style, STYLES)}: use {' or '.join(STYLES)}": rubric.style not in STYLES,
+        f"style is '{rubric.style}'{did_you_mean(rubric.style, STYLES)}: use {' or '.join(STYLES)}": rubric.style not in STYLES,
         "id and version must not be empty": not (rubric.id and rubric.version),
         "positive and negative must be two different answers": rubric.positive == rubric.negative or not rubric.positive.strip(),
         f"max_item_chars must be at least 1, not {rubric.max_item_chars}": rubric.max_item_chars < 1,
@@ -177,7 +178,7 @@ def _build(kind: type, values: dict[str, Any], name: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for key in values:
         if key not in fields:
-            raise ValueError(f"rubric '{name}': unknown key '{key}'{_did_you_mean(str(key), fields)}; known: {', '.join(fields)}")
+            raise ValueError(f"rubric '{name}': unknown key '{key}'{did_you_mean(str(key), fields)}; known: {', '.join(fields)}")
     required = [f.name for f in fields.values() if f.default is f.default_factory is dataclasses.MISSING]
     if missing := [key for key in required if key not in values]:
         raise ValueError(f"rubric '{name}': missing {', '.join(missing)}")
@@ -222,8 +223,3 @@ def _list(values: dict[str, Any], key: str, name: str) -> list[Any]:
 
 def _folder() -> Any:
     return resources.files("llm_server").joinpath("rubrics")
-
-
-def _did_you_mean(given: str, known: Any) -> str:
-    close = difflib.get_close_matches(given, list(known), n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""

@@ -10,8 +10,8 @@ from cluster.cli import VERBS, main
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["trian"], ["unknown verb 'trian'", "did you mean train", "eval"]),
-        (["train", "--preset", "nethack_scor"], ["unknown preset", "did you mean nethack_score"]),
+        (["trian"], ["unknown verb 'trian'", "did you mean 'train'", "eval"]),
+        (["train", "--preset", "nethack_scor"], ["unknown preset", "did you mean 'nethack_score'"]),
         (["train", "--preset", "debug", "learner.gama=0.9"], ["unknown key learner.gama", "learner.gamma"]),
         (["train", "--preset", "debug", "seed=abc"], ["seed", "'abc'", "int"]),
         (["train", "--preset", "debug", "learner.gamma=1.5"], ["learner.gamma", "1.5", "from 0 to"]),

@@ -52,7 +52,7 @@ def test_overrides_go_before_the_file_and_the_file_before_defaults(tmp_path: Pat
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["learner.learnng_rate=1"], ["learner.learnng_rate", "did you mean learner.learning_rate"]),
+        (["learner.learnng_rate=1"], ["learner.learnng_rate", "did you mean 'learner.learning_rate'"]),
         (["gamma=0.9"], ["unknown key gamma", "learner.gamma"]),
         (["learner.gamma=2"], ["learner.gamma", "got 2.0", "from 0 to"]),
         (["learner.gamma=nan"], ["learner.gamma", "got nan"]),
@@ -77,7 +77,7 @@ def test_a_mistake_is_one_line_that_names_the_key_and_the_remedy(overrides: list
 
 
 def test_unknown_presets_and_unreadable_files_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="did you mean debug"):
+    with pytest.raises(ConfigError, match="did you mean 'debug'"):
         load_config(preset="debgu")
     with pytest.raises(ConfigError, match="No such file"):
         load_config(file=str(tmp_path / "absent.yaml"))
