@@ -5,6 +5,7 @@ Invariant: every line holds every catalogue name (null where undefined) and no o
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ def _finite(value: Any) -> Any:
 
 def _ray_gauges() -> dict[str, Any]:
     """Every catalogue metric as a Ray gauge; counters too, since a resumed run sets them to where it was."""
+    if "ray" not in sys.modules:  # `inline` does without it, its import included
+        return {}
     import ray
 
     if not ray.is_initialized():

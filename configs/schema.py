@@ -129,7 +129,7 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When the run's state is written; a last checkpoint is always written on exit."""
+    """When the run's state is written; besides, when it reaches its goal and when it is asked to stop."""
 
     interval_env_steps: int = 1_000_000
     """Environment steps between checkpoints; 0 writes none but the last."""
