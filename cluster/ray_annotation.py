@@ -23,6 +23,8 @@ from reward_models.training import RewardedCaption, saved_table
 LOG = logging.getLogger(__name__)
 POLL_INTERVAL_S = 0.5
 STATE_TIMEOUT_S = 4.0
+START_TIMEOUT_S = 9.0
+"""Instead of it while the annotator has not been heard of yet: it still imports and restores."""
 MAX_UNANSWERED_REPORTS = 64
 RESTART_INTERVAL_S = 5.0
 SILENCE_S = 30.0
@@ -113,11 +115,12 @@ class RayAnnotation:
         actor = self._running_actor()
         if actor is None or self._is_silent:
             return None
+        timeout_s = STATE_TIMEOUT_S if self._metrics else START_TIMEOUT_S
         try:
-            return ray.get(getattr(actor, method).remote(*arguments), timeout=STATE_TIMEOUT_S)
+            return ray.get(getattr(actor, method).remote(*arguments), timeout=timeout_s)
         except GetTimeoutError:
             self._is_silent = True
-            LOG.warning("the annotator did not answer %s within %.0f s", method, STATE_TIMEOUT_S)
+            LOG.warning("the annotator did not answer %s within %.0f s", method, timeout_s)
         except RayError as error:
             self._lost(error)
         return None
