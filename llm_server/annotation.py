@@ -1,4 +1,4 @@
-"""The words of annotation: `Caption`, `Judgement`.
+"""The words of annotation: `Caption`, `Judgement`, and the same of pairs.
 
 Invariant: a judgement that is not OK carries no probability that anything may use as a label.
 """
@@ -6,6 +6,8 @@ Invariant: a judgement that is not OK carries no probability that anything may u
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
+
+import numpy as np
 
 
 class Status(Enum):
@@ -57,6 +59,48 @@ class JudgedCaption:
 
     caption: Caption
     judgement: Judgement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptionPair:
+    """Two captions to be compared (annotator -> service)."""
+
+    first: Caption
+    second: Caption
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairJudgement:
+    """Which of two items is more progress (service -> annotator -> reward models); asked in both orders."""
+
+    status: Status
+    """OK where both orders were answered."""
+    preference: float
+    """p(the first is better): the two orders averaged in log-odds, so that what the place alone is worth cancels; 0.5 is a
+    tie; NaN unless OK."""
+    answer_mass: float
+    """The smaller of both orders' probability of the allowed answers together."""
+    position_bias: float
+    """Log-odds that being shown first is worth, positive where the model favours the first place; NaN unless OK."""
+    cached: bool = False
+    """Both orders were read from the store."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedPair:
+    """A pair and what was said of it (annotator -> reward model)."""
+
+    pair: CaptionPair
+    judgement: PairJudgement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddedCaption:
+    """A caption and how near it lies to each goal sentence (annotator -> reward model)."""
+
+    caption: Caption
+    cosines: np.ndarray
+    """[G] f32, cosine with each goal in the order of the goals; NaN where the caption could not be embedded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
