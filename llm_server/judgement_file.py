@@ -1,0 +1,274 @@
+"""The judgement file: captions with counts, their judgements and judged pairs, made by `delphi annotate` and read by offline training.
+
+Invariant: one file holds the answers of one rubric asked of one model (`Provenance`); it is refused for any other, and every
+answer is on disk before the next question, so an interrupted annotation continues where it stopped.
+"""
+
+import math
+import sqlite3
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import xxhash
+
+from llm_server.annotation import Caption, CaptionPair, JudgedCaption, JudgedPair, Judgement, PairJudgement, ServiceDescription, Status
+
+APPLICATION_ID = 0x44454C50
+"""`DELP` in SQLite's header: tells a judgement file from any other database."""
+FORMAT_VERSION = 1
+SCHEMA = """
+CREATE TABLE provenance (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE captions (
+    id INTEGER PRIMARY KEY,  -- the 64-bit caption id as a signed integer
+    text TEXT NOT NULL, count INTEGER NOT NULL,
+    status TEXT, probability REAL, answer_mass REAL  -- NULL status: not asked yet
+);
+CREATE TABLE pairs (
+    first INTEGER NOT NULL REFERENCES captions (id), second INTEGER NOT NULL REFERENCES captions (id),
+    status TEXT, preference REAL, answer_mass REAL, position_bias REAL,
+    PRIMARY KEY (first, second)
+);
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What was asked of which model."""
+
+    rubric_id: str
+    rubric_version: str
+    rubric_hash: str
+    """Hash of all that decides a judgement of a single caption."""
+    pairs_hash: str
+    """Hash of all that decides a judgement of a pair; empty where the rubric compares none."""
+    model: str
+    engine: str
+    fingerprint: str
+    """Hash of weights, tokenizer, engine and dtype."""
+
+    @staticmethod
+    def of(description: ServiceDescription) -> "Provenance":
+        """What a judge says of itself."""
+        return Provenance(**{field.name: getattr(description, field.name) for field in fields(Provenance)})
+
+    def __str__(self) -> str:
+        return f"rubric '{self.rubric_id}' version {self.rubric_version} ({self.rubric_hash}), model '{self.model}' ({self.engine}, {self.fingerprint[:12]})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgements:
+    """What a judgement file holds (annotate -> frozen reward models)."""
+
+    captions: list[JudgedCaption]
+    """Those that were asked, whatever became of it, the most frequent first."""
+    pairs: list[JudgedPair]
+    """Those that were asked, whatever became of it."""
+    counts: dict[int, int]
+    """Occurrences by caption id, of captions that were not asked too."""
+    threshold: float
+    """Theta of this rubric and model."""
+    provenance: Provenance
+
+
+def caption_of(text: str) -> Caption:
+    """A caption by its normalised text: the id is the one that workers give it."""
+    return Caption(id=(xxhash.xxh3_64_intdigest(text.encode()) or 1) if text else 0, text=text)
+
+
+def read_judgements(path: str | Path) -> Judgements:
+    """What the file holds; ValueError where there is none, or it is damaged or something else."""
+    with closing(_open(Path(path), "ro")) as connection:
+        try:
+            _check_format(connection, path)
+            provenance, threshold = _provenance(connection)
+            rows = list(
+                connection.execute("SELECT id, text, count, status, probability, answer_mass FROM captions ORDER BY count DESC, id")
+            )
+            captions = {row[0]: Caption(id=row[0] % 2**64, text=row[1]) for row in rows}
+            pairs = [
+                JudgedPair(pair=CaptionPair(first=captions[first], second=captions[second]), judgement=_pair_judgement(*judgement))
+                for first, second, *judgement in connection.execute(
+                    "SELECT first, second, status, preference, answer_mass, position_bias FROM pairs WHERE status IS NOT NULL ORDER BY rowid"
+                )
+            ]
+            return Judgements(
+                captions=[JudgedCaption(caption=captions[row[0]], judgement=_judgement(*row[3:])) for row in rows if row[3] is not None],
+                pairs=pairs,
+                counts={row[0] % 2**64: row[2] for row in rows},
+                threshold=threshold,
+                provenance=provenance,
+            )
+        except (sqlite3.DatabaseError, KeyError, TypeError) as error:
+            raise _damaged(path, error) from None
+
+
+def write_judgements(path: str | Path, judgements: Judgements) -> None:
+    """Write a new file with all of `judgements`; ValueError where it cannot be written or holds another rubric's or model's."""
+    with closing(JudgementFile(Path(path), judgements.provenance, judgements.threshold)) as file:
+        texts = {judged.caption.id: judged.caption.text for judged in judgements.captions}
+        for judged_pair in judgements.pairs:
+            for caption in (judged_pair.pair.first, judged_pair.pair.second):
+                texts.setdefault(caption.id, caption.text)
+        file.add_captions({text: judgements.counts.get(number, 0) for number, text in texts.items()})
+        file.write_captions(judgements.captions)
+        file.add_pairs([judged.pair for judged in judgements.pairs])
+        file.write_pairs(judgements.pairs)
+
+
+class JudgementFile:
+    """A judgement file being written: created, or continued where it holds the same rubric's and model's answers.
+
+    Not thread-safe; other processes are kept out while it is open. Raises ValueError where the file cannot be opened, is
+    something else, or holds another rubric's or model's answers.
+    """
+
+    def __init__(self, path: Path, provenance: Provenance, threshold: float) -> None:
+        self.path = path
+        self._connection = _open(path, "rwc")
+        try:
+            self._enter(provenance, threshold)
+        except sqlite3.OperationalError as error:
+            self._connection.close()
+            raise ValueError(f"judgement file '{path}' cannot be written ({error}): is another `delphi annotate` at work on it?") from None
+        except (sqlite3.DatabaseError, KeyError) as error:
+            self._connection.close()
+            raise _damaged(path, error) from None
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def add_captions(self, counts: Mapping[str, int]) -> None:
+        """Captions by text with how often each occurred; of those that are there already the count is replaced."""
+        rows = [(_signed(caption_of(text).id), text, count) for text, count in counts.items() if text]
+        with self._connection:
+            self._connection.executemany(
+                "INSERT INTO captions (id, text, count) VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET count = excluded.count", rows
+            )
+
+    def unjudged(self) -> list[Caption]:
+        """Captions not asked yet, the most frequent first."""
+        query = "SELECT id, text FROM captions WHERE status IS NULL ORDER BY count DESC, id"
+        return [Caption(id=number % 2**64, text=text) for number, text in self._connection.execute(query)]
+
+    def write_captions(self, judged: Iterable[JudgedCaption]) -> None:
+        """Keep judgements of captions that were added."""
+        rows = [(j.judgement.status.name, _null(j.judgement.probability), j.judgement.answer_mass, _signed(j.caption.id)) for j in judged]
+        with self._connection:
+            self._connection.executemany("UPDATE captions SET status = ?, probability = ?, answer_mass = ? WHERE id = ?", rows)
+
+    def add_pairs(self, pairs: Iterable[CaptionPair]) -> None:
+        """Pairs to be asked, of captions that were added; those that are there already stay as they are."""
+        rows = [(_signed(pair.first.id), _signed(pair.second.id)) for pair in pairs]
+        with self._connection:
+            self._connection.executemany("INSERT OR IGNORE INTO pairs (first, second) VALUES (?, ?)", rows)
+
+    def pairs(self, *, unjudged: bool = False) -> list[CaptionPair]:
+        """All pairs in the order added, or those not asked yet."""
+        texts = dict(self._connection.execute("SELECT id, text FROM captions"))
+        query = f"SELECT first, second FROM pairs {'WHERE status IS NULL' if unjudged else ''} ORDER BY rowid"
+        return [
+            CaptionPair(first=Caption(id=a % 2**64, text=texts[a]), second=Caption(id=b % 2**64, text=texts[b]))
+            for a, b in self._connection.execute(query)
+        ]
+
+    def write_pairs(self, judged: Iterable[JudgedPair]) -> None:
+        """Keep judgements of pairs that were added."""
+        rows = [
+            (
+                j.judgement.status.name,
+                _null(j.judgement.preference),
+                j.judgement.answer_mass,
+                _null(j.judgement.position_bias),
+                _signed(j.pair.first.id),
+                _signed(j.pair.second.id),
+            )
+            for j in judged
+        ]
+        statement = "UPDATE pairs SET status = ?, preference = ?, answer_mass = ?, position_bias = ? WHERE first = ? AND second = ?"
+        with self._connection:
+            self._connection.executemany(statement, rows)
+
+    def close(self) -> None:
+        """Let other processes at the file."""
+        self._connection.close()
+
+    def _enter(self, provenance: Provenance, threshold: float) -> None:
+        self._connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+        self._connection.execute("BEGIN EXCLUSIVE")
+        with self._connection:
+            if self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
+                for statement in filter(str.strip, SCHEMA.split(";\n")):
+                    self._connection.execute(statement)
+                values = {**asdict(provenance), "threshold": repr(threshold)}
+                self._connection.executemany("INSERT INTO provenance VALUES (?, ?)", values.items())
+                self._connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+                self._connection.execute(f"PRAGMA user_version={FORMAT_VERSION}")
+                return
+            _check_format(self._connection, self.path)
+            theirs, _ = _provenance(self._connection)
+            if theirs != provenance:
+                raise ValueError(f"judgement file '{self.path}' holds answers by {theirs}, asked for is {provenance}: give another --out")
+
+
+def read_provenance(path: Path) -> Provenance | None:
+    """Whose answers the file holds, None where there is no file yet; ValueError where it is damaged or something else."""
+    if not path.exists():
+        return None
+    with closing(_open(path, "ro")) as connection:
+        try:
+            _check_format(connection, path)
+            return _provenance(connection)[0]
+        except (sqlite3.DatabaseError, KeyError) as error:
+            raise _damaged(path, error) from None
+
+
+def _open(path: Path, mode: str) -> sqlite3.Connection:
+    if mode == "ro" and not path.is_file():
+        raise ValueError(f"no judgement file '{path}': make one with `delphi annotate CAPTIONS --rubric RUBRIC --out {path}`")
+    try:
+        return sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=5.0)
+    except sqlite3.Error as error:
+        raise ValueError(f"judgement file '{path}' cannot be opened ({error}): give a file in a writable folder") from None
+
+
+def _check_format(connection: sqlite3.Connection, path: str | Path) -> None:
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if application != APPLICATION_ID:
+        raise ValueError(f"'{path}' is a database but no judgement file: give one that `delphi annotate --out` wrote")
+    if version != FORMAT_VERSION:
+        raise ValueError(f"judgement file '{path}' has format {version}, this program reads {FORMAT_VERSION}: annotate anew")
+
+
+def _provenance(connection: sqlite3.Connection) -> tuple[Provenance, float]:
+    values = dict(connection.execute("SELECT name, value FROM provenance"))
+    return Provenance(**{field.name: values[field.name] for field in fields(Provenance)}), float(values["threshold"])
+
+
+def _damaged(path: str | Path, error: Exception) -> ValueError:
+    return ValueError(f"'{path}' is no sound judgement file ({error}): give one that `delphi annotate --out` wrote, or annotate anew")
+
+
+def _judgement(status: str, probability: float | None, answer_mass: float) -> Judgement:
+    return Judgement(status=Status[status], probability=_nan(probability), answer_mass=answer_mass, cached=True)
+
+
+def _pair_judgement(status: str, preference: float | None, answer_mass: float, position_bias: float | None) -> PairJudgement:
+    return PairJudgement(
+        status=Status[status], preference=_nan(preference), answer_mass=answer_mass, position_bias=_nan(position_bias), cached=True
+    )
+
+
+def _null(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _signed(number: int) -> int:
+    """SQLite integers are signed: the upper half of the 64-bit ids maps to negative numbers."""
+    return number - 2**64 if number >= 2**63 else number
