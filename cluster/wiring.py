@@ -22,7 +22,7 @@ from llm_server.client import AnnotationClient as GrpcClient
 from llm_server.client import InProcessClient
 from llm_server.engine import check_engine
 from llm_server.judge import build_judge
-from llm_server.rubric import load_rubric
+from llm_server.rubric_file import load_rubric
 from llm_server.service_process import ServiceProcess
 from reward_models.training import AnnotationPipeline, RewardTrainer, build_reward_model
 

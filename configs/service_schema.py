@@ -32,9 +32,11 @@ class ServiceConfig:
     """The annotation service, started by a run or by `delphi serve`."""
 
     engine: str = "transformers"
-    """`transformers` or `scripted` (deterministic, for tests and debugging only)."""
+    """`transformers`, `scripted` (deterministic, for tests and debugging only) or `none` (embeds sentences and judges nothing)."""
     model: str = "smollm2"
     """`smollm2` (the packaged SmolLM2-135M-Instruct), a folder, or a Hugging Face id."""
+    encoder: str = "minilm"
+    """Sentence encoder behind `Embed`, loaded when first asked: `minilm` (the packaged all-MiniLM-L6-v2), a folder, or a Hugging Face id."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:N`, or `auto`."""
     dtype: str = "auto"

@@ -115,6 +115,8 @@ class ServiceDescription:
     rubric_version: str
     rubric_hash: str
     """Hash of the rubric's content: part of the store's key."""
+    pairs_hash: str
+    """Likewise of how the rubric compares pairs; empty where it does not."""
     threshold: float
     """The rubric's theta for this model."""
     max_items_per_request: int

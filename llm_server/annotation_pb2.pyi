@@ -47,12 +47,66 @@ class Judgement(_message.Message):
     cached: bool
     def __init__(self, status: _Optional[_Union[Judgement.Status, str]] = ..., probability: _Optional[float] = ..., answer_mass: _Optional[float] = ..., cached: _Optional[bool] = ...) -> None: ...
 
+class Pair(_message.Message):
+    __slots__ = ("first", "second")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    SECOND_FIELD_NUMBER: _ClassVar[int]
+    first: bytes
+    second: bytes
+    def __init__(self, first: _Optional[bytes] = ..., second: _Optional[bytes] = ...) -> None: ...
+
+class AnnotatePairsRequest(_message.Message):
+    __slots__ = ("rubric_id", "rubric_version", "pairs", "bypass_store")
+    RUBRIC_ID_FIELD_NUMBER: _ClassVar[int]
+    RUBRIC_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PAIRS_FIELD_NUMBER: _ClassVar[int]
+    BYPASS_STORE_FIELD_NUMBER: _ClassVar[int]
+    rubric_id: str
+    rubric_version: str
+    pairs: _containers.RepeatedCompositeFieldContainer[Pair]
+    bypass_store: bool
+    def __init__(self, rubric_id: _Optional[str] = ..., rubric_version: _Optional[str] = ..., pairs: _Optional[_Iterable[_Union[Pair, _Mapping]]] = ..., bypass_store: _Optional[bool] = ...) -> None: ...
+
+class AnnotatePairsResponse(_message.Message):
+    __slots__ = ("judgements",)
+    JUDGEMENTS_FIELD_NUMBER: _ClassVar[int]
+    judgements: _containers.RepeatedCompositeFieldContainer[PairJudgement]
+    def __init__(self, judgements: _Optional[_Iterable[_Union[PairJudgement, _Mapping]]] = ...) -> None: ...
+
+class PairJudgement(_message.Message):
+    __slots__ = ("status", "preference", "answer_mass", "position_bias", "cached")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    PREFERENCE_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_MASS_FIELD_NUMBER: _ClassVar[int]
+    POSITION_BIAS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_FIELD_NUMBER: _ClassVar[int]
+    status: Judgement.Status
+    preference: float
+    answer_mass: float
+    position_bias: float
+    cached: bool
+    def __init__(self, status: _Optional[_Union[Judgement.Status, str]] = ..., preference: _Optional[float] = ..., answer_mass: _Optional[float] = ..., position_bias: _Optional[float] = ..., cached: _Optional[bool] = ...) -> None: ...
+
+class EmbedRequest(_message.Message):
+    __slots__ = ("items",)
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    items: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, items: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class EmbedResponse(_message.Message):
+    __slots__ = ("dimensions", "values")
+    DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    dimensions: int
+    values: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, dimensions: _Optional[int] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...
+
 class DescribeRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("model", "engine", "fingerprint", "rubric_id", "rubric_version", "rubric_hash", "threshold", "max_items_per_request", "max_item_bytes", "forward_passes")
+    __slots__ = ("model", "engine", "fingerprint", "rubric_id", "rubric_version", "rubric_hash", "threshold", "max_items_per_request", "max_item_bytes", "forward_passes", "pairs_hash")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -63,6 +117,7 @@ class DescribeResponse(_message.Message):
     MAX_ITEMS_PER_REQUEST_FIELD_NUMBER: _ClassVar[int]
     MAX_ITEM_BYTES_FIELD_NUMBER: _ClassVar[int]
     FORWARD_PASSES_FIELD_NUMBER: _ClassVar[int]
+    PAIRS_HASH_FIELD_NUMBER: _ClassVar[int]
     model: str
     engine: str
     fingerprint: str
@@ -73,4 +128,5 @@ class DescribeResponse(_message.Message):
     max_items_per_request: int
     max_item_bytes: int
     forward_passes: int
-    def __init__(self, model: _Optional[str] = ..., engine: _Optional[str] = ..., fingerprint: _Optional[str] = ..., rubric_id: _Optional[str] = ..., rubric_version: _Optional[str] = ..., rubric_hash: _Optional[str] = ..., threshold: _Optional[float] = ..., max_items_per_request: _Optional[int] = ..., max_item_bytes: _Optional[int] = ..., forward_passes: _Optional[int] = ...) -> None: ...
+    pairs_hash: str
+    def __init__(self, model: _Optional[str] = ..., engine: _Optional[str] = ..., fingerprint: _Optional[str] = ..., rubric_id: _Optional[str] = ..., rubric_version: _Optional[str] = ..., rubric_hash: _Optional[str] = ..., threshold: _Optional[float] = ..., max_items_per_request: _Optional[int] = ..., max_item_bytes: _Optional[int] = ..., forward_passes: _Optional[int] = ..., pairs_hash: _Optional[str] = ...) -> None: ...

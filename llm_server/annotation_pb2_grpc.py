@@ -39,6 +39,16 @@ class AnnotationStub:
                 request_serializer=llm__server_dot_annotation__pb2.AnnotateRequest.SerializeToString,
                 response_deserializer=llm__server_dot_annotation__pb2.AnnotateResponse.FromString,
                 _registered_method=True)
+        self.AnnotatePairs = channel.unary_unary(
+                '/delphi.annotation.v1.Annotation/AnnotatePairs',
+                request_serializer=llm__server_dot_annotation__pb2.AnnotatePairsRequest.SerializeToString,
+                response_deserializer=llm__server_dot_annotation__pb2.AnnotatePairsResponse.FromString,
+                _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/delphi.annotation.v1.Annotation/Embed',
+                request_serializer=llm__server_dot_annotation__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=llm__server_dot_annotation__pb2.EmbedResponse.FromString,
+                _registered_method=True)
         self.Describe = channel.unary_unary(
                 '/delphi.annotation.v1.Annotation/Describe',
                 request_serializer=llm__server_dot_annotation__pb2.DescribeRequest.SerializeToString,
@@ -58,6 +68,21 @@ class AnnotationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AnnotatePairs(self, request, context):
+        """One judgement per pair, in the order asked; every pair is asked of the model in both orders. Statuses as in Annotate;
+        INVALID_ARGUMENT also where the rubric compares no pairs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Embed(self, request, context):
+        """One vector per item, in the order asked. INVALID_ARGUMENT as in Annotate, and where no encoder can be loaded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Describe(self, request, context):
         """What is served here: model, rubric, engine, limits. UNAVAILABLE while the model is loading.
         """
@@ -72,6 +97,16 @@ def add_AnnotationServicer_to_server(servicer, server):
                     servicer.Annotate,
                     request_deserializer=llm__server_dot_annotation__pb2.AnnotateRequest.FromString,
                     response_serializer=llm__server_dot_annotation__pb2.AnnotateResponse.SerializeToString,
+            ),
+            'AnnotatePairs': grpc.unary_unary_rpc_method_handler(
+                    servicer.AnnotatePairs,
+                    request_deserializer=llm__server_dot_annotation__pb2.AnnotatePairsRequest.FromString,
+                    response_serializer=llm__server_dot_annotation__pb2.AnnotatePairsResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=llm__server_dot_annotation__pb2.EmbedRequest.FromString,
+                    response_serializer=llm__server_dot_annotation__pb2.EmbedResponse.SerializeToString,
             ),
             'Describe': grpc.unary_unary_rpc_method_handler(
                     servicer.Describe,
@@ -106,6 +141,60 @@ class Annotation:
             '/delphi.annotation.v1.Annotation/Annotate',
             llm__server_dot_annotation__pb2.AnnotateRequest.SerializeToString,
             llm__server_dot_annotation__pb2.AnnotateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AnnotatePairs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/delphi.annotation.v1.Annotation/AnnotatePairs',
+            llm__server_dot_annotation__pb2.AnnotatePairsRequest.SerializeToString,
+            llm__server_dot_annotation__pb2.AnnotatePairsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/delphi.annotation.v1.Annotation/Embed',
+            llm__server_dot_annotation__pb2.EmbedRequest.SerializeToString,
+            llm__server_dot_annotation__pb2.EmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,

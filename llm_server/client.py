@@ -3,16 +3,25 @@
 Invariant: a batch of judgements is handed on only if there is exactly one sound judgement per item; every call has a deadline.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import grpc
+import numpy as np
 
 from llm_server import annotation_pb2, annotation_pb2_grpc
-from llm_server.annotation import Judgement, ServiceDescription
+from llm_server.annotation import Judgement, PairJudgement, ServiceDescription
 from llm_server.judge import Judge
 from llm_server.rubric import Rubric
-from llm_server.wire import MAX_MESSAGE_BYTES, annotate_request, description_of, judgements_of
+from llm_server.wire import (
+    MAX_MESSAGE_BYTES,
+    annotate_request,
+    description_of,
+    judgements_of,
+    pair_judgements_of,
+    pairs_request,
+    vectors_of,
+)
 
 RETRYABLE = {
     grpc.StatusCode.UNAVAILABLE,
@@ -30,6 +39,9 @@ OPTIONS = [
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.enable_http_proxy", 0),
 ]
+
+
+T = TypeVar("T")
 
 
 class AnnotationError(RuntimeError):
@@ -55,16 +67,29 @@ class AnnotationClient:
     def annotate(self, items: Sequence[bytes], *, bypass_store: bool = False) -> list[Judgement]:
         """One judgement per item, in order. Raises ServiceUnavailable or AnnotationRefused."""
         request = annotate_request(self._rubric.id, self._rubric.version, items, bypass_store)
-        response = self._call(self._stub.Annotate, request)
+        return self._checked(judgements_of, self._call(self._stub.Annotate, request), len(items))
+
+    def annotate_pairs(self, pairs: Sequence[tuple[bytes, bytes]], *, bypass_store: bool = False) -> list[PairJudgement]:
+        """One judgement per pair, in order, each asked in both orders. Raises ServiceUnavailable or AnnotationRefused."""
+        request = pairs_request(self._rubric.id, self._rubric.version, pairs, bypass_store)
+        return self._checked(pair_judgements_of, self._call(self._stub.AnnotatePairs, request), len(pairs))
+
+    def embed(self, items: Sequence[bytes]) -> np.ndarray:
+        """[N, D] f32 of unit length, in order, NaN for an item that is no text. Raises ServiceUnavailable or AnnotationRefused."""
+        response = self._call(self._stub.Embed, annotation_pb2.EmbedRequest(items=items))
+        return self._checked(vectors_of, response, len(items))
+
+    def _checked(self, read: Callable[[Any, int], T], response: Any, num_items: int) -> T:
         try:
-            return judgements_of(response, len(items))
+            return read(response, num_items)
         except ValueError as error:
             raise ServiceUnavailable(f"the annotation service at {self._address} gave a broken answer: {error}") from None
 
     def describe(self) -> ServiceDescription:
         """What the service says of itself. Raises AnnotationRefused where it judges by another rubric than this client's."""
         description = description_of(self._call(self._stub.Describe, annotation_pb2.DescribeRequest()))
-        theirs, ours = description.rubric_hash, self._rubric.content_hash
+        theirs = f"{description.rubric_hash}/{description.pairs_hash}"
+        ours = f"{self._rubric.content_hash}/{self._rubric.pairs_hash}"
         if theirs != ours:
             raise AnnotationRefused(
                 f"the annotation service at {self._address} judges by rubric {description.rubric_id!r} version {description.rubric_version!r}"
@@ -93,12 +118,17 @@ class InProcessClient:
     def __init__(self, judge: Judge) -> None:
         self._judge = judge
 
-    def annotate(self, items: Sequence[bytes]) -> list[Judgement]:
+    def annotate(self, items: Sequence[bytes], *, bypass_store: bool = False) -> list[Judgement]:
         """One judgement per item, in order."""
-        try:
-            return self._judge.annotate(items)
-        except RuntimeError as error:
-            raise ServiceUnavailable(str(error)) from error
+        return _asked(lambda: self._judge.annotate(items, bypass_store))
+
+    def annotate_pairs(self, pairs: Sequence[tuple[bytes, bytes]], *, bypass_store: bool = False) -> list[PairJudgement]:
+        """One judgement per pair, in order."""
+        return _asked(lambda: self._judge.annotate_pairs(pairs, bypass_store))
+
+    def embed(self, items: Sequence[bytes]) -> np.ndarray:
+        """[N, D] f32, in order."""
+        return _asked(lambda: self._judge.embed(items))
 
     def describe(self) -> ServiceDescription:
         """Of the judge."""
@@ -106,3 +136,12 @@ class InProcessClient:
 
     def close(self) -> None:
         """Nothing to release."""
+
+
+def _asked(question: Callable[[], T]) -> T:
+    try:
+        return question()
+    except ValueError as error:
+        raise AnnotationRefused(str(error)) from error
+    except RuntimeError as error:
+        raise ServiceUnavailable(str(error)) from error

@@ -14,7 +14,7 @@ from llm_server.annotation import Score
 from llm_server.rubric import Rubric
 from llm_server.scripted_engine import ScriptedEngine
 
-ENGINES = ("transformers", "scripted")
+ENGINES = ("transformers", "scripted", "none")
 DTYPES = ("auto", "bfloat16", "float32")
 MODEL_WANTED = "give a folder with config.json, a tokenizer and safetensors weights, a Hugging Face id, or smollm2"
 
@@ -29,11 +29,18 @@ class Engine(Protocol):
     fingerprint: str
     """Changes whenever the same text may get another answer: weights, tokenizer, engine, dtype."""
 
+    judges: bool
+    """False where only sentences are embedded here."""
     needs_calibration: bool
     """Whether its probabilities carry a bias that `threshold: auto` must find; otherwise theta is then 0.5."""
 
     def score(self, texts: Sequence[str]) -> list[Score]:
         """One score per text, in their order; texts are single lines as `Rubric.item_text` makes them."""
+        ...
+
+    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
+        """One score per pair in the order it is shown: the probability of the answer that the first is better, a tie's half
+        included. ValueError where the rubric has no `pairs`."""
         ...
 
 
@@ -43,6 +50,7 @@ def check_engine(config: ServiceConfig) -> None:
         raise ValueError(f"unknown engine '{config.engine}'{did_you_mean(config.engine, ENGINES)}: use one of {', '.join(ENGINES)}")
     if config.engine == "scripted":
         ScriptedEngine(config)
+    if config.engine in ("scripted", "none"):
         return
     if config.dtype not in DTYPES:
         raise ValueError(f"unknown dtype '{config.dtype}': use one of {', '.join(DTYPES)}")
@@ -67,9 +75,27 @@ def build_engine(config: ServiceConfig, rubric: Rubric) -> Engine:
     check_engine(config)
     if config.engine == "scripted":
         return ScriptedEngine(config)
+    if config.engine == "none":
+        return NoEngine()
     from llm_server.transformers_engine import TransformersEngine
 
     return TransformersEngine(config, rubric)
+
+
+class NoEngine:
+    """Stands where a service only embeds sentences; a judge refuses to ask it."""
+
+    name = model = fingerprint = "none"
+    judges = False
+    needs_calibration = False
+
+    def score(self, texts: Sequence[str]) -> list[Score]:
+        """Never called."""
+        raise RuntimeError("there is no engine here")
+
+    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
+        """Never called."""
+        raise RuntimeError("there is no engine here")
 
 
 def find_threshold(engine: Engine, rubric: Rubric) -> float:

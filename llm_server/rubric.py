@@ -1,4 +1,4 @@
-"""`Rubric`: what the LLM is asked. A versioned YAML file, checked when it is read.
+"""`Rubric`: what the LLM is asked, about single items and about pairs.
 
 Invariant: an item is put between two fixed pieces of prompt as plain text on one line, so it can change neither the prompt's
 structure nor its length beyond the rubric's limit.
@@ -10,15 +10,9 @@ import json
 import unicodedata
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from configs.suggestions import did_you_mean
-
-STYLES = ("completion", "chat")
+from llm_server.question import Question
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +35,42 @@ class Calibration:
     """Content-free items; none may be an example."""
     margin: float = 0.25
     """Added to their highest log-odds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairExample:
+    """Two items with the answer which is better, shown to the model before the pair that is asked."""
+
+    first: str
+    second: str
+    better: str
+    """`first`, `second` or `tie`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairRubric:
+    """How two items are compared; every pair is asked in both orders."""
+
+    instructions: str
+    """What the model reads first."""
+    first: str
+    """The answer that the item shown first is better, its leading space included; one token."""
+    second: str
+    """Likewise of the item shown second."""
+    tie: str = ""
+    """The answer that neither is better, where the model may give one; it counts half for both."""
+    first_label: str = "First:"
+    """What stands before the item shown first."""
+    second_label: str = "Second:"
+    """What stands before the item shown second, on a line of its own."""
+    answer_label: str = "Better:"
+    """What stands before an answer, on a line of its own."""
+    examples: tuple[PairExample, ...] = ()
+    """Shown in this order."""
+    min_answer_mass: float = 0.1
+    """Below this probability of the answers together, the model has not answered."""
+    tie_margin: float = 0.0
+    """A preference this near to 0.5 is a tie."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +104,21 @@ class Rubric:
     threshold: float | None = None
     """Theta: the probability above which an item is positive; None (in YAML `auto`) finds it by `calibration`."""
     calibration: Calibration = field(default_factory=Calibration)
+    answer_prefix: str = ""
+    """Begins the model's turn in `chat` style, for example to close the thinking of a model that thinks aloud."""
+    pairs: PairRubric | None = None
+    """How two items are compared; without it, only single items can be asked."""
 
     @cached_property
     def content_hash(self) -> str:
-        """Hash of all that can change a judgement or theta: part of the store's key."""
-        content = json.dumps(dataclasses.asdict(self), sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        """Hash of all that can change a judgement of a single item or theta: part of the store's key."""
+        return _hash({key: value for key, value in dataclasses.asdict(self).items() if key != "pairs"})
+
+    @cached_property
+    def pairs_hash(self) -> str:
+        """Hash of all that can change a judgement of a pair: part of the store's key; empty where pairs are not asked."""
+        shared = {"style": self.style, "max_item_chars": self.max_item_chars, "answer_prefix": self.answer_prefix}
+        return _hash(shared | dataclasses.asdict(self.pairs)) if self.pairs else ""
 
     def item_text(self, item: bytes) -> str | None:
         """`item` as one printable line within the limit; None where it is not valid UTF-8 or nothing is left of it."""
@@ -94,132 +133,43 @@ class Rubric:
         printable = "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in text)
         return " ".join(printable.split())[: self.max_item_chars].rstrip()
 
-    def completion_prompt(self) -> tuple[str, str]:
-        """What stands before and after an item in `completion` style; the item follows the first piece after a space."""
-        parts = [f"{self.instructions.strip()}\n\n"] if self.instructions.strip() else []
-        for example in self.examples:
-            parts.append(f"{self.item_label} {self._one_line(example.item)}\n{self.answer_label}{self._answer(example)}\n\n")
-        return "".join(parts) + self.item_label, f"\n{self.answer_label}"
+    def pair_text(self, first: str, second: str) -> str:
+        """The text that is asked about where two items, each as `item_text` made it, are compared in this order."""
+        return f"{first}\n{self._pairs().second_label} {second}"
 
-    def chat_messages(self, item: str) -> list[dict[str, str]]:
-        """The conversation that asks about `item` in `chat` style: instructions, examples as past turns, the question."""
-        turns = [{"role": "system", "content": self.instructions.strip()}] if self.instructions.strip() else []
-        for example in self.examples:
-            turns.append({"role": "user", "content": f"{self.item_label} {self._one_line(example.item)}"})
-            turns.append({"role": "assistant", "content": self._answer(example).strip()})
-        return [*turns, {"role": "user", "content": f"{self.item_label} {item}"}]
-
-    def _answer(self, example: Example) -> str:
-        return self.positive if example.positive else self.negative
-
-
-def built_in_rubrics() -> list[str]:
-    """Names of the rubrics that come with the package."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in _folder().iterdir() if entry.name.endswith(".yaml"))
-
-
-def load_rubric(name_or_path: str) -> Rubric:
-    """The built-in rubric of that name, or the rubric in that YAML file; ValueError says what is wrong and what to do."""
-    if name_or_path in built_in_rubrics():
-        return parse_rubric(_folder().joinpath(f"{name_or_path}.yaml").read_text("utf-8"), name_or_path)
-    path = Path(name_or_path)
-    if not path.is_file():
-        raise ValueError(
-            f"no rubric '{name_or_path}'{did_you_mean(name_or_path, built_in_rubrics())}: "
-            f"give the path of a YAML file or one of {', '.join(built_in_rubrics())}"
+    def question(self) -> Question:
+        """How a single item is asked; the first answer is the positive one."""
+        return Question(
+            style=self.style,
+            instructions=self.instructions,
+            label=self.item_label,
+            answer_label=self.answer_label,
+            examples=tuple((self._one_line(shown.item), self.positive if shown.positive else self.negative) for shown in self.examples),
+            answers=(self.positive, self.negative),
+            answer_prefix=self.answer_prefix,
         )
-    try:
-        return parse_rubric(path.read_text("utf-8"), name_or_path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"rubric '{name_or_path}' cannot be read: {error}") from None
+
+    def pair_question(self) -> Question:
+        """How a pair is asked; the first answer is that the item shown first is better. ValueError without a `pairs` section."""
+        pairs = self._pairs()
+        words = {"first": pairs.first, "second": pairs.second, "tie": pairs.tie}
+        return Question(
+            style=self.style,
+            instructions=pairs.instructions,
+            label=pairs.first_label,
+            answer_label=pairs.answer_label,
+            examples=tuple(
+                (self.pair_text(self._one_line(shown.first), self._one_line(shown.second)), words[shown.better]) for shown in pairs.examples
+            ),
+            answers=tuple(word for word in words.values() if word),
+            answer_prefix=self.answer_prefix,
+        )
+
+    def _pairs(self) -> PairRubric:
+        if self.pairs is None:
+            raise ValueError(f"rubric '{self.id}' has no `pairs` section: it cannot compare two items")
+        return self.pairs
 
 
-def parse_rubric(text: str, name: str) -> Rubric:
-    """The rubric written in `text`; ValueError, beginning with `name`, where a key is unknown, missing or malformed."""
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"rubric '{name}' is not valid YAML: {' '.join(str(error).split())}") from None
-    values = dict(_mapping(content, name))
-    values["examples"] = tuple(_example(entry, f"{name}: example {n}") for n, entry in enumerate(_list(values, "examples", name), 1))
-    if "calibration" in values:
-        calibration = dict(_mapping(values["calibration"], f"{name}: calibration"))
-        calibration["items"] = tuple(str(item) for item in _list(calibration, "items", name))
-        values["calibration"] = _build(Calibration, calibration, f"{name}: calibration")
-    if values.get("threshold") == "auto":
-        values["threshold"] = None
-    if isinstance(values.get("version"), int):
-        values["version"] = str(values["version"])
-    rubric = _build(Rubric, values, name)
-    _check(rubric, name)
-    return rubric
-
-
-def _check(rubric: Rubric, name: str) -> None:
-    problems = {
-        f"style is '{rubric.style}'{did_you_mean(rubric.style, STYLES)}: use {' or '.join(STYLES)}": rubric.style not in STYLES,
-        "id and version must not be empty": not (rubric.id and rubric.version),
-        "positive and negative must be two different answers": rubric.positive == rubric.negative or not rubric.positive.strip(),
-        f"max_item_chars must be at least 1, not {rubric.max_item_chars}": rubric.max_item_chars < 1,
-        f"min_answer_mass must lie in 0 to 1, not {rubric.min_answer_mass}": not 0 <= rubric.min_answer_mass <= 1,
-        f"threshold must be auto or lie in 0 to 1, not {rubric.threshold}": not 0 <= (rubric.threshold or 0) <= 1,
-        "threshold auto needs calibration items": rubric.threshold is None and not rubric.calibration.items,
-    }
-    shown = {example.item for example in rubric.examples}
-    for item in rubric.calibration.items:
-        problems[f"calibration item '{item}' is also an example: what the model was told says nothing of its bias"] = item in shown
-    for problem, present in problems.items():
-        if present:
-            raise ValueError(f"rubric '{name}': {problem}")
-
-
-def _build(kind: type, values: dict[str, Any], name: str) -> Any:
-    """`kind(**values)` with its keys and the types of its plain values checked first."""
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    for key in values:
-        if key not in fields:
-            raise ValueError(f"rubric '{name}': unknown key '{key}'{did_you_mean(str(key), fields)}; known: {', '.join(fields)}")
-    required = [f.name for f in fields.values() if f.default is f.default_factory is dataclasses.MISSING]
-    if missing := [key for key in required if key not in values]:
-        raise ValueError(f"rubric '{name}': missing {', '.join(missing)}")
-    for key, value in values.items():
-        if problem := _type_problem(fields[key].type, value):
-            raise ValueError(f"rubric '{name}': {key} must be {problem}, got {value!r}")
-    return kind(**values)
-
-
-def _type_problem(wanted: Any, value: Any) -> str:
-    """What `value` should have been; empty where it is."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if wanted is bool:
-        return "" if isinstance(value, bool) else "true or false"
-    if wanted is int:
-        return "" if is_number and isinstance(value, int) else "a whole number"
-    if wanted is float:
-        return "" if is_number else "a number"
-    if wanted == float | None:
-        return "" if is_number or value is None else "a number or auto"
-    if wanted is str:
-        return "" if isinstance(value, str) else "text (in quotes where YAML would read it otherwise)"
-    return ""
-
-
-def _example(entry: Any, name: str) -> Example:
-    return _build(Example, dict(_mapping(entry, name)), name)
-
-
-def _mapping(content: Any, name: str) -> dict[str, Any]:
-    if not isinstance(content, dict):
-        raise ValueError(f"rubric '{name}': wanted keys with values, got {type(content).__name__}")
-    return content
-
-
-def _list(values: dict[str, Any], key: str, name: str) -> list[Any]:
-    content = values.get(key, [])
-    if not isinstance(content, list):
-        raise ValueError(f"rubric '{name}': {key} must be a list, got {content!r}")
-    return content
-
-
-def _folder() -> Any:
-    return resources.files("llm_server").joinpath("rubrics")
+def _hash(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

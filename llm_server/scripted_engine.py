@@ -17,6 +17,7 @@ DEFAULT_PROBABILITY = 0.1
 class ScriptedEngine:
     """Gives a text the probability of the first rule whose expression is found in it."""
 
+    judges = True
     needs_calibration = False
 
     def __init__(self, config: ServiceConfig):
@@ -30,6 +31,15 @@ class ScriptedEngine:
         """One score per text, after the script's delay for each."""
         time.sleep(self._delay_s * len(texts))
         return [Score(self._probability(text), 1.0) for text in texts]
+
+    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
+        """The first is better as far as its log-odds exceed the second's (Bradley-Terry)."""
+        time.sleep(self._delay_s * len(pairs))
+        return [Score(self._preference(first, second), 1.0) for first, second in pairs]
+
+    def _preference(self, first: str, second: str) -> float:
+        p, q = (min(max(self._probability(text), 1e-6), 1 - 1e-6) for text in (first, second))
+        return p * (1 - q) / (p * (1 - q) + q * (1 - p))
 
     def _probability(self, text: str) -> float:
         return next((probability for rule, probability in self._rules if rule.search(text)), DEFAULT_PROBABILITY)

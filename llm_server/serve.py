@@ -15,8 +15,9 @@ from configs.service_schema import ServiceConfig
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 FLAGS = {
-    "engine": "transformers, or scripted (deterministic, for tests and debugging)",
+    "engine": "transformers, scripted (deterministic, for tests and debugging), or none (embeds sentences only)",
     "model": "smollm2 (packaged), a folder, or a Hugging Face id",
+    "encoder": "sentence encoder behind Embed: minilm (packaged), a folder, or a Hugging Face id",
     "host": "address to listen on",
     "port": "port to listen on; 0 takes a free one",
     "device": "cpu, cuda, cuda:N or auto",
@@ -65,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(config: ServiceConfig, arguments: argparse.Namespace) -> None:
-    from llm_server.rubric import Rubric, load_rubric
+    from llm_server.rubric import Rubric
+    from llm_server.rubric_file import load_rubric
 
     rubric = load_rubric(arguments.rubric)
     import asyncio

@@ -8,8 +8,9 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from typing import TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -17,11 +18,12 @@ from grpc_reflection.v1alpha import reflection
 
 from configs.service_schema import ServiceConfig
 from llm_server import annotation_pb2, annotation_pb2_grpc
-from llm_server.annotation import Judgement
+from llm_server.annotation import Judgement, PairJudgement
 from llm_server.judge import Judge, JudgeBusyError, JudgeClosedError, JudgeFailedError
 from llm_server.rubric import Rubric
-from llm_server.wire import MAX_MESSAGE_BYTES, annotate_response, describe_response
+from llm_server.wire import MAX_MESSAGE_BYTES, annotate_response, describe_response, embed_response, pairs_response
 
+T = TypeVar("T")
 LOG = logging.getLogger(__name__)
 SERVICE_NAME = annotation_pb2.DESCRIPTOR.services_by_name["Annotation"].full_name
 STOP_GRACE_S = 2.0
@@ -32,29 +34,40 @@ class AnnotationServicer(annotation_pb2_grpc.AnnotationServicer):
 
     def __init__(self, rubric: Rubric) -> None:
         self.judge: Judge | None = None
+        self._embedding = ThreadPoolExecutor(1, thread_name_prefix="embed")
         self._rubric = rubric
 
     async def Annotate(self, request: annotation_pb2.AnnotateRequest, context: grpc.aio.ServicerContext) -> annotation_pb2.AnnotateResponse:
         """One judgement per item; see annotation.proto for the statuses."""
         judge = await self._ready_judge(context)
         await self._check_rubric(request, context)
-        try:
-            # Cancelled with the request (the client has gone, or its deadline has passed), it withdraws the items.
-            judgements: list[Judgement] = await asyncio.wrap_future(judge.submit(list(request.items), request.bypass_store))
-            return annotate_response(judgements)
-        except ValueError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        except JudgeBusyError as error:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
-        except JudgeClosedError as error:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
-        except JudgeFailedError as error:
-            await context.abort(grpc.StatusCode.INTERNAL, f"{error}; the service's log has the traceback")
-        raise AssertionError("abort raises")
+        items = list(request.items)
+        judgements: list[Judgement] = await _answer(context, lambda: judge.submit(items, request.bypass_store))
+        return annotate_response(judgements)
+
+    async def AnnotatePairs(
+        self, request: annotation_pb2.AnnotatePairsRequest, context: grpc.aio.ServicerContext
+    ) -> annotation_pb2.AnnotatePairsResponse:
+        """One judgement per pair."""
+        judge = await self._ready_judge(context)
+        await self._check_rubric(request, context)
+        pairs = [(pair.first, pair.second) for pair in request.pairs]
+        judgements: list[PairJudgement] = await _answer(context, lambda: judge.submit_pairs(pairs, request.bypass_store))
+        return pairs_response(judgements)
+
+    async def Embed(self, request: annotation_pb2.EmbedRequest, context: grpc.aio.ServicerContext) -> annotation_pb2.EmbedResponse:
+        """One vector per item."""
+        judge = await self._ready_judge(context)
+        items = list(request.items)
+        return embed_response(await _answer(context, lambda: self._embedding.submit(judge.embed, items)))
 
     async def Describe(self, request: annotation_pb2.DescribeRequest, context: grpc.aio.ServicerContext) -> annotation_pb2.DescribeResponse:
         """What is served here."""
         return describe_response((await self._ready_judge(context)).describe())
+
+    def close(self) -> None:
+        """Embed nothing more."""
+        self._embedding.shutdown(wait=False, cancel_futures=True)
 
     async def _ready_judge(self, context: grpc.aio.ServicerContext) -> Judge:
         if self.judge is None:
@@ -64,7 +77,9 @@ class AnnotationServicer(annotation_pb2_grpc.AnnotationServicer):
         assert self.judge is not None  # abort raises
         return self.judge
 
-    async def _check_rubric(self, request: annotation_pb2.AnnotateRequest, context: grpc.aio.ServicerContext) -> None:
+    async def _check_rubric(
+        self, request: annotation_pb2.AnnotateRequest | annotation_pb2.AnnotatePairsRequest, context: grpc.aio.ServicerContext
+    ) -> None:
         rubric = self._rubric
         if (request.rubric_id, request.rubric_version) != (rubric.id, rubric.version):
             await context.abort(
@@ -72,6 +87,22 @@ class AnnotationServicer(annotation_pb2_grpc.AnnotationServicer):
                 f"rubric {request.rubric_id!r} version {request.rubric_version!r} was asked for, this service has {rubric.id!r} version"
                 f" {rubric.version!r}; start a service with that rubric, or ask for this one",
             )
+
+
+async def _answer(context: grpc.aio.ServicerContext, ask: "Callable[[], Future[T]]") -> T:
+    """What the future of `ask` holds; its errors become the call's status."""
+    try:
+        # Cancelled with the request (the client has gone, or its deadline has passed), the future withdraws the items.
+        return await asyncio.wrap_future(ask())
+    except ValueError as error:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+    except JudgeBusyError as error:
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+    except JudgeClosedError as error:
+        await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+    except JudgeFailedError as error:
+        await context.abort(grpc.StatusCode.INTERNAL, f"{error}; the service's log has the traceback")
+    raise AssertionError("abort raises")
 
 
 async def serve(
@@ -119,6 +150,7 @@ async def serve(
     finally:
         await health_servicer.enter_graceful_shutdown()
         await server.stop(STOP_GRACE_S)
+        servicer.close()
         if servicer.judge is not None:
             await asyncio.to_thread(servicer.judge.close)
 

@@ -1,4 +1,4 @@
-"""Judgements and descriptions to protobuf and back.
+"""Judgements, vectors and descriptions to protobuf and back.
 
 Invariant: what `llm_server/annotation.py` says and what travels are the same; a message that breaks the contract raises
 `ValueError` instead of becoming a judgement.
@@ -7,9 +7,20 @@ Invariant: what `llm_server/annotation.py` says and what travels are the same; a
 import math
 from collections.abc import Iterable, Sequence
 
-from llm_server.annotation import Judgement, ServiceDescription, Status
-from llm_server.annotation_pb2 import AnnotateRequest, AnnotateResponse, DescribeResponse
+import numpy as np
+
+from llm_server.annotation import Judgement, PairJudgement, ServiceDescription, Status
+from llm_server.annotation_pb2 import (
+    AnnotatePairsRequest,
+    AnnotatePairsResponse,
+    AnnotateRequest,
+    AnnotateResponse,
+    DescribeResponse,
+    EmbedResponse,
+    Pair,
+)
 from llm_server.annotation_pb2 import Judgement as WireJudgement
+from llm_server.annotation_pb2 import PairJudgement as WirePairJudgement
 
 MAX_MESSAGE_BYTES = 64 << 20
 """Limit of one message, both ways: far above the largest legal request, so that one too large is refused with a reason."""
@@ -41,15 +52,81 @@ def judgements_of(response: AnnotateResponse, num_items: int) -> list[Judgement]
 
 
 def _judgement(position: int, wire: WireJudgement) -> Judgement:
-    status = _FROM_WIRE.get(wire.status)
-    if status is None:
-        raise ValueError(f"judgement {position} has the unknown status {wire.status}")
+    status = _status(position, wire.status)
     if status is not Status.OK:
         return Judgement(status=status, probability=math.nan, answer_mass=wire.answer_mass, cached=wire.cached)
-    for name, value in (("probability", wire.probability), ("answer mass", wire.answer_mass)):
+    _check_shares(position, {"probability": wire.probability, "answer mass": wire.answer_mass})
+    return Judgement(status=status, probability=wire.probability, answer_mass=wire.answer_mass, cached=wire.cached)
+
+
+def pairs_request(rubric_id: str, rubric_version: str, pairs: Sequence[tuple[bytes, bytes]], bypass_store: bool) -> AnnotatePairsRequest:
+    """The request that asks for one judgement per pair."""
+    wire = [Pair(first=first, second=second) for first, second in pairs]
+    return AnnotatePairsRequest(rubric_id=rubric_id, rubric_version=rubric_version, pairs=wire, bypass_store=bypass_store)
+
+
+def pairs_response(judgements: Iterable[PairJudgement]) -> AnnotatePairsResponse:
+    """The response that carries `judgements` in their order."""
+    return AnnotatePairsResponse(
+        judgements=[
+            WirePairJudgement(
+                status=_TO_WIRE[j.status],
+                preference=j.preference,
+                answer_mass=j.answer_mass,
+                position_bias=j.position_bias,
+                cached=j.cached,
+            )
+            for j in judgements
+        ]
+    )
+
+
+def pair_judgements_of(response: AnnotatePairsResponse, num_pairs: int) -> list[PairJudgement]:
+    """The judgements of a response to `num_pairs` pairs; ValueError unless there is exactly one sound judgement for each."""
+    if len(response.judgements) != num_pairs:
+        raise ValueError(f"{num_pairs} pairs were asked and {len(response.judgements)} judgements came back")
+    return [_pair_judgement(position, wire) for position, wire in enumerate(response.judgements)]
+
+
+def _pair_judgement(position: int, wire: WirePairJudgement) -> PairJudgement:
+    status = _status(position, wire.status)
+    preference, bias = math.nan, math.nan
+    if status is Status.OK:
+        preference, bias = wire.preference, wire.position_bias
+        _check_shares(position, {"preference": preference, "answer mass": wire.answer_mass})
+        if not math.isfinite(bias):
+            raise ValueError(f"judgement {position} is OK but its position bias is {bias}")
+    return PairJudgement(status=status, preference=preference, answer_mass=wire.answer_mass, position_bias=bias, cached=wire.cached)
+
+
+def _status(position: int, wire: WireJudgement.Status) -> Status:
+    status = _FROM_WIRE.get(wire)
+    if status is None:
+        raise ValueError(f"judgement {position} has the unknown status {wire}")
+    return status
+
+
+def _check_shares(position: int, shares: dict[str, float]) -> None:
+    for name, value in shares.items():
         if not 0.0 <= value <= 1.0:  # NaN fails too
             raise ValueError(f"judgement {position} is OK but its {name} is {value}, outside 0 to 1")
-    return Judgement(status=status, probability=wire.probability, answer_mass=wire.answer_mass, cached=wire.cached)
+
+
+def embed_response(vectors: np.ndarray) -> EmbedResponse:
+    """`vectors` [N, D] f32 as a message."""
+    return EmbedResponse(dimensions=vectors.shape[1], values=vectors.ravel().tolist())
+
+
+def vectors_of(response: EmbedResponse, num_items: int) -> np.ndarray:
+    """[N, D] f32; ValueError unless there is exactly one row of unit length, or of NaN, for each of `num_items` items."""
+    values = np.array(response.values, np.float32)
+    if response.dimensions < 1 or len(values) != num_items * response.dimensions:
+        raise ValueError(f"{num_items} items were asked and {len(values)} numbers of {response.dimensions} dimensions came back")
+    vectors = values.reshape(num_items, response.dimensions)
+    lengths = np.linalg.norm(vectors, axis=1)
+    if not (np.isnan(vectors).all(1) | (np.abs(lengths - 1) < 1e-3)).all():
+        raise ValueError("a vector is not of unit length")
+    return vectors
 
 
 def describe_response(description: ServiceDescription) -> DescribeResponse:

@@ -4,7 +4,8 @@ import pytest
 
 from configs.service_schema import ServiceConfig
 from llm_server.engine import Engine, build_engine
-from llm_server.rubric import Rubric, load_rubric
+from llm_server.rubric import Rubric
+from llm_server.rubric_file import load_rubric
 
 
 @pytest.fixture(scope="session")

@@ -66,6 +66,7 @@ class FakeClient:
             rubric_id="fake",
             rubric_version="1",
             rubric_hash="0",
+            pairs_hash="",
             threshold=self._service.threshold,
             max_items_per_request=1024,
             max_item_bytes=4096,

@@ -16,7 +16,7 @@ class GatedEngine:
     """Answers 0.9 to texts with `good`; waits at `gate` before it answers and records every batch."""
 
     name = model = fingerprint = "gated"
-    needs_calibration = False
+    judges, needs_calibration = True, False
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []

@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from llm_server.rubric import built_in_rubrics, load_rubric, parse_rubric
+from llm_server.rubric_file import built_in_rubrics, load_rubric, parse_rubric
 
 MINIMAL = """
 id: tiny
@@ -99,6 +99,6 @@ def test_the_content_hash_changes_with_everything_that_decides_an_answer():
 
 
 def test_the_completion_prompt_shows_the_examples_and_ends_where_the_item_begins():
-    before, after = parse_rubric(MINIMAL, "mine.yaml").completion_prompt()
+    before, after = parse_rubric(MINIMAL, "mine.yaml").question().completion_prompt()
     assert before == "Judge.\n\nMessage: A star.\nAnswer: yes\n\nMessage: A hole.\nAnswer: no\n\nMessage:"
     assert after == "\nAnswer:"

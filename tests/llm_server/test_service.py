@@ -1,12 +1,16 @@
 """The service over real gRPC: statuses that say what to do, health that tells the truth, nothing left behind, always up."""
 
 import asyncio
+import dataclasses
+import math
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from types import SimpleNamespace
 
 import grpc
+import numpy as np
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -18,6 +22,7 @@ from llm_server.annotation_pb2 import AnnotateRequest
 from llm_server.annotation_pb2_grpc import AnnotationStub
 from llm_server.client import AnnotationClient, AnnotationRefused, InProcessClient, ServiceUnavailable
 from llm_server.judge import Judge
+from llm_server.rubric import PairRubric
 from llm_server.service import SERVICE_NAME, serve
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -28,7 +33,7 @@ class GatedEngine:
     """Answers 0.9 where it reads `good`, else 0.1; waits at `gate` first."""
 
     name = model = fingerprint = "gated"
-    needs_calibration = False
+    judges, needs_calibration = True, False
 
     def __init__(self):
         self.asked, self.entered, self.gate = [], threading.Semaphore(0), threading.Event()
@@ -42,13 +47,16 @@ class GatedEngine:
             raise ArithmeticError("the model broke")
         return [Score(0.9 if "good" in text else 0.1, 0.95) for text in texts]
 
+    def score_pairs(self, pairs):
+        return [Score(0.8 if "good" in first else 0.3, 0.95) for first, _ in pairs]
+
 
 @pytest.fixture
 def start(rubric):
     """Starts services, each with its event loop in a thread; `load` is when the model may be ready."""
     running = []
 
-    def start(engine=None, load=None, build=None, **settings):
+    def start(engine=None, load=None, build=None, rubric=rubric, **settings):
         engine, address, ended = engine or GatedEngine(), Future(), Future()
         config = ServiceConfig(**{"store": "memory", "max_items_per_request": 8, "max_item_bytes": 64, **settings})
         handle = SimpleNamespace(engine=engine, served=threading.Event(), ended=ended)
@@ -127,6 +135,38 @@ def test_one_judgement_per_item_in_the_order_asked(start, connect):
     assert [judgement.probability for judgement in judgements if judgement.status is Status.OK] == [0.9, 0.1, 0.9]
 
 
+def test_pairs_are_compared_over_the_wire(start, rubric):
+    comparing = dataclasses.replace(rubric, pairs=PairRubric(instructions="", first=" 1", second=" 2"))
+    service = start(rubric=comparing)
+    with closing(AnnotationClient(service.address, comparing, WAIT_S)) as client:
+        better, alike, rejected = client.annotate_pairs([(b"good", b"bad"), (b"bad", b"bad"), (b"bad", b"\xff")])
+        assert better.preference == pytest.approx(1 / (1 + math.sqrt(0.3 / 0.7 / 4)))
+        assert better.position_bias == pytest.approx((math.log(4) + math.log(3 / 7)) / 2)
+        assert (alike.preference, rejected.status) == (0.5, Status.REJECTED)
+        assert client.describe().pairs_hash == comparing.pairs_hash
+        with pytest.raises(AnnotationRefused, match="65 bytes"):
+            client.annotate_pairs([(b"good", b"x" * 65)])
+
+
+def test_a_rubric_without_pairs_compares_none(start, rubric):
+    alone = dataclasses.replace(rubric, pairs=None)
+    with (
+        closing(AnnotationClient(start(rubric=alone).address, alone, WAIT_S)) as client,
+        pytest.raises(AnnotationRefused, match="no `pairs`"),
+    ):
+        client.annotate_pairs([(b"good", b"bad")])
+
+
+def test_vectors_travel_whole(start, connect):
+    client = connect(start(device="cpu"))
+    vectors = client.embed([b"Find a key.", b"\xff"])
+    assert vectors.shape == (2, 384)
+    assert np.linalg.norm(vectors[0]) == pytest.approx(1, abs=1e-5)
+    assert np.isnan(vectors[1]).all()
+    with pytest.raises(AnnotationRefused, match="no items"):
+        client.embed([])
+
+
 def test_describe_says_what_is_served(start, connect, rubric):
     service = start()
     client = connect(service)
@@ -145,7 +185,7 @@ def test_a_client_that_knows_only_reflection_and_health_finds_it_serving(start, 
     assert {SERVICE_NAME, "grpc.health.v1.Health"} <= set(names)
     (serialized,) = ask(file_containing_symbol=SERVICE_NAME).file_descriptor_response.file_descriptor_proto
     methods = FileDescriptorProto.FromString(serialized).service[0].method
-    assert [method.name for method in methods] == ["Annotate", "Describe"]
+    assert [method.name for method in methods] == ["Annotate", "AnnotatePairs", "Embed", "Describe"]
     assert health_of(link) == health_of(link, SERVICE_NAME) == SERVING
 
 

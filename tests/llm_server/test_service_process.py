@@ -14,7 +14,7 @@ import pytest
 
 from configs.service_schema import ServiceConfig
 from llm_server.client import AnnotationClient, AnnotationRefused, ServiceUnavailable
-from llm_server.rubric import load_rubric
+from llm_server.rubric_file import load_rubric
 from llm_server.service_process import MAX_FAILED_STARTS, ServiceProcess, serve_command
 
 PYTHON = sys.executable

@@ -28,7 +28,7 @@ def test_judgements_come_back_as_they_were_sent():
 
 def test_a_description_comes_back_as_it_was_sent():
     description = ServiceDescription(
-        model="m", engine="e", fingerprint="f", rubric_id="r", rubric_version="1", rubric_hash="h",
+        model="m", engine="e", fingerprint="f", rubric_id="r", rubric_version="1", rubric_hash="h", pairs_hash="p",
         threshold=0.4, max_items_per_request=7, max_item_bytes=8, forward_passes=9,
     )  # fmt: skip
     assert description_of(describe_response(description)) == description

