@@ -33,6 +33,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("worker_restarts", "workers", "counter", "rollout workers replaced in this epoch", "0"),
     Metric("episodes_total", "episodes", "counter", "finished episodes", "rises"),
     Metric("episode_return_extrinsic_mean", "reward", "gauge", "mean return of the last logging.episode_window episodes, the environment's own reward", "rises"),
+    Metric("episode_success_mean", "fraction", "gauge", "share of episodes that reached the task's goal, same window; null where a task has none", "rises"),
     Metric("episode_return_intrinsic_mean", "reward", "gauge", "mean of k_int R / N^beta summed over an episode, same window", "rises at first"),
     Metric("episode_length_mean", "steps", "gauge", "mean episode length, same window", "task dependent"),
     Metric("intrinsic_reward_mean", "reward/step", "gauge", "mean intrinsic reward per step, weighted by k_int", "above 0, falls as novelty fades"),

@@ -45,10 +45,10 @@ CORE_NAMES = [
 ]
 
 
-def rollout(*, number: int, done: list[list[bool]], episodes: int, worker_id: str = "0.1") -> Rollout:
+def rollout(*, number: int, done: list[list[bool]], episodes: int, worker_id: str = "0.1", info: dict[str, float] | None = None) -> Rollout:
     terminated = np.array(done)
     zeros = np.zeros(terminated.shape)
-    statistics = EpisodeStatistics(episode_return=2.0, length=3, terminated=True, info={})
+    statistics = EpisodeStatistics(episode_return=2.0, length=3, terminated=True, info=info or {})
     return Rollout(
         obs={}, actions=zeros, behaviour_logits=zeros, behaviour_values=zeros, final_values=zeros, extrinsic_rewards=zeros,
         terminated=terminated, truncated=np.zeros_like(terminated), caption_ids=zeros, caption_counts=zeros, core_state={},
@@ -82,6 +82,17 @@ def test_intrinsic_returns_run_over_rollout_borders_and_end_with_the_episode() -
     line = metrics.take_line()
     assert line["episode_return_intrinsic_mean"] == np.mean([30.0, 7.0])
     assert (line["episodes_total"], line["episode_return_extrinsic_mean"], line["episode_length_mean"]) == (2, 2.0, 3.0)
+
+
+def test_success_is_counted_only_over_episodes_of_a_task_that_has_a_goal() -> None:
+    metrics = RunMetrics(episode_window=3)
+    metrics.add_rollout(rollout(number=0, done=[[True]], episodes=1), np.zeros((1, 1)))
+    assert "episode_success_mean" not in metrics.take_line()
+    for number, success in enumerate([1.0, 1.0, 0.0, 0.0], start=1):
+        metrics.add_rollout(rollout(number=number, done=[[True]], episodes=1, info={"success": success}), np.zeros((1, 1)))
+    restored = RunMetrics(episode_window=3)
+    restored.load_state_dict(json.loads(json.dumps(metrics.state_dict() | {"running_intrinsic": {}})))
+    assert metrics.take_line()["episode_success_mean"] == restored.take_line()["episode_success_mean"] == pytest.approx(1 / 3)
 
 
 def test_a_replaced_worker_does_not_inherit_the_lost_episode() -> None:
