@@ -13,6 +13,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("cluster.train", "train an agent; running the same command again continues the run"),
     "serve": ("llm_server.serve", "run the annotation service alone, without Ray"),
     "eval": ("cluster.evaluate", "play a run's latest checkpoint on held-out seeds, beside a random policy"),
+    "audit": ("cluster.audit", "hold a judge, or a run's reward model, to captions that people have labelled"),
+    "annotate": ("llm_server.annotate", "judge captions, and pairs of them, into a file for offline training"),
+    "export": ("llm_server.export", "write a run's captions with counts and judgements as JSON lines"),
 }
 
 
@@ -35,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {verb:<8}{text}" for verb, (_, text) in VERBS.items()]
+    lines = [f"  {verb:<10}{text}" for verb, (_, text) in VERBS.items()]
     return (
         "usage: delphi VERB [options]\n\n"
         "Trains reinforcement-learning agents whose intrinsic reward comes from a language model, while they train.\n\n"

@@ -27,6 +27,10 @@ from cluster.cli import VERBS, main
         (["eval", "{absent}"], ["no run at", "config.json"]),
         (["eval", "{absent}", "--episodes", "0"], ["--episodes", "at least 1"]),
         (["serve", "--model", "{absent}", "--port", "0"], ["absent-model"]),
+        (["audit", "{absent}"], ["cannot read", "No such file"]),
+        (["audit", "--min-auc", "7", "{absent}"], ["--min-auc", "7"]),
+        (["annotate", "--out", "out.sqlite", "{absent}"], ["cannot read", "No such file"]),
+        (["export", "{absent}"], ["no captions.sqlite", "delphi train"]),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(

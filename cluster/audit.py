@@ -1,0 +1,149 @@
+"""`delphi audit`: how well a judge, or a run's trained reward model, agrees with captions that people have labelled.
+
+Invariant: the figures are the model's own, on captions it was not shown; nothing of the audit enters the judgement store.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from llm_server.judge_flags import add_judge_flags, given_flags, opened_judge, read_judge_flags
+
+NUM_TIMED = 512
+NUM_PAIRS = 100
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 1 AUC below --min-auc (or undefined), 2 no audit could be made."""
+    arguments = _parser().parse_args(argv)
+    from llm_server.audit import print_table
+    from llm_server.client import AnnotationError
+
+    try:
+        _check(arguments)
+        report = _audit_run(arguments.run, arguments.labelled) if arguments.run else _audit_judge(arguments)
+    except (ValueError, AnnotationError) as error:
+        print(f"delphi audit: {error}", file=sys.stderr)
+        return 2
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        print_table(report)
+    if arguments.min_auc is not None and not (report["auc"] is not None and report["auc"] >= arguments.min_auc):
+        shown = "undefined" if report["auc"] is None else f"{report['auc']:.3f}"
+        print(f"delphi audit: AUC is {shown}, --min-auc {arguments.min_auc}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _audit_judge(arguments: argparse.Namespace) -> dict[str, Any]:
+    from llm_server.audit import audit_judge
+    from llm_server.caption_file import read_labelled
+
+    labelled = read_labelled(arguments.labelled)
+    rubric, config = read_judge_flags(arguments, with_store=False)
+    if arguments.pairs and rubric.pairs is None:
+        raise ValueError(f"--pairs: rubric '{rubric.id}' has no `pairs` section, so it compares nothing")
+    num_pairs = NUM_PAIRS if arguments.pairs is None else arguments.pairs
+    num_timed = arguments.speed_captions
+    if num_timed is None:  # made-up captions are free where the model is here, and somebody's money where it is not
+        num_timed = NUM_TIMED if config and config.engine != "openai" else 0
+    with opened_judge(rubric, config, arguments.address) as judge:
+        report = audit_judge(judge, rubric, labelled, num_pairs=num_pairs, num_timed=num_timed)
+    left_out = f", {report['examples_left_out']} left out as examples of the rubric" if report["examples_left_out"] else ""
+    title = f"{report['rubric']} version {report['rubric_version']}, {report['model']} ({report['engine']}): {report['captions']} captions"
+    return {"title": title + left_out, **report}
+
+
+def _audit_run(run_dir: str, labelled_path: str) -> dict[str, Any]:
+    """The reward model of the run's latest checkpoint; captions it has nothing to say about count as unparsed."""
+    import time
+
+    from actors.captions import caption_id, normalize
+    from cluster.run_directory import find_run
+    from configs.loading import from_dict
+    from learner.checkpoint import CheckpointError, load_latest
+    from llm_server.annotation import Caption
+    from llm_server.audit import score_figures, without_examples
+    from llm_server.caption_file import read_labelled
+    from llm_server.rubric_file import load_rubric
+    from reward_models.training import build_reward_model
+
+    labelled = read_labelled(labelled_path)
+    run, saved = find_run(run_dir)
+    config = from_dict(saved)
+    try:
+        state = load_latest(run.checkpoints)
+    except CheckpointError as error:
+        raise ValueError(str(error)) from None
+    if not state or not state["annotation"]:
+        raise ValueError(f"{run_dir} has no complete checkpoint with a reward model yet; train it for a while, or stop it with Ctrl-C")
+    model = build_reward_model(config.reward_model)
+    model.load_state_dict(state["annotation"]["trainer"]["model"])
+    examples = [example.item for example in load_rubric(config.annotator.rubric).examples] if model.needs_judgements else []
+    kept = without_examples(labelled, examples)
+    texts = [normalize(row.text.encode(), fold_case=config.env.fold_case, fold_digits=config.env.fold_digits) for row in kept]
+    captions = [Caption(id=caption_id(text), text=text) for text in texts]
+    began = time.perf_counter()
+    scores = model.score(captions)
+    seconds = time.perf_counter() - began
+    report = {
+        "run": str(run.path),
+        "env_steps": state["loop"]["env_steps"],
+        "reward_model": model.name,
+        "examples_left_out": len(labelled) - len(kept),
+        **score_figures(scores, kept, 0.0, are_probabilities=False),
+        "labels_per_s": len(kept) / seconds,
+        "labels_timed": len(kept),
+        "seconds_timed": seconds,
+    }
+    return {"title": f"{model.name} of {run_dir} at {report['env_steps']:,} steps: {len(kept)} captions", **report}
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for name in ("pairs", "speed_captions"):
+        value = getattr(arguments, name)
+        if value is not None and value < 0:
+            raise ValueError(f"--{name.replace('_', '-')}: got {value}, wanted at least 0")
+    if arguments.min_auc is not None and not 0.0 <= arguments.min_auc <= 1.0:
+        raise ValueError(f"--min-auc: got {arguments.min_auc}, wanted 0 to 1")
+    if arguments.run:
+        others = given_flags(arguments, with_store=False)
+        others += [f"--{name}" for name in ("rubric", "address", "pairs") if getattr(arguments, name) is not None]
+        if others:
+            raise ValueError(f"--run audits a run's reward model, {others[0]} a judge: leave one of the two out")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="delphi audit",
+        description="Hold a judge, or a run's trained reward model, to captions that people have labelled.",
+        epilog='LABELLED has one JSON object a line: {"caption": "You kill the newt!", "helpful": 1}\n'
+        "examples:\n"
+        "  delphi audit labelled.jsonl\n"
+        "  delphi audit --rubric my_rubric.yaml --model my_folder --min-auc 0.85 labelled.jsonl\n"
+        "  delphi audit --run runs/nethack_score labelled.jsonl",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("labelled", metavar="LABELLED", help="JSON lines of captions with helpful = 1 (progress) or 0")
+    parser.add_argument("--run", metavar="RUN", help="audit the reward model of this run's latest checkpoint in place of a judge")
+    parser.add_argument(
+        "--pairs", type=int, metavar="N", help=f"pairs to compare where the rubric compares pairs, 0 for none (default: {NUM_PAIRS})"
+    )
+    parser.add_argument(
+        "--speed-captions",
+        type=int,
+        metavar="N",
+        help="captions to time at least; where the file has fewer, others are made of its words"
+        f" (default: {NUM_TIMED}; with --address or engine openai 0, the file's own)",
+    )
+    parser.add_argument("--min-auc", type=float, metavar="X", help="exit with code 1 where the AUC is below X")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    add_judge_flags(parser, with_store=False)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

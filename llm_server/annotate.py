@@ -1,0 +1,200 @@
+"""`delphi annotate`: judges the captions of a file or a run, and pairs of them, into a judgement file for offline training.
+
+Invariant: every answer is written before the next batch is asked; run again, the command asks what is missing and nothing twice.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from llm_server.annotation import CaptionPair, JudgedCaption, JudgedPair, Status
+from llm_server.caption_file import read_counted
+from llm_server.judge_flags import JudgeClient, add_judge_flags, opened_judge, read_judge_flags
+from llm_server.judgement_file import JudgementFile, Provenance, caption_of, read_judgements, read_provenance
+from llm_server.pair_sampling import sample_pairs
+from llm_server.rubric import Rubric
+
+ITEMS_PER_REQUEST = 64
+"""Two batches of the usual size: little is asked again after a kill."""
+NUM_ATTEMPTS = 5
+"""Of one request to a service that is away; with the pauses between them half a minute."""
+Question = TypeVar("Question")
+Answer = TypeVar("Answer")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 1 interrupted (the same command continues), 2 the command, the model or a file is wrong."""
+    arguments = _parser().parse_args(argv)
+    from llm_server.client import AnnotationRefused, ServiceUnavailable
+
+    try:
+        _annotate(arguments)
+    except (ValueError, AnnotationRefused) as error:
+        return _say(str(error), 2)
+    except ServiceUnavailable as error:
+        return _say(f"{error}; what was answered is kept, run the same command again to continue", 1)
+    except KeyboardInterrupt:
+        return _say("interrupted; what was answered is kept, run the same command again to continue", 1)
+    return 0
+
+
+def _annotate(arguments: argparse.Namespace) -> None:
+    for name in ("pairs", "seed"):
+        if getattr(arguments, name) < 0:
+            raise ValueError(f"--{name}: got {getattr(arguments, name)}, wanted at least 0")
+    counts = read_counted(arguments.captions)
+    rubric, config = read_judge_flags(arguments, with_store=True)
+    if arguments.pairs and rubric.pairs is None:
+        raise ValueError(f"--pairs: rubric '{rubric.id}' has no `pairs` section, so it compares nothing")
+    _check_out(rubric, Path(arguments.out))  # before a model is loaded
+    with opened_judge(rubric, config, arguments.address) as judge:
+        said = judge.describe()
+        with closing(JudgementFile(Path(arguments.out), Provenance.of(said), said.threshold)) as file:
+            file.add_captions(counts)
+            size = min(ITEMS_PER_REQUEST, said.max_items_per_request)
+            judge_captions(judge, file, size)
+            if arguments.pairs:
+                plan_pairs(file, counts, arguments.pairs, arguments.seed)
+            judge_pairs(judge, file, max(1, size // 2))
+    _sum_up(arguments.out)
+
+
+def judge_captions(judge: JudgeClient, file: JudgementFile, size: int) -> None:
+    """Ask about every caption of the file that has no answer, the most frequent first."""
+    missing = file.unjudged()
+    with _progress("captions", len(missing)) as advance:
+        for batch in _batches(missing, size):
+            answers = _patiently(judge.annotate, [caption.text.encode() for caption in batch])
+            file.write_captions(JudgedCaption(caption=caption, judgement=answer) for caption, answer in zip(batch, answers, strict=True))
+            advance(len(batch))
+
+
+def plan_pairs(file: JudgementFile, counts: dict[str, int], num_pairs: int, seed: int) -> None:
+    """Fill the file's pairs up to `num_pairs`, drawn by the counts; fewer where no more exist."""
+    texts = list(counts)
+    places = {text: place for place, text in enumerate(texts)}
+    planned = file.pairs()
+    taken = [
+        (places[pair.first.text], places[pair.second.text]) for pair in planned if pair.first.text in places and pair.second.text in places
+    ]
+    # Another stream for what is added later, or it would draw the same pairs first.
+    drawn = sample_pairs(list(counts.values()), max(0, num_pairs - len(planned)), seed + len(planned), taken)
+    file.add_pairs(CaptionPair(first=caption_of(texts[first]), second=caption_of(texts[second])) for first, second in drawn)
+    if len(planned) + len(drawn) < num_pairs:
+        print(f"{len(texts)} captions make no more than {len(planned) + len(drawn)} pairs; all are asked", file=sys.stderr)
+
+
+def judge_pairs(judge: JudgeClient, file: JudgementFile, size: int) -> None:
+    """Ask about every pair of the file that has no answer."""
+    missing = file.pairs(unjudged=True)
+    with _progress("pairs", len(missing)) as advance:
+        for batch in _batches(missing, size):
+            answers = _patiently(judge.annotate_pairs, [(pair.first.text.encode(), pair.second.text.encode()) for pair in batch])
+            file.write_pairs(JudgedPair(pair=pair, judgement=answer) for pair, answer in zip(batch, answers, strict=True))
+            advance(len(batch))
+
+
+def _patiently(ask: Callable[[Question], Answer], question: Question) -> Answer:
+    """The answer to the question, asking again while the service is away; ServiceUnavailable after `NUM_ATTEMPTS`."""
+    from llm_server.client import ServiceUnavailable
+
+    for attempt in range(1, NUM_ATTEMPTS + 1):
+        try:
+            return ask(question)
+        except ServiceUnavailable as error:
+            if attempt == NUM_ATTEMPTS:
+                raise
+            print(f"delphi annotate: {error}; attempt {attempt} of {NUM_ATTEMPTS}", file=sys.stderr, flush=True)
+            time.sleep(2.0**attempt)
+    raise AssertionError("unreachable")
+
+
+def _check_out(rubric: Rubric, out: Path) -> None:
+    theirs = read_provenance(out)
+    if theirs and (theirs.rubric_hash, theirs.pairs_hash) != (rubric.content_hash, rubric.pairs_hash):
+        raise ValueError(
+            f"judgement file '{out}' holds answers to rubric '{theirs.rubric_id}' version {theirs.rubric_version} ({theirs.rubric_hash}),"
+            f" asked for is '{rubric.id}' version {rubric.version} ({rubric.content_hash}): give another --out"
+        )
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"--out: there is no folder {out.parent}")
+
+
+def _sum_up(out: str) -> None:
+    found = read_judgements(out)
+    positive = sum(judged.judgement.probability > found.threshold for judged in found.captions)
+    statuses = [judged.judgement.status for judged in found.captions] + [judged.judgement.status for judged in found.pairs]
+    lacking = sum(status is not Status.OK for status in statuses)
+    print(
+        f"{out}: {len(found.captions)} captions ({positive} above theta {found.threshold:.3f}), {len(found.pairs)} pairs,"
+        f" {lacking} of all without a usable answer; train on it with reward_model.judgements={out}"
+    )
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with rate and time left on a terminal, a line every ten seconds elsewhere; nothing where nothing is to be done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    done, began = 0, time.monotonic()
+    said = began
+    rate = lambda: done / max(time.monotonic() - began, 1e-9)  # noqa: E731
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(*columns, console=console, disable=not (console.is_terminal and total))
+    task = bar.add_task(what, total=total, rate="")
+
+    def advance(number: int) -> None:
+        nonlocal done, said
+        done += number
+        bar.update(task, advance=number, rate=f"{rate():.1f}/s, left:")
+        if bar.disable and (time.monotonic() - said > 10.0 or done == total):
+            said = time.monotonic()
+            left = f"{(total - done) / rate():.0f} s left" if done < total else "done"
+            print(f"{what}: {done} of {total}, {rate():.1f}/s, {left}", file=sys.stderr, flush=True)
+
+    with bar:
+        yield advance
+
+
+def _batches(items: Sequence[Question], size: int) -> Iterator[Sequence[Question]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _say(message: str, code: int) -> int:
+    print(f"delphi annotate: {message}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="delphi annotate",
+        description="Judge captions, and pairs of them, into a file that offline training reads. Running the same command again continues.",
+        epilog='CAPTIONS is JSON lines, {"caption": "You kill the newt!", "count": 3} (count may be left out), a run directory, or its\n'
+        "captions.sqlite; `delphi export RUN` writes such lines.\n"
+        "example: delphi annotate runs/nethack_score --rubric nethack_progress --pairs 5000 --out judgements.sqlite\n"
+        "         delphi train --preset nethack_score reward_model.name=ranking reward_model.judgements=judgements.sqlite",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("captions", metavar="CAPTIONS", help="JSON lines, a run directory, or its captions.sqlite")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the judgement file; continued where it exists")
+    parser.add_argument("--pairs", type=int, default=0, metavar="N", help="pairs to compare, drawn by their captions' counts (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="which pairs are drawn (default: 0)")
+    add_judge_flags(parser, with_store=True)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""The judge that a verb's flags name: one in this process, or a running service.
+
+Invariant: what can be seen to be wrong without loading a model is said before one is loaded; importing this imports nothing heavy.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from configs.service_schema import ServiceConfig
+from llm_server.serve import DEFAULTS, FLAGS, LIMITS
+
+if TYPE_CHECKING:
+    from llm_server.annotation import Judgement, PairJudgement, ServiceDescription
+    from llm_server.rubric import Rubric
+
+NOT_OF_A_VERB = ("host", "port", "encoder", "max_items_per_request", "max_item_bytes")
+"""Flags of `delphi serve` that concern its clients only."""
+DEFAULT_RUBRIC = "nethack_progress"
+REQUEST_TIMEOUT_S = 600.0
+MAX_ITEMS_PER_REQUEST = 256
+"""Several batches of any engine, and few enough to be answered within the time-out."""
+
+
+class JudgeClient(Protocol):
+    """What a verb asks; `llm_server/client.py` has both kinds."""
+
+    def annotate(self, items: Sequence[bytes], *, bypass_store: bool = False) -> "list[Judgement]":
+        """One judgement per item, in order; AnnotationError where none come."""
+        ...
+
+    def annotate_pairs(self, pairs: Sequence[tuple[bytes, bytes]], *, bypass_store: bool = False) -> "list[PairJudgement]":
+        """One judgement per pair, in order; AnnotationError where none come."""
+        ...
+
+    def describe(self) -> "ServiceDescription":
+        """What judges, and within which limits."""
+        ...
+
+
+def add_judge_flags(parser: argparse.ArgumentParser, *, with_store: bool) -> None:
+    """Rubric, address of a service, and the flags of a judge in this process; with the judgement store where the verb uses it."""
+    group = parser.add_argument_group("judge", "Who is asked what. Without --address the model is loaded in this process.")
+    group.add_argument("--rubric", metavar="RUBRIC", help=f"a built-in rubric or a YAML file (default: {DEFAULT_RUBRIC})")
+    group.add_argument("--address", metavar="HOST:PORT", help="a running `delphi serve` with the same rubric, in place of all flags below")
+    for name in judge_fields(with_store=with_store):
+        default = getattr(DEFAULTS, name)
+        shown = f" (default: {default})" if default != "" else ""
+        group.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=None, help=FLAGS[name] + shown)
+
+
+def judge_fields(*, with_store: bool) -> list[str]:
+    """Fields of `ServiceConfig` that a verb's flags set."""
+    return [name for name in FLAGS if name not in NOT_OF_A_VERB and (with_store or name != "store")]
+
+
+def given_flags(arguments: argparse.Namespace, *, with_store: bool) -> list[str]:
+    """The flags of a judge in this process that were given."""
+    names = [name for name in judge_fields(with_store=with_store) if getattr(arguments, name) is not None]
+    return [f"--{name.replace('_', '-')}" for name in names]
+
+
+def read_judge_flags(arguments: argparse.Namespace, *, with_store: bool) -> "tuple[Rubric, ServiceConfig | None]":
+    """The rubric and the configuration of a judge in this process, None where `--address` names a service.
+
+    ValueError for what is wrong with the flags, the rubric, or (as far as it can be seen from outside) the model.
+    """
+    from llm_server.engine import check_engine
+    from llm_server.rubric_file import load_rubric
+
+    given = given_flags(arguments, with_store=with_store)
+    if arguments.address and given:
+        raise ValueError(f"--address asks a running service, which has its own {given[0]}: leave one of the two out")
+    rubric = load_rubric(arguments.rubric or DEFAULT_RUBRIC)
+    if arguments.address:
+        return rubric, None
+    values = {name: getattr(arguments, name) for name in judge_fields(with_store=with_store) if getattr(arguments, name) is not None}
+    config = ServiceConfig(**{name: getattr(DEFAULTS, name) for name in FLAGS} | ({} if with_store else {"store": "memory"}) | values)
+    for name in values:
+        low, high = LIMITS.get(name, (None, None))
+        if low is not None and not low <= values[name] <= high:
+            raise ValueError(f"--{name.replace('_', '-')}: got {values[name]}, wanted {low} to {high}")
+    check_engine(config)
+    return rubric, config
+
+
+@contextmanager
+def opened_judge(rubric: "Rubric", config: ServiceConfig | None, address: str | None) -> "Iterator[JudgeClient]":
+    """The judge, ready to answer, and closed at the end. ValueError where the model or the store cannot be used."""
+    from llm_server.client import AnnotationClient, InProcessClient
+
+    if config is None:
+        remote = AnnotationClient(address or "", rubric, REQUEST_TIMEOUT_S)
+        try:
+            yield remote
+        finally:
+            remote.close()
+        return
+    import os
+
+    from llm_server.judge import build_judge
+
+    if config.nice:
+        os.nice(config.nice)
+    if config.engine == "transformers" and config.torch_threads:
+        import torch
+
+        torch.set_num_threads(config.torch_threads)
+    print(f"loading {config.model if config.engine != 'scripted' else 'the scripted engine'} ...", file=sys.stderr, flush=True)
+    judge = build_judge(config, rubric)
+    try:
+        yield InProcessClient(judge)
+    finally:
+        judge.close()

@@ -1,0 +1,190 @@
+"""`delphi audit` from the command line: its figures, its keys, its exit codes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from actors.captions import caption_id
+from cluster.audit import main
+from cluster.run_directory import open_run
+from configs.loading import load_config
+from learner.checkpoint import save_checkpoint
+from llm_server.annotation import Caption, JudgedCaption, Judgement, Status
+from llm_server.audit import sample_pairs, shuffled_words, without_examples
+from llm_server.caption_file import LabelledCaption
+from reward_models.training import build_reward_model
+
+RUBRIC = """
+id: tiny
+version: 1
+goal: The player wins something.
+style: completion
+instructions: Did the player win?
+positive: " yes"
+negative: " no"
+examples:
+  - {positive: true, item: "You  KILL the example!"}
+threshold: 0.5
+"""
+PAIRS = """
+pairs:
+  instructions: Which is better?
+  first: " first"
+  second: " second"
+  examples:
+    - {first: "You kill number 1!", second: "A wall number 1.", better: first}
+"""
+KEYS = {"auc", "auc_low", "auc_high", "accuracy", "balanced_accuracy", "calibration_error", "labels_per_s", "unparsed"}
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    path = tmp_path / "labelled.jsonl"
+    rows = [{"caption": f"You kill number {n}!", "helpful": 1} for n in range(10)]
+    rows += [{"caption": f"A wall number {n}.", "helpful": 0} for n in range(10)]
+    rows += [{"caption": "you kill the example!", "helpful": 1}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def audit(tmp_path: Path, labelled: Path, capsys: pytest.CaptureFixture[str]):
+    def audit(*flags: str, script: str = "kill number [0-7]=0.9;wall number 3=0.9;kill=0.2;wall=0.1", pairs: bool = False):
+        (tmp_path / "rubric.yaml").write_text(RUBRIC + (PAIRS if pairs else ""))
+        own = ["--rubric", str(tmp_path / "rubric.yaml"), "--engine", "scripted", "--script", script]
+        code = main([*own, *flags, str(labelled)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return audit
+
+
+def test_the_figures_are_those_of_the_answers(audit):
+    code, out, _ = audit("--json")
+    report = json.loads(out)
+    assert code == 0
+    assert report.keys() >= KEYS
+    assert report["captions"] == 20, "the example is left out, whatever its case and spacing"
+    assert report["examples_left_out"] == 1
+    # 8 of 10 positives and 1 of 10 negatives at 0.9, positives else 0.2, negatives else 0.1.
+    assert report["auc"] == pytest.approx((8 * (9 + 0.5) + 2 * 9) / 100)
+    assert report["auc_low"] < report["auc"] < report["auc_high"]
+    assert (report["accuracy"], report["balanced_accuracy"]) == pytest.approx((0.85, 0.85))
+    assert report["calibration_error"] == pytest.approx((abs(9 * 0.9 - 8) + abs(2 * 0.2 - 2) + abs(9 * 0.1 - 0)) / 20)
+    assert report["unparsed"] == 0
+    assert report["labels_per_s"] > 0
+    assert report["labels_timed"] == 512, "others are made of the file's words"
+    assert "pairs" not in report
+    assert json.loads(audit("--json")[1])["auc_low"] == report["auc_low"], "the bootstrap is seeded"
+
+
+def test_pairs_are_compared_where_the_rubric_compares_them(audit):
+    report = json.loads(audit("--json", "--pairs", "50", pairs=True)[1])
+    assert report["pairs"] == 50
+    assert 0.7 < report["pair_accuracy"] < 1.0
+    assert report["pair_position_bias"] == pytest.approx(0.0)
+    assert report["captions"] == 20, "examples of pairs are left out of pairs only"
+    assert "pairs" not in json.loads(audit("--json", "--pairs", "0", pairs=True)[1])
+
+
+def test_the_table_says_what_counts(audit):
+    code, out, _ = audit(pairs=True)
+    assert code == 0
+    for words in ("AUC", "95 % interval", "balanced accuracy", "1 left out", "loading", "pairs: accuracy", "theta = 0.500"):
+        assert words in " ".join(out.split()), words
+
+
+def test_an_auc_below_the_wanted_one_is_exit_code_1(audit):
+    assert audit("--min-auc", "0.9")[0] == 0
+    code, out, err = audit("--min-auc", "0.99")
+    assert (code, len(err.strip().splitlines()[1:])) == (1, 1)
+    assert "AUC is 0.940, --min-auc 0.99" in err
+    assert "AUC" in out, "the table is printed all the same"
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--pairs", "3"], "has no `pairs` section"),
+        (["--pairs", "-3"], "--pairs: got -3"),
+        (["--min-auc", "2"], "--min-auc: got 2"),
+        (["--batch-size", "0"], "--batch-size: got 0"),
+        (["--address", "127.0.0.1:1"], "leave one of the two out"),
+        (["--engine", "none"], "engine none"),
+        (["--run", "somewhere"], "--run audits a run's reward model, --engine a judge"),
+    ],
+)
+def test_a_wrong_command_is_one_line_and_exit_code_2(audit, flags, complaint):
+    code, out, err = audit(*flags)
+    assert code == 2, err
+    assert complaint in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert not out
+
+
+def test_a_service_that_is_not_there_is_one_line(labelled, capsys):
+    assert main(["--address", "127.0.0.1:1", str(labelled)]) == 2
+    assert "annotation service at 127.0.0.1:1" in capsys.readouterr().err
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run directory as training leaves it, with a retrieval model that knows all captions but two."""
+    config = load_config(preset="debug", overrides=["env.fold_case=true", f"run_dir={tmp_path / 'run'}"])
+    directory, _ = open_run(config)
+    directory.release()
+    model = build_reward_model(config.reward_model)
+    model.calibrate(0.5)
+    answers = {f"you kill number {n}!": 0.9 if n < 7 else 0.2 for n in range(9)} | {f"a wall number {n}.": 0.1 for n in range(9)}
+    ok = {text: Judgement(status=Status.OK, probability=p, answer_mass=1.0) for text, p in answers.items()}
+    model.learn([JudgedCaption(caption=Caption(id=caption_id(text), text=text), judgement=said) for text, said in ok.items()])
+    state = {"loop": {"env_steps": 1234}, "annotation": {"trainer": {"model": model.state_dict()}}}
+    save_checkpoint(directory.checkpoints, 1234, state, keep=1)
+    return directory.path
+
+
+def test_a_runs_reward_model_is_audited_like_a_judge(run, labelled, capsys):
+    assert main(["--json", "--run", str(run), str(labelled)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report.keys() >= KEYS
+    assert (report["reward_model"], report["env_steps"], report["captions"]) == ("retrieval", 1234, 21)
+    assert report["unparsed"] == 3, "two that it never met, and the rubric's example"
+    assert report["balanced_accuracy"] == pytest.approx((7 / 9 + 1) / 2)
+    assert report["auc"] == pytest.approx((7 + 0.5 * 2) / 9)
+    assert main(["--run", str(run), "--min-auc", "0.95", str(labelled)]) == 1
+    assert "retrieval of" in capsys.readouterr().out
+
+
+def test_a_run_that_is_none_or_has_no_checkpoint_is_one_line(run, labelled, capsys, tmp_path):
+    shutil.rmtree(run / "checkpoints")
+    for path, complaint in ((run, "no complete checkpoint"), (tmp_path / "absent", "no run at")):
+        assert main(["--run", str(path), str(labelled)]) == 2
+        error = capsys.readouterr().err
+        assert complaint in error
+        assert len(error.strip().splitlines()) == 1
+
+
+def test_examples_alone_leave_nothing_to_audit():
+    captions = [LabelledCaption(text="yes", is_positive=True), LabelledCaption(text="no", is_positive=False)]
+    with pytest.raises(ValueError, match="of 2 labelled captions 1 are no examples of the rubric, and those are all of one kind"):
+        without_examples(captions, ["YES"])
+
+
+def test_made_up_captions_are_distinct_and_as_long_as_the_files():
+    texts = ["You kill the newt!", "A wall.", "No."]
+    made = shuffled_words(texts, 30, seed=0)
+    assert len(made) == len(set(made)) == 30
+    assert not set(made) & set(texts)
+    assert {len(text.split()) for text in made} == {1, 2, 4}
+    assert {word for text in made for word in text.split()} == {word for text in texts for word in text.split()}
+    assert set(shuffled_words(["a b"], 100, seed=0)) == {"b a", "a a", "b b"}, "too few words for more"
+
+
+def test_sampled_pairs_are_distinct_and_of_both_kinds():
+    captions = [LabelledCaption(text=str(n), is_positive=n < 3) for n in range(7)]
+    pairs = sample_pairs(captions, 100, seed=0)
+    assert len(pairs) == len(set(pairs)) == 12
+    assert sample_pairs(captions, 5, seed=1) == sample_pairs(captions, 5, seed=1)
+    assert all(int(first) < 3 <= int(second) for first, second in pairs)
