@@ -32,9 +32,10 @@ class ServiceConfig:
     """The annotation service, started by a run or by `delphi serve`."""
 
     engine: str = "transformers"
-    """`transformers`, `scripted` (deterministic, for tests and debugging only) or `none` (embeds sentences and judges nothing)."""
+    """`transformers`, `vllm` (a vLLM server as a child), `openai` (an endpoint that speaks OpenAI's protocol), `scripted` (deterministic,
+    for tests and debugging only) or `none` (embeds sentences and judges nothing)."""
     model: str = "smollm2"
-    """`smollm2` (the packaged SmolLM2-135M-Instruct), a folder, or a Hugging Face id."""
+    """`smollm2` (the packaged SmolLM2-135M-Instruct), a folder, or a Hugging Face id; with `openai`, the endpoint's name of it."""
     encoder: str = "minilm"
     """Sentence encoder behind `Embed`, loaded when first asked: `minilm` (the packaged all-MiniLM-L6-v2), a folder, or a Hugging Face id."""
     device: str = "auto"
@@ -61,6 +62,22 @@ class ServiceConfig:
     """Rules of the `scripted` engine, `regex=probability` separated by `;`; the first match wins, default probability 0.1."""
     script_delay_s: float = 0.0
     """Seconds the `scripted` engine takes per item."""
+    engine_timeout_s: float = 60.0
+    """Of `vllm` and `openai`: deadline of one answer, after which vLLM is taken to hang and is replaced, and an endpoint is given up."""
+    vllm_python: str = ""
+    """Python of the environment that has vLLM; empty takes this one, or .venv-vllm's beside this one's environment."""
+    tensor_parallel: int = 1
+    """GPUs that vLLM spreads the model over."""
+    gpu_memory_utilization: float = 0.8
+    """Share of a GPU's memory that vLLM takes; lower it where the learner trains on the same GPU."""
+    max_model_len: int = 0
+    """Tokens of the longest prompt that vLLM makes room for; 0 takes 4096, or less where the model reads less."""
+    endpoint: str = ""
+    """Base URL for the `openai` engine, for example http://127.0.0.1:8000/v1."""
+    endpoint_key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the endpoint's key; the key itself is never written down."""
+    endpoint_concurrency: int = 16
+    """Requests to the endpoint at once."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from llm_server.annotation import Score
 from llm_server.rubric import Rubric
 from llm_server.scripted_engine import ScriptedEngine
 
-ENGINES = ("transformers", "scripted", "none")
+ENGINES = ("transformers", "vllm", "openai", "scripted", "none")
 DTYPES = ("auto", "bfloat16", "float32")
 MODEL_WANTED = "give a folder with config.json, a tokenizer and safetensors weights, a Hugging Face id, or smollm2"
 
@@ -43,18 +43,31 @@ class Engine(Protocol):
         included. ValueError where the rubric has no `pairs`."""
         ...
 
+    def close(self) -> None:
+        """Free what it holds outside this process; may be called from any thread, and ends a `score` under way where that waits."""
+        ...
+
 
 def check_engine(config: ServiceConfig) -> None:
-    """ValueError for what can be seen to be wrong without loading anything: the engine's name, the script, the model folder."""
+    """ValueError for what can be seen to be wrong without loading anything: the engine's name, the script, the model folder, the URL."""
     if config.engine not in ENGINES:
         raise ValueError(f"unknown engine '{config.engine}'{did_you_mean(config.engine, ENGINES)}: use one of {', '.join(ENGINES)}")
     if config.engine == "scripted":
         ScriptedEngine(config)
     if config.engine in ("scripted", "none"):
         return
+    if config.engine == "openai":
+        from llm_server.endpoint import check_url
+
+        check_url(config.endpoint)
+        return
     if config.dtype not in DTYPES:
         raise ValueError(f"unknown dtype '{config.dtype}': use one of {', '.join(DTYPES)}")
     model_source(config.model)
+    if config.engine == "vllm":
+        from llm_server.vllm_program import vllm_python
+
+        vllm_python(config.vllm_python)
 
 
 def model_source(model: str) -> str:
@@ -77,6 +90,14 @@ def build_engine(config: ServiceConfig, rubric: Rubric) -> Engine:
         return ScriptedEngine(config)
     if config.engine == "none":
         return NoEngine()
+    if config.engine == "openai":
+        from llm_server.openai_engine import OpenAIEngine
+
+        return OpenAIEngine(config, rubric)
+    if config.engine == "vllm":
+        from llm_server.vllm_engine import VllmEngine
+
+        return VllmEngine(config, rubric)
     from llm_server.transformers_engine import TransformersEngine
 
     return TransformersEngine(config, rubric)
@@ -96,6 +117,9 @@ class NoEngine:
     def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
         """Never called."""
         raise RuntimeError("there is no engine here")
+
+    def close(self) -> None:
+        """Nothing to free."""
 
 
 def find_threshold(engine: Engine, rubric: Rubric) -> float:

@@ -80,7 +80,11 @@ def build_judge(config: ServiceConfig, rubric: Rubric) -> "Judge":
     store = open_store(config.store)
     try:
         engine = build_engine(config, rubric)
-        return Judge(engine, rubric, store, config)
+        try:
+            return Judge(engine, rubric, store, config)
+        except BaseException:
+            engine.close()
+            raise
     except BaseException:
         if store:
             store.close()
@@ -181,7 +185,7 @@ class Judge:
         )
 
     def close(self) -> None:
-        """Stop after the batch under way; unanswered requests fail with JudgeClosedError."""
+        """Stop after the batch under way, or before where the engine waits for another process; unanswered requests fail with JudgeClosedError."""
         with self._changed:
             self._closed = True
             unanswered = {request for question in self._questions.values() for request in question.requests}
@@ -189,6 +193,7 @@ class Judge:
             self._changed.notify_all()
         for request in unanswered:
             _finish(request, JudgeClosedError("the judge was closed before it answered"))
+        self._engine.close()
         self._worker.join(CLOSE_TIMEOUT_S)
         if self._store:
             self._store.close()

@@ -37,6 +37,9 @@ class ScriptedEngine:
         time.sleep(self._delay_s * len(pairs))
         return [Score(self._preference(first, second), 1.0) for first, second in pairs]
 
+    def close(self) -> None:
+        """Nothing to free."""
+
     def _preference(self, first: str, second: str) -> float:
         p, q = (min(max(self._probability(text), 1e-6), 1 - 1e-6) for text in (first, second))
         return p * (1 - q) / (p * (1 - q) + q * (1 - p))

@@ -15,8 +15,8 @@ from configs.service_schema import ServiceConfig
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 FLAGS = {
-    "engine": "transformers, scripted (deterministic, for tests and debugging), or none (embeds sentences only)",
-    "model": "smollm2 (packaged), a folder, or a Hugging Face id",
+    "engine": "transformers, vllm (a vLLM server as a child), openai (an endpoint), scripted (for tests), or none (embeds sentences only)",
+    "model": "smollm2 (packaged), a folder, or a Hugging Face id; with --engine openai the endpoint's name of it",
     "encoder": "sentence encoder behind Embed: minilm (packaged), a folder, or a Hugging Face id",
     "host": "address to listen on",
     "port": "port to listen on; 0 takes a free one",
@@ -30,6 +30,14 @@ FLAGS = {
     "max_item_bytes": "requests with a longer item are refused",
     "script": "rules of the scripted engine: `regex=probability;...`",
     "script_delay_s": "seconds the scripted engine takes per item",
+    "engine_timeout_s": "deadline of one answer of vllm or openai",
+    "vllm_python": "Python of an environment that has vLLM (default: this one, or .venv-vllm's beside it)",
+    "tensor_parallel": "GPUs that vLLM spreads the model over",
+    "gpu_memory_utilization": "share of a GPU's memory that vLLM takes",
+    "max_model_len": "tokens of the longest prompt that vLLM makes room for; 0 takes 4096 or what the model reads",
+    "endpoint": "base URL for --engine openai, for example http://127.0.0.1:8000/v1",
+    "endpoint_key_env": "environment variable that holds the endpoint's key",
+    "endpoint_concurrency": "requests to the endpoint at once",
 }
 LIMITS = {
     "port": (0, 65_535),
@@ -39,6 +47,11 @@ LIMITS = {
     "max_items_per_request": (1, 1_000_000),
     "max_item_bytes": (16, 10_000_000),
     "script_delay_s": (0, 3600),
+    "engine_timeout_s": (1, 3600),
+    "tensor_parallel": (1, 1024),
+    "gpu_memory_utilization": (0.01, 1),
+    "max_model_len": (0, 10_000_000),
+    "endpoint_concurrency": (1, 1024),
 }
 DEFAULTS = dataclasses.replace(ServiceConfig(), port=7431, nice=0, torch_threads=0)
 """Alone on a machine the service may use all of it; one that a run starts is told otherwise."""
@@ -79,6 +92,7 @@ def _run(config: ServiceConfig, arguments: argparse.Namespace) -> None:
     from llm_server.service import serve
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # it writes a line per request
     check_engine(config)  # what can be seen to be wrong is said before anybody is told an address
 
     def build(config: ServiceConfig, rubric: Rubric) -> Judge:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from configs.service_schema import ServiceConfig
 from llm_server.client import AnnotationRefused, ServiceUnavailable
+from llm_server.serve import FLAGS
 
 LOG = logging.getLogger(__name__)
 MAX_FAILED_STARTS = 5
@@ -171,22 +172,7 @@ class ServiceProcess:
 
 def serve_command(config: ServiceConfig, rubric: str) -> list[str]:
     """The command line that serves `config` (this interpreter, any working directory)."""
-    options = {
-        "--engine": config.engine,
-        "--model": config.model,
-        "--rubric": rubric,
-        "--host": config.host,
-        "--port": config.port,
-        "--device": config.device,
-        "--dtype": config.dtype,
-        "--batch-size": config.batch_size,
-        "--store": config.store,
-        "--nice": config.nice,
-        "--torch-threads": config.torch_threads,
-        "--script": config.script,
-        "--script-delay-s": config.script_delay_s,
-        "--max-items-per-request": config.max_items_per_request,
-        "--max-item-bytes": config.max_item_bytes,
-    }
+    options = {"rubric": rubric} | {name: getattr(config, name) for name in FLAGS}
+    flags = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
     # `--name=value`, so that a value may begin with a dash; empty ones keep the service's own default.
-    return [sys.executable, "-m", "llm_server.serve", *(f"{name}={value}" for name, value in options.items() if value != "")]
+    return [sys.executable, "-m", "llm_server.serve", *(f"{name}={value}" for name, value in flags.items() if value != "")]

@@ -63,6 +63,9 @@ class TransformersEngine:
         assert self._pair is not None
         return self._score(self._pair, [self._rubric.pair_text(first, second) for first, second in pairs])
 
+    def close(self) -> None:
+        """Nothing outside this process to free."""
+
     def _asking(self, question: Question) -> "_Asking":
         context = getattr(self._model.config, "max_position_embeddings", None) or 1 << 20
         prompt = PromptTokens(self._tokenizer, question, model=self.model, max_text_tokens=MAX_PACK_TOKENS, context=context)

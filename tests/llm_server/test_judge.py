@@ -23,6 +23,7 @@ class GatedEngine:
         self.entered = threading.Semaphore(0)
         self.gate = threading.Event()
         self.gate.set()
+        self.is_closed = False
 
     def score(self, texts: Sequence[str]) -> list[Score]:
         self.batches.append(list(texts))
@@ -31,6 +32,9 @@ class GatedEngine:
         if "poison" in texts:
             raise ArithmeticError("the model broke")
         return [self._answer(text) for text in texts]
+
+    def close(self) -> None:
+        self.is_closed = True
 
     def _answer(self, text: str) -> Score:
         if text == "broken":
@@ -185,6 +189,7 @@ def test_closing_fails_what_was_not_answered(make, engine):
     engine.gate.set()
     closing.join(10)
     assert engine.asked == ["in the engine"]
+    assert engine.is_closed
     with pytest.raises(JudgeClosedError):
         judge.submit([b"too late"])
 

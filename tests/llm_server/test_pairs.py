@@ -49,6 +49,9 @@ class BiasedEngine:
         self.asked += pairs
         return [Score(math.nan, math.nan) if "broken" in first else Score(self._p(first, second), 0.9) for first, second in pairs]
 
+    def close(self) -> None:
+        pass
+
     def _p(self, first: str, second: str) -> float:
         return sigmoid(float(first.split()[-1]) - float(second.split()[-1]) + 1.5)
 

@@ -1,0 +1,113 @@
+"""Runs a command as a child and leaves nothing of it behind: `python -P child_guard.py PROGRAM ARGUMENT...`.
+
+Invariant: when standard input ends (the parent that holds its other end has died or asks for it), SIGTERM comes or the command
+ends by itself, every process of the group is ended and the command's temporary folder removed; the exit code is the command's.
+
+It needs the standard library alone, so that any interpreter can run it by its path. Its parent starts it in a session of its
+own. SIGKILL of the guard itself takes the command along; what the command had started is left to the parent.
+"""
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+GRACE_S = 3.0
+"""Between SIGTERM and SIGKILL."""
+POLL_S = 0.05
+PR_SET_PDEATHSIG = 1
+
+
+def main(command: Sequence[str]) -> int:
+    """Run `command` until it or standard input ends; its exit code, 128 + n where signal n ended it."""
+    if os.getpgrp() != os.getpid():
+        os.setsid()  # the group that is ended at the end must hold nobody else
+    wake_end, wake = os.pipe()  # one byte on it ends the wait; an Event that a signal handler sets can deadlock
+    signal.signal(signal.SIGTERM, lambda *_: os.write(wake, b"."))
+    scratch = tempfile.mkdtemp(prefix="delphi-child-")
+    try:
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=os.environ | {"TMPDIR": scratch}, preexec_fn=_end_with_parent)
+    except OSError as error:
+        print(f"{command[0]} cannot be run: {error}", file=sys.stderr)
+        shutil.rmtree(scratch, ignore_errors=True)
+        return 127
+    for wait in (child.wait, _wait_for_end_of_input):
+        threading.Thread(target=_wake_after, args=(wait, wake), daemon=True).start()
+    os.read(wake_end, 1)
+    _end_group()
+    shutil.rmtree(scratch, ignore_errors=True)
+    code = child.wait()
+    return code if code >= 0 else 128 - code
+
+
+def _wake_after(wait: Callable[[], object], wake: int) -> None:
+    wait()
+    os.write(wake, b".")
+
+
+def _wait_for_end_of_input() -> None:
+    while os.read(0, 4096):
+        pass
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _end_group() -> None:
+    """SIGTERM to all others of the group, SIGKILL to those that stay; Python's resource trackers last, for they remove what the
+    others have left in shared memory once those are gone."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.killpg(0, signal.SIGTERM)
+    if _gone_within(GRACE_S):
+        return
+    for pid in _others():
+        if not _is_tracker(pid):
+            _kill(pid)
+    if not _gone_within(1.0):
+        for pid in _others():
+            _kill(pid)
+
+
+def _gone_within(seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while _others():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_S)
+    return True
+
+
+def _others() -> list[int]:
+    """The living processes of this one's group besides itself (none where there is no /proc)."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            # pid (name) state parent group ...; a name may hold spaces and brackets
+            state, _, group = entry.read_text(errors="replace").rpartition(")")[2].split()[:3]
+            if int(group) == os.getpgrp() and state != "Z" and int(entry.parent.name) != os.getpid():
+                found.append(int(entry.parent.name))
+    return found
+
+
+def _is_tracker(pid: int) -> bool:
+    with suppress(OSError):
+        return b"resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

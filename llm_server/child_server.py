@@ -1,0 +1,266 @@
+"""`ChildServer`: a server program as a supervised child process on loopback.
+
+Invariant: it counts as up only while it answers its canary, a real question with a deadline, for a server that hangs may call
+itself healthy. One that ends, with whatever exit code, or owes the canary an answer is ended with all its processes and started
+again after a bounded back-off. It never outlives this process (see `child_guard`).
+
+    supervisor thread:  start ──▶ canary until the first answer ──▶ up: canary when idle or doubted ──▶ end ──▶ back off ──▶ start
+"""
+
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llm_server import child_guard
+
+LOG = logging.getLogger(__name__)
+POLL_S = 0.2
+OUTPUT_LINES = 40
+ERROR_LINE = re.compile(r"\b(\w*(?:Error|Exception): .*|error: .*)", re.IGNORECASE)
+GUARD_BUDGET_S = child_guard.GRACE_S + 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildSettings:
+    """What runs, and how long things may take."""
+
+    name: str
+    """For messages."""
+    command: Callable[[int], list[str]]
+    """The program that listens on that port of 127.0.0.1."""
+    canary: Callable[[int, float], None]
+    """Asks the server on that port a question; raises unless the right kind of answer comes within so many seconds."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Added to this process's own."""
+    start_timeout_s: float = 900.0
+    """From start to the first answered canary; loading a large model takes minutes."""
+    canary_timeout_s: float = 60.0
+    canary_interval_s: float = 30.0
+    """A server that has answered nothing for so long is asked."""
+    first_backoff_s: float = 0.5
+    max_backoff_s: float = 60.0
+    stable_s: float = 60.0
+    """What failed before is forgiven once it has been up for so long."""
+    max_first_starts: int = 2
+    """Children that may fail before the first has ever answered; then the configuration is taken to be wrong."""
+
+
+class ChildServer:
+    """Starts its child at once and keeps one running until `close`; thread-safe."""
+
+    def __init__(self, settings: ChildSettings) -> None:
+        self.restarts = 0
+        """Children started after the first."""
+        self._settings = settings
+        self._changed = threading.Condition()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._port: int | None = None  # of the child that is up
+        self._doubted = False
+        self._was_up = False
+        self._quiet_since = time.monotonic()
+        self._reason = "it is starting"
+        self._problem: str | None = None
+        self._closed = False
+        self._supervisor = threading.Thread(target=self._supervise, name=f"{settings.name}-supervisor", daemon=True)
+        self._supervisor.start()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the guard that leads the living child's process group."""
+        child = self._child
+        return child.pid if child else None
+
+    def wait_until_up(self, timeout_s: float) -> int:
+        """The port of the child that is up now; waits for it.
+
+        Raises ValueError where none has ever answered and none is started again, RuntimeError after `timeout_s` or `close`.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while True:
+                if self._closed:
+                    raise RuntimeError(f"{self._settings.name} was closed")
+                if self._problem is not None:
+                    raise ValueError(self._problem)
+                if self._port is not None and not self._doubted:
+                    return self._port
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"{self._settings.name} is down: {self._reason}; it is being started again")
+                self._changed.wait(max(0.0, deadline - time.monotonic()) + 0.01)
+
+    def answered(self) -> None:
+        """An answer came, which is as good as a canary."""
+        self._quiet_since = time.monotonic()
+
+    def doubt(self, port: int) -> None:
+        """The child on `port` broke a connection or a deadline: its canary decides, until then nobody is told its port."""
+        with self._changed:
+            if self._port == port:
+                self._doubted = True
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """End the child and all its processes within seconds; nothing is left of it."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            child = self._child
+        if child:
+            _end(child)
+        self._supervisor.join(GUARD_BUDGET_S)
+
+    def _supervise(self) -> None:
+        settings, failures, num_starts = self._settings, 0, 0
+        while not self._closed:
+            self.restarts = num_starts
+            num_starts += 1
+            started_at = time.monotonic()
+            reason = self._run_one()
+            with self._changed:
+                self._port, self._child, self._reason = None, None, reason
+                if self._closed:
+                    return
+                failures = 1 if self._was_up and time.monotonic() - started_at > settings.stable_s else failures + 1
+                LOG.error("%s %s", settings.name, reason)
+                if not self._was_up and failures >= settings.max_first_starts:
+                    self._problem = f"{settings.name} {reason}"
+                    self._changed.notify_all()
+                    return
+                backoff_s = min(settings.first_backoff_s * 2.0 ** (failures - 1), settings.max_backoff_s)
+                self._changed.wait_for(lambda: self._closed, backoff_s)
+
+    def _run_one(self) -> str:
+        """Start a child and watch it to its end; why it ended or was ended."""
+        port = _free_port()
+        try:
+            child = _start(self._settings, port)
+        except OSError as error:
+            return f"cannot be started: {error}"
+        output = _Output(child, self._changed)
+        with self._changed:
+            self._child = child
+            if self._closed:  # `close` has not seen this child
+                _end(child)
+                return "was closed"
+        try:
+            reason = self._watch(child, port, output)
+        finally:
+            with self._changed:
+                self._port = None
+            _end(child)
+            output.join()
+        return "was closed" if self._closed else f"{reason or f'ended with exit code {child.returncode}'}: {output.complaint()}"
+
+    def _watch(self, child: "subprocess.Popen[bytes]", port: int, output: "_Output") -> str:
+        """Until the child is to be ended: why, or empty where it has ended by itself."""
+        settings, is_up = self._settings, False
+        start_deadline = time.monotonic() + settings.start_timeout_s
+        while not self._closed:
+            if output.has_ended or child.poll() is not None:
+                return ""
+            if not is_up or self._doubted or time.monotonic() - self._quiet_since > settings.canary_interval_s:
+                patience_s = settings.canary_timeout_s if is_up else max(1.0, start_deadline - time.monotonic())
+                try:
+                    settings.canary(port, patience_s)
+                except Exception as error:
+                    if output.has_ended or child.poll() is not None:
+                        return ""
+                    if is_up:
+                        return f"did not answer a canary question within {patience_s:.0f} s ({_in_one_line(error)})"
+                    if time.monotonic() > start_deadline:
+                        return f"answered nothing within {settings.start_timeout_s:.0f} s of its start ({_in_one_line(error)})"
+                else:
+                    is_up = True
+                    self._now_up(port, output)
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._doubted or output.has_ended, POLL_S)
+        return "was closed"
+
+    def _now_up(self, port: int, output: "_Output") -> None:
+        with self._changed:
+            if self._port is None:
+                LOG.info("%s is up on port %d", self._settings.name, port)
+                output.forget()
+            self._was_up, self._port, self._doubted = True, port, False
+            self._quiet_since = time.monotonic()
+            self._changed.notify_all()
+
+
+class _Output:
+    """A child's last lines, and the first that looks like an error: the others follow from it."""
+
+    def __init__(self, child: "subprocess.Popen[bytes]", changed: threading.Condition) -> None:
+        self.has_ended = False
+        self._child, self._changed = child, changed
+        self._lines: deque[str] = deque(maxlen=OUTPUT_LINES)
+        self._first_error = ""
+        self._thread = threading.Thread(target=self._read, name="child-output", daemon=True)
+        self._thread.start()
+
+    def complaint(self) -> str:
+        """One line that says best what went wrong; all that is known goes to the log."""
+        LOG.error("the last lines were:\n%s", "\n".join(self._lines) or "(none)")
+        return self._first_error or next((line for line in reversed(self._lines) if line.strip()), "it wrote nothing")
+
+    def forget(self) -> None:
+        """What was said before it was up explains nothing that comes after."""
+        self._first_error = ""
+
+    def join(self) -> None:
+        """Until everything is read."""
+        self._thread.join(2.0)
+
+    def _read(self) -> None:
+        assert self._child.stdout is not None
+        with self._child.stdout as output:
+            for raw in output:
+                line = raw.decode(errors="replace").rstrip()[:2000]
+                LOG.debug("%s", line)
+                self._lines.append(line)
+                if not self._first_error and (found := ERROR_LINE.search(line)):
+                    self._first_error = found.group(1)[:500]
+        with self._changed:
+            self.has_ended = True
+            self._changed.notify_all()
+
+
+def _start(settings: ChildSettings, port: int) -> "subprocess.Popen[bytes]":
+    guard = [sys.executable, "-P", str(Path(child_guard.__file__)), *settings.command(port)]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"} | dict(settings.environment)
+    return subprocess.Popen(
+        guard, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+    )
+
+
+def _end(child: "subprocess.Popen[bytes]") -> None:
+    """End the guard, which ends the rest; then whatever of the group a dead guard has left."""
+    if child.stdin and not child.stdin.closed:
+        child.stdin.close()
+    try:
+        child.wait(GUARD_BUDGET_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

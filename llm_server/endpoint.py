@@ -1,0 +1,148 @@
+"""`Endpoint`: JSON over HTTP to a server that speaks OpenAI's protocol.
+
+Invariant: a request ends within its deadline or soon after, with an answer, `EndpointRefused` (asking again is no use) or
+`EndpointUnavailable` (it was asked again until then); the key appears in no message.
+"""
+
+import email.utils
+import ipaddress
+import threading
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import tenacity
+
+RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+MAX_MESSAGE_CHARS = 300
+
+
+class EndpointRefused(RuntimeError):
+    """The server understood and will not: a wrong key, model or request."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class EndpointUnavailable(RuntimeError):
+    """No usable answer came."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        """What the server asked to wait."""
+
+
+class Endpoint:
+    """One base URL with one key; thread-safe."""
+
+    def __init__(self, url: str, key: str, *, attempt_s: float, patience_s: float, connections: int = 1) -> None:
+        """`attempt_s` is the deadline of one attempt; attempts are repeated as long as `patience_s` is not over, never where it is 0."""
+        self.url = url.rstrip("/")
+        self._attempt_s, self._patience_s = attempt_s, patience_s
+        self._key = key
+        self._closed = threading.Event()
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
+        # A proxy is for other machines.
+        self._client = httpx2.Client(headers=headers, limits=limits, trust_env=not is_loopback(url))
+
+    def post(self, path: str, body: dict[str, Any], *, patience_s: float | None = None) -> dict[str, Any]:
+        """The JSON object that comes back."""
+        return self._retried("POST", path, body, self._patience_s if patience_s is None else patience_s)
+
+    def get(self, path: str) -> dict[str, Any]:
+        """The JSON object that lies there; asked for once."""
+        return self._retried("GET", path, None, 0.0)
+
+    def close(self) -> None:
+        """End requests under way and waits for the next attempt."""
+        self._closed.set()
+        self._client.close()
+
+    def _retried(self, method: str, path: str, body: dict[str, Any] | None, patience_s: float) -> dict[str, Any]:
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(EndpointUnavailable),
+            stop=tenacity.stop_any(tenacity.stop_before_delay(patience_s), tenacity.stop_when_event_set(self._closed)),
+            wait=_wait,
+            sleep=tenacity.sleep_using_event(self._closed),
+            reraise=True,
+        )
+        return retrying(self._once, method, path, body)
+
+    def _once(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        url = f"{self.url}/{path}"
+        try:
+            response = self._client.request(method, url, json=body, timeout=self._attempt_s)
+        except httpx2.TimeoutException:
+            raise EndpointUnavailable(f"{url} did not answer within {self._attempt_s:.0f} s") from None
+        except (httpx2.TransportError, RuntimeError) as error:  # RuntimeError: the client was closed
+            raise EndpointUnavailable(f"{url} cannot be reached ({type(error).__name__}: {error})") from None
+        if response.status_code in RETRIED:
+            raise EndpointUnavailable(f"{url} answered {self._problem(response)}", _retry_after_s(response))
+        if response.status_code != 200:
+            raise EndpointRefused(f"{url} answered {self._problem(response)}", response.status_code)
+        try:
+            content = response.json()
+        except ValueError:
+            content = None
+        if not isinstance(content, dict):
+            raise EndpointRefused(f"{url} answered something that is no JSON object; is it the base URL of an API?", 200)
+        return content
+
+    def _problem(self, response: httpx2.Response) -> str:
+        """Status and the server's own words, in one short line, the key struck out should it be among them."""
+        try:
+            content = response.json()
+        except ValueError:
+            content = response.text
+        error = content.get("error", content) if isinstance(content, dict) else content
+        said = " ".join(str(error.get("message", error) if isinstance(error, dict) else error).split())
+        return f"{response.status_code}: {(said.replace(self._key, '***') if self._key else said)[:MAX_MESSAGE_CHARS]}"
+
+
+def check_url(url: str) -> None:
+    """ValueError unless `url` is the base URL of an API that holds no key."""
+    example = "give a base URL such as http://127.0.0.1:8000/v1 in service.endpoint"
+    try:
+        parts = urlsplit(url)
+        port_is_fine = parts.port != 0
+    except ValueError:
+        raise ValueError(f"endpoint '{url}' is no URL: {example}") from None
+    if parts.username or parts.password or parts.query:
+        raise ValueError(
+            "the endpoint's URL holds a name, a key or a query: put the key into the variable that service.endpoint_key_env names"
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine:
+        raise ValueError(f"endpoint '{url}' is no URL of an API: {example}")
+
+
+def is_loopback(url: str) -> bool:
+    """Whether `url` names this machine."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+_backoff = tenacity.wait_random_exponential(multiplier=0.5, max=20.0)
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    asked_s = error.retry_after_s if isinstance(error, EndpointUnavailable) else None
+    return _backoff(state) if asked_s is None else asked_s
+
+
+def _retry_after_s(response: httpx2.Response) -> float | None:
+    """The header's seconds, or the seconds until its date."""
+    value = response.headers.get("Retry-After", "").strip()
+    if value.replace(".", "", 1).isdigit():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None
