@@ -100,19 +100,29 @@ class VectorEnvironment(Protocol):
 
 
 def make_environment(
-    config: EnvConfig, *, num_envs: int, run_seed: int, worker_index: int, stream: str = "train", crop_size: int = 9
+    config: EnvConfig,
+    *,
+    num_envs: int,
+    run_seed: int,
+    worker_index: int,
+    stream: str = "train",
+    crop_size: int = 9,
+    network: str = "auto",
 ) -> VectorEnvironment:
     """`num_envs` environments as `config` describes them, seeded by (run_seed, stream, worker_index, environment, episode).
 
-    `crop_size` is the side of NetHack's glyph crop. Raises ValueError, in one line, for an id that does not exist, options
-    the environment does not take, a captioner that does not fit, and spaces that no network here reads.
+    `crop_size` is the side of NetHack's glyph crop; for the network `rendered_crop` there are characters in its place. Raises
+    ValueError, in one line, for an id that does not exist, options the environment does not take, a captioner that does not
+    fit, and spaces that no network here reads.
     """
     spec = find_environment(config.id)
     seeds = SeedStream(run_seed=run_seed, stream=stream, worker_index=worker_index)
     if _is_nethack(spec):
+        from actors.hero_view import character_view, glyph_view
         from actors.nethack import NetHackEnvironment
 
-        return NetHackEnvironment(spec, config, num_envs=num_envs, seeds=seeds, crop_size=crop_size)
+        view = character_view() if network == "rendered_crop" else glyph_view(crop_size)
+        return NetHackEnvironment(spec, config, num_envs=num_envs, seeds=seeds, view=view)
     from actors.gymnasium_environment import GymnasiumEnvironment
 
     return GymnasiumEnvironment(spec, config, num_envs=num_envs, seeds=seeds)
@@ -129,8 +139,9 @@ def find_environment(env_id: str) -> EnvSpec:
                 f"environment id {env_id!r} names the module {module!r}, which cannot be imported ({error}); "
                 "install it, or put it on the Python path"
             ) from None
-    if name.lower().startswith(("nethack", "minihack")):
-        _import_nethack(env_id, "minihack" if name.lower().startswith("minihack") else "nle")
+    game = name.lower().rpartition("/")[2]
+    if game.startswith(("nethack", "minihack")):
+        _import_nethack(env_id, "minihack" if game.startswith("minihack") else "nle")
     try:
         return gymnasium.spec(name)
     except gymnasium.error.Error:

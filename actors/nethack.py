@@ -18,28 +18,28 @@ from nle import nethack
 from nle.env import NLE
 
 from actors.environment import ArraySpec, EnvironmentSpec, EpisodeEnd, VectorStep, load_creator
+from actors.hero_view import LAYERS, MAP_CELLS, MAP_HEIGHT, MAP_WIDTH, HeroView, make_maps
 from actors.messages import MessageLog
+from actors.nethack_figures import EpisodeFigures
+from actors.nethack_tasks import register_tasks
 from actors.seeding import SeedStream
 from configs.schema import EnvConfig
 
 logger = logging.getLogger(__name__)
 
-OUTSIDE = nethack.MAX_GLYPH
-"""The glyph of cells outside the map; real glyphs are smaller."""
-MAP_HEIGHT, MAP_WIDTH = nethack.DUNGEON_SHAPE
-MAP_CELLS = MAP_HEIGHT * MAP_WIDTH
 OBSERVED = ("glyphs", "blstats", "message")
 NEEDED = frozenset({*OBSERVED, "program_state", "internal"})
 """What NLE's own stepping and its tasks read."""
 NO_LIMIT = 1 << 62
-STOCK_MODULES = frozenset({"nle.env.base", "nle.env.tasks", "minihack.base"})
+STOCK_MODULES = frozenset({"nle.env.base", "nle.env.tasks", "minihack.base", "actors.nethack_tasks"})
 ESCAPE = 27
 GAME_OVER = 0  # index into program_state
 READING_LINE, WAITING_FOR_SPACE = 2, 3  # indices into internal
 
 
 def register_environments(package: str) -> None:
-    """Register the environments of `nle` (done by importing this module) or `minihack`; ImportError where it is missing."""
+    """Register the environments of `nle` (its own: by importing this module) or `minihack`; ImportError where it is missing."""
+    register_tasks()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # minihack imports setuptools' pkg_resources, which warns that it is deprecated
         importlib.import_module(package)
@@ -53,8 +53,9 @@ def _warn_unseeded(env_id: str) -> None:
 class Game:
     """One NLE environment whose engine writes into given buffers and is watched at each of its steps."""
 
-    def __init__(self, env: NLE, env_id: str, glyphs: np.ndarray, blstats: np.ndarray, message: np.ndarray) -> None:
-        """`glyphs` [21, 79] i16, `blstats` [27] i64 and `message` [256] u8 are contiguous and always hold the current screen."""
+    def __init__(self, env: NLE, env_id: str, screen: Mapping[str, np.ndarray]) -> None:
+        """The arrays of `screen` are contiguous and always hold the current one: `blstats` [27] i64, `message` [256] u8, and maps
+        (`glyphs` and others of `LAYERS`) [MAP_CELLS + 1], whose last cell stays as it is."""
         self.env, self._env_id = env, env_id
         self.step_limit = int(env._max_episode_steps)
         """The environment's own limit; NLE itself would report it as a termination, on an emptied screen."""
@@ -62,17 +63,18 @@ class Game:
         # A won game is left as it stands, so that its last screen can be read; the next reset starts a new one anyway.
         env._quit_game = lambda observation, done: None
         self.has_goal = hasattr(type(env).StepStatus, "TASK_SUCCESSFUL")
-        self.last_screen: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
-        """Copies of glyphs, blstats and message of the game's last screen, once the game is over."""
+        self.last_screen: dict[str, np.ndarray] | None = None
+        """Copies of the arrays as the game showed them last, once it is over."""
         self._starting = False
         self._log = MessageLog()
-        self._glyphs, self._blstats, self._message = glyphs, blstats, message
+        self._arrays, self._message = screen, screen["message"]
         engine = env.nethack
         self._engine = engine._pynethack
         buffers = engine._obs_buffers
-        buffers.update(glyphs=glyphs, blstats=blstats, message=message)
+        for name, array in screen.items():
+            buffers[name] = array[:MAP_CELLS].reshape(MAP_HEIGHT, MAP_WIDTH) if name in LAYERS else array
         self._program_state, self._internal = buffers["program_state"], buffers["internal"]
-        wanted = buffers if _reads_all(env) else {key: buffers[key] for key in NEEDED}
+        wanted = buffers if _reads_all(env) else {key: buffers[key] for key in NEEDED | screen.keys()}
         self._engine.set_buffers(**wanted)
         # MiniHack always makes NLE fill and copy every observation there is; what nobody reads becomes an empty array.
         self._screen = engine._obs = tuple(wanted.get(key, np.empty(0, np.uint8)) for key in env._observation_keys)
@@ -102,6 +104,10 @@ class Game:
         _, reward, done, _, info = self.env.step(action)
         return reward, done, int(info["end_status"]), self._log.caption()
 
+    def success(self, status: int) -> bool:
+        """Whether the episode that ended with this status reached its goal."""
+        return status == type(self.env).StepStatus.TASK_SUCCESSFUL or getattr(self.env, "succeeded", False)
+
     def _reset_engine(self, *args: Any, **kwargs: Any) -> tuple[np.ndarray, ...]:
         screen = self._engine_reset(*args, **kwargs)
         self._watch()
@@ -123,7 +129,7 @@ class Game:
             if not self._engine.in_normal_game():
                 return
             if self.last_screen is None or message[0]:
-                self.last_screen = (self._glyphs.copy(), self._blstats.copy(), message.copy())
+                self.last_screen = {name: array.copy() for name, array in self._arrays.items()}
         else:
             self.last_screen = None  # a life may be saved after "You die..."
         if message[0] or self._log.prompt is not None:
@@ -140,37 +146,33 @@ def _reads_all(env: NLE) -> bool:
 
 
 class NetHackEnvironment:
-    """B games; observations `glyph_crop` [c, c] i16 around the hero, `blstats` [27] f32, `message` [256] u8."""
+    """B games; observations: the window that `view` cuts out around the hero, `blstats` [27] f32, `message` [256] u8."""
 
-    def __init__(self, spec: EnvSpec, config: EnvConfig, *, num_envs: int, seeds: SeedStream, crop_size: int) -> None:
-        """`crop_size` is odd; raises ValueError for options that the environment does not take."""
+    def __init__(self, spec: EnvSpec, config: EnvConfig, *, num_envs: int, seeds: SeedStream, view: HeroView) -> None:
+        """Raises ValueError for options that the environment does not take."""
         if config.captioner != "message":
             raise ValueError(f"captions of {spec.id!r} are its message lines: env.captioner must be 'message', got {config.captioner!r}")
-        if crop_size % 2 == 0:
-            raise ValueError(f"the glyph crop has the hero in its middle: its side must be odd, got {crop_size}")
         self.num_envs = num_envs
-        self._seeds = seeds
-        # One more cell per row than the map has: the crop reads it wherever it reaches over the edge.
-        self._maps = np.full((num_envs, MAP_CELLS + 1), OUTSIDE, np.int16)
-        self._blstats = np.zeros((num_envs, *nethack.BLSTATS_SHAPE), np.int64)
-        self._messages = np.zeros((num_envs, *nethack.MESSAGE_SHAPE), np.uint8)
-        self._crop_cells = _crop_cells(crop_size)
+        self._seeds, self._view = seeds, view
+        self._screens = make_maps(num_envs, tuple({"glyphs", *view.layers}))  # NLE's tasks read the glyphs, whatever the policy does
+        self._glyphs = self._screens["glyphs"][:, :MAP_CELLS]
+        self._screens["blstats"] = self._blstats = np.zeros((num_envs, *nethack.BLSTATS_SHAPE), np.int64)
+        self._screens["message"] = np.zeros((num_envs, *nethack.MESSAGE_SHAPE), np.uint8)
         self._games: list[Game] = []
         try:
             for i in range(num_envs):
-                glyphs = self._maps[i, :MAP_CELLS].reshape(MAP_HEIGHT, MAP_WIDTH)
-                self._games.append(Game(_make_game(spec, config), spec.id, glyphs, self._blstats[i], self._messages[i]))
+                self._games.append(Game(_make_game(spec, config), spec.id, {name: array[i] for name, array in self._screens.items()}))
         except BaseException:
             self.close()
             raise
         self._step_limit = config.max_episode_steps or self._games[0].step_limit
         self._episodes = np.zeros(num_envs, np.int64)
         self._steps = np.zeros(num_envs, np.int64)
-        self._max_depth = np.zeros(num_envs, np.int64)
+        self._figures = EpisodeFigures(num_envs)
         self._obs: dict[str, np.ndarray] = {}
         self.spec = EnvironmentSpec(
             observations={
-                "glyph_crop": ArraySpec(shape=(crop_size, crop_size), dtype=np.dtype(np.int16), num_values=OUTSIDE + 1),
+                view.entry: view.spec,
                 "blstats": ArraySpec(shape=nethack.BLSTATS_SHAPE, dtype=np.dtype(np.float32)),
                 "message": ArraySpec(shape=nethack.MESSAGE_SHAPE, dtype=np.dtype(np.uint8)),
             },
@@ -180,7 +182,7 @@ class NetHackEnvironment:
     def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
         """Start the next game everywhere."""
         captions = [self._start(i) for i in range(self.num_envs)]
-        self._obs = self._observe()
+        self._obs = self._observe(self._screens)
         return self._obs, captions
 
     def step(self, actions: np.ndarray) -> VectorStep:
@@ -188,14 +190,14 @@ class NetHackEnvironment:
         outcomes = [game.step(action) for game, action in zip(self._games, actions.tolist(), strict=True)]
         rewards, dones, statuses, captions = zip(*outcomes, strict=True)
         self._steps += 1
-        np.maximum(self._max_depth, self._blstats[:, nethack.NLE_BL_DEPTH], out=self._max_depth)
+        self._figures.update(self._glyphs, self._blstats, captions)
         ended_by_nle = np.array(dones, bool)
         # With the step limit out of reach NLE aborts only where NetHackChallenge sees no progress: no end of the task either.
         aborted = ended_by_nle & (np.array(statuses) < 0)
         terminated = ended_by_nle & ~aborted
         truncated = (aborted | (self._steps >= self._step_limit)) & ~terminated
         ends = [self._end(i, statuses[i]) for i in np.flatnonzero(terminated | truncated).tolist()]
-        self._obs = self._observe()
+        self._obs = self._observe(self._screens)
         return VectorStep(
             obs=self._obs,
             rewards=np.array(rewards, np.float32),
@@ -223,49 +225,28 @@ class NetHackEnvironment:
         caption = self._games[i].reset(self._seeds.seed(i, episode, "core"), self._seeds.seed(i, episode, "disp"))
         self._episodes[i] += 1
         self._steps[i] = 0
-        self._max_depth[i] = self._blstats[i, nethack.NLE_BL_DEPTH]
+        self._figures.start(i, self._glyphs[i], self._blstats[i])
         return caption
 
     def _end(self, i: int, status: int) -> EpisodeEnd:
         """Keep what the episode showed last, then start the next one."""
         game = self._games[i]
         if game.last_screen is not None:
-            glyphs, blstats, message = game.last_screen
-            final_obs = self._observe_rows(np.append(glyphs, np.int16(OUTSIDE))[None], blstats[None], message[None])
+            final_obs = self._observe({name: array[None] for name, array in game.last_screen.items()})
         elif self._blstats[i].any():
-            final_obs = self._observe_rows(self._maps[i : i + 1], self._blstats[i : i + 1], self._messages[i : i + 1])
+            final_obs = self._observe({name: array[i : i + 1] for name, array in self._screens.items()})
         else:  # the engine stopped within one of its steps: the step before showed the game last
             final_obs = {name: array[i : i + 1].copy() for name, array in self._obs.items()}
-        blstats = final_obs["blstats"][0]
-        info = {
-            "in_game_score": float(blstats[nethack.NLE_BL_SCORE]),
-            "depth": float(max(self._max_depth[i], blstats[nethack.NLE_BL_DEPTH])),
-            "experience_level": float(blstats[nethack.NLE_BL_XP]),
-            "turns": float(blstats[nethack.NLE_BL_TIME]),
-        }
+        info = self._figures.end(i, final_obs["blstats"][0])
         if game.has_goal:
-            info["success"] = float(status == type(game.env).StepStatus.TASK_SUCCESSFUL)
+            info["success"] = float(game.success(status))
         return EpisodeEnd(index=i, final_obs={name: array[0] for name, array in final_obs.items()}, reset_caption=self._start(i), info=info)
 
-    def _observe(self) -> dict[str, np.ndarray]:
-        return self._observe_rows(self._maps, self._blstats, self._messages)
-
-    def _observe_rows(self, maps: np.ndarray, blstats: np.ndarray, messages: np.ndarray) -> dict[str, np.ndarray]:
+    def _observe(self, screens: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Observations as new arrays, from rows of raw screens."""
-        x = blstats[:, nethack.NLE_BL_X].clip(0, MAP_WIDTH - 1)
-        y = blstats[:, nethack.NLE_BL_Y].clip(0, MAP_HEIGHT - 1)
-        crops = np.take_along_axis(maps, self._crop_cells[y * MAP_WIDTH + x], axis=1)  # [N, c * c]
-        side = self.spec.observations["glyph_crop"].shape
-        return {"glyph_crop": crops.reshape(-1, *side), "blstats": blstats.astype(np.float32), "message": messages.copy()}
-
-
-def _crop_cells(size: int) -> np.ndarray:
-    """For every cell the hero may stand on, the cells of the crop around it: [MAP_CELLS, size * size], MAP_CELLS = outside."""
-    offsets = np.arange(size) - size // 2
-    y = np.arange(MAP_HEIGHT)[:, None, None, None] + offsets[:, None]
-    x = np.arange(MAP_WIDTH)[:, None, None] + offsets
-    inside = (y >= 0) & (y < MAP_HEIGHT) & (x >= 0) & (x < MAP_WIDTH)
-    return np.where(inside, y * MAP_WIDTH + x, MAP_CELLS).reshape(MAP_CELLS, size * size)
+        blstats = screens["blstats"]
+        window = self._view.cut(screens, blstats[:, nethack.NLE_BL_X], blstats[:, nethack.NLE_BL_Y])
+        return {self._view.entry: window, "blstats": blstats.astype(np.float32), "message": screens["message"].copy()}
 
 
 def _make_game(spec: EnvSpec, config: EnvConfig) -> NLE:

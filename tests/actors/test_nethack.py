@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from actors.environment import VectorEnvironment, VectorStep, find_environment, make_environment
-from actors.nethack import MAP_HEIGHT, MAP_WIDTH, OUTSIDE, NetHackEnvironment, _warn_unseeded
+from actors.hero_view import MAP_HEIGHT, MAP_WIDTH, OUTSIDE_GLYPH
+from actors.nethack import NetHackEnvironment, _warn_unseeded
 from configs.schema import EnvConfig
 
 TASKS = ["", "Score", "Staircase", "StaircasePet", "Oracle", "Gold", "Eat", "Scout", "Challenge"]
@@ -150,7 +151,7 @@ def test_every_task_plays_through_several_episodes(task: str) -> None:
     steps = play(env, 90, seed=1)
     ends = [end for step in steps for end in step.ends]
     assert len(ends) >= 4
-    figures = {"in_game_score", "depth", "experience_level", "turns"}
+    figures = {"in_game_score", "depth", "experience_level", "turns", "gold", "tiles_seen", "kills"}
     assert all(set(end.info) == figures | ({"success"} if task in ("Staircase", "StaircasePet", "Oracle") else set()) for end in ends)
     for name, spec in env.spec.observations.items():
         assert steps[-1].obs[name].shape == (2, *spec.shape)
@@ -191,7 +192,7 @@ def test_observations_rewards_and_captions_are_nles_own() -> None:
             assert step.terminated[0]
             break
         x, y = obs["blstats"][:2]
-        padded = np.pad(obs["glyphs"], 2, constant_values=OUTSIDE)
+        padded = np.pad(obs["glyphs"], 2, constant_values=OUTSIDE_GLYPH)
         assert np.array_equal(step.obs["glyph_crop"][0], padded[y : y + 5, x : x + 5])
         assert np.array_equal(step.obs["blstats"][0], obs["blstats"].astype(np.float32))
         assert np.array_equal(step.obs["message"][0], obs["message"])
@@ -218,9 +219,9 @@ def test_the_crop_marks_cells_outside_the_map() -> None:
     x, y = obs["blstats"][0, :2].astype(int)
     rows, columns = np.mgrid[y - 20 : y + 21, x - 20 : x + 21]
     outside = (rows < 0) | (rows >= MAP_HEIGHT) | (columns < 0) | (columns >= MAP_WIDTH)
-    assert np.array_equal(obs["glyph_crop"][0] == OUTSIDE, outside)
+    assert np.array_equal(obs["glyph_crop"][0] == OUTSIDE_GLYPH, outside)
     assert outside.any()
-    assert env.spec.observations["glyph_crop"].num_values == OUTSIDE + 1
+    assert env.spec.observations["glyph_crop"].num_values == OUTSIDE_GLYPH + 1
     env.close()
 
 

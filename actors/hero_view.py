@@ -1,0 +1,72 @@
+"""What the policy sees around the hero, cut out of the engine's maps: glyphs, or characters with their colours.
+
+Invariant: the hero's cell has the same place in every window, also where the window reaches over the map's edge.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from actors.environment import ArraySpec
+
+MAP_HEIGHT, MAP_WIDTH = 21, 79
+MAP_CELLS = MAP_HEIGHT * MAP_WIDTH
+OUTSIDE_GLYPH = 5976
+"""The glyph of cells outside the map; real glyphs are smaller (NetHack's MAX_GLYPH)."""
+OUTSIDE_CHARACTER, OUTSIDE_COLOUR = ord(" "), 0
+"""Outside the map is black, as unlit stone is; no character is drawn there in either case."""
+CHARACTER_WINDOW = 12
+"""Side of the character window, in cells (ONI); six cells lie above and left of the hero, five below and right."""
+LAYERS: Mapping[str, tuple[type, int]] = {
+    "glyphs": (np.int16, OUTSIDE_GLYPH),
+    "chars": (np.uint8, OUTSIDE_CHARACTER),
+    "colors": (np.uint8, OUTSIDE_COLOUR),
+}
+"""The engine's maps: dtype, and value outside."""
+
+
+class HeroView:
+    """A square window on one or more maps; observation `glyph_crop` [c, c] i16 or `character_crop` [12, 12, 2] u8.
+
+    The character window is cut out of the map alone, where ONI cuts it out of the terminal's screen: the terminal adds the
+    message line and the status lines where the hero is near the map's edge, which the network reads as text and figures anyway.
+    """
+
+    def __init__(self, entry: str, layers: tuple[str, ...], size: int) -> None:
+        self.entry, self.layers = entry, layers
+        self._cells = _window_cells(size)
+        shape = (size, size) if len(layers) == 1 else (size, size, len(layers))
+        dtype, num_values = (np.int16, OUTSIDE_GLYPH + 1) if layers == ("glyphs",) else (np.uint8, 256)
+        self.spec = ArraySpec(shape=shape, dtype=np.dtype(dtype), num_values=num_values)
+
+    def cut(self, maps: Mapping[str, np.ndarray], x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Windows [N, *spec.shape] around the heroes at `x`, `y` [N], from maps name -> [N, MAP_CELLS + 1] (the last is outside)."""
+        cells = self._cells[y.clip(0, MAP_HEIGHT - 1) * MAP_WIDTH + x.clip(0, MAP_WIDTH - 1)]
+        windows = [np.take_along_axis(maps[layer], cells, axis=1) for layer in self.layers]
+        return (windows[0] if len(windows) == 1 else np.stack(windows, -1)).reshape(-1, *self.spec.shape)
+
+
+def glyph_view(size: int) -> HeroView:
+    """The glyphs around the hero; ValueError for an even `size`, which has no middle."""
+    if size % 2 == 0:
+        raise ValueError(f"the glyph crop has the hero in its middle: its side must be odd, got {size}")
+    return HeroView("glyph_crop", ("glyphs",), size)
+
+
+def character_view() -> HeroView:
+    """The characters and colours around the hero, 12 x 12 cells."""
+    return HeroView("character_crop", ("chars", "colors"), CHARACTER_WINDOW)
+
+
+def make_maps(num_envs: int, layers: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Empty maps name -> [B, MAP_CELLS + 1]: one more cell per row than the map has, which a window reads beyond the edge."""
+    return {layer: np.full((num_envs, MAP_CELLS + 1), LAYERS[layer][1], LAYERS[layer][0]) for layer in layers}
+
+
+def _window_cells(size: int) -> np.ndarray:
+    """For every cell the hero may stand on, the cells of the window around it: [MAP_CELLS, size * size], MAP_CELLS = outside."""
+    offsets = np.arange(size) - size // 2
+    y = np.arange(MAP_HEIGHT)[:, None, None, None] + offsets[:, None]
+    x = np.arange(MAP_WIDTH)[:, None, None] + offsets
+    inside = (y >= 0) & (y < MAP_HEIGHT) & (x >= 0) & (x < MAP_WIDTH)
+    return np.where(inside, y * MAP_WIDTH + x, MAP_CELLS).reshape(MAP_CELLS, size * size)

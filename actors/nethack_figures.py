@@ -1,0 +1,65 @@
+"""Figures of NetHack episodes for the logs, kept for B games at once.
+
+Invariant: what is handed out describes one episode, from its first screen to the last one inside the game.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+SCORE, DEPTH, GOLD, EXPERIENCE_LEVEL, TIME, BRANCH, LEVEL = 9, 12, 13, 18, 20, 23, 24  # indices into blstats
+UNSEEN_GLYPH = 2359
+"""Stone, which is also what has not been seen."""
+KILLS = (b"You kill ", b"You destroy ")
+
+
+class EpisodeFigures:
+    """`in_game_score`, `depth` (the greatest), `experience_level`, `turns`, `gold`, `tiles_seen` and `kills` of running episodes.
+
+    Tiles are summed over the levels visited, each as it was last seen (NLE's scout task); kills are counted from messages.
+    """
+
+    def __init__(self, num_envs: int) -> None:
+        self._max_depth = np.zeros(num_envs, np.int64)
+        self._kills = np.zeros(num_envs, np.int64)
+        self._level = np.zeros(num_envs, np.int64)
+        self._tiles = np.zeros(num_envs, np.int64)
+        """Of the level that the hero is on."""
+        self._tiles_elsewhere: list[dict[int, int]] = [{} for _ in range(num_envs)]
+
+    def start(self, i: int, glyphs: np.ndarray, blstats: np.ndarray) -> None:
+        """A new episode in game `i`, from rows of its first screen."""
+        self._max_depth[i] = blstats[DEPTH]
+        self._kills[i] = 0
+        self._tiles_elsewhere[i].clear()
+        self._level[i], self._tiles[i] = _level(blstats), np.count_nonzero(glyphs != UNSEEN_GLYPH)
+
+    def update(self, glyphs: np.ndarray, blstats: np.ndarray, captions: Sequence[bytes]) -> None:
+        """Take in a step of every game: `glyphs` [B, cells], `blstats` [B, 27]; an emptied screen changes nothing but kills."""
+        np.maximum(self._max_depth, blstats[:, DEPTH], out=self._max_depth)
+        levels, playing = _level(blstats), blstats[:, TIME] > 0
+        for i in np.flatnonzero((levels != self._level) & playing).tolist():
+            self._tiles_elsewhere[i][int(self._level[i])] = int(self._tiles[i])
+            self._tiles_elsewhere[i].pop(int(levels[i]), None)
+        np.copyto(self._level, levels, where=playing)
+        np.copyto(self._tiles, np.count_nonzero(glyphs != UNSEEN_GLYPH, axis=1), where=playing)
+        for i, caption in enumerate(captions):
+            if caption:
+                self._kills[i] += sum(map(caption.count, KILLS))
+
+    def end(self, i: int, blstats: np.ndarray) -> dict[str, float]:
+        """The figures of game `i`, whose last screen showed `blstats` [27]."""
+        return {
+            "in_game_score": float(blstats[SCORE]),
+            "depth": float(max(self._max_depth[i], blstats[DEPTH])),
+            "experience_level": float(blstats[EXPERIENCE_LEVEL]),
+            "turns": float(blstats[TIME]),
+            "gold": float(blstats[GOLD]),
+            "tiles_seen": float(self._tiles[i] + sum(self._tiles_elsewhere[i].values())),
+            "kills": float(self._kills[i]),
+        }
+
+
+def _level(blstats: np.ndarray) -> np.ndarray:
+    """One number per level of the dungeon, from `blstats` [..., 27]."""
+    return blstats[..., BRANCH] * 1000 + blstats[..., LEVEL]
