@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from actors.distinct_rows import DistinctRows
 from actors.environment import ArraySpec
+from actors.rendered_crop import RenderedCropEncoder
 from configs.schema import PolicyConfig
 
 SIDE_FEATURES = 128
@@ -36,7 +38,6 @@ class GlyphCropEncoder(nn.Module):
     """NetHack's and MiniHack's: convolutions over the glyphs around the hero, and one small MLP each over blstats and message."""
 
     entries = ("glyph_crop", "blstats", "message")
-    _multipliers: Tensor
     _blstats_scales: Tensor
     _logarithmic: Tensor
 
@@ -62,8 +63,7 @@ class GlyphCropEncoder(nn.Module):
         self.blstats = _mlp(NUM_BLSTATS + 2 + NUM_CONDITIONS, SIDE_FEATURES)
         self.message = _mlp(message.shape[0], SIDE_FEATURES)
         self.num_features = config.hidden_size + 2 * SIDE_FEATURES
-        multipliers = torch.randint(2**62, (rows * columns,), generator=torch.Generator().manual_seed(0)) * 2 + 1
-        self.register_buffer("_multipliers", multipliers, persistent=False)
+        self._distinct = DistinctRows(rows * columns)
         self.register_buffer("_blstats_scales", torch.tensor(BLSTATS_SCALES), persistent=False)
         logarithmic = torch.zeros(NUM_BLSTATS, dtype=torch.bool)
         logarithmic[list(LOGARITHMIC_BLSTATS)] = True
@@ -72,21 +72,11 @@ class GlyphCropEncoder(nn.Module):
     def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
         """Features [N, num_features] f32 or the autocast dtype."""
         crops, blstats, message = (obs[name] for name in self.entries)
-        features = self._encode_crops(crops.flatten(1))
+        features = self._distinct(crops.flatten(1), self._convolve)
         return torch.cat([features, self.blstats(self._scale_blstats(blstats)), self.message(message.float() / 255)], -1)
 
-    def _encode_crops(self, crops: Tensor) -> Tensor:
-        """[N, cells] glyphs -> [N, hidden_size]; each distinct crop is encoded once, because most of a NetHack batch repeats itself."""
-        if crops.device.type != "cpu":  # the number of distinct crops would have to come back to the host first
-            return self._convolve(crops)
-        # Rows with one 64-bit multiply-and-add hash are taken as equal: two distinct crops share it with a chance of about 2^-52.
-        hashes = (crops.long() * self._multipliers).sum(1)
-        distinct, inverse = torch.unique(hashes, return_inverse=True)
-        representatives = torch.empty_like(distinct).scatter_(0, inverse, torch.arange(len(hashes)))
-        # In float32, so that the gradients of many equal rows are summed without bf16's rounding.
-        return self._convolve(crops[representatives]).float().index_select(0, inverse)
-
     def _convolve(self, crops: Tensor) -> Tensor:
+        """[N, cells] glyphs -> [N, hidden_size]."""
         cells = self.embedding(crops.long()).unflatten(1, self._crop_shape)  # [N, rows, columns, width]
         maps = self.convolutions(cells.movedim(-1, 1))  # channels last in memory, as the CPU's convolutions like it
         return self.project(maps.movedim(1, -1).flatten(1))
@@ -171,8 +161,13 @@ class VectorEncoder(nn.Module):
         return array.float() / 255 if spec.dtype == "uint8" else _signed_log(array.float())
 
 
-Encoder = GlyphCropEncoder | ImageEncoder | VectorEncoder
-ENCODERS: dict[str, type[Encoder]] = {"glyph_crop": GlyphCropEncoder, "cnn": ImageEncoder, "mlp": VectorEncoder}
+Encoder = GlyphCropEncoder | RenderedCropEncoder | ImageEncoder | VectorEncoder
+ENCODERS: dict[str, type[Encoder]] = {
+    "glyph_crop": GlyphCropEncoder,
+    "rendered_crop": RenderedCropEncoder,
+    "cnn": ImageEncoder,
+    "mlp": VectorEncoder,
+}
 
 
 def make_encoder(observations: Mapping[str, ArraySpec], config: PolicyConfig) -> Encoder:

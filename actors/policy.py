@@ -41,8 +41,7 @@ class PolicyNet(nn.Module):
         self.value_head = nn.Linear(self.core.num_features, 1)
         for layer in (*self.encoder.modules(), self.policy_head, self.value_head):
             if isinstance(layer, nn.Linear | nn.Conv2d):
-                # Near-uniform actions at first, so that exploration does not hang on the first weights (Andrychowicz et al. 2021).
-                nn.init.orthogonal_(layer.weight, 0.01 if layer is self.policy_head else 1.0)
+                nn.init.orthogonal_(layer.weight, config.head_gain if layer is self.policy_head else 1.0)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
 

@@ -68,7 +68,13 @@ def evaluate(run_dir: str, *, episodes: int, num_envs: int, seed: int) -> dict[s
     }
     for name in ("policy", "random"):
         env = make_environment(
-            config.env, num_envs=num_envs, run_seed=seed, worker_index=0, stream="eval", crop_size=config.policy.crop_size
+            config.env,
+            num_envs=num_envs,
+            run_seed=seed,
+            worker_index=0,
+            stream="eval",
+            crop_size=config.policy.crop_size,
+            network=config.policy.network,
         )
         try:
             if name == "policy":

@@ -36,6 +36,7 @@ def build_worker(config: RunConfig, index: int, *, incarnation: str, stream: str
         worker_index=index,
         stream=stream,
         crop_size=config.policy.crop_size,
+        network=config.policy.network,
     )
     captions = CaptionTracker(env.num_envs, fold_case=config.env.fold_case, fold_digits=config.env.fold_digits)
     seed = zlib.crc32(f"{config.seed}/{stream}/{index}/actions".encode())
@@ -76,7 +77,13 @@ def check_parts(config: RunConfig) -> tuple[EnvironmentSpec, str | None]:
         if here:
             resolve_device(config.learner.device)
         env = make_environment(
-            config.env, num_envs=1, run_seed=config.seed, worker_index=0, stream="check", crop_size=config.policy.crop_size
+            config.env,
+            num_envs=1,
+            run_seed=config.seed,
+            worker_index=0,
+            stream="check",
+            crop_size=config.policy.crop_size,
+            network=config.policy.network,
         )
         try:
             env.reset()  # a captioner can be wrong only in what an episode shows

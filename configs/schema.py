@@ -52,7 +52,8 @@ class PolicyConfig:
     """The network that workers run and the learner trains."""
 
     network: str = "auto"
-    """`glyph_crop` (NetHack), `cnn` (image observations), `mlp` (everything else), or `auto` (by the observation space)."""
+    """`glyph_crop` (NetHack), `rendered_crop` (NetHack, ONI's: 12 x 12 characters drawn as a picture), `cnn` (image observations),
+    `mlp` (everything else), or `auto` (by the observation space; never `rendered_crop`)."""
     core: str = "lstm"
     """Recurrent core: `lstm`, `gru` or `none`."""
     core_size: int = 256
@@ -60,9 +61,12 @@ class PolicyConfig:
     hidden_size: int = 256
     """Width of the encoder's fully connected layer."""
     crop_size: int = 9
-    """Side of the glyph crop around the hero, in cells; odd."""
+    """Side of the glyph crop around the hero, in cells; odd. `rendered_crop` always draws 12 x 12."""
     embedding_size: int = 32
-    """Width of a glyph's embedding and of the two convolutions over the crop."""
+    """Width of a glyph's embedding and of the two convolutions over the crop (`glyph_crop`), and of large categorical entries."""
+    head_gain: float = 0.01
+    """Gain of the policy head's orthogonal first weights; a small one makes all actions nearly equal at first (Andrychowicz et al. 2021;
+    ONI: 1, as everywhere else)."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ class ConfigError(ValueError):
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "actors.precision": ("auto", "bf16", "fp32"),
     "learner.precision": ("auto", "bf16", "fp32"),
-    "policy.network": ("auto", "glyph_crop", "cnn", "mlp"),
+    "policy.network": ("auto", "glyph_crop", "rendered_crop", "cnn", "mlp"),
     "policy.core": ("lstm", "gru", "none"),
     "service.engine": ("transformers", "vllm", "openai", "scripted", "none"),
     "service.dtype": ("auto", "bfloat16", "float32"),
@@ -42,6 +42,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "policy.hidden_size": (1, 65_536),
     "policy.crop_size": (3, 41),
     "policy.embedding_size": (1, 4096),
+    "policy.head_gain": (0, 100),
     "learner.rollouts_per_batch": (1, 10_000),
     "learner.learning_rate": (0, 10),
     "learner.adam_beta1": (0, 0.999999),

@@ -137,7 +137,7 @@ def test_repeated_crops_give_what_each_gives_alone_gradients_included() -> None:
         (features * weights).sum().backward()
         return [p.grad.clone() for p in encoder.parameters() if p.grad is not None]
 
-    shared, alone = encoder._encode_crops(crops), encoder._convolve(crops)
+    shared, alone = encoder._distinct(crops, encoder._convolve), encoder._convolve(crops)
     torch.testing.assert_close(shared, alone, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(gradients(shared), gradients(alone), rtol=1e-4, atol=1e-5)
 
@@ -180,7 +180,7 @@ def test_auto_takes_the_network_that_fits_the_observations(network: str, encoder
     [
         (OBSERVATIONS["mlp"], {"network": "glyph_crop"}, "no glyph_crop, blstats, message .it has room, .*choose network"),
         (OBSERVATIONS["mlp"], {"network": "cnn"}, "wants a uint8 image.*choose 'mlp'"),
-        (OBSERVATIONS["mlp"], {"network": "transformer"}, "got 'transformer', wanted one of auto, glyph_crop, cnn, mlp"),
+        (OBSERVATIONS["mlp"], {"network": "transformer"}, "got 'transformer', wanted one of auto, glyph_crop, rendered_crop, cnn, mlp"),
         (OBSERVATIONS["mlp"], {"core": "rnn"}, "got 'rnn', wanted one of lstm, gru, none"),
         (OBSERVATIONS["glyph_crop"] | {"blstats": numeric(26)}, {}, r"wants .*blstats \[27\]"),
         ({}, {}, "no observation entry"),

@@ -193,6 +193,19 @@ def test_gradients_are_scaled_to_the_norm_limit() -> None:
     assert np.linalg.norm(np.concatenate(moments)) == pytest.approx(0.1 * 0.01, rel=1e-4)
 
 
+def test_weights_move_by_adam_with_the_configured_rate_decays_and_epsilon() -> None:
+    config = dataclasses.replace(FAST, learning_rate=0.01, adam_beta1=0.7, adam_beta2=0.95, adam_epsilon=0.003)
+    learner = make_learner(config)
+    before = learner.snapshot().weights
+    step_n(learner, range(1))
+    after, moments = learner.snapshot().weights, learner.state_dict()["adam"]
+    for name, entry in moments.items():
+        gradient = entry["exp_avg"] / (1 - 0.7)
+        np.testing.assert_allclose(entry["exp_avg_sq"], (1 - 0.95) * gradient**2, rtol=1e-3, atol=1e-12)
+        step = 0.01 * gradient / (np.abs(gradient) + 0.003)  # bias-corrected, the first step's moments are the gradient and its square
+        np.testing.assert_allclose(after[name], before[name] - step, rtol=1e-4, atol=1e-6)
+
+
 def test_on_the_behaviour_policys_own_rollout_every_ratio_is_one() -> None:
     learner, game = make_learner(), RecallGame(8)
     for number in range(3):  # whatever resets there were, and whatever state the rollout began in
