@@ -30,6 +30,7 @@ from cluster.cli import VERBS, main
         (["audit", "{absent}"], ["cannot read", "No such file"]),
         (["audit", "--min-auc", "7", "{absent}"], ["--min-auc", "7"]),
         (["annotate", "--out", "out.sqlite", "{absent}"], ["cannot read", "No such file"]),
+        (["bench", "anotation"], ["unknown benchmark 'anotation'", "did you mean 'annotation'"]),
         (["export", "{absent}"], ["no captions.sqlite", "delphi train"]),
     ],
 )
