@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from actors.rollout import Rollout
+from cluster.metrics import NAMES
 
 
 class RunMetrics:
@@ -18,7 +19,8 @@ class RunMetrics:
     def __init__(self, episode_window: int) -> None:
         self.episodes_total = 0
         self._episodes: deque[tuple[float, int]] = deque(maxlen=episode_window)
-        self._successes: deque[float] = deque(maxlen=episode_window)
+        self._window = episode_window
+        self._figures: dict[str, deque[float]] = {}  # what environments say of their episodes' ends, by metric name
         self._intrinsic_returns: deque[float] = deque(maxlen=episode_window)
         self._running_intrinsic: dict[str, np.ndarray] = {}
         self._sums: dict[str, list[float]] = {}  # name -> [sum, number of updates that defined it]
@@ -36,7 +38,8 @@ class RunMetrics:
         """Take in a consumed rollout's episodes; `intrinsic` [T, B] is what its steps earned, weighted."""
         self.episodes_total += len(rollout.episodes)
         self._episodes.extend((episode.episode_return, episode.length) for episode in rollout.episodes)
-        self._successes.extend(episode.info["success"] for episode in rollout.episodes if "success" in episode.info)
+        for episode in rollout.episodes:
+            self._add_figures(episode.info)
         index = rollout.worker_id.partition(".")[0]
         if rollout.sequence_number == 0 or index not in self._running_intrinsic:
             self._running_intrinsic[index] = np.zeros(intrinsic.shape[1])
@@ -55,8 +58,7 @@ class RunMetrics:
         if self._episodes:
             line["episode_return_extrinsic_mean"] = float(np.mean([episode[0] for episode in self._episodes]))
             line["episode_length_mean"] = float(np.mean([episode[1] for episode in self._episodes]))
-        if self._successes:
-            line["episode_success_mean"] = float(np.mean(self._successes))
+        line |= {name: float(np.mean(values)) for name, values in self._figures.items()}
         if self._intrinsic_returns:
             line["episode_return_intrinsic_mean"] = float(np.mean(self._intrinsic_returns))
         self._sums, self._lag_max = {}, None
@@ -67,7 +69,7 @@ class RunMetrics:
         return {
             "episodes_total": self.episodes_total,
             "episodes": [list(episode) for episode in self._episodes],
-            "successes": list(self._successes),
+            "figures": {name: list(values) for name, values in self._figures.items()},
             "intrinsic_returns": list(self._intrinsic_returns),
             "running_intrinsic": dict(self._running_intrinsic),
             "sums": {name: list(entry) for name, entry in self._sums.items()},
@@ -78,7 +80,13 @@ class RunMetrics:
         """Continue from `state_dict`."""
         self.episodes_total = state["episodes_total"]
         self._episodes.extend((value, length) for value, length in state["episodes"])
-        self._successes.extend(state.get("successes", ()))
+        self._figures = {name: deque(values, self._window) for name, values in state.get("figures", {}).items()}
         self._intrinsic_returns.extend(state["intrinsic_returns"])
         self._running_intrinsic = {index: np.array(array) for index, array in state["running_intrinsic"].items()}
         self._sums, self._lag_max = {name: list(entry) for name, entry in state["sums"].items()}, state["lag_max"]
+
+    def _add_figures(self, info: Mapping[str, float]) -> None:
+        for name, value in info.items():
+            metric = f"episode_{name}_mean"
+            if metric in NAMES:
+                self._figures.setdefault(metric, deque(maxlen=self._window)).append(value)

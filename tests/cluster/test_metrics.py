@@ -95,6 +95,16 @@ def test_success_is_counted_only_over_episodes_of_a_task_that_has_a_goal() -> No
     assert metrics.take_line()["episode_success_mean"] == restored.take_line()["episode_success_mean"] == pytest.approx(1 / 3)
 
 
+def test_figures_of_an_episodes_end_are_averaged_where_the_catalogue_knows_them() -> None:
+    metrics = RunMetrics(episode_window=2)
+    for number, kills in enumerate([9.0, 2.0, 3.0]):
+        info = {"kills": kills, "gold": 10.0, "wind": 1.0}
+        metrics.add_rollout(rollout(number=number, done=[[True]], episodes=1, info=info), np.zeros((1, 1)))
+    line = metrics.take_line()
+    assert (line["episode_kills_mean"], line["episode_gold_mean"]) == (2.5, 10.0)
+    assert not [name for name in line if name not in NAMES]
+
+
 def test_a_replaced_worker_does_not_inherit_the_lost_episode() -> None:
     metrics = RunMetrics(episode_window=10)
     metrics.add_rollout(rollout(number=0, done=[[False]], episodes=0), np.array([[5.0]]))
