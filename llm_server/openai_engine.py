@@ -13,14 +13,16 @@ import hashlib
 import logging
 import os
 import re
+import threading
 from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from configs.service_schema import ServiceConfig
 from llm_server.annotation import Score
 from llm_server.answers import NO_ANSWER, score_of_text, score_of_top_tokens
+from llm_server.concurrent_map import concurrent_map
 from llm_server.endpoint import Endpoint, EndpointRefused, EndpointUnavailable
 from llm_server.question import Question
 from llm_server.rubric import Rubric
@@ -62,7 +64,7 @@ class OpenAIEngine:
         self.model = config.model
         self._single = rubric.question()
         self._pair = rubric.pair_question() if rubric.pairs else None
-        self._pool = ThreadPoolExecutor(config.endpoint_concurrency, thread_name_prefix="endpoint")
+        self._concurrency, self._closed = config.endpoint_concurrency, threading.Event()
         try:
             self._form = self._find_form()
         except BaseException:
@@ -87,18 +89,12 @@ class OpenAIEngine:
         return self._score(question, [self._rubric.pair_text(first, second) for first, second in pairs])
 
     def close(self) -> None:
-        """Break off requests under way."""
+        """Wait no longer for requests under way."""
+        self._closed.set()
         self._endpoint.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _score(self, question: Question, texts: Sequence[str]) -> list[Score]:
-        futures = [self._pool.submit(self._score_one, question, text) for text in texts]
-        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        if failed := next((error for future in done if (error := future.exception())), None):
-            for future in futures:
-                future.cancel()
-            raise failed
-        return [future.result() for future in futures]
+        return concurrent_map(partial(self._score_one, question), texts, self._concurrency, self._closed)
 
     def _score_one(self, question: Question, text: str) -> Score:
         try:
