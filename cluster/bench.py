@@ -3,6 +3,7 @@
 Invariant: a benchmark is a module of tests/benchmarks with a `main(argv)`; its docstring's first line is what the list says of it.
 """
 
+import argparse
 import ast
 import importlib
 import sys
@@ -15,12 +16,9 @@ from configs.suggestions import did_you_mean
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: the benchmark's own; 2 where there is none of that name, or no checkout."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
     known = benchmarks()
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_help(known))
-        return 0 if arguments else 2
-    name = arguments[0]
+    arguments = _parser(known).parse_args(argv)
+    name = arguments.name
     if not known:
         return _refuse("benchmarks lie in tests/benchmarks of a checkout, which an installed package lacks: run it in a checkout")
     if name not in known:
@@ -28,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if str(CHECKOUT) not in sys.path:
         sys.path.insert(0, str(CHECKOUT))
     try:
-        return importlib.import_module(f"tests.benchmarks.{name}").main(arguments[1:])
+        return importlib.import_module(f"tests.benchmarks.{name}").main(arguments.options)
     except ValueError as error:
         return _refuse(f"{name}: {error}")
 
@@ -43,13 +41,18 @@ def benchmarks(folder: Path | None = None) -> dict[str, str]:
     return found
 
 
-def _help(known: dict[str, str]) -> str:
-    lines = [f"  {name:<14}{purpose}" for name, purpose in known.items()] or ["  none: they lie in tests/benchmarks of a checkout"]
-    return (
-        "usage: delphi bench NAME [--json] [options]\n\nMeasures speed against a baseline in the same run.\n\n"
-        + "\n".join(lines)
-        + "\n\n`delphi bench NAME --help` lists a benchmark's options."
+def _parser(known: dict[str, str]) -> argparse.ArgumentParser:
+    lines = [f"  {name:<18}{purpose}" for name, purpose in known.items()] or ["  none: they lie in tests/benchmarks of a checkout"]
+    parser = argparse.ArgumentParser(
+        prog="delphi bench",
+        usage="delphi bench NAME [--json] [options]",
+        description="Measure against a baseline in the same run.",
+        epilog="benchmarks:\n" + "\n".join(lines) + "\n\n`delphi bench NAME --help` lists a benchmark's options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("name", metavar="NAME", help="a benchmark of the list below")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="the benchmark's own")
+    return parser
 
 
 def _refuse(message: str) -> int:

@@ -31,7 +31,8 @@ SHORT = Rubric(
 
 
 def test_help_lists_every_benchmark_with_its_purpose(capsys):
-    assert bench.main(["--help"]) == 0
+    with pytest.raises(SystemExit, match="0"):
+        bench.main(["--help"])
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split()[:1] == ["annotation"] and "one forward pass" in line for line in lines)
     assert not any("annotation_prompt" in line for line in lines), "only modules with a main are benchmarks"
@@ -39,7 +40,6 @@ def test_help_lists_every_benchmark_with_its_purpose(capsys):
 
 
 def test_a_wrong_name_and_a_missing_checkout_are_one_line(capsys, monkeypatch, tmp_path):
-    assert bench.main([]) == 2
     assert bench.main(["anotation"]) == 2
     assert "did you mean 'annotation'" in capsys.readouterr().err
     monkeypatch.setattr(bench, "CHECKOUT", tmp_path)
@@ -47,7 +47,7 @@ def test_a_wrong_name_and_a_missing_checkout_are_one_line(capsys, monkeypatch, t
     error = capsys.readouterr().err
     assert "in a checkout" in error
     assert len(error.strip().splitlines()) == 1
-    assert bench.main(["--help"]) == 0
+    assert not bench.benchmarks()
 
 
 def test_a_benchmarks_own_mistake_is_one_line(capsys):
@@ -93,7 +93,9 @@ def tiny_model(tmp_path: Path) -> str:
     """A folder with an untrained model of two small layers and SmolLM2's tokenizer."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=49152, max_position_embeddings=2048, initializer_range=0.4, **sizes)).save_pretrained(tmp_path / "tiny")
+    LlamaForCausalLM(LlamaConfig(vocab_size=49152, max_position_embeddings=2048, initializer_range=0.4, **sizes)).save_pretrained(
+        tmp_path / "tiny"
+    )
     for file in bundled_model_folder().glob("*token*"):
         shutil.copy(file, tmp_path / "tiny")
     return str(tmp_path / "tiny")
