@@ -4,6 +4,7 @@ Invariant: every answer is written before the next batch is asked; run again, th
 """
 
 import argparse
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(str(error), 2)
     except ServiceUnavailable as error:
         return _say(f"{error}; what was answered is kept, run the same command again to continue", 1)
+    except sqlite3.Error as error:
+        return _say(f"{arguments.out} cannot be written ({error}); make room and run the same command again to continue", 1)
     except KeyboardInterrupt:
         return _say("interrupted; what was answered is kept, run the same command again to continue", 1)
     return 0

@@ -129,9 +129,6 @@ class JudgementFile:
         self._connection = _open(path, "rwc")
         try:
             self._enter(provenance, threshold)
-        except sqlite3.OperationalError as error:
-            self._connection.close()
-            raise ValueError(f"judgement file '{path}' cannot be written ({error}): is another `delphi annotate` at work on it?") from None
         except (sqlite3.DatabaseError, KeyError) as error:
             self._connection.close()
             raise _damaged(path, error) from None
@@ -248,6 +245,8 @@ def _provenance(connection: sqlite3.Connection) -> tuple[Provenance, float]:
 
 
 def _damaged(path: str | Path, error: Exception) -> ValueError:
+    if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+        return ValueError(f"judgement file '{path}' is being written: wait until the `delphi annotate` that is at work on it has ended")
     return ValueError(f"'{path}' is no sound judgement file ({error}): give one that `delphi annotate --out` wrote, or annotate anew")
 
 

@@ -70,12 +70,13 @@ def test_another_rubric_or_model_is_refused_and_leaves_the_file_alone(path):
     assert read_provenance(path) == OURS
 
 
-def test_a_second_writer_is_kept_out(path, monkeypatch):
+def test_others_are_kept_out_of_a_file_being_written(path, monkeypatch):
     connect = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda *args, **kwargs: connect(*args, **{**kwargs, "timeout": 0.0}))
     file = JudgementFile(path, OURS, 0.5)
-    with pytest.raises(ValueError, match="is another `delphi annotate` at work on it"):
-        JudgementFile(path, OURS, 0.5)
+    for enter in (lambda: JudgementFile(path, OURS, 0.5), lambda: read_judgements(path), lambda: read_provenance(path)):
+        with pytest.raises(ValueError, match="is being written: wait until"):
+            enter()
     file.close()
     JudgementFile(path, OURS, 0.5).close()
 
