@@ -5,6 +5,7 @@ wanted, and the nearest thing that exists.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,19 +34,18 @@ def preset_names() -> list[str]:
 def load_config(*, preset: str | None = None, file: str | None = None, overrides: Sequence[str] = ()) -> RunConfig:
     """Defaults, then the preset's or file's differences, then `key=value` overrides; validated.
 
-    An empty `run_dir` becomes runs/<preset or file name>. Raises ConfigError.
+    A preset or file that says `extends: PRESET` holds differences from that one. An empty `run_dir` becomes
+    runs/<preset or file name>. Raises ConfigError.
     """
     layers: list[dict[str, Any]] = []
     name = "run"
     if preset is not None and file is not None:
         raise ConfigError("--preset and --config were both given; give one")
     if preset is not None:
-        if preset not in preset_names():
-            raise ConfigError(f"unknown preset {preset!r}{did_you_mean(preset, preset_names())}; there are: {', '.join(preset_names())}")
-        layers.append(_read_yaml(PRESETS / f"{preset}.yaml"))
+        layers = _read_layers(_preset_path(preset))
         name = preset
     if file is not None:
-        layers.append(_read_yaml(Path(file)))
+        layers = _read_layers(Path(file))
         name = Path(file).stem
     layers.extend(_parse_override(text) for text in overrides)
     merged = OmegaConf.structured(RunConfig)
@@ -102,6 +102,7 @@ def experiment_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
     ]
 
 
+@functools.cache
 def _docstrings(section: type) -> dict[str, str]:
     """Field name -> the string literal under it; read from the source because Python keeps none at run time."""
     import ast
@@ -120,6 +121,21 @@ def _docstrings(section: type) -> dict[str, str]:
         ):
             docs[statement.target.id] = " ".join(str(following.value.value).split())
     return docs
+
+
+def _preset_path(name: Any) -> Path:
+    if name not in preset_names():
+        raise ConfigError(f"unknown preset {name!r}{did_you_mean(str(name), preset_names())}; there are: {', '.join(preset_names())}")
+    return PRESETS / f"{name}.yaml"
+
+
+def _read_layers(path: Path, extending: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
+    """The differences that a file holds, those of the preset that it extends first."""
+    if path in extending:
+        raise ConfigError(f"preset {path.stem} extends itself, by way of {' and '.join(step.stem for step in extending)}")
+    values = _read_yaml(path)
+    below = _read_layers(_preset_path(values.pop("extends")), (*extending, path)) if "extends" in values else []
+    return [*below, values]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -76,6 +76,22 @@ def test_a_mistake_is_one_line_that_names_the_key_and_the_remedy(overrides: list
         assert word in message
 
 
+def test_a_file_may_hold_differences_from_a_preset(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: oni_oracle\nlearner: {gamma: 0.9}\n")
+    config = load_config(file=str(file))
+    oracle, score = load_config(preset="oni_oracle"), load_config(preset="oni_score")
+    assert (config.learner.gamma, config.env.id) == (0.9, oracle.env.id)
+    assert config.policy == oracle.policy == score.policy
+    assert oracle.env.id != score.env.id
+    file.write_text("extends: oni_oracel\n")
+    with pytest.raises(ConfigError, match=r"unknown preset 'oni_oracel'.*did you mean 'oni_oracle'"):
+        load_config(file=str(file))
+    file.write_text("extends: [debug]\n")
+    with pytest.raises(ConfigError, match="unknown preset"):
+        load_config(file=str(file))
+
+
 def test_unknown_presets_and_unreadable_files_are_explained(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'debug'"):
         load_config(preset="debgu")
