@@ -69,7 +69,8 @@ def _audit_run(run_dir: str, labelled_path: str) -> dict[str, Any]:
     from llm_server.audit import score_figures, without_examples
     from llm_server.caption_file import read_labelled
     from llm_server.rubric_file import load_rubric
-    from reward_models.training import build_reward_model
+    from reward_models.building import build_reward_model
+    from reward_models.interface import Asks
 
     labelled = read_labelled(labelled_path)
     run, saved = find_run(run_dir)
@@ -82,12 +83,12 @@ def _audit_run(run_dir: str, labelled_path: str) -> dict[str, Any]:
         raise ValueError(f"{run_dir} has no complete checkpoint with a reward model yet; train it for a while, or stop it with Ctrl-C")
     model = build_reward_model(config.reward_model)
     model.load_state_dict(state["annotation"]["trainer"]["model"])
-    examples = [example.item for example in load_rubric(config.annotator.rubric).examples] if model.needs_judgements else []
+    examples = [example.item for example in load_rubric(config.annotator.rubric).examples] if model.asks in (Asks.JUDGEMENTS, Asks.PAIRS) else []
     kept = without_examples(labelled, examples)
     texts = [normalize(row.text.encode(), fold_case=config.env.fold_case, fold_digits=config.env.fold_digits) for row in kept]
     captions = [Caption(id=caption_id(text), text=text) for text in texts]
     began = time.perf_counter()
-    scores = model.score(captions)
+    scores = model.margins(captions)
     seconds = time.perf_counter() - began
     report = {
         "run": str(run.path),

@@ -14,7 +14,7 @@ from actors.rollout import Acknowledgement, Rollout
 from actors.worker import RolloutWorker
 from cluster.wiring import build_worker
 from configs.schema import RunConfig
-from reward_models.training import AnnotationPipeline
+from reward_models.pipeline import AnnotationPipeline
 
 
 class InlineWorkers:

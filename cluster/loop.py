@@ -36,7 +36,7 @@ class TrainingLoop:
         self.config, self.run_directory = config, run
         self.workers, self.annotation = workers, annotation
         self.learner = Learner(workers.spec, config.policy, config.learner, config.reward, run_epoch=run_epoch, seed=config.seed)
-        self.stream = RolloutStream(config.learner)
+        self.stream = RolloutStream(config.learner, on_stale=lambda rollout: self.learner.pass_over(rollout, annotation.latest_table()))
         self.metrics = RunMetrics(config.logging.episode_window)
         self.env_steps = 0
         self._seconds_before = 0.0

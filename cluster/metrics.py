@@ -43,6 +43,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("episode_return_intrinsic_mean", "reward", "gauge", "mean of k_int R / N^beta summed over an episode, same window", "rises at first"),
     Metric("episode_length_mean", "steps", "gauge", "mean episode length, same window", "task dependent"),
     Metric("intrinsic_reward_mean", "reward/step", "gauge", "mean intrinsic reward per step, weighted by k_int", "above 0, falls as novelty fades"),
+    Metric("intrinsic_scale", "factor", "gauge", "what reward.max_intrinsic_share multiplies intrinsic reward by; 1 without a cap", "1"),
     Metric("intrinsic_unknown_fraction", "fraction", "gauge", "share of steps whose caption is not in the reward table yet", "below 0.05 after the first minutes"),
     Metric("captions_distinct", "captions", "gauge", "distinct captions in the caption book", "rises, ever slower"),
     Metric("annotations_total", "judgements", "counter", "judgements this run received, cached ones included", "rises"),

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from actors.environment import EnvironmentSpec
 from actors.policy import PolicySnapshot
 from actors.rollout import Rollout
+from reward_models.pipeline import RewardedCaption
 from reward_models.table import RewardTable
-from reward_models.training import RewardedCaption
 
 
 class Workers(Protocol):

@@ -16,8 +16,8 @@ from cluster.logs import log_to_file
 from cluster.run_directory import RunDirectory
 from cluster.wiring import build_pipeline, build_worker
 from configs.schema import RunConfig
+from reward_models.pipeline import RewardedCaption
 from reward_models.table import RewardTable
-from reward_models.training import RewardedCaption
 
 
 @ray.remote(max_restarts=0)
@@ -47,6 +47,9 @@ class AnnotatorActor:
     """Annotator, reward model and, unless an address was given, the annotation service as a child process."""
 
     def __init__(self, config: RunConfig, run_epoch: int, state: Mapping[str, Any] | None) -> None:
+        import torch
+
+        torch.set_num_threads(1)  # reward_model.training_share is of one core
         temporary.enter(config.run_dir)
         run = RunDirectory(Path(config.run_dir))
         log_to_file(run.log)

@@ -17,8 +17,9 @@ from actors.rollout import Acknowledgement, Version
 from cluster.placement import Request
 from cluster.ray_actors import AnnotatorActor
 from configs.schema import RunConfig
+from reward_models.pipeline import RewardedCaption
 from reward_models.table import RewardTable
-from reward_models.training import RewardedCaption, saved_table
+from reward_models.training import saved_table
 
 LOG = logging.getLogger(__name__)
 POLL_INTERVAL_S = 0.5

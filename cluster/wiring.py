@@ -5,6 +5,7 @@ Invariant: every spawner builds through these functions, so the modes differ in 
 
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from actors.captions import CaptionTracker
@@ -13,18 +14,25 @@ from actors.policy import PolicyNet
 from actors.worker import RolloutWorker
 from cluster.run_directory import RunDirectory
 from configs.schema import RunConfig
+from configs.service_schema import ServiceConfig
 from configs.validation import ConfigError
 from learner.update import resolve_device
-from llm_server.annotator import AnnotationClient, Annotator
+from llm_server.annotator import Annotator
 from llm_server.caption_archive import CaptionArchive
 from llm_server.caption_book import CaptionBook
 from llm_server.client import AnnotationClient as GrpcClient
 from llm_server.client import InProcessClient
 from llm_server.engine import check_engine
 from llm_server.judge import build_judge
+from llm_server.pair_questions import ComparedPairs, PointwisePairs
+from llm_server.questions import AnnotationClient, CaptionQuestions, EmbeddingQuestions, Questions
 from llm_server.rubric_file import load_rubric
 from llm_server.service_process import ServiceProcess
-from reward_models.training import AnnotationPipeline, RewardTrainer, build_reward_model
+from reward_models.building import build_reward_model
+from reward_models.interface import Asks, RewardModel
+from reward_models.options import RewardOptions
+from reward_models.pipeline import AnnotationPipeline
+from reward_models.training import RewardTrainer
 
 
 def build_worker(config: RunConfig, index: int, *, incarnation: str, stream: str) -> RolloutWorker:
@@ -46,25 +54,46 @@ def build_worker(config: RunConfig, index: int, *, incarnation: str, stream: str
 def build_pipeline(config: RunConfig, run: RunDirectory, run_epoch: int) -> AnnotationPipeline:
     """Caption book, annotator, reward model; and what judges: the service at `annotator.address`, one that is started with
     the run, or in `inline` a judge in this process. Raises ValueError for what is wrong with model, rubric or store."""
-    model = build_reward_model(config.reward_model)
-    book = CaptionBook(config.annotator.max_captions, config.annotator.recency_half_life_env_steps, CaptionArchive(run.captions))
-    trainer = RewardTrainer(model, book, run_epoch)
+    model = build_model(config)
+    settings = config.annotator
+    book = CaptionBook(settings.max_captions, settings.recency_half_life_env_steps, CaptionArchive(run.captions), policy=settings.policy)
+    trainer = RewardTrainer(model, RewardOptions(config.reward_model, config.seed), book, run_epoch)
     annotator = service = judge = None
-    if model.needs_judgements:
-        rubric, timeout_s = load_rubric(config.annotator.rubric), config.annotator.request_timeout_s
+    if model.asks is not Asks.NOTHING:
+        rubric, timeout_s = load_rubric(settings.rubric), settings.request_timeout_s
+        service_config = _service_config(config, model.asks)
         connect: Callable[[], AnnotationClient]
-        if config.annotator.address:
-            connect = partial(GrpcClient, config.annotator.address, rubric, timeout_s)
+        if settings.address:
+            connect = partial(GrpcClient, settings.address, rubric, timeout_s)
         elif config.cluster.mode == "inline":
-            judge = build_judge(config.service, rubric)
+            judge = build_judge(service_config, rubric)
             connect = partial(InProcessClient, judge)
         else:
-            service = ServiceProcess(config.service, config.annotator.rubric, run.path / "service.log")
+            service = ServiceProcess(service_config, settings.rubric, run.path / "service.log")
             connect = lambda: GrpcClient(service.address(), rubric, timeout_s)  # noqa: E731
-        annotator = Annotator(connect, book, config.annotator)
-    return AnnotationPipeline(
-        book, trainer, annotator=annotator, service=service, judge=judge, publish_interval_s=config.reward_model.publish_interval_s
-    )
+        annotator = Annotator(connect, _questions(config, model.asks, book), settings)
+    return AnnotationPipeline(book, trainer, annotator=annotator, service=service, judge=judge, config=config.reward_model)
+
+
+def build_model(config: RunConfig) -> RewardModel:
+    """The reward model, where it needs goals and none are set with the rubric's as its only one. Raises ValueError."""
+    settings = config.reward_model
+    if settings.name == "embedding" and not settings.goals:
+        settings = replace(settings, goals=[load_rubric(config.annotator.rubric).goal])
+    return build_reward_model(settings, config.seed)
+
+
+def _service_config(config: RunConfig, asks: Asks) -> ServiceConfig:
+    """Embedding takes no language model."""
+    return replace(config.service, engine="none") if asks is Asks.EMBEDDINGS else config.service
+
+
+def _questions(config: RunConfig, asks: Asks, book: CaptionBook) -> Questions:
+    if asks is Asks.EMBEDDINGS:
+        return EmbeddingQuestions(book, config.reward_model.goals or [load_rubric(config.annotator.rubric).goal])
+    if asks is Asks.PAIRS:
+        return (ComparedPairs if config.annotator.pairs == "compared" else PointwisePairs)(book, config.annotator, config.seed)
+    return CaptionQuestions(book)
 
 
 def check_parts(config: RunConfig) -> tuple[EnvironmentSpec, str | None]:
@@ -90,11 +119,16 @@ def check_parts(config: RunConfig) -> tuple[EnvironmentSpec, str | None]:
         finally:
             env.close()
         PolicyNet(env.spec, config.policy)
-        if not build_reward_model(config.reward_model).needs_judgements:
+        asks = build_model(config).asks
+        if asks is Asks.NOTHING:
             return env.spec, None
         rubric = load_rubric(config.annotator.rubric)
+        if asks is Asks.PAIRS and config.annotator.pairs == "compared" and rubric.pairs is None:
+            raise ConfigError(
+                f"annotator.pairs: got compared, but rubric '{rubric.id}' has no `pairs` section; write one, or take annotator.pairs=pointwise"
+            )
         if here and not config.annotator.address:
-            check_engine(config.service)
+            check_engine(_service_config(config, asks))
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return env.spec, rubric.content_hash

@@ -1,6 +1,6 @@
 """Configuration of annotation and of the reward model: what the LLM is asked, by which service, and what becomes of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,23 @@ class AnnotatorConfig:
     """Captions the book holds; the least recently seen are evicted (their texts stay in captions.sqlite)."""
     recency_half_life_env_steps: int = 200_000
     """A caption's priority is its count halved for each such span since it was last seen."""
+    policy: str = "recency_frequency"
+    """What to ask next, the highest priority first. `recency_frequency`: n 0.5^(age / half-life) for a caption seen n times and last
+    `age` steps ago; `frequency`: n; `uncertainty`: n 4 s(m) (1 - s(m)), s the logistic function and m the reward model's distance from its
+    threshold: how many rewards are in doubt. Members of pairs are drawn with weights that are the square roots of these."""
+    max_labels: int = 0
+    """Answers the run may receive, cached ones included; 0 sets no limit."""
+    max_labels_per_s: float = 0.0
+    """Answers asked for per second at most in `local` and `connect`; 0 sets no limit. `inline` has labels_per_turn."""
     labels_per_turn: int = 64
     """Judgements asked for in one turn of `inline` mode."""
+    pairs: str = "pointwise"
+    """Where preferences between captions come from (`ranking`): `compared`: the LLM compares both, which needs a rubric with a `pairs`
+    section; `pointwise`: from single judgements p and q as p(first better) = s(logit p - logit q), which a small model does better."""
+    pairs_per_caption: int = 16
+    """Pairs made per caption of the book (compared: wanted; pointwise: drawn for each new label)."""
+    max_pairs: int = 200_000
+    """Pairs made in a run at most; bounds what is remembered of them."""
     request_timeout_s: float = 120.0
     """Deadline of one request."""
     max_backoff_s: float = 30.0
@@ -82,13 +97,54 @@ class ServiceConfig:
 
 @dataclass(frozen=True)
 class RewardModelConfig:
-    """How judgements become one number per caption."""
+    """How answers become one number R per caption, and the options that any reward model takes."""
 
     name: str = "retrieval"
-    """`retrieval`, `counts` (R = 1 for every non-empty caption) or `none` (extrinsic reward only)."""
+    """`retrieval` (the judge's own answers), `classification` (a network trained on them), `ranking` (one trained on preferences between
+    captions), `embedding` (likeness to goal sentences, no LLM), `counts` (R = 1 for every non-empty caption) or `none` (extrinsic reward only)."""
     output: str = "binary"
-    """`binary`: R = 1[p > threshold]; `soft`: R = max(0, p - threshold) / (1 - threshold)."""
+    """Of retrieval and classification, p being the judge's or the network's probability: `binary`: R = 1[p > threshold]; `soft`:
+    R = max(0, p - threshold) / (1 - threshold); `probability`: R = p."""
     threshold: float = -1.0
-    """Probability above which a caption is rewarded; -1 takes the rubric's."""
+    """Probability, or for `embedding` cosine, above which a caption is rewarded. -1 takes the rubric's theta (classification trained on
+    `hard` labels: 0.5; embedding: 0.45 for sentences, 0.3 for bags of words)."""
     publish_interval_s: float = 1.0
     """Seconds between reward tables in `local` and `connect`; `inline` publishes once per turn."""
+    clip: float = 0.0
+    """R is clipped to [-clip, clip]; 0 does not clip."""
+    warmup_labels: int = 0
+    """No caption is rewarded before this many answers have come."""
+    label_smoothing: float = 0.0
+    """Answers are drawn by this fraction towards knowing nothing: soft labels towards the threshold, hard ones and preferences towards 0.5."""
+    permute: bool = False
+    """A control that must fail: R of captions is permuted among captions of similar frequency, which keeps the amount of reward and
+    destroys its meaning. Fixed once drawn, and a function of `seed`."""
+    judgements: str = ""
+    """File written by `delphi annotate`: the model is trained on it before the policy is, and frozen (Motif); nothing is asked in the run."""
+    labels: str = "soft"
+    """What `classification` is trained on: `soft` (the judge's probabilities) or `hard` (1[p > theta], ONI's form)."""
+    learning_rate: float = 1e-3
+    """Adam's step size for classification and ranking (ONI: 1e-4, for a hundred times as many steps)."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of classification and ranking."""
+    batch_size: int = 64
+    """Examples per gradient step (ONI: 256)."""
+    steps_per_turn: int = 8
+    """Gradient steps per turn of `inline`, and at a time in `local` and `connect`."""
+    training_share: float = 0.25
+    """Share of the time that gradient training may take of one core in `local` and `connect`."""
+    held_out_fraction: float = 0.1
+    """Share of captions, chosen by a hash, whose answers are never trained on: they say when to stop and how good the model is. Only
+    captions that come after the first 200 are held out, so that small vocabularies are learnt whole."""
+    patience: int = 8
+    """Training rests after so many evaluations (one every 25 steps) without a better held-out loss, until there is a tenth more answers."""
+    epsilon: float = -0.5
+    """Of `ranking`, where epsilon_quantile is -1: the z-score above which a caption is rewarded (ONI)."""
+    epsilon_quantile: float = 0.5
+    """Of `ranking`: the threshold is this quantile of z-scores over the distinct captions (Motif: 0.5); -1 takes `epsilon`."""
+    embedding: str = "sentences"
+    """Of `embedding`: `sentences` (a sentence encoder in the annotation service) or `bag-of-words` (shared words; needs no service)."""
+    goals: list[str] = field(default_factory=list)
+    """Of `embedding`: what is striven for, as captions would put it, at most 64 sentences; empty takes the rubric's goal."""
+    goal_once_per_episode: bool = False
+    """Of `embedding`: each goal is paid for once per episode (ELLM)."""

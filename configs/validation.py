@@ -23,8 +23,12 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "policy.core": ("lstm", "gru", "none"),
     "service.engine": ("transformers", "vllm", "openai", "scripted", "none"),
     "service.dtype": ("auto", "bfloat16", "float32"),
-    "reward_model.name": ("retrieval", "counts", "none"),
-    "reward_model.output": ("binary", "soft"),
+    "annotator.policy": ("recency_frequency", "frequency", "uncertainty"),
+    "annotator.pairs": ("compared", "pointwise"),
+    "reward_model.name": ("retrieval", "classification", "ranking", "embedding", "counts", "none"),
+    "reward_model.output": ("binary", "soft", "probability"),
+    "reward_model.labels": ("soft", "hard"),
+    "reward_model.embedding": ("sentences", "bag-of-words"),
     "logging.console": ("auto", "rich", "plain", "quiet"),
     "cluster.mode": ("inline", "local", "connect"),
 }
@@ -64,11 +68,16 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "reward.extrinsic_scale": (-1e9, 1e9),
     "reward.extrinsic_clip": (0, 1e12),
     "reward.count_exponent": (0, 100),
+    "reward.max_intrinsic_share": (0.001, 1),
     "annotator.batch_size": (1, 4096),
     "annotator.max_in_flight": (1, 1024),
     "annotator.max_captions": (16, 1e9),
     "annotator.recency_half_life_env_steps": (1, 1e15),
     "annotator.labels_per_turn": (1, 1e6),
+    "annotator.max_labels": (0, 1e12),
+    "annotator.max_labels_per_s": (0, 1e9),
+    "annotator.pairs_per_caption": (1, 10_000),
+    "annotator.max_pairs": (1, 1e7),
     "annotator.request_timeout_s": (0.1, 3600),
     "annotator.max_backoff_s": (0.1, 3600),
     "service.batch_size": (1, 4096),
@@ -85,6 +94,18 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "service.endpoint_concurrency": (1, 1024),
     "reward_model.threshold": (-1, 0.999999),
     "reward_model.publish_interval_s": (0.01, 3600),
+    "reward_model.clip": (0, 1e6),
+    "reward_model.warmup_labels": (0, 1e12),
+    "reward_model.label_smoothing": (0, 0.999),
+    "reward_model.learning_rate": (0, 10),
+    "reward_model.weight_decay": (0, 10),
+    "reward_model.batch_size": (1, 65_536),
+    "reward_model.steps_per_turn": (1, 1e6),
+    "reward_model.training_share": (0.01, 1),
+    "reward_model.held_out_fraction": (0, 0.9),
+    "reward_model.patience": (1, 1e6),
+    "reward_model.epsilon": (-1e6, 1e6),
+    "reward_model.epsilon_quantile": (-1, 0.999999),
     "checkpoint.interval_env_steps": (0, 1e15),
     "checkpoint.interval_s": (0, 1e9),
     "checkpoint.keep": (1, 10_000),
@@ -135,6 +156,27 @@ def _check_combinations(config: RunConfig) -> None:
         config.annotator.batch_size > config.service.max_items_per_request,
         f"annotator.batch_size: got {config.annotator.batch_size}, wanted at most service.max_items_per_request"
         f" ({config.service.max_items_per_request}), else the service refuses every request",
+    )
+    model = config.reward_model
+    refuse(
+        config.annotator.max_labels_per_s > 0 and cluster.mode == "inline",
+        "annotator.max_labels_per_s: a run in turns asks by turns, not by the clock; set annotator.labels_per_turn with cluster.mode=inline",
+    )
+    refuse(
+        len(model.goals) > 64 or any(not goal.strip() for goal in model.goals),
+        f"reward_model.goals: got {len(model.goals)} sentences, wanted at most 64 and none empty",
+    )
+    refuse(
+        model.goal_once_per_episode and model.name != "embedding",
+        f"reward_model.goal_once_per_episode: got true with reward_model.name={model.name}, but only `embedding` knows goals",
+    )
+    refuse(
+        bool(model.judgements) and model.name not in ("retrieval", "classification", "ranking"),
+        f"reward_model.judgements: got a file with reward_model.name={model.name}, which learns from no judgements",
+    )
+    refuse(
+        -1 < model.epsilon_quantile < 0,
+        f"reward_model.epsilon_quantile: got {model.epsilon_quantile}, wanted a quantile in [0, 1), or -1 to take reward_model.epsilon",
     )
     in_flight = actors.num_workers * actors.rollouts_in_flight
     refuse(

@@ -4,11 +4,16 @@ Invariant: step t is paid for the caption that action t led to, an episode's las
 nothing and is never unknown, and a caption that the table does not know yet earns nothing and is counted.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from actors.rollout import Rollout
 from configs.schema import RewardConfig
+from learner.goal_ledger import GoalLedger
+from learner.share_cap import ShareCap
 from reward_models.table import RewardTable
 
 
@@ -18,21 +23,84 @@ class MixedRewards:
 
     total: np.ndarray
     """[T, B] f32: what V-trace sees."""
+    extrinsic: np.ndarray
+    """[T, B] f32: the extrinsic part of `total`, k_ext included."""
     intrinsic: np.ndarray
     """[T, B] f32: the intrinsic part of `total`, k_int included."""
     unknown_fraction: float
     """Share of steps whose caption is not in the table, in [0, 1]."""
 
 
+class RewardMixer:
+    """Mixes the rewards of rollouts, and keeps what depends on the episodes so far: goals already paid, and the cap's scale."""
+
+    def __init__(self, config: RewardConfig) -> None:
+        self._config = config
+        self._ledger, self._cap = GoalLedger(), ShareCap(config.max_intrinsic_share)
+
+    def mix(self, rollouts: Sequence[Rollout], table: RewardTable) -> MixedRewards:
+        """Rewards of `rollouts`, joined along the environment axis; each rollout of a worker passes here or in `pass_over`, once, in order."""
+        scale = self._cap.scale
+        mixed = [self._mix(rollout, table, scale) for rollout in rollouts]
+        parts = {name: np.concatenate([getattr(one, name) for one in mixed], axis=1) for name in ("total", "extrinsic", "intrinsic")}
+        unknown = np.average([one.unknown_fraction for one in mixed], weights=[one.total.size for one in mixed])
+        return MixedRewards(**parts, unknown_fraction=float(unknown))
+
+    def pass_over(self, rollout: Rollout, table: RewardTable) -> None:
+        """A rollout that is dropped: its episodes went on all the same."""
+        self._mix(rollout, table, 1.0)
+
+    @property
+    def intrinsic_scale(self) -> float:
+        """What `reward.max_intrinsic_share` multiplies intrinsic reward by, in [0, 1]."""
+        return self._cap.scale
+
+    def _mix(self, rollout: Rollout, table: RewardTable, scale: float) -> MixedRewards:
+        mixed = mix_rewards(
+            extrinsic_rewards=rollout.extrinsic_rewards,
+            caption_ids=rollout.caption_ids,
+            caption_counts=rollout.caption_counts,
+            table=table,
+            config=self._config,
+            is_due=None if table.goals is None else self._ledger.unpaid(rollout, table),
+        )
+        if self._config.max_intrinsic_share == 1.0:
+            return mixed
+        self._cap.observe(rollout, mixed.intrinsic, mixed.extrinsic)
+        intrinsic = mixed.intrinsic * np.float32(scale)
+        return replace(mixed, intrinsic=intrinsic, total=mixed.extrinsic + intrinsic)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Ledger and cap."""
+        return {"ledger": self._ledger.state_dict(), "cap": self._cap.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self._ledger.load_state_dict(state["ledger"])
+        self._cap.load_state_dict(state["cap"])
+
+
 def mix_rewards(
-    *, extrinsic_rewards: np.ndarray, caption_ids: np.ndarray, caption_counts: np.ndarray, table: RewardTable, config: RewardConfig
+    *,
+    extrinsic_rewards: np.ndarray,
+    caption_ids: np.ndarray,
+    caption_counts: np.ndarray,
+    table: RewardTable,
+    config: RewardConfig,
+    is_due: np.ndarray | None = None,
 ) -> MixedRewards:
-    """r = k_ext clip(s r_env, -c, c) + k_int R(caption) / count^beta (ONI section 2); the arrays are those of a rollout, [T, B]."""
+    """r = k_ext clip(s r_env, -c, c) + k_int R(caption) / count^beta (ONI section 2); the arrays are those of a rollout, [T, B].
+
+    `is_due` [T, B] bool is False where R is withheld because the caption's goal was paid before.
+    """
     extrinsic = np.clip(config.extrinsic_scale * extrinsic_rewards, -config.extrinsic_clip, config.extrinsic_clip)
     caption_rewards, known = table.look_up(caption_ids)
+    if is_due is not None:
+        caption_rewards = np.where(is_due, caption_rewards, np.float32(0))
     intrinsic = config.intrinsic_coefficient * caption_rewards / caption_counts.astype(np.float32) ** np.float32(config.count_exponent)
     return MixedRewards(
         total=(config.extrinsic_coefficient * extrinsic + intrinsic).astype(np.float32),
+        extrinsic=(config.extrinsic_coefficient * extrinsic).astype(np.float32),
         intrinsic=intrinsic.astype(np.float32),
         unknown_fraction=float(1 - known.mean()),
     )

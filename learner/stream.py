@@ -5,7 +5,7 @@ versions old when its batch is taken; every other one is dropped and counted.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,9 @@ REMEMBERED_NUMBERS = 128
 class RolloutStream:
     """A FIFO of admitted rollouts, taken in batches of `rollouts_per_batch`; it never holds more than one batch."""
 
-    def __init__(self, config: LearnerConfig) -> None:
+    def __init__(self, config: LearnerConfig, on_stale: Callable[[Rollout], None] = lambda rollout: None) -> None:
+        """`on_stale` is told of each rollout of this epoch that is dropped for its age, before a later one of its worker is handed out."""
+        self._on_stale = on_stale
         self._batch_size, self._max_lag = config.rollouts_per_batch, config.max_policy_lag
         self._waiting: list[Rollout] = []
         self._seen: dict[str, set[int]] = {}  # per worker, one entry per worker and restart of this epoch
@@ -43,6 +45,9 @@ class RolloutStream:
         if self._is_new(rollout):
             self._waiting.append(rollout)
         fresh = [waiting for waiting in self._waiting if self._is_fresh(waiting, policy_version)]
+        for stale in self._waiting:
+            if stale.policy_version[0] == policy_version[0] and not self._is_fresh(stale, policy_version):
+                self._on_stale(stale)
         self._dropped_stale += len(self._waiting) - len(fresh)
         if len(fresh) < self._batch_size:
             self._waiting = fresh

@@ -18,7 +18,7 @@ from actors.policy import PolicyNet, PolicySnapshot, resolve_precision, snapshot
 from actors.rollout import Rollout, Version
 from configs.schema import LearnerConfig, PolicyConfig, RewardConfig
 from learner.loss import action_log_probs, clamped_ratios, policy_loss
-from learner.rewards import mix_rewards
+from learner.rewards import RewardMixer
 from learner.stream import join_rollouts
 from learner.vtrace import vtrace_targets
 from reward_models.table import RewardTable
@@ -50,7 +50,7 @@ class Learner:
         seed: int,
     ) -> None:
         """Raises ValueError for a network that cannot read the observations, and for a device that is not there."""
-        self.config, self.reward, self.run_epoch = config, reward, run_epoch
+        self.config, self.run_epoch = config, run_epoch
         self.device = resolve_device(config.device)
         self._autocast = resolve_precision(config.precision, self.device)
         with torch.random.fork_rng(devices=[]):
@@ -63,6 +63,7 @@ class Learner:
             eps=config.adam_epsilon,
             fused=True,
         )
+        self._rewards = RewardMixer(reward)
         self._updates = 0
         self._skipped = 0
 
@@ -75,13 +76,7 @@ class Learner:
         """One update on the rollouts, all steps of which count equally; rewards are computed here, with `table`."""
         config, batch = self.config, join_rollouts(rollouts, self.device)
         lags = [self._updates - rollout.policy_version[1] for rollout in rollouts]
-        rewards = mix_rewards(
-            extrinsic_rewards=batch.extrinsic_rewards,
-            caption_ids=batch.caption_ids,
-            caption_counts=batch.caption_counts,
-            table=table,
-            config=self.reward,
-        )
+        intrinsic_scale, rewards = self._rewards.intrinsic_scale, self._rewards.mix(rollouts, table)
         with torch.autocast(self.device.type, self._autocast or torch.bfloat16, enabled=self._autocast is not None):
             output = self.net(batch.obs, batch.core_state, batch.reset_before)
         logits, values = output.logits[:-1], output.values[:-1]
@@ -108,12 +103,17 @@ class Learner:
         figures["grad_norm"] = self._apply(loss)
         metrics = dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
         metrics["intrinsic_reward_mean"] = float(rewards.intrinsic.mean())
+        metrics["intrinsic_scale"] = intrinsic_scale
         metrics["intrinsic_unknown_fraction"] = rewards.unknown_fraction
         return StepResult(
             metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
             lags=lags,
             intrinsic=np.split(rewards.intrinsic, np.cumsum(batch.widths)[:-1], axis=1),
         )
+
+    def pass_over(self, rollout: Rollout, table: RewardTable) -> None:
+        """A rollout that is dropped: nothing is learnt from it, but its episodes went on."""
+        self._rewards.pass_over(rollout, table)
 
     def metrics(self) -> dict[str, float]:
         """Counters over the whole run: `learner_updates`, `updates_skipped_nonfinite`."""
@@ -129,6 +129,7 @@ class Learner:
             "run_epoch": self.run_epoch,
             "updates": self._updates,
             "skipped": self._skipped,
+            "rewards": self._rewards.state_dict(),
             "weights": self.snapshot().weights,
             "adam": {
                 name: {key: tensor.cpu().numpy().copy() for key, tensor in self._optimizer.state[parameter].items()}
@@ -154,6 +155,7 @@ class Learner:
             if name in state["adam"]
         }
         self._optimizer.load_state_dict({"state": moments, "param_groups": self._optimizer.state_dict()["param_groups"]})
+        self._rewards.load_state_dict(state["rewards"])
         self._updates, self._skipped = state["updates"], state["skipped"]
 
     def _apply(self, loss: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The annotator: asks the annotation service about the captions of the book, most urgent first.
+"""The annotator: asks the annotation service about what the caption book holds, most urgent first, within the budget.
 
     owns              bound                          when full
     requests          max_in_flight                  nothing more is asked
@@ -14,12 +14,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from configs.service_schema import AnnotatorConfig
-from llm_server.annotation import Caption, JudgedCaption, Judgement, ServiceDescription, Status
-from llm_server.caption_book import CaptionBook
+from llm_server.annotation import ServiceDescription, Status
+from llm_server.asking_budget import AskingBudget
 from llm_server.client import AnnotationRefused, ServiceUnavailable
+from llm_server.questions import AnnotationClient, Answer, Questions, status_of
 
 LOG = logging.getLogger(__name__)
 IDLE_S = 0.1
@@ -28,22 +29,6 @@ FIRST_BACKOFF_S = 0.25
 REMIND_INTERVAL_S = 60.0
 CLOSE_BUDGET_S = 1.5
 COUNTERS = ("annotations_total", "annotations_cached", "annotations_unparsed", "forward_passes", "annotation_requests_failed")
-
-
-class AnnotationClient(Protocol):
-    """What the annotator needs of `llm_server.client.AnnotationClient`."""
-
-    def annotate(self, items: Sequence[bytes]) -> list[Judgement]:
-        """One judgement per item, in order; raises ServiceUnavailable or AnnotationRefused."""
-        ...
-
-    def describe(self) -> ServiceDescription:
-        """What the service says of itself; the same errors."""
-        ...
-
-    def close(self) -> None:
-        """Release the connection; requests under way fail."""
-        ...
 
 
 class Annotator:
@@ -56,7 +41,7 @@ class Annotator:
     def __init__(
         self,
         connect: Callable[[], AnnotationClient],
-        book: CaptionBook,
+        questions: Questions,
         config: AnnotatorConfig,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -64,7 +49,8 @@ class Annotator:
         """Why nothing is asked any more; None as long as asking makes sense."""
         self.judge: ServiceDescription | None = None
         """What the service last said of itself, always known before its first judgement; None until it has answered."""
-        self._connect, self._book, self._config, self._clock = connect, book, config, clock
+        self._connect, self._questions, self._config, self._clock = connect, questions, config, clock
+        self._budget = AskingBudget(config.max_labels, config.max_labels_per_s, clock)
         self._counters = dict.fromkeys(COUNTERS, 0)
         self._is_up: bool | None = None
         self._is_patient = True
@@ -73,7 +59,7 @@ class Annotator:
         self._interrupted = False
         self._lock = threading.Lock()  # of the counters, the state of the service, and the clients
         self._changed = threading.Condition(threading.Lock())  # of the results
-        self._results: deque[list[JudgedCaption]] = deque()
+        self._results: deque[list[Any]] = deque()
         self._num_results = 0
         self._max_results = 4 * config.max_in_flight * config.batch_size
         self._clients: dict[threading.Thread, AnnotationClient] = {}
@@ -93,9 +79,9 @@ class Annotator:
         with self._changed:
             self._changed.wait_for(lambda: self._results or self._stop.is_set(), timeout_s)
 
-    def take(self) -> list[JudgedCaption]:
-        """All answers that came since the last call, recorded in the book; without those that are no labels and those whose
-        caption has been evicted."""
+    def take(self) -> list[Answer]:
+        """What is to be learnt from the answers that came since the last call, now recorded; nothing of those that are no labels or
+        whose caption has been evicted."""
         with self._changed:
             results = [item for batch in self._results for item in batch]
             self._results.clear()
@@ -106,7 +92,7 @@ class Annotator:
     def _ask_on(self, probes: bool) -> None:
         failures, asked_at = 0, self._clock()
         while not self._stop.is_set() and self.problem is None:
-            batch = self._book.next_batch(self._config.batch_size)
+            batch = self._next_batch(self._config.batch_size)
             if not batch and not (probes and self._clock() - asked_at >= PROBE_INTERVAL_S):
                 self._stop.wait(IDLE_S)
                 continue
@@ -119,7 +105,7 @@ class Annotator:
                 failures = 0
                 self._deliver(answers)
 
-    def _deliver(self, answers: list[JudgedCaption]) -> None:
+    def _deliver(self, answers: list[Answer]) -> None:
         with self._changed:
             while self._num_results and self._num_results + len(answers) > self._max_results and not self._stop.is_set():
                 self._changed.wait()
@@ -130,16 +116,16 @@ class Annotator:
 
     # -- turn by turn -------------------------------------------------------------------------------------------------
 
-    def turn(self, max_labels: int) -> list[JudgedCaption]:
-        """Ask about the `max_labels` most urgent captions here and now and return their labels as `take` does.
+    def turn(self, max_labels: int) -> list[Answer]:
+        """Ask about the `max_labels` most urgent items here and now and return their labels as `take` does.
 
         A service that fails is waited for, `request_timeout_s` at most and then not again until it has answered, so that
         a run whose service starts slowly or restarts is the same run; after that a turn costs one attempt.
         """
-        judged: list[JudgedCaption] = []
+        judged: list[Answer] = []
         asked = 0
         while self.problem is None and asked < max_labels:
-            batch = self._book.next_batch(min(self._config.batch_size, max_labels - asked))
+            batch = self._next_batch(min(self._config.batch_size, max_labels - asked))
             if not batch:
                 break
             answers = self._attempt_patiently(batch)
@@ -153,7 +139,7 @@ class Annotator:
         """End `turn`'s waiting for a service that is down; safe in a signal handler (takes no lock)."""
         self._interrupted = True
 
-    def _attempt_patiently(self, batch: list[Caption]) -> list[JudgedCaption] | None:
+    def _attempt_patiently(self, batch: Sequence[Any]) -> list[Answer] | None:
         deadline, failures = self._clock() + self._config.request_timeout_s, 0
         while (answers := self._attempt(batch)) is None and self._is_patient and self.problem is None:
             retry_at = self._clock() + self._backoff_s(failures)
@@ -163,32 +149,38 @@ class Annotator:
                 return None
             failures += 1
             self._is_patient = self._clock() < deadline
-            batch = self._book.next_batch(len(batch))  # the failed attempt put it back
+            batch = self._next_batch(len(batch))  # the failed attempt put it back
         if answers is not None:
             self._is_patient = True
         return answers
 
     # -- both ---------------------------------------------------------------------------------------------------------
 
-    def _attempt(self, batch: list[Caption]) -> list[JudgedCaption] | None:
+    def _next_batch(self, max_items: int) -> Sequence[Any]:
+        """The most urgent items that the budget allows."""
+        reserved = self._budget.reserve(max_items)
+        batch = self._questions.next_batch(reserved) if reserved else []
+        self._budget.refund(reserved - len(batch))
+        return batch
+
+    def _attempt(self, batch: Sequence[Any]) -> list[Answer] | None:
         """One request (a mere sign of life for an empty batch); None where it failed, with the batch pending again."""
         is_request = False
         try:
             client = self._client()
             is_request = bool(batch)
-            if not batch:
-                client.describe()
-                judgements = []
+            answers: list[Any] = []
+            if batch:
+                answers = self._questions.ask(client, batch)
             else:
-                judgements = client.annotate([caption.text.encode() for caption in batch])
-            if len(judgements) != len(batch):
-                raise RuntimeError(f"the service gave {len(judgements)} judgements for {len(batch)} captions; it must give one each")
+                client.describe()
         except Exception as error:
-            self._book.put_back(batch)
+            self._questions.put_back(batch)
+            self._budget.refund(len(batch))
             self._failed(error, is_request)
             return None
         self._succeeded()
-        return [JudgedCaption(caption=caption, judgement=judgement) for caption, judgement in zip(batch, judgements, strict=True)]
+        return answers
 
     def _client(self) -> AnnotationClient:
         """This thread's client. One each, so that dropping a broken one disturbs no other request."""
@@ -231,16 +223,16 @@ class Annotator:
                 LOG.info("the annotation service answers")
             self._is_up = True
 
-    def _record(self, answers: list[JudgedCaption]) -> list[JudgedCaption]:
-        labels = [item for item in self._book.record(answers) if item.judgement.status is Status.OK]
+    def _record(self, answers: list[Any]) -> list[Answer]:
+        labels = self._questions.record(answers)
+        self._budget.spend(len(answers))
+        said = [status_of(answer) for answer in answers]
         with self._lock:
-            self._counters["annotations_total"] += len(answers)
-            self._counters["annotations_unparsed"] += sum(item.judgement.status is not Status.OK for item in answers)
-            self._counters["annotations_cached"] += sum(item.judgement.cached for item in answers)
+            self._counters["annotations_total"] += len(said)
+            self._counters["annotations_unparsed"] += sum(status is not Status.OK for status, _ in said)
+            self._counters["annotations_cached"] += sum(cached for _, cached in said)
             # A rejected item never reaches the model.
-            self._counters["forward_passes"] += sum(
-                not item.judgement.cached and item.judgement.status is not Status.REJECTED for item in answers
-            )
+            self._counters["forward_passes"] += sum(not cached and status is not Status.REJECTED for status, cached in said)
         return labels
 
     def _backoff_s(self, failures: int) -> float:
@@ -249,19 +241,24 @@ class Annotator:
 
     def metrics(self) -> dict[str, float | None]:
         """Catalogue figures; `annotator_up` is whether the last request was answered, None before the first."""
+        pending = self._questions.pending()
         with self._lock:
             is_up = None if self._is_up is None else int(self._is_up and self.problem is None)
-            return {**self._counters, "annotator_up": is_up, "annotation_results_waiting": self._num_results}
+            figures: dict[str, float | None] = {**self._counters, "annotator_up": is_up, "annotation_results_waiting": self._num_results}
+            return figures if pending is None else {**figures, "annotations_pending": pending}
 
     def state_dict(self) -> dict[str, Any]:
-        """The counters. What was asked and not yet taken counts as not asked: the book saves it as pending."""
+        """The counters, and what the book does not keep. What was asked and not yet taken counts as not asked."""
+        questions = self._questions.state_dict()
         with self._lock:
-            return {"counters": dict(self._counters)}
+            return {"counters": dict(self._counters), "questions": questions}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
         with self._lock:
             self._counters.update(state["counters"])
+        self._budget.restore(self._counters["annotations_total"])
+        self._questions.load_state_dict(state["questions"])
 
     def close(self) -> None:
         """Stop asking, within two seconds even where a request hangs (its daemon thread is left behind, its answer dropped)."""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from llm_server.annotation import Caption, JudgedCaption, Status
+from llm_server.asking_policy import log_priorities
 from llm_server.caption_archive import ArchivedRow, CaptionArchive
 
 MAX_WORKERS = 4096
@@ -41,7 +42,9 @@ COLUMNS: dict[str, Any] = {
     "state": np.uint8,
     "probability": np.float64,
     "answer_mass": np.float64,
+    "margin": np.float64,  # the reward model's newest opinion
 }
+ARCHIVED = [name for name in COLUMNS if name != "margin"]
 LOCAL_COLUMNS: dict[str, Any] = {"entered_s": np.float64, "archived": np.bool_}  # meaningless to another process, so not in the state
 
 
@@ -54,6 +57,7 @@ class CaptionBook:
         recency_half_life_env_steps: int,
         archive: CaptionArchive | None = None,
         clock: Callable[[], float] = time.monotonic,
+        policy: str = "recency_frequency",
     ) -> None:
         if max_captions < 1 or recency_half_life_env_steps < 1:
             raise ValueError(
@@ -65,7 +69,9 @@ class CaptionBook:
         """Goes up whenever the set of captions with a text changes."""
         self.num_evicted = 0
         """Captions evicted in the run."""
-        self._max_captions, self._half_life = max_captions, recency_half_life_env_steps
+        self.wants_margins = policy == "uncertainty"
+        """Whether priorities depend on `note_margins`."""
+        self._max_captions, self._half_life, self._policy = max_captions, recency_half_life_env_steps, policy
         self._archive, self._clock = archive, clock
         self._lock = threading.RLock()
         self._columns = {name: np.zeros(1024, dtype) for name, dtype in (COLUMNS | LOCAL_COLUMNS).items()}
@@ -127,7 +133,9 @@ class CaptionBook:
         if row == len(self._columns["id"]):
             self._columns = {name: np.resize(column, 2 * row) for name, column in self._columns.items()}
         values = {"id": number, "count": count, "first_seen": first_seen, "last_seen": first_seen, "state": CaptionState.NO_TEXT}
-        for name, value in (values | {"probability": np.nan, "answer_mass": np.nan, "entered_s": self._clock(), "archived": False}).items():
+        for name, value in (
+            values | {"probability": np.nan, "answer_mass": np.nan, "margin": np.nan, "entered_s": self._clock(), "archived": False}
+        ).items():
             self._columns[name][row] = value
         self._rows[number] = row
         self._captions.append(None)
@@ -155,24 +163,37 @@ class CaptionBook:
     # -- asking -------------------------------------------------------------------------------------------------------
 
     def next_batch(self, max_captions: int) -> list[Caption]:
-        """The pending captions of highest priority, at most `max_captions`, highest first; they count as asked from now on.
-
-        Priority is count * 0.5^((now - last_seen) / half_life). Its logarithm orders alike and without `now`:
-        log2(count) + last_seen / half_life. Equal priorities go by caption id, so the order is a function of the reports.
-        """
+        """The pending captions of highest priority (`asking_policy`), at most `max_captions`, highest first; they count as asked
+        from now on. Equal priorities go by caption id, so the order is a function of the reports."""
         with self._lock:
             pending = np.flatnonzero(self._column("state") == CaptionState.PENDING)
             if not len(pending) or max_captions < 1:
                 return []
-            # A text sent again to a new book comes without a count: half an occurrence.
-            counts = np.maximum(self._columns["count"][pending], 0.5)
-            priorities = np.log2(counts) + self._columns["last_seen"][pending] / self._half_life
+            priorities = self._log_priorities(pending)
             if len(pending) > max_captions:
                 best = priorities >= np.partition(priorities, -max_captions)[-max_captions]
                 pending, priorities = pending[best], priorities[best]
             rows = pending[np.lexsort((self._columns["id"][pending], -priorities))[:max_captions]]
             self._columns["state"][rows] = CaptionState.ASKED
             return [caption for row in rows if (caption := self._captions[row])]
+
+    def ranked(self) -> tuple[list[Caption], np.ndarray]:
+        """Every caption whose text is known, whatever became of asking about it, with the logarithm of its priority [N] f64."""
+        with self._lock:
+            rows = np.array([row for row, caption in enumerate(self._captions) if caption is not None], np.int64)
+            return self.captions(), self._log_priorities(rows)
+
+    def note_margins(self, ids: np.ndarray, margins: np.ndarray) -> None:
+        """The reward model's newest margins [N] f64 of captions `ids` [N] u64, for the policy `uncertainty`."""
+        with self._lock:
+            rows = [
+                (self._rows[number], margin) for number, margin in zip(ids.tolist(), margins.tolist(), strict=True) if number in self._rows
+            ]
+            self._columns["margin"][[row for row, _ in rows]] = [margin for _, margin in rows]
+
+    def _log_priorities(self, rows: np.ndarray) -> np.ndarray:
+        columns = self._columns
+        return log_priorities(self._policy, columns["count"][rows], columns["last_seen"][rows], columns["margin"][rows], self._half_life)
 
     def put_back(self, captions: Sequence[Caption]) -> None:
         """Captions whose request failed wait again."""
@@ -206,6 +227,12 @@ class CaptionBook:
         """Every caption whose text is known, in the order in which they entered."""
         with self._lock:
             return [caption for caption in self._captions if caption is not None]
+
+    def counted_captions(self) -> tuple[list[Caption], np.ndarray]:
+        """As `captions`, with their counts [N] i64."""
+        with self._lock:
+            has_text = np.fromiter((caption is not None for caption in self._captions), np.bool_, len(self))
+            return self.captions(), self._column("count")[has_text]
 
     def look_up(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """Counts [N] i64, probabilities [N] f64 (NaN: no label) and texts of `ids` [N] u64; zero, NaN and "" for unknown ones."""
@@ -249,7 +276,7 @@ class CaptionBook:
             self._archive.close()
 
     def _write_archive(self, rows: np.ndarray) -> bool:
-        values = zip(*(self._columns[name][rows].tolist() for name in COLUMNS), (self._captions[row] for row in rows), strict=True)
+        values = zip(*(self._columns[name][rows].tolist() for name in ARCHIVED), (self._captions[row] for row in rows), strict=True)
         # A caption without a text has nothing that could be looked up later; one that is being asked about has no answer yet.
         archived: list[ArchivedRow] = [
             (number, caption.text, count, first, last, probability, mass, CaptionState(state).name.replace("ASKED", "PENDING"))
@@ -278,7 +305,7 @@ class CaptionBook:
         """Continue from `state_dict`, under a new `book_epoch`."""
         blob, ends = np.asarray(state["text_bytes"]).tobytes(), np.asarray(state["text_ends"]).tolist()
         ids = np.asarray(state["columns"]["id"]).tolist()
-        starts = [0, *ends[:-1]]
+        starts = [0, *ends][: len(ends)]
         with self._lock:
             self._captions = [
                 Caption(id=number, text=blob[start:end].decode()) if end > start else None

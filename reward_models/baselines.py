@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from llm_server.annotation import Caption, JudgedCaption
+from llm_server.annotation import Caption
+from reward_models.interface import Asks, Evidence
 
 
 class ConstantModel:
     """R is one constant for every non-empty caption."""
 
-    needs_judgements = False
+    asks = Asks.NOTHING
+    depends_on_counts = False
+    is_settled = True
 
     def __init__(self, name: str, reward: float) -> None:
         self.name, self._reward = name, reward
@@ -32,16 +35,29 @@ class ConstantModel:
     def calibrate(self, threshold: float) -> None:
         """No judge, no threshold."""
 
-    def learn(self, judged: Sequence[JudgedCaption]) -> Mapping[str, float]:
+    def learn(self, evidence: Sequence[Evidence]) -> None:
         """Nothing to learn."""
+
+    def train(self) -> Mapping[str, float]:
+        """No gradients."""
         return {}
 
-    def score(self, captions: Sequence[Caption]) -> np.ndarray:
+    def score(self, captions: Sequence[Caption], counts: np.ndarray) -> np.ndarray:
         """[N] f32: the constant, 0 for the empty caption."""
         return np.array([self._reward if caption.id else 0.0 for caption in captions], np.float32)
 
+    def margins(self, captions: Sequence[Caption]) -> np.ndarray:
+        """[N] f64: the constant, which tells no caption from another."""
+        return np.full(len(captions), self._reward)
+
+    def goals(self, captions: Sequence[Caption]) -> None:
+        """None."""
+
     def retain(self, ids: Set[int]) -> None:
         """Nothing to forget."""
+
+    def freeze(self, captions: Sequence[Caption], counts: np.ndarray) -> None:
+        """It always is."""
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing to keep."""

@@ -1,42 +1,86 @@
-"""The `RewardModel` protocol: turns judgements into one number per caption.
+"""The `RewardModel` protocol: turns answers of the LLM into one number per caption.
 
-Invariant: a reward model is a function of the caption alone, so it is evaluated once per distinct caption and version.
+Invariant: a reward model is a function of the caption (and, to normalise, of the whole caption table), so it is evaluated once
+per distinct caption and version.
 """
 
 from collections.abc import Mapping, Sequence, Set
-from typing import Any, Protocol
+from enum import Enum
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from llm_server.annotation import Caption, JudgedCaption
+from llm_server.annotation import Caption, EmbeddedCaption, JudgedCaption, JudgedPair
+
+Evidence: TypeAlias = JudgedCaption | JudgedPair | EmbeddedCaption
+"""What a reward model learns from; which of them is its `asks`."""
+
+
+class Asks(Enum):
+    """What a reward model learns from."""
+
+    NOTHING = "nothing"
+    """No service is asked: `learn` gets nothing."""
+    JUDGEMENTS = "judgements"
+    """`JudgedCaption`."""
+    PAIRS = "pairs"
+    """`JudgedPair`."""
+    EMBEDDINGS = "embeddings"
+    """`EmbeddedCaption`."""
 
 
 class RewardModel(Protocol):
-    """What every reward model can do; one contract test holds them all to it."""
+    """What every reward model can do; one contract test holds them all to it. Not thread-safe: its owner locks."""
 
     name: str
-    needs_judgements: bool
-    """False for baselines that never ask the LLM."""
+    asks: Asks
+    depends_on_counts: bool
+    """Whether `score` changes with the counts alone, so that a table is due even where nothing was learnt."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether `train` would change nothing: always true of models without gradients."""
+        ...
 
     def calibrate(self, threshold: float) -> None:
         """Take the threshold that the judge's rubric and model call for: known once the service answers, and the same or a
         new one at each restart of it. A threshold that is configured goes before it."""
         ...
 
-    def learn(self, judged: Sequence[JudgedCaption]) -> Mapping[str, float]:
-        """Take new judgements in and return metrics; judgements that are not OK must not become labels."""
+    def learn(self, evidence: Sequence[Evidence]) -> None:
+        """Take new evidence in. Answers that are not OK must not become labels."""
         ...
 
-    def score(self, captions: Sequence[Caption]) -> np.ndarray:
-        """R per caption, [N] f32; NaN where the model has nothing to say yet (such captions stay out of the table)."""
+    def train(self) -> Mapping[str, float]:
+        """At most `steps_per_turn` gradient steps on all evidence so far; metrics (`accuracy`: on the held-out split)."""
+        ...
+
+    def score(self, captions: Sequence[Caption], counts: np.ndarray) -> np.ndarray:
+        """R per caption, [N] f32; NaN where the model has nothing to say yet (such captions stay out of the table).
+
+        `captions` is the whole table and `counts` [N] i64 how often each has occurred in the run: what normalises is computed here.
+        """
+        ...
+
+    def margins(self, captions: Sequence[Caption]) -> np.ndarray:
+        """How far each caption lies above the threshold of reward, [N] f64: the larger, the better the model thinks of it; in log-odds
+        or standard deviations (embeddings: cosine). NaN where it has nothing to say. Normalised as in the last `score`."""
+        ...
+
+    def goals(self, captions: Sequence[Caption]) -> np.ndarray | None:
+        """[N] i8, the goal that each caption reaches, -1 for none; None for a model that knows no goals, or pays them each time."""
         ...
 
     def retain(self, ids: Set[int]) -> None:
         """Forget what was remembered of single captions other than these: the rest has left the caption book."""
         ...
 
+    def freeze(self, captions: Sequence[Caption], counts: np.ndarray) -> None:
+        """Learn nothing more; normalise by this table from now on."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
-        """Everything that `load_state_dict` needs to continue exactly: nested dict of arrays and JSON values."""
+        """Everything that `load_state_dict` needs to continue exactly, training included: nested dict of arrays and JSON values."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -18,10 +18,12 @@ class RewardTable:
     """[N] f32, finite."""
     reward_version: tuple[int, int]
     """(run_epoch, n)."""
+    goals: np.ndarray | None = None
+    """[N] i8: the goal that a caption reaches and that is paid once per episode, 0 to 63; -1 for none. None: no caption has one."""
 
     @staticmethod
-    def build(ids: np.ndarray, rewards: np.ndarray, reward_version: tuple[int, int]) -> "RewardTable":
-        """A table from unordered distinct `ids` [N] u64 and `rewards` [N]; NaN rewards are left out.
+    def build(ids: np.ndarray, rewards: np.ndarray, reward_version: tuple[int, int], goals: np.ndarray | None = None) -> "RewardTable":
+        """A table from unordered distinct `ids` [N] u64, `rewards` [N] and `goals` [N]; captions with NaN rewards are left out.
 
         Raises ValueError for unequal lengths, repeated ids or infinite rewards.
         """
@@ -31,14 +33,15 @@ class RewardTable:
             raise ValueError(f"ids and rewards must be vectors of one length, got {ids.shape} and {rewards.shape}")
         keep = ~np.isnan(rewards) & (ids != 0)
         ids, rewards = np.append(ids[keep], np.uint64(0)), np.append(rewards[keep], np.float32(0))
+        goals = None if goals is None else np.append(np.asarray(goals, np.int8)[keep], np.int8(-1))
         if not np.isfinite(rewards).all():
             raise ValueError("rewards must be finite: an infinite intrinsic reward would make every return infinite")
         order = np.argsort(ids)
-        ids, rewards = ids[order], rewards[order]
+        ids, rewards, goals = ids[order], rewards[order], None if goals is None else goals[order]
         if (ids[1:] == ids[:-1]).any():
             raise ValueError("caption ids must be distinct")
         ids.flags.writeable = rewards.flags.writeable = False
-        return RewardTable(ids=ids, rewards=rewards, reward_version=reward_version)
+        return RewardTable(ids=ids, rewards=rewards, reward_version=reward_version, goals=goals)
 
     @staticmethod
     def empty(run_epoch: int = 0) -> "RewardTable":
@@ -51,7 +54,25 @@ class RewardTable:
         if not lacking.any():
             return self
         ids, rewards = np.append(self.ids, older.ids[lacking]), np.append(self.rewards, older.rewards[lacking])
-        return RewardTable.build(ids, rewards, self.reward_version)
+        if self.goals is None and older.goals is None:
+            return RewardTable.build(ids, rewards, self.reward_version)
+        return RewardTable.build(ids, rewards, self.reward_version, np.append(self._all_goals(), older._all_goals()[lacking]))
+
+    def look_up_goals(self, ids: np.ndarray) -> np.ndarray:
+        """Goals i8 in the shape of `ids` (u64); -1 for captions that are unknown or reach none."""
+        positions = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
+        return np.where(self.ids[positions] == ids, self._all_goals()[positions], np.int8(-1))
+
+    def equals(self, other: "RewardTable") -> bool:
+        """Whether both say the same of every caption, whatever their versions."""
+        return (
+            np.array_equal(self.ids, other.ids)
+            and np.array_equal(self.rewards, other.rewards)
+            and np.array_equal(self._all_goals(), other._all_goals())
+        )
+
+    def _all_goals(self) -> np.ndarray:
+        return np.full(len(self.ids), -1, np.int8) if self.goals is None else self.goals
 
     def look_up(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rewards f32 and known bool, both in the shape of `ids` (u64); unknown captions have reward 0."""

@@ -14,7 +14,7 @@ from learner.checkpoint import save_checkpoint
 from llm_server.annotation import Caption, JudgedCaption, Judgement, Status
 from llm_server.audit import sample_pairs, shuffled_words, without_examples
 from llm_server.caption_file import LabelledCaption
-from reward_models.training import build_reward_model
+from reward_models.building import build_reward_model
 
 RUBRIC = """
 id: tiny
@@ -99,7 +99,7 @@ def test_the_table_says_what_counts(audit):
 def test_an_auc_below_the_wanted_one_is_exit_code_1(audit):
     assert audit("--min-auc", "0.9")[0] == 0
     code, out, err = audit("--min-auc", "0.99")
-    assert (code, len(err.strip().splitlines()[1:])) == (1, 1)
+    assert (code, len(err.strip().splitlines())) == (1, 1)
     assert "AUC is 0.940, --min-auc 0.99" in err
     assert "AUC" in out, "the table is printed all the same"
 
@@ -112,7 +112,7 @@ def test_an_auc_below_the_wanted_one_is_exit_code_1(audit):
         (["--min-auc", "2"], "--min-auc: got 2"),
         (["--batch-size", "0"], "--batch-size: got 0"),
         (["--address", "127.0.0.1:1"], "leave one of the two out"),
-        (["--engine", "none"], "engine none"),
+        (["--engine", "none"], "judges nothing"),
         (["--run", "somewhere"], "--run audits a run's reward model, --engine a judge"),
     ],
 )
@@ -152,8 +152,8 @@ def test_a_runs_reward_model_is_audited_like_a_judge(run, labelled, capsys):
     assert (report["reward_model"], report["env_steps"], report["captions"]) == ("retrieval", 1234, 21)
     assert report["unparsed"] == 3, "two that it never met, and the rubric's example"
     assert report["balanced_accuracy"] == pytest.approx((7 / 9 + 1) / 2)
-    assert report["auc"] == pytest.approx((7 + 0.5 * 2) / 9)
-    assert main(["--run", str(run), "--min-auc", "0.95", str(labelled)]) == 1
+    assert report["auc"] == 1.0, "of what the model thinks, not of the reward it makes of that"
+    assert main(["--run", str(run), "--min-auc", "0.95", str(labelled)]) == 0
     assert "retrieval of" in capsys.readouterr().out
 
 

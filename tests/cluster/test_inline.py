@@ -12,7 +12,7 @@ from cluster.wiring import build_pipeline
 from configs.loading import load_config
 from configs.schema import RunConfig
 from learner.update import Learner
-from reward_models.training import AnnotationPipeline
+from reward_models.pipeline import AnnotationPipeline
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from configs.service_schema import AnnotatorConfig
 from llm_server.annotator import Annotator
 from llm_server.caption_book import CaptionBook
 from llm_server.client import AnnotationRefused, ServiceUnavailable
+from llm_server.questions import CaptionQuestions
 from tests.llm_server.fake_clients import FakeService
 
 
@@ -31,7 +32,7 @@ def make(service, book):
 
     def build(connect=service.connect, **config):
         settings = {"batch_size": 4, "max_in_flight": 2, "max_backoff_s": 0.01, "request_timeout_s": 5.0} | config
-        made.append(Annotator(connect, book, AnnotatorConfig(**settings)))
+        made.append(Annotator(connect, CaptionQuestions(book), AnnotatorConfig(**settings)))
         return made[-1]
 
     yield build

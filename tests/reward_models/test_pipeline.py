@@ -16,9 +16,14 @@ from llm_server.annotator import Annotator
 from llm_server.caption_archive import CaptionArchive
 from llm_server.caption_book import CaptionBook, CaptionState
 from llm_server.client import AnnotationClient, AnnotationRefused, ServiceUnavailable
+from llm_server.questions import CaptionQuestions
 from llm_server.rubric_file import load_rubric
 from llm_server.service_process import ServiceProcess
-from reward_models.training import AnnotationPipeline, RewardTrainer, build_reward_model
+from reward_models.building import build_reward_model
+from reward_models.interface import Asks
+from reward_models.options import RewardOptions
+from reward_models.pipeline import AnnotationPipeline
+from reward_models.training import RewardTrainer
 from tests.llm_server.fake_clients import FakeService
 
 TEXTS = {1: "you kill the newt", 2: "a wall", 3: "odd", 4: "you kill the rat"}
@@ -36,10 +41,12 @@ def make(service, tmp_path):
 
     def build(name="retrieval", run_epoch=1, max_captions=1000):
         book = CaptionBook(max_captions, 1000, CaptionArchive(tmp_path / "captions.sqlite"))
-        model = build_reward_model(RewardModelConfig(name=name))
+        settings = RewardModelConfig(name=name, publish_interval_s=0.01)
+        model = build_reward_model(settings)
         config = AnnotatorConfig(batch_size=2, max_backoff_s=0.01, request_timeout_s=0.05)
-        annotator = Annotator(service.connect, book, config) if model.needs_judgements else None
-        made.append(AnnotationPipeline(book, RewardTrainer(model, book, run_epoch), annotator=annotator, publish_interval_s=0.01))
+        annotator = Annotator(service.connect, CaptionQuestions(book), config) if model.asks is not Asks.NOTHING else None
+        trainer = RewardTrainer(model, RewardOptions(settings, 0), book, run_epoch)
+        made.append(AnnotationPipeline(book, trainer, annotator=annotator, config=settings))
         return made[-1]
 
     yield build
@@ -286,9 +293,11 @@ def test_a_real_service_that_is_killed_comes_back_and_no_caption_is_lost(tmp_pat
         ServiceConfig(engine="scripted", script="kill=0.9", store="memory"), "nethack_progress", tmp_path / "service.log"
     )
     rubric = load_rubric("nethack_progress")
-    annotator = Annotator(lambda: AnnotationClient(service.address(), rubric, 10.0), book, AnnotatorConfig(max_backoff_s=0.1))
-    trainer = RewardTrainer(build_reward_model(RewardModelConfig()), book, 1)
-    pipeline = AnnotationPipeline(book, trainer, annotator=annotator, service=service, publish_interval_s=0.05)
+    settings = RewardModelConfig(publish_interval_s=0.05)
+    connect = lambda: AnnotationClient(service.address(), rubric, 10.0)  # noqa: E731
+    annotator = Annotator(connect, CaptionQuestions(book), AnnotatorConfig(max_backoff_s=0.1))
+    trainer = RewardTrainer(build_reward_model(settings), RewardOptions(settings, 0), book, 1)
+    pipeline = AnnotationPipeline(book, trainer, annotator=annotator, service=service, config=settings)
     try:
         pipeline.start()
         pipeline.report(TEXTS, COUNTS, "0.0", 0, 0)

@@ -1,0 +1,49 @@
+"""How much may be asked: `annotator.max_labels` in all, `annotator.max_labels_per_s` by the clock.
+
+Invariant: what is reserved is either spent or given back; the total that was spent never exceeds the limit, resumes included.
+"""
+
+import threading
+from collections.abc import Callable
+
+
+class AskingBudget:
+    """Counts answers; thread-safe. Rates allow a burst of one second's worth."""
+
+    def __init__(self, max_labels: int, max_labels_per_s: float, clock: Callable[[], float]) -> None:
+        self._max_labels, self._rate, self._clock = max_labels, max_labels_per_s, clock
+        self._lock = threading.Lock()
+        self._spent = self._reserved = 0
+        self._tokens, self._filled_at = max(1.0, max_labels_per_s), clock()
+
+    def reserve(self, num: int) -> int:
+        """How many of `num` may be asked now; they count until `spend` or `refund`."""
+        with self._lock:
+            if self._max_labels:
+                num = min(num, self._max_labels - self._spent - self._reserved)
+            if self._rate:
+                now = self._clock()
+                self._tokens = min(max(1.0, self._rate), self._tokens + (now - self._filled_at) * self._rate)
+                self._filled_at = now
+                num = min(num, int(self._tokens))
+                self._tokens -= max(num, 0)
+            num = max(num, 0)
+            self._reserved += num
+            return num
+
+    def spend(self, num: int) -> None:
+        """`num` of what was reserved was answered."""
+        with self._lock:
+            self._reserved -= num
+            self._spent += num
+
+    def refund(self, num: int) -> None:
+        """`num` of what was reserved was not asked, or not answered."""
+        with self._lock:
+            self._reserved -= num
+            self._tokens += num if self._rate else 0.0
+
+    def restore(self, spent: int) -> None:
+        """Begin with so many spent."""
+        with self._lock:
+            self._spent = spent

@@ -1,0 +1,190 @@
+"""The classification reward model: a byte-level network learns the judge's answers and speaks about every caption, labelled or not.
+
+Invariant: what scores are the weights that did best on held-out answers of the judge; nobody else's labels are used.
+"""
+
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from configs.service_schema import RewardModelConfig
+from llm_server.annotation import Caption, JudgedCaption, Status
+from reward_models.fitting import Fitting, is_held_out
+from reward_models.interface import Asks, Evidence
+from reward_models.packing import packed, unpacked
+from reward_models.probability_reward import ProbabilityReward, log_odds
+
+SIZES, DROPOUT = (512, 512), 0.1
+MAX_LABELS = 200_000
+"""Labels of each split that are kept; the oldest leave first."""
+
+
+class ClassificationModel:
+    """R is a function of the network's probability q, after ONI-Classification (arXiv 2410.23022).
+
+    Trained on the judge's probabilities (`soft`) or on 1[p > theta] (`hard`, ONI's form). The threshold eta of `binary` and `soft`
+    output is by default theta for soft labels: q then imitates p, and a small judge's probabilities are not centred at 0.5.
+    For hard labels q is the probability of a positive label, and eta is 0.5.
+    """
+
+    name = "classification"
+    asks = Asks.JUDGEMENTS
+    depends_on_counts = False
+
+    def __init__(self, config: RewardModelConfig, seed: int) -> None:
+        if config.labels not in ("soft", "hard"):
+            raise ValueError(f"reward_model.labels is `soft` or `hard`, got {config.labels!r}")
+        self._config, self._reward = config, ProbabilityReward(config)
+        self._labels = {False: _Split(), True: _Split()}  # by whether they are held out
+        self._fitting = Fitting(SIZES, DROPOUT, config, seed)
+        self._theta = np.nan
+        self._is_frozen = False
+
+    @property
+    def num_train(self) -> int:
+        """Labels to train on; none before theta is known."""
+        return 0 if np.isnan(self._theta) else len(self._labels[False].labels)
+
+    @property
+    def num_held_out(self) -> int:
+        """Labels that are not trained on."""
+        return len(self._labels[True].labels)
+
+    @property
+    def is_settled(self) -> bool:
+        """See `RewardModel`."""
+        return self._is_frozen or self._fitting.is_settled(self)
+
+    def calibrate(self, threshold: float) -> None:
+        """See `RewardModel`."""
+        if threshold != self._theta and self._config.labels == "hard":
+            self._fitting.wake()  # every label may be another
+        self._theta = threshold
+        self._reward.calibrate(threshold if self._config.labels == "soft" else 0.5)
+
+    def learn(self, evidence: Sequence[Evidence]) -> None:
+        """Take new labels in."""
+        for item in evidence:
+            if isinstance(item, JudgedCaption) and item.judgement.status is Status.OK and item.caption.id and not self._is_frozen:
+                self._take(item.caption, item.judgement.probability)
+
+    def train(self) -> Mapping[str, float]:
+        """Some gradient steps; how often the network sides with the judge on held-out captions."""
+        if not self._is_frozen:
+            self._fitting.train(self, self._config.steps_per_turn)
+        return {} if self._fitting.accuracy is None else {"accuracy": self._fitting.accuracy}
+
+    def _take(self, caption: Caption, probability: float) -> None:
+        train, held_out = self._labels[False], self._labels[True]
+        if caption.id in held_out.labels or (
+            caption.id not in train.labels and is_held_out(caption.id, self._config.held_out_fraction, len(train.labels))
+        ):
+            held_out.put(caption, probability)
+        else:
+            train.put(caption, probability)
+
+    def score(self, captions: Sequence[Caption], counts: np.ndarray) -> np.ndarray:
+        """[N] f32: R of each caption, labelled or not; NaN before the first evaluation."""
+        return self._reward.rewards(captions, 1.0 / (1.0 + np.exp(-self._fitting.outputs(captions))))
+
+    def margins(self, captions: Sequence[Caption]) -> np.ndarray:
+        """[N] f64: log-odds above eta's."""
+        return self._fitting.outputs(captions) - log_odds(self._reward.threshold)
+
+    def goals(self, captions: Sequence[Caption]) -> None:
+        """None."""
+
+    # -- what is trained on (see `fitting.Examples`) --------------------------------------------------------------------
+
+    def texts(self, rows: np.ndarray, held_out: bool) -> list[bytes]:
+        """One caption per label."""
+        labels = self._labels[held_out].rows()
+        return [labels[row][0] for row in rows]
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """The outputs."""
+        return outputs
+
+    def targets(self, rows: np.ndarray, held_out: bool) -> Tensor:
+        """Soft or hard labels, smoothed."""
+        p, smoothing = self._given(rows, held_out), self._config.label_smoothing
+        if self._config.labels == "hard":
+            return torch.from_numpy((p > self._theta) * (1 - smoothing) + 0.5 * smoothing).float()
+        return torch.from_numpy(p + smoothing * (self._theta - p)).float()
+
+    def agreement(self, logits: Tensor, rows: np.ndarray, held_out: bool) -> float:
+        """Share of labels on the same side of the threshold as the network."""
+        return float(np.mean((logits.numpy() > log_odds(self._reward.threshold)) == (self._given(rows, held_out) > self._theta)))
+
+    def _given(self, rows: np.ndarray, held_out: bool) -> np.ndarray:
+        labels = self._labels[held_out].rows()
+        return np.array([labels[row][1] for row in rows])
+
+    # -- keeping ----------------------------------------------------------------------------------------------------------
+
+    def retain(self, ids: Set[int]) -> None:
+        """Forget every other caption's label and output."""
+        for split in self._labels.values():
+            split.retain(ids)
+        self._fitting.retain(ids)
+
+    def freeze(self, captions: Sequence[Caption], counts: np.ndarray) -> None:
+        """Keep the weights as they are; labels are needed no more."""
+        self._is_frozen = True
+        self._labels = {False: _Split(), True: _Split()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Labels of both splits, weights, optimiser, counters."""
+        return {
+            "theta": self._theta,
+            "train": self._labels[False].state_dict(),
+            "held_out": self._labels[True].state_dict(),
+            "fitting": self._fitting.state_dict(),
+            "is_frozen": self._is_frozen,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.calibrate(state["theta"])
+        for held_out, name in ((False, "train"), (True, "held_out")):
+            self._labels[held_out].load_state_dict(state[name])
+        self._fitting.load_state_dict(state["fitting"])
+        self._is_frozen = state["is_frozen"]
+
+
+class _Split:
+    """Labels in the order in which their captions came."""
+
+    def __init__(self) -> None:
+        self.labels: dict[int, tuple[bytes, float]] = {}
+        self._rows: list[tuple[bytes, float]] | None = None
+
+    def put(self, caption: Caption, probability: float) -> None:
+        self.labels[caption.id] = caption.text.encode(), probability
+        if len(self.labels) > MAX_LABELS:
+            del self.labels[next(iter(self.labels))]
+        self._rows = None
+
+    def rows(self) -> list[tuple[bytes, float]]:
+        if self._rows is None:
+            self._rows = list(self.labels.values())
+        return self._rows
+
+    def retain(self, ids: Set[int]) -> None:
+        self.labels = {number: label for number, label in self.labels.items() if number in ids}
+        self._rows = None
+
+    def state_dict(self) -> dict[str, Any]:
+        texts = [text for text, _ in self.labels.values()]
+        return {
+            "ids": np.array(list(self.labels), np.uint64),
+            "probabilities": np.array([p for _, p in self.labels.values()], np.float64),
+            **packed(texts),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        labels = zip(unpacked(state), state["probabilities"].tolist(), strict=True)
+        self.labels, self._rows = dict(zip(state["ids"].tolist(), labels, strict=True)), None

@@ -1,0 +1,121 @@
+"""The embedding reward model: how near a caption lies to one of the goal sentences, after ELLM (arXiv 2302.06692). No LLM judges.
+
+Invariant: a caption's reward depends on its text and the goals alone, so it never changes once it is known.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
+
+import numpy as np
+
+from configs.service_schema import RewardModelConfig
+from llm_server.annotation import Caption, EmbeddedCaption
+from reward_models.interface import Asks, Evidence
+from reward_models.probability_reward import without_empty
+
+MAX_GOALS = 64
+THRESHOLDS = {"sentences": 0.45, "bag-of-words": 0.3}
+_WORDS = re.compile(r"[a-z]+|\d+|\$")
+FILLERS = "a an and are at by for from has have in is it its of on the there to with you your"
+_FILLERS = frozenset(FILLERS.split())
+
+
+class EmbeddingModel:
+    """R = the largest cosine with a goal where it exceeds the threshold, else 0.
+
+    `sentences`: cosines of sentence embeddings, computed in the annotation service. `bag-of-words`: of word counts without fillers,
+    computed here. With `goal_once_per_episode` a rewarded caption carries the goal it reaches, and the learner pays each once.
+    """
+
+    name = "embedding"
+    depends_on_counts = False
+    is_settled = True
+
+    def __init__(self, config: RewardModelConfig) -> None:
+        if config.threshold != -1 and not -1 < config.threshold < 1:
+            raise ValueError(f"reward_model.threshold is a cosine in (-1, 1), got {config.threshold}; -1 takes the default")
+        if not 0 < len(config.goals) <= MAX_GOALS:
+            raise ValueError(f"reward_model.goals must be 1 to {MAX_GOALS} sentences, got {len(config.goals)}")
+        self.asks = Asks.NOTHING if config.embedding == "bag-of-words" else Asks.EMBEDDINGS
+        self._threshold = THRESHOLDS[config.embedding] if config.threshold == -1 else config.threshold
+        self._is_once = config.goal_once_per_episode
+        self._goals = [_bag(goal) for goal in config.goals]
+        self._nearest: dict[int, tuple[float, int]] = {}  # caption id -> largest cosine and its goal
+        self._is_frozen = False
+
+    def calibrate(self, threshold: float) -> None:
+        """A judge's theta is no cosine."""
+
+    def learn(self, evidence: Sequence[Evidence]) -> None:
+        """Remember the cosines."""
+        for item in evidence:
+            if isinstance(item, EmbeddedCaption) and not np.isnan(item.cosines).any() and not self._is_frozen:
+                goal = int(item.cosines.argmax())
+                self._nearest[item.caption.id] = float(item.cosines[goal]), goal
+
+    def train(self) -> Mapping[str, float]:
+        """No gradients."""
+        return {}
+
+    def score(self, captions: Sequence[Caption], counts: np.ndarray) -> np.ndarray:
+        """[N] f32: R of each caption, NaN before it was embedded."""
+        cosines, _ = self._look_up(captions)
+        return without_empty(captions, np.where(np.isnan(cosines), np.nan, np.where(cosines > self._threshold, cosines, 0.0)))
+
+    def margins(self, captions: Sequence[Caption]) -> np.ndarray:
+        """[N] f64: cosine above the threshold."""
+        return self._look_up(captions)[0] - self._threshold
+
+    def goals(self, captions: Sequence[Caption]) -> np.ndarray | None:
+        """[N] i8 where goals are paid once per episode."""
+        if not self._is_once:
+            return None
+        cosines, goals = self._look_up(captions)
+        is_text = np.array([caption.id != 0 for caption in captions], bool)
+        return np.where(is_text & (cosines > self._threshold), goals, -1).astype(np.int8)
+
+    def _look_up(self, captions: Sequence[Caption]) -> tuple[np.ndarray, np.ndarray]:
+        if self.asks is Asks.NOTHING:
+            for caption in captions:
+                if caption.id not in self._nearest:
+                    cosines = [_cosine(_bag(caption.text), goal) for goal in self._goals]
+                    self._nearest[caption.id] = max(cosines), int(np.argmax(cosines))
+        found = [self._nearest.get(caption.id, (np.nan, -1)) for caption in captions]
+        return np.array([cosine for cosine, _ in found], np.float64), np.array([goal for _, goal in found], np.int8)
+
+    def retain(self, ids: Set[int]) -> None:
+        """Forget the other captions' cosines; of a frozen model none, since they would not come again."""
+        if not self._is_frozen:
+            self._nearest = {number: nearest for number, nearest in self._nearest.items() if number in ids}
+
+    def freeze(self, captions: Sequence[Caption], counts: np.ndarray) -> None:
+        """Remember nothing more."""
+        self._is_frozen = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Cosines and goals by caption."""
+        return {
+            "ids": np.array(list(self._nearest), np.uint64),
+            "cosines": np.array([cosine for cosine, _ in self._nearest.values()], np.float64),
+            "goals": np.array([goal for _, goal in self._nearest.values()], np.int8),
+            "is_frozen": self._is_frozen,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        nearest = zip(state["cosines"].tolist(), state["goals"].tolist(), strict=True)
+        self._nearest = dict(zip(state["ids"].tolist(), nearest, strict=True))
+        self._is_frozen = state["is_frozen"]
+
+
+def _bag(text: str) -> Counter[str]:
+    """Words by number, lower case, without fillers and plural s."""
+    words = (word.removesuffix("s") for word in _WORDS.findall(text.lower()) if word not in _FILLERS)
+    return Counter(word for word in words if word)
+
+
+def _cosine(one: Counter[str], other: Counter[str]) -> float:
+    norm = np.sqrt(sum(n * n for n in one.values()) * sum(n * n for n in other.values()))
+    return float(sum(n * other[word] for word, n in one.items()) / norm) if norm else 0.0

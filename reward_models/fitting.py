@@ -1,0 +1,202 @@
+"""`Fitting`: gradient training of a caption network in small turns, stopped by held-out answers, with the best weights kept for scoring.
+
+    every turn             `steps_per_turn` Adam steps on examples drawn uniformly
+    every 25 steps         newest and best weights are evaluated on the held-out answers (where there are fewer than 20, on those
+                           trained on); the better ones score
+    `patience` times       without a gain: training rests until there is a tenth more to train on, then goes on from the best weights
+    without one
+
+Invariant: a function of seed, turns and examples: batches and dropout are drawn from (seed, step), so no generator needs saving.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from configs.service_schema import RewardModelConfig
+from llm_server.annotation import Caption
+from reward_models.caption_cnn import CaptionNet
+
+EVALUATION_INTERVAL_STEPS = 25
+MAX_EVALUATED = 512
+"""Examples per evaluation, spread evenly over all."""
+MIN_HELD_OUT = 20
+MIN_TRAINED_BEFORE_HOLDING_OUT = 200
+MIN_GAIN = 0.002
+"""Relative fall of the loss that counts."""
+GROWTH = 1.1
+MAX_GRAD_NORM = 10.0
+
+
+class Examples(Protocol):
+    """What a network is trained on: logits against targets in [0, 1]."""
+
+    @property
+    def num_train(self) -> int:
+        """How many are trained on."""
+        ...
+
+    @property
+    def num_held_out(self) -> int:
+        """How many are not."""
+        ...
+
+    def texts(self, rows: np.ndarray, held_out: bool) -> list[bytes]:
+        """The captions of these examples."""
+        ...
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """[N] logits from the network's outputs for `texts`."""
+        ...
+
+    def targets(self, rows: np.ndarray, held_out: bool) -> Tensor:
+        """[N] f32 in [0, 1]."""
+        ...
+
+    def agreement(self, logits: Tensor, rows: np.ndarray, held_out: bool) -> float:
+        """Share of examples on which the network sides with the judge; NaN where none takes a side."""
+        ...
+
+
+class Fitting:
+    """One network in training and its best weights so far."""
+
+    def __init__(self, sizes: Sequence[int], dropout: float, config: RewardModelConfig, seed: int) -> None:
+        self._config, self._seed = config, seed
+        self._net, self._best = CaptionNet(sizes, dropout, seed), CaptionNet(sizes, dropout, seed)
+        self._optimizer = self._new_optimizer()
+        self.step = 0
+        self.has_best = False
+        """Whether there are weights to score with."""
+        self.accuracy: float | None = None
+        """Of the best weights on the held-out answers."""
+        self._num_without_gain = 0
+        self._resting_at = 0  # how many examples there were when training came to rest; 0: it does not rest
+        self._outputs: dict[int, float] = {}  # of the best weights, by caption id
+
+    def is_settled(self, examples: Examples) -> bool:
+        """Whether `train` would do nothing."""
+        return examples.num_train == 0 or 0 < examples.num_train <= GROWTH * self._resting_at
+
+    def wake(self) -> None:
+        """What is to be learnt has changed: do not rest."""
+        self._resting_at = self._num_without_gain = 0
+
+    def train(self, examples: Examples, num_steps: int) -> None:
+        """At most `num_steps` steps, fewer where training comes to rest."""
+        for _ in range(num_steps):
+            if self.is_settled(examples):
+                return
+            if self._resting_at:
+                self._begin_again()
+            self._take_step(examples)
+            if self.step % EVALUATION_INTERVAL_STEPS == 0:
+                self._evaluate(examples)
+
+    def outputs(self, captions: Sequence[Caption]) -> np.ndarray:
+        """[N] f64 of the best weights, NaN before there are any; computed once per caption and weights."""
+        if not self.has_best:
+            return np.full(len(captions), np.nan)
+        new = [caption for caption in captions if caption.id not in self._outputs]
+        if new:
+            with torch.no_grad():
+                values = self._best([caption.text.encode() for caption in new]).tolist()
+            self._outputs.update(zip((caption.id for caption in new), values, strict=True))
+        return np.array([self._outputs[caption.id] for caption in captions], np.float64)
+
+    def retain(self, ids: Any) -> None:
+        """Forget the outputs of all other captions."""
+        self._outputs = {number: value for number, value in self._outputs.items() if number in ids}
+
+    def _take_step(self, examples: Examples) -> None:
+        rng = np.random.default_rng((self._seed, self.step))
+        rows = rng.integers(examples.num_train, size=min(self._config.batch_size, 4 * examples.num_train))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+        self._optimizer.zero_grad(set_to_none=True)
+        logits = examples.logits(self._net(examples.texts(rows, False), generator))
+        binary_cross_entropy_with_logits(logits, examples.targets(rows, False)).backward()
+        norm = torch.nn.utils.clip_grad_norm_(self._net.parameters(), MAX_GRAD_NORM)
+        if bool(torch.isfinite(norm)):
+            self._optimizer.step()
+        self.step += 1
+
+    def _evaluate(self, examples: Examples) -> None:
+        held_out = examples.num_held_out >= MIN_HELD_OUT
+        total = examples.num_held_out if held_out else examples.num_train
+        rows = np.unique(np.linspace(0, total - 1, min(total, MAX_EVALUATED)).astype(np.int64))
+        loss, agreement = self._assess(self._net, examples, rows, held_out)
+        best_loss, best_agreement = self._assess(self._best, examples, rows, held_out) if self.has_best else (np.inf, np.nan)
+        if loss < (1.0 - MIN_GAIN) * best_loss:
+            self._best.load_state_dict(self._net.state_dict())
+            self.has_best, best_agreement = True, agreement
+            self._outputs.clear()
+            self._num_without_gain = 0
+        else:
+            self._num_without_gain += 1
+        self.accuracy = best_agreement if held_out and np.isfinite(best_agreement) else None
+        if self._num_without_gain >= self._config.patience:
+            self._resting_at = examples.num_train
+
+    @torch.no_grad()
+    def _assess(self, net: CaptionNet, examples: Examples, rows: np.ndarray, held_out: bool) -> tuple[float, float]:
+        logits = examples.logits(net(examples.texts(rows, held_out)))
+        loss = float(binary_cross_entropy_with_logits(logits, examples.targets(rows, held_out)))
+        return loss, examples.agreement(logits, rows, held_out)
+
+    def _begin_again(self) -> None:
+        self._net.load_state_dict(self._best.state_dict())
+        self._optimizer = self._new_optimizer()
+        self._resting_at = self._num_without_gain = 0
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        config = self._config
+        return torch.optim.AdamW(self._net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights in training and best ones, Adam's moments, counters, and the outputs computed so far."""
+        moments = self._optimizer.state
+        return {
+            "weights": _arrays(self._net),
+            "best": _arrays(self._best),
+            "adam": {
+                name: {key: tensor.numpy().copy() for key, tensor in moments[parameter].items()}
+                for name, parameter in self._net.named_parameters()
+                if parameter in moments
+            },
+            "step": self.step,
+            "has_best": self.has_best,
+            "accuracy": self.accuracy,
+            "num_without_gain": self._num_without_gain,
+            "resting_at": self._resting_at,
+            "output_ids": np.array(list(self._outputs), np.uint64),
+            "outputs": np.array(list(self._outputs.values()), np.float64),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        for net, name in ((self._net, "weights"), (self._best, "best")):
+            net.load_state_dict({key: torch.from_numpy(np.array(array)) for key, array in state[name].items()})
+        moments = {
+            index: {key: torch.from_numpy(np.array(array)) for key, array in state["adam"][name].items()}
+            for index, (name, _) in enumerate(self._net.named_parameters())
+            if name in state["adam"]
+        }
+        self._optimizer = self._new_optimizer()
+        self._optimizer.load_state_dict({"state": moments, "param_groups": self._optimizer.state_dict()["param_groups"]})
+        self.step, self.has_best, self.accuracy = state["step"], state["has_best"], state["accuracy"]
+        self._num_without_gain, self._resting_at = state["num_without_gain"], state["resting_at"]
+        self._outputs = dict(zip(state["output_ids"].tolist(), state["outputs"].tolist(), strict=True))
+
+
+def is_held_out(caption_id: int, fraction: float, num_trained: int) -> bool:
+    """Whether a caption met now goes to the held-out split: by a hash of its id, and never among the first."""
+    position = (caption_id * 0x9E3779B97F4A7C15 % 2**64) / 2**64  # Fibonacci hashing: ids need not be hashes themselves
+    return num_trained >= MIN_TRAINED_BEFORE_HOLDING_OUT and position < fraction
+
+
+def _arrays(net: CaptionNet) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy().copy() for name, tensor in net.state_dict().items()}

@@ -1,0 +1,220 @@
+"""The pipeline that runs annotation and the training of the reward model beside the learner.
+
+    consumes              waits for                                  is unblocked by
+    caption reports       nothing                                    -
+    answers               `Annotator.wait` (an interval at most)     an answer, or `close`
+    gradient steps        their share of the time                    -
+    reward tables         nothing: latest only                       -
+
+Invariant: the learner never waits for any of it: whatever fails here leaves it the last table.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from configs.service_schema import RewardModelConfig
+from llm_server.annotator import Annotator
+from llm_server.caption_book import CaptionBook
+from llm_server.judge import Judge
+from llm_server.service_process import ServiceProcess
+from reward_models.interface import Evidence
+from reward_models.table import RewardTable
+from reward_models.training import RewardTrainer
+
+LOG = logging.getLogger(__name__)
+MAX_FAILURES_IN_A_ROW = 10
+PUBLISHING_SHARE = 0.1
+CLOSE_BUDGET_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardedCaption:
+    """One line of the end-of-run summary (annotation -> user)."""
+
+    text: str
+    reward: float
+    """R in the newest table."""
+    probability: float | None
+    """The judge's; None where it was not asked."""
+    count: int
+    """Occurrences in the run."""
+
+
+class AnnotationPipeline:
+    """Caption book, annotator and trainer as one part of a run; every method may be called from any thread.
+
+    Models that need no judgements get `annotator=None`: then nothing is asked and no service is started. A `service` is
+    started, watched and ended with the pipeline, a `judge` in this process is closed with it. Either `start` (asynchronous) or `turn` (one process), not both.
+    """
+
+    def __init__(
+        self,
+        book: CaptionBook,
+        trainer: RewardTrainer,
+        *,
+        annotator: Annotator | None = None,
+        service: ServiceProcess | None = None,
+        judge: Judge | None = None,
+        config: RewardModelConfig | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._book, self._trainer, self._annotator, self._service, self._judge = book, trainer, annotator, service, judge
+        config = config or RewardModelConfig()
+        self._publish_interval_s, self._training_share, self._clock = config.publish_interval_s, config.training_share, clock
+        self._lock = threading.Lock()  # of the trainer
+        self._unlearnt: list[Evidence] = []
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._failure: str | None = None
+        if service is not None:
+            service.ensure_running()
+
+    @property
+    def problem(self) -> str | None:
+        """Why no caption is judged any more; None as long as all is well or may become well by itself."""
+        return (self._annotator.problem if self._annotator else None) or self._failure
+
+    def report(
+        self, texts: Mapping[int, str], counts: Mapping[int, int], worker_id: str, sequence_number: int, env_steps: int
+    ) -> tuple[str, int]:
+        """Take in a worker's caption report; see `CaptionBook.take_report`."""
+        return self._book.take_report(texts, counts, worker_id, sequence_number, env_steps)
+
+    def turn(self, max_labels: int) -> RewardTable:
+        """Ask for at most `max_labels` answers, learn them, train a little and return the newest table, all in this thread."""
+        answers = self._annotator.turn(max_labels) if self._annotator else []
+        with self._lock:
+            self._learn(answers)
+            self._trainer.train()
+            self._trainer.publish()
+            return self._trainer.table
+
+    def _learn(self, answers: Sequence[Evidence]) -> None:
+        if self._annotator and self._annotator.judge:
+            self._trainer.calibrate(self._annotator.judge.threshold)
+        if answers and self._service:
+            self._service.served()
+        self._trainer.learn(answers)
+
+    def start(self) -> None:
+        """Begin to ask, learn and publish in the background."""
+        if self._annotator:
+            self._annotator.start()
+        self._thread = threading.Thread(target=self._run, name="reward-training", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        failures, publish_at, train_at = 0, self._clock(), self._clock()
+        while not self._stop.is_set():
+            try:
+                due = publish_at if self._trainer.is_settled else min(publish_at, train_at)
+                self._learn_what_came(min(max(0.0, due - self._clock()), self._publish_interval_s))
+                if self._clock() >= train_at and not self._trainer.is_settled:
+                    train_at = self._next_time(self._trainer.train, self._training_share, 0.0)
+                if self._clock() >= publish_at:
+                    publish_at = self._next_time(self._trainer.publish, PUBLISHING_SHARE, self._publish_interval_s)
+                failures = 0
+            except Exception as error:
+                failures += 1
+                LOG.exception("reward training failed (%d in a row); the run goes on with the last table", failures)
+                if failures == MAX_FAILURES_IN_A_ROW:
+                    self._failure = f"reward training failed {failures} times in a row, at last with {error!r}"
+                    LOG.error("%s: rewards stay as they are until the run is started again", self._failure)
+                    return
+                self._stop.wait(self._publish_interval_s)
+
+    def _next_time(self, work: Callable[[], object], share: float, interval_s: float) -> float:
+        """Do `work` now; when it is due again, so that it takes at most `share` of the time: the rest of the run needs the processor."""
+        started = self._clock()
+        with self._lock:
+            work()
+        return started + max(interval_s, (self._clock() - started) / share)
+
+    def _learn_what_came(self, timeout_s: float) -> None:
+        if self._service:
+            self._service.ensure_running()
+        if self._annotator is None:
+            self._stop.wait(timeout_s)
+            return
+        self._annotator.wait(timeout_s)
+        with self._lock:  # taken and learnt in one piece, so that no checkpoint falls between
+            self._unlearnt += self._annotator.take()
+            self._learn(self._unlearnt)
+            self._unlearnt = []
+
+    def latest_table(self) -> RewardTable:
+        """The newest table; waits for nothing."""
+        return self._trainer.table
+
+    def metrics(self) -> dict[str, float | None]:
+        """Catalogue figures of the book, annotation and the reward model."""
+        figures: dict[str, float | None] = {**self._book.metrics(), **self._trainer.metrics()}
+        if self._annotator is None:
+            figures |= {"annotations_pending": None, "annotation_age_s": None}
+        else:
+            figures |= self._annotator.metrics()
+        if self._service:
+            figures["service_restarts"] = self._service.restarts
+        if self._failure:
+            figures["annotator_up"] = 0
+        return figures
+
+    def top_rewarded(self, n: int, min_count: int) -> list[RewardedCaption]:
+        """The `n` captions of highest R > 0 among those seen at least `min_count` times; equal ones by count, then by id."""
+        table = self.latest_table()
+        counts, probabilities, texts = self._book.look_up(table.ids)
+        rows = np.flatnonzero((table.rewards > 0) & (counts >= max(min_count, 1)))
+        rows = rows[np.lexsort((table.ids[rows], -counts[rows], -table.rewards[rows]))][:n]
+        return [
+            RewardedCaption(
+                text=texts[row],
+                reward=float(table.rewards[row]),
+                probability=None if np.isnan(probabilities[row]) else float(probabilities[row]),
+                count=int(counts[row]),
+            )
+            for row in rows
+        ]
+
+    def interrupt(self) -> None:
+        """From a signal handler: a `turn` that waits for the service stops waiting."""
+        if self._annotator:
+            self._annotator.interrupt()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Book, counters, model and table of one moment; brings captions.sqlite up to date as well."""
+        self._book.write_archive()
+        with self._lock:
+            return {
+                "book": self._book.state_dict(),
+                "annotator": self._annotator.state_dict() if self._annotator else {},
+                "trainer": self._trainer.state_dict(),
+            }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`; before `start`. An empty state (of a run without annotation so far) changes nothing."""
+        if not state:
+            return
+        self._book.load_state_dict(state["book"])
+        if self._annotator:
+            self._annotator.load_state_dict(state["annotator"])
+        with self._lock:
+            self._trainer.load_state_dict(state["trainer"])
+
+    def close(self) -> None:
+        """Stop asking and training, end the service, and write the archive."""
+        self._stop.set()
+        if self._annotator:
+            self._annotator.close()
+        if self._thread:
+            self._thread.join(CLOSE_BUDGET_S)
+        if self._service:
+            self._service.close()
+        if self._judge:
+            self._judge.close()
+        self._book.close()

@@ -1,0 +1,220 @@
+"""The ranking reward model: a byte-level network whose differences explain which of two captions is better (Bradley-Terry).
+
+Invariant: a version's rewards are normalised over exactly the caption table of that version, each caption weighted by how often it
+occurred; what is handed on is that normalised, thresholded value and nothing else.
+"""
+
+import math
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from configs.service_schema import RewardModelConfig
+from llm_server.annotation import Caption, JudgedPair, Status
+from reward_models.fitting import Fitting, is_held_out
+from reward_models.interface import Asks, Evidence
+from reward_models.packing import packed, unpacked
+from reward_models.probability_reward import without_empty
+
+SIZES, DROPOUT = (256, 512), 0.0
+MAX_PAIRS = 1_000_000
+"""Pairs of each split that are kept; the oldest leave first."""
+MIN_DEVIATION = 1e-6
+
+
+class RankingModel:
+    """R = z where z > epsilon, else 0, with z = (f(caption) - mu) / sigma (ONI-Ranking, arXiv 2410.23022; Motif, arXiv 2310.00166).
+
+    f is trained so that p(first is better) = s(f(first) - f(second)), s the logistic function, on soft preferences (a tie is 0.5).
+    mu and sigma are mean and deviation of f over all captions of the table but the empty one, weighted by their counts. epsilon is
+    `reward_model.epsilon`, or the `epsilon_quantile` of z over the distinct captions.
+    """
+
+    name = "ranking"
+    asks = Asks.PAIRS
+    depends_on_counts = True
+
+    def __init__(self, config: RewardModelConfig, seed: int) -> None:
+        self._config = config
+        self._pairs = {False: _Pairs(), True: _Pairs()}  # by whether they are held out
+        self._texts: dict[int, bytes] = {}  # of every caption in a pair
+        self._held_out_captions: set[int] = set()
+        self._fitting = Fitting(SIZES, DROPOUT, config, seed)
+        self._scale: tuple[float, float, float] = (math.nan, math.nan, math.nan)  # mu, sigma, epsilon of the last table
+        self._is_frozen = False
+
+    @property
+    def num_train(self) -> int:
+        """Pairs to train on: both captions are in the training split."""
+        return len(self._pairs[False])
+
+    @property
+    def num_held_out(self) -> int:
+        """Pairs with a held-out caption."""
+        return len(self._pairs[True])
+
+    @property
+    def is_settled(self) -> bool:
+        """See `RewardModel`."""
+        return self._is_frozen or self._fitting.is_settled(self)
+
+    def calibrate(self, threshold: float) -> None:
+        """The judge's theta is about single captions; a ranking has its own."""
+
+    def learn(self, evidence: Sequence[Evidence]) -> None:
+        """Take new pairs in."""
+        for item in evidence:
+            if isinstance(item, JudgedPair) and item.judgement.status is Status.OK and not self._is_frozen:
+                first, second = item.pair.first, item.pair.second
+                if first.id and second.id and first.id != second.id:
+                    held_out = [self._meets_held_out(caption) for caption in (first, second)]
+                    self._pairs[any(held_out)].put(first.id, second.id, item.judgement.preference)
+
+    def _meets_held_out(self, caption: Caption) -> bool:
+        if caption.id not in self._texts:
+            num_trained = len(self._texts) - len(self._held_out_captions)
+            if is_held_out(caption.id, self._config.held_out_fraction, num_trained):
+                self._held_out_captions.add(caption.id)
+            self._texts[caption.id] = caption.text.encode()
+        return caption.id in self._held_out_captions
+
+    def train(self) -> Mapping[str, float]:
+        """Some gradient steps; how often the network orders held-out pairs as the judge does, ties left out."""
+        if not self._is_frozen:
+            self._fitting.train(self, self._config.steps_per_turn)
+        return {} if self._fitting.accuracy is None else {"accuracy": self._fitting.accuracy}
+
+    def score(self, captions: Sequence[Caption], counts: np.ndarray) -> np.ndarray:
+        """[N] f32: R of each caption, NaN before the first evaluation of the network."""
+        outputs = self._fitting.outputs(captions)
+        if not self._is_frozen:
+            is_text = np.array([caption.id != 0 for caption in captions], bool)
+            self._scale = self._measured(outputs[is_text], np.asarray(counts, np.float64)[is_text])
+        mu, sigma, epsilon = self._scale
+        z = (outputs - mu) / sigma
+        return without_empty(captions, np.where(np.isnan(z), np.nan, np.where(z > epsilon, z, 0.0)))
+
+    def _measured(self, outputs: np.ndarray, counts: np.ndarray) -> tuple[float, float, float]:
+        """mu, sigma and epsilon over a table; NaN without outputs."""
+        if not len(outputs) or np.isnan(outputs).any():
+            return math.nan, math.nan, math.nan
+        weights = counts if counts.sum() > 0 else np.ones(len(outputs))
+        mu = float(np.average(outputs, weights=weights))
+        sigma = max(math.sqrt(float(np.average((outputs - mu) ** 2, weights=weights))), MIN_DEVIATION)
+        if self._config.epsilon_quantile < 0:
+            return mu, sigma, self._config.epsilon
+        return mu, sigma, float(np.quantile((outputs - mu) / sigma, self._config.epsilon_quantile))
+
+    def margins(self, captions: Sequence[Caption]) -> np.ndarray:
+        """[N] f64: standard deviations above epsilon."""
+        mu, sigma, epsilon = self._scale
+        return (self._fitting.outputs(captions) - mu) / sigma - epsilon
+
+    def goals(self, captions: Sequence[Caption]) -> None:
+        """None."""
+
+    # -- what is trained on (see `fitting.Examples`) --------------------------------------------------------------------
+
+    def texts(self, rows: np.ndarray, held_out: bool) -> list[bytes]:
+        """All first captions, then all second ones."""
+        pairs = self._pairs[held_out]
+        return [self._texts[ids[row]] for ids in (pairs.firsts, pairs.seconds) for row in rows]
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """Differences."""
+        firsts, seconds = outputs.chunk(2)
+        return firsts - seconds
+
+    def targets(self, rows: np.ndarray, held_out: bool) -> Tensor:
+        """Preferences, smoothed."""
+        p, smoothing = self._given(rows, held_out), self._config.label_smoothing
+        return torch.from_numpy(p + smoothing * (0.5 - p)).float()
+
+    def agreement(self, logits: Tensor, rows: np.ndarray, held_out: bool) -> float:
+        """Share of pairs, ties left out, that network and judge order alike."""
+        p = self._given(rows, held_out)
+        return float(np.mean((logits.numpy() > 0)[p != 0.5] == (p > 0.5)[p != 0.5])) if (p != 0.5).any() else math.nan
+
+    def _given(self, rows: np.ndarray, held_out: bool) -> np.ndarray:
+        preferences = self._pairs[held_out].preferences
+        return np.array([preferences[row] for row in rows])
+
+    # -- keeping ----------------------------------------------------------------------------------------------------------
+
+    def retain(self, ids: Set[int]) -> None:
+        """Forget every other caption, its output, and the pairs it is in."""
+        for pairs in self._pairs.values():
+            pairs.retain(ids)
+        self._texts = {number: text for number, text in self._texts.items() if number in ids}
+        self._held_out_captions &= ids
+        self._fitting.retain(ids)
+
+    def freeze(self, captions: Sequence[Caption], counts: np.ndarray) -> None:
+        """Keep weights, mu, sigma and epsilon as they are over this table; pairs are needed no more."""
+        self.score(captions, counts)
+        self._is_frozen = True
+        self.retain(frozenset())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Pairs of both splits with their captions, statistics, weights, optimiser, counters."""
+        return {
+            "train": self._pairs[False].state_dict(),
+            "held_out": self._pairs[True].state_dict(),
+            "ids": np.array(list(self._texts), np.uint64),
+            "held_out_ids": np.array(sorted(self._held_out_captions), np.uint64),
+            **packed(list(self._texts.values())),
+            "scale": list(self._scale),
+            "fitting": self._fitting.state_dict(),
+            "is_frozen": self._is_frozen,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self._pairs[False].load_state_dict(state["train"])
+        self._pairs[True].load_state_dict(state["held_out"])
+        self._texts = dict(zip(state["ids"].tolist(), unpacked(state), strict=True))
+        self._held_out_captions = set(state["held_out_ids"].tolist())
+        mu, sigma, epsilon = state["scale"]
+        self._scale = mu, sigma, epsilon
+        self._fitting.load_state_dict(state["fitting"])
+        self._is_frozen = state["is_frozen"]
+
+
+class _Pairs:
+    """Pairs in the order in which they came."""
+
+    def __init__(self) -> None:
+        self.firsts: list[int] = []
+        self.seconds: list[int] = []
+        self.preferences: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self.firsts)
+
+    def put(self, first: int, second: int, preference: float) -> None:
+        self.firsts.append(first)
+        self.seconds.append(second)
+        self.preferences.append(preference)
+        if len(self) > MAX_PAIRS:
+            self._keep(range(len(self) - MAX_PAIRS * 9 // 10, len(self)))
+
+    def retain(self, ids: Set[int]) -> None:
+        self._keep([row for row in range(len(self)) if self.firsts[row] in ids and self.seconds[row] in ids])
+
+    def _keep(self, rows: Sequence[int]) -> None:
+        self.firsts, self.seconds = [self.firsts[row] for row in rows], [self.seconds[row] for row in rows]
+        self.preferences = [self.preferences[row] for row in rows]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "firsts": np.array(self.firsts, np.uint64),
+            "seconds": np.array(self.seconds, np.uint64),
+            "preferences": np.array(self.preferences, np.float64),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.firsts, self.seconds = state["firsts"].tolist(), state["seconds"].tolist()
+        self.preferences = state["preferences"].tolist()
