@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from nle import nethack
+from nle.env.tasks import NetHackScore
 
 from actors.environment import make_environment
 from actors.hero_view import CHARACTER_WINDOW, MAP_HEIGHT, MAP_WIDTH, OUTSIDE_GLYPH, character_view, glyph_view, make_maps
@@ -30,26 +31,48 @@ def test_the_hero_is_at_row_6_and_column_6_of_the_character_window(x: int, y: in
         assert wanted[6, 6] == maps[name][1, y * MAP_WIDTH + x]
 
 
-def test_the_character_window_of_a_game_is_what_the_terminal_shows_of_the_map() -> None:
-    config = EnvConfig(max_episode_steps=40)
+@pytest.mark.parametrize("env_id", ["NetHackScore-v0", "Delphi/NetHackOracle-v0", "MiniHack-Room-5x5-v0", "MiniHack-KeyRoom-S5-v0"])
+def test_the_character_window_of_a_game_has_the_hero_in_it_to_the_last_screen(env_id: str) -> None:
+    config = EnvConfig(id=env_id, max_episode_steps=40)
     env = make_environment(config, num_envs=2, run_seed=0, worker_index=0, network="rendered_crop")
     assert isinstance(env, NetHackEnvironment)
     assert list(env.spec.observations) == ["character_crop", "blstats", "message"]
     assert env.spec.observations["character_crop"].shape == (CHARACTER_WINDOW, CHARACTER_WINDOW, 2)
     env.reset()
     rng = np.random.default_rng(0)
-    seen = set()
+    seen: set[str] = set()
     for _ in range(100):
-        step = env.step(rng.integers(23, size=2))
-        for end in step.ends:
-            assert end.final_obs["character_crop"].shape == (12, 12, 2)
-            assert chr(end.final_obs["character_crop"][6, 6, 0]) == "@"
-        chars, colors = np.moveaxis(step.obs["character_crop"], -1, 0)
-        assert (chars[:, 6, 6] == ord("@")).all()
-        assert not colors[chars == ord(" ")].any()
-        seen |= set(map(chr, np.unique(chars)))
-    assert seen >= set("@.|- d<") or seen >= set("@.|- f")
+        step = env.step(rng.integers(env.spec.num_actions, size=2))
+        for window in [*step.obs["character_crop"], *(end.final_obs["character_crop"] for end in step.ends)]:
+            characters, colours = np.moveaxis(window, -1, 0)
+            assert chr(characters[6, 6]) == "@"
+            assert not colours[characters == ord(" ")].any()
+            seen |= set(map(chr, np.unique(characters)))
+    assert seen >= set("@. ")
     env.close()
+
+
+def test_the_character_window_is_what_the_terminal_shows_of_the_map() -> None:
+    env = NetHackScore(observation_keys=("glyphs", "chars", "colors", "blstats", "message", "tty_chars", "tty_colors"), fix_moon_phase=True)
+    env.seed(1, 2, reseed=False)
+    obs, _ = env.reset()
+    view, rng = character_view(), np.random.default_rng(0)
+    equal = []
+    for action in rng.integers(23, size=1000):
+        x, y = obs["blstats"][:2]
+        maps = {name: np.append(obs[name].ravel(), np.uint8(outside))[None] for name, outside in (("chars", 32), ("colors", 0))}
+        window = view.cut(maps, x[None], y[None])[0]
+        on_map = np.clip([y - 6, y + 6], 0, MAP_HEIGHT)
+        rows = slice(*(on_map - (y - 6)))
+        # The map begins at the terminal's second line.
+        screen = np.stack([np.pad(obs[name][1:22, :79], 6)[y : y + 12, x : x + 12] for name in ("tty_chars", "tty_colors")], -1)
+        screen[screen[..., 0] == 0] = 32, 0
+        equal.append(np.array_equal(np.where(window == 32, 0, window)[rows], np.where(screen == 32, 0, screen)[rows]))
+        obs, _, done, _, _ = env.step(action)
+        if done:
+            break
+    env.close()
+    assert np.mean(equal) > 0.95, "all but where a text lies over the map"
 
 
 @pytest.mark.parametrize("size", [8, 12])
