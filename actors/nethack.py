@@ -154,7 +154,8 @@ class NetHackEnvironment:
             raise ValueError(f"captions of {spec.id!r} are its message lines: env.captioner must be 'message', got {config.captioner!r}")
         self.num_envs = num_envs
         self._seeds, self._view = seeds, view
-        self._screens = make_maps(num_envs, tuple({"glyphs", *view.layers}))  # NLE's tasks read the glyphs, whatever the policy does
+        layers = dict.fromkeys(("glyphs", *view.layers))  # NLE's tasks read the glyphs, whatever the policy does
+        self._screens = make_maps(num_envs, tuple(layers))
         self._glyphs = self._screens["glyphs"][:, :MAP_CELLS]
         self._screens["blstats"] = self._blstats = np.zeros((num_envs, *nethack.BLSTATS_SHAPE), np.int64)
         self._screens["message"] = np.zeros((num_envs, *nethack.MESSAGE_SHAPE), np.uint8)
