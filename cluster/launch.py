@@ -19,8 +19,10 @@ from cluster.console import Console
 from cluster.logs import log_to_file
 from cluster.ray_auth import use_private_token
 from cluster.run_directory import RunDirectory, open_run, record_provenance, write_atomically
+from cluster.trained_model import check_judgements, pretrain
 from cluster.wiring import check_parts
 from configs.schema import RunConfig
+from configs.validation import ConfigError
 
 LOG = logging.getLogger(__name__)
 
@@ -56,6 +58,10 @@ def launch(config: RunConfig) -> int:
     """Train as `config` says; the exit code: 0 finished or stopped on request, 1 failed. Raises ConfigError before anything is made."""
     console = Console(config.logging, config.total_env_steps)
     spec, rubric_hash = check_parts(config)
+    try:
+        check_judgements(config)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     run, run_epoch = open_run(config)
     try:
         temporary.sweep(config.run_dir)
@@ -67,6 +73,7 @@ def launch(config: RunConfig) -> int:
             f"run {config.run_dir} {word}: {config.env.id}, reward model {config.reward_model.name}, to {config.total_env_steps:,} steps"
         )
         with StopRequest(console.say) as stop:
+            pretrain(config, run, console.say, lambda: stop.requested)
             summary = _train(config, spec, run, run_epoch, directory, stop, console)
         write_atomically(run.summary, json.dumps(summary, indent=2) + "\n")
         console.summarise(summary, config.run_dir)

@@ -30,6 +30,7 @@ class RunDirectory:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.captions = path / "captions.sqlite"
+        self.reward_model = path / "reward_model"  # where it was trained before the policy
         self.log = path / "log.txt"
         self.summary = path / "summary.json"
         self._metrics = path / "metrics.jsonl"

@@ -4,9 +4,10 @@ Invariant: every spawner builds through these functions, so the modes differ in 
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from actors.captions import CaptionTracker
 from actors.environment import EnvironmentSpec, make_environment
@@ -16,6 +17,7 @@ from cluster.run_directory import RunDirectory
 from configs.schema import RunConfig
 from configs.service_schema import ServiceConfig
 from configs.validation import ConfigError
+from learner.checkpoint import load_latest
 from learner.update import resolve_device
 from llm_server.annotator import Annotator
 from llm_server.caption_archive import CaptionArchive
@@ -58,8 +60,10 @@ def build_pipeline(config: RunConfig, run: RunDirectory, run_epoch: int) -> Anno
     settings = config.annotator
     book = CaptionBook(settings.max_captions, settings.recency_half_life_env_steps, CaptionArchive(run.captions), policy=settings.policy)
     trainer = RewardTrainer(model, RewardOptions(config.reward_model, config.seed), book, run_epoch)
+    if config.reward_model.judgements:
+        trainer.adopt(_trained_before(run))
     annotator = service = judge = None
-    if model.asks is not Asks.NOTHING:
+    if _needs_service(config, model.asks):
         rubric, timeout_s = load_rubric(settings.rubric), settings.request_timeout_s
         service_config = _service_config(config, model.asks)
         connect: Callable[[], AnnotationClient]
@@ -81,6 +85,17 @@ def build_model(config: RunConfig) -> RewardModel:
     if settings.name == "embedding" and not settings.goals:
         settings = replace(settings, goals=[load_rubric(config.annotator.rubric).goal])
     return build_reward_model(settings, config.seed)
+
+
+def _trained_before(run: RunDirectory) -> Mapping[str, Any]:
+    state = load_latest(run.reward_model)
+    if state is None:
+        raise RuntimeError(f"{run.reward_model} is missing: the reward model was to be trained before the policy; start the run again")
+    return state["trainer"]
+
+
+def _needs_service(config: RunConfig, asks: Asks) -> bool:
+    return asks is not Asks.NOTHING and not config.reward_model.judgements
 
 
 def _service_config(config: RunConfig, asks: Asks) -> ServiceConfig:
@@ -120,7 +135,7 @@ def check_parts(config: RunConfig) -> tuple[EnvironmentSpec, str | None]:
             env.close()
         PolicyNet(env.spec, config.policy)
         asks = build_model(config).asks
-        if asks is Asks.NOTHING:
+        if not _needs_service(config, asks):
             return env.spec, None
         rubric = load_rubric(config.annotator.rubric)
         if asks is Asks.PAIRS and config.annotator.pairs == "compared" and rubric.pairs is None:

@@ -120,7 +120,8 @@ class RewardModelConfig:
     """A control that must fail: R of captions is permuted among captions of similar frequency, which keeps the amount of reward and
     destroys its meaning. Fixed once drawn, and a function of `seed`."""
     judgements: str = ""
-    """File written by `delphi annotate`: the model is trained on it before the policy is, and frozen (Motif); nothing is asked in the run."""
+    """File written by `delphi annotate`: the model is trained on it before the policy is, and frozen (Motif); nothing is asked in the run.
+    `ranking` takes the file's pairs, or where it has none makes them of its single judgements."""
     labels: str = "soft"
     """What `classification` is trained on: `soft` (the judge's probabilities) or `hard` (1[p > theta], ONI's form)."""
     learning_rate: float = 1e-3

@@ -183,6 +183,16 @@ class PointwisePairs(CaptionQuestions):
             self._sampler.load_state_dict(state)
 
 
+def pairs_of_judgements(judged: Sequence[JudgedCaption], counts: Mapping[int, int], config: AnnotatorConfig, seed: int) -> list[JudgedPair]:
+    """As `PointwisePairs` makes them, of captions that were all judged before; weights are the square roots of the counts."""
+    given = {item.caption.id: (item.caption, item.judgement.probability) for item in judged if item.judgement.status is Status.OK}
+    captions = [caption for caption, _ in given.values()]
+    log2 = np.log2(np.maximum([counts.get(caption.id, 1) for caption in captions], 0.5))
+    num = min(config.pairs_per_caption * len(captions), len(captions) * (len(captions) - 1) // 2)
+    pairs = PairSampler(config, seed).draw(captions, None, captions, log2, num)
+    return [JudgedPair(pair=pair, judgement=pointwise_preference(given[pair.first.id][1], given[pair.second.id][1])) for pair in pairs]
+
+
 def pointwise_preference(p: float, q: float) -> PairJudgement:
     """What two single judgements say of the pair."""
     difference = _log_odds(p) - _log_odds(q)

@@ -89,13 +89,17 @@ class RewardTrainer:
             "figures": dict(self._figures),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`: the same table at once, as the first version of this run epoch."""
+    def adopt(self, state: Mapping[str, Any]) -> None:
+        """Take over a model that was trained elsewhere: `model`, `options` and `figures` of a trainer's state."""
         self._model.load_state_dict(state["model"])
         self._options.load_state_dict(state["options"])
         self._figures = dict(state["figures"])
-        self.table = saved_table(state, self.table.reward_version[0])
         self._seen, self._has_learnt = None, True
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`: the same table at once, as the first version of this run epoch."""
+        self.adopt(state)
+        self.table = saved_table(state, self.table.reward_version[0])
 
 
 def saved_table(trainer_state: Mapping[str, Any], run_epoch: int) -> RewardTable:
