@@ -82,6 +82,8 @@ def read_judge_flags(arguments: argparse.Namespace, *, with_store: bool) -> "tup
         low, high = LIMITS.get(name, (None, None))
         if low is not None and not low <= values[name] <= high:
             raise ValueError(f"--{name.replace('_', '-')}: got {values[name]}, wanted {low} to {high}")
+    if config.engine == "none":
+        raise ValueError("--engine: got none, which embeds and judges nothing; wanted an engine with a language model")
     check_engine(config)
     return rubric, config
 
@@ -108,7 +110,8 @@ def opened_judge(rubric: "Rubric", config: ServiceConfig | None, address: str | 
         import torch
 
         torch.set_num_threads(config.torch_threads)
-    print(f"loading {config.model if config.engine != 'scripted' else 'the scripted engine'} ...", file=sys.stderr, flush=True)
+    if config.engine != "scripted":
+        print(f"preparing {config.model} ({config.engine}) ...", file=sys.stderr, flush=True)
     judge = build_judge(config, rubric)
     try:
         yield InProcessClient(judge)

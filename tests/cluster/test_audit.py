@@ -4,16 +4,20 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from actors.captions import caption_id
 from cluster.audit import main
 from cluster.run_directory import open_run
 from configs.loading import load_config
 from learner.checkpoint import save_checkpoint
+from llm_server.agreement import auc
 from llm_server.annotation import Caption, JudgedCaption, Judgement, Status
 from llm_server.audit import sample_pairs, shuffled_words, without_examples
 from llm_server.caption_file import LabelledCaption
+from llm_server.encoder import SentenceEncoder
 from reward_models.building import build_reward_model
 
 RUBRIC = """
@@ -130,19 +134,33 @@ def test_a_service_that_is_not_there_is_one_line(labelled, capsys):
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A run directory as training leaves it, with a retrieval model that knows all captions but two."""
-    config = load_config(preset="debug", overrides=["env.fold_case=true", f"run_dir={tmp_path / 'run'}"])
-    directory, _ = open_run(config)
-    directory.release()
-    model = build_reward_model(config.reward_model)
+def save(tmp_path: Path):
+    """Writes a run directory as training leaves it, with a reward model that has been taught."""
+
+    def save(teach, *overrides: str) -> Path:
+        config = load_config(preset="debug", overrides=["env.fold_case=true", f"run_dir={tmp_path / 'run'}", *overrides])
+        directory, _ = open_run(config)
+        directory.release()
+        model = build_reward_model(config.reward_model)
+        teach(model)
+        state = {"loop": {"env_steps": 1234}, "annotation": {"trainer": {"model": model.state_dict()}}}
+        save_checkpoint(directory.checkpoints, 1234, state, keep=1)
+        return directory.path
+
+    return save
+
+
+def teach_answers(model) -> None:
+    """The judge's answers about all labelled captions but the last positive and the last negative one."""
     model.calibrate(0.5)
     answers = {f"you kill number {n}!": 0.9 if n < 7 else 0.2 for n in range(9)} | {f"a wall number {n}.": 0.1 for n in range(9)}
     ok = {text: Judgement(status=Status.OK, probability=p, answer_mass=1.0) for text, p in answers.items()}
     model.learn([JudgedCaption(caption=Caption(id=caption_id(text), text=text), judgement=said) for text, said in ok.items()])
-    state = {"loop": {"env_steps": 1234}, "annotation": {"trainer": {"model": model.state_dict()}}}
-    save_checkpoint(directory.checkpoints, 1234, state, keep=1)
-    return directory.path
+
+
+@pytest.fixture
+def run(save) -> Path:
+    return save(teach_answers)
 
 
 def test_a_runs_reward_model_is_audited_like_a_judge(run, labelled, capsys):
@@ -155,6 +173,49 @@ def test_a_runs_reward_model_is_audited_like_a_judge(run, labelled, capsys):
     assert report["auc"] == 1.0, "of what the model thinks, not of the reward it makes of that"
     assert main(["--run", str(run), "--min-auc", "0.95", str(labelled)]) == 0
     assert "retrieval of" in capsys.readouterr().out
+
+
+@pytest.fixture
+def one_thread():
+    """Small tensors on several threads of a busy machine take forever."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_a_model_that_generalises_is_asked_about_captions_it_never_met(save, labelled, capsys, one_thread):
+    taught = []
+
+    def teach(model) -> None:
+        teach_answers(model)
+        model.train()
+        taught.append(model)
+
+    few = ("reward_model.steps_per_turn=25", "reward_model.batch_size=2")  # up to the first evaluation
+    path = save(teach, "reward_model.name=classification", *few)
+    assert main(["--json", "--run", str(path), str(labelled)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    rows = [json.loads(line) for line in labelled.read_text().splitlines()]
+    texts = [row["caption"].lower() for row in rows]
+    margins = taught[0].margins([Caption(id=caption_id(text), text=text) for text in texts])
+    assert np.isfinite(margins).all()
+    assert report["auc"] == pytest.approx(auc(margins, np.array([row["helpful"] == 1 for row in rows])))
+    assert report["unparsed"] == 0
+    assert report["calibration_error"] is None, "margins are no probabilities"
+
+
+def test_captions_are_embedded_for_a_model_that_asks_for_that(save, labelled, capsys, monkeypatch):
+    def encode(self, texts):
+        return np.array([[1.0, 0.0] if "kill" in text else [0.0, 1.0] for text in texts], np.float32)
+
+    monkeypatch.setattr(SentenceEncoder, "encode", encode)
+    path = save(lambda model: None, "reward_model.name=embedding", "reward_model.goals=[kill the monster]")
+    assert main(["--json", "--run", str(path), str(labelled)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["reward_model"], report["captions"], report["unparsed"]) == ("embedding", 21, 0)
+    assert report["auc"] == report["balanced_accuracy"] == 1.0
+    assert report["examples_left_out"] == 0, "no rubric was asked"
 
 
 def test_a_run_that_is_none_or_has_no_checkpoint_is_one_line(run, labelled, capsys, tmp_path):

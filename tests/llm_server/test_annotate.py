@@ -3,10 +3,13 @@
 import collections
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from cluster import audit
 from llm_server import annotate, export, pair_sampling
 from llm_server.annotation import Status
 from llm_server.caption_archive import CaptionArchive
@@ -143,6 +146,7 @@ def test_another_rubric_or_model_is_refused(run, tmp_path, capsys):
     [
         (["--pairs", "-1"], "--pairs: got -1"),
         (["--rubric", "nethack_progres"], "no rubric 'nethack_progres'"),
+        (["--engine", "none"], "judges nothing"),
         (["--engine", "transformer"], "did you mean 'transformers'"),
         (["--out", "{here}/absent/out.sqlite"], "there is no folder"),
         (["--out", "{here}/captions.jsonl"], "no sound judgement file"),
@@ -154,6 +158,29 @@ def test_a_wrong_command_is_one_line_and_exit_code_2(run, tmp_path, capsys, flag
     error = capsys.readouterr().err
     assert complaint in error.splitlines()[-1]
     assert "Traceback" not in error
+
+
+def test_a_running_service_is_asked_by_its_address(tmp_path, captions, capsys):
+    (tmp_path / "rubric.yaml").write_text(RUBRIC)
+    own = ["--rubric", str(tmp_path / "rubric.yaml")]
+    service = [sys.executable, "-m", "llm_server.serve", *own, "--engine", "scripted", "--script", "kill=0.9", "--port", "0"]
+    with subprocess.Popen([*service, "--store", "memory"], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            address = process.stdout.readline().split("listening on ")[1].split(",")[0]
+            assert "serving" in process.stdout.readline()
+            assert annotate.main([*own, "--address", address, "--pairs", "7", "--out", str(tmp_path / "out.sqlite"), str(captions)]) == 0
+            found = read_judgements(tmp_path / "out.sqlite")
+            assert (len(found.captions), len(found.pairs), found.provenance.model) == (41, 7, "scripted")
+            labelled = tmp_path / "labelled.jsonl"
+            labelled.write_text("".join(json.dumps({"caption": text, "helpful": int("kill" in text)}) + "\n" for text in COUNTS))
+            capsys.readouterr()
+            assert audit.main([*own, "--address", address, "--json", "--pairs", "5", str(labelled)]) == 0
+            report = json.loads(capsys.readouterr().out)
+            assert (report["auc"], report["pairs"], report["pair_accuracy"], report["labels_timed"]) == (1.0, 5, 1.0, 41)
+            assert annotate.main(["--address", address, "--out", str(tmp_path / "other.sqlite"), str(captions)]) == 2
+            assert "start it with the same --rubric" in capsys.readouterr().err
+        finally:
+            process.kill()
 
 
 def test_a_run_is_annotated_directly_and_exported_with_counts(run, tmp_path, capsys):
