@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any
 from llm_server.judge_flags import add_judge_flags, given_flags, opened_judge, read_judge_flags
 
 if TYPE_CHECKING:
-    from configs.schema import RunConfig
     from configs.service_schema import ServiceConfig
     from llm_server.annotation import Caption, EmbeddedCaption
-    from reward_models.interface import RewardModel
 
 NUM_TIMED = 512
 NUM_PAIRS = 100
@@ -32,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check(arguments)
         report = _audit_run(arguments.run, arguments.labelled) if arguments.run else _audit_judge(arguments)
     except (ValueError, AnnotationError) as error:
-        print(f"delphi audit: {error}", file=sys.stderr)
+        print(f"delphi audit: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("delphi audit: interrupted", file=sys.stderr)
@@ -71,6 +69,7 @@ def _audit_run(run_dir: str, labelled_path: str) -> dict[str, Any]:
     """The reward model of the run's latest checkpoint by its margins: what it thinks before that becomes a reward; captions it has
     nothing to say about count as unparsed. Examples of the run's rubric are left out, as they are for its judge."""
     from actors.captions import caption_id, normalize
+    from cluster.trained_model import load_reward_model
     from llm_server.annotation import Caption
     from llm_server.audit import score_figures, without_examples
     from llm_server.caption_file import read_labelled
@@ -78,7 +77,7 @@ def _audit_run(run_dir: str, labelled_path: str) -> dict[str, Any]:
     from reward_models.interface import Asks
 
     labelled = read_labelled(labelled_path)
-    config, model, env_steps = _load_reward_model(run_dir)
+    model, config, env_steps = load_reward_model(run_dir)
     is_judged = model.asks in (Asks.JUDGEMENTS, Asks.PAIRS)
     kept = without_examples(labelled, [example.item for example in load_rubric(config.annotator.rubric).examples] if is_judged else [])
     texts = [normalize(row.text.encode(), fold_case=config.env.fold_case, fold_digits=config.env.fold_digits) for row in kept]
@@ -100,26 +99,6 @@ def _audit_run(run_dir: str, labelled_path: str) -> dict[str, Any]:
     }
     left_out = f", {report['examples_left_out']} left out as examples of the rubric" if report["examples_left_out"] else ""
     return {"title": f"{model.name} of {run_dir} at {env_steps:,} steps: {len(kept)} captions{left_out}", **report}
-
-
-def _load_reward_model(run_dir: str) -> "tuple[RunConfig, RewardModel, int]":
-    """A run's configuration, the reward model of its latest checkpoint, and the environment steps that it was saved at."""
-    from cluster.run_directory import find_run
-    from configs.loading import from_dict
-    from learner.checkpoint import CheckpointError, load_latest
-    from reward_models.building import build_reward_model
-
-    run, saved = find_run(run_dir)
-    config = from_dict(saved)
-    try:
-        state = load_latest(run.checkpoints)
-    except CheckpointError as error:
-        raise ValueError(" ".join(str(error).split())) from None
-    if not state or not state["annotation"]:
-        raise ValueError(f"{run_dir} has no complete checkpoint with a reward model yet; train it for a while, or stop it with Ctrl-C")
-    model = build_reward_model(config.reward_model)
-    model.load_state_dict(state["annotation"]["trainer"]["model"])
-    return config, model, state["loop"]["env_steps"]
 
 
 def _embedded(captions: "Sequence[Caption]", goals: Sequence[str], service: "ServiceConfig") -> "list[EmbeddedCaption]":
