@@ -85,6 +85,8 @@ class VllmEngine:
     def close(self) -> None:
         """End vLLM and all its processes; a `score` under way fails."""
         self._server.close()
+        if self._endpoint:
+            self._endpoint[1].close()
 
     @property
     def pid(self) -> int | None:

@@ -78,8 +78,7 @@ class FakeEndpoint:
 
     @staticmethod
     def _probabilities(prompt: str) -> dict[str, float]:
-        lines = [line for line in prompt.splitlines() if ":" in line]
-        texts = lines[-1:] if lines[-1].startswith("Message") else [line for line in lines if not line.endswith(":")][-2:]
+        texts = [line for line in prompt.rpartition("\n\n")[2].splitlines() if not line.endswith(":")]
         good = [any(word in text for word in POSITIVE) for text in texts]
         if len(good) == 1:
             p = 0.8 if good[0] else 0.2
