@@ -72,9 +72,27 @@ TIMES_AND_EPOCHS = (
 """What a clock, the number of starts, or the process of the moment decides."""
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_training_2n_equals_training_n_stopping_and_training_n(workers: int, tmp_path: Path) -> None:
-    options = [f"actors.num_workers={workers}", f"learner.rollouts_per_batch={workers}"]
+EXPERIMENTS = {
+    "one worker": [],
+    "two workers": ["actors.num_workers=2", "learner.rollouts_per_batch=2"],
+    "classification": ["reward_model.name=classification", "reward_model.steps_per_turn=5", "annotator.policy=uncertainty"],
+    "ranking": ["reward_model.name=ranking", "reward_model.steps_per_turn=5", "reward_model.warmup_labels=20"],
+    "embedding": [
+        "reward_model.name=embedding",
+        "reward_model.embedding=bag-of-words",
+        "reward_model.goals=[You advance to cell 2, You advance to cell 3, treasure]",
+        "reward_model.goal_once_per_episode=true",
+        "actors.num_workers=2",
+        "learner.rollouts_per_batch=2",
+        "reward.max_intrinsic_share=0.2",
+    ],
+    "permuted": ["reward_model.permute=true", "annotator.max_labels=9"],
+}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_training_2n_equals_training_n_stopping_and_training_n(name: str, tmp_path: Path) -> None:
+    options = EXPERIMENTS[name]
     whole = train(tmp_path / "whole", 2 * STEPS, *options)
     train(tmp_path / "halves", STEPS, *options)
     halves = train(tmp_path / "halves", 2 * STEPS, *options)

@@ -18,3 +18,28 @@ def test_a_completed_table_keeps_its_own_rewards_and_takes_only_what_it_lacks() 
 def test_nothing_to_complete_is_the_same_table() -> None:
     table = build({5: 1.0}, 3)
     assert table.completed_by(build({5: 0.0}, 1)) is table
+
+
+def with_goals(rewards: dict[int, float], goals: dict[int, int], version: int) -> RewardTable:
+    ids = np.array(list(rewards), np.uint64)
+    return RewardTable.build(ids, np.array(list(rewards.values())), (1, version), np.array([goals.get(n, -1) for n in rewards]))
+
+
+def test_goals_stay_with_their_captions_whatever_the_order() -> None:
+    table = with_goals({9: 1.0, 5: 0.5, 7: np.nan}, {9: 63, 5: 0, 7: 3}, 1)
+    assert table.look_up_goals(np.array([[5, 9], [7, 0]], np.uint64)).tolist() == [[0, 63], [-1, -1]]
+    assert build({5: 1.0}, 1).look_up_goals(np.array([5], np.uint64)).tolist() == [-1]
+
+
+def test_a_completed_table_has_the_goals_of_both() -> None:
+    ids = np.array([5, 7, 9], np.uint64)
+    both = with_goals({5: 1.0}, {5: 2}, 3).completed_by(with_goals({5: 0.0, 9: 1.0}, {5: 1, 9: 4}, 1))
+    assert both.look_up_goals(ids).tolist() == [2, -1, 4]
+    assert build({5: 1.0}, 3).completed_by(with_goals({9: 1.0}, {9: 4}, 1)).look_up_goals(ids).tolist() == [-1, -1, 4]
+
+
+def test_tables_are_equal_by_what_they_say_not_by_version() -> None:
+    assert build({5: 1.0}, 1).equals(build({5: 1.0}, 9))
+    assert not build({5: 1.0}, 1).equals(build({5: 0.5}, 1))
+    assert not with_goals({5: 1.0}, {5: 0}, 1).equals(with_goals({5: 1.0}, {5: 1}, 1))
+    assert with_goals({5: 1.0}, {}, 1).equals(build({5: 1.0}, 1))

@@ -1,0 +1,266 @@
+"""What is asked next: priorities as formulas, budgets that hold, pairs that are sound and never twice."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from configs.service_schema import AnnotatorConfig
+from llm_server.annotation import Caption, JudgedCaption, JudgedPair, Judgement, PairJudgement, Status
+from llm_server.annotator import Annotator
+from llm_server.asking_budget import AskingBudget
+from llm_server.asking_policy import log_priorities
+from llm_server.caption_book import CaptionBook
+from llm_server.client import ServiceUnavailable
+from llm_server.pair_questions import ComparedPairs, PairSampler, PointwisePairs, pairs_of_judgements, pointwise_preference
+from llm_server.questions import CaptionQuestions, EmbeddingQuestions
+from tests.llm_server.fake_clients import FakeService
+
+
+def book_of(counts, policy="frequency", half_life=100):
+    book = CaptionBook(10_000, half_life, policy=policy)
+    book.take_report({number: f"caption {number}" for number in counts}, counts, "0.0", 0, 0)
+    return book
+
+
+def judged(number, probability=0.9, status=Status.OK):
+    judgement = Judgement(status=status, probability=probability, answer_mass=1.0)
+    return JudgedCaption(caption=Caption(id=number, text=f"caption {number}"), judgement=judgement)
+
+
+# -- policies -------------------------------------------------------------------------------------------------------------------
+
+
+def test_priorities_are_their_formulas():
+    counts, last_seen, margins = np.array([8, 1, 3]), np.array([0, 300, 100]), np.array([0.0, 2.0, np.nan])
+    now = 300
+    recency = [n * 0.5 ** ((now - seen) / 50) for n, seen in zip(counts, last_seen, strict=True)]
+    s = [1 / (1 + math.exp(-m)) for m in (0.0, 2.0, 0.0)]
+    doubt = [n * 4 * p * (1 - p) for n, p in zip(counts, s, strict=True)]
+    for policy, wanted in (("recency_frequency", recency), ("frequency", counts.tolist()), ("uncertainty", doubt)):
+        got = np.exp2(log_priorities(policy, counts, last_seen, margins, 50))
+        np.testing.assert_allclose(got / got[0], np.array(wanted) / wanted[0], rtol=1e-9)
+    with pytest.raises(ValueError, match=r"annotator\.policy"):
+        log_priorities("random", counts, last_seen, margins, 50)
+
+
+def test_uncertainty_asks_first_where_most_rewards_are_in_doubt():
+    book = book_of({1: 10, 2: 9, 3: 2}, policy="uncertainty")
+    book.note_margins(np.array([1, 2, 99], np.uint64), np.array([5.0, 0.1, 0.0]))
+    assert [caption.id for caption in book.next_batch(3)] == [2, 3, 1]
+    restored = CaptionBook(100, 100, policy="uncertainty")
+    restored.load_state_dict(book.state_dict())
+    assert [caption.id for caption in restored.next_batch(3)] == [2, 3, 1]
+
+
+# -- budgets --------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_budget_is_reserved_spent_and_given_back():
+    budget = AskingBudget(10, 0.0, lambda: 0.0)
+    assert budget.reserve(7) == 7
+    assert budget.reserve(7) == 3
+    assert budget.reserve(1) == 0
+    budget.refund(4)
+    budget.spend(6)
+    assert budget.reserve(9) == 4
+    budget.restore(10)
+    budget.refund(4)
+    assert budget.reserve(1) == 0
+
+
+def test_a_rate_allows_a_second_at_once_and_then_as_time_goes_by():
+    now = [0.0]
+    budget = AskingBudget(0, 4.0, lambda: now[0])
+    assert budget.reserve(100) == 4
+    assert budget.reserve(1) == 0
+    now[0] = 0.5
+    assert budget.reserve(100) == 2
+    budget.refund(1)
+    assert budget.reserve(100) == 1
+    now[0] = 1000.0
+    assert budget.reserve(100) == 4
+    slow = AskingBudget(0, 0.1, lambda: now[0])
+    assert slow.reserve(5) == 1
+    now[0] += 9.9
+    assert slow.reserve(5) == 0
+    now[0] += 0.2
+    assert slow.reserve(5) == 1
+
+
+def test_a_run_asks_no_more_than_max_labels_failures_and_resumes_included():
+    service, book = FakeService(), book_of(dict.fromkeys(range(1, 40), 1))
+    config = AnnotatorConfig(batch_size=4, max_labels=10, max_backoff_s=0.01, request_timeout_s=5.0)
+    annotator = Annotator(service.connect, CaptionQuestions(book), config)
+    service.fail_next = [ServiceUnavailable("gone")]
+    assert len(annotator.turn(6)) == 6
+    state = annotator.state_dict()
+    annotator.close()
+    resumed = Annotator(service.connect, CaptionQuestions(book), config)
+    resumed.load_state_dict(state)
+    assert len(resumed.turn(100)) == 4
+    assert resumed.turn(100) == []
+    assert len(service.answered) == 10
+    assert book.metrics()["annotations_pending"] == 29
+    resumed.close()
+
+
+# -- pairs ----------------------------------------------------------------------------------------------------------------------
+
+
+def key(pair):
+    return frozenset((pair.first.id, pair.second.id))
+
+
+def drain(questions, size=7):
+    pairs = []
+    while batch := questions.next_batch(size):
+        pairs += batch
+        judgement = PairJudgement(status=Status.OK, preference=0.6, answer_mass=1.0, position_bias=0.0)
+        questions.record([JudgedPair(pair=pair, judgement=judgement) for pair in batch])
+    return pairs
+
+
+def test_no_pair_twice_none_of_one_caption_and_none_with_the_empty_one():
+    book = book_of({number: 1000 // number for number in range(1, 31)})
+    pairs = drain(ComparedPairs(book, AnnotatorConfig(pairs_per_caption=6), seed=1))
+    assert len(pairs) == 180
+    assert len({key(pair) for pair in pairs}) == 180
+    assert all(len(key(pair)) == 2 and 0 not in key(pair) for pair in pairs)
+
+
+def test_pairs_are_bounded_by_captions_by_the_setting_and_by_what_exists():
+    assert len(drain(ComparedPairs(book_of(dict.fromkeys(range(1, 31), 1)), AnnotatorConfig(max_pairs=50), seed=1))) == 50
+    few = drain(ComparedPairs(book_of({1: 1, 2: 5, 3: 9}), AnnotatorConfig(), seed=1))
+    assert {key(pair) for pair in few} <= {frozenset(pair) for pair in itertools.combinations((1, 2, 3), 2)}
+    assert drain(ComparedPairs(book_of({1: 1}), AnnotatorConfig(), seed=1)) == []
+
+
+def test_more_captions_call_for_more_pairs():
+    book = book_of(dict.fromkeys(range(1, 21), 1))
+    questions = ComparedPairs(book, AnnotatorConfig(pairs_per_caption=2), seed=1)
+    assert len(drain(questions)) == 40
+    assert questions.pending() == 0
+    book.take_report({100: "new"}, {100: 1}, "0.0", 1, 0)
+    assert questions.pending() == 2
+
+
+def test_members_are_drawn_by_the_square_root_of_their_priority():
+    book = book_of({1: 1600, **dict.fromkeys(range(2, 402), 1)})
+    captions, log2 = book.ranked()
+    drawn = [PairSampler(AnnotatorConfig(), seed=seed).draw(captions, log2, captions, log2, 1)[0] for seed in range(600)]
+    share = np.mean([1 in key(pair) for pair in drawn])
+    expected = 2 * (40 / 440) * (400 / 440) / (1 - (40 / 440) ** 2 - 400 / 440**2)  # one member of two, identical ones left out
+    assert share == pytest.approx(expected, abs=0.05)
+
+
+def test_pairs_come_either_way_round():
+    pairs = drain(ComparedPairs(book_of(dict.fromkeys(range(1, 31), 1)), AnnotatorConfig(), seed=3))
+    assert 0.3 < np.mean([pair.first.id < pair.second.id for pair in pairs]) < 0.7
+
+
+def test_the_same_seed_draws_the_same_pairs_and_a_resumed_run_goes_on():
+    def make():
+        return ComparedPairs(book_of({number: number for number in range(1, 31)}), AnnotatorConfig(pairs_per_caption=4), seed=5)
+
+    whole, halves = make(), make()
+    first = [*whole.next_batch(20)]
+    assert [*halves.next_batch(20)] == first
+    for questions in (whole, halves):
+        questions.record([JudgedPair(pair=pair, judgement=pointwise_preference(0.5, 0.5)) for pair in first])
+    resumed = make()
+    resumed.load_state_dict(halves.state_dict())
+    assert drain(resumed) == drain(whole)
+
+
+def test_pairs_whose_request_failed_come_back_first_and_those_being_asked_are_saved_as_not_asked():
+    questions = ComparedPairs(book_of(dict.fromkeys(range(1, 31), 1)), AnnotatorConfig(pairs_per_caption=1), seed=1)
+    batch = [*questions.next_batch(5)]
+    assert len(questions.state_dict()["pairs"]) == 0
+    questions.put_back(batch)
+    assert questions.pending() == 30
+    assert [*questions.next_batch(5)] == batch
+
+
+def test_a_preference_from_two_judgements_is_the_difference_of_their_log_odds():
+    assert pointwise_preference(0.8, 0.5).preference == pytest.approx(0.8)
+    assert pointwise_preference(0.5, 0.8).preference == pytest.approx(0.2)
+    assert pointwise_preference(0.3, 0.3).preference == 0.5
+    odds = (0.9 / 0.1) / (0.6 / 0.4)
+    assert pointwise_preference(0.9, 0.6).preference == pytest.approx(odds / (1 + odds))
+    assert pointwise_preference(1.0, 0.0).preference < 1.0 + 1e-12
+
+
+def test_new_labels_are_paired_with_labelled_captions_only():
+    book = book_of(dict.fromkeys(range(1, 41), 1))
+    questions = PointwisePairs(book, AnnotatorConfig(pairs_per_caption=3), seed=1)
+    questions.next_batch(40)
+    first = questions.record([judged(number, 0.8 if number % 2 else 0.3) for number in range(1, 11)])
+    assert len(first) == 30
+    assert all(key(item.pair) <= set(range(1, 11)) for item in first)
+    for item in first:
+        p, q = ((0.8 if caption.id % 2 else 0.3) for caption in (item.pair.first, item.pair.second))
+        assert item.judgement == pointwise_preference(p, q)
+    second = questions.record([judged(11), judged(12, status=Status.UNPARSED)])
+    assert len(second) == 3
+    assert all(11 in key(item.pair) and 12 not in key(item.pair) for item in second)
+    assert not {key(item.pair) for item in first} & {key(item.pair) for item in second}
+    assert questions.record([judged(13, status=Status.UNPARSED)]) == []
+
+
+def test_pairs_of_judgements_made_before_are_sound_too():
+    labels = [judged(number, number / 30) for number in range(1, 25)] + [judged(25, status=Status.UNPARSED)]
+    pairs = pairs_of_judgements(labels, {number: number for number in range(1, 26)}, AnnotatorConfig(pairs_per_caption=4), seed=1)
+    assert len(pairs) == 96
+    assert len({key(item.pair) for item in pairs}) == 96
+    assert all(25 not in key(item.pair) for item in pairs)
+
+
+def test_a_service_is_asked_for_pairs_and_its_answers_are_counted():
+    class Comparing(FakeService):
+        def connect(self):
+            client = super().connect()
+            client.annotate_pairs = lambda pairs: [
+                PairJudgement(
+                    status=Status.UNPARSED if b"7" in first + second else Status.OK,
+                    preference=0.9,
+                    answer_mass=1.0,
+                    position_bias=0.1,
+                )
+                for first, second in pairs
+            ]
+            return client
+
+    book = book_of(dict.fromkeys(range(1, 10), 1))
+    annotator = Annotator(Comparing().connect, ComparedPairs(book, AnnotatorConfig(pairs_per_caption=2), 1), AnnotatorConfig(batch_size=5))
+    labels = annotator.turn(100)
+    figures = annotator.metrics()
+    assert figures["annotations_total"] == 18
+    assert figures["annotations_unparsed"] == 18 - len(labels) > 0
+    assert figures["annotations_pending"] == 0
+    assert all(isinstance(item, JudgedPair) and 7 not in key(item.pair) for item in labels)
+    annotator.close()
+
+
+# -- embeddings -----------------------------------------------------------------------------------------------------------------
+
+
+def test_captions_are_held_against_the_goals_and_what_cannot_be_embedded_is_no_label():
+    vectors = {"kill": (1.0, 0.0), "open": (0.0, 1.0), "caption 1": (0.6, 0.8), "caption 2": (np.nan, np.nan)}
+
+    class Embedding(FakeService):
+        def connect(self):
+            client = super().connect()
+            client.embed = lambda items: np.array([vectors[item.decode()] for item in items], np.float32)
+            return client
+
+    book = book_of({1: 5, 2: 1})
+    annotator = Annotator(Embedding().connect, EmbeddingQuestions(book, ["kill", "open"]), AnnotatorConfig())
+    (label,) = annotator.turn(10)
+    assert label.caption.id == 1
+    np.testing.assert_allclose(label.cosines, [0.6, 0.8], rtol=1e-6)
+    assert annotator.turn(10) == []
+    figures = annotator.metrics()
+    assert (figures["annotations_total"], figures["annotations_unparsed"], figures["forward_passes"]) == (2, 1, 1)
+    annotator.close()

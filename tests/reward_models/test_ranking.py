@@ -1,0 +1,133 @@
+"""Ranking: rewards are normalised over the table by frequency, and V-trace consumes exactly that."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from configs.schema import LearnerConfig, RewardConfig
+from configs.service_schema import RewardModelConfig
+from learner import update
+from learner.update import Learner
+from llm_server.annotation import Caption, CaptionPair, JudgedPair, PairJudgement, Status
+from llm_server.caption_book import CaptionBook
+from reward_models.options import RewardOptions
+from reward_models.ranking import RankingModel
+from reward_models.training import RewardTrainer
+from tests.learner.toy_rollouts import RECALL_SPEC, SMALL_POLICY, random_rollout
+
+CAPTIONS = [Caption(id=number, text=f"caption {number}") for number in range(1, 8)]
+OUTPUTS = dict(zip(range(1, 8), (-1.0, 0.5, 2.0, 0.1, -0.3, 4.0, 0.0), strict=True))
+COUNTS = [900, 50, 3, 20, 300, 1, 7]
+
+
+def make_model(monkeypatch=None, **settings) -> RankingModel:
+    model = RankingModel(RewardModelConfig(name="ranking", **settings), seed=0)
+    if monkeypatch:
+        monkeypatch.setattr(model._fitting, "outputs", lambda captions: np.array([OUTPUTS.get(c.id, 9.0) for c in captions], np.float64))
+    return model
+
+
+def slow_rewards(counts: list[int], epsilon: float | None = None, quantile: float | None = None) -> list[float]:
+    """z = (f - mu) / sigma over every occurrence; R = z where z > epsilon, else 0."""
+    occurrences = [OUTPUTS[number] for number, count in zip(OUTPUTS, counts, strict=True) for _ in range(count)]
+    mu = sum(occurrences) / len(occurrences)
+    sigma = math.sqrt(sum((f - mu) ** 2 for f in occurrences) / len(occurrences))
+    z = [(f - mu) / sigma for f in OUTPUTS.values()]
+    if quantile is not None:
+        place = quantile * (len(z) - 1)
+        below, above = sorted(z)[math.floor(place)], sorted(z)[math.ceil(place)]
+        epsilon = below + (place - math.floor(place)) * (above - below)
+    return [value if value > epsilon else 0.0 for value in z]
+
+
+@pytest.mark.parametrize("counts", [COUNTS, [1] * 7, [1, 2, 3, 4, 5, 6, 7]])
+def test_rewards_are_z_scores_over_occurrences_above_epsilon(monkeypatch, counts) -> None:
+    rewards = make_model(monkeypatch, epsilon_quantile=-1.0, epsilon=-0.5).score(CAPTIONS, np.array(counts))
+    np.testing.assert_allclose(rewards, slow_rewards(counts, epsilon=-0.5), rtol=1e-5)
+
+
+@pytest.mark.parametrize("quantile", [0.0, 0.25, 0.5, 0.9])
+def test_or_above_a_quantile_over_distinct_captions(monkeypatch, quantile) -> None:
+    rewards = make_model(monkeypatch, epsilon_quantile=quantile).score(CAPTIONS, np.array(COUNTS))
+    np.testing.assert_allclose(rewards, slow_rewards(COUNTS, quantile=quantile), rtol=1e-5)
+    assert (rewards != 0).sum() == sum(value != 0 for value in slow_rewards(COUNTS, quantile=quantile))
+
+
+def test_the_empty_caption_neither_earns_nor_weighs(monkeypatch) -> None:
+    empty = Caption(id=0, text="")
+    rewards = make_model(monkeypatch).score([empty, *CAPTIONS], np.array([10**9, *COUNTS]))
+    np.testing.assert_allclose(rewards, [0.0, *slow_rewards(COUNTS, quantile=0.5)], rtol=1e-5)
+
+
+def test_captions_that_all_score_alike_earn_nothing(monkeypatch) -> None:
+    model = make_model(monkeypatch, epsilon_quantile=-1.0)
+    monkeypatch.setattr(model._fitting, "outputs", lambda captions: np.full(len(captions), 3.0))
+    assert not model.score(CAPTIONS, np.array(COUNTS)).any()
+
+
+def test_vtrace_consumes_the_normalised_thresholded_reward(monkeypatch) -> None:
+    """From the network's outputs through table, mixing and learner to V-trace, at two versions of the table."""
+    book = CaptionBook(100, 1000)
+    settings = RewardModelConfig(name="ranking", epsilon_quantile=0.5)
+    model = make_model(monkeypatch, epsilon_quantile=0.5)
+    trainer = RewardTrainer(model, RewardOptions(settings, 0), book, run_epoch=0)
+    reward = RewardConfig(extrinsic_coefficient=0.1, intrinsic_coefficient=0.5, count_exponent=2.0)
+    learner = Learner(RECALL_SPEC, SMALL_POLICY, LearnerConfig(precision="fp32", device="cpu"), reward, run_epoch=0, seed=1)
+    seen = []
+    real = update.vtrace_targets
+    monkeypatch.setattr(update, "vtrace_targets", lambda **inputs: seen.append(inputs["rewards"]) or real(**inputs))
+    rng = np.random.default_rng(0)
+    counts = [0] * 7
+    for number, more in enumerate((COUNTS, [0, 0, 500, 0, 0, 90, 0])):
+        counts = [a + b for a, b in zip(counts, more, strict=True)]
+        book.take_report({c.id: c.text for c in CAPTIONS}, {c.id: n for c, n in zip(CAPTIONS, more, strict=True) if n}, "0.0", number, 0)
+        table = trainer.publish()
+        assert table is not None, "new counts alone make a new table"
+        rollout = random_rollout(
+            seed=number,
+            caption_ids=rng.integers(0, 8, (5, 3)).astype(np.uint64),
+            policy_version=learner.policy_version,
+            sequence_number=number,
+        )
+        learner.step([rollout], table)
+        by_id = {0: 0.0, **dict(zip(OUTPUTS, slow_rewards(counts, quantile=0.5), strict=True))}
+        wanted = [
+            [
+                0.1 * float(np.clip(rollout.extrinsic_rewards[t, b], -10, 10))
+                + 0.5 * by_id[int(rollout.caption_ids[t, b])] / int(rollout.caption_counts[t, b]) ** 2
+                for b in range(3)
+            ]
+            for t in range(5)
+        ]
+        np.testing.assert_allclose(seen[-1].numpy(), wanted, rtol=1e-4, atol=1e-6)
+    assert not torch.equal(seen[0], seen[1])
+
+
+def test_ties_teach_that_both_are_alike_and_preferences_their_order() -> None:
+    model = make_model(steps_per_turn=75, batch_size=16, epsilon_quantile=-1.0)
+
+    def pair(first: int, second: int, preference: float) -> JudgedPair:
+        judgement = PairJudgement(status=Status.OK, preference=preference, answer_mass=1.0, position_bias=0.0)
+        return JudgedPair(pair=CaptionPair(first=CAPTIONS[first], second=CAPTIONS[second]), judgement=judgement)
+
+    model.learn([pair(0, 1, 0.9), pair(2, 1, 0.9), pair(0, 2, 0.5), pair(3, 1, 0.98), pair(0, 3, 0.2)])
+    model.train()
+    f = model._fitting.outputs(CAPTIONS)
+    assert f[0] - f[1] == pytest.approx(math.log(9), abs=0.5)
+    assert f[0] - f[2] == pytest.approx(0.0, abs=0.5)
+    assert f[3] > f[0]
+
+
+def test_a_pair_with_a_held_out_caption_is_not_trained_on() -> None:
+    model = make_model(held_out_fraction=0.5)
+    captions = [Caption(id=number, text=f"caption {number}") for number in range(1, 401)]
+    judgement = PairJudgement(status=Status.OK, preference=0.7, answer_mass=1.0, position_bias=0.0)
+    model.learn([JudgedPair(pair=CaptionPair(first=a, second=b), judgement=judgement) for a, b in itertools.pairwise(captions)])
+    held_out = model._held_out_captions
+    assert 50 < len(held_out) < 150
+    for is_held_out, pairs in model._pairs.items():
+        for first, second in zip(pairs.firsts, pairs.seconds, strict=True):
+            assert is_held_out == (first in held_out or second in held_out)
