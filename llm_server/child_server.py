@@ -8,12 +8,15 @@ again after a bounded back-off. It never outlives this process (see `child_guard
 """
 
 import logging
+import math
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
@@ -23,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llm_server import child_guard
+from llm_server.niceness import set_session_niceness
 
 LOG = logging.getLogger(__name__)
 POLL_S = 0.2
@@ -68,6 +72,7 @@ class ChildServer:
         self._port: int | None = None  # of the child that is up
         self._doubted = False
         self._was_up = False
+        self._up_since = math.inf
         self._quiet_since = time.monotonic()
         self._reason = "it is starting"
         self._problem: str | None = None
@@ -125,13 +130,17 @@ class ChildServer:
         while not self._closed:
             self.restarts = num_starts
             num_starts += 1
-            started_at = time.monotonic()
-            reason = self._run_one()
+            self._up_since = math.inf
+            try:
+                reason = self._run_one()
+            except Exception as error:  # no memory to fork, no disk for the folder: as bad as a child that ends
+                LOG.exception("%s cannot be run", settings.name)
+                reason = f"cannot be run ({_in_one_line(error)})"
             with self._changed:
                 self._port, self._child, self._reason = None, None, reason
                 if self._closed:
                     return
-                failures = 1 if self._was_up and time.monotonic() - started_at > settings.stable_s else failures + 1
+                failures = 1 if time.monotonic() - self._up_since > settings.stable_s else failures + 1
                 LOG.error("%s %s", settings.name, reason)
                 if not self._was_up and failures >= settings.max_first_starts:
                     self._problem = f"{settings.name} {reason}"
@@ -142,11 +151,14 @@ class ChildServer:
 
     def _run_one(self) -> str:
         """Start a child and watch it to its end; why it ended or was ended."""
-        port = _free_port()
+        port, folder = _free_port(), tempfile.mkdtemp(prefix="delphi-child-")
         try:
-            child = _start(self._settings, port)
-        except OSError as error:
-            return f"cannot be started: {error}"
+            return self._run_in(folder, port)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)  # a guard that was killed has left it
+
+    def _run_in(self, folder: str, port: int) -> str:
+        child = _start(self._settings, folder, port)
         output = _Output(child, self._changed)
         with self._changed:
             self._child = child
@@ -190,6 +202,7 @@ class ChildServer:
     def _now_up(self, port: int, output: "_Output") -> None:
         with self._changed:
             if self._port is None:
+                self._up_since = time.monotonic()
                 LOG.info("%s is up on port %d", self._settings.name, port)
                 output.forget()
             self._was_up, self._port, self._doubted = True, port, False
@@ -235,12 +248,14 @@ class _Output:
             self._changed.notify_all()
 
 
-def _start(settings: ChildSettings, port: int) -> "subprocess.Popen[bytes]":
-    guard = [sys.executable, "-P", str(Path(child_guard.__file__)), *settings.command(port)]
+def _start(settings: ChildSettings, folder: str, port: int) -> "subprocess.Popen[bytes]":
+    guard = [sys.executable, "-P", str(Path(child_guard.__file__)), folder, *settings.command(port)]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"} | dict(settings.environment)
-    return subprocess.Popen(
+    child = subprocess.Popen(
         guard, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, start_new_session=True
     )
+    set_session_niceness(child.pid)
+    return child
 
 
 def _end(child: "subprocess.Popen[bytes]") -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from configs.service_schema import ServiceConfig
+from llm_server.niceness import be_nice
 from llm_server.serve import DEFAULTS, FLAGS, LIMITS
 
 if TYPE_CHECKING:
@@ -100,12 +101,9 @@ def opened_judge(rubric: "Rubric", config: ServiceConfig | None, address: str | 
         finally:
             remote.close()
         return
-    import os
-
     from llm_server.judge import build_judge
 
-    if config.nice:
-        os.nice(config.nice)
+    be_nice(config.nice)
     if config.engine == "transformers" and config.torch_threads:
         import torch
 

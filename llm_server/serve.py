@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.service_schema import ServiceConfig
+from llm_server.niceness import be_nice
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 FLAGS = {
@@ -69,8 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, (low, high) in LIMITS.items():
         if not low <= getattr(config, name) <= high:
             return _refuse(f"--{name.replace('_', '-')}: got {getattr(config, name)}, wanted {low} to {high}")
-    if config.nice:
-        os.nice(config.nice)
+    be_nice(config.nice)
     try:
         _run(config, arguments)
     except ValueError as error:
