@@ -70,6 +70,7 @@ def _audit_run(run_dir: str, labelled_path: str) -> dict[str, Any]:
     nothing to say about count as unparsed. Examples of the run's rubric are left out, as they are for its judge."""
     from actors.captions import caption_id, normalize
     from cluster.trained_model import load_reward_model
+    from cluster.wiring import embedding_goals
     from llm_server.annotation import Caption
     from llm_server.audit import score_figures, without_examples
     from llm_server.caption_file import read_labelled
@@ -84,7 +85,7 @@ def _audit_run(run_dir: str, labelled_path: str) -> dict[str, Any]:
     captions = [Caption(id=caption_id(text), text=text) for text in texts]
     began = time.perf_counter()
     if model.asks is Asks.EMBEDDINGS:
-        model.learn(_embedded(captions, config.reward_model.goals, config.service))
+        model.learn(_embedded(captions, embedding_goals(config), config.service))
     margins = model.margins(captions)
     seconds = time.perf_counter() - began
     report = {

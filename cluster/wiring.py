@@ -31,6 +31,7 @@ from llm_server.questions import AnnotationClient, CaptionQuestions, EmbeddingQu
 from llm_server.rubric_file import load_rubric
 from llm_server.service_process import ServiceProcess
 from reward_models.building import build_reward_model
+from reward_models.embedding import MAX_GOALS
 from reward_models.interface import Asks, RewardModel
 from reward_models.options import RewardOptions
 from reward_models.pipeline import AnnotationPipeline
@@ -80,11 +81,19 @@ def build_pipeline(config: RunConfig, run: RunDirectory, run_epoch: int) -> Anno
 
 
 def build_model(config: RunConfig) -> RewardModel:
-    """The reward model, where it needs goals and none are set with the rubric's as its only one. Raises ValueError."""
+    """The reward model of a configuration, goals filled in. Raises ValueError for a wrong setting."""
     settings = config.reward_model
-    if settings.name == "embedding" and not settings.goals:
-        settings = replace(settings, goals=[load_rubric(config.annotator.rubric).goal])
+    if settings.name == "embedding":
+        settings = replace(settings, goals=embedding_goals(config))
     return build_reward_model(settings, config.seed)
+
+
+def embedding_goals(config: RunConfig) -> list[str]:
+    """What `embedding` compares captions with: `reward_model.goals`, or else the rubric's positive examples, or else its goal."""
+    if config.reward_model.goals:
+        return list(config.reward_model.goals)
+    rubric = load_rubric(config.annotator.rubric)
+    return [example.item for example in rubric.examples if example.positive][:MAX_GOALS] or [rubric.goal]
 
 
 def _trained_before(run: RunDirectory) -> Mapping[str, Any]:
@@ -105,7 +114,7 @@ def _service_config(config: RunConfig, asks: Asks) -> ServiceConfig:
 
 def _questions(config: RunConfig, asks: Asks, book: CaptionBook) -> Questions:
     if asks is Asks.EMBEDDINGS:
-        return EmbeddingQuestions(book, config.reward_model.goals or [load_rubric(config.annotator.rubric).goal])
+        return EmbeddingQuestions(book, embedding_goals(config))
     if asks is Asks.PAIRS:
         return (ComparedPairs if config.annotator.pairs == "compared" else PointwisePairs)(book, config.annotator, config.seed)
     return CaptionQuestions(book)

@@ -107,7 +107,7 @@ class RewardModelConfig:
     R = max(0, p - threshold) / (1 - threshold); `probability`: R = p."""
     threshold: float = -1.0
     """Probability, or for `embedding` cosine, above which a caption is rewarded. -1 takes the rubric's theta (classification trained on
-    `hard` labels: 0.5; embedding: 0.45 for sentences, 0.3 for bags of words)."""
+    `hard` labels: 0.5; embedding: 0.45 for sentences, 0.35 for bags of words)."""
     publish_interval_s: float = 1.0
     """Seconds between reward tables in `local` and `connect`; `inline` publishes once per turn."""
     clip: float = 0.0
@@ -117,8 +117,8 @@ class RewardModelConfig:
     label_smoothing: float = 0.0
     """Answers are drawn by this fraction towards knowing nothing: soft labels towards the threshold, hard ones and preferences towards 0.5."""
     permute: bool = False
-    """A control that must fail: R of captions is permuted among captions of similar frequency, which keeps the amount of reward and
-    destroys its meaning. Fixed once drawn, and a function of `seed`."""
+    """A control: R is permuted among captions of similar frequency (bands of 4 neighbours), which keeps how much reward there is and how
+    rare it is, and destroys what the judge meant. Fixed once drawn, and a function of `seed`."""
     judgements: str = ""
     """File written by `delphi annotate`: the model is trained on it before the policy is, and frozen (Motif); nothing is asked in the run.
     `ranking` takes the file's pairs, or where it has none makes them of its single judgements."""
@@ -146,6 +146,6 @@ class RewardModelConfig:
     embedding: str = "sentences"
     """Of `embedding`: `sentences` (a sentence encoder in the annotation service) or `bag-of-words` (shared words; needs no service)."""
     goals: list[str] = field(default_factory=list)
-    """Of `embedding`: what is striven for, as captions would put it, at most 64 sentences; empty takes the rubric's goal."""
+    """Of `embedding`: what is striven for, as captions would put it, at most 64 sentences; empty takes the rubric's positive examples."""
     goal_once_per_episode: bool = False
     """Of `embedding`: each goal is paid for once per episode (ELLM)."""

@@ -1,4 +1,4 @@
-"""The control that must fail: rewards permuted among captions of similar frequency.
+"""The control of what the judge means: rewards permuted among captions of similar frequency, so that amount and rarity stay.
 
 Invariant: once drawn, where a caption's reward comes from never changes; each caption is the source of at most one other, never
 of itself; a function of the seed and of the order in which captions became known.

@@ -16,7 +16,8 @@ from reward_models.interface import Asks, Evidence
 from reward_models.probability_reward import without_empty
 
 MAX_GOALS = 64
-THRESHOLDS = {"sentences": 0.45, "bag-of-words": 0.3}
+THRESHOLDS = {"sentences": 0.45, "bag-of-words": 0.35}
+"""Chosen with the goals of the NetHack presets on tests/llm_server/data/nethack_labelled.jsonl (balanced accuracy 0.76 and 0.72)."""
 _WORDS = re.compile(r"[a-z]+|\d+|\$")
 FILLERS = "a an and are at by for from has have in is it its of on the there to with you your"
 _FILLERS = frozenset(FILLERS.split())

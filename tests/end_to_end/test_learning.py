@@ -68,3 +68,19 @@ def test_the_judge_is_why_a_sparse_task_is_solved(seed: int, tmp_path: Path) -> 
     assert max(returns[1:]) < 0.1, returns
     assert judged["annotations_total"] >= len(ADVANCES)
     assert {caption["text"] for caption in judged["top_rewarded"]} == set(ADVANCES) - {ADVANCES[-1]}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ["reward_model.name=classification"],
+        ["reward_model.name=ranking", "reward_model.epsilon_quantile=0.8", "reward_model.clip=2"],
+    ],
+    ids=["classification", "ranking"],
+)
+def test_networks_trained_beside_the_learner_solve_it_too(model: list[str], tmp_path: Path) -> None:
+    training = ["reward_model.steps_per_turn=4", "reward_model.batch_size=32"]
+    summary = train(tmp_path / "run", "seed=1", script(ADVANCES), *model, *training)
+    assert summary["episode_return_extrinsic_mean"] > 0.9
+    rewarded = {caption["text"] for caption in summary["top_rewarded"][: len(ADVANCES) - 1]}
+    assert rewarded == set(ADVANCES) - {ADVANCES[-1]}
