@@ -67,6 +67,8 @@ class PairRubric:
     """What stands before an answer, on a line of its own."""
     examples: tuple[PairExample, ...] = ()
     """Shown in this order."""
+    item_examples: bool = False
+    """Show the rubric's examples of single items before, under `first_label` and with their own answers."""
     min_answer_mass: float = 0.1
     """Below this probability of the answers together, the model has not answered."""
     tie_margin: float = 0.0
@@ -117,8 +119,11 @@ class Rubric:
     @cached_property
     def pairs_hash(self) -> str:
         """Hash of all that can change a judgement of a pair: part of the store's key; empty where pairs are not asked."""
+        if self.pairs is None:
+            return ""
         shared = {"style": self.style, "max_item_chars": self.max_item_chars, "answer_prefix": self.answer_prefix}
-        return _hash(shared | dataclasses.asdict(self.pairs)) if self.pairs else ""
+        shown = {"items_shown": self.question().examples} if self.pairs.item_examples else {}
+        return _hash(shared | shown | dataclasses.asdict(self.pairs))
 
     def item_text(self, item: bytes) -> str | None:
         """`item` as one printable line within the limit; None where it is not valid UTF-8 or nothing is left of it."""
@@ -153,12 +158,14 @@ class Rubric:
         """How a pair is asked; the first answer is that the item shown first is better. ValueError without a `pairs` section."""
         pairs = self._pairs()
         words = {"first": pairs.first, "second": pairs.second, "tie": pairs.tie}
+        items = self.question().examples if pairs.item_examples else ()
         return Question(
             style=self.style,
             instructions=pairs.instructions,
             label=pairs.first_label,
             answer_label=pairs.answer_label,
-            examples=tuple(
+            examples=items
+            + tuple(
                 (self.pair_text(self._one_line(shown.first), self._one_line(shown.second)), words[shown.better]) for shown in pairs.examples
             ),
             answers=tuple(word for word in words.values() if word),
