@@ -137,7 +137,7 @@ class RewardModelConfig:
     held_out_fraction: float = 0.1
     """Share of captions, chosen by a hash, whose answers are never trained on: they say when to stop and how good the model is. Only
     captions that come after the first 200 are held out, so that small vocabularies are learnt whole."""
-    patience: int = 8
+    patience: int = 10
     """Training rests after so many evaluations (one every 25 steps) without a better held-out loss, until there is a tenth more answers."""
     epsilon: float = -0.5
     """Of `ranking`, where epsilon_quantile is -1: the z-score above which a caption is rewarded (ONI)."""

@@ -171,6 +171,10 @@ def _check_combinations(config: RunConfig) -> None:
         f"reward_model.goal_once_per_episode: got true with reward_model.name={model.name}, but only `embedding` knows goals",
     )
     refuse(
+        model.goal_once_per_episode and model.permute,
+        "reward_model.goal_once_per_episode: a caption whose reward is another's (reward_model.permute) reaches no goal; leave one of the two out",
+    )
+    refuse(
         bool(model.judgements) and model.name not in ("retrieval", "classification", "ranking"),
         f"reward_model.judgements: got a file with reward_model.name={model.name}, which learns from no judgements",
     )

@@ -105,12 +105,6 @@ class Batch:
     """[T+1, B] bool, in host memory: whether the core state is zeroed before obs[t]; never at 0, where the worker has done it."""
     core_state: dict[str, Tensor]
     """name -> [B, H] f32, before step 0."""
-    extrinsic_rewards: np.ndarray
-    """[T, B] f32."""
-    caption_ids: np.ndarray
-    """[T, B] u64."""
-    caption_counts: np.ndarray
-    """[T, B] i32."""
     widths: tuple[int, ...]
     """B of each rollout, in the order given."""
 
@@ -141,8 +135,5 @@ def join_rollouts(rollouts: Sequence[Rollout], device: torch.device) -> Batch:
         truncated=tensor(truncated),
         reset_before=torch.from_numpy(reset_before),
         core_state={name: tensor(np.concatenate([rollout.core_state[name] for rollout in rollouts])) for name in first.core_state},
-        extrinsic_rewards=array("extrinsic_rewards"),
-        caption_ids=array("caption_ids"),
-        caption_counts=array("caption_counts"),
         widths=tuple(rollout.actions.shape[1] for rollout in rollouts),
     )

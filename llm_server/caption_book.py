@@ -7,7 +7,7 @@ again while it is in the book; at most `max_captions` are held, the least recent
 import secrets
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any
@@ -17,9 +17,8 @@ import numpy as np
 from llm_server.annotation import Caption, JudgedCaption, Status
 from llm_server.asking_policy import log_priorities
 from llm_server.caption_archive import ArchivedRow, CaptionArchive
+from llm_server.report_window import ReportWindow
 
-MAX_WORKERS = 4096
-REPORT_WINDOW = 64
 ARCHIVE_CHUNK = 10_000
 
 
@@ -77,7 +76,7 @@ class CaptionBook:
         self._columns = {name: np.zeros(1024, dtype) for name, dtype in (COLUMNS | LOCAL_COLUMNS).items()}
         self._captions: list[Caption | None] = []  # row -> caption, None while its text is missing
         self._rows: dict[int, int] = {}
-        self._newest_reports: OrderedDict[str, tuple[int, int]] = OrderedDict()  # worker -> newest number, bits of the last 64 held
+        self._reports = ReportWindow()
         self._ages_s: deque[float] = deque(maxlen=1000)
 
     # -- reports ------------------------------------------------------------------------------------------------------
@@ -91,24 +90,9 @@ class CaptionBook:
         that its worker has no acknowledgement for, the texts of all earlier reports are then held as well.
         """
         with self._lock:
-            if self._is_new_report(worker_id, sequence_number):
+            if self._reports.admit(worker_id, sequence_number):
                 self._take(texts, counts, env_steps)
-            return self.book_epoch, self._newest_reports[worker_id][0]
-
-    def _is_new_report(self, worker_id: str, sequence_number: int) -> bool:
-        newest, held = self._newest_reports.get(worker_id, (sequence_number - 1, 0))
-        ahead = sequence_number - newest
-        if ahead > 0:
-            is_new, newest, held = True, sequence_number, (held << ahead | 1) & (2**REPORT_WINDOW - 1) if ahead < REPORT_WINDOW else 1
-        else:  # overtaken by a later one: new unless its bit is set; too old to tell counts as held
-            bit = 1 << -ahead
-            is_new = -ahead < REPORT_WINDOW and not held & bit
-            held |= bit if is_new else 0
-        self._newest_reports[worker_id] = newest, held
-        self._newest_reports.move_to_end(worker_id)
-        if len(self._newest_reports) > MAX_WORKERS:
-            self._newest_reports.popitem(last=False)
-        return is_new
+            return self.book_epoch, self._reports.newest(worker_id)
 
     def _take(self, texts: Mapping[int, str], counts: Mapping[int, int], env_steps: int) -> None:
         new = [number for number in {**counts, **texts} if number and number not in self._rows]
@@ -319,7 +303,7 @@ class CaptionBook:
             self.num_evicted = int(state["num_evicted"])
             self.revision += 1
             self.book_epoch = secrets.token_hex(8)
-            self._newest_reports.clear()
+            self._reports.clear()
             self._ages_s.clear()
             if len(self) > self._max_captions:
                 self._evict()

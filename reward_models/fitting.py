@@ -26,7 +26,7 @@ MAX_EVALUATED = 512
 """Examples per evaluation, spread evenly over all."""
 MIN_HELD_OUT = 20
 MIN_TRAINED_BEFORE_HOLDING_OUT = 200
-MIN_GAIN = 0.002
+MIN_GAIN = 0.001
 """Relative fall of the loss that counts."""
 GROWTH = 1.1
 MAX_GRAD_NORM = 10.0

@@ -8,7 +8,8 @@ import pytest
 
 from llm_server.annotation import Caption, JudgedCaption, Judgement, Status
 from llm_server.caption_archive import CaptionArchive
-from llm_server.caption_book import MAX_WORKERS, CaptionBook
+from llm_server.caption_book import CaptionBook
+from llm_server.report_window import MAX_WORKERS
 
 
 def make_book(max_captions=1000, archive=None, clock=lambda: 0.0):
@@ -54,7 +55,7 @@ def test_what_is_remembered_of_workers_is_bounded():
     book = make_book()
     for worker in range(MAX_WORKERS + 50):
         report(book, {1: 1}, worker=str(worker))
-    assert len(book._newest_reports) == MAX_WORKERS
+    assert len(book._reports) == MAX_WORKERS
 
 
 def test_the_empty_caption_is_never_in_the_book():
