@@ -1,10 +1,10 @@
-"""Runs a command as a child and leaves nothing of it behind: `python -P child_guard.py PROGRAM ARGUMENT...`.
+"""Runs a command as a child and leaves nothing of it behind: `python -P child_guard.py FOLDER PROGRAM ARGUMENT...`.
 
 Invariant: when standard input ends (the parent that holds its other end has died or asks for it), SIGTERM comes or the command
-ends by itself, every process of the group is ended and the command's temporary folder removed; the exit code is the command's.
+ends by itself, every process of the group is ended and FOLDER, the command's temporary folder, removed; the exit code is the command's.
 
 It needs the standard library alone, so that any interpreter can run it by its path. Its parent starts it in a session of its
-own. SIGKILL of the guard itself takes the command along; what the command had started is left to the parent.
+own. SIGKILL of the guard itself takes the command along; what the command had started, and FOLDER, are left to the parent.
 """
 
 import ctypes
@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -26,24 +25,23 @@ POLL_S = 0.05
 PR_SET_PDEATHSIG = 1
 
 
-def main(command: Sequence[str]) -> int:
-    """Run `command` until it or standard input ends; its exit code, 128 + n where signal n ended it."""
+def main(folder: str, command: Sequence[str]) -> int:
+    """Run `command`, with `folder` for its temporary files, until it or standard input ends; its exit code, 128 + n where signal n ended it."""
     if os.getpgrp() != os.getpid():
         os.setsid()  # the group that is ended at the end must hold nobody else
     wake_end, wake = os.pipe()  # one byte on it ends the wait; an Event that a signal handler sets can deadlock
     signal.signal(signal.SIGTERM, lambda *_: os.write(wake, b"."))
-    scratch = tempfile.mkdtemp(prefix="delphi-child-")
     try:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=os.environ | {"TMPDIR": scratch}, preexec_fn=_end_with_parent)
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=os.environ | {"TMPDIR": folder}, preexec_fn=_end_with_parent)
     except OSError as error:
         print(f"{command[0]} cannot be run: {error}", file=sys.stderr)
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         return 127
     for wait in (child.wait, _wait_for_end_of_input):
         threading.Thread(target=_wake_after, args=(wait, wake), daemon=True).start()
     os.read(wake_end, 1)
     _end_group()
-    shutil.rmtree(scratch, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     code = child.wait()
     return code if code >= 0 else 128 - code
 
@@ -110,4 +108,4 @@ def _kill(pid: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1], sys.argv[2:]))

@@ -172,7 +172,10 @@ class ChildServer:
                 self._port = None
             _end(child)
             output.join()
-        return "was closed" if self._closed else f"{reason or f'ended with exit code {child.returncode}'}: {output.complaint()}"
+        if self._closed:
+            return "was closed"
+        complaint = output.complaint()
+        return reason or f"ended with exit code {child.returncode}: {complaint}"
 
     def _watch(self, child: "subprocess.Popen[bytes]", port: int, output: "_Output") -> str:
         """Until the child is to be ended: why, or empty where it has ended by itself."""
@@ -191,7 +194,8 @@ class ChildServer:
                     if is_up:
                         return f"did not answer a canary question within {patience_s:.0f} s ({_in_one_line(error)})"
                     if time.monotonic() > start_deadline:
-                        return f"answered nothing within {settings.start_timeout_s:.0f} s of its start ({_in_one_line(error)})"
+                        within = f"within {settings.start_timeout_s:.0f} s of its start"
+                        return f"answered nothing {within} ({_in_one_line(error)}): {output.complaint()}"
                 else:
                     is_up = True
                     self._now_up(port, output)

@@ -151,7 +151,7 @@ def test_one_that_is_killed_with_its_guard_is_replaced_and_leaves_nothing(start,
     os.kill(server.pid, signal.SIGKILL)
     wait_until(lambda: server.restarts == 1)
     assert ask(next_port(server, first)) == b"!"
-    assert_nothing_is_left(tmp_path, 0)
+    assert not assert_nothing_is_left(tmp_path, 0).exists()
 
 
 def test_one_that_never_answered_is_given_up_with_its_first_error_in_one_line(start, tmp_path):
@@ -186,6 +186,16 @@ def test_a_program_that_does_not_exist_is_one_clear_line(tmp_path):
     nowhere = ChildSettings(name="the server", command=lambda port: ["/no/such/program"], canary=canary, first_backoff_s=0.01)
     server = ChildServer(nowhere)
     with pytest.raises(ValueError, match=re.escape("exit code 127: /no/such/program cannot be run: [Errno 2] No such file")):
+        server.wait_until_up(WAIT_S)
+    server.close()
+
+
+def test_a_command_that_cannot_even_be_written_is_a_reason_and_not_a_silence():
+    def broken(port):
+        raise LookupError("no such setting")
+
+    server = ChildServer(ChildSettings(name="the server", command=broken, canary=canary, first_backoff_s=0.01))
+    with pytest.raises(ValueError, match=r"^the server cannot be run \(LookupError: no such setting\)$"):
         server.wait_until_up(WAIT_S)
     server.close()
 
