@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.measurement import CHECKOUT, commit, machine, packages
+from configs.loading import load_config
+from tests.benchmarks.minihack_control import judged_captions
+from tests.benchmarks.minihack_control import overrides as permuted_answers
 from tests.benchmarks.minihack_figures import collect, draw, markdown, summarise
 
 PRESET = "minihack_lockeddoor"
@@ -26,7 +29,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "none": ("reward_model.name=none",),
     "counts": ("reward_model.name=counts",),
     "retrieval": ("reward_model.name=retrieval",),
-    "permuted": ("reward_model.name=retrieval", "reward_model.permute=true"),
+    "permuted": ("reward_model.name=retrieval",),  # and the judge's answers permuted, see minihack_control.py
     "embedding": ("reward_model.name=embedding", f"reward_model.goals={json.dumps(GOALS)}"),
     "classification": ("reward_model.name=classification",),
     "ranking": ("reward_model.name=ranking",),
@@ -49,11 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.jobs < 1 or arguments.episodes < 1:
         raise ValueError(f"--jobs and --episodes are at least 1, got {arguments.jobs} and {arguments.episodes}")
+    judged = judged_captions(arguments.out / "captions.json", load_config(preset=PRESET, overrides=arguments.set))
     # Seeds outermost: what is there when somebody stops it is a fair comparison of fewer seeds.
     runs = [(arm, seed) for seed in arguments.seeds for arm in arguments.arms]
     progress = Progress(len(runs))
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        done = list(pool.map(lambda run: progress.watch(run, lambda: _train_and_evaluate(*run, arguments)), runs))
+        done = list(pool.map(lambda run: progress.watch(run, lambda: _train_and_evaluate(*run, arguments, judged)), runs))
     results = {
         "benchmark": "minihack_rewards",
         "preset": PRESET,
@@ -61,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "commit": commit(),
         "machine": machine(),
         "packages": packages(),
+        "judged": judged,
         **summarise(collect(arguments.out, list(ARMS))),
     }
     (arguments.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -91,7 +96,7 @@ class Progress:
             print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
-def _train_and_evaluate(arm: str, seed: int, arguments: argparse.Namespace) -> str | None:
+def _train_and_evaluate(arm: str, seed: int, arguments: argparse.Namespace, judged: dict[str, Any]) -> str | None:
     """What went wrong, None if nothing; a run that is done already is left as it is."""
     run = arguments.out / "runs" / f"{arm}-{seed}"
     evaluation = run / "evaluation.json"
@@ -99,6 +104,7 @@ def _train_and_evaluate(arm: str, seed: int, arguments: argparse.Namespace) -> s
         return None
     overrides = ["cluster.mode=inline", "learner.torch_threads=1", "logging.console=quiet", "logging.tensorboard=false"]
     overrides += ["checkpoint.interval_env_steps=0", f"run_dir={run}", f"seed={seed}", *ARMS[arm], *arguments.set]
+    overrides += permuted_answers(judged, seed) if arm == "permuted" else []
     trained = _run(["-m", "cluster.train", "--preset", PRESET, *overrides])
     if trained.returncode:
         return f"training failed: {_last_line(trained.stderr)}"
