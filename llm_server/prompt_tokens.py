@@ -23,8 +23,8 @@ class PromptTokens:
         before, after = self._prompt(question)
         self.prefix: list[int] = self._start() + self._plain(before)
         """Tokens before every text."""
-        self.suffix: list[int] = self._plain(after)
-        """Tokens after every text."""
+        self.suffix: list[int] = self._plain(after + question.answers[0])[:-1]
+        """Tokens after every text, split as they are where an answer follows them."""
         self.answers: list[int] = [self._answer_token(word, after) for word in question.answers]
         """One token per answer, in the order of `Question.answers`."""
         self._lead = " " if question.style == "completion" or before.endswith(question.label) else ""
@@ -63,8 +63,9 @@ class PromptTokens:
     def _answer_token(self, word: str, after: str) -> int:
         """The answer's one token where it stands; ValueError where it is more than one there."""
         tokens = self._plain(after + word)
-        if tokens[:-1] != self.suffix:
-            single = tokens[len(self.suffix) :] if tokens[: len(self.suffix)] == self.suffix else tokens
+        if tokens[:-1] != self.suffix or self._tokenizer.decode(self.suffix) != self._tokenizer.decode(self._plain(after)):
+            alone = self._plain(after)
+            single = tokens[len(alone) :] if tokens[: len(alone)] == alone else tokens
             raise ValueError(
                 f"the answer '{word}' is {len(single)} tokens for model '{self._model}' where it stands "
                 f"({[self._tokenizer.decode([t]) for t in single]}): choose a word that is one token, mind its leading space"

@@ -44,7 +44,7 @@ def parse_rubric(text: str, name: str) -> Rubric:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"rubric '{name}' is not valid YAML: {' '.join(str(error).split())}") from None
-    values = dict(_mapping(content, name))
+    values = _extended(_mapping(content, name), name)
     values["examples"] = tuple(_example(entry, f"{name}: example {n}") for n, entry in enumerate(_list(values, "examples", name), 1))
     if "calibration" in values:
         calibration = dict(_mapping(values["calibration"], f"{name}: calibration"))
@@ -59,6 +59,19 @@ def parse_rubric(text: str, name: str) -> Rubric:
     rubric = _build(Rubric, values, name)
     _check(rubric, name)
     return rubric
+
+
+def _extended(content: dict[str, Any], name: str) -> dict[str, Any]:
+    """The keys of the built-in rubric that `extends` names, where there is one, with those of `content` in their place."""
+    values = dict(content)
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if base not in built_in_rubrics():
+        raise ValueError(
+            f"rubric '{name}': extends is '{base}'{did_you_mean(str(base), built_in_rubrics())}: use one of {', '.join(built_in_rubrics())}"
+        )
+    return _extended(yaml.safe_load(_folder().joinpath(f"{base}.yaml").read_text("utf-8")), base) | values
 
 
 def _check(rubric: Rubric, name: str) -> None:

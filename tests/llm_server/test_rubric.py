@@ -63,6 +63,14 @@ def test_a_malformed_rubric_says_what_is_wrong(old, new, complaint):
     assert "mine.yaml" in str(error.value)
 
 
+def test_a_rubric_may_differ_from_a_built_in_one_in_a_few_keys():
+    base = load_rubric("nethack_gold")
+    mine = parse_rubric("extends: nethack_gold\nid: mine\nversion: 7\nthreshold: 0.5", "mine.yaml")
+    assert mine == dataclasses.replace(base, id="mine", version="7", threshold=0.5)
+    with pytest.raises(ValueError, match=r"rubric 'mine.yaml': extends is 'nethack_gould' \(did you mean 'nethack_gold'\?\)"):
+        parse_rubric("extends: nethack_gould", "mine.yaml")
+
+
 def test_an_unknown_rubric_is_answered_with_the_known_ones():
     with pytest.raises(ValueError, match=r"no rubric 'nethack_progres' \(did you mean 'nethack_progress'\?\)"):
         load_rubric("nethack_progres")

@@ -1,0 +1,68 @@
+"""Every rubric of the package can be asked of the packaged model, and none is measured on what it shows."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from llm_server.bundled_model import bundled_model_folder
+from llm_server.prompt_tokens import PromptTokens
+from llm_server.rubric import Rubric
+from llm_server.rubric_file import built_in_rubrics, load_rubric
+
+DATA = Path(__file__).parent / "data"
+GOALS = ("combat", "gold", "descend", "explore")
+COMPLETION = ["minihack_progress", "nethack_progress", *(f"nethack_{goal}" for goal in GOALS)]
+CHOSEN_ON_A_PART = [name for name in COMPLETION if name != "nethack_progress"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(bundled_model_folder())
+
+
+def captions(name: str) -> set[str]:
+    return {json.loads(line)["caption"] for line in (DATA / f"{name}.jsonl").read_text().splitlines()}
+
+
+def texts_shown(rubric: Rubric) -> set[str]:
+    pairs = rubric.pairs.examples if rubric.pairs else ()
+    return {example.item for example in rubric.examples} | {text for example in pairs for text in (example.first, example.second)}
+
+
+def test_every_goal_has_a_rubric_for_small_models_for_instruct_models_and_for_those_that_think_aloud():
+    assert built_in_rubrics() == sorted(f"{name}{style}" for name in COMPLETION for style in ("", "_chat", "_chat_thinking"))
+    for name in COMPLETION:
+        assert load_rubric(name).style == "completion"
+        assert load_rubric(f"{name}_chat").style == load_rubric(f"{name}_chat_thinking").style == "chat"
+        assert load_rubric(f"{name}_chat_thinking").answer_prefix.endswith("</think>\n\n")
+
+
+@pytest.mark.parametrize("name", built_in_rubrics())
+def test_it_can_be_calibrated_on_what_it_does_not_show(name):
+    rubric = load_rubric(name)
+    assert rubric.goal
+    assert {example.positive for example in rubric.examples} == {True, False}
+    assert rubric.calibration.items
+    assert not texts_shown(rubric) & set(rubric.calibration.items)
+
+
+@pytest.mark.parametrize("name", built_in_rubrics())
+def test_its_answers_are_single_tokens_where_they_stand(name, tokenizer):
+    rubric = load_rubric(name)
+    assert rubric.pairs
+    for question in (rubric.question(), rubric.pair_question()):
+        prompt = PromptTokens(tokenizer, question, model="smollm2", max_text_tokens=512, context=2048)
+        assert len(set(prompt.answers)) == len(question.answers)
+        assert [tokenizer.decode([token]) for token in prompt.answers] == list(question.answers)
+        if question.answer_prefix:
+            assert tokenizer.decode(prompt.suffix).endswith(question.answer_prefix)
+
+
+@pytest.mark.parametrize("name", CHOSEN_ON_A_PART)
+def test_what_it_is_measured_on_is_neither_shown_nor_chosen_from(name):
+    held_out = captions(f"{name}_held_out")
+    assert not held_out & captions(name)
+    for rubric in (load_rubric(name), load_rubric(f"{name}_chat")):
+        assert not held_out & (texts_shown(rubric) | set(rubric.calibration.items))
