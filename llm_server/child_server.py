@@ -31,7 +31,8 @@ from llm_server.niceness import set_session_niceness
 LOG = logging.getLogger(__name__)
 POLL_S = 0.2
 OUTPUT_LINES = 40
-ERROR_LINE = re.compile(r"\b(\w*(?:Error|Exception): .*|error: .*)", re.IGNORECASE)
+# An exception at the end of a traceback, or a program's complaint of its arguments; a log's prefixes may stand before.
+ERROR_LINE = re.compile(r"^(?:\([^)]*\) )?(?:ERROR [^\]]*\] )?\s*((?:[\w.]*\.)?[A-Z]\w*(?:Error|Exception)(?:: .*)?|[\w.]+: error: .*)$")
 GUARD_BUDGET_S = child_guard.GRACE_S + 3.0
 
 
@@ -242,11 +243,13 @@ class _Output:
         assert self._child.stdout is not None
         with self._child.stdout as output:
             for raw in output:
-                line = raw.decode(errors="replace").rstrip()[:2000]
+                line = raw.decode(errors="replace").rstrip()[:1000]
                 LOG.debug("%s", line)
+                if self._first_error and self._lines[-1].endswith(self._first_error) and line.startswith(" "):
+                    self._first_error += f" {line.strip()}"[:500]  # some announce only how many errors follow
                 self._lines.append(line)
-                if not self._first_error and (found := ERROR_LINE.search(line)):
-                    self._first_error = found.group(1)[:500]
+                if not self._first_error and (found := ERROR_LINE.match(line)):
+                    self._first_error = found.group(1)
         with self._changed:
             self.has_ended = True
             self._changed.notify_all()

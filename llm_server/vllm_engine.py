@@ -64,6 +64,9 @@ class VllmEngine:
         )
         try:
             self._server.wait_until_up(FIRST_START_PATIENCE_S)
+        except (ValueError, RuntimeError) as error:
+            self.close()
+            raise ValueError(f"{error}; what vLLM wrote is in the log: correct service.model or the settings of vLLM") from None
         except BaseException:
             self.close()
             raise

@@ -27,7 +27,9 @@ with open(folder + "/starts", "a+") as starts:
 behaviours = sys.argv[3:]
 behaviour = behaviours[min(number, len(behaviours) - 1)]
 if behaviour == "crash":
-    print("loading\\nTraceback (most recent call last):\\n  ValueError: no such weights: x\\nRuntimeError: it all failed")
+    print("(Server pid=7) WARNING 01-01 [a.py:1] This can cause errors like `OSError: too many open files`.")
+    print("(Core pid=8) ERROR 01-01 [b.py:2] Traceback (most recent call last):\\n(Core pid=8) ERROR 01-01 [b.py:2]   raise ValueError: no")
+    print("(Core pid=8) ERROR 01-01 [b.py:2] pydantic.ValueError: 1 problem:\\n  no such weights: x\\nRuntimeError: it all failed")
     sys.exit(1)
 if behaviour == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -156,7 +158,7 @@ def test_one_that_is_killed_with_its_guard_is_replaced_and_leaves_nothing(start,
 
 def test_one_that_never_answered_is_given_up_with_its_first_error_in_one_line(start, tmp_path):
     server = start("crash", max_first_starts=2)
-    with pytest.raises(ValueError, match=r"^the server ended with exit code 1: ValueError: no such weights: x$"):
+    with pytest.raises(ValueError, match=r"^the server ended with exit code 1: pydantic\.ValueError: 1 problem: no such weights: x$"):
         server.wait_until_up(WAIT_S)
     assert len((tmp_path / "starts").read_text().splitlines()) == 2
 
