@@ -157,6 +157,12 @@ def _check_combinations(config: RunConfig) -> None:
         f"annotator.batch_size: got {config.annotator.batch_size}, wanted at most service.max_items_per_request"
         f" ({config.service.max_items_per_request}), else the service refuses every request",
     )
+    starts_vllm = config.service.engine == "vllm" and not config.annotator.address and cluster.mode != "inline"
+    refuse(
+        starts_vllm and config.service.tensor_parallel > max(1.0, cluster.service_gpus),
+        f"service.tensor_parallel: got {config.service.tensor_parallel} with cluster.service_gpus={cluster.service_gpus:g}, wanted no more GPUs"
+        " than the service requests: it sees no others",
+    )
     model = config.reward_model
     refuse(
         config.annotator.max_labels_per_s > 0 and cluster.mode == "inline",

@@ -70,6 +70,8 @@ def test_overrides_go_before_the_file_and_the_file_before_defaults(tmp_path: Pat
         (["reward_model.name=counts", "reward_model.judgements=x"], ["reward_model.judgements", "counts"]),
         (["reward_model.epsilon_quantile=-0.5"], ["reward_model.epsilon_quantile", "-0.5"]),
         (["reward.max_intrinsic_share=0"], ["reward.max_intrinsic_share", "got 0"]),
+        (["service.engine=vllm", "service.tensor_parallel=4"], ["service.tensor_parallel", "got 4", "cluster.service_gpus=0"]),
+        (["service.engine=vlm"], ["service.engine", "'vlm'", "transformers, vllm, openai"]),
         (["annotator.batch_size=2000"], ["annotator.batch_size", "max_items_per_request"]),
         (["actors.num_workers=64"], ["actors.num_workers", "max_policy_lag"]),
     ],
