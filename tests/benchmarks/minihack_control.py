@@ -49,8 +49,13 @@ def permute(captions: list[list[Any]], seed: int) -> dict[str, float]:
 
 def overrides(judged: dict[str, Any], seed: int) -> list[str]:
     """Settings under which a run gets the permuted answers: through the scripted engine, with the judge's own threshold."""
-    rules = [f"^{re.escape(text).replace(';', chr(92) + 'x3b')}$={p}" for text, p in permute(judged["captions"], seed).items()]
+    rules = [f"^{_expression(text)}$={p}" for text, p in permute(judged["captions"], seed).items()]
     return ["service.engine=scripted", f"service.script={json.dumps(';'.join(rules))}", f"reward_model.threshold={judged['threshold']}"]
+
+
+def _expression(text: str) -> str:
+    """A regular expression for the caption as an engine is asked about it (spaces collapsed), without the script's own `;`."""
+    return re.sub(r"(\\ )+", r"\\s+", re.escape(text)).replace(";", r"\x3b")
 
 
 def _random_play(config: RunConfig) -> collections.Counter[str]:

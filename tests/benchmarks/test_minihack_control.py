@@ -5,10 +5,11 @@ import pytest
 
 from configs.loading import load_config
 from configs.service_schema import ServiceConfig
+from llm_server.rubric_file import load_rubric
 from llm_server.scripted_engine import ScriptedEngine
 from tests.benchmarks.minihack_control import BAND, MIN_COUNT, judged_captions, overrides, permute
 
-CAPTIONS = [[f"You hum; tune {n} = {n}.", 100 - n, n / 100] for n in range(4 * BAND + 2)] + [["Rare.", MIN_COUNT - 1, 0.99]]
+CAPTIONS = [[f"You hum; tune {n} = {n}.  Ouch!", 100 - n, n / 100] for n in range(4 * BAND + 2)] + [["Rare.", MIN_COUNT - 1, 0.99]]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -33,6 +34,7 @@ def test_a_run_gets_exactly_the_permuted_answers(tmp_path: Path) -> None:
     judged = judged_captions(path, config)  # read, not played again
     config = load_config(preset="minihack_lockeddoor", overrides=overrides(judged, seed=3))
     assert (config.service.engine, config.reward_model.threshold) == ("scripted", 0.4)
-    engine = ScriptedEngine(ServiceConfig(script=config.service.script))
+    engine, rubric = ScriptedEngine(ServiceConfig(script=config.service.script)), load_rubric(config.annotator.rubric)
     permuted = permute(CAPTIONS, 3)
-    assert [score.probability for score in engine.score(list(permuted))] == list(permuted.values())
+    asked = [rubric.item_text(text.encode()) for text in permuted]  # what the judge puts to an engine
+    assert [score.probability for score in engine.score(asked)] == list(permuted.values())
