@@ -21,6 +21,8 @@ from pathlib import Path
 
 GRACE_S = 3.0
 """Between SIGTERM and SIGKILL."""
+TRACKERS_S = 5.0
+"""For Python's resource trackers, once all others are gone."""
 POLL_S = 0.05
 PR_SET_PDEATHSIG = 1
 
@@ -70,7 +72,7 @@ def _end_group() -> None:
     for pid in _others():
         if not _is_tracker(pid):
             _kill(pid)
-    if not _gone_within(1.0):
+    if not _gone_within(TRACKERS_S):
         for pid in _others():
             _kill(pid)
 

@@ -33,7 +33,7 @@ POLL_S = 0.2
 OUTPUT_LINES = 40
 # An exception at the end of a traceback, or a program's complaint of its arguments; a log's prefixes may stand before.
 ERROR_LINE = re.compile(r"^(?:\([^)]*\) )?(?:ERROR [^\]]*\] )?\s*((?:[\w.]*\.)?[A-Z]\w*(?:Error|Exception)(?:: .*)?|[\w.]+: error: .*)$")
-GUARD_BUDGET_S = child_guard.GRACE_S + 3.0
+GUARD_BUDGET_S = child_guard.GRACE_S + child_guard.TRACKERS_S + 2.0
 
 
 @dataclass(frozen=True, kw_only=True)

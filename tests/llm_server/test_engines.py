@@ -83,11 +83,13 @@ def openai_text(comparing):
 @pytest.fixture(scope="module")
 def vllm(comparing):
     engine = build_engine(ServiceConfig(engine="vllm", engine_timeout_s=300.0), comparing)
-    processes = psutil.Process(engine.pid).children(recursive=True)
     yield engine
+    processes = psutil.Process(engine.pid).children(recursive=True)
+    shared = shared_memory(processes)
     engine.close()
     _, alive = psutil.wait_procs(processes, timeout=30)
     assert not alive
+    assert not [path for path in shared if path.exists()]
 
 
 @pytest.fixture(params=ENGINES)
@@ -199,12 +201,19 @@ def test_the_openai_engine_says_what_a_real_server_says(served, comparing, monke
         OpenAIEngine(served, comparing)
 
 
+def shared_memory(processes):
+    return {Path(entry.path) for process in processes for entry in process.memory_maps() if entry.path.startswith("/dev/shm/")}
+
+
 def test_a_killed_vllm_comes_back_and_answers_the_batch_under_way(vllm):
     before = vllm.score(TEXTS)
     processes = psutil.Process(vllm.pid).children(recursive=True)
+    shared = shared_memory(processes)
+    assert shared
     core = next(process for process in processes if "EngineCore" in "".join(process.cmdline()))
     core.send_signal(signal.SIGKILL)
     assert [score.probability for score in vllm.score(TEXTS)] == pytest.approx([score.probability for score in before], abs=0.03)
     assert vllm.restarts == 1
     _, alive = psutil.wait_procs(processes, timeout=30)
     assert not alive
+    assert not [path for path in shared if path.exists()]
