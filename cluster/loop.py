@@ -59,6 +59,7 @@ class TrainingLoop:
                     on_line(self.progress())
             if self._interval[1] != self.env_steps or not self._latest.get("learner_updates"):
                 self._write_line()
+            self.stream.drop_waiting()  # their episodes went on, and so must what is known of them
             self._checkpoint()
             return self._summary()
         finally:

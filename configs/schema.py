@@ -131,8 +131,8 @@ class RewardConfig:
     """beta: the n-th occurrence of a caption in one episode earns 1/n^beta of its reward."""
     max_intrinsic_share: float = 1.0
     """Cap s on intrinsic reward's share; 1 sets none. With I the mean of an episode's summed |intrinsic| reward, and E that of its summed
-    |extrinsic| reward over the episodes that had any (both running means that forget by 0.99 per episode), intrinsic reward is multiplied by
-    min(1, s / (1 - s) E / I). Until the first episode with extrinsic reward there is no cap: a sparse task must be explored first."""
+    positive extrinsic reward over the episodes that had any (both running means that forget by 0.99 per episode), intrinsic reward is multiplied by
+    min(1, s / (1 - s) E / I). Until the first episode with a positive reward there is no cap: a sparse task must be explored first."""
 
 
 @dataclass(frozen=True)

@@ -113,9 +113,10 @@ class RewardModelConfig:
     clip: float = 0.0
     """R is clipped to [-clip, clip]; 0 does not clip."""
     warmup_labels: int = 0
-    """No caption is rewarded before this many answers have come."""
+    """No caption is rewarded before this many labels have come."""
     label_smoothing: float = 0.0
-    """Answers are drawn by this fraction towards knowing nothing: soft labels towards the threshold, hard ones and preferences towards 0.5."""
+    """Of classification and ranking: what is trained on is drawn by this fraction towards knowing nothing: soft labels towards the
+    threshold, hard ones and preferences towards 0.5."""
     permute: bool = False
     """A control: R is permuted among captions of similar frequency (bands of 4 neighbours), which keeps how much reward there is and how
     rare it is, and destroys what the judge meant. Fixed once drawn, and a function of `seed`."""
@@ -148,4 +149,5 @@ class RewardModelConfig:
     goals: list[str] = field(default_factory=list)
     """Of `embedding`: what is striven for, as captions would put it, at most 64 sentences; empty takes the rubric's positive examples."""
     goal_once_per_episode: bool = False
-    """Of `embedding`: each goal is paid for once per episode (ELLM)."""
+    """Of `embedding`: each goal is paid for once per episode (after ELLM). A caption counts for its nearest goal alone: where that one was
+    paid, it earns nothing, even if it lies near another."""

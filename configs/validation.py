@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 
 from configs.schema import RunConfig
+from configs.service_schema import RewardModelConfig
 
 
 class ConfigError(ValueError):
@@ -164,6 +165,30 @@ def _check_combinations(config: RunConfig) -> None:
         " than the service requests: it sees no others",
     )
     model = config.reward_model
+    is_judged = model.name in ("retrieval", "classification", "ranking") and not model.judgements
+    is_embedded = model.name == "embedding" and model.embedding == "sentences"
+    refuse(
+        is_judged and config.service.engine == "none" and not config.annotator.address,
+        f"service.engine: got none with reward_model.name={model.name}, which learns from judgements and would get none",
+    )
+    refuse(
+        is_embedded and len(model.goals) > config.service.max_items_per_request,
+        f"service.max_items_per_request: got {config.service.max_items_per_request}, wanted at least the number of goals ({len(model.goals)})",
+    )
+    refuse(
+        model.warmup_labels > 0 and not (is_judged or is_embedded),
+        f"reward_model.warmup_labels: got {model.warmup_labels}, but this reward model asks nothing while the policy trains; leave it at 0",
+    )
+    refuse(
+        0 < config.annotator.max_labels < model.warmup_labels,
+        f"reward_model.warmup_labels: got {model.warmup_labels}, more than annotator.max_labels ({config.annotator.max_labels}): nothing would"
+        " ever be rewarded",
+    )
+    refuse(
+        model.name == "ranking" and model.epsilon_quantile >= 0 and model.epsilon != RewardModelConfig().epsilon,
+        f"reward_model.epsilon: got {model.epsilon}, which reward_model.epsilon_quantile={model.epsilon_quantile} overrides; set"
+        " reward_model.epsilon_quantile=-1 to use it",
+    )
     refuse(
         config.annotator.max_labels_per_s > 0 and cluster.mode == "inline",
         "annotator.max_labels_per_s: a run in turns asks by turns, not by the clock; set annotator.labels_per_turn with cluster.mode=inline",

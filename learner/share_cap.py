@@ -1,7 +1,7 @@
 """The cap on intrinsic reward's share of the total, `reward.max_intrinsic_share`.
 
-Let I be the mean over finished episodes of sum_t |k_int R / N^beta|, and E the mean of sum_t |k_ext clip(s r_env)| over those finished
-episodes in which that sum was not 0; both are running means that forget by a factor of 0.99 per episode. With a cap s, intrinsic
+Let I be the mean over finished episodes of sum_t |k_int R / N^beta|, and E the mean of sum_t max(0, k_ext clip(s r_env)) over those
+finished episodes in which that sum was not 0 (a penalty for every step is no success); both are running means that forget by a factor of 0.99 per episode. With a cap s, intrinsic
 reward is multiplied by
 
     scale = min(1, s / (1 - s) * E / I)
@@ -29,7 +29,7 @@ class ShareCap:
     def __init__(self, max_share: float) -> None:
         self._ratio = max_share / (1.0 - max_share) if max_share < 1.0 else np.inf
         self._intrinsic, self._extrinsic = [0.0, 0.0], [0.0, 0.0]  # weighted sum and weight, over episodes
-        self._running: dict[str, np.ndarray] = {}  # worker index -> [2, B] f64: |intrinsic|, |extrinsic| since the episode began
+        self._running: dict[str, np.ndarray] = {}  # worker index -> [2, B] f64: |intrinsic|, positive extrinsic since the episode began
 
     @property
     def scale(self) -> float:
@@ -44,7 +44,7 @@ class ShareCap:
         if rollout.sequence_number == 0 or index not in self._running:
             self._running[index] = np.zeros((2, intrinsic.shape[1]))
         running, done = self._running[index], rollout.terminated | rollout.truncated
-        rewards = np.abs(np.stack([intrinsic, extrinsic], 1)).astype(np.float64)  # [T, 2, B]
+        rewards = np.stack([np.abs(intrinsic), np.maximum(extrinsic, 0)], 1).astype(np.float64)  # [T, 2, B]
         for t in range(len(rewards)):
             running += rewards[t]
             for column in np.flatnonzero(done[t]):

@@ -25,7 +25,7 @@ class RolloutStream:
     """A FIFO of admitted rollouts, taken in batches of `rollouts_per_batch`; it never holds more than one batch."""
 
     def __init__(self, config: LearnerConfig, on_stale: Callable[[Rollout], None] = lambda rollout: None) -> None:
-        """`on_stale` is told of each rollout of this epoch that is dropped for its age, before a later one of its worker is handed out."""
+        """`on_stale` is told of each rollout of this epoch that is dropped for its age or for the epoch's end, before a later one of its worker is handed out."""
         self._on_stale = on_stale
         self._batch_size, self._max_lag = config.rollouts_per_batch, config.max_policy_lag
         self._waiting: list[Rollout] = []
@@ -54,6 +54,12 @@ class RolloutStream:
             return None
         self._waiting = []
         return fresh
+
+    def drop_waiting(self) -> None:
+        """At the end of this epoch: what waits for a batch is told to `on_stale` and dropped."""
+        for rollout in self._waiting:
+            self._on_stale(rollout)
+        self._waiting = []
 
     def metrics(self) -> dict[str, float]:
         """`rollouts_dropped_stale`: dropped for their age or their epoch, over the whole run."""

@@ -20,7 +20,7 @@ from configs.service_schema import AnnotatorConfig
 from llm_server.annotation import ServiceDescription, Status
 from llm_server.asking_budget import AskingBudget
 from llm_server.client import AnnotationRefused, ServiceUnavailable
-from llm_server.questions import AnnotationClient, Answer, Questions, status_of
+from llm_server.questions import AnnotationClient, Answer, Questions, passes_of, status_of
 
 LOG = logging.getLogger(__name__)
 IDLE_S = 0.1
@@ -231,8 +231,7 @@ class Annotator:
             self._counters["annotations_total"] += len(said)
             self._counters["annotations_unparsed"] += sum(status is not Status.OK for status, _ in said)
             self._counters["annotations_cached"] += sum(cached for _, cached in said)
-            # A rejected item never reaches the model.
-            self._counters["forward_passes"] += sum(not cached and status is not Status.REJECTED for status, cached in said)
+            self._counters["forward_passes"] += sum(passes_of(answer) for answer in answers)
         return labels
 
     def _backoff_s(self, failures: int) -> float:

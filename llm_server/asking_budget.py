@@ -1,6 +1,7 @@
 """How much may be asked: `annotator.max_labels` in all, `annotator.max_labels_per_s` by the clock.
 
-Invariant: what is reserved is either spent or given back; the total that was spent never exceeds the limit, resumes included.
+Invariant: what is reserved is either spent or given back; the total that was spent never exceeds the limit. After a
+resume it counts from the checkpoint: what was answered since is asked of the judgement store again, which costs nothing.
 """
 
 import threading

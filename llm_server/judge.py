@@ -117,7 +117,7 @@ class Judge:
         With `bypass_store` the store is neither read nor written. Raises ValueError where the request breaks a limit,
         JudgeBusyError, JudgeClosedError; the future raises JudgeClosedError or JudgeFailedError.
         """
-        self._check(items)
+        self._check(len(items), items)
         return self._submit([_Key(item, bypass_store) for item in items])
 
     def annotate_pairs(self, pairs: Sequence[tuple[bytes, bytes]], bypass_store: bool = False) -> list[PairJudgement]:
@@ -128,7 +128,7 @@ class Judge:
         """A future of one judgement per pair; like `submit`, each pair being asked in both orders. ValueError also where the
         rubric compares no pairs. Two items that read alike are a tie and are not asked."""
         self._rubric.pair_question()
-        self._check([item for pair in pairs for item in pair])
+        self._check(len(pairs), [item for pair in pairs for item in pair])
         texts = [(self._rubric.item_text(first), self._rubric.item_text(second)) for first, second in pairs]
         asked = [position for position, (first, second) in enumerate(texts) if first != second]
         orders = self._submit(
@@ -142,7 +142,7 @@ class Judge:
 
         Raises ValueError where the request breaks a limit or no encoder can be loaded.
         """
-        self._check(items)
+        self._check(len(items), items)
         return self._encoder.encode([self._rubric.item_text(item) for item in items])
 
     def _submit(self, keys: list[_Key]) -> "Future[list[Judgement]]":
@@ -198,12 +198,13 @@ class Judge:
         if self._store:
             self._store.close()
 
-    def _check(self, items: Sequence[bytes]) -> None:
+    def _check(self, num: int, items: Sequence[bytes]) -> None:
+        """ValueError where a request of `num` items or pairs, which hold `items`, breaks a limit."""
         most, longest = self._config.max_items_per_request, self._config.max_item_bytes
-        if not items:
+        if not num:
             raise ValueError("the request has no items: send at least one")
-        if len(items) > most:
-            raise ValueError(f"the request has {len(items)} items, at most {most} are taken: split it")
+        if num > most:
+            raise ValueError(f"the request has {num} items, at most {most} are taken: split it")
         for position, item in enumerate(items):
             if len(item) > longest:
                 raise ValueError(f"item {position} has {len(item)} bytes, at most {longest} are taken: shorten it")

@@ -5,6 +5,7 @@ Invariant: what was handed out is handed out again only after it was put back; w
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -122,12 +123,18 @@ class EmbeddingQuestions(CaptionQuestions):
     def __init__(self, book: CaptionBook, goals: Sequence[str]) -> None:
         super().__init__(book)
         self._goals = [goal.encode() for goal in goals]
+        self._embedded: WeakKeyDictionary[AnnotationClient, np.ndarray] = WeakKeyDictionary()  # the goals, by each client's encoder
 
     def ask(self, client: AnnotationClient, items: Sequence[Caption]) -> list[Any]:
         """`Embed`: cosines of each caption with each goal."""
-        vectors = client.embed([*self._goals, *(caption.text.encode() for caption in items)])
-        check_number(len(vectors), len(self._goals) + len(items))
-        cosines = (vectors[len(self._goals) :] @ vectors[: len(self._goals)].T).astype(np.float32)
+        goals = self._embedded.get(client)
+        if goals is None:
+            goals = client.embed(self._goals)
+            check_number(len(goals), len(self._goals))
+            self._embedded[client] = goals
+        vectors = client.embed([caption.text.encode() for caption in items])
+        check_number(len(vectors), len(items))
+        cosines = (vectors @ goals.T).astype(np.float32)
         return [EmbeddedCaption(caption=caption, cosines=row) for caption, row in zip(items, cosines, strict=True)]
 
     def record(self, answers: Sequence[Any]) -> list[Answer]:
@@ -147,6 +154,12 @@ def status_of(answer: Answer) -> tuple[Status, bool]:
     """What became of a question, and whether no forward pass was made for it."""
     judgement = as_judgement(answer) if isinstance(answer, EmbeddedCaption) else answer.judgement
     return judgement.status, judgement.cached
+
+
+def passes_of(answer: Answer) -> int:
+    """Forward passes that an answer took; a pair is asked in both orders, and a rejected item never reaches the model."""
+    status, cached = status_of(answer)
+    return 0 if cached or status is Status.REJECTED else 2 if isinstance(answer, JudgedPair) else 1
 
 
 def check_number(got: int, wanted: int) -> None:

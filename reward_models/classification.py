@@ -113,11 +113,12 @@ class ClassificationModel:
         p, smoothing = self._given(rows, held_out), self._config.label_smoothing
         if self._config.labels == "hard":
             return torch.from_numpy((p > self._theta) * (1 - smoothing) + 0.5 * smoothing).float()
-        return torch.from_numpy(p + smoothing * (self._theta - p)).float()
+        return torch.from_numpy(p + smoothing * (self._reward.threshold - p)).float()
 
     def agreement(self, logits: Tensor, rows: np.ndarray, held_out: bool) -> float:
         """Share of labels on the same side of the threshold as the network."""
-        return float(np.mean((logits.numpy() > log_odds(self._reward.threshold)) == (self._given(rows, held_out) > self._theta)))
+        judges = self._theta if self._config.labels == "hard" else self._reward.threshold
+        return float(np.mean((logits.numpy() > log_odds(self._reward.threshold)) == (self._given(rows, held_out) > judges)))
 
     def _given(self, rows: np.ndarray, held_out: bool) -> np.ndarray:
         labels = self._labels[held_out].rows()

@@ -25,7 +25,7 @@ def rollouts_of(worker: str, num: int, seed: int, num_steps: int = 6, num_envs: 
     made = []
     for number in range(num):
         ids = rng.choice(np.array([0, 11, 12, 13, 14, 15], np.uint64), (num_steps, num_envs))
-        extrinsic = np.where(rng.random((num_steps, num_envs)) < 0.1, 3.0, 0.0).astype(np.float32)
+        extrinsic = np.where(rng.random((num_steps, num_envs)) < 0.1, 3.0, -0.01).astype(np.float32)
         made.append(
             random_rollout(
                 num_steps, num_envs, seed=100 * seed + number, caption_ids=ids, worker_id=worker, sequence_number=number,
@@ -99,6 +99,18 @@ def test_the_stream_tells_of_every_rollout_that_it_drops_for_its_age_and_of_no_o
     assert stream.metrics()["rollouts_dropped_stale"] == 3
 
 
+def test_what_waits_at_the_end_of_an_epoch_moves_the_ledger_on() -> None:
+    told: list[int] = []
+    stream = RolloutStream(LearnerConfig(rollouts_per_batch=3), on_stale=lambda rollout: told.append(rollout.sequence_number))
+    for number in range(2):
+        assert stream.put(random_rollout(sequence_number=number, policy_version=(1, 0)), (1, 0)) is None
+    stream.drop_waiting()
+    stream.drop_waiting()
+    assert told == [0, 1]
+    assert stream.metrics()["rollouts_dropped_stale"] == 0
+    assert stream.put(random_rollout(sequence_number=2, policy_version=(1, 0)), (1, 0)) is None, "what was dropped is in no batch"
+
+
 def test_a_worker_that_begins_anew_has_been_paid_for_nothing() -> None:
     first = random_rollout(
         1, 1, caption_ids=np.array([[11]], np.uint64), terminated=np.zeros((1, 1), bool), truncated=np.zeros((1, 1), bool)
@@ -161,7 +173,7 @@ def slow_scales(rollouts: list[Rollout], share: float, table: RewardTable) -> li
         for t in range(rollout.actions.shape[0]):
             for b in range(num_envs):
                 sums[b][0] += abs(2.0 * rewards[t, b] / rollout.caption_counts[t, b])
-                sums[b][1] += abs(0.5 * rollout.extrinsic_rewards[t, b])
+                sums[b][1] += max(0.0, 0.5 * rollout.extrinsic_rewards[t, b])
                 if rollout.terminated[t, b] or rollout.truncated[t, b]:
                     intrinsic.append(sums[b][0])
                     if sums[b][1]:
@@ -184,8 +196,12 @@ def test_the_cap_is_its_formula_and_scales_intrinsic_reward_alone() -> None:
         np.testing.assert_allclose(mixed.total, mixed.extrinsic + mixed.intrinsic, rtol=1e-6)
 
 
-def test_before_the_first_extrinsic_reward_exploration_is_not_capped() -> None:
-    rollouts = [dataclasses.replace(r, extrinsic_rewards=np.zeros_like(r.extrinsic_rewards)) for r in rollouts_of("0.1", 10, seed=7)]
+@pytest.mark.parametrize("every_step", [0.0, -0.01])
+def test_before_the_first_success_exploration_is_not_capped(every_step: float) -> None:
+    """A penalty for every step is none."""
+    rollouts = [
+        dataclasses.replace(r, extrinsic_rewards=np.full_like(r.extrinsic_rewards, every_step)) for r in rollouts_of("0.1", 10, seed=7)
+    ]
     mixer = RewardMixer(dataclasses.replace(CONFIG, max_intrinsic_share=0.01))
     for rollout in rollouts:
         mixer.mix([rollout], TABLE)

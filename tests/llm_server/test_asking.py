@@ -252,8 +252,10 @@ def test_captions_are_held_against_the_goals_and_what_cannot_be_embedded_is_no_l
     class Embedding(FakeService):
         def connect(self):
             client = super().connect()
-            client.embed = lambda items: np.array([vectors[item.decode()] for item in items], np.float32)
+            client.embed = lambda items: embedded.append(len(items)) or np.array([vectors[item.decode()] for item in items], np.float32)
             return client
+
+    embedded: list[int] = []
 
     book = book_of({1: 5, 2: 1})
     annotator = Annotator(Embedding().connect, EmbeddingQuestions(book, ["kill", "open"]), AnnotatorConfig())
@@ -263,4 +265,7 @@ def test_captions_are_held_against_the_goals_and_what_cannot_be_embedded_is_no_l
     assert annotator.turn(10) == []
     figures = annotator.metrics()
     assert (figures["annotations_total"], figures["annotations_unparsed"], figures["forward_passes"]) == (2, 1, 1)
+    book.take_report({3: "caption 1"}, {3: 1}, "0.0", 1, 0)
+    annotator.turn(10)
+    assert embedded == [2, 2, 1], "goals are embedded once per client"
     annotator.close()
