@@ -79,7 +79,7 @@ def caption_of(text: str) -> Caption:
 
 def read_judgements(path: str | Path) -> Judgements:
     """What the file holds; ValueError where there is none, or it is damaged or something else."""
-    with closing(_open(Path(path), "ro")) as connection:
+    with closing(_open(Path(path), "rw")) as connection:
         try:
             _check_format(connection, path)
             provenance, threshold = _provenance(connection)
@@ -195,7 +195,7 @@ class JudgementFile:
         self._connection.execute("PRAGMA locking_mode=EXCLUSIVE")
         self._connection.execute("BEGIN EXCLUSIVE")
         with self._connection:
-            if self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
+            if _is_empty(self._connection):
                 for statement in filter(str.strip, SCHEMA.split(";\n")):
                     self._connection.execute(statement)
                 values = {**asdict(provenance), "threshold": repr(threshold)}
@@ -210,11 +210,13 @@ class JudgementFile:
 
 
 def read_provenance(path: Path) -> Provenance | None:
-    """Whose answers the file holds, None where there is no file yet; ValueError where it is damaged or something else."""
+    """Whose answers the file holds, None where there is no file yet or an empty one; ValueError where it is damaged or something else."""
     if not path.exists():
         return None
-    with closing(_open(path, "ro")) as connection:
+    with closing(_open(path, "rw")) as connection:
         try:
+            if _is_empty(connection):
+                return None
             _check_format(connection, path)
             return _provenance(connection)[0]
         except (sqlite3.DatabaseError, KeyError) as error:
@@ -222,12 +224,20 @@ def read_provenance(path: Path) -> Provenance | None:
 
 
 def _open(path: Path, mode: str) -> sqlite3.Connection:
-    if mode == "ro" and not path.is_file():
+    """`rw` is also for reading: SQLite then undoes what a killed process left half-written, and where the file may not be written it
+    falls back to reading by itself."""
+    if path.is_dir():
+        raise ValueError(f"'{path}' is a folder and no judgement file: give a file")
+    if mode == "rw" and not path.is_file():
         raise ValueError(f"no judgement file '{path}': make one with `delphi annotate CAPTIONS --rubric RUBRIC --out {path}`")
     try:
         return sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=5.0)
     except sqlite3.Error as error:
         raise ValueError(f"judgement file '{path}' cannot be opened ({error}): give a file in a writable folder") from None
+
+
+def _is_empty(connection: sqlite3.Connection) -> bool:
+    return connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
 
 
 def _check_format(connection: sqlite3.Connection, path: str | Path) -> None:
@@ -247,6 +257,8 @@ def _provenance(connection: sqlite3.Connection) -> tuple[Provenance, float]:
 def _damaged(path: str | Path, error: Exception) -> ValueError:
     if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
         return ValueError(f"judgement file '{path}' is being written: wait until the `delphi annotate` that is at work on it has ended")
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY:
+        return ValueError(f"judgement file '{path}' was left half-written and may not be repaired: make it and its folder writable")
     return ValueError(f"'{path}' is no sound judgement file ({error}): give one that `delphi annotate --out` wrote, or annotate anew")
 
 

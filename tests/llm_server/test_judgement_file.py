@@ -2,7 +2,10 @@
 
 import dataclasses
 import math
+import shutil
 import sqlite3
+import subprocess
+import sys
 
 import pytest
 
@@ -81,6 +84,44 @@ def test_others_are_kept_out_of_a_file_being_written(path, monkeypatch):
     JudgementFile(path, OURS, 0.5).close()
 
 
+def leave_half_written(path):
+    """Kill a process in the midst of a transaction of which a part has reached the file: its journal is hot."""
+    program = (
+        "import os, sqlite3, sys\n"
+        "connection = sqlite3.connect(sys.argv[1])\n"
+        "connection.execute('PRAGMA cache_size=1')\n"
+        "connection.executemany('INSERT INTO captions (id, text, count) VALUES (?, ?, 1)', ((n, 'x' * 500) for n in range(500)))\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", program, str(path)]).returncode == -9
+    assert path.with_name(path.name + "-journal").stat().st_size
+
+
+def test_what_a_killed_process_left_half_written_is_undone(path, tmp_path, monkeypatch):
+    file = JudgementFile(path, OURS, 0.5)
+    file.add_captions({NEWT.text: 1})
+    file.write_captions([JudgedCaption(caption=NEWT, judgement=YES)])
+    file.close()
+    leave_half_written(path)
+    for copy in ("protected", "reread"):
+        shutil.copy(path, tmp_path / copy)
+        shutil.copy(f"{path}-journal", tmp_path / f"{copy}-journal")
+    found = read_judgements(path)
+    assert (found.captions, found.counts) == ([JudgedCaption(caption=NEWT, judgement=YES)], {NEWT.id: 1})
+    assert read_provenance(tmp_path / "reread") == OURS
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda name, **settings: connect(name.replace("mode=rw", "mode=ro"), **settings))
+    with pytest.raises(ValueError, match=r"left half-written and may not be repaired: make it .* writable"):
+        read_judgements(tmp_path / "protected")
+
+
+def test_an_empty_file_is_used(path):
+    path.touch()
+    assert read_provenance(path) is None
+    JudgementFile(path, OURS, 0.5).close()
+    assert read_provenance(path) == OURS
+
+
 def test_what_is_no_judgement_file_is_said_in_one_line(tmp_path, path):
     JudgementFile(path, OURS, 0.5).close()
     whole = path.read_bytes()
@@ -111,4 +152,6 @@ def test_what_is_no_judgement_file_is_said_in_one_line(tmp_path, path):
         JudgementFile(tmp_path / "other", OURS, 0.5)
     with pytest.raises(ValueError, match="cannot be opened"):
         JudgementFile(tmp_path / "absent" / "folder" / "x", OURS, 0.5)
+    with pytest.raises(ValueError, match="is a folder"):
+        JudgementFile(tmp_path, OURS, 0.5)
     assert read_provenance(tmp_path / "absent") is None
