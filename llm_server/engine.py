@@ -54,6 +54,10 @@ def check_engine(config: ServiceConfig) -> None:
         raise ValueError(f"unknown engine '{config.engine}'{did_you_mean(config.engine, ENGINES)}: use one of {', '.join(ENGINES)}")
     if config.engine == "scripted":
         ScriptedEngine(config)
+    if config.engine == "none":
+        from llm_server.encoder import check_encoder
+
+        check_encoder(config.encoder)
     if config.engine in ("scripted", "none"):
         return
     if config.engine == "openai":

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from typing import TypeVar
 
@@ -19,7 +19,8 @@ from grpc_reflection.v1alpha import reflection
 from configs.service_schema import ServiceConfig
 from llm_server import annotation_pb2, annotation_pb2_grpc
 from llm_server.annotation import Judgement, PairJudgement
-from llm_server.judge import Judge, JudgeBusyError, JudgeClosedError, JudgeFailedError
+from llm_server.judge import Judge
+from llm_server.question_queue import JudgeBusyError, JudgeClosedError, JudgeFailedError
 from llm_server.rubric import Rubric
 from llm_server.wire import MAX_MESSAGE_BYTES, annotate_response, describe_response, embed_response, pairs_response
 
@@ -34,7 +35,6 @@ class AnnotationServicer(annotation_pb2_grpc.AnnotationServicer):
 
     def __init__(self, rubric: Rubric) -> None:
         self.judge: Judge | None = None
-        self._embedding = ThreadPoolExecutor(1, thread_name_prefix="embed")
         self._rubric = rubric
 
     async def Annotate(self, request: annotation_pb2.AnnotateRequest, context: grpc.aio.ServicerContext) -> annotation_pb2.AnnotateResponse:
@@ -59,15 +59,11 @@ class AnnotationServicer(annotation_pb2_grpc.AnnotationServicer):
         """One vector per item."""
         judge = await self._ready_judge(context)
         items = list(request.items)
-        return embed_response(await _answer(context, lambda: self._embedding.submit(judge.embed, items)))
+        return embed_response(await _answer(context, lambda: judge.submit_embedding(items)))
 
     async def Describe(self, request: annotation_pb2.DescribeRequest, context: grpc.aio.ServicerContext) -> annotation_pb2.DescribeResponse:
         """What is served here."""
         return describe_response((await self._ready_judge(context)).describe())
-
-    def close(self) -> None:
-        """Embed nothing more."""
-        self._embedding.shutdown(wait=False, cancel_futures=True)
 
     async def _ready_judge(self, context: grpc.aio.ServicerContext) -> Judge:
         if self.judge is None:
@@ -150,7 +146,6 @@ async def serve(
     finally:
         await health_servicer.enter_graceful_shutdown()
         await server.stop(STOP_GRACE_S)
-        servicer.close()
         if servicer.judge is not None:
             await asyncio.to_thread(servicer.judge.close)
 

@@ -53,9 +53,10 @@ def judgements_of(response: AnnotateResponse, num_items: int) -> list[Judgement]
 
 def _judgement(position: int, wire: WireJudgement) -> Judgement:
     status = _status(position, wire.status)
+    _check_share(position, "answer mass", wire.answer_mass)
     if status is not Status.OK:
         return Judgement(status=status, probability=math.nan, answer_mass=wire.answer_mass, cached=wire.cached)
-    _check_shares(position, {"probability": wire.probability, "answer mass": wire.answer_mass})
+    _check_share(position, "probability", wire.probability)
     return Judgement(status=status, probability=wire.probability, answer_mass=wire.answer_mass, cached=wire.cached)
 
 
@@ -90,10 +91,11 @@ def pair_judgements_of(response: AnnotatePairsResponse, num_pairs: int) -> list[
 
 def _pair_judgement(position: int, wire: WirePairJudgement) -> PairJudgement:
     status = _status(position, wire.status)
+    _check_share(position, "answer mass", wire.answer_mass)
     preference, bias = math.nan, math.nan
     if status is Status.OK:
         preference, bias = wire.preference, wire.position_bias
-        _check_shares(position, {"preference": preference, "answer mass": wire.answer_mass})
+        _check_share(position, "preference", preference)
         if not math.isfinite(bias):
             raise ValueError(f"judgement {position} is OK but its position bias is {bias}")
     return PairJudgement(status=status, preference=preference, answer_mass=wire.answer_mass, position_bias=bias, cached=wire.cached)
@@ -106,10 +108,9 @@ def _status(position: int, wire: WireJudgement.Status) -> Status:
     return status
 
 
-def _check_shares(position: int, shares: dict[str, float]) -> None:
-    for name, value in shares.items():
-        if not 0.0 <= value <= 1.0:  # NaN fails too
-            raise ValueError(f"judgement {position} is OK but its {name} is {value}, outside 0 to 1")
+def _check_share(position: int, name: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:  # NaN fails too
+        raise ValueError(f"judgement {position} is unsound: its {name} is {value}, outside 0 to 1")
 
 
 def embed_response(vectors: np.ndarray) -> EmbedResponse:

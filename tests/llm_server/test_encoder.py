@@ -1,22 +1,28 @@
 """The packaged sentence encoder, through a judge and alone."""
 
+import threading
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from configs.service_schema import ServiceConfig
-from llm_server.encoder import SentenceEncoder, check_encoder
+from llm_server.encoder import BATCH_SIZE, MAX_PENDING_REQUESTS, SentenceEncoder, check_encoder
 from llm_server.judge import build_judge
+from llm_server.question_queue import JudgeBusyError, JudgeClosedError
 
 EMBEDDING = ServiceConfig(engine="none", store="memory", device="cpu")
 
 
 @pytest.fixture(scope="module")
 def encoder():
-    return SentenceEncoder(EMBEDDING)
+    encoder = SentenceEncoder(EMBEDDING)
+    yield encoder
+    encoder.close()
 
 
 def test_near_sentences_have_a_high_cosine(encoder):
-    vectors = encoder.encode(["Find a key.", "You pick up a key.", "It's a wall."])
+    vectors = encoder.submit(["Find a key.", "You pick up a key.", "It's a wall."]).result()
     assert vectors.dtype == np.float32
     assert vectors.shape == (3, 384)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
@@ -26,9 +32,9 @@ def test_near_sentences_have_a_high_cosine(encoder):
 
 def test_a_vector_depends_on_its_text_alone(encoder):
     texts = ["You kill the newt!", "A very long sentence about a door that does not open however often one kicks it.", "x"]
-    together = encoder.encode(texts)
+    together = encoder.submit(texts).result()
     for text, vector in zip(texts, together, strict=True):
-        np.testing.assert_allclose(encoder.encode([text])[0], vector, atol=1e-5)
+        np.testing.assert_allclose(encoder.submit([text]).result()[0], vector, atol=1e-5)
 
 
 def test_what_is_no_text_has_no_vector(rubric):
@@ -45,3 +51,29 @@ def test_an_encoder_that_is_not_there_is_one_line():
     with pytest.raises(ValueError, match="'/nowhere/model' does not exist"):
         check_encoder("/nowhere/model")
     check_encoder("minilm")
+
+
+def test_a_closed_encoder_leaves_no_request_waiting_and_takes_no_more(monkeypatch):
+    encoder, entered, gate = SentenceEncoder(EMBEDDING), threading.Event(), threading.Event()
+
+    def slow(loaded, texts):
+        entered.set()
+        assert gate.wait(20)
+        return np.ones((len(texts), 384), np.float32)
+
+    monkeypatch.setattr(
+        "llm_server.encoder._load", lambda config: (SimpleNamespace(config=SimpleNamespace(hidden_size=384)), None, True, None)
+    )
+    monkeypatch.setattr("llm_server.encoder._encode", slow)
+    running = encoder.submit(["x"] * (BATCH_SIZE + 1))
+    assert entered.wait(20)
+    waiting = [encoder.submit(["y"]) for _ in range(MAX_PENDING_REQUESTS - 1)]
+    with pytest.raises(JudgeBusyError, match="8 requests wait"):
+        encoder.submit(["z"])
+    encoder.close()
+    gate.set()
+    with pytest.raises(JudgeClosedError):
+        running.result(20)
+    assert all(future.cancelled() for future in waiting)
+    with pytest.raises(JudgeClosedError):
+        encoder.submit(["z"])

@@ -8,7 +8,8 @@ import pytest
 
 from configs.service_schema import ServiceConfig
 from llm_server.annotation import Score, Status
-from llm_server.judge import MAX_PENDING_REQUESTS, Judge, JudgeBusyError, JudgeClosedError, JudgeFailedError, build_judge
+from llm_server.judge import MAX_PENDING_REQUESTS, Judge, build_judge
+from llm_server.question_queue import JudgeBusyError, JudgeClosedError, JudgeFailedError
 from llm_server.store import open_store
 
 
@@ -222,3 +223,25 @@ def test_a_wrong_configuration_is_one_clear_error(rubric, settings, complaint):
 def test_a_folder_that_holds_no_model_is_one_clear_error(rubric, tmp_path):
     with pytest.raises(ValueError, match=r"has no config\.json: give a folder"):
         build_judge(ServiceConfig(store="memory", model=str(tmp_path)), rubric)
+
+
+@pytest.mark.parametrize("bypass_store", [False, True])
+def test_an_item_that_is_given_up_while_the_model_has_it_and_asked_again_harms_nobody(make, engine, bypass_store):
+    judge = make()
+    engine.gate.clear()
+    given_up = judge.submit([b"good"], bypass_store)
+    assert engine.entered.acquire(timeout=20)
+    assert given_up.cancel()
+    again = judge.submit([b"good"], bypass_store)
+    engine.gate.set()
+    assert again.result(20)[0].probability == 0.9
+    assert judge.submit([b"bad"]).result(20)[0].probability == 0.1, "the worker lives on"
+
+
+def test_a_store_that_breaks_fails_its_request_and_no_other(make, engine, monkeypatch, tmp_path):
+    judge = make(store=str(tmp_path / "judgements.sqlite"))
+    monkeypatch.setattr(judge._store, "look_up", lambda *_: 1 / 0)
+    with pytest.raises(JudgeFailedError, match="ZeroDivisionError"):
+        judge.submit([b"good"]).result(20)
+    monkeypatch.undo()
+    assert judge.submit([b"good"]).result(20)[0].probability == 0.9

@@ -42,6 +42,7 @@ def test_a_description_comes_back_as_it_was_sent():
         ({"status": WireJudgement.OK, "probability": math.nan, "answer_mass": 1.0}, "probability is nan"),
         ({"status": WireJudgement.OK, "probability": 1.5, "answer_mass": 1.0}, "probability is 1.5"),
         ({"status": WireJudgement.OK, "probability": 0.5, "answer_mass": -1.0}, "answer mass is -1.0"),
+        ({"status": WireJudgement.UNPARSED, "probability": math.nan, "answer_mass": math.nan}, "answer mass is nan"),
     ],
 )
 def test_an_unsound_judgement_is_an_error_and_no_label(wire, complaint):
