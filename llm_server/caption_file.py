@@ -16,6 +16,8 @@ from configs.suggestions import did_you_mean
 
 MAX_CAPTION_BYTES = 256
 """What workers cut captions to."""
+MAX_COUNT = 2**53
+"""What sampling by counts, in float64, holds exactly."""
 ARCHIVE_COLUMNS = ("caption", "count", "first_seen", "last_seen", "probability", "answer_mass", "status")
 
 
@@ -61,6 +63,8 @@ def read_counted(path: str) -> dict[str, int]:
         text, count = _text(row, place), row.get("count", 1)
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise ValueError(f"{place}: count is {count!r}, wanted a whole number of at least 1")
+        if counts.get(text, 0) + count > MAX_COUNT:
+            raise ValueError(f"{place}: count is {count!r}, wanted at most {MAX_COUNT} for all lines of a caption together")
         if not is_normalised(text):
             raise ValueError(
                 f"{place}: {text[:60]!r} is not a caption as training makes them: wanted at most {MAX_CAPTION_BYTES} bytes of printable"
@@ -110,6 +114,8 @@ def _rows(path: str, known: set[str], required: set[str]) -> Iterator[tuple[str,
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{place} is not JSON: {error.msg} at column {error.colno}") from None
+        except (ValueError, RecursionError):
+            raise ValueError(f"{place} has a number too long or brackets too deep to be read: correct the line") from None
         if not isinstance(row, dict):
             raise ValueError(f"{place} is {type(row).__name__}, wanted an object with {' and '.join(sorted(required))}")
         for key in row:

@@ -222,6 +222,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("repetitions", "captions", "generated", "max_new_tokens"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')}: got {getattr(arguments, name)}, wanted at least 1")
+    if arguments.torch_threads < 0:
+        parser.error(f"--torch-threads: got {arguments.torch_threads}, wanted at least 0")
     if min(arguments.batches) < 1:
         parser.error(f"--batches: got {min(arguments.batches)}, wanted at least 1")
     print_report(measure(arguments), arguments.json)

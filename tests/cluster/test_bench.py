@@ -55,6 +55,12 @@ def test_a_benchmarks_own_mistake_is_one_line(capsys):
     assert capsys.readouterr().err.startswith("delphi bench: annotation: model folder '/no/such/model' does not exist")
 
 
+def test_fewer_than_no_threads_are_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(["annotation", "--torch-threads", "-1"])
+    assert "--torch-threads: got -1, wanted at least 0" in capsys.readouterr().err
+
+
 def test_a_report_has_medians_spread_ratio_and_where_it_was_made():
     result = report(
         "x",

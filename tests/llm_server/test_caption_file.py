@@ -70,6 +70,10 @@ def test_counts_default_to_one_and_add_up(write):
     [
         ({"caption": "a", "count": 0}, "count is 0"),
         ({"caption": "a", "count": 1.5}, "count is 1.5"),
+        ({"caption": "a", "count": 10**20}, f"count is {10**20}, wanted at most"),
+        ({"caption": "fine", "count": 2**53}, "for all lines of a caption together"),
+        ('{"caption": "a", "count": ' + "9" * 5000 + "}", "line 2 has a number too long"),
+        ("[" * 100_000, "brackets too deep"),
         ({"caption": "a\tb"}, "not a caption as training makes them"),
         ({"caption": "a" * 257}, "at most 256 bytes"),
     ],
