@@ -6,17 +6,19 @@ Invariant: every answer is written before the next batch is asked; run again, th
 import argparse
 import sqlite3
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
+
+import tenacity
 
 from llm_server.annotation import CaptionPair, JudgedCaption, JudgedPair, Status
 from llm_server.caption_file import read_counted
 from llm_server.judge_flags import JudgeClient, add_judge_flags, opened_judge, read_judge_flags
 from llm_server.judgement_file import JudgementFile, Provenance, caption_of, read_judgements, read_provenance
 from llm_server.pair_sampling import sample_pairs
+from llm_server.progress import progress
 from llm_server.rubric import Rubric
 
 ITEMS_PER_REQUEST = 64
@@ -69,7 +71,7 @@ def _annotate(arguments: argparse.Namespace) -> None:
 def judge_captions(judge: JudgeClient, file: JudgementFile, size: int) -> None:
     """Ask about every caption of the file that has no answer, the most frequent first."""
     missing = file.unjudged()
-    with _progress("captions", len(missing)) as advance:
+    with progress("captions", len(missing)) as advance:
         for batch in _batches(missing, size):
             answers = _patiently(judge.annotate, [caption.text.encode() for caption in batch])
             file.write_captions(JudgedCaption(caption=caption, judgement=answer) for caption, answer in zip(batch, answers, strict=True))
@@ -94,7 +96,7 @@ def plan_pairs(file: JudgementFile, counts: dict[str, int], num_pairs: int, seed
 def judge_pairs(judge: JudgeClient, file: JudgementFile, size: int) -> None:
     """Ask about every pair of the file that has no answer."""
     missing = file.pairs(unjudged=True)
-    with _progress("pairs", len(missing)) as advance:
+    with progress("pairs", len(missing)) as advance:
         for batch in _batches(missing, size):
             answers = _patiently(judge.annotate_pairs, [(pair.first.text.encode(), pair.second.text.encode()) for pair in batch])
             file.write_pairs(JudgedPair(pair=pair, judgement=answer) for pair, answer in zip(batch, answers, strict=True))
@@ -105,15 +107,19 @@ def _patiently(ask: Callable[[Question], Answer], question: Question) -> Answer:
     """The answer to the question, asking again while the service is away; ServiceUnavailable after `NUM_ATTEMPTS`."""
     from llm_server.client import ServiceUnavailable
 
-    for attempt in range(1, NUM_ATTEMPTS + 1):
-        try:
-            return ask(question)
-        except ServiceUnavailable as error:
-            if attempt == NUM_ATTEMPTS:
-                raise
-            print(f"delphi annotate: {error}; attempt {attempt} of {NUM_ATTEMPTS}", file=sys.stderr, flush=True)
-            time.sleep(2.0**attempt)
-    raise AssertionError("unreachable")
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(ServiceUnavailable),
+        stop=tenacity.stop_after_attempt(NUM_ATTEMPTS),
+        wait=tenacity.wait_exponential(multiplier=2.0) + tenacity.wait_random(0.0, 1.0),
+        before_sleep=_say_attempt,
+        reraise=True,
+    )
+    return retrying(ask, question)
+
+
+def _say_attempt(state: tenacity.RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    print(f"delphi annotate: {error}; attempt {state.attempt_number} of {NUM_ATTEMPTS}", file=sys.stderr, flush=True)
 
 
 def _check_out(rubric: Rubric, out: Path) -> None:
@@ -136,39 +142,6 @@ def _sum_up(out: str) -> None:
         f"{out}: {len(found.captions)} captions ({positive} above theta {found.threshold:.3f}), {len(found.pairs)} pairs,"
         f" {lacking} of all without a usable answer; train on it with reward_model.judgements={out}"
     )
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with rate and time left on a terminal, a line every ten seconds elsewhere; nothing where nothing is to be done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    done, began = 0, time.monotonic()
-    said = began
-    rate = lambda: done / max(time.monotonic() - began, 1e-9)  # noqa: E731
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    bar = Progress(*columns, console=console, disable=not (console.is_terminal and total))
-    task = bar.add_task(what, total=total, rate="")
-
-    def advance(number: int) -> None:
-        nonlocal done, said
-        done += number
-        bar.update(task, advance=number, rate=f"{rate():.1f}/s, left:")
-        if bar.disable and (time.monotonic() - said > 10.0 or done == total):
-            said = time.monotonic()
-            left = f"{(total - done) / rate():.0f} s left" if done < total else "done"
-            print(f"{what}: {done} of {total}, {rate():.1f}/s, {left}", file=sys.stderr, flush=True)
-
-    with bar:
-        yield advance
 
 
 def _batches(items: Sequence[Question], size: int) -> Iterator[Sequence[Question]]:

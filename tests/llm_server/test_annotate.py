@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from llm_server.caption_archive import CaptionArchive
 from llm_server.client import InProcessClient, ServiceUnavailable
 from llm_server.judgement_file import read_judgements
 from llm_server.pair_sampling import sample_pairs
+from tests.refusals import assert_refused
 
 RUBRIC = """
 id: tiny
@@ -53,7 +55,7 @@ def run(tmp_path: Path, captions: Path):
 def asked(monkeypatch: pytest.MonkeyPatch):
     """Every question, in order; the client fails once `limit` requests have been answered."""
     questions: list[object] = []
-    state = {"requests": 0, "limit": math.inf}
+    state = {"requests": 0, "limit": math.inf, "pauses": []}
 
     def watch(name: str) -> None:
         method = getattr(InProcessClient, name)
@@ -69,7 +71,7 @@ def asked(monkeypatch: pytest.MonkeyPatch):
 
     watch("annotate")
     watch("annotate_pairs")
-    monkeypatch.setattr(annotate.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", state["pauses"].append)
     monkeypatch.setattr(annotate, "ITEMS_PER_REQUEST", 16)
     questions_and_state = collections.namedtuple("Asked", "questions state")
     return questions_and_state(questions, state)
@@ -95,7 +97,11 @@ def test_the_file_has_every_caption_count_and_pair(run, tmp_path, capsys):
 def test_what_was_interrupted_continues_and_nothing_is_asked_twice(run, asked, tmp_path, capsys):
     asked.state["limit"] = 1
     assert run("--pairs", "20") == 1
-    assert "run the same command again to continue" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "run the same command again to continue" in error
+    assert "the model went away; attempt 4 of 5" in error
+    for pause, least in zip(filter(None, asked.state["pauses"]), (2, 4, 8, 16), strict=True):
+        assert least <= pause <= least + 1
     assert len(read_judgements(tmp_path / "out.sqlite").captions) == 16
     asked.state["limit"] = 6  # attempts count too: some of these fall into the pairs
     assert run("--pairs", "20") == 1
@@ -149,15 +155,20 @@ def test_another_rubric_or_model_is_refused(run, tmp_path, capsys):
         (["--engine", "none"], "judges nothing"),
         (["--engine", "transformer"], "did you mean 'transformers'"),
         (["--out", "{here}/absent/out.sqlite"], "there is no folder"),
+        (["--out", "{here}"], "is a folder and no judgement file"),
         (["--out", "{here}/captions.jsonl"], "no sound judgement file"),
         (["--store", "/proc/no/such.sqlite"], "judgement store '/proc/no/such.sqlite' cannot be opened"),
     ],
 )
 def test_a_wrong_command_is_one_line_and_exit_code_2(run, tmp_path, capsys, flags, complaint):
-    assert run(*(flag.replace("{here}", str(tmp_path)) for flag in flags)) == 2
-    error = capsys.readouterr().err
-    assert complaint in error.splitlines()[-1]
-    assert "Traceback" not in error
+    code = run(*(flag.replace("{here}", str(tmp_path)) for flag in flags))
+    assert_refused(code, capsys.readouterr().err, complaint)
+
+
+def test_an_empty_file_is_filled(run, tmp_path):
+    (tmp_path / "out.sqlite").touch()
+    assert run() == 0
+    assert len(read_judgements(tmp_path / "out.sqlite").captions) == 41
 
 
 def test_a_running_service_is_asked_by_its_address(tmp_path, captions, capsys):
@@ -177,6 +188,8 @@ def test_a_running_service_is_asked_by_its_address(tmp_path, captions, capsys):
             assert audit.main([*own, "--address", address, "--json", "--pairs", "5", str(labelled)]) == 0
             report = json.loads(capsys.readouterr().out)
             assert (report["auc"], report["pairs"], report["pair_accuracy"], report["labels_timed"]) == (1.0, 5, 1.0, 41)
+            assert audit.main([*own, "--address", address, "--json", str(labelled)]) == 0
+            assert "pairs" not in json.loads(capsys.readouterr().out), "pairs that nobody asked for may cost money elsewhere"
             assert annotate.main(["--address", address, "--out", str(tmp_path / "other.sqlite"), str(captions)]) == 2
             assert "start it with the same --rubric" in capsys.readouterr().err
         finally:
