@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     from llm_server.audit import print_table
     from llm_server.client import AnnotationError
+    from llm_server.standard_output import reader_may_leave
 
     try:
         _check(arguments)
@@ -35,10 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("delphi audit: interrupted", file=sys.stderr)
         return 2
-    if arguments.json:
-        print(json.dumps(report))
-    else:
-        print_table(report)
+    with reader_may_leave():
+        if arguments.json:
+            print(json.dumps(report))
+        else:
+            print_table(report)
     if arguments.min_auc is not None and not (report["auc"] is not None and report["auc"] >= arguments.min_auc):
         shown = "undefined" if report["auc"] is None else f"{report['auc']:.3f}"
         print(f"delphi audit: AUC is {shown}, --min-auc {arguments.min_auc}", file=sys.stderr)
@@ -54,10 +56,10 @@ def _audit_judge(arguments: argparse.Namespace) -> dict[str, Any]:
     rubric, config = read_judge_flags(arguments, with_store=False)
     if arguments.pairs and rubric.pairs is None:
         raise ValueError(f"--pairs: rubric '{rubric.id}' has no `pairs` section, so it compares nothing")
-    num_pairs = NUM_PAIRS if arguments.pairs is None else arguments.pairs
-    num_timed = arguments.speed_captions
-    if num_timed is None:  # made-up captions are free where the model is here, and somebody's money where it is not
-        num_timed = NUM_TIMED if config and config.engine != "openai" else 0
+    is_here = config is not None and config.engine != "openai"
+    # What was not asked for is free where the model is here, and somebody's money where it is not.
+    num_pairs = (NUM_PAIRS if is_here else 0) if arguments.pairs is None else arguments.pairs
+    num_timed = (NUM_TIMED if is_here else 0) if arguments.speed_captions is None else arguments.speed_captions
     with opened_judge(rubric, config, arguments.address) as judge:
         report = audit_judge(judge, rubric, labelled, num_pairs=num_pairs, num_timed=num_timed)
     left_out = f", {report['examples_left_out']} left out as examples of the rubric" if report["examples_left_out"] else ""
@@ -121,7 +123,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--min-auc: got {arguments.min_auc}, wanted 0 to 1")
     if arguments.run:
         others = given_flags(arguments, with_store=False)
-        others += [f"--{name}" for name in ("rubric", "address", "pairs") if getattr(arguments, name) is not None]
+        named = {"rubric": "--rubric", "address": "--address", "pairs": "--pairs", "speed_captions": "--speed-captions"}
+        others += [flag for name, flag in named.items() if getattr(arguments, name) is not None]
         if others:
             raise ValueError(f"--run audits a run's reward model, {others[0]} a judge: leave one of the two out")
 
@@ -140,7 +143,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("labelled", metavar="LABELLED", help="JSON lines of captions with helpful = 1 (progress) or 0")
     parser.add_argument("--run", metavar="RUN", help="audit the reward model of this run's latest checkpoint in place of a judge")
     parser.add_argument(
-        "--pairs", type=int, metavar="N", help=f"pairs to compare where the rubric compares pairs, 0 for none (default: {NUM_PAIRS})"
+        "--pairs",
+        type=int,
+        metavar="N",
+        help=f"pairs to compare where the rubric compares pairs (default: {NUM_PAIRS}; with --address or engine openai 0, none)",
     )
     parser.add_argument(
         "--speed-captions",

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from configs.suggestions import did_you_mean
+from llm_server.standard_output import reader_may_leave
 
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("cluster.train", "train an agent; running the same command again continues the run"),
@@ -35,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"delphi: unknown verb {verb!r}{did_you_mean(verb, VERBS)}; there are: {', '.join(VERBS)}", file=sys.stderr)
         return 2
-    return importlib.import_module(VERBS[verb][0]).main(arguments[1:])
+    code = importlib.import_module(VERBS[verb][0]).main(arguments[1:])
+    with reader_may_leave():  # what is still to be written is written here
+        return code
 
 
 def _help() -> str:

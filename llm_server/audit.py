@@ -6,7 +6,7 @@ are left out, and answers that are no labels are counted, never guessed.
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,7 +52,7 @@ def audit_judge(
     }
     if num_pairs and rubric.pairs:
         shown = [text for example in rubric.pairs.examples for text in (example.first, example.second)]
-        report |= _pair_figures(judge, without_examples(captions, shown), num_pairs, size // 2, seed)
+        report |= _pair_figures(judge, captions, shown, num_pairs, size // 2, seed)
     return report
 
 
@@ -84,6 +84,7 @@ def score_figures(scores: np.ndarray, captions: Sequence[LabelledCaption], thres
         **{name: None if np.isnan(value) else value for name, value in figures.items()},
         "calibration_bins": NUM_BINS,
         "threshold": threshold,
+        "positive_means": f"a probability above theta = {threshold:.3f}" if are_probabilities else "rewarded",
         "captions": len(captions),
         "positives": sum(caption.is_positive for caption in captions),
         "unparsed": int((~answered).sum()),
@@ -137,13 +138,23 @@ def pair_figures(judgements: Sequence[PairJudgement]) -> dict[str, Any]:
     }
 
 
-def _pair_figures(judge: JudgeClient, captions: Sequence[LabelledCaption], num_pairs: int, size: int, seed: int) -> dict[str, Any]:
+def _pair_figures(
+    judge: JudgeClient, captions: Sequence[LabelledCaption], examples: Sequence[str], num_pairs: int, size: int, seed: int
+) -> dict[str, Any]:
+    """Figures without a pair, and the reason in `pairs_remark`, where captions that are no examples of pairs lack a class."""
+    try:
+        captions = without_examples(captions, examples)
+    except ValueError as error:
+        return pair_figures([]) | {"pairs_remark": f"none asked: {error}"}
     pairs = [(first.encode(), second.encode()) for first, second in sample_pairs(captions, num_pairs, seed)]
     judgements: list[PairJudgement] = []
     began = time.perf_counter()
     for start in range(0, len(pairs), max(1, size)):
         judgements += judge.annotate_pairs(pairs[start : start + max(1, size)], bypass_store=True)
-    return pair_figures(judgements) | {"pair_labels_per_s": len(pairs) / (time.perf_counter() - began)}
+    return pair_figures(judgements) | {
+        "pair_labels_per_s": len(pairs) / (time.perf_counter() - began),
+        "pairs_remark": f"{len(pairs)} pairs of a positive and a negative caption, both orders",
+    }
 
 
 def _ask(judge: JudgeClient, texts: Sequence[str], size: int) -> list[Judgement]:
@@ -157,19 +168,29 @@ def _folded(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-ROWS: dict[str, str] = {
-    "auc": "AUC",
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "calibration_error": "calibration error",
-    "answer_mass_mean": "answer mass, mean",
-    "answer_mass_min": "answer mass, least",
-    "unparsed": "unparsed",
-    "labels_per_s": "labels/s",
-    "pair_accuracy": "pairs: accuracy",
-    "pair_position_bias": "pairs: bias to the first place (log-odds)",
-    "pair_order_flips": "pairs: answers that the order decides",
-    "pairs_unparsed": "pairs: unparsed",
+class Row(NamedTuple):
+    """A line of the table."""
+
+    label: str
+    remark: str = ""
+    """With the report's values filled in; so is the next."""
+    remark_if_none: str = ""
+    """Where the figure is None."""
+
+
+ROWS: dict[str, Row] = {
+    "auc": Row("AUC", "95 % interval {auc_low:.3f} to {auc_high:.3f} (bootstrap within each class)"),
+    "accuracy": Row("accuracy", "positive: {positive_means}"),
+    "balanced_accuracy": Row("balanced accuracy"),
+    "calibration_error": Row("calibration error", "expected, {calibration_bins} bins", "there are no probabilities"),
+    "answer_mass_mean": Row("answer mass, mean"),
+    "answer_mass_min": Row("answer mass, least"),
+    "unparsed": Row("unparsed", "of {captions} captions, {positives} of them positive"),
+    "labels_per_s": Row("labels/s", "{labels_timed} captions in {seconds_timed:.1f} s, loading excluded"),
+    "pair_accuracy": Row("pairs: accuracy", "{pairs_remark}", "{pairs_remark}"),
+    "pair_position_bias": Row("pairs: bias to the first place (log-odds)"),
+    "pair_order_flips": Row("pairs: answers that the order decides"),
+    "pairs_unparsed": Row("pairs: unparsed"),
 }
 """What the table shows, in this order."""
 
@@ -183,25 +204,10 @@ def print_table(report: Mapping[str, Any]) -> None:
     table.add_column()
     table.add_column(justify="right")
     table.add_column()
-    for name, label in ROWS.items():
+    for name, row in ROWS.items():
         if name in report:
             value = report[name]
             shown = "-" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
-            table.add_row(label, shown, _remark(name, report))
+            remark = row.remark_if_none if value is None else row.remark
+            table.add_row(row.label, shown, remark.format_map(report))
     Console(soft_wrap=True).print(table)
-
-
-def _remark(name: str, report: Mapping[str, Any]) -> str:
-    if name == "auc" and report["auc"] is not None:
-        return f"95 % interval {report['auc_low']:.3f} to {report['auc_high']:.3f} (bootstrap within each class)"
-    if name == "accuracy":
-        return f"positive: a probability above theta = {report['threshold']:.3f}" if "rubric" in report else "positive: rewarded"
-    if name == "calibration_error":
-        return f"expected, {report['calibration_bins']} bins" if report[name] is not None else "its scores are no probabilities"
-    if name == "unparsed":
-        return f"of {report['captions']} captions, {report['positives']} of them positive"
-    if name == "labels_per_s":
-        return f"{report['labels_timed']} captions in {report['seconds_timed']:.1f} s, loading excluded"
-    if name == "pair_accuracy":
-        return f"{report['pairs']} pairs of a positive and a negative caption, both orders"
-    return ""

@@ -5,7 +5,6 @@ Invariant: one line per distinct caption, the most frequent first, with its coun
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,16 +22,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", metavar="FILE", help="write here in place of standard output")
     arguments = parser.parse_args(argv)
     from llm_server.caption_file import read_archive
+    from llm_server.standard_output import reader_may_leave
 
     try:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in read_archive(arguments.run)]
         if arguments.out:
             Path(arguments.out).write_text("".join(lines), "utf-8")
         else:
-            sys.stdout.writelines(lines)
-            sys.stdout.flush()
-    except BrokenPipeError:  # the reader, `head` perhaps, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            with reader_may_leave():
+                sys.stdout.writelines(lines)
     except (ValueError, OSError) as error:
         print(f"delphi export: {error}", file=sys.stderr)
         return 2

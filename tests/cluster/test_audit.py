@@ -19,6 +19,7 @@ from llm_server.audit import sample_pairs, shuffled_words, without_examples
 from llm_server.caption_file import LabelledCaption
 from llm_server.encoder import SentenceEncoder
 from reward_models.building import build_reward_model
+from tests.refusals import assert_refused
 
 RUBRIC = """
 id: tiny
@@ -55,8 +56,8 @@ def labelled(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def audit(tmp_path: Path, labelled: Path, capsys: pytest.CaptureFixture[str]):
-    def audit(*flags: str, script: str = "kill number [0-7]=0.9;wall number 3=0.9;kill=0.2;wall=0.1", pairs: bool = False):
-        (tmp_path / "rubric.yaml").write_text(RUBRIC + (PAIRS if pairs else ""))
+    def audit(*flags: str, script: str = "kill number [0-7]=0.9;wall number 3=0.9;kill=0.2;wall=0.1", pairs: bool | str = False):
+        (tmp_path / "rubric.yaml").write_text(RUBRIC + (PAIRS if pairs else "") + (pairs if isinstance(pairs, str) else ""))
         own = ["--rubric", str(tmp_path / "rubric.yaml"), "--engine", "scripted", "--script", script]
         code = main([*own, *flags, str(labelled)])
         captured = capsys.readouterr()
@@ -93,6 +94,16 @@ def test_pairs_are_compared_where_the_rubric_compares_them(audit):
     assert "pairs" not in json.loads(audit("--json", "--pairs", "0", pairs=True)[1])
 
 
+def test_examples_of_pairs_that_leave_one_class_cost_the_pairs_only(audit, tmp_path):
+    shown = [f'    - {{first: "You kill number {n}!", second: "A wall number 0.", better: first}}\n' for n in range(10)]
+    code, out, _ = audit("--json", pairs="".join(shown))
+    report = json.loads(out)
+    assert (code, report["pairs"], report["pair_accuracy"]) == (0, 0, None)
+    assert "those are all of one kind" in report["pairs_remark"]
+    assert report["auc"] == json.loads(audit("--json")[1])["auc"]
+    assert "none asked: of 20" in " ".join(audit(pairs="".join(shown))[1].split())
+
+
 def test_the_table_says_what_counts(audit):
     code, out, _ = audit(pairs=True)
     assert code == 0
@@ -122,9 +133,7 @@ def test_an_auc_below_the_wanted_one_is_exit_code_1(audit):
 )
 def test_a_wrong_command_is_one_line_and_exit_code_2(audit, flags, complaint):
     code, out, err = audit(*flags)
-    assert code == 2, err
-    assert complaint in err.splitlines()[-1]
-    assert "Traceback" not in err
+    assert_refused(code, err, complaint)
     assert not out
 
 
@@ -221,10 +230,9 @@ def test_captions_are_embedded_for_a_model_that_asks_for_that(save, labelled, ca
 def test_a_run_that_is_none_or_has_no_checkpoint_is_one_line(run, labelled, capsys, tmp_path):
     shutil.rmtree(run / "checkpoints")
     for path, complaint in ((run, "no complete checkpoint"), (tmp_path / "absent", "no run at")):
-        assert main(["--run", str(path), str(labelled)]) == 2
-        error = capsys.readouterr().err
-        assert complaint in error
-        assert len(error.strip().splitlines()) == 1
+        assert_refused(main(["--run", str(path), str(labelled)]), capsys.readouterr().err, complaint)
+    flags = ["--run", str(run), "--speed-captions", "9"]
+    assert_refused(main([*flags, str(labelled)]), capsys.readouterr().err, "--run audits a run's reward model, --speed-captions a judge")
 
 
 def test_examples_alone_leave_nothing_to_audit():
