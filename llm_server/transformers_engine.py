@@ -9,6 +9,7 @@ key/value cache is so shared by all items instead of copied for each, and there 
 """
 
 import copy
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -159,6 +160,7 @@ def _scores(logits: torch.Tensor, answers: list[int], fine_logits: torch.Tensor)
 def _load(model: str, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
     source = model_source(str(bundled_model_folder()) if model == "smollm2" else model)
     transformers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # without a network it tells of each of a dozen attempts
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         # Safetensors only: no pickle is read.

@@ -2,10 +2,15 @@
 
 import dataclasses
 import json
+import logging
 import math
+import time
 
+import httpx2
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.utils._http import default_client_factory
 
 from configs.service_schema import ServiceConfig
 from llm_server.bundled_model import bundled_model_folder
@@ -126,6 +131,33 @@ def test_a_folder_with_unreadable_weights_is_one_clear_error(tmp_path, short):
     with pytest.raises(ValueError, match=r"cannot be loaded .* give a folder with config\.json") as error:
         build_engine(dataclasses.replace(FEW, model=str(tmp_path)), short)
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Whatever is asked of the hub fails at once."""
+
+    def refuse(request: httpx2.Request) -> httpx2.Response:
+        raise httpx2.ConnectError("no network")
+
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    huggingface_hub.set_client_factory(lambda: httpx2.Client(transport=httpx2.MockTransport(refuse)))
+    yield
+    huggingface_hub.set_client_factory(default_client_factory)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_error_without_its_attempts(no_network, short):
+    hub, said = logging.getLogger("huggingface_hub"), []
+    handler = logging.Handler()
+    handler.emit = said.append
+    hub.setLevel(logging.WARNING)  # its own
+    hub.addHandler(handler)
+    try:
+        with pytest.raises(ValueError, match=r"model 'nope' cannot be loaded .* give a folder"):
+            build_engine(dataclasses.replace(FEW, model="nope"), short)
+    finally:
+        hub.removeHandler(handler)
+    assert not said
 
 
 @pytest.mark.parametrize(("device", "complaint"), [("gpu9", "unknown device 'gpu9'"), ("cuda:99", "this machine has")])
