@@ -56,6 +56,8 @@ LIMITS = {
 }
 DEFAULTS = dataclasses.replace(ServiceConfig(), port=7431, nice=0, torch_threads=0)
 """Alone on a machine the service may use all of it; one that a run starts is told otherwise."""
+PREPARING = {"scripted": "answering by its script", "none": "embedding sentences only"}
+"""What engines do that load no model."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,6 +85,9 @@ def _run(config: ServiceConfig, arguments: argparse.Namespace) -> None:
     from llm_server.rubric_file import load_rubric
 
     rubric = load_rubric(arguments.rubric)
+    address_file = Path(arguments.address_file) if arguments.address_file else None
+    if address_file and (address_file.is_dir() or not address_file.absolute().parent.is_dir()):
+        raise ValueError(f"--address-file: got {address_file}, wanted a file in a folder that exists")
     import asyncio
     import logging
     import signal
@@ -110,9 +115,9 @@ def _run(config: ServiceConfig, arguments: argparse.Namespace) -> None:
             _watch_parent(lambda: loop.call_soon_threadsafe(stop.set))
 
         def on_listening(address: str) -> None:
-            if arguments.address_file:
-                _write_atomically(Path(arguments.address_file), address)
-            print(f"listening on {address}, loading {config.model}", flush=True)
+            if address_file:
+                _write_atomically(address_file, address)
+            print(f"listening on {address}, {PREPARING.get(config.engine, f'loading {config.model}')}", flush=True)
 
         def on_serving(judge: Judge) -> None:
             said = judge.describe()
@@ -142,8 +147,11 @@ def _watch_parent(on_end: "object") -> None:
 
 def _write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ValueError(f"--address-file: {path} cannot be written ({error.strerror}): give a file in a writable folder") from None
 
 
 def _refuse(message: str) -> int:

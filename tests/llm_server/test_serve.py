@@ -57,6 +57,7 @@ def test_it_serves_at_the_address_it_wrote_and_ends_on_a_signal(start, number):
     process, first_line, address_file = start("--engine=scripted", "--script=newt=0.8")
     address = address_file.read_text()
     assert address in first_line
+    assert "loading" not in first_line, "a script loads no model"
     assert "serving scripted" in process.stdout.readline()
     client = AnnotationClient(address, load_rubric("nethack_progress"), 10.0)
     assert [round(judgement.probability, 3) for judgement in client.annotate([b"a newt", b"a wall"])] == [0.8, 0.1]
