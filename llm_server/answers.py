@@ -11,7 +11,11 @@ from collections.abc import Iterable, Sequence
 from llm_server.annotation import Score
 
 NO_ANSWER = Score(math.nan, 0.0)
-THOUGHTS = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
+THOUGHTS = re.compile(r".*</think>", re.DOTALL)
+OPENING, CLOSING = r"[\s*_`\"'\u201c\u2018(\[]*", r"[*_`\"'\u201d\u2019)\]]*"
+"""What may stand around an answer."""
+END = rf"(?:\s*\Z|[^\S\n]*(?=\n)|[.:;!]{CLOSING}(?=\s|\Z)|(?P<goes_on>,|\s*[\u2013\u2014])(?=\s|\Z))"
+ANSWER_LABEL = "Answer:"
 
 
 def score_of_answers(log_probabilities: Sequence[float]) -> Score:
@@ -22,8 +26,9 @@ def score_of_answers(log_probabilities: Sequence[float]) -> Score:
 def score_of_top_tokens(tokens: Iterable[tuple[str, float]], answers: Sequence[str]) -> Score:
     """From the likeliest tokens with their log-probabilities, as hosted models give them.
 
-    Spaces around a token and its case do not matter, and forms of one answer add up. An answer that is not among them has at most
-    the probability of the least likely one that is, and of all that are not together; it is taken to have that.
+    Spaces around a token and its case do not matter (save that "a" begins a sentence and is no A), and forms of one answer add up.
+    An answer that is not among them has at most the probability of the least likely one that is, and of all that are not together;
+    it is taken to have that.
     """
     listed = [(token, math.exp(value)) for token, value in tokens]
     found = [math.fsum(p for token, p in listed if _plain(token) == _plain(answer)) for answer in answers]
@@ -33,17 +38,32 @@ def score_of_top_tokens(tokens: Iterable[tuple[str, float]], answers: Sequence[s
     return Score(_score([p or unseen for p in found]).probability, min(math.fsum(found), 1.0))
 
 
-def score_of_text(text: str, answers: Sequence[str]) -> Score:
-    """From generated text: the answer that it begins with, or the only one it holds as a word; thinking aloud is passed over."""
-    said = THOUGHTS.sub(" ", text).strip().casefold()
-    places = {}
-    for number, answer in enumerate(answers):
-        if match := re.search(rf"(?<!\w){re.escape(_plain(answer))}(?!\w)", said):
-            places[number] = match.start()
-    first = min(places, key=lambda number: places[number], default=None)
-    if first is None or (len(places) > 1 and re.search(r"\w", said[: places[first]])):
+def score_of_text(text: str, answers: Sequence[str], label: str = ANSWER_LABEL) -> Score:
+    """From generated text: the answer that it is, or that it begins with before a full stop, a comma or the line's end.
+
+    `label` or "Answer:" may stand before it; thinking aloud is passed over up to its end. An answer of one letter counts in its own
+    case alone ("a better one" is no A). What else is said may hold an answer as a word without meaning it, so it is none.
+    """
+    said = THOUGHTS.sub("", text)
+    words = [_pattern(answer) for answer in answers]
+    labels = "|".join(re.escape(known.strip().removesuffix(":")) for known in (label, ANSWER_LABEL))
+    one_of_them = "|".join(f"({word})" for word in words)
+    found = re.match(rf"{OPENING}(?:(?i:{labels}){CLOSING}:{OPENING})?(?:{one_of_them}){CLOSING}{END}", said)
+    if not found:
         return NO_ANSWER
-    return _score([1.0 if number == first else 0.0 for number in range(len(answers))])
+    number = next(place for place in range(len(words)) if found.group(place + 1) is not None)
+    others = "|".join(word for place, word in enumerate(words) if place != number)
+    rest = said[found.end() :].partition("\n")[0]
+    # "Yes. No." and "A, or rather B" are both and neither.
+    between = r"(?:.*\W)?" if found.group("goes_on") else OPENING
+    if others and re.match(rf"{between}(?:{others})(?!\w)", rest):
+        return NO_ANSWER
+    return _score([1.0 if place == number else 0.0 for place in range(len(words))])
+
+
+def _pattern(answer: str) -> str:
+    word = re.escape(answer.strip())
+    return word if len(answer.strip()) == 1 else f"(?i:{word})"
 
 
 def _score(probabilities: Sequence[float]) -> Score:
@@ -54,4 +74,5 @@ def _score(probabilities: Sequence[float]) -> Score:
 
 
 def _plain(word: str) -> str:
-    return word.strip().casefold()
+    bare = word.strip()
+    return bare if len(bare) == 1 else bare.casefold()
