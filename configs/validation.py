@@ -7,6 +7,7 @@ what was got, what was wanted, and what the check prevents.
 import math
 import operator
 import os
+import re
 from collections.abc import Mapping
 
 from configs.schema import RunConfig
@@ -136,7 +137,20 @@ def validate(config: RunConfig) -> None:
         got = operator.attrgetter(key)(config)
         if not math.isfinite(got) or not low <= got <= high:
             raise ConfigError(f"{key}: got {got}, wanted a number from {low:.10g} to {high:.10g}")
+    try:
+        check_key_variable(config.service.endpoint_key_env)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     _check_combinations(config)
+
+
+def check_key_variable(name: str) -> None:
+    """ValueError unless `name` is empty or reads like a variable's name; it may be the key itself, so it is not repeated."""
+    if name and not re.fullmatch(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+", name):
+        raise ValueError(
+            "service.endpoint_key_env: wanted the name of an environment variable, in capitals with an underscore, such as OPENAI_API_KEY;"
+            " what was given may be a key and is not repeated: put the key into that variable"
+        )
 
 
 def _check_combinations(config: RunConfig) -> None:

@@ -75,6 +75,7 @@ def test_overrides_go_before_the_file_and_the_file_before_defaults(tmp_path: Pat
         (["reward_model.warmup_labels=9", "reward_model.name=counts"], ["warmup_labels", "asks nothing"]),
         (["reward.max_intrinsic_share=0"], ["reward.max_intrinsic_share", "got 0"]),
         (["service.engine=vllm", "service.tensor_parallel=4"], ["service.tensor_parallel", "got 4", "cluster.service_gpus=0"]),
+        (["service.endpoint_key_env=sk-SECRET"], ["service.endpoint_key_env", "OPENAI_API_KEY", "is not repeated"]),
         (["service.engine=vlm"], ["service.engine", "'vlm'", "transformers, vllm, openai"]),
         (["annotator.batch_size=2000"], ["annotator.batch_size", "max_items_per_request"]),
         (["actors.num_workers=64"], ["actors.num_workers", "max_policy_lag"]),
@@ -85,6 +86,7 @@ def test_a_mistake_is_one_line_that_names_the_key_and_the_remedy(overrides: list
         load_config(preset="nethack_score", overrides=overrides)
     message = str(caught.value)
     assert "\n" not in message
+    assert "SECRET" not in message
     for word in words:
         assert word in message
 
