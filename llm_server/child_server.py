@@ -36,6 +36,10 @@ ERROR_LINE = re.compile(r"^(?:\([^)]*\) )?(?:ERROR [^\]]*\] )?\s*((?:[\w.]*\.)?[
 GUARD_BUDGET_S = child_guard.GRACE_S + child_guard.TRACKERS_S + 2.0
 
 
+class CanaryRefused(RuntimeError):
+    """The server answers, but not as it should, and asking again is of no use."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ChildSettings:
     """What runs, and how long things may take."""
@@ -45,7 +49,8 @@ class ChildSettings:
     command: Callable[[int], list[str]]
     """The program that listens on that port of 127.0.0.1."""
     canary: Callable[[int, float], None]
-    """Asks the server on that port a question; raises unless the right kind of answer comes within so many seconds."""
+    """Asks the server on that port a question; raises unless the right kind of answer comes within so many seconds.
+    CanaryRefused ends the start at once; with anything else the server is taken to be loading."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Added to this process's own."""
     start_timeout_s: float = 900.0
@@ -194,6 +199,8 @@ class ChildServer:
                         return ""
                     if is_up:
                         return f"did not answer a canary question within {patience_s:.0f} s ({_in_one_line(error)})"
+                    if isinstance(error, CanaryRefused):
+                        return f"refuses its canary question: {' '.join(str(error).split())}"
                     if time.monotonic() > start_deadline:
                         within = f"within {settings.start_timeout_s:.0f} s of its start"
                         return f"answered nothing {within} ({_in_one_line(error)}): {output.complaint()}"

@@ -18,8 +18,8 @@ from transformers import AutoConfig, AutoTokenizer
 from configs.service_schema import ServiceConfig
 from llm_server.annotation import Score
 from llm_server.answers import NO_ANSWER, score_of_answers
-from llm_server.child_server import ChildServer, ChildSettings
-from llm_server.endpoint import Endpoint, EndpointUnavailable
+from llm_server.child_server import CanaryRefused, ChildServer, ChildSettings
+from llm_server.endpoint import Endpoint, EndpointRefused, EndpointUnavailable
 from llm_server.model_folder import folder_fingerprint, model_folder
 from llm_server.prompt_tokens import PromptTokens
 from llm_server.question import Question
@@ -32,6 +32,7 @@ MAX_ATTEMPTS = 3
 """Children that one batch may cost: after that it is the batch."""
 RESTART_PATIENCE_S = 600.0
 FIRST_START_PATIENCE_S = 1800.0
+OLDEST_VLLM = "0.32"
 CANARY = "You see here a lichen."
 
 
@@ -147,10 +148,16 @@ class VllmEngine:
         try:
             sequence = self._single.prefix + (self._single.tokens(CANARY) or [])
             (score,) = self._request(endpoint, [sequence], self._single.answers)
+        except EndpointRefused as error:
+            raise CanaryRefused(str(error)) from None
+        except (LookupError, TypeError, ValueError) as error:
+            raise CanaryRefused(
+                f"it gave no log-probabilities of the tokens asked for ({type(error).__name__}: {error}); is this vLLM older than {OLDEST_VLLM}?"
+            ) from None
         finally:
             endpoint.close()
         if not math.isfinite(score.probability):
-            raise RuntimeError(f"the answer was {score}")
+            raise CanaryRefused(f"the answer was {score}")
 
     @staticmethod
     def _request(endpoint: Endpoint, prompts: Sequence[list[int]], answers: Sequence[int]) -> list[Score]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from llm_server.child_server import ChildServer, ChildSettings
+from llm_server.child_server import CanaryRefused, ChildServer, ChildSettings
 
 WAIT_S = 30.0
 # It has a process of its own, as vLLM has; each start plays the next behaviour; a connection's first byte says what to do.
@@ -63,10 +63,8 @@ def canary(port, timeout_s):
 
 def settings(folder, *behaviours, **changes):
     command = [sys.executable, "-S", "-c", PROGRAM]
-    quick = {"canary_timeout_s": 10.0, "first_backoff_s": 0.01, "start_timeout_s": WAIT_S}
-    return ChildSettings(
-        name="the server", command=lambda port: [*command, str(port), str(folder), *behaviours], canary=canary, **quick | changes
-    )
+    quick = {"canary": canary, "canary_timeout_s": 10.0, "first_backoff_s": 0.01, "start_timeout_s": WAIT_S}
+    return ChildSettings(name="the server", command=lambda port: [*command, str(port), str(folder), *behaviours], **quick | changes)
 
 
 @pytest.fixture
@@ -161,6 +159,18 @@ def test_one_that_never_answered_is_given_up_with_its_first_error_in_one_line(st
     with pytest.raises(ValueError, match=r"^the server ended with exit code 1: pydantic\.ValueError: 1 problem: no such weights: x$"):
         server.wait_until_up(WAIT_S)
     assert len((tmp_path / "starts").read_text().splitlines()) == 2
+
+
+def test_one_that_refuses_its_canary_for_good_is_given_up_at_once_with_what_it_said(start, tmp_path):
+    def refused(port, timeout_s):
+        ask(port, timeout_s=timeout_s)
+        raise CanaryRefused("answered 400: no such\nparameter")
+
+    server = start("serve", canary=refused, max_first_starts=2)
+    with pytest.raises(ValueError, match=r"^the server refuses its canary question: answered 400: no such parameter$"):
+        server.wait_until_up(WAIT_S)
+    assert len((tmp_path / "starts").read_text().splitlines()) == 2
+    assert_nothing_is_left(tmp_path)
 
 
 def test_one_that_once_answered_is_never_given_up_and_starts_are_spaced_ever_further(start, tmp_path):
