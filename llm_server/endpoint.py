@@ -1,13 +1,15 @@
 """`Endpoint`: JSON over HTTP to a server that speaks OpenAI's protocol.
 
 Invariant: a request ends within its deadline or soon after, with an answer, `EndpointRefused` (asking again is no use) or
-`EndpointUnavailable` (it was asked again until then); the key appears in no message.
+`EndpointUnavailable` (it was asked again until then); the key appears in no message and goes unencrypted to no other machine.
 """
 
 import email.utils
 import ipaddress
+import json
 import threading
 import time
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -39,7 +41,15 @@ class Endpoint:
     """One base URL with one key; thread-safe."""
 
     def __init__(self, url: str, key: str, *, attempt_s: float, patience_s: float, connections: int = 1) -> None:
-        """`attempt_s` is the deadline of one attempt; attempts are repeated as long as `patience_s` is not over, never where it is 0."""
+        """`attempt_s` is the deadline of one attempt; attempts are repeated as long as `patience_s` is not over, never where it is 0.
+
+        ValueError where the key would go over a network unencrypted.
+        """
+        if key and urlsplit(url).scheme == "http" and not is_loopback(url):
+            raise ValueError(
+                f"endpoint '{url}' is reached over http, which shows the key to the network: use https, or a tunnel to a port of this"
+                " machine; service.endpoint_key_env= (empty) sends no key"
+            )
         self.url = url.rstrip("/")
         self._attempt_s, self._patience_s = attempt_s, patience_s
         self._key = key
@@ -49,9 +59,9 @@ class Endpoint:
         # A proxy is for other machines.
         self._client = httpx2.Client(headers=headers, limits=limits, trust_env=not is_loopback(url))
 
-    def post(self, path: str, body: dict[str, Any], *, patience_s: float | None = None) -> dict[str, Any]:
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """The JSON object that comes back."""
-        return self._retried("POST", path, body, self._patience_s if patience_s is None else patience_s)
+        return self._retried("POST", path, body, self._patience_s)
 
     def get(self, path: str) -> dict[str, Any]:
         """The JSON object that lies there; asked for once."""
@@ -74,33 +84,38 @@ class Endpoint:
 
     def _once(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         url = f"{self.url}/{path}"
+        deadline = time.monotonic() + self._attempt_s
         try:
-            response = self._client.request(method, url, json=body, timeout=self._attempt_s)
-        except httpx2.TimeoutException:
-            raise EndpointUnavailable(f"{url} did not answer within {self._attempt_s:.0f} s") from None
-        except (httpx2.TransportError, RuntimeError) as error:  # RuntimeError: the client was closed
-            raise EndpointUnavailable(f"{url} cannot be reached ({type(error).__name__}: {error})") from None
-        if response.status_code in RETRIED:
-            raise EndpointUnavailable(f"{url} answered {self._problem(response)}", _retry_after_s(response))
-        if response.status_code != 200:
-            raise EndpointRefused(f"{url} answered {self._problem(response)}", response.status_code)
+            # The timeout is one of each operation on the socket: a server that sends byte after byte never breaks it.
+            with self._client.stream(method, url, json=body, timeout=self._attempt_s) as response:
+                received = b"".join(_until(deadline, response.iter_bytes()))
+        except (httpx2.TimeoutException, TimeoutError):
+            raise EndpointUnavailable(f"{url} did not answer within {self._attempt_s:.3g} s") from None
+        except (httpx2.HTTPError, RuntimeError) as error:  # RuntimeError: the client was closed
+            raise EndpointUnavailable(self._without_key(f"{url} cannot be reached ({type(error).__name__}: {error})")) from None
         try:
-            content = response.json()
+            content = json.loads(received)
         except ValueError:
             content = None
+        if response.status_code != 200:
+            problem = self._problem(response.status_code, received.decode(errors="replace") if content is None else content)
+            if response.status_code in RETRIED:
+                raise EndpointUnavailable(f"{url} answered {problem}", _retry_after_s(response))
+            raise EndpointRefused(f"{url} answered {problem}", response.status_code)
         if not isinstance(content, dict):
             raise EndpointRefused(f"{url} answered something that is no JSON object; is it the base URL of an API?", 200)
         return content
 
-    def _problem(self, response: httpx2.Response) -> str:
-        """Status and the server's own words, in one short line, the key struck out should it be among them."""
-        try:
-            content = response.json()
-        except ValueError:
-            content = response.text
+    def _problem(self, status: int, content: Any) -> str:
+        """Status and the server's own words, in one short line."""
         error = content.get("error", content) if isinstance(content, dict) else content
         said = " ".join(str(error.get("message", error) if isinstance(error, dict) else error).split())
-        return f"{response.status_code}: {(said.replace(self._key, '***') if self._key else said)[:MAX_MESSAGE_CHARS]}"
+        return f"{status}: {self._without_key(said)[:MAX_MESSAGE_CHARS]}"
+
+    def _without_key(self, message: str) -> str:
+        for form in {self._key, repr(self._key)[1:-1]} if self._key else ():
+            message = message.replace(form, "***")
+        return message
 
 
 def check_url(url: str) -> None:
@@ -126,6 +141,13 @@ def is_loopback(url: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _until(deadline: float, chunks: Iterable[bytes]) -> Iterable[bytes]:
+    for chunk in chunks:
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        yield chunk
 
 
 _backoff = tenacity.wait_random_exponential(multiplier=0.5, max=20.0)

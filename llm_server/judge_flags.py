@@ -91,8 +91,11 @@ def read_judge_flags(arguments: argparse.Namespace, *, with_store: bool) -> "tup
 
 @contextmanager
 def opened_judge(rubric: "Rubric", config: ServiceConfig | None, address: str | None) -> "Iterator[JudgeClient]":
-    """The judge, ready to answer, and closed at the end. ValueError where the model or the store cannot be used."""
-    from llm_server.client import AnnotationClient, InProcessClient
+    """The judge, ready to answer, and closed at the end.
+
+    ValueError where the model or the store cannot be used, ServiceUnavailable where an endpoint does not answer.
+    """
+    from llm_server.client import AnnotationClient, InProcessClient, ServiceUnavailable
 
     if config is None:
         remote = AnnotationClient(address or "", rubric, REQUEST_TIMEOUT_S)
@@ -101,6 +104,7 @@ def opened_judge(rubric: "Rubric", config: ServiceConfig | None, address: str | 
         finally:
             remote.close()
         return
+    from llm_server.endpoint import EndpointRefused, EndpointUnavailable
     from llm_server.judge import build_judge
 
     be_nice(config.nice)
@@ -110,7 +114,10 @@ def opened_judge(rubric: "Rubric", config: ServiceConfig | None, address: str | 
         torch.set_num_threads(config.torch_threads)
     if config.engine != "scripted":
         print(f"preparing {config.model} ({config.engine}) ...", file=sys.stderr, flush=True)
-    judge = build_judge(config, rubric)
+    try:
+        judge = build_judge(config, rubric)
+    except (EndpointRefused, EndpointUnavailable) as error:
+        raise ServiceUnavailable(str(error)) from error
     try:
         yield InProcessClient(judge)
     finally:

@@ -1,7 +1,8 @@
 """The OpenAI engine: any endpoint that speaks OpenAI's protocol, a hosted model or a `vllm serve` elsewhere.
 
 Invariant: a text that an endpoint answers badly is no answer, an endpoint that does not answer fails the batch within its deadline;
-texts cannot write the markers by which templates separate turns; the key is read from the environment and written nowhere.
+what had come of it is not asked again; texts cannot write the markers by which templates separate turns; the key is read from the
+environment and written nowhere.
 
 What an endpoint can do is found out once, with a question: log-probabilities of the 20 or 5 likeliest tokens, else short text that is
 parsed; how it wants the length limited; whether it takes a temperature. Answers read from text are certain (0, 0.5 or 1), so
@@ -20,6 +21,7 @@ from functools import partial
 from typing import Any
 
 from configs.service_schema import ServiceConfig
+from configs.validation import check_key_variable
 from llm_server.annotation import Score
 from llm_server.answers import NO_ANSWER, score_of_text, score_of_top_tokens
 from llm_server.concurrent_map import concurrent_map
@@ -33,6 +35,10 @@ TOP_LOGPROBS = (20, 5, 0)
 TEXT_TOKENS = 32
 ATTEMPTS_PER_DEADLINE = 3
 PROBE = "You see here a lichen."
+REFUSING = (400, 413, 422)
+"""Statuses that may be about one request's text."""
+MAX_KEPT = 4096
+"""Answers of failed batches that are kept until they are asked for again."""
 # Templates write their markers as <|im_start|>, <s>, <start_of_turn>, [INST].
 MARKER = re.compile(r"<(?=\S)|\[(?=/?[A-Z_]{3,}\])")
 
@@ -47,13 +53,16 @@ class _Form:
 
 
 class OpenAIEngine:
-    """Scores texts at one endpoint under one rubric; ValueError at construction where it cannot be asked."""
+    """Scores texts at one endpoint under one rubric.
+
+    At construction ValueError where it cannot be asked, EndpointUnavailable where it does not answer within the deadline.
+    """
 
     judges = True
 
     def __init__(self, config: ServiceConfig, rubric: Rubric) -> None:
         self._rubric, self._key_env = rubric, config.endpoint_key_env
-        self._key = os.environ.get(config.endpoint_key_env, "") if config.endpoint_key_env else ""
+        self._key = _read_key(config.endpoint_key_env)
         self._endpoint = Endpoint(
             config.endpoint,
             self._key,
@@ -65,6 +74,7 @@ class OpenAIEngine:
         self._single = rubric.question()
         self._pair = rubric.pair_question() if rubric.pairs else None
         self._concurrency, self._closed = config.endpoint_concurrency, threading.Event()
+        self._kept: dict[tuple[bool, str], Score] = {}
         try:
             self._form = self._find_form()
         except BaseException:
@@ -79,49 +89,76 @@ class OpenAIEngine:
     def score(self, texts: Sequence[str]) -> list[Score]:
         """One score per text, in their order; NaN for a text that got no usable answer.
 
-        RuntimeError where the endpoint does not answer within the deadline, or refuses every request.
+        RuntimeError where the endpoint does not answer within the deadline, or refuses whatever it is asked.
         """
-        return self._score(self._single, texts)
+        return self._score(False, texts)
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
         """One score per pair as it is shown; ValueError where the rubric has no pairs. Raises what `score` does."""
-        question = self._pair or self._rubric.pair_question()  # which says what is missing
-        return self._score(question, [self._rubric.pair_text(first, second) for first, second in pairs])
+        if self._pair is None:
+            self._rubric.pair_question()  # says what is missing
+        return self._score(True, [self._rubric.pair_text(first, second) for first, second in pairs])
 
     def close(self) -> None:
         """Wait no longer for requests under way."""
         self._closed.set()
         self._endpoint.close()
 
-    def _score(self, question: Question, texts: Sequence[str]) -> list[Score]:
-        return concurrent_map(partial(self._score_one, question), texts, self._concurrency, self._closed)
+    def _score(self, is_pair: bool, texts: Sequence[str]) -> list[Score]:
+        refusals: list[EndpointRefused] = []
+        scores = concurrent_map(partial(self._score_one, is_pair, refusals), texts, self._concurrency, self._closed)
+        if texts and len(refusals) == len(texts):
+            self._check_that_it_answers(is_pair)
+        for text in texts:
+            self._kept.pop((is_pair, text), None)
+        return scores
 
-    def _score_one(self, question: Question, text: str) -> Score:
+    def _score_one(self, is_pair: bool, refusals: list[EndpointRefused], text: str) -> Score:
+        if kept := self._kept.get((is_pair, text)):
+            return kept
+        question = self._question(is_pair)
         try:
             answer = self._post(question, text, self._form)
         except EndpointRefused as error:
-            if error.status not in (400, 413, 422):
+            if error.status not in REFUSING:
                 raise
             LOG.warning("no judgement of %r: %s", text, error)
+            refusals.append(error)
             return NO_ANSWER
-        return self._read(question, answer)
+        score = self._read(question, answer)
+        if len(self._kept) < MAX_KEPT:
+            self._kept[is_pair, text] = score
+        return score
+
+    def _check_that_it_answers(self, is_pair: bool) -> None:
+        """EndpointRefused where it refuses a harmless text too: then it is not about the texts, whose judgements would all be lost."""
+        probe = self._rubric.pair_text(PROBE, PROBE) if is_pair else PROBE
+        try:
+            self._post(self._question(is_pair), probe, self._form)
+        except EndpointRefused as error:
+            raise EndpointRefused(f"the endpoint refuses every request: {error}", error.status) from None
+
+    def _question(self, is_pair: bool) -> Question:
+        question = self._pair if is_pair else self._single
+        assert question is not None
+        return question
 
     def _read(self, question: Question, answer: dict[str, Any]) -> Score:
         if self._form.top_logprobs:
             return score_of_top_tokens(top_tokens(answer) or [], question.answers)
-        return score_of_text(answer_text(answer), question.answers)
+        return score_of_text(answer_text(answer), question.answers, question.answer_label)
 
-    def _post(self, question: Question, text: str, form: _Form, patience_s: float | None = None) -> dict[str, Any]:
+    def _post(self, question: Question, text: str, form: _Form) -> dict[str, Any]:
         path = "completions" if question.style == "completion" else "chat/completions"
-        return self._endpoint.post(path, request_body(self.model, question, text, form), patience_s=patience_s)
+        return self._endpoint.post(path, request_body(self.model, question, text, form))
 
     def _find_form(self) -> _Form:
         form = _Form()
         while True:
             try:
-                answer = self._post(self._single, PROBE, form, patience_s=0.0)
+                answer = self._post(self._single, PROBE, form)
             except EndpointUnavailable as error:
-                raise ValueError(f"{error}: start the endpoint, or correct service.endpoint") from None
+                raise EndpointUnavailable(f"{error}: start the endpoint, or correct service.endpoint") from None
             except EndpointRefused as error:
                 adjusted = _adjusted(form, str(error)) if error.status in (400, 422) else None
                 if adjusted is None:
@@ -163,6 +200,18 @@ class OpenAIEngine:
         return (
             f"it has the models {models}; where service.model is one of them, it offers no {kind} requests: use a rubric of style {other}"
         )
+
+
+def _read_key(variable: str) -> str:
+    """The key; empty without one. ValueError, which never repeats it, for what no header can hold."""
+    check_key_variable(variable)
+    key = os.environ.get(variable, "").strip() if variable else ""
+    if not all("!" <= char <= "~" for char in key):
+        raise ValueError(
+            f"the environment variable {variable} (service.endpoint_key_env) holds a space, a control character or a letter beyond ASCII:"
+            " set it to the key alone"
+        )
+    return key
 
 
 def request_body(model: str, question: Question, text: str, form: _Form) -> dict[str, Any]:

@@ -174,5 +174,6 @@ def serve_command(config: ServiceConfig, rubric: str) -> list[str]:
     """The command line that serves `config` (this interpreter, any working directory)."""
     options = {"rubric": rubric} | {name: getattr(config, name) for name in FLAGS}
     flags = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
-    # `--name=value`, so that a value may begin with a dash; empty ones keep the service's own default.
-    return [sys.executable, "-m", "llm_server.serve", *(f"{name}={value}" for name, value in flags.items() if value != "")]
+    # `--name=value`, so that a value may begin with a dash; empty ones keep the service's own default, save that no key is no key.
+    given = (f"{name}={value}" for name, value in flags.items() if value != "" or name == "--endpoint-key-env")
+    return [sys.executable, "-m", "llm_server.serve", *given]

@@ -1,5 +1,6 @@
 """An endpoint is asked in the way it can answer, its failures are told in one line each, and its key is told to nobody."""
 
+import contextlib
 import dataclasses
 import email.utils
 import logging
@@ -7,16 +8,21 @@ import socket
 import threading
 import time
 
+import httpx2
 import pytest
 
 from configs.service_schema import ServiceConfig
+from llm_server.client import ServiceUnavailable
+from llm_server.endpoint import Endpoint, EndpointUnavailable
 from llm_server.engine import check_engine, find_threshold
+from llm_server.judge_flags import opened_judge
 from llm_server.openai_engine import OpenAIEngine
-from llm_server.rubric import Rubric
+from llm_server.rubric import PairRubric, Rubric
 from tests.llm_server.fake_endpoint import MODEL, FakeEndpoint
 
 KEY = "sk-secret-of-the-test"
 RUBRIC = Rubric(id="r", version="1", goal="g", style="completion", instructions="Judge.", positive=" yes", negative=" no", threshold=None)
+COMPARING = dataclasses.replace(RUBRIC, pairs=PairRubric(instructions="Which?", first=" A", second=" B"))
 CHAT = dataclasses.replace(RUBRIC, style="chat", positive="Yes", negative="No")
 
 
@@ -112,7 +118,8 @@ def make_with_logprobs(make, endpoint):
         ("Yes.", 1.0),
         ("**No**, that is a wall", 0.0),
         ("no\nyes", 0.0),
-        ("The answer is yes", 1.0),
+        ("The answer is yes", None),
+        ("Answer: yes", 1.0),
         ("<think>no, no, perhaps yes</think>\n\nYes", 1.0),
         ("It could be yes or no", None),
         ("I know nothing", None),
@@ -204,6 +211,75 @@ def test_a_text_that_is_refused_is_no_answer_and_the_others_are_judged(make, end
     assert "no judgement of 'You kill it'" in caplog.text
 
 
+def test_an_endpoint_that_is_busy_at_the_start_is_asked_again(make, endpoint):
+    endpoint.failures += [(429, {"Retry-After": "0"}, "busy"), (503, {"Retry-After": "0"}, "loading")]
+    assert make().score(["You kill it"])[0].probability == pytest.approx(0.8)
+
+
+def test_an_endpoint_that_is_busy_for_long_is_no_mistake_of_the_configuration(make, endpoint):
+    endpoint.failures.extend([(503, {"Retry-After": "0.05"}, "loading")] * 1000)
+    with pytest.raises(EndpointUnavailable, match=r"answered 503: loading: start the endpoint"):
+        make(engine_timeout_s=0.1)
+
+
+@pytest.mark.parametrize("texts", [["a"], ["a", "b", "c"]])
+def test_an_endpoint_that_refuses_a_harmless_text_too_fails_the_batch(make, endpoint, texts):
+    engine = make(COMPARING)
+    endpoint.failures.extend([(400, {}, "no more context")] * (len(texts) + 1))
+    with pytest.raises(RuntimeError, match=r"^the endpoint refuses every request: .* answered 400: no more context$"):
+        engine.score(texts)
+    endpoint.failures.extend([(422, {}, "no more context")] * (len(texts) + 1))
+    with pytest.raises(RuntimeError, match="refuses every request"):
+        engine.score_pairs([(text, "x") for text in texts])
+
+
+def test_texts_that_are_all_refused_are_no_answers_where_a_harmless_one_is_answered(make, endpoint):
+    engine = make()
+    endpoint.failures.extend([(400, {}, "content filter")] * 2)
+    assert [score.answer_mass for score in engine.score(["a", "b"])] == [0.0, 0.0]
+
+
+def test_what_a_failed_batch_had_answered_is_not_asked_again(make, endpoint):
+    engine = make(endpoint_concurrency=1, engine_timeout_s=0.1)
+    endpoint.failures.extend([(), (), (503, {"Retry-After": "0.2"}, "overloaded")])
+    with pytest.raises(RuntimeError, match="overloaded"):
+        engine.score(["You kill it", "b", "c"])
+    asked = len(endpoint.requests)
+    assert [score.probability for score in engine.score(["c", "b", "You kill it"])] == pytest.approx([0.2, 0.2, 0.8])
+    assert len(endpoint.requests) == asked + 1
+    engine.score(["b"])
+    assert len(endpoint.requests) == asked + 2
+
+
+def test_a_server_that_sends_byte_after_byte_does_not_stretch_the_deadline():
+    stop = threading.Event()
+
+    def drip(connection):
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+        for _ in range(500):  # ten seconds
+            connection.sendall(b" ")
+            if stop.wait(0.02):
+                return
+
+    def serve():
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            drip(connection)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        served = Endpoint(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", "", attempt_s=0.2, patience_s=0.0)
+        began = time.monotonic()
+        with pytest.raises(EndpointUnavailable, match=r"did not answer within 0\.2 s"):
+            served.post("completions", {})
+        assert time.monotonic() - began < 5
+        stop.set()
+        served.close()
+        thread.join(10)
+
+
 def test_no_more_requests_than_allowed_are_under_way(make, endpoint):
     assert len(make(endpoint_concurrency=3).score([f"text {n}" for n in range(20)])) == 20
     assert endpoint.most_at_once <= 3
@@ -224,6 +300,47 @@ def test_a_wrong_key_is_one_line_that_names_the_variable_and_not_the_key(make, e
         assert KEY not in text
 
 
+def test_spaces_around_the_key_do_not_matter(make, endpoint, monkeypatch):
+    monkeypatch.setenv("TEST_KEY", f" {KEY}\r\n")
+    endpoint.key = KEY
+    assert len(make().score(["x"])) == 1
+
+
+@pytest.mark.parametrize("key", [f"{KEY}\nsecond", f"{KEY}\N{EN DASH}x", f"Bearer {KEY}", f"{KEY}\x7f"])
+def test_a_key_that_no_header_can_hold_is_one_line_that_names_the_variable_and_not_the_key(make, monkeypatch, key):
+    monkeypatch.setenv("TEST_KEY", key)
+    with pytest.raises(ValueError, match=r"^the environment variable TEST_KEY .*set it to the key alone$") as error:
+        make()
+    assert KEY not in str(error.value)
+
+
+def test_a_key_in_place_of_its_variable_is_refused_and_not_repeated(make):
+    for name in ("sk-SECRET", "sk_secret_x", "hf_abcdef", "SECRET1234"):
+        with pytest.raises(ValueError, match=r"^service\.endpoint_key_env: wanted the name of an environment variable") as error:
+            make(endpoint_key_env=name)
+        assert name not in str(error.value)
+
+
+def test_the_transports_own_errors_do_not_repeat_the_key(endpoint, monkeypatch):
+    served = Endpoint(endpoint.url, KEY, attempt_s=1.0, patience_s=0.0)
+
+    def fail(*_, **__):
+        raise httpx2.LocalProtocolError(f"Illegal header value {b'Bearer ' + KEY.encode()!r}")
+
+    monkeypatch.setattr(served._client, "stream", fail)
+    with pytest.raises(EndpointUnavailable, match=r"LocalProtocolError: Illegal header value b'Bearer \*\*\*'"):
+        served.post("completions", {})
+    served.close()
+
+
+def test_a_key_does_not_go_over_a_network_unencrypted(make, monkeypatch):
+    for host in ("example.com", "10.0.0.7:8000"):
+        with pytest.raises(ValueError, match=r"^endpoint 'http://.*' is reached over http, which shows the key to the network: use https"):
+            make(endpoint=f"http://{host}/v1")
+    Endpoint("https://example.com/v1", KEY, attempt_s=1.0, patience_s=0.0).close()
+    Endpoint("http://10.0.0.7/v1", "", attempt_s=1.0, patience_s=0.0).close()
+
+
 def test_an_unknown_model_is_one_line_with_those_that_are_there(make):
     with pytest.raises(ValueError, match=r"answered 404: The model 'oracel' does not exist: it has the models oracle"):
         make(model="oracel")
@@ -234,8 +351,17 @@ def test_a_wrong_address_is_one_line(make, endpoint):
         make(endpoint=endpoint.url.removesuffix("/v1"))
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    with pytest.raises(ValueError, match=r"cannot be reached \(ConnectError: .*\): start the endpoint, or correct service.endpoint"):
-        make(endpoint=f"http://127.0.0.1:{port}/v1")
+    with pytest.raises(
+        EndpointUnavailable, match=r"cannot be reached \(ConnectError: .*\): start the endpoint, or correct service.endpoint"
+    ):
+        make(endpoint=f"http://127.0.0.1:{port}/v1", engine_timeout_s=0.1)
+
+
+def test_a_verb_says_that_asking_again_may_help_where_the_endpoint_is_away(endpoint):
+    endpoint.failures.extend([(503, {"Retry-After": "2"}, "loading")] * 10)
+    config = ServiceConfig(engine="openai", model=MODEL, endpoint=endpoint.url, endpoint_key_env="", engine_timeout_s=0.1, store="memory")
+    with pytest.raises(ServiceUnavailable, match="answered 503: loading"), opened_judge(RUBRIC, config, None):
+        pass
 
 
 def test_something_that_is_no_api_is_one_line(make, endpoint):

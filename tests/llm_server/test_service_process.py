@@ -172,6 +172,7 @@ def test_the_command_hands_on_every_setting_that_is_not_empty():
     assert command[:3] == [sys.executable, "-m", "llm_server.serve"]
     assert {"--rubric=my_rubric", "--model=-odd", "--port=7", "--nice=10"} <= set(command)
     assert not any(argument.startswith("--store") for argument in command)
+    assert "--endpoint-key-env=" in serve_command(ServiceConfig(endpoint_key_env=""), "my_rubric")
 
 
 def test_the_real_service_serves_restarts_and_ends(make, monkeypatch, tmp_path):
