@@ -61,7 +61,7 @@ PREPARING = {"scripted": "answering by its script", "none": "embedding sentences
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until told to stop; exit code 0, or 2 where the command, the model or the rubric is wrong."""
+    """Serve until told to stop; exit code 0, 2 where the command, the model or the rubric is wrong, 1 where trying again may help."""
     arguments = _parser().parse_args(argv)
     config = ServiceConfig(**{name: getattr(arguments, name) for name in FLAGS})
     if config.host not in LOOPBACK and not arguments.insecure_listen_anywhere:
@@ -77,6 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         _run(config, arguments)
     except ValueError as error:
         return _refuse(str(error))
+    except RuntimeError as error:
+        from llm_server.endpoint import EndpointRefused, EndpointUnavailable
+
+        if not isinstance(error, EndpointUnavailable | EndpointRefused):
+            raise
+        return _refuse(str(error), 1)
     return 0
 
 
@@ -154,9 +160,9 @@ def _write_atomically(path: Path, text: str) -> None:
         raise ValueError(f"--address-file: {path} cannot be written ({error.strerror}): give a file in a writable folder") from None
 
 
-def _refuse(message: str) -> int:
+def _refuse(message: str, code: int = 2) -> int:
     print(f"delphi serve: {message}", file=sys.stderr)
-    return 2
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:

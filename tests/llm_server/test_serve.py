@@ -1,6 +1,7 @@
 """`python -m llm_server.serve` alone: it says where it listens, refuses what is wrong in one line, and ends when told."""
 
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -49,6 +50,16 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(arguments, complaint):
     assert result.returncode == 2
     assert complaint in result.stderr
     assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_an_endpoint_that_is_away_is_one_line_and_an_exit_code_after_which_a_run_tries_again():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}/v1"
+    settings = ["--engine=openai", "--model=m", f"--endpoint={url}", "--endpoint-key-env=", "--engine-timeout-s=1"]
+    result = subprocess.run(command(*settings), capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    assert "cannot be reached (ConnectError" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 
 
