@@ -9,9 +9,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 
 from llm_server.annotation import Judgement, PairJudgement, Status
-
-EDGE = 1e-6
-"""Probabilities nearer to 0 or 1 have no finite log-odds to speak of."""
+from llm_server.log_odds import log_odds
 
 
 def both_orders(pair: tuple[bytes, bytes]) -> tuple[tuple[bytes, bytes], tuple[bytes, bytes]]:
@@ -30,7 +28,7 @@ def pair_judgement(as_given: Judgement, swapped: Judgement, tie_margin: float = 
     if as_given.status is not Status.OK or swapped.status is not Status.OK:
         status = Status.REJECTED if Status.REJECTED in (as_given.status, swapped.status) else Status.UNPARSED
         return PairJudgement(status=status, preference=math.nan, answer_mass=mass, position_bias=math.nan, cached=cached)
-    one, other = _log_odds(as_given.probability), _log_odds(swapped.probability)
+    one, other = float(log_odds(as_given.probability)), float(log_odds(swapped.probability))
     preference = 1.0 / (1.0 + math.exp((other - one) / 2))
     if abs(preference - 0.5) <= tie_margin:
         preference = 0.5
@@ -64,8 +62,3 @@ def _alike(text: str | None) -> PairJudgement:
     if text is None:
         return PairJudgement(status=Status.REJECTED, preference=math.nan, answer_mass=0.0, position_bias=math.nan)
     return PairJudgement(status=Status.OK, preference=0.5, answer_mass=1.0, position_bias=0.0)
-
-
-def _log_odds(probability: float) -> float:
-    inside = min(max(probability, EDGE), 1.0 - EDGE)
-    return math.log(inside / (1.0 - inside))

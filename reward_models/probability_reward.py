@@ -9,6 +9,7 @@ import numpy as np
 
 from configs.service_schema import RewardModelConfig
 from llm_server.annotation import Caption
+from llm_server.log_odds import log_odds
 
 OUTPUTS = ("binary", "soft", "probability")
 
@@ -53,9 +54,3 @@ def without_empty(captions: Sequence[Caption], rewards: np.ndarray) -> np.ndarra
     rewards = rewards.astype(np.float32)
     rewards[[caption.id == 0 for caption in captions]] = 0.0
     return rewards
-
-
-def log_odds(probabilities: np.ndarray | float) -> np.ndarray:
-    """Finite log-odds of probabilities, f64; NaN stays NaN."""
-    p = np.clip(probabilities, 1e-9, 1 - 1e-9)
-    return np.log(p) - np.log1p(-p)
