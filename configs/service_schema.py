@@ -35,7 +35,7 @@ class AnnotatorConfig:
     pairs_per_caption: int = 16
     """Pairs made per caption of the book (compared: wanted; pointwise: drawn for each new label)."""
     max_pairs: int = 200_000
-    """Pairs made in a run at most; bounds what is remembered of them."""
+    """Pairs remembered at most, so that none comes twice; the oldest are forgotten."""
     request_timeout_s: float = 120.0
     """Deadline of one request."""
     max_backoff_s: float = 30.0

@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 from configs.service_schema import AnnotatorConfig
@@ -237,6 +237,22 @@ class Annotator:
     def _backoff_s(self, failures: int) -> float:
         """Doubles from a quarter of a second up to `max_backoff_s`, of which a random half is taken off: clients spread out."""
         return min(FIRST_BACKOFF_S * 2.0 ** min(failures, 16), self._config.max_backoff_s) * random.uniform(0.5, 1.0)
+
+    @property
+    def num_answers(self) -> int:
+        """Answers taken so far, earlier lives of the run included."""
+        with self._lock:
+            return self._counters["annotations_total"]
+
+    @property
+    def num_labels(self) -> int:
+        """Those of them that are labels."""
+        with self._lock:
+            return self._counters["annotations_total"] - self._counters["annotations_unparsed"]
+
+    def retain(self, ids: Set[int]) -> None:
+        """Forget what was remembered of captions other than these."""
+        self._questions.retain(ids)
 
     def metrics(self) -> dict[str, float | None]:
         """Catalogue figures; `annotator_up` is whether the last request was answered, None before the first."""

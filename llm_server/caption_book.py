@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -161,11 +161,18 @@ class CaptionBook:
             self._columns["state"][rows] = CaptionState.ASKED
             return [caption for row in rows if (caption := self._captions[row])]
 
-    def ranked(self) -> tuple[list[Caption], np.ndarray]:
-        """Every caption whose text is known, whatever became of asking about it, with the logarithm of its priority [N] f64."""
+    def ranked(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of every caption whose text is known, whatever became of asking about it: id [N] u64, probability [N] f64 (NaN: no label) and
+        the logarithm of its priority [N] f64."""
         with self._lock:
-            rows = np.array([row for row, caption in enumerate(self._captions) if caption is not None], np.int64)
-            return self.captions(), self._log_priorities(rows)
+            rows = np.flatnonzero(self._column("state") != CaptionState.NO_TEXT)
+            return self._columns["id"][rows], self._columns["probability"][rows], self._log_priorities(rows)
+
+    def captions_of(self, ids: Iterable[int]) -> dict[int, Caption]:
+        """Those of `ids` that are in the book and have a text."""
+        with self._lock:
+            rows = {number: self._rows[number] for number in ids if number in self._rows}
+            return {number: caption for number, row in rows.items() if (caption := self._captions[row])}
 
     def note_margins(self, ids: np.ndarray, margins: np.ndarray) -> None:
         """The reward model's newest margins [N] f64 of captions `ids` [N] u64, for the policy `uncertainty`."""

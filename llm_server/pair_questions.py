@@ -1,13 +1,13 @@
 """Pairs of captions: which are made, and what is asked to learn which of the two is better.
 
-Invariant: no caption is paired with itself, the empty caption with none, and no pair comes twice, whichever way round; there are at
-most `pairs_per_caption` times as many pairs as captions, and never more than `max_pairs`.
+Invariant: no caption is paired with itself, the empty caption with none, and none of the last `max_pairs` pairs comes again, whichever
+way round; per caption of the book at most `pairs_per_caption` are made.
 """
 
 import math
 import threading
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from configs.service_schema import AnnotatorConfig
 from llm_server.annotation import Caption, CaptionPair, JudgedCaption, JudgedPair, PairJudgement, Status
 from llm_server.caption_book import CaptionBook
+from llm_server.log_odds import log_odds
 from llm_server.questions import AnnotationClient, Answer, CaptionQuestions, check_number
 
 ROUNDS = 6
@@ -22,7 +23,7 @@ ROUNDS = 6
 
 
 class PairSampler:
-    """Draws new pairs; a function of seed and calls. Not thread-safe.
+    """Draws new pairs of caption ids; a function of seed and calls. Not thread-safe.
 
     A caption's weight is the square root of its priority under `annotator.policy` (with `frequency`: the square root of its count), so
     that frequent captions are compared more often, but rare ones too.
@@ -30,25 +31,24 @@ class PairSampler:
 
     def __init__(self, config: AnnotatorConfig, seed: int) -> None:
         self._max_pairs, self._seed = config.max_pairs, seed
-        self._taken: set[tuple[int, int]] = set()
+        self._taken: dict[tuple[int, int], None] = {}  # in the order in which they were drawn
         self._num_draws = 0
 
     def __len__(self) -> int:
-        """Pairs drawn so far."""
+        """Pairs remembered."""
         return len(self._taken)
 
     def draw(
-        self, firsts: Sequence[Caption], first_log2: np.ndarray | None, others: Sequence[Caption], log2: np.ndarray, num: int
-    ) -> list[CaptionPair]:
-        """At most `num` new pairs: one of `firsts` with one of `others`, the latter drawn by priorities 2^log2 [M].
+        self, firsts: np.ndarray, first_log2: np.ndarray | None, others: np.ndarray, log2: np.ndarray, num: int
+    ) -> list[tuple[int, int]]:
+        """At most `num` new pairs: one of `firsts` [N] u64 with one of `others` [M] u64, the latter drawn by priorities 2^log2 [M].
 
         With `first_log2` [N] the first is drawn likewise; without, each of `firsts` in turn gets its share.
         """
-        num = min(num, self._max_pairs - len(self._taken))
-        pairs: list[CaptionPair] = []
+        pairs: list[tuple[int, int]] = []
         for flattening in range(1, ROUNDS + 1):
             missing = num - len(pairs)
-            if missing <= 0 or not firsts or not others:
+            if missing <= 0 or not len(firsts) or not len(others):
                 break
             rng = np.random.default_rng((self._seed, self._num_draws))
             self._num_draws += 1
@@ -56,33 +56,34 @@ class PairSampler:
                 rows = np.arange(missing) % len(firsts)
             else:
                 rows = rng.choice(len(firsts), size=2 * missing, p=_weights(first_log2, flattening))
-            partners = rng.choice(len(others), size=len(rows), p=_weights(log2, flattening))
+            partners = others[rng.choice(len(others), size=len(rows), p=_weights(log2, flattening))]
             swapped = rng.random(len(rows)) < 0.5
-            for row, partner, swap in zip(rows.tolist(), partners.tolist(), swapped.tolist(), strict=True):
-                first, second = firsts[row], others[partner]
+            for first, second, swap in zip(firsts[rows].tolist(), partners.tolist(), swapped.tolist(), strict=True):
                 if len(pairs) < num and self._is_new(first, second):
-                    pairs.append(CaptionPair(first=second, second=first) if swap else CaptionPair(first=first, second=second))
+                    pairs.append((second, first) if swap else (first, second))
+        while len(self._taken) > self._max_pairs:
+            del self._taken[next(iter(self._taken))]
         return pairs
 
-    def forget(self, pairs: Sequence[CaptionPair]) -> None:
-        """Pairs that come to nothing may be drawn again."""
-        self._taken -= {_key(pair.first, pair.second) for pair in pairs}
-
-    def _is_new(self, first: Caption, second: Caption) -> bool:
+    def _is_new(self, first: int, second: int) -> bool:
         key = _key(first, second)
-        if not first.id or not second.id or first.id == second.id or key in self._taken:
+        if not first or not second or first == second or key in self._taken:
             return False
-        self._taken.add(key)
+        self._taken[key] = None
         return True
 
-    def state_dict(self, without: Sequence[CaptionPair] = ()) -> dict[str, Any]:
+    def retain(self, ids: Set[int]) -> None:
+        """Forget pairs with any other caption."""
+        self._taken = dict.fromkeys(key for key in self._taken if key[0] in ids and key[1] in ids)
+
+    def state_dict(self, without: Set[tuple[int, int]] = frozenset()) -> dict[str, Any]:
         """Pairs drawn, less those that are being asked."""
-        taken = sorted(self._taken - {_key(pair.first, pair.second) for pair in without})
+        taken = [key for key in self._taken if key not in without]
         return {"pairs": np.array(taken, np.uint64).reshape(-1, 2), "num_draws": self._num_draws}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
-        self._taken = {(first, second) for first, second in state["pairs"].tolist()}
+        self._taken = dict.fromkeys((first, second) for first, second in state["pairs"].tolist())
         self._num_draws = state["num_draws"]
 
 
@@ -94,6 +95,7 @@ class ComparedPairs:
         self._lock = threading.Lock()
         self._returned: deque[CaptionPair] = deque()
         self._asked: dict[tuple[int, int], CaptionPair] = {}
+        self._num_pairs: Counter[int] = Counter()  # by caption: outlasts the sampler's memory, and leaves with the caption
 
     def next_batch(self, max_items: int) -> Sequence[CaptionPair]:
         """Pairs whose request failed, then new ones."""
@@ -101,15 +103,18 @@ class ComparedPairs:
             batch = [self._returned.popleft() for _ in range(min(max_items, len(self._returned)))]
             wanted = min(max_items - len(batch), self._num_wanted())
             if wanted > 0:
-                captions, log2 = self._book.ranked()
-                batch += self._sampler.draw(captions, log2, captions, log2, wanted)
-            self._asked.update((_key(pair.first, pair.second), pair) for pair in batch)
+                ids, _, log2 = self._book.ranked()
+                drawn = self._sampler.draw(ids, log2, ids, log2, wanted)
+                self._num_pairs.update(number for pair in drawn for number in pair)
+                batch += _pairs_of(drawn, self._book.captions_of({number for pair in drawn for number in pair}))
+            self._asked.update((_key(pair.first.id, pair.second.id), pair) for pair in batch)
             return batch
 
     def _num_wanted(self) -> int:
         num_captions = len(self._book)
-        most = min(self._config.pairs_per_caption * num_captions, num_captions * (num_captions - 1) // 2, self._config.max_pairs)
-        return max(0, most - len(self._sampler))
+        existing = num_captions * (num_captions - 1) // 2
+        per_caption = self._config.pairs_per_caption * num_captions - self._num_pairs.total() // 2  # a pair is half each member's
+        return max(0, min(per_caption, existing - len(self._sampler)))
 
     def put_back(self, items: Sequence[CaptionPair]) -> None:
         """Asked again before any new pair."""
@@ -126,7 +131,7 @@ class ComparedPairs:
         """Those that are labels."""
         with self._lock:
             for answer in answers:
-                self._asked.pop(_key(answer.pair.first, answer.pair.second), None)
+                self._asked.pop(_key(answer.pair.first.id, answer.pair.second.id), None)
         return [answer for answer in answers if answer.judgement.status is Status.OK]
 
     def pending(self) -> int:
@@ -134,15 +139,31 @@ class ComparedPairs:
         with self._lock:
             return len(self._returned) + self._num_wanted()
 
+    def retain(self, ids: Set[int]) -> None:
+        """Forget pairs with any other caption, those that wait to be asked again included."""
+        with self._lock:
+            self._sampler.retain(ids)
+            self._num_pairs = Counter({number: num for number, num in self._num_pairs.items() if number in ids})
+            waiting = list(self._returned)
+            self._returned = deque(pair for pair in waiting if pair.first.id in ids and pair.second.id in ids)
+            for pair in waiting:
+                if pair.first.id not in ids or pair.second.id not in ids:
+                    self._asked.pop(_key(pair.first.id, pair.second.id), None)
+
     def state_dict(self) -> dict[str, Any]:
         """Pairs that were answered."""
         with self._lock:
-            return self._sampler.state_dict(without=list(self._asked.values()))
+            num_pairs = self._num_pairs - Counter(number for key in self._asked for number in key)
+            return self._sampler.state_dict(without=self._asked.keys()) | {
+                "ids": np.array(list(num_pairs), np.uint64),
+                "num_pairs": np.array(list(num_pairs.values()), np.int64),
+            }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
         if state:
             self._sampler.load_state_dict(state)
+            self._num_pairs = Counter(dict(zip(state["ids"].tolist(), state["num_pairs"].tolist(), strict=True)))
 
 
 class PointwisePairs(CaptionQuestions):
@@ -154,28 +175,34 @@ class PointwisePairs(CaptionQuestions):
     def __init__(self, book: CaptionBook, config: AnnotatorConfig, seed: int) -> None:
         super().__init__(book)
         self._pairs_per_caption, self._sampler = config.pairs_per_caption, PairSampler(config, seed)
+        self._lock = threading.Lock()  # of the sampler
 
     def record(self, answers: Sequence[JudgedCaption]) -> list[Answer]:
-        """New pairs, each with at least one of the new labels."""
+        """New pairs, each with at least one of the new labels; reports may evict captions at any moment of it."""
         new = [item for item in self._book.record(answers) if item.judgement.status is Status.OK]
         if not new:
             return []
-        captions, log2 = self._book.ranked()
-        _, probabilities, _ = self._book.look_up(np.array([caption.id for caption in captions], np.uint64))
+        ids, probabilities, log2 = self._book.ranked()
         labelled = np.flatnonzero(~np.isnan(probabilities))
-        given = dict(zip((captions[row].id for row in labelled), probabilities[labelled].tolist(), strict=True))
-        pairs = self._sampler.draw(
-            [item.caption for item in new],
-            None,
-            [captions[row] for row in labelled],
-            log2[labelled],
-            min(self._pairs_per_caption, len(labelled) - 1) * len(new),
-        )
-        return [JudgedPair(pair=pair, judgement=pointwise_preference(given[pair.first.id], given[pair.second.id])) for pair in pairs]
+        ids, probabilities, log2 = ids[labelled], probabilities[labelled], log2[labelled]
+        num = max(0, min(self._pairs_per_caption, len(ids) - 1)) * len(new)
+        with self._lock:
+            drawn = self._sampler.draw(np.array([item.caption.id for item in new], np.uint64), None, ids, log2, num)
+        rows = np.isin(ids, np.array(drawn, np.uint64))
+        given = dict(zip(ids[rows].tolist(), probabilities[rows].tolist(), strict=True))
+        given |= {item.caption.id: item.judgement.probability for item in new}
+        captions = self._book.captions_of(given) | {item.caption.id: item.caption for item in new}
+        return [_judged(pair, given) for pair in _pairs_of(drawn, captions)]
+
+    def retain(self, ids: Set[int]) -> None:
+        """Forget pairs with any other caption."""
+        with self._lock:
+            self._sampler.retain(ids)
 
     def state_dict(self) -> dict[str, Any]:
         """Pairs that were made."""
-        return self._sampler.state_dict()
+        with self._lock:
+            return self._sampler.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
@@ -185,27 +212,32 @@ class PointwisePairs(CaptionQuestions):
 
 def pairs_of_judgements(judged: Sequence[JudgedCaption], counts: Mapping[int, int], config: AnnotatorConfig, seed: int) -> list[JudgedPair]:
     """As `PointwisePairs` makes them, of captions that were all judged before; weights are the square roots of the counts."""
-    given = {item.caption.id: (item.caption, item.judgement.probability) for item in judged if item.judgement.status is Status.OK}
-    captions = [caption for caption, _ in given.values()]
-    log2 = np.log2(np.maximum([counts.get(caption.id, 1) for caption in captions], 0.5))
+    captions = {item.caption.id: item.caption for item in judged if item.judgement.status is Status.OK}
+    given = {item.caption.id: item.judgement.probability for item in judged if item.judgement.status is Status.OK}
+    ids = np.array(list(captions), np.uint64)
+    log2 = np.log2(np.maximum([counts.get(number, 1) for number in captions], 0.5))
     num = min(config.pairs_per_caption * len(captions), len(captions) * (len(captions) - 1) // 2)
-    pairs = PairSampler(config, seed).draw(captions, None, captions, log2, num)
-    return [JudgedPair(pair=pair, judgement=pointwise_preference(given[pair.first.id][1], given[pair.second.id][1])) for pair in pairs]
+    drawn = PairSampler(config, seed).draw(ids, None, ids, log2, num)
+    return [_judged(pair, given) for pair in _pairs_of(drawn, captions)]
 
 
 def pointwise_preference(p: float, q: float) -> PairJudgement:
     """What two single judgements say of the pair."""
-    difference = _log_odds(p) - _log_odds(q)
+    difference = float(log_odds(p) - log_odds(q))
     return PairJudgement(status=Status.OK, preference=1.0 / (1.0 + math.exp(-difference)), answer_mass=1.0, position_bias=0.0, cached=True)
 
 
-def _log_odds(p: float) -> float:
-    p = min(max(p, 1e-6), 1 - 1e-6)
-    return math.log(p / (1 - p))
+def _judged(pair: CaptionPair, probabilities: Mapping[int, float]) -> JudgedPair:
+    return JudgedPair(pair=pair, judgement=pointwise_preference(probabilities[pair.first.id], probabilities[pair.second.id]))
 
 
-def _key(first: Caption, second: Caption) -> tuple[int, int]:
-    return min(first.id, second.id), max(first.id, second.id)
+def _pairs_of(drawn: Sequence[tuple[int, int]], captions: Mapping[int, Caption]) -> list[CaptionPair]:
+    """The pairs whose captions are there."""
+    return [CaptionPair(first=captions[a], second=captions[b]) for a, b in drawn if a in captions and b in captions]
+
+
+def _key(first: int, second: int) -> tuple[int, int]:
+    return min(first, second), max(first, second)
 
 
 def _weights(log2: np.ndarray, flattening: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 Invariant: what was handed out is handed out again only after it was put back; what was recorded is never asked again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -73,6 +73,10 @@ class Questions(Protocol):
         """Items that wait to be asked; None where the caption book says it."""
         ...
 
+    def retain(self, ids: Set[int]) -> None:
+        """Forget what was remembered of captions other than these: the rest has left the caption book."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """What the caption book does not keep; items that are being asked count as not asked."""
         ...
@@ -108,6 +112,9 @@ class CaptionQuestions:
 
     def pending(self) -> None:
         """The book says it."""
+
+    def retain(self, ids: Set[int]) -> None:
+        """The book keeps all."""
 
     def state_dict(self) -> dict[str, Any]:
         """The book keeps all."""

@@ -130,11 +130,58 @@ def test_no_pair_twice_none_of_one_caption_and_none_with_the_empty_one():
     assert all(len(key(pair)) == 2 and 0 not in key(pair) for pair in pairs)
 
 
-def test_pairs_are_bounded_by_captions_by_the_setting_and_by_what_exists():
-    assert len(drain(ComparedPairs(book_of(dict.fromkeys(range(1, 31), 1)), AnnotatorConfig(max_pairs=50), seed=1))) == 50
+def test_pairs_are_bounded_by_captions_and_by_what_exists():
     few = drain(ComparedPairs(book_of({1: 1, 2: 5, 3: 9}), AnnotatorConfig(), seed=1))
     assert {key(pair) for pair in few} <= {frozenset(pair) for pair in itertools.combinations((1, 2, 3), 2)}
     assert drain(ComparedPairs(book_of({1: 1}), AnnotatorConfig(), seed=1)) == []
+
+
+def test_only_the_newest_pairs_are_remembered_and_more_are_made_all_the_same():
+    config = AnnotatorConfig(max_pairs=50, pairs_per_caption=4)
+    pairs = drain(ComparedPairs(book_of(dict.fromkeys(range(1, 31), 1)), config, seed=1))
+    assert len(pairs) == 120
+    assert all(len({key(pair) for pair in pairs[start : start + 50]}) == 50 for start in range(0, 70, 7))
+    questions = PointwisePairs(book_of(dict.fromkeys(range(1, 31), 1)), config, seed=1)
+    made = [len(questions.record([judged(number) for number in range(first, first + 5)])) for first in range(1, 31, 5)]
+    assert made[1:] == [20] * 5
+    assert len(questions.state_dict()["pairs"]) == 50
+
+
+@pytest.mark.parametrize("kind", [ComparedPairs, PointwisePairs])
+def test_captions_that_left_the_book_leave_what_is_remembered_of_pairs(kind):
+    book = book_of(dict.fromkeys(range(1, 11), 1))
+    questions = kind(book, AnnotatorConfig(pairs_per_caption=2), seed=1)
+    if kind is ComparedPairs:
+        assert len(drain(questions)) == 20
+    else:
+        assert len(questions.record([judged(number) for number in range(1, 11)])) == 20
+    questions.retain(set(range(4, 11)))
+    kept = questions.state_dict()["pairs"]
+    assert 0 < len(kept) < 20
+    assert kept.min() >= 4
+
+
+def test_a_book_that_turned_over_is_compared_like_a_new_one():
+    book = CaptionBook(20, 100, policy="frequency")
+    questions = ComparedPairs(book, AnnotatorConfig(pairs_per_caption=2), seed=1)
+    for turn in range(3):
+        numbers = range(20 * turn + 1, 20 * turn + 21)
+        book.take_report({n: f"caption {n}" for n in numbers}, dict.fromkeys(numbers, 1), "0.0", turn, 1000 * turn)
+        questions.retain({caption.id for caption in book.captions()})
+        resumed = ComparedPairs(book, AnnotatorConfig(pairs_per_caption=2), seed=1)
+        resumed.load_state_dict(questions.state_dict())
+        assert questions.pending() == resumed.pending() >= 38
+        questions.put_back(questions.next_batch(3))
+        drain(questions)
+        assert questions.pending() == 0
+
+
+def test_a_pair_that_waits_to_be_asked_again_leaves_with_its_caption():
+    questions = ComparedPairs(book_of(dict.fromkeys(range(1, 31), 1)), AnnotatorConfig(pairs_per_caption=1), seed=1)
+    batch = [*questions.next_batch(5)]
+    questions.put_back(batch)
+    questions.retain(set(range(1, 31)) - {batch[0].first.id})
+    assert all(batch[0].first.id not in key(pair) for pair in questions.next_batch(4))
 
 
 def test_more_captions_call_for_more_pairs():
@@ -148,9 +195,9 @@ def test_more_captions_call_for_more_pairs():
 
 def test_members_are_drawn_by_the_square_root_of_their_priority():
     book = book_of({1: 1600, **dict.fromkeys(range(2, 402), 1)})
-    captions, log2 = book.ranked()
-    drawn = [PairSampler(AnnotatorConfig(), seed=seed).draw(captions, log2, captions, log2, 1)[0] for seed in range(600)]
-    share = np.mean([1 in key(pair) for pair in drawn])
+    ids, _, log2 = book.ranked()
+    drawn = [PairSampler(AnnotatorConfig(), seed=seed).draw(ids, log2, ids, log2, 1)[0] for seed in range(600)]
+    share = np.mean([1 in pair for pair in drawn])
     expected = 2 * (40 / 440) * (400 / 440) / (1 - (40 / 440) ** 2 - 400 / 440**2)  # one member of two, identical ones left out
     assert share == pytest.approx(expected, abs=0.05)
 
@@ -207,6 +254,29 @@ def test_new_labels_are_paired_with_labelled_captions_only():
     assert all(11 in key(item.pair) and 12 not in key(item.pair) for item in second)
     assert not {key(item.pair) for item in first} & {key(item.pair) for item in second}
     assert questions.record([judged(13, status=Status.UNPARSED)]) == []
+
+
+@pytest.mark.parametrize("moment", ["record", "ranked"])
+def test_labels_whose_caption_is_evicted_in_the_midst_of_it_cost_no_other_pair(monkeypatch, moment):
+    book = CaptionBook(20, 100)
+    book.take_report({n: f"caption {n}" for n in range(1, 21)}, dict.fromkeys(range(1, 21), 1), "0.0", 0, 0)
+    questions = PointwisePairs(book, AnnotatorConfig(pairs_per_caption=3), seed=1)
+    questions.record([judged(number) for number in range(1, 11)])
+    real = getattr(book, moment)
+
+    def then_evict(*arguments):
+        result = real(*arguments)
+        monkeypatch.undo()
+        staying = [2, 4, 6, 8, 10, 12, 14, 16]
+        book.take_report(dict.fromkeys(range(100, 112), "new"), dict.fromkeys([*range(100, 112), *staying], 1), "0.0", 1, 1000)
+        return result
+
+    monkeypatch.setattr(book, moment, then_evict)
+    made = questions.record([judged(number) for number in (11, 12)])
+    assert book.num_evicted > 0
+    assert len(book.captions_of([11])) == 0
+    assert any(12 in key(item.pair) for item in made)
+    assert {number for item in made for number in key(item.pair)} <= {2, 4, 6, 8, 10, 11, 12}
 
 
 def test_pairs_of_judgements_made_before_are_sound_too():
