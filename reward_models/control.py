@@ -1,7 +1,7 @@
 """The control of what the judge means: rewards permuted among captions of similar frequency, so that amount and rarity stay.
 
-Invariant: once drawn, where a caption's reward comes from never changes; each caption is the source of at most one other, never
-of itself; a function of the seed and of the order in which captions became known.
+Invariant: where a caption's reward comes from changes only when that source leaves the book; each caption is the source of at most
+one other, never of itself; a function of the seed and of the order in which captions became known and left.
 """
 
 from collections.abc import Mapping, Set
@@ -41,8 +41,15 @@ class Permutation:
         return np.array([given.get(self._sources.get(number, -1), np.nan) if number else 0.0 for number in ids.tolist()], np.float32)
 
     def retain(self, ids: Set[int]) -> None:
-        """Forget captions that left the book; whose reward came from one of them stays unknown from then on."""
-        self._sources = {number: source for number, source in self._sources.items() if number in ids}
+        """Forget captions that left the book. Whose reward came from one of them gets what would have gone to it, so that no reward is
+        lost and none given twice; the last one of a band counts as new."""
+        before, self._sources = self._sources, {}
+        for number, source in before.items():
+            if number in ids:
+                while source not in ids:
+                    source = before[source]
+                if source != number:
+                    self._sources[number] = source
 
     def state_dict(self) -> dict[str, Any]:
         """Captions and their sources."""
