@@ -53,6 +53,10 @@ class ClassificationModel:
         """Labels that are not trained on."""
         return len(self._labels[True].labels)
 
+    def holds_out(self, num_captions: int) -> bool:
+        """One caption per label."""
+        return self.num_held_out >= num_captions
+
     @property
     def is_settled(self) -> bool:
         """See `RewardModel`."""
@@ -85,6 +89,7 @@ class ClassificationModel:
             held_out.put(caption, probability)
         else:
             train.put(caption, probability)
+            self._fitting.note_example()
 
     def score(self, captions: Sequence[Caption], counts: np.ndarray) -> np.ndarray:
         """[N] f32: R of each caption, labelled or not; NaN before the first evaluation."""

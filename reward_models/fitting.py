@@ -1,10 +1,10 @@
 """`Fitting`: gradient training of a caption network in small turns, stopped by held-out answers, with the best weights kept for scoring.
 
     every turn             `steps_per_turn` Adam steps on examples drawn uniformly
-    every 25 steps         newest and best weights are evaluated on the held-out answers (where there are fewer than 20, on those
-                           trained on); the better ones score
-    `patience` times       without a gain: training rests until there is a tenth more to train on, then goes on from the best weights
-    without one
+    every 25 steps         newest and best weights are evaluated on the held-out answers (where these are about fewer than 20 captions,
+                           on those trained on); the better ones score
+    `patience` times       training rests until new answers have come, a tenth as many as it is trained on, and then goes on from the
+    without a gain         best weights
 
 Invariant: a function of seed, turns and examples: batches and dropout are drawn from (seed, step), so no generator needs saving.
 """
@@ -25,10 +25,13 @@ EVALUATION_INTERVAL_STEPS = 25
 MAX_EVALUATED = 512
 """Examples per evaluation, spread evenly over all."""
 MIN_HELD_OUT = 20
+"""Captions."""
 MIN_TRAINED_BEFORE_HOLDING_OUT = 200
-MIN_GAIN = 0.001
-"""Relative fall of the loss that counts."""
-GROWTH = 1.1
+MIN_GAIN, LEAST_GAIN = 0.01, 1e-6
+"""What counts as a gain: the excess loss (cross-entropy less the entropy of the targets, which no weights can undercut) falls by this
+fraction, and by as many nats. Soft targets of a judge whose probabilities differ little are nearly all entropy."""
+GROWTH = 10
+"""Rest ends when new answers are one in so many of those trained on."""
 MAX_GRAD_NORM = 10.0
 
 
@@ -43,6 +46,10 @@ class Examples(Protocol):
     @property
     def num_held_out(self) -> int:
         """How many are not."""
+        ...
+
+    def holds_out(self, num_captions: int) -> bool:
+        """Whether those that are not trained on are about at least so many captions that are not."""
         ...
 
     def texts(self, rows: np.ndarray, held_out: bool) -> list[bytes]:
@@ -75,23 +82,28 @@ class Fitting:
         self.accuracy: float | None = None
         """Of the best weights on the held-out answers."""
         self._num_without_gain = 0
-        self._resting_at = 0  # how many examples there were when training came to rest; 0: it does not rest
+        self._num_learnt = 0  # examples that were ever new, those that left or were replaced included
+        self._rests_until = 0  # how many that must exceed; 0: training does not rest
         self._outputs: dict[int, float] = {}  # of the best weights, by caption id
 
     def is_settled(self, examples: Examples) -> bool:
         """Whether `train` would do nothing."""
-        return examples.num_train == 0 or 0 < examples.num_train <= GROWTH * self._resting_at
+        return examples.num_train == 0 or (self._rests_until > 0 and self._num_learnt <= self._rests_until)
+
+    def note_example(self) -> None:
+        """There is a new example to train on, or another target of an old one."""
+        self._num_learnt += 1
 
     def wake(self) -> None:
         """What is to be learnt has changed: do not rest."""
-        self._resting_at = self._num_without_gain = 0
+        self._rests_until = self._num_without_gain = 0
 
     def train(self, examples: Examples, num_steps: int) -> None:
         """At most `num_steps` steps, fewer where training comes to rest."""
         for _ in range(num_steps):
             if self.is_settled(examples):
                 return
-            if self._resting_at:
+            if self._rests_until:
                 self._begin_again()
             self._take_step(examples)
             if self.step % EVALUATION_INTERVAL_STEPS == 0:
@@ -125,12 +137,12 @@ class Fitting:
         self.step += 1
 
     def _evaluate(self, examples: Examples) -> None:
-        held_out = examples.num_held_out >= MIN_HELD_OUT
+        held_out = examples.holds_out(MIN_HELD_OUT)
         total = examples.num_held_out if held_out else examples.num_train
         rows = np.unique(np.linspace(0, total - 1, min(total, MAX_EVALUATED)).astype(np.int64))
-        loss, agreement = self._assess(self._net, examples, rows, held_out)
-        best_loss, best_agreement = self._assess(self._best, examples, rows, held_out) if self.has_best else (np.inf, np.nan)
-        if loss < (1.0 - MIN_GAIN) * best_loss:
+        excess, agreement = self._assess(self._net, examples, rows, held_out)
+        best_excess, best_agreement = self._assess(self._best, examples, rows, held_out) if self.has_best else (np.inf, np.nan)
+        if excess < min((1.0 - MIN_GAIN) * best_excess, best_excess - LEAST_GAIN):
             self._best.load_state_dict(self._net.state_dict())
             self.has_best, best_agreement = True, agreement
             self._outputs.clear()
@@ -139,18 +151,20 @@ class Fitting:
             self._num_without_gain += 1
         self.accuracy = best_agreement if held_out and np.isfinite(best_agreement) else None
         if self._num_without_gain >= self._config.patience:
-            self._resting_at = examples.num_train
+            self._rests_until = max(1, self._num_learnt + examples.num_train // GROWTH)
 
     @torch.no_grad()
     def _assess(self, net: CaptionNet, examples: Examples, rows: np.ndarray, held_out: bool) -> tuple[float, float]:
-        logits = examples.logits(net(examples.texts(rows, held_out)))
-        loss = float(binary_cross_entropy_with_logits(logits, examples.targets(rows, held_out)))
-        return loss, examples.agreement(logits, rows, held_out)
+        """Excess loss in nats, and agreement."""
+        logits, targets = examples.logits(net(examples.texts(rows, held_out))), examples.targets(rows, held_out).double()
+        entropy = -(torch.xlogy(targets, targets) + torch.xlogy(1.0 - targets, 1.0 - targets)).mean()
+        loss = binary_cross_entropy_with_logits(logits.double(), targets)
+        return float(loss - entropy), examples.agreement(logits, rows, held_out)
 
     def _begin_again(self) -> None:
         self._net.load_state_dict(self._best.state_dict())
         self._optimizer = self._new_optimizer()
-        self._resting_at = self._num_without_gain = 0
+        self._rests_until = self._num_without_gain = 0
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         config = self._config
@@ -171,7 +185,8 @@ class Fitting:
             "has_best": self.has_best,
             "accuracy": self.accuracy,
             "num_without_gain": self._num_without_gain,
-            "resting_at": self._resting_at,
+            "num_learnt": self._num_learnt,
+            "rests_until": self._rests_until,
             "output_ids": np.array(list(self._outputs), np.uint64),
             "outputs": np.array(list(self._outputs.values()), np.float64),
         }
@@ -188,7 +203,7 @@ class Fitting:
         self._optimizer = self._new_optimizer()
         self._optimizer.load_state_dict({"state": moments, "param_groups": self._optimizer.state_dict()["param_groups"]})
         self.step, self.has_best, self.accuracy = state["step"], state["has_best"], state["accuracy"]
-        self._num_without_gain, self._resting_at = state["num_without_gain"], state["resting_at"]
+        self._num_without_gain, self._num_learnt, self._rests_until = state["num_without_gain"], state["num_learnt"], state["rests_until"]
         self._outputs = dict(zip(state["output_ids"].tolist(), state["outputs"].tolist(), strict=True))
 
 

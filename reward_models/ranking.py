@@ -22,15 +22,17 @@ from reward_models.probability_reward import without_empty
 SIZES, DROPOUT = (256, 512), 0.0
 MAX_PAIRS = 1_000_000
 """Pairs of each split that are kept; the oldest leave first."""
-MIN_DEVIATION = 1e-6
+MIN_DEVIATION = 0.1
+"""Least sigma, in log-odds: a caption one such deviation above the average is preferred to it with probability 0.525. Where captions
+differ by less, the judge has no opinion, and what differs is the noise of training."""
 
 
 class RankingModel:
     """R = z where z > epsilon, else 0, with z = (f(caption) - mu) / sigma (ONI-Ranking, arXiv 2410.23022; Motif, arXiv 2310.00166).
 
     f is trained so that p(first is better) = s(f(first) - f(second)), s the logistic function, on soft preferences (a tie is 0.5).
-    mu and sigma are mean and deviation of f over all captions of the table but the empty one, weighted by their counts. epsilon is
-    `reward_model.epsilon`, or the `epsilon_quantile` of z over the distinct captions.
+    mu and sigma are mean and deviation of f over all captions of the table but the empty one, weighted by their counts; sigma is at
+    least 0.1. epsilon is `reward_model.epsilon`, or the `epsilon_quantile` of z over the distinct captions.
     """
 
     name = "ranking"
@@ -56,6 +58,15 @@ class RankingModel:
         """Pairs with a held-out caption."""
         return len(self._pairs[True])
 
+    def holds_out(self, num_captions: int) -> bool:
+        """Few captions can be in many pairs, so captions count."""
+        found: set[int] = set()
+        for first, second in zip(self._pairs[True].firsts, self._pairs[True].seconds, strict=True):
+            found |= {first, second} & self._held_out_captions
+            if len(found) >= num_captions:
+                return True
+        return False
+
     @property
     def is_settled(self) -> bool:
         """See `RewardModel`."""
@@ -72,6 +83,8 @@ class RankingModel:
                 if first.id and second.id and first.id != second.id:
                     held_out = [self._meets_held_out(caption) for caption in (first, second)]
                     self._pairs[any(held_out)].put(first.id, second.id, item.judgement.preference)
+                    if not any(held_out):
+                        self._fitting.note_example()
 
     def _meets_held_out(self, caption: Caption) -> bool:
         if caption.id not in self._texts:

@@ -68,6 +68,9 @@ class Falling:
 
     num_train, num_held_out = 40, 40
 
+    def holds_out(self, num_captions):
+        return num_captions <= 40
+
     def texts(self, rows, held_out):
         return [GOOD[row % 30].encode() if row % 2 else BAD[row % 30].encode() for row in rows]
 
@@ -94,12 +97,43 @@ def test_training_stops_by_held_out_answers_and_the_best_weights_score() -> None
     assert fitting.accuracy == 0.25
     assert all(torch.equal(first[name], tensor) for name, tensor in fitting._best.state_dict().items())
     assert not all(torch.equal(first[name], tensor) for name, tensor in fitting._net.state_dict().items())
-    examples.num_train = 44
+    for _ in range(4):
+        fitting.note_example()
     assert fitting.is_settled(examples)
-    examples.num_train = 45  # a tenth more
+    fitting.note_example()  # more than a tenth of 40, though there are still 40: others left
     assert not fitting.is_settled(examples)
     fitting.train(examples, 1)
     assert fitting.step == 76
+
+
+def test_training_goes_on_with_new_labels_in_the_place_of_old_ones_and_the_state_keeps_their_number() -> None:
+    config = RewardModelConfig(name="classification", patience=1, steps_per_turn=50, batch_size=4, learning_rate=1e-9)  # never a gain
+    model = ClassificationModel(config, seed=0)
+    model.calibrate(0.5)
+    model.learn([*labels(GOOD[:10], 0.7), *labels(BAD[:10], 0.2)])
+    while not model.is_settled:
+        model.train()
+    model.learn(labels(GOOD[:2], 0.3))
+    resumed = ClassificationModel(config, seed=0)
+    resumed.load_state_dict(model.state_dict())
+    for one in (model, resumed):
+        assert one.is_settled
+        one.learn(labels(GOOD[2:3], 0.3))
+        assert one.num_train == 20
+        assert not one.is_settled
+
+
+def test_a_judge_that_is_right_within_three_hundredths_is_learnt() -> None:
+    """What its labels' entropy leaves to be explained is less than a thousandth of the loss."""
+    config = RewardModelConfig(name="classification", steps_per_turn=25, batch_size=16)
+    model = ClassificationModel(config, seed=1)
+    model.calibrate(0.5)
+    model.learn([*labels(GOOD[::2], 0.515), *labels(BAD[::2], 0.485)])
+    for _ in range(10):
+        model.train()
+    good, bad = (model._fitting.outputs([caption_of(text) for text in texts]) for texts in (GOOD[1::2], BAD[1::2]))
+    assert np.mean(good[:, None] > bad) > 0.9
+    assert good.mean() - bad.mean() == pytest.approx(0.12, abs=0.06), "in log-odds"
 
 
 def test_the_split_is_by_a_hash_and_spares_the_first_two_hundred() -> None:

@@ -20,6 +20,7 @@ from tests.learner.toy_rollouts import RECALL_SPEC, SMALL_POLICY, random_rollout
 
 CAPTIONS = [Caption(id=number, text=f"caption {number}") for number in range(1, 8)]
 OUTPUTS = dict(zip(range(1, 8), (-1.0, 0.5, 2.0, 0.1, -0.3, 4.0, 0.0), strict=True))
+NAMES = ["newt", "jackal", "rat", "kobold", "gnome", "grid bug", "lichen", "fox", "orc", "bat", "dog", "cat", "imp", "ant", "bee", "owl"]
 COUNTS = [900, 50, 3, 20, 300, 1, 7]
 
 
@@ -119,6 +120,50 @@ def test_ties_teach_that_both_are_alike_and_preferences_their_order() -> None:
     assert f[0] - f[1] == pytest.approx(math.log(9), abs=0.5)
     assert f[0] - f[2] == pytest.approx(0.0, abs=0.5)
     assert f[3] > f[0]
+
+
+def pair_of(first: Caption, second: Caption, preference: float) -> JudgedPair:
+    judgement = PairJudgement(status=Status.OK, preference=preference, answer_mass=1.0, position_bias=0.0)
+    return JudgedPair(pair=CaptionPair(first=first, second=second), judgement=judgement)
+
+
+def test_a_judge_without_opinions_rewards_almost_nothing() -> None:
+    model = make_model(steps_per_turn=100, batch_size=32)
+    captions = [Caption(id=n, text=f"{'You kill' if n % 2 else 'You see'} the {name}.") for n, name in enumerate(NAMES, 1)]
+    model.learn([pair_of(a, b, 0.5) for a, b in itertools.combinations(captions, 2)])
+    model.train()
+    rewards = model.score(captions, np.ones(len(captions), np.int64))
+    assert np.isfinite(rewards).all()
+    assert rewards.max() < 0.01
+
+
+def test_preferences_that_differ_by_three_hundredths_are_learnt() -> None:
+    model = make_model(steps_per_turn=25, batch_size=16, learning_rate=3e-4)
+    captions = [Caption(id=n, text=f"{'You kill' if n % 2 else 'You see'} the {name}.") for n, name in enumerate(NAMES, 1)]
+    training = [caption for n, caption in enumerate(captions) if n % 4 < 2]
+    model.learn(
+        [pair_of(a, b, 0.5 if a.id % 2 == b.id % 2 else 0.53 if a.id % 2 else 0.47) for a, b in itertools.combinations(training, 2)]
+    )
+    for _ in range(10):
+        model.train()
+    asked = [caption for n, caption in enumerate(captions) if n % 4 >= 2]
+    f = dict(zip([caption.id for caption in asked], model._fitting.outputs(asked), strict=True))
+    differences = np.array([f[a] - f[b] for a in f for b in f if a % 2 and not b % 2])
+    assert np.mean(differences > 0) > 0.9
+    assert differences.mean() == pytest.approx(0.12, abs=0.06), "in log-odds"
+
+
+def test_pairs_of_few_held_out_captions_do_not_stop_training() -> None:
+    model = make_model(held_out_fraction=0.02)
+    captions = [Caption(id=number, text=f"caption {number}") for number in range(1, 401)]
+    model.learn([pair_of(a, b, 0.7) for a, b in itertools.pairwise(captions)])
+    held_out = [caption for caption in captions if caption.id in model._held_out_captions]
+    assert 2 < len(held_out) < 20
+    model.learn([pair_of(held_out[0], other, 0.7) for other in captions[:100]])
+    assert model.num_held_out > 100
+    assert not model.holds_out(20)
+    assert model.holds_out(len(held_out))
+    assert not model.holds_out(len(held_out) + 1)
 
 
 def test_a_pair_with_a_held_out_caption_is_not_trained_on() -> None:
