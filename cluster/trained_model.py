@@ -4,7 +4,7 @@ Invariant: a model that was trained before the policy is trained once per run di
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from cluster.wiring import build_model
 from configs.loading import from_dict
 from configs.schema import RunConfig
 from learner.checkpoint import CheckpointError, load_latest, save_checkpoint
-from llm_server.annotation import Caption
+from llm_server.annotation import Caption, Status
 from llm_server.judgement_file import Judgements, read_judgements
 from llm_server.pair_questions import pairs_of_judgements
 from reward_models.interface import Asks, Evidence, RewardModel
@@ -68,20 +68,20 @@ def pretrain(config: RunConfig, run: RunDirectory, say: Callable[[str], None], s
     evidence = _evidence(config, model.asks, judgements)
     model.calibrate(judgements.threshold)
     model.learn(evidence)
-    options.count(evidence)
+    options.note_labels(_num_labels(model.asks, judgements))
     say(f"reward model {model.name}: {len(evidence):,} answers from {path} ({judgements.provenance})")
-    figures, turns, said_at = dict(model.train()), 1, time.monotonic()
+    figures, turns, said_at = model.train(), 1, time.monotonic()
     while not model.is_settled:
         if stop_requested():
             raise KeyboardInterrupt
-        figures |= model.train()
+        figures = model.train()
         turns += 1
         if time.monotonic() - said_at > PROGRESS_INTERVAL_S:
             say(f"reward model {model.name}: {_progress(config, turns, figures)}")
             said_at = time.monotonic()
     captions, counts = _table(judgements)
     model.freeze(captions, counts)
-    state = {"model": model.state_dict(), "options": options.state_dict(), "figures": figures}
+    state = {"model": model.state_dict(), "options": options.state_dict(), "figures": dict(figures)}
     save_checkpoint(run.reward_model, turns, {"trainer": state}, keep=1)
     say(f"reward model {model.name} trained, {_progress(config, turns, figures)}; frozen from here on")
 
@@ -107,6 +107,11 @@ def _evidence(config: RunConfig, asks: Asks, judgements: Judgements) -> list[Evi
     return evidence
 
 
+def _num_labels(asks: Asks, judgements: Judgements) -> int:
+    answers = judgements.pairs if asks is Asks.PAIRS and judgements.pairs else judgements.captions
+    return sum(item.judgement.status is Status.OK for item in answers)
+
+
 def _table(judgements: Judgements) -> tuple[list[Caption], np.ndarray]:
     captions = [judged.caption for judged in judgements.captions]
     for judged in judgements.pairs:
@@ -115,7 +120,7 @@ def _table(judgements: Judgements) -> tuple[list[Caption], np.ndarray]:
     return captions, np.array([judgements.counts.get(caption.id, 1) for caption in captions], np.int64)
 
 
-def _progress(config: RunConfig, turns: int, figures: dict[str, float]) -> str:
+def _progress(config: RunConfig, turns: int, figures: Mapping[str, float]) -> str:
     accuracy = figures.get("accuracy")
     agreement = "no held-out answers" if accuracy is None else f"held-out accuracy {accuracy:.3f}"
     return f"at most {turns * config.reward_model.steps_per_turn:,} gradient steps, {agreement}"

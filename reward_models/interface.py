@@ -64,7 +64,8 @@ class RewardModel(Protocol):
 
     def margins(self, captions: Sequence[Caption]) -> np.ndarray:
         """How far each caption lies above the threshold of reward, [N] f64: the larger, the better the model thinks of it; in log-odds
-        or standard deviations (embeddings: cosine). NaN where it has nothing to say. Normalised as in the last `score`."""
+        or standard deviations (embeddings: cosine). NaN where it has nothing to say. Normalised as in the last `score`. What is
+        costly about a caption is computed here or in `score`, whichever comes first, and remembered until training changes it."""
         ...
 
     def goals(self, captions: Sequence[Caption]) -> np.ndarray | None:

@@ -3,15 +3,13 @@
 Invariant: applied once per version, to the whole table.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from typing import Any
 
 import numpy as np
 
 from configs.service_schema import RewardModelConfig
-from llm_server.annotation import EmbeddedCaption, Status
 from reward_models.control import Permutation
-from reward_models.interface import Evidence
 
 
 class RewardOptions:
@@ -22,9 +20,9 @@ class RewardOptions:
         self._permutation = Permutation(seed) if config.permute else None
         self._num_labels = 0
 
-    def count(self, evidence: Sequence[Evidence]) -> None:
-        """Count the answers that are labels."""
-        self._num_labels += sum(isinstance(item, EmbeddedCaption) or item.judgement.status is Status.OK for item in evidence)
+    def note_labels(self, num: int) -> None:
+        """So many answers that are labels have come so far, whatever evidence was made of them."""
+        self._num_labels = num
 
     @property
     def is_warm(self) -> bool:

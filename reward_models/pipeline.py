@@ -23,6 +23,7 @@ from llm_server.annotator import Annotator
 from llm_server.caption_book import CaptionBook
 from llm_server.judge import Judge
 from llm_server.service_process import ServiceProcess
+from reward_models.fair_lock import FairLock
 from reward_models.interface import Evidence
 from reward_models.table import RewardTable
 from reward_models.training import RewardTrainer
@@ -30,6 +31,8 @@ from reward_models.training import RewardTrainer
 LOG = logging.getLogger(__name__)
 MAX_FAILURES_IN_A_ROW = 10
 PUBLISHING_SHARE = 0.1
+SLICE = 256
+"""Captions scored at a time: a network takes a fraction of a second for them even on a busy core."""
 CLOSE_BUDGET_S = 2.0
 
 
@@ -67,8 +70,11 @@ class AnnotationPipeline:
         self._book, self._trainer, self._annotator, self._service, self._judge = book, trainer, annotator, service, judge
         config = config or RewardModelConfig()
         self._publish_interval_s, self._training_share, self._clock = config.publish_interval_s, config.training_share, clock
-        self._lock = threading.Lock()  # of the trainer
+        self._lock = FairLock()  # of the trainer
         self._unlearnt: list[Evidence] = []
+        self._num_answers = 0
+        if annotator is not None:
+            trainer.on_retain = annotator.retain
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._failure: str | None = None
@@ -96,11 +102,16 @@ class AnnotationPipeline:
             return self._trainer.table
 
     def _learn(self, answers: Sequence[Evidence]) -> None:
-        if self._annotator and self._annotator.judge:
+        if self._annotator is None:
+            return
+        if self._annotator.judge:
             self._trainer.calibrate(self._annotator.judge.threshold)
-        if answers and self._service:
+        num_answers = self._annotator.num_answers  # an answer need not be evidence: it may be no label, or make no pair
+        if num_answers > self._num_answers and self._service:
             self._service.served()
+        self._num_answers = num_answers
         self._trainer.learn(answers)
+        self._trainer.note_labels(self._annotator.num_labels)
 
     def start(self) -> None:
         """Begin to ask, learn and publish in the background."""
@@ -116,9 +127,9 @@ class AnnotationPipeline:
                 due = publish_at if self._trainer.is_settled else min(publish_at, train_at)
                 self._learn_what_came(min(max(0.0, due - self._clock()), self._publish_interval_s))
                 if self._clock() >= train_at and not self._trainer.is_settled:
-                    train_at = self._next_time(self._trainer.train, self._training_share, 0.0)
+                    train_at = self._next_time(self._train, self._training_share, 0.0)
                 if self._clock() >= publish_at:
-                    publish_at = self._next_time(self._trainer.publish, PUBLISHING_SHARE, self._publish_interval_s)
+                    publish_at = self._next_time(self._publish, PUBLISHING_SHARE, self._publish_interval_s)
                 failures = 0
             except Exception as error:
                 failures += 1
@@ -132,9 +143,25 @@ class AnnotationPipeline:
     def _next_time(self, work: Callable[[], object], share: float, interval_s: float) -> float:
         """Do `work` now; when it is due again, so that it takes at most `share` of the time: the rest of the run needs the processor."""
         started = self._clock()
-        with self._lock:
-            work()
+        work()
         return started + max(interval_s, (self._clock() - started) / share)
+
+    def _train(self) -> None:
+        with self._lock:
+            self._trainer.train()
+
+    def _publish(self) -> None:
+        """Captions are scored in slices, between which checkpoints find the lock free and answers are learnt. This thread alone trains,
+        so all slices are of the same weights; the table itself, with what normalises it, is made in one piece."""
+        captions = self._book.captions() if self._trainer.is_due else []
+        for start in range(0, len(captions), SLICE):
+            if self._stop.is_set():
+                return
+            with self._lock:
+                self._trainer.prepare(captions[start : start + SLICE])
+            self._learn_what_came(0.0)
+        with self._lock:
+            self._trainer.publish()
 
     def _learn_what_came(self, timeout_s: float) -> None:
         if self._service:
@@ -203,6 +230,7 @@ class AnnotationPipeline:
         self._book.load_state_dict(state["book"])
         if self._annotator:
             self._annotator.load_state_dict(state["annotator"])
+            self._num_answers = self._annotator.num_answers
         with self._lock:
             self._trainer.load_state_dict(state["trainer"])
 

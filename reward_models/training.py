@@ -3,11 +3,12 @@
 Invariant: table versions only go up; a table holds the rewards of one moment, all normalised alike.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
 
+from llm_server.annotation import Caption
 from llm_server.caption_book import CaptionBook
 from reward_models.interface import Asks, Evidence, RewardModel
 from reward_models.options import RewardOptions
@@ -25,6 +26,8 @@ class RewardTrainer:
         self._seen: tuple[int, int] | None = None  # the book's revision and evictions at the last evaluation
         self._has_learnt = False
         self._threshold: float | None = None
+        self.on_retain: Callable[[Set[int]], None] | None = None
+        """Called with the captions that stay whenever others have left the book."""
 
     @property
     def is_settled(self) -> bool:
@@ -42,26 +45,43 @@ class RewardTrainer:
         """Hand new answers to the model."""
         if evidence:
             self._model.learn(evidence)
-            self._options.count(evidence)
             self._has_learnt = True
+
+    def note_labels(self, num: int) -> None:
+        """See `RewardOptions`; called as often as one likes."""
+        was_warm = self._options.is_warm
+        self._options.note_labels(num)
+        self._has_learnt |= self._options.is_warm != was_warm
 
     def train(self) -> None:
         """A bounded amount of gradient training, where there is anything to train on."""
         if not self._model.is_settled:
-            self._figures = {**self._figures, **self._model.train()}
+            self._figures = self._model.train()
             self._has_learnt = True
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a table could differ from the last."""
+        now = self._book.revision, self._book.num_evicted
+        return now != self._seen or self._has_learnt or self._model.depends_on_counts
+
+    def prepare(self, captions: Sequence[Caption]) -> None:
+        """Take work off the next `publish`: have the model compute, and remember, what it thinks of these."""
+        self._model.margins(captions)
 
     def publish(self) -> RewardTable | None:
         """A new table over all captions of the book, or None where it would equal the last."""
-        now = self._book.revision, self._book.num_evicted
-        if now == self._seen and not self._has_learnt and not self._model.depends_on_counts:
+        if not self.is_due:
             return None
+        now = self._book.revision, self._book.num_evicted
         captions, counts = self._book.counted_captions()
         ids = np.array([caption.id for caption in captions], np.uint64)
         if self._seen is not None and now[1] != self._seen[1]:
             staying = set(ids.tolist())
             self._model.retain(staying)
             self._options.retain(staying)
+            if self.on_retain:
+                self.on_retain(staying)
         is_warm = self._model.asks is Asks.NOTHING or self._options.is_warm
         rewards = self._options.apply(ids, counts, self._model.score(captions, counts)) if is_warm else np.full(len(ids), np.nan)
         run_epoch, number = self.table.reward_version

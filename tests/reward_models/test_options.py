@@ -33,10 +33,11 @@ def trainer_of(**settings):
 
 def test_nothing_is_rewarded_before_the_warm_up_is_over():
     trainer = trainer_of(warmup_labels=3)
-    trainer.learn([judged(1), judged(2), judged(3, status=Status.UNPARSED)])
+    trainer.learn([judged(1), judged(2), judged(4)])
+    trainer.note_labels(2)
     trainer.publish()
     assert len(trainer.table) == 1, "the empty caption alone is known"
-    trainer.learn([judged(4)])
+    trainer.note_labels(3)
     trainer.publish()
     assert trainer.table.look_up(np.array([1, 2, 4], np.uint64))[0].tolist() == [1, 1, 1]
     resumed = trainer_of(warmup_labels=3)
@@ -45,16 +46,19 @@ def test_nothing_is_rewarded_before_the_warm_up_is_over():
     assert resumed.publish() is not None
 
 
+def test_the_accuracy_is_the_newest_one_or_none(monkeypatch):
+    trainer = trainer_of(name="classification")
+    trainer.learn([judged(1), judged(2, 0.1)])
+    for figures in ({"accuracy": 0.7}, {}):
+        monkeypatch.setattr(trainer._model, "train", lambda figures=figures: figures)
+        trainer.train()
+        assert trainer.metrics()["reward_model_accuracy"] == figures.get("accuracy")
+
+
 def test_models_that_ask_nothing_need_no_warm_up():
     trainer = trainer_of(name="counts", warmup_labels=1000)
     trainer.publish()
     assert len(trainer.table) == 10
-
-
-def test_embeddings_count_as_answers():
-    options = RewardOptions(RewardModelConfig(warmup_labels=1), 0)
-    options.count([EmbeddedCaption(caption=Caption(id=1, text="a"), cosines=np.zeros(1, np.float32))])
-    assert options.is_warm
 
 
 def test_rewards_are_clipped_on_both_sides_and_unknown_ones_stay_unknown():
@@ -100,11 +104,24 @@ def test_too_few_newcomers_wait_and_the_unknown_and_the_empty_are_left_alone():
     assert np.isnan(rewards).sum() == 1
 
 
-def test_captions_that_left_the_book_leave_the_permutation():
+def test_captions_that_left_the_book_leave_the_permutation_and_take_no_reward_with_them():
     permutation = Permutation(seed=1)
-    sources(permutation)
-    permutation.retain({1, 2, 3})
-    assert set(permutation.state_dict()["ids"].tolist()) == {1, 2, 3}
+    before = dict(zip(IDS.tolist(), sources(permutation).tolist(), strict=True))
+    staying = IDS[(IDS % 5 != 0) & (IDS > 8)]
+    permutation.retain(set(staying.tolist()))
+    after = sources(permutation, staying, COUNTS[staying.astype(int) - 1])
+    assert sorted(after.tolist()) == staying.tolist(), "every reward that is left is given once"
+    assert not (after == staying).any()
+    assert all(got == before[number] for number, got in zip(staying.tolist(), after, strict=True) if before[number] in staying)
+    assert (after != [before[number] for number in staying.tolist()]).any()
+
+
+def test_a_caption_whose_whole_band_left_is_new():
+    permutation = Permutation(seed=1)
+    sources(permutation, IDS[:BAND], COUNTS[:BAND])
+    permutation.retain({1})
+    assert np.isnan(sources(permutation, IDS[:1], COUNTS[:1])).all()
+    assert sorted(sources(permutation, IDS[[0, 9, 10, 11]], COUNTS[:BAND])) == [1, 10, 11, 12]
 
 
 @pytest.mark.parametrize("name", ["retrieval", "embedding"])

@@ -16,13 +16,14 @@ from llm_server.annotator import Annotator
 from llm_server.caption_archive import CaptionArchive
 from llm_server.caption_book import CaptionBook, CaptionState
 from llm_server.client import AnnotationClient, AnnotationRefused, ServiceUnavailable
+from llm_server.pair_questions import PointwisePairs
 from llm_server.questions import CaptionQuestions
 from llm_server.rubric_file import load_rubric
 from llm_server.service_process import ServiceProcess
 from reward_models.building import build_reward_model
 from reward_models.interface import Asks
 from reward_models.options import RewardOptions
-from reward_models.pipeline import AnnotationPipeline
+from reward_models.pipeline import SLICE, AnnotationPipeline
 from reward_models.training import RewardTrainer
 from tests.llm_server.fake_clients import FakeService
 
@@ -260,6 +261,94 @@ def test_a_checkpoint_falls_never_between_taking_and_learning(make):
     finally:
         stop.set()
         reporter.join()
+
+
+def test_a_checkpoint_waits_for_a_slice_of_the_captions_not_for_all(make, monkeypatch):
+    pipeline = make("classification")
+    numbers = range(1, 3 * SLICE)
+    pipeline.report({n: f"caption {n}" for n in numbers}, dict.fromkeys(numbers, 1), "0.0", 0, 0)
+    trainer, prepared, published, saved = pipeline._trainer, [], [], []
+
+    def prepare(captions):
+        prepared.append(len(captions))
+        if len(prepared) == 2:
+            thread = threading.Thread(target=lambda: saved.append((pipeline.state_dict(), len(prepared), len(published))))
+            threads.append(thread)
+            thread.start()
+            wait_until(pipeline._lock._door.locked)  # it waits for the lock
+
+    threads = []
+    monkeypatch.setattr(trainer, "prepare", prepare)
+    monkeypatch.setattr(trainer, "publish", lambda: published.append(True))
+    pipeline._publish()
+    threads[0].join()
+    assert sum(prepared) == len(numbers)
+    assert max(prepared) <= SLICE
+    assert saved[0][1:] == (2, 0)
+    assert published == [True]
+
+
+def test_a_table_made_in_slices_is_that_made_at_once(make):
+    one, other = make("classification"), make("classification")
+    for pipeline in (one, other):
+        pipeline.report(TEXTS, COUNTS, "0.0", 0, 0)
+        pipeline.turn(10)
+        while not pipeline._trainer._model._fitting.has_best:
+            pipeline._trainer.train()
+        pipeline.report({n: f"kill {n}" for n in range(10, 700)}, dict.fromkeys(range(10, 700), 1), "0.0", 1, 0)
+    one._publish()
+    other._trainer.publish()
+    assert len(one.latest_table()) == 695
+    np.testing.assert_array_equal(one.latest_table().ids, other.latest_table().ids)
+    np.testing.assert_allclose(one.latest_table().rewards, other.latest_table().rewards, atol=1e-6)
+
+
+class CountingService:
+    """As much of a `ServiceProcess` as the pipeline needs."""
+
+    def __init__(self):
+        self.num_served = 0
+
+    def ensure_running(self):
+        pass
+
+    def close(self):
+        pass
+
+    def served(self):
+        self.num_served += 1
+
+
+def test_pairs_of_one_judgement_are_none_but_it_counts_as_an_answer_and_as_a_label(service):
+    book, watched = CaptionBook(100, 1000), CountingService()
+    book.take_report({1: "you kill the newt"}, {1: 1}, "0.0", 0, 0)
+    settings = RewardModelConfig(name="ranking", warmup_labels=3, steps_per_turn=25)
+    annotator = Annotator(service.connect, PointwisePairs(book, AnnotatorConfig(), 1), AnnotatorConfig())
+    trainer = RewardTrainer(build_reward_model(settings), RewardOptions(settings, 0), book, 1)
+    pipeline = AnnotationPipeline(book, trainer, annotator=annotator, service=watched, config=settings)
+    pipeline.turn(10)
+    assert watched.num_served == 1
+    pipeline.turn(10)
+    assert watched.num_served == 1, "no answer came"
+    book.take_report({2: "a wall", 3: "odd"}, {2: 1, 3: 1}, "0.0", 1, 0)
+    assert len(pipeline.turn(10)) == 1, "two labels of three, whatever the number of pairs"
+    book.take_report({4: "a door"}, {4: 1}, "0.0", 2, 0)
+    assert len(pipeline.turn(10)) == 5
+    pipeline.close()
+
+
+def test_captions_that_left_the_book_leave_the_questions(service):
+    book = CaptionBook(8, 1000)
+    settings = RewardModelConfig(name="ranking", steps_per_turn=1)
+    questions = PointwisePairs(book, AnnotatorConfig(), 1)
+    trainer = RewardTrainer(build_reward_model(settings), RewardOptions(settings, 0), book, 1)
+    pipeline = AnnotationPipeline(book, trainer, annotator=Annotator(service.connect, questions, AnnotatorConfig()), config=settings)
+    for turn in range(2):
+        numbers = range(8 * turn + 1, 8 * turn + 9)
+        book.take_report({n: f"caption {n}" for n in numbers}, dict.fromkeys(numbers, 1), "0.0", turn, 100 * turn)
+        pipeline.turn(10)
+    assert set(questions.state_dict()["pairs"].ravel().tolist()) <= {caption.id for caption in book.captions()}
+    pipeline.close()
 
 
 def test_the_archive_is_written_with_the_checkpoint_and_at_the_end(make, tmp_path, service):
