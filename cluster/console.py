@@ -118,7 +118,7 @@ class Console:
         rate = self._rate(line, now)
         if rate <= 0:
             return "?"
-        seconds = int((self._total - line["env_steps"]) / rate)
+        seconds = max(0, int((self._total - line["env_steps"]) / rate))
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 

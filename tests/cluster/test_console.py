@@ -51,3 +51,10 @@ def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     console.update({"env_steps": 1, "problem": "x"})
     console.summarise(SUMMARY, "runs/x")
     assert capsys.readouterr().out == ""
+
+
+def test_no_time_is_left_where_the_last_batch_went_beyond_the_goal(capsys: pytest.CaptureFixture[str]) -> None:
+    console = make("plain")
+    console.update({"env_steps": 1})
+    console.update({"env_steps": 10**9})
+    assert "0:00:00 left" in capsys.readouterr().out
