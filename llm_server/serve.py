@@ -107,7 +107,7 @@ def _run(config: ServiceConfig, arguments: argparse.Namespace) -> None:
     check_engine(config)  # what can be seen to be wrong is said before anybody is told an address
 
     def build(config: ServiceConfig, rubric: Rubric) -> Judge:
-        if config.engine == "transformers" and config.torch_threads:
+        if config.engine in ("transformers", "none") and config.torch_threads:
             import torch
 
             torch.set_num_threads(config.torch_threads)
