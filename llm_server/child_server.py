@@ -26,7 +26,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llm_server import child_guard
-from llm_server.niceness import set_session_niceness
 
 LOG = logging.getLogger(__name__)
 POLL_S = 0.2
@@ -265,11 +264,9 @@ class _Output:
 def _start(settings: ChildSettings, folder: str, port: int) -> "subprocess.Popen[bytes]":
     guard = [sys.executable, "-P", str(Path(child_guard.__file__)), folder, *settings.command(port)]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"} | dict(settings.environment)
-    child = subprocess.Popen(
+    return subprocess.Popen(
         guard, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, start_new_session=True
     )
-    set_session_niceness(child.pid)
-    return child
 
 
 def _end(child: "subprocess.Popen[bytes]") -> None:

@@ -4,13 +4,13 @@ Invariant: what can be seen to be wrong without loading a model is said before o
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from configs.service_schema import ServiceConfig
-from llm_server.niceness import be_nice
 from llm_server.serve import DEFAULTS, FLAGS, LIMITS
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def opened_judge(rubric: "Rubric", config: ServiceConfig | None, address: str | 
     from llm_server.endpoint import EndpointRefused, EndpointUnavailable
     from llm_server.judge import build_judge
 
-    be_nice(config.nice)
+    if config.nice:
+        os.nice(config.nice)
     if config.engine == "transformers" and config.torch_threads:
         import torch
 

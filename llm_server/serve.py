@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.service_schema import ServiceConfig
-from llm_server.niceness import be_nice
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 FLAGS = {
@@ -72,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, (low, high) in LIMITS.items():
         if not low <= getattr(config, name) <= high:
             return _refuse(f"--{name.replace('_', '-')}: got {getattr(config, name)}, wanted {low} to {high}")
-    be_nice(config.nice)
+    if config.nice:
+        os.nice(config.nice)
     try:
         _run(config, arguments)
     except ValueError as error:
