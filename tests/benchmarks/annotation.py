@@ -210,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--torch-threads", type=int, default=0, metavar="N", help="threads for torch; 0 leaves torch's own choice (default)"
     )
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64], metavar="N", help="batch sizes (default: 1 16 64)")
-    parser.add_argument("--repetitions", type=int, default=3, metavar="N", help="measurements of each kind (default: 3)")
+    parser.add_argument("--repetitions", type=int, default=2, metavar="N", help="measurements of each kind (default: 2)")
     parser.add_argument(
         "--captions", type=int, default=256, metavar="N", help="captions of a one-pass measurement; a quarter at batch 1 (default: 256)"
     )
