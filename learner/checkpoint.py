@@ -23,7 +23,7 @@ from learner.state_tree import decode_tree, encode_tree
 
 LOG = logging.getLogger(__name__)
 FORMAT = "delphi-checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 LATEST = "latest"
 UNFINISHED = ".saving-"
