@@ -175,7 +175,7 @@ def raise_version(path):
         (truncate, "manifest.json", "damaged"),
         (lambda path: path.write_text("[]"), "manifest.json", "no Delphi checkpoint"),
         (lambda path: path.unlink(), "learner.safetensors", "damaged"),
-        (raise_version, "learner.json", "version 99, this program reads 1"),
+        (raise_version, "learner.json", "version 99, this program reads"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_used(tmp_path, caplog, damage, file, reason):
