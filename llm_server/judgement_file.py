@@ -104,19 +104,6 @@ def read_judgements(path: str | Path) -> Judgements:
             raise _damaged(path, error) from None
 
 
-def write_judgements(path: str | Path, judgements: Judgements) -> None:
-    """Write a new file with all of `judgements`; ValueError where it cannot be written or holds another rubric's or model's."""
-    with closing(JudgementFile(Path(path), judgements.provenance, judgements.threshold)) as file:
-        texts = {judged.caption.id: judged.caption.text for judged in judgements.captions}
-        for judged_pair in judgements.pairs:
-            for caption in (judged_pair.pair.first, judged_pair.pair.second):
-                texts.setdefault(caption.id, caption.text)
-        file.add_captions({text: judgements.counts.get(number, 0) for number, text in texts.items()})
-        file.write_captions(judgements.captions)
-        file.add_pairs([judged.pair for judged in judgements.pairs])
-        file.write_pairs(judgements.pairs)
-
-
 class JudgementFile:
     """A judgement file being written: created, or continued where it holds the same rubric's and model's answers.
 

@@ -14,7 +14,8 @@ from configs.loading import load_config
 from configs.validation import ConfigError
 from learner.checkpoint import load_latest
 from llm_server.annotation import CaptionPair, JudgedCaption, JudgedPair, Judgement, PairJudgement, Status
-from llm_server.judgement_file import Judgements, Provenance, caption_of, write_judgements
+from llm_server.judgement_file import Judgements, Provenance, caption_of
+from tests.judgement_files import write_judgements
 
 TEXTS = [*(f"You advance to cell {n}." for n in range(1, 6)), *(f"You retreat to cell {n}." for n in range(5)), "You bump into a wall."]
 

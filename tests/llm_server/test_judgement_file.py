@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from llm_server.annotation import CaptionPair, JudgedCaption, JudgedPair, Judgement, PairJudgement, Status
-from llm_server.judgement_file import JudgementFile, Judgements, Provenance, caption_of, read_judgements, read_provenance, write_judgements
+from llm_server.judgement_file import JudgementFile, Judgements, Provenance, caption_of, read_judgements, read_provenance
+from tests.judgement_files import write_judgements
 
 OURS = Provenance(
     rubric_id="progress", rubric_version="1", rubric_hash="aa", pairs_hash="bb", model="m", engine="scripted", fingerprint="f0f0f0f0f0f0f0"
