@@ -1,5 +1,7 @@
 """The packaged sentence encoder, through a judge and alone."""
 
+import dataclasses
+import shutil
 import threading
 from types import SimpleNamespace
 
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs.service_schema import ServiceConfig
-from llm_server.encoder import BATCH_SIZE, MAX_PENDING_REQUESTS, SentenceEncoder, check_encoder
+from llm_server.encoder import BATCH_SIZE, MAX_PENDING_REQUESTS, SentenceEncoder, _source, check_encoder
 from llm_server.judge import build_judge
 from llm_server.question_queue import JudgeBusyError, JudgeClosedError
 
@@ -77,3 +79,15 @@ def test_a_closed_encoder_leaves_no_request_waiting_and_takes_no_more(monkeypatc
     assert all(future.cancelled() for future in waiting)
     with pytest.raises(JudgeClosedError):
         encoder.submit(["z"])
+
+
+def test_pooling_is_the_models_own_where_it_comes_from_the_hub(monkeypatch, tmp_path):
+    folder = tmp_path / "downloaded"
+    shutil.copytree(_source("minilm"), folder)
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
+    encoder = SentenceEncoder(dataclasses.replace(EMBEDDING, encoder="some/encoder"))
+    mean = SentenceEncoder(EMBEDDING)
+    assert abs(encoder.encode(["Find a key."]) - mean.encode(["Find a key."])).max() > 0.01
+    encoder.close()
+    mean.close()
