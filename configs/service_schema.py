@@ -64,7 +64,8 @@ class ServiceConfig:
     port: int = 0
     """Port to listen on; 0 takes a free one."""
     nice: int = 10
-    """Scheduling niceness of a service that a run starts, 0 to 19, so that it yields to training."""
+    """Scheduling niceness of a service that a run starts, 0 to 19, so that it yields to training. A kernel that shares the processor among
+    sessions first (Linux with sched_autogroup_enabled) lets it count within the service's own session only."""
     torch_threads: int = 1
     """Threads torch may use in the service; 0 leaves torch's own choice."""
     store: str = ""
