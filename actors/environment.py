@@ -57,7 +57,7 @@ class VectorStep:
     """One step of B environments (environment -> worker)."""
 
     obs: dict[str, np.ndarray]
-    """name -> [B, ...], after the reset where an episode ended; may be reused by the next step: copy what is kept."""
+    """name -> [B, ...], after the reset where an episode ended: the arrays that `step` was given, or new ones."""
     rewards: np.ndarray
     """[B] f32."""
     terminated: np.ndarray
@@ -80,8 +80,9 @@ class VectorEnvironment(Protocol):
         """Start an episode everywhere: observations name -> [B, ...] and the raw captions of what they show."""
         ...
 
-    def step(self, actions: np.ndarray) -> VectorStep:
-        """Take one action in each environment; `actions` is [B] i64."""
+    def step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None = None) -> VectorStep:
+        """Take one action in each environment; `actions` is [B] i64. Observations are written into `out` where it is given
+        (name -> [B, ...], C-contiguous, unchanged by the caller until the next step has returned)."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -63,9 +63,9 @@ class GymnasiumEnvironment:
         captions = [self._start(i) for i in range(self.num_envs)]
         return self._obs, captions
 
-    def step(self, actions: np.ndarray) -> VectorStep:
-        """Take one action in each environment; the arrays returned are new ones."""
-        self._obs = {name: np.empty_like(array) for name, array in self._obs.items()}
+    def step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None = None) -> VectorStep:
+        """Take one action in each environment."""
+        self._obs = {name: np.empty_like(array) for name, array in self._obs.items()} if out is None else out
         rewards = np.empty(self.num_envs, np.float32)
         terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
         captions: list[bytes] = []

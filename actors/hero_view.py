@@ -39,11 +39,16 @@ class HeroView:
         dtype, num_values = (np.int16, OUTSIDE_GLYPH + 1) if layers == ("glyphs",) else (np.uint8, 256)
         self.spec = ArraySpec(shape=shape, dtype=np.dtype(dtype), num_values=num_values)
 
-    def cut(self, maps: Mapping[str, np.ndarray], x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Windows [N, *spec.shape] around the heroes at `x`, `y` [N], from maps name -> [N, MAP_CELLS + 1] (the last is outside)."""
+    def cut(self, maps: Mapping[str, np.ndarray], x: np.ndarray, y: np.ndarray, out: np.ndarray) -> None:
+        """Write the windows around the heroes at `x`, `y` [N] into `out` [N, *spec.shape] (C-contiguous), from maps
+        name -> [N, MAP_CELLS + 1] (the last cell is outside; C-contiguous)."""
         cells = self._cells[y.clip(0, MAP_HEIGHT - 1) * MAP_WIDTH + x.clip(0, MAP_WIDTH - 1)]
-        windows = [np.take_along_axis(maps[layer], cells, axis=1) for layer in self.layers]
-        return (windows[0] if len(windows) == 1 else np.stack(windows, -1)).reshape(-1, *self.spec.shape)
+        cells += np.arange(len(cells))[:, None] * (MAP_CELLS + 1)
+        for i, layer in enumerate(self.layers):
+            if len(self.layers) == 1:
+                np.take(maps[layer].reshape(-1), cells, out=out.reshape(cells.shape), mode="clip")
+            else:
+                out.reshape(*cells.shape, -1)[..., i] = maps[layer].reshape(-1)[cells]
 
 
 def glyph_view(size: int) -> HeroView:

@@ -186,8 +186,8 @@ class NetHackEnvironment:
         self._obs = self._observe(self._screens)
         return self._obs, captions
 
-    def step(self, actions: np.ndarray) -> VectorStep:
-        """Take one action in each game; the arrays returned are new ones."""
+    def step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None = None) -> VectorStep:
+        """Take one action in each game."""
         outcomes = [game.step(action) for game, action in zip(self._games, actions.tolist(), strict=True)]
         rewards, dones, statuses, captions = zip(*outcomes, strict=True)
         self._steps += 1
@@ -198,7 +198,7 @@ class NetHackEnvironment:
         terminated = ended_by_nle & ~aborted
         truncated = (aborted | (self._steps >= self._step_limit)) & ~terminated
         ends = [self._end(i, statuses[i]) for i in np.flatnonzero(terminated | truncated).tolist()]
-        self._obs = self._observe(self._screens)
+        self._obs = self._observe(self._screens, out)
         return VectorStep(
             obs=self._obs,
             rewards=np.array(rewards, np.float32),
@@ -243,11 +243,16 @@ class NetHackEnvironment:
             info["success"] = float(game.success(status))
         return EpisodeEnd(index=i, final_obs={name: array[0] for name, array in final_obs.items()}, reset_caption=self._start(i), info=info)
 
-    def _observe(self, screens: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Observations as new arrays, from rows of raw screens."""
+    def _observe(self, screens: Mapping[str, np.ndarray], out: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+        """Observations of rows of raw screens, in `out` or new arrays."""
         blstats = screens["blstats"]
-        window = self._view.cut(screens, blstats[:, nethack.NLE_BL_X], blstats[:, nethack.NLE_BL_Y])
-        return {self._view.entry: window, "blstats": blstats.astype(np.float32), "message": screens["message"].copy()}
+        if out is None:
+            specs = self.spec.observations
+            out = {name: np.empty((len(blstats), *spec.shape), spec.dtype) for name, spec in specs.items()}
+        self._view.cut(screens, blstats[:, nethack.NLE_BL_X], blstats[:, nethack.NLE_BL_Y], out[self._view.entry])
+        out["blstats"][:] = blstats
+        out["message"][:] = screens["message"]
+        return out
 
 
 def _make_game(spec: EnvSpec, config: EnvConfig) -> NLE:

@@ -62,13 +62,13 @@ class RolloutWorker:
         terminated, truncated = np.zeros(steps, bool), np.zeros(steps, bool)
         core_state = {name: tensor.numpy().copy() for name, tensor in self._core.items()}
         episodes: list[EpisodeStatistics] = []
+        for name, array in current.items():
+            obs[name][0] = array
         for t in range(num_steps):
-            for name, array in current.items():
-                obs[name][t] = array
             logits[t], values[t], self._core = self._forward(current, self._core)
             # Gumbel-max sampling: argmax(logits - log E) with E exponential is a draw from softmax(logits).
             actions[t] = (logits[t] - np.log(self._rng.standard_exponential(logits[t].shape, np.float32) + 1e-30)).argmax(-1)
-            step = self.env.step(actions[t])
+            step = self.env.step(actions[t], {name: array[t + 1] for name, array in obs.items()})
             rewards[t], terminated[t], truncated[t] = step.rewards, step.terminated, step.truncated
             ids[t], counts[t] = self.captions.observe(step.captions)
             self._returns += step.rewards
@@ -76,8 +76,6 @@ class RolloutWorker:
             if step.ends:
                 self._end_episodes(step, final_values[t], episodes)
             current = step.obs
-        for name, array in current.items():
-            obs[name][num_steps] = array
         self._obs = current
         return Rollout(
             obs=obs, actions=actions, behaviour_logits=logits, behaviour_values=values, final_values=final_values,

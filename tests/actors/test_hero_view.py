@@ -24,7 +24,8 @@ def test_the_hero_is_at_row_6_and_column_6_of_the_character_window(x: int, y: in
         maps[name][:, :-1] = rng.integers(33, 127, (2, MAP_HEIGHT * MAP_WIDTH))
         grid = np.pad(maps[name][1, :-1].reshape(MAP_HEIGHT, MAP_WIDTH), 6, constant_values=padding)
         wanted = grid[y : y + 12, x : x + 12]
-        window = view.cut(maps, np.array([5, x]), np.array([5, y]))
+        window = np.empty((2, *view.spec.shape), view.spec.dtype)
+        view.cut(maps, np.array([5, x]), np.array([5, y]), window)
         assert window.shape == (2, 12, 12, 2)
         assert window.dtype == np.uint8
         assert np.array_equal(window[1, :, :, ("chars", "colors").index(name)], wanted)
@@ -61,7 +62,8 @@ def test_the_character_window_is_what_the_terminal_shows_of_the_map() -> None:
     for action in rng.integers(23, size=1000):
         x, y = obs["blstats"][:2]
         maps = {name: np.append(obs[name].ravel(), np.uint8(outside))[None] for name, outside in (("chars", 32), ("colors", 0))}
-        window = view.cut(maps, x[None], y[None])[0]
+        window = np.empty(view.spec.shape, view.spec.dtype)
+        view.cut(maps, x[None], y[None], window[None])
         on_map = np.clip([y - 6, y + 6], 0, MAP_HEIGHT)
         rows = slice(*(on_map - (y - 6)))
         # The map begins at the terminal's second line.
