@@ -87,19 +87,3 @@ def snapshot(net: PolicyNet, policy_version: Version) -> PolicySnapshot:
 def load_snapshot(net: PolicyNet, snapshot: PolicySnapshot) -> None:
     """Copy the snapshot's weights into the net; raises RuntimeError where names or shapes are another network's."""
     net.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in snapshot.weights.items()})
-
-
-def resolve_precision(precision: str, device: torch.device) -> torch.dtype | None:
-    """The autocast dtype for `bf16`, `fp32` or `auto` (bf16 where the device computes in it); None is float32, no autocast."""
-    if precision not in ("auto", "bf16", "fp32"):
-        raise ValueError(f"precision: got {precision!r}, wanted one of auto, bf16, fp32")
-    wants_bf16 = precision == "bf16" or (precision == "auto" and _computes_in_bf16(device))
-    return torch.bfloat16 if wants_bf16 else None
-
-
-def _computes_in_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Elsewhere torch emulates bf16 products, which is slower than float32.
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return device.type == "cpu" and any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "sve_bf16"))

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from actors.captions import CaptionTracker
+from actors.devices import resolve_precision
 from actors.environment import VectorEnvironment, VectorStep
-from actors.policy import PolicyNet, PolicySnapshot, load_snapshot, resolve_precision
+from actors.policy import PolicyNet, PolicySnapshot, load_snapshot
 from actors.rollout import Acknowledgement, CaptionReport, EpisodeStatistics, Rollout, Version
 from configs.schema import ActorsConfig
 

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from actors.captions import CaptionTracker
+from actors.devices import resolve_device
 from actors.environment import EnvironmentSpec, make_environment
 from actors.policy import PolicyNet
 from actors.worker import RolloutWorker
@@ -18,7 +19,6 @@ from configs.schema import RunConfig
 from configs.service_schema import ServiceConfig
 from configs.validation import ConfigError
 from learner.checkpoint import load_latest
-from learner.update import resolve_device
 from llm_server.annotator import Annotator
 from llm_server.caption_archive import CaptionArchive
 from llm_server.caption_book import CaptionBook
@@ -128,7 +128,7 @@ def check_parts(config: RunConfig) -> tuple[EnvironmentSpec, str | None]:
     try:
         here = config.cluster.mode != "connect"  # elsewhere the learner and the service see other devices and folders
         if here:
-            resolve_device(config.learner.device)
+            resolve_device(config.learner.device, "learner.device")
         env = make_environment(
             config.env,
             num_envs=1,

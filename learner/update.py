@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actors.devices import resolve_device, resolve_precision
 from actors.environment import EnvironmentSpec
-from actors.policy import PolicyNet, PolicySnapshot, resolve_precision, snapshot
+from actors.policy import PolicyNet, PolicySnapshot, snapshot
 from actors.rollout import Rollout, Version
 from configs.schema import LearnerConfig, PolicyConfig, RewardConfig
 from learner.loss import action_log_probs, clamped_ratios, policy_loss
@@ -51,7 +52,7 @@ class Learner:
     ) -> None:
         """Raises ValueError for a network that cannot read the observations, and for a device that is not there."""
         self.config, self.run_epoch = config, run_epoch
-        self.device = resolve_device(config.device)
+        self.device = resolve_device(config.device, "learner.device")
         self._autocast = resolve_precision(config.precision, self.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -169,18 +170,3 @@ class Learner:
         else:
             self._skipped += 1
         return grad_norm
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device that `learner.device` names; `auto` is CUDA where there is a device. Raises ValueError for one that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise ValueError(f"learner.device: got {name!r}, wanted auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"learner.device: got {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices here; choose auto or cpu")
-    return device

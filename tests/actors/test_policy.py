@@ -7,10 +7,9 @@ from torch import Tensor
 
 from actors.environment import ArraySpec, EnvironmentSpec, make_environment
 from actors.networks import GlyphCropEncoder, ImageEncoder, VectorEncoder
-from actors.policy import PolicyNet, load_snapshot, resolve_precision, snapshot
+from actors.policy import PolicyNet, load_snapshot, snapshot
 from configs.schema import EnvConfig, PolicyConfig
 
-CPU = torch.device("cpu")
 NUM_ACTIONS = 5
 SMALL = PolicyConfig(core_size=16, hidden_size=24, embedding_size=8)
 
@@ -212,14 +211,6 @@ def test_a_snapshot_is_a_copy_that_makes_another_net_equal() -> None:
 def test_a_snapshot_of_another_network_is_refused() -> None:
     with pytest.raises(RuntimeError, match="Unexpected key"):
         load_snapshot(make_net("mlp"), snapshot(make_net("cnn"), (0, 0)))
-
-
-def test_precision_names_decide_the_autocast_dtype() -> None:
-    assert resolve_precision("bf16", CPU) is torch.bfloat16
-    assert resolve_precision("fp32", CPU) is None
-    assert resolve_precision("auto", CPU) in (torch.bfloat16, None)
-    with pytest.raises(ValueError, match="fp16"):
-        resolve_precision("fp16", CPU)
 
 
 @pytest.mark.parametrize("core", ["lstm", "gru"])

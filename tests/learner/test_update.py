@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from configs.schema import LearnerConfig, PolicyConfig, RewardConfig
-from learner.update import Learner, resolve_device
+from learner.update import Learner
 from reward_models.table import RewardTable
 from tests.learner.toy_rollouts import RECALL_SPEC, RIGHT, SMALL_POLICY, WRONG, RecallGame, at_version, random_rollout, success_rate
 
@@ -212,13 +212,3 @@ def test_on_the_behaviour_policys_own_rollout_every_ratio_is_one() -> None:
         result = learner.step([game.collect(learner.snapshot(), 16, number)], TABLE)
         assert result.metrics["approx_kl"] < 1e-8
         assert result.metrics["clip_fraction"] == 0.0
-
-
-@pytest.mark.parametrize("name", ["gpu", "cuda:x", "mps", "cuda:99"])
-def test_a_device_that_is_not_there_is_named_in_the_error(name: str) -> None:
-    with pytest.raises(ValueError, match=name):
-        resolve_device(name)
-
-
-def test_auto_takes_cuda_where_there_is_a_device() -> None:
-    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
