@@ -3,9 +3,11 @@
 Invariant: immutable once built; the empty caption (id 0) is always known and always 0.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+
+from reward_models.id_index import IdIndex
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +22,10 @@ class RewardTable:
     """(run_epoch, n)."""
     goals: np.ndarray | None = None
     """[N] i8: the goal that a caption reaches and that is paid once per episode, 0 to 63; -1 for none. None: no caption has one."""
+    _index: IdIndex = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_index", IdIndex(self.ids))
 
     @staticmethod
     def build(ids: np.ndarray, rewards: np.ndarray, reward_version: tuple[int, int], goals: np.ndarray | None = None) -> "RewardTable":
@@ -60,8 +66,8 @@ class RewardTable:
 
     def look_up_goals(self, ids: np.ndarray) -> np.ndarray:
         """Goals i8 in the shape of `ids` (u64); -1 for captions that are unknown or reach none."""
-        positions = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
-        return np.where(self.ids[positions] == ids, self._all_goals()[positions], np.int8(-1))
+        positions, known = self._index.find(ids)
+        return np.where(known, self._all_goals()[positions], np.int8(-1))
 
     def equals(self, other: "RewardTable") -> bool:
         """Whether both say the same of every caption, whatever their versions."""
@@ -76,9 +82,8 @@ class RewardTable:
 
     def look_up(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rewards f32 and known bool, both in the shape of `ids` (u64); unknown captions have reward 0."""
-        positions = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
-        known = self.ids[positions] == ids
-        return np.where(known, self.rewards[positions], np.float32(0)), known
+        positions, known = self._index.find(ids)
+        return np.where(known, self.rewards.take(positions), np.float32(0)), known
 
     def __len__(self) -> int:
         return len(self.ids)
