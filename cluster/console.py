@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from cluster.stages import bottleneck
 from configs.schema import LoggingConfig
 
 ROWS = (
@@ -32,12 +33,13 @@ ROWS = (
 class Console:
     """One run's progress display; `update` may be called as often as one likes."""
 
-    def __init__(self, config: LoggingConfig, total_env_steps: int) -> None:
+    def __init__(self, config: LoggingConfig, total_env_steps: int, mode: str) -> None:
+        """`mode` is `cluster.mode`: in one process stages take turns, elsewhere they hold each other up."""
         self._rich = RichConsole(soft_wrap=True)
         kind = config.console
         self._kind = ("rich" if self._rich.is_terminal else "plain") if kind == "auto" else kind
         self._interval_s = config.console_interval_s
-        self._total = total_env_steps
+        self._total, self._mode = total_env_steps, mode
         self._started = self._shown = time.monotonic()
         self._first_step: int | None = None
         self._live: Live | None = None
@@ -104,12 +106,14 @@ class Console:
         for title, name, form in ROWS:
             value = line.get(name)
             table.add_row(title, "-" if value is None else form.format(value))
+        table.add_row("bottleneck", bottleneck(line, self._mode) or "-")
         return table
 
     def _plain(self, line: Mapping[str, Any], now: float) -> str:
         parts = [f"{line['env_steps']:,}/{self._total:,} steps", f"{self._rate(line, now):,.0f} steps/s", f"{self._eta(line, now)} left"]
         parts += [f"{title} {form.format(line[name])}" for title, name, form in ROWS if line.get(name) is not None]
-        return " | ".join(parts)
+        words = bottleneck(line, self._mode)
+        return " | ".join([*parts, words] if words else parts)
 
     def _rate(self, line: Mapping[str, Any], now: float) -> float:
         return (line["env_steps"] - (self._first_step or 0)) / max(now - self._started, 1e-9)

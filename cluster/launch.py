@@ -56,7 +56,7 @@ class StopRequest:
 
 def launch(config: RunConfig) -> int:
     """Train as `config` says; the exit code: 0 finished or stopped on request, 1 failed. Raises ConfigError before anything is made."""
-    console = Console(config.logging, config.total_env_steps)
+    console = Console(config.logging, config.total_env_steps, config.cluster.mode)
     spec, rubric_hash = check_parts(config)
     try:
         check_judgements(config)

@@ -20,6 +20,7 @@ from cluster.metric_writer import MetricWriter
 from cluster.parts import Annotation, Workers
 from cluster.run_directory import RunDirectory
 from cluster.run_metrics import RunMetrics
+from cluster.stages import StageClock
 from configs.schema import RunConfig
 from learner.checkpoint import load_latest, save_checkpoint
 from learner.stream import RolloutStream
@@ -41,8 +42,8 @@ class TrainingLoop:
         self.env_steps = 0
         self._seconds_before = 0.0
         self._started = self._last_checkpoint_s = time.monotonic()
-        self._interval = (self._started, 0, 0.0, 0.0)  # time, env_steps, annotations_total, seconds waited at its start
-        self._waited_s = 0.0
+        self._interval = (self._started, 0, 0.0)  # time, env_steps, annotations_total at its start
+        self._stages = StageClock(config.actors.num_workers)
         self._stop = threading.Event()
         self._latest: dict[str, Any] = {"env_steps": 0}
         self._restore()
@@ -76,12 +77,13 @@ class TrainingLoop:
     def _next_batch(self) -> list[Rollout] | None:
         waiting_since = warned = time.monotonic()
         while not self._stop.is_set():
-            rollout = self.workers.take(timeout_s=1.0)
+            with self._stages.learner("wait"):
+                rollout = self.workers.take(timeout_s=1.0)
             now = time.monotonic()
             if rollout is not None:
+                self._stages.add_rollout(getattr(rollout, "timings", {"env": 0.0, "inference": 0.0, "other": 0.0}))
                 batch = self.stream.put(rollout, self.learner.policy_version)
                 if batch is not None:
-                    self._waited_s += now - waiting_since
                     return batch
             elif now - warned > SLOW_WAIT_S:
                 LOG.warning("waiting for rollouts for %.0f s", now - waiting_since)
@@ -90,7 +92,9 @@ class TrainingLoop:
 
     def _update(self, rollouts: list[Rollout]) -> None:
         result = self.learner.step(rollouts, self.annotation.latest_table())
-        self.workers.publish(self.learner.snapshot())
+        self._stages.add_learner(getattr(result, "timings", {}))
+        with self._stages.learner("publish"):
+            self.workers.publish(self.learner.snapshot())
         self.metrics.add_update(result.metrics, result.lags)
         for rollout, intrinsic in zip(rollouts, result.intrinsic, strict=True):
             self.metrics.add_rollout(rollout, intrinsic)
@@ -105,7 +109,7 @@ class TrainingLoop:
 
     def _write_line(self) -> None:
         now = time.monotonic()
-        since, steps, annotations, waited = self._interval
+        since, steps, annotations = self._interval
         seconds = max(now - since, 1e-9)
         line: dict[str, Any] = {
             **self.metrics.take_line(),
@@ -113,10 +117,10 @@ class TrainingLoop:
             **self.annotation.metrics(),
             **self.stream.metrics(),
             **self.learner.metrics(),
+            **self._stages.take_line(seconds),
             "env_steps": self.env_steps,
             "env_steps_per_s": (self.env_steps - steps) / seconds,
             "time_s": self._seconds_before + now - self._started,
-            "learner_wait_fraction": (self._waited_s - waited) / seconds,
         }
         total = line.get("annotations_total")
         if total is None:
@@ -125,7 +129,7 @@ class TrainingLoop:
             line["annotations_per_s"] = max(0.0, total - annotations) / seconds
         if self.config.reward_model.name == "none":
             line["intrinsic_unknown_fraction"] = None
-        self._interval = (now, self.env_steps, total, self._waited_s)
+        self._interval = (now, self.env_steps, total)
         self._latest = self._writer.write(line)
 
     def _checkpoint(self) -> None:
@@ -153,7 +157,7 @@ class TrainingLoop:
             getattr(self, part).load_state_dict(state[part])
         loop = state["loop"]
         self.env_steps, self._seconds_before, self._latest = loop["env_steps"], loop["seconds"], loop["latest"]
-        self._interval = (self._started, self.env_steps, self._latest.get("annotations_total") or 0, 0.0)
+        self._interval = (self._started, self.env_steps, self._latest.get("annotations_total") or 0)
         moved = self.run_directory.supersede_metrics(self.env_steps)
         LOG.info("resumed at %d environment steps (%d metric lines superseded)", self.env_steps, moved)
 

@@ -15,7 +15,7 @@ SUMMARY = {
 
 
 def make(kind: str) -> Console:
-    return Console(LoggingConfig(console=kind, console_interval_s=0.0), total_env_steps=1000)
+    return Console(LoggingConfig(console=kind, console_interval_s=0.0), total_env_steps=1000, mode="local")
 
 
 def test_plain_lines_show_progress_and_leave_out_what_is_not_defined(capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,3 +58,10 @@ def test_no_time_is_left_where_the_last_batch_went_beyond_the_goal(capsys: pytes
     console.update({"env_steps": 1})
     console.update({"env_steps": 10**9})
     assert "0:00:00 left" in capsys.readouterr().out
+
+
+def test_the_bottleneck_is_named_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    shares = {"worker_env_fraction": 0.5, "worker_inference_fraction": 0.3, "worker_idle_fraction": 0.15}
+    console = make("plain")
+    console.update({"env_steps": 1, **shares, "learner_wait_fraction": 0.02, "learner_train_fraction": 0.92})
+    assert "learner-bound: it trains 92% of the time, workers idle 15%" in capsys.readouterr().out
