@@ -104,7 +104,7 @@ def print_report(result: Mapping[str, Any], as_json: bool) -> None:
     low, high = result["ratio_spread"]
     numerator, denominator = result["ratio_of"]
     if result["ratio"] is not None:
-        table.add_row(f"ratio of {numerator} to {denominator}", f"{result['ratio']:.1f}", f"{low:.1f} to {high:.1f}")
+        table.add_row(f"ratio of {numerator} to {denominator}", f"{result['ratio']:.3g}", f"{low:.3g} to {high:.3g}")
     console = Console(soft_wrap=True)
     console.print(table)
     on = result["machine"]
