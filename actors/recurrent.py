@@ -6,7 +6,8 @@ reset costs one mask at its own step.
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from actors.recurrent_cells import GruSequence, LstmSequence
 
 GATES = {"lstm": 4, "gru": 3}
 
@@ -14,7 +15,7 @@ GATES = {"lstm": 4, "gru": 3}
 class RecurrentCore(nn.Module):
     """LSTM or GRU of one layer (or `none`, which passes its input on), with a float32 state.
 
-    A loop over cells, because on CPUs it is as fast as `nn.LSTM` in bf16, keeps the LSTM's `c` in float32, needs no
+    A loop over steps, because on CPUs it is as fast as `nn.LSTM` in bf16, keeps the state in float32, needs no
     splitting at resets, and is the same arithmetic for one step and for many.
     """
 
@@ -49,29 +50,12 @@ class RecurrentCore(nn.Module):
         """
         if self.kind == "none":
             return inputs, state
-        num_steps = len(inputs)
-        steps_with_reset = [False] * num_steps if reset_before is None else reset_before.any(1).tolist()
-        masks = reset_before.to(inputs.device).unsqueeze(-1) if reset_before is not None and any(steps_with_reset) else None
-        cell = self._lstm_cell if self.kind == "lstm" else self._gru_cell
-        outputs = []
-        for gates, masked, t in zip(self.input(inputs).unbind(0), steps_with_reset, range(num_steps), strict=True):
-            if masked and masks is not None:
-                state = {name: tensor.masked_fill(masks[t], 0.0) for name, tensor in state.items()}
-            state = cell(gates, state)
-            outputs.append(state["h"])
-        return torch.stack(outputs), {name: tensor.float() for name, tensor in state.items()}
-
-    def _lstm_cell(self, gates: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """One step (Hochreiter & Schmidhuber 1997, with forget gates); gates in the order input, forget, candidate, output."""
-        i, f, g, o = (gates + F.linear(state["h"], self.recurrent.weight)).chunk(4, -1)
-        c = f.sigmoid() * state["c"] + i.sigmoid() * g.tanh()
-        return {"h": o.sigmoid() * c.to(o.dtype).tanh(), "c": c}
-
-    def _gru_cell(self, gates: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """One step (Cho et al. 2014; the reset gate acts on the recurrent product); gates in the order reset, update, candidate."""
-        h = state["h"]
-        r, z, n = gates.chunk(3, -1)
-        hidden_r, hidden_z, hidden_n = self.recurrent(h).chunk(3, -1)
-        r, z = (r + hidden_r).sigmoid(), (z + hidden_z).sigmoid()
-        candidate = (n + r * hidden_n).tanh()
-        return {"h": candidate + z * (h - candidate)}
+        steps_with_reset = [False] * len(inputs) if reset_before is None else reset_before.any(1).tolist()
+        resets = reset_before.to(inputs.device).unsqueeze(-1) if reset_before is not None and any(steps_with_reset) else None
+        gates = self.input(inputs)
+        weight = self.recurrent.weight.to(gates.dtype)
+        if self.kind == "lstm":
+            outputs, c = LstmSequence.apply(gates, weight, state["h"], state["c"], resets, steps_with_reset)
+            return outputs, {"h": outputs[-1], "c": c}
+        outputs = GruSequence.apply(gates, weight, self.recurrent.bias.to(gates.dtype), state["h"], resets, steps_with_reset)
+        return outputs, {"h": outputs[-1]}
