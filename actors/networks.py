@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from actors.distinct_rows import DistinctRows
+from actors.encoding_cache import EncodingCache
 from actors.environment import ArraySpec
 from actors.rendered_crop import RenderedCropEncoder
 from configs.schema import PolicyConfig
@@ -63,16 +64,17 @@ class GlyphCropEncoder(nn.Module):
         self.blstats = _mlp(NUM_BLSTATS + 2 + NUM_CONDITIONS, SIDE_FEATURES)
         self.message = _mlp(message.shape[0], SIDE_FEATURES)
         self.num_features = config.hidden_size + 2 * SIDE_FEATURES
-        self._distinct = DistinctRows(rows * columns)
+        self._distinct = DistinctRows(rows * columns) if config.reuse_crops else None
         self.register_buffer("_blstats_scales", torch.tensor(BLSTATS_SCALES), persistent=False)
         logarithmic = torch.zeros(NUM_BLSTATS, dtype=torch.bool)
         logarithmic[list(LOGARITHMIC_BLSTATS)] = True
         self.register_buffer("_logarithmic", logarithmic, persistent=False)
 
-    def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
-        """Features [N, num_features] f32 or the autocast dtype."""
+    def forward(self, obs: Mapping[str, Tensor], cache: EncodingCache | None = None) -> Tensor:
+        """Features [N, num_features] f32 or the autocast dtype; `cache` remembers crops from one call to the next."""
         crops, blstats, message = (obs[name] for name in self.entries)
-        features = self._distinct(crops.flatten(1), self._convolve)
+        reuse = self._distinct if cache is None else cache
+        features = self._convolve(crops.flatten(1)) if reuse is None else reuse(crops.flatten(1), self._convolve)
         return torch.cat([features, self.blstats(self._scale_blstats(blstats)), self.message(message.float() / 255)], -1)
 
     def _convolve(self, crops: Tensor) -> Tensor:
@@ -85,7 +87,7 @@ class GlyphCropEncoder(nn.Module):
         """[N, 27] -> [N, 42]: every entry about within [-1, 1], the shares of hit points and energy left, the condition's bits."""
         blstats = blstats.float()
         scaled = torch.where(self._logarithmic, _signed_log(blstats), blstats) * self._blstats_scales
-        shares = blstats[:, [HP, ENERGY]] / blstats[:, [MAX_HP, MAX_ENERGY]].clamp(min=1)
+        shares = blstats[:, HP : ENERGY + 1 : ENERGY - HP] / blstats[:, MAX_HP : MAX_ENERGY + 1 : MAX_ENERGY - MAX_HP].clamp(min=1)
         bits = blstats[:, CONDITION, None].long() >> torch.arange(NUM_CONDITIONS, device=blstats.device) & 1
         return torch.cat([scaled, shares, bits], -1).clamp(-5, 5)
 

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from actors.encoding_cache import EncodingCache
 from actors.environment import EnvironmentSpec
-from actors.networks import make_encoder
+from actors.networks import GlyphCropEncoder, make_encoder
 from actors.recurrent import RecurrentCore
+from actors.rendered_crop import RenderedCropEncoder
 from actors.rollout import Version
 from configs.schema import PolicyConfig
 
@@ -35,6 +37,7 @@ class PolicyNet(nn.Module):
     def __init__(self, spec: EnvironmentSpec, config: PolicyConfig) -> None:
         """Raises ValueError for a network that cannot read the environment's observations."""
         super().__init__()
+        self._reuses_crops = config.reuse_crops
         self.encoder = make_encoder(spec.observations, config)
         self.core = RecurrentCore(config.core, self.encoder.num_features, config.core_size)
         self.policy_head = nn.Linear(self.core.num_features, spec.num_actions)
@@ -55,17 +58,33 @@ class PolicyNet(nn.Module):
         `core_state` is the state before step 0; `reset_before` [T, B] bool (on the CPU) zeroes it before single steps.
         """
         num_steps, num_envs = next(iter(obs.values())).shape[:2]
-        features = self.encoder({name: array.flatten(0, 1) for name, array in obs.items()}).unflatten(0, (num_steps, num_envs))
+        features = self.encoder({name: array.flatten(0, 1) for name, array in obs.items()})
+        return self._after_encoder(features.unflatten(0, (num_steps, num_envs)), core_state, reset_before)
+
+    def step(
+        self, obs: Mapping[str, Tensor], core_state: dict[str, Tensor], cache: EncodingCache | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Logits [B, A], values [B] and the next core state for one step's observations name -> [B, ...].
+
+        `cache`, of `make_cache`, is for steps one after another under the same weights, without gradients.
+        """
+        features = self.encoder(obs) if cache is None else self.encoder(obs, cache)
+        logits, values, core_state = self._after_encoder(features.unsqueeze(0), core_state, None)
+        return logits[0], values[0], core_state
+
+    def make_cache(self, max_rows: int) -> EncodingCache | None:
+        """For `step`, for at most `max_rows` observations in all; None where this network has nothing to keep, or not on this device."""
+        on_cpu = next(self.parameters()).device.type == "cpu"
+        has_crops = isinstance(self.encoder, GlyphCropEncoder | RenderedCropEncoder)
+        return EncodingCache(max_rows) if self._reuses_crops and has_crops and on_cpu else None
+
+    def _after_encoder(self, features: Tensor, core_state: dict[str, Tensor], reset_before: Tensor | None) -> PolicyOutput:
+        """Core and heads over features [T, B, F]."""
         outputs, core_state = self.core(features, core_state, reset_before)
         # The heads stay in float32: they are small, and bf16 would round values and log-probabilities to three digits.
         with torch.autocast(outputs.device.type, enabled=False):
             outputs = outputs.float()
             return PolicyOutput(self.policy_head(outputs), self.value_head(outputs).squeeze(-1), core_state)
-
-    def step(self, obs: Mapping[str, Tensor], core_state: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Logits [B, A], values [B] and the next core state for one step's observations name -> [B, ...]."""
-        logits, values, core_state = self({name: array.unsqueeze(0) for name, array in obs.items()}, core_state)
-        return logits[0], values[0], core_state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

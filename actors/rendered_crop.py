@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from actors.distinct_rows import DistinctRows
+from actors.encoding_cache import EncodingCache
 from actors.environment import ArraySpec
 from actors.pixel_font import CELL, NUM_COLOURS, glyph_atlas
 from configs.schema import PolicyConfig
@@ -52,7 +53,7 @@ class RenderedCropEncoder(nn.Module):
             )
         self.register_buffer("_atlas", torch.from_numpy(glyph_atlas()), persistent=False)  # [256 * 16, 6, 6, 3] u8
         self.register_buffer("_scales", torch.tensor(BLSTATS_SCALES), persistent=False)
-        self._distinct = DistinctRows(WINDOW * WINDOW * 2)
+        self._distinct = DistinctRows(WINDOW * WINDOW * 2) if config.reuse_crops else None
         self.convolutions = nn.Sequential(
             *(nn.Conv2d(3, 32, 8, 4), nn.ELU()),  # 72 -> 17
             *(nn.Conv2d(32, 64, 4, 2), nn.ELU()),  # 17 -> 7
@@ -63,10 +64,11 @@ class RenderedCropEncoder(nn.Module):
         self.message = _two_layers(observations["message"].shape[0])
         self.num_features = config.hidden_size + SIDE_FEATURES + NUM_BLSTATS + SIDE_FEATURES
 
-    def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
-        """Features [N, num_features] f32 or the autocast dtype."""
+    def forward(self, obs: Mapping[str, Tensor], cache: EncodingCache | None = None) -> Tensor:
+        """Features [N, num_features] f32 or the autocast dtype; `cache` remembers windows from one call to the next."""
         windows, blstats, message = (obs[name] for name in self.entries)
-        picture = self._distinct(windows.flatten(1), self._convolve)
+        reuse = self._distinct if cache is None else cache
+        picture = self._convolve(windows.flatten(1)) if reuse is None else reuse(windows.flatten(1), self._convolve)
         scaled = self.scale_blstats(blstats)
         return torch.cat([picture, self.blstats(scaled), scaled, self.message(message.float() / 255)], -1)
 

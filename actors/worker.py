@@ -4,16 +4,16 @@ Invariant: a rollout is made under one set of weights, its captions and rewards 
 every caption counted in it is in the report that comes with it.
 """
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
 from actors.captions import CaptionTracker
-from actors.devices import resolve_precision
 from actors.environment import VectorEnvironment, VectorStep
-from actors.policy import PolicyNet, PolicySnapshot, load_snapshot
+from actors.inference import BatchedInference
+from actors.policy import PolicyNet, PolicySnapshot
 from actors.rollout import Acknowledgement, CaptionReport, EpisodeStatistics, Rollout, Version
 from configs.schema import ActorsConfig
 
@@ -24,36 +24,40 @@ class RolloutWorker:
     def __init__(
         self, env: VectorEnvironment, net: PolicyNet, captions: CaptionTracker, config: ActorsConfig, *, worker_id: str, seed: int
     ) -> None:
-        """`seed` is of action sampling; the environments bring their own seeds."""
-        self.env, self.net, self.captions, self.config, self.worker_id = env, net.eval(), captions, config, worker_id
-        self._autocast = resolve_precision(config.precision, torch.device("cpu"))
+        """`seed` is of action sampling; the environments bring their own seeds. Raises ValueError for a device that is not there."""
+        self.env, self.captions, self.config, self.worker_id = env, captions, config, worker_id
+        self.inference = BatchedInference(net, env.spec, env.num_envs, config)
         self._rng = np.random.default_rng(seed)
-        self._snapshot: PolicySnapshot | None = None
+        self._policy_version: Version | None = None
         self._sequence_number = 0
         self._returns = np.zeros(env.num_envs, np.float64)
         self._lengths = np.zeros(env.num_envs, np.int64)
-        self._core = net.initial_state(env.num_envs)
         self._obs: dict[str, np.ndarray] | None = None
 
     def collect(self, snapshot: PolicySnapshot | None, acknowledgement: Acknowledgement | None) -> tuple[Rollout, CaptionReport]:
         """T steps under `snapshot` (None: the weights of the last call); raises RuntimeError where no weights ever came."""
+        began = time.perf_counter()
         if acknowledgement is not None:
             self.captions.acknowledge(acknowledgement)
-        if snapshot is not None and (self._snapshot is None or snapshot.policy_version != self._snapshot.policy_version):
-            load_snapshot(self.net, snapshot)
-            self._snapshot = snapshot
-        if self._snapshot is None:
+        if snapshot is not None and snapshot.policy_version != self._policy_version:
+            self.inference.load(snapshot)
+            self._policy_version = snapshot.policy_version
+        if self._policy_version is None:
             raise RuntimeError("collect was called before any policy snapshot; give one with the first call")
-        # One autocast context for all steps: the weights are cast to it once.
-        with torch.no_grad(), torch.autocast("cpu", self._autocast or torch.bfloat16, enabled=self._autocast is not None):
-            rollout = self._play(self._snapshot.policy_version)
+        timings = {"env": 0.0, "inference": 0.0, "other": 0.0}
+        with self.inference.rollout(self.config.rollout_steps):
+            rollout = self._play(self._policy_version, timings)
         texts, counts = self.captions.report(self._sequence_number)
         report = CaptionReport(texts=texts, counts=counts, worker_id=self.worker_id, sequence_number=self._sequence_number)
         self._sequence_number += 1
+        timings["other"] = time.perf_counter() - began - timings["env"] - timings["inference"]
         return rollout, report
 
-    def _play(self, policy_version: Version) -> Rollout:
+    def _play(self, policy_version: Version, timings: dict[str, float]) -> Rollout:
+        now = time.perf_counter
+        began = now()
         current = self._begin_episodes() if self._obs is None else self._obs
+        timings["env"] += now() - began
         num_steps, num_envs, spec = self.config.rollout_steps, self.env.num_envs, self.env.spec
         obs = {name: np.empty((num_steps + 1, num_envs, *array.shape), array.dtype) for name, array in spec.observations.items()}
         steps = (num_steps, num_envs)
@@ -61,15 +65,21 @@ class RolloutWorker:
         logits, values = np.full((*steps, spec.num_actions), np.nan, np.float32), np.full(steps, np.nan, np.float32)
         final_values, rewards = np.full(steps, np.nan, np.float32), np.full(steps, np.nan, np.float32)
         terminated, truncated = np.zeros(steps, bool), np.zeros(steps, bool)
-        core_state = {name: tensor.numpy().copy() for name, tensor in self._core.items()}
+        # Gumbel-max sampling: argmax(logits - log E) with E exponential is a draw from softmax(logits).
+        noise = np.log(self._rng.standard_exponential(logits.shape, np.float32) + 1e-30)
+        core_state = self.inference.core_state()
         episodes: list[EpisodeStatistics] = []
         for name, array in current.items():
             obs[name][0] = array
         for t in range(num_steps):
-            logits[t], values[t], self._core = self._forward(current, self._core)
-            # Gumbel-max sampling: argmax(logits - log E) with E exponential is a draw from softmax(logits).
-            actions[t] = (logits[t] - np.log(self._rng.standard_exponential(logits[t].shape, np.float32) + 1e-30)).argmax(-1)
+            began = now()
+            logits[t], values[t] = self.inference.step(current)
+            inferred = now()
+            np.subtract(logits[t], noise[t], out=noise[t]).argmax(-1, out=actions[t])
+            chosen = now()
             step = self.env.step(actions[t], {name: array[t + 1] for name, array in obs.items()})
+            timings["env"] += now() - chosen
+            timings["inference"] += inferred - began
             rewards[t], terminated[t], truncated[t] = step.rewards, step.terminated, step.truncated
             ids[t], counts[t] = self.captions.observe(step.captions)
             self._returns += step.rewards
@@ -82,7 +92,7 @@ class RolloutWorker:
             obs=obs, actions=actions, behaviour_logits=logits, behaviour_values=values, final_values=final_values,
             extrinsic_rewards=rewards, terminated=terminated, truncated=truncated, caption_ids=ids, caption_counts=counts,
             core_state=core_state, policy_version=policy_version, worker_id=self.worker_id,
-            sequence_number=self._sequence_number, episodes=tuple(episodes),
+            sequence_number=self._sequence_number, episodes=tuple(episodes), timings=timings,
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
@@ -90,7 +100,7 @@ class RolloutWorker:
         return {
             "env": self.env.state_dict(),
             "captions": self.captions.state_dict(),
-            "core": {name: tensor.clone() for name, tensor in self._core.items()},
+            "core": self.inference.core_state(),
             "sequence_number": self._sequence_number,
             "rng": self._rng.bit_generator.state,
             "returns": self._returns.copy(),
@@ -103,8 +113,7 @@ class RolloutWorker:
         self.captions.load_state_dict(state["captions"])
         self._obs = self.env.load_state_dict(state["env"])
         if self._obs is not None:
-            for name, tensor in state["core"].items():
-                self._core[name].copy_(torch.as_tensor(tensor))
+            self.inference.load_core_state(state["core"])
             self._returns[:], self._lengths[:] = state["returns"], state["lengths"]
             # Number 0 would say that new episodes have begun.
             self._sequence_number = state["sequence_number"]
@@ -119,21 +128,13 @@ class RolloutWorker:
             self.captions.restart(index, raw_caption)
         return obs
 
-    def _forward(
-        self, obs: Mapping[str, np.ndarray], core: dict[str, torch.Tensor]
-    ) -> tuple[np.ndarray, np.ndarray, dict[str, torch.Tensor]]:
-        """Logits [B, A] and values [B] f32, and the next core state."""
-        logits, values, core = self.net.step({name: torch.from_numpy(array) for name, array in obs.items()}, core)
-        return logits.float().numpy(), values.float().numpy(), {name: tensor.float() for name, tensor in core.items()}
-
     def _end_episodes(self, step: VectorStep, final_values: np.ndarray, episodes: list[EpisodeStatistics]) -> None:
         """Value truncated episodes' own last observations, record all ended ones, and start their successors afresh."""
         cut = [end for end in step.ends if step.truncated[end.index]]
         if cut:
             rows = [end.index for end in cut]
             last_obs = {name: np.stack([end.final_obs[name] for end in cut]) for name in step.obs}
-            _, values, _ = self._forward(last_obs, {name: tensor[rows] for name, tensor in self._core.items()})
-            final_values[rows] = values
+            final_values[rows] = self.inference.values(last_obs, rows)
         for end in step.ends:
             i = end.index
             episodes.append(
@@ -145,5 +146,4 @@ class RolloutWorker:
         ended = [end.index for end in step.ends]
         self._returns[ended] = 0.0
         self._lengths[ended] = 0
-        for tensor in self._core.values():
-            tensor[ended] = 0.0
+        self.inference.reset(ended)

@@ -129,6 +129,7 @@ def check_parts(config: RunConfig) -> tuple[EnvironmentSpec, str | None]:
         here = config.cluster.mode != "connect"  # elsewhere the learner and the service see other devices and folders
         if here:
             resolve_device(config.learner.device, "learner.device")
+            resolve_device(config.actors.device, "actors.device")
         env = make_environment(
             config.env,
             num_envs=1,

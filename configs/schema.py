@@ -41,6 +41,8 @@ class ActorsConfig:
     """Steps per rollout, T; also the length of back-propagation through time (ONI: 32)."""
     rollouts_in_flight: int = 2
     """`collect` calls outstanding per worker; bounds the rollout queue at num_workers x this."""
+    device: str = "cpu"
+    """Where a worker runs the network: `cpu`, `cuda`, `cuda:N`, or `auto` (CUDA where there is a device); environments stay on the CPU."""
     precision: str = "auto"
     """Inference precision: `bf16`, `fp32`, or `auto` (bf16 where the hardware computes in it)."""
     torch_threads: int = 1
@@ -64,6 +66,9 @@ class PolicyConfig:
     """Side of the glyph crop around the hero, in cells; odd. `rendered_crop` always draws 12 x 12."""
     embedding_size: int = 32
     """Width of a glyph's embedding and of the two convolutions over the crop (`glyph_crop`), and of large categorical entries."""
+    reuse_crops: bool = True
+    """Encode a NetHack crop that repeats itself only once: on a CPU, within a rollout and within the learner's batch. What is learnt stays
+    the same up to rounding; false is for measuring what it saves."""
     head_gain: float = 0.01
     """Gain of the policy head's orthogonal first weights; a small one makes all actions nearly equal at first (Andrychowicz et al. 2021;
     ONI: 1, as everywhere else)."""

@@ -53,6 +53,7 @@ def rollout(*, number: int, done: list[list[bool]], episodes: int, worker_id: st
         obs={}, actions=zeros, behaviour_logits=zeros, behaviour_values=zeros, final_values=zeros, extrinsic_rewards=zeros,
         terminated=terminated, truncated=np.zeros_like(terminated), caption_ids=zeros, caption_counts=zeros, core_state={},
         policy_version=(1, 0), worker_id=worker_id, sequence_number=number, episodes=(statistics,) * episodes,
+        timings={"env": 0.0, "inference": 0.0, "other": 0.0},
     )  # fmt: skip
 
 

@@ -1,0 +1,126 @@
+"""A worker's policy at work: all environments of a step through the network at once, on the worker's device.
+
+Invariant: the recurrent state lives here, in float32 and in place, and moves on by one step with each `step`; a rollout is
+computed under the weights loaded before it, and what is remembered within it ends with it.
+
+The path over CUDA (pinned copies, the step recorded once as a CUDA graph) has not run on a GPU in this repository's tests unless
+they find one: see tests/actors/test_inference.py.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from actors.devices import resolve_device, resolve_precision
+from actors.encoding_cache import EncodingCache
+from actors.environment import EnvironmentSpec
+from actors.policy import PolicyNet, PolicySnapshot, load_snapshot
+from configs.schema import ActorsConfig
+
+WARM_UP_STEPS = 3
+"""Steps before a CUDA graph is recorded, in which libraries choose their kernels and allocate."""
+
+
+class BatchedInference:
+    """The policy, its recurrent state and its precision, for B environments that are stepped together."""
+
+    def __init__(self, net: PolicyNet, spec: EnvironmentSpec, num_envs: int, config: ActorsConfig) -> None:
+        """Raises ValueError for a device that is not there."""
+        self.device = resolve_device(config.device, "actors.device")
+        self._autocast = resolve_precision(config.precision, self.device)
+        self._net, self._num_envs, self._on_gpu = net.to(self.device).eval(), num_envs, self.device.type == "cuda"
+        # From host memory that the device reads by itself; on a CPU the two are one.
+        self._host = {
+            name: torch.empty(num_envs, *array.shape, dtype=_torch_dtype(array.dtype), pin_memory=self._on_gpu)
+            for name, array in spec.observations.items()
+        }
+        self._inputs = {name: tensor.to(self.device) for name, tensor in self._host.items()}
+        self._outputs = torch.empty(num_envs, spec.num_actions + 1, pin_memory=self._on_gpu)  # logits and value
+        self._results = self._outputs.to(self.device)
+        self._core = net.initial_state(num_envs)
+        self._cache: EncodingCache | None = None
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def load(self, snapshot: PolicySnapshot) -> None:
+        """Take over the snapshot's weights; raises RuntimeError for another network's."""
+        load_snapshot(self._net, snapshot)
+
+    @contextlib.contextmanager
+    def rollout(self, num_steps: int) -> Iterator[None]:
+        """In it at most `num_steps` calls of `step`, all under the weights as they are now."""
+        self._cache = self._net.make_cache(num_steps * self._num_envs)
+        # One autocast context for all steps: the weights are cast once. A CUDA graph must cast them itself, to see new ones.
+        autocast = torch.autocast(
+            self.device.type, self._autocast or torch.bfloat16, enabled=self._autocast is not None, cache_enabled=not self._on_gpu
+        )
+        with torch.inference_mode(), autocast:
+            yield
+        self._cache = None
+
+    def step(self, obs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Logits [B, A] and values [B] f32 of observations name -> [B, ...], valid until the next step; the core state moves on."""
+        for name, array in obs.items():
+            np.copyto(self._host[name].numpy(), array)
+        if self._on_gpu:
+            self._step_on_gpu()
+        else:
+            self._compute()
+        outputs = self._outputs.numpy()
+        return outputs[:, :-1], outputs[:, -1]
+
+    def values(self, obs: Mapping[str, np.ndarray], rows: Sequence[int]) -> np.ndarray:
+        """Values [N] f32 of other observations name -> [N, ...], each from the core state of its environment in `rows`."""
+        inputs = {name: torch.from_numpy(array).to(self.device) for name, array in obs.items()}
+        _, values, _ = self._net.step(inputs, {name: tensor[rows] for name, tensor in self._core.items()})
+        return values.float().cpu().numpy()
+
+    def reset(self, rows: Sequence[int]) -> None:
+        """New episodes begin in the environments `rows`: their core state is zeroed."""
+        for tensor in self._core.values():
+            tensor[rows] = 0.0
+
+    def core_state(self) -> dict[str, np.ndarray]:
+        """A copy of the core state, name -> [B, H] f32."""
+        return {name: tensor.cpu().numpy().copy() for name, tensor in self._core.items()}
+
+    def load_core_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take over what `core_state` gave."""
+        for name, tensor in self._core.items():
+            tensor.copy_(torch.as_tensor(state[name]))
+
+    def _compute(self) -> None:
+        """One step on the device, from the inputs to the results."""
+        logits, values, core = self._net.step(self._inputs, self._core, self._cache)
+        for name, tensor in core.items():
+            self._core[name].copy_(tensor)
+        torch.cat([logits, values.unsqueeze(-1)], -1, out=self._results)
+
+    def _step_on_gpu(self) -> None:
+        for name, tensor in self._host.items():
+            self._inputs[name].copy_(tensor, non_blocking=True)
+        if self._graph is None:
+            self._graph = self._record()
+        self._graph.replay()
+        self._outputs.copy_(self._results, non_blocking=True)
+        torch.cuda.current_stream(self.device).synchronize()
+
+    def _record(self) -> torch.cuda.CUDAGraph:
+        """The step as a CUDA graph, over this object's own tensors; the core state is afterwards as it was."""
+        before = {name: tensor.clone() for name, tensor in self._core.items()}
+        beside, graph = torch.cuda.Stream(self.device), torch.cuda.CUDAGraph()
+        beside.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(beside):
+            for _ in range(WARM_UP_STEPS):
+                self._compute()
+        torch.cuda.current_stream(self.device).wait_stream(beside)
+        with torch.cuda.graph(graph):
+            self._compute()
+        for name, tensor in self._core.items():
+            tensor.copy_(before[name])
+        return graph
+
+
+def _torch_dtype(dtype: np.dtype) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype)).dtype
