@@ -16,6 +16,7 @@ MIN_WORD = 3
 
 _ECHOES = {b"# ": b"#", b"Count: ": b"Count:", b"Search for: ": b"Search for:"}
 """Prompts that the game reads without saying so (extended commands, counts, searching a menu), and what is left of them."""
+_ECHOING = tuple(_ECHOES)
 _UNKNOWN_COMMAND = b": unknown extended command"
 _ENGRAVING = re.compile(rb'(You read: ").*(")', re.DOTALL)
 _ANNOTATION = re.compile(rb'(Replace annotation ").*(" with\?)', re.DOTALL)
@@ -58,8 +59,12 @@ class MessageLog:
 
     def caption(self) -> bytes:
         """The step's raw caption, UTF-8; NetHack's messages are Latin-1."""
-        joined = SEPARATOR.join(self._lines)
-        return joined if joined.isascii() else joined.decode("latin-1").encode()
+        return _to_utf8(SEPARATOR.join(self._lines))
+
+    def caption_of(self, line: bytes) -> bytes:
+        """The raw caption of a step that shows one line and no text prompt, with none open before: what `start_step`, `add`
+        and `caption` would give."""
+        return _to_utf8(self._mask(line))
 
     def _remember(self, typed: bytes) -> None:
         if typed:
@@ -68,9 +73,8 @@ class MessageLog:
                 self._typed.pop(next(iter(self._typed)))
 
     def _mask(self, line: bytes) -> bytes:
-        for echo, masked in _ECHOES.items():
-            if line.startswith(echo):
-                return masked
+        if line.startswith(_ECHOING):
+            return next(masked for echo, masked in _ECHOES.items() if line.startswith(echo))
         if _UNKNOWN_COMMAND in line:
             return line[line.rindex(_UNKNOWN_COMMAND) + 2 :]
         if line.startswith(b"Replace annotation"):
@@ -81,3 +85,7 @@ class MessageLog:
                 before = rb"(?<![0-9A-Za-z])" if len(typed) >= MIN_WORD else rb'(?<=named |alled |.... ")'
                 line = re.sub(before + re.escape(typed) + rb"(?![0-9A-Za-z])", TYPED, line)
         return line
+
+
+def _to_utf8(line: bytes) -> bytes:
+    return line if line.isascii() else line.decode("latin-1").encode()

@@ -10,7 +10,7 @@ import numpy as np
 SCORE, DEPTH, GOLD, EXPERIENCE_LEVEL, TIME, BRANCH, LEVEL = 9, 12, 13, 18, 20, 23, 24  # indices into blstats
 UNSEEN_GLYPH = 2359
 """Stone, which is also what has not been seen."""
-KILLS = (b"You kill ", b"You destroy ")
+KILL, DESTROY = b"You kill ", b"You destroy "
 
 
 class EpisodeFigures:
@@ -32,20 +32,20 @@ class EpisodeFigures:
         self._max_depth[i] = blstats[DEPTH]
         self._kills[i] = 0
         self._tiles_elsewhere[i].clear()
-        self._level[i], self._tiles[i] = _level(blstats), np.count_nonzero(glyphs != UNSEEN_GLYPH)
+        self._level[i], self._tiles[i] = level_number(blstats), np.count_nonzero(glyphs != UNSEEN_GLYPH)
 
     def update(self, glyphs: np.ndarray, blstats: np.ndarray, captions: Sequence[bytes]) -> None:
         """Take in a step of every game: `glyphs` [B, cells], `blstats` [B, 27]; an emptied screen changes nothing but kills."""
         np.maximum(self._max_depth, blstats[:, DEPTH], out=self._max_depth)
-        levels, playing = _level(blstats), blstats[:, TIME] > 0
+        levels, playing = level_number(blstats), blstats[:, TIME] > 0
         for i in np.flatnonzero((levels != self._level) & playing).tolist():
             self._tiles_elsewhere[i][int(self._level[i])] = int(self._tiles[i])
             self._tiles_elsewhere[i].pop(int(levels[i]), None)
         np.copyto(self._level, levels, where=playing)
-        np.copyto(self._tiles, np.count_nonzero(glyphs != UNSEEN_GLYPH, axis=1), where=playing)
+        np.copyto(self._tiles, count_unlike(glyphs, UNSEEN_GLYPH), where=playing)
         for i, caption in enumerate(captions):
-            if caption:
-                self._kills[i] += sum(map(caption.count, KILLS))
+            if caption and (kills := caption.count(KILL) + caption.count(DESTROY)):
+                self._kills[i] += kills
 
     def end(self, i: int, blstats: np.ndarray) -> dict[str, float]:
         """The figures of game `i`, whose last screen showed `blstats` [27]."""
@@ -60,6 +60,11 @@ class EpisodeFigures:
         }
 
 
-def _level(blstats: np.ndarray) -> np.ndarray:
+def count_unlike(values: np.ndarray, value: int) -> np.ndarray:
+    """In each row of `values` [N, M], how many are not `value`: [N] i64; M < 2^15."""
+    return (values != value).sum(axis=1, dtype=np.int16).astype(np.int64)  # four times as fast as counting along an axis
+
+
+def level_number(blstats: np.ndarray) -> np.ndarray:
     """One number per level of the dungeon, from `blstats` [..., 27]."""
     return blstats[..., BRANCH] * 1000 + blstats[..., LEVEL]

@@ -32,6 +32,8 @@ ESCAPE, SPACE, FIRST_ENTRY, YES = 27, ord(" "), ord("a"), ord("y")
 LEFT_TO_THE_AGENT = (b"eat", b"attack", b"direction?", b"pray", b"drink")
 """A question with one of these words is the agent's to answer; all others are declined."""
 DESCENDED, MAY_ENHANCE = b"You descend the stairs.", b"You feel more confident"
+TELLING = (DESCENDED, MAY_ENHANCE)
+"""Lines that the tasks act on, whether or not a prompt is open."""
 _OFFERED = re.compile(rb"\[([^\]]*)\][^\]]*$")
 _ITEM = re.compile(rb"[A-Za-z$#]")
 
@@ -56,21 +58,27 @@ class ScoreExtended(NetHackScore):
         super().__init__(*args, actions=EXTENDED_ACTIONS, **kwargs)
         # Behind the agent's actions, the keys that only answers press: NLE's step looks a key up by its index.
         self.actions: Sequence[int] = (*map(int, EXTENDED_ACTIONS), *range(128))
-        self._descended = self._may_enhance = self._in_menu_of_choice = False
+        self.descended = False
+        """Whether the hero has arrived on a level by stairs in this step."""
+        self._may_enhance = self._in_menu_of_choice = False
 
     def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """One action of the agent, or its answer to the question that the last step ended with."""
         key = self.actions[action]
         if self.last_observation[self._internal_index][ASKING]:
             key = answer_key(self._message(self.last_observation), key)
-        self._descended = False
+        self.begin_step(key)
+        return super().step(self.actions.index(key))
+
+    def begin_step(self, key: int) -> None:
+        """Forget the last step; `key` is what this one presses first."""
+        self.descended = False
         self._may_enhance = True  # once a step: the line that says so may stay on the screen
         self._in_menu_of_choice = key == nethack.Command.CAST
-        return super().step(self.actions.index(key))
 
     def reset(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Start the next game."""
-        self._descended = self._may_enhance = self._in_menu_of_choice = False
+        self.descended = self._may_enhance = self._in_menu_of_choice = False
         return super().reset(*args, **kwargs)
 
     def _perform_known_steps(self, observation: Any, done: bool, exceptions: bool = True) -> tuple[Any, bool]:
@@ -78,7 +86,7 @@ class ScoreExtended(NetHackScore):
         confident = False
         while not done:
             message = self._message(observation)
-            self._descended |= DESCENDED in message
+            self.descended |= DESCENDED in message
             confident |= MAY_ENHANCE in message
             internal = observation[self._internal_index]
             if internal[WAITING_FOR_SPACE]:
@@ -95,7 +103,7 @@ class ScoreExtended(NetHackScore):
             else:
                 break
             observation, done = self.nethack.step(key)
-        if self._descended and not done and DESCENDED not in self._message(observation):
+        if self.descended and not done and DESCENDED not in self._message(observation):
             shown = observation[self._message_index]
             shown[:] = 0
             shown[: len(DESCENDED)] = np.frombuffer(DESCENDED, np.uint8)
@@ -116,7 +124,8 @@ class Goal(ScoreExtended):
         self._continual = continual
         self.succeeded = False
         """Whether the goal has been reached in this episode."""
-        self._pays = False
+        self.pays = False
+        """Whether it has been reached for the first time in this step."""
 
     def reset(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Start the next game."""
@@ -124,12 +133,12 @@ class Goal(ScoreExtended):
         return super().reset(*args, **kwargs)
 
     def _is_episode_end(self, observation: Any) -> int:
-        self._pays = not self.succeeded and self._reached(observation)
-        self.succeeded |= self._pays
-        return self.StepStatus.TASK_SUCCESSFUL if self._pays and not self._continual else self.StepStatus.RUNNING
+        self.pays = not self.succeeded and self._reached(observation)
+        self.succeeded |= self.pays
+        return self.StepStatus.TASK_SUCCESSFUL if self.pays and not self._continual else self.StepStatus.RUNNING
 
     def _reward_fn(self, last_observation: Any, action: int, observation: Any, end_status: int) -> float:
-        return GOAL_REWARD if self._pays and end_status != self.StepStatus.DEATH else 0.0
+        return GOAL_REWARD if self.pays and end_status != self.StepStatus.DEATH else 0.0
 
     def _reached(self, observation: Any) -> bool:
         raise NotImplementedError
@@ -163,7 +172,7 @@ class Staircase(Goal):
         self._level, self._level_index = level, indices[count_levels_by]
 
     def _reached(self, observation: Any) -> bool:
-        return self._descended and observation[self._blstats_index][self._level_index] == self._level
+        return self.descended and observation[self._blstats_index][self._level_index] == self._level
 
 
 def register_tasks() -> None:

@@ -23,6 +23,12 @@ class EnvConfig:
     """Steps after which an episode is truncated; 0 takes the environment's own limit (most NetHack tasks: 5000)."""
     options: dict[str, Any] = field(default_factory=dict)
     """Extra keyword arguments for the environment's constructor, for example {character: mon-hum-neu-mal}."""
+    stepping: str = "lean"
+    """How NetHack is stepped: `lean` (the engines alone, all environments of a worker together; tasks that it does not know fall back)
+    or `gymnasium` (NLE's own class for each environment: slower, and what `lean` equals)."""
+    share_engine_code: bool = True
+    """Keep the code of NetHack's engines in memory once instead of once per environment (Linux; several times faster with many
+    environments). Turn it off to compare, or where a kernel misbehaves."""
     fold_case: bool = False
     """Lower-case captions before they are hashed."""
     fold_digits: bool = False

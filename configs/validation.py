@@ -19,6 +19,7 @@ class ConfigError(ValueError):
 
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
+    "env.stepping": ("lean", "gymnasium"),
     "actors.precision": ("auto", "bf16", "fp32"),
     "learner.precision": ("auto", "bf16", "fp32"),
     "policy.network": ("auto", "glyph_crop", "rendered_crop", "cnn", "mlp"),

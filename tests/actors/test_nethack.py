@@ -13,7 +13,8 @@ import pytest
 
 from actors.environment import VectorEnvironment, VectorStep, find_environment, make_environment
 from actors.hero_view import MAP_HEIGHT, MAP_WIDTH, OUTSIDE_GLYPH
-from actors.nethack import NetHackEnvironment, _warn_unseeded
+from actors.nethack import NetHackEnvironment
+from actors.nethack_game import _warn_unseeded
 from configs.schema import EnvConfig
 
 TASKS = ["", "Score", "Staircase", "StaircasePet", "Oracle", "Gold", "Eat", "Scout", "Challenge"]

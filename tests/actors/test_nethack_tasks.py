@@ -25,13 +25,14 @@ WEST, EAST, NORTH, SOUTH = b"hlkj"
 class Player:
     """One seeded game, played with the keys that its 28 actions stand for, or (in debug mode) with any key at all."""
 
-    def __init__(self, task: str, **options: object) -> None:
-        config = EnvConfig(id=f"Delphi/NetHack{task}-v0", options=options)
+    def __init__(self, task: str, stepping: str = "lean", **options: object) -> None:
+        config = EnvConfig(id=f"Delphi/NetHack{task}-v0", options=options, stepping=stepping)
         env = make_environment(config, num_envs=1, run_seed=0, worker_index=0)
         assert isinstance(env, NetHackEnvironment)
         self.env = env
         self.env.reset()
         self.game = env._games[0]
+        self.internal = env._screens["internal"][0]
 
     def act(self, key: int | bytes) -> VectorStep:
         """The action that presses `key`."""
@@ -104,7 +105,7 @@ def test_random_play_never_gets_stuck_in_a_prompt(task: str) -> None:
         turns, last_turn, standing = 0.0, 0.0, 0
         for action in rng.integers(28, size=5000):
             step = player.env.step(np.array([action]))
-            internal = player.game._internal
+            internal = player.internal
             assert not internal[READING_LINE]
             assert not internal[WAITING_FOR_SPACE]
             if internal[ASKING]:
@@ -143,9 +144,9 @@ def test_a_line_that_a_prompt_took_off_the_screen_is_shown_to_the_policy() -> No
     with debug("StaircaseLvl4") as player:
         player.stand_on_stairs_of(2)
         player.press(b">")
-        assert player.game._internal[WAITING_FOR_SPACE], "a --More-- follows, and NLE's stepping would leave an empty line"
+        assert player.internal[WAITING_FOR_SPACE], "a --More-- follows, and NLE's stepping would leave an empty line"
         player.press(b" ")
-        assert not player.game._message[0]
+        assert not player.env._screens["message"][0, 0]
         player.act(b"<")
         assert message(player.act(b">")) == b"You descend the stairs."
 
@@ -171,7 +172,7 @@ def test_levels_are_counted_within_a_branch_or_by_depth() -> None:
     for by, level in (("branch", 3), ("depth", 5)):
         for wanted in (3, 4, 5):
             task = Staircase(level=wanted, count_levels_by=by)
-            task._descended = True
+            task.descended = True
             observation = [blstats if i == task._blstats_index else np.zeros(1) for i in range(9)]
             assert task._reached(observation) == (wanted == level)
             task.close()
@@ -226,7 +227,7 @@ def test_beside_is_one_of_nine_cells_also_in_a_corner(x: int, y: int) -> None:
 
 
 def test_y_eats_or_drinks_the_first_thing_offered_and_other_keys_escape() -> None:
-    with debug("ScoreExtended") as player:
+    with debug("ScoreExtended", stepping="gymnasium") as player:
         engine, pressed = player.game.env.nethack, []
         step = engine.step
         engine.step = lambda key: (pressed.append(key), step(key))[1]
@@ -261,7 +262,9 @@ def test_casting_takes_the_first_spell_and_leaves_the_direction_to_the_agent() -
 
 
 def test_where_there_is_no_spell_nothing_is_chosen_from_the_next_prompt() -> None:
-    with debug("ScoreExtended", [option.replace("Monk", "Samurai").replace("neutral", "lawful") for option in MONK]) as player:
+    with debug(
+        "ScoreExtended", [option.replace("Monk", "Samurai").replace("neutral", "lawful") for option in MONK], stepping="gymnasium"
+    ) as player:
         assert player.act(b"Z").captions == [b"You don't know any spells right now."]
         player.stand_on_stairs_of(1)
         engine, pressed = player.game.env.nethack, []
