@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 ASKING, WAITING_FOR_SPACE, ON_STAIRS_DOWN = 1, 3, 4  # indices into internal
 ABORTED, DEATH = -1, 1  # end statuses
 X, Y = 0, 1  # indices into blstats
-ONI_STEP = "actors.nethack_tasks.ScoreExtended.step"
+ONI_STEP, ONI_END = "actors.nethack_tasks.ScoreExtended.step", "actors.nethack_tasks.Goal._is_episode_end"
+IMPATIENT = "nle.env.tasks.NetHackChallenge._check_abort"
 
 Places = Callable[["LeanStepping", list[int]], np.ndarray | list[int]]
 """(stepping, games whose prompts were looked at) -> the games where the episode may have reached its goal, or more."""
@@ -43,12 +44,13 @@ class LeanStepping:
         self._lines = self._message.view(f"S{self._message.shape[1]}")[:, 0]  # the engine pads with zeros
         self._skips_prompts = not env._allow_all_modes
         self._is_oni = _name(env, "step") == ONI_STEP
+        self._has_oni_goal = _name(env, "_is_episode_end") == ONI_END
         self._telling = TELLING if self._is_oni else ()
         self._attended: set[int] = set()
         """Games to look at again in the next step, whatever they show: a text prompt is open, or the game over but not ended."""
-        self._places = PLACES[_name(env, "_reached" if hasattr(env, "_reached") else "_is_episode_end")]
+        self._places = PLACES[_deciding(env)]
         self._rewards = REWARDS[_name(env, "_reward_fn")](env, screens)
-        self._progress = Progress(games, self.blstats) if hasattr(env, "no_progress_timeout") else None
+        self._progress = Progress(games, self.blstats) if _name(env, "_check_abort") == IMPATIENT else None
 
     def start(self, i: int, core: int, disp: int) -> bytes:
         """Start game `i` with these seeds; its first raw caption."""
@@ -123,7 +125,7 @@ class LeanStepping:
         for i in self._places(self, attended):
             env = self._envs[i]
             statuses[i] = env._is_episode_end(self._games[i].screen)
-            if getattr(env, "pays", False):
+            if self._has_oni_goal and env.pays:
                 goals.append(i)
         statuses[aborted] = ABORTED
         statuses[dones] = DEATH
@@ -167,7 +169,7 @@ _EVERYWHERE: Mapping[str, frozenset[str]] = {
     "_perform_known_steps": frozenset({"nle.env.base.NLE._perform_known_steps", "actors.nethack_tasks.ScoreExtended._perform_known_steps"}),
     "_get_end_status": frozenset({"nle.env.base.NLE._get_end_status"}),
     "_get_information": frozenset({"nle.env.base.NLE._get_information"}),
-    "_check_abort": frozenset({"nle.env.base.NLE._check_abort", "nle.env.tasks.NetHackChallenge._check_abort"}),
+    "_check_abort": frozenset({"nle.env.base.NLE._check_abort", IMPATIENT}),
     "_get_time_penalty": frozenset({"nle.env.tasks.NetHackScore._get_time_penalty"}),
     "_reward_fn": frozenset(REWARDS),
 }
@@ -209,16 +211,19 @@ def find_obstacle(env: Any) -> str | None:
     for method, known in _EVERYWHERE.items():
         if hasattr(env, method) and _name(env, method) not in known:
             return _name(env, method)
-    end = _name(env, "_is_episode_end")
-    if end == "actors.nethack_tasks.Goal._is_episode_end":
-        end = _name(env, "_reached")
-    if end not in PLACES:
-        return end
+    if _deciding(env) not in PLACES:
+        return _deciding(env)
     if getattr(env, "reward_manager", None) is not None:
         return "reward managers"
     if getattr(env, "penalty_mode", "constant") not in PENALTY_MODES:
         return f"penalty_mode {env.penalty_mode!r}"
     return None
+
+
+def _deciding(env: Any) -> str:
+    """The method that decides whether the goal is reached."""
+    end = _name(env, "_is_episode_end")
+    return _name(env, "_reached") if end == ONI_END else end
 
 
 def _name(env: Any, method: str) -> str:
