@@ -1,17 +1,12 @@
-"""From the workers' rollouts to training batches: which rollouts count, and how they are joined.
+"""From the workers' rollouts to training batches: which rollouts count, and when a batch is full.
 
 Invariant: a rollout is trained on at most once, and only where it is of this run epoch and at most `max_policy_lag`
 versions old when its batch is taken; every other one is dropped and counted.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from actors.rollout import Rollout, Version
 from configs.schema import LearnerConfig
@@ -87,59 +82,3 @@ class RolloutStream:
             seen.remove(min(seen))
         seen.add(number)
         return True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """Rollouts joined along the environment axis, B the sum of theirs (stream -> update)."""
-
-    obs: dict[str, Tensor]
-    """name -> [T+1, B, ...]."""
-    actions: Tensor
-    """[T, B] i64."""
-    behaviour_logits: Tensor
-    """[T, B, A] f32."""
-    behaviour_values: Tensor
-    """[T, B] f32."""
-    final_values: Tensor
-    """[T, B] f32, NaN except where truncated."""
-    terminated: Tensor
-    """[T, B] bool."""
-    truncated: Tensor
-    """[T, B] bool."""
-    reset_before: Tensor
-    """[T+1, B] bool, in host memory: whether the core state is zeroed before obs[t]; never at 0, where the worker has done it."""
-    core_state: dict[str, Tensor]
-    """name -> [B, H] f32, before step 0."""
-    widths: tuple[int, ...]
-    """B of each rollout, in the order given."""
-
-
-def join_rollouts(rollouts: Sequence[Rollout], device: torch.device) -> Batch:
-    """One batch on `device`; every array is copied once, and the rollouts' own (read-only ones too) stay as they are.
-
-    Raises ValueError where the rollouts differ in length or observations.
-    """
-
-    def array(name: str) -> np.ndarray:
-        return np.concatenate([getattr(rollout, name) for rollout in rollouts], axis=1)
-
-    def tensor(joined: np.ndarray) -> Tensor:
-        return torch.from_numpy(joined).to(device)
-
-    first = rollouts[0]
-    terminated, truncated = array("terminated"), array("truncated")
-    reset_before = np.zeros((len(terminated) + 1, terminated.shape[1]), bool)
-    reset_before[1:] = terminated | truncated
-    return Batch(
-        obs={name: tensor(np.concatenate([rollout.obs[name] for rollout in rollouts], axis=1)) for name in first.obs},
-        actions=tensor(array("actions")),
-        behaviour_logits=tensor(array("behaviour_logits")),
-        behaviour_values=tensor(array("behaviour_values")),
-        final_values=tensor(array("final_values")),
-        terminated=tensor(terminated),
-        truncated=tensor(truncated),
-        reset_before=torch.from_numpy(reset_before),
-        core_state={name: tensor(np.concatenate([rollout.core_state[name] for rollout in rollouts])) for name in first.core_state},
-        widths=tuple(rollout.actions.shape[1] for rollout in rollouts),
-    )

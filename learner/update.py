@@ -5,6 +5,7 @@ same state and the same rollouts give the same weights, bit for bit.
 """
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +16,13 @@ from torch import Tensor
 
 from actors.devices import resolve_device, resolve_precision
 from actors.environment import EnvironmentSpec
-from actors.policy import PolicyNet, PolicySnapshot, snapshot
+from actors.policy import PolicyNet, PolicyOutput, PolicySnapshot, snapshot
 from actors.rollout import Rollout, Version
 from configs.schema import LearnerConfig, PolicyConfig, RewardConfig
+from learner.batch import Batch, BatchBuffers
 from learner.loss import action_log_probs, clamped_ratios, policy_loss
+from learner.memory import keep_freed_memory
 from learner.rewards import RewardMixer
-from learner.stream import join_rollouts
 from learner.vtrace import vtrace_targets
 from reward_models.table import RewardTable
 
@@ -35,6 +37,8 @@ class StepResult:
     """Policy lag of each rollout, in versions."""
     intrinsic: list[np.ndarray]
     """Each rollout's intrinsic rewards [T, B], k_int included."""
+    timings: dict[str, float]
+    """Seconds by stage: `transfer` (joining the rollouts on the device), `relabel` (rewards), `train` (all else)."""
 
 
 class Learner:
@@ -54,6 +58,8 @@ class Learner:
         self.config, self.run_epoch = config, run_epoch
         self.device = resolve_device(config.device, "learner.device")
         self._autocast = resolve_precision(config.precision, self.device)
+        keep_freed_memory()
+        self._buffers = BatchBuffers(self.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.net = PolicyNet(spec, policy).to(self.device)
@@ -75,32 +81,17 @@ class Learner:
 
     def step(self, rollouts: Sequence[Rollout], table: RewardTable) -> StepResult:
         """One update on the rollouts, all steps of which count equally; rewards are computed here, with `table`."""
-        config, batch = self.config, join_rollouts(rollouts, self.device)
+        began = time.perf_counter()
+        batch = self._buffers.join(rollouts)
+        transfer_s = time.perf_counter() - began
         lags = [self._updates - rollout.policy_version[1] for rollout in rollouts]
-        intrinsic_scale, rewards = self._rewards.intrinsic_scale, self._rewards.mix(rollouts, table)
         with torch.autocast(self.device.type, self._autocast or torch.bfloat16, enabled=self._autocast is not None):
             output = self.net(batch.obs, batch.core_state, batch.reset_before)
-        logits, values = output.logits[:-1], output.values[:-1]
-        behaviour_log_probs = action_log_probs(batch.behaviour_logits, batch.actions)
-        ratios = clamped_ratios(action_log_probs(logits, batch.actions), behaviour_log_probs, config.ratio_clamp)
-        # Targets come from the values of the net in training, which are newer than the worker's; only an episode's own last
-        # observation, which the rollout does not hold, keeps the worker's value.
-        targets = vtrace_targets(
-            ratios=ratios.detach(),
-            rewards=torch.from_numpy(rewards.total).to(self.device),
-            values=values.detach(),
-            next_values=output.values[1:].detach(),
-            terminated=batch.terminated,
-            truncated=batch.truncated,
-            final_values=batch.final_values,
-            gamma=config.gamma,
-            rho_clip=config.vtrace_rho_clip,
-            c_clip=config.vtrace_c_clip,
-            rho_weighted=config.rho_weighted_advantage,
-        )
-        loss, figures = policy_loss(
-            logits=logits, ratios=ratios, values=values, behaviour_values=batch.behaviour_values, targets=targets, config=config
-        )
+        # A GPU is still at work on the above while rewards are looked up here.
+        looked_up = time.perf_counter()
+        intrinsic_scale, rewards = self._rewards.intrinsic_scale, self._rewards.mix(rollouts, table)
+        relabel_s = time.perf_counter() - looked_up
+        loss, figures = self._loss(batch, output, torch.from_numpy(rewards.total).to(self.device))
         figures["grad_norm"] = self._apply(loss)
         metrics = dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
         metrics["intrinsic_reward_mean"] = float(rewards.intrinsic.mean())
@@ -110,6 +101,7 @@ class Learner:
             metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
             lags=lags,
             intrinsic=np.split(rewards.intrinsic, np.cumsum(batch.widths)[:-1], axis=1),
+            timings={"relabel": relabel_s, "transfer": transfer_s, "train": time.perf_counter() - began - transfer_s - relabel_s},
         )
 
     def pass_over(self, rollout: Rollout, table: RewardTable) -> None:
@@ -158,6 +150,30 @@ class Learner:
         self._optimizer.load_state_dict({"state": moments, "param_groups": self._optimizer.state_dict()["param_groups"]})
         self._rewards.load_state_dict(state["rewards"])
         self._updates, self._skipped = state["updates"], state["skipped"]
+
+    def _loss(self, batch: Batch, output: PolicyOutput, rewards: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of what the net says of the batch, with `rewards` [T, B], and its figures."""
+        config, logits, values = self.config, output.logits[:-1], output.values[:-1]
+        behaviour_log_probs = action_log_probs(batch.behaviour_logits, batch.actions)
+        ratios = clamped_ratios(action_log_probs(logits, batch.actions), behaviour_log_probs, config.ratio_clamp)
+        # Targets come from the values of the net in training, which are newer than the worker's; only an episode's own last
+        # observation, which the rollout does not hold, keeps the worker's value.
+        targets = vtrace_targets(
+            ratios=ratios.detach(),
+            rewards=rewards,
+            values=values.detach(),
+            next_values=output.values[1:].detach(),
+            terminated=batch.terminated,
+            truncated=batch.truncated,
+            final_values=batch.final_values,
+            gamma=config.gamma,
+            rho_clip=config.vtrace_rho_clip,
+            c_clip=config.vtrace_c_clip,
+            rho_weighted=config.rho_weighted_advantage,
+        )
+        return policy_loss(
+            logits=logits, ratios=ratios, values=values, behaviour_values=batch.behaviour_values, targets=targets, config=config
+        )
 
     def _apply(self, loss: Tensor) -> Tensor:
         """Take the optimiser's step if loss and gradient are finite; the gradient's norm before clipping."""

@@ -1,16 +1,12 @@
 import dataclasses
 import logging
 
-import numpy as np
 import pytest
-import torch
 
 from actors.rollout import Rollout
 from configs.schema import LearnerConfig
-from learner.stream import REMEMBERED_NUMBERS, RolloutStream, join_rollouts
+from learner.stream import REMEMBERED_NUMBERS, RolloutStream
 from tests.learner.toy_rollouts import random_rollout
-
-CPU = torch.device("cpu")
 
 
 def make_stream(*, rollouts_per_batch: int = 1, max_policy_lag: int = 3) -> RolloutStream:
@@ -83,36 +79,3 @@ def test_the_count_of_dropped_rollouts_survives_a_resume() -> None:
     stream.put(rollout(0, version=(0, 0)), (1, 0))
     resumed.load_state_dict(stream.state_dict())
     assert resumed.metrics() == {"rollouts_dropped_stale": 1}
-
-
-def test_joining_keeps_every_step_in_its_environments_column() -> None:
-    first, second = random_rollout(num_envs=2, seed=1, read_only=True), random_rollout(num_envs=3, seed=2, read_only=True)
-    batch = join_rollouts([first, second], CPU)  # a warning about read-only memory would be an error here
-    for name in ("actions", "behaviour_logits", "behaviour_values", "terminated", "truncated"):
-        joined = getattr(batch, name)
-        np.testing.assert_array_equal(joined[:, :2], getattr(first, name))
-        np.testing.assert_array_equal(joined[:, 2:], getattr(second, name))
-        assert joined.numpy().dtype == getattr(first, name).dtype
-    np.testing.assert_array_equal(batch.obs["sign"][:, 2:], second.obs["sign"])
-    np.testing.assert_array_equal(batch.core_state["c"][2:], second.core_state["c"])
-    assert batch.widths == (2, 3)
-
-
-def test_the_core_is_reset_after_an_end_and_never_before_step_0() -> None:
-    one = random_rollout()
-    reset_before = join_rollouts([one], CPU).reset_before.numpy()
-    assert not reset_before[0].any()
-    np.testing.assert_array_equal(reset_before[1:], one.terminated | one.truncated)
-    assert reset_before.any()
-
-
-def test_a_batch_shares_no_memory_with_its_rollouts() -> None:
-    one = random_rollout()
-    batch, before = join_rollouts([one], CPU), one.behaviour_values.copy()
-    batch.behaviour_values.zero_()
-    np.testing.assert_array_equal(one.behaviour_values, before)
-
-
-def test_rollouts_of_different_length_cannot_be_joined() -> None:
-    with pytest.raises(ValueError, match="dimension"):
-        join_rollouts([random_rollout(4), random_rollout(5)], CPU)

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -212,3 +213,13 @@ def test_on_the_behaviour_policys_own_rollout_every_ratio_is_one() -> None:
         result = learner.step([game.collect(learner.snapshot(), 16, number)], TABLE)
         assert result.metrics["approx_kl"] < 1e-8
         assert result.metrics["clip_fraction"] == 0.0
+
+
+def test_the_timings_of_the_stages_add_up_to_the_step() -> None:
+    learner, rollout = make_learner(), random_rollout(32, 256)
+    began = time.perf_counter()
+    timings = learner.step([rollout], TABLE).timings
+    duration = time.perf_counter() - began
+    assert timings.keys() == {"relabel", "transfer", "train"}
+    assert min(timings.values()) > 0
+    assert 0.8 * duration < sum(timings.values()) <= duration

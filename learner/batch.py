@@ -1,0 +1,93 @@
+"""The training batch: rollouts joined along the environment axis, on the learner's device.
+
+Invariant: every array is copied once on the host, into buffers that serve all updates (pinned where a GPU reads them by itself);
+the rollouts' own arrays, read-only ones of an object store too, stay as they are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actors.rollout import Rollout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Rollouts joined along the environment axis, B the sum of theirs (`BatchBuffers` -> update)."""
+
+    obs: dict[str, Tensor]
+    """name -> [T+1, B, ...]."""
+    actions: Tensor
+    """[T, B] i64."""
+    behaviour_logits: Tensor
+    """[T, B, A] f32."""
+    behaviour_values: Tensor
+    """[T, B] f32."""
+    final_values: Tensor
+    """[T, B] f32, NaN except where truncated."""
+    terminated: Tensor
+    """[T, B] bool."""
+    truncated: Tensor
+    """[T, B] bool."""
+    reset_before: Tensor
+    """[T+1, B] bool, in host memory: whether the core state is zeroed before obs[t]; never at 0, where the worker has done it."""
+    core_state: dict[str, Tensor]
+    """name -> [B, H] f32, before step 0."""
+    widths: tuple[int, ...]
+    """B of each rollout, in the order given."""
+
+
+class BatchBuffers:
+    """Host memory for one batch, and the way from it to the device; as large as the last batch."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._on_gpu = device, device.type == "cuda"
+        self._buffers: dict[str, Tensor] = {}
+        self._copied: torch.cuda.Event | None = None
+
+    def join(self, rollouts: Sequence[Rollout]) -> Batch:
+        """One batch, valid until the next call; a GPU may still be copying it when this returns, ahead of whatever is asked of it next.
+
+        Raises ValueError where the rollouts differ in length or observations.
+        """
+        if self._copied is not None:
+            self._copied.synchronize()  # the last batch has left the buffers
+        first = rollouts[0]
+        batch = Batch(
+            obs={name: self._join(name, [rollout.obs[name] for rollout in rollouts]) for name in first.obs},
+            actions=self._field("actions", rollouts),
+            behaviour_logits=self._field("behaviour_logits", rollouts),
+            behaviour_values=self._field("behaviour_values", rollouts),
+            final_values=self._field("final_values", rollouts),
+            terminated=self._field("terminated", rollouts),
+            truncated=self._field("truncated", rollouts),
+            reset_before=_resets(rollouts),
+            core_state={
+                name: self._join(f"core {name}", [rollout.core_state[name] for rollout in rollouts], 0) for name in first.core_state
+            },
+            widths=tuple(rollout.actions.shape[1] for rollout in rollouts),
+        )
+        if self._on_gpu:
+            self._copied = torch.cuda.current_stream(self._device).record_event()
+        return batch
+
+    def _field(self, name: str, rollouts: Sequence[Rollout]) -> Tensor:
+        return self._join(f"rollout {name}", [getattr(rollout, name) for rollout in rollouts])
+
+    def _join(self, name: str, arrays: Sequence[np.ndarray], axis: int = 1) -> Tensor:
+        shape = list(arrays[0].shape)
+        shape[axis] = sum(array.shape[axis] for array in arrays)
+        buffer = self._buffers.get(name)
+        if buffer is None or list(buffer.shape) != shape:
+            buffer = torch.from_numpy(np.empty(shape, arrays[0].dtype))
+            buffer = self._buffers[name] = buffer.pin_memory() if self._on_gpu else buffer
+        np.concatenate(arrays, axis=axis, out=buffer.numpy())
+        return buffer.to(self._device, non_blocking=True)
+
+
+def _resets(rollouts: Sequence[Rollout]) -> Tensor:
+    ends = np.concatenate([rollout.terminated | rollout.truncated for rollout in rollouts], axis=1)
+    return torch.from_numpy(np.concatenate([np.zeros_like(ends[:1]), ends]))
