@@ -40,7 +40,7 @@ class BatchedInference:
         self._outputs = torch.empty(num_envs, spec.num_actions + 1, pin_memory=self._on_gpu)  # logits and value
         self._results = self._outputs.to(self.device)
         self._core = net.initial_state(num_envs)
-        self._cache: EncodingCache | None = None
+        self._caches: dict[str, EncodingCache] = {}
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def load(self, snapshot: PolicySnapshot) -> None:
@@ -50,14 +50,14 @@ class BatchedInference:
     @contextlib.contextmanager
     def rollout(self, num_steps: int) -> Iterator[None]:
         """In it at most `num_steps` calls of `step`, all under the weights as they are now."""
-        self._cache = self._net.make_cache(num_steps * self._num_envs)
+        self._caches = self._net.make_caches(num_steps * self._num_envs)
         # One autocast context for all steps: the weights are cast once. A CUDA graph must cast them itself, to see new ones.
         autocast = torch.autocast(
             self.device.type, self._autocast or torch.bfloat16, enabled=self._autocast is not None, cache_enabled=not self._on_gpu
         )
         with torch.inference_mode(), autocast:
             yield
-        self._cache = None
+        self._caches = {}
 
     def step(self, obs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Logits [B, A] and values [B] f32 of observations name -> [B, ...], valid until the next step; the core state moves on."""
@@ -92,7 +92,7 @@ class BatchedInference:
 
     def _compute(self) -> None:
         """One step on the device, from the inputs to the results."""
-        logits, values, core = self._net.step(self._inputs, self._core, self._cache)
+        logits, values, core = self._net.step(self._inputs, self._core, self._caches)
         for name, tensor in core.items():
             self._core[name].copy_(tensor)
         torch.cat([logits, values.unsqueeze(-1)], -1, out=self._results)

@@ -39,6 +39,8 @@ class GlyphCropEncoder(nn.Module):
     """NetHack's and MiniHack's: convolutions over the glyphs around the hero, and one small MLP each over blstats and message."""
 
     entries = ("glyph_crop", "blstats", "message")
+    repeating = ("glyph_crop", "message")
+    """Entries that seldom change from one step to the next."""
     _blstats_scales: Tensor
     _logarithmic: Tensor
 
@@ -70,18 +72,26 @@ class GlyphCropEncoder(nn.Module):
         logarithmic[list(LOGARITHMIC_BLSTATS)] = True
         self.register_buffer("_logarithmic", logarithmic, persistent=False)
 
-    def forward(self, obs: Mapping[str, Tensor], cache: EncodingCache | None = None) -> Tensor:
-        """Features [N, num_features] f32 or the autocast dtype; `cache` remembers crops from one call to the next."""
+    def forward(self, obs: Mapping[str, Tensor], caches: Mapping[str, EncodingCache] | None = None) -> Tensor:
+        """Features [N, num_features] f32 or the autocast dtype; `caches` (of `repeating`) remember from one call to the next."""
         crops, blstats, message = (obs[name] for name in self.entries)
-        reuse = self._distinct if cache is None else cache
-        features = self._convolve(crops.flatten(1)) if reuse is None else reuse(crops.flatten(1), self._convolve)
-        return torch.cat([features, self.blstats(self._scale_blstats(blstats)), self.message(message.float() / 255)], -1)
+        crops = crops.flatten(1)
+        if caches:
+            features, text = caches["glyph_crop"](crops, self._convolve), caches["message"](message, self._read)
+        else:
+            features = self._convolve(crops) if self._distinct is None else self._distinct(crops, self._convolve)
+            text = self._read(message)
+        return torch.cat([features, self.blstats(self._scale_blstats(blstats)), text], -1)
 
     def _convolve(self, crops: Tensor) -> Tensor:
         """[N, cells] glyphs -> [N, hidden_size]."""
         cells = self.embedding(crops.long()).unflatten(1, self._crop_shape)  # [N, rows, columns, width]
         maps = self.convolutions(cells.movedim(-1, 1))  # channels last in memory, as the CPU's convolutions like it
         return self.project(maps.movedim(1, -1).flatten(1))
+
+    def _read(self, message: Tensor) -> Tensor:
+        """[N, bytes] -> [N, SIDE_FEATURES]."""
+        return self.message(message.float() / 255)
 
     def _scale_blstats(self, blstats: Tensor) -> Tensor:
         """[N, 27] -> [N, 42]: every entry about within [-1, 1], the shares of hit points and energy left, the condition's bits."""

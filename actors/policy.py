@@ -37,7 +37,7 @@ class PolicyNet(nn.Module):
     def __init__(self, spec: EnvironmentSpec, config: PolicyConfig) -> None:
         """Raises ValueError for a network that cannot read the environment's observations."""
         super().__init__()
-        self._reuses_crops = config.reuse_crops
+        self._reuses = config.reuse_crops
         self.encoder = make_encoder(spec.observations, config)
         self.core = RecurrentCore(config.core, self.encoder.num_features, config.core_size)
         self.policy_head = nn.Linear(self.core.num_features, spec.num_actions)
@@ -62,21 +62,22 @@ class PolicyNet(nn.Module):
         return self._after_encoder(features.unflatten(0, (num_steps, num_envs)), core_state, reset_before)
 
     def step(
-        self, obs: Mapping[str, Tensor], core_state: dict[str, Tensor], cache: EncodingCache | None = None
+        self, obs: Mapping[str, Tensor], core_state: dict[str, Tensor], caches: Mapping[str, EncodingCache] | None = None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Logits [B, A], values [B] and the next core state for one step's observations name -> [B, ...].
 
-        `cache`, of `make_cache`, is for steps one after another under the same weights, without gradients.
+        `caches`, of `make_caches`, are for steps one after another under the same weights, without gradients.
         """
-        features = self.encoder(obs) if cache is None else self.encoder(obs, cache)
+        features = self.encoder(obs, caches) if caches else self.encoder(obs)
         logits, values, core_state = self._after_encoder(features.unsqueeze(0), core_state, None)
         return logits[0], values[0], core_state
 
-    def make_cache(self, max_rows: int) -> EncodingCache | None:
-        """For `step`, for at most `max_rows` observations in all; None where this network has nothing to keep, or not on this device."""
-        on_cpu = next(self.parameters()).device.type == "cpu"
-        has_crops = isinstance(self.encoder, GlyphCropEncoder | RenderedCropEncoder)
-        return EncodingCache(max_rows) if self._reuses_crops and has_crops and on_cpu else None
+    def make_caches(self, max_rows: int) -> dict[str, EncodingCache]:
+        """For `step`, for at most `max_rows` observations in all; none where this network has nothing to keep, or not on this device."""
+        encoder, on_cpu = self.encoder, next(self.parameters()).device.type == "cpu"
+        if not (self._reuses and on_cpu and isinstance(encoder, GlyphCropEncoder | RenderedCropEncoder)):
+            return {}
+        return {name: EncodingCache(max_rows) for name in encoder.repeating}
 
     def _after_encoder(self, features: Tensor, core_state: dict[str, Tensor], reset_before: Tensor | None) -> PolicyOutput:
         """Core and heads over features [T, B, F]."""

@@ -38,6 +38,8 @@ class RenderedCropEncoder(nn.Module):
     """
 
     entries = ("character_crop", "blstats", "message")
+    repeating = ("character_crop", "message")
+    """Entries that seldom change from one step to the next."""
     _atlas: Tensor
     _scales: Tensor
 
@@ -64,13 +66,16 @@ class RenderedCropEncoder(nn.Module):
         self.message = _two_layers(observations["message"].shape[0])
         self.num_features = config.hidden_size + SIDE_FEATURES + NUM_BLSTATS + SIDE_FEATURES
 
-    def forward(self, obs: Mapping[str, Tensor], cache: EncodingCache | None = None) -> Tensor:
-        """Features [N, num_features] f32 or the autocast dtype; `cache` remembers windows from one call to the next."""
+    def forward(self, obs: Mapping[str, Tensor], caches: Mapping[str, EncodingCache] | None = None) -> Tensor:
+        """Features [N, num_features] f32 or the autocast dtype; `caches` (of `repeating`) remember from one call to the next."""
         windows, blstats, message = (obs[name] for name in self.entries)
-        reuse = self._distinct if cache is None else cache
-        picture = self._convolve(windows.flatten(1)) if reuse is None else reuse(windows.flatten(1), self._convolve)
-        scaled = self.scale_blstats(blstats)
-        return torch.cat([picture, self.blstats(scaled), scaled, self.message(message.float() / 255)], -1)
+        windows, scaled = windows.flatten(1), self.scale_blstats(blstats)
+        if caches:
+            picture, text = caches["character_crop"](windows, self._convolve), caches["message"](message, self._read)
+        else:
+            picture = self._convolve(windows) if self._distinct is None else self._distinct(windows, self._convolve)
+            text = self._read(message)
+        return torch.cat([picture, self.blstats(scaled), scaled, text], -1)
 
     def render(self, windows: Tensor) -> Tensor:
         """Pictures [N, 3, 72, 72] u8 of windows [N, 12, 12, 2] u8 (character, colour); channels last in memory."""
@@ -81,6 +86,10 @@ class RenderedCropEncoder(nn.Module):
     def scale_blstats(self, blstats: Tensor) -> Tensor:
         """[N, 27] -> [N, 27] within [-5, 5]."""
         return (blstats.float() * self._scales).clamp(-BLSTATS_LIMIT, BLSTATS_LIMIT)
+
+    def _read(self, message: Tensor) -> Tensor:
+        """[N, bytes] -> [N, SIDE_FEATURES]."""
+        return self.message(message.float() / 255)
 
     def _convolve(self, windows: Tensor) -> Tensor:
         """[N, 288] -> [N, hidden_size]."""

@@ -73,8 +73,8 @@ class PolicyConfig:
     embedding_size: int = 32
     """Width of a glyph's embedding and of the two convolutions over the crop (`glyph_crop`), and of large categorical entries."""
     reuse_crops: bool = True
-    """Encode a NetHack crop that repeats itself only once: on a CPU, within a rollout and within the learner's batch. What is learnt stays
-    the same up to rounding; false is for measuring what it saves."""
+    """Encode NetHack's crops and messages that repeat themselves only once, on a CPU: in a worker within a rollout, in the learner (crops)
+    within a batch. What is learnt stays the same up to rounding; false is for measuring what it saves."""
     head_gain: float = 0.01
     """Gain of the policy head's orthogonal first weights; a small one makes all actions nearly equal at first (Andrychowicz et al. 2021;
     ONI: 1, as everywhere else)."""

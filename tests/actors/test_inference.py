@@ -1,5 +1,6 @@
 """Every way of computing the policy against the plain one, on observations of real games."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from actors.environment import EnvironmentSpec, make_environment
 from actors.inference import BatchedInference
 from actors.networks import GlyphCropEncoder
 from actors.policy import PolicyNet, snapshot
+from actors.rendered_crop import RenderedCropEncoder
 from configs.schema import ActorsConfig, EnvConfig, PolicyConfig
 
 NUM_ENVS, NUM_STEPS = 16, 32
@@ -78,7 +80,7 @@ def difference(one: Played, other: Played) -> float:
     return max(float(np.abs(a - b).max()) for a, b in pairs)
 
 
-def test_crops_that_are_not_encoded_again_change_nothing_in_float32(games: Games) -> None:
+def test_what_is_not_encoded_again_changes_nothing_in_float32(games: Games) -> None:
     assert games.ended.any()
     plain, reused = (play(make_inference(games.spec, reuse=reuse), games) for reuse in (False, True))
     assert np.exp(plain.log_probs).std() > 0.02
@@ -102,17 +104,27 @@ def test_steps_and_the_learners_whole_sequence_agree(games: Games) -> None:
     assert difference(played, whole) < FLOAT32
 
 
-def test_only_crops_not_seen_before_in_the_rollout_reach_the_convolutions(games: Games) -> None:
+def test_only_crops_and_messages_not_seen_before_in_the_rollout_are_encoded(games: Games) -> None:
     inference = make_inference(games.spec)
     encoder = inference._net.encoder
-    crops = games.obs["glyph_crop" if isinstance(encoder, GlyphCropEncoder) else "character_crop"]
-    sizes: list[int] = []
-    encoder.convolutions.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
-    num_distinct = len(np.unique(crops.reshape(NUM_STEPS * NUM_ENVS, -1), axis=0))
+    assert isinstance(encoder, GlyphCropEncoder | RenderedCropEncoder)
+    asked = {"convolutions": 0, "message": 0}
+
+    def count(name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor], torch.Tensor], None]:
+        def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+            asked[name] += len(inputs[0])
+
+        return hook
+
+    for name in asked:
+        getattr(encoder, name).register_forward_hook(count(name))
+    crops, messages = (games.obs[name].reshape(NUM_STEPS * NUM_ENVS, -1) for name in encoder.repeating)
+    distinct = {"convolutions": len(np.unique(crops, axis=0)), "message": len(np.unique(messages, axis=0))}
     play(inference, games)
-    assert sum(sizes) == num_distinct < 0.6 * NUM_STEPS * NUM_ENVS
+    assert asked == distinct
+    assert max(distinct.values()) < 0.6 * NUM_STEPS * NUM_ENVS
     play(inference, games)  # afresh: the weights might be others
-    assert sum(sizes) == 2 * num_distinct
+    assert asked == {name: 2 * number for name, number in distinct.items()}
 
 
 def test_new_weights_are_used_from_the_next_rollout_on(games: Games) -> None:
