@@ -1,31 +1,44 @@
 """Encodes each distinct row of a batch once: most of a NetHack batch repeats itself.
 
-Invariant: a row's result is what encoding it alone gives, whatever else is in the batch.
+Invariant: rows share an encoding only where all their bytes are equal, and a row's result is what encoding it alone gives,
+whatever else is in the batch.
 """
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 
-class DistinctRows(nn.Module):
-    """Applies an encoder to the distinct rows of integers in a batch, on a CPU; without parameters."""
+def encode_distinct(rows: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    """What `encode` ([M, columns] -> [M, F]) makes of `rows` [N, columns], as [N, F]; on a CPU it is asked for distinct rows only."""
+    if rows.device.type != "cpu":  # the number of distinct rows would have to come back to the host first
+        return encode(rows)
+    array = np.ascontiguousarray(rows.numpy())
+    ranks: dict[bytes, int] = {}
+    places = np.array([ranks.setdefault(key, len(ranks)) for key in array.view(f"V{array.strides[0]}").ravel().tolist()])
+    first = np.empty(len(ranks), np.int64)
+    first[places[::-1]] = np.arange(len(places))[::-1]
+    return _Repeat.apply(encode(rows[torch.from_numpy(first)]), places)
 
-    _multipliers: Tensor
 
-    def __init__(self, num_columns: int) -> None:
-        super().__init__()
-        multipliers = torch.randint(2**62, (num_columns,), generator=torch.Generator().manual_seed(0)) * 2 + 1
-        self.register_buffer("_multipliers", multipliers, persistent=False)
+class _Repeat(torch.autograd.Function):
+    """Rows `places` [N] of `encoded` [M, F]."""
 
-    def forward(self, rows: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        """`encode` maps [M, num_columns] integers to [M, F]; its results for `rows` [N, num_columns], as [N, F]."""
-        if rows.device.type != "cpu":  # the number of distinct rows would have to come back to the host first
-            return encode(rows)
-        # Rows with one 64-bit multiply-and-add hash are taken as equal: two distinct rows share it with a chance of about 2^-52.
-        hashes = (rows.long() * self._multipliers).sum(1)
-        distinct, inverse = torch.unique(hashes, return_inverse=True)
-        representatives = torch.empty_like(distinct).scatter_(0, inverse, torch.arange(len(hashes)))
-        # In float32, so that the gradients of many equal rows are summed without bf16's rounding.
-        return encode(rows[representatives]).float().index_select(0, inverse)
+    @staticmethod
+    def forward(ctx: Any, encoded: Tensor, places: np.ndarray) -> Tensor:
+        ctx.places, ctx.num_rows = places, len(encoded)
+        return encoded.index_select(0, torch.from_numpy(places))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradients: Tensor) -> tuple[Tensor, None]:
+        # A bag sums in float32, so that the gradients of many equal rows are added without bf16's rounding.
+        counts = np.bincount(ctx.places, minlength=ctx.num_rows)
+        order = np.argsort(ctx.places.astype(np.min_scalar_type(ctx.num_rows)), kind="stable")
+        starts = torch.from_numpy(np.cumsum(counts) - counts)
+        return F.embedding_bag(torch.from_numpy(order), gradients.contiguous(), starts, mode="sum"), None

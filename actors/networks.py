@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from actors.distinct_rows import DistinctRows
+from actors.distinct_rows import encode_distinct
 from actors.encoding_cache import EncodingCache
 from actors.environment import ArraySpec
+from actors.glyph_convolution import convolve_categories
 from actors.rendered_crop import RenderedCropEncoder
 from configs.schema import PolicyConfig
 
@@ -66,7 +67,7 @@ class GlyphCropEncoder(nn.Module):
         self.blstats = _mlp(NUM_BLSTATS + 2 + NUM_CONDITIONS, SIDE_FEATURES)
         self.message = _mlp(message.shape[0], SIDE_FEATURES)
         self.num_features = config.hidden_size + 2 * SIDE_FEATURES
-        self._distinct = DistinctRows(rows * columns) if config.reuse_crops else None
+        self._reuses = config.reuse_crops
         self.register_buffer("_blstats_scales", torch.tensor(BLSTATS_SCALES), persistent=False)
         logarithmic = torch.zeros(NUM_BLSTATS, dtype=torch.bool)
         logarithmic[list(LOGARITHMIC_BLSTATS)] = True
@@ -78,15 +79,23 @@ class GlyphCropEncoder(nn.Module):
         crops = crops.flatten(1)
         if caches:
             features, text = caches["glyph_crop"](crops, self._convolve), caches["message"](message, self._read)
+        elif self._reuses:
+            features, text = encode_distinct(crops, self._convolve), encode_distinct(message, self._read)
         else:
-            features = self._convolve(crops) if self._distinct is None else self._distinct(crops, self._convolve)
-            text = self._read(message)
+            features, text = self._convolve(crops), self._read(message)
         return torch.cat([features, self.blstats(self._scale_blstats(blstats)), text], -1)
 
     def _convolve(self, crops: Tensor) -> Tensor:
         """[N, cells] glyphs -> [N, hidden_size]."""
-        cells = self.embedding(crops.long()).unflatten(1, self._crop_shape)  # [N, rows, columns, width]
-        maps = self.convolutions(cells.movedim(-1, 1))  # channels last in memory, as the CPU's convolutions like it
+        crops, (first, *rest) = crops.unflatten(1, self._crop_shape), self.convolutions
+        assert isinstance(first, nn.Conv2d)
+        assert first.bias is not None
+        if crops.device.type == "cpu" and torch.is_grad_enabled():  # it pays on the way back, and for many crops at once
+            maps = convolve_categories(crops, self.embedding.weight, first.weight, first.bias)
+            for layer in rest:
+                maps = layer(maps)
+        else:
+            maps = self.convolutions(self.embedding(crops.long()).movedim(-1, 1))  # channels last in memory
         return self.project(maps.movedim(1, -1).flatten(1))
 
     def _read(self, message: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from actors.distinct_rows import DistinctRows
+from actors.distinct_rows import encode_distinct
 from actors.encoding_cache import EncodingCache
 from actors.environment import ArraySpec
 from actors.pixel_font import CELL, NUM_COLOURS, glyph_atlas
@@ -55,7 +55,7 @@ class RenderedCropEncoder(nn.Module):
             )
         self.register_buffer("_atlas", torch.from_numpy(glyph_atlas()), persistent=False)  # [256 * 16, 6, 6, 3] u8
         self.register_buffer("_scales", torch.tensor(BLSTATS_SCALES), persistent=False)
-        self._distinct = DistinctRows(WINDOW * WINDOW * 2) if config.reuse_crops else None
+        self._reuses = config.reuse_crops
         self.convolutions = nn.Sequential(
             *(nn.Conv2d(3, 32, 8, 4), nn.ELU()),  # 72 -> 17
             *(nn.Conv2d(32, 64, 4, 2), nn.ELU()),  # 17 -> 7
@@ -72,9 +72,10 @@ class RenderedCropEncoder(nn.Module):
         windows, scaled = windows.flatten(1), self.scale_blstats(blstats)
         if caches:
             picture, text = caches["character_crop"](windows, self._convolve), caches["message"](message, self._read)
+        elif self._reuses:
+            picture, text = encode_distinct(windows, self._convolve), encode_distinct(message, self._read)
         else:
-            picture = self._convolve(windows) if self._distinct is None else self._distinct(windows, self._convolve)
-            text = self._read(message)
+            picture, text = self._convolve(windows), self._read(message)
         return torch.cat([picture, self.blstats(scaled), scaled, text], -1)
 
     def render(self, windows: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from actors.distinct_rows import encode_distinct
 from actors.environment import ArraySpec, EnvironmentSpec, make_environment
 from actors.hero_view import character_view
 from actors.pixel_font import CELL, PALETTE, character_shapes, glyph_atlas
@@ -146,7 +147,7 @@ def test_repeated_windows_give_what_each_gives_alone_gradients_included() -> Non
         (features * weights).sum().backward()
         return [p.grad.clone() for p in encoder.parameters() if p.grad is not None]
 
-    shared, alone = encoder._distinct(rows, encoder._convolve), encoder._convolve(rows)
+    shared, alone = encode_distinct(rows, encoder._convolve), encoder._convolve(rows)
     torch.testing.assert_close(shared, alone, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(gradients(shared), gradients(alone), rtol=1e-3, atol=1e-4)
 
