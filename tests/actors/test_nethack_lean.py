@@ -11,13 +11,13 @@ from nle.env.tasks import NetHackChallenge, NetHackScore
 
 from actors.environment import EpisodeEnd, VectorStep, make_environment
 from actors.nethack import NetHackEnvironment
-from actors.nethack_game import GymnasiumStepping
+from actors.nethack_game import Game, GymnasiumStepping
 from actors.nethack_lean import LeanStepping, find_obstacle
 from configs.schema import EnvConfig
 
 NUM_ENVS = 32
 DEPTH, TURNS = 12, 20  # indices into blstats
-ASKING, READING_LINE, WAITING_FOR_SPACE = 1, 2, 3  # indices into internal
+ASKING, READING_LINE, WAITING_FOR_SPACE, ON_STAIRS_DOWN = 1, 2, 3, 4  # indices into internal
 WEAK = {"character": "arc-dwa-law-fem"}
 MONK = {"options": [*nethack.NETHACKOPTIONS, "role:Monk", "race:human", "gender:male", "align:neutral"]}
 """In debug mode the name of the character does not choose the role."""
@@ -31,8 +31,8 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "Staircase": ("NetHackStaircase-v0", {}, USUAL | {"goals"}),
     "StaircasePet": ("NetHackStaircasePet-v0", {}, USUAL | {"goals"}),
     "Oracle": ("NetHackOracle-v0", {}, USUAL | {"levels"}),
-    "Gold": ("NetHackGold-v0", {}, USUAL | {"paid", "levels"}),
-    "Eat": ("NetHackEat-v0", WEAK, USUAL | {"paid"}),
+    "Gold": ("NetHackGold-v0", {"penalty_time": 0.003}, USUAL | {"paid", "levels"}),
+    "Eat": ("NetHackEat-v0", {**WEAK, "penalty_time": 0.003}, USUAL | {"paid"}),
     "Scout": ("NetHackScout-v0", {}, USUAL | {"paid", "levels"}),
     "Challenge": ("NetHackChallenge-v0", {"no_progress_timeout": 60}, {"questions", "menus", "texts", "deaths", "aborts", "truncations"}),
     "ONI score": ("Delphi/NetHackScoreExtended-v0", {"character": "wiz-elf-cha-mal"}, USUAL | {"paid"}),
@@ -94,6 +94,9 @@ class Pair:
         assert lean.captions == own.captions
         for one, other in zip(lean.ends, own.ends, strict=True):
             assert_same_ends(one, other)
+        for game, other_game in zip(*(env._games for env in self.envs), strict=True):  # what later steps depend on
+            assert (game.log.prompt, game.log._typed) == (other_game.log.prompt, other_game.log._typed)
+            assert (game.last_screen is None) == (other_game.last_screen is None)
         self._count(own)
         return own
 
@@ -229,6 +232,46 @@ def test_a_death_that_is_declined_and_an_end_that_takes_two_steps_are_alike(all_
     assert b"You plummet a few thousand feet to your death." in captions
     assert b"OK, so you don't die." in captions
     assert pair.events["deaths"] == 1, "back on the surface the dungeon is left"
+    pair.close()
+
+
+def test_a_skill_is_enhanced_alike_where_no_prompt_follows_the_line() -> None:
+    pair = Pair("Delphi/NetHackScoreExtended-v0", {"wizard": True, **MONK}, limit=100)
+    for env in pair.envs:
+        (game,) = env._games
+        game.engine = SayingMore(game)
+        if isinstance(env._stepping, LeanStepping):
+            env._stepping._press = [game.engine.step]
+    (caption,) = pair.act(b"s").captions
+    assert caption.startswith(b"You feel more confident in your martial arts skills.")
+    assert len(caption) > 60, "the menu of skills says something, too"
+    assert pair.envs[0]._games[0].engine.keys == pair.envs[1]._games[0].engine.keys
+    assert int(nethack.Command.ENHANCE) in pair.envs[0]._games[0].engine.keys
+    pair.close()
+
+
+class SayingMore:
+    """An engine whose first step shows that a skill may be enhanced."""
+
+    def __init__(self, game: Game) -> None:
+        self._engine, self._message, self.keys = game.engine, game._message, []
+        self.done, self.in_normal_game = game.engine.done, game.engine.in_normal_game
+
+    def step(self, key: int) -> None:
+        self._engine.step(key)
+        self.keys.append(key)
+        if len(self.keys) == 1:
+            line = b"You feel more confident in your martial arts skills."
+            self._message[:] = np.frombuffer(line.ljust(len(self._message), b"\0"), np.uint8)
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_who_dies_at_the_goal_has_died(done: bool) -> None:
+    pair = Pair("NetHackStaircase-v0", {})
+    (game,) = pair.envs[0]._games
+    pair.envs[0]._screens["internal"][0, ON_STAIRS_DOWN] = 1
+    statuses, _ = pair.envs[0]._stepping._find_ends([], np.array([done]), False)
+    assert statuses.tolist() == [int(game.env._get_end_status(game.screen, done))] == [1 if done else 2]
     pair.close()
 
 
