@@ -81,7 +81,7 @@ class TrainingLoop:
                 rollout = self.workers.take(timeout_s=1.0)
             now = time.monotonic()
             if rollout is not None:
-                self._stages.add_rollout(getattr(rollout, "timings", {"env": 0.0, "inference": 0.0, "other": 0.0}))
+                self._stages.add_rollout(rollout.timings)
                 batch = self.stream.put(rollout, self.learner.policy_version)
                 if batch is not None:
                     return batch
@@ -92,7 +92,7 @@ class TrainingLoop:
 
     def _update(self, rollouts: list[Rollout]) -> None:
         result = self.learner.step(rollouts, self.annotation.latest_table())
-        self._stages.add_learner(getattr(result, "timings", {}))
+        self._stages.add_learner(result.timings)
         with self._stages.learner("publish"):
             self.workers.publish(self.learner.snapshot())
         self.metrics.add_update(result.metrics, result.lags)
