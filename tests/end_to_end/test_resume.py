@@ -14,6 +14,7 @@ import torch
 
 from cluster.launch import launch
 from cluster.run_directory import find_run
+from cluster.stages import LEARNER_STAGES, WORKER_STAGES
 from configs.loading import load_config
 from learner.checkpoint import load_latest, save_checkpoint
 
@@ -63,7 +64,8 @@ TIMES_AND_EPOCHS = (
     "_per_s",
     "run_epoch",
     "book_epoch",
-    "wait_fraction",
+    *(f"worker_{stage}_fraction" for stage in (*WORKER_STAGES, "idle")),
+    *(f"learner_{stage}_fraction" for stage in (*LEARNER_STAGES, "other")),
     "annotation_age_s",
     "newest_reports",
     "reward_version",
