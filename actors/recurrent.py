@@ -7,7 +7,7 @@ reset costs one mask at its own step.
 import torch
 from torch import Tensor, nn
 
-from actors.recurrent_cells import GruSequence, LstmSequence
+from actors.recurrent_cells import GruSequence, LstmSequence, lstm_step
 
 GATES = {"lstm": 4, "gru": 3}
 
@@ -54,6 +54,9 @@ class RecurrentCore(nn.Module):
         resets = reset_before.to(inputs.device).unsqueeze(-1) if reset_before is not None and any(steps_with_reset) else None
         gates = self.input(inputs)
         weight = self.recurrent.weight.to(gates.dtype)
+        if self.kind == "lstm" and len(inputs) == 1 and resets is None and not torch.is_grad_enabled():
+            h, c = lstm_step(gates[0], weight, state["h"], state["c"])
+            return h.unsqueeze(0), {"h": h, "c": c}
         if self.kind == "lstm":
             outputs, c = LstmSequence.apply(gates, weight, state["h"], state["c"], resets, steps_with_reset)
             return outputs, {"h": outputs[-1], "c": c}

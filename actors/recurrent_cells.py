@@ -83,6 +83,20 @@ class LstmSequence(torch.autograd.Function):
         return d_gates, d_gates.flatten(0, 1).t() @ h_before.flatten(0, 1), d_h, d_c, None, None
 
 
+def lstm_step(gates: Tensor, weight: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """`LstmSequence` over one step without a reset, bit for bit, where no gradient is asked for and so nothing kept: h, c [B, H].
+
+    `gates` is [B, 4H]; the rest as there.
+    """
+    activated = torch.addmm(gates, h.to(gates.dtype), weight.t()).to(c.dtype)
+    i, f, g, o = activated.chunk(4, -1)
+    g *= 2  # as above
+    activated.sigmoid_()
+    g.mul_(2).sub_(1)
+    c = torch.mul(f, c).addcmul_(i, g)
+    return tanh(c, out=torch.empty_like(c)).mul_(o), c
+
+
 class GruSequence(torch.autograd.Function):
     """GRU (Cho et al. 2014; the reset gate acts on the recurrent product); gates in the order reset, update, candidate."""
 

@@ -118,3 +118,18 @@ def test_whether_gradients_are_wanted_changes_no_bit(kind: str) -> None:
     with torch.no_grad():
         acted, _ = core(inputs, state, reset_before)
     assert torch.equal(trained, acted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_single_step_gives_the_same_bits_whether_or_not_it_keeps_anything_for_gradients(kind: str, dtype: torch.dtype) -> None:
+    core = make_core(kind, num_inputs=48, size=32, dtype=torch.float32)
+    inputs, state, _ = make_sequence(core, num_envs=32, dtype=torch.float32)
+    acted_state = state
+    with torch.autocast("cpu", dtype, enabled=dtype is torch.bfloat16):
+        for t in range(len(inputs)):
+            trained, state = core(inputs[t : t + 1], state, None)
+            with torch.no_grad():
+                acted, acted_state = core(inputs[t : t + 1], acted_state, None)
+            assert torch.equal(trained, acted)
+    assert all(torch.equal(state[name], acted_state[name]) for name in state)
