@@ -22,7 +22,7 @@ from configs.validation import ConfigError, validate
 PRESETS = Path(__file__).parent / "presets"
 FREE_KEYS = ("env.options",)
 """Mappings whose inner keys the schema does not know."""
-MAY_CHANGE_ON_RESUME = ("total_env_steps", "run_dir", "cluster", "logging")
+MAY_CHANGE_ON_RESUME = {"total_env_steps", "run_dir", "cluster", "logging", "env.stepping", "env.share_engine_code"}
 """Keys (or sections) that do not make a resumed run another experiment."""
 
 
@@ -93,7 +93,7 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
 def experiment_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """One line `key: old -> new` per difference that would make a resumed run another experiment."""
     before, after = dict(_flatten(old)), dict(_flatten(new))
-    keys = sorted(key for key in before.keys() | after.keys() if key.split(".")[0] not in MAY_CHANGE_ON_RESUME)
+    keys = sorted(key for key in before.keys() | after.keys() if not {key, key.split(".")[0]} & MAY_CHANGE_ON_RESUME)
     absent = object()
     return [
         f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}"

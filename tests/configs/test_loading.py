@@ -121,6 +121,9 @@ def test_unknown_presets_and_unreadable_files_are_explained(tmp_path: Path) -> N
 def test_only_keys_that_change_the_experiment_are_in_the_diff() -> None:
     old = to_dict(load_config(preset="debug"))
     new = to_dict(
-        load_config(preset="debug", overrides=["total_env_steps=5", "logging.console=plain", "cluster.mode=local", "learner.gamma=0.5"])
+        load_config(
+            preset="debug",
+            overrides=["total_env_steps=5", "logging.console=plain", "cluster.mode=local", "env.stepping=gymnasium", "learner.gamma=0.5"],
+        )
     )
     assert experiment_diff(old, new) == ["learner.gamma: 0.99 -> 0.5"]
