@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from actors.distinct_rows import encode_distinct
+from actors.distinct_rows import RepeatedRows, encode_all, encode_distinct
 from actors.encoding_cache import EncodingCache
 from actors.environment import ArraySpec
 from actors.glyph_convolution import convolve_categories
@@ -76,14 +76,16 @@ class GlyphCropEncoder(nn.Module):
     def forward(self, obs: Mapping[str, Tensor], caches: Mapping[str, EncodingCache] | None = None) -> Tensor:
         """Features [N, num_features] f32 or the autocast dtype; `caches` (of `repeating`) remember from one call to the next."""
         crops, blstats, message = (obs[name] for name in self.entries)
-        crops = crops.flatten(1)
-        if caches:
-            features, text = caches["glyph_crop"](crops, self._convolve), caches["message"](message, self._read)
-        elif self._reuses:
-            features, text = encode_distinct(crops, self._convolve), encode_distinct(message, self._read)
-        else:
-            features, text = self._convolve(crops), self._read(message)
-        return torch.cat([features, self.blstats(self._scale_blstats(blstats)), text], -1)
+        if not caches:
+            return torch.cat([part.rows() for part in self.parts(obs)], -1)
+        features, text = caches["glyph_crop"](crops.flatten(1), self._convolve), caches["message"](message, self._read)
+        return torch.cat([features, self._measure(blstats), text], -1)
+
+    def parts(self, obs: Mapping[str, Tensor]) -> list[RepeatedRows]:
+        """The features of `forward`, side by side, before what repeats itself is repeated."""
+        crops, blstats, message = (obs[name] for name in self.entries)
+        encode = encode_distinct if self._reuses else encode_all
+        return [encode(crops.flatten(1), self._convolve), encode(blstats, self._measure), encode(message, self._read)]
 
     def _convolve(self, crops: Tensor) -> Tensor:
         """[N, cells] glyphs -> [N, hidden_size]."""
@@ -101,6 +103,10 @@ class GlyphCropEncoder(nn.Module):
     def _read(self, message: Tensor) -> Tensor:
         """[N, bytes] -> [N, SIDE_FEATURES]."""
         return self.message(message.float() / 255)
+
+    def _measure(self, blstats: Tensor) -> Tensor:
+        """[N, 27] -> [N, SIDE_FEATURES]."""
+        return self.blstats(self._scale_blstats(blstats))
 
     def _scale_blstats(self, blstats: Tensor) -> Tensor:
         """[N, 27] -> [N, 42]: every entry about within [-1, 1], the shares of hit points and energy left, the condition's bits."""

@@ -1,6 +1,6 @@
 """The policy network that workers run and the learner trains, and the snapshots in which its weights travel.
 
-Invariant: for equal weights `step`, taken T times, and `forward` over the T steps are the same arithmetic.
+Invariant: for equal weights `step`, taken T times, and `forward` over the T steps are the same function, up to rounding.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from actors.distinct_rows import project
 from actors.encoding_cache import EncodingCache
 from actors.environment import EnvironmentSpec
 from actors.networks import GlyphCropEncoder, make_encoder
@@ -58,8 +59,12 @@ class PolicyNet(nn.Module):
         `core_state` is the state before step 0; `reset_before` [T, B] bool (on the CPU) zeroes it before single steps.
         """
         num_steps, num_envs = next(iter(obs.values())).shape[:2]
-        features = self.encoder({name: array.flatten(0, 1) for name, array in obs.items()})
-        return self._after_encoder(features.unflatten(0, (num_steps, num_envs)), core_state, reset_before)
+        flat = {name: array.flatten(0, 1) for name, array in obs.items()}
+        if self.core.kind != "none" and isinstance(self.encoder, GlyphCropEncoder | RenderedCropEncoder):
+            gates = project(self.encoder.parts(flat), self.core.input)
+            return self._after_core(*self.core.run(gates.unflatten(0, (num_steps, num_envs)), core_state, reset_before))
+        features = self.encoder(flat).unflatten(0, (num_steps, num_envs))
+        return self._after_core(*self.core(features, core_state, reset_before))
 
     def step(
         self, obs: Mapping[str, Tensor], core_state: dict[str, Tensor], caches: Mapping[str, EncodingCache] | None = None
@@ -69,7 +74,7 @@ class PolicyNet(nn.Module):
         `caches`, of `make_caches`, are for steps one after another under the same weights, without gradients.
         """
         features = self.encoder(obs, caches) if caches else self.encoder(obs)
-        logits, values, core_state = self._after_encoder(features.unsqueeze(0), core_state, None)
+        logits, values, core_state = self._after_core(*self.core(features.unsqueeze(0), core_state, None))
         return logits[0], values[0], core_state
 
     def make_caches(self, max_rows: int) -> dict[str, EncodingCache]:
@@ -79,9 +84,8 @@ class PolicyNet(nn.Module):
             return {}
         return {name: EncodingCache(max_rows) for name in encoder.repeating}
 
-    def _after_encoder(self, features: Tensor, core_state: dict[str, Tensor], reset_before: Tensor | None) -> PolicyOutput:
-        """Core and heads over features [T, B, F]."""
-        outputs, core_state = self.core(features, core_state, reset_before)
+    def _after_core(self, outputs: Tensor, core_state: dict[str, Tensor]) -> PolicyOutput:
+        """The heads over the core's outputs [T, B, H]."""
         # The heads stay in float32: they are small, and bf16 would round values and log-probabilities to three digits.
         with torch.autocast(outputs.device.type, enabled=False):
             outputs = outputs.float()

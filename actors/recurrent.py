@@ -50,11 +50,14 @@ class RecurrentCore(nn.Module):
         """
         if self.kind == "none":
             return inputs, state
-        steps_with_reset = [False] * len(inputs) if reset_before is None else reset_before.any(1).tolist()
-        resets = reset_before.to(inputs.device).unsqueeze(-1) if reset_before is not None and any(steps_with_reset) else None
-        gates = self.input(inputs)
+        return self.run(self.input(inputs), state, reset_before)
+
+    def run(self, gates: Tensor, state: dict[str, Tensor], reset_before: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """`forward` from the input's half of the gates, `self.input(inputs)` [T, B, gates]; not for `none`."""
+        steps_with_reset = [False] * len(gates) if reset_before is None else reset_before.any(1).tolist()
+        resets = reset_before.to(gates.device).unsqueeze(-1) if reset_before is not None and any(steps_with_reset) else None
         weight = self.recurrent.weight.to(gates.dtype)
-        if self.kind == "lstm" and len(inputs) == 1 and resets is None and not torch.is_grad_enabled():
+        if self.kind == "lstm" and len(gates) == 1 and resets is None and not torch.is_grad_enabled():
             h, c = lstm_step(gates[0], weight, state["h"], state["c"])
             return h.unsqueeze(0), {"h": h, "c": c}
         if self.kind == "lstm":

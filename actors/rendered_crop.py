@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from actors.distinct_rows import encode_distinct
+from actors.distinct_rows import RepeatedRows, encode_all, encode_distinct
 from actors.encoding_cache import EncodingCache
 from actors.environment import ArraySpec
 from actors.pixel_font import CELL, NUM_COLOURS, glyph_atlas
@@ -69,20 +69,27 @@ class RenderedCropEncoder(nn.Module):
     def forward(self, obs: Mapping[str, Tensor], caches: Mapping[str, EncodingCache] | None = None) -> Tensor:
         """Features [N, num_features] f32 or the autocast dtype; `caches` (of `repeating`) remember from one call to the next."""
         windows, blstats, message = (obs[name] for name in self.entries)
-        windows, scaled = windows.flatten(1), self.scale_blstats(blstats)
-        if caches:
-            picture, text = caches["character_crop"](windows, self._convolve), caches["message"](message, self._read)
-        elif self._reuses:
-            picture, text = encode_distinct(windows, self._convolve), encode_distinct(message, self._read)
-        else:
-            picture, text = self._convolve(windows), self._read(message)
-        return torch.cat([picture, self.blstats(scaled), scaled, text], -1)
+        if not caches:
+            return torch.cat([part.rows() for part in self.parts(obs)], -1)
+        picture, text = caches["character_crop"](windows.flatten(1), self._convolve), caches["message"](message, self._read)
+        return torch.cat([picture, self._measure(blstats), text], -1)
+
+    def parts(self, obs: Mapping[str, Tensor]) -> list[RepeatedRows]:
+        """The features of `forward`, side by side, before what repeats itself is repeated."""
+        windows, blstats, message = (obs[name] for name in self.entries)
+        encode = encode_distinct if self._reuses else encode_all
+        return [encode(windows.flatten(1), self._convolve), encode(blstats, self._measure), encode(message, self._read)]
 
     def render(self, windows: Tensor) -> Tensor:
         """Pictures [N, 3, 72, 72] u8 of windows [N, 12, 12, 2] u8 (character, colour); channels last in memory."""
         characters, colours = windows.int().unbind(-1)
         cells = self._atlas[characters * NUM_COLOURS + colours % NUM_COLOURS]  # [N, 12, 12, 6, 6, 3]
         return cells.transpose(2, 3).reshape(-1, WINDOW * CELL, WINDOW * CELL, 3).movedim(-1, 1)
+
+    def _measure(self, blstats: Tensor) -> Tensor:
+        """[N, 27] -> [N, SIDE_FEATURES + 27]: the statistics encoded, and as they are."""
+        scaled = self.scale_blstats(blstats)
+        return torch.cat([self.blstats(scaled), scaled], -1)
 
     def scale_blstats(self, blstats: Tensor) -> Tensor:
         """[N, 27] -> [N, 27] within [-5, 5]."""
