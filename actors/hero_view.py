@@ -3,6 +3,7 @@
 Invariant: the hero's cell has the same place in every window, also where the window reaches over the map's edge.
 """
 
+import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -42,8 +43,9 @@ class HeroView:
     def cut(self, maps: Mapping[str, np.ndarray], x: np.ndarray, y: np.ndarray, out: np.ndarray) -> None:
         """Write the windows around the heroes at `x`, `y` [N] into `out` [N, *spec.shape] (C-contiguous), from maps
         name -> [N, MAP_CELLS + 1] (the last cell is outside; C-contiguous)."""
-        cells = self._cells[y.clip(0, MAP_HEIGHT - 1) * MAP_WIDTH + x.clip(0, MAP_WIDTH - 1)]
-        cells += np.arange(len(cells))[:, None] * (MAP_CELLS + 1)
+        # Between two levels the hero may stand nowhere, at -1.
+        cells = self._cells.take(np.maximum(y, 0) * MAP_WIDTH + np.maximum(x, 0), axis=0, mode="clip")
+        cells += _row_starts(len(cells))
         for i, layer in enumerate(self.layers):
             if len(self.layers) == 1:
                 np.take(maps[layer].reshape(-1), cells, out=out.reshape(cells.shape), mode="clip")
@@ -66,6 +68,12 @@ def character_view() -> HeroView:
 def make_maps(num_envs: int, layers: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Empty maps name -> [B, MAP_CELLS + 1]: one more cell per row than the map has, which a window reads beyond the edge."""
     return {layer: np.full((num_envs, MAP_CELLS + 1), LAYERS[layer][1], LAYERS[layer][0]) for layer in layers}
+
+
+@functools.cache
+def _row_starts(num_rows: int) -> np.ndarray:
+    """[N, 1]: where the rows of maps begin."""
+    return np.arange(num_rows)[:, None] * (MAP_CELLS + 1)
 
 
 def _window_cells(size: int) -> np.ndarray:

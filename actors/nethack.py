@@ -78,7 +78,7 @@ class NetHackEnvironment:
         # With the step limit out of reach NLE aborts only where NetHackChallenge sees no progress: no end of the task either.
         terminated = statuses > 0
         truncated = ((statuses < 0) | (self._steps >= self._step_limit)) & ~terminated
-        ends = [self._end(i, int(statuses[i])) for i in np.flatnonzero(terminated | truncated).tolist()]
+        ends = [self._end(i, int(statuses[i])) for i in (terminated | truncated).nonzero()[0].tolist()]
         self._obs = self._observe(self._screens, out)
         return VectorStep(
             obs=self._obs,
@@ -131,6 +131,6 @@ class NetHackEnvironment:
             specs = self.spec.observations
             out = {name: np.empty((len(blstats), *spec.shape), spec.dtype) for name, spec in specs.items()}
         self._view.cut(screens, blstats[:, X], blstats[:, Y], out[self._view.entry])
-        out["blstats"][:] = blstats
-        out["message"][:] = screens["message"]
+        np.copyto(out["blstats"], blstats)
+        np.copyto(out["message"], screens["message"])
         return out

@@ -38,10 +38,10 @@ class EpisodeFigures:
         """Take in a step of every game: `glyphs` [B, cells], `blstats` [B, 27]; an emptied screen changes nothing but kills."""
         np.maximum(self._max_depth, blstats[:, DEPTH], out=self._max_depth)
         levels, playing = level_number(blstats), blstats[:, TIME] > 0
-        for i in np.flatnonzero((levels != self._level) & playing).tolist():
+        for i in ((levels != self._level) & playing).nonzero()[0].tolist():
             self._tiles_elsewhere[i][int(self._level[i])] = int(self._tiles[i])
             self._tiles_elsewhere[i].pop(int(levels[i]), None)
-        np.copyto(self._level, levels, where=playing)
+            self._level[i] = levels[i]
         np.copyto(self._tiles, count_unlike(glyphs, UNSEEN_GLYPH), where=playing)
         for i, caption in enumerate(captions):
             if caption and (kills := caption.count(KILL) + caption.count(DESTROY)):
@@ -61,8 +61,8 @@ class EpisodeFigures:
 
 
 def count_unlike(values: np.ndarray, value: int) -> np.ndarray:
-    """In each row of `values` [N, M], how many are not `value`: [N] i64; M < 2^15."""
-    return (values != value).sum(axis=1, dtype=np.int16).astype(np.int64)  # four times as fast as counting along an axis
+    """In each row of `values` [N, M], how many are not `value`: [N] i16; M < 2^15."""
+    return np.add.reduce(values != value, axis=1, dtype=np.int16)  # four times as fast as counting along an axis
 
 
 def level_number(blstats: np.ndarray) -> np.ndarray:

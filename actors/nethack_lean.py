@@ -73,7 +73,7 @@ class LeanStepping:
             self._progress.check()
         dones = [is_done() for is_done in self._is_done]
         captions, attended = self._look(keys, dones)
-        aborted = False if self._progress is None else self._progress.check()
+        aborted = None if self._progress is None else self._progress.check()
         statuses, goals = self._find_ends(attended, np.array(dones, bool), aborted)
         playing = np.array([is_playing() for is_playing in self._is_playing], bool)
         return self._rewards.pay(statuses, playing, goals).astype(np.float32), statuses, captions
@@ -86,10 +86,13 @@ class LeanStepping:
         """The captions of the step, once every prompt is passed that the agent does not see, and which games were not just
         read; `dones` is brought up to date."""
         captions = [b""] * len(keys)
-        busy = self.internal[:, ASKING : WAITING_FOR_SPACE + 1].any(axis=1) | (self._game_over != 0)
-        busy[list(self._attended)] = True
-        quiet = np.flatnonzero((self._message[:, 0] != 0) & ~busy)
-        attended = np.flatnonzero(busy).tolist()
+        flags = np.bitwise_or.reduce(self.internal[:, ASKING : WAITING_FOR_SPACE + 1], axis=1)
+        flags |= self._game_over
+        busy = flags != 0
+        if self._attended:
+            busy[list(self._attended)] = True
+        quiet = ((self._message[:, 0] != 0) & ~busy).nonzero()[0]
+        attended = busy.nonzero()[0].tolist()
         for i, line in zip(quiet.tolist(), self._lines[quiet].tolist(), strict=True):
             if self._telling and any(words in line for words in self._telling):
                 attended.append(i)
@@ -118,7 +121,7 @@ class LeanStepping:
         else:
             self._attended.discard(i)
 
-    def _find_ends(self, attended: list[int], dones: np.ndarray, aborted: np.ndarray | bool) -> tuple[np.ndarray, list[int]]:
+    def _find_ends(self, attended: list[int], dones: np.ndarray, aborted: np.ndarray | None) -> tuple[np.ndarray, list[int]]:
         """End statuses [B], and the games in which one of ONI's goals pays."""
         statuses = np.zeros(len(dones), np.int64)
         goals = []
@@ -127,7 +130,8 @@ class LeanStepping:
             statuses[i] = env._is_episode_end(self._games[i].screen)
             if self._has_oni_goal and env.pays:
                 goals.append(i)
-        statuses[aborted] = ABORTED
+        if aborted is not None:
+            statuses[aborted] = ABORTED
         statuses[dones] = DEATH
         return statuses, goals
 

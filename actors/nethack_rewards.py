@@ -59,8 +59,11 @@ class ScoreRewards(Rewards):
     def _penalty(self, where: np.ndarray | bool = True) -> np.ndarray:
         """The time penalty; frozen steps are counted in the games of `where` alone."""
         turns = self._blstats[:, TIME] - self._last[:, TIME]
-        frozen = np.where(turns == 0, self._frozen_steps + 1, 0)
-        np.copyto(self._frozen_steps, frozen, where=where)
+        frozen = (self._frozen_steps + 1) * (turns == 0)
+        if where is True:
+            self._frozen_steps = frozen
+        else:
+            np.copyto(self._frozen_steps, frozen, where=where)
         if self._mode == "constant":
             penalty = np.where(frozen > 0, self._per_step, 0)
         else:
