@@ -28,7 +28,7 @@ def plan(cluster: ClusterConfig, actors: ActorsConfig, *, needs_annotator: bool,
     learner_gpus = cluster.learner_gpus if cluster.learner_gpus >= 0 else min(1.0, gpus_there)
     requests = {
         "learner": Request(cpus=cluster.learner_cpus, gpus=learner_gpus, count=1),
-        "worker": Request(cpus=cluster.worker_cpus, gpus=0.0, count=actors.num_workers),
+        "worker": Request(cpus=cluster.worker_cpus, gpus=cluster.worker_gpus, count=actors.num_workers),
     }
     if needs_annotator:
         requests["annotator"] = Request(cpus=cluster.annotator_cpus, gpus=cluster.service_gpus, count=1)

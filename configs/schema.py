@@ -184,6 +184,8 @@ class ClusterConfig:
     """Ray address for `connect`; `auto` finds the cluster this process belongs to."""
     worker_cpus: float = 1.0
     """CPUs requested per rollout worker; shrunk in proportion in `local` where all requests exceed the machine."""
+    worker_gpus: float = 0.0
+    """GPUs requested per rollout worker, with `actors.device`; a fraction shares one among workers."""
     learner_cpus: float = 1.0
     """CPUs requested for the learner."""
     learner_gpus: float = -1.0

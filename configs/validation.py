@@ -120,6 +120,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "cluster.learner_gpus": (-1, 64),
     "cluster.annotator_cpus": (0, 1024),
     "cluster.service_gpus": (0, 64),
+    "cluster.worker_gpus": (0, 64),
     "cluster.placement_timeout_s": (1, 1e6),
     "cluster.shutdown_budget_s": (1, 3600),
     "cluster.max_worker_restarts": (0, 1e9),
@@ -178,6 +179,10 @@ def _check_combinations(config: RunConfig) -> None:
         starts_vllm and config.service.tensor_parallel > max(1.0, cluster.service_gpus),
         f"service.tensor_parallel: got {config.service.tensor_parallel} with cluster.service_gpus={cluster.service_gpus:g}, wanted no more GPUs"
         " than the service requests: it sees no others",
+    )
+    refuse(
+        actors.device.startswith("cuda") and cluster.mode != "inline" and cluster.worker_gpus == 0,
+        f"actors.device: got {actors.device!r} with cluster.worker_gpus=0, wanted the GPUs that a worker uses requested for it (a fraction shares one)",
     )
     model = config.reward_model
     is_judged = model.name in ("retrieval", "classification", "ranking") and not model.judgements

@@ -13,8 +13,10 @@ def test_a_laptop_runs_everything_on_fractions_that_fit() -> None:
 
 
 def test_a_roomy_machine_gives_what_is_asked() -> None:
-    requests = plan(ClusterConfig(mode="local"), ActorsConfig(num_workers=4), needs_annotator=True, resources={"CPU": 16, "GPU": 2})
+    cluster = ClusterConfig(mode="local", worker_gpus=0.25)
+    requests = plan(cluster, ActorsConfig(num_workers=4), needs_annotator=True, resources={"CPU": 16, "GPU": 2})
     assert (requests["worker"].cpus, requests["learner"].gpus, requests["annotator"].cpus) == (1.0, 1.0, 0.5)
+    assert requests["worker"].gpus == 0.25
 
 
 def test_without_judgements_no_annotator_is_placed() -> None:

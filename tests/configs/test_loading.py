@@ -74,6 +74,7 @@ def test_overrides_go_before_the_file_and_the_file_before_defaults(tmp_path: Pat
         (["reward_model.warmup_labels=9", "annotator.max_labels=5"], ["warmup_labels", "9", "max_labels (5)"]),
         (["reward_model.warmup_labels=9", "reward_model.name=counts"], ["warmup_labels", "asks nothing"]),
         (["reward.max_intrinsic_share=0"], ["reward.max_intrinsic_share", "got 0"]),
+        (["actors.device=cuda:0"], ["actors.device", "got 'cuda:0'", "cluster.worker_gpus=0"]),
         (["service.engine=vllm", "service.tensor_parallel=4"], ["service.tensor_parallel", "got 4", "cluster.service_gpus=0"]),
         (["service.endpoint_key_env=sk-SECRET"], ["service.endpoint_key_env", "OPENAI_API_KEY", "is not repeated"]),
         (["service.engine=vlm"], ["service.engine", "'vlm'", "transformers, vllm, openai"]),
