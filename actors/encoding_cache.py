@@ -23,11 +23,6 @@ class EncodingCache:
         self._places: dict[bytes, int] = {}
         self._encodings: Tensor | None = None
 
-    @property
-    def num_encoded(self) -> int:
-        """Distinct rows so far."""
-        return len(self._places)
-
     def __call__(self, rows: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
         """What `encode` ([M, columns] -> [M, F]) makes of `rows` [N, columns], as [N, F]; it is asked only for rows not seen before."""
         array = np.ascontiguousarray(rows.numpy())
