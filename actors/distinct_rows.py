@@ -15,12 +15,16 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
+GRANULE = 64
+"""Distinct rows are filled up to a multiple of this, within the number of all rows."""
+
+
 @dataclass(frozen=True, slots=True)
 class RepeatedRows:
     """N rows of features, of which equal ones are there once."""
 
     distinct: Tensor
-    """[M, F]."""
+    """[M, F], some of them in no place."""
     places: np.ndarray | None = None
     """[N] i64: which of them each row is; None where each is its own."""
 
@@ -41,7 +45,8 @@ def encode_distinct(rows: Tensor, encode: Callable[[Tensor], Tensor]) -> Repeate
     array = np.ascontiguousarray(rows.numpy())
     ranks: dict[bytes, int] = {}
     places = np.array([ranks.setdefault(key, len(ranks)) for key in array.view(f"V{array.strides[0]}").ravel().tolist()])
-    first = np.empty(len(ranks), np.int64)
+    # Some rows are encoded for nobody: libraries prepare, and keep, code for every number of rows that they meet.
+    first = np.zeros(min(-(-len(ranks) // GRANULE) * GRANULE, len(places)), np.int64)
     first[places[::-1]] = np.arange(len(places))[::-1]
     return RepeatedRows(encode(rows[torch.from_numpy(first)]), places)
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from actors.distinct_rows import RepeatedRows, encode_all, encode_distinct, project
+from actors.distinct_rows import GRANULE, RepeatedRows, encode_all, encode_distinct, project
 
 
 def draw_rows(num_rows: int = 40, num_columns: int = 3, num_values: int = 2, seed: int = 0) -> Tensor:
@@ -21,33 +21,44 @@ def with_gradients(outputs: Tensor, parameters: list[Tensor]) -> list[Tensor]:
 
 
 def test_each_distinct_row_is_encoded_once_in_the_order_of_its_first_place() -> None:
-    rows, asked = torch.tensor([[5, 1], [3, 1], [5, 1], [5, 2], [3, 1]]), []
+    rows, asked = torch.tensor([[5, 1], [3, 1], [5, 1], [5, 2], [3, 1]]).repeat(20, 1), []
 
     def encode(distinct: Tensor) -> Tensor:
         asked.append(distinct.tolist())
         return distinct.float()
 
     repeated = encode_distinct(rows, encode)
-    assert asked == [[[5, 1], [3, 1], [5, 2]]]
+    assert asked == [[[5, 1], [3, 1], [5, 2], *[[5, 1]] * (GRANULE - 3)]]
     assert repeated.places is not None
-    assert repeated.places.tolist() == [0, 1, 0, 2, 1]
+    assert repeated.places.tolist() == [0, 1, 0, 2, 1] * 20
     torch.testing.assert_close(repeated.rows(), rows.float())
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float32, torch.int64])
+def test_few_numbers_of_rows_are_ever_asked_for_and_never_more_than_there_are() -> None:
+    asked = set()
+    for num_distinct in range(1, 301, 7):
+        rows = torch.arange(300)[:, None].clamp(max=num_distinct - 1)
+        asked.add(len(encode_distinct(rows, lambda distinct: distinct.float()).distinct))
+    assert asked == {64, 128, 192, 256, 300}
+
+
 def test_rows_of_any_dtype_and_layout_are_told_apart_by_their_last_value(dtype: torch.dtype) -> None:
     rows = torch.zeros(6, 5, dtype=dtype)
     rows[3:, -1] = 1
     for layout in (rows, rows.t().contiguous().t()):
         repeated = encode_distinct(layout, lambda distinct: distinct.double())
-        assert len(repeated.distinct) == 2
+        assert repeated.places is not None
+        assert repeated.places.tolist() == [0, 0, 0, 1, 1, 1]
         torch.testing.assert_close(repeated.rows(), rows.double())
 
 
 def test_outputs_and_gradients_are_those_of_encoding_every_row() -> None:
     rows, layer = draw_rows(), make_layer(3, 4, seed=1)
     shared = encode_distinct(rows, lambda r: layer(r.double()).tanh())
-    assert len(shared.distinct) == 8
+    assert shared.places is not None
+    assert shared.places.max() == 7
+    assert len(shared.distinct) == min(GRANULE, len(rows))
     parameters = list(layer.parameters())
     torch.testing.assert_close(
         with_gradients(shared.rows(), parameters),
