@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-
 GRANULE = 64
 """Distinct rows are filled up to a multiple of this, within the number of all rows."""
 
