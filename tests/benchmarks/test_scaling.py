@@ -30,7 +30,7 @@ def test_only_what_a_part_is_about_differs_from_the_working_point() -> None:
             "rollout steps": config.actors.rollout_steps,
             "rollouts per batch": config.learner.rollouts_per_batch,
         }
-        assert got == {"environments": 128, "rollout steps": 32, "rollouts per batch": 1} | {point.part: point.value}
+        assert got == {"environments": 64, "rollout steps": 32, "rollouts per batch": 2} | {point.part: point.value}
 
 
 def test_every_worker_gives_one_rollout_to_each_batch() -> None:
@@ -47,7 +47,7 @@ def test_points_that_parts_share_are_run_once_per_repetition(monkeypatch: pytest
     monkeypatch.setattr(scaling, "measure", lambda settings, **options: runs.append(settings) or window(settings))
     wanted = points(list(PARTS), 2.0, [])
     windows = run(wanted, seconds=1.0, warmup_s=1.0, repetitions=2)
-    shared = 2  # 128 environments, 32 steps and 1 rollout per batch are the same run
+    shared = 2  # 64 environments, 32 steps and 2 rollouts per batch are the same run
     assert len(runs) == 2 * (sum(map(len, PARTS.values())) - shared)
     assert runs[: len(windows)] == runs[: len(windows) - 1 : -1], "the second time in reversed order"
 
