@@ -13,6 +13,7 @@ import urllib.request
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"--early {arguments.early:g} and --late {arguments.late:g}: wanted 0 <= early <= late - 1 minutes")
     overrides = [*WORKING_POINT, *arguments.overrides]
     configuration(overrides)
-    early, late, frames = _watch(overrides, 60 * arguments.early, 60 * arguments.late)
+    (early, late), lines = _watch(overrides, 60 * arguments.early, 60 * arguments.late)
     result = report(
         "memory",
         measured={"early": [_resident(early)], "late": [_resident(late)]},
@@ -49,15 +50,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings={"early_min": arguments.early, "late_min": arguments.late, "overrides": overrides},
         ratios={part: divide(late[part], early[part]) for part in sorted(early)},
         parts={part: {"early": early[part], "late": late[part]} for part in sorted(early)},
-        frames=frames,
+        frames=[line["env_steps"] for line in lines],
+        captions_distinct=[line["captions_distinct"] for line in lines],
     )
     print_report(result, arguments.json)
     return 0
 
 
-def _watch(overrides: Sequence[str], early_s: float, late_s: float) -> tuple[dict[str, float], dict[str, float], int]:
-    """MiB by part in the minute after `early_s` and in the one after `late_s`, and the frames trained on."""
+def _watch(overrides: Sequence[str], early_s: float, late_s: float) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
+    """MiB by part in the minute after `early_s` and in the one after `late_s`, and the metric lines of their ends."""
     samples: dict[float, dict[str, list[float]]] = {early_s: defaultdict(list), late_s: defaultdict(list)}
+    lines: dict[float, dict[str, Any]] = {}
     with Marked() as run:
         output = run.folder / "output.txt"
         process = run.start([sys.executable, "-m", "cluster.train", *EVERY_RUN, *overrides, f"run_dir={run.run_dir}"], output)
@@ -67,7 +70,7 @@ def _watch(overrides: Sequence[str], early_s: float, late_s: float) -> tuple[dic
             time.sleep(SAMPLE_S)
             if process.poll() is not None:
                 raise RuntimeError(f"the run ended by itself with exit code {process.returncode}:\n{output.read_text()[-2000:]}")
-            if started is None and metrics.exists() and metrics.read_text():
+            if started is None and metrics.exists() and "\n" in metrics.read_text():
                 started = time.monotonic()
             now = time.monotonic() - started if started is not None else -1.0
             if now - said > MINUTE_S:
@@ -75,12 +78,13 @@ def _watch(overrides: Sequence[str], early_s: float, late_s: float) -> tuple[dic
                 print(f"{now / 60:.0f} of {late_s / 60 + 1:.0f} minutes", file=sys.stderr)
             for since, by_part in samples.items():
                 if since <= now < since + MINUTE_S:
+                    lines[since] = json.loads(metrics.read_text().rpartition("\n")[0].splitlines()[-1])  # the last may be half written
                     for part, mebibytes in _memory(run).items():
                         by_part[part].append(mebibytes)
-        frames = json.loads(metrics.read_text().splitlines()[-1])["env_steps"]
     if STORE not in samples[early_s] or STORE not in samples[late_s]:
         raise RuntimeError("Ray's metrics endpoints did not say what is in the object store")
-    return *({part: statistics.median(values) for part, values in by_part.items()} for by_part in samples.values()), frames
+    medians = [{part: statistics.median(values) for part, values in by_part.items()} for by_part in samples.values()]
+    return medians, [lines[since] for since in samples]
 
 
 def _memory(run: Marked) -> Mapping[str, float]:
