@@ -21,7 +21,7 @@ from actors.rollout import Rollout, Version
 from configs.schema import LearnerConfig, PolicyConfig, RewardConfig
 from learner.batch import Batch, BatchBuffers
 from learner.loss import action_log_probs, clamped_ratios, policy_loss
-from learner.memory import UPDATES_BETWEEN_RETURNS, keep_freed_memory, return_freed_memory
+from learner.memory import keep_freed_memory
 from learner.rewards import RewardMixer
 from learner.vtrace import vtrace_targets
 from reward_models.table import RewardTable
@@ -183,8 +183,6 @@ class Learner:
         if bool(torch.isfinite(loss.detach() + grad_norm)):
             self._optimizer.step()
             self._updates += 1
-            if self._updates % UPDATES_BETWEEN_RETURNS == 0:
-                return_freed_memory()
         else:
             self._skipped += 1
         return grad_norm

@@ -42,27 +42,3 @@ def test_what_an_update_freed_the_next_one_gets_without_the_kernel(thread: str) 
     given_back, kept = page_faults("given back", thread), page_faults("kept", thread)
     assert given_back > 1000
     assert kept < given_back / 5
-
-
-RETURNING = """
-import ctypes, psutil
-from learner.memory import keep_freed_memory, return_freed_memory
-
-keep_freed_memory()
-libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
-blocks = [libc.malloc(1_000_000) for _ in range(201)]
-for block in blocks:
-    ctypes.memset(block, 1, 1_000_000)
-for block in blocks[:-1]:  # the last one lies above all that is free
-    libc.free(block)
-before = psutil.Process().memory_info().rss
-return_freed_memory()
-print(before - psutil.Process().memory_info().rss)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the call is glibc's")
-def test_what_is_free_between_what_is_not_goes_back_when_asked() -> None:
-    run = subprocess.run([sys.executable, "-c", RETURNING], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert int(run.stdout) > 150_000_000
