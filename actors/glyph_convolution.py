@@ -2,7 +2,7 @@
 
 The product of a category's embedding with one tap of the kernel is the same wherever the category stands, so it is computed
 once for each category in the batch; a cell's output is then the sum of its neighbours' rows, and the gradient of a row the sum
-over the cells that it went to. This takes a CPU a third of the time of embedding and convolving.
+over the cells that it went to. In training this takes a CPU about half the time of embedding and convolving.
 
 Invariant: the result is that of `conv2d(embedding(categories))` with zero padding, up to rounding, gradients included.
 """

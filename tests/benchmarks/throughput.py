@@ -196,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
         "--warmup", type=float, default=15.0, metavar="S", help="between a run's first metric line and its window (default: 15)"
     )
     parser.add_argument("--pairs", type=int, default=3, metavar="N", help="measurements of each side, in turns (default: 3)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of every Delphi run, before the working point's")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of every Delphi run, instead of the working point's")
     return parser
 
 
