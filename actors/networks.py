@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from actors.distinct_rows import RepeatedRows, encode_all, encode_distinct
-from actors.encoding_cache import EncodingCache
 from actors.environment import ArraySpec
 from actors.glyph_convolution import convolve_categories
 from actors.rendered_crop import RenderedCropEncoder
+from actors.repeating_encoder import RepeatingEncoder
 from configs.schema import PolicyConfig
 
 SIDE_FEATURES = 128
@@ -36,17 +35,15 @@ LOGARITHMIC_BLSTATS = (9, HP, MAX_HP, 13, ENERGY, MAX_ENERGY, 19, 20)
 """Entries that grow by orders of magnitude (score, points, gold, experience, time): scaled after sign(x) log(1 + |x|)."""
 
 
-class GlyphCropEncoder(nn.Module):
+class GlyphCropEncoder(RepeatingEncoder):
     """NetHack's and MiniHack's: convolutions over the glyphs around the hero, and one small MLP each over blstats and message."""
 
     entries = ("glyph_crop", "blstats", "message")
-    repeating = ("glyph_crop", "message")
-    """Entries that seldom change from one step to the next."""
     _blstats_scales: Tensor
     _logarithmic: Tensor
 
     def __init__(self, observations: Mapping[str, ArraySpec], config: PolicyConfig) -> None:
-        super().__init__()
+        super().__init__(reuses=config.reuse_crops)
         missing = [name for name in self.entries if name not in observations]
         if missing:
             raise ValueError(
@@ -67,25 +64,10 @@ class GlyphCropEncoder(nn.Module):
         self.blstats = _mlp(NUM_BLSTATS + 2 + NUM_CONDITIONS, SIDE_FEATURES)
         self.message = _mlp(message.shape[0], SIDE_FEATURES)
         self.num_features = config.hidden_size + 2 * SIDE_FEATURES
-        self._reuses = config.reuse_crops
         self.register_buffer("_blstats_scales", torch.tensor(BLSTATS_SCALES), persistent=False)
         logarithmic = torch.zeros(NUM_BLSTATS, dtype=torch.bool)
         logarithmic[list(LOGARITHMIC_BLSTATS)] = True
         self.register_buffer("_logarithmic", logarithmic, persistent=False)
-
-    def forward(self, obs: Mapping[str, Tensor], caches: Mapping[str, EncodingCache] | None = None) -> Tensor:
-        """Features [N, num_features] f32 or the autocast dtype; `caches` (of `repeating`) remember from one call to the next."""
-        crops, blstats, message = (obs[name] for name in self.entries)
-        if not caches:
-            return torch.cat([part.rows() for part in self.parts(obs)], -1)
-        features, text = caches["glyph_crop"](crops.flatten(1), self._convolve), caches["message"](message, self._read)
-        return torch.cat([features, self._measure(blstats), text], -1)
-
-    def parts(self, obs: Mapping[str, Tensor]) -> list[RepeatedRows]:
-        """The features of `forward`, side by side, before what repeats itself is repeated."""
-        crops, blstats, message = (obs[name] for name in self.entries)
-        encode = encode_distinct if self._reuses else encode_all
-        return [encode(crops.flatten(1), self._convolve), encode(blstats, self._measure), encode(message, self._read)]
 
     def _convolve(self, crops: Tensor) -> Tensor:
         """[N, cells] glyphs -> [N, hidden_size]."""

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from actors.distinct_rows import project
 from actors.encoding_cache import EncodingCache
 from actors.environment import EnvironmentSpec
-from actors.networks import GlyphCropEncoder, make_encoder
+from actors.networks import make_encoder
 from actors.recurrent import RecurrentCore
-from actors.rendered_crop import RenderedCropEncoder
+from actors.repeating_encoder import RepeatingEncoder
 from actors.rollout import Version
 from configs.schema import PolicyConfig
 
@@ -60,7 +60,7 @@ class PolicyNet(nn.Module):
         """
         num_steps, num_envs = next(iter(obs.values())).shape[:2]
         flat = {name: array.flatten(0, 1) for name, array in obs.items()}
-        if self.core.kind != "none" and isinstance(self.encoder, GlyphCropEncoder | RenderedCropEncoder):
+        if self.core.kind != "none" and isinstance(self.encoder, RepeatingEncoder):
             gates = project(self.encoder.parts(flat), self.core.input)
             return self._after_core(*self.core.run(gates.unflatten(0, (num_steps, num_envs)), core_state, reset_before))
         features = self.encoder(flat).unflatten(0, (num_steps, num_envs))
@@ -80,7 +80,7 @@ class PolicyNet(nn.Module):
     def make_caches(self, max_rows: int) -> dict[str, EncodingCache]:
         """For `step`, for at most `max_rows` observations in all; none where this network has nothing to keep, or not on this device."""
         encoder, on_cpu = self.encoder, next(self.parameters()).device.type == "cpu"
-        if not (self._reuses and on_cpu and isinstance(encoder, GlyphCropEncoder | RenderedCropEncoder)):
+        if not (self._reuses and on_cpu and isinstance(encoder, RepeatingEncoder)):
             return {}
         return {name: EncodingCache(max_rows) for name in encoder.repeating}
 

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from actors.distinct_rows import RepeatedRows, encode_all, encode_distinct
-from actors.encoding_cache import EncodingCache
 from actors.environment import ArraySpec
 from actors.pixel_font import CELL, NUM_COLOURS, glyph_atlas
+from actors.repeating_encoder import RepeatingEncoder
 from configs.schema import PolicyConfig
 
 WINDOW = 12
@@ -31,21 +30,19 @@ BLSTATS_SCALES = (
 time, and the zeros for score, depth, level, condition and alignment; the rest is chosen here to bring usual values into [0, 5]."""
 
 
-class RenderedCropEncoder(nn.Module):
+class RenderedCropEncoder(RepeatingEncoder):
     """The picture through three convolutions (512 features with ONI's hidden_size), blstats and message through two layers each.
 
     The scaled blstats themselves are features too: with hidden_size 512 there are 512 + 128 + 27 + 128 = 795.
     """
 
     entries = ("character_crop", "blstats", "message")
-    repeating = ("character_crop", "message")
-    """Entries that seldom change from one step to the next."""
     _atlas: Tensor
     _scales: Tensor
 
     def __init__(self, observations: Mapping[str, ArraySpec], config: PolicyConfig) -> None:
         """Raises ValueError for observations other than NetHack's with the character window."""
-        super().__init__()
+        super().__init__(reuses=config.reuse_crops)
         wanted = {"character_crop": (WINDOW, WINDOW, 2), "blstats": (NUM_BLSTATS,)}
         got = {name: spec.shape for name, spec in observations.items()}
         if any(got.get(name) != shape for name, shape in wanted.items()) or "message" not in got:
@@ -55,7 +52,6 @@ class RenderedCropEncoder(nn.Module):
             )
         self.register_buffer("_atlas", torch.from_numpy(glyph_atlas()), persistent=False)  # [256 * 16, 6, 6, 3] u8
         self.register_buffer("_scales", torch.tensor(BLSTATS_SCALES), persistent=False)
-        self._reuses = config.reuse_crops
         self.convolutions = nn.Sequential(
             *(nn.Conv2d(3, 32, 8, 4), nn.ELU()),  # 72 -> 17
             *(nn.Conv2d(32, 64, 4, 2), nn.ELU()),  # 17 -> 7
@@ -65,20 +61,6 @@ class RenderedCropEncoder(nn.Module):
         self.blstats = _two_layers(NUM_BLSTATS)
         self.message = _two_layers(observations["message"].shape[0])
         self.num_features = config.hidden_size + SIDE_FEATURES + NUM_BLSTATS + SIDE_FEATURES
-
-    def forward(self, obs: Mapping[str, Tensor], caches: Mapping[str, EncodingCache] | None = None) -> Tensor:
-        """Features [N, num_features] f32 or the autocast dtype; `caches` (of `repeating`) remember from one call to the next."""
-        windows, blstats, message = (obs[name] for name in self.entries)
-        if not caches:
-            return torch.cat([part.rows() for part in self.parts(obs)], -1)
-        picture, text = caches["character_crop"](windows.flatten(1), self._convolve), caches["message"](message, self._read)
-        return torch.cat([picture, self._measure(blstats), text], -1)
-
-    def parts(self, obs: Mapping[str, Tensor]) -> list[RepeatedRows]:
-        """The features of `forward`, side by side, before what repeats itself is repeated."""
-        windows, blstats, message = (obs[name] for name in self.entries)
-        encode = encode_distinct if self._reuses else encode_all
-        return [encode(windows.flatten(1), self._convolve), encode(blstats, self._measure), encode(message, self._read)]
 
     def render(self, windows: Tensor) -> Tensor:
         """Pictures [N, 3, 72, 72] u8 of windows [N, 12, 12, 2] u8 (character, colour); channels last in memory."""
