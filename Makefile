@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUN_DIR ?= runs/nethack_score
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test check lint format types setup vllm proto clean
+.PHONY: train test faults check lint format types setup vllm proto clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/installed
@@ -35,6 +35,11 @@ vllm: .venv-vllm/installed
 
 test: setup vllm
 	$(BIN)/python -m pytest
+
+# Every injected fault, the slow ones too; what was measured lies in runs/faults.jsonl afterwards.
+faults: setup vllm
+	rm -f runs/faults.jsonl
+	DELPHI_FAULTS_REPORT=$(CURDIR)/runs/faults.jsonl $(BIN)/python -m pytest -m faults tests
 
 check: lint format types
 

@@ -1,0 +1,24 @@
+"""What tests of faults measure, kept for docs/reliability.md where `make faults` asks for it."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def record_recovery(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """`record_recovery(fault, holds, recovery_s)`: one row of the table; `recovery_s` None where nothing has to recover."""
+
+    def record(fault: str, holds: str, recovery_s: float | None) -> None:
+        path = os.environ.get("DELPHI_FAULTS_REPORT")
+        if not path:
+            return
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        row = {"fault": fault, "holds": holds, "recovery_s": recovery_s, "test": request.node.nodeid}
+        with open(path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    return record
