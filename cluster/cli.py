@@ -17,6 +17,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "audit": ("cluster.audit", "hold a judge, or a run's reward model, to captions that people have labelled"),
     "annotate": ("llm_server.annotate", "judge captions, and pairs of them, into a file for offline training"),
     "export": ("llm_server.export", "write a run's captions with counts and judgements as JSON lines"),
+    "dashboard": ("cluster.dashboards.command", "write the Grafana dashboard and Prometheus alerts"),
     "bench": ("cluster.bench", "run a benchmark of the checkout against its baseline"),
 }
 

@@ -24,8 +24,7 @@ class MetricWriter:
             from torch.utils.tensorboard import SummaryWriter
 
             self._tensorboard = SummaryWriter(str(directory / "tensorboard"), purge_step=env_steps + 1)
-        self._gauges = _ray_gauges()
-        self._tags = {"run": run_name}
+        self._gauges = _ray_gauges(run_name)
 
     def write(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Write one line and return it as written; raises KeyError for a name that the catalogue lacks."""
@@ -34,17 +33,18 @@ class MetricWriter:
             raise KeyError(f"metrics {sorted(unknown)} are not in cluster.metrics.CATALOGUE; add them there")
         line = {metric.name: _finite(values.get(metric.name)) for metric in CATALOGUE}
         self._file.write(json.dumps(line) + "\n")
-        for name, value in line.items():
-            if value is None:
-                continue
-            if self._tensorboard is not None:
-                self._tensorboard.add_scalar(name, value, line["env_steps"])
-            if name in self._gauges:
-                self._gauges[name].set(value, tags=self._tags)
+        if self._tensorboard is not None:
+            for name, value in line.items():
+                if value is not None:
+                    self._tensorboard.add_scalar(name, value, line["env_steps"])
+        if self._gauges is not None:
+            self._gauges.show(line)
         return line
 
     def close(self) -> None:
-        """Flush and close the files."""
+        """Flush and close the files, and leave Ray's endpoint."""
+        if self._gauges is not None:
+            self._gauges.close()
         self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
@@ -54,17 +54,14 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _ray_gauges() -> dict[str, Any]:
-    """Every catalogue metric as a Ray gauge; counters too, since a resumed run sets them to where it was."""
+def _ray_gauges(run_name: str) -> Any:
+    """The run's gauges inside a Ray process; None elsewhere."""
     if "ray" not in sys.modules:  # `inline` does without it, its import included
-        return {}
+        return None
     import ray
 
     if not ray.is_initialized():
-        return {}
-    from ray.util.metrics import Gauge
+        return None
+    from cluster.ray_gauges import RayGauges
 
-    return {
-        metric.name: Gauge(f"delphi_{metric.name}", description=f"{metric.meaning} [{metric.unit}]", tag_keys=("run",))
-        for metric in CATALOGUE
-    }
+    return RayGauges(run_name)

@@ -1,10 +1,16 @@
 """The catalogue of metrics: every figure that a run exports, with its unit, kind, meaning and healthy range.
 
-Invariant: JSONL lines, TensorBoard, Ray's metrics and the documents all take names from here and nowhere else.
+Invariant: JSONL lines, TensorBoard, Ray's metrics, dashboard, alerts and documents all take names from here and nowhere else.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+Group = Literal["learning", "throughput and bottleneck", "annotation", "reward model", "faults"]
+GROUPS: tuple[Group, ...] = get_args(Group)
+"""The dashboard's rows, in their order."""
+RAY_PREFIX = "delphi_"
+"""What `ray.util.metrics` is given in front of a name; Ray puts `ray_` before that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,66 +23,84 @@ class Metric:
     """A counter only goes up within a run (resumes included); a gauge is a current value or a mean over the log interval."""
     meaning: str
     healthy: str
+    group: Group
+    """The dashboard's row that it is shown in."""
+    panel: str = ""
+    """Title of a graph that it shares with others of its group; empty: a graph of its own."""
+    red_above: float | None = None
+    """What `healthy` says as a number, for thresholds and alerts: a gauge's value, or a counter's growth in ten minutes, above which
+    something is wrong."""
+    red_below: float | None = None
+    """The same, below which something is wrong."""
+
+    def __post_init__(self) -> None:
+        if self.group not in GROUPS:
+            raise ValueError(f"metric {self.name}: got group {self.group!r}, wanted one of {', '.join(GROUPS)}")
+
+    @property
+    def exported_as(self) -> str:
+        """Its name at Ray's metrics endpoint."""
+        return f"ray_{RAY_PREFIX}{self.name}"
 
 
 CATALOGUE: tuple[Metric, ...] = (
-    Metric("env_steps", "steps", "counter", "environment steps the learner consumed", "rises"),
-    Metric("env_steps_per_s", "steps/s", "gauge", "consumed steps per second over the log interval", "steady"),
-    Metric("time_s", "s", "counter", "seconds of running, earlier epochs included", "rises"),
-    Metric("learner_updates", "updates", "counter", "optimiser steps taken", "rises"),
-    Metric("updates_skipped_nonfinite", "updates", "counter", "updates skipped for a non-finite loss or gradient", "0"),
-    Metric("worker_env_fraction", "fraction", "gauge", "share of the workers' time spent stepping environments", "the largest of the workers' shares"),
-    Metric("worker_inference_fraction", "fraction", "gauge", "share of the workers' time spent on the policy's forward passes", "below worker_env_fraction"),
-    Metric("worker_other_fraction", "fraction", "gauge", "share of the workers' time spent on captions, sampling and bookkeeping", "below 0.15"),
-    Metric("worker_idle_fraction", "fraction", "gauge", "share of the workers' time outside collecting: waiting for the learner, hand-over", "below 0.1, or else the learner is the bottleneck"),
-    Metric("learner_wait_fraction", "fraction", "gauge", "share of the learner's time spent waiting for rollouts", "below 0.5"),
-    Metric("learner_relabel_fraction", "fraction", "gauge", "share of the learner's time spent looking up and mixing rewards", "below 0.03 together with transfer"),
-    Metric("learner_transfer_fraction", "fraction", "gauge", "share of the learner's time spent copying rollouts into the training batch", "below 0.03 together with relabel"),
-    Metric("learner_train_fraction", "fraction", "gauge", "share of the learner's time spent in forward and backward passes and the optimiser", "near 1 where the learner is the bottleneck"),
-    Metric("learner_publish_fraction", "fraction", "gauge", "share of the learner's time spent publishing weights", "below 0.05"),
-    Metric("learner_other_fraction", "fraction", "gauge", "share of the learner's time spent on metrics, checkpoints and the rest", "below 0.05"),
-    Metric("policy_lag_mean", "versions", "gauge", "mean age of consumed rollouts in policy versions", "0 to 4"),
-    Metric("policy_lag_max", "versions", "gauge", "largest age of a consumed rollout", "below learner.max_policy_lag"),
-    Metric("rollouts_dropped_stale", "rollouts", "counter", "rollouts dropped for their age or an older run epoch", "0, a few after a resume"),
-    Metric("rollouts_waiting", "rollouts", "gauge", "finished rollouts that the learner has not taken yet", "at most num_workers x rollouts_in_flight"),
-    Metric("worker_restarts", "workers", "counter", "rollout workers replaced in this epoch", "0"),
-    Metric("episodes_total", "episodes", "counter", "finished episodes", "rises"),
-    Metric("episode_return_extrinsic_mean", "reward", "gauge", "mean return of the last logging.episode_window episodes, the environment's own reward", "rises"),
-    Metric("episode_success_mean", "fraction", "gauge", "share of episodes that reached the task's goal, same window; null where a task has none", "rises"),
-    Metric("episode_in_game_score_mean", "points", "gauge", "NetHack's own score at the end of an episode, same window; null elsewhere, as the next five", "task dependent"),
-    Metric("episode_depth_mean", "levels", "gauge", "deepest level reached in an episode, same window", "task dependent"),
-    Metric("episode_experience_level_mean", "levels", "gauge", "the hero's level at the end, same window", "task dependent"),
-    Metric("episode_gold_mean", "zorkmids", "gauge", "gold carried at the end, same window", "task dependent"),
-    Metric("episode_tiles_seen_mean", "cells", "gauge", "map cells seen, summed over the levels visited, same window", "task dependent"),
-    Metric("episode_kills_mean", "monsters", "gauge", "monsters that the hero killed, by the messages, same window", "task dependent"),
-    Metric("episode_return_intrinsic_mean", "reward", "gauge", "mean of k_int R / N^beta summed over an episode, same window", "rises at first"),
-    Metric("episode_length_mean", "steps", "gauge", "mean episode length, same window", "task dependent"),
-    Metric("intrinsic_reward_mean", "reward/step", "gauge", "mean intrinsic reward per step, weighted by k_int", "above 0, falls as novelty fades"),
-    Metric("intrinsic_scale", "factor", "gauge", "what reward.max_intrinsic_share multiplies intrinsic reward by; 1 without a cap", "1"),
-    Metric("intrinsic_unknown_fraction", "fraction", "gauge", "share of steps whose caption is not in the reward table yet", "below 0.05 after the first minutes"),
-    Metric("captions_distinct", "captions", "gauge", "distinct captions in the caption book", "rises, ever slower"),
-    Metric("annotations_total", "judgements", "counter", "judgements this run received, cached ones included", "rises"),
-    Metric("annotations_per_s", "judgements/s", "gauge", "judgements received per second over the log interval", "engine dependent"),
-    Metric("annotations_pending", "captions", "gauge", "captions that wait for a judgement", "falls after the first minutes"),
-    Metric("annotations_cached", "judgements", "counter", "judgements read from the store", "up to annotations_total"),
-    Metric("annotations_unparsed", "judgements", "counter", "answers outside the allowed ones; never used as labels", "below 5 % of annotations_total"),
-    Metric("annotation_age_s", "s", "gauge", "mean time from a caption's first report to its judgement, newest judgements", "seconds"),
-    Metric("annotation_results_waiting", "judgements", "gauge", "judgements received and not yet learnt from", "near 0"),
-    Metric("captions_evicted", "captions", "counter", "captions that left the full caption book", "0"),
-    Metric("annotation_requests_failed", "requests", "counter", "requests to the annotation service that failed and were repeated", "0"),
-    Metric("annotator_up", "0 or 1", "gauge", "1 while the annotation service answers; null where none is needed", "1"),
-    Metric("service_restarts", "restarts", "counter", "annotation service processes started anew in this epoch", "0"),
-    Metric("forward_passes", "items", "counter", "judgements this run received that the model computed, not the store", "up to annotations_total"),
-    Metric("reward_version", "versions", "counter", "reward tables published in this run epoch", "rises"),
-    Metric("reward_model_accuracy", "fraction", "gauge", "agreement of the reward model with the judge's labels; null for models without parameters", "above 0.8"),
-    Metric("policy_loss", "loss", "gauge", "clipped surrogate policy loss", "near 0"),
-    Metric("value_loss", "loss", "gauge", "clipped value loss, before its coefficient", "falls"),
-    Metric("entropy", "nats", "gauge", "mean entropy of the policy", "falls slowly, not to 0"),
-    Metric("approx_kl", "nats", "gauge", "mean KL from the behaviour policy to the learner's", "below 0.05"),
-    Metric("clip_fraction", "fraction", "gauge", "share of steps whose ratio was clipped", "below 0.3"),
-    Metric("rho_clipped_fraction", "fraction", "gauge", "share of steps whose importance weight exceeded vtrace_rho_clip", "around 0.5 or less"),
-    Metric("explained_variance", "fraction", "gauge", "1 - Var(vs - V) / Var(vs)", "rises towards 1"),
-    Metric("grad_norm", "norm", "gauge", "global gradient norm before clipping", "around learner.max_grad_norm or less"),
+    Metric("env_steps", "steps", "counter", "environment steps the learner consumed", "rises", "throughput and bottleneck", red_below=1),
+    Metric("env_steps_per_s", "steps/s", "gauge", "consumed steps per second over the log interval", "steady", "throughput and bottleneck"),
+    Metric("time_s", "s", "counter", "seconds of running, earlier epochs included", "rises", "throughput and bottleneck"),
+    Metric("learner_updates", "updates", "counter", "optimiser steps taken", "rises", "throughput and bottleneck"),
+    Metric("updates_skipped_nonfinite", "updates", "counter", "updates skipped for a non-finite loss or gradient", "0", "faults", red_above=0),
+    Metric("worker_env_fraction", "fraction", "gauge", "share of the workers' time spent stepping environments", "the largest of the workers' shares", "throughput and bottleneck", panel="time of the workers"),
+    Metric("worker_inference_fraction", "fraction", "gauge", "share of the workers' time spent on the policy's forward passes", "below worker_env_fraction", "throughput and bottleneck", panel="time of the workers"),
+    Metric("worker_other_fraction", "fraction", "gauge", "share of the workers' time spent on captions, sampling and bookkeeping", "below 0.15", "throughput and bottleneck", panel="time of the workers", red_above=0.15),
+    Metric("worker_idle_fraction", "fraction", "gauge", "share of the workers' time outside collecting: waiting for the learner, hand-over", "below 0.1, or else the learner is the bottleneck", "throughput and bottleneck", panel="time of the workers", red_above=0.1),
+    Metric("learner_wait_fraction", "fraction", "gauge", "share of the learner's time spent waiting for rollouts", "below 0.5", "throughput and bottleneck", panel="time of the learner", red_above=0.5),
+    Metric("learner_relabel_fraction", "fraction", "gauge", "share of the learner's time spent looking up and mixing rewards", "below 0.03 together with transfer", "throughput and bottleneck", panel="time of the learner", red_above=0.03),
+    Metric("learner_transfer_fraction", "fraction", "gauge", "share of the learner's time spent copying rollouts into the training batch", "below 0.03 together with relabel", "throughput and bottleneck", panel="time of the learner", red_above=0.03),
+    Metric("learner_train_fraction", "fraction", "gauge", "share of the learner's time spent in forward and backward passes and the optimiser", "near 1 where the learner is the bottleneck", "throughput and bottleneck", panel="time of the learner"),
+    Metric("learner_publish_fraction", "fraction", "gauge", "share of the learner's time spent publishing weights", "below 0.05", "throughput and bottleneck", panel="time of the learner", red_above=0.05),
+    Metric("learner_other_fraction", "fraction", "gauge", "share of the learner's time spent on metrics, checkpoints and the rest", "below 0.05", "throughput and bottleneck", panel="time of the learner", red_above=0.05),
+    Metric("policy_lag_mean", "versions", "gauge", "mean age of consumed rollouts in policy versions", "0 to 4", "throughput and bottleneck", panel="policy lag", red_above=4),
+    Metric("policy_lag_max", "versions", "gauge", "largest age of a consumed rollout", "below learner.max_policy_lag", "throughput and bottleneck", panel="policy lag"),
+    Metric("rollouts_dropped_stale", "rollouts", "counter", "rollouts dropped for their age or an older run epoch", "0, a few after a resume", "faults", red_above=10),
+    Metric("rollouts_waiting", "rollouts", "gauge", "finished rollouts that the learner has not taken yet", "at most num_workers x rollouts_in_flight", "throughput and bottleneck"),
+    Metric("worker_restarts", "workers", "counter", "rollout workers replaced in this epoch", "0", "faults", red_above=0),
+    Metric("episodes_total", "episodes", "counter", "finished episodes", "rises", "learning"),
+    Metric("episode_return_extrinsic_mean", "reward", "gauge", "mean return of the last logging.episode_window episodes, the environment's own reward", "rises", "learning"),
+    Metric("episode_success_mean", "fraction", "gauge", "share of episodes that reached the task's goal, same window; null where a task has none", "rises", "learning"),
+    Metric("episode_in_game_score_mean", "points", "gauge", "NetHack's own score at the end of an episode, same window; null elsewhere, as the next five", "task dependent", "learning"),
+    Metric("episode_depth_mean", "levels", "gauge", "deepest level reached in an episode, same window", "task dependent", "learning", panel="levels in NetHack"),
+    Metric("episode_experience_level_mean", "levels", "gauge", "the hero's level at the end, same window", "task dependent", "learning", panel="levels in NetHack"),
+    Metric("episode_gold_mean", "zorkmids", "gauge", "gold carried at the end, same window", "task dependent", "learning"),
+    Metric("episode_tiles_seen_mean", "cells", "gauge", "map cells seen, summed over the levels visited, same window", "task dependent", "learning"),
+    Metric("episode_kills_mean", "monsters", "gauge", "monsters that the hero killed, by the messages, same window", "task dependent", "learning"),
+    Metric("episode_return_intrinsic_mean", "reward", "gauge", "mean of k_int R / N^beta summed over an episode, same window", "rises at first", "reward model"),
+    Metric("episode_length_mean", "steps", "gauge", "mean episode length, same window", "task dependent", "learning"),
+    Metric("intrinsic_reward_mean", "reward/step", "gauge", "mean intrinsic reward per step, weighted by k_int", "above 0, falls as novelty fades", "reward model"),
+    Metric("intrinsic_scale", "factor", "gauge", "what reward.max_intrinsic_share multiplies intrinsic reward by; 1 without a cap", "1", "reward model"),
+    Metric("intrinsic_unknown_fraction", "fraction", "gauge", "share of steps whose caption is not in the reward table yet", "below 0.05 after the first minutes", "annotation", red_above=0.05),
+    Metric("captions_distinct", "captions", "gauge", "distinct captions in the caption book", "rises, ever slower", "annotation"),
+    Metric("annotations_total", "judgements", "counter", "judgements this run received, cached ones included", "rises", "annotation", panel="judgements"),
+    Metric("annotations_per_s", "judgements/s", "gauge", "judgements received per second over the log interval", "engine dependent", "annotation"),
+    Metric("annotations_pending", "captions", "gauge", "captions that wait for a judgement", "falls after the first minutes", "annotation"),
+    Metric("annotations_cached", "judgements", "counter", "judgements read from the store", "up to annotations_total", "annotation", panel="judgements"),
+    Metric("annotations_unparsed", "judgements", "counter", "answers outside the allowed ones; never used as labels", "below 5 % of annotations_total", "annotation", panel="judgements"),
+    Metric("annotation_age_s", "s", "gauge", "mean time from a caption's first report to its judgement, newest judgements", "seconds", "annotation"),
+    Metric("annotation_results_waiting", "judgements", "gauge", "judgements received and not yet learnt from", "near 0", "annotation"),
+    Metric("captions_evicted", "captions", "counter", "captions that left the full caption book", "0", "faults", red_above=0),
+    Metric("annotation_requests_failed", "requests", "counter", "requests to the annotation service that failed and were repeated", "0", "faults", red_above=0),
+    Metric("annotator_up", "0 or 1", "gauge", "1 while the annotation service answers; null where none is needed", "1", "faults", red_below=1),
+    Metric("service_restarts", "restarts", "counter", "annotation service processes started anew in this epoch", "0", "faults", red_above=0),
+    Metric("forward_passes", "judgements", "counter", "judgements this run received that the model computed, not the store", "up to annotations_total", "annotation", panel="judgements"),
+    Metric("reward_version", "versions", "counter", "reward tables published in this run epoch", "rises", "reward model"),
+    Metric("reward_model_accuracy", "fraction", "gauge", "agreement of the reward model with the judge's labels; null for models without parameters", "above 0.8", "reward model", red_below=0.8),
+    Metric("policy_loss", "loss", "gauge", "clipped surrogate policy loss", "near 0", "learning", panel="losses"),
+    Metric("value_loss", "loss", "gauge", "clipped value loss, before its coefficient", "falls", "learning", panel="losses"),
+    Metric("entropy", "nats", "gauge", "mean entropy of the policy", "falls slowly, not to 0", "learning"),
+    Metric("approx_kl", "nats", "gauge", "mean KL from the behaviour policy to the learner's", "below 0.05", "learning", red_above=0.05),
+    Metric("clip_fraction", "fraction", "gauge", "share of steps whose ratio was clipped", "below 0.3", "learning", panel="clipping", red_above=0.3),
+    Metric("rho_clipped_fraction", "fraction", "gauge", "share of steps whose importance weight exceeded vtrace_rho_clip", "around 0.5 or less", "learning", panel="clipping"),
+    Metric("explained_variance", "fraction", "gauge", "1 - Var(vs - V) / Var(vs)", "rises towards 1", "learning"),
+    Metric("grad_norm", "norm", "gauge", "global gradient norm before clipping", "around learner.max_grad_norm or less", "learning"),
 )  # fmt: skip
 
 NAMES: frozenset[str] = frozenset(metric.name for metric in CATALOGUE)

@@ -16,6 +16,7 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from actors.environment import EnvironmentSpec
 from cluster import placement
+from cluster.dashboards.command import provisioned
 from cluster.ray_learner import LearnerActor
 from cluster.run_directory import RunDirectory
 from configs.schema import RunConfig
@@ -73,14 +74,15 @@ def _connect(config: RunConfig, temporary: Path, say: Callable[[str], None]) -> 
         rollout_bytes = (
             actors.num_workers * (actors.rollouts_in_flight + 1) * actors.envs_per_worker * (actors.rollout_steps + 1) * STEP_BYTES
         )
-        context = ray.init(
-            address="local",  # whatever RAY_ADDRESS says
-            include_dashboard=cluster.dashboard,
-            object_store_memory=cluster.object_store_bytes or max(200_000_000, 2 * rollout_bytes),
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            _temp_dir=str(temporary / "ray"),
-        )
+        with provisioned(temporary):
+            context = ray.init(
+                address="local",  # whatever RAY_ADDRESS says
+                include_dashboard=cluster.dashboard,
+                object_store_memory=cluster.object_store_bytes or max(200_000_000, 2 * rollout_bytes),
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                _temp_dir=str(temporary / "ray"),
+            )
     signal.signal(signal.SIGTERM, on_terminate)  # `ray.init` has put its own in place, which exits without a checkpoint
     if context.dashboard_url:
         say(f"Ray dashboard: http://{context.dashboard_url}")

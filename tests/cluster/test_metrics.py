@@ -1,11 +1,15 @@
 import json
 import math
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from actors.rollout import EpisodeStatistics, Rollout
+from cluster import ray_gauges
 from cluster.metric_writer import MetricWriter
 from cluster.metrics import CATALOGUE, NAMES, markdown_table
 from cluster.run_metrics import RunMetrics
@@ -104,6 +108,47 @@ def test_figures_of_an_episodes_end_are_averaged_where_the_catalogue_knows_them(
     line = metrics.take_line()
     assert (line["episode_kills_mean"], line["episode_gold_mean"]) == (2.5, 10.0)
     assert not [name for name in line if name not in NAMES]
+
+
+class FakeGauge:
+    """Stands in for Ray's gauge; keeps what it was set to, by name."""
+
+    values: ClassVar[dict[str, list[float]]] = {}
+
+    def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]) -> None:
+        assert tag_keys == ("run",)
+        self._values = self.values.setdefault(name, [])
+        self._values.clear()
+
+    def set_default_tags(self, tags: dict[str, str]) -> "FakeGauge":
+        assert tags == {"run": "x"}
+        return self
+
+    def set(self, value: float) -> None:
+        self._values.append(value)
+
+
+def test_ray_gets_every_metric_again_and_again_because_it_forgets_what_is_set_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_gauges, "Gauge", FakeGauge)
+    monkeypatch.setattr(ray_gauges, "REPEAT_S", 0.01)
+
+    def wait_for(reached: Callable[[list[float]], bool]) -> None:
+        deadline = time.monotonic() + 10
+        while not all(map(reached, FakeGauge.values.values())):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    gauges = ray_gauges.RayGauges("x")
+    assert FakeGauge.values.keys() == {f"delphi_{name}" for name in NAMES}
+    wait_for(lambda values: len(values) > 3)
+    assert all(math.isnan(value) for values in FakeGauge.values.values() for value in values), "not defined, and yet there"
+    gauges.show({name: 2 for name in NAMES} | {"entropy": None})
+    wait_for(lambda values: values[-3:] == [2, 2, 2] or values is FakeGauge.values["delphi_entropy"])
+    gauges.close()
+    counts = {name: len(values) for name, values in FakeGauge.values.items()}
+    time.sleep(0.05)
+    assert counts == {name: len(values) for name, values in FakeGauge.values.items()}, "a closed run leaves the endpoint"
+    assert all(map(math.isnan, FakeGauge.values["delphi_entropy"]))
 
 
 def test_a_replaced_worker_does_not_inherit_the_lost_episode() -> None:

@@ -1,0 +1,116 @@
+"""`delphi dashboard`: writes the Grafana dashboard and the Prometheus alerts where they are wanted.
+
+Invariant: the files beside this module are what it writes, byte for byte.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.dashboards.alerts import rules
+from cluster.dashboards.grafana import dashboard
+
+LOG = logging.getLogger(__name__)
+RAY_FOLDER = "RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR"
+"""Where a Ray head writes its own dashboards as it starts, and what it tells Grafana to provision from."""
+GENERATED = "# Generated from cluster/metrics.py by `delphi dashboard`.\n"
+
+
+def files() -> dict[str, str]:
+    """Content by file name."""
+    return {"delphi_grafana_dashboard.json": json.dumps(dashboard(), indent=1) + "\n", "delphi_alerts.yaml": GENERATED + _yaml(rules())}
+
+
+def manifests(namespace: str) -> str:
+    """The same for Kubernetes: a ConfigMap that the Grafana chart's sidecar loads, and a PrometheusRule for the Prometheus operator."""
+    content = files()["delphi_grafana_dashboard.json"]
+    kinds: list[dict[str, Any]] = [
+        {"apiVersion": "v1", "kind": "ConfigMap", "data": {"delphi_grafana_dashboard.json": content}},
+        {"apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule", "spec": rules()},
+    ]
+    names = [
+        {"name": "delphi-dashboard", "labels": {"grafana_dashboard": "1"}},
+        {"name": "delphi-alerts", "labels": {"release": "prometheus"}},
+    ]
+    for kind, name in zip(kinds, names, strict=True):
+        kind["metadata"] = {**name, "namespace": namespace}
+    return GENERATED + "---\n".join(_yaml(kind) for kind in kinds)
+
+
+@contextlib.contextmanager
+def provisioned(directory: Path) -> Iterator[None]:
+    """A Ray head that starts meanwhile shows Grafana this dashboard beside its own: from the folder that the user's environment
+    names, or else from one in `directory`."""
+    chosen = os.environ.get(RAY_FOLDER)
+    folder = Path(chosen) if chosen else directory / "grafana"
+    try:
+        _write(folder)
+    except OSError as error:  # nobody's run shall end for it
+        LOG.warning("no dashboard for Grafana: cannot write to %s: %s", folder, error)
+    if chosen:
+        yield
+        return
+    os.environ[RAY_FOLDER] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[RAY_FOLDER]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0; 2 where the folder cannot be written."""
+    options = _parser().parse_args(argv)
+    if options.kubernetes:
+        print(manifests(options.namespace), end="")
+        return 0
+    try:
+        for path in _write(options.out):
+            print(path)
+    except OSError as error:
+        print(f"delphi dashboard: cannot write to --out {options.out}: {error.strerror}; name a folder of your own", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _write(folder: Path) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, content in files().items():
+        (folder / name).write_text(content)
+        written.append(folder / name)
+    return written
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, width=140)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="delphi dashboard",
+        description="Write Delphi's Grafana dashboard and Prometheus alert rules, both made from the catalogue of metrics."
+        " `cluster.mode=local` puts the dashboard where Ray tells Grafana to look by itself; cluster/README.md says how on a cluster.",
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--out", type=Path, metavar="DIR", help=f"folder for both files, made where missing; ${RAY_FOLDER} of a cluster's head"
+    )
+    what.add_argument(
+        "--kubernetes",
+        action="store_true",
+        help="print both for `kubectl apply -f -`: a ConfigMap for Grafana's sidecar and a PrometheusRule",
+    )
+    parser.add_argument("--namespace", default="monitoring", help="of --kubernetes: where Grafana and Prometheus run (%(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
