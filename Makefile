@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUN_DIR ?= runs/nethack_score
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test faults check lint format types setup vllm proto clean
+.PHONY: train test faults dashboards check lint format types setup vllm proto clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/installed
@@ -40,6 +40,10 @@ test: setup vllm
 faults: setup vllm
 	rm -f runs/faults.jsonl
 	DELPHI_FAULTS_REPORT=$(CURDIR)/runs/faults.jsonl $(BIN)/python -m pytest -m faults tests
+
+# A run scraped by a real Prometheus (Debian's package, downloaded into the user's cache; skipped where it cannot be had).
+dashboards: setup
+	$(BIN)/python -m pytest -m slow -rs tests/end_to_end/test_prometheus.py
 
 check: lint format types
 

@@ -11,6 +11,8 @@ GROUPS: tuple[Group, ...] = get_args(Group)
 """The dashboard's rows, in their order."""
 RAY_PREFIX = "delphi_"
 """What `ray.util.metrics` is given in front of a name; Ray puts `ray_` before that."""
+UNDEFINED = "undefined"
+"""The label that is "yes" at Ray's endpoint while a metric is null; else it is empty, which to Prometheus is none."""
 
 
 @dataclass(frozen=True, slots=True)

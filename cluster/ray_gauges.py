@@ -1,18 +1,17 @@
 """A run's figures as gauges of `ray.util.metrics`, on every node's metrics endpoint that Ray tells Prometheus of.
 
-Invariant: while it is open every catalogue metric is at the endpoint, NaN where it is undefined. Ray passes a gauge on only in the
-report interval in which it was set and forgets it two intervals later, so that one set once, or never, is not there: all are set again
-and again.
+Invariant: while it is open every catalogue metric is at the endpoint; one that is undefined as 0 with the label `undefined="yes"`,
+since NaN does not get through Ray. Ray passes a gauge on only in the report interval in which it was set and forgets it two intervals
+later, so that one set once, or never, is not there: all are set again and again.
 """
 
-import math
 import threading
 from collections.abc import Mapping
 from typing import Any
 
 from ray.util.metrics import Gauge
 
-from cluster.metrics import CATALOGUE, RAY_PREFIX
+from cluster.metrics import CATALOGUE, RAY_PREFIX, UNDEFINED
 
 REPEAT_S = 1.0
 """Well below Ray's report interval (10 s); setting all takes about a millisecond."""
@@ -25,7 +24,7 @@ class RayGauges:
     def __init__(self, run_name: str) -> None:
         self._gauges = {}
         for metric in CATALOGUE:
-            gauge = Gauge(RAY_PREFIX + metric.name, description=f"{metric.meaning} [{metric.unit}]", tag_keys=("run",))
+            gauge = Gauge(RAY_PREFIX + metric.name, description=f"{metric.meaning} [{metric.unit}]", tag_keys=("run", UNDEFINED))
             self._gauges[metric.name] = gauge.set_default_tags({"run": run_name})
         self._line: Mapping[str, Any] = {}
         self._closed = threading.Event()
@@ -46,6 +45,6 @@ class RayGauges:
             line = self._line
             for name, gauge in self._gauges.items():
                 value = line.get(name)
-                gauge.set(math.nan if value is None else value)
+                gauge.set(0 if value is None else value, tags={UNDEFINED: "yes" if value is None else ""})
             if self._closed.wait(REPEAT_S):
                 return

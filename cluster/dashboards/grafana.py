@@ -7,7 +7,7 @@ the catalogue says.
 from collections.abc import Iterator
 from typing import Any
 
-from cluster.metrics import CATALOGUE, GROUPS, Group, Metric
+from cluster.metrics import CATALOGUE, GROUPS, UNDEFINED, Group, Metric
 
 UID = "delphi"
 STACKED = ("time of the workers", "time of the learner")
@@ -41,8 +41,10 @@ def dashboard() -> dict[str, Any]:
 
 
 def query(metric: Metric) -> str:
-    """PromQL for the chosen runs' values: one line per run, also where a resumed run is another process or another Ray session."""
-    return f"max by (run) ({metric.exported_as}{{{SELECTION}}})"
+    """PromQL for the chosen runs' values, NaN while undefined: one line per run, also where a resumed run is another process or another
+    Ray session."""
+    name = metric.exported_as
+    return f'max by (run) ({name}{{{SELECTION}, {UNDEFINED}=""}}) or NaN * max by (run) ({name}{{{SELECTION}, {UNDEFINED}="yes"}})'
 
 
 def families(group: Group) -> dict[str, list[Metric]]:

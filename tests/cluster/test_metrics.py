@@ -111,12 +111,12 @@ def test_figures_of_an_episodes_end_are_averaged_where_the_catalogue_knows_them(
 
 
 class FakeGauge:
-    """Stands in for Ray's gauge; keeps what it was set to, by name."""
+    """Stands in for Ray's gauge; keeps value and label `undefined` of what it was set to, by name."""
 
-    values: ClassVar[dict[str, list[float]]] = {}
+    values: ClassVar[dict[str, list[tuple[float, str]]]] = {}
 
     def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]) -> None:
-        assert tag_keys == ("run",)
+        assert tag_keys == ("run", "undefined")
         self._values = self.values.setdefault(name, [])
         self._values.clear()
 
@@ -124,15 +124,15 @@ class FakeGauge:
         assert tags == {"run": "x"}
         return self
 
-    def set(self, value: float) -> None:
-        self._values.append(value)
+    def set(self, value: float, tags: dict[str, str]) -> None:
+        self._values.append((value, tags["undefined"]))
 
 
 def test_ray_gets_every_metric_again_and_again_because_it_forgets_what_is_set_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_gauges, "Gauge", FakeGauge)
     monkeypatch.setattr(ray_gauges, "REPEAT_S", 0.01)
 
-    def wait_for(reached: Callable[[list[float]], bool]) -> None:
+    def wait_for(reached: Callable[[list[tuple[float, str]]], bool]) -> None:
         deadline = time.monotonic() + 10
         while not all(map(reached, FakeGauge.values.values())):
             assert time.monotonic() < deadline
@@ -141,14 +141,14 @@ def test_ray_gets_every_metric_again_and_again_because_it_forgets_what_is_set_on
     gauges = ray_gauges.RayGauges("x")
     assert FakeGauge.values.keys() == {f"delphi_{name}" for name in NAMES}
     wait_for(lambda values: len(values) > 3)
-    assert all(math.isnan(value) for values in FakeGauge.values.values() for value in values), "not defined, and yet there"
-    gauges.show({name: 2 for name in NAMES} | {"entropy": None})
-    wait_for(lambda values: values[-3:] == [2, 2, 2] or values is FakeGauge.values["delphi_entropy"])
+    assert {entry for values in FakeGauge.values.values() for entry in values} == {(0, "yes")}, "not defined, and yet there"
+    gauges.show(dict.fromkeys(NAMES, 2) | {"entropy": None})
+    wait_for(lambda values: values[-3:] == [(2, "")] * 3 or values is FakeGauge.values["delphi_entropy"])
     gauges.close()
     counts = {name: len(values) for name, values in FakeGauge.values.items()}
     time.sleep(0.05)
     assert counts == {name: len(values) for name, values in FakeGauge.values.items()}, "a closed run leaves the endpoint"
-    assert all(map(math.isnan, FakeGauge.values["delphi_entropy"]))
+    assert set(FakeGauge.values["delphi_entropy"]) == {(0, "yes")}
 
 
 def test_a_replaced_worker_does_not_inherit_the_lost_episode() -> None:
