@@ -14,7 +14,7 @@ from ray.util.metrics import Gauge
 from cluster.metrics import CATALOGUE, RAY_PREFIX, UNDEFINED
 
 REPEAT_S = 1.0
-"""Well below Ray's report interval (10 s); setting all takes about a millisecond."""
+"""Well below Ray's report interval (10 s); setting all takes about 0.1 ms."""
 
 
 class RayGauges:

@@ -1,6 +1,6 @@
 """A real run scraped by a real Prometheus as Ray tells it to: every catalogue metric arrives, every panel and alert finds its data.
 
-About a minute, on a quiet machine; `make dashboards` runs it, and so does `.ci/run`.
+Two to three minutes; `make dashboards` runs it, and so does `.ci/run`.
 """
 
 import json
@@ -122,3 +122,32 @@ def test_ray_provisions_the_dashboard_beside_its_own(watched: WatchedRun) -> Non
     assert (folder / "default_grafana_dashboard.json").exists(), "and Ray's own"
     uids = [json.loads(path.read_text())["uid"] for path in folder.glob("*.json")]
     assert len(set(uids)) == len(uids), "Grafana refuses two of one uid"
+
+
+def test_a_resumed_run_goes_on_with_its_counters_as_one_line_of_the_dashboard(tmp_path: Path) -> None:
+    run_dir = tmp_path / "resumed-run"
+    resumed_at: dict = {"env_steps": 0}
+    for epoch in (1, 2):
+        with watched_run(tmp_path, run_dir.name, *SETTINGS) as run:
+            goal = resumed_at["env_steps"] + 4000
+            wait_until(lambda: lines(run_dir) and lines(run_dir)[-1]["env_steps"] >= goal, run.process, run.log)  # noqa: B023
+            wait_until(lambda: run.scraped(goal), run.process, run.log)  # noqa: B023
+            if epoch == 2:
+                _check_counters_of_two_epochs(run, resumed_at)
+        resumed_at = lines(run_dir)[-1]
+
+
+def _check_counters_of_two_epochs(run: WatchedRun, resumed_at: dict) -> None:
+    first, second = sorted(run.prometheus.label_values("SessionName", "ray_delphi_env_steps"))
+    counters = [metric for metric in CATALOGUE if metric.name in ("env_steps", "time_s", "learner_updates", "episodes_total")]
+    assert len(counters) == 4
+    for metric in counters:
+        before, after = [
+            [float(text) for _, text in series["values"] if not math.isnan(float(text))]
+            for session in (first, second)
+            for series in run.prometheus.series(filled(query(metric), {"run": [".*"], "SessionName": [session]}), minutes=10)
+        ]
+        assert max(before) <= resumed_at[metric.name] <= min(after), metric.name
+        (whole,) = run.prometheus.series(filled(query(metric), EVERYTHING), minutes=10)
+        values = [float(text) for _, text in whole["values"] if not math.isnan(float(text))]
+        assert values == sorted(values), f"{metric.name} falls in the dashboard's line"
