@@ -6,6 +6,7 @@ caption) is kept apart from the first observation of the next.
 
 import difflib
 import importlib
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -16,6 +17,9 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from actors.seeding import SeedStream
 from configs.schema import EnvConfig
+
+START_ATTEMPTS = 3
+"""Episodes that an environment may fail to start in a row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +57,16 @@ class EpisodeEnd:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EnvironmentLoss:
+    """One environment that raised in a step: it has been rebuilt, and its next episode has begun."""
+
+    index: int
+    """Which environment."""
+    reset_caption: bytes
+    """As in `EpisodeEnd`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VectorStep:
     """One step of B environments (environment -> worker)."""
 
@@ -68,6 +82,26 @@ class VectorStep:
     """Raw captions of what this step led to (before normalisation; UTF-8)."""
     ends: list[EpisodeEnd] = field(default_factory=list)
     """One per environment whose episode ended in this step."""
+    losses: list[EnvironmentLoss] = field(default_factory=list)
+    """One per environment that raised in this step: its reward is 0, its caption empty, its episode `truncated` without an end."""
+
+
+class EnvironmentErrors:
+    """Exceptions of environments, counted until they are taken."""
+
+    def __init__(self) -> None:
+        self._count, self._first = 0, ""
+
+    def note(self) -> None:
+        """Count the exception that is being handled."""
+        self._first = self._first or traceback.format_exc()
+        self._count += 1
+
+    def take(self) -> tuple[int, str]:
+        """How many since the last call, and the first one's traceback."""
+        taken = self._count, self._first
+        self._count, self._first = 0, ""
+        return taken
 
 
 class VectorEnvironment(Protocol):
@@ -83,6 +117,11 @@ class VectorEnvironment(Protocol):
     def step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None = None) -> VectorStep:
         """Take one action in each environment; `actions` is [B] i64. Observations are written into `out` where it is given
         (name -> [B, ...], C-contiguous, unchanged by the caller until the next step has returned)."""
+        ...
+
+    def take_errors(self) -> tuple[int, str]:
+        """How many exceptions environments raised since the last call, and the first one's traceback. An environment that raises is
+        rebuilt; `reset` and `step` raise only where it raises again and again as it starts."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

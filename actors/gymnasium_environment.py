@@ -1,12 +1,13 @@
 """Any gymnasium environment with discrete actions as a vector environment, its captions read by a captioner.
 
 Invariant: the step limit is kept here and reported as `truncated` with the episode's own last observation, and where the
-environment can save itself (`state_dict` / `load_state_dict` on the unwrapped one), the whole vector continues bit for bit.
+environment can save itself (`state_dict` / `load_state_dict` on the unwrapped one), the whole vector continues bit for bit. One that raises is rebuilt, the others play on.
 """
 
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import gymnasium
@@ -14,7 +15,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from actors.environment import ArraySpec, EnvironmentSpec, EpisodeEnd, VectorStep
+from actors.environment import START_ATTEMPTS, ArraySpec, EnvironmentErrors, EnvironmentLoss, EnvironmentSpec, EpisodeEnd, VectorStep
 from actors.seeding import SeedStream
 from configs.schema import EnvConfig
 
@@ -31,7 +32,8 @@ class GymnasiumEnvironment:
     def __init__(self, spec: EnvSpec, config: EnvConfig, *, num_envs: int, seeds: SeedStream) -> None:
         """Raises ValueError for spaces and captioners that do not fit, and for options that the environment does not take."""
         self.num_envs = num_envs
-        self._seeds = seeds
+        self._seeds, self._gymnasium_spec, self._config = seeds, spec, config
+        self._errors = EnvironmentErrors()
         self._step_limit = config.max_episode_steps or spec.max_episode_steps or 0
         self._envs: list[gymnasium.Env] = []
         try:
@@ -63,6 +65,10 @@ class GymnasiumEnvironment:
         captions = [self._start(i) for i in range(self.num_envs)]
         return self._obs, captions
 
+    def take_errors(self) -> tuple[int, str]:
+        """Exceptions since the last call, and the first one's traceback."""
+        return self._errors.take()
+
     def step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None = None) -> VectorStep:
         """Take one action in each environment."""
         self._obs = {name: np.empty_like(array) for name, array in self._obs.items()} if out is None else out
@@ -70,17 +76,28 @@ class GymnasiumEnvironment:
         terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
         captions: list[bytes] = []
         ends: list[EpisodeEnd] = []
+        losses: list[EnvironmentLoss] = []
         self._steps += 1
         for i, (env, action) in enumerate(zip(self._envs, actions.tolist(), strict=True)):
-            obs, reward, terminates, truncates, info = env.step(action + self._first_action)
+            try:
+                obs, reward, terminates, truncates, info = env.step(action + self._first_action)
+                self._write(i, obs)
+            except Exception:
+                self._errors.note()
+                self._rebuild(i)
+                rewards[i], truncated[i] = 0.0, True
+                captions.append(b"")
+                losses.append(EnvironmentLoss(index=i, reset_caption=self._start(i)))
+                continue
             rewards[i], terminated[i] = reward, terminates
             truncated[i] = not terminates and (truncates or self._steps[i] == self._step_limit)
             captions.append(self._captioner(obs, info))
-            self._write(i, obs)
             if terminated[i] or truncated[i]:
                 final_obs = {name: array[i].copy() for name, array in self._obs.items()}
                 ends.append(EpisodeEnd(index=i, final_obs=final_obs, reset_caption=self._start(i), info=_figures(info)))
-        return VectorStep(obs=self._obs, rewards=rewards, terminated=terminated, truncated=truncated, captions=captions, ends=ends)
+        return VectorStep(
+            obs=self._obs, rewards=rewards, terminated=terminated, truncated=truncated, captions=captions, ends=ends, losses=losses
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Exact where the environment offers `state_dict`; otherwise how many episodes each environment has started."""
@@ -108,15 +125,32 @@ class GymnasiumEnvironment:
     def close(self) -> None:
         """Close every environment."""
         for env in self._envs:
-            env.close()
+            with suppress(Exception):  # what cannot be closed must not keep the others from it
+                env.close()
 
     def _start(self, i: int) -> bytes:
-        # Some environments hand the seed to generators that take 32 bits.
-        obs, info = self._envs[i].reset(seed=self._seeds.seed(i, int(self._episodes[i])) % 2**31)
-        self._episodes[i] += 1
-        self._steps[i] = 0
-        self._write(i, obs)
-        return self._captioner(obs, info)
+        """Start the next episode, in a rebuilt environment where this one raises; its first raw caption."""
+        for attempt in range(START_ATTEMPTS):
+            # Some environments hand the seed to generators that take 32 bits.
+            seed = self._seeds.seed(i, int(self._episodes[i])) % 2**31
+            self._episodes[i] += 1
+            try:
+                obs, info = self._envs[i].reset(seed=seed)
+                self._write(i, obs)
+            except Exception:
+                if attempt == START_ATTEMPTS - 1:
+                    raise
+                self._errors.note()
+                self._rebuild(i)
+                continue
+            self._steps[i] = 0
+            return self._captioner(obs, info)
+        raise AssertionError  # the last attempt returns or raises
+
+    def _rebuild(self, i: int) -> None:
+        with suppress(Exception):  # it is broken already
+            self._envs[i].close()
+        self._envs[i] = _make(self._gymnasium_spec, self._config)
 
     def _write(self, i: int, obs: Any) -> None:
         for name, part in self._parts.items():

@@ -7,12 +7,13 @@ and truncates, and how the games are stepped (`env.stepping`) changes nothing bu
 import importlib
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from actors.environment import ArraySpec, EnvironmentSpec, EpisodeEnd, VectorStep
+from actors.environment import START_ATTEMPTS, ArraySpec, EnvironmentErrors, EnvironmentLoss, EnvironmentSpec, EpisodeEnd, VectorStep
 from actors.hero_view import MAP_CELLS, HeroView
 from actors.nethack_figures import EpisodeFigures
 from actors.nethack_game import Game, make_game, make_screens
@@ -43,13 +44,8 @@ class NetHackEnvironment:
         self._screens = make_screens(num_envs, tuple(layers))
         self._glyphs, self._blstats = self._screens["glyphs"][:, :MAP_CELLS], self._screens["blstats"]
         self._games: list[Game] = []
-        try:
-            for i in range(num_envs):
-                self._games.append(make_game(spec, config, {name: array[i] for name, array in self._screens.items()}))
-        except BaseException:
-            self.close()
-            raise
-        self._stepping = make_stepping(self._games, self._screens, config.stepping, spec.id)
+        self._gymnasium_spec, self._config, self._errors = spec, config, EnvironmentErrors()
+        self._make_games()
         self._step_limit = config.max_episode_steps or self._games[0].step_limit
         self._episodes = np.zeros(num_envs, np.int64)
         self._steps = np.zeros(num_envs, np.int64)
@@ -66,12 +62,30 @@ class NetHackEnvironment:
 
     def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
         """Start the next game everywhere."""
-        captions = [self._start(i) for i in range(self.num_envs)]
+        captions = self._start_all()
         self._obs = self._observe(self._screens)
         return self._obs, captions
 
+    def take_errors(self) -> tuple[int, str]:
+        """Exceptions since the last call, and the first one's traceback."""
+        return self._errors.take()
+
     def step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None = None) -> VectorStep:
-        """Take one action in each game."""
+        """Take one action in each game. Where one raises, some have taken theirs and some have not: all are made anew."""
+        try:
+            return self._step(actions, out)
+        except Exception:
+            self._errors.note()
+            self._make_games()
+            captions = self._start_all()
+            self._obs = self._observe(self._screens, out)
+        everywhere, nowhere = np.ones(self.num_envs, bool), np.zeros(self.num_envs, bool)
+        losses = [EnvironmentLoss(index=i, reset_caption=caption) for i, caption in enumerate(captions)]
+        rewards = np.zeros(self.num_envs, np.float32)
+        empty = [b""] * self.num_envs
+        return VectorStep(obs=self._obs, rewards=rewards, terminated=nowhere, truncated=everywhere, captions=empty, losses=losses)
+
+    def _step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None) -> VectorStep:
         rewards, statuses, captions = self._stepping.step(actions)
         self._steps += 1
         self._figures.update(self._glyphs, self._blstats, captions)
@@ -100,12 +114,35 @@ class NetHackEnvironment:
     def close(self) -> None:
         """End the engines and remove their temporary directories."""
         for game in self._games:
-            game.env.close()
+            with suppress(Exception):  # what cannot be closed must not keep the others from it
+                game.env.close()
+
+    def _make_games(self) -> None:
+        self.close()
+        self._games = []
+        try:
+            for i in range(self.num_envs):
+                screen = {name: array[i] for name, array in self._screens.items()}
+                self._games.append(make_game(self._gymnasium_spec, self._config, screen))
+        except BaseException:
+            self.close()
+            raise
+        self._stepping = make_stepping(self._games, self._screens, self._config.stepping, self._gymnasium_spec.id)
+
+    def _start_all(self) -> list[bytes]:
+        """Start the next game everywhere, in new games where one raises; the first raw captions."""
+        for _ in range(START_ATTEMPTS - 1):
+            try:
+                return [self._start(i) for i in range(self.num_envs)]
+            except Exception:
+                self._errors.note()
+                self._make_games()
+        return [self._start(i) for i in range(self.num_envs)]
 
     def _start(self, i: int) -> bytes:
         episode = int(self._episodes[i])
-        caption = self._stepping.start(i, self._seeds.seed(i, episode, "core"), self._seeds.seed(i, episode, "disp"))
         self._episodes[i] += 1
+        caption = self._stepping.start(i, self._seeds.seed(i, episode, "core"), self._seeds.seed(i, episode, "disp"))
         self._steps[i] = 0
         self._figures.start(i, self._glyphs[i], self._blstats[i])
         return caption

@@ -4,7 +4,7 @@ Invariant: `caption_ids[t]` and `extrinsic_rewards[t]` belong to what action `t`
 environments reset within the same step, so `obs[t+1]` is already the next episode's first observation.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -62,11 +62,53 @@ class Rollout:
     """Episodes that ended in this rollout."""
     timings: dict[str, float]
     """Seconds that collecting it took, by stage: `env`, `inference`, `other`."""
+    lost: tuple[int, ...] = ()
+    """Environments that raised in it and were rebuilt, in order: nothing of theirs in this rollout may be trained on. Where one raised it is
+    `truncated` without a final value, and its next episode begins."""
+    environment_errors: int = 0
+    """Exceptions of environments since the worker's last rollout, those between episodes too."""
+    environment_error: str = ""
+    """The first one's traceback."""
 
     @property
     def num_steps(self) -> int:
-        """Environment steps in it, T x B."""
-        return int(self.actions.size)
+        """Environment steps in it that may be trained on: T x B without the lost ones."""
+        return len(self.actions) * (self.actions.shape[1] - len(self.lost))
+
+    def without_lost(self) -> "Rollout":
+        """What may be trained on: itself, or a copy without the columns of the lost environments."""
+        if not self.lost:
+            return self
+        kept = self.kept
+        columns = {name: getattr(self, name)[:, kept] for name in PER_STEP}
+        return replace(
+            self,
+            **columns,
+            obs={name: array[:, kept] for name, array in self.obs.items()},
+            core_state={name: array[kept] for name, array in self.core_state.items()},
+            lost=(),
+        )
+
+    @property
+    def kept(self) -> np.ndarray:
+        """[B] bool: False for lost environments."""
+        kept = np.ones(self.actions.shape[1], bool)
+        kept[list(self.lost)] = False
+        return kept
+
+
+PER_STEP = (
+    "actions",
+    "behaviour_logits",
+    "behaviour_values",
+    "final_values",
+    "extrinsic_rewards",
+    "terminated",
+    "truncated",
+    "caption_ids",
+    "caption_counts",
+)
+"""The fields of `Rollout` that are [T, B, ...]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

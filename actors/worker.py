@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 
 from actors.captions import CaptionTracker
-from actors.environment import VectorEnvironment, VectorStep
+from actors.environment import EnvironmentLoss, VectorEnvironment, VectorStep
 from actors.inference import BatchedInference
 from actors.policy import PolicyNet, PolicySnapshot
 from actors.rollout import Acknowledgement, CaptionReport, EpisodeStatistics, Rollout, Version
 from configs.schema import ActorsConfig
+
+MAX_LOSSES = 3
+"""Times the number of environments that they may raise in one rollout: beyond it, rebuilding them leads nowhere."""
 
 
 class RolloutWorker:
@@ -69,6 +72,8 @@ class RolloutWorker:
         noise = np.log(self._rng.standard_exponential(logits.shape, np.float32) + 1e-30)
         core_state = self.inference.core_state()
         episodes: list[EpisodeStatistics] = []
+        lost: set[int] = set()
+        num_losses = 0
         for name, array in current.items():
             obs[name][0] = array
         for t in range(num_steps):
@@ -86,13 +91,23 @@ class RolloutWorker:
             self._lengths += 1
             if step.ends:
                 self._end_episodes(step, final_values[t], episodes)
+            if step.losses:
+                self._give_up_episodes(step.losses)
+                lost |= {loss.index for loss in step.losses}
+                num_losses += len(step.losses)
+                if num_losses > MAX_LOSSES * num_envs:
+                    raise RuntimeError(
+                        f"environments raised in {num_losses} steps of one rollout of {num_envs}: {self.env.take_errors()[1]}"
+                    )
             current = step.obs
         self._obs = current
+        environment_errors, environment_error = self.env.take_errors()
         return Rollout(
             obs=obs, actions=actions, behaviour_logits=logits, behaviour_values=values, final_values=final_values,
             extrinsic_rewards=rewards, terminated=terminated, truncated=truncated, caption_ids=ids, caption_counts=counts,
             core_state=core_state, policy_version=policy_version, worker_id=self.worker_id,
             sequence_number=self._sequence_number, episodes=tuple(episodes), timings=timings,
+            lost=tuple(sorted(lost)), environment_errors=environment_errors, environment_error=environment_error,
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
@@ -143,7 +158,15 @@ class RolloutWorker:
                 )
             )
             self.captions.restart(i, end.reset_caption)
-        ended = [end.index for end in step.ends]
-        self._returns[ended] = 0.0
-        self._lengths[ended] = 0
-        self.inference.reset(ended)
+        self._forget([end.index for end in step.ends])
+
+    def _give_up_episodes(self, losses: list[EnvironmentLoss]) -> None:
+        """Episodes whose environment raised have no statistics: they did not end."""
+        for loss in losses:
+            self.captions.restart(loss.index, loss.reset_caption)
+        self._forget([loss.index for loss in losses])
+
+    def _forget(self, indices: list[int]) -> None:
+        self._returns[indices] = 0.0
+        self._lengths[indices] = 0
+        self.inference.reset(indices)

@@ -36,8 +36,6 @@ class Batch:
     """[T+1, B] bool, in host memory: whether the core state is zeroed before obs[t]; never at 0, where the worker has done it."""
     core_state: dict[str, Tensor]
     """name -> [B, H] f32, before step 0."""
-    widths: tuple[int, ...]
-    """B of each rollout, in the order given."""
 
 
 class BatchBuffers:
@@ -68,7 +66,6 @@ class BatchBuffers:
             core_state={
                 name: self._join(f"core {name}", [rollout.core_state[name] for rollout in rollouts], 0) for name in first.core_state
             },
-            widths=tuple(rollout.actions.shape[1] for rollout in rollouts),
         )
         if self._on_gpu:
             self._copied = torch.cuda.current_stream(self._device).record_event()

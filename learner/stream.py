@@ -17,7 +17,8 @@ REMEMBERED_NUMBERS = 128
 
 
 class RolloutStream:
-    """A FIFO of admitted rollouts, taken in batches of `rollouts_per_batch`; it never holds more than one batch."""
+    """A FIFO of admitted rollouts, taken in batches of `rollouts_per_batch`; it never holds more than one batch, those of which every
+    environment is lost not counted: they keep their place, because their episodes went on."""
 
     def __init__(self, config: LearnerConfig, on_stale: Callable[[Rollout], None] = lambda rollout: None) -> None:
         """`on_stale` is told of each rollout of this epoch that is dropped for its age or for the epoch's end, before a later one of its worker is handed out."""
@@ -44,7 +45,7 @@ class RolloutStream:
             if stale.policy_version[0] == policy_version[0] and not self._is_fresh(stale, policy_version):
                 self._on_stale(stale)
         self._dropped_stale += len(self._waiting) - len(fresh)
-        if len(fresh) < self._batch_size:
+        if sum(rollout.num_steps > 0 for rollout in fresh) < self._batch_size:
             self._waiting = fresh
             return None
         self._waiting = []

@@ -80,9 +80,10 @@ class Learner:
         return self.run_epoch, self._updates
 
     def step(self, rollouts: Sequence[Rollout], table: RewardTable) -> StepResult:
-        """One update on the rollouts, all steps of which count equally; rewards are computed here, with `table`."""
+        """One update on the rollouts, all steps of which count equally but those of lost environments, which do not count; rewards are
+        computed here, with `table`."""
         began = time.perf_counter()
-        batch = self._buffers.join(rollouts)
+        batch = self._buffers.join([rollout.without_lost() for rollout in rollouts if rollout.num_steps])
         transfer_s = time.perf_counter() - began
         lags = [self._updates - rollout.policy_version[1] for rollout in rollouts]
         with torch.autocast(self.device.type, self._autocast or torch.bfloat16, enabled=self._autocast is not None):
@@ -90,17 +91,18 @@ class Learner:
         # A GPU is still at work on the above while rewards are looked up here.
         looked_up = time.perf_counter()
         intrinsic_scale, rewards = self._rewards.intrinsic_scale, self._rewards.mix(rollouts, table)
+        kept = np.concatenate([rollout.kept for rollout in rollouts])
         relabel_s = time.perf_counter() - looked_up
-        loss, figures = self._loss(batch, output, torch.from_numpy(rewards.total).to(self.device))
+        loss, figures = self._loss(batch, output, torch.from_numpy(rewards.total[:, kept]).to(self.device))
         figures["grad_norm"] = self._apply(loss)
         metrics = dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
-        metrics["intrinsic_reward_mean"] = float(rewards.intrinsic.mean())
+        metrics["intrinsic_reward_mean"] = float(rewards.intrinsic[:, kept].mean())
         metrics["intrinsic_scale"] = intrinsic_scale
         metrics["intrinsic_unknown_fraction"] = rewards.unknown_fraction
         return StepResult(
             metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
             lags=lags,
-            intrinsic=np.split(rewards.intrinsic, np.cumsum(batch.widths)[:-1], axis=1),
+            intrinsic=np.split(rewards.intrinsic, np.cumsum([len(rollout.kept) for rollout in rollouts])[:-1], axis=1),
             timings={"relabel": relabel_s, "transfer": transfer_s, "train": time.perf_counter() - began - transfer_s - relabel_s},
         )
 

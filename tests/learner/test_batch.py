@@ -18,7 +18,6 @@ def test_joining_keeps_every_step_in_its_environments_column() -> None:
         assert joined.numpy().dtype == getattr(first, name).dtype
     np.testing.assert_array_equal(batch.obs["sign"][:, 2:], second.obs["sign"])
     np.testing.assert_array_equal(batch.core_state["c"][2:], second.core_state["c"])
-    assert batch.widths == (2, 3)
 
 
 def test_the_core_is_reset_after_an_end_and_never_before_step_0() -> None:
