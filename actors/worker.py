@@ -4,9 +4,10 @@ Invariant: a rollout is made under one set of weights, its captions and rewards 
 every caption counted in it is in the report that comes with it.
 """
 
+import logging
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from actors.policy import PolicyNet, PolicySnapshot
 from actors.rollout import Acknowledgement, CaptionReport, EpisodeStatistics, Rollout, Version
 from configs.schema import ActorsConfig
 
+LOG = logging.getLogger(__name__)
 MAX_LOSSES = 3
 """Times the number of environments that they may raise in one rollout: beyond it, rebuilding them leads nowhere."""
 
@@ -96,9 +98,7 @@ class RolloutWorker:
                 lost |= {loss.index for loss in step.losses}
                 num_losses += len(step.losses)
                 if num_losses > MAX_LOSSES * num_envs:
-                    raise RuntimeError(
-                        f"environments raised in {num_losses} steps of one rollout of {num_envs}: {self.env.take_errors()[1]}"
-                    )
+                    self._refuse(num_losses)
             current = step.obs
         self._obs = current
         environment_errors, environment_error = self.env.take_errors()
@@ -165,6 +165,13 @@ class RolloutWorker:
         for loss in losses:
             self.captions.restart(loss.index, loss.reset_caption)
         self._forget([loss.index for loss in losses])
+
+    def _refuse(self, num_losses: int) -> NoReturn:
+        error = self.env.take_errors()[1].strip()
+        LOG.error("environments of worker %s raise again and again:\n%s", self.worker_id, error)
+        raise RuntimeError(
+            f"environments raised {num_losses} times in one rollout of {self.env.num_envs}, the first time: {error.splitlines()[-1]}"
+        )
 
     def _forget(self, indices: list[int]) -> None:
         self._returns[indices] = 0.0

@@ -44,6 +44,7 @@ class Console:
         self._first_step: int | None = None
         self._live: Live | None = None
         self._problem: str | None = None
+        self._told: set[str] = set()
 
     def say(self, text: str) -> None:
         """One line for the user, above the live display where there is one."""
@@ -53,6 +54,10 @@ class Console:
     def update(self, line: Mapping[str, Any]) -> None:
         """Show the newest figures."""
         now = time.monotonic()
+        for text in line.get("problems", ()):
+            if text not in self._told:
+                self._told.add(text)
+                self.say(text)
         if line.get("problem") != self._problem:
             self._problem = line["problem"]
             self.say(f"no more rewards from the judge, training goes on: {self._problem}" if self._problem else "the judge is back")

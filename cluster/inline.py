@@ -4,7 +4,7 @@ Invariant: one turn is collect -> report -> at most `labels_per_turn` judgements
 beside it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from actors.policy import PolicySnapshot
 from actors.rollout import Acknowledgement, Rollout
 from actors.worker import RolloutWorker
+from cluster.supervision import EnvironmentBudget, Notices
 from cluster.wiring import build_worker
 from configs.schema import RunConfig
 from reward_models.pipeline import AnnotationPipeline
@@ -30,14 +31,22 @@ class InlineWorkers:
         self._turn = 0
         self._snapshot: PolicySnapshot | None = None
         self._collected_steps = 0
+        self._notices = Notices()
+        self._environments = EnvironmentBudget(config.cluster.max_environment_loss, self._notices)
+        self.waiting: str | None = None  # nothing ever is
         self.spec = self._workers[0].env.spec
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """See `cluster.parts.Workers`."""
+        return self._notices.told
 
     def publish(self, snapshot: PolicySnapshot) -> None:
         """What the next turn acts with."""
         self._snapshot = snapshot
 
     def take(self, timeout_s: float) -> Rollout | None:
-        """One turn: its rollout. Never None."""
+        """One turn: its rollout. Never None. Raises GiveUp where the environments raise too often."""
         index = self._turn
         self._turn = (index + 1) % len(self._workers)
         rollout, report = self._workers[index].collect(self._snapshot, self._acknowledgements[index])
@@ -47,11 +56,12 @@ class InlineWorkers:
         )
         self._acknowledgements[index] = Acknowledgement(book_epoch=book_epoch, sequence_number=sequence_number)
         self._pipeline.turn(self._labels_per_turn)
+        self._environments.note(rollout)
         return rollout
 
     def metrics(self) -> Mapping[str, float | None]:
         """No queue and no restarts here."""
-        return {"rollouts_waiting": 0, "worker_restarts": 0}
+        return {"rollouts_waiting": 0, "worker_restarts": 0, "environment_errors": self._environments.errors}
 
     def state_dict(self) -> dict[str, Any]:
         """Every worker's state."""

@@ -4,6 +4,7 @@ Invariant: a mistake of the user is found before anything is created; whatever h
 directory are given back.
 """
 
+import contextlib
 import json
 import logging
 import signal
@@ -17,8 +18,9 @@ from actors.environment import EnvironmentSpec
 from cluster import temporary
 from cluster.console import Console
 from cluster.logs import log_to_file
+from cluster.orphans import OrphanWatch, end_orphans
 from cluster.ray_auth import use_private_token
-from cluster.run_directory import RunDirectory, open_run, record_provenance, write_atomically
+from cluster.run_directory import RunDirectory, begin_epoch, open_run, record_provenance, write_atomically
 from cluster.trained_model import check_judgements, pretrain
 from cluster.wiring import check_parts
 from configs.schema import RunConfig
@@ -64,6 +66,7 @@ def launch(config: RunConfig) -> int:
         raise ConfigError(str(error)) from None
     run, run_epoch = open_run(config)
     try:
+        end_orphans(temporary.temporary_directory(config.run_dir))
         temporary.sweep(config.run_dir)
         directory = temporary.enter(config.run_dir)
         log_to_file(run.log)
@@ -74,7 +77,13 @@ def launch(config: RunConfig) -> int:
         )
         with StopRequest(console.say) as stop:
             pretrain(config, run, console.say, lambda: stop.requested)
-            summary = _train(config, spec, run, run_epoch, directory, stop, console)
+
+            def begin_next_epoch() -> int:
+                epoch = begin_epoch(run)
+                record_provenance(run, epoch, rubric_hash)
+                return epoch
+
+            summary = _train(config, spec, run, run_epoch, directory, stop, console, begin_next_epoch)
         write_atomically(run.summary, json.dumps(summary, indent=2) + "\n")
         console.summarise(summary, config.run_dir)
         return 0
@@ -96,7 +105,14 @@ def launch(config: RunConfig) -> int:
 
 
 def _train(
-    config: RunConfig, spec: EnvironmentSpec, run: RunDirectory, run_epoch: int, directory: Path, stop: StopRequest, console: Console
+    config: RunConfig,
+    spec: EnvironmentSpec,
+    run: RunDirectory,
+    run_epoch: int,
+    directory: Path,
+    stop: StopRequest,
+    console: Console,
+    begin_next_epoch: Callable[[], int],
 ) -> dict[str, Any]:
     if config.cluster.mode == "inline":
         return _train_inline(config, run, run_epoch, stop, console)
@@ -106,9 +122,18 @@ def _train(
             console.say(f"Ray asks for a token, in {token}")
     from cluster.ray_spawner import train
 
-    return train(
-        config, spec, run, run_epoch, temporary=directory, stop_requested=lambda: stop.requested, say=console.say, on_line=console.update
-    )
+    with OrphanWatch(directory) if config.cluster.mode == "local" else contextlib.nullcontext():
+        return train(
+            config,
+            spec,
+            run,
+            run_epoch,
+            temporary=directory,
+            stop_requested=lambda: stop.requested,
+            say=console.say,
+            on_line=console.update,
+            begin_epoch=begin_next_epoch,
+        )
 
 
 def _train_inline(config: RunConfig, run: RunDirectory, run_epoch: int, stop: StopRequest, console: Console) -> dict[str, Any]:

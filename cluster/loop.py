@@ -71,8 +71,9 @@ class TrainingLoop:
         self._stop.set()
 
     def progress(self) -> dict[str, Any]:
-        """The newest metric line, with the step counter of this moment and annotation's `problem`."""
-        return {**self._latest, "env_steps": self.env_steps, "problem": self.annotation.problem}
+        """The newest metric line, with the step counter of this moment, annotation's `problem`, and the workers' `problems` and `waiting`."""
+        words = {"problem": self.annotation.problem, "problems": list(self.workers.problems), "waiting": self.workers.waiting}
+        return {**self._latest, "env_steps": self.env_steps, **words}
 
     def _next_batch(self) -> list[Rollout] | None:
         waiting_since = warned = time.monotonic()
@@ -119,6 +120,7 @@ class TrainingLoop:
             **self.learner.metrics(),
             **self._stages.take_line(seconds),
             "env_steps": self.env_steps,
+            "run_epoch": self.learner.run_epoch,
             "env_steps_per_s": (self.env_steps - steps) / seconds,
             "time_s": self._seconds_before + now - self._started,
         }

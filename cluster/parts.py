@@ -1,7 +1,7 @@
 """What the training loop needs of the parts around it; `cluster.inline` and `cluster.ray_spawner` provide both.
 
 Invariant: the loop cannot tell the spawners apart: nothing here blocks longer than it says, and nothing here raises because
-a worker or the annotator is down.
+a worker or the annotator is down, until a budget of `cluster.supervision` is spent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,16 @@ class Workers(Protocol):
     """The rollout workers as one FIFO of rollouts."""
 
     spec: EnvironmentSpec
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """What the user must be told of workers and environments that failed: each kind once, oldest first."""
+        ...
+
+    @property
+    def waiting(self) -> str | None:
+        """What workers wait for before they can work; None where all do."""
+        ...
 
     def publish(self, snapshot: PolicySnapshot) -> None:
         """Make `snapshot` what the next `collect` calls act with; latest only."""

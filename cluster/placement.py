@@ -22,7 +22,7 @@ def plan(cluster: ClusterConfig, actors: ActorsConfig, *, needs_annotator: bool,
     """Requests per part against `resources` (Ray's names: CPU, GPU).
 
     In `local`, CPU requests that exceed the machine shrink in proportion: a laptop runs everything, slower. In `connect` they
-    are kept, and RuntimeError carries the table where the cluster is too small.
+    are kept, and RuntimeError carries the table where the cluster is too small for `cluster.min_workers` (0: for all).
     """
     gpus_there = resources.get("GPU", 0.0)
     learner_gpus = cluster.learner_gpus if cluster.learner_gpus >= 0 else min(1.0, gpus_there)
@@ -42,7 +42,10 @@ def plan(cluster: ClusterConfig, actors: ActorsConfig, *, needs_annotator: bool,
             for part, request in requests.items()
         }
         cpus_wanted = cpus_there
-    gpus_wanted = sum(request.gpus * request.count for request in requests.values())
+    # Workers beyond `cluster.min_workers` join when there is room.
+    late = max(0, actors.num_workers - cluster.min_workers) if cluster.mode == "connect" and cluster.min_workers else 0
+    cpus_wanted -= late * requests["worker"].cpus
+    gpus_wanted = sum(request.gpus * request.count for request in requests.values()) - late * requests["worker"].gpus
     if cpus_wanted > cpus_there or gpus_wanted > gpus_there:
         raise RuntimeError(
             "the parts do not fit the cluster:\n"

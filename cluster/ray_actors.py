@@ -11,9 +11,12 @@ import ray
 
 from actors.policy import PolicySnapshot
 from actors.rollout import Acknowledgement, CaptionReport, Rollout, Version
+from actors.worker import RolloutWorker
 from cluster import temporary
 from cluster.logs import log_to_file
+from cluster.ray_failures import ProcessId, this_process
 from cluster.run_directory import RunDirectory
+from cluster.stderr_file import StderrFile, stderr_path
 from cluster.wiring import build_pipeline, build_worker
 from configs.schema import RunConfig
 from reward_models.pipeline import RewardedCaption
@@ -27,19 +30,30 @@ class WorkerActor:
     def __init__(self, config: RunConfig, index: int, incarnation: str) -> None:
         import torch
 
+        self._config, self._index, self._incarnation = config, index, incarnation
+        self._stderr = StderrFile(stderr_path(Path(config.run_dir), f"{index}.{incarnation}"))
         torch.set_num_threads(config.actors.torch_threads)
         temporary.enter(config.run_dir)
         log_to_file(RunDirectory(Path(config.run_dir)).log)
-        self._worker = build_worker(config, index, incarnation=incarnation, stream=f"train-{incarnation}")
+        self._worker: RolloutWorker | None = None  # environments are made in the first `collect`, which has a deadline
+
+    def hello(self) -> ProcessId:
+        """Which process this is; an answer says that it has been placed and started."""
+        return this_process()
 
     @ray.method(num_returns=2)
     def collect(self, snapshot: PolicySnapshot, acknowledgement: Acknowledgement | None) -> tuple[Rollout, CaptionReport]:
         """One rollout and its caption report."""
+        self._stderr.trim()
+        if self._worker is None:
+            self._worker = build_worker(self._config, self._index, incarnation=self._incarnation, stream=f"train-{self._incarnation}")
         return self._worker.collect(snapshot, acknowledgement)
 
     def close(self) -> None:
         """Release the environments, so that their temporary files go."""
-        self._worker.close()
+        if self._worker is not None:
+            self._worker.close()
+        self._stderr.discard()
 
 
 @ray.remote(max_restarts=0)

@@ -4,7 +4,6 @@ Invariant: workers and annotator are its children and die with it; control calls
 they are answered while it trains.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from cluster.logs import log_to_file
 from cluster.loop import TrainingLoop
 from cluster.placement import Request
 from cluster.ray_annotation import RayAnnotation
+from cluster.ray_failures import this_process
 from cluster.ray_workers import RayWorkers
 from cluster.run_directory import RunDirectory
 from configs.schema import RunConfig
@@ -52,8 +52,8 @@ class LearnerActor:
 
     @ray.method(concurrency_group="control")
     def progress(self) -> dict[str, Any]:
-        """The newest figures; only the process id before training began."""
-        return {"pid": os.getpid(), **(self._loop.progress() if self._loop is not None else {})}
+        """The newest figures; only which process this is before training began."""
+        return {"process": this_process(), **(self._loop.progress() if self._loop is not None else {})}
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:

@@ -112,6 +112,14 @@ def open_run(config: RunConfig) -> tuple[RunDirectory, int]:
     return run, run_epoch
 
 
+def begin_epoch(run: RunDirectory) -> int:
+    """The next run epoch, for a part that starts again within one start of the run; call only while holding its lock."""
+    file = run.path / "run_epoch"
+    run_epoch = int(file.read_text()) + 1
+    write_atomically(file, f"{run_epoch}\n")
+    return run_epoch
+
+
 def find_run(path: str) -> tuple[RunDirectory, dict[str, Any]]:
     """An existing run and its configuration as saved; ConfigError with what is nearby where there is none."""
     run = RunDirectory(Path(path).absolute())

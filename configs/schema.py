@@ -198,10 +198,19 @@ class ClusterConfig:
     """Seconds to wait for resources before the run fails with a table of what was asked and what there is."""
     shutdown_budget_s: float = 15.0
     """Seconds that stopping may take, the last checkpoint included, before processes are ended by force."""
-    max_worker_restarts: int = 10
-    """Rollout workers replaced in one run before the run fails."""
+    min_workers: int = 0
+    """Rollout workers that must fit before a run begins in `connect`; 0 waits for all. Those that do not fit join when there is room."""
+    max_worker_restarts: int = 5
+    """Replacements of one rollout worker in a row, without a rollout from it in between, before the run fails; each comes after a longer
+    pause. A crash now and then costs nothing, however long the run and however many its workers; nor does the loss of a node."""
     worker_timeout_s: float = 120.0
-    """A worker whose `collect` takes longer than this is replaced."""
+    """A worker whose `collect` takes longer than this is ended, by force if need be, and replaced."""
+    max_environment_loss: float = 0.5
+    """Share of the environments' rollouts that may be lost to exceptions of the environment, over the last 32 rollouts, before the run fails;
+    an environment that raises is rebuilt, and the rollout of that one environment is not trained on."""
+    max_learner_restarts: int = 3
+    """Restarts of a dead learner from the last checkpoint, in a row and without a new checkpoint in between, before the run fails; in `local`
+    and `connect`."""
     object_store_bytes: int = 0
     """Object store size for `local`; 0 sizes it from the rollouts in flight (at least 200 MB)."""
     dashboard: bool = True

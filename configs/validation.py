@@ -123,7 +123,10 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "cluster.worker_gpus": (0, 64),
     "cluster.placement_timeout_s": (1, 1e6),
     "cluster.shutdown_budget_s": (1, 3600),
+    "cluster.min_workers": (0, 10_000),
     "cluster.max_worker_restarts": (0, 1e9),
+    "cluster.max_environment_loss": (0, 1),
+    "cluster.max_learner_restarts": (0, 1e9),
     "cluster.worker_timeout_s": (1, 1e6),
     "cluster.object_store_bytes": (0, 1e15),
 }

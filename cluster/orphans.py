@@ -1,0 +1,84 @@
+"""Ends what a killed driver leaves behind of the Ray cluster that it had started: `python -P orphans.py DIRECTORY` watches over one.
+
+Invariant: only processes that carry the run's own temporary directory in their command or environment are touched, and only when
+its driver is dead: the watch learns that from the end of its standard input, a new start from holding the run's lock.
+
+It needs the standard library alone, so that the watch is small.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+GRACE_S = 2.0
+"""For Ray's processes to notice by themselves that the driver is gone."""
+LIMIT_S = 10.0
+
+
+class OrphanWatch:
+    """A child that outlives this process for as long as it takes to end what is left; use it around a cluster's life."""
+
+    def __init__(self, directory: Path) -> None:
+        """`directory` is the run's temporary directory on this node."""
+        # In a session of its own: Ctrl-C in the terminal is not meant for it.
+        command = [sys.executable, "-P", __file__, str(directory)]
+        self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+
+    def __enter__(self) -> "OrphanWatch":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with suppress(OSError):
+            self._child.communicate(b"done", timeout=GRACE_S)
+        if self._child.poll() is None:
+            self._child.kill()
+            self._child.wait()
+
+
+def end_orphans(directory: Path) -> int:
+    """End every process of a Ray cluster that lived in `directory`; how many there were."""
+    ended = set()
+    deadline = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline:
+        left = _processes_of(directory)
+        if not left:
+            break
+        for pid in left:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        ended.update(left)
+        time.sleep(0.05)
+    return len(ended)
+
+
+def _processes_of(directory: Path) -> list[int]:
+    """Ray's own processes name its session directory, its workers have been given the temporary directory; and the watch of a killed driver,
+    which must not take a new start's processes for that one's."""
+    session, variable, watch = f"{directory}/ray".encode(), f"TMPDIR={directory}".encode(), f"{__file__}\0{directory}\0".encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            command = (folder / "cmdline").read_bytes()
+            of_ray = session in command or (command.startswith(b"ray::") and variable in (folder / "environ").read_bytes().split(b"\0"))
+            if (of_ray or watch in command) and int(folder.name) != os.getpid() and folder.stat().st_uid == os.getuid():
+                found.append(int(folder.name))
+    return found
+
+
+def main(directory: str) -> int:
+    """Wait for the driver's word or its end."""
+    if os.read(0, 16):
+        return 0
+    time.sleep(GRACE_S)
+    end_orphans(Path(directory))
+    shutil.rmtree(directory, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

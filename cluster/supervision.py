@@ -1,0 +1,129 @@
+"""What supervision decides: when a failed part is started again, when the run gives up instead, and what the user hears of it.
+
+Invariant: pure policy over a given clock; no Ray, no processes. A part that makes progress between its failures may fail as
+often as it likes; one that does not is started ever later, and after a bounded number of times ends the run.
+"""
+
+import logging
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Hashable
+
+from actors.rollout import Rollout
+
+LOG = logging.getLogger(__name__)
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 30.0
+MAX_NOTICES = 20
+"""Kinds of failures that are told; beyond it they are only counted, in a run in which everything fails in its own way."""
+MAX_NOTICE_CHARACTERS = 600
+ENVIRONMENT_WINDOW, ENVIRONMENT_MINIMUM = 32, 4
+"""Rollouts that the share of lost environments is taken over, and the fewest that say anything."""
+
+
+class GiveUp(RuntimeError):
+    """The run has to end, and starting its parts again would not help; the message is for the user."""
+
+
+class RestartBudget:
+    """Failures in a row, without progress between, by what failed: a rate would either end a run of many workers and rare crashes
+    or let a single worker crash for ever."""
+
+    def __init__(self, limit: int, setting: str) -> None:
+        """`limit` restarts in a row; `setting` is the configuration key that says so."""
+        self._limit, self._setting = limit, setting
+        self._in_a_row: dict[Hashable, int] = {}
+
+    def progressed(self, who: Hashable) -> None:
+        """It has done something useful since it was started."""
+        self._in_a_row.pop(who, None)
+
+    def failed(self, who: Hashable, what: str) -> float:
+        """Seconds to wait before it is started again: none where it had made progress, then twice as long each time. Raises GiveUp."""
+        failures = self._in_a_row.get(who, 0) + 1
+        self._in_a_row[who] = failures
+        if failures > self._limit:
+            again = f"{failures} times in a row without progress" if failures > 1 else "and may not be started again"
+            raise GiveUp(f"{what} ({again}; {self._setting} = {self._limit})")
+        return 0.0 if failures == 1 else min(FIRST_PAUSE_S * 2 ** (failures - 2), LONGEST_PAUSE_S)
+
+
+class Notices:
+    """What the user is told: the first failure of each kind, in full and once; equal ones are counted."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        """One line each, oldest first."""
+        self._counts: dict[str, int] = {}
+
+    def note(self, kind: str, text: str) -> int:
+        """How often this kind has been seen by now; the first time `text` joins `told`. Kinds that differ only in numbers are equal."""
+        key = re.sub(r"0x[0-9a-f]+|\d+", "#", kind)
+        if key not in self._counts and len(self._counts) >= MAX_NOTICES:
+            key = ""
+        self._counts[key] = self._counts.get(key, 0) + 1
+        if self._counts[key] == 1 and len(self.told) < MAX_NOTICES:
+            self.told.append(one_line(text))
+        return self._counts[key]
+
+
+class Deadline:
+    """Whether something has made progress within its time."""
+
+    def __init__(self, limit_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit_s, self._clock = limit_s, clock
+        self._since = clock()
+
+    def progressed(self) -> None:
+        """Its time begins anew."""
+        self._since = self._clock()
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds since the last progress."""
+        return self._clock() - self._since
+
+    @property
+    def is_over(self) -> bool:
+        """No progress for longer than the limit."""
+        return self.waited_s > self._limit_s
+
+
+class EnvironmentBudget:
+    """How many of the environments' samples may be lost because the environment raised."""
+
+    def __init__(self, max_share: float, notices: Notices) -> None:
+        self._max_share, self._notices = max_share, notices
+        self._lost: deque[float] = deque(maxlen=ENVIRONMENT_WINDOW)
+        self.errors = 0
+        """Exceptions so far."""
+
+    def note(self, rollout: Rollout) -> None:
+        """Take in a worker's next rollout; raises GiveUp where too many environments of the last ones are lost."""
+        self.errors += rollout.environment_errors
+        self._lost.append(1.0 - float(rollout.kept.mean()))
+        if not rollout.environment_errors:
+            return
+        cause = last_line(rollout.environment_error)
+        text = f"an environment of worker {rollout.worker_id} raised and is rebuilt, its sample dropped: {cause}"
+        if self._notices.note(cause, text) == 1:
+            LOG.error("an environment of worker %s raised and is rebuilt:\n%s", rollout.worker_id, rollout.environment_error)
+        share = sum(self._lost) / len(self._lost)
+        if len(self._lost) >= ENVIRONMENT_MINIMUM and share > self._max_share:
+            raise GiveUp(
+                f"the environment raises too often: {share:.0%} of the environments' last {len(self._lost)} rollouts are lost"
+                f" (cluster.max_environment_loss = {self._max_share:g}): {cause}"
+            )
+
+
+def last_line(text: str) -> str:
+    """The last line that says something: of a traceback, the exception."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no message"
+
+
+def one_line(text: str) -> str:
+    """`text` on one line of bounded length."""
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_NOTICE_CHARACTERS else f"{line[: MAX_NOTICE_CHARACTERS - 1]}…"
