@@ -60,7 +60,7 @@ def _audit_judge(arguments: argparse.Namespace) -> dict[str, Any]:
     # What was not asked for is free where the model is here, and somebody's money where it is not.
     num_pairs = (NUM_PAIRS if is_here else 0) if arguments.pairs is None else arguments.pairs
     num_timed = (NUM_TIMED if is_here else 0) if arguments.speed_captions is None else arguments.speed_captions
-    with opened_judge(rubric, config, arguments.address) as judge:
+    with opened_judge(rubric, config, arguments) as judge:
         report = audit_judge(judge, rubric, labelled, num_pairs=num_pairs, num_timed=num_timed)
     left_out = f", {report['examples_left_out']} left out as examples of the rubric" if report["examples_left_out"] else ""
     title = f"{report['rubric']} version {report['rubric_version']}, {report['model']} ({report['engine']}): {report['captions']} captions"

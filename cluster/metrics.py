@@ -92,6 +92,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("annotation_age_s", "s", "gauge", "mean time from a caption's first report to its judgement, newest judgements", "seconds", "annotation"),
     Metric("annotation_results_waiting", "judgements", "gauge", "judgements received and not yet learnt from", "near 0", "annotation"),
     Metric("captions_evicted", "captions", "counter", "captions that left the full caption book", "0", "faults", red_above=0),
+    Metric("annotations_rejected", "answers", "counter", "answers of the annotation service that broke the contract (number, range, order, rubric); dropped, and asked for again", "0", "faults", red_above=0),
     Metric("annotation_requests_failed", "requests", "counter", "requests to the annotation service that failed and were repeated", "0", "faults", red_above=0),
     Metric("annotator_up", "0 or 1", "gauge", "1 while the annotation service answers; null where none is needed", "1", "faults", red_below=1),
     Metric("service_restarts", "restarts", "counter", "annotation service processes started anew in this epoch", "0", "faults", red_above=0),

@@ -8,7 +8,16 @@ class AnnotatorConfig:
     """What is asked, in which order, and how much at a time."""
 
     address: str = ""
-    """host:port of a running annotation service; empty starts one with the run."""
+    """host:port of a running annotation service, or several, separated by commas: each caption has its own of them and another only while
+    that one is down. Empty starts a service with the run."""
+    tls_ca: str = ""
+    """PEM file of the CA that signed the certificate of the service at `address`, which is then asked by TLS; `system`: gRPC's own roots."""
+    tls_cert: str = ""
+    """PEM file of this client's certificate, for a service that wants one (mTLS)."""
+    tls_key: str = ""
+    """PEM file of the key to it."""
+    token_file: str = ""
+    """File of the token that the service at `address` wants; the token itself is never written down."""
     rubric: str = "nethack_progress"
     """Name of a built-in rubric or path of a rubric YAML."""
     batch_size: int = 32
@@ -78,6 +87,11 @@ class ServiceConfig:
     """Rules of the `scripted` engine, `regex=probability` separated by `;`; the first match wins, default probability 0.1."""
     script_delay_s: float = 0.0
     """Seconds the `scripted` engine takes per item."""
+    hang_timeout_s: float = 60.0
+    """A service that a run starts is killed and started again where it has given no sign of life for so long since it first judged (fifteen
+    times as long before: it imports and loads), or its own engine has been at one batch for ten times as long. A sign of life costs a
+    millisecond, which takes seconds at most on a machine that is full at nice 10; a batch of 32 on one core shared in the same way, about
+    five seconds for the packaged model and minutes for one of a few billion weights. `vllm` and `openai` have `engine_timeout_s` for a batch."""
     engine_timeout_s: float = 60.0
     """Of `vllm` and `openai`: deadline of one answer, after which vLLM is taken to hang and is replaced, and an endpoint is given up."""
     vllm_python: str = ""
@@ -94,6 +108,26 @@ class ServiceConfig:
     """Name of the environment variable that holds the endpoint's key; the key itself is never written down."""
     endpoint_concurrency: int = 16
     """Requests to the endpoint at once."""
+
+
+@dataclass(frozen=True)
+class AccessConfig:
+    """Who may use a service; the default is for this machine's own processes."""
+
+    tls_cert: str = ""
+    """PEM file of the service's certificate, its chain after it; with tls_key it speaks TLS and nothing else."""
+    tls_key: str = ""
+    """PEM file of the certificate's private key."""
+    tls_client_ca: str = ""
+    """PEM file of authorities one of which must have signed the client's certificate (mTLS); empty asks for none."""
+    token_file: str = ""
+    """File of a token that every call must carry as `authorization: Bearer ...`; empty asks for none."""
+    max_requests: int = 64
+    """Requests at once; more are turned away with RESOURCE_EXHAUSTED, and clients come back after a pause."""
+    max_requests_per_s: float = 0.0
+    """Requests per second at most, with a burst of one second's worth; 0 sets no limit."""
+    insecure_listen_anywhere: bool = False
+    """Allow an address that other machines reach without credentials."""
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def _annotate(arguments: argparse.Namespace) -> None:
     if arguments.pairs and rubric.pairs is None:
         raise ValueError(f"--pairs: rubric '{rubric.id}' has no `pairs` section, so it compares nothing")
     _check_out(rubric, Path(arguments.out))  # before a model is loaded
-    with opened_judge(rubric, config, arguments.address) as judge:
+    with opened_judge(rubric, config, arguments) as judge:
         said = judge.describe()
         with closing(JudgementFile(Path(arguments.out), Provenance.of(said), said.threshold)) as file:
             file.add_captions(counts)

@@ -123,3 +123,5 @@ class ServiceDescription:
     max_item_bytes: int
     forward_passes: int
     """Items that a forward pass was spent on since the service started."""
+    engine_busy_s: float = 0.0
+    """Seconds that the engine has been at its present batch; 0 where it waits for one."""

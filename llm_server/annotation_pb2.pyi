@@ -20,13 +20,17 @@ class AnnotateRequest(_message.Message):
     def __init__(self, rubric_id: _Optional[str] = ..., rubric_version: _Optional[str] = ..., items: _Optional[_Iterable[bytes]] = ..., bypass_store: _Optional[bool] = ...) -> None: ...
 
 class AnnotateResponse(_message.Message):
-    __slots__ = ("judgements",)
+    __slots__ = ("judgements", "rubric_hash", "fingerprint")
     JUDGEMENTS_FIELD_NUMBER: _ClassVar[int]
+    RUBRIC_HASH_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     judgements: _containers.RepeatedCompositeFieldContainer[Judgement]
-    def __init__(self, judgements: _Optional[_Iterable[_Union[Judgement, _Mapping]]] = ...) -> None: ...
+    rubric_hash: str
+    fingerprint: str
+    def __init__(self, judgements: _Optional[_Iterable[_Union[Judgement, _Mapping]]] = ..., rubric_hash: _Optional[str] = ..., fingerprint: _Optional[str] = ...) -> None: ...
 
 class Judgement(_message.Message):
-    __slots__ = ("status", "probability", "answer_mass", "cached")
+    __slots__ = ("status", "probability", "answer_mass", "cached", "item_hash")
     class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATUS_UNSPECIFIED: _ClassVar[Judgement.Status]
@@ -41,11 +45,13 @@ class Judgement(_message.Message):
     PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     ANSWER_MASS_FIELD_NUMBER: _ClassVar[int]
     CACHED_FIELD_NUMBER: _ClassVar[int]
+    ITEM_HASH_FIELD_NUMBER: _ClassVar[int]
     status: Judgement.Status
     probability: float
     answer_mass: float
     cached: bool
-    def __init__(self, status: _Optional[_Union[Judgement.Status, str]] = ..., probability: _Optional[float] = ..., answer_mass: _Optional[float] = ..., cached: _Optional[bool] = ...) -> None: ...
+    item_hash: int
+    def __init__(self, status: _Optional[_Union[Judgement.Status, str]] = ..., probability: _Optional[float] = ..., answer_mass: _Optional[float] = ..., cached: _Optional[bool] = ..., item_hash: _Optional[int] = ...) -> None: ...
 
 class Pair(_message.Message):
     __slots__ = ("first", "second")
@@ -68,24 +74,30 @@ class AnnotatePairsRequest(_message.Message):
     def __init__(self, rubric_id: _Optional[str] = ..., rubric_version: _Optional[str] = ..., pairs: _Optional[_Iterable[_Union[Pair, _Mapping]]] = ..., bypass_store: _Optional[bool] = ...) -> None: ...
 
 class AnnotatePairsResponse(_message.Message):
-    __slots__ = ("judgements",)
+    __slots__ = ("judgements", "pairs_hash", "fingerprint")
     JUDGEMENTS_FIELD_NUMBER: _ClassVar[int]
+    PAIRS_HASH_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     judgements: _containers.RepeatedCompositeFieldContainer[PairJudgement]
-    def __init__(self, judgements: _Optional[_Iterable[_Union[PairJudgement, _Mapping]]] = ...) -> None: ...
+    pairs_hash: str
+    fingerprint: str
+    def __init__(self, judgements: _Optional[_Iterable[_Union[PairJudgement, _Mapping]]] = ..., pairs_hash: _Optional[str] = ..., fingerprint: _Optional[str] = ...) -> None: ...
 
 class PairJudgement(_message.Message):
-    __slots__ = ("status", "preference", "answer_mass", "position_bias", "cached")
+    __slots__ = ("status", "preference", "answer_mass", "position_bias", "cached", "pair_hash")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     PREFERENCE_FIELD_NUMBER: _ClassVar[int]
     ANSWER_MASS_FIELD_NUMBER: _ClassVar[int]
     POSITION_BIAS_FIELD_NUMBER: _ClassVar[int]
     CACHED_FIELD_NUMBER: _ClassVar[int]
+    PAIR_HASH_FIELD_NUMBER: _ClassVar[int]
     status: Judgement.Status
     preference: float
     answer_mass: float
     position_bias: float
     cached: bool
-    def __init__(self, status: _Optional[_Union[Judgement.Status, str]] = ..., preference: _Optional[float] = ..., answer_mass: _Optional[float] = ..., position_bias: _Optional[float] = ..., cached: _Optional[bool] = ...) -> None: ...
+    pair_hash: int
+    def __init__(self, status: _Optional[_Union[Judgement.Status, str]] = ..., preference: _Optional[float] = ..., answer_mass: _Optional[float] = ..., position_bias: _Optional[float] = ..., cached: _Optional[bool] = ..., pair_hash: _Optional[int] = ...) -> None: ...
 
 class EmbedRequest(_message.Message):
     __slots__ = ("items",)
@@ -94,19 +106,23 @@ class EmbedRequest(_message.Message):
     def __init__(self, items: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class EmbedResponse(_message.Message):
-    __slots__ = ("dimensions", "values")
+    __slots__ = ("dimensions", "values", "item_hashes", "fingerprint")
     DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
+    ITEM_HASHES_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     dimensions: int
     values: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, dimensions: _Optional[int] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...
+    item_hashes: _containers.RepeatedScalarFieldContainer[int]
+    fingerprint: str
+    def __init__(self, dimensions: _Optional[int] = ..., values: _Optional[_Iterable[float]] = ..., item_hashes: _Optional[_Iterable[int]] = ..., fingerprint: _Optional[str] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("model", "engine", "fingerprint", "rubric_id", "rubric_version", "rubric_hash", "threshold", "max_items_per_request", "max_item_bytes", "forward_passes", "pairs_hash")
+    __slots__ = ("model", "engine", "fingerprint", "rubric_id", "rubric_version", "rubric_hash", "threshold", "max_items_per_request", "max_item_bytes", "forward_passes", "pairs_hash", "engine_busy_s")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -118,6 +134,7 @@ class DescribeResponse(_message.Message):
     MAX_ITEM_BYTES_FIELD_NUMBER: _ClassVar[int]
     FORWARD_PASSES_FIELD_NUMBER: _ClassVar[int]
     PAIRS_HASH_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_BUSY_S_FIELD_NUMBER: _ClassVar[int]
     model: str
     engine: str
     fingerprint: str
@@ -129,4 +146,5 @@ class DescribeResponse(_message.Message):
     max_item_bytes: int
     forward_passes: int
     pairs_hash: str
-    def __init__(self, model: _Optional[str] = ..., engine: _Optional[str] = ..., fingerprint: _Optional[str] = ..., rubric_id: _Optional[str] = ..., rubric_version: _Optional[str] = ..., rubric_hash: _Optional[str] = ..., threshold: _Optional[float] = ..., max_items_per_request: _Optional[int] = ..., max_item_bytes: _Optional[int] = ..., forward_passes: _Optional[int] = ..., pairs_hash: _Optional[str] = ...) -> None: ...
+    engine_busy_s: float
+    def __init__(self, model: _Optional[str] = ..., engine: _Optional[str] = ..., fingerprint: _Optional[str] = ..., rubric_id: _Optional[str] = ..., rubric_version: _Optional[str] = ..., rubric_hash: _Optional[str] = ..., threshold: _Optional[float] = ..., max_items_per_request: _Optional[int] = ..., max_item_bytes: _Optional[int] = ..., forward_passes: _Optional[int] = ..., pairs_hash: _Optional[str] = ..., engine_busy_s: _Optional[float] = ...) -> None: ...

@@ -62,7 +62,8 @@ class AnnotationServicer:
     def Annotate(self, request, context):
         """One judgement per item, in the order asked.
         INVALID_ARGUMENT: no items, too many, or one too long. FAILED_PRECONDITION: another rubric or version is served here.
-        UNAVAILABLE: the model is loading, or the service is stopping. RESOURCE_EXHAUSTED: too much is waiting already.
+        UNAVAILABLE: the model is loading, or the service is stopping. RESOURCE_EXHAUSTED: too much is waiting already, or too many
+        requests are under way. UNAUTHENTICATED: without the service's token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

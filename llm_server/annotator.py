@@ -28,7 +28,14 @@ PROBE_INTERVAL_S = 2.0
 FIRST_BACKOFF_S = 0.25
 REMIND_INTERVAL_S = 60.0
 CLOSE_BUDGET_S = 1.5
-COUNTERS = ("annotations_total", "annotations_cached", "annotations_unparsed", "forward_passes", "annotation_requests_failed")
+COUNTERS = (
+    "annotations_total",
+    "annotations_cached",
+    "annotations_unparsed",
+    "annotations_rejected",
+    "forward_passes",
+    "annotation_requests_failed",
+)
 
 
 class Annotator:
@@ -165,7 +172,7 @@ class Annotator:
 
     def _attempt(self, batch: Sequence[Any]) -> list[Answer] | None:
         """One request (a mere sign of life for an empty batch); None where it failed, with the batch pending again."""
-        is_request = False
+        is_request, client = False, None
         try:
             client = self._client()
             is_request = bool(batch)
@@ -179,6 +186,10 @@ class Annotator:
             self._budget.refund(len(batch))
             self._failed(error, is_request)
             return None
+        finally:
+            if client is not None:  # replicas reject answers of one and take those of another
+                with self._lock:
+                    self._counters["annotations_rejected"] += client.take_rejected()
         self._succeeded()
         return answers
 

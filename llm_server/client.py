@@ -4,6 +4,7 @@ Invariant: a batch of judgements is handed on only if there is exactly one sound
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -11,6 +12,8 @@ import numpy as np
 
 from llm_server import annotation_pb2, annotation_pb2_grpc
 from llm_server.annotation import Judgement, PairJudgement, ServiceDescription
+from llm_server.channel import advice, call_metadata, open_channel
+from llm_server.credentials import NO_CREDENTIALS, ClientCredentials
 from llm_server.judge import Judge
 from llm_server.rubric import Rubric
 from llm_server.wire import (
@@ -32,14 +35,8 @@ RETRYABLE = {
     grpc.StatusCode.UNKNOWN,
     grpc.StatusCode.ABORTED,
 }
-OPTIONS = [
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.enable_http_proxy", 0),
-]
-
+DESCRIBE_TIMEOUT_S = 10.0
+"""Instead of the deadline of a request, where that is longer: `Describe` waits for no model."""
 
 T = TypeVar("T")
 
@@ -52,42 +49,46 @@ class ServiceUnavailable(AnnotationError):
     """The service is down, slow, or gave a broken answer; asking again may help."""
 
 
+class BrokenAnswer(ServiceUnavailable):
+    """The service gave an answer that breaks the contract, and that nobody gets to see."""
+
+
 class AnnotationRefused(AnnotationError):
     """The service understood and will not; asking the same again is of no use."""
 
 
 class AnnotationClient:
-    """Asks the service at `address` (host:port) under one rubric; thread-safe, blocking."""
+    """Asks the service at `address` (host:port) under one rubric; thread-safe, blocking. ValueError where the credentials do not fit it."""
 
-    def __init__(self, address: str, rubric: Rubric, timeout_s: float) -> None:
-        self._address, self._rubric, self._timeout_s = address, rubric, timeout_s
-        self._channel = grpc.insecure_channel(address, options=OPTIONS)
+    def __init__(self, address: str, rubric: Rubric, timeout_s: float, credentials: ClientCredentials = NO_CREDENTIALS) -> None:
+        self._address, self._rubric, self._timeout_s, self._credentials = address, rubric, timeout_s, credentials
+        self._channel = open_channel(address, credentials)
         self._stub = annotation_pb2_grpc.AnnotationStub(self._channel)
+        self._metadata = call_metadata(credentials)
+        self._fingerprint: str | None = None  # of the judge that described itself
+        self._rejected = 0
 
     def annotate(self, items: Sequence[bytes], *, bypass_store: bool = False) -> list[Judgement]:
         """One judgement per item, in order. Raises ServiceUnavailable or AnnotationRefused."""
         request = annotate_request(self._rubric.id, self._rubric.version, items, bypass_store)
-        return self._checked(judgements_of, self._call(self._stub.Annotate, request), len(items))
+        return self._asked(
+            self._stub.Annotate, request, partial(judgements_of, items=items, rubric_hash=self._rubric.content_hash), len(items)
+        )
 
     def annotate_pairs(self, pairs: Sequence[tuple[bytes, bytes]], *, bypass_store: bool = False) -> list[PairJudgement]:
         """One judgement per pair, in order, each asked in both orders. Raises ServiceUnavailable or AnnotationRefused."""
         request = pairs_request(self._rubric.id, self._rubric.version, pairs, bypass_store)
-        return self._checked(pair_judgements_of, self._call(self._stub.AnnotatePairs, request), len(pairs))
+        read = partial(pair_judgements_of, pairs=pairs, rubric_hash=self._rubric.pairs_hash)
+        return self._asked(self._stub.AnnotatePairs, request, read, len(pairs))
 
     def embed(self, items: Sequence[bytes]) -> np.ndarray:
         """[N, D] f32 of unit length, in order, NaN for an item that is no text. Raises ServiceUnavailable or AnnotationRefused."""
-        response = self._call(self._stub.Embed, annotation_pb2.EmbedRequest(items=items))
-        return self._checked(vectors_of, response, len(items))
-
-    def _checked(self, read: Callable[[Any, int], T], response: Any, num_items: int) -> T:
-        try:
-            return read(response, num_items)
-        except ValueError as error:
-            raise ServiceUnavailable(f"the annotation service at {self._address} gave a broken answer: {error}") from None
+        return self._asked(self._stub.Embed, annotation_pb2.EmbedRequest(items=items), partial(vectors_of, items=items), len(items))
 
     def describe(self) -> ServiceDescription:
         """What the service says of itself. Raises AnnotationRefused where it judges by another rubric than this client's."""
-        description = description_of(self._call(self._stub.Describe, annotation_pb2.DescribeRequest()))
+        timeout_s = min(self._timeout_s, DESCRIBE_TIMEOUT_S)
+        description = description_of(self._call(self._stub.Describe, annotation_pb2.DescribeRequest(), timeout_s))
         theirs = f"{description.rubric_hash}/{description.pairs_hash}"
         ours = f"{self._rubric.content_hash}/{self._rubric.pairs_hash}"
         if theirs != ours:
@@ -95,19 +96,44 @@ class AnnotationClient:
                 f"the annotation service at {self._address} judges by rubric {description.rubric_id!r} version {description.rubric_version!r}"
                 f" ({theirs}), this run by {self._rubric.id!r} version {self._rubric.version!r} ({ours}); start it with the same --rubric"
             )
+        self._fingerprint = description.fingerprint
         return description
+
+    def take_rejected(self) -> int:
+        """Items whose answers broke the contract since the last call."""
+        number, self._rejected = self._rejected, 0
+        return number
 
     def close(self) -> None:
         """Close the channel; calls under way fail."""
         self._channel.close()
 
-    def _call(self, method: grpc.UnaryUnaryMultiCallable, request: Any) -> Any:
+    def _asked(self, method: grpc.UnaryUnaryMultiCallable, request: Any, read: Callable[[Any], T], num_items: int) -> T:
+        response = self._call(method, request, self._timeout_s)
         try:
-            return method(request, timeout=self._timeout_s)
+            answers = read(response)
+        except ValueError as error:
+            self._rejected += num_items
+            raise BrokenAnswer(f"the annotation service at {self._address} gave a broken answer: {error}") from None
+        if self._fingerprint not in (None, response.fingerprint):
+            raise ServiceUnavailable(
+                f"the annotation service at {self._address} has become another judge ({self._fingerprint} before, {response.fingerprint} now):"
+                " it is asked anew what it is"
+            )
+        return answers
+
+    def _call(self, method: grpc.UnaryUnaryMultiCallable, request: Any, timeout_s: float) -> Any:
+        try:
+            return method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
-            is_too_large = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in (error.details() or "")
+            details = error.details() or ""
+            is_too_large = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details
+            if is_too_large:
+                details = f"got a message of {request.ByteSize()} bytes, wanted at most {MAX_MESSAGE_BYTES}: ask for fewer or shorter items ({details})"
             kind = ServiceUnavailable if error.code() in RETRYABLE and not is_too_large else AnnotationRefused
-            raise kind(f"annotation service at {self._address}: {error.code().name}: {error.details()}") from None
+            what_to_do = advice(details, self._credentials)
+            said = f"{what_to_do} ({details})" if what_to_do else details
+            raise kind(f"annotation service at {self._address}: {error.code().name}: {said}") from None
         except ValueError as error:  # the channel was closed by another thread
             raise ServiceUnavailable(f"annotation service at {self._address}: {error}") from None
 
@@ -133,6 +159,10 @@ class InProcessClient:
     def describe(self) -> ServiceDescription:
         """Of the judge."""
         return self._judge.describe()
+
+    def take_rejected(self) -> int:
+        """None: nothing travels."""
+        return 0
 
     def close(self) -> None:
         """Nothing to release."""

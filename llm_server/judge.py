@@ -9,6 +9,7 @@ whatever fails, the worker thread, which does everything slow, lives on.
 import logging
 import math
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -57,6 +58,7 @@ class Judge:
         self._encoder = SentenceEncoder(config)
         self._threshold = find_threshold(engine, rubric)
         self._forward_passes = 0
+        self._asked_at: float | None = None  # when the engine began its present batch
         self._queue = QuestionQueue(MAX_PENDING_REQUESTS * config.max_items_per_request, has_store=store is not None)
         self._worker = threading.Thread(target=self._work, name="judge", daemon=True)
         self._worker.start()
@@ -128,6 +130,7 @@ class Judge:
             max_items_per_request=self._config.max_items_per_request,
             max_item_bytes=self._config.max_item_bytes,
             forward_passes=self._forward_passes,
+            engine_busy_s=time.monotonic() - began if (began := self._asked_at) else 0.0,
         )
 
     def close(self) -> None:
@@ -182,10 +185,14 @@ class Judge:
         return self._rubric.pairs_hash if is_pair else self._rubric.content_hash
 
     def _ask(self, batch: Mapping[Key, Question], is_pair: bool) -> None:
-        if is_pair:
-            scores = self._engine.score_pairs([(question.text, question.second) for question in batch.values()])
-        else:
-            scores = self._engine.score([question.text for question in batch.values()])
+        self._asked_at = time.monotonic()
+        try:
+            if is_pair:
+                scores = self._engine.score_pairs([(question.text, question.second) for question in batch.values()])
+            else:
+                scores = self._engine.score([question.text for question in batch.values()])
+        finally:
+            self._asked_at = None
         self._forward_passes += len(batch)
         minimum = self._rubric.pairs.min_answer_mass if is_pair and self._rubric.pairs else self._rubric.min_answer_mass
         answers = {key: _judgement(score, minimum) for key, score in zip(batch, scores, strict=True)}

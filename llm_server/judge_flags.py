@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 NOT_OF_A_VERB = ("host", "port", "encoder", "max_items_per_request", "max_item_bytes")
 """Flags of `delphi serve` that concern its clients only."""
+CREDENTIAL_FLAGS = {
+    "tls_ca": "the CA that signed the service's certificate; `system` for public ones",
+    "tls_cert": "a client certificate, for a service that wants one",
+    "tls_key": "the key to it",
+    "token_file": "the service's token",
+}
 DEFAULT_RUBRIC = "nethack_progress"
 REQUEST_TIMEOUT_S = 600.0
 MAX_ITEMS_PER_REQUEST = 256
@@ -46,6 +52,8 @@ def add_judge_flags(parser: argparse.ArgumentParser, *, with_store: bool) -> Non
     group = parser.add_argument_group("judge", "Who is asked what. Without --address the model is loaded in this process.")
     group.add_argument("--rubric", metavar="RUBRIC", help=f"a built-in rubric or a YAML file (default: {DEFAULT_RUBRIC})")
     group.add_argument("--address", metavar="HOST:PORT", help="a running `delphi serve` with the same rubric, in place of all flags below")
+    for name, text in CREDENTIAL_FLAGS.items():
+        group.add_argument(f"--{name.replace('_', '-')}", metavar="FILE", default="", help=f"with --address: {text}")
     for name in judge_fields(with_store=with_store):
         default = getattr(DEFAULTS, name)
         shown = f" (default: {default})" if default != "" else ""
@@ -75,6 +83,9 @@ def read_judge_flags(arguments: argparse.Namespace, *, with_store: bool) -> "tup
     if arguments.address and given:
         raise ValueError(f"--address asks a running service, which has its own {given[0]}: leave one of the two out")
     rubric = load_rubric(arguments.rubric or DEFAULT_RUBRIC)
+    shown = [f"--{name.replace('_', '-')}" for name in CREDENTIAL_FLAGS if getattr(arguments, name)]
+    if shown and not arguments.address:
+        raise ValueError(f"{shown[0]}: got it without --address, wanted the address of the service that it is for")
     if arguments.address:
         return rubric, None
     values = {name: getattr(arguments, name) for name in judge_fields(with_store=with_store) if getattr(arguments, name) is not None}
@@ -90,15 +101,17 @@ def read_judge_flags(arguments: argparse.Namespace, *, with_store: bool) -> "tup
 
 
 @contextmanager
-def opened_judge(rubric: "Rubric", config: ServiceConfig | None, address: str | None) -> "Iterator[JudgeClient]":
-    """The judge, ready to answer, and closed at the end.
+def opened_judge(rubric: "Rubric", config: ServiceConfig | None, arguments: argparse.Namespace) -> "Iterator[JudgeClient]":
+    """The judge that `read_judge_flags` named, ready to answer, and closed at the end.
 
-    ValueError where the model or the store cannot be used, ServiceUnavailable where an endpoint does not answer.
+    ValueError where the model, the store or the credentials cannot be used, ServiceUnavailable where an endpoint does not answer.
     """
     from llm_server.client import AnnotationClient, InProcessClient, ServiceUnavailable
+    from llm_server.credentials import load_client_credentials
 
     if config is None:
-        remote = AnnotationClient(address or "", rubric, REQUEST_TIMEOUT_S)
+        credentials = load_client_credentials(*(getattr(arguments, name) for name in CREDENTIAL_FLAGS))
+        remote = AnnotationClient(arguments.address, rubric, REQUEST_TIMEOUT_S, credentials)
         try:
             yield remote
         finally:

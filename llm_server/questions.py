@@ -45,6 +45,10 @@ class AnnotationClient(Protocol):
         """What the service says of itself; the same errors."""
         ...
 
+    def take_rejected(self) -> int:
+        """Items whose answers broke the contract since the last call; nobody got to see them."""
+        ...
+
     def close(self) -> None:
         """Release the connection; requests under way fail."""
         ...

@@ -11,9 +11,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs.service_schema import ServiceConfig
+from configs.service_schema import AccessConfig, ServiceConfig
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 FLAGS = {
     "engine": "transformers, vllm (a vLLM server as a child), openai (an endpoint), scripted (for tests), or none (embeds sentences only)",
     "model": "smollm2 (packaged), a folder, or a Hugging Face id; with --engine openai the endpoint's name of it",
@@ -39,7 +38,17 @@ FLAGS = {
     "endpoint_key_env": "environment variable that holds the endpoint's key",
     "endpoint_concurrency": "requests to the endpoint at once",
 }
+ACCESS_FLAGS = {
+    "tls_cert": "PEM file of the service's certificate: with --tls-key, TLS and nothing else is spoken",
+    "tls_key": "PEM file of the certificate's key",
+    "tls_client_ca": "PEM file of the CA that must have signed the client's certificate (mTLS)",
+    "token_file": "file of a token that every call but health checks must carry",
+    "max_requests": "requests at once; more are turned away and come back",
+    "max_requests_per_s": "requests per second at most; 0 sets no limit",
+}
 LIMITS = {
+    "max_requests": (1, 1_000_000),
+    "max_requests_per_s": (0, 1_000_000),
     "port": (0, 65_535),
     "nice": (0, 19),
     "batch_size": (1, 4096),
@@ -55,6 +64,8 @@ LIMITS = {
 }
 DEFAULTS = dataclasses.replace(ServiceConfig(), port=7431, nice=0, torch_threads=0)
 """Alone on a machine the service may use all of it; one that a run starts is told otherwise."""
+ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "[::]": "[::1]"}
+"""What listens on every address of a machine, and where the machine itself finds it."""
 PREPARING = {"scripted": "answering by its script", "none": "embedding sentences only"}
 """What engines do that load no model."""
 
@@ -63,18 +74,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until told to stop; exit code 0, 2 where the command, the model or the rubric is wrong, 1 where trying again may help."""
     arguments = _parser().parse_args(argv)
     config = ServiceConfig(**{name: getattr(arguments, name) for name in FLAGS})
-    if config.host not in LOOPBACK and not arguments.insecure_listen_anywhere:
-        return _refuse(
-            f"--host: got {config.host}, wanted a loopback address: whoever reaches the port may use the model, unencrypted."
-            " To allow that on a network you trust, add --insecure-listen-anywhere"
-        )
     for name, (low, high) in LIMITS.items():
-        if not low <= getattr(config, name) <= high:
-            return _refuse(f"--{name.replace('_', '-')}: got {getattr(config, name)}, wanted {low} to {high}")
-    if config.nice:
-        os.nice(config.nice)
+        if not low <= getattr(arguments, name) <= high:
+            return _refuse(f"--{name.replace('_', '-')}: got {getattr(arguments, name)}, wanted {low} to {high}")
+    access = AccessConfig(
+        **{name: getattr(arguments, name) for name in ACCESS_FLAGS}, insecure_listen_anywhere=arguments.insecure_listen_anywhere
+    )
     try:
-        _run(config, arguments)
+        if arguments.make_credentials:
+            return _make_credentials(Path(arguments.make_credentials), config)
+        if config.nice:
+            os.nice(config.nice)
+        _run(config, access, arguments)
     except ValueError as error:
         return _refuse(str(error))
     except RuntimeError as error:
@@ -86,7 +97,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(config: ServiceConfig, arguments: argparse.Namespace) -> None:
+def _make_credentials(directory: Path, config: ServiceConfig) -> int:
+    from llm_server.credentials import is_loopback, make_credentials
+
+    files = make_credentials(directory, [] if config.host in ANY_ADDRESS or is_loopback(config.host) else [config.host])
+    host = "HOST" if config.host in ANY_ADDRESS or is_loopback(config.host) else config.host
+    print(
+        f"made credentials for a year in {directory}, readable by you alone. Keep server.key here, copy ca.pem and token to where runs are.\n"
+        f"  delphi serve --host {host} --port {config.port} --tls-cert {files.server_cert} --tls-key {files.server_key}"
+        f" --token-file {files.token} ...\n"
+        f"  delphi train annotator.address={host}:{config.port} annotator.tls_ca={files.ca} annotator.token_file={files.token} ...\n"
+        f"For client certificates as well: --tls-client-ca {files.ca}, and annotator.tls_cert={files.client_cert}"
+        f" annotator.tls_key={files.client_key}"
+    )
+    return 0
+
+
+def _run(config: ServiceConfig, access: AccessConfig, arguments: argparse.Namespace) -> None:
     from llm_server.rubric import Rubric
     from llm_server.rubric_file import load_rubric
 
@@ -98,12 +125,14 @@ def _run(config: ServiceConfig, arguments: argparse.Namespace) -> None:
     import logging
     import signal
 
+    from llm_server.access import check_access, said
     from llm_server.engine import check_engine
     from llm_server.judge import Judge, build_judge
     from llm_server.service import serve
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # it writes a line per request
+    check_access(config.host, access)
     check_engine(config)  # what can be seen to be wrong is said before anybody is told an address
 
     def build(config: ServiceConfig, rubric: Rubric) -> Judge:
@@ -123,16 +152,17 @@ def _run(config: ServiceConfig, arguments: argparse.Namespace) -> None:
         def on_listening(address: str) -> None:
             if address_file:
                 _write_atomically(address_file, address)
-            print(f"listening on {address}, {PREPARING.get(config.engine, f'loading {config.model}')}", flush=True)
+            print(f"listening on {address} ({said(access)}), {PREPARING.get(config.engine, f'loading {config.model}')}", flush=True)
 
         def on_serving(judge: Judge) -> None:
-            said = judge.describe()
+            judging = judge.describe()
             print(
-                f"serving {said.model} ({said.engine}), rubric {said.rubric_id} version {said.rubric_version}, threshold {said.threshold:.3f}",
+                f"serving {judging.model} ({judging.engine}), rubric {judging.rubric_id} version {judging.rubric_version},"
+                f" threshold {judging.threshold:.3f}",
                 flush=True,
             )
 
-        return await serve(config, rubric, build, on_listening=on_listening, on_serving=on_serving, stop=stop)
+        return await serve(config, rubric, build, access=access, on_listening=on_listening, on_serving=on_serving, stop=stop)
 
     if not asyncio.run(session()):
         os._exit(0)  # a thread in the midst of loading a model aborts an interpreter that ends in the ordinary way
@@ -174,13 +204,18 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--rubric", default="nethack_progress", help="a built-in rubric or a YAML file (default: nethack_progress)")
-    for name, text in FLAGS.items():
-        default = getattr(DEFAULTS, name)
+    for name, text in (FLAGS | ACCESS_FLAGS).items():
+        default = getattr(DEFAULTS if name in FLAGS else AccessConfig(), name)
         shown = f" (default: {default})" if default != "" else ""
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=text + shown)
     parser.add_argument("--address-file", help="write host:port here once listening")
     parser.add_argument("--exit-with-parent", action="store_true", help="stop when standard input ends")
-    parser.add_argument("--insecure-listen-anywhere", action="store_true", help="allow a --host that other machines reach")
+    parser.add_argument(
+        "--insecure-listen-anywhere", action="store_true", help="allow a --host that other machines reach without TLS and token"
+    )
+    parser.add_argument(
+        "--make-credentials", metavar="DIR", help="write a CA, certificates for --host and a token into DIR, say how to use them, and end"
+    )
     return parser
 
 

@@ -16,18 +16,20 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from configs.service_schema import ServiceConfig
+from configs.service_schema import AccessConfig, ServiceConfig
 from llm_server import annotation_pb2, annotation_pb2_grpc
+from llm_server.access import Gate, add_port, check_access
 from llm_server.annotation import Judgement, PairJudgement
 from llm_server.judge import Judge
 from llm_server.question_queue import JudgeBusyError, JudgeClosedError, JudgeFailedError
 from llm_server.rubric import Rubric
-from llm_server.wire import MAX_MESSAGE_BYTES, annotate_response, describe_response, embed_response, pairs_response
+from llm_server.wire import LOADING, MAX_MESSAGE_BYTES, annotate_response, describe_response, embed_response, pairs_response
 
 T = TypeVar("T")
 LOG = logging.getLogger(__name__)
 SERVICE_NAME = annotation_pb2.DESCRIPTOR.services_by_name["Annotation"].full_name
 STOP_GRACE_S = 2.0
+OWN_PROCESSES = AccessConfig()
 
 
 class AnnotationServicer(annotation_pb2_grpc.AnnotationServicer):
@@ -43,7 +45,8 @@ class AnnotationServicer(annotation_pb2_grpc.AnnotationServicer):
         await self._check_rubric(request, context)
         items = list(request.items)
         judgements: list[Judgement] = await _answer(context, lambda: judge.submit(items, request.bypass_store))
-        return annotate_response(judgements)
+        said = judge.describe()
+        return annotate_response(judgements, items, rubric_hash=said.rubric_hash, fingerprint=said.fingerprint)
 
     async def AnnotatePairs(
         self, request: annotation_pb2.AnnotatePairsRequest, context: grpc.aio.ServicerContext
@@ -53,13 +56,15 @@ class AnnotationServicer(annotation_pb2_grpc.AnnotationServicer):
         await self._check_rubric(request, context)
         pairs = [(pair.first, pair.second) for pair in request.pairs]
         judgements: list[PairJudgement] = await _answer(context, lambda: judge.submit_pairs(pairs, request.bypass_store))
-        return pairs_response(judgements)
+        said = judge.describe()
+        return pairs_response(judgements, pairs, pairs_hash=said.pairs_hash, fingerprint=said.fingerprint)
 
     async def Embed(self, request: annotation_pb2.EmbedRequest, context: grpc.aio.ServicerContext) -> annotation_pb2.EmbedResponse:
         """One vector per item."""
         judge = await self._ready_judge(context)
         items = list(request.items)
-        return embed_response(await _answer(context, lambda: judge.submit_embedding(items)))
+        vectors = await _answer(context, lambda: judge.submit_embedding(items))
+        return embed_response(vectors, items, fingerprint=judge.describe().fingerprint)
 
     async def Describe(self, request: annotation_pb2.DescribeRequest, context: grpc.aio.ServicerContext) -> annotation_pb2.DescribeResponse:
         """What is served here."""
@@ -67,9 +72,7 @@ class AnnotationServicer(annotation_pb2_grpc.AnnotationServicer):
 
     async def _ready_judge(self, context: grpc.aio.ServicerContext) -> Judge:
         if self.judge is None:
-            await context.abort(
-                grpc.StatusCode.UNAVAILABLE, "the model is being loaded; ask again in a few seconds, or watch grpc.health.v1"
-            )
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"{LOADING}; ask again in a few seconds, or watch grpc.health.v1")
         assert self.judge is not None  # abort raises
         return self.judge
 
@@ -106,28 +109,30 @@ async def serve(
     rubric: Rubric,
     build: Callable[[ServiceConfig, Rubric], Judge],
     *,
+    access: AccessConfig = OWN_PROCESSES,
     on_listening: Callable[[str], None],
     on_serving: Callable[[Judge], None],
     stop: asyncio.Event,
 ) -> bool:
     """Listen at once, load the model, answer until `stop`; False where `stop` came first and `build` still runs in its thread.
 
-    Raises ValueError for an address that cannot be listened on and for what `build` finds wrong.
+    Raises ValueError for an address that cannot be listened on, credentials that `access` lacks for it, and what `build` finds wrong.
     """
+    check_access(config.host, access)
     options = [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.so_reuseport", 0),  # a port that another service has is an error, not a share of its clients
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # clients ping while the model thinks; that is no abuse
     ]
-    server = grpc.aio.server(options=options)
+    server = grpc.aio.server(options=options, interceptors=[Gate(access)])
     servicer, health_servicer = AnnotationServicer(rubric), health.aio.HealthServicer()
     annotation_pb2_grpc.add_AnnotationServicer_to_server(servicer, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     host = f"[{config.host}]" if ":" in config.host and "[" not in config.host else config.host
     try:
-        port = server.add_insecure_port(f"{host}:{config.port}")
+        port = add_port(server, f"{host}:{config.port}", access)
     except RuntimeError as error:
         raise ValueError(f"cannot listen on {host}:{config.port} ({error}); give another --port, 0 for a free one") from None
     await _set_health(health_servicer, health_pb2.HealthCheckResponse.NOT_SERVING)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from xxhash import xxh3_64_intdigest
 
 from llm_server.annotation import Judgement, PairJudgement, ServiceDescription, Status
 from llm_server.annotation_pb2 import (
@@ -25,6 +26,9 @@ from llm_server.annotation_pb2 import PairJudgement as WirePairJudgement
 MAX_MESSAGE_BYTES = 64 << 20
 """Limit of one message, both ways: far above the largest legal request, so that one too large is refused with a reason."""
 
+LOADING = "the model is being loaded"
+"""How the details of UNAVAILABLE begin where a service is alive and has no judge yet."""
+
 _TO_WIRE = {Status.OK: WireJudgement.OK, Status.UNPARSED: WireJudgement.UNPARSED, Status.REJECTED: WireJudgement.REJECTED}
 _FROM_WIRE = {wire: status for status, wire in _TO_WIRE.items()}
 
@@ -34,20 +38,39 @@ def annotate_request(rubric_id: str, rubric_version: str, items: Sequence[bytes]
     return AnnotateRequest(rubric_id=rubric_id, rubric_version=rubric_version, items=items, bypass_store=bypass_store)
 
 
-def annotate_response(judgements: Iterable[Judgement]) -> AnnotateResponse:
-    """The response that carries `judgements` in their order."""
+def item_hash(item: bytes) -> int:
+    """What an answer carries to say which item it is about."""
+    return xxh3_64_intdigest(item)
+
+
+def pair_hash(pair: tuple[bytes, bytes]) -> int:
+    """What an answer carries to say which pair it is about, and which way round."""
+    return xxh3_64_intdigest(b"%d:%b%b" % (len(pair[0]), *pair))
+
+
+def annotate_response(
+    judgements: Iterable[Judgement], items: Sequence[bytes], *, rubric_hash: str = "", fingerprint: str = ""
+) -> AnnotateResponse:
+    """The response that carries the `judgements` of `items` in their order."""
     return AnnotateResponse(
         judgements=[
-            WireJudgement(status=_TO_WIRE[j.status], probability=j.probability, answer_mass=j.answer_mass, cached=j.cached)
-            for j in judgements
-        ]
+            WireJudgement(
+                status=_TO_WIRE[j.status], probability=j.probability, answer_mass=j.answer_mass, cached=j.cached, item_hash=item_hash(item)
+            )
+            for j, item in zip(judgements, items, strict=True)
+        ],
+        rubric_hash=rubric_hash,
+        fingerprint=fingerprint,
     )
 
 
-def judgements_of(response: AnnotateResponse, num_items: int) -> list[Judgement]:
-    """The judgements of a response to `num_items` items; ValueError unless there is exactly one sound judgement for each."""
-    if len(response.judgements) != num_items:
-        raise ValueError(f"{num_items} items were asked and {len(response.judgements)} judgements came back")
+def judgements_of(response: AnnotateResponse, items: Sequence[bytes], rubric_hash: str = "") -> list[Judgement]:
+    """The judgements of a response to `items`; ValueError unless there is exactly one sound judgement for each, in order, by this rubric."""
+    if len(response.judgements) != len(items):
+        raise ValueError(f"{len(items)} items were asked and {len(response.judgements)} judgements came back")
+    _check_rubric(response.rubric_hash, rubric_hash)
+    for position, (wire, item) in enumerate(zip(response.judgements, items, strict=True)):
+        _check_hash(position, wire.item_hash, item_hash(item))
     return [_judgement(position, wire) for position, wire in enumerate(response.judgements)]
 
 
@@ -66,8 +89,10 @@ def pairs_request(rubric_id: str, rubric_version: str, pairs: Sequence[tuple[byt
     return AnnotatePairsRequest(rubric_id=rubric_id, rubric_version=rubric_version, pairs=wire, bypass_store=bypass_store)
 
 
-def pairs_response(judgements: Iterable[PairJudgement]) -> AnnotatePairsResponse:
-    """The response that carries `judgements` in their order."""
+def pairs_response(
+    judgements: Iterable[PairJudgement], pairs: Sequence[tuple[bytes, bytes]], *, pairs_hash: str = "", fingerprint: str = ""
+) -> AnnotatePairsResponse:
+    """The response that carries the `judgements` of `pairs` in their order."""
     return AnnotatePairsResponse(
         judgements=[
             WirePairJudgement(
@@ -76,16 +101,22 @@ def pairs_response(judgements: Iterable[PairJudgement]) -> AnnotatePairsResponse
                 answer_mass=j.answer_mass,
                 position_bias=j.position_bias,
                 cached=j.cached,
+                pair_hash=pair_hash(pair),
             )
-            for j in judgements
-        ]
+            for j, pair in zip(judgements, pairs, strict=True)
+        ],
+        pairs_hash=pairs_hash,
+        fingerprint=fingerprint,
     )
 
 
-def pair_judgements_of(response: AnnotatePairsResponse, num_pairs: int) -> list[PairJudgement]:
-    """The judgements of a response to `num_pairs` pairs; ValueError unless there is exactly one sound judgement for each."""
-    if len(response.judgements) != num_pairs:
-        raise ValueError(f"{num_pairs} pairs were asked and {len(response.judgements)} judgements came back")
+def pair_judgements_of(response: AnnotatePairsResponse, pairs: Sequence[tuple[bytes, bytes]], rubric_hash: str = "") -> list[PairJudgement]:
+    """The judgements of a response to `pairs`; ValueError unless there is exactly one sound judgement for each, in order, by this rubric."""
+    if len(response.judgements) != len(pairs):
+        raise ValueError(f"{len(pairs)} pairs were asked and {len(response.judgements)} judgements came back")
+    _check_rubric(response.pairs_hash, rubric_hash)
+    for position, (wire, pair) in enumerate(zip(response.judgements, pairs, strict=True)):
+        _check_hash(position, wire.pair_hash, pair_hash(pair))
     return [_pair_judgement(position, wire) for position, wire in enumerate(response.judgements)]
 
 
@@ -113,17 +144,34 @@ def _check_share(position: int, name: str, value: float) -> None:
         raise ValueError(f"judgement {position} is unsound: its {name} is {value}, outside 0 to 1")
 
 
-def embed_response(vectors: np.ndarray) -> EmbedResponse:
-    """`vectors` [N, D] f32 as a message."""
-    return EmbedResponse(dimensions=vectors.shape[1], values=vectors.ravel().tolist())
+def _check_rubric(theirs: str, ours: str) -> None:
+    if theirs != ours:
+        older = "; the service may be older than this client: start it anew with the same version" if not theirs else ""
+        raise ValueError(f"it was judged by a rubric of hash {theirs!r}, wanted {ours!r}{older}")
 
 
-def vectors_of(response: EmbedResponse, num_items: int) -> np.ndarray:
-    """[N, D] f32; ValueError unless there is exactly one row of unit length, or of NaN, for each of `num_items` items."""
+def _check_hash(position: int, theirs: int, ours: int) -> None:
+    if theirs != ours:
+        raise ValueError(f"answer {position} is about another item than was asked there (hash {theirs:016x}, wanted {ours:016x})")
+
+
+def embed_response(vectors: np.ndarray, items: Sequence[bytes], *, fingerprint: str = "") -> EmbedResponse:
+    """`vectors` [N, D] f32 of `items` as a message."""
+    hashes = [item_hash(item) for item in items]
+    return EmbedResponse(dimensions=vectors.shape[1], values=vectors.ravel().tolist(), item_hashes=hashes, fingerprint=fingerprint)
+
+
+def vectors_of(response: EmbedResponse, items: Sequence[bytes]) -> np.ndarray:
+    """[N, D] f32; ValueError unless there is exactly one row of unit length, or of NaN, for each of `items`, in order."""
     values = np.array(response.values, np.float32)
-    if response.dimensions < 1 or len(values) != num_items * response.dimensions:
-        raise ValueError(f"{num_items} items were asked and {len(values)} numbers of {response.dimensions} dimensions came back")
-    vectors = values.reshape(num_items, response.dimensions)
+    if response.dimensions < 1 or len(values) != len(items) * response.dimensions or len(response.item_hashes) != len(items):
+        raise ValueError(
+            f"{len(items)} items were asked and {len(values)} numbers of {response.dimensions} dimensions with {len(response.item_hashes)}"
+            " hashes came back"
+        )
+    for position, item in enumerate(items):
+        _check_hash(position, response.item_hashes[position], item_hash(item))
+    vectors = values.reshape(len(items), response.dimensions)
     lengths = np.linalg.norm(vectors, axis=1)
     if not (np.isnan(vectors).all(1) | (np.abs(lengths - 1) < 1e-3)).all():
         raise ValueError("a vector is not of unit length")

@@ -73,6 +73,9 @@ class FakeClient:
             forward_passes=0,
         )
 
+    def take_rejected(self) -> int:
+        return 0
+
     def close(self) -> None:
         self._service.closed += 1
 

@@ -7,6 +7,7 @@ import logging
 import socket
 import threading
 import time
+from argparse import Namespace
 
 import httpx2
 import pytest
@@ -360,7 +361,7 @@ def test_a_wrong_address_is_one_line(make, endpoint):
 def test_a_verb_says_that_asking_again_may_help_where_the_endpoint_is_away(endpoint):
     endpoint.failures.extend([(503, {"Retry-After": "2"}, "loading")] * 10)
     config = ServiceConfig(engine="openai", model=MODEL, endpoint=endpoint.url, endpoint_key_env="", engine_timeout_s=0.1, store="memory")
-    with pytest.raises(ServiceUnavailable, match="answered 503: loading"), opened_judge(RUBRIC, config, None):
+    with pytest.raises(ServiceUnavailable, match="answered 503: loading"), opened_judge(RUBRIC, config, Namespace()):
         pass
 
 

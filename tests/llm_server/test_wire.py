@@ -7,21 +7,33 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 
-from llm_server.annotation import Judgement, ServiceDescription, Status
+from llm_server.annotation import Judgement, PairJudgement, ServiceDescription, Status
 from llm_server.annotation_pb2 import DESCRIPTOR, AnnotateResponse
 from llm_server.annotation_pb2 import Judgement as WireJudgement
-from llm_server.wire import annotate_response, describe_response, description_of, judgements_of
+from llm_server.wire import (
+    annotate_response,
+    describe_response,
+    description_of,
+    embed_response,
+    item_hash,
+    judgements_of,
+    pair_judgements_of,
+    pairs_response,
+    vectors_of,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 OK = Judgement(status=Status.OK, probability=0.75, answer_mass=0.5)
+ITEMS = [b"a", b"b"]
 UNPARSED = Judgement(status=Status.UNPARSED, probability=math.nan, answer_mass=0.01, cached=True)
 
 
 def test_judgements_come_back_as_they_were_sent():
-    back = judgements_of(AnnotateResponse.FromString(annotate_response([OK, UNPARSED]).SerializeToString()), 2)
+    back = judgements_of(AnnotateResponse.FromString(annotate_response([OK, UNPARSED], ITEMS).SerializeToString()), ITEMS)
     assert back[0] == OK
     assert repr(back[1]) == repr(UNPARSED)
 
@@ -29,7 +41,7 @@ def test_judgements_come_back_as_they_were_sent():
 def test_a_description_comes_back_as_it_was_sent():
     description = ServiceDescription(
         model="m", engine="e", fingerprint="f", rubric_id="r", rubric_version="1", rubric_hash="h", pairs_hash="p",
-        threshold=0.4, max_items_per_request=7, max_item_bytes=8, forward_passes=9,
+        threshold=0.4, max_items_per_request=7, max_item_bytes=8, forward_passes=9, engine_busy_s=1.5,
     )  # fmt: skip
     assert description_of(describe_response(description)) == description
 
@@ -47,16 +59,37 @@ def test_a_description_comes_back_as_it_was_sent():
 )
 def test_an_unsound_judgement_is_an_error_and_no_label(wire, complaint):
     with pytest.raises(ValueError, match=complaint):
-        judgements_of(AnnotateResponse(judgements=[WireJudgement(**wire)]), 1)
+        judgements_of(AnnotateResponse(judgements=[WireJudgement(item_hash=item_hash(b"a"), **wire)]), [b"a"])
 
 
 def test_a_response_of_another_length_is_an_error():
     with pytest.raises(ValueError, match="2 items were asked and 1 judgements"):
-        judgements_of(annotate_response([OK]), 2)
+        judgements_of(annotate_response([OK], [b"a"]), ITEMS)
+
+
+def test_answers_in_another_order_are_an_error():
+    with pytest.raises(ValueError, match="answer 0 is about another item than was asked there"):
+        judgements_of(annotate_response([OK, OK], ITEMS[::-1]), ITEMS)
+    tie = PairJudgement(status=Status.OK, preference=0.5, answer_mass=1.0, position_bias=0.0)
+    assert pair_judgements_of(pairs_response([tie], [(b"a", b"b")]), [(b"a", b"b")]) == [tie]
+    with pytest.raises(ValueError, match="answer 0 is about another item"):
+        pair_judgements_of(pairs_response([tie], [(b"b", b"a")]), [(b"a", b"b")])
+    vectors = np.eye(2, dtype=np.float32)
+    assert (vectors_of(embed_response(vectors, ITEMS), ITEMS) == vectors).all()
+    with pytest.raises(ValueError, match="answer 0 is about another item"):
+        vectors_of(embed_response(vectors, ITEMS[::-1]), ITEMS)
+
+
+def test_answers_by_another_rubric_are_an_error_and_an_older_service_is_told_apart():
+    with pytest.raises(ValueError, match=r"a rubric of hash 'theirs', wanted 'ours'$"):
+        judgements_of(annotate_response([OK], [b"a"], rubric_hash="theirs"), [b"a"], "ours")
+    with pytest.raises(ValueError, match="may be older than this client"):
+        judgements_of(annotate_response([OK], [b"a"]), [b"a"], "ours")
 
 
 def test_only_an_ok_judgement_carries_a_probability():
-    (back,) = judgements_of(AnnotateResponse(judgements=[WireJudgement(status=WireJudgement.UNPARSED, probability=0.9)]), 1)
+    wire = WireJudgement(status=WireJudgement.UNPARSED, probability=0.9, item_hash=item_hash(b"a"))
+    (back,) = judgements_of(AnnotateResponse(judgements=[wire]), [b"a"])
     assert math.isnan(back.probability)
 
 

@@ -1,0 +1,77 @@
+"""Connections to an annotation service: TLS and token as the credentials say, and what is wrong with a connection in one line.
+
+Invariant: a token is sent encrypted, or to this machine; what cannot be kept private is refused before anything is sent.
+"""
+
+import grpc
+
+from llm_server.credentials import ClientCredentials, is_loopback
+from llm_server.wire import MAX_MESSAGE_BYTES
+
+OPTIONS: list[tuple[str, int | str]] = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),  # a new client tries anew, whatever back-off an older one's connection is in
+    ("grpc.initial_reconnect_backoff_ms", 250),
+    ("grpc.max_reconnect_backoff_ms", 5_000),  # gRPC's own two minutes would outlast any outage
+]
+CERTIFICATE_ADVICE = {
+    "certificate has expired": "the service's certificate has expired, wanted one that is valid: make new ones (`delphi serve"
+    " --make-credentials DIR`) and start the service with them",
+    "certificate is not yet valid": "the service's certificate is not valid yet: set the clocks of both machines",
+    "CERTIFICATE_VERIFY_FAILED": "the service's certificate is not signed by the CA in annotator.tls_ca: give the ca.pem that belongs to"
+    " the service's certificate",
+    "Hostname Verification": "the service's certificate does not name the host in annotator.address: use a name that it has, or make one"
+    " for this host (`delphi serve --make-credentials DIR --host HOST`)",
+    "WRONG_VERSION_NUMBER": "the service speaks no TLS: start it with --tls-cert and --tls-key, or leave annotator.tls_ca empty",
+}
+"""By what gRPC says of a failed handshake, the first that fits."""
+
+
+def check_address(address: str, credentials: ClientCredentials) -> None:
+    """ValueError unless `address` is host:port and may be shown these credentials."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(
+            f"annotator.address: got {address!r}, wanted host:port, for example 127.0.0.1:7431; several are separated by commas"
+        )
+    if credentials.token and credentials.ca is None and not is_loopback(host):
+        raise ValueError(
+            f"annotator.token_file: got a token for {address} without annotator.tls_ca: it would travel unencrypted; give the CA file of the"
+            " service's certificate"
+        )
+
+
+def open_channel(address: str, credentials: ClientCredentials) -> grpc.Channel:
+    """A channel to the service at `address`; it connects when first used. ValueError as `check_address`."""
+    check_address(address, credentials)
+    options = list(OPTIONS)
+    if credentials.ca is None:
+        return grpc.insecure_channel(address, options=options)
+    if credentials.server_name:
+        options.append(("grpc.ssl_target_name_override", credentials.server_name))
+    return grpc.secure_channel(
+        address, grpc.ssl_channel_credentials(credentials.ca or None, credentials.key, credentials.cert), options=options
+    )
+
+
+def call_metadata(credentials: ClientCredentials) -> list[tuple[str, str]]:
+    """What every call carries."""
+    return [("authorization", f"Bearer {credentials.token}")] if credentials.token else []
+
+
+def advice(details: str, credentials: ClientCredentials) -> str:
+    """What to do about a connection that failed with `details`; empty where nothing more can be said than that."""
+    for sign, text in CERTIFICATE_ADVICE.items():
+        if sign in details:
+            return text
+    if "failed to connect" in details and "Socket closed" in details:
+        if credentials.ca is None:
+            return "the service hangs up on a connection without TLS: if it was started with --tls-cert, set annotator.tls_ca"
+        if credentials.cert is None:
+            return "the service hangs up on a connection without a client certificate: if it was started with --tls-client-ca, set annotator.tls_cert and annotator.tls_key"
+        return "the service hangs up on this client certificate: annotator.tls_cert must be valid and signed by its --tls-client-ca"
+    return ""

@@ -1,0 +1,227 @@
+"""Who may use a service: what it refuses to start with, credentials that it can be given, and how much it takes at once."""
+
+import dataclasses
+import stat
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from configs.service_schema import AccessConfig
+from llm_server.access import check_access
+from llm_server.annotation import Score
+from llm_server.channel import check_address
+from llm_server.client import AnnotationClient, ServiceUnavailable
+from llm_server.credentials import (
+    SERVER_NAME,
+    ClientCredentials,
+    is_loopback,
+    load_client_credentials,
+    make_credentials,
+    read_token,
+    write_credentials,
+)
+from tests.llm_server.running_service import WAIT_S, RunningService
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return make_credentials(tmp_path_factory.mktemp("credentials") / "ours", ["node-7", "10.1.2.3"])
+
+
+@pytest.fixture
+def access(files):
+    def access(*names, **more):
+        paths = {"tls_cert": files.server_cert, "tls_key": files.server_key, "tls_client_ca": files.ca, "token_file": files.token}
+        return AccessConfig(**{name: str(paths[name]) for name in names} | more)
+
+    return access
+
+
+TLS = ("tls_cert", "tls_key")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "node-7"])
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ((), ["--tls-cert and --tls-key", "--token-file or --tls-client-ca"]),
+        (("token_file",), ["--tls-cert and --tls-key"]),
+        (TLS, ["--token-file or --tls-client-ca"]),
+    ],
+)
+def test_an_address_that_others_reach_needs_tls_and_a_secret_and_is_told_what_is_missing(access, host, given, missing):
+    with pytest.raises(ValueError, match=f"--host: got {host}, which other machines reach") as error:
+        check_access(host, access(*given))
+    assert all(name in str(error.value) for name in missing)
+    assert ("--token-file or" in str(error.value)) == ("--token-file or --tls-client-ca" in missing)
+    check_access(host, access(*given, insecure_listen_anywhere=True))
+    check_access(host, access(*TLS, "token_file"))
+    check_access(host, access(*TLS, "tls_client_ca"))
+
+
+def test_this_machine_alone_needs_nothing(access):
+    for host in ("127.0.0.1", "127.0.0.5", "localhost", "::1", "[::1]"):
+        assert is_loopback(host)
+        check_access(host, access())
+    assert not is_loopback("localhost.example.org")
+
+
+def test_credentials_that_cannot_be_are_refused_at_the_start(access, files, tmp_path):
+    others = make_credentials(tmp_path / "others")
+    (tmp_path / "short").write_text("secret")
+    (tmp_path / "garbage").write_text("-----BEGIN CERTIFICATE-----\n")
+    for config, complaint in (
+        (access("tls_cert"), "wanted both"),
+        (access("tls_client_ca"), "--tls-client-ca: got it without --tls-cert"),
+        (dataclasses.replace(access(*TLS), **{"tls_key": str(others.server_key)}), "do not belong together"),
+        (dataclasses.replace(access(*TLS), **{"tls_cert": str(tmp_path / "garbage")}), "are no good"),
+        (dataclasses.replace(access(*TLS), **{"tls_cert": str(tmp_path / "none")}), "--tls-cert: .* cannot be read"),
+        (dataclasses.replace(access(*TLS), **{"tls_key": str(files.server_cert)}), "holds no '-----BEGIN PRIVATE KEY-----'"),
+        (
+            dataclasses.replace(access(), **{"token_file": str(tmp_path / "short")}),
+            "--token-file: got .* with 6 characters, wanted one line of at least 16",
+        ),
+    ):
+        with pytest.raises(ValueError, match=complaint) as error:
+            check_access("127.0.0.1", config)
+        assert "secret" not in str(error.value)
+
+
+def test_made_credentials_are_for_their_owner_alone_and_are_never_overwritten(files):
+    assert stat.S_IMODE(files.directory.stat().st_mode) == 0o700
+    assert {path.name for path in files.directory.iterdir()} == {"ca.pem", "server.pem", "server.key", "client.pem", "client.key", "token"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files.directory.iterdir()} == {0o600}
+    before = files.contents()
+    with pytest.raises(ValueError, match="exists already and is not overwritten"):
+        make_credentials(files.directory)
+    assert files.contents() == before
+
+
+def test_made_credentials_can_be_handed_to_another_machine(files, rubric, tmp_path):
+    there = write_credentials(tmp_path / "there", files.contents())
+    assert there.contents() == files.contents()
+    access = AccessConfig(
+        tls_cert=str(there.server_cert), tls_key=str(there.server_key), tls_client_ca=str(there.ca), token_file=str(there.token)
+    )
+    service = RunningService(rubric, access=access)
+    client = AnnotationClient(service.address, rubric, WAIT_S, files.client())
+    try:
+        assert client.annotate([b"good"])[0].probability == 0.9
+    finally:
+        client.close()
+        service.close()
+    assert files.client().server_name == SERVER_NAME
+
+
+def test_secrets_are_in_no_repr_and_no_complaint(files, tmp_path):
+    credentials = files.client()
+    assert credentials.token not in repr(credentials)
+    assert "PRIVATE" not in repr(credentials)
+    (tmp_path / "token").write_text("two words of a secret")
+    with pytest.raises(ValueError, match=r"annotator\.token_file") as error:
+        load_client_credentials(token_file=str(tmp_path / "token"))
+    assert "words" not in str(error.value)
+    assert read_token(str(files.token), "token") == credentials.token
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"tls_cert": "client_cert"}, "got one of the two, wanted both"),
+        ({"tls_cert": "client_cert", "tls_key": "client_key"}, "without annotator.tls_ca"),
+        ({"tls_ca": "client_key"}, "annotator.tls_ca: got .* holds no '-----BEGIN CERTIFICATE-----'"),
+    ],
+)
+def test_a_client_is_told_what_does_not_fit(files, given, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        load_client_credentials(**{key: str(getattr(files, name)) for key, name in given.items()})
+
+
+def test_a_token_goes_nowhere_unencrypted(files):
+    token = load_client_credentials(token_file=str(files.token))
+    check_address("127.0.0.1:7431", token)
+    with pytest.raises(ValueError, match="would travel unencrypted"):
+        check_address("10.1.2.3:7431", token)
+    check_address("10.1.2.3:7431", ClientCredentials(files.ca.read_bytes(), token=token.token))
+    check_address("10.1.2.3:7431", load_client_credentials("system", token_file=str(files.token)))
+    with pytest.raises(ValueError, match="wanted host:port"):
+        check_address("somewhere", ClientCredentials())
+
+
+class Gated:
+    """Answers once `gate` is open."""
+
+    name = model = fingerprint = "gated"
+    judges, needs_calibration = True, False
+
+    def __init__(self):
+        self.entered, self.gate = threading.Semaphore(0), threading.Event()
+
+    def score(self, texts):
+        self.entered.release()
+        assert self.gate.wait(WAIT_S)
+        return [Score(0.9, 1.0) for _ in texts]
+
+    def close(self):
+        self.gate.set()
+
+
+def test_more_requests_than_may_be_at_once_are_turned_away_and_served_later(rubric):
+    engine = Gated()
+    service = RunningService(rubric, engine, AccessConfig(max_requests=1))
+    first, second = (AnnotationClient(service.address, rubric, WAIT_S) for _ in range(2))
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            under_way = pool.submit(first.annotate, [b"one"])
+            assert engine.entered.acquire(timeout=WAIT_S)
+            with pytest.raises(ServiceUnavailable, match="RESOURCE_EXHAUSTED: 1 requests are under way, at most 1 may be: ask again later"):
+                second.annotate([b"two"])
+            with grpc.insecure_channel(service.address) as channel:
+                health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=WAIT_S)
+                assert health.status == health_pb2.HealthCheckResponse.SERVING
+            engine.gate.set()
+            assert under_way.result(WAIT_S)
+        assert second.annotate([b"two"])
+    finally:
+        first.close()
+        second.close()
+        service.close()
+
+
+def test_more_requests_per_second_than_may_be_are_turned_away(rubric):
+    service = RunningService(rubric, access=AccessConfig(max_requests_per_s=2.0))
+    client = AnnotationClient(service.address, rubric, WAIT_S)
+    refusals = []
+    try:
+        for _ in range(20):
+            try:
+                client.annotate([b"good"])
+            except ServiceUnavailable as error:
+                refusals.append(str(error))
+    finally:
+        client.close()
+        service.close()
+    assert 10 <= len(refusals) <= 18, "a burst of one second's worth is served"
+    assert all("more than 2 requests per second: ask again later" in refusal for refusal in refusals)
+
+
+def test_one_command_makes_credentials_and_says_how_to_use_them(tmp_path):
+    command = [sys.executable, "-m", "llm_server.serve", "--make-credentials", str(tmp_path / "made"), "--host", "node-7"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    for wanted in (
+        "--host node-7",
+        f"--tls-cert {tmp_path / 'made' / 'server.pem'}",
+        "annotator.address=node-7:7431",
+        "annotator.token_file=",
+    ):
+        assert wanted in result.stdout
+    assert (tmp_path / "made" / "token").read_text().strip() not in result.stdout
+    again = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert again.returncode == 2
+    assert len(again.stderr.strip().splitlines()) == 1
