@@ -16,18 +16,23 @@ from actors.policy import PolicyNet
 from actors.worker import RolloutWorker
 from cluster.run_directory import RunDirectory
 from configs.schema import RunConfig
-from configs.service_schema import ServiceConfig
+from configs.service_schema import AnnotatorConfig, ServiceConfig
 from configs.validation import ConfigError
 from learner.checkpoint import load_latest
 from llm_server.annotator import Annotator
 from llm_server.caption_archive import CaptionArchive
 from llm_server.caption_book import CaptionBook
+from llm_server.channel import check_address
 from llm_server.client import AnnotationClient as GrpcClient
 from llm_server.client import InProcessClient
+from llm_server.credentials import ClientCredentials, load_client_credentials
 from llm_server.engine import check_engine
 from llm_server.judge import build_judge
 from llm_server.pair_questions import ComparedPairs, PointwisePairs
 from llm_server.questions import AnnotationClient, CaptionQuestions, EmbeddingQuestions, Questions
+from llm_server.replicas import Replicas, split_addresses
+from llm_server.replicated_client import ReplicatedClient
+from llm_server.rubric import Rubric
 from llm_server.rubric_file import load_rubric
 from llm_server.service_process import ServiceProcess
 from reward_models.building import build_reward_model
@@ -69,7 +74,7 @@ def build_pipeline(config: RunConfig, run: RunDirectory, run_epoch: int) -> Anno
         service_config = _service_config(config, model.asks)
         connect: Callable[[], AnnotationClient]
         if settings.address:
-            connect = partial(GrpcClient, settings.address, rubric, timeout_s)
+            connect = _remote(settings, rubric)
         elif config.cluster.mode == "inline":
             judge = build_judge(service_config, rubric)
             connect = partial(InProcessClient, judge)
@@ -78,6 +83,23 @@ def build_pipeline(config: RunConfig, run: RunDirectory, run_epoch: int) -> Anno
             connect = lambda: GrpcClient(service.address(), rubric, timeout_s)  # noqa: E731
         annotator = Annotator(connect, _questions(config, model.asks, book), settings)
     return AnnotationPipeline(book, trainer, annotator=annotator, service=service, judge=judge, config=config.reward_model)
+
+
+def _remote(settings: AnnotatorConfig, rubric: Rubric) -> Callable[[], AnnotationClient]:
+    """Connects to the running service, or services, of `annotator.address`."""
+    credentials, addresses = service_credentials(settings), split_addresses(settings.address)
+    reach: Callable[[str], AnnotationClient] = lambda address: GrpcClient(address, rubric, settings.request_timeout_s, credentials)  # noqa: E731
+    if len(addresses) == 1:
+        return partial(reach, addresses[0])
+    return partial(ReplicatedClient, Replicas(lambda: {address: address for address in addresses}, reach))
+
+
+def service_credentials(settings: AnnotatorConfig) -> ClientCredentials:
+    """What `annotator.address` is shown, read from the files that are named. ValueError where they, or the addresses, are no good."""
+    credentials = load_client_credentials(settings.tls_ca, settings.tls_cert, settings.tls_key, settings.token_file)
+    for address in split_addresses(settings.address):
+        check_address(address, credentials)
+    return credentials
 
 
 def build_model(config: RunConfig) -> RewardModel:
@@ -152,7 +174,9 @@ def check_parts(config: RunConfig) -> tuple[EnvironmentSpec, str | None]:
             raise ConfigError(
                 f"annotator.pairs: got compared, but rubric '{rubric.id}' has no `pairs` section; write one, or take annotator.pairs=pointwise"
             )
-        if here and not config.annotator.address:
+        if here and config.annotator.address:
+            service_credentials(config.annotator)
+        elif here:
             check_engine(_service_config(config, asks))
     except ValueError as error:
         raise ConfigError(str(error)) from None

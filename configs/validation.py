@@ -90,6 +90,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "service.max_items_per_request": (1, 1e6),
     "service.max_item_bytes": (256, 1e7),
     "service.script_delay_s": (0, 3600),
+    "service.hang_timeout_s": (1, 86_400),
     "service.engine_timeout_s": (1, 3600),
     "service.tensor_parallel": (1, 1024),
     "service.gpu_memory_utilization": (0.01, 1),
@@ -176,6 +177,12 @@ def _check_combinations(config: RunConfig) -> None:
         config.annotator.batch_size > config.service.max_items_per_request,
         f"annotator.batch_size: got {config.annotator.batch_size}, wanted at most service.max_items_per_request"
         f" ({config.service.max_items_per_request}), else the service refuses every request",
+    )
+    credentials = [name for name in ("tls_ca", "tls_cert", "tls_key", "token_file") if getattr(config.annotator, name)]
+    refuse(
+        bool(credentials) and not config.annotator.address,
+        f"annotator.{(credentials or [''])[0]}: got a file without annotator.address, wanted the address of the service that it is for: one that"
+        " the run starts listens to this machine alone",
     )
     starts_vllm = config.service.engine == "vllm" and not config.annotator.address and cluster.mode != "inline"
     refuse(

@@ -1,0 +1,199 @@
+"""`Replicas`: which of several annotation services are up, shared by all clients of them (`llm_server/replicated_client.py`).
+
+Invariant: a replica that fails is left out until it has answered a thread of its own, so it costs one attempt, not one per batch; all
+that are asked judge alike; what is remembered is bounded.
+
+    up ──a request fails──▶ left out, probed at growing intervals ──a probe is answered──▶ up
+"""
+
+import logging
+import random
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from xxhash import xxh3_64_intdigest
+
+from llm_server.annotation import ServiceDescription
+from llm_server.client import AnnotationRefused, ServiceUnavailable
+from llm_server.questions import AnnotationClient
+
+LOG = logging.getLogger(__name__)
+FIRST_BACKOFF_S = 0.5
+MAX_BACKOFF_S = 10.0
+MAX_REMEMBERED = 65_536
+"""Answers kept of batches that failed in part: far above what an annotator has in flight, and a few MB."""
+
+
+def split_addresses(text: str) -> list[str]:
+    """The addresses of a comma-separated list."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def rendezvous_order(names: Sequence[str], key: bytes) -> list[str]:
+    """`names` in the order in which `key` prefers them: each item's order is its own, and a name that comes or goes moves no other item."""
+    return sorted(names, key=lambda name: (-xxh3_64_intdigest(key, seed=xxh3_64_intdigest(name.encode())), name))
+
+
+@dataclass(eq=False, slots=True)
+class _Replica:
+    address: str
+    failures: int = 0
+    """In a row; an answered request forgives them, an answered probe does not."""
+    trouble: Exception | None = None
+    """Why nothing is sent to it; None while it is up."""
+    down_since: float = 0.0
+    is_probed: bool = False
+
+
+class Replicas:
+    """What all clients of a set of replicas share: who is up, and answers that came while the rest of a batch failed; thread-safe.
+
+    `addresses()` gives the replicas of this moment by name, host:port each; it is called for every batch, so it must not wait. A name
+    stands for a store: a replica that comes back elsewhere under its name gets its items again. It raises ServiceUnavailable while there
+    are none yet and AnnotationRefused where there will be none. `connect` makes a client of one address.
+    """
+
+    def __init__(
+        self,
+        addresses: Callable[[], Mapping[str, str]],
+        connect: Callable[[str], AnnotationClient],
+        *,
+        first_backoff_s: float = FIRST_BACKOFF_S,
+        max_backoff_s: float = MAX_BACKOFF_S,
+    ) -> None:
+        self.connect = connect
+        self._addresses, self._first_backoff_s, self._max_backoff_s = addresses, first_backoff_s, max_backoff_s
+        self._changed = threading.Condition()
+        self._replicas: dict[str, _Replica] = {}
+        self._judge: tuple[str, ServiceDescription] | None = None  # the first to describe itself, and how
+        self._remembered: OrderedDict[Hashable, Any] = OrderedDict()
+        self._num_clients = 0
+        self.has_answered = False
+        """Whether any replica has answered a batch."""
+
+    def attach(self) -> None:
+        """A client begins to use them."""
+        with self._changed:
+            self._num_clients += 1
+            for name, replica in self._replicas.items():
+                self._begin_probing(name, replica)
+
+    def release(self) -> None:
+        """A client was closed; without any, no replica is probed."""
+        with self._changed:
+            self._num_clients -= 1
+            self._changed.notify_all()
+
+    def up(self) -> dict[str, str]:
+        """Address by name of the replicas that may be asked."""
+        return {name: address for name, (address, trouble) in self._current().items() if trouble is None}
+
+    def all(self) -> dict[str, str]:
+        """Address by name of every replica."""
+        return {name: address for name, (address, _) in self._current().items()}
+
+    def _current(self) -> dict[str, tuple[str, Exception | None]]:
+        current = self._addresses()
+        with self._changed:
+            known = self._replicas
+            # A replica that has moved is another process: nothing is held against it.
+            self._replicas = {
+                name: known[name] if name in known and known[name].address == address else _Replica(address)
+                for name, address in current.items()
+            }
+            return {name: (replica.address, replica.trouble) for name, replica in self._replicas.items()}
+
+    def error(self) -> Exception:
+        """What to raise where no replica is up: AnnotationRefused where every one of them refuses."""
+        with self._changed:
+            troubles = {name: replica.trouble for name, replica in self._replicas.items()}
+        said = "; ".join(f"{name}: {trouble or 'answered, but not this batch'}" for name, trouble in troubles.items())
+        if troubles and all(isinstance(trouble, AnnotationRefused) for trouble in troubles.values()):
+            return AnnotationRefused(f"every annotation replica refuses: {said}")
+        return ServiceUnavailable(f"no annotation replica answers: {said or 'there is none'}")
+
+    def agree(self, name: str, said: ServiceDescription) -> None:
+        """AnnotationRefused where `said` is of another judge than the first replica's: their judgements must not be mixed."""
+        with self._changed:
+            if self._judge is None:
+                self._judge = name, said
+            first, judge = self._judge
+        if _identity(said) != _identity(judge):
+            raise AnnotationRefused(
+                f"annotation replica {name} judges with {said.model} ({said.engine}, weights {said.fingerprint}), wanted"
+                f" {judge.model} ({judge.engine}, weights {judge.fingerprint}) as {first} does: start both with the same model and rubric"
+            )
+
+    def failed(self, name: str, address: str, error: Exception) -> None:
+        """Leave the replica out until a probe is answered."""
+        with self._changed:
+            replica = self._replicas.get(name)
+            if replica is None or replica.address != address or replica.trouble is not None:
+                return
+            replica.trouble, replica.down_since = error, time.monotonic()
+            replica.failures += 1
+            self._begin_probing(name, replica)
+        LOG.warning("annotation replica %s is left out, the others take its captions: %s", name, error)
+
+    def is_well(self, name: str, address: str) -> None:
+        """It has described itself: it may be asked."""
+        with self._changed:
+            replica = self._replicas.get(name)
+            if replica is None or replica.address != address or replica.trouble is None:
+                return
+            replica.trouble = None
+        LOG.info("annotation replica %s answers again after %.1f s", name, time.monotonic() - replica.down_since)
+
+    def answered(self, name: str) -> None:
+        """What failed before is forgiven."""
+        with self._changed:
+            self.has_answered = True
+            if name in self._replicas:
+                self._replicas[name].failures = 0
+
+    def remember(self, answers: Mapping[Hashable, Any]) -> None:
+        """Keep answers that cannot be handed on yet; the oldest leave."""
+        with self._changed:
+            self._remembered |= answers
+            while len(self._remembered) > MAX_REMEMBERED:
+                self._remembered.popitem(last=False)
+
+    def recall(self, key: Hashable) -> Any:
+        """The answer remembered under `key`, which is forgotten with that; None where there is none."""
+        with self._changed:
+            return self._remembered.pop(key, None)
+
+    def _begin_probing(self, name: str, replica: _Replica) -> None:
+        if replica.trouble is not None and not replica.is_probed and self._num_clients:
+            replica.is_probed = True
+            threading.Thread(target=self._probe, args=(name, replica), name=f"replica-probe-{name}", daemon=True).start()
+
+    def _probe(self, name: str, replica: _Replica) -> None:
+        while True:
+            backoff_s = min(self._first_backoff_s * 2.0 ** min(replica.failures - 1, 16), self._max_backoff_s) * random.uniform(0.5, 1.0)
+            with self._changed:
+                self._changed.wait_for(lambda: not self._num_clients, backoff_s)
+                if not self._num_clients or replica.trouble is None or self._replicas.get(name) is not replica:
+                    replica.is_probed = False
+                    return
+            try:
+                client = self.connect(replica.address)
+                try:
+                    self.agree(name, client.describe())
+                finally:
+                    client.close()
+            except Exception as error:
+                with self._changed:
+                    replica.failures += 1
+                    if replica.trouble is not None:
+                        replica.trouble = error
+            else:
+                self.is_well(name, replica.address)
+
+
+def _identity(said: ServiceDescription) -> tuple[str, str, str, float]:
+    return said.fingerprint, said.rubric_hash, said.pairs_hash, said.threshold
