@@ -1,7 +1,7 @@
 """The annotation service as a child process of the run: started, watched, started again, ended.
 
 Invariant: at most one child is alive; it ends when its parent does, however that ends, because it watches its standard
-input; watching it never raises and never waits.
+input; one that hangs is killed; watching it never raises and never waits.
 """
 
 import logging
@@ -14,9 +14,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from configs.service_schema import ServiceConfig
+from configs.service_schema import AccessConfig, ServiceConfig
+from llm_server.canary import Canary
 from llm_server.client import AnnotationRefused, ServiceUnavailable
-from llm_server.serve import FLAGS
+from llm_server.credentials import NO_CREDENTIALS, ClientCredentials
+from llm_server.serve import ACCESS_FLAGS, ANY_ADDRESS, FLAGS
 
 LOG = logging.getLogger(__name__)
 MAX_FAILED_STARTS = 5
@@ -26,23 +28,39 @@ MAX_BACKOFF_S = 30.0
 SLOW_START_S = 10.0
 TERMINATE_BUDGET_S = 3.0
 STDERR_LINES = 20
+WATCHED_ENGINES = ("vllm", "openai", "none")
+"""Engines whose batches have deadlines of their own, or that have none."""
+OWN_PROCESSES = AccessConfig()
 
 
 class ServiceProcess:
     """`python -m llm_server.serve` as a child; thread-safe.
 
     Its output is appended to `log_path`; its address is read from a file beside it. `ensure_running` is to be called every
-    second or so: it notices an exit and starts the next child after a back-off. After `MAX_FAILED_STARTS` children without
+    second or so: it notices an exit and starts the next child after a back-off, and kills one that owes its canary an answer (see
+    `ServiceConfig.hang_timeout_s`). It listens as `access` says, and `credentials` are what it wants to be shown. After `MAX_FAILED_STARTS` children without
     one answer (`served`), or one that calls its configuration wrong, none is started again: `problem` says why.
     """
 
-    def __init__(self, config: ServiceConfig, rubric: str, log_path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        config: ServiceConfig,
+        rubric: str,
+        log_path: Path,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        access: AccessConfig = OWN_PROCESSES,
+        credentials: ClientCredentials = NO_CREDENTIALS,
+    ) -> None:
         self.problem: str | None = None
         """Why it is not started any more, with its last lines; None as long as there is hope."""
         self.restarts = 0
         """Children started after the first."""
         self._log_path, self._address_path = log_path, log_path.with_suffix(".address")
-        self._command = [*serve_command(config, rubric), "--address-file", str(self._address_path), "--exit-with-parent"]
+        self._command = [*serve_command(config, rubric, access), "--address-file", str(self._address_path), "--exit-with-parent"]
+        self._config, self._credentials = config, credentials
+        self._canary: Canary | None = None
+        self._killed_for: str | None = None
         self._clock = clock
         self._lock = threading.RLock()
         self._child: subprocess.Popen[bytes] | None = None
@@ -88,12 +106,19 @@ class ServiceProcess:
         """An answer came: what failed before is forgiven."""
         with self._lock:
             self._failures = 0
+            if self._canary:
+                self._canary.has_judged = True
 
     def _watch(self) -> None:
         exit_code = self._child.poll() if self._child else None
+        if self._child and exit_code is None and self._canary and self._canary.problem:
+            self._killed_for = self._killed_for or self._canary.problem
+            os.killpg(self._child.pid, signal.SIGKILL)
+            exit_code = self._child.poll()  # most often it has not ended yet, and is looked at again
         if self._child and exit_code is not None:
+            what = f"{self._killed_for} and was killed" if self._killed_for else f"ended with exit code {exit_code}"
             self._release_child()
-            self._failed(f"ended with exit code {exit_code}", is_final=exit_code == CONFIGURATION_ERROR)
+            self._failed(what, is_final=exit_code == CONFIGURATION_ERROR)
             self._address = None
         if self._child is None and self.problem is None and self._clock() >= self._start_at:
             self._start()
@@ -126,6 +151,8 @@ class ServiceProcess:
             self._address = None
         waited_s = self._clock() - self._started_at
         if self._address is not None:
+            has_own_engine = self._config.engine not in WATCHED_ENGINES
+            self._canary = Canary(_reachable(self._address), self._credentials, self._config.hang_timeout_s, has_own_engine)
             LOG.info("the annotation service listens on %s after %.1f s", self._address, waited_s)
         elif waited_s > SLOW_START_S and not self._is_slow_start_reported:
             self._is_slow_start_reported = True
@@ -152,7 +179,9 @@ class ServiceProcess:
     def _release_child(self) -> None:
         if self._child and self._child.stdin:
             self._child.stdin.close()
-        self._child = None
+        if self._canary:
+            self._canary.close()
+        self._child = self._canary = self._killed_for = None
 
     def close(self) -> None:
         """End the child within five seconds, by force if need be; nothing is left of it but its log."""
@@ -170,10 +199,16 @@ class ServiceProcess:
             self._address_path.unlink(missing_ok=True)
 
 
-def serve_command(config: ServiceConfig, rubric: str) -> list[str]:
+def serve_command(config: ServiceConfig, rubric: str, access: AccessConfig = OWN_PROCESSES) -> list[str]:
     """The command line that serves `config` (this interpreter, any working directory)."""
-    options = {"rubric": rubric} | {name: getattr(config, name) for name in FLAGS}
+    options = {"rubric": rubric} | {name: getattr(config, name) for name in FLAGS} | {name: getattr(access, name) for name in ACCESS_FLAGS}
     flags = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
     # `--name=value`, so that a value may begin with a dash; empty ones keep the service's own default, save that no key is no key.
     given = (f"{name}={value}" for name, value in flags.items() if value != "" or name == "--endpoint-key-env")
-    return [sys.executable, "-m", "llm_server.serve", *given]
+    return [sys.executable, "-m", "llm_server.serve", *given, *["--insecure-listen-anywhere"] * access.insecure_listen_anywhere]
+
+
+def _reachable(address: str) -> str:
+    """Where this machine finds a service that listens on `address`."""
+    host, _, port = address.rpartition(":")
+    return f"{ANY_ADDRESS.get(host, host)}:{port}"
