@@ -76,7 +76,7 @@ def add_port(server: grpc.aio.Server, address: str, access: AccessConfig) -> int
 def said(access: AccessConfig) -> str:
     """What a client needs, for the line that says where the service listens."""
     parts = [("TLS", access.tls_cert), ("client certificate", access.tls_client_ca), ("token", access.token_file)]
-    return ", ".join(name for name, is_wanted in parts if is_wanted) or "no credentials asked for"
+    return f"clients need {', '.join(name for name, is_wanted in parts if is_wanted) or 'no credentials'}"
 
 
 class Gate(grpc.aio.ServerInterceptor):

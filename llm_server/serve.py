@@ -152,7 +152,7 @@ def _run(config: ServiceConfig, access: AccessConfig, arguments: argparse.Namesp
         def on_listening(address: str) -> None:
             if address_file:
                 _write_atomically(address_file, address)
-            print(f"listening on {address} ({said(access)}), {PREPARING.get(config.engine, f'loading {config.model}')}", flush=True)
+            print(f"listening on {address}, {PREPARING.get(config.engine, f'loading {config.model}')}; {said(access)}", flush=True)
 
         def on_serving(judge: Judge) -> None:
             judging = judge.describe()
