@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-GRANULE = 64
-"""Distinct rows are filled up to a multiple of this, within the number of all rows."""
+GRANULE, MAX_SIZES = 64, 32
+"""Distinct rows are filled up to a multiple of the granule, within the number of all rows; where these are so many that it would be one
+of more sizes than this, to a multiple of the granule doubled as often as needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,10 @@ def encode_distinct(rows: Tensor, encode: Callable[[Tensor], Tensor]) -> Repeate
     ranks: dict[bytes, int] = {}
     places = np.array([ranks.setdefault(key, len(ranks)) for key in array.view(f"V{array.strides[0]}").ravel().tolist()])
     # Some rows are encoded for nobody: libraries prepare, and keep, code for every number of rows that they meet.
-    first = np.zeros(min(-(-len(ranks) // GRANULE) * GRANULE, len(places)), np.int64)
+    granule = GRANULE
+    while len(places) > granule * MAX_SIZES:
+        granule *= 2
+    first = np.zeros(min(-(-len(ranks) // granule) * granule, len(places)), np.int64)
     first[places[::-1]] = np.arange(len(places))[::-1]
     return RepeatedRows(encode(rows[torch.from_numpy(first)]), places)
 

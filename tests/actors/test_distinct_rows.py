@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from actors.distinct_rows import GRANULE, RepeatedRows, encode_all, encode_distinct, project
+from actors.distinct_rows import GRANULE, MAX_SIZES, RepeatedRows, encode_all, encode_distinct, project
 
 
 def draw_rows(num_rows: int = 40, num_columns: int = 3, num_values: int = 2, seed: int = 0) -> Tensor:
@@ -40,6 +40,15 @@ def test_few_numbers_of_rows_are_ever_asked_for_and_never_more_than_there_are() 
         rows = torch.arange(300)[:, None].clamp(max=num_distinct - 1)
         asked.add(len(encode_distinct(rows, lambda distinct: distinct.float()).distinct))
     assert asked == {64, 128, 192, 256, 300}
+
+
+@pytest.mark.parametrize("num_rows", [2000, 4224, 20_000])
+def test_the_numbers_stay_few_in_large_batches(num_rows: int) -> None:
+    asked = set()
+    for num_distinct in range(1, num_rows + 1, num_rows // 100):
+        rows = torch.arange(num_rows)[:, None].clamp(max=num_distinct - 1)
+        asked.add(len(encode_distinct(rows, lambda distinct: distinct.float()).distinct))
+    assert 16 < len(asked) <= MAX_SIZES + 1
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float32, torch.int64])
