@@ -95,6 +95,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("annotations_rejected", "answers", "counter", "answers of the annotation service that broke the contract (number, range, order, rubric); dropped, and asked for again", "0", "faults", red_above=0),
     Metric("annotation_requests_failed", "requests", "counter", "requests to the annotation service that failed and were repeated", "0", "faults", red_above=0),
     Metric("annotator_up", "0 or 1", "gauge", "1 while the annotation service answers; null where none is needed", "1", "faults", red_below=1),
+    Metric("annotation_replicas_up", "replicas", "gauge", "annotation replicas that listen; null without cluster.service_replicas", "cluster.service_replicas", "annotation"),
     Metric("service_restarts", "restarts", "counter", "annotation service processes started anew in this epoch", "0", "faults", red_above=0),
     Metric("forward_passes", "judgements", "counter", "judgements this run received that the model computed, not the store", "up to annotations_total", "annotation", panel="judgements"),
     Metric("reward_version", "versions", "counter", "reward tables published in this run epoch", "rises", "reward model"),

@@ -1,62 +1,218 @@
-"""What each part asks of the machine or cluster, and how requests shrink where they exceed one machine.
+"""Where the parts of a run go: what each asks for, on which nodes it fits, and what is still missing.
 
-Invariant: pure functions; a plan either fits or says in a table why not.
+Invariant: pure functions; a plan either fits the nodes, each actor on one of them, or says in a table what does not.
+
+    part        wants                                             hint
+    learner     a GPU where the cluster has any                   its node, if another has room instead then that one
+    replica     `service_gpus`, each on the emptiest node         SPREAD
+    annotator   with replicas: the learner's node; else as them   the learner's node
+    worker      nodes without GPUs, away from the learner         SPREAD, avoiding the nodes of learner and replicas
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from configs.schema import ActorsConfig, ClusterConfig
+
+EPSILON = 1e-6
+SAY_INTERVAL_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A node of the cluster and all that it has."""
+
+    id: str
+    cpus: float
+    gpus: float = 0.0
+    alive: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What one actor of a part asks for."""
+    """What one actor of a part asks for, and where it would best go; hints hold as long as there is room."""
 
     cpus: float
     gpus: float
     count: int
+    spread: bool = False
+    """Each on another node."""
+    near: str = ""
+    """Id of the node to prefer."""
+    avoid: tuple[str, ...] = ()
+    """Ids of nodes to leave alone."""
 
 
-def plan(cluster: ClusterConfig, actors: ActorsConfig, *, needs_annotator: bool, resources: Mapping[str, float]) -> dict[str, Request]:
-    """Requests per part against `resources` (Ray's names: CPU, GPU).
+class DoesNotFit(RuntimeError):
+    """What was asked for does not fit the nodes there are; the message has the table."""
+
+    def __init__(self, message: str, missing: Mapping[str, Request], bundles: Sequence[Mapping[str, float]]) -> None:
+        super().__init__(message)
+        self.missing = dict(missing)
+        """What found no room: parts with the number of actors left over."""
+        self.bundles = [dict(bundle) for bundle in bundles]
+        """All that was asked for, an actor each, by Ray's names of resources."""
+
+
+class Interrupted(RuntimeError):
+    """The user asked to stop while resources were waited for."""
+
+
+def plan(
+    cluster: ClusterConfig, actors: ActorsConfig, *, needs_annotator: bool, needs_service: bool = True, nodes: Sequence[Node]
+) -> dict[str, Request]:
+    """Requests per part, with hints for the `nodes` there are. Raises DoesNotFit.
 
     In `local`, CPU requests that exceed the machine shrink in proportion: a laptop runs everything, slower. In `connect` they
-    are kept, and RuntimeError carries the table where the cluster is too small for `cluster.min_workers` (0: for all).
+    are kept; of the workers only `cluster.min_workers` must fit now, where that is not 0.
     """
-    gpus_there = resources.get("GPU", 0.0)
-    learner_gpus = cluster.learner_gpus if cluster.learner_gpus >= 0 else min(1.0, gpus_there)
-    requests = {
-        "learner": Request(cpus=cluster.learner_cpus, gpus=learner_gpus, count=1),
-        "worker": Request(cpus=cluster.worker_cpus, gpus=cluster.worker_gpus, count=actors.num_workers),
-    }
-    if needs_annotator:
-        requests["annotator"] = Request(cpus=cluster.annotator_cpus, gpus=cluster.service_gpus, count=1)
-    cpus_there = resources.get("CPU", 0.0)
+    nodes = [node for node in nodes if node.alive]
+    replicas = cluster.service_replicas if needs_annotator and needs_service else 0
+    requests = _requests(cluster, actors, needs_annotator, replicas, sum(node.gpus for node in nodes))
+    cpus_there = sum(node.cpus for node in nodes)
     cpus_wanted = sum(request.cpus * request.count for request in requests.values())
     if cluster.mode == "local" and cpus_wanted > cpus_there > 0:
         # Ray counts in units of 1/10000; rounding down keeps the sum within the machine.
         shrink = cpus_there / cpus_wanted
-        requests = {
-            part: Request(cpus=int(request.cpus * shrink * 10_000) / 10_000, gpus=request.gpus, count=request.count)
-            for part, request in requests.items()
-        }
-        cpus_wanted = cpus_there
-    # Workers beyond `cluster.min_workers` join when there is room.
-    late = max(0, actors.num_workers - cluster.min_workers) if cluster.mode == "connect" and cluster.min_workers else 0
-    cpus_wanted -= late * requests["worker"].cpus
-    gpus_wanted = sum(request.gpus * request.count for request in requests.values()) - late * requests["worker"].gpus
-    if cpus_wanted > cpus_there or gpus_wanted > gpus_there:
-        raise RuntimeError(
-            "the parts do not fit the cluster:\n"
-            + table(requests)
-            + f"\nwanted {cpus_wanted:g} CPU and {gpus_wanted:g} GPU, the cluster has {cpus_there:g} CPU and {gpus_there:g} GPU."
-            " Add nodes, or lower actors.num_workers, cluster.*_cpus or cluster.*_gpus"
+        requests = {part: replace(request, cpus=int(request.cpus * shrink * 10_000) / 10_000) for part, request in requests.items()}
+    homes = _pack(requests, nodes)
+    required = {part: request.count for part, request in requests.items()}
+    if cluster.mode == "connect" and cluster.min_workers:
+        required["worker"] = min(cluster.min_workers, actors.num_workers)
+    missing = {
+        part: replace(request, count=required[part] - len(homes[part]))
+        for part, request in requests.items()
+        if len(homes[part]) < required[part]
+    }
+    if missing:
+        raise DoesNotFit(
+            f"the parts do not fit the cluster: no room for {in_words(missing)}\n{table(requests)}\nThe cluster has {_have(nodes)}, and"
+            " each actor must fit on one node. Add nodes, or lower actors.num_workers, cluster.*_cpus or cluster.*_gpus",
+            missing,
+            [
+                {name: amount for name, amount in (("CPU", request.cpus), ("GPU", request.gpus)) if amount}
+                for request in requests.values()
+                for _ in range(request.count)
+            ],
         )
+    return _with_hints(requests, homes, nodes)
+
+
+def _requests(cluster: ClusterConfig, actors: ActorsConfig, needs_annotator: bool, replicas: int, gpus_there: float) -> dict[str, Request]:
+    learner_gpus = cluster.learner_gpus if cluster.learner_gpus >= 0 else min(1.0, gpus_there)
+    requests = {"learner": Request(cpus=cluster.learner_cpus, gpus=learner_gpus, count=1)}
+    if needs_annotator:
+        if replicas:
+            requests["replica"] = Request(cpus=cluster.annotator_cpus, gpus=cluster.service_gpus, count=replicas, spread=True)
+        requests["annotator"] = Request(cpus=cluster.annotator_cpus, gpus=0.0 if replicas else cluster.service_gpus, count=1)
+    requests["worker"] = Request(cpus=cluster.worker_cpus, gpus=cluster.worker_gpus, count=actors.num_workers, spread=True)
     return requests
+
+
+def _pack(requests: Mapping[str, Request], nodes: Sequence[Node]) -> dict[str, list[str]]:
+    """Per part the nodes of those actors that find room, in the order of `requests`: who comes first chooses first."""
+    cpus = {node.id: node.cpus for node in nodes}
+    gpus = {node.id: node.gpus for node in nodes}
+    with_gpus = {node.id for node in nodes if node.gpus}
+    homes: dict[str, list[str]] = {}
+    for part, request in requests.items():
+        taken: dict[str, int] = dict.fromkeys(cpus, 0)
+        homes[part] = []
+        for _ in range(request.count):
+            room = [id for id in cpus if cpus[id] >= request.cpus - EPSILON and gpus[id] >= request.gpus - EPSILON]
+            if not room:
+                break
+            learner = next(iter(homes.get("learner", [])), None)
+            if part == "learner":  # the smallest that does: what is large is left for replicas and workers
+                home = min(room, key=lambda id: (gpus[id], cpus[id], id))
+            elif part == "annotator" and not request.gpus and "replica" in requests:
+                home = min(room, key=lambda id: (id != learner, id in with_gpus, -cpus[id], id))
+            else:  # without need of GPUs: away from them and from the learner; and spread
+                home = min(room, key=lambda id: (not request.gpus and id in with_gpus, id == learner, taken[id], -gpus[id], -cpus[id], id))
+            cpus[home] -= request.cpus
+            gpus[home] -= request.gpus
+            taken[home] += 1
+            homes[part].append(home)
+    return homes
+
+
+def _with_hints(requests: Mapping[str, Request], homes: Mapping[str, Sequence[str]], nodes: Sequence[Node]) -> dict[str, Request]:
+    """Hints matter where there is a choice of nodes."""
+    hinted = dict(requests)
+    if len(nodes) < 2:
+        return {part: replace(request, spread=False) for part, request in hinted.items()}
+    learner = homes["learner"][0]
+    hinted["learner"] = replace(hinted["learner"], near=learner)
+    if "annotator" in hinted:
+        hinted["annotator"] = replace(hinted["annotator"], near=homes["annotator"][0])
+    reserved = {learner, *homes.get("replica", ()), *(node.id for node in nodes if node.gpus)}
+    worker = hinted["worker"]
+    if not worker.gpus and len(homes["worker"]) == worker.count and not reserved.intersection(homes["worker"]):
+        hinted["worker"] = replace(worker, avoid=tuple(sorted(reserved)))
+    elif len(homes["worker"]) == worker.count and learner not in homes["worker"]:
+        hinted["worker"] = replace(worker, avoid=(learner,))
+    return hinted
+
+
+def wait_for_room(
+    make_plan: Callable[[Sequence[Node]], dict[str, Request]],
+    nodes: Callable[[], Sequence[Node]],
+    ask: Callable[[list[dict[str, float]]], None],
+    *,
+    timeout_s: float,
+    say: Callable[[str], None],
+    stop_requested: Callable[[], bool],
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> dict[str, Request]:
+    """The first plan that fits, for at most `timeout_s`: nodes may join, started perhaps by an autoscaler that `ask` tells what is
+    wanted. Says what it waits for at once and every ten seconds. Raises DoesNotFit (the last one) or Interrupted."""
+    started, said = clock(), -SAY_INTERVAL_S
+    asked: list[dict[str, float]] = []
+    try:
+        while True:
+            there = nodes()
+            try:
+                return make_plan(there)
+            except DoesNotFit as error:
+                waited = clock() - started
+                if waited >= timeout_s:
+                    raise
+                if stop_requested():
+                    raise Interrupted("stopped while it waited for resources") from None
+                if error.bundles != asked:
+                    asked = error.bundles
+                    ask(asked)
+                if waited - said >= SAY_INTERVAL_S:
+                    said = waited
+                    alive = [node for node in there if node.alive]
+                    say(f"waiting for {in_words(error.missing)}, {waited:.0f} s; the cluster has {_have(alive)}")
+            sleep(min(1.0, timeout_s))
+    finally:
+        if asked:
+            ask([])
+
+
+def in_words(requests: Mapping[str, Request]) -> str:
+    """`2 x replica (0.5 CPU, 1 GPU), 1 x annotator (0.5 CPU)`."""
+    return ", ".join(f"{request.count} x {part} ({_amounts(request.cpus, request.gpus)})" for part, request in requests.items())
+
+
+def _amounts(cpus: float, gpus: float) -> str:
+    return ", ".join([*([f"{cpus:g} CPU"] if cpus or not gpus else []), *([f"{gpus:g} GPU"] if gpus else [])])
+
+
+def _have(nodes: Sequence[Node]) -> str:
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    return f"{cpus:g} CPU and {gpus:g} GPU on {len(nodes)} node{'s' if len(nodes) != 1 else ''}"
 
 
 def table(requests: Mapping[str, Request]) -> str:
     """The requests as text, a line each."""
-    rows = [f"  {part:<10} {request.count:>4} x  {request.cpus:>6g} CPU  {request.gpus:>4g} GPU" for part, request in requests.items()]
+    rows = []
+    for part, request in requests.items():
+        hints = [*(["spread"] if request.spread else []), *([f"on {request.near[:8]}"] if request.near else [])]
+        hints += [f"not on {', '.join(id[:8] for id in request.avoid)}"] if request.avoid else []
+        rows.append(f"  {part:<10} {request.count:>4} x  {request.cpus:>6g} CPU  {request.gpus:>4g} GPU  {'; '.join(hints)}".rstrip())
     return "\n".join(rows)

@@ -15,10 +15,13 @@ from actors.worker import RolloutWorker
 from cluster import temporary
 from cluster.logs import log_to_file
 from cluster.ray_failures import ProcessId, this_process
+from cluster.ray_placement import keep_to_assigned_gpus
 from cluster.run_directory import RunDirectory
 from cluster.stderr_file import StderrFile, stderr_path
 from cluster.wiring import build_pipeline, build_worker
 from configs.schema import RunConfig
+from llm_server.client import AnnotationRefused, ServiceUnavailable
+from llm_server.credentials import CredentialFiles
 from reward_models.pipeline import RewardedCaption
 from reward_models.table import RewardTable
 
@@ -32,6 +35,7 @@ class WorkerActor:
 
         self._config, self._index, self._incarnation = config, index, incarnation
         self._stderr = StderrFile(stderr_path(Path(config.run_dir), f"{index}.{incarnation}"))
+        keep_to_assigned_gpus()
         torch.set_num_threads(config.actors.torch_threads)
         temporary.enter(config.run_dir)
         log_to_file(RunDirectory(Path(config.run_dir)).log)
@@ -60,17 +64,34 @@ class WorkerActor:
 class AnnotatorActor:
     """Annotator, reward model and, unless an address was given, the annotation service as a child process."""
 
-    def __init__(self, config: RunConfig, run_epoch: int, state: Mapping[str, Any] | None) -> None:
+    def __init__(self, config: RunConfig, run_epoch: int, credentials: CredentialFiles | None) -> None:
         import torch
 
+        keep_to_assigned_gpus()
         torch.set_num_threads(1)  # reward_model.training_share is of one core
         temporary.enter(config.run_dir)
         run = RunDirectory(Path(config.run_dir))
         log_to_file(run.log)
-        self._pipeline = build_pipeline(config, run, run_epoch)
+        self._replicas: Mapping[str, str] = {}
+        self._replicas_problem: str | None = None
+        self._pipeline = build_pipeline(config, run, run_epoch, self._addresses if config.cluster.service_replicas else None, credentials)
+
+    def begin(self, state: Mapping[str, Any] | None) -> None:
+        """Go to work, from `state` where there is one."""
         if state is not None:
             self._pipeline.load_state_dict(state)
         self._pipeline.start()
+
+    def set_replicas(self, addresses: Mapping[str, str], problem: str | None) -> None:
+        """Where the annotation replicas listen now, by name; and why none of them will, if so."""
+        self._replicas, self._replicas_problem = addresses, problem
+
+    def _addresses(self) -> Mapping[str, str]:
+        if self._replicas_problem is not None:
+            raise AnnotationRefused(self._replicas_problem)
+        if not self._replicas:
+            raise ServiceUnavailable("no annotation replica listens yet")
+        return self._replicas
 
     def report(self, report: CaptionReport, env_steps: int) -> Acknowledgement:
         """Take a worker's captions into the book."""

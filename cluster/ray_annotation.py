@@ -14,8 +14,10 @@ import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayError, RayTaskError
 
 from actors.rollout import Acknowledgement, Version
-from cluster.placement import Request
+from cluster.placement import Request, in_words
 from cluster.ray_actors import AnnotatorActor
+from cluster.ray_placement import options
+from cluster.ray_replicas import RayReplicas
 from configs.schema import RunConfig
 from reward_models.pipeline import RewardedCaption
 from reward_models.table import RewardTable
@@ -33,9 +35,10 @@ SILENCE_S = 30.0
 
 
 class RayAnnotation:
-    """Handle of the annotator actor; without a request for one (reward model `none`), an empty table and no figures."""
+    """Handle of the annotator actor, and of the annotation replicas where there are any; without a request for an annotator (reward
+    model `none`), an empty table and no figures. Both are asked for at once, so that what comes later leaves them room."""
 
-    def __init__(self, config: RunConfig, run_epoch: int, request: Request | None) -> None:
+    def __init__(self, config: RunConfig, run_epoch: int, request: Request | None, replicas: Request | None = None) -> None:
         self.problem: str | None = None
         self._is_silent = False  # it left a question unanswered and has not been heard of since
         self._config, self._run_epoch, self._request = config, run_epoch, request
@@ -50,6 +53,21 @@ class RayAnnotation:
         self._polled_at = 0.0
         self._started_at = -RESTART_INTERVAL_S
         self._actor: Any = None
+        self._began: ray.ObjectRef | None = None  # it has its state and asks; None where it was not told to yet
+        self._is_placed = False
+        self._replicas = RayReplicas(config, replicas) if replicas is not None else None
+        self._told: tuple[Mapping[str, str], str | None] | None = None  # what the annotator knows of them
+        self._start_actor()
+
+    @property
+    def waiting(self) -> str | None:
+        """What has been asked for and has not started yet, for lack of room perhaps; None where all is there."""
+        missing = {}
+        if self._replicas is not None and self._replicas.num_waiting:
+            missing["replica"] = replace(self._replicas.request, count=self._replicas.num_waiting)
+        if self._request is not None and self._actor is not None and not self._is_placed:
+            missing["annotator"] = self._request
+        return f"{in_words(missing)} to start" if missing else None
 
     def report(self, report: ray.ObjectRef, worker_id: str, env_steps: int) -> None:
         """Forward a worker's caption report.
@@ -74,7 +92,10 @@ class RayAnnotation:
     def metrics(self) -> Mapping[str, float | None]:
         """The newest figures that have arrived."""
         self._poll()
-        return self._metrics
+        if self._replicas is None:
+            return self._metrics
+        up = len(self._replicas.addresses())
+        return {**self._metrics, "service_restarts": self._replicas.restarts, "annotation_replicas_up": up}
 
     def top_rewarded(self, n: int, min_count: int) -> Sequence[RewardedCaption]:
         """Empty where the annotator does not answer in time."""
@@ -103,14 +124,34 @@ class RayAnnotation:
                 LOG.warning("the annotator did not close in time: %s", error)
             ray.kill(self._actor)
             self._actor = None
+        if self._replicas is not None:
+            self._replicas.close()
+
+    def _start_actor(self) -> None:
+        """Where there is none, unless none is wanted or the last start was a moment ago."""
+        if self._actor is None and self._request is not None and time.monotonic() - self._started_at > RESTART_INTERVAL_S:
+            self._actor = (
+                cast(Any, AnnotatorActor)
+                .options(**options(self._request))
+                .remote(self._config, self._run_epoch, self._replicas.credentials if self._replicas is not None else None)
+            )
+            self._started_at = time.monotonic()
+            self._began, self._told, self._is_placed = None, None, False
 
     def _running_actor(self) -> Any:
-        """The actor, started where there is none; None where none is wanted or the last start was a moment ago."""
-        if self._actor is None and self._request is not None and time.monotonic() - self._started_at > RESTART_INTERVAL_S:
-            options = {"num_cpus": self._request.cpus, "num_gpus": self._request.gpus}
-            self._actor = cast(Any, AnnotatorActor).options(**options).remote(self._config, self._run_epoch, self._state)
-            self._started_at = time.monotonic()
+        """The actor, at work; None where there is none."""
+        self._start_actor()
+        if self._actor is not None and self._began is None:
+            self._began = self._actor.begin.remote(self._state)
         return self._actor
+
+    def _poll_replicas(self) -> None:
+        if self._replicas is None:
+            return
+        self._replicas.poll()
+        if self._actor is not None and (now := (self._replicas.addresses(), self._replicas.problem)) != self._told:
+            self._told = now
+            self._actor.set_replicas.remote(*now)
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         actor = self._running_actor()
@@ -128,9 +169,13 @@ class RayAnnotation:
 
     def _poll(self) -> None:
         actor = self._running_actor()
+        self._poll_replicas()
         if actor is None:
             return
         try:
+            if self._began is not None and not self._is_placed and ray.wait([self._began], timeout=0)[0]:
+                ray.get(self._began)
+                self._is_placed = True
             if self._reports:
                 ready, _ = ray.wait([*self._reports], num_returns=len(self._reports), timeout=0)
                 for reference in ready:

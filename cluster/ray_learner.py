@@ -17,6 +17,7 @@ from cluster.loop import TrainingLoop
 from cluster.placement import Request
 from cluster.ray_annotation import RayAnnotation
 from cluster.ray_failures import this_process
+from cluster.ray_placement import keep_to_assigned_gpus
 from cluster.ray_workers import RayWorkers
 from cluster.run_directory import RunDirectory
 from configs.schema import RunConfig
@@ -31,15 +32,19 @@ class LearnerActor:
             torch.set_num_threads(config.learner.torch_threads)
         run = RunDirectory(Path(config.run_dir))
         run.check_nonce(nonce)
+        keep_to_assigned_gpus()
         temporary.enter(config.run_dir)
         log_to_file(run.log)
         self._config, self._spec, self._run, self._run_epoch, self._requests = config, spec, run, run_epoch, requests
         self._loop: TrainingLoop | None = None
+        self._annotation: RayAnnotation | None = None
         self._stop_requested = False
 
     def run(self) -> dict[str, Any]:
         """Train to the end or to `stop`; the summary."""
-        annotation = RayAnnotation(self._config, self._run_epoch, self._requests.get("annotator"))
+        self._annotation = annotation = RayAnnotation(
+            self._config, self._run_epoch, self._requests.get("annotator"), self._requests.get("replica")
+        )
         workers = RayWorkers(self._config, self._spec, self._run_epoch, self._requests["worker"], annotation)
         try:
             self._loop = TrainingLoop(self._config, self._run, self._run_epoch, workers, annotation)
@@ -52,8 +57,10 @@ class LearnerActor:
 
     @ray.method(concurrency_group="control")
     def progress(self) -> dict[str, Any]:
-        """The newest figures; only which process this is before training began."""
-        return {"process": this_process(), **(self._loop.progress() if self._loop is not None else {})}
+        """The newest figures, and what is waited for; only which process this is before training began."""
+        line = {"process": this_process(), **(self._loop.progress() if self._loop is not None else {})}
+        waiting = [text for text in (line.get("waiting"), self._annotation.waiting if self._annotation is not None else None) if text]
+        return {**line, "waiting": "; ".join(waiting) or None}
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:

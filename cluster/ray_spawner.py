@@ -14,10 +14,11 @@ import ray
 from ray.exceptions import RayError
 
 from actors.environment import EnvironmentSpec
-from cluster import placement
 from cluster.dashboards.command import provisioned
 from cluster.learner_watch import LearnerWatch, RunFailed, reason
 from cluster.ray_learner import LearnerActor
+from cluster.ray_placement import options, place
+from cluster.ray_sweep import sweep_other_machines
 from cluster.run_directory import RunDirectory
 from configs.schema import RunConfig
 
@@ -41,17 +42,17 @@ def train(
     """Run on Ray from `run_epoch` on; the summary. `begin_epoch` gives the next epoch where the learner has to be started again. Raises RunFailed."""
     _connect(config, temporary, say)
     try:
-        requests = placement.plan(
-            config.cluster, config.actors, needs_annotator=config.reward_model.name != "none", resources=ray.cluster_resources()
-        )
-        LOG.info("placement:\n%s", placement.table(requests))
-        options = {"num_cpus": requests["learner"].cpus, "num_gpus": requests["learner"].gpus}
+        sweep_other_machines(config.run_dir)
 
         def start(epoch: int) -> Any:
-            return cast(Any, LearnerActor).options(**options).remote(config, spec, epoch, requests, run.write_nonce())
+            requests = place(config, say, stop_requested)  # anew each time: the node that was lost may not be back
+            learner = cast(Any, LearnerActor).options(**options(requests["learner"]))
+            return learner.remote(config, spec, epoch, requests, run.write_nonce())
 
         watch = LearnerWatch(config, run, start, begin_epoch, stop_requested=stop_requested, say=say, on_line=on_line)
-        return watch.run(run_epoch)
+        summary = watch.run(run_epoch)
+        sweep_other_machines(config.run_dir)
+        return summary
     except RayError as error:
         raise RunFailed(reason(error)) from error
     finally:
@@ -60,7 +61,7 @@ def train(
 
 def _connect(config: RunConfig, temporary: Path, say: Callable[[str], None]) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # actors hide GPUs themselves; Ray's own way warns
     cluster, actors = config.cluster, config.actors
     on_terminate = signal.getsignal(signal.SIGTERM)
     if cluster.mode == "connect":

@@ -28,6 +28,7 @@ from cluster.placement import Request
 from cluster.ray_actors import WorkerActor
 from cluster.ray_annotation import RayAnnotation
 from cluster.ray_failures import ProcessId, failure_of
+from cluster.ray_placement import options
 from cluster.stderr_file import last_words, prune, stderr_path
 from cluster.supervision import Deadline, EnvironmentBudget, GiveUp, Notices, RestartBudget
 from configs.schema import RunConfig
@@ -152,8 +153,7 @@ class RayWorkers:
 
     def _start(self, slot: _Slot) -> None:
         incarnation = f"{self._run_epoch}-{slot.incarnation}"
-        options = {"num_cpus": self._request.cpus, "num_gpus": self._request.gpus, "scheduling_strategy": "SPREAD"}
-        slot.actor = cast(Any, WorkerActor).options(**options).remote(self._config, slot.index, incarnation)
+        slot.actor = cast(Any, WorkerActor).options(**options(self._request)).remote(self._config, slot.index, incarnation)
         slot.hello = slot.actor.hello.remote()
         slot.worker_id = f"{slot.index}.{incarnation}"
 

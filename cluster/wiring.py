@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from actors.captions import CaptionTracker
@@ -16,7 +17,7 @@ from actors.policy import PolicyNet
 from actors.worker import RolloutWorker
 from cluster.run_directory import RunDirectory
 from configs.schema import RunConfig
-from configs.service_schema import AnnotatorConfig, ServiceConfig
+from configs.service_schema import AccessConfig, AnnotatorConfig, ServiceConfig
 from configs.validation import ConfigError
 from learner.checkpoint import load_latest
 from llm_server.annotator import Annotator
@@ -25,7 +26,7 @@ from llm_server.caption_book import CaptionBook
 from llm_server.channel import check_address
 from llm_server.client import AnnotationClient as GrpcClient
 from llm_server.client import InProcessClient
-from llm_server.credentials import ClientCredentials, load_client_credentials
+from llm_server.credentials import NO_CREDENTIALS, ClientCredentials, CredentialFiles, load_client_credentials
 from llm_server.engine import check_engine
 from llm_server.judge import build_judge
 from llm_server.pair_questions import ComparedPairs, PointwisePairs
@@ -59,9 +60,16 @@ def build_worker(config: RunConfig, index: int, *, incarnation: str, stream: str
     return RolloutWorker(env, PolicyNet(env.spec, config.policy), captions, config.actors, worker_id=f"{index}.{incarnation}", seed=seed)
 
 
-def build_pipeline(config: RunConfig, run: RunDirectory, run_epoch: int) -> AnnotationPipeline:
-    """Caption book, annotator, reward model; and what judges: the service at `annotator.address`, one that is started with
-    the run, or in `inline` a judge in this process. Raises ValueError for what is wrong with model, rubric or store."""
+def build_pipeline(
+    config: RunConfig,
+    run: RunDirectory,
+    run_epoch: int,
+    replicas: Callable[[], Mapping[str, str]] | None = None,
+    credentials: CredentialFiles | None = None,
+) -> AnnotationPipeline:
+    """Caption book, annotator, reward model; and what judges: the service at `annotator.address`, the `replicas` that the run started
+    (see `Replicas`; `credentials` are what they want), one service that is this process's child, or in `inline` a judge in this
+    process. Raises ValueError for what is wrong with model, rubric or store."""
     model = build_model(config)
     settings = config.annotator
     book = CaptionBook(settings.max_captions, settings.recency_half_life_env_steps, CaptionArchive(run.captions), policy=settings.policy)
@@ -75,6 +83,9 @@ def build_pipeline(config: RunConfig, run: RunDirectory, run_epoch: int) -> Anno
         connect: Callable[[], AnnotationClient]
         if settings.address:
             connect = _remote(settings, rubric)
+        elif replicas is not None:
+            shown = credentials.client() if credentials is not None else NO_CREDENTIALS
+            connect = partial(ReplicatedClient, Replicas(replicas, lambda address: GrpcClient(address, rubric, timeout_s, shown)))
         elif config.cluster.mode == "inline":
             judge = build_judge(service_config, rubric)
             connect = partial(InProcessClient, judge)
@@ -123,6 +134,32 @@ def _trained_before(run: RunDirectory) -> Mapping[str, Any]:
     if state is None:
         raise RuntimeError(f"{run.reward_model} is missing: the reward model was to be trained before the policy; start the run again")
     return state["trainer"]
+
+
+def needs_service(config: RunConfig) -> bool:
+    """Whether the run starts annotation services: its reward model asks, and nobody else's service is named."""
+    return not config.annotator.address and _needs_service(config, build_model(config).asks)
+
+
+def replica_service(config: RunConfig, run: RunDirectory, index: int, host: str, credentials: CredentialFiles | None) -> ServiceProcess:
+    """Annotation replica `index`, to listen on `host`, by TLS and for clients with certificate and token where there are `credentials`.
+    A store that the configuration names is divided into files, one per replica: they may be on a file system that several nodes share;
+    the user's own is each node's."""
+    settings = _service_config(config, build_model(config).asks)
+    store = settings.store
+    if store not in ("", "memory"):
+        store = str(Path(store).with_name(f"{Path(store).stem}-{index}{Path(store).suffix}"))
+    settings = replace(settings, host=host, port=0, store=store)
+    log = run.path / f"service-{index}.log"
+    if credentials is None:
+        return ServiceProcess(settings, config.annotator.rubric, log)
+    access = AccessConfig(
+        tls_cert=str(credentials.server_cert),
+        tls_key=str(credentials.server_key),
+        tls_client_ca=str(credentials.ca),
+        token_file=str(credentials.token),
+    )
+    return ServiceProcess(settings, config.annotator.rubric, log, access=access, credentials=credentials.client())
 
 
 def _needs_service(config: RunConfig, asks: Asks) -> bool:

@@ -189,17 +189,21 @@ class ClusterConfig:
     learner_cpus: float = 1.0
     """CPUs requested for the learner."""
     learner_gpus: float = -1.0
-    """GPUs requested for the learner; -1 asks for one where the cluster has any."""
+    """GPUs requested for the learner; -1 asks for one where the cluster has any at the start (an autoscaler's nodes are not there yet: say 1)."""
     annotator_cpus: float = 0.5
     """CPUs requested for the annotator (its own service process runs niced beside it)."""
     service_gpus: float = 0.0
-    """GPUs requested for the annotator, so that the service it starts may use them."""
-    placement_timeout_s: float = 120.0
-    """Seconds to wait for resources before the run fails with a table of what was asked and what there is."""
-    shutdown_budget_s: float = 15.0
-    """Seconds that stopping may take, the last checkpoint included, before processes are ended by force."""
+    """GPUs requested for the annotation service: for the annotator, whose child it is, or for each replica."""
+    service_replicas: int = 0
+    """Annotation services in `local` and `connect`, spread over the nodes, each asked about its own share of the captions; 0 starts one,
+    as the annotator's child."""
     min_workers: int = 0
     """Rollout workers that must fit before a run begins in `connect`; 0 waits for all. Those that do not fit join when there is room."""
+    placement_timeout_s: float = 120.0
+    """Seconds to wait for resources, or for nodes that an autoscaler starts, before the run fails with a table of what was asked and what
+    there is."""
+    shutdown_budget_s: float = 15.0
+    """Seconds that stopping may take, the last checkpoint included, before processes are ended by force."""
     max_worker_restarts: int = 5
     """Replacements of one rollout worker in a row, without a rollout from it in between, before the run fails; each comes after a longer
     pause. A crash now and then costs nothing, however long the run and however many its workers; nor does the loss of a node."""

@@ -121,6 +121,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "cluster.learner_gpus": (-1, 64),
     "cluster.annotator_cpus": (0, 1024),
     "cluster.service_gpus": (0, 64),
+    "cluster.service_replicas": (0, 1000),
     "cluster.worker_gpus": (0, 64),
     "cluster.placement_timeout_s": (1, 1e6),
     "cluster.shutdown_budget_s": (1, 3600),
@@ -193,6 +194,23 @@ def _check_combinations(config: RunConfig) -> None:
     refuse(
         actors.device.startswith("cuda") and cluster.mode != "inline" and cluster.worker_gpus == 0,
         f"actors.device: got {actors.device!r} with cluster.worker_gpus=0, wanted the GPUs that a worker uses requested for it (a fraction shares one)",
+    )
+    refuse(
+        config.service.device.startswith("cuda")
+        and cluster.service_gpus == 0
+        and cluster.mode != "inline"
+        and not config.annotator.address,
+        f"service.device: got {config.service.device!r} with cluster.service_gpus=0, wanted the GPUs that the service uses requested for it (a"
+        " fraction shares one)",
+    )
+    refuse(
+        cluster.min_workers > actors.num_workers,
+        f"cluster.min_workers: got {cluster.min_workers}, wanted at most actors.num_workers ({actors.num_workers}); 0 waits for all of them",
+    )
+    refuse(
+        cluster.service_replicas > 0 and bool(config.annotator.address),
+        f"cluster.service_replicas: got {cluster.service_replicas} with annotator.address={config.annotator.address}, which starts no service;"
+        " leave one of the two out",
     )
     model = config.reward_model
     is_judged = model.name in ("retrieval", "classification", "ranking") and not model.judgements

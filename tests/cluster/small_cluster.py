@@ -1,0 +1,75 @@
+"""A Ray cluster of three nodes on this machine, one of which joins late; prints where things went as JSON. Run by test_ray_placement.py:
+Ray reads how it is to authenticate when it is first imported, so it has a process of its own."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import chain
+
+os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+
+import ray
+from ray.cluster_utils import Cluster
+
+from cluster import ray_placement
+from cluster.placement import Request
+from cluster.ray_sweep import sweep_other_machines
+from configs.loading import load_config
+
+MEMORY = {"object_store_memory": 80_000_000}
+
+
+@ray.remote
+class Visitor:
+    """Says where it is and what it sees."""
+
+    def __init__(self) -> None:
+        ray_placement.keep_to_assigned_gpus()
+
+    def where(self) -> tuple[str, str | None]:
+        """Node, and the GPUs that CUDA would see."""
+        return ray.get_runtime_context().get_node_id(), os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def visit(requests: Mapping[str, Request]) -> dict[str, list[tuple[str, str | None]]]:
+    """Where the actors of a plan go, and what they see, all there at once."""
+    actors = {
+        part: [Visitor.options(**ray_placement.options(request)).remote() for _ in range(request.count)]
+        for part, request in requests.items()
+    }
+    seen = {part: ray.get([actor.where.remote() for actor in there], timeout=60) for part, there in actors.items()}
+    for actor in chain(*actors.values()):
+        ray.kill(actor)
+    time.sleep(0.5)  # until what they had is free again
+    return seen
+
+
+def main() -> None:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "num_gpus": 0, "include_dashboard": False, **MEMORY})
+    cluster.add_node(num_cpus=3, num_gpus=0, **MEMORY)
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        settings = ["run_dir=/nowhere/delphi-placement", "actors.num_workers=4", "actors.rollouts_in_flight=1", "cluster.learner_gpus=1"]
+        settings += ["cluster.mode=connect", "cluster.placement_timeout_s=60", "cluster.service_replicas=2", "cluster.service_gpus=0.5"]
+        config = load_config(preset="nethack_score", overrides=settings)
+        said: list[str] = []
+        with ThreadPoolExecutor(1) as pool:
+            placing = pool.submit(ray_placement.place, config, said.append, lambda: False)
+            time.sleep(3)
+            cluster.add_node(num_cpus=4, num_gpus=2, **MEMORY)
+            requests = placing.result(60)
+        gpu_node = next(node.id for node in ray_placement.nodes() if node.gpus)
+        went = visit(requests)
+        crowd = visit({"worker": replace(requests["worker"], count=9)})["worker"]  # more than fit away from the learner
+        sweep_other_machines(config.run_dir)  # all nodes are this machine: nothing is swept from under the run
+        print(json.dumps({"said": said, "gpu_node": gpu_node, "went": went, "crowd": crowd, "nodes": len(ray_placement.nodes())}))
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()
