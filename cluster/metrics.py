@@ -68,7 +68,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("workers_running", "workers", "gauge", "rollout workers that run; the others start, wait for room or rest after a failure; null in one process", "actors.num_workers", "faults"),
     Metric("worker_restarts", "workers", "counter", "rollout workers replaced in this epoch", "0", "faults", red_above=0),
     Metric("environment_errors", "errors", "counter", "exceptions of environments in this epoch; each is rebuilt and its sample dropped", "0", "faults", red_above=0),
-    Metric("run_epoch", "starts", "counter", "how often the run has been started, restarts of a dead learner included", "1", "faults", red_above=0),
+    Metric("run_epoch", "starts", "counter", "how often the run has been started, restarts of a dead learner included", "1", "faults"),
     Metric("episodes_total", "episodes", "counter", "finished episodes", "rises", "learning"),
     Metric("episode_return_extrinsic_mean", "reward", "gauge", "mean return of the last logging.episode_window episodes, the environment's own reward", "rises", "learning"),
     Metric("episode_success_mean", "fraction", "gauge", "share of episodes that reached the task's goal, same window; null where a task has none", "rises", "learning"),
