@@ -128,3 +128,14 @@ def test_only_keys_that_change_the_experiment_are_in_the_diff() -> None:
         )
     )
     assert experiment_diff(old, new) == ["learner.gamma: 0.99 -> 0.5"]
+
+
+def test_a_resumed_run_may_find_its_judge_elsewhere() -> None:
+    old = to_dict(load_config(preset="debug", overrides=["annotator.address=a:1"]))
+    moved = ["annotator.address=b:2,c:3", "annotator.tls_ca=ca.pem", "annotator.token_file=token", "service.hang_timeout_s=5"]
+    assert experiment_diff(old, to_dict(load_config(preset="debug", overrides=moved))) == []
+
+
+def test_credentials_without_the_service_that_they_are_for_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"annotator\.token_file: got a file without annotator\.address"):
+        load_config(preset="debug", overrides=["annotator.token_file=token"])

@@ -11,7 +11,11 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from cluster.wiring import check_parts
+from configs.loading import load_config
 from configs.service_schema import AccessConfig
+from configs.validation import ConfigError
+from llm_server import annotate
 from llm_server.access import check_access
 from llm_server.annotation import Score
 from llm_server.channel import check_address
@@ -25,7 +29,9 @@ from llm_server.credentials import (
     read_token,
     write_credentials,
 )
+from llm_server.judgement_file import read_judgements
 from tests.llm_server.running_service import WAIT_S, RunningService
+from tests.refusals import assert_refused
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +214,37 @@ def test_more_requests_per_second_than_may_be_are_turned_away(rubric):
         service.close()
     assert 10 <= len(refusals) <= 18, "a burst of one second's worth is served"
     assert all("more than 2 requests per second: ask again later" in refusal for refusal in refusals)
+
+
+def test_a_verb_asks_a_guarded_service_with_the_same_credentials(rubric, files, tmp_path, capsys):
+    access = AccessConfig(tls_cert=str(files.server_cert), tls_key=str(files.server_key), token_file=str(files.token))
+    service = RunningService(rubric, access=access)
+    (tmp_path / "captions.jsonl").write_text('{"caption": "a good one"}\n{"caption": "a wall"}\n')
+    asked = ["--address", service.address, "--out", str(tmp_path / "out.sqlite"), str(tmp_path / "captions.jsonl")]
+    try:
+        assert annotate.main(["--tls-ca", str(files.ca), "--token-file", str(files.token), *asked]) == 0
+        assert sorted(item.judgement.probability for item in read_judgements(tmp_path / "out.sqlite").captions) == [0.1, 0.9]
+        capsys.readouterr()
+        assert annotate.main(["--tls-ca", str(files.ca), *asked[:2], "--out", str(tmp_path / "other.sqlite"), asked[-1]]) == 2
+        assert_refused(2, capsys.readouterr().err, "UNAUTHENTICATED: got no token")
+    finally:
+        service.close()
+    assert annotate.main(["--token-file", str(files.token), *asked[2:]]) == 2
+    assert_refused(2, capsys.readouterr().err, "--token-file: got it without --address")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["annotator.address=10.1.2.3:7431", "annotator.token_file={token}"], "would travel unencrypted"),
+        (["annotator.address=127.0.0.1:7431,here", "annotator.tls_ca={ca}"], "annotator.address: got 'here', wanted host:port"),
+        (["annotator.address=127.0.0.1:7431", "annotator.tls_ca=/no/such.pem"], "annotator.tls_ca: /no/such.pem cannot be read"),
+    ],
+)
+def test_a_run_is_told_of_wrong_credentials_before_it_begins(files, overrides, complaint):
+    given = [each.format(token=files.token, ca=files.ca) for each in overrides]
+    with pytest.raises(ConfigError, match=complaint):
+        check_parts(load_config(preset="debug", overrides=["cluster.mode=local", *given]))
 
 
 def test_one_command_makes_credentials_and_says_how_to_use_them(tmp_path):
