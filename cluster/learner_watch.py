@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 
 from cluster.ray_failures import KILL_S, ProcessId, failure_of
 from cluster.run_directory import RunDirectory
@@ -137,7 +137,7 @@ class LearnerWatch:
         where = f"checkpoint {newest}" if newest else "its beginning"
         self._say(one_line(f"the learner failed: {failure.cause}; it is started again, and the run goes on from {where}"))
         # The two would write the same checkpoints: one that had to be ended is given the time.
-        deadline = time.monotonic() + max(pause_s, KILL_S if isinstance(error, TimeoutError) else 0.0)
+        deadline = time.monotonic() + max(pause_s, KILL_S if isinstance(error, TimeoutError | ActorUnavailableError) else 0.0)
         while time.monotonic() < deadline and not self._stop_requested():
             time.sleep(0.1)
 

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 
 import ray
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, NodeDiedError, OutOfMemoryError, RayError, RayTaskError
 
 from cluster.supervision import last_line
 
@@ -52,6 +52,8 @@ def failure_of(error: Exception, process: ProcessId | None, stderr: str) -> Fail
         return Failure(f"{type(cause).__name__}: {last_line(str(cause))}" if isinstance(cause, Exception) else last_line(text), False)
     if isinstance(error, OutOfMemoryError):
         return Failure(f"out of memory, ended by Ray: {last_line(text)}", False)
+    if isinstance(error, ActorUnavailableError):
+        return Failure("it could not be reached any more", False)
     if not isinstance(error, RayError):
         return Failure(text, False)
     fatal, code = FATAL.search(stderr), EXIT_CODE.search(text)

@@ -4,6 +4,7 @@ A worker's place, its slot, is one of
 
     pending   its actor waits for room in the cluster, or still starts     nothing is asked of it, and it may take as long as it likes
     running   its process has answered                                     it delivers within `cluster.worker_timeout_s`, or is replaced
+    suspect   it cannot be reached, and Ray does not know why yet          it is asked again until it is known, within the same time
     resting   it failed                                                    its successor is started when its pause is over
 
 Invariant: at most `rollouts_in_flight` calls are outstanding per running worker, each carrying the newest snapshot; a worker that
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, RayError
 
 from actors.environment import EnvironmentSpec
 from actors.policy import PolicySnapshot
@@ -30,10 +31,11 @@ from cluster.ray_annotation import RayAnnotation
 from cluster.ray_failures import ProcessId, failure_of
 from cluster.ray_placement import options
 from cluster.stderr_file import last_words, prune, stderr_path
-from cluster.supervision import Deadline, EnvironmentBudget, GiveUp, Notices, RestartBudget
+from cluster.supervision import Deadline, EnvironmentBudget, GiveUp, Notices, RestartBudget, one_line
 from configs.schema import RunConfig
 
 LOG = logging.getLogger(__name__)
+SUSPECT_INTERVAL_S = 0.5
 
 
 @dataclass(slots=True)
@@ -47,11 +49,19 @@ class _Slot:
     actor: Any = None
     """None while it rests."""
     hello: ray.ObjectRef | None = None
-    """Set while it is pending."""
+    """Set while it is pending, and now and then while it is suspect."""
     process: ProcessId | None = None
-    """Set while it is running."""
+    """Set once it has run."""
+    suspicion: RayError | None = None
+    """Set while it is suspect."""
     calls: deque[tuple[ray.ObjectRef, ray.ObjectRef]] = field(default_factory=deque)
     starts_at: float = 0.0
+    """When the successor of a resting worker is started, or a suspect one asked again."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it may be asked for rollouts."""
+        return self.process is not None and self.suspicion is None
 
 
 class RayWorkers:
@@ -122,7 +132,7 @@ class RayWorkers:
 
     def close(self) -> None:
         """End all workers; their environments are closed first where they answer."""
-        closing = [slot.actor.close.remote() for slot in self._slots if slot.process is not None]
+        closing = [slot.actor.close.remote() for slot in self._slots if slot.is_running]
         if closing:
             ray.wait(closing, num_returns=len(closing), timeout=2.0)
         for slot in self._slots:
@@ -131,14 +141,14 @@ class RayWorkers:
 
     @property
     def _num_running(self) -> int:
-        return sum(slot.process is not None for slot in self._slots)
+        return sum(slot.is_running for slot in self._slots)
 
     def _take(self, slot: _Slot) -> Rollout | None:
         rollout_reference, report_reference = slot.calls.popleft()
         try:
             rollout: Rollout = ray.get(rollout_reference)
         except RayError as error:
-            self._replace(slot, error)
+            self._failed(slot, error)
             return None
         slot.deadline.progressed()
         self._budget.progressed(slot.index)
@@ -160,20 +170,25 @@ class RayWorkers:
     def _start_rested(self) -> None:
         now = time.monotonic()
         for slot in self._slots:
-            if slot.actor is None and now >= slot.starts_at:
+            if now >= slot.starts_at and slot.actor is None:
                 self._start(slot)
+            elif now >= slot.starts_at and slot.suspicion is not None and slot.hello is None:
+                slot.hello = slot.actor.hello.remote()
 
     def _welcome(self) -> None:
         """Pending workers that have answered are running; all begin together, once as many as are needed run."""
         greeting = {slot.hello: slot for slot in self._slots if slot.hello is not None}
         for reference in ray.wait([*greeting], num_returns=len(greeting), timeout=0)[0] if greeting else ():
             slot = greeting[reference]
+            slot.hello = None
             try:
                 slot.process = ray.get(reference)
             except RayError as error:
-                self._replace(slot, error)
+                self._failed(slot, error)
                 continue
-            slot.hello = None
+            if slot.suspicion is not None:  # it is there again, but what it had been asked for is lost
+                self._replace(slot, slot.suspicion)
+                continue
             slot.deadline.progressed()
             LOG.info("worker %s runs: process %d on %s", slot.worker_id, slot.process.pid, slot.process.host)
             self._fill(slot)
@@ -185,7 +200,7 @@ class RayWorkers:
         self._note_what_is_missing()
 
     def _note_what_is_missing(self) -> None:
-        pending = sum(slot.hello is not None for slot in self._slots)
+        pending = sum(slot.hello is not None and slot.suspicion is None for slot in self._slots)
         if not pending:
             self.waiting = None
             return
@@ -199,7 +214,7 @@ class RayWorkers:
             )
 
     def _fill(self, slot: _Slot) -> None:
-        if self._snapshot is None or not self._has_begun or slot.process is None:
+        if self._snapshot is None or not self._has_begun or not slot.is_running:
             return
         while len(slot.calls) < self._config.actors.rollouts_in_flight:
             rollout, report = slot.actor.collect.remote(self._snapshot, self._annotation.acknowledgement(slot.worker_id))
@@ -207,13 +222,26 @@ class RayWorkers:
 
     def _replace_hung(self) -> None:
         for slot in self._slots:
-            if not slot.calls or not slot.deadline.is_over:
+            if not slot.deadline.is_over or not (slot.calls or slot.suspicion):
                 continue
-            if ray.wait([slot.calls[0][0]], timeout=0)[0]:  # it has done its part: the learner is what takes long
+            if slot.suspicion is not None:
+                self._replace(slot, slot.suspicion)
+            elif ray.wait([slot.calls[0][0]], timeout=0)[0]:  # it has done its part: the learner is what takes long
                 slot.deadline.progressed()
             else:
                 limit_s = self._config.cluster.worker_timeout_s
                 self._replace(slot, TimeoutError(f"no rollout within cluster.worker_timeout_s = {limit_s:g} s; the process is ended"))
+
+    def _failed(self, slot: _Slot, error: RayError) -> None:
+        """A call has failed: replace the worker, or, where its node may be lost and Ray is still finding out, wait for that."""
+        if not isinstance(error, ActorUnavailableError) or slot.deadline.is_over:
+            self._replace(slot, error)
+            return
+        if slot.suspicion is None:
+            LOG.warning("worker %s cannot be reached: %s", slot.worker_id, error)
+        slot.suspicion = slot.suspicion or error
+        slot.calls.clear()
+        slot.starts_at = time.monotonic() + SUSPECT_INTERVAL_S
 
     def _replace(self, slot: _Slot, error: Exception) -> None:
         """End what is left of a worker, tell why, and let the slot rest until its successor may start; raises GiveUp."""
@@ -230,9 +258,11 @@ class RayWorkers:
         ray.kill(slot.actor)  # ends a process that hangs in C or is stopped, too
         self._restarts += 1
         slot.calls.clear()
-        slot.actor = slot.hello = slot.process = None
+        slot.actor = slot.hello = slot.process = slot.suspicion = None
         slot.incarnation += 1
         pause_s = (
-            0.0 if failure.is_node_loss else self._budget.failed(slot.index, f"worker {slot.worker_id} failed: {failure.cause}{words}")
+            0.0
+            if failure.is_node_loss
+            else self._budget.failed(slot.index, one_line(f"worker {slot.worker_id} failed: {failure.cause}{words}"))
         )
         slot.starts_at = time.monotonic() + pause_s

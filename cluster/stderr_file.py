@@ -27,7 +27,7 @@ class StderrFile:
             os.dup2(descriptor, 2)
             os.close(descriptor)
             self._path = path
-        faulthandler.enable(file=2)
+        faulthandler.enable(file=2, all_threads=False)  # only where it happened
 
     def trim(self) -> None:
         """Empty the file where it has grown too large."""

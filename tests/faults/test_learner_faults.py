@@ -102,6 +102,7 @@ def test_killed_while_it_writes_a_checkpoint_it_goes_on_from_the_last_complete_o
     )
 
 
+@pytest.mark.slow
 def test_a_learner_that_fails_before_it_has_learnt_anything_does_not_loop(tmp_path: Path) -> None:
     with toy_run(tmp_path, LONG, "learner.device=cuda:7" if not os.path.exists("/dev/nvidia0") else "learner.device=cuda:99") as run:
         assert run.process.wait(120) in (1, 2)
@@ -109,6 +110,7 @@ def test_a_learner_that_fails_before_it_has_learnt_anything_does_not_loop(tmp_pa
         assert "started again" not in run.output()
 
 
+@pytest.mark.slow
 def test_a_killed_driver_leaves_no_process_and_the_same_command_resumes(tmp_path: Path, record_recovery: Callable[..., None]) -> None:
     with toy_run(tmp_path, LONG, "checkpoint.interval_env_steps=1000") as run:
         wait_until(lambda: (run.run_dir / "checkpoints" / "latest").exists(), run.process, run.log)

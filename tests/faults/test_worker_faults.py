@@ -53,6 +53,7 @@ def test_whatever_befalls_a_worker_it_is_replaced_and_no_partial_rollout_is_trai
         assert f"no rollout within cluster.worker_timeout_s = {TIMEOUT_S} s" in run.output()
 
 
+@pytest.mark.slow
 def test_a_crash_loop_ends_the_run_and_says_why(tmp_path: Path, record_recovery: Callable[..., None]) -> None:
     with toy_run(tmp_path, "env.options={abort_chance: 1.0}", "cluster.max_worker_restarts=1", "actors.num_workers=1") as run:
         assert run.process.wait(120) == 1
