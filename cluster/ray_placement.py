@@ -13,7 +13,6 @@ from ray.autoscaler.sdk import request_resources
 
 from cluster import placement
 from cluster.placement import Node, Request
-from cluster.wiring import needs_service
 from configs.schema import RunConfig
 
 LOG = logging.getLogger(__name__)
@@ -22,8 +21,9 @@ NODE_ID = "ray.io/node-id"
 GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 
 
-def place(config: RunConfig, say: Callable[[str], None], stop_requested: Callable[[], bool]) -> dict[str, Request]:
-    """Requests that fit the cluster that this process is connected to; in `connect` room is waited for.
+def place(config: RunConfig, needs_service: bool, say: Callable[[str], None], stop_requested: Callable[[], bool]) -> dict[str, Request]:
+    """Requests that fit the cluster that this process is connected to; in `connect` room is waited for. `needs_service` is whether the
+    run starts annotation services.
 
     Raises `placement.DoesNotFit` and `placement.Interrupted`.
     """
@@ -33,7 +33,7 @@ def place(config: RunConfig, say: Callable[[str], None], stop_requested: Callabl
             config.cluster,
             config.actors,
             needs_annotator=config.reward_model.name != "none",
-            needs_service=needs_service(config),
+            needs_service=needs_service,
             nodes=nodes,
         )
 

@@ -20,6 +20,7 @@ from cluster.ray_learner import LearnerActor
 from cluster.ray_placement import options, place
 from cluster.ray_sweep import sweep_other_machines
 from cluster.run_directory import RunDirectory
+from cluster.wiring import needs_service
 from configs.schema import RunConfig
 
 LOG = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def train(
         sweep_other_machines(config.run_dir)
 
         def start(epoch: int) -> Any:
-            requests = place(config, say, stop_requested)  # anew each time: the node that was lost may not be back
+            requests = place(config, needs_service(config), say, stop_requested)  # anew each time: the node that was lost may not be back
             learner = cast(Any, LearnerActor).options(**options(requests["learner"]))
             return learner.remote(config, spec, epoch, requests, run.write_nonce())
 

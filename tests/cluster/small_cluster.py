@@ -57,13 +57,13 @@ def main() -> None:
         config = load_config(preset="nethack_score", overrides=settings)
         said: list[str] = []
         with ThreadPoolExecutor(1) as pool:
-            placing = pool.submit(ray_placement.place, config, said.append, lambda: False)
+            placing = pool.submit(ray_placement.place, config, True, said.append, lambda: False)
             time.sleep(3)
             cluster.add_node(num_cpus=4, num_gpus=2, **MEMORY)
             requests = placing.result(60)
         gpu_node = next(node.id for node in ray_placement.nodes() if node.gpus)
         went = visit(requests)
-        crowd = visit({"worker": replace(requests["worker"], count=9)})["worker"]  # more than fit away from the learner
+        crowd = visit({"worker": replace(requests["worker"], count=7)})["worker"]  # more than fit away from the learner
         sweep_other_machines(config.run_dir)  # all nodes are this machine: nothing is swept from under the run
         print(json.dumps({"said": said, "gpu_node": gpu_node, "went": went, "crowd": crowd, "nodes": len(ray_placement.nodes())}))
     finally:
