@@ -3,35 +3,43 @@
 Layout: `<directory>/step_<n>/` holds per top-level part `<part>.json` (the tree) and `<part>.safetensors` (its tensors and
 arrays), and `manifest.json` (format version, step, size and checksum of each file); `<directory>/latest` names the newest.
 
-Invariant: whatever interrupts a save, the checkpoints before it stay loadable; nothing is unpickled, and no part is used
-whose checksum differs from the manifest's.
+Invariant: whatever interrupts a save, the checkpoints before it stay loadable. What is read is in the manifest, lies in its own
+directory, and has the manifest's checksum (see `learner.checkpoint_files`, which trusts no file).
 """
 
+import contextlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import xxhash
 
+from learner.checkpoint_files import (
+    FORMAT,
+    FORMAT_VERSION,
+    MANIFEST,
+    MAX_TREE_BYTES,
+    CheckpointError,
+    OtherVersionError,
+    parse_json,
+    read_files,
+    read_manifest,
+    read_regular,
+)
 from learner.state_tree import decode_tree, encode_tree
 
 LOG = logging.getLogger(__name__)
-FORMAT = "delphi-checkpoint"
-FORMAT_VERSION = 2
-MANIFEST = "manifest.json"
 LATEST = "latest"
 UNFINISHED = ".saving-"
 REPLACED = ".replaced-"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or must not be used; the message says which, why, and what to do."""
+SET_ASIDE = "set-aside-"
+STEP = re.compile(r"step_(\d{1,18})")
 
 
 def save_checkpoint(directory: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
@@ -45,7 +53,7 @@ def save_checkpoint(directory: Path, step: int, state: Mapping[str, Any], keep: 
     files = _encode_parts(state)
     target, unfinished = directory / f"step_{step}", directory / f"{UNFINISHED}step_{step}"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        _make_durably(directory)
         _sweep(directory)
         unfinished.mkdir()
         manifest = {
@@ -57,9 +65,12 @@ def save_checkpoint(directory: Path, step: int, state: Mapping[str, Any], keep: 
         for name, data in {**files, MANIFEST: json.dumps(manifest, indent=1).encode()}.items():
             _write_durably(unfinished / name, data)
         _sync_directory(unfinished)
-        if target.exists():  # a directory cannot be replaced in one step: the old one steps aside, still loadable
+        if target.exists() and not _set_aside(
+            target
+        ):  # a directory cannot be replaced in one step: the old one steps aside, still loadable
             target.rename(directory / f"{REPLACED}step_{step}")
         unfinished.rename(target)
+        _sync_directory(directory)
         _write_durably(directory / f"{UNFINISHED}{LATEST}", target.name.encode())
         (directory / f"{UNFINISHED}{LATEST}").replace(directory / LATEST)
         _sync_directory(directory)
@@ -68,21 +79,26 @@ def save_checkpoint(directory: Path, step: int, state: Mapping[str, Any], keep: 
         size = sum(map(len, files.values())) / 1e6
         raise CheckpointError(
             f"checkpoint {target} ({size:.1f} MB) could not be written: {error}. Earlier checkpoints are intact; "
-            "make room or correct the permissions, then re-run the same command"
+            "make room or correct the permissions"
         ) from error
-    _prune(directory, step, keep)
+    with contextlib.suppress(OSError):  # what is left now is swept by the next save
+        _prune(directory, step, keep)
     return target
 
 
-def load_latest(directory: Path) -> dict[str, Any] | None:
-    """The state of the newest usable checkpoint, None where there is none at all.
+def load_latest(directory: Path, parts: Collection[str] = (), refused: list[str] | None = None) -> dict[str, Any] | None:
+    """The state of the newest usable checkpoint, None where there is none at all; one that lacks any of `parts` is not usable.
 
-    One that is damaged is passed over with a warning; where all are, CheckpointError says what is wrong with each.
+    One that is refused is passed over with a warning, and why is appended to `refused`; where all are, CheckpointError says it of each.
     """
-    problems = []
+    problems = [] if refused is None else refused
     for path in _candidates(directory):
         try:
-            return load_checkpoint(path)
+            state = load_checkpoint(path)
+            lacking = [part for part in parts if part not in state]
+            if lacking:
+                raise CheckpointError(f"checkpoint {path} is no run's: it lacks {', '.join(lacking)}")
+            return state
         except CheckpointError as error:
             LOG.warning("%s; trying the one before it", error)
             problems.append(str(error))
@@ -92,25 +108,14 @@ def load_latest(directory: Path) -> dict[str, Any] | None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state saved at `path`, tensors on the CPU; raises CheckpointError where it is incomplete, damaged or of another format."""
+    """The state saved at `path`, tensors on the CPU; raises CheckpointError where it is incomplete, damaged, hostile or of another format."""
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise CheckpointError(f"{path} is no Delphi checkpoint: its {MANIFEST} does not say `{FORMAT}`")
-        if manifest.get("version") != FORMAT_VERSION:
-            raise CheckpointError(
-                f"checkpoint {path} has format version {manifest.get('version')!r}, this program reads {FORMAT_VERSION}; "
-                "load it with the version of Delphi that wrote it"
-            )
-        files = {name: _read_checked(path / name, entry) for name, entry in manifest["files"].items()}
+        files = read_files(path, read_manifest(path))
+        trees = {name.removesuffix(".json"): parse_json(data) for name, data in files.items() if name.endswith(".json")}
         return {
-            name.removesuffix(".json"): decode_tree(
-                json.loads(data), safetensors.torch.load(files.get(name.removesuffix(".json") + ".safetensors", EMPTY_TENSORS))
-            )
-            for name, data in files.items()
-            if name.endswith(".json")
+            part: decode_tree(tree, safetensors.torch.load(files.get(f"{part}.safetensors", EMPTY_TENSORS))) for part, tree in trees.items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path} is damaged ({type(error).__name__}: {error})") from error
 
 
@@ -124,44 +129,59 @@ def _encode_parts(state: Mapping[str, Any]) -> dict[str, bytes]:
             raise TypeError(f"a top-level key of a checkpoint is a plain name of letters, digits and _, not {part!r}")
         tree, tensors = encode_tree(value, part)
         files[f"{part}.json"] = json.dumps(tree, allow_nan=False).encode()
+        if len(files[f"{part}.json"]) > MAX_TREE_BYTES:
+            raise TypeError(f"{part} has more than {MAX_TREE_BYTES} bytes of JSON values, which would not be read again: use arrays")
         if tensors:
             files[f"{part}.safetensors"] = safetensors.torch.save(tensors)
     return files
 
 
-def _read_checked(path: Path, entry: Mapping[str, Any]) -> bytes:
-    data = path.read_bytes()
-    if len(data) != entry["bytes"]:
-        raise CheckpointError(f"checkpoint {path.parent} is damaged: {path.name} has {len(data)} bytes, written were {entry['bytes']}")
-    if xxhash.xxh3_128_hexdigest(data) != entry["xxh3_128"]:
-        raise CheckpointError(f"checkpoint {path.parent} is damaged: the checksum of {path.name} does not match")
-    return data
-
-
 def _candidates(directory: Path) -> list[Path]:
     """Checkpoints, most trusted first: what `latest` names, then the others from the newest down, then one that was being replaced."""
     try:
-        named = [directory / (directory / LATEST).read_text().strip()]
-    except (OSError, UnicodeDecodeError):
-        named = []
+        name = read_regular(directory / LATEST, 64).decode().strip()
+    except (OSError, ValueError):
+        name = ""
+    named = [directory / name] if STEP.fullmatch(name) else []
     others = [*(path for _, path in sorted(_steps(directory).items(), reverse=True)), *directory.glob(f"{REPLACED}step_*")]
-    return [path for path in dict.fromkeys([*named, *others]) if path.is_dir() and path != directory]
+    return [path for path in dict.fromkeys([*named, *others]) if path.is_dir()]
 
 
 def _steps(directory: Path) -> dict[int, Path]:
-    found = ((re.fullmatch(r"step_(\d+)", path.name), path) for path in directory.glob("step_*"))
+    found = ((STEP.fullmatch(path.name), path) for path in directory.glob("step_*"))
     return {int(match[1]): path for match, path in found if match}
 
 
 def _prune(directory: Path, step: int, keep: int) -> None:
-    """Remove what is too old, and what lies beyond `step`: a future that was given up when the run resumed before it."""
+    """Remove what is too old, and what lies beyond `step`: a future that was given up when the run resumed before it.
+
+    One of another format version is put aside instead: the version of Delphi that wrote it can still go on from it.
+    """
     steps = _steps(directory)
     kept = sorted(number for number in steps if number <= step)[-keep:]
     for number, path in steps.items():
-        if number not in kept:
-            shutil.rmtree(path, ignore_errors=True)
+        if number in kept:
+            continue
+        if number > step and _set_aside(path):
+            continue
+        shutil.rmtree(path, ignore_errors=True)
     for path in directory.glob(f"{REPLACED}*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _set_aside(path: Path) -> bool:
+    """Give a checkpoint of another format version a name that is never pruned; False for any other."""
+    try:
+        read_manifest(path)
+    except OtherVersionError:
+        aside = path.with_name(f"{SET_ASIDE}{path.name}")
+        if not aside.exists():
+            path.rename(aside)
+            LOG.warning("checkpoint %s is of another version of Delphi and was put aside as %s", path.name, aside)
+            return True
+    except CheckpointError:
+        pass
+    return False
 
 
 def _sweep(directory: Path) -> None:
@@ -177,6 +197,14 @@ def _sweep(directory: Path) -> None:
             shutil.rmtree(path)
         else:
             path.rename(target)
+
+
+def _make_durably(directory: Path) -> None:
+    """Create `directory`; each new name on the way to it is on disk afterwards."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        _sync_directory(path.parent)
 
 
 def _write_durably(path: Path, data: bytes) -> None:

@@ -1,0 +1,103 @@
+"""Reads a checkpoint's files from a directory that may be damaged or made by somebody else.
+
+Invariant: nothing is unpickled; nothing outside the directory is opened, no link or device in it is followed, and nothing is read
+that is larger than what may be believed, or whose checksum differs from the manifest's.
+"""
+
+import json
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+FORMAT = "delphi-checkpoint"
+FORMAT_VERSION = 2
+MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_TREE_BYTES = 1 << 28
+"""Of one part's JSON values: they take some twenty times as much memory as objects."""
+FILE_NAME = re.compile(r"(?!manifest\.)[A-Za-z0-9_]{1,200}\.(json|safetensors)")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or must not be used; the message says which, why, and what to do."""
+
+
+class OtherVersionError(CheckpointError):
+    """It was written in another format version, and may be sound."""
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """File name -> its `bytes` and `xxh3_128`, of the checkpoint at `path`. Raises CheckpointError."""
+    if path.is_symlink():
+        raise CheckpointError(f"checkpoint {path} is refused: it is a link; put the folder itself there")
+    try:
+        manifest = parse_json(read_regular(path / MANIFEST, MAX_MANIFEST_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"checkpoint {path} is damaged ({type(error).__name__}: {error})") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is no Delphi checkpoint: its {MANIFEST} does not say `{FORMAT}`")
+    if manifest.get("version") != FORMAT_VERSION:
+        raise OtherVersionError(
+            f"checkpoint {path} has format version {manifest.get('version')!r}, this program reads {FORMAT_VERSION}; "
+            "load it with the version of Delphi that wrote it"
+        )
+    files = manifest.get("files")
+    if not isinstance(files, dict):
+        raise CheckpointError(f"checkpoint {path} is damaged: its {MANIFEST} lists no files")
+    for name in files:
+        if not FILE_NAME.fullmatch(name):
+            raise CheckpointError(f"checkpoint {path} is refused: its {MANIFEST} names {name[:80]!r}, which is no file of a checkpoint")
+    if not path.name.endswith(f"step_{manifest.get('step')}"):
+        raise CheckpointError(f"checkpoint {path} is refused: its {MANIFEST} says that it is of step {manifest.get('step')!r}")
+    return files
+
+
+def read_files(path: Path, files: dict[str, Any]) -> dict[str, bytes]:
+    """The content of all files of a manifest; raises CheckpointError, or OSError, KeyError and TypeError for damage of other kinds."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if sum(_size(entry) for entry in files.values()) > memory:
+        raise CheckpointError(f"checkpoint {path} is refused: its files are larger than this machine's memory ({memory / 1e9:.0f} GB)")
+    return {name: _read_checked(path / name, entry) for name, entry in files.items()}
+
+
+def parse_json(data: bytes) -> Any:
+    """The JSON value; ValueError also for NaN and infinities, which no save writes."""
+    return json.loads(data, parse_constant=_refuse_constant)
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The content of a plain file of at most `limit` bytes; OSError for anything else, without waiting for a pipe or a device."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(f"{path.name} is no plain file")
+        if status.st_size > limit:
+            raise OSError(f"{path.name} has {status.st_size} bytes, at most {limit} are read")
+        return file.read(limit)
+
+
+def _read_checked(path: Path, entry: Any) -> bytes:
+    wanted = _size(entry)
+    size = path.lstat().st_size
+    if size != wanted:
+        raise CheckpointError(f"checkpoint {path.parent} is damaged: {path.name} has {size} bytes, written were {wanted}")
+    data = read_regular(path, MAX_TREE_BYTES if path.suffix == ".json" else wanted)
+    if xxhash.xxh3_128_hexdigest(data) != entry["xxh3_128"]:
+        raise CheckpointError(f"checkpoint {path.parent} is damaged: the checksum of {path.name} does not match")
+    return data
+
+
+def _size(entry: Any) -> int:
+    size = entry["bytes"]
+    if type(size) is not int or size < 0:
+        raise ValueError(f"{size!r} is no number of bytes")
+    return size
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON value")
