@@ -45,6 +45,8 @@ class Console:
         self._live: Live | None = None
         self._problem: str | None = None
         self._told: set[str] = set()
+        self._storage_problem: str | None = None
+        self._notice: str | None = None
 
     def say(self, text: str) -> None:
         """One line for the user, above the live display where there is one."""
@@ -61,6 +63,12 @@ class Console:
         if line.get("problem") != self._problem:
             self._problem = line["problem"]
             self.say(f"no more rewards from the judge, training goes on: {self._problem}" if self._problem else "the judge is back")
+        if line.get("notice") != self._notice:
+            self._notice = line["notice"]
+            self.say(str(self._notice))
+        if line.get("storage_problem") != self._storage_problem:
+            self._storage_problem = line["storage_problem"]
+            self.say(f"training goes on, but: {self._storage_problem}" if self._storage_problem else "the disk takes what is written again")
         if self._first_step is None:
             self._first_step, self._started = line["env_steps"], now
         if self._kind == "rich":

@@ -84,7 +84,10 @@ def launch(config: RunConfig) -> int:
                 return epoch
 
             summary = _train(config, spec, run, run_epoch, directory, stop, console, begin_next_epoch)
-        write_atomically(run.summary, json.dumps(summary, indent=2) + "\n")
+        try:
+            write_atomically(run.summary, json.dumps(summary, indent=2) + "\n")
+        except OSError as error:  # everything is in the last checkpoint
+            console.say(f"{run.summary} could not be written ({error.strerror}); the checkpoint was")
         console.summarise(summary, config.run_dir)
         return 0
     except KeyboardInterrupt:

@@ -5,7 +5,8 @@
     reward tables        nothing, reads the latest     -
     stop requests        nothing, read once a turn     `stop` from any thread
 
-Invariant: `env_steps` counts exactly the steps that updates consumed; the LLM is never waited for.
+Invariant: `env_steps` counts exactly the steps that updates consumed; the LLM is never waited for; a disk that refuses what is
+written on the way costs no progress, only the last checkpoint has to be written.
 """
 
 import logging
@@ -23,11 +24,14 @@ from cluster.run_metrics import RunMetrics
 from cluster.stages import StageClock
 from configs.schema import RunConfig
 from learner.checkpoint import load_latest, save_checkpoint
+from learner.checkpoint_files import CheckpointError
 from learner.stream import RolloutStream
 from learner.update import Learner
 
 LOG = logging.getLogger(__name__)
 SLOW_WAIT_S = 10.0
+PARTS = ("learner", "annotation", "workers", "stream", "metrics")
+"""What a run's checkpoint holds, besides `loop`."""
 
 
 class TrainingLoop:
@@ -41,7 +45,10 @@ class TrainingLoop:
         self.metrics = RunMetrics(config.logging.episode_window)
         self.env_steps = 0
         self._seconds_before = 0.0
-        self._started = self._last_checkpoint_s = time.monotonic()
+        self._started = self._last_checkpoint_s = self._saved_s = time.monotonic()
+        self._checkpoints_failed = 0
+        self._storage_problem: str | None = None
+        self._notice: str | None = None
         self._interval = (self._started, 0, 0.0)  # time, env_steps, annotations_total at its start
         self._stages = StageClock(config.actors.num_workers)
         self._stop = threading.Event()
@@ -61,7 +68,7 @@ class TrainingLoop:
             if self._interval[1] != self.env_steps or not self._latest.get("learner_updates"):
                 self._write_line()
             self.stream.drop_waiting()  # their episodes went on, and so must what is known of them
-            self._checkpoint()
+            self._checkpoint(is_last=True)
             return self._summary()
         finally:
             self._writer.close()
@@ -71,8 +78,15 @@ class TrainingLoop:
         self._stop.set()
 
     def progress(self) -> dict[str, Any]:
-        """The newest metric line, with the step counter of this moment, annotation's `problem`, and the workers' `problems` and `waiting`."""
-        words = {"problem": self.annotation.problem, "problems": list(self.workers.problems), "waiting": self.workers.waiting}
+        """The newest metric line, with the step counter of this moment, and in words: annotation's `problem`, the disk's, a `notice`,
+        and the workers' `problems` and `waiting`."""
+        words = {
+            "problem": self.annotation.problem,
+            "storage_problem": self._storage_problem or self._writer.problem,
+            "notice": self._notice,
+            "problems": list(self.workers.problems),
+            "waiting": self.workers.waiting,
+        }
         return {**self._latest, "env_steps": self.env_steps, **words}
 
     def _next_batch(self) -> list[Rollout] | None:
@@ -123,6 +137,8 @@ class TrainingLoop:
             "run_epoch": self.learner.run_epoch,
             "env_steps_per_s": (self.env_steps - steps) / seconds,
             "time_s": self._seconds_before + now - self._started,
+            "checkpoint_age_s": now - self._saved_s,
+            "checkpoints_failed": self._checkpoints_failed,
         }
         total = line.get("annotations_total")
         if total is None:
@@ -134,31 +150,45 @@ class TrainingLoop:
         self._interval = (now, self.env_steps, total)
         self._latest = self._writer.write(line)
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, *, is_last: bool = False) -> None:
+        """Write a checkpoint. Where the disk refuses, the next one is due as ever; only of the last one CheckpointError is raised."""
         state = {
-            "learner": self.learner.state_dict(),
-            "annotation": self.annotation.state_dict(),
-            "workers": self.workers.state_dict(),
-            "stream": self.stream.state_dict(),
-            "metrics": self.metrics.state_dict(),
+            **{part: getattr(self, part).state_dict() for part in PARTS},
             "loop": {
                 "env_steps": self.env_steps,
                 "seconds": self._seconds_before + time.monotonic() - self._started,
                 "latest": self._latest,
             },
         }
-        save_checkpoint(self.run_directory.checkpoints, self.env_steps, state, keep=self.config.checkpoint.keep)
+        try:
+            save_checkpoint(self.run_directory.checkpoints, self.env_steps, state, keep=self.config.checkpoint.keep)
+            self._saved_s, self._storage_problem = time.monotonic(), None
+        except CheckpointError as error:
+            self._checkpoints_failed += 1
+            self._storage_problem = str(error)
+            if is_last:
+                raise
+            LOG.error("%s; training goes on, and the next checkpoint is tried when it is due", error)
         self._last_checkpoint_s = time.monotonic()
 
     def _restore(self) -> None:
-        state = load_latest(self.run_directory.checkpoints)
+        refused: list[str] = []
+        state = load_latest(self.run_directory.checkpoints, parts=(*PARTS, "loop"), refused=refused)
         if state is None:
             self.run_directory.supersede_metrics(0)
             return
-        for part in ("learner", "annotation", "workers", "stream", "metrics"):
-            getattr(self, part).load_state_dict(state[part])
-        loop = state["loop"]
-        self.env_steps, self._seconds_before, self._latest = loop["env_steps"], loop["seconds"], loop["latest"]
+        try:
+            for part in PARTS:
+                getattr(self, part).load_state_dict(state[part])
+            loop = state["loop"]
+            self.env_steps, self._seconds_before, self._latest = loop["env_steps"], loop["seconds"], dict(loop["latest"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the newest checkpoint in {self.run_directory.checkpoints} does not fit this version of Delphi or this run"
+                f" ({type(error).__name__}: {error}); move its folder away to go on from the one before it"
+            ) from error
+        if refused:
+            self._notice = f"{refused[0]}. The one before it, of {self.env_steps:,} steps, is used"
         self._interval = (self._started, self.env_steps, self._latest.get("annotations_total") or 0)
         moved = self.run_directory.supersede_metrics(self.env_steps)
         LOG.info("resumed at %d environment steps (%d metric lines superseded)", self.env_steps, moved)

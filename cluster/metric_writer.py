@@ -1,16 +1,22 @@
 """Writes metric lines to metrics.jsonl, TensorBoard and, inside a Ray process, Ray's metrics endpoint.
 
-Invariant: every line holds every catalogue name (null where undefined) and no other; a line is on disk when `write` returns.
+Invariant: every line holds every catalogue name (null where undefined) and no other; a line is on disk when `write` returns, or,
+where the disk refuses, as soon as it takes something again.
 """
 
+import contextlib
 import json
+import logging
 import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster.line_file import LineFile
 from cluster.metrics import CATALOGUE, NAMES
+
+LOG = logging.getLogger(__name__)
 
 
 class MetricWriter:
@@ -18,12 +24,8 @@ class MetricWriter:
 
     def __init__(self, directory: Path, *, tensorboard: bool, run_name: str, env_steps: int = 0) -> None:
         """`env_steps` is where the run goes on from: TensorBoard drops what was written beyond it."""
-        self._file = (directory / "metrics.jsonl").open("a", buffering=1)
-        self._tensorboard: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._tensorboard = SummaryWriter(str(directory / "tensorboard"), purge_step=env_steps + 1)
+        self._file = LineFile(directory / "metrics.jsonl")
+        self._tensorboard = _TensorBoard(directory / "tensorboard", env_steps) if tensorboard else None
         self._gauges = _ray_gauges(run_name)
 
     def write(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,14 +34,17 @@ class MetricWriter:
         if unknown:
             raise KeyError(f"metrics {sorted(unknown)} are not in cluster.metrics.CATALOGUE; add them there")
         line = {metric.name: _finite(values.get(metric.name)) for metric in CATALOGUE}
-        self._file.write(json.dumps(line) + "\n")
-        if self._tensorboard is not None:
-            for name, value in line.items():
-                if value is not None:
-                    self._tensorboard.add_scalar(name, value, line["env_steps"])
+        self._file.append(json.dumps(line))
+        if self._tensorboard is not None and self._file.problem is None:
+            self._tensorboard.write(line)
         if self._gauges is not None:
             self._gauges.show(line)
         return line
+
+    @property
+    def problem(self) -> str | None:
+        """Why metrics.jsonl is behind, for the user; None while it is not."""
+        return self._file.problem
 
     def close(self) -> None:
         """Flush and close the files, and leave Ray's endpoint."""
@@ -48,6 +53,38 @@ class MetricWriter:
         self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
+
+
+class _TensorBoard:
+    """Event files; where the disk refuses, lines are left out until it takes a new file."""
+
+    def __init__(self, directory: Path, env_steps: int) -> None:
+        self._directory, self._steps_before, self._is_failing = directory, env_steps, False
+        self._writer: Any = None
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Every figure that is defined."""
+        try:
+            if self._writer is None:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._writer = SummaryWriter(str(self._directory), purge_step=self._steps_before + 1)
+            for name, value in line.items():
+                if value is not None:
+                    self._writer.add_scalar(name, value, line["env_steps"])
+            self._steps_before, self._is_failing = line["env_steps"], False
+        except OSError as error:  # its thread has ended with what it could not write
+            if not self._is_failing:
+                LOG.error("TensorBoard's file could not be written (%s); lines are left out of it until there is room", error)
+            self._is_failing = True
+            self.close()
+
+    def close(self) -> None:
+        """Flush and close."""
+        if self._writer is not None:
+            with contextlib.suppress(OSError):
+                self._writer.close()
+            self._writer = None
 
 
 def _finite(value: Any) -> Any:

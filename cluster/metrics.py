@@ -61,6 +61,8 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("learner_train_fraction", "fraction", "gauge", "share of the learner's time spent in forward and backward passes and the optimiser", "near 1 where the learner is the bottleneck", "throughput and bottleneck", panel="time of the learner"),
     Metric("learner_publish_fraction", "fraction", "gauge", "share of the learner's time spent publishing weights", "below 0.05", "throughput and bottleneck", panel="time of the learner", red_above=0.05),
     Metric("learner_other_fraction", "fraction", "gauge", "share of the learner's time spent on metrics, checkpoints and the rest", "below 0.05", "throughput and bottleneck", panel="time of the learner", red_above=0.05),
+    Metric("checkpoint_age_s", "s", "gauge", "time since a checkpoint was written, or since the start", "below what checkpoint.interval_s and interval_env_steps say", "faults"),
+    Metric("checkpoints_failed", "checkpoints", "counter", "checkpoints that the disk refused in this epoch; each is tried again when the next is due", "0", "faults", red_above=0),
     Metric("policy_lag_mean", "versions", "gauge", "mean age of consumed rollouts in policy versions", "0 to 4", "throughput and bottleneck", panel="policy lag", red_above=4),
     Metric("policy_lag_max", "versions", "gauge", "largest age of a consumed rollout", "below learner.max_policy_lag", "throughput and bottleneck", panel="policy lag"),
     Metric("rollouts_dropped_stale", "rollouts", "counter", "rollouts dropped for their age or an older run epoch", "0, a few after a resume", "faults", red_above=10),

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import secrets
@@ -20,6 +21,7 @@ from configs.loading import experiment_diff, to_dict
 from configs.schema import RunConfig
 from configs.validation import ConfigError
 
+LOG = logging.getLogger(__name__)
 PACKAGES = ("torch", "ray", "transformers", "nle", "minihack", "gymnasium", "numpy", "grpcio")
 
 
@@ -47,10 +49,10 @@ class RunDirectory:
             return 0
         kept: list[str] = []
         moved: list[str] = []
-        for line in self._metrics.read_text().splitlines():
+        for line in self._metrics.read_text(errors="replace").splitlines():
             try:
                 beyond = (json.loads(line).get("env_steps") or 0) > env_steps
-            except json.JSONDecodeError:  # a line cut short by a kill
+            except (ValueError, AttributeError, TypeError, RecursionError):  # a line cut short by a kill, or damaged
                 beyond = True
             (moved if beyond else kept).append(line + "\n")
         if moved:
@@ -97,15 +99,18 @@ def open_run(config: RunConfig) -> tuple[RunDirectory, int]:
     config_file, epoch_file = run.path / "config.json", run.path / "run_epoch"
     try:
         if config_file.exists():
-            differences = experiment_diff(json.loads(config_file.read_text()), resolved)
+            differences = experiment_diff(_saved_config(config_file), resolved)
             if differences:
                 raise ConfigError(
                     f"{config.run_dir} holds a run with another configuration: {'; '.join(differences)}."
                     " Give the same settings to continue it, or another run_dir= for a new run"
                 )
+        run_epoch = _starts_so_far(epoch_file) + 1
         write_atomically(config_file, json.dumps(resolved, indent=2) + "\n")
-        run_epoch = int(epoch_file.read_text()) + 1 if epoch_file.exists() else 1
         write_atomically(epoch_file, f"{run_epoch}\n")
+    except OSError as error:
+        run.release()
+        raise ConfigError(f"run_dir: cannot write {config.run_dir}: {error.strerror}; make room, or correct the permissions") from None
     except BaseException:
         run.release()
         raise
@@ -115,7 +120,7 @@ def open_run(config: RunConfig) -> tuple[RunDirectory, int]:
 def begin_epoch(run: RunDirectory) -> int:
     """The next run epoch, for a part that starts again within one start of the run; call only while holding its lock."""
     file = run.path / "run_epoch"
-    run_epoch = int(file.read_text()) + 1
+    run_epoch = _starts_so_far(file) + 1
     write_atomically(file, f"{run_epoch}\n")
     return run_epoch
 
@@ -130,13 +135,21 @@ def find_run(path: str) -> tuple[RunDirectory, dict[str, Any]]:
         raise ConfigError(
             f"no run at {path} (it has no config.json); " + (f"there are: {names}" if near else "give a run_dir that `delphi train` made")
         )
-    return run, json.loads(config_file.read_text())
+    return run, _saved_config(config_file)
 
 
 def record_provenance(run: RunDirectory, run_epoch: int, rubric_hash: str | None) -> None:
     """Add what this start ran with to provenance.json: commit, package versions, rubric hash, hardware."""
     file = run.path / "provenance.json"
-    starts = json.loads(file.read_text()) if file.exists() else []
+    try:
+        starts = json.loads(file.read_bytes()) if file.exists() else []
+        if not isinstance(starts, list):
+            raise ValueError("it is no list")
+    except (ValueError, RecursionError) as error:  # a record, which nothing depends on
+        aside = file.with_name("provenance.damaged.json")
+        LOG.warning("%s is damaged (%s): moved to %s, starting an empty one", file, error, aside.name)
+        file.replace(aside)
+        starts = []
     starts.append(
         {
             "run_epoch": run_epoch,
@@ -152,10 +165,44 @@ def record_provenance(run: RunDirectory, run_epoch: int, rubric_hash: str | None
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text` so that a reader sees the old content or the new, never a part."""
+    """Replace `path` by `text` so that a reader sees the old content or the new, never a part, whatever ends the machine."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _saved_config(file: Path) -> dict[str, Any]:
+    try:
+        saved = json.loads(file.read_bytes())
+        if not isinstance(saved, dict):
+            raise ValueError(f"it holds a {type(saved).__name__}, not an object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{file} is damaged ({error}); put a copy back, or, where this run's settings are known to be the same as before, delete it:"
+            " the next start writes it, and goes on from the checkpoints"
+        ) from None
+    return saved
+
+
+def _starts_so_far(file: Path) -> int:
+    if not file.exists():
+        return 0
+    try:
+        starts = int(file.read_text())
+        if starts < 0:
+            raise ValueError(f"got {starts}")
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{file} is damaged ({error}); write the largest run_epoch of provenance.json beside it into it, and start again"
+        ) from None
+    return starts
 
 
 def _lock(path: Path) -> IO[str]:

@@ -56,11 +56,11 @@ class RunMetrics:
         line: dict[str, Any] = {name: total / n for name, (total, n) in self._sums.items()}
         line |= {"policy_lag_max": self._lag_max, "episodes_total": self.episodes_total}
         if self._episodes:
-            line["episode_return_extrinsic_mean"] = float(np.mean([episode[0] for episode in self._episodes]))
-            line["episode_length_mean"] = float(np.mean([episode[1] for episode in self._episodes]))
-        line |= {name: float(np.mean(values)) for name, values in self._figures.items()}
+            line["episode_return_extrinsic_mean"] = _mean([episode[0] for episode in self._episodes])
+            line["episode_length_mean"] = _mean([episode[1] for episode in self._episodes])
+        line |= {name: _mean(values) for name, values in self._figures.items()}
         if self._intrinsic_returns:
-            line["episode_return_intrinsic_mean"] = float(np.mean(self._intrinsic_returns))
+            line["episode_return_intrinsic_mean"] = _mean(self._intrinsic_returns)
         self._sums, self._lag_max = {}, None
         return line
 
@@ -90,3 +90,9 @@ class RunMetrics:
             metric = f"episode_{name}_mean"
             if metric in NAMES:
                 self._figures.setdefault(metric, deque(maxlen=self._window)).append(value)
+
+
+def _mean(values: Sequence[float]) -> float:
+    """NaN, without a warning, where an environment's figures are no numbers."""
+    with np.errstate(invalid="ignore"):
+        return float(np.mean(values))

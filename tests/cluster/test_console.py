@@ -46,6 +46,17 @@ def test_a_problem_is_said_once_and_its_end_too(capsys: pytest.CaptureFixture[st
     assert output.count("the judge is back") == 1
 
 
+def test_a_disk_that_refuses_is_said_once_and_its_end_too_and_a_notice_once(capsys: pytest.CaptureFixture[str]) -> None:
+    console = make("plain")
+    a, b = "checkpoint a could not be written", "checkpoint b could not be written"
+    for problem in (None, a, a, b, b, None, None):
+        console.update({"env_steps": 1, "storage_problem": problem, "notice": "an older checkpoint is used"})
+    output = capsys.readouterr().out
+    assert output.count(f"training goes on, but: {a}") == output.count(f"training goes on, but: {b}") == 1
+    assert output.count("the disk takes what is written again") == 1
+    assert output.count("an older checkpoint is used") == 1
+
+
 def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     console = make("quiet")
     console.update({"env_steps": 1, "problem": "x"})

@@ -1,12 +1,14 @@
 import dataclasses
 import json
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from cluster.run_directory import RunDirectory, find_run, open_run, record_provenance
+from cluster.run_directory import RunDirectory, find_run, open_run, record_provenance, write_atomically
 from configs.loading import load_config
 from configs.schema import RunConfig
 from configs.validation import ConfigError
@@ -90,3 +92,65 @@ def test_another_file_system_is_noticed_by_its_missing_word(config: RunConfig, t
     elsewhere = RunDirectory(tmp_path)
     with pytest.raises(RuntimeError, match="all nodes share"):
         elsewhere.check_nonce(nonce)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\x00\xff", "[" * 100_000, '{"env": 3'])
+def test_a_damaged_configuration_is_one_line_that_says_what_to_do(config: RunConfig, content: str) -> None:
+    open_run(config)[0].release()
+    file = Path(config.run_dir) / "config.json"
+    file.write_bytes(content.encode("latin-1"))
+    for enter in (lambda: open_run(config), lambda: find_run(config.run_dir)):
+        with pytest.raises(ConfigError, match=r"config\.json is damaged") as caught:
+            enter()
+        assert "put a copy back" in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 1
+    file.unlink()
+    run, epoch = open_run(config)
+    run.release()
+    assert epoch == 2, "a refused start is none"
+
+
+@pytest.mark.parametrize("content", ["", "two", "-1", "\xff", "1\n2"])
+def test_a_damaged_epoch_is_one_line_and_never_begins_again(config: RunConfig, content: str) -> None:
+    open_run(config)[0].release()
+    before = (Path(config.run_dir) / "config.json").read_bytes()
+    (Path(config.run_dir) / "run_epoch").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ConfigError, match="run_epoch is damaged") as caught:
+        open_run(dataclasses.replace(config, total_env_steps=7))
+    assert "provenance.json" in str(caught.value)
+    assert (Path(config.run_dir) / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1", "\xff"])
+def test_a_damaged_provenance_is_kept_aside_and_the_run_starts(config: RunConfig, content: str) -> None:
+    run, epoch = open_run(config)
+    (run.path / "provenance.json").write_bytes(content.encode("latin-1"))
+    record_provenance(run, epoch, None)
+    run.release()
+    assert len(json.loads((run.path / "provenance.json").read_text())) == 1
+    assert (run.path / "provenance.damaged.json").read_bytes() == content.encode("latin-1")
+
+
+def test_metric_lines_that_are_none_are_moved_too(config: RunConfig) -> None:
+    run, _ = open_run(config)
+    good = json.dumps({"env_steps": 10})
+    (run.path / "metrics.jsonl").write_bytes(f'{good}\n[3]\n{{"env_steps": "many"}}\n'.encode() + b"\xff\x00\n")
+    assert run.supersede_metrics(20) == 3
+    assert (run.path / "metrics.jsonl").read_text() == f"{good}\n"
+    run.release()
+
+
+def test_what_could_not_be_replaced_stays_and_no_part_is_left(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    write_atomically(file, "old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(OSError, match="large"):
+            write_atomically(file, "new" * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]

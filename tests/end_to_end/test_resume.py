@@ -61,6 +61,7 @@ def differences(a: object, b: object, path: str = "") -> list[str]:
 TIMES_AND_EPOCHS = (
     "seconds",
     "time_s",
+    "checkpoint_age_s",
     "_per_s",
     "run_epoch",
     "book_epoch",
