@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 from actors.environment import EnvironmentSpec
 from cluster.dashboards.command import provisioned
 from cluster.learner_watch import LearnerWatch, RunFailed, reason
+from cluster.object_store import object_store_bytes
 from cluster.ray_learner import LearnerActor
 from cluster.ray_placement import options, place
 from cluster.ray_sweep import sweep_other_machines
@@ -24,8 +25,6 @@ from cluster.wiring import needs_service
 from configs.schema import RunConfig
 
 LOG = logging.getLogger(__name__)
-STEP_BYTES = 4096
-"""Upper bound of what one environment step takes in a rollout of the built-in networks' observations, images aside."""
 
 
 def train(
@@ -41,7 +40,7 @@ def train(
     begin_epoch: Callable[[], int],
 ) -> dict[str, Any]:
     """Run on Ray from `run_epoch` on; the summary. `begin_epoch` gives the next epoch where the learner has to be started again. Raises RunFailed."""
-    _connect(config, temporary, say)
+    _connect(config, spec, temporary, say)
     try:
         sweep_other_machines(config.run_dir)
 
@@ -60,10 +59,10 @@ def train(
         ray.shutdown()
 
 
-def _connect(config: RunConfig, temporary: Path, say: Callable[[str], None]) -> None:
+def _connect(config: RunConfig, spec: EnvironmentSpec, temporary: Path, say: Callable[[str], None]) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # actors hide GPUs themselves; Ray's own way warns
-    cluster, actors = config.cluster, config.actors
+    cluster = config.cluster
     on_terminate = signal.getsignal(signal.SIGTERM)
     if cluster.mode == "connect":
         try:
@@ -73,14 +72,11 @@ def _connect(config: RunConfig, temporary: Path, say: Callable[[str], None]) -> 
                 f"cluster.address={cluster.address}: no Ray cluster answers there ({error}); start one with `ray start --head`"
             ) from None
     else:
-        rollout_bytes = (
-            actors.num_workers * (actors.rollouts_in_flight + 1) * actors.envs_per_worker * (actors.rollout_steps + 1) * STEP_BYTES
-        )
         with provisioned(temporary):
             context = ray.init(
                 address="local",  # whatever RAY_ADDRESS says
                 include_dashboard=cluster.dashboard,
-                object_store_memory=cluster.object_store_bytes or max(200_000_000, 2 * rollout_bytes),
+                object_store_memory=object_store_bytes(config, spec),
                 log_to_driver=False,
                 logging_level=logging.WARNING,
                 _temp_dir=str(temporary / "ray"),
