@@ -18,6 +18,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "annotate": ("llm_server.annotate", "judge captions, and pairs of them, into a file for offline training"),
     "export": ("llm_server.export", "write a run's captions with counts and judgements as JSON lines"),
     "dashboard": ("cluster.dashboards.command", "write the Grafana dashboard and Prometheus alerts"),
+    "doctor": ("cluster.doctor", "check this machine and what a configuration needs, and say what to do"),
     "bench": ("cluster.bench", "run a benchmark of the checkout against its baseline"),
 }
 

