@@ -15,7 +15,7 @@ from cluster.temporary import temporary_directory
 from tests.refusals import assert_refused
 from tests.run_processes import ROOT, lines, start_run, wait_until
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 SETTINGS = (
     "total_env_steps=1000000000",
     "env.id=tests.toy_environments:Corridor-v0",
