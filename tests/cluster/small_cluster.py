@@ -3,6 +3,8 @@ Ray reads how it is to authenticate when it is first imported, so it has a proce
 
 import json
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +50,8 @@ def visit(requests: Mapping[str, Request]) -> dict[str, list[tuple[str, str | No
 
 
 def main() -> None:
+    folder = tempfile.mkdtemp(prefix="dc-", dir="/tmp")  # short: Ray's sockets lie below it
+    os.environ["RAY_TMPDIR"] = folder  # of sessions, and of what Ray's test cluster writes beside them
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "num_gpus": 0, "include_dashboard": False, **MEMORY})
     cluster.add_node(num_cpus=3, num_gpus=0, **MEMORY)
     ray.init(address=cluster.address, log_to_driver=False)
@@ -69,6 +73,7 @@ def main() -> None:
     finally:
         ray.shutdown()
         cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

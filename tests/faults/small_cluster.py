@@ -98,7 +98,8 @@ def small_cluster(num_cpus: int) -> Iterator[SmallCluster]:
 def main(folder: str, num_cpus: int) -> None:
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": num_cpus, "object_store_memory": STORE_BYTES, "include_dashboard": False, "temp_dir": folder}
+    os.environ["RAY_TMPDIR"] = folder  # of the session, and of what is written beside it: there may be no /tmp/ray
+    head = {"num_cpus": num_cpus, "object_store_memory": STORE_BYTES, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [cluster.head_node]
     print(f"answer: {cluster.address}", flush=True)
