@@ -125,6 +125,8 @@ class LearnerWatch:
         )
         if is_final or getattr(error, "actor_init_failed", False) or self._stop_requested():
             raise RunFailed(reason(error)) from error
+        if failure.is_node_loss and self._config.cluster.mode == "local":
+            raise RunFailed("Ray's own processes on this machine have ended, and everything on them") from error
         newest = self._newest_checkpoint()
         if newest != self._newest:
             self._newest = newest

@@ -70,10 +70,9 @@ def test_a_crash_loop_ends_the_run_and_says_why(tmp_path: Path, record_recovery:
 
 @pytest.mark.slow
 def test_the_task_is_learnt_though_workers_are_killed_every_few_seconds(tmp_path: Path, record_recovery: Callable[..., None]) -> None:
-    learning = learning_settings()
-    with toy_run(tmp_path / "killed", *learning, "total_env_steps=1000000000") as run:
+    assert_who_learns_nothing_does_not_solve_it(tmp_path / "control")
+    with toy_run(tmp_path / "killed", *learning_settings(), "total_env_steps=1000000000") as run:
         wait_until(lambda: run.last_line().get("workers_running") == 2, run.process, run.log)
-        assert first_return(run.run_dir) < 0.2, "the control: who has learnt nothing does not solve it"
         generator, began, kills = random.Random(0), time.monotonic(), 0
         while time.monotonic() - began < 120:
             workers = actors_of(run.run_dir, "WorkerActor")
@@ -94,13 +93,13 @@ def test_the_task_is_learnt_though_workers_are_killed_every_few_seconds(tmp_path
 def test_the_task_is_learnt_though_the_environment_crashes_and_stalls_at_random(
     tmp_path: Path, record_recovery: Callable[..., None]
 ) -> None:
-    faults = "env.options={length: 6, raise_chance: 0.002, stall_chance: 0.00003, abort_chance: 0.00003}"
-    with toy_run(tmp_path, *learning_settings(), faults, "cluster.worker_timeout_s=5", "total_env_steps=60000") as run:
+    assert_who_learns_nothing_does_not_solve_it(tmp_path / "control")
+    faults = "env.options={length: 6, raise_chance: 0.002, stall_chance: 0.0001, abort_chance: 0.0001}"
+    with toy_run(tmp_path / "faulty", *learning_settings(), faults, "cluster.worker_timeout_s=5", "total_env_steps=36000") as run:
         assert run.process.wait(280) == 0, run.output()
         last = run.last_line()
         assert last["environment_errors"] > 20
         assert last["worker_restarts"] > 0
-        assert first_return(run.run_dir) < 0.2
         assert last["episode_return_extrinsic_mean"] > 0.9
         assert (last["env_steps"] - 16 * 20 * last["learner_updates"]) % 20 == 0
     record_recovery(
@@ -124,6 +123,8 @@ def learning_settings() -> list[str]:
     ]
 
 
-def first_return(run_dir: Path) -> float:
-    """The return of the first episodes, before anything has been learnt."""
-    return next(line["episode_return_extrinsic_mean"] for line in lines(run_dir) if line["episode_return_extrinsic_mean"] is not None)
+def assert_who_learns_nothing_does_not_solve_it(folder: Path) -> None:
+    """The control: the same run without faults and without learning."""
+    with toy_run(folder, *learning_settings(), "learner.learning_rate=0", "total_env_steps=12800") as run:
+        assert run.process.wait(120) == 0, run.output()
+        assert run.last_line()["episode_return_extrinsic_mean"] < 0.3
