@@ -19,6 +19,7 @@ from configs.service_schema import AccessConfig
 from llm_server.bundled_model import bundled_model_folder
 from llm_server.credentials import CredentialFiles, make_credentials
 from llm_server.rubric_file import load_rubric
+from tests.head_node import free_port
 from tests.llm_server.running_service import RunningService
 
 ROOT = Path(__file__).parents[2]
@@ -46,12 +47,6 @@ def examine(capsys: pytest.CaptureFixture[str], *settings: str, preset: str = "d
         assert len(finding["found"].splitlines()) == 1, finding
         findings.setdefault(finding["check"], []).append(finding)
     return code, findings
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture

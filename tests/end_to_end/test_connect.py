@@ -1,58 +1,26 @@
 """`ray job submit` on a cluster started on this machine: the job trains, stops when told, and submitted again continues and succeeds."""
 
 import json
-import os
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.head_node import head_node
 from tests.run_processes import lines
 
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 @pytest.fixture
 def cluster() -> Iterator[dict[str, str]]:
-    """A head node with a home, token and ports of its own; the environment to talk to it."""
-    home = Path(tempfile.mkdtemp(prefix="dc-", dir="/tmp"))  # short: Ray's sockets lie below it
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {
-        "HOME": str(home),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
-    }
-    ports = [free_port(), free_port(), free_port()]
-    names = ("--port", "--dashboard-port", "--dashboard-agent-listen-port")
-    options = [f"{name}={port}" for name, port in zip(names, ports, strict=True)]
-    command = [RAY, "start", "--head", "--num-cpus=4", f"--temp-dir={home}/ray", "--object-store-memory=200000000", "--block", *options]
-    environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{ports[1]}"
-    head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=home)
-    try:
+    """The environment to talk to a head node that takes jobs."""
+    with head_node(dashboard=True) as environment:
         yield environment
-    finally:
-        head.terminate()
-        try:
-            head.wait(20)
-        except subprocess.TimeoutExpired:
-            head.kill()
-            head.wait()
-        shutil.rmtree(home, ignore_errors=True)
 
 
 JOB = ["python", "-m", "cluster.train", "--preset", "nethack_score", "cluster.mode=connect"]

@@ -1,61 +1,24 @@
 """`delphi doctor` beside a real Ray cluster: joined with its token, refused with another, too small for what is asked."""
 
 import json
-import os
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.head_node import head_node
+
 ROOT = Path(__file__).parents[2]
-TOKEN = "0123456789abcdef" * 4
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture
 def cluster() -> Iterator[dict[str, str]]:
-    """A head node of 4 CPUs with a home and a token of its own; the environment to talk to it."""
-    home = Path(tempfile.mkdtemp(prefix="dd-", dir="/tmp"))  # short: Ray's sockets lie below it
-    port = free_port()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {
-        "HOME": str(home),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": TOKEN,
-        "RAY_ADDRESS": f"127.0.0.1:{port}",
-    }
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}", "--num-cpus=4"]
-    command += [f"--temp-dir={home}/ray", "--include-dashboard=false", "--object-store-memory=100000000"]
-    start = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
-    head = subprocess.Popen(command, env=start, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=home)
-    try:
-        deadline = time.monotonic() + 60
-        while not list(home.glob("ray/session_*/sockets/raylet*")):
-            assert head.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+    """The environment to talk to a head node of 4 CPUs."""
+    with head_node(dashboard=False) as environment:
         yield environment
-    finally:
-        head.terminate()
-        try:
-            head.wait(20)
-        except subprocess.TimeoutExpired:
-            head.kill()
-            head.wait()
-        shutil.rmtree(home, ignore_errors=True)
 
 
 def ray_finding(environment: dict[str, str], run_dir: Path, *settings: str) -> dict[str, Any]:
