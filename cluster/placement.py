@@ -3,13 +3,14 @@
 Invariant: pure functions; a plan either fits the nodes, each actor on one of them, or says in a table what does not.
 
     part        wants                                             hint
-    learner     a GPU where the cluster has any                   its node, if another has room instead then that one
-    replica     `service_gpus`, each on the emptiest node         SPREAD
-    annotator   with replicas: the learner's node; else as them   the learner's node
-    worker      nodes without GPUs, away from the learner         SPREAD, avoiding the nodes of learner and replicas
+    learner     a GPU where the cluster has any                   the smallest node that does
+    replica     `service_gpus`                                    the emptiest node each
+    annotator   with replicas: the learner's node; else as them   its node
+    worker      nodes without GPUs, away from the learner         the emptiest such node each; else not those of learner and replicas
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -36,12 +37,10 @@ class Request:
     cpus: float
     gpus: float
     count: int
-    spread: bool = False
-    """Each on another node."""
-    near: str = ""
-    """Id of the node to prefer."""
+    homes: tuple[str, ...] = ()
+    """Ids of the nodes to prefer: of each actor in turn, as far as they reach."""
     avoid: tuple[str, ...] = ()
-    """Ids of nodes to leave alone."""
+    """Ids of nodes to leave alone, for an actor without such a node or whose node has no room."""
 
 
 class DoesNotFit(RuntimeError):
@@ -104,9 +103,9 @@ def _requests(cluster: ClusterConfig, actors: ActorsConfig, needs_annotator: boo
     requests = {"learner": Request(cpus=cluster.learner_cpus, gpus=learner_gpus, count=1)}
     if needs_annotator:
         if replicas:
-            requests["replica"] = Request(cpus=cluster.annotator_cpus, gpus=cluster.service_gpus, count=replicas, spread=True)
+            requests["replica"] = Request(cpus=cluster.annotator_cpus, gpus=cluster.service_gpus, count=replicas)
         requests["annotator"] = Request(cpus=cluster.annotator_cpus, gpus=0.0 if replicas else cluster.service_gpus, count=1)
-    requests["worker"] = Request(cpus=cluster.worker_cpus, gpus=cluster.worker_gpus, count=actors.num_workers, spread=True)
+    requests["worker"] = Request(cpus=cluster.worker_cpus, gpus=cluster.worker_gpus, count=actors.num_workers)
     return requests
 
 
@@ -139,13 +138,10 @@ def _pack(requests: Mapping[str, Request], nodes: Sequence[Node]) -> dict[str, l
 
 def _with_hints(requests: Mapping[str, Request], homes: Mapping[str, Sequence[str]], nodes: Sequence[Node]) -> dict[str, Request]:
     """Hints matter where there is a choice of nodes."""
-    hinted = dict(requests)
     if len(nodes) < 2:
-        return {part: replace(request, spread=False) for part, request in hinted.items()}
+        return dict(requests)
+    hinted = {part: replace(request, homes=tuple(homes[part])) for part, request in requests.items()}
     learner = homes["learner"][0]
-    hinted["learner"] = replace(hinted["learner"], near=learner)
-    if "annotator" in hinted:
-        hinted["annotator"] = replace(hinted["annotator"], near=homes["annotator"][0])
     reserved = {learner, *homes.get("replica", ()), *(node.id for node in nodes if node.gpus)}
     worker = hinted["worker"]
     if not worker.gpus and len(homes["worker"]) == worker.count and not reserved.intersection(homes["worker"]):
@@ -212,7 +208,7 @@ def table(requests: Mapping[str, Request]) -> str:
     """The requests as text, a line each."""
     rows = []
     for part, request in requests.items():
-        hints = [*(["spread"] if request.spread else []), *([f"on {request.near[:8]}"] if request.near else [])]
-        hints += [f"not on {', '.join(id[:8] for id in request.avoid)}"] if request.avoid else []
+        hints = [f"{count} on {id[:8]}" for id, count in Counter(request.homes).items()]
+        hints += [f"else not on {', '.join(id[:8] for id in request.avoid)}"] if request.avoid else []
         rows.append(f"  {part:<10} {request.count:>4} x  {request.cpus:>6g} CPU  {request.gpus:>4g} GPU  {'; '.join(hints)}".rstrip())
     return "\n".join(rows)

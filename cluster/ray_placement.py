@@ -70,16 +70,17 @@ def _ask_autoscaler(bundles: list[dict[str, float]]) -> None:
         LOG.warning("the autoscaler could not be asked for resources: %s", error)
 
 
-def options(request: Request) -> dict[str, Any]:
-    """Ray's options for an actor of `request`."""
-    chosen: dict[str, Any] = {"num_cpus": request.cpus, "num_gpus": request.gpus}
-    if request.spread:
-        chosen["scheduling_strategy"] = "SPREAD"
-    preferred = request.near or (f"!in({', '.join(request.avoid)})" if request.avoid else "")
-    if preferred:
-        chosen["label_selector"] = {NODE_ID: preferred}
-        chosen["fallback_strategy"] = [{"label_selector": {}}]
-    return chosen
+def options(request: Request, index: int = 0) -> dict[str, Any]:
+    """Ray's options for the actor number `index` of `request`. What it prefers is a wish: it goes elsewhere where there is no room."""
+    wishes = [*request.homes[index : index + 1], *([f"!in({', '.join(request.avoid)})"] if request.avoid else [])]
+    selectors: list[dict[str, str]] = [*({NODE_ID: wish} for wish in wishes), {}]
+    return {
+        "num_cpus": request.cpus,
+        "num_gpus": request.gpus,
+        "scheduling_strategy": "SPREAD" if request.count > 1 else "DEFAULT",
+        "label_selector": selectors[0],
+        "fallback_strategy": [{"label_selector": selector} for selector in selectors[1:]],
+    }
 
 
 def keep_to_assigned_gpus() -> None:

@@ -158,7 +158,7 @@ class RayReplicas:
             shutil.rmtree(self.credentials.directory, ignore_errors=True)
 
     def _start(self, slot: _Slot) -> None:
-        slot.actor = cast(Any, ReplicaActor).options(**options(self.request)).remote(self._config, slot.index, self.credentials)
+        slot.actor = cast(Any, ReplicaActor).options(**options(self.request, slot.index)).remote(self._config, slot.index, self.credentials)
         slot.starts += 1
         slot.asked_at, slot.question = time.monotonic(), slot.actor.status.remote()
 

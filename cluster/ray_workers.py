@@ -163,7 +163,7 @@ class RayWorkers:
 
     def _start(self, slot: _Slot) -> None:
         incarnation = f"{self._run_epoch}-{slot.incarnation}"
-        slot.actor = cast(Any, WorkerActor).options(**options(self._request)).remote(self._config, slot.index, incarnation)
+        slot.actor = cast(Any, WorkerActor).options(**options(self._request, slot.index)).remote(self._config, slot.index, incarnation)
         slot.hello = slot.actor.hello.remote()
         slot.worker_id = f"{slot.index}.{incarnation}"
 

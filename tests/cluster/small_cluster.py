@@ -39,7 +39,7 @@ class Visitor:
 def visit(requests: Mapping[str, Request]) -> dict[str, list[tuple[str, str | None]]]:
     """Where the actors of a plan go, and what they see, all there at once."""
     actors = {
-        part: [Visitor.options(**ray_placement.options(request)).remote() for _ in range(request.count)]
+        part: [Visitor.options(**ray_placement.options(request, index)).remote() for index in range(request.count)]
         for part, request in requests.items()
     }
     seen = {part: ray.get([actor.where.remote() for actor in there], timeout=60) for part, there in actors.items()}

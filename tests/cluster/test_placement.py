@@ -30,7 +30,7 @@ def test_replicas_shrink_with_the_rest_of_a_laptop() -> None:
     requests = plan(ClusterConfig(mode="local", service_replicas=2), ActorsConfig(num_workers=3), needs_annotator=True, nodes=nodes((2, 0)))
     assert requests["replica"].count == 2
     assert 1.99 < sum(request.cpus * request.count for request in requests.values()) <= 2
-    assert not any(request.near or request.avoid or request.spread for request in requests.values())  # there is one node to go to
+    assert not any(request.homes or request.avoid for request in requests.values())  # there is one node to go to
 
 
 def test_a_roomy_machine_gives_what_is_asked() -> None:
@@ -52,15 +52,16 @@ def test_a_model_that_asks_nothing_gets_no_replicas() -> None:
 def test_the_learner_takes_a_gpu_node_and_leaves_the_larger_one_to_the_replicas() -> None:
     requests = connect(4, *nodes((8, 0), (8, 4), (8, 1)), service_replicas=4, service_gpus=1)
     assert requests["learner"].gpus == 1
-    assert requests["learner"].near == "n2"
-    assert requests["replica"] == Request(cpus=0.5, gpus=1, count=4, spread=True)
+    assert requests["learner"].homes == ("n2",)
+    assert requests["replica"] == Request(cpus=0.5, gpus=1, count=4, homes=("n1",) * 4)
     assert requests["annotator"].gpus == 0
-    assert requests["annotator"].near == "n2"
+    assert requests["annotator"].homes == ("n2",)
 
 
 def test_workers_spread_over_cpu_nodes_and_leave_gpu_nodes_alone_where_there_is_room() -> None:
     worker = connect(7, *nodes((4, 0), (4, 0), (8, 1), (8, 1)))["worker"]
-    assert worker.spread
+    assert sorted(worker.homes) == ["n0"] * 3 + ["n1"] * 4  # the annotator is on n0
+    assert worker.homes[0] != worker.homes[1]  # in turn
     assert worker.avoid == ("n2", "n3")
     crowded = connect(15, *nodes((4, 0), (4, 0), (8, 1), (8, 1)))["worker"]
     assert crowded.avoid == ("n2",)  # the other GPU node has room; the learner's is still avoided
@@ -71,7 +72,7 @@ def test_workers_spread_over_cpu_nodes_and_leave_gpu_nodes_alone_where_there_is_
 def test_workers_leave_the_learner_alone_on_a_cluster_without_gpus() -> None:
     requests = connect(6, *nodes((2, 0), (4, 0), (4, 0)))
     assert requests["learner"].gpus == 0
-    assert requests["learner"].near == "n0"
+    assert requests["learner"].homes == ("n0",)
     assert requests["worker"].avoid == ("n0",)
 
 
@@ -142,7 +143,7 @@ def test_nodes_that_join_are_waited_for_aloud_and_asked_for() -> None:
     head, gpu = nodes((8, 0), (4, 1))
     cluster = Growing((0, head), (34, gpu))
     requests = cluster.wait(120, learner_gpus=1)
-    assert requests["learner"].near == "n1"
+    assert requests["learner"].homes == ("n1",)
     assert cluster.now == 34
     assert cluster.said[0] == "waiting for 1 x learner (1 CPU, 1 GPU), 0 s; the cluster has 8 CPU and 0 GPU on 1 node"
     assert [line.split(", ")[2].split(" s")[0] for line in cluster.said] == ["0", "10", "20", "30"]
@@ -177,8 +178,8 @@ def test_stopping_ends_the_wait() -> None:
 def test_the_table_says_where_parts_go() -> None:
     text = table(connect(2, *nodes((4, 0), (4, 0), (8, 2)), service_replicas=1, service_gpus=1))
     assert [line.split()[0] for line in text.splitlines()] == ["learner", "replica", "annotator", "worker"]
-    assert "on n2" in text
-    assert "spread; not on n2" in text
+    assert "1 on n2" in text
+    assert "1 on n0; 1 on n1; else not on n2" in text
 
 
 @pytest.mark.parametrize(
