@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def examine(config: Any) -> Iterator[Finding]:
     """Every finding about a `RunConfig`, as it is found."""
     try:
-        from cluster.machine_checks import check_disks, check_limits, check_machine, check_packages, check_python, check_torch
+        from cluster.machine_checks import check_disks, check_limits, check_machine, check_torch
+        from cluster.package_checks import check_packages, check_python
         from cluster.part_checks import check_environment, check_judge, check_service, check_store
         from cluster.patient import Patient
         from cluster.ray_checks import check_ports, check_ray

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cluster import cli, doctor, machine_checks, part_checks, ray_checks
+from cluster import cli, doctor, machine_checks, package_checks, part_checks, ray_checks
 from configs.service_schema import AccessConfig
 from llm_server.bundled_model import bundled_model_folder
 from llm_server.credentials import CredentialFiles, make_credentials
@@ -33,7 +33,7 @@ def quiet_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(Path.home() / ".cache"))  # where the packaged model lies unpacked
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(ray_checks, "CURRENT_CLUSTER", tmp_path / "no-cluster")
-    monkeypatch.setattr(machine_checks, "_broken_imports", lambda names: {})
+    monkeypatch.setattr(package_checks, "_broken_imports", lambda names: {})
 
 
 def examine(capsys: pytest.CaptureFixture[str], *settings: str, preset: str = "debug") -> tuple[int, dict[str, list[dict[str, Any]]]]:
@@ -414,8 +414,8 @@ def test_packages_that_are_missing_too_old_or_broken(
         "[project]\ndependencies = ['numpy>=99', 'absent-package>=1', 'rich']\n"
         "[project.optional-dependencies]\nnle = ['absent-game']\nminihack = ['absent-hack']\nlocal-llm = []\n"
     )
-    monkeypatch.setattr(machine_checks, "CHECKOUT", tmp_path)
-    monkeypatch.setattr(machine_checks, "_broken_imports", lambda names: {"rich": "ImportError: no"} if "rich" in names else {})
+    monkeypatch.setattr(package_checks, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(package_checks, "_broken_imports", lambda names: {"rich": "ImportError: no"} if "rich" in names else {})
     code, findings = examine(capsys)
     assert code == 1
     found = findings["packages"][0]["found"]
@@ -432,10 +432,10 @@ def test_imports_are_tried_where_a_broken_one_does_no_harm(tmp_path: Path, monke
     (tmp_path / "half_installed.py").write_text("raise OSError('libabsent.so: cannot open\\nshared object')")
     (tmp_path / "deadly.py").write_text("import os; os._exit(7)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    broken = machine_checks._broken_imports(["json", "half_installed", "not_there_at_all"])
+    broken = package_checks._broken_imports(["json", "half_installed", "not_there_at_all"])
     assert broken.keys() == {"half_installed", "not_there_at_all"}
     assert "libabsent.so: cannot open shared object" in broken["half_installed"]
-    assert "ended with 7" in str(machine_checks._broken_imports(["json", "deadly"]))
+    assert "ended with 7" in str(package_checks._broken_imports(["json", "deadly"]))
 
 
 def test_an_environment_that_cannot_be_seeded(capsys: pytest.CaptureFixture[str]) -> None:
