@@ -19,6 +19,7 @@ from cluster import temporary
 from cluster.console import Console
 from cluster.logs import log_to_file
 from cluster.orphans import OrphanWatch, end_orphans
+from cluster.placement import Interrupted
 from cluster.ray_auth import use_private_token
 from cluster.run_directory import RunDirectory, begin_epoch, open_run, record_provenance, write_atomically
 from cluster.trained_model import check_judgements, pretrain
@@ -89,6 +90,10 @@ def launch(config: RunConfig) -> int:
         except OSError as error:  # everything is in the last checkpoint
             console.say(f"{run.summary} could not be written ({error.strerror}); the checkpoint was")
         console.summarise(summary, config.run_dir)
+        return 0
+    except Interrupted as stopped:
+        console.close()
+        print(f"delphi train: {stopped}; the same command begins, or goes on, as before", file=sys.stderr)
         return 0
     except KeyboardInterrupt:
         console.close()

@@ -22,8 +22,6 @@ from learner.checkpoint import CheckpointError
 LOG = logging.getLogger(__name__)
 POLL_INTERVAL_S = 0.5
 SAY_INTERVAL_S, LONGEST_SAY_INTERVAL_S = 10.0, 600.0
-SILENCE_S = 300.0
-"""A learner that has answered nothing for so long hangs: control calls are answered while it trains."""
 
 
 class RunFailed(RuntimeError):
@@ -94,8 +92,11 @@ class LearnerWatch:
                     ) from None
                 if self._process is None and deadline is None:
                     self._say_waiting("the learner to start")
-                if self._process is not None and now - answered > SILENCE_S:
-                    raise TimeoutError(f"it has not answered for {SILENCE_S:g} s") from None
+                # Control calls are answered while it trains.
+                if self._process is not None and now - answered > cluster.learner_timeout_s:
+                    raise TimeoutError(
+                        f"it answered nothing within cluster.learner_timeout_s = {cluster.learner_timeout_s:g} s; the process is ended"
+                    ) from None
                 continue
             answered = now
             self._process = line.pop("process")

@@ -6,7 +6,7 @@
     stop requests        nothing, read once a turn     `stop` from any thread
 
 Invariant: `env_steps` counts exactly the steps that updates consumed; the LLM is never waited for; a disk that refuses what is
-written on the way costs no progress, only the last checkpoint has to be written.
+written on the way costs no progress, only the last checkpoint has to be written; a loop whose successor has begun writes nothing.
 """
 
 import logging
@@ -123,6 +123,7 @@ class TrainingLoop:
             self._checkpoint()
 
     def _write_line(self) -> None:
+        self.run_directory.check_epoch(self.learner.run_epoch)
         now = time.monotonic()
         since, steps, annotations = self._interval
         seconds = max(now - since, 1e-9)
@@ -152,6 +153,7 @@ class TrainingLoop:
 
     def _checkpoint(self, *, is_last: bool = False) -> None:
         """Write a checkpoint. Where the disk refuses, the next one is due as ever; only of the last one CheckpointError is raised."""
+        self.run_directory.check_epoch(self.learner.run_epoch)
         state = {
             **{part: getattr(self, part).state_dict() for part in PARTS},
             "loop": {

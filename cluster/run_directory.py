@@ -61,6 +61,15 @@ class RunDirectory:
             write_atomically(self._metrics, "".join(kept))
         return len(moved)
 
+    def check_epoch(self, run_epoch: int) -> None:
+        """RuntimeError where the run has been started again since: a learner taken for dead, cut off from its driver for a while perhaps,
+        writes nothing into what is its successor's. A file that cannot be read now proves nothing."""
+        now = 0
+        with contextlib.suppress(OSError, ConfigError):
+            now = _starts_so_far(self.path / "run_epoch")
+        if now > run_epoch:
+            raise RuntimeError(f"{self.path} is at epoch {now}, this learner is of epoch {run_epoch}: it was taken for dead, and ends")
+
     def write_nonce(self) -> str:
         """Leave a random word for `check_nonce` in another process."""
         nonce = secrets.token_hex(16)

@@ -209,6 +209,8 @@ class ClusterConfig:
     pause. A crash now and then costs nothing, however long the run and however many its workers; nor does the loss of a node."""
     worker_timeout_s: float = 120.0
     """A worker whose `collect` takes longer than this is ended, by force if need be, and replaced."""
+    learner_timeout_s: float = 300.0
+    """A learner that answers nothing for longer than this, not even that it is busy, is ended and started again from the last checkpoint."""
     max_environment_loss: float = 0.5
     """Share of the environments' rollouts that may be lost to exceptions of the environment, over the last 32 rollouts, before the run fails;
     an environment that raises is rebuilt, and the rollout of that one environment is not trained on."""

@@ -130,6 +130,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "cluster.max_environment_loss": (0, 1),
     "cluster.max_learner_restarts": (0, 1e9),
     "cluster.worker_timeout_s": (1, 1e6),
+    "cluster.learner_timeout_s": (10, 1e6),
     "cluster.object_store_bytes": (0, 1e15),
 }
 

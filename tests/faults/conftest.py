@@ -1,11 +1,14 @@
-"""What tests of faults measure, kept for docs/reliability.md where `make faults` asks for it."""
+"""What tests of faults measure, kept for docs/reliability.md where `make faults` asks for it; and a service that misbehaves."""
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from llm_server.rubric_file import load_rubric
+from tests.faults.misbehaving import SpoiltService
 
 
 @pytest.fixture
@@ -22,3 +25,11 @@ def record_recovery(request: pytest.FixtureRequest) -> Callable[..., None]:
             file.write(json.dumps(row) + "\n")
 
     return record
+
+
+@pytest.fixture
+def service() -> Iterator[SpoiltService]:
+    """One that judges soundly until it is told otherwise."""
+    made = SpoiltService(load_rubric("nethack_progress"))
+    yield made
+    made.close()

@@ -63,6 +63,28 @@ def test_a_killed_learner_is_started_again_within_the_run(tmp_path: Path, record
 
 
 @pytest.mark.slow
+def test_a_stopped_learner_is_ended_and_started_again(tmp_path: Path, record_recovery: Callable[..., None]) -> None:
+    limit_s = 10
+    with toy_run(tmp_path, LONG, "checkpoint.interval_env_steps=1000", f"cluster.learner_timeout_s={limit_s}") as run:
+        wait_until(lambda: (run.run_dir / "checkpoints" / "latest").exists(), run.process, run.log)
+        learner = learner_of(run)
+        learner.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        wait_until(lambda: epoch_of(run) == 2, run.process, run.log)
+        recovery_s = time.monotonic() - began
+        assert not is_alive(learner)
+        assert recovery_s > limit_s
+        assert f"cluster.learner_timeout_s = {limit_s} s" in run.output()
+        assert run.stop() == 0, run.output()
+        assert_continued(run)
+    record_recovery(
+        "SIGSTOP of the learner",
+        "ended after cluster.learner_timeout_s (10 s here), started again from the last checkpoint",
+        round(recovery_s, 1),
+    )
+
+
+@pytest.mark.slow
 def test_killed_while_it_writes_a_checkpoint_it_goes_on_from_the_last_complete_one(
     tmp_path: Path, record_recovery: Callable[..., None]
 ) -> None:

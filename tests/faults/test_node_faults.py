@@ -21,27 +21,32 @@ def on(cluster: SmallCluster) -> list[str]:
 @pytest.mark.slow
 def test_workers_join_with_a_node_and_a_lost_nodes_are_replaced_elsewhere(tmp_path: Path, record_recovery: Callable[..., None]) -> None:
     budget = ["cluster.max_worker_restarts=0", "cluster.min_workers=1", "total_env_steps=1000000000"]
-    with small_cluster(1) as cluster:  # room for the learner alone
+    with (
+        small_cluster(1) as cluster,  # room for the learner alone
+        toy_run(tmp_path, *on(cluster), *budget, env=cluster.environment) as run,
+    ):
+        wait_until(lambda: "waiting for 1 x worker" in run.output(), run.process, run.log)
+        assert run.stop() == 0, "stopped on request, though it had not begun"
         first = cluster.add_node()
-        with toy_run(tmp_path, *on(cluster), *budget, env=cluster.environment) as run:
+        run.start_again()
 
-            def wait_for(workers: int) -> float:
-                began = time.monotonic()
-                wait_until(lambda: run.last_line().get("workers_running") == workers, run.process, run.log)
-                return time.monotonic() - began
+        def wait_for(workers: int) -> float:
+            began = time.monotonic()
+            wait_until(lambda: run.last_line().get("workers_running") == workers, run.process, run.log)
+            return time.monotonic() - began
 
-            wait_for(1)
-            cluster.add_node()
-            joined_s = wait_for(2)
-            steps = run.last_line()["env_steps"]
-            cluster.kill_node(first)
-            lost_s = wait_for(1)
-            wait_until(lambda: run.last_line()["env_steps"] > steps + 2000, run.process, run.log)
-            cluster.add_node()
-            replaced_s = wait_for(2)
-            assert run.stop() == 0, run.output()
-            run.assert_steps_are_exact()
-            assert "its node" in run.output()
+        wait_for(1)
+        cluster.add_node()
+        joined_s = wait_for(2)
+        steps = run.last_line()["env_steps"]
+        cluster.kill_node(first)
+        lost_s = wait_for(1)
+        wait_until(lambda: run.last_line()["env_steps"] > steps + 2000, run.process, run.log)
+        cluster.add_node()
+        replaced_s = wait_for(2)
+        assert run.stop() == 0, run.output()
+        run.assert_steps_are_exact()
+        assert "its node" in run.output()
     record_recovery("a node joins", "a worker that had found no room is started there", round(joined_s, 1))
     holds = "the run goes on with the other workers, steps exact; no crash is counted"
     record_recovery("kill -9 of a whole node", holds, round(lost_s, 1))

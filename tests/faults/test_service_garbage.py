@@ -9,17 +9,9 @@ from llm_server.annotation_pb2 import AnnotateResponse
 from llm_server.judge import build_judge
 from llm_server.rubric_file import load_rubric
 from tests.faults.annotating import Annotating, captions, expected
-from tests.faults.misbehaving import SpoiltService
 
 pytestmark = pytest.mark.faults
 TEXTS = captions(64)
-
-
-@pytest.fixture
-def service():
-    made = SpoiltService(load_rubric("nethack_progress"))
-    yield made
-    made.close()
 
 
 @pytest.fixture

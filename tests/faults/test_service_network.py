@@ -4,19 +4,11 @@ import time
 
 import pytest
 
-from llm_server.rubric_file import load_rubric
 from tests.faults.annotating import Annotating, captions, expected
-from tests.faults.misbehaving import Cable, SpoiltService
+from tests.faults.misbehaving import Cable
 
 pytestmark = pytest.mark.faults
 TEXTS = captions(400)
-
-
-@pytest.fixture
-def service():
-    made = SpoiltService(load_rubric("nethack_progress"))
-    yield made
-    made.close()
 
 
 @pytest.fixture
