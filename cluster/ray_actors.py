@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from actors.devices import bound_kept_kernels
 from actors.policy import PolicySnapshot
 from actors.rollout import Acknowledgement, CaptionReport, Rollout, Version
 from actors.worker import RolloutWorker
@@ -36,6 +37,7 @@ class WorkerActor:
         self._config, self._index, self._incarnation = config, index, incarnation
         self._stderr = StderrFile(stderr_path(Path(config.run_dir), f"{index}.{incarnation}"))
         keep_to_assigned_gpus()
+        bound_kept_kernels()
         torch.set_num_threads(config.actors.torch_threads)
         temporary.enter(config.run_dir)
         log_to_file(RunDirectory(Path(config.run_dir)).log)

@@ -1,3 +1,7 @@
+import ctypes
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -22,3 +26,38 @@ def test_precision_names_decide_the_autocast_dtype() -> None:
     assert resolve_precision("auto", CPU) in (torch.bfloat16, None)
     with pytest.raises(ValueError, match="fp16"):
         resolve_precision("fp16", CPU)
+
+
+GROWTH = """
+import ctypes, sys
+import torch
+from actors.devices import bound_kept_kernels
+names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+class Heap(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in names]
+mallinfo = ctypes.CDLL(None).mallinfo2
+mallinfo.restype = Heap
+if sys.argv[1] == "bound":
+    bound_kept_kernels()
+torch.set_num_threads(1)
+layer = torch.nn.Conv2d(8, 16, 3)
+in_use = []
+with torch.inference_mode():
+    for rows in range(1, 401):
+        layer(torch.zeros(rows, 8, 9, 9))
+        in_use.append(mallinfo().uordblks)
+print(in_use[399] - in_use[199])
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "mallinfo2") or not torch.backends.mkldnn.is_available(),
+    reason="oneDNN is what keeps, and glibc 2.33 or newer says what is in use",
+)
+def test_what_is_kept_for_every_number_of_rows_is_bounded() -> None:
+    unbound, bound = (
+        int(subprocess.run([sys.executable, "-c", GROWTH, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("free", "bound")
+    )
+    assert unbound > 2_000_000, "what is to be bounded is there"
+    assert bound < unbound / 10
