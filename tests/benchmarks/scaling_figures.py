@@ -19,7 +19,11 @@ def markdown(result: Mapping[str, Any]) -> str:
         lines += ["|" + "---|" * (3 + len(COLUMNS))]
         for row in rows:
             low, high = row["frames_per_s_spread"]
-            cells = [f"{row['value']:,}", f"{row['batch_frames']:,}", f"{row['frames_per_s']:,.0f} ({low:,.0f} to {high:,.0f})"]
+            cells = [
+                f"{row['value']:,}",
+                f"{row['batch_frames']:,}",
+                f"{row['frames_per_s']:,.0f}" + (f" ({low:,.0f} to {high:,.0f})" if low < high else ""),
+            ]
             cells += [f"{value:.1f}" for value in cpu_columns(row).values()]
             lines.append(f"| {' | '.join(cells)} |")
         blocks.append("\n".join(lines))
@@ -81,7 +85,7 @@ def _draw_rates(axes: Any, part: str, rows: Sequence[Mapping[str, Any]]) -> None
     if part == "workers":
         axes.plot(values, [rates[0] * value / values[0] for value in values], linestyle=":", color="grey", label="in proportion")
         axes.legend(fontsize=8)
-    axes.set(xlabel=part, ylabel="frames/s", xscale="linear" if part == "workers" else "log", ylim=(0, None))
+    axes.set(xlabel=part, ylabel="frames/s", xscale="linear" if part == "workers" else "log", ylim=(0, 1.2 * max(rates)))
     axes.set_xticks(values, [str(value) for value in values])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
@@ -90,7 +94,8 @@ def _draw_rates(axes: Any, part: str, rows: Sequence[Mapping[str, Any]]) -> None
 def _draw_costs(axes: Any, part: str, rows: Sequence[Mapping[str, Any]]) -> None:
     values, costs = [row["value"] for row in rows], [cpu_columns(row) for row in rows]
     axes.stackplot(values, *([cost[column] for cost in costs] for column in COLUMNS), labels=list(COLUMNS), alpha=0.7)
-    axes.set(xlabel=part, ylabel="CPU µs per frame", xscale="log", ylim=(0, None))
+    highest = max(sum(cost.values()) for cost in costs)
+    axes.set(xlabel=part, ylabel="CPU µs per frame", xscale="log", ylim=(0, 1.45 * highest))  # room for the legend
     axes.set_xticks(values, [str(value) for value in values])
     axes.minorticks_off()
     axes.legend(fontsize=7, loc="upper right")
