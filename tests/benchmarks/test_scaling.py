@@ -59,7 +59,9 @@ def test_tables_and_figure_show_the_report(monkeypatch: pytest.MonkeyPatch, tmp_
     result = summarise(wanted, windows, tables, {})
     assert (result["ratio"], result["ratio_of"]) == (16.0, ["workers 16", "workers 1"])
     text = markdown(result)
-    assert "| 16 | 8,192 | 8,000 (8,000 to 8,000) | 40.0 | 30.0 | 0.0 | 2.0 |" in text
+    assert "| 16 | 8,192 | 8,000 | 40.0 | 30.0 | 0.0 | 2.0 |" in text
+    result["points"][0]["frames_per_s_spread"] = [400.0, 600.0]
+    assert "| 1 | 512 | 500 (400 to 600) |" in markdown(result)
     assert "| 1,000,000 | 300 | 0.100 | 1.5 |" in text
     draw(result, tmp_path / "all.png")
     draw(summarise(wanted[:2], windows, [], {}), tmp_path / "runs.svg")
