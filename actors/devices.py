@@ -7,8 +7,8 @@ import os
 
 import torch
 
-KEPT_KERNELS = {"LRU_CACHE_CAPACITY": "64", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
-"""Of torch and of oneDNN below it, by the names of their variables; by default each keeps 1024."""
+KEPT_KERNELS = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+"""How many torch keeps, and oneDNN below it: their variables; by default each keeps 1024."""
 
 
 def resolve_device(name: str, setting: str) -> torch.device:
@@ -37,11 +37,11 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype | Non
     return torch.bfloat16 if wants_bf16 else None
 
 
-def bound_kept_kernels() -> None:
-    """Let libraries keep what they prepared for the newest 64 shapes, not for every number of rows that a worker ever meets: 20 MB less in
-    a worker of 64 environments, at the same speed. To be called before this process first computes; what the user has set stays."""
-    for name, value in KEPT_KERNELS.items():
-        os.environ.setdefault(name, value)
+def bound_kept_kernels(number: int) -> None:
+    """Let libraries keep what they prepared for the newest `number` of operations and shapes, not for every number of rows that a CPU ever
+    meets. To be called before this process first computes; what the user has set stays."""
+    for name in KEPT_KERNELS:
+        os.environ.setdefault(name, str(number))
 
 
 def _computes_in_bf16(device: torch.device) -> bool:

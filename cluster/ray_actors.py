@@ -26,6 +26,9 @@ from llm_server.credentials import CredentialFiles
 from reward_models.pipeline import RewardedCaption
 from reward_models.table import RewardTable
 
+KEPT_KERNELS = 64
+"""In a worker of 64 environments 20 MB less than all of them, at the same speed."""
+
 
 @ray.remote(max_restarts=0)
 class WorkerActor:
@@ -37,7 +40,7 @@ class WorkerActor:
         self._config, self._index, self._incarnation = config, index, incarnation
         self._stderr = StderrFile(stderr_path(Path(config.run_dir), f"{index}.{incarnation}"))
         keep_to_assigned_gpus()
-        bound_kept_kernels()
+        bound_kept_kernels(KEPT_KERNELS)
         torch.set_num_threads(config.actors.torch_threads)
         temporary.enter(config.run_dir)
         log_to_file(RunDirectory(Path(config.run_dir)).log)

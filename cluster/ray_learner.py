@@ -10,6 +10,7 @@ from typing import Any
 import ray
 import torch
 
+from actors.devices import bound_kept_kernels
 from actors.environment import EnvironmentSpec
 from cluster import temporary
 from cluster.logs import log_to_file
@@ -22,12 +23,16 @@ from cluster.ray_workers import RayWorkers
 from cluster.run_directory import RunDirectory
 from configs.schema import RunConfig
 
+KEPT_KERNELS = 16
+"""Fewer than an update uses: 110 MB less than all of them, and memory that does not grow with the shapes met, for updates that take 0 to 6 % longer."""
+
 
 @ray.remote(max_restarts=0, concurrency_groups={"control": 2})  # type: ignore[call-overload]
 class LearnerActor:
     """The training loop, with the workers and the annotator as its own children: they die with it."""
 
     def __init__(self, config: RunConfig, spec: EnvironmentSpec, run_epoch: int, requests: dict[str, Request], nonce: str) -> None:
+        bound_kept_kernels(KEPT_KERNELS)
         if config.learner.torch_threads:
             torch.set_num_threads(config.learner.torch_threads)
         run = RunDirectory(Path(config.run_dir))

@@ -38,7 +38,7 @@ class Heap(ctypes.Structure):
 mallinfo = ctypes.CDLL(None).mallinfo2
 mallinfo.restype = Heap
 if sys.argv[1] == "bound":
-    bound_kept_kernels()
+    bound_kept_kernels(64)
 torch.set_num_threads(1)
 layer = torch.nn.Conv2d(8, 16, 3)
 in_use = []
