@@ -7,8 +7,8 @@ import os
 
 import torch
 
-KEPT_KERNELS = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
-"""How many torch keeps, and oneDNN below it: their variables; by default each keeps 1024."""
+CACHE_SIZES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+"""Variables that say how many torch keeps, and oneDNN below it; by default 1024 each."""
 
 
 def resolve_device(name: str, setting: str) -> torch.device:
@@ -40,7 +40,7 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype | Non
 def bound_kept_kernels(number: int) -> None:
     """Let libraries keep what they prepared for the newest `number` of operations and shapes, not for every number of rows that a CPU ever
     meets. To be called before this process first computes; what the user has set stays."""
-    for name in KEPT_KERNELS:
+    for name in CACHE_SIZES:
         os.environ.setdefault(name, str(number))
 
 
