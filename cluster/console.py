@@ -65,7 +65,8 @@ class Console:
             self.say(f"no more rewards from the judge, training goes on: {self._problem}" if self._problem else "the judge is back")
         if line.get("notice") != self._notice:
             self._notice = line["notice"]
-            self.say(str(self._notice))
+            if self._notice:  # a learner that is started again may have none
+                self.say(self._notice)
         if line.get("storage_problem") != self._storage_problem:
             self._storage_problem = line["storage_problem"]
             self.say(f"training goes on, but: {self._storage_problem}" if self._storage_problem else "the disk takes what is written again")

@@ -51,7 +51,9 @@ def test_a_disk_that_refuses_is_said_once_and_its_end_too_and_a_notice_once(caps
     a, b = "checkpoint a could not be written", "checkpoint b could not be written"
     for problem in (None, a, a, b, b, None, None):
         console.update({"env_steps": 1, "storage_problem": problem, "notice": "an older checkpoint is used"})
+    console.update({"env_steps": 1, "storage_problem": None, "notice": None})  # of a learner that was started again
     output = capsys.readouterr().out
+    assert "None" not in output
     assert output.count(f"training goes on, but: {a}") == output.count(f"training goes on, but: {b}") == 1
     assert output.count("the disk takes what is written again") == 1
     assert output.count("an older checkpoint is used") == 1
