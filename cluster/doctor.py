@@ -9,12 +9,9 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cluster.finding import Finding, failed
-
-if TYPE_CHECKING:
-    pass
 
 DEFAULT_PRESET = "nethack_score"
 INSTALL = "run `make setup` in a checkout, or `pip install 'delphi-rl[nle,minihack,local-llm]'`, and ask again"

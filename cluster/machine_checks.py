@@ -189,12 +189,8 @@ def check_limits(patient: Patient) -> Finding:
 
 def file_system(path: Path) -> str:
     """The kind of file system that `path` lies on, as the kernel calls it."""
-    best, kind = "", "?"
-    for line in Path("/proc/mounts").read_text().splitlines():
-        _, mount, name, *_ = line.split()
-        if len(mount) >= len(best) and (path == Path(mount) or Path(mount) in path.parents):
-            best, kind = mount, name
-    return kind
+    around = [partition for partition in psutil.disk_partitions(all=True) if path.is_relative_to(partition.mountpoint)]
+    return max(reversed(around), key=lambda partition: len(partition.mountpoint)).fstype if around else "?"
 
 
 def _why_not_writable(folder: Path) -> str | None:

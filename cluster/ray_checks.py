@@ -4,6 +4,7 @@ Invariant: nothing is started and nothing left behind; a cluster is asked from a
 half-dead cluster may hang or end.
 """
 
+import errno
 import json
 import os
 import socket
@@ -213,5 +214,5 @@ def _why_taken(host: str, port: int) -> str | None:
             listener.bind(address)
             listener.listen(1)
     except OSError as error:
-        return "in use" if error.errno == 98 else str(error.strerror or error)
+        return "in use" if error.errno == errno.EADDRINUSE else str(error.strerror or error)
     return None
