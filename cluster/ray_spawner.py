@@ -25,8 +25,6 @@ from cluster.wiring import needs_service
 from configs.schema import RunConfig
 
 LOG = logging.getLogger(__name__)
-KEPT_CALLS = 10_000
-"""Of actors, in the dashboard's list: each takes about a kilobyte of Ray's head, which by itself keeps ten times as many."""
 
 
 def train(
@@ -74,7 +72,6 @@ def _connect(config: RunConfig, spec: EnvironmentSpec, temporary: Path, say: Cal
                 f"cluster.address={cluster.address}: no Ray cluster answers there ({error}); start one with `ray start --head`"
             ) from None
     else:
-        os.environ.setdefault("RAY_task_events_max_num_task_in_gcs", str(KEPT_CALLS))
         with provisioned(temporary):
             context = ray.init(
                 address="local",  # whatever RAY_ADDRESS says
