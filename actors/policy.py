@@ -3,6 +3,7 @@
 Invariant: for equal weights `step`, taken T times, and `forward` over the T steps are the same function, up to rounding.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from actors.distinct_rows import project
+from actors.distinct_rows import RepeatedRows, encode_all, encode_distinct, project
 from actors.encoding_cache import EncodingCache
 from actors.environment import EnvironmentSpec
 from actors.networks import make_encoder
+from actors.previous_step import encode_previous_step, previous_step_entries
 from actors.recurrent import RecurrentCore
 from actors.repeating_encoder import RepeatingEncoder
 from actors.rollout import Version
@@ -47,12 +49,17 @@ class PolicyNet(nn.Module):
         """Raises ValueError for a network that cannot read the environment's observations."""
         super().__init__()
         self._reuses = config.reuse_crops
-        self.encoder = make_encoder(spec.observations, config)
-        self.core = RecurrentCore(config.core, self.encoder.num_features, config.core_size)
+        self._previous = previous_step_entries(spec.num_actions, config)
+        missing = [name for name in self._previous if name not in spec.observations]
+        if missing:
+            raise ValueError(f"policy.{missing[0]} is true, but the observations have no such entry: make the environment with this policy")
+        self.encoder = make_encoder({name: array for name, array in spec.observations.items() if name not in self._previous}, config)
+        num_features = self.encoder.num_features + sum(max(1, entry.num_values) for entry in self._previous.values())
+        self.core = RecurrentCore(config.core, num_features, config.core_size)
         self.policy_head = nn.Linear(self.core.num_features, spec.num_actions)
         self.value_head = nn.Linear(self.core.num_features, 1)
         has_skip = config.core_skip and config.core != "none"
-        self.skip_head = nn.Linear(self.encoder.num_features, spec.num_actions + 1, bias=False) if has_skip else None
+        self.skip_head = nn.Linear(num_features, spec.num_actions + 1, bias=False) if has_skip else None
         self.register_buffer("value_mean", torch.zeros(()))
         self.register_buffer("value_scale", torch.ones(()))
         for layer in (*self.encoder.modules(), self.policy_head, self.value_head):
@@ -76,13 +83,13 @@ class PolicyNet(nn.Module):
         num_steps, num_envs = next(iter(obs.values())).shape[:2]
         flat = {name: array.flatten(0, 1) for name, array in obs.items()}
         if self.core.kind != "none" and isinstance(self.encoder, RepeatingEncoder):
-            parts = self.encoder.parts(flat)
+            parts = [*self.encoder.parts(flat), *self._encode_previous(flat)]
             gates = project(parts, self.core.input).unflatten(0, (num_steps, num_envs))
             features = None
             if self.skip_head is not None:
                 features = torch.cat([part.rows() for part in parts], -1).unflatten(0, (num_steps, num_envs))
             return self._after_core(*self.core.run(gates, core_state, reset_before), features)
-        features = self.encoder(flat).unflatten(0, (num_steps, num_envs))
+        features = self._append_previous(self.encoder(flat), flat).unflatten(0, (num_steps, num_envs))
         return self._after_core(*self.core(features, core_state, reset_before), features)
 
     def step(
@@ -92,7 +99,7 @@ class PolicyNet(nn.Module):
 
         `caches`, of `make_caches`, are for steps one after another under the same weights, without gradients.
         """
-        features = (self.encoder(obs, caches) if caches else self.encoder(obs)).unsqueeze(0)
+        features = self._append_previous(self.encoder(obs, caches) if caches else self.encoder(obs), obs).unsqueeze(0)
         output = self._after_core(*self.core(features, core_state, None), features)
         return output.logits[0], output.values[0], output.core_state
 
@@ -113,6 +120,18 @@ class PolicyNet(nn.Module):
             self.skip_head.weight[-1:].mul_(ratio)
         self.value_mean.copy_(mean)
         self.value_scale.copy_(scale)
+
+    def _encode_previous(self, obs: Mapping[str, Tensor]) -> list[RepeatedRows]:
+        """The previous action and reward, where they are observed, as rows [N, features] beside the encoder's."""
+        encode = encode_distinct if self._reuses else encode_all
+        return [
+            encode(obs[name].unsqueeze(1), functools.partial(encode_previous_step, name, entry)) for name, entry in self._previous.items()
+        ]
+
+    def _append_previous(self, features: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
+        """The encoder's features [N, F], and after them those of the previous action and reward."""
+        previous = [encode_previous_step(name, entry, obs[name].unsqueeze(1)) for name, entry in self._previous.items()]
+        return torch.cat([features, *previous], -1) if previous else features
 
     def _after_core(self, outputs: Tensor, core_state: dict[str, Tensor], features: Tensor | None) -> PolicyOutput:
         """The heads over the core's outputs [T, B, H], and over the encoder's features [T, B, F] where they skip the core."""

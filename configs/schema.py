@@ -77,6 +77,12 @@ class PolicyConfig:
     reuse_crops: bool = True
     """Encode NetHack's crops and messages that repeat themselves only once, on a CPU: in a worker within a rollout, in the learner (crops)
     within a batch. What is learnt stays the same up to rounding; false is for measuring what it saves."""
+    previous_action: bool = False
+    """Let the network see the action of the step before, as one of all actions (none at an episode's start), beside the encoder's features
+    (IMPALA, Espeholt et al. 2018; R2D2, Kapturowski et al. 2019). A policy that repeats itself then shows information between what it
+    observes and what it does, whatever the environment shows."""
+    previous_reward: bool = False
+    """Let the network see the environment's reward of the step before, clipped to [-1, 1] (IMPALA)."""
     head_gain: float = 0.01
     """Gain of the policy head's orthogonal first weights; a small one makes all actions nearly equal at first (Andrychowicz et al. 2021;
     ONI: 1, as everywhere else)."""
