@@ -115,7 +115,7 @@ def test_each_pass_takes_every_environment_once_in_equal_shares_of_its_own() -> 
     passes = [[part.tolist() for part in learner._minibatches(10, epoch) if part is not None] for epoch in range(2)]
     for parts in passes:
         assert sorted(map(len, parts)) == [3, 3, 4]
-        assert sorted(sum(parts, [])) == list(range(10))
+        assert sorted(column for part in parts for column in part) == list(range(10))
     assert passes[0] != passes[1]
 
 
