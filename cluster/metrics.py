@@ -85,6 +85,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("intrinsic_reward_mean", "reward/step", "gauge", "mean intrinsic reward per step, weighted by k_int", "above 0, falls as novelty fades", "reward model"),
     Metric("intrinsic_scale", "factor", "gauge", "what reward.max_intrinsic_share multiplies intrinsic reward by; 1 without a cap", "1", "reward model"),
     Metric("intrinsic_unknown_fraction", "fraction", "gauge", "share of steps whose caption is not in the reward table yet", "below 0.05 after the first minutes", "annotation", red_above=0.05),
+    Metric("steps_without_table_fraction", "fraction", "gauge", "share of all steps so far that were trained on before a reward table knew any caption; null with reward_model.name=none", "near 0", "annotation"),
     Metric("captions_distinct", "captions", "gauge", "distinct captions in the caption book", "rises, ever slower", "annotation"),
     Metric("annotations_total", "judgements", "counter", "judgements this run received, cached ones included", "rises", "annotation", panel="judgements"),
     Metric("annotations_per_s", "judgements/s", "gauge", "judgements received per second over the log interval", "engine dependent", "annotation"),

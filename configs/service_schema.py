@@ -49,6 +49,10 @@ class AnnotatorConfig:
     """Deadline of one request."""
     max_backoff_s: float = 30.0
     """Longest wait between attempts while the service is down."""
+    wait_for_first_table_s: float = 0.0
+    """Seconds that the start of a run waits at most for the first reward table that knows a caption, in `local` and `connect`; 0 never waits.
+    The first batch is held meanwhile, so its captions are what the table can know, and the workers collect what they may have in flight.
+    `inline` asks before each update, and never waits."""
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "annotator.max_pairs": (1, 1e7),
     "annotator.request_timeout_s": (0.1, 3600),
     "annotator.max_backoff_s": (0.1, 3600),
+    "annotator.wait_for_first_table_s": (0, 86_400),
     "service.batch_size": (1, 4096),
     "service.port": (0, 65_535),
     "service.nice": (0, 19),
