@@ -218,12 +218,6 @@ def _check_combinations(config: RunConfig) -> None:
         f"cluster.service_replicas: got {cluster.service_replicas} with annotator.address={config.annotator.address}, which starts no service;"
         " leave one of the two out",
     )
-    num_columns = learner.rollouts_per_batch * actors.envs_per_worker
-    refuse(
-        learner.minibatches > num_columns,
-        f"learner.minibatches: got {learner.minibatches}, wanted at most the environments of one batch ({num_columns}:"
-        " learner.rollouts_per_batch x actors.envs_per_worker): a sequence is not divided",
-    )
     model = config.reward_model
     is_judged = model.name in ("retrieval", "classification", "ranking") and not model.judgements
     is_embedded = model.name == "embedding" and model.embedding == "sentences"

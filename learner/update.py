@@ -25,7 +25,7 @@ from learner.loss import action_log_probs, clamped_ratios, policy_loss
 from learner.memory import keep_freed_memory
 from learner.return_scale import ReturnScale
 from learner.rewards import RewardMixer
-from learner.vtrace import vtrace_targets
+from learner.vtrace import VtraceTargets, vtrace_targets
 from reward_models.table import RewardTable
 
 PROBE_INTERVAL, PROBE_COLUMNS = 8, 8
@@ -171,8 +171,10 @@ class Learner:
                 part = batch if columns is None else batch.columns(columns)
                 with self._autocast():
                     output = self.net(part.obs, part.core_state, part.reset_before)
-                loss, of_step = self._loss(part, output, rewards if columns is None else rewards[:, columns.to(self.device)], epoch)
-                of_step["grad_norm"] = self._apply(loss)
+                loss, targets, of_step = self._loss(part, output, rewards if columns is None else rewards[:, columns.to(self.device)])
+                of_step["grad_norm"] = self._apply(loss, targets.vs if epoch == 0 else None)
+                if epoch:  # of a net that has seen these very steps
+                    del of_step["explained_variance"]
                 of_step["grad_clipped_fraction"] = (of_step["grad_norm"] > config.max_grad_norm).float()
                 figures.append(of_step)
         if self._gradient_steps > before:
@@ -191,8 +193,8 @@ class Learner:
         order = np.random.default_rng((self._seed, self._updates, self._skipped, epoch)).permutation(num_columns)
         return [torch.from_numpy(columns) for columns in np.array_split(order, number)]
 
-    def _loss(self, batch: Batch, output: PolicyOutput, rewards: Tensor, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of what the net says of the batch, with `rewards` [T, B], and its figures."""
+    def _loss(self, batch: Batch, output: PolicyOutput, rewards: Tensor) -> tuple[Tensor, VtraceTargets, dict[str, Tensor]]:
+        """The loss of what the net says of the batch, with `rewards` [T, B], its targets and its figures."""
         config, logits, values = self.config, output.logits[:-1], output.values[:-1]
         behaviour_log_probs = action_log_probs(batch.behaviour_logits, batch.actions)
         ratios = clamped_ratios(action_log_probs(logits, batch.actions), behaviour_log_probs, config.ratio_clamp)
@@ -212,8 +214,6 @@ class Learner:
             trace_lambda=config.trace_lambda,
             rho_weighted=config.rho_weighted_advantage,
         )
-        if config.normalize_returns and epoch == 0:
-            self._return_scale.observe(targets.vs)
         loss, figures = policy_loss(
             logits=logits,
             ratios=ratios,
@@ -223,19 +223,19 @@ class Learner:
             config=config,
             value_scale=self.net.value_scale.clone(),
         )
-        if epoch:  # of a net that has seen these very steps
-            del figures["explained_variance"]
-        return loss, figures
+        return loss, targets, figures
 
-    def _apply(self, loss: Tensor) -> Tensor:
-        """Take the optimiser's step if loss and gradient are finite; the gradient's norm before clipping."""
+    def _apply(self, loss: Tensor, new_targets: Tensor | None) -> Tensor:
+        """Take the optimiser's step if loss and gradient are finite, and with it `new_targets` into the units of value; the gradient's
+        norm before clipping."""
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.config.max_grad_norm)
         if bool(torch.isfinite(loss.detach() + grad_norm)):
             self._optimizer.step()
             self._gradient_steps += 1
-            if self.config.normalize_returns:
+            if self.config.normalize_returns and new_targets is not None:
+                self._return_scale.observe(new_targets)
                 self.net.rescale_values(*self._return_scale.unit(self.device))
         else:
             self._skipped += 1

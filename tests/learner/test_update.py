@@ -13,7 +13,9 @@ from learner.update import Learner
 from reward_models.table import RewardTable
 from tests.learner.toy_rollouts import RECALL_SPEC, RIGHT, SMALL_POLICY, WRONG, RecallGame, at_version, random_rollout, success_rate
 
-FAST = LearnerConfig(learning_rate=3e-3, gamma=0.9, precision="fp32", device="cpu")
+FAST = LearnerConfig(
+    learning_rate=3e-3, gamma=0.9, epochs=1, minibatches=1, trace_lambda=1.0, normalize_returns=False, precision="fp32", device="cpu"
+)
 INTRINSIC_ONLY = RewardConfig(extrinsic_coefficient=0.0, intrinsic_coefficient=1.0)
 KNOWN = np.array([RIGHT, WRONG], np.uint64)
 TABLE = RewardTable.build(KNOWN, np.array([1.0, 0.0]), (0, 1))
