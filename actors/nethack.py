@@ -60,6 +60,11 @@ class NetHackEnvironment:
             num_actions=int(self._games[0].env.action_space.n),
         )
 
+    @property
+    def running_episodes(self) -> np.ndarray:
+        """The number of the episode that each environment plays."""
+        return self._episodes - 1
+
     def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
         """Start the next game everywhere."""
         captions = self._start_all()
