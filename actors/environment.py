@@ -124,6 +124,12 @@ class VectorEnvironment(Protocol):
     spec: EnvironmentSpec
     num_envs: int
 
+    @property
+    def running_episodes(self) -> np.ndarray:
+        """[B] i64: the number of the episode that each environment plays. With its index it names the game: every start takes the next
+        number, also one that fails; -1 before the first."""
+        ...
+
     def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
         """Start an episode everywhere: observations name -> [B, ...] and the raw captions of what they show."""
         ...

@@ -62,6 +62,11 @@ class NetHackEnvironment:
             goal_reward=goal_reward(self._games[0].env, self._step_limit),
         )
 
+    @property
+    def running_episodes(self) -> np.ndarray:
+        """The number of the episode that each environment plays."""
+        return self._episodes - 1
+
     def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
         """Start the next game everywhere."""
         captions = self._start_all()
