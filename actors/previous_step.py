@@ -72,6 +72,11 @@ class PreviousStepEnvironment:
             array[step.terminated | step.truncated] = 0
         return replace(step, obs=step.obs | self._entries, ends=ends)
 
+    @property
+    def running_episodes(self) -> np.ndarray:
+        """See `VectorEnvironment`."""
+        return self._env.running_episodes
+
     def take_errors(self) -> tuple[int, str]:
         """See `VectorEnvironment`."""
         return self._env.take_errors()
