@@ -79,15 +79,17 @@ class Curve:
 
     def __init__(self, env_steps: int) -> None:
         self.points: list[list[float]] = []
-        self._every = env_steps // CURVE_POINTS
+        self._every = self._next = env_steps // CURVE_POINTS
         self._returns: deque[float] = deque(maxlen=CURVE_EPISODES)
 
     def note(self, scope: dict[str, Any], _: Any) -> bool:
         """After each step of all environments; `scope` is the training loop's local variables."""
         self._returns.extend(info["episode"]["r"] for info in scope["infos"] if "episode" in info)
         steps = int(scope["self"].num_timesteps)
-        if steps // self._every > len(self.points) and self._returns:
-            self.points.append([steps, round(float(np.mean(self._returns)), 4)])
+        if steps >= self._next:
+            self._next += self._every
+            if self._returns:
+                self.points.append([steps, round(float(np.mean(self._returns)), 4)])
         return True
 
 
