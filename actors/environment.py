@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from actors.seeding import SeedStream
-from configs.schema import EnvConfig
+from configs.schema import EnvConfig, PolicyConfig
 
 START_ATTEMPTS = 3
 """Episodes that an environment may fail to start in a row."""
@@ -146,22 +146,34 @@ def make_environment(
     run_seed: int,
     worker_index: int,
     stream: str = "train",
-    crop_size: int = 9,
-    network: str = "auto",
+    policy: PolicyConfig | None = None,
 ) -> VectorEnvironment:
     """`num_envs` environments as `config` describes them, seeded by (run_seed, stream, worker_index, environment, episode).
 
-    `crop_size` is the side of NetHack's glyph crop; for the network `rendered_crop` there are characters in its place. Raises
+    `policy` (None: the defaults) says what is to be observed: NetHack's window, and the previous action and reward. Raises
     ValueError, in one line, for an id that does not exist, options the environment does not take, a captioner that does not
     fit, and spaces that no network here reads.
     """
+    policy = policy or PolicyConfig()
+    env = _make(config, policy, num_envs, SeedStream(run_seed=run_seed, stream=stream, worker_index=worker_index))
+    if not (policy.previous_action or policy.previous_reward):
+        return env
+    from actors.previous_step import PreviousStepEnvironment
+
+    try:
+        return PreviousStepEnvironment(env, policy)
+    except BaseException:
+        env.close()
+        raise
+
+
+def _make(config: EnvConfig, policy: PolicyConfig, num_envs: int, seeds: SeedStream) -> VectorEnvironment:
     spec = find_environment(config.id)
-    seeds = SeedStream(run_seed=run_seed, stream=stream, worker_index=worker_index)
     if _is_nethack(spec):
         from actors.hero_view import character_view, glyph_view
         from actors.nethack import NetHackEnvironment
 
-        view = character_view() if network == "rendered_crop" else glyph_view(crop_size)
+        view = character_view() if policy.network == "rendered_crop" else glyph_view(policy.crop_size)
         return NetHackEnvironment(spec, config, num_envs=num_envs, seeds=seeds, view=view)
     from actors.gymnasium_environment import GymnasiumEnvironment
 

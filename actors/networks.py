@@ -10,37 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from actors.blstats import NUM_BLSTATS, NUM_SCALED, ScaledBlstats, signed_log
 from actors.environment import ArraySpec
 from actors.glyph_convolution import convolve_categories
 from actors.rendered_crop import RenderedCropEncoder
-from actors.repeating_encoder import RepeatingEncoder
+from actors.repeating_encoder import SIDE_FEATURES, Part, RepeatingEncoder, two_layers
 from configs.schema import PolicyConfig
 
-SIDE_FEATURES = 128
-"""Width of the encoders beside the main one (blstats, message)."""
 LARGEST_ONE_HOT = 32
 """Categorical entries with more values are embedded."""
-
-NUM_BLSTATS, NUM_CONDITIONS = 27, 13
-HP, MAX_HP, ENERGY, MAX_ENERGY, CONDITION = 10, 11, 14, 15, 25
-BLSTATS_SCALES = (
-    *(1 / 79, 1 / 21),  # x, y
-    *(1 / 25, 1 / 125, 1 / 18, 1 / 18, 1 / 18, 1 / 18, 1 / 18),  # strength (two ways), dexterity ... charisma
-    *(1 / 8, 1 / 5, 1 / 5, 1 / 10, 1 / 8, 1 / 5, 1 / 5),  # score, hit points, their maximum, depth, gold, energy, its maximum
-    *(1 / 10, 1 / 10, 1 / 10, 1 / 8, 1 / 8),  # armour class, monster level, experience level, experience points, time
-    *(1 / 3, 1 / 3, 1 / 8, 1 / 10, 0.0, 1.0),  # hunger, load, branch, level in it, condition (read as bits instead), alignment
-)
-"""Bring each entry of NLE's `blstats` to about [-1, 1]."""
-LOGARITHMIC_BLSTATS = (9, HP, MAX_HP, 13, ENERGY, MAX_ENERGY, 19, 20)
-"""Entries that grow by orders of magnitude (score, points, gold, experience, time): scaled after sign(x) log(1 + |x|)."""
 
 
 class GlyphCropEncoder(RepeatingEncoder):
     """NetHack's and MiniHack's: convolutions over the glyphs around the hero, and one small MLP each over blstats and message."""
 
     entries = ("glyph_crop", "blstats", "message")
-    _blstats_scales: Tensor
-    _logarithmic: Tensor
+    repeating = ("glyph_crop", "message")
 
     def __init__(self, observations: Mapping[str, ArraySpec], config: PolicyConfig) -> None:
         super().__init__(reuses=config.reuse_crops)
@@ -61,13 +46,15 @@ class GlyphCropEncoder(RepeatingEncoder):
         self.embedding = nn.Embedding(crop.num_values, width)
         self.convolutions = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ELU(), nn.Conv2d(width, width, 3, padding=1), nn.ELU())
         self.project = nn.Sequential(nn.Linear(rows * columns * width, config.hidden_size), nn.ELU())
-        self.blstats = _mlp(NUM_BLSTATS + 2 + NUM_CONDITIONS, SIDE_FEATURES)
-        self.message = _mlp(message.shape[0], SIDE_FEATURES)
+        self.scale_blstats = ScaledBlstats()
+        self.blstats = two_layers(NUM_SCALED)
+        self.message = two_layers(message.shape[0])
         self.num_features = config.hidden_size + 2 * SIDE_FEATURES
-        self.register_buffer("_blstats_scales", torch.tensor(BLSTATS_SCALES), persistent=False)
-        logarithmic = torch.zeros(NUM_BLSTATS, dtype=torch.bool)
-        logarithmic[list(LOGARITHMIC_BLSTATS)] = True
-        self.register_buffer("_logarithmic", logarithmic, persistent=False)
+
+    def split(self, obs: Mapping[str, Tensor]) -> dict[str, Part]:
+        """See `RepeatingEncoder`."""
+        crops, blstats, messages = (obs[name] for name in self.entries)
+        return {"glyph_crop": (crops.flatten(1), self._convolve), "blstats": (blstats, self._measure), "message": (messages, self._read)}
 
     def _convolve(self, crops: Tensor) -> Tensor:
         """[N, cells] glyphs -> [N, hidden_size]."""
@@ -88,15 +75,7 @@ class GlyphCropEncoder(RepeatingEncoder):
 
     def _measure(self, blstats: Tensor) -> Tensor:
         """[N, 27] -> [N, SIDE_FEATURES]."""
-        return self.blstats(self._scale_blstats(blstats))
-
-    def _scale_blstats(self, blstats: Tensor) -> Tensor:
-        """[N, 27] -> [N, 42]: every entry about within [-1, 1], the shares of hit points and energy left, the condition's bits."""
-        blstats = blstats.float()
-        scaled = torch.where(self._logarithmic, _signed_log(blstats), blstats) * self._blstats_scales
-        shares = blstats[:, HP : ENERGY + 1 : ENERGY - HP] / blstats[:, MAX_HP : MAX_ENERGY + 1 : MAX_ENERGY - MAX_HP].clamp(min=1)
-        bits = blstats[:, CONDITION, None].long() >> torch.arange(NUM_CONDITIONS, device=blstats.device) & 1
-        return torch.cat([scaled, shares, bits], -1).clamp(-5, 5)
+        return self.blstats(self.scale_blstats(blstats))
 
 
 class ImageEncoder(nn.Module):
@@ -154,7 +133,7 @@ class VectorEncoder(nn.Module):
                 width = spec.num_values
             num_inputs += width * int(torch.Size(spec.shape).numel())
         self.num_features = config.hidden_size
-        self.layers = _mlp(num_inputs, config.hidden_size)
+        self.layers = two_layers(num_inputs, config.hidden_size)
 
     def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
         """Features [N, num_features]."""
@@ -167,7 +146,7 @@ class VectorEncoder(nn.Module):
             return self.embeddings[name](array.long())
         if spec.num_values:
             return F.one_hot(array.long(), spec.num_values).float()
-        return array.float() / 255 if spec.dtype == "uint8" else _signed_log(array.float())
+        return array.float() / 255 if spec.dtype == "uint8" else signed_log(array.float())
 
 
 Encoder = GlyphCropEncoder | RenderedCropEncoder | ImageEncoder | VectorEncoder
@@ -199,11 +178,3 @@ def is_image(spec: ArraySpec) -> bool:
 
 def _is_channels_first(image: ArraySpec) -> bool:
     return image.shape[0] < image.shape[2]
-
-
-def _mlp(num_inputs: int, width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(num_inputs, width), nn.ELU(), nn.Linear(width, width), nn.ELU())
-
-
-def _signed_log(x: Tensor) -> Tensor:
-    return x.sign() * x.abs().log1p()

@@ -9,15 +9,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from actors.blstats import NUM_BLSTATS
 from actors.environment import ArraySpec
 from actors.pixel_font import CELL, NUM_COLOURS, glyph_atlas
-from actors.repeating_encoder import RepeatingEncoder
+from actors.repeating_encoder import SIDE_FEATURES, Part, RepeatingEncoder, two_layers
 from configs.schema import PolicyConfig
 
 WINDOW = 12
-SIDE_FEATURES = 128
-"""Width of the layers over blstats and over the message."""
-NUM_BLSTATS = 27
 BLSTATS_LIMIT = 5.0
 BLSTATS_SCALES = (
     *(1 / 79, 1 / 21),  # x, y
@@ -36,7 +34,7 @@ class RenderedCropEncoder(RepeatingEncoder):
     The scaled blstats themselves are features too: with hidden_size 512 there are 512 + 128 + 27 + 128 = 795.
     """
 
-    entries = ("character_crop", "blstats", "message")
+    repeating = ("character_crop", "message")
     _atlas: Tensor
     _scales: Tensor
 
@@ -58,9 +56,18 @@ class RenderedCropEncoder(RepeatingEncoder):
             *(nn.Conv2d(64, 128, 3, 2), nn.ELU()),  # 7 -> 3
         )
         self.project = nn.Sequential(nn.Linear(3 * 3 * 128, config.hidden_size), nn.ELU())
-        self.blstats = _two_layers(NUM_BLSTATS)
-        self.message = _two_layers(observations["message"].shape[0])
+        self.blstats = two_layers(NUM_BLSTATS)
+        self.message = two_layers(observations["message"].shape[0])
         self.num_features = config.hidden_size + SIDE_FEATURES + NUM_BLSTATS + SIDE_FEATURES
+
+    def split(self, obs: Mapping[str, Tensor]) -> dict[str, Part]:
+        """See `RepeatingEncoder`."""
+        windows = obs["character_crop"].flatten(1)
+        return {
+            "character_crop": (windows, self._convolve),
+            "blstats": (obs["blstats"], self._measure),
+            "message": (obs["message"], self._read),
+        }
 
     def render(self, windows: Tensor) -> Tensor:
         """Pictures [N, 3, 72, 72] u8 of windows [N, 12, 12, 2] u8 (character, colour); channels last in memory."""
@@ -87,7 +94,3 @@ class RenderedCropEncoder(RepeatingEncoder):
         # A picture is by far the largest array here: it becomes the convolutions' dtype without going through float32.
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
         return self.project(self.convolutions(pictures.to(dtype) / 255).flatten(1))
-
-
-def _two_layers(num_inputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(num_inputs, SIDE_FEATURES), nn.ELU(), nn.Linear(SIDE_FEATURES, SIDE_FEATURES), nn.ELU())

@@ -73,8 +73,7 @@ def evaluate(run_dir: str, *, episodes: int, num_envs: int, seed: int) -> dict[s
             run_seed=seed,
             worker_index=0,
             stream="eval",
-            crop_size=config.policy.crop_size,
-            network=config.policy.network,
+            policy=config.policy,
         )
         try:
             if name == "policy":

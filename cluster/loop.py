@@ -106,7 +106,7 @@ class TrainingLoop:
         return None
 
     def _update(self, rollouts: list[Rollout]) -> None:
-        result = self.learner.step(rollouts, self.annotation.latest_table())
+        result = self.learner.step(rollouts, self.annotation.latest_table(), min(self.env_steps / self.config.total_env_steps, 1.0))
         self._stages.add_learner(result.timings)
         with self._stages.learner("publish"):
             self.workers.publish(self.learner.snapshot())

@@ -61,7 +61,7 @@ def _play(patient: Patient, seed: int) -> tuple[list[bytes], int]:
     config = patient.config
     env: VectorEnvironment = make_environment(
         config.env, num_envs=2, run_seed=seed, worker_index=0, stream="doctor",
-        crop_size=config.policy.crop_size, network=config.policy.network,
+        policy=config.policy,
     )  # fmt: skip
     actions = np.random.default_rng(0).integers(0, env.spec.num_actions, (STEPS, 2))
     shown, captions = [], 0

@@ -25,7 +25,7 @@ class Patient:
         config = self.config
         env = make_environment(
             config.env, num_envs=1, run_seed=config.seed, worker_index=0, stream="doctor",
-            crop_size=config.policy.crop_size, network=config.policy.network,
+            policy=config.policy,
         )  # fmt: skip
         env.close()
         return env.spec

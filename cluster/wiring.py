@@ -52,8 +52,7 @@ def build_worker(config: RunConfig, index: int, *, incarnation: str, stream: str
         run_seed=config.seed,
         worker_index=index,
         stream=stream,
-        crop_size=config.policy.crop_size,
-        network=config.policy.network,
+        policy=config.policy,
     )
     captions = CaptionTracker(env.num_envs, fold_case=config.env.fold_case, fold_digits=config.env.fold_digits)
     seed = zlib.crc32(f"{config.seed}/{stream}/{index}/actions".encode())
@@ -195,8 +194,7 @@ def check_parts(config: RunConfig) -> tuple[EnvironmentSpec, str | None]:
             run_seed=config.seed,
             worker_index=0,
             stream="check",
-            crop_size=config.policy.crop_size,
-            network=config.policy.network,
+            policy=config.policy,
         )
         try:
             env.reset()  # a captioner can be wrong only in what an episode shows

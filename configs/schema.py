@@ -66,6 +66,8 @@ class PolicyConfig:
     """Recurrent core: `lstm`, `gru` or `none`."""
     core_size: int = 256
     """Width of the recurrent core (ONI: 512)."""
+    core_skip: bool = False
+    """Let the heads read the encoder's features beside the core's outputs, so that what is seen now need not pass through the core."""
     hidden_size: int = 256
     """Width of the encoder's fully connected layer."""
     crop_size: int = 9
@@ -75,6 +77,12 @@ class PolicyConfig:
     reuse_crops: bool = True
     """Encode NetHack's crops and messages that repeat themselves only once, on a CPU: in a worker within a rollout, in the learner (crops)
     within a batch. What is learnt stays the same up to rounding; false is for measuring what it saves."""
+    previous_action: bool = False
+    """Let the network see the action of the step before, as one of all actions (none at an episode's start), beside the encoder's features
+    (IMPALA, Espeholt et al. 2018; R2D2, Kapturowski et al. 2019). A policy that repeats itself then shows information between what it
+    observes and what it does, whatever the environment shows."""
+    previous_reward: bool = False
+    """Let the network see the environment's reward of the step before, clipped to [-1, 1] (IMPALA)."""
     head_gain: float = 0.01
     """Gain of the policy head's orthogonal first weights; a small one makes all actions nearly equal at first (Andrychowicz et al. 2021;
     ONI: 1, as everywhere else)."""
@@ -86,8 +94,15 @@ class LearnerConfig:
 
     rollouts_per_batch: int = 1
     """Rollouts joined along the environment axis into one batch; batch size = this x rollout_steps x envs_per_worker."""
+    epochs: int = 1
+    """Passes over each batch (PPO, Schulman et al. 2017; ONI: 1). Targets are computed anew in every pass, from the values of the moment."""
+    minibatches: int = 1
+    """Gradient steps per pass, each on an equal share of the batch's environments, drawn anew in every pass; at most as many as these."""
     learning_rate: float = 1e-4
     """Adam's step size."""
+    final_learning_rate_fraction: float = 1.0
+    """What is left of learning_rate at total_env_steps, in [0, 1]; it falls linearly with the steps. 1 keeps it constant, 0 is what many
+    published runs of PPO do."""
     adam_beta1: float = 0.9
     """Adam's first-moment decay."""
     adam_beta2: float = 0.999
@@ -100,6 +115,9 @@ class LearnerConfig:
     """Truncation level of the importance weights rho (IMPALA eq. 1)."""
     vtrace_c_clip: float = 1.0
     """Truncation level of the trace weights c (IMPALA eq. 1)."""
+    trace_lambda: float = 1.0
+    """lambda, in [0, 1]: weight of each further step in targets and advantages (IMPALA remark 2; on-policy it is GAE's, Schulman et al.
+    2016, where 0.95 is usual); 1 is ONI's."""
     rho_weighted_advantage: bool = False
     """Multiply the policy advantage by rho as ONI does; off because the clipped ratio already is that weight."""
     ppo_clip: float = 0.1
@@ -116,6 +134,9 @@ class LearnerConfig:
     """Gradients are scaled down to this global L2 norm."""
     normalize_advantages: bool = True
     """Standardise advantages within the batch (standard-deviation floor 1e-3)."""
+    normalize_returns: bool = False
+    """Learn values in units of the targets' running mean and standard deviation, whatever the rewards' scale (PopArt, van Hasselt et al.
+    2016: the head is rescaled so that no value changes); value_clip is then in these units too."""
     max_policy_lag: int = 20
     """Rollouts older than this many policy versions are dropped and counted."""
     precision: str = "auto"

@@ -51,13 +51,17 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "policy.embedding_size": (1, 4096),
     "policy.head_gain": (0, 100),
     "learner.rollouts_per_batch": (1, 10_000),
+    "learner.epochs": (1, 1000),
+    "learner.minibatches": (1, 65_536),
     "learner.learning_rate": (0, 10),
+    "learner.final_learning_rate_fraction": (0, 1),
     "learner.adam_beta1": (0, 0.999999),
     "learner.adam_beta2": (0, 0.9999999),
     "learner.adam_epsilon": (1e-12, 1),
     "learner.gamma": (0, 0.9999999),
     "learner.vtrace_rho_clip": (1e-6, 1e6),
     "learner.vtrace_c_clip": (1e-6, 1e6),
+    "learner.trace_lambda": (0, 1),
     "learner.ppo_clip": (1e-6, 1e6),
     "learner.ratio_clamp": (1, 1e9),
     "learner.value_clip": (1e-6, 1e9),
@@ -212,6 +216,12 @@ def _check_combinations(config: RunConfig) -> None:
         cluster.service_replicas > 0 and bool(config.annotator.address),
         f"cluster.service_replicas: got {cluster.service_replicas} with annotator.address={config.annotator.address}, which starts no service;"
         " leave one of the two out",
+    )
+    num_columns = learner.rollouts_per_batch * actors.envs_per_worker
+    refuse(
+        learner.minibatches > num_columns,
+        f"learner.minibatches: got {learner.minibatches}, wanted at most the environments of one batch ({num_columns}:"
+        " learner.rollouts_per_batch x actors.envs_per_worker): a sequence is not divided",
     )
     model = config.reward_model
     is_judged = model.name in ("retrieval", "classification", "ranking") and not model.judgements

@@ -8,7 +8,7 @@ from nle.env.tasks import NetHackScore
 from actors.environment import make_environment
 from actors.hero_view import CHARACTER_WINDOW, MAP_HEIGHT, MAP_WIDTH, OUTSIDE_GLYPH, character_view, glyph_view, make_maps
 from actors.nethack import NetHackEnvironment
-from configs.schema import EnvConfig
+from configs.schema import EnvConfig, PolicyConfig
 
 
 def test_the_maps_are_nethacks() -> None:
@@ -35,7 +35,7 @@ def test_the_hero_is_at_row_6_and_column_6_of_the_character_window(x: int, y: in
 @pytest.mark.parametrize("env_id", ["NetHackScore-v0", "Delphi/NetHackOracle-v0", "MiniHack-Room-5x5-v0", "MiniHack-KeyRoom-S5-v0"])
 def test_the_character_window_of_a_game_has_the_hero_in_it_to_the_last_screen(env_id: str) -> None:
     config = EnvConfig(id=env_id, max_episode_steps=40)
-    env = make_environment(config, num_envs=2, run_seed=0, worker_index=0, network="rendered_crop")
+    env = make_environment(config, num_envs=2, run_seed=0, worker_index=0, policy=PolicyConfig(network="rendered_crop"))
     assert isinstance(env, NetHackEnvironment)
     assert list(env.spec.observations) == ["character_crop", "blstats", "message"]
     assert env.spec.observations["character_crop"].shape == (CHARACTER_WINDOW, CHARACTER_WINDOW, 2)

@@ -37,7 +37,9 @@ class Played(NamedTuple):
 
 @pytest.fixture(scope="module", params=["glyph_crop", "rendered_crop"])
 def games(request: pytest.FixtureRequest) -> Games:
-    env = make_environment(EnvConfig(max_episode_steps=20), num_envs=NUM_ENVS, run_seed=1, worker_index=0, network=request.param)
+    env = make_environment(
+        EnvConfig(max_episode_steps=20), num_envs=NUM_ENVS, run_seed=1, worker_index=0, policy=PolicyConfig(network=request.param)
+    )
     rng = np.random.default_rng(0)
     steps, ended = [env.reset()[0]], [np.zeros(NUM_ENVS, bool)]
     try:

@@ -15,7 +15,7 @@ from actors.environment import VectorEnvironment, VectorStep, find_environment, 
 from actors.hero_view import MAP_HEIGHT, MAP_WIDTH, OUTSIDE_GLYPH
 from actors.nethack import NetHackEnvironment
 from actors.nethack_game import _warn_unseeded
-from configs.schema import EnvConfig
+from configs.schema import EnvConfig, PolicyConfig
 
 TASKS = ["", "Score", "Staircase", "StaircasePet", "Oracle", "Gold", "Eat", "Scout", "Challenge"]
 DEPTH, HP, TIME = 12, 10, 20  # indices into blstats
@@ -25,7 +25,9 @@ CLIMB = 17  # the action `<` of the score task
 def make(
     env_id: str = "NetHackScore-v0", num_envs: int = 1, worker_index: int = 0, crop_size: int = 9, **config: object
 ) -> VectorEnvironment:
-    return make_environment(EnvConfig(id=env_id, **config), num_envs=num_envs, run_seed=0, worker_index=worker_index, crop_size=crop_size)
+    return make_environment(
+        EnvConfig(id=env_id, **config), num_envs=num_envs, run_seed=0, worker_index=worker_index, policy=PolicyConfig(crop_size=crop_size)
+    )
 
 
 def play(env: VectorEnvironment, num_steps: int, seed: int) -> list[VectorStep]:

@@ -13,7 +13,7 @@ from actors.environment import EpisodeEnd, VectorStep, make_environment
 from actors.nethack import NetHackEnvironment
 from actors.nethack_game import Game, GymnasiumStepping
 from actors.nethack_lean import LeanStepping, find_obstacle
-from configs.schema import EnvConfig
+from configs.schema import EnvConfig, PolicyConfig
 
 NUM_ENVS = 32
 DEPTH, TURNS = 12, 20  # indices into blstats
@@ -69,7 +69,7 @@ class Pair:
         for stepping, kind in (("lean", LeanStepping), ("gymnasium", GymnasiumStepping)):
             sharing = stepping == "lean" or num_envs == NUM_ENVS
             config = EnvConfig(id=env_id, stepping=stepping, options=options, max_episode_steps=limit, share_engine_code=sharing)
-            env = make_environment(config, num_envs=num_envs, run_seed=0, worker_index=0, network=network)
+            env = make_environment(config, num_envs=num_envs, run_seed=0, worker_index=0, policy=PolicyConfig(network=network))
             assert isinstance(env, NetHackEnvironment)
             assert isinstance(env._stepping, kind)
             self.envs.append(env)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from actors.blstats import ScaledBlstats
 from actors.distinct_rows import encode_distinct
 from actors.environment import ArraySpec, EnvironmentSpec, make_environment
 from actors.networks import GlyphCropEncoder, ImageEncoder, VectorEncoder
@@ -143,12 +144,10 @@ def test_repeated_crops_give_what_each_gives_alone_gradients_included() -> None:
 
 
 def test_no_statistic_of_the_game_is_out_of_the_networks_scale() -> None:
-    encoder = make_net("glyph_crop").encoder
-    assert isinstance(encoder, GlyphCropEncoder)
     blstats = torch.zeros(3, 27)
     blstats[1] = 1e9
     blstats[2, [10, 11, 25]] = torch.tensor([7.0, 14.0, float(1 << 12 | 1 << 3)])
-    scaled = encoder._scale_blstats(blstats)
+    scaled = ScaledBlstats()(blstats)
     assert scaled.isfinite().all()
     assert scaled.abs().max() <= 5
     assert scaled[2, 27] == 0.5  # the share of hit points left

@@ -168,7 +168,7 @@ def test_a_sequence_with_resets_equals_its_steps_one_by_one_and_every_parameter_
 
 
 def test_bf16_agrees_with_float32_on_real_observations() -> None:
-    env = make_environment(EnvConfig(), num_envs=4, run_seed=0, worker_index=0, network="rendered_crop")
+    env = make_environment(EnvConfig(), num_envs=4, run_seed=0, worker_index=0, policy=ONI)
     obs = {name: torch.from_numpy(array) for name, array in env.reset()[0].items()}
     net = PolicyNet(env.spec, SMALL)
     env.close()

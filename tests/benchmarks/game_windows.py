@@ -23,7 +23,7 @@ import numpy as np
 from actors.environment import VectorEnvironment, make_environment
 from actors.hero_view import MAP_CELLS, glyph_view, make_maps
 from actors.seeding import SeedStream
-from configs.schema import EnvConfig
+from configs.schema import EnvConfig, PolicyConfig
 
 TASK = "NetHackScore-v0"
 CROP_SIZE = 9
@@ -61,7 +61,9 @@ class DelphiGames:
     """A worker's environment."""
 
     def __init__(self, config: EnvConfig, num_envs: int, seed: int) -> None:
-        self._env: VectorEnvironment = make_environment(config, num_envs=num_envs, run_seed=seed, worker_index=0, crop_size=CROP_SIZE)
+        self._env: VectorEnvironment = make_environment(
+            config, num_envs=num_envs, run_seed=seed, worker_index=0, policy=PolicyConfig(crop_size=CROP_SIZE)
+        )
         self.num_actions = self._env.spec.num_actions
         self.reset, self.close = self._env.reset, self._env.close
 

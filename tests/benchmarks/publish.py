@@ -107,9 +107,7 @@ def make_network(config: RunConfig) -> PolicyNet:
     """The network of a configuration, with first weights."""
     from actors.environment import make_environment
 
-    env = make_environment(
-        config.env, num_envs=1, run_seed=0, worker_index=0, crop_size=config.policy.crop_size, network=config.policy.network
-    )
+    env = make_environment(config.env, num_envs=1, run_seed=0, worker_index=0, policy=config.policy)
     env.close()
     return PolicyNet(env.spec, config.policy)
 

@@ -1,0 +1,96 @@
+"""What the agent did in the step before and what it was paid for it, as entries of the observation (`policy.previous_action`,
+`policy.previous_reward`): a policy that sees them can tell what its own action changed (Espeholt et al. 2018; Kapturowski et al. 2019).
+
+Invariant: they belong to the running episode. At its first observation there is no action and a reward of 0; an episode's own last
+observation has the action and the reward that led to it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional as F
+
+from actors.environment import ArraySpec, EnvironmentSpec, VectorEnvironment, VectorStep
+from configs.schema import PolicyConfig
+
+ACTION, REWARD = "previous_action", "previous_reward"
+
+
+def previous_step_entries(num_actions: int, config: PolicyConfig) -> dict[str, ArraySpec]:
+    """The entries that `config` asks for, beside the environment's own: the action's number plus one (0: there was none), and the
+    environment's reward as it is."""
+    entries = {}
+    if config.previous_action:
+        entries[ACTION] = ArraySpec(shape=(), dtype=np.dtype(np.uint8 if num_actions < 256 else np.int32), num_values=num_actions + 1)
+    if config.previous_reward:
+        entries[REWARD] = ArraySpec(shape=(), dtype=np.dtype(np.float32))
+    return entries
+
+
+def encode_previous_step(name: str, spec: ArraySpec, array: Tensor) -> Tensor:
+    """[N, 1] -> [N, features]: the action as one of `num_values`, the reward clipped to [-1, 1] (Espeholt et al. 2018)."""
+    if name == ACTION:
+        return F.one_hot(array[:, 0].long(), spec.num_values).float()
+    return array.clamp(-1, 1)
+
+
+class PreviousStepEnvironment:
+    """Another vector environment with these entries added to its observations."""
+
+    def __init__(self, env: VectorEnvironment, config: PolicyConfig) -> None:
+        """Raises ValueError where the environment has entries of these names itself."""
+        self._env, self.num_envs = env, env.num_envs
+        self._specs = previous_step_entries(env.spec.num_actions, config)
+        taken = sorted(set(self._specs) & set(env.spec.observations))
+        if taken:
+            raise ValueError(f"the environment observes {', '.join(taken)} itself; leave policy.{' and policy.'.join(taken)} false")
+        self.spec = EnvironmentSpec(observations=env.spec.observations | self._specs, num_actions=env.spec.num_actions)
+        self._entries = self._make_entries()
+
+    def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
+        """Start an episode everywhere."""
+        obs, captions = self._env.reset()
+        self._entries = self._make_entries()
+        return obs | self._entries, captions
+
+    def step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None = None) -> VectorStep:
+        """Take one action in each environment."""
+        theirs = None if out is None else {name: out[name] for name in self._env.spec.observations}
+        step = self._env.step(actions, theirs)
+        self._entries = self._make_entries() if out is None else {name: out[name] for name in self._specs}
+        for name, values in ((ACTION, actions + 1), (REWARD, step.rewards)):
+            if name in self._entries:
+                self._entries[name][:] = values
+        ends = [
+            replace(end, final_obs=end.final_obs | {name: array[end.index].copy() for name, array in self._entries.items()})
+            for end in step.ends
+        ]
+        for array in self._entries.values():
+            array[step.terminated | step.truncated] = 0
+        return replace(step, obs=step.obs | self._entries, ends=ends)
+
+    def take_errors(self) -> tuple[int, str]:
+        """See `VectorEnvironment`."""
+        return self._env.take_errors()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The environment's, with the entries as they are now."""
+        return {**self._env.state_dict(), "previous_step": {name: array.copy() for name, array in self._entries.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
+        """Continue from `state_dict`: all current observations, where the environment's state was exact."""
+        obs = self._env.load_state_dict(state)
+        if obs is None:
+            return None
+        self._entries = {name: np.array(state["previous_step"][name], spec.dtype) for name, spec in self._specs.items()}
+        return obs | self._entries
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()
+
+    def _make_entries(self) -> dict[str, np.ndarray]:
+        return {name: np.zeros((self.num_envs, *spec.shape), spec.dtype) for name, spec in self._specs.items()}
