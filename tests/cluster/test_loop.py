@@ -1,7 +1,9 @@
 """The training loop in this process: who may write into a run, and when it must not."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,7 @@ from cluster.loop import TrainingLoop
 from cluster.run_directory import RunDirectory, begin_epoch, open_run
 from cluster.wiring import build_pipeline
 from configs.loading import load_config
+from learner.update import StepResult
 
 
 @pytest.fixture
@@ -51,3 +54,27 @@ def test_an_epoch_that_cannot_be_read_for_a_while_ends_nothing(loops: tuple[Trai
 
 def written(run: RunDirectory) -> list[str]:
     return [",".join(sorted(path.name for path in run.checkpoints.iterdir())), (run.path / "metrics.jsonl").read_text()]
+
+
+def test_the_user_is_told_once_where_the_policy_keeps_not_looking(
+    loops: tuple[TrainingLoop, RunDirectory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, _ = loops
+    information = iter([0.5, 0.001, 0.001, 0.2, *[0.001] * 6, 0.3, None])
+    told: list[int] = []
+    step = loop.learner.step
+
+    def step_with(*arguments: Any) -> StepResult:
+        result, figure = step(*arguments), next(information)
+        metrics = {name: value for name, value in result.metrics.items() if name != "policy_state_information"}
+        return replace(result, metrics=metrics if figure is None else metrics | {"policy_state_information": figure})
+
+    def on_line(figures: Mapping[str, Any]) -> None:
+        told.append(len([text for text in figures["problems"] if "hardly looks" in text]))
+        if len(told) == 12:
+            loop.stop()
+
+    monkeypatch.setattr(loop.learner, "step", step_with)
+    monkeypatch.setattr("cluster.loop.BLIND_UPDATES", 4)
+    loop.run(on_line)
+    assert told == [0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0, 0]
