@@ -60,6 +60,8 @@ class Rollout:
     """0, 1, 2 ... per worker_id, without gaps; goes on from where it was only where the episodes do (an exact resume)."""
     episodes: tuple[EpisodeStatistics, ...]
     """Episodes that ended in this rollout."""
+    episode_ends: tuple[tuple[int, int], ...]
+    """The step and the environment in which each of them ended."""
     timings: dict[str, float]
     """Seconds that collecting it took, by stage: `env`, `inference`, `other`."""
     lost: tuple[int, ...] = ()

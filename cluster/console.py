@@ -27,6 +27,7 @@ ROWS = (
     ("annotator up", "annotator_up", "{:.0f}"),
     ("policy lag", "policy_lag_mean", "{:.1f}"),
     ("entropy", "entropy", "{:.3f}"),
+    ("state information", "policy_state_information", "{:.4f}"),
 )
 
 

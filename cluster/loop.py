@@ -11,6 +11,7 @@ written on the way costs no progress, only the last checkpoint has to be written
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from typing import Any
 
 from actors.rollout import Rollout
 from cluster.metric_writer import MetricWriter
+from cluster.metrics import LOOKING_ABOVE
 from cluster.parts import Annotation, Workers
 from cluster.run_directory import RunDirectory
 from cluster.run_metrics import RunMetrics
@@ -32,6 +34,8 @@ from learner.update import Learner
 LOG = logging.getLogger(__name__)
 SLOW_WAIT_S = 10.0
 TABLE_POLL_S = 0.1
+BLIND_UPDATES = 200
+"""Updates in a row whose policy did not look at its observations, after which the user is told."""
 PARTS = ("learner", "annotation", "workers", "stream", "metrics")
 """What a run's checkpoint holds, besides `loop`."""
 
@@ -54,6 +58,7 @@ class TrainingLoop:
         self._checkpoints_failed = 0
         self._storage_problem: str | None = None
         self._notice: str | None = None
+        self._blind_updates = 0  # since the policy last looked at its observations
         self._interval = (self._started, 0, 0.0)  # time, env_steps, annotations_total at its start
         self._stages = StageClock(config.actors.num_workers)
         self._stop = threading.Event()
@@ -89,7 +94,7 @@ class TrainingLoop:
             "problem": self.annotation.problem,
             "storage_problem": self._storage_problem or self._writer.problem,
             "notice": self._notice,
-            "problems": list(self.workers.problems),
+            "problems": [*self.workers.problems, *self._blindness()],
             "waiting": self._waiting or self.workers.waiting,
         }
         return {**self._latest, "env_steps": self.env_steps, **words}
@@ -143,6 +148,7 @@ class TrainingLoop:
         with self._stages.learner("publish"):
             self.workers.publish(self.learner.snapshot())
         self.metrics.add_update(result.metrics, result.lags)
+        self._blind_updates = self._blind_updates + 1 if result.metrics.get("policy_state_information", math.inf) < LOOKING_ABOVE else 0
         for rollout, intrinsic in zip(rollouts, result.intrinsic, strict=True):
             self.metrics.add_rollout(rollout, intrinsic)
         before = self.env_steps
@@ -155,6 +161,14 @@ class TrainingLoop:
         due = self.config.cluster.mode != "inline" and 0 < checkpoint.interval_s <= time.monotonic() - self._last_checkpoint_s
         if due or _crossed(before, self.env_steps, checkpoint.interval_env_steps):
             self._checkpoint()
+
+    def _blindness(self) -> list[str]:
+        if self._blind_updates < BLIND_UPDATES:
+            return []
+        return [
+            f"the policy hardly looks at what it sees: policy_state_information has been below {LOOKING_ABOVE} nats for {BLIND_UPDATES} updates;"
+            " unless the task needs no looking, a blind player (`delphi eval`) does as well"
+        ]
 
     def _write_line(self) -> None:
         self.run_directory.check_epoch(self.learner.run_epoch)

@@ -13,6 +13,7 @@ from cluster.loop import TrainingLoop
 from cluster.run_directory import RunDirectory, begin_epoch, open_run
 from cluster.wiring import build_pipeline
 from configs.loading import load_config
+from learner.update import StepResult
 from reward_models.pipeline import AnnotationPipeline
 from reward_models.table import RewardTable
 
@@ -150,3 +151,27 @@ def test_by_default_and_in_turns_nothing_is_waited_for_and_the_share_without_a_t
 def test_a_run_without_rewards_of_a_model_waits_for_no_table_and_counts_none(tmp_path: Path) -> None:
     with late(tmp_path, float("inf"), "annotator.wait_for_first_table_s=3600", "reward_model.name=none") as (loop, _):
         assert loop.run()["steps_without_table_fraction"] is None
+
+
+def test_the_user_is_told_once_where_the_policy_keeps_not_looking(
+    loops: tuple[TrainingLoop, RunDirectory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, _ = loops
+    information = iter([0.5, 0.001, 0.001, 0.2, *[0.001] * 6, 0.3, None])
+    told: list[int] = []
+    step = loop.learner.step
+
+    def step_with(*arguments: Any) -> StepResult:
+        result, figure = step(*arguments), next(information)
+        metrics = {name: value for name, value in result.metrics.items() if name != "policy_state_information"}
+        return replace(result, metrics=metrics if figure is None else metrics | {"policy_state_information": figure})
+
+    def on_line(figures: Mapping[str, Any]) -> None:
+        told.append(len([text for text in figures["problems"] if "hardly looks" in text]))
+        if len(told) == 12:
+            loop.stop()
+
+    monkeypatch.setattr(loop.learner, "step", step_with)
+    monkeypatch.setattr("cluster.loop.BLIND_UPDATES", 4)
+    loop.run(on_line)
+    assert told == [0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0, 0]
