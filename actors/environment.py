@@ -33,13 +33,27 @@ class ArraySpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GoalReward:
+    """What an environment pays for its goal, and what an episode can lose to its time penalty."""
+
+    reward: float
+    """Paid once, at the goal."""
+    max_penalty: float
+    """The penalties of an episode of `step_limit` steps each of which costs most; at most 0."""
+    step_limit: int
+    """Steps after which an episode is truncated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EnvironmentSpec:
-    """What a network must know of an environment."""
+    """What a network must know of an environment, and what is known of its reward."""
 
     observations: dict[str, ArraySpec]
     """Entries that the network reads."""
     num_actions: int
     """Size of the discrete action set."""
+    goal_reward: GoalReward | None = None
+    """None where the environment has no goal that is paid once, or how it pays is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +123,12 @@ class VectorEnvironment(Protocol):
 
     spec: EnvironmentSpec
     num_envs: int
+
+    @property
+    def running_episodes(self) -> np.ndarray:
+        """[B] i64: the number of the episode that each environment plays. With its index it names the game: every start takes the next
+        number, also one that fails; -1 before the first."""
+        ...
 
     def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
         """Start an episode everywhere: observations name -> [B, ...] and the raw captions of what they show."""

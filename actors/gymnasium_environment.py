@@ -59,6 +59,11 @@ class GymnasiumEnvironment:
         self._episodes = np.zeros(num_envs, np.int64)
         self._steps = np.zeros(num_envs, np.int64)
 
+    @property
+    def running_episodes(self) -> np.ndarray:
+        """The number of the episode that each environment plays."""
+        return self._episodes - 1
+
     def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
         """Start the next episode everywhere."""
         self._obs = {name: array.copy() for name, array in self._obs.items()}

@@ -18,6 +18,7 @@ from actors.hero_view import MAP_CELLS, HeroView
 from actors.nethack_figures import EpisodeFigures
 from actors.nethack_game import INVENTORY, Game, make_game, make_screens
 from actors.nethack_lean import X, Y, make_stepping
+from actors.nethack_rewards import goal_reward
 from actors.nethack_tasks import register_tasks
 from actors.seeding import SeedStream
 from configs.schema import EnvConfig
@@ -66,7 +67,13 @@ class NetHackEnvironment:
                 },
             },
             num_actions=int(self._games[0].env.action_space.n),
+            goal_reward=goal_reward(self._games[0].env, self._step_limit),
         )
+
+    @property
+    def running_episodes(self) -> np.ndarray:
+        """The number of the episode that each environment plays."""
+        return self._episodes - 1
 
     def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
         """Start the next game everywhere."""

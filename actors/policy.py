@@ -32,10 +32,18 @@ class PolicyOutput(NamedTuple):
     """[T, B] f32."""
     core_state: dict[str, Tensor]
     """After the last step: name -> [B, H] f32."""
+    core_outputs: Tensor
+    """[T, B, H]: what the heads read of the core; without a core, the encoder's features."""
 
 
 class PolicyNet(nn.Module):
-    """Encoder, recurrent core, and linear heads for the logits and the value."""
+    """Encoder, recurrent core, and linear heads for the logits and the value.
+
+    The value head's own output is in units of `value_scale` around `value_mean`, which the learner sets where it normalises returns.
+    """
+
+    value_mean: Tensor
+    value_scale: Tensor
 
     def __init__(self, spec: EnvironmentSpec, config: PolicyConfig) -> None:
         """Raises ValueError for a network that cannot read the environment's observations."""
@@ -46,15 +54,22 @@ class PolicyNet(nn.Module):
         if missing:
             raise ValueError(f"policy.{missing[0]} is true, but the observations have no such entry: make the environment with this policy")
         self.encoder = make_encoder({name: array for name, array in spec.observations.items() if name not in self._previous}, config)
-        num_previous = sum(max(1, entry.num_values) for entry in self._previous.values())
-        self.core = RecurrentCore(config.core, self.encoder.num_features + num_previous, config.core_size)
+        num_features = self.encoder.num_features + sum(max(1, entry.num_values) for entry in self._previous.values())
+        self.core = RecurrentCore(config.core, num_features, config.core_size)
         self.policy_head = nn.Linear(self.core.num_features, spec.num_actions)
         self.value_head = nn.Linear(self.core.num_features, 1)
+        has_skip = config.core_skip and config.core != "none"
+        self.skip_head = nn.Linear(num_features, spec.num_actions + 1, bias=False) if has_skip else None
+        self.register_buffer("value_mean", torch.zeros(()))
+        self.register_buffer("value_scale", torch.ones(()))
         for layer in (*self.encoder.modules(), self.policy_head, self.value_head):
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 nn.init.orthogonal_(layer.weight, config.head_gain if layer is self.policy_head else 1.0)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
+        if self.skip_head is not None:
+            nn.init.orthogonal_(self.skip_head.weight.detach()[:-1], config.head_gain)
+            nn.init.orthogonal_(self.skip_head.weight.detach()[-1:], 1.0)
 
     def initial_state(self, batch_size: int) -> dict[str, Tensor]:
         """The core's state at the start of an episode: `h` (and `c` for an LSTM) [B, H] f32 zeros; empty without a core."""
@@ -68,10 +83,16 @@ class PolicyNet(nn.Module):
         num_steps, num_envs = next(iter(obs.values())).shape[:2]
         flat = {name: array.flatten(0, 1) for name, array in obs.items()}
         if self.core.kind != "none" and isinstance(self.encoder, RepeatingEncoder):
-            gates = project([*self.encoder.parts(flat), *self._encode_previous(flat)], self.core.input)
-            return self._after_core(*self.core.run(gates.unflatten(0, (num_steps, num_envs)), core_state, reset_before))
-        features = self._append_previous(self.encoder(flat), flat).unflatten(0, (num_steps, num_envs))
-        return self._after_core(*self.core(features, core_state, reset_before))
+            parts = [*self.encoder.parts(flat), *self._encode_previous(flat)]
+            gates = project(parts, self.core.input).unflatten(0, (num_steps, num_envs))
+            outputs, core_state = self.core.run(gates, core_state, reset_before)
+            features = None
+            if self.skip_head is not None:
+                features = torch.cat([part.rows() for part in parts], -1).unflatten(0, (num_steps, num_envs))
+        else:
+            features = self._append_previous(self.encoder(flat), flat).unflatten(0, (num_steps, num_envs))
+            outputs, core_state = self.core(features, core_state, reset_before)
+        return self._after_core(outputs, core_state, features)
 
     def step(
         self, obs: Mapping[str, Tensor], core_state: dict[str, Tensor], caches: Mapping[str, EncodingCache] | None = None
@@ -80,9 +101,10 @@ class PolicyNet(nn.Module):
 
         `caches`, of `make_caches`, are for steps one after another under the same weights, without gradients.
         """
-        features = self._append_previous(self.encoder(obs, caches) if caches else self.encoder(obs), obs)
-        logits, values, core_state = self._after_core(*self.core(features.unsqueeze(0), core_state, None))
-        return logits[0], values[0], core_state
+        features = self._append_previous(self.encoder(obs, caches) if caches else self.encoder(obs), obs).unsqueeze(0)
+        outputs, core_state = self.core(features, core_state, None)
+        output = self._after_core(outputs, core_state, features)
+        return output.logits[0], output.values[0], output.core_state
 
     def make_caches(self, max_rows: int) -> dict[str, EncodingCache]:
         """For `step`, for at most `max_rows` observations in all; none where this network has nothing to keep, or not on this device."""
@@ -90,6 +112,17 @@ class PolicyNet(nn.Module):
         if not (self._reuses and on_cpu and isinstance(encoder, RepeatingEncoder)):
             return {}
         return {name: EncodingCache(max_rows) for name in encoder.repeating}
+
+    @torch.no_grad()
+    def rescale_values(self, mean: Tensor, scale: Tensor) -> None:
+        """From here on the value head's own output is in units of `scale` around `mean` (0-dim); no value changes (PopArt, eq. 9)."""
+        ratio = self.value_scale / scale
+        self.value_head.bias.mul_(ratio).add_((self.value_mean - mean) / scale)
+        self.value_head.weight.mul_(ratio)
+        if self.skip_head is not None:
+            self.skip_head.weight[-1:].mul_(ratio)
+        self.value_mean.copy_(mean)
+        self.value_scale.copy_(scale)
 
     def _encode_previous(self, obs: Mapping[str, Tensor]) -> list[RepeatedRows]:
         """The previous action and reward, where they are observed, as rows [N, features] beside the encoder's."""
@@ -103,12 +136,17 @@ class PolicyNet(nn.Module):
         previous = [encode_previous_step(name, entry, obs[name].unsqueeze(1)) for name, entry in self._previous.items()]
         return torch.cat([features, *previous], -1) if previous else features
 
-    def _after_core(self, outputs: Tensor, core_state: dict[str, Tensor]) -> PolicyOutput:
-        """The heads over the core's outputs [T, B, H]."""
+    def _after_core(self, outputs: Tensor, core_state: dict[str, Tensor], features: Tensor | None) -> PolicyOutput:
+        """The heads over the core's outputs [T, B, H], and over the encoder's features [T, B, F] where they skip the core."""
         # The heads stay in float32: they are small, and bf16 would round values and log-probabilities to three digits.
         with torch.autocast(outputs.device.type, enabled=False):
             outputs = outputs.float()
-            return PolicyOutput(self.policy_head(outputs), self.value_head(outputs).squeeze(-1), core_state)
+            logits, values = self.policy_head(outputs), self.value_head(outputs).squeeze(-1)
+            if self.skip_head is not None:
+                assert features is not None
+                beside = self.skip_head(features.float())
+                logits, values = logits + beside[..., :-1], values + beside[..., -1]
+            return PolicyOutput(logits, values * self.value_scale + self.value_mean, core_state, outputs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -127,6 +165,12 @@ def snapshot(net: PolicyNet, policy_version: Version) -> PolicySnapshot:
     return PolicySnapshot(weights=weights, policy_version=policy_version)
 
 
+def load_weights(net: PolicyNet, weights: Mapping[str, np.ndarray]) -> None:
+    """Copy weights by parameter name into the net; raises RuntimeError where names or shapes are another network's."""
+    units = {"value_mean": np.float32(0), "value_scale": np.float32(1)}  # as they were before there was anything to say of them
+    net.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in {**units, **weights}.items()})
+
+
 def load_snapshot(net: PolicyNet, snapshot: PolicySnapshot) -> None:
     """Copy the snapshot's weights into the net; raises RuntimeError where names or shapes are another network's."""
-    net.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in snapshot.weights.items()})
+    load_weights(net, snapshot.weights)

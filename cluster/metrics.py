@@ -85,6 +85,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("intrinsic_reward_mean", "reward/step", "gauge", "mean intrinsic reward per step, weighted by k_int", "above 0, falls as novelty fades", "reward model"),
     Metric("intrinsic_scale", "factor", "gauge", "what reward.max_intrinsic_share multiplies intrinsic reward by; 1 without a cap", "1", "reward model"),
     Metric("intrinsic_unknown_fraction", "fraction", "gauge", "share of steps whose caption is not in the reward table yet", "below 0.05 after the first minutes", "annotation", red_above=0.05),
+    Metric("steps_without_table_fraction", "fraction", "gauge", "share of all steps so far that were trained on before a reward table knew any caption; null with reward_model.name=none", "near 0", "annotation"),
     Metric("captions_distinct", "captions", "gauge", "distinct captions in the caption book", "rises, ever slower", "annotation"),
     Metric("annotations_total", "judgements", "counter", "judgements this run received, cached ones included", "rises", "annotation", panel="judgements"),
     Metric("annotations_per_s", "judgements/s", "gauge", "judgements received per second over the log interval", "engine dependent", "annotation"),
@@ -109,6 +110,11 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("clip_fraction", "fraction", "gauge", "share of steps whose ratio was clipped", "below 0.3", "learning", panel="clipping", red_above=0.3),
     Metric("rho_clipped_fraction", "fraction", "gauge", "share of steps whose importance weight exceeded vtrace_rho_clip", "around 0.5 or less", "learning", panel="clipping"),
     Metric("explained_variance", "fraction", "gauge", "1 - Var(vs - V) / Var(vs)", "rises towards 1", "learning"),
+    Metric("policy_state_information", "nats", "gauge", "entropy of the batch's mean policy minus the mean entropy: how much the action depends on the state", "above 0.05; a policy that does not look has 0", "learning"),
+    Metric("update_kl", "nats", "gauge", "mean KL from the policy before an update to the one after it, on some of the batch's states", "0.001 to 0.05", "learning", red_above=0.1),
+    Metric("grad_clipped_fraction", "fraction", "gauge", "share of gradient steps whose norm exceeded learner.max_grad_norm", "below 0.5", "learning", panel="clipping"),
+    Metric("core_saturated_fraction", "fraction", "gauge", "share of the recurrent core's outputs beyond 0.95 in size; null without a core", "below 0.3", "learning", panel="recurrent core", red_above=0.3),
+    Metric("core_dead_fraction", "fraction", "gauge", "share of the recurrent core's units that deviate by less than 0.01 over states; null without a core", "below 0.5", "learning", panel="recurrent core", red_above=0.5),
     Metric("grad_norm", "norm", "gauge", "global gradient norm before clipping", "around learner.max_grad_norm or less", "learning"),
 )  # fmt: skip
 

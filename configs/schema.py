@@ -67,6 +67,9 @@ class PolicyConfig:
     """Recurrent core: `lstm`, `gru` or `none`."""
     core_size: int = 256
     """Width of the recurrent core (ONI: 512)."""
+    core_skip: bool = True
+    """Let the heads read the encoder's features beside the core's outputs (ONI: no). What is seen now then need not pass through the core,
+    which otherwise collapses to a constant before it has learnt to carry it (docs/learning.md)."""
     hidden_size: int = 256
     """Width of the encoder's fully connected layer."""
     crop_size: int = 9
@@ -90,12 +93,21 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """V-trace with a PPO-clipped surrogate; the defaults are ONI's documented run unless said otherwise."""
+    """V-trace with a PPO-clipped surrogate. Passes, minibatches, step size, lambda and units of value are what learns in some million steps
+    (docs/learning.md); everything else is ONI's documented run, whose own settings are preset `oni_score`."""
 
     rollouts_per_batch: int = 1
     """Rollouts joined along the environment axis into one batch; batch size = this x rollout_steps x envs_per_worker."""
-    learning_rate: float = 1e-4
-    """Adam's step size."""
+    epochs: int = 4
+    """Passes over each batch (PPO, Schulman et al. 2017; ONI: 1). Targets are computed anew in every pass, from the values of the moment."""
+    minibatches: int = 4
+    """Gradient steps per pass (ONI: 1), each on an equal share of the batch's environments, drawn anew in every pass; no more than there
+    are environments."""
+    learning_rate: float = 5e-4
+    """Adam's step size (ONI: 1e-4)."""
+    final_learning_rate_fraction: float = 1.0
+    """What is left of learning_rate at total_env_steps, in [0, 1]; it falls linearly with the steps. 1 keeps it constant, 0 is what many
+    published runs of PPO do."""
     adam_beta1: float = 0.9
     """Adam's first-moment decay."""
     adam_beta2: float = 0.999
@@ -108,6 +120,9 @@ class LearnerConfig:
     """Truncation level of the importance weights rho (IMPALA eq. 1)."""
     vtrace_c_clip: float = 1.0
     """Truncation level of the trace weights c (IMPALA eq. 1)."""
+    trace_lambda: float = 0.95
+    """lambda, in [0, 1]: weight of each further step in targets and advantages (IMPALA remark 2; on-policy it is GAE's, Schulman et al.
+    2016, where 0.95 is usual; ONI: 1)."""
     rho_weighted_advantage: bool = False
     """Multiply the policy advantage by rho as ONI does; off because the clipped ratio already is that weight."""
     ppo_clip: float = 0.1
@@ -124,6 +139,9 @@ class LearnerConfig:
     """Gradients are scaled down to this global L2 norm."""
     normalize_advantages: bool = True
     """Standardise advantages within the batch (standard-deviation floor 1e-3)."""
+    normalize_returns: bool = True
+    """Learn values in units of the targets' running mean and standard deviation, whatever the rewards' scale (PopArt, van Hasselt et al.
+    2016: the head is rescaled so that no value changes; ONI: no); value_clip is then in these units too."""
     max_policy_lag: int = 20
     """Rollouts older than this many policy versions are dropped and counted."""
     precision: str = "auto"

@@ -37,6 +37,21 @@ class Batch:
     core_state: dict[str, Tensor]
     """name -> [B, H] f32, before step 0."""
 
+    def columns(self, indices: Tensor) -> "Batch":
+        """The environments at `indices` [N] i64, in host memory: a copy."""
+        on_device = indices.to(self.actions.device)
+        return Batch(
+            obs={name: tensor[:, on_device] for name, tensor in self.obs.items()},
+            actions=self.actions[:, on_device],
+            behaviour_logits=self.behaviour_logits[:, on_device],
+            behaviour_values=self.behaviour_values[:, on_device],
+            final_values=self.final_values[:, on_device],
+            terminated=self.terminated[:, on_device],
+            truncated=self.truncated[:, on_device],
+            reset_before=self.reset_before[:, indices],
+            core_state={name: tensor[on_device] for name, tensor in self.core_state.items()},
+        )
+
 
 class BatchBuffers:
     """Host memory for one batch, and the way from it to the device; as large as the last batch."""

@@ -27,9 +27,17 @@ def clamped_ratios(log_probs: Tensor, behaviour_log_probs: Tensor, clamp: float)
 
 
 def policy_loss(
-    *, logits: Tensor, ratios: Tensor, values: Tensor, behaviour_values: Tensor, targets: VtraceTargets, config: LearnerConfig
+    *,
+    logits: Tensor,
+    ratios: Tensor,
+    values: Tensor,
+    behaviour_values: Tensor,
+    targets: VtraceTargets,
+    config: LearnerConfig,
+    value_scale: Tensor | float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss to minimise, and its figures by metric name; `logits` [T, B, A], everything else [T, B].
+    """The loss to minimise, and its figures by metric name; `logits` [T, B, A], `value_scale` (the unit of the value loss) one number,
+    everything else [T, B].
 
     Schulman et al. 2017, PPO, eq. 7, with ONI's bounds: the ratio is clipped to [1/(1+x), 1+x], the value to within
     `value_clip` of the behaviour value; the worse of clipped and unclipped counts.
@@ -40,8 +48,9 @@ def policy_loss(
     low, high = 1 / (1 + config.ppo_clip), 1 + config.ppo_clip
     surrogate = torch.minimum(ratios * advantages, ratios.clamp(low, high) * advantages).mean()
 
-    clipped_values = behaviour_values + (values - behaviour_values).clamp(-config.value_clip, config.value_clip)
-    value_loss = torch.maximum((values - targets.vs).square(), (clipped_values - targets.vs).square()).mean()
+    errors, moved = (values - targets.vs) / value_scale, (values - behaviour_values) / value_scale
+    clipped_errors = errors - moved + moved.clamp(-config.value_clip, config.value_clip)
+    value_loss = torch.maximum(errors.square(), clipped_errors.square()).mean()
 
     log_pi = logits.log_softmax(-1)
     entropy = -(log_pi.exp() * log_pi).sum(-1).mean()

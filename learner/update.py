@@ -1,7 +1,7 @@
 """The learner: owns the network in training and its optimiser, and turns rollouts and a reward table into new weights.
 
-Invariant: a version is a finite update: one whose loss or gradient is not finite changes nothing but a counter. On a CPU the
-same state and the same rollouts give the same weights, bit for bit.
+Invariant: a version is a finite update: a gradient step whose loss or gradient is not finite changes nothing but a counter. On
+a CPU the same state and the same rollouts give the same weights, bit for bit.
 """
 
 import math
@@ -16,15 +16,20 @@ from torch import Tensor
 
 from actors.devices import resolve_device, resolve_precision
 from actors.environment import EnvironmentSpec
-from actors.policy import PolicyNet, PolicyOutput, PolicySnapshot, snapshot
+from actors.policy import PolicyNet, PolicyOutput, PolicySnapshot, load_weights, snapshot
 from actors.rollout import Rollout, Version
 from configs.schema import LearnerConfig, PolicyConfig, RewardConfig
 from learner.batch import Batch, BatchBuffers
+from learner.instruments import core_figures, mean_kl, state_information
 from learner.loss import action_log_probs, clamped_ratios, policy_loss
 from learner.memory import keep_freed_memory
+from learner.return_scale import ReturnScale
 from learner.rewards import RewardMixer
-from learner.vtrace import vtrace_targets
+from learner.vtrace import VtraceTargets, vtrace_targets
 from reward_models.table import RewardTable
+
+PROBE_INTERVAL, PROBE_COLUMNS = 8, 8
+"""One update in so many is measured by what it does to the policy in so many environments."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +60,9 @@ class Learner:
         seed: int,
     ) -> None:
         """Raises ValueError for a network that cannot read the observations, and for a device that is not there."""
-        self.config, self.run_epoch = config, run_epoch
+        self.config, self.run_epoch, self._seed = config, run_epoch, seed
         self.device = resolve_device(config.device, "learner.device")
-        self._autocast = resolve_precision(config.precision, self.device)
+        self._precision = resolve_precision(config.precision, self.device)
         keep_freed_memory()
         self._buffers = BatchBuffers(self.device)
         with torch.random.fork_rng(devices=[]):
@@ -71,7 +76,9 @@ class Learner:
             fused=True,
         )
         self._rewards = RewardMixer(reward)
+        self._return_scale = ReturnScale()
         self._updates = 0
+        self._gradient_steps = 0
         self._skipped = 0
 
     @property
@@ -79,23 +86,18 @@ class Learner:
         """Of the weights as they are now."""
         return self.run_epoch, self._updates
 
-    def step(self, rollouts: Sequence[Rollout], table: RewardTable) -> StepResult:
+    def step(self, rollouts: Sequence[Rollout], table: RewardTable, progress: float = 0.0) -> StepResult:
         """One update on the rollouts, all steps of which count equally but those of lost environments, which do not count; rewards are
-        computed here, with `table`."""
+        computed here, with `table`. `progress`, in [0, 1], is the share of the run's steps that lie behind it."""
         began = time.perf_counter()
         batch = self._buffers.join([rollout.without_lost() for rollout in rollouts if rollout.num_steps])
         transfer_s = time.perf_counter() - began
         lags = [self._updates - rollout.policy_version[1] for rollout in rollouts]
-        with torch.autocast(self.device.type, self._autocast or torch.bfloat16, enabled=self._autocast is not None):
-            output = self.net(batch.obs, batch.core_state, batch.reset_before)
-        # A GPU is still at work on the above while rewards are looked up here.
         looked_up = time.perf_counter()
         intrinsic_scale, rewards = self._rewards.intrinsic_scale, self._rewards.mix(rollouts, table)
         kept = np.concatenate([rollout.kept for rollout in rollouts])
         relabel_s = time.perf_counter() - looked_up
-        loss, figures = self._loss(batch, output, torch.from_numpy(rewards.total[:, kept]).to(self.device))
-        figures["grad_norm"] = self._apply(loss)
-        metrics = dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
+        metrics = self._train(batch, torch.from_numpy(rewards.total[:, kept]).to(self.device), progress)
         metrics["intrinsic_reward_mean"] = float(rewards.intrinsic[:, kept].mean())
         metrics["intrinsic_scale"] = intrinsic_scale
         metrics["intrinsic_unknown_fraction"] = rewards.unknown_fraction
@@ -112,7 +114,7 @@ class Learner:
 
     def metrics(self) -> dict[str, float]:
         """Counters over the whole run: `learner_updates`, `updates_skipped_nonfinite`."""
-        return {"learner_updates": self._updates, "updates_skipped_nonfinite": self._skipped}
+        return {"learner_updates": self._gradient_steps, "updates_skipped_nonfinite": self._skipped}
 
     def snapshot(self) -> PolicySnapshot:
         """A copy of the weights under their version."""
@@ -123,7 +125,9 @@ class Learner:
         return {
             "run_epoch": self.run_epoch,
             "updates": self._updates,
+            "gradient_steps": self._gradient_steps,
             "skipped": self._skipped,
+            "return_scale": self._return_scale.state_dict(),
             "rewards": self._rewards.state_dict(),
             "weights": self.snapshot().weights,
             "adam": {
@@ -143,7 +147,7 @@ class Learner:
                 f"the state is of run epoch {state['run_epoch']}, this learner of {self.run_epoch}:"
                 " each start of a run needs an epoch of its own, higher than all before"
             )
-        self.net.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in state["weights"].items()})
+        load_weights(self.net, state["weights"])
         moments = {
             index: {key: torch.from_numpy(np.array(array)) for key, array in state["adam"][name].items()}
             for index, (name, _) in enumerate(self.net.named_parameters())
@@ -152,9 +156,45 @@ class Learner:
         self._optimizer.load_state_dict({"state": moments, "param_groups": self._optimizer.state_dict()["param_groups"]})
         self._rewards.load_state_dict(state["rewards"])
         self._updates, self._skipped = state["updates"], state["skipped"]
+        self._gradient_steps = state.get("gradient_steps", self._updates)
+        self._return_scale.load_state_dict(state.get("return_scale"))
 
-    def _loss(self, batch: Batch, output: PolicyOutput, rewards: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of what the net says of the batch, with `rewards` [T, B], and its figures."""
+    def _train(self, batch: Batch, rewards: Tensor, progress: float) -> dict[str, float]:
+        """All gradient steps on the batch; the means of their figures."""
+        config, before = self.config, self._gradient_steps
+        for group in self._optimizer.param_groups:
+            group["lr"] = config.learning_rate * (1 - (1 - config.final_learning_rate_fraction) * progress)
+        probe = self._probe(batch) if self._updates % PROBE_INTERVAL == 0 else None
+        figures: list[dict[str, Tensor]] = []
+        for epoch in range(config.epochs):
+            for columns in self._minibatches(rewards.shape[1], epoch):
+                part = batch if columns is None else batch.columns(columns)
+                with self._autocast():
+                    output = self.net(part.obs, part.core_state, part.reset_before)
+                loss, targets, of_step = self._loss(part, output, rewards if columns is None else rewards[:, columns.to(self.device)])
+                of_step["grad_norm"] = self._apply(loss, targets.vs if epoch == 0 else None)
+                if epoch:  # of a net that has seen these very steps
+                    del of_step["explained_variance"]
+                of_step["grad_clipped_fraction"] = (of_step["grad_norm"] > config.max_grad_norm).float()
+                figures.append(of_step)
+        if self._gradient_steps > before:
+            self._updates += 1
+        of_batch = {"policy_state_information": state_information(batch.behaviour_logits)}
+        if probe is not None:
+            of_batch |= self._compare(probe)
+        means = {name: torch.stack([of_step[name] for of_step in figures if name in of_step]).nanmean() for name in figures[0]}
+        return _numbers({**means, **of_batch})
+
+    def _minibatches(self, num_columns: int, epoch: int) -> list[Tensor | None]:
+        """Which environments [N] i64 each gradient step of a pass is made on; None: all, as they are."""
+        number = min(self.config.minibatches, num_columns)
+        if number == 1:
+            return [None]
+        order = np.random.default_rng((self._seed, self._updates, self._skipped, epoch)).permutation(num_columns)
+        return [torch.from_numpy(columns) for columns in np.array_split(order, number)]
+
+    def _loss(self, batch: Batch, output: PolicyOutput, rewards: Tensor) -> tuple[Tensor, VtraceTargets, dict[str, Tensor]]:
+        """The loss of what the net says of the batch, with `rewards` [T, B], its targets and its figures."""
         config, logits, values = self.config, output.logits[:-1], output.values[:-1]
         behaviour_log_probs = action_log_probs(batch.behaviour_logits, batch.actions)
         ratios = clamped_ratios(action_log_probs(logits, batch.actions), behaviour_log_probs, config.ratio_clamp)
@@ -171,20 +211,57 @@ class Learner:
             gamma=config.gamma,
             rho_clip=config.vtrace_rho_clip,
             c_clip=config.vtrace_c_clip,
+            trace_lambda=config.trace_lambda,
             rho_weighted=config.rho_weighted_advantage,
         )
-        return policy_loss(
-            logits=logits, ratios=ratios, values=values, behaviour_values=batch.behaviour_values, targets=targets, config=config
+        loss, figures = policy_loss(
+            logits=logits,
+            ratios=ratios,
+            values=values,
+            behaviour_values=batch.behaviour_values,
+            targets=targets,
+            config=config,
+            value_scale=self.net.value_scale.clone(),
         )
+        return loss, targets, figures
 
-    def _apply(self, loss: Tensor) -> Tensor:
-        """Take the optimiser's step if loss and gradient are finite; the gradient's norm before clipping."""
+    def _apply(self, loss: Tensor, new_targets: Tensor | None) -> Tensor:
+        """Take the optimiser's step if loss and gradient are finite, and with it `new_targets` into the units of value; the gradient's
+        norm before clipping."""
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.config.max_grad_norm)
         if bool(torch.isfinite(loss.detach() + grad_norm)):
             self._optimizer.step()
-            self._updates += 1
+            self._gradient_steps += 1
+            if self.config.normalize_returns and new_targets is not None:
+                self._return_scale.observe(new_targets)
+                self.net.rescale_values(*self._return_scale.unit(self.device))
         else:
             self._skipped += 1
         return grad_norm
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self._precision or torch.bfloat16, enabled=self._precision is not None)
+
+    @torch.no_grad()
+    def _probe(self, batch: Batch) -> tuple[Batch, PolicyOutput]:
+        """A few environments, and what the net says of them before the update."""
+        columns = torch.arange(min(PROBE_COLUMNS, batch.actions.shape[1]))
+        part = batch.columns(columns)
+        with self._autocast():
+            return part, self.net(part.obs, part.core_state, part.reset_before)
+
+    @torch.no_grad()
+    def _compare(self, probe: tuple[Batch, PolicyOutput]) -> dict[str, Tensor]:
+        """Figures of the update that lies between the probe and now, and of the core."""
+        part, before = probe
+        with self._autocast():
+            after = self.net(part.obs, part.core_state, part.reset_before)
+        figures = {"update_kl": mean_kl(before.logits, after.logits)}
+        return figures | core_figures(after.core_outputs) if self.net.core.kind != "none" else figures
+
+
+def _numbers(figures: Mapping[str, Tensor]) -> dict[str, float]:
+    """The figures as numbers, with one wait for the device."""
+    return dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))

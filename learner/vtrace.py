@@ -32,6 +32,7 @@ def vtrace_targets(
     gamma: float,
     rho_clip: float = 1.0,
     c_clip: float = 1.0,
+    trace_lambda: float = 1.0,
     rho_weighted: bool = False,
 ) -> VtraceTargets:
     """V-trace (Espeholt et al. 2018, IMPALA, eq. 1) by its backward recursion (remark 1), all arguments [T, B].
@@ -44,7 +45,7 @@ def vtrace_targets(
     next_values = torch.where(truncated, final_values, next_values).masked_fill(terminated, 0.0)
     rhos = ratios.clamp(max=rho_clip)
     deltas = rhos * (rewards + gamma * next_values - values)
-    traces = gamma * ratios.clamp(max=c_clip) * ~done
+    traces = gamma * trace_lambda * ratios.clamp(max=c_clip) * ~done
     corrections = torch.zeros_like(values)  # vs - V
     correction = torch.zeros_like(values[0])
     for t in reversed(range(len(values))):
@@ -52,5 +53,5 @@ def vtrace_targets(
         corrections[t] = correction
     vs = values + corrections
     vs_next = torch.where(done, next_values, torch.cat([vs[1:], next_values[-1:]]))
-    advantages = rewards + gamma * vs_next - values
+    advantages = rewards + gamma * torch.lerp(next_values, vs_next, trace_lambda) - values
     return VtraceTargets(vs, rhos * advantages if rho_weighted else advantages)

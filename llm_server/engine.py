@@ -11,11 +11,11 @@ from typing import Protocol
 from configs.service_schema import ServiceConfig
 from configs.suggestions import did_you_mean
 from llm_server.annotation import Score
+from llm_server.devices import DTYPES
 from llm_server.rubric import Rubric
 from llm_server.scripted_engine import ScriptedEngine
 
 ENGINES = ("transformers", "vllm", "openai", "scripted", "none")
-DTYPES = ("auto", "bfloat16", "float32")
 MODEL_WANTED = "give a folder with config.json, a tokenizer and safetensors weights, a Hugging Face id, or smollm2"
 
 

@@ -19,12 +19,13 @@ from configs.service_schema import ServiceConfig
 from llm_server.annotation import Score
 from llm_server.answers import NO_ANSWER, score_of_answers
 from llm_server.child_server import CanaryRefused, ChildServer, ChildSettings
+from llm_server.devices import resolve_dtype
 from llm_server.endpoint import Endpoint, EndpointRefused, EndpointUnavailable
 from llm_server.model_folder import folder_fingerprint, model_folder
 from llm_server.prompt_tokens import PromptTokens
 from llm_server.question import Question
 from llm_server.rubric import Rubric
-from llm_server.vllm_program import DTYPES, vllm_command, vllm_environment, vllm_python
+from llm_server.vllm_program import is_on_cpu, vllm_command, vllm_environment, vllm_python
 
 DEFAULT_MODEL_LEN = 4096
 MAX_TEXT_TOKENS = 2048
@@ -48,7 +49,8 @@ class VllmEngine:
         self._folder = model_folder(config.model)
         self._tokenizer, self._context = _load_tokenizer(self._folder, config)
         self.model = config.model
-        self.name = f"vllm/{DTYPES[config.dtype]}"
+        dtype = resolve_dtype(config.dtype, on_cpu=is_on_cpu(config.device))
+        self.name = f"vllm/{dtype}"
         self.fingerprint = folder_fingerprint(self._folder, self.name)
         self._single = self._prompt(rubric.question())
         self._pair = self._prompt(rubric.pair_question()) if rubric.pairs else None
@@ -57,7 +59,7 @@ class VllmEngine:
         self._server = ChildServer(
             ChildSettings(
                 name="vLLM",
-                command=lambda port: vllm_command(python, config, self._folder, self._context, port),
+                command=lambda port: vllm_command(python, config, self._folder, dtype, self._context, port),
                 canary=self._ask_canary,
                 environment=vllm_environment(config) | {"VLLM_API_KEY": self._key},
                 canary_timeout_s=config.engine_timeout_s,

@@ -80,6 +80,11 @@ class RewardTable:
     def _all_goals(self) -> np.ndarray:
         return np.full(len(self.ids), -1, np.int8) if self.goals is None else self.goals
 
+    @property
+    def knows_nothing(self) -> bool:
+        """Whether it holds no caption but the empty one, as before the first judgement."""
+        return len(self.ids) == 1
+
     def look_up(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rewards f32 and known bool, both in the shape of `ids` (u64); unknown captions have reward 0."""
         positions, known = self._index.find(ids)

@@ -116,6 +116,42 @@ class HummingCorridor(Corridor):
         return self._observe(text), 0.0, False, False, {"success": False, "text": text}
 
 
+class TMaze(gymnasium.Env):
+    """Remember what the first step showed until the corridor's end (Bakker 2001): the side where the reward of 1 lies.
+
+    Actions: 0 left branch, 1 forward, 2 right branch, 3 back; only at the junction do the branches lead anywhere, and end the episode.
+    Standing still costs 0.1, as does the wrong branch. Bakker's four observations: two signs, the corridor, the junction.
+    """
+
+    LEFT_SIGN, RIGHT_SIGN, CORRIDOR, JUNCTION = np.array([[0, 1, 1], [1, 1, 0], [1, 0, 1], [0, 1, 0]], np.float32)
+
+    def __init__(self, length: int = 10) -> None:
+        self.length = length
+        self.observation_space = spaces.Box(0.0, 1.0, (3,), np.float32)
+        self.action_space = spaces.Discrete(4)
+        self._position, self._goal = 0, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """To the sign, which names a side at random."""
+        super().reset(seed=seed)
+        self._position, self._goal = 0, 2 * int(self.np_random.integers(2))
+        return self._observe(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """See the class; `success` is whether the episode ended in the right branch."""
+        if self._position == self.length and action in (0, 2):
+            success = action == self._goal
+            return self._observe(), 1.0 if success else -0.1, True, False, {"success": success}
+        before, move = self._position, {1: 1, 3: -1}.get(action, 0)
+        self._position = min(max(before + move, 0), self.length)
+        return self._observe(), -0.1 if self._position == before else 0.0, False, False, {"success": False}
+
+    def _observe(self) -> np.ndarray:
+        if self._position == 0:
+            return self.RIGHT_SIGN if self._goal else self.LEFT_SIGN
+        return self.JUNCTION if self._position == self.length else self.CORRIDOR
+
+
 class Painting(gymnasium.Env):
     """Image observations and nothing to win: pixels are noise, `info["text"]` says how bright they are."""
 
@@ -189,5 +225,5 @@ def say_nothing(obs: Any, info: dict[str, Any]) -> str:
     return ""
 
 
-for _kind in (Corridor, ForgetfulCorridor, PoisonedCorridor, HummingCorridor, Painting, Dial, Throttle):
+for _kind in (Corridor, ForgetfulCorridor, PoisonedCorridor, HummingCorridor, TMaze, Painting, Dial, Throttle):
     gymnasium.register(f"{_kind.__name__}-v0", entry_point=f"{__name__}:{_kind.__name__}")

@@ -9,7 +9,7 @@ from actors.blstats import ScaledBlstats
 from actors.distinct_rows import encode_distinct
 from actors.environment import ArraySpec, EnvironmentSpec, make_environment
 from actors.networks import GlyphCropEncoder, ImageEncoder, VectorEncoder
-from actors.policy import PolicyNet, load_snapshot, snapshot
+from actors.policy import PolicyNet, load_snapshot, load_weights, snapshot
 from configs.schema import EnvConfig, PolicyConfig
 
 NUM_ACTIONS = 5
@@ -42,9 +42,9 @@ def make_spec(network: str) -> EnvironmentSpec:
     return EnvironmentSpec(observations=OBSERVATIONS[network], num_actions=NUM_ACTIONS)
 
 
-def make_net(network: str = "mlp", *, core: str = "lstm", seed: int = 0) -> PolicyNet:
+def make_net(network: str = "mlp", *, core: str = "lstm", core_skip: bool = False, seed: int = 0) -> PolicyNet:
     torch.manual_seed(seed)
-    net = PolicyNet(make_spec(network), dataclasses.replace(SMALL, network=network, core=core))
+    net = PolicyNet(make_spec(network), dataclasses.replace(SMALL, network=network, core=core, core_skip=core_skip))
     torch.nn.init.orthogonal_(net.policy_head.weight)  # as after training: at first all actions are all but equal
     return net
 
@@ -72,10 +72,11 @@ def step_by_step(
     return torch.stack(logits), torch.stack(values), state
 
 
+@pytest.mark.parametrize("core_skip", [False, True])
 @pytest.mark.parametrize("core", ["lstm", "gru", "none"])
 @pytest.mark.parametrize("network", list(OBSERVATIONS))
-def test_a_sequence_with_resets_equals_its_steps_one_by_one(network: str, core: str) -> None:
-    net, obs = make_net(network, core=core), random_obs(network, 7, 3)
+def test_a_sequence_with_resets_equals_its_steps_one_by_one(network: str, core: str, core_skip: bool) -> None:
+    net, obs = make_net(network, core=core, core_skip=core_skip), random_obs(network, 7, 3)
     state = {name: torch.randn_like(tensor) for name, tensor in net.initial_state(3).items()}
     reset_before = torch.zeros(7, 3, dtype=torch.bool)
     reset_before[[0, 3, 3, 6], [2, 0, 1, 1]] = True
@@ -86,6 +87,35 @@ def test_a_sequence_with_resets_equals_its_steps_one_by_one(network: str, core: 
     torch.testing.assert_close(output.logits, logits, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(output.values, values, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(output.core_state, last_state, rtol=1e-5, atol=1e-6)
+
+
+def test_with_a_skip_the_heads_see_what_a_core_that_says_nothing_keeps_from_them() -> None:
+    for core_skip in (False, True):
+        net, obs = make_net(core_skip=core_skip), random_obs("mlp", 1, 2)
+        torch.nn.init.zeros_(net.core.input.weight)
+        logits = net(obs, net.initial_state(2)).logits[0]
+        assert torch.equal(logits[0], logits[1]) != core_skip
+
+
+@pytest.mark.parametrize("core_skip", [False, True])
+def test_other_units_of_value_change_no_value(core_skip: bool) -> None:
+    net, obs = make_net(core_skip=core_skip), random_obs("mlp", 4, 3)
+    before = net(obs, net.initial_state(3))
+    for mean, scale in ((5.0, 20.0), (-1.0, 0.01)):
+        net.rescale_values(torch.tensor(mean), torch.tensor(scale))
+        after = net(obs, net.initial_state(3))
+        torch.testing.assert_close(after.values, before.values, rtol=1e-4, atol=1e-4)
+        assert torch.equal(after.logits, before.logits)
+    assert (net.value_mean, net.value_scale) == (-1.0, torch.tensor(0.01))
+
+
+def test_weights_from_before_values_had_units_are_read_as_they_were() -> None:
+    net, other = make_net(seed=1), make_net(seed=2)
+    other.rescale_values(torch.tensor(3.0), torch.tensor(2.0))
+    weights = {name: array for name, array in snapshot(net, (0, 0)).weights.items() if name not in ("value_mean", "value_scale")}
+    load_weights(other, weights)
+    obs = random_obs("mlp", 1, 2)
+    assert torch.equal(other(obs, other.initial_state(2)).values, net(obs, net.initial_state(2)).values)
 
 
 @pytest.mark.parametrize("core", ["lstm", "gru"])
@@ -118,9 +148,10 @@ def test_the_core_state_is_float32_under_the_names_of_a_rollout(core: str, names
     assert {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()} == dict.fromkeys(names, ((4, 16), torch.float32))
 
 
+@pytest.mark.parametrize("core_skip", [False, True])
 @pytest.mark.parametrize("network", list(OBSERVATIONS))
-def test_every_parameter_learns(network: str) -> None:
-    net = make_net(network)
+def test_every_parameter_learns(network: str, core_skip: bool) -> None:
+    net = make_net(network, core_skip=core_skip)
     output = net(random_obs(network, 3, 4), net.initial_state(4))
     (output.logits.logsumexp(-1).sum() + output.logits[..., 0].sum() + output.values.sum()).backward()
     assert [name for name, parameter in net.named_parameters() if parameter.grad is None or not parameter.grad.any()] == []

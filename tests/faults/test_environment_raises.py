@@ -162,6 +162,8 @@ def test_a_run_counts_only_what_it_trained_on(tmp_path: Path, capsys: pytest.Cap
         "logging.tensorboard=false",
         "logging.interval_env_steps=1",
         "reward_model.name=none",
+        "learner.epochs=1",
+        "learner.minibatches=1",
     ]
     assert launch(load_config(preset="debug", overrides=[*settings, *small, "logging.console=plain"])) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -51,8 +51,8 @@ def plain_log_odds(engine, rubric, text):
 def test_packed_answers_are_those_of_a_plain_forward_pass(smollm2, rubric):
     for text, score in zip(TEXTS[:3], smollm2.score(TEXTS)[:3], strict=True):
         log_odds, mass = plain_log_odds(smollm2, rubric, text)
-        assert math.log(score.probability / (1 - score.probability)) == pytest.approx(log_odds, abs=0.2)  # bf16: steps of 1/8
-        assert score.answer_mass == pytest.approx(mass, abs=0.03)
+        assert math.log(score.probability / (1 - score.probability)) == pytest.approx(log_odds, abs=1e-4)
+        assert score.answer_mass == pytest.approx(mass, abs=1e-5)
 
 
 def test_an_answer_does_not_depend_on_its_batch(smollm2):
@@ -86,7 +86,7 @@ def test_a_text_as_long_as_any_is_scored(smollm2, rubric):
 def test_the_fingerprint_is_stable_and_changes_with_weights_and_dtype(smollm2, short):
     again = build_engine(FEW, short)
     assert again.fingerprint == smollm2.fingerprint, "the rubric and the batch size are not part of it"
-    assert build_engine(dataclasses.replace(FEW, dtype="float32"), short).fingerprint != smollm2.fingerprint
+    assert build_engine(dataclasses.replace(FEW, dtype="bfloat16"), short).fingerprint != smollm2.fingerprint
     weights = again._model.get_output_embeddings().weight
     with torch.no_grad():
         weights[0] += 1
