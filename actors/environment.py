@@ -190,11 +190,11 @@ def make_environment(
 def _make(config: EnvConfig, policy: PolicyConfig, num_envs: int, seeds: SeedStream) -> VectorEnvironment:
     spec = find_environment(config.id)
     if _is_nethack(spec):
-        from actors.hero_view import character_view, glyph_view
+        from actors.hero_view import view_for
         from actors.nethack import NetHackEnvironment
 
-        view = character_view() if policy.network == "rendered_crop" else glyph_view(policy.crop_size)
-        return NetHackEnvironment(spec, config, num_envs=num_envs, seeds=seeds, view=view)
+        view = view_for(policy.network, policy.crop_size)
+        return NetHackEnvironment(spec, config, num_envs=num_envs, seeds=seeds, view=view, inventory=policy.network == "nethack_full")
     from actors.gymnasium_environment import GymnasiumEnvironment
 
     return GymnasiumEnvironment(spec, config, num_envs=num_envs, seeds=seeds)

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from actors.blstats import NUM_BLSTATS, NUM_SCALED, ScaledBlstats, signed_log
 from actors.environment import ArraySpec
-from actors.glyph_convolution import convolve_categories
+from actors.glyph_convolution import convolve_glyphs
+from actors.nethack_full import NetHackFullEncoder
 from actors.rendered_crop import RenderedCropEncoder
 from actors.repeating_encoder import SIDE_FEATURES, Part, RepeatingEncoder, two_layers
 from configs.schema import PolicyConfig
@@ -58,15 +59,7 @@ class GlyphCropEncoder(RepeatingEncoder):
 
     def _convolve(self, crops: Tensor) -> Tensor:
         """[N, cells] glyphs -> [N, hidden_size]."""
-        crops, (first, *rest) = crops.unflatten(1, self._crop_shape), self.convolutions
-        assert isinstance(first, nn.Conv2d)
-        assert first.bias is not None
-        if crops.device.type == "cpu" and torch.is_grad_enabled():  # it pays on the way back, and for many crops at once
-            maps = convolve_categories(crops, self.embedding.weight, first.weight, first.bias)
-            for layer in rest:
-                maps = layer(maps)
-        else:
-            maps = self.convolutions(self.embedding(crops.long()).movedim(-1, 1))  # channels last in memory
+        maps = convolve_glyphs(crops.unflatten(1, self._crop_shape), self.embedding, self.convolutions)
         return self.project(maps.movedim(1, -1).flatten(1))
 
     def _read(self, message: Tensor) -> Tensor:
@@ -149,9 +142,10 @@ class VectorEncoder(nn.Module):
         return array.float() / 255 if spec.dtype == "uint8" else signed_log(array.float())
 
 
-Encoder = GlyphCropEncoder | RenderedCropEncoder | ImageEncoder | VectorEncoder
+Encoder = GlyphCropEncoder | NetHackFullEncoder | RenderedCropEncoder | ImageEncoder | VectorEncoder
 ENCODERS: dict[str, type[Encoder]] = {
     "glyph_crop": GlyphCropEncoder,
+    "nethack_full": NetHackFullEncoder,
     "rendered_crop": RenderedCropEncoder,
     "cnn": ImageEncoder,
     "mlp": VectorEncoder,

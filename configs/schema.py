@@ -60,8 +60,9 @@ class PolicyConfig:
     """The network that workers run and the learner trains."""
 
     network: str = "auto"
-    """`glyph_crop` (NetHack), `rendered_crop` (NetHack, ONI's: 12 x 12 characters drawn as a picture), `cnn` (image observations),
-    `mlp` (everything else), or `auto` (by the observation space; never `rendered_crop`)."""
+    """`glyph_crop` (NetHack), `nethack_full` (NetHack: besides the crop the 21 x 45 cells around the hero, the message by its words, the
+    inventory), `rendered_crop` (NetHack, ONI's: 12 x 12 characters drawn as a picture), `cnn` (image observations), `mlp` (everything else),
+    or `auto` (by the observation space: one of the others than `nethack_full` and `rendered_crop`)."""
     core: str = "lstm"
     """Recurrent core: `lstm`, `gru` or `none`."""
     core_size: int = 256
@@ -72,12 +73,13 @@ class PolicyConfig:
     hidden_size: int = 256
     """Width of the encoder's fully connected layer."""
     crop_size: int = 9
-    """Side of the glyph crop around the hero, in cells; odd. `rendered_crop` always draws 12 x 12."""
+    """Side of the glyph crop around the hero, in cells; odd, for `nethack_full` at most 21. `rendered_crop` always draws 12 x 12."""
     embedding_size: int = 32
-    """Width of a glyph's embedding and of the two convolutions over the crop (`glyph_crop`), and of large categorical entries."""
+    """Width of a glyph's embedding and of the two convolutions over the crop (`glyph_crop`, `nethack_full`), and of large categorical
+    entries."""
     reuse_crops: bool = True
-    """Encode NetHack's crops and messages that repeat themselves only once, on a CPU: in a worker within a rollout, in the learner (crops)
-    within a batch. What is learnt stays the same up to rounding; false is for measuring what it saves."""
+    """Encode what repeats itself of NetHack's observations (crops, messages ...) only once, on a CPU: in a worker within a rollout, in the
+    learner within a batch. What is learnt stays the same up to rounding; false is for measuring what it saves."""
     previous_action: bool = False
     """Let the network see the action of the step before, as one of all actions (none at an episode's start), beside the encoder's features
     (IMPALA, Espeholt et al. 2018; R2D2, Kapturowski et al. 2019). A policy that repeats itself then shows information between what it

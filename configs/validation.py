@@ -22,7 +22,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "env.stepping": ("lean", "gymnasium"),
     "actors.precision": ("auto", "bf16", "fp32"),
     "learner.precision": ("auto", "bf16", "fp32"),
-    "policy.network": ("auto", "glyph_crop", "rendered_crop", "cnn", "mlp"),
+    "policy.network": ("auto", "glyph_crop", "nethack_full", "rendered_crop", "cnn", "mlp"),
     "policy.core": ("lstm", "gru", "none"),
     "service.engine": ("transformers", "vllm", "openai", "scripted", "none"),
     "service.dtype": ("auto", "bfloat16", "float32"),

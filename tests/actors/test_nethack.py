@@ -216,6 +216,35 @@ def test_skipped_lines_are_in_the_caption() -> None:
     env.close()
 
 
+def test_the_inventory_is_nles_own_and_looking_at_it_changes_no_game() -> None:
+    config, policy = EnvConfig(max_episode_steps=150), PolicyConfig(network="nethack_full")
+    env = make_environment(config, num_envs=1, run_seed=0, worker_index=0, policy=policy)
+    blind = make(max_episode_steps=150)
+    keys = ("glyphs", "blstats", "message", "inv_letters", "inv_oclasses")
+    plain = find_environment("NetHackScore-v0").make(disable_env_checker=True, fix_moon_phase=True, observation_keys=keys).unwrapped
+    assert isinstance(env, NetHackEnvironment)
+    plain.seed(*(env._seeds.seed(0, 0, purpose) for purpose in ("core", "disp")), reseed=False)
+    wanted, _ = plain.reset()
+    obs, _ = env.reset()
+    blind.reset()
+    rng = np.random.default_rng(2)
+    held = set()
+    for action in rng.integers(23, size=149):
+        for name in ("inv_letters", "inv_oclasses"):
+            assert np.array_equal(obs[name][0], wanted[name])
+        held.add(obs["inv_oclasses"].tobytes())
+        step, unseen = env.step(np.array([action])), blind.step(np.array([action]))
+        assert (step.captions, step.rewards.tolist()) == (unseen.captions, unseen.rewards.tolist())
+        assert np.array_equal(step.obs["blstats"], unseen.obs["blstats"])
+        obs, (wanted, *_) = step.obs, plain.step(action)
+    assert wanted["inv_oclasses"].max() == 18, "an empty slot's"
+    last = env.step(np.array([0]))
+    (end,) = last.ends
+    assert end.final_obs["inv_letters"].any()
+    for one in (env, blind, plain):
+        one.close()
+
+
 def test_the_crop_marks_cells_outside_the_map() -> None:
     env = make(crop_size=41)
     obs, _ = env.reset()

@@ -26,6 +26,13 @@ def categorical(*shape: int, num_values: int) -> ArraySpec:
 
 OBSERVATIONS = {
     "glyph_crop": {"glyph_crop": categorical(9, 9, num_values=5977), "blstats": numeric(27), "message": numeric(256, dtype=np.uint8)},
+    "nethack_full": {
+        "glyph_window": categorical(21, 45, num_values=5977),
+        "blstats": numeric(27),
+        "message": numeric(256, dtype=np.uint8),
+        "inv_letters": categorical(55, num_values=128),
+        "inv_oclasses": categorical(55, num_values=19),
+    },
     "cnn": {"pixels": numeric(48, 40, 3, dtype=np.uint8), "speed": numeric(2)},
     "mlp": {"room": categorical(num_values=100), "doors": categorical(4, num_values=3), "speed": numeric(2), "clock": numeric()},
 }
@@ -210,7 +217,11 @@ def test_auto_takes_the_network_that_fits_the_observations(network: str, encoder
     [
         (OBSERVATIONS["mlp"], {"network": "glyph_crop"}, "no glyph_crop, blstats, message .it has room, .*choose network"),
         (OBSERVATIONS["mlp"], {"network": "cnn"}, "wants a uint8 image.*choose 'mlp'"),
-        (OBSERVATIONS["mlp"], {"network": "transformer"}, "got 'transformer', wanted one of auto, glyph_crop, rendered_crop, cnn, mlp"),
+        (
+            OBSERVATIONS["mlp"],
+            {"network": "transformer"},
+            "got 'transformer', wanted one of auto, glyph_crop, nethack_full, rendered_crop, cnn, mlp",
+        ),
         (OBSERVATIONS["mlp"], {"core": "rnn"}, "got 'rnn', wanted one of lstm, gru, none"),
         (OBSERVATIONS["glyph_crop"] | {"blstats": numeric(26)}, {}, r"wants .*blstats \[27\]"),
         ({}, {}, "no observation entry"),
