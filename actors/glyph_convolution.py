@@ -24,6 +24,8 @@ def convolve_glyphs(glyphs: Tensor, embedding: nn.Embedding, convolutions: nn.Se
     first, *rest = convolutions
     if glyphs.device.type != "cpu" or not torch.is_grad_enabled():  # sums of rows pay on the way back, and for many crops at once
         return convolutions(embedding(glyphs.long()).movedim(-1, 1))  # channels last in memory
+    assert isinstance(first, nn.Conv2d)
+    assert first.bias is not None
     maps = convolve_categories(glyphs, embedding.weight, first.weight, first.bias)
     for layer in rest:
         maps = layer(maps)
