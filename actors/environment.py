@@ -30,6 +30,8 @@ class ArraySpec:
     dtype: np.dtype
     num_values: int = 0
     """For categorical integers: values lie in [0, num_values); 0 means a numeric array."""
+    is_text: bool = False
+    """Whether it is the bytes of a text, padded with zeros (one axis of u8)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

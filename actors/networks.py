@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from actors.blstats import NUM_BLSTATS, NUM_SCALED, ScaledBlstats, signed_log
+from actors.distinct_rows import encode_all, encode_distinct
 from actors.environment import ArraySpec
 from actors.glyph_convolution import convolve_glyphs
 from actors.nethack_full import NetHackFullEncoder
 from actors.rendered_crop import RenderedCropEncoder
 from actors.repeating_encoder import SIDE_FEATURES, Part, RepeatingEncoder, two_layers
+from actors.words import WordEncoder
 from configs.schema import PolicyConfig
 
 LARGEST_ONE_HOT = 32
@@ -110,14 +112,19 @@ class ImageEncoder(nn.Module):
 
 
 class VectorEncoder(nn.Module):
-    """Any mixture of numeric and categorical arrays, flattened, through an MLP of two layers."""
+    """Any mixture of numeric and categorical arrays, flattened, and of texts, by their words, through an MLP of two layers."""
 
     def __init__(self, observations: Mapping[str, ArraySpec], config: PolicyConfig) -> None:
         super().__init__()
         self._specs = dict(observations)
-        self.embeddings = nn.ModuleDict()
+        self._encode_texts = encode_distinct if config.reuse_crops else encode_all
+        self.embeddings, self.texts = nn.ModuleDict(), nn.ModuleDict()
         num_inputs = 0
         for name, spec in observations.items():
+            if spec.is_text:
+                self.texts[name] = WordEncoder(spec.shape[0])
+                num_inputs += SIDE_FEATURES
+                continue
             width = 1
             if spec.num_values > LARGEST_ONE_HOT:
                 width = config.embedding_size
@@ -134,6 +141,8 @@ class VectorEncoder(nn.Module):
 
     def _inputs(self, name: str, spec: ArraySpec, array: Tensor) -> Tensor:
         """Numbers of moderate size: bytes as fractions, other numbers on a signed log scale, since nothing says what they range over."""
+        if name in self.texts:
+            return self._encode_texts(array, self.texts[name]).rows()
         array = array.unsqueeze(-1)  # so that a scalar entry has something to flatten
         if name in self.embeddings:
             return self.embeddings[name](array.long())

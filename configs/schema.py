@@ -17,8 +17,8 @@ class EnvConfig:
     id: str = "NetHackScore-v0"
     """gymnasium environment id; `module:Id` imports the module first."""
     captioner: str = "message"
-    """Where captions come from: an observation key holding message bytes (`message`), `info:KEY`, or `module:function`
-    (called as function(obs, info) -> str)."""
+    """Where captions come from: an observation key holding message bytes (`message`), which the policy reads too, `info:KEY`, or
+    `module:function` (called as function(obs, info) -> str)."""
     max_episode_steps: int = 5000
     """Steps after which an episode is truncated; 0 takes the environment's own limit (most NetHack tasks: 5000)."""
     options: dict[str, Any] = field(default_factory=dict)

@@ -34,6 +34,7 @@ OBSERVATIONS = {
         "inv_oclasses": categorical(55, num_values=19),
     },
     "cnn": {"pixels": numeric(48, 40, 3, dtype=np.uint8), "speed": numeric(2)},
+    "text": {"said": ArraySpec(shape=(40,), dtype=np.dtype(np.uint8), is_text=True), "speed": numeric(2)},
     "mlp": {"room": categorical(num_values=100), "doors": categorical(4, num_values=3), "speed": numeric(2), "clock": numeric()},
 }
 
@@ -44,7 +45,9 @@ def make_spec(network: str) -> EnvironmentSpec:
 
 def make_net(network: str = "mlp", *, core: str = "lstm", core_skip: bool = False, seed: int = 0) -> PolicyNet:
     torch.manual_seed(seed)
-    net = PolicyNet(make_spec(network), dataclasses.replace(SMALL, network=network, core=core, core_skip=core_skip))
+    net = PolicyNet(
+        make_spec(network), dataclasses.replace(SMALL, network="mlp" if network == "text" else network, core=core, core_skip=core_skip)
+    )
     torch.nn.init.orthogonal_(net.policy_head.weight)  # as after training: at first all actions are all but equal
     return net
 
@@ -199,6 +202,20 @@ def test_images_may_have_their_channels_first_or_last() -> None:
     other.load_state_dict(one.state_dict())
     image = torch.randint(0, 256, (2, 48, 40, 3), dtype=torch.uint8)
     torch.testing.assert_close(one({"pixels": image}), other({"pixels": image.movedim(-1, 1)}), rtol=1e-5, atol=1e-6)
+
+
+def test_texts_are_read_by_their_words_each_once() -> None:
+    said = [b"You open the door.", b"you  OPEN the door!", b"You close the door.", b"You open the door."]
+    rows = torch.from_numpy(np.stack([np.frombuffer(text.ljust(40, b"\0"), np.uint8) for text in said]))
+    encoders = []
+    for reuse in (True, False):
+        torch.manual_seed(0)
+        encoders.append(VectorEncoder(OBSERVATIONS["text"], dataclasses.replace(SMALL, reuse_crops=reuse)))
+    once, each = (encoder({"said": rows, "speed": torch.zeros(4, 2)}) for encoder in encoders)
+    torch.testing.assert_close(once, each)
+    torch.testing.assert_close(once[0], once[1])
+    torch.testing.assert_close(once[0], once[3])
+    assert (once[0] - once[2]).abs().max() > 0.05
 
 
 @pytest.mark.parametrize("shape", [(7, 7, 3), (16, 16, 1), (84, 84, 4), (4, 84, 84), (210, 160, 3)])
