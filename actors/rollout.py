@@ -120,7 +120,7 @@ class CaptionReport:
     texts: dict[int, str]
     """id -> text of every caption whose text has not been acknowledged by the current caption book."""
     counts: dict[int, int]
-    """id -> occurrences in this rollout, reset observations included, the empty caption left out."""
+    """id -> steps of this rollout that showed it, 0 where only a reset did: only steps are paid. The empty caption is left out."""
     worker_id: str
     """As in the rollout."""
     sequence_number: int

@@ -83,7 +83,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("episode_tiles_seen_mean", "cells", "gauge", "map cells seen, summed over the levels visited, same window", "task dependent", "learning"),
     Metric("episode_kills_mean", "monsters", "gauge", "monsters that the hero killed, by the messages, same window", "task dependent", "learning"),
     Metric("episode_return_intrinsic_mean", "reward", "gauge", "mean of k_int R / N^beta summed over an episode, same window", "rises at first", "reward model"),
-    Metric("kills_per_1000_steps", "monsters", "gauge", "monsters killed per 1,000 steps of the episodes in that window", "rises where fighting pays", "learning"),
+    Metric("kills_per_1000_steps", "monsters", "gauge", "monsters killed per 1,000 steps of the episodes in that window; null outside NetHack, as the next", "rises where fighting pays", "learning"),
     Metric("in_game_score_per_1000_steps", "points", "gauge", "NetHack's own score per 1,000 steps of the episodes in that window", "rises", "learning"),
     Metric("episode_length_mean", "steps", "gauge", "mean episode length, same window", "task dependent", "learning"),
     Metric("reward_extrinsic_per_1000_steps", "reward", "gauge", "the environment's own reward per 1,000 steps over the log interval: of every step that was trained on, whether its episode has ended or not", "rises", "learning"),

@@ -11,6 +11,7 @@ from actors.captions import CaptionTracker, caption_id, normalize
 from actors.rollout import Acknowledgement
 
 WALL, KILL, EMPTY = b"It's a wall.", b"You kill the newt!", b""
+HELLO = b"Hello Agent, welcome to NetHack!"
 
 
 def acknowledge(sequence_number: int, book_epoch: str = "book") -> Acknowledgement:
@@ -83,8 +84,18 @@ def test_counts_are_per_environment_and_episode_and_include_the_reset_caption() 
     assert observe(tracker, WALL, WALL) == [(wall, 2), (wall, 3)]
     assert observe(tracker, KILL, KILL) == [(kill, 1), (kill, 1)]
     _, counts = tracker.report(0)
-    assert counts == {wall: 8, kill: 3}, "every occurrence is reported, the reset's included, and the empty caption left out"
+    assert counts == {wall: 7, kill: 3}, "every step's occurrence is reported, and the empty caption left out"
     assert tracker.report(1)[1] == {}
+
+
+def test_what_only_a_reset_showed_is_reported_with_its_text_and_as_no_occurrence() -> None:
+    tracker = CaptionTracker(1)
+    hello = caption_id(HELLO.decode())
+    tracker.restart(0, HELLO)
+    assert tracker.report(0) == ({hello: HELLO.decode()}, {hello: 0})
+    tracker.restart(0, HELLO)
+    assert observe(tracker, HELLO) == [(hello, 2)], "within the episode the reset counts"
+    assert tracker.report(1) == ({hello: HELLO.decode()}, {hello: 1})
 
 
 def test_a_text_is_sent_until_acknowledged() -> None:
