@@ -115,7 +115,7 @@ class TransformersEngine:
         ).last_hidden_state[0, ends.to(self._device)]  # [N, H]
         logits = self._head(hidden).float()  # [N, V]
         # bf16 logits lie on a grid of 1/8, too coarse to rank by: the answers' own are computed again in fp32.
-        return _scores(logits, asking.prompt.answers, hidden.float() @ asking.answer_rows.T)
+        return _scores(logits, asking.prompt.answers, hidden.float() @ asking.answer_rows.T, asking.prompt.weights)
 
     def _check_against_plain_forward(self, text: str) -> None:
         """Some models change their logits afterwards or ignore a packed mask; their answers would be silently wrong."""
@@ -124,8 +124,8 @@ class TransformersEngine:
         packed = self._score_pack(self._single, [item, item])[1]
         with torch.no_grad():
             logits = self._model(torch.tensor([prompt.prefix + item], device=self._device)).logits[:, -1].float()
-        plain = _scores(logits, prompt.answers, logits[:, prompt.answers])[0]
-        difference = max(abs(a - b) for a, b in zip(packed, plain, strict=True))
+        plain = _scores(logits, prompt.answers, logits[:, prompt.answers], prompt.weights)[0]
+        difference = max(abs(a - b) for a, b in zip(packed[:2], plain[:2], strict=True))
         if not difference < 0.1:  # NaN fails too
             raise ValueError(
                 f"model '{self.model}' does not work with a shared prefix (packed {packed}, plain {plain}): "
@@ -149,12 +149,12 @@ class _Asking:
     """[A, H] f32: the output matrix's rows of the answers."""
 
 
-def _scores(logits: torch.Tensor, answers: list[int], fine_logits: torch.Tensor) -> list[Score]:
-    """Scores from all logits [N, V] and the answers' logits [N, A] as precisely as they are known; a third answer counts half."""
+def _scores(logits: torch.Tensor, answers: list[int], fine_logits: torch.Tensor, weights: Sequence[float]) -> list[Score]:
+    """Scores from all logits [N, V] and the answers' logits [N, A] as precisely as they are known, each answer with its weight."""
     shares = fine_logits.softmax(-1)
-    probabilities = shares[:, 0] + 0.5 * shares[:, 2:].sum(-1)
+    probabilities = shares @ torch.tensor(weights[: len(answers)], dtype=shares.dtype, device=shares.device)
     mass = logits.softmax(-1)[:, answers].sum(-1)
-    return [Score(p, min(m, 1.0)) for p, m in zip(probabilities.tolist(), mass.tolist(), strict=True)]
+    return [Score(p, min(m, 1.0), tuple(s)) for p, m, s in zip(probabilities.tolist(), mass.tolist(), shares.tolist(), strict=True)]
 
 
 def _load(model: str, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
