@@ -17,7 +17,7 @@ import xxhash
 from actors.rollout import Acknowledgement
 
 MAX_CAPTION_BYTES = 256
-"""UTF-8 bytes of a normalised caption; the rest is cut off at a character's boundary."""
+"""UTF-8 bytes of a normalised caption; of a longer one its last are kept."""
 MAX_TEXTS = 32_768
 """Texts a tracker holds (about 10 MB); the least recently seen is forgotten first."""
 MAX_RAW = 4_096
@@ -28,6 +28,7 @@ MAX_EPISODE_CAPTIONS = 65_536
 
 _DIGITS = re.compile(r"\d+")
 _SPACES = re.compile(r"\s{2,}")
+_SEPARATOR = b"  "
 _NOT_TEXT = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"})
 """Unicode categories that become spaces: control, format (bidi, zero-width), surrogate, separators."""
 
@@ -35,7 +36,8 @@ _NOT_TEXT = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"})
 def normalize(raw: bytes, *, fold_case: bool = False, fold_digits: bool = False) -> str:
     """The text that is hashed, shown and judged: at most 256 UTF-8 bytes without control or format characters.
 
-    Runs of spaces become two, which is what separates the messages of one step; single spaces stay.
+    Runs of spaces become two, which is what separates the messages of one step; single spaces stay. What is too long loses its head,
+    whole messages where there are several: what came of the step stands last.
     """
     text = raw.decode("utf-8", "replace")
     if not text.isascii() or not text.isprintable():
@@ -45,7 +47,11 @@ def normalize(raw: bytes, *, fold_case: bool = False, fold_digits: bool = False)
     if fold_digits:
         text = _DIGITS.sub("0", text)
     text = _SPACES.sub("  ", text).strip()
-    return text.encode()[:MAX_CAPTION_BYTES].decode("utf-8", "ignore").rstrip()
+    encoded = text.encode()
+    if len(encoded) <= MAX_CAPTION_BYTES:
+        return text
+    _, _, whole = encoded[-MAX_CAPTION_BYTES - len(_SEPARATOR) :].partition(_SEPARATOR)
+    return (whole or encoded[-MAX_CAPTION_BYTES:]).decode("utf-8", "ignore").strip()
 
 
 def caption_id(text: str) -> int:

@@ -98,6 +98,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("annotations_pending", "captions", "gauge", "captions that wait for a judgement", "falls after the first minutes", "annotation"),
     Metric("annotations_cached", "judgements", "counter", "judgements read from the store", "up to annotations_total", "annotation", panel="judgements"),
     Metric("annotations_unparsed", "judgements", "counter", "answers outside the allowed ones; never used as labels", "below 5 % of annotations_total", "annotation", panel="judgements"),
+    Metric("annotations_undecided", "judgements", "counter", "answers within the noise of theta, by which processors may differ: neither yes nor no, and not paid", "below 2 % of annotations_total", "annotation", panel="judgements"),
     Metric("annotation_age_s", "s", "gauge", "mean time from a caption's first report to its judgement, newest judgements", "seconds", "annotation"),
     Metric("annotation_results_waiting", "judgements", "gauge", "judgements received and not yet learnt from", "near 0", "annotation"),
     Metric("captions_evicted", "captions", "counter", "captions that left the full caption book", "0", "faults", red_above=0),

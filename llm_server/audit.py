@@ -45,6 +45,7 @@ def audit_judge(
         "engine": said.engine,
         "fingerprint": said.fingerprint,
         "examples_left_out": len(labelled) - len(captions),
+        "undecided": sum(map(said.is_undecided, judgements[: len(captions)])),
         **judgement_figures(judgements[: len(captions)], captions, said.threshold),
         "labels_per_s": sum(judgement.status is Status.OK for judgement in judgements) / seconds,
         "labels_timed": len(timed),

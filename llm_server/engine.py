@@ -1,9 +1,8 @@
-"""The `Engine` protocol: reads a model's answers to one rubric, and where its threshold lies.
+"""The `Engine` protocol: reads a model's answers to one rubric.
 
 Invariant: an answer depends on the item alone, not on the batch it is scored in (beyond rounding).
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -124,19 +123,3 @@ class NoEngine:
 
     def close(self) -> None:
         """Nothing to free."""
-
-
-def find_threshold(engine: Engine, rubric: Rubric) -> float:
-    """Theta for this model: the rubric's own, or its content-free calibration (see `Calibration`)."""
-    if rubric.threshold is not None:
-        return rubric.threshold
-    if not engine.needs_calibration:
-        return 0.5
-    texts = [text for item in rubric.calibration.items if (text := rubric.item_text(item.encode()))]
-    highest = max((score.probability for score in engine.score(texts) if math.isfinite(score.probability)), default=math.nan)
-    if math.isnan(highest):
-        raise ValueError(
-            f"'{engine.model}' gives no usable answer to any calibration item of rubric '{rubric.id}': use another model or dtype"
-        )
-    odds = highest / max(1.0 - highest, 1e-9) * math.exp(rubric.calibration.margin)
-    return odds / (1.0 + odds)

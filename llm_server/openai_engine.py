@@ -145,8 +145,8 @@ class OpenAIEngine:
 
     def _read(self, question: Question, answer: dict[str, Any]) -> Score:
         if self._form.top_logprobs:
-            return score_of_top_tokens(top_tokens(answer) or [], question.answers)
-        return score_of_text(answer_text(answer), question.answers, question.answer_label)
+            return score_of_top_tokens(top_tokens(answer) or [], question.answers, question.weights)
+        return score_of_text(answer_text(answer), question.answers, question.answer_label, question.weights)
 
     def _post(self, question: Question, text: str, form: _Form) -> dict[str, Any]:
         path = "completions" if question.style == "completion" else "chat/completions"

@@ -27,6 +27,8 @@ class PromptTokens:
         """Tokens after every text, split as they are where an answer follows them."""
         self.answers: list[int] = [self._answer_token(word, after) for word in question.answers]
         """One token per answer, in the order of `Question.answers`."""
+        self.weights = question.weights
+        """See `Question.weights`."""
         self._lead = " " if question.style == "completion" or before.endswith(question.label) else ""
         room = context - len(self.prefix) - len(self.suffix) - 1
         if room < 64:

@@ -21,8 +21,10 @@ class Question:
     examples: tuple[tuple[str, str], ...]
     """Texts with their answers, shown in this order."""
     answers: tuple[str, ...]
-    """The answers that count, as they follow the prompt: the one whose probability is wanted, its opposite, and perhaps one that
-    counts half."""
+    """The answers that count, as they follow the prompt: by the default weights the one whose probability is wanted, its opposite, and
+    perhaps one that counts half."""
+    weights: tuple[float, ...] = (1.0, 0.0, 0.5)
+    """How much of each answer's share counts towards the probability that is wanted; more weights than answers are cut."""
     answer_prefix: str = ""
     """Begins the model's turn in `chat` style."""
 

@@ -85,9 +85,9 @@ class TransformersEngine:
             logits = self._model(ids, past_key_values=cache, use_cache=True).logits[:, -1].float()
         cache.crop(-len(first))
         asking = _Asking(prompt, cache, self._head.weight[prompt.answers].float())
-        plain = _scores(logits, prompt.answers, logits[:, prompt.answers])[0]
+        plain = _scores(logits, prompt.answers, logits[:, prompt.answers], prompt.weights)[0]
         packed = self._score_pack(asking, [first, first])[1]
-        difference = max(abs(a - b) for a, b in zip(packed, plain, strict=True))
+        difference = max(abs(a - b) for a, b in zip(packed[:2], plain[:2], strict=True))
         if not difference < 0.1:  # NaN fails too
             raise ValueError(
                 f"model '{self.model}' does not work with a shared prefix (packed {packed}, plain {plain}): "
@@ -138,7 +138,7 @@ class TransformersEngine:
         ).last_hidden_state[0, ends.to(self._device)]  # [N, H]
         logits = self._head(hidden).float()  # [N, V]
         # bf16 logits lie on a grid of 1/8, too coarse to rank by: the answers' own are computed again in fp32.
-        return _scores(logits, asking.prompt.answers, hidden.float() @ asking.answer_rows.T)
+        return _scores(logits, asking.prompt.answers, hidden.float() @ asking.answer_rows.T, asking.prompt.weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +151,12 @@ class _Asking:
     """[A, H] f32: the output matrix's rows of the answers."""
 
 
-def _scores(logits: torch.Tensor, answers: list[int], fine_logits: torch.Tensor) -> list[Score]:
-    """Scores from all logits [N, V] and the answers' logits [N, A] as precisely as they are known; a third answer counts half."""
+def _scores(logits: torch.Tensor, answers: list[int], fine_logits: torch.Tensor, weights: Sequence[float]) -> list[Score]:
+    """Scores from all logits [N, V] and the answers' logits [N, A] as precisely as they are known, each answer with its weight."""
     shares = fine_logits.softmax(-1)
-    probabilities = shares[:, 0] + 0.5 * shares[:, 2:].sum(-1)
+    probabilities = shares @ torch.tensor(weights[: len(answers)], dtype=shares.dtype, device=shares.device)
     mass = logits.softmax(-1)[:, answers].sum(-1)
-    return [Score(p, min(m, 1.0)) for p, m in zip(probabilities.tolist(), mass.tolist(), strict=True)]
+    return [Score(p, min(m, 1.0), tuple(s)) for p, m, s in zip(probabilities.tolist(), mass.tolist(), shares.tolist(), strict=True)]
 
 
 def _load(model: str, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:

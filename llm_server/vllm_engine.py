@@ -113,17 +113,17 @@ class VllmEngine:
         scores = [NO_ANSWER] * len(texts)
         for start in range(0, len(asked), self._config.batch_size):
             batch = asked[start : start + self._config.batch_size]
-            answers = self._answers([prompt.prefix + (sequences[index] or []) for index in batch], prompt.answers)
+            answers = self._answers([prompt.prefix + (sequences[index] or []) for index in batch], prompt)
             for index, score in zip(batch, answers, strict=True):
                 scores[index] = score
         return scores
 
-    def _answers(self, prompts: Sequence[list[int]], answers: Sequence[int]) -> list[Score]:
+    def _answers(self, prompts: Sequence[list[int]], prompt: PromptTokens) -> list[Score]:
         problem = ""
         for _ in range(MAX_ATTEMPTS):
             port = self._server.wait_until_up(RESTART_PATIENCE_S)
             try:
-                scores = self._request(self._endpoint_on(port), prompts, answers)
+                scores = self._request(self._endpoint_on(port), prompts, prompt)
             except EndpointUnavailable as error:
                 problem = str(error)
                 self._server.doubt(port)
@@ -149,7 +149,7 @@ class VllmEngine:
         endpoint = self._connect(port, timeout_s)
         try:
             sequence = self._single.prefix + (self._single.tokens(CANARY) or [])
-            (score,) = self._request(endpoint, [sequence], self._single.answers)
+            (score,) = self._request(endpoint, [sequence], self._single)
         except EndpointRefused as error:
             raise CanaryRefused(str(error)) from None
         except (LookupError, TypeError, ValueError) as error:
@@ -162,21 +162,21 @@ class VllmEngine:
             raise CanaryRefused(f"the answer was {score}")
 
     @staticmethod
-    def _request(endpoint: Endpoint, prompts: Sequence[list[int]], answers: Sequence[int]) -> list[Score]:
+    def _request(endpoint: Endpoint, prompts: Sequence[list[int]], prompt: PromptTokens) -> list[Score]:
         body: dict[str, Any] = {
             "model": "delphi",
             "prompt": prompts,
             "max_tokens": 1,
             "temperature": 0,
-            "logprobs": len(answers),
-            "logprob_token_ids": answers,
+            "logprobs": len(prompt.answers),
+            "logprob_token_ids": prompt.answers,
             "return_tokens_as_token_ids": True,
         }
         choices = endpoint.post("completions", body)["choices"]
         scores = [NO_ANSWER] * len(prompts)
         for choice in choices:
             tokens = choice["logprobs"]["top_logprobs"][0]
-            scores[choice["index"]] = score_of_answers([tokens[f"token_id:{token}"] for token in answers])
+            scores[choice["index"]] = score_of_answers([tokens[f"token_id:{token}"] for token in prompt.answers], prompt.weights)
         return scores
 
 

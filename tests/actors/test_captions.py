@@ -55,9 +55,17 @@ def test_normalized_captions_are_short_clean_and_stay_as_they_are() -> None:
         assert normalize(text.encode()) == text
 
 
-def test_long_captions_are_cut_at_a_character() -> None:
-    assert normalize(("x" + "é" * 200).encode()) == "x" + "é" * 127
+def test_long_captions_lose_their_head_at_a_character() -> None:
+    assert normalize(("é" * 200 + "x").encode()) == "é" * 127 + "x"
     assert normalize(b"y" * 300) == "y" * 256
+
+
+def test_of_many_messages_the_last_whole_ones_are_kept() -> None:
+    prompts, outcome = b"What do you want to use or apply? [ef or ?*]  " * 6, b"You succeed in unlocking the door."
+    kept = normalize(prompts + outcome)
+    assert kept.split("  ") == ["What do you want to use or apply? [ef or ?*]"] * 4 + ["You succeed in unlocking the door."]
+    assert normalize(b"lost  " + b"y" * 256) == "y" * 256
+    assert normalize(b"lost  " + b"y" * 100 + b"  " + b"z" * 154) == "y" * 100 + "  " + "z" * 154
 
 
 def test_case_and_digits_are_folded_only_when_asked() -> None:

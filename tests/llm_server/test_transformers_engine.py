@@ -14,7 +14,7 @@ from huggingface_hub.utils._http import default_client_factory
 
 from configs.service_schema import ServiceConfig
 from llm_server.bundled_model import bundled_model_folder
-from llm_server.engine import build_engine, find_threshold
+from llm_server.engine import build_engine
 from llm_server.rubric import Calibration, Example
 from llm_server.transformers_engine import TransformersEngine
 
@@ -43,7 +43,7 @@ def plain_log_odds(engine, rubric, text):
     ids = engine._tokenizer(f"{before} {text}{after}", return_tensors="pt")["input_ids"]
     with torch.no_grad():
         logits = engine._model(ids.to(engine._device)).logits[0, -1].float()
-    yes, no = (engine._tokenizer(word)["input_ids"][0] for word in (rubric.positive, rubric.negative))
+    yes, no = (engine._tokenizer(word)["input_ids"][0] for word in rubric.question().answers)
     probabilities = logits.softmax(-1)
     return (logits[yes] - logits[no]).item(), (probabilities[yes] + probabilities[no]).item()
 
@@ -113,16 +113,6 @@ def test_the_chat_style_asks_through_the_models_template(short):
     assert asked.count("<|im_start|>assistant") == 3
     assert asked.endswith("Message: It's a wall.<|im_end|>\n<|im_start|>assistant\n")
     assert all(0 < score.probability < 1 for score in engine.score(TEXTS))
-
-
-def test_theta_lies_above_every_content_free_item_by_the_margin(smollm2, rubric):
-    theta = find_threshold(smollm2, rubric)
-    highest = max(score.probability for score in smollm2.score(list(rubric.calibration.items)))
-    assert math.log(theta / (1 - theta)) == pytest.approx(math.log(highest / (1 - highest)) + rubric.calibration.margin, abs=0.05)
-
-
-def test_a_fixed_threshold_is_taken_as_it_is(smollm2, rubric):
-    assert find_threshold(smollm2, dataclasses.replace(rubric, threshold=0.7)) == 0.7
 
 
 def test_a_folder_with_unreadable_weights_is_one_clear_error(tmp_path, short):
