@@ -99,7 +99,7 @@ class LearnerConfig:
     rollouts_per_batch: int = 1
     """Rollouts joined along the environment axis into one batch; batch size = this x rollout_steps x envs_per_worker."""
     epochs: int = 2
-    """Passes over each batch (PPO, Schulman et al. 2017; ONI: 1). Targets are computed anew in every pass, from the values of the moment."""
+    """Passes over each batch (PPO, Schulman et al. 2017; ONI: 1), all towards targets and advantages computed before the first."""
     minibatches: int = 4
     """Gradient steps per pass (ONI: 1), each on an equal share of the batch's environments, drawn anew in every pass; no more than there
     are environments."""

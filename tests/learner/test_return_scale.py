@@ -29,8 +29,9 @@ def test_without_any_reward_the_unit_does_not_vanish() -> None:
     assert scale.unit(CPU)[1].item() > 0
 
 
-def test_the_state_goes_on() -> None:
+def test_targets_that_are_no_numbers_are_left_out_and_the_state_goes_on() -> None:
     scale, resumed = ReturnScale(), ReturnScale()
-    scale.observe(torch.tensor([[1.0, 3.0]]))
+    scale.observe(torch.tensor([[1.0, 3.0], [float("nan"), float("inf")]]))
+    scale.observe(torch.tensor([[float("nan")]]))
     resumed.load_state_dict(scale.state_dict())
     assert [unit.item() for unit in resumed.unit(CPU)] == [2.0, 1.0]
