@@ -2,8 +2,7 @@
 
 Environments that start together end their short episodes first, and wherever some tasks take long, whoever averages what has ended
 averages what is short. So an episode counts only when no earlier one of its worker still runs: the means are undefined until the first
-episodes have all ended, and from then on of the right size. (First step limits drawn at random were tried on simulated episodes: means
-over what has ended then take longer, not shorter, to come right.)
+episodes have all ended, and from then on of the right size.
 
 Invariant: every episode counts once and whole; none that an exception cut, and none that a replaced worker left unfinished.
 """

@@ -137,6 +137,13 @@ def _as_json(estimates: Mapping[str, "Estimate"]) -> dict[str, Any]:
     return {name: asdict(estimate) for name, estimate in estimates.items()}
 
 
+def _in_words(mean: float, low: float, high: float) -> str:
+    """Short enough for three in a line of 80 characters."""
+    largest = max(abs(low), abs(high))
+    digits = 0 if largest >= 100 else 1 if largest >= 10 else 2
+    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
 def _print_table(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -154,7 +161,7 @@ def _print_table(report: dict[str, Any]) -> None:
             table.add_column(heading, justify="right" if heading else "left")
         for name in report["policy"]:
             cells = [figures.get(name) for figures in columns.values()]
-            table.add_row(name, *("-" if c is None else f"{c['mean']:.2f}  [{c['low']:.2f}, {c['high']:.2f}]" for c in cells))
+            table.add_row(name, *("-" if cell is None else _in_words(**cell) for cell in cells))
         console.print(table)
     console.print(
         f"information between state and action: {report['policy_state_information']:.4f} nats (a policy that does not look has 0)"

@@ -239,6 +239,7 @@ def test_evals_table_shows_players_differences_and_information(trained: Path, ca
     output = capsys.readouterr().out
     assert all(word in output for word in ("policy", "blind", "random", "success", "policy - blind", "nats"))
     assert "lost" not in output
+    assert max(map(len, output.splitlines())) <= 100
 
 
 def test_evaluation_leaves_torchs_threads_as_they_were_and_says_what_it_does_to_whom_it_is_told(trained: Path) -> None:
