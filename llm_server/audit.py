@@ -187,6 +187,12 @@ ROWS: dict[str, Row] = {
     "answer_mass_mean": Row("answer mass, mean"),
     "answer_mass_min": Row("answer mass, least"),
     "unparsed": Row("unparsed", "of {captions} captions, {positives} of them positive"),
+    "undecided": Row("undecided", "within the noise of theta: not paid"),
+    "reward_precision": Row(
+        "reward precision",
+        "share of the reward paid that went to progress; {reward_labelled_fraction:.0%} of it is labelled",
+        "nothing that was paid is labelled",
+    ),
     "labels_per_s": Row("labels/s", "{labels_timed} captions in {seconds_timed:.1f} s, loading excluded"),
     "pair_accuracy": Row("pairs: accuracy", "{pairs_remark}", "{pairs_remark}"),
     "pair_position_bias": Row("pairs: bias to the first place (log-odds)"),
