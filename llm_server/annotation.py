@@ -114,7 +114,7 @@ class ServiceDescription:
     model: str
     engine: str
     fingerprint: str
-    """Hash of the weights, engine and dtype: part of the store's key."""
+    """Hash of the weights, the prompt's version, engine, device and dtype: part of the store's key."""
     rubric_id: str
     rubric_version: str
     rubric_hash: str

@@ -22,11 +22,11 @@ class Engine(Protocol):
     """One model with one rubric. Used from one thread at a time."""
 
     name: str
-    """Engine and dtype, for example `transformers/bfloat16`."""
+    """Engine, kind of device and dtype, for example `transformers/cpu/float32`."""
     model: str
     """The model as it was asked for."""
     fingerprint: str
-    """Changes whenever the same text may get another answer: weights, tokenizer, engine, dtype."""
+    """Changes whenever the same text may get another answer: weights, tokenizer, prompt's version, engine, device, dtype."""
 
     judges: bool
     """False where only sentences are embedded here."""

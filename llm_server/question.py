@@ -6,6 +6,10 @@ answers that count are single words in a fixed place.
 
 from dataclasses import dataclass
 
+PROMPT_VERSION = 2
+"""Raise whenever the same rubric and text make another prompt, here or in `prompt_tokens.py`: part of every engine's fingerprint, so
+that no judgement of an older prompt is taken for one of today's."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Question:

@@ -26,7 +26,7 @@ from llm_server.bundled_model import bundled_model_folder
 from llm_server.devices import resolve_device, resolve_dtype
 from llm_server.engine import MODEL_WANTED, model_source
 from llm_server.prompt_tokens import PromptTokens
-from llm_server.question import Question
+from llm_server.question import PROMPT_VERSION, Question
 from llm_server.rubric import Rubric
 
 MAX_PACK_TOKENS = 2048
@@ -46,7 +46,7 @@ class TransformersEngine:
         self._batch_size = config.batch_size
         self._model, self._tokenizer = _load(config.model, getattr(torch, dtype), self._device)
         self.model = config.model
-        self.name = f"transformers/{dtype}"
+        self.name = f"transformers/{self._device.type}/{dtype}"
         self.fingerprint = _fingerprint(self._model, self._tokenizer, self.name)
         self._head = self._model.get_output_embeddings()
         single, pair = rubric.question(), rubric.pair_question() if rubric.pairs else None
@@ -88,7 +88,7 @@ class TransformersEngine:
         plain = _scores(logits, prompt.answers, logits[:, prompt.answers], prompt.weights)[0]
         packed = self._score_pack(asking, [first, first])[1]
         difference = max(abs(a - b) for a, b in zip(packed[:2], plain[:2], strict=True))
-        if not difference < 0.1:  # NaN fails too
+        if not difference < (0.1 if self._model.dtype is torch.bfloat16 else 0.001):  # NaN fails too
             raise ValueError(
                 f"model '{self.model}' does not work with a shared prefix (packed {packed}, plain {plain}): "
                 "choose a plain decoder-only transformer without logit post-processing, or dtype float32"
@@ -176,7 +176,7 @@ def _load(model: str, dtype: torch.dtype, device: torch.device) -> tuple[Any, An
 def _fingerprint(model: Any, tokenizer: Any, engine: str) -> str:
     """Hash of all that decides an answer; weights enter by shape and 4096 evenly spaced values each (all of a small model takes longer
     to move off a GPU than to load)."""
-    digest = xxhash.xxh3_128(engine.encode())
+    digest = xxhash.xxh3_128(f"{engine}/prompt {PROMPT_VERSION}".encode())
     for name, weights in model.state_dict().items():
         sample = weights.flatten()[:: max(1, weights.numel() // 4096)].float().cpu().numpy()
         digest.update(f"{name}{tuple(weights.shape)}".encode())

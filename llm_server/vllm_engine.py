@@ -49,8 +49,9 @@ class VllmEngine:
         self._folder = model_folder(config.model)
         self._tokenizer, self._context = _load_tokenizer(self._folder, config)
         self.model = config.model
-        dtype = resolve_dtype(config.dtype, on_cpu=is_on_cpu(config.device))
-        self.name = f"vllm/{dtype}"
+        on_cpu = is_on_cpu(config.device)
+        dtype = resolve_dtype(config.dtype, on_cpu=on_cpu)
+        self.name = f"vllm/{'cpu' if on_cpu else 'gpu'}/{dtype}"
         self.fingerprint = folder_fingerprint(self._folder, self.name)
         self._single = self._prompt(rubric.question())
         self._pair = self._prompt(rubric.pair_question()) if rubric.pairs else None

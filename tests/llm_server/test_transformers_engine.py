@@ -13,8 +13,10 @@ import torch
 from huggingface_hub.utils._http import default_client_factory
 
 from configs.service_schema import ServiceConfig
+from llm_server import transformers_engine
 from llm_server.bundled_model import bundled_model_folder
 from llm_server.engine import build_engine
+from llm_server.question import PROMPT_VERSION
 from llm_server.rubric import Calibration, Example
 from llm_server.transformers_engine import TransformersEngine
 
@@ -55,18 +57,28 @@ def test_packed_answers_are_those_of_a_plain_forward_pass(smollm2, rubric):
         assert score.answer_mass == pytest.approx(mass, abs=1e-5)
 
 
-def test_an_answer_does_not_depend_on_its_batch(smollm2):
-    together = smollm2.score(TEXTS * 6)
-    for position, text in enumerate(TEXTS):
-        (alone,) = smollm2.score([text])
-        for score in together[position :: len(TEXTS)]:
-            assert score.probability == pytest.approx(alone.probability, abs=0.03)
+@pytest.mark.parametrize("size", [1, 2, 5, 16])
+def test_an_answer_does_not_depend_on_its_batch(smollm2, monkeypatch, size):
+    """Alone, in packs of several sizes, at every position, beside long and short ones: always the same to 1e-5."""
+    assert smollm2.name.endswith("float32")
+    wanted = {text: smollm2.score([text])[0] for text in TEXTS}
+    monkeypatch.setattr(smollm2, "_batch_size", size)
+    asked = [TEXTS[(n * n + n // 7) % len(TEXTS)] for n in range(24)]
+    for text, score in zip(asked, smollm2.score(asked), strict=True):
+        assert score == pytest.approx(wanted[text], abs=1e-5)
+
+
+def test_a_pack_that_is_full_of_tokens_changes_no_answer(smollm2, monkeypatch):
+    wanted = smollm2.score(TEXTS)
+    monkeypatch.setattr(transformers_engine, "MAX_PACK_TOKENS", 40)
+    for score, before in zip(smollm2.score(TEXTS), wanted, strict=True):
+        assert score == pytest.approx(before, abs=1e-5)
 
 
 def test_nothing_leaks_from_one_item_into_the_next(smollm2):
     (alone,) = smollm2.score(["You see here a rock."])
     beside = smollm2.score(["You kill the jackal! Welcome to experience level 2.", "You see here a rock.", "It's a wall."])[1]
-    assert beside.probability == pytest.approx(alone.probability, abs=0.03)
+    assert beside.probability == pytest.approx(alone.probability, abs=1e-5)
 
 
 def test_a_text_cannot_write_special_tokens(smollm2):
@@ -90,9 +102,19 @@ def test_the_fingerprint_is_stable_and_changes_with_weights_and_dtype(smollm2, s
     weights = again._model.get_output_embeddings().weight
     with torch.no_grad():
         weights[0] += 1
-    from llm_server.transformers_engine import _fingerprint
+    assert transformers_engine._fingerprint(again._model, again._tokenizer, again.name) != smollm2.fingerprint
 
-    assert _fingerprint(again._model, again._tokenizer, again.name) != smollm2.fingerprint
+
+def test_judgements_of_another_device_or_prompt_are_not_taken_for_these(smollm2, monkeypatch):
+    assert smollm2.name == f"transformers/{smollm2._device.type}/float32"
+
+    def fingerprint(name):
+        return transformers_engine._fingerprint(smollm2._model, smollm2._tokenizer, name)
+
+    assert fingerprint(smollm2.name) == smollm2.fingerprint
+    assert fingerprint("transformers/cuda/float32") != smollm2.fingerprint
+    monkeypatch.setattr(transformers_engine, "PROMPT_VERSION", PROMPT_VERSION + 1)
+    assert fingerprint(smollm2.name) != smollm2.fingerprint
 
 
 def test_an_answer_of_several_tokens_is_refused(short):
