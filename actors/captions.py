@@ -17,7 +17,7 @@ import xxhash
 from actors.rollout import Acknowledgement
 
 MAX_CAPTION_BYTES = 256
-"""UTF-8 bytes of a normalised caption; the rest is cut off at a character's boundary."""
+"""UTF-8 bytes of a normalised caption; of a longer one its last are kept."""
 MAX_TEXTS = 32_768
 """Texts a tracker holds (about 10 MB); the least recently seen is forgotten first."""
 MAX_RAW = 4_096
@@ -28,6 +28,7 @@ MAX_EPISODE_CAPTIONS = 65_536
 
 _DIGITS = re.compile(r"\d+")
 _SPACES = re.compile(r"\s{2,}")
+_SEPARATOR = b"  "
 _NOT_TEXT = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"})
 """Unicode categories that become spaces: control, format (bidi, zero-width), surrogate, separators."""
 
@@ -35,7 +36,8 @@ _NOT_TEXT = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"})
 def normalize(raw: bytes, *, fold_case: bool = False, fold_digits: bool = False) -> str:
     """The text that is hashed, shown and judged: at most 256 UTF-8 bytes without control or format characters.
 
-    Runs of spaces become two, which is what separates the messages of one step; single spaces stay.
+    Runs of spaces become two, which is what separates the messages of one step; single spaces stay. What is too long loses its head,
+    whole messages where there are several: what came of the step stands last.
     """
     text = raw.decode("utf-8", "replace")
     if not text.isascii() or not text.isprintable():
@@ -45,7 +47,11 @@ def normalize(raw: bytes, *, fold_case: bool = False, fold_digits: bool = False)
     if fold_digits:
         text = _DIGITS.sub("0", text)
     text = _SPACES.sub("  ", text).strip()
-    return text.encode()[:MAX_CAPTION_BYTES].decode("utf-8", "ignore").rstrip()
+    encoded = text.encode()
+    if len(encoded) <= MAX_CAPTION_BYTES:
+        return text
+    _, _, whole = encoded[-MAX_CAPTION_BYTES - len(_SEPARATOR) :].partition(_SEPARATOR)
+    return (whole or encoded[-MAX_CAPTION_BYTES:]).decode("utf-8", "ignore").strip()
 
 
 def caption_id(text: str) -> int:
@@ -62,20 +68,23 @@ class CaptionTracker:
         self._known: dict[bytes, tuple[int, str]] = {}
         self._known_before: dict[bytes, tuple[int, str]] = {}
         self._counts: list[dict[int, int]] = [{} for _ in range(num_envs)]
-        self._occurred: dict[int, int] = {}  # since the last report: id -> occurrences
+        self._occurred: dict[int, int] = {}  # since the last report: id -> steps that showed it
         self._occurred_texts: dict[int, str] = {}
         self._texts: OrderedDict[int, str] = OrderedDict()  # least recently seen first
         self._unacknowledged: dict[int, int | None] = {}  # id -> the first report that carried its text
         self._book_epoch: str | None = None
 
     def observe(self, raw_captions: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids [B] u64 and counts [B] i32 of what one step (or a reset) showed in each environment.
+        """Ids [B] u64 and counts [B] i32 of what one step showed in each environment.
 
         A count is how often the caption has occurred in the environment's running episode, this time included: at least 1.
         """
         ids, counts = np.empty(self.num_envs, np.uint64), np.empty(self.num_envs, np.int32)
         for i, raw in enumerate(raw_captions):
-            ids[i], counts[i] = self._count(i, raw)
+            id_, counts[i] = self._count(i, raw)
+            ids[i] = id_
+            if id_:
+                self._occurred[id_] += 1
         return ids, counts
 
     def restart(self, env_index: int, reset_caption: bytes) -> None:
@@ -84,7 +93,8 @@ class CaptionTracker:
         self._count(env_index, reset_caption)
 
     def report(self, sequence_number: int) -> tuple[dict[int, str], dict[int, int]]:
-        """Every text not yet acknowledged, and occurrences since the last report by id; both without the empty caption."""
+        """Every text not yet acknowledged, and by id how many steps showed it since the last report (0: only resets did); both without the
+        empty caption."""
         for id_, text in self._occurred_texts.items():
             if id_ not in self._texts:
                 self._unacknowledged[id_] = None
@@ -147,11 +157,9 @@ class CaptionTracker:
         counts[id_] = count
         if count == 1 and len(counts) > MAX_EPISODE_CAPTIONS:
             del counts[next(iter(counts))]
-        if id_:
-            occurred = self._occurred.get(id_, 0)
-            self._occurred[id_] = occurred + 1
-            if not occurred:
-                self._occurred_texts[id_] = text
+        if id_ and id_ not in self._occurred:
+            self._occurred[id_] = 0
+            self._occurred_texts[id_] = text
         return id_, count
 
     def _look_up(self, raw: bytes) -> tuple[int, str]:

@@ -30,7 +30,7 @@ class RepeatedRows:
 
     def rows(self) -> Tensor:
         """All of them, [N, F]."""
-        return self.distinct if self.places is None else _SumOfRows.apply([self.places], self.distinct)
+        return self.distinct if self.places is None else sum_of_rows([self.places], [self.distinct])
 
 
 def encode_all(rows: Tensor, encode: Callable[[Tensor], Tensor]) -> RepeatedRows:
@@ -61,11 +61,16 @@ def project(parts: Sequence[RepeatedRows], layer: nn.Linear) -> Tensor:
     columns = layer.weight.split([part.distinct.shape[1] for part in parts], 1)
     biases = [layer.bias, *[None] * (len(parts) - 1)]
     projected = [F.linear(part.distinct, weight, bias) for part, weight, bias in zip(parts, columns, biases, strict=True)]
-    return _SumOfRows.apply([part.places for part in parts], *projected)
+    return sum_of_rows([part.places for part in parts], projected)
+
+
+def sum_of_rows(places: Sequence[np.ndarray | None], tables: Sequence[Tensor]) -> Tensor:
+    """[N, F]: the sum over tables [M, F] of their rows `places` [N] (None: of row n for n); on a CPU."""
+    return _SumOfRows.apply(places, *tables)
 
 
 class _SumOfRows(torch.autograd.Function):
-    """[N, F]: the sum over tables [M, F] of their rows `places` [N] (None: of row n for n)."""
+    """See `sum_of_rows`."""
 
     @staticmethod
     def forward(ctx: Any, places: Sequence[np.ndarray | None], *tables: Tensor) -> Tensor:

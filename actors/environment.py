@@ -30,16 +30,32 @@ class ArraySpec:
     dtype: np.dtype
     num_values: int = 0
     """For categorical integers: values lie in [0, num_values); 0 means a numeric array."""
+    is_text: bool = False
+    """Whether it is the bytes of a text, padded with zeros (one axis of u8)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoalReward:
+    """What an environment pays for its goal, and what an episode can lose to its time penalty."""
+
+    reward: float
+    """Paid once, at the goal."""
+    max_penalty: float
+    """The penalties of an episode of `step_limit` steps each of which costs most; at most 0."""
+    step_limit: int
+    """Steps after which an episode is truncated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvironmentSpec:
-    """What a network must know of an environment."""
+    """What a network must know of an environment, and what is known of its reward."""
 
     observations: dict[str, ArraySpec]
     """Entries that the network reads."""
     num_actions: int
     """Size of the discrete action set."""
+    goal_reward: GoalReward | None = None
+    """None where the environment has no goal that is paid once, or how it pays is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +126,12 @@ class VectorEnvironment(Protocol):
     spec: EnvironmentSpec
     num_envs: int
 
+    @property
+    def running_episodes(self) -> np.ndarray:
+        """[B] i64: the number of the episode that each environment plays. With its index it names the game: every start takes the next
+        number, also one that fails; -1 before the first."""
+        ...
+
     def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
         """Start an episode everywhere: observations name -> [B, ...] and the raw captions of what they show."""
         ...
@@ -170,11 +192,11 @@ def make_environment(
 def _make(config: EnvConfig, policy: PolicyConfig, num_envs: int, seeds: SeedStream) -> VectorEnvironment:
     spec = find_environment(config.id)
     if _is_nethack(spec):
-        from actors.hero_view import character_view, glyph_view
+        from actors.hero_view import view_for
         from actors.nethack import NetHackEnvironment
 
-        view = character_view() if policy.network == "rendered_crop" else glyph_view(policy.crop_size)
-        return NetHackEnvironment(spec, config, num_envs=num_envs, seeds=seeds, view=view)
+        view = view_for(policy.network, policy.crop_size)
+        return NetHackEnvironment(spec, config, num_envs=num_envs, seeds=seeds, view=view, inventory=policy.network == "nethack_full")
     from actors.gymnasium_environment import GymnasiumEnvironment
 
     return GymnasiumEnvironment(spec, config, num_envs=num_envs, seeds=seeds)

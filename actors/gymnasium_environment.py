@@ -22,6 +22,8 @@ from configs.schema import EnvConfig
 Captioner = Callable[[Any, Mapping[str, Any]], bytes]
 """(observation, info) -> raw caption, UTF-8."""
 SUCCESS_KEYS = ("success", "is_success")
+TEXT_BYTES = 256
+"""Of a text that is no array, what the policy reads of it."""
 SINGLE = "obs"
 """Name of the observation of environments whose observation space is not a Dict."""
 
@@ -43,12 +45,11 @@ class GymnasiumEnvironment:
             if not isinstance(actions, spaces.Discrete):
                 raise ValueError(f"environment {spec.id!r} has the action space {actions}; policies here need Discrete actions")
             self._first_action = int(actions.start)
-            self._captioner, not_observed = _make_captioner(config.captioner, space, spec.id)
-            parts = space.spaces if isinstance(space, spaces.Dict) else {SINGLE: space}
-            self._parts = {name: part for name, part in parts.items() if name != not_observed}
-            if not self._parts:
-                raise ValueError(f"environment {spec.id!r} observes nothing but its captions; a policy needs more to read")
-            observations = {name: _array_spec(name, part, spec.id) for name, part in self._parts.items()}
+            self._captioner, self._text = _make_captioner(config.captioner, space, spec.id)
+            self._parts = space.spaces if isinstance(space, spaces.Dict) else {SINGLE: space}
+            observations = {
+                name: _text_spec(part) if name == self._text else _array_spec(name, part, spec.id) for name, part in self._parts.items()
+            }
             self._is_dict = isinstance(space, spaces.Dict)
             self._can_save = all(hasattr(self._envs[0].unwrapped, name) for name in ("state_dict", "load_state_dict"))
         except BaseException:
@@ -58,6 +59,11 @@ class GymnasiumEnvironment:
         self._obs = {name: np.zeros((num_envs, *array.shape), array.dtype) for name, array in observations.items()}
         self._episodes = np.zeros(num_envs, np.int64)
         self._steps = np.zeros(num_envs, np.int64)
+
+    @property
+    def running_episodes(self) -> np.ndarray:
+        """The number of the episode that each environment plays."""
+        return self._episodes - 1
 
     def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
         """Start the next episode everywhere."""
@@ -155,6 +161,11 @@ class GymnasiumEnvironment:
     def _write(self, i: int, obs: Any) -> None:
         for name, part in self._parts.items():
             value = obs[name] if self._is_dict else obs
+            if name == self._text:
+                row = self._obs[name][i]
+                text = to_bytes(value, name)[: len(row)]
+                row[: len(text)], row[len(text) :] = np.frombuffer(text, np.uint8), 0
+                continue
             self._obs[name][i] = value - part.start if isinstance(part, spaces.Discrete | spaces.MultiDiscrete) else value
 
 
@@ -187,8 +198,14 @@ def _array_spec(name: str, space: spaces.Space, env_id: str) -> ArraySpec:
     )
 
 
+def _text_spec(space: spaces.Space) -> ArraySpec:
+    """How the entry that captions come from is handed on: as the bytes of a text, as many as the environment gives at most."""
+    shape = space.shape if isinstance(space, spaces.Box) and len(space.shape) == 1 else (TEXT_BYTES,)
+    return ArraySpec(shape=shape, dtype=np.dtype(np.uint8), is_text=True)
+
+
 def _make_captioner(captioner: str, space: spaces.Space, env_id: str) -> tuple[Captioner, str | None]:
-    """The function that reads captions, and the observation key that only it reads (None: every key is the policy's)."""
+    """The function that reads captions, and the observation key that holds them as texts, if one does."""
     kind, colon, name = captioner.partition(":")
     if kind == "info" and colon:
         return lambda obs, info: _from_info(info, name, obs, captioner, env_id), None

@@ -14,6 +14,8 @@ MAP_HEIGHT, MAP_WIDTH = 21, 79
 MAP_CELLS = MAP_HEIGHT * MAP_WIDTH
 OUTSIDE_GLYPH = 5976
 """The glyph of cells outside the map; real glyphs are smaller (NetHack's MAX_GLYPH)."""
+WINDOW_SHAPE = 21, 45
+"""Rows and columns of the wide window: as high as the map, more than half as wide, and of whole squares of 3 x 3 cells."""
 OUTSIDE_CHARACTER, OUTSIDE_COLOUR = ord(" "), 0
 """Outside the map is black, as unlit stone is; no character is drawn there in either case."""
 CHARACTER_WINDOW = 12
@@ -27,16 +29,16 @@ LAYERS: Mapping[str, tuple[type, int]] = {
 
 
 class HeroView:
-    """A square window on one or more maps; observation `glyph_crop` [c, c] i16 or `character_crop` [12, 12, 2] u8.
+    """A window on one or more maps; observation `glyph_crop` [c, c] i16, `glyph_window` [21, 45] i16 or `character_crop` [12, 12, 2] u8.
 
     The character window is cut out of the map alone, where ONI cuts it out of the terminal's screen: the terminal adds the
     message line and the status lines where the hero is near the map's edge, which the network reads as text and figures anyway.
     """
 
-    def __init__(self, entry: str, layers: tuple[str, ...], size: int) -> None:
+    def __init__(self, entry: str, layers: tuple[str, ...], size: tuple[int, int]) -> None:
         self.entry, self.layers = entry, layers
-        self._cells = _window_cells(size)
-        shape = (size, size) if len(layers) == 1 else (size, size, len(layers))
+        self._cells = _window_cells(*size)
+        shape = size if len(layers) == 1 else (*size, len(layers))
         dtype, num_values = (np.int16, OUTSIDE_GLYPH + 1) if layers == ("glyphs",) else (np.uint8, 256)
         self.spec = ArraySpec(shape=shape, dtype=np.dtype(dtype), num_values=num_values)
 
@@ -53,16 +55,28 @@ class HeroView:
                 out.reshape(*cells.shape, -1)[..., i] = maps[layer].reshape(-1)[cells]
 
 
+def view_for(network: str, crop_size: int) -> HeroView:
+    """What `policy.network` looks at; ValueError for an even `crop_size`, which has no middle."""
+    if network == "rendered_crop":
+        return character_view()
+    return glyph_window() if network == "nethack_full" else glyph_view(crop_size)
+
+
 def glyph_view(size: int) -> HeroView:
     """The glyphs around the hero; ValueError for an even `size`, which has no middle."""
     if size % 2 == 0:
         raise ValueError(f"the glyph crop has the hero in its middle: its side must be odd, got {size}")
-    return HeroView("glyph_crop", ("glyphs",), size)
+    return HeroView("glyph_crop", ("glyphs",), (size, size))
+
+
+def glyph_window() -> HeroView:
+    """The glyphs around the hero, 21 x 45 cells."""
+    return HeroView("glyph_window", ("glyphs",), WINDOW_SHAPE)
 
 
 def character_view() -> HeroView:
     """The characters and colours around the hero, 12 x 12 cells."""
-    return HeroView("character_crop", ("chars", "colors"), CHARACTER_WINDOW)
+    return HeroView("character_crop", ("chars", "colors"), (CHARACTER_WINDOW, CHARACTER_WINDOW))
 
 
 def make_maps(num_envs: int, layers: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -76,10 +90,9 @@ def _row_starts(num_rows: int) -> np.ndarray:
     return np.arange(num_rows)[:, None] * (MAP_CELLS + 1)
 
 
-def _window_cells(size: int) -> np.ndarray:
-    """For every cell the hero may stand on, the cells of the window around it: [MAP_CELLS, size * size], MAP_CELLS = outside."""
-    offsets = np.arange(size) - size // 2
-    y = np.arange(MAP_HEIGHT)[:, None, None, None] + offsets[:, None]
-    x = np.arange(MAP_WIDTH)[:, None, None] + offsets
+def _window_cells(rows: int, columns: int) -> np.ndarray:
+    """For every cell the hero may stand on, the cells of the window around it: [MAP_CELLS, rows * columns], MAP_CELLS = outside."""
+    y = np.arange(MAP_HEIGHT)[:, None, None, None] + (np.arange(rows) - rows // 2)[:, None]
+    x = np.arange(MAP_WIDTH)[:, None, None] + np.arange(columns) - columns // 2
     inside = (y >= 0) & (y < MAP_HEIGHT) & (x >= 0) & (x < MAP_WIDTH)
-    return np.where(inside, y * MAP_WIDTH + x, MAP_CELLS).reshape(MAP_CELLS, size * size)
+    return np.where(inside, y * MAP_WIDTH + x, MAP_CELLS).reshape(MAP_CELLS, rows * columns)

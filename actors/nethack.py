@@ -16,8 +16,9 @@ from gymnasium.envs.registration import EnvSpec
 from actors.environment import START_ATTEMPTS, ArraySpec, EnvironmentErrors, EnvironmentLoss, EnvironmentSpec, EpisodeEnd, VectorStep
 from actors.hero_view import MAP_CELLS, HeroView
 from actors.nethack_figures import EpisodeFigures
-from actors.nethack_game import Game, make_game, make_screens
+from actors.nethack_game import INVENTORY, Game, make_game, make_screens
 from actors.nethack_lean import X, Y, make_stepping
+from actors.nethack_rewards import goal_reward
 from actors.nethack_tasks import register_tasks
 from actors.seeding import SeedStream
 from configs.schema import EnvConfig
@@ -32,16 +33,20 @@ def register_environments(package: str) -> None:
 
 
 class NetHackEnvironment:
-    """B games; observations: the window that `view` cuts out around the hero, `blstats` [27] f32, `message` [256] u8."""
+    """B games; observations: the window that `view` cuts out around the hero, `blstats` [27] f32, `message` [256] u8, and where they are
+    asked for the inventory's `inv_letters` and `inv_oclasses` [55] u8."""
 
-    def __init__(self, spec: EnvSpec, config: EnvConfig, *, num_envs: int, seeds: SeedStream, view: HeroView) -> None:
+    def __init__(
+        self, spec: EnvSpec, config: EnvConfig, *, num_envs: int, seeds: SeedStream, view: HeroView, inventory: bool = False
+    ) -> None:
         """Raises ValueError for options that the environment does not take."""
         if config.captioner != "message":
             raise ValueError(f"captions of {spec.id!r} are its message lines: env.captioner must be 'message', got {config.captioner!r}")
         self.num_envs = num_envs
         self._seeds, self._view = seeds, view
         layers = dict.fromkeys(("glyphs", *view.layers))  # NLE's tasks read the glyphs, whatever the policy does
-        self._screens = make_screens(num_envs, tuple(layers))
+        self._inventory = tuple(INVENTORY) if inventory else ()
+        self._screens = make_screens(num_envs, tuple(layers), self._inventory)
         self._glyphs, self._blstats = self._screens["glyphs"][:, :MAP_CELLS], self._screens["blstats"]
         self._games: list[Game] = []
         self._gymnasium_spec, self._config, self._errors = spec, config, EnvironmentErrors()
@@ -56,9 +61,19 @@ class NetHackEnvironment:
                 view.entry: view.spec,
                 "blstats": ArraySpec(shape=self._blstats.shape[1:], dtype=np.dtype(np.float32)),
                 "message": ArraySpec(shape=self._screens["message"].shape[1:], dtype=np.dtype(np.uint8)),
+                **{
+                    name: ArraySpec(shape=self._screens[name].shape[1:], dtype=np.dtype(np.uint8), num_values=INVENTORY[name])
+                    for name in self._inventory
+                },
             },
             num_actions=int(self._games[0].env.action_space.n),
+            goal_reward=goal_reward(self._games[0].env, self._step_limit),
         )
+
+    @property
+    def running_episodes(self) -> np.ndarray:
+        """The number of the episode that each environment plays."""
+        return self._episodes - 1
 
     def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
         """Start the next game everywhere."""
@@ -168,6 +183,6 @@ class NetHackEnvironment:
             specs = self.spec.observations
             out = {name: np.empty((len(blstats), *spec.shape), spec.dtype) for name, spec in specs.items()}
         self._view.cut(screens, blstats[:, X], blstats[:, Y], out[self._view.entry])
-        np.copyto(out["blstats"], blstats)
-        np.copyto(out["message"], screens["message"])
+        for name in ("blstats", "message", *self._inventory):
+            np.copyto(out[name], screens[name])
         return out

@@ -25,6 +25,8 @@ from configs.schema import EnvConfig
 logger = logging.getLogger(__name__)
 
 OBSERVED = ("glyphs", "blstats", "message")
+INVENTORY: Mapping[str, int] = {"inv_letters": 128, "inv_oclasses": 19}
+"""The inventory's entries, a slot after the other, and how many values they have; an empty slot is of the last class."""
 NEEDED = frozenset({*OBSERVED, "program_state", "internal"})
 """What NLE's own stepping and its tasks read."""
 NO_LIMIT = 1 << 62
@@ -34,10 +36,10 @@ GAME_OVER = 0  # index into program_state
 READING_LINE, WAITING_FOR_SPACE = 2, 3  # indices into internal
 
 
-def make_screens(num_envs: int, layers: tuple[str, ...]) -> dict[str, np.ndarray]:
+def make_screens(num_envs: int, layers: tuple[str, ...], inventory: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     """Empty arrays for B engines to write into: maps [B, MAP_CELLS + 1], `blstats` [B, 27] i64, `message` [B, 256] u8,
-    `program_state` [B, 6] i32 and `internal` [B, 9] i32."""
-    flat = ("blstats", "message", "program_state", "internal")
+    `program_state` [B, 6] i32, `internal` [B, 9] i32, and those of `inventory` [B, 55] u8."""
+    flat = ("blstats", "message", "program_state", "internal", *inventory)
     arrays = {key: np.zeros((num_envs, *desc["shape"]), desc["dtype"]) for key, desc in nethack.OBSERVATION_DESC.items() if key in flat}
     return make_maps(num_envs, layers) | arrays
 
@@ -59,7 +61,7 @@ class Game:
         """Copies of the arrays as the game showed them last, once it is over."""
         self.log = MessageLog()
         self._starting = False
-        self._shown = {name: array for name, array in arrays.items() if name in LAYERS or name in OBSERVED}
+        self._shown = {name: array for name, array in arrays.items() if name in LAYERS or name in OBSERVED or name in INVENTORY}
         self._message = arrays["message"]
         engine = env.nethack
         self.engine = engine._pynethack

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.environment import GoalReward
 from actors.hero_view import MAP_CELLS
 from actors.nethack_figures import GOLD, SCORE, TIME, UNSEEN_GLYPH, count_unlike, level_number
 from actors.nethack_tasks import GOAL_REWARD
@@ -38,6 +39,16 @@ class Rewards:
         normal game; `goals`: games that have reached the goal of one of ONI's tasks in this step."""
         return self._difference(SCORE, playing)
 
+    @staticmethod
+    def at_goal(env: Any) -> float | None:
+        """What `env` pays for its goal; None where it has none that is paid once."""
+        return None
+
+    @staticmethod
+    def max_penalty(env: Any, num_steps: int) -> float:
+        """The penalties of `num_steps` steps each of which costs most; at most 0."""
+        return 0.0
+
     def _difference(self, index: int, playing: np.ndarray) -> np.ndarray:
         # Before a game starts and after it has ended, its figures are zero.
         return np.where(playing, self._blstats[:, index] - self._last[:, index], 0.0)
@@ -55,6 +66,14 @@ class ScoreRewards(Rewards):
     def pay(self, statuses: np.ndarray, playing: np.ndarray, goals: list[int]) -> np.ndarray:
         """The score difference, then the penalty."""
         return self._difference(SCORE, playing) + self._penalty()
+
+    @staticmethod
+    def max_penalty(env: Any, num_steps: int) -> float:
+        """Game time stands still in every step, or passes in every step (one turn in each): whichever costs more."""
+        n, mode = float(num_steps), env.penalty_mode
+        frozen = {"linear": n * (n + 1) / 2, "square": n * (n + 1) * (2 * n + 1) / 6, "exp": 2 ** min(n + 1, 1000) - 2}.get(mode, n)
+        moving = n * (env.penalty_time + (env.penalty_step if mode in ("always", "exp") else 0.0))
+        return min(0.0, frozen * env.penalty_step, moving)
 
     def _penalty(self, where: np.ndarray | bool = True) -> np.ndarray:
         """The time penalty; frozen steps are counted in the games of `where` alone."""
@@ -127,6 +146,11 @@ class StaircaseRewards(ScoreRewards):
         """NLE's staircase and oracle tasks."""
         return (statuses == GOAL) + self._penalty()
 
+    @staticmethod
+    def at_goal(env: Any) -> float:
+        """1."""
+        return 1.0
+
 
 class MiniHackRewards(ScoreRewards):
     """`reward_win` at the goal, `reward_lose` at any other end, and the penalty."""
@@ -138,6 +162,11 @@ class MiniHackRewards(ScoreRewards):
     def pay(self, statuses: np.ndarray, playing: np.ndarray, goals: list[int]) -> np.ndarray:
         """MiniHack without a reward manager."""
         return np.where(statuses == GOAL, self._win, np.where(statuses == 0, 0, self._lose)) + self._penalty()
+
+    @staticmethod
+    def at_goal(env: Any) -> float | None:
+        """`reward_win`; None where a reward manager decides."""
+        return None if env.reward_manager is not None else env.reward_win
 
 
 class GoalRewards(Rewards):
@@ -152,6 +181,11 @@ class GoalRewards(Rewards):
         rewards[[i for i in goals if statuses[i] != 1]] = GOAL_REWARD
         return rewards
 
+    @staticmethod
+    def at_goal(env: Any) -> float:
+        """50."""
+        return GOAL_REWARD
+
 
 REWARDS: dict[str, type[Rewards]] = {
     "nle.env.base.NLE._reward_fn": Rewards,
@@ -164,3 +198,13 @@ REWARDS: dict[str, type[Rewards]] = {
     "actors.nethack_tasks.Goal._reward_fn": GoalRewards,
 }
 """By the method that they stand for."""
+
+
+def goal_reward(env: Any, step_limit: int) -> GoalReward | None:
+    """How the task of `env` pays for its goal in episodes of `step_limit` steps; None where it has no such goal, or rewards of its own."""
+    function = env._reward_fn
+    rewards = REWARDS.get(f"{function.__module__}.{function.__qualname__}")
+    at_goal = None if rewards is None else rewards.at_goal(env)
+    if rewards is None or at_goal is None:
+        return None
+    return GoalReward(reward=float(at_goal), max_penalty=float(rewards.max_penalty(env, step_limit)), step_limit=step_limit)

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from actors.blstats import NUM_BLSTATS, NUM_SCALED, ScaledBlstats, signed_log
+from actors.distinct_rows import encode_all, encode_distinct
 from actors.environment import ArraySpec
-from actors.glyph_convolution import convolve_categories
+from actors.glyph_convolution import convolve_glyphs
+from actors.nethack_full import NetHackFullEncoder
 from actors.rendered_crop import RenderedCropEncoder
 from actors.repeating_encoder import SIDE_FEATURES, Part, RepeatingEncoder, two_layers
+from actors.words import WordEncoder
 from configs.schema import PolicyConfig
 
 LARGEST_ONE_HOT = 32
@@ -58,15 +61,7 @@ class GlyphCropEncoder(RepeatingEncoder):
 
     def _convolve(self, crops: Tensor) -> Tensor:
         """[N, cells] glyphs -> [N, hidden_size]."""
-        crops, (first, *rest) = crops.unflatten(1, self._crop_shape), self.convolutions
-        assert isinstance(first, nn.Conv2d)
-        assert first.bias is not None
-        if crops.device.type == "cpu" and torch.is_grad_enabled():  # it pays on the way back, and for many crops at once
-            maps = convolve_categories(crops, self.embedding.weight, first.weight, first.bias)
-            for layer in rest:
-                maps = layer(maps)
-        else:
-            maps = self.convolutions(self.embedding(crops.long()).movedim(-1, 1))  # channels last in memory
+        maps = convolve_glyphs(crops.unflatten(1, self._crop_shape), self.embedding, self.convolutions)
         return self.project(maps.movedim(1, -1).flatten(1))
 
     def _read(self, message: Tensor) -> Tensor:
@@ -117,14 +112,19 @@ class ImageEncoder(nn.Module):
 
 
 class VectorEncoder(nn.Module):
-    """Any mixture of numeric and categorical arrays, flattened, through an MLP of two layers."""
+    """Any mixture of numeric and categorical arrays, flattened, and of texts, by their words, through an MLP of two layers."""
 
     def __init__(self, observations: Mapping[str, ArraySpec], config: PolicyConfig) -> None:
         super().__init__()
         self._specs = dict(observations)
-        self.embeddings = nn.ModuleDict()
+        self._encode_texts = encode_distinct if config.reuse_crops else encode_all
+        self.embeddings, self.texts = nn.ModuleDict(), nn.ModuleDict()
         num_inputs = 0
         for name, spec in observations.items():
+            if spec.is_text:
+                self.texts[name] = WordEncoder(spec.shape[0])
+                num_inputs += SIDE_FEATURES
+                continue
             width = 1
             if spec.num_values > LARGEST_ONE_HOT:
                 width = config.embedding_size
@@ -141,6 +141,8 @@ class VectorEncoder(nn.Module):
 
     def _inputs(self, name: str, spec: ArraySpec, array: Tensor) -> Tensor:
         """Numbers of moderate size: bytes as fractions, other numbers on a signed log scale, since nothing says what they range over."""
+        if name in self.texts:
+            return self._encode_texts(array, self.texts[name]).rows()
         array = array.unsqueeze(-1)  # so that a scalar entry has something to flatten
         if name in self.embeddings:
             return self.embeddings[name](array.long())
@@ -149,9 +151,10 @@ class VectorEncoder(nn.Module):
         return array.float() / 255 if spec.dtype == "uint8" else signed_log(array.float())
 
 
-Encoder = GlyphCropEncoder | RenderedCropEncoder | ImageEncoder | VectorEncoder
+Encoder = GlyphCropEncoder | NetHackFullEncoder | RenderedCropEncoder | ImageEncoder | VectorEncoder
 ENCODERS: dict[str, type[Encoder]] = {
     "glyph_crop": GlyphCropEncoder,
+    "nethack_full": NetHackFullEncoder,
     "rendered_crop": RenderedCropEncoder,
     "cnn": ImageEncoder,
     "mlp": VectorEncoder,

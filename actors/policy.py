@@ -85,12 +85,14 @@ class PolicyNet(nn.Module):
         if self.core.kind != "none" and isinstance(self.encoder, RepeatingEncoder):
             parts = [*self.encoder.parts(flat), *self._encode_previous(flat)]
             gates = project(parts, self.core.input).unflatten(0, (num_steps, num_envs))
+            outputs, core_state = self.core.run(gates, core_state, reset_before)
             features = None
             if self.skip_head is not None:
                 features = torch.cat([part.rows() for part in parts], -1).unflatten(0, (num_steps, num_envs))
-            return self._after_core(*self.core.run(gates, core_state, reset_before), features)
-        features = self._append_previous(self.encoder(flat), flat).unflatten(0, (num_steps, num_envs))
-        return self._after_core(*self.core(features, core_state, reset_before), features)
+        else:
+            features = self._append_previous(self.encoder(flat), flat).unflatten(0, (num_steps, num_envs))
+            outputs, core_state = self.core(features, core_state, reset_before)
+        return self._after_core(outputs, core_state, features)
 
     def step(
         self, obs: Mapping[str, Tensor], core_state: dict[str, Tensor], caches: Mapping[str, EncodingCache] | None = None
@@ -100,7 +102,8 @@ class PolicyNet(nn.Module):
         `caches`, of `make_caches`, are for steps one after another under the same weights, without gradients.
         """
         features = self._append_previous(self.encoder(obs, caches) if caches else self.encoder(obs), obs).unsqueeze(0)
-        output = self._after_core(*self.core(features, core_state, None), features)
+        outputs, core_state = self.core(features, core_state, None)
+        output = self._after_core(outputs, core_state, features)
         return output.logits[0], output.values[0], output.core_state
 
     def make_caches(self, max_rows: int) -> dict[str, EncodingCache]:

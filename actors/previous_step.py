@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from actors.environment import ArraySpec, EnvironmentSpec, VectorEnvironment, VectorStep
+from actors.environment import ArraySpec, VectorEnvironment, VectorStep
 from configs.schema import PolicyConfig
 
 ACTION, REWARD = "previous_action", "previous_reward"
@@ -47,7 +47,7 @@ class PreviousStepEnvironment:
         taken = sorted(set(self._specs) & set(env.spec.observations))
         if taken:
             raise ValueError(f"the environment observes {', '.join(taken)} itself; leave policy.{' and policy.'.join(taken)} false")
-        self.spec = EnvironmentSpec(observations=env.spec.observations | self._specs, num_actions=env.spec.num_actions)
+        self.spec = replace(env.spec, observations=env.spec.observations | self._specs)
         self._entries = self._make_entries()
 
     def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
@@ -71,6 +71,11 @@ class PreviousStepEnvironment:
         for array in self._entries.values():
             array[step.terminated | step.truncated] = 0
         return replace(step, obs=step.obs | self._entries, ends=ends)
+
+    @property
+    def running_episodes(self) -> np.ndarray:
+        """See `VectorEnvironment`."""
+        return self._env.running_episodes
 
     def take_errors(self) -> tuple[int, str]:
         """See `VectorEnvironment`."""

@@ -60,6 +60,8 @@ class Rollout:
     """0, 1, 2 ... per worker_id, without gaps; goes on from where it was only where the episodes do (an exact resume)."""
     episodes: tuple[EpisodeStatistics, ...]
     """Episodes that ended in this rollout."""
+    episode_ends: tuple[tuple[int, int], ...]
+    """The step and the environment in which each of them ended."""
     timings: dict[str, float]
     """Seconds that collecting it took, by stage: `env`, `inference`, `other`."""
     lost: tuple[int, ...] = ()
@@ -118,7 +120,7 @@ class CaptionReport:
     texts: dict[int, str]
     """id -> text of every caption whose text has not been acknowledged by the current caption book."""
     counts: dict[int, int]
-    """id -> occurrences in this rollout, reset observations included, the empty caption left out."""
+    """id -> steps of this rollout that showed it, 0 where only a reset did: only steps are paid. The empty caption is left out."""
     worker_id: str
     """As in the rollout."""
     sequence_number: int

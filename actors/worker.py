@@ -74,6 +74,7 @@ class RolloutWorker:
         noise = np.log(self._rng.standard_exponential(logits.shape, np.float32) + 1e-30)
         core_state = self.inference.core_state()
         episodes: list[EpisodeStatistics] = []
+        episode_ends: list[tuple[int, int]] = []
         lost: set[int] = set()
         num_losses = 0
         for name, array in current.items():
@@ -93,6 +94,7 @@ class RolloutWorker:
             self._lengths += 1
             if step.ends:
                 self._end_episodes(step, final_values[t], episodes)
+                episode_ends += [(t, end.index) for end in step.ends]
             if step.losses:
                 self._give_up_episodes(step.losses)
                 lost |= {loss.index for loss in step.losses}
@@ -106,7 +108,7 @@ class RolloutWorker:
             obs=obs, actions=actions, behaviour_logits=logits, behaviour_values=values, final_values=final_values,
             extrinsic_rewards=rewards, terminated=terminated, truncated=truncated, caption_ids=ids, caption_counts=counts,
             core_state=core_state, policy_version=policy_version, worker_id=self.worker_id,
-            sequence_number=self._sequence_number, episodes=tuple(episodes), timings=timings,
+            sequence_number=self._sequence_number, episodes=tuple(episodes), episode_ends=tuple(episode_ends), timings=timings,
             lost=tuple(sorted(lost)), environment_errors=environment_errors, environment_error=environment_error,
         )  # fmt: skip
 

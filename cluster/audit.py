@@ -7,7 +7,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llm_server.judge_flags import add_judge_flags, given_flags, opened_judge, read_judge_flags
@@ -76,11 +76,12 @@ def _audit_run(run_dir: str, labelled_path: str) -> dict[str, Any]:
     from llm_server.annotation import Caption
     from llm_server.audit import score_figures, without_examples
     from llm_server.caption_file import read_labelled
+    from llm_server.reward_precision import precision_figures
     from llm_server.rubric_file import load_rubric
     from reward_models.interface import Asks
 
     labelled = read_labelled(labelled_path)
-    model, config, env_steps = load_reward_model(run_dir)
+    model, config, env_steps, paid = load_reward_model(run_dir)
     is_judged = model.asks in (Asks.JUDGEMENTS, Asks.PAIRS)
     kept = without_examples(labelled, [example.item for example in load_rubric(config.annotator.rubric).examples] if is_judged else [])
     texts = [normalize(row.text.encode(), fold_case=config.env.fold_case, fold_digits=config.env.fold_digits) for row in kept]
@@ -96,12 +97,21 @@ def _audit_run(run_dir: str, labelled_path: str) -> dict[str, Any]:
         "reward_model": model.name,
         "examples_left_out": len(labelled) - len(kept),
         **score_figures(margins, kept, 0.0, are_probabilities=False),
+        **precision_figures(_paid_by_text(run_dir, paid), labelled),
         "labels_per_s": len(kept) / seconds,
         "labels_timed": len(kept),
         "seconds_timed": seconds,
     }
     left_out = f", {report['examples_left_out']} left out as examples of the rubric" if report["examples_left_out"] else ""
     return {"title": f"{model.name} of {run_dir} at {env_steps:,} steps: {len(kept)} captions{left_out}", **report}
+
+
+def _paid_by_text(run_dir: str, paid: Mapping[int, float]) -> dict[str, float]:
+    from actors.captions import caption_id
+    from llm_server.caption_file import read_archive
+
+    texts = {caption_id(row["caption"]): row["caption"] for row in read_archive(run_dir)} if paid else {}
+    return {texts[number]: reward for number, reward in paid.items() if number in texts}
 
 
 def _embedded(captions: "Sequence[Caption]", goals: Sequence[str], service: "ServiceConfig") -> "list[EmbeddedCaption]":

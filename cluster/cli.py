@@ -13,7 +13,7 @@ from llm_server.standard_output import reader_may_leave
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("cluster.train", "train an agent; running the same command again continues the run"),
     "serve": ("llm_server.serve", "run the annotation service alone, without Ray"),
-    "eval": ("cluster.evaluate", "play a run's latest checkpoint on held-out seeds, beside a random policy"),
+    "eval": ("cluster.evaluate", "play a run's latest checkpoint on held-out seeds, beside a blind player and a random one"),
     "audit": ("cluster.audit", "hold a judge, or a run's reward model, to captions that people have labelled"),
     "annotate": ("llm_server.annotate", "judge captions, and pairs of them, into a file for offline training"),
     "export": ("llm_server.export", "write a run's captions with counts and judgements as JSON lines"),

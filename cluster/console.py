@@ -27,6 +27,7 @@ ROWS = (
     ("annotator up", "annotator_up", "{:.0f}"),
     ("policy lag", "policy_lag_mean", "{:.1f}"),
     ("entropy", "entropy", "{:.3f}"),
+    ("state information", "policy_state_information", "{:.4f}"),
 )
 
 
@@ -102,6 +103,9 @@ class Console:
             f"captions: {_number(summary.get('captions_distinct'), ',.0f')} distinct, {_number(summary.get('annotations_total'), ',.0f')} labels"
             f" ({_number(summary.get('forward_passes'), ',.0f')} forward passes), unknown {_number(summary.get('intrinsic_unknown_fraction'), '.1%')} of steps"
         )
+        without_table = summary.get("steps_without_table_fraction")
+        if without_table is not None:
+            self.say(f"trained before the first reward table came: {without_table:.1%} of steps")
         if summary["top_rewarded"]:
             table = Table(title="captions rewarded most (seen at least 3 times)", title_justify="left")
             for heading in ("R", "p", "count", "caption"):

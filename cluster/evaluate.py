@@ -1,22 +1,33 @@
-"""`delphi eval`: plays a run's latest checkpoint on held-out seeds beside a random policy.
+"""`delphi eval`: plays a run's latest checkpoint on held-out seeds beside a blind player and a random one.
 
-Invariant: the seeds are of the stream `eval`, which training never uses, and both players meet the same ones.
+Invariant: the seeds are of the stream `eval`, which training never uses, and all players meet the same games.
 """
 
 import argparse
+import contextlib
+import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from configs.schema import RunConfig
 from configs.validation import ConfigError
+
+if TYPE_CHECKING:  # --help is to show without loading torch
+    from learner.evaluation import Episodes, Estimate, Player
+
+PLAYERS = ("policy", "blind", "random")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 2 the command or the run was wrong."""
     parser = argparse.ArgumentParser(
-        prog="delphi eval", description="Play a run's latest checkpoint on held-out seeds, beside a random policy on the same seeds."
+        prog="delphi eval",
+        description="Play a run's latest checkpoint on held-out seeds; beside it on the same seeds a blind player, which draws from the"
+        " policy's average action frequencies without looking, and a random one.",
     )
     parser.add_argument("run", metavar="RUN", help="a run directory")
     parser.add_argument("--episodes", type=int, default=64, metavar="N", help="episodes per player (default 64)")
@@ -41,16 +52,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def evaluate(run_dir: str, *, episodes: int, num_envs: int, seed: int) -> dict[str, Any]:
-    """Figures of the policy and of a random one as JSON values: each a mean with its 95 % interval. Raises ConfigError."""
-    import torch
-
-    from actors.environment import make_environment
-    from actors.policy import PolicyNet
+def evaluate(
+    run_dir: str,
+    *,
+    episodes: int,
+    num_envs: int,
+    seed: int,
+    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
+) -> dict[str, Any]:
+    """Figures of the three players and their differences as JSON values: each a mean with its 95 % interval. Raises ConfigError."""
     from cluster.run_directory import find_run
     from configs.loading import from_dict
     from learner.checkpoint import load_latest
-    from learner.evaluation import PolicyPlayer, RandomPlayer, play, summarise
+    from learner.evaluation import differences, summarise
 
     run, saved = find_run(run_dir)
     config = from_dict(saved)
@@ -59,50 +73,102 @@ def evaluate(run_dir: str, *, episodes: int, num_envs: int, seed: int) -> dict[s
         raise ConfigError(f"{run_dir} has no complete checkpoint yet; train it for a while, or stop it with Ctrl-C, which writes one")
     num_envs = min(num_envs, episodes)
     episodes_per_env = -(-episodes // num_envs)
-    report: dict[str, Any] = {
+    with _threads(config.actors.torch_threads):
+        played, information = _play(config, state["learner"]["weights"], num_envs, episodes_per_env, seed, say)
+    return {
         "run": str(run.path),
         "env_steps": state["loop"]["env_steps"],
         "environment": config.env.id,
         "episodes": num_envs * episodes_per_env,
+        "episodes_lost": {name: num_envs * episodes_per_env - len(games) for name, games in played.items()},
         "seed": seed,
+        "policy_state_information": information,
+        **{name: _as_json(summarise(games)) for name, games in played.items()},
+        "differences": {
+            f"{one} - {other}": _as_json(differences(played[one], played[other])) for one, other in itertools.combinations(played, 2)
+        },
     }
-    for name in ("policy", "random"):
-        env = make_environment(
-            config.env,
-            num_envs=num_envs,
-            run_seed=seed,
-            worker_index=0,
-            stream="eval",
-            policy=config.policy,
-        )
-        try:
+
+
+def _play(
+    config: RunConfig, weights: Mapping[str, Any], num_envs: int, episodes_per_env: int, seed: int, say: Callable[[str], None]
+) -> tuple[dict[str, "Episodes"], float]:
+    """What each player made of the same games; and the policy's information between state and action, in nats."""
+
+    from actors.environment import make_environment
+    from actors.policy import PolicyNet, load_weights
+    from learner.evaluation import BlindPlayer, PolicyPlayer, RandomPlayer, play
+
+    make = partial(make_environment, config.env, policy=config.policy)
+    played: dict[str, Episodes] = {}
+    for name in PLAYERS:
+        with contextlib.closing(make(num_envs=num_envs, run_seed=seed, worker_index=0, stream="eval")) as env:
+            player: Player
             if name == "policy":
                 net = PolicyNet(env.spec, config.policy)
-                net.load_state_dict({key: torch.as_tensor(array) for key, array in state["learner"]["weights"].items()})
-                player: PolicyPlayer | RandomPlayer = PolicyPlayer(net, num_envs, seed)
+                load_weights(net, weights)
+                player = policy = PolicyPlayer(net, num_envs, seed)
+            elif name == "blind":
+                player = BlindPlayer(policy.frequencies, num_envs, seed)
             else:
                 player = RandomPlayer(env.spec.num_actions, num_envs, seed)
-            print(f"playing {report['episodes']} episodes: {name}", file=sys.stderr, flush=True)
-            figures = summarise(play(env, player, episodes_per_env))
-        finally:
-            env.close()
-        report[name] = {figure: asdict(estimate) for figure, estimate in figures.items()}
-    return report
+            say(f"playing {num_envs * episodes_per_env} episodes: {name}")
+            played[name] = play(env, player, episodes_per_env)
+            if not played[name]:
+                first = env.take_errors()[1].strip().splitlines()[-1]
+                raise ConfigError(f"{config.env.id} raised in every episode, the first time: {first}")
+    return played, policy.state_information
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """For so small batches more threads do no good, and on a busy machine much harm."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _as_json(estimates: Mapping[str, "Estimate"]) -> dict[str, Any]:
+    return {name: asdict(estimate) for name, estimate in estimates.items()}
+
+
+def _in_words(mean: float, low: float, high: float) -> str:
+    """Short enough for three in a line of 80 characters."""
+    largest = max(abs(low), abs(high))
+    digits = 0 if largest >= 100 else 1 if largest >= 10 else 2
+    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _print_table(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        title=f"{report['environment']}, {report['episodes']} episodes, checkpoint at {report['env_steps']:,} steps (mean, 95 % interval)"
+    console = Console(soft_wrap=True)
+    tables = {
+        f"{report['environment']}, {report['episodes']} episodes, checkpoint at {report['env_steps']:,} steps (mean, 95 % interval)": {
+            name: report[name] for name in PLAYERS
+        },
+        "the same games, one player minus another": report["differences"],
+    }
+    for title, columns in tables.items():
+        table = Table(title=title, title_justify="left")
+        for heading in ("", *columns):
+            table.add_column(heading, justify="right" if heading else "left")
+        for name in report["policy"]:
+            cells = [figures.get(name) for figures in columns.values()]
+            table.add_row(name, *("-" if cell is None else _in_words(**cell) for cell in cells))
+        console.print(table)
+    console.print(
+        f"information between state and action: {report['policy_state_information']:.4f} nats (a policy that does not look has 0)"
     )
-    for heading in ("", "policy", "random"):
-        table.add_column(heading, justify="right" if heading else "left")
-    for name in report["policy"]:
-        cells = [report[player].get(name) for player in ("policy", "random")]
-        table.add_row(name, *("-" if c is None else f"{c['mean']:.2f}  [{c['low']:.2f}, {c['high']:.2f}]" for c in cells))
-    Console(soft_wrap=True).print(table)
+    if any(report["episodes_lost"].values()):
+        lost = ", ".join(f"{name} {number}" for name, number in report["episodes_lost"].items())
+        console.print(f"episodes lost because the environment raised: {lost}")
 
 
 if __name__ == "__main__":

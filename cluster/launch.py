@@ -21,6 +21,7 @@ from cluster.logs import log_to_file
 from cluster.orphans import OrphanWatch, end_orphans
 from cluster.placement import Interrupted
 from cluster.ray_auth import use_private_token
+from cluster.reward_balance import weigh_penalties
 from cluster.run_directory import RunDirectory, begin_epoch, open_run, record_provenance, write_atomically
 from cluster.trained_model import check_judgements, pretrain
 from cluster.wiring import check_parts
@@ -76,6 +77,9 @@ def launch(config: RunConfig) -> int:
         console.say(
             f"run {config.run_dir} {word}: {config.env.id}, reward model {config.reward_model.name}, to {config.total_env_steps:,} steps"
         )
+        finding = weigh_penalties(config, spec)
+        if finding is not None:
+            console.say(f"warning: {finding.found}; {finding.advice}")
         with StopRequest(console.say) as stop:
             pretrain(config, run, console.say, lambda: stop.requested)
 

@@ -49,7 +49,8 @@ class LearnerWatch:
         self._newest = self._newest_checkpoint()
         self._process: ProcessId | None = None
         self._has_trained = False
-        self._waits_since: float | None = None
+        self._waits_for: str | None = None
+        self._waits_since = 0.0
         self._say_after_s = SAY_INTERVAL_S
 
     def run(self, run_epoch: int) -> dict[str, Any]:
@@ -107,13 +108,11 @@ class LearnerWatch:
                 self._on_line(line)
 
     def _say_waiting(self, what: str | None) -> None:
-        """Tell what is waited for, after 10 s and then ever more rarely."""
+        """Tell what is waited for, after 10 s and then ever more rarely; the seconds are those of this wait, not of one before it."""
         now = time.monotonic()
-        if what is None:
-            self._waits_since, self._say_after_s = None, SAY_INTERVAL_S
-            return
-        self._waits_since = self._waits_since or now
-        if now - self._waits_since > self._say_after_s:
+        if what != self._waits_for:
+            self._waits_for, self._waits_since, self._say_after_s = what, now, SAY_INTERVAL_S
+        if what is not None and now - self._waits_since > self._say_after_s:
             self._say_after_s += min(self._say_after_s, LONGEST_SAY_INTERVAL_S)
             self._say(f"waiting for {what}, {now - self._waits_since:.0f} s")
 

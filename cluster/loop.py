@@ -3,13 +3,15 @@
     consumes             waits for                     is unblocked by
     rollouts             `Workers.take` (1 s at most)  a worker that finishes `collect`
     reward tables        nothing, reads the latest     -
+    the first table      `wait_for_first_table_s`      a table that knows a caption, `stop`
     stop requests        nothing, read once a turn     `stop` from any thread
 
-Invariant: `env_steps` counts exactly the steps that updates consumed; the LLM is never waited for; a disk that refuses what is
+Invariant: `env_steps` counts exactly the steps that updates consumed; the LLM is never waited for once training has begun; a disk that refuses what is
 written on the way costs no progress, only the last checkpoint has to be written; a loop whose successor has begun writes nothing.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +20,7 @@ from typing import Any
 
 from actors.rollout import Rollout
 from cluster.metric_writer import MetricWriter
+from cluster.metrics import LOOKING_ABOVE
 from cluster.parts import Annotation, Workers
 from cluster.run_directory import RunDirectory
 from cluster.run_metrics import RunMetrics
@@ -30,6 +33,9 @@ from learner.update import Learner
 
 LOG = logging.getLogger(__name__)
 SLOW_WAIT_S = 10.0
+TABLE_POLL_S = 0.1
+BLIND_UPDATES = 200
+"""Updates in a row whose policy did not look at its observations, after which the user is told."""
 PARTS = ("learner", "annotation", "workers", "stream", "metrics")
 """What a run's checkpoint holds, besides `loop`."""
 
@@ -43,12 +49,16 @@ class TrainingLoop:
         self.learner = Learner(workers.spec, config.policy, config.learner, config.reward, run_epoch=run_epoch, seed=config.seed)
         self.stream = RolloutStream(config.learner, on_stale=lambda rollout: self.learner.pass_over(rollout, annotation.latest_table()))
         self.metrics = RunMetrics(config.logging.episode_window)
-        self.env_steps = 0
+        self.env_steps = self._steps_without_table = 0
+        self._has_tables = config.reward_model.name != "none"
+        self._first_table_limit_s = config.annotator.wait_for_first_table_s if self._has_tables and config.cluster.mode != "inline" else 0.0
+        self._waiting: str | None = None
         self._seconds_before = 0.0
         self._started = self._last_checkpoint_s = self._saved_s = time.monotonic()
         self._checkpoints_failed = 0
         self._storage_problem: str | None = None
         self._notice: str | None = None
+        self._blind_updates = 0  # since the policy last looked at its observations
         self._interval = (self._started, 0, 0.0)  # time, env_steps, annotations_total at its start
         self._stages = StageClock(config.actors.num_workers)
         self._stop = threading.Event()
@@ -84,8 +94,8 @@ class TrainingLoop:
             "problem": self.annotation.problem,
             "storage_problem": self._storage_problem or self._writer.problem,
             "notice": self._notice,
-            "problems": list(self.workers.problems),
-            "waiting": self.workers.waiting,
+            "problems": [*self.workers.problems, *self._blindness()],
+            "waiting": self._waiting or self.workers.waiting,
         }
         return {**self._latest, "env_steps": self.env_steps, **words}
 
@@ -99,28 +109,66 @@ class TrainingLoop:
                 self._stages.add_rollout(rollout.timings)
                 batch = self.stream.put(rollout, self.learner.policy_version)
                 if batch is not None:
-                    return batch
+                    return batch if self._first_table_limit_s == 0 or self._first_table_came(batch) else None
             elif now - warned > SLOW_WAIT_S:
                 LOG.warning("waiting for rollouts for %.0f s", now - waiting_since)
                 warned = now
         return None
 
+    def _first_table_came(self, batch: list[Rollout]) -> bool:
+        """Hold the first batch until a reward table knows a caption, or time is up; False on a stop request, and then the batch is dropped.
+
+        Nothing is published meanwhile, so what the workers have collected stays fresh; they collect no more than may be in flight.
+        """
+        limit_s, began = self._first_table_limit_s, time.monotonic()
+        self._first_table_limit_s = 0.0
+        if not self.annotation.latest_table().knows_nothing:
+            return True
+        limit = f"annotator.wait_for_first_table_s = {limit_s:g} s"
+        self._waiting = f"the first reward table ({limit} at most)"
+        LOG.info("waiting for %s", self._waiting)
+        with self._stages.learner("wait"):
+            while (table := self.annotation.latest_table()).knows_nothing and time.monotonic() - began < limit_s:
+                if self._stop.wait(TABLE_POLL_S):
+                    break
+        self._waiting = None
+        LOG.info("waited %.1f s; the reward table knows %d captions", time.monotonic() - began, len(table) - 1)
+        if self._stop.is_set():
+            for rollout in batch:
+                self.learner.pass_over(rollout, table)
+            return False
+        if table.knows_nothing:
+            self._notice = f"no reward table came within {limit}: training begins without one"
+        return True
+
     def _update(self, rollouts: list[Rollout]) -> None:
-        result = self.learner.step(rollouts, self.annotation.latest_table(), min(self.env_steps / self.config.total_env_steps, 1.0))
+        table = self.annotation.latest_table()
+        result = self.learner.step(rollouts, table, min(self.env_steps / self.config.total_env_steps, 1.0))
         self._stages.add_learner(result.timings)
         with self._stages.learner("publish"):
             self.workers.publish(self.learner.snapshot())
         self.metrics.add_update(result.metrics, result.lags)
+        self._blind_updates = self._blind_updates + 1 if result.metrics.get("policy_state_information", math.inf) < LOOKING_ABOVE else 0
         for rollout, intrinsic in zip(rollouts, result.intrinsic, strict=True):
             self.metrics.add_rollout(rollout, intrinsic)
         before = self.env_steps
         self.env_steps += sum(rollout.num_steps for rollout in rollouts)
+        if table.knows_nothing:
+            self._steps_without_table += self.env_steps - before
         if _crossed(before, self.env_steps, self.config.logging.interval_env_steps):
             self._write_line()
         checkpoint = self.config.checkpoint
         due = self.config.cluster.mode != "inline" and 0 < checkpoint.interval_s <= time.monotonic() - self._last_checkpoint_s
         if due or _crossed(before, self.env_steps, checkpoint.interval_env_steps):
             self._checkpoint()
+
+    def _blindness(self) -> list[str]:
+        if self._blind_updates < BLIND_UPDATES:
+            return []
+        return [
+            f"the policy hardly looks at what it sees: policy_state_information has been below {LOOKING_ABOVE} nats for {BLIND_UPDATES} updates;"
+            " unless the task needs no looking, a blind player (`delphi eval`) does as well"
+        ]
 
     def _write_line(self) -> None:
         self.run_directory.check_epoch(self.learner.run_epoch)
@@ -146,8 +194,10 @@ class TrainingLoop:
             total = annotations
         else:
             line["annotations_per_s"] = max(0.0, total - annotations) / seconds
-        if self.config.reward_model.name == "none":
+        if not self._has_tables:
             line["intrinsic_unknown_fraction"] = None
+        elif self.env_steps:
+            line["steps_without_table_fraction"] = self._steps_without_table / self.env_steps
         self._interval = (now, self.env_steps, total)
         self._latest = self._writer.write(line)
 
@@ -158,6 +208,7 @@ class TrainingLoop:
             **{part: getattr(self, part).state_dict() for part in PARTS},
             "loop": {
                 "env_steps": self.env_steps,
+                "steps_without_table": self._steps_without_table,
                 "seconds": self._seconds_before + time.monotonic() - self._started,
                 "latest": self._latest,
             },
@@ -184,6 +235,7 @@ class TrainingLoop:
                 getattr(self, part).load_state_dict(state[part])
             loop = state["loop"]
             self.env_steps, self._seconds_before, self._latest = loop["env_steps"], loop["seconds"], dict(loop["latest"])
+            self._steps_without_table = loop.get("steps_without_table", 0)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
                 f"the newest checkpoint in {self.run_directory.checkpoints} does not fit this version of Delphi or this run"

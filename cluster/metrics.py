@@ -11,6 +11,8 @@ GROUPS: tuple[Group, ...] = get_args(Group)
 """The dashboard's rows, in their order."""
 RAY_PREFIX = "delphi_"
 """What `ray.util.metrics` is given in front of a name; Ray puts `ray_` before that."""
+LOOKING_ABOVE = 0.01
+"""Nats of `policy_state_information` below which a policy as good as does not look at its observations."""
 UNDEFINED = "undefined"
 """The label that is "yes" at Ray's endpoint while a metric is null; else it is empty, which to Prometheus is none."""
 
@@ -72,7 +74,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("environment_errors", "errors", "counter", "exceptions of environments in this epoch; each is rebuilt and its sample dropped", "0", "faults", red_above=0),
     Metric("run_epoch", "starts", "counter", "how often the run has been started, restarts of a dead learner included", "1", "faults"),
     Metric("episodes_total", "episodes", "counter", "finished episodes", "rises", "learning"),
-    Metric("episode_return_extrinsic_mean", "reward", "gauge", "mean return of the last logging.episode_window episodes, the environment's own reward", "rises", "learning"),
+    Metric("episode_return_extrinsic_mean", "reward", "gauge", "mean return of logging.episode_window episodes, the environment's own reward; the last ones in the order in which they began, so that long ones are not missing: null until the first have all ended", "rises", "learning"),
     Metric("episode_success_mean", "fraction", "gauge", "share of episodes that reached the task's goal, same window; null where a task has none", "rises", "learning"),
     Metric("episode_in_game_score_mean", "points", "gauge", "NetHack's own score at the end of an episode, same window; null elsewhere, as the next five", "task dependent", "learning"),
     Metric("episode_depth_mean", "levels", "gauge", "deepest level reached in an episode, same window", "task dependent", "learning", panel="levels in NetHack"),
@@ -81,16 +83,22 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("episode_tiles_seen_mean", "cells", "gauge", "map cells seen, summed over the levels visited, same window", "task dependent", "learning"),
     Metric("episode_kills_mean", "monsters", "gauge", "monsters that the hero killed, by the messages, same window", "task dependent", "learning"),
     Metric("episode_return_intrinsic_mean", "reward", "gauge", "mean of k_int R / N^beta summed over an episode, same window", "rises at first", "reward model"),
+    Metric("kills_per_1000_steps", "monsters", "gauge", "monsters killed per 1,000 steps of the episodes in that window; null outside NetHack, as the next", "rises where fighting pays", "learning"),
+    Metric("in_game_score_per_1000_steps", "points", "gauge", "NetHack's own score per 1,000 steps of the episodes in that window", "rises", "learning"),
     Metric("episode_length_mean", "steps", "gauge", "mean episode length, same window", "task dependent", "learning"),
+    Metric("reward_extrinsic_per_1000_steps", "reward", "gauge", "the environment's own reward per 1,000 steps over the log interval: of every step that was trained on, whether its episode has ended or not", "rises", "learning"),
+    Metric("reward_intrinsic_per_1000_steps", "reward", "gauge", "k_int R / N^beta per 1,000 steps over the log interval", "rises at first", "reward model"),
     Metric("intrinsic_reward_mean", "reward/step", "gauge", "mean intrinsic reward per step, weighted by k_int", "above 0, falls as novelty fades", "reward model"),
     Metric("intrinsic_scale", "factor", "gauge", "what reward.max_intrinsic_share multiplies intrinsic reward by; 1 without a cap", "1", "reward model"),
     Metric("intrinsic_unknown_fraction", "fraction", "gauge", "share of steps whose caption is not in the reward table yet", "below 0.05 after the first minutes", "annotation", red_above=0.05),
+    Metric("steps_without_table_fraction", "fraction", "gauge", "share of all steps so far that were trained on before a reward table knew any caption; null with reward_model.name=none", "near 0", "annotation"),
     Metric("captions_distinct", "captions", "gauge", "distinct captions in the caption book", "rises, ever slower", "annotation"),
     Metric("annotations_total", "judgements", "counter", "judgements this run received, cached ones included", "rises", "annotation", panel="judgements"),
     Metric("annotations_per_s", "judgements/s", "gauge", "judgements received per second over the log interval", "engine dependent", "annotation"),
     Metric("annotations_pending", "captions", "gauge", "captions that wait for a judgement", "falls after the first minutes", "annotation"),
     Metric("annotations_cached", "judgements", "counter", "judgements read from the store", "up to annotations_total", "annotation", panel="judgements"),
     Metric("annotations_unparsed", "judgements", "counter", "answers outside the allowed ones; never used as labels", "below 5 % of annotations_total", "annotation", panel="judgements"),
+    Metric("annotations_undecided", "judgements", "counter", "answers within the noise of theta, by which processors may differ: neither yes nor no, and not paid", "below 2 % of annotations_total", "annotation", panel="judgements"),
     Metric("annotation_age_s", "s", "gauge", "mean time from a caption's first report to its judgement, newest judgements", "seconds", "annotation"),
     Metric("annotation_results_waiting", "judgements", "gauge", "judgements received and not yet learnt from", "near 0", "annotation"),
     Metric("captions_evicted", "captions", "counter", "captions that left the full caption book", "0", "faults", red_above=0),
@@ -105,15 +113,15 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("policy_loss", "loss", "gauge", "clipped surrogate policy loss", "near 0", "learning", panel="losses"),
     Metric("value_loss", "loss", "gauge", "clipped value loss, before its coefficient", "falls", "learning", panel="losses"),
     Metric("entropy", "nats", "gauge", "mean entropy of the policy", "falls slowly, not to 0", "learning"),
+    Metric("policy_state_information", "nats", "gauge", "what the state says of the action: entropy of the batch's mean policy minus mean entropy", "0.05 or more; a policy that does not look has 0", "learning", red_below=LOOKING_ABOVE),
+    Metric("update_kl", "nats", "gauge", "mean KL from the policy before an update to the one after it, on some of its states", "0.001 to 0.05", "learning"),
     Metric("approx_kl", "nats", "gauge", "mean KL from the behaviour policy to the learner's", "below 0.05", "learning", red_above=0.05),
     Metric("clip_fraction", "fraction", "gauge", "share of steps whose ratio was clipped", "below 0.3", "learning", panel="clipping", red_above=0.3),
     Metric("rho_clipped_fraction", "fraction", "gauge", "share of steps whose importance weight exceeded vtrace_rho_clip", "around 0.5 or less", "learning", panel="clipping"),
+    Metric("grad_clipped_fraction", "fraction", "gauge", "share of gradient steps whose norm was scaled down to learner.max_grad_norm", "up to 0.5", "learning", panel="clipping"),
+    Metric("core_saturated_fraction", "fraction", "gauge", "share of the recurrent core's outputs beyond 0.95 in size; null without a core", "up to 0.2", "learning", panel="recurrent core"),
+    Metric("core_dead_fraction", "fraction", "gauge", "share of the core's units whose outputs vary over states by a standard deviation below 0.01; null without a core", "up to 0.2", "learning", panel="recurrent core"),
     Metric("explained_variance", "fraction", "gauge", "1 - Var(vs - V) / Var(vs)", "rises towards 1", "learning"),
-    Metric("policy_state_information", "nats", "gauge", "entropy of the batch's mean policy minus the mean entropy: how much the action depends on the state", "above 0.05; a policy that does not look has 0", "learning"),
-    Metric("update_kl", "nats", "gauge", "mean KL from the policy before an update to the one after it, on some of the batch's states", "0.001 to 0.05", "learning", red_above=0.1),
-    Metric("grad_clipped_fraction", "fraction", "gauge", "share of gradient steps whose norm exceeded learner.max_grad_norm", "below 0.5", "learning", panel="clipping"),
-    Metric("core_saturated_fraction", "fraction", "gauge", "share of the recurrent core's outputs beyond 0.95 in size; null without a core", "below 0.3", "learning", panel="recurrent core", red_above=0.3),
-    Metric("core_dead_fraction", "fraction", "gauge", "share of the recurrent core's units that deviate by less than 0.01 over states; null without a core", "below 0.5", "learning", panel="recurrent core", red_above=0.5),
     Metric("grad_norm", "norm", "gauge", "global gradient norm before clipping", "around learner.max_grad_norm or less", "learning"),
 )  # fmt: skip
 

@@ -17,6 +17,7 @@ import platformdirs
 from actors.environment import VectorEnvironment, make_environment
 from cluster.finding import Finding, failed, ok, warning
 from cluster.patient import Patient
+from cluster.reward_balance import weigh_penalties
 from cluster.wiring import service_credentials
 from llm_server.client import AnnotationClient, AnnotationRefused, ServiceUnavailable
 from llm_server.credentials import ClientCredentials
@@ -33,8 +34,13 @@ CANARY = b"You see here a lichen."
 OLDEST_VLLM = (0, 32)
 
 
-def check_environment(patient: Patient) -> Finding:
-    """It is made, steps, shows captions, and plays the same game again from the same seed."""
+def check_environment(patient: Patient) -> list[Finding]:
+    """It is made, steps, shows captions, plays the same game again from the same seed; and whether its penalties outweigh its goal."""
+    played, penalties = _play_twice(patient), weigh_penalties(patient.config, patient.spec)
+    return [played] if penalties is None else [played, penalties]
+
+
+def _play_twice(patient: Patient) -> Finding:
     config = patient.config
     name = config.env.id
     started = time.monotonic()

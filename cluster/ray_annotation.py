@@ -13,7 +13,7 @@ from typing import Any, cast
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayError, RayTaskError
 
-from actors.rollout import Acknowledgement, Version
+from actors.rollout import Acknowledgement, CaptionReport, Version
 from cluster.placement import Request, in_words
 from cluster.ray_actors import AnnotatorActor
 from cluster.ray_placement import options
@@ -29,6 +29,10 @@ STATE_TIMEOUT_S = 4.0
 START_TIMEOUT_S = 9.0
 """Instead of it while the annotator has not been heard of yet: it still imports and restores."""
 MAX_UNANSWERED_REPORTS = 64
+MAX_WITHHELD = 100_000
+"""Distinct captions whose counts wait for an annotator that does not answer."""
+INHERITED_S = 300.0
+"""How long a new annotator may take to know as many captions as the table of the one before it, which is used until then."""
 RESTART_INTERVAL_S = 5.0
 SILENCE_S = 30.0
 """An annotator that has not answered for so long is shown as down."""
@@ -47,9 +51,11 @@ class RayAnnotation:
         self._metrics: dict[str, float | None] = {}
         self._acknowledgements: dict[str, Acknowledgement] = {}
         self._reports: dict[ray.ObjectRef, str] = {}
+        self._withheld: dict[int, int] = {}  # counts of reports that were not handed over
         self._update: ray.ObjectRef | None = None
         self._known: Version | None = None  # the annotator's number of the table
-        self._inherited = RewardTable.empty(run_epoch)  # what a dead annotator knew and its successor may not know yet
+        self._offered: RewardTable | None = None  # a new annotator's, which does not know enough yet
+        self._lost_at: float | None = None  # when the annotator died whose table is used
         self._polled_at = 0.0
         self._started_at = -RESTART_INTERVAL_S
         self._actor: Any = None
@@ -72,12 +78,14 @@ class RayAnnotation:
     def report(self, report: ray.ObjectRef, worker_id: str, env_steps: int) -> None:
         """Forward a worker's caption report.
 
-        Where the annotator has not answered the last 64, it is left out: its texts are not acknowledged, so the worker sends
-        them again.
+        Where the annotator has not answered the last 64, or there is none, it is left out: its texts are not acknowledged, so the
+        worker sends them again, and its counts go with the next report.
         """
         actor = self._running_actor()
-        if actor is not None and len(self._reports) < MAX_UNANSWERED_REPORTS:
-            self._reports[actor.report.remote(report, env_steps)] = worker_id
+        if actor is None or len(self._reports) >= MAX_UNANSWERED_REPORTS:
+            self._withhold(report, worker_id)
+        else:
+            self._reports[actor.report.remote(self._with_withheld(report, worker_id), env_steps)] = worker_id
         self._poll()
 
     def acknowledgement(self, worker_id: str) -> Acknowledgement | None:
@@ -126,6 +134,29 @@ class RayAnnotation:
             self._actor = None
         if self._replicas is not None:
             self._replicas.close()
+
+    def _withhold(self, report: ray.ObjectRef, worker_id: str) -> None:
+        content = self._fetch(report, worker_id)
+        for number, count in content.counts.items() if content else ():
+            if number in self._withheld or len(self._withheld) < MAX_WITHHELD:
+                self._withheld[number] = self._withheld.get(number, 0) + count
+
+    def _with_withheld(self, report: ray.ObjectRef, worker_id: str) -> ray.ObjectRef | CaptionReport:
+        """The report with the counts that wait, whoever's they are: a caption book takes counts of captions without a text, too."""
+        if not self._withheld or (content := self._fetch(report, worker_id)) is None:
+            return report
+        counts, self._withheld = self._withheld, {}
+        for number, count in content.counts.items():
+            counts[number] = counts.get(number, 0) + count
+        return replace(content, counts=counts)
+
+    def _fetch(self, report: ray.ObjectRef, worker_id: str) -> CaptionReport | None:
+        """A report that came with a rollout which is here; None where its node has been lost since."""
+        try:
+            return ray.get(report, timeout=STATE_TIMEOUT_S)
+        except RayError as error:
+            LOG.warning("a caption report of worker %s was lost; its texts are sent again: %s", worker_id, error)
+            return None
 
     def _start_actor(self) -> None:
         """Where there is none, unless none is wanted or the last start was a moment ago."""
@@ -188,10 +219,8 @@ class RayAnnotation:
                 reference, self._update, self._is_silent = self._update, None, False
                 table, self._metrics, self.problem = ray.get(reference)
                 if table is not None:
-                    self._known = table.reward_version
-                    # The annotator's numbers begin again with each of its lives; what the learner sees only goes up.
-                    number = self._table.reward_version[1] + 1
-                    self._table = replace(table, reward_version=(self._run_epoch, number)).completed_by(self._inherited)
+                    self._known, self._offered = table.reward_version, table
+                self._take_offered()
                 self._metrics["reward_version"] = self._table.reward_version[1]
             now = time.monotonic()
             if self._update is not None and now - self._polled_at > SILENCE_S:
@@ -202,12 +231,24 @@ class RayAnnotation:
         except RayError as error:
             self._lost(error)
 
+    def _take_offered(self) -> None:
+        """Use the newest table. A new annotator's may be normalised otherwise than the one in use, so they cannot be mixed; and until it
+        knows as many captions, the one in use says more."""
+        table = self._offered
+        if table is None:
+            return
+        if self._lost_at is not None and len(table) < len(self._table) and time.monotonic() - self._lost_at < INHERITED_S:
+            return
+        # The annotator's numbers begin again with each of its lives; what the learner sees only goes up.
+        self._table = replace(table, reward_version=(self._run_epoch, self._table.reward_version[1] + 1))
+        self._offered = self._lost_at = None
+
     def _lost(self, error: RayError) -> None:
         LOG.error("the annotator died; training goes on with the last reward table, and it is started again: %s", error)
         self._reports.clear()
         self._acknowledgements.clear()
         self._update = self._known = None
-        self._inherited, self._is_silent = self._table, False
+        self._offered, self._lost_at, self._is_silent = None, time.monotonic(), False
         self.problem = f"the annotator ended and is started again: {str(error).strip().splitlines()[-1]}"
         self._metrics = {**self._metrics, "annotator_up": 0}
         self._actor = None

@@ -16,6 +16,7 @@ from cluster.wiring import build_model
 from configs.loading import from_dict
 from configs.schema import RunConfig
 from learner.checkpoint import CheckpointError, load_latest, save_checkpoint
+from learner.paid_rewards import paid_rewards
 from llm_server.annotation import Caption, Status
 from llm_server.judgement_file import Judgements, read_judgements
 from llm_server.pair_questions import pairs_of_judgements
@@ -32,6 +33,8 @@ class TrainedModel(NamedTuple):
     config: RunConfig
     env_steps: int
     """How far the policy had been trained beside it."""
+    paid: Mapping[int, float]
+    """Intrinsic reward that has been paid so far, by caption id."""
 
 
 def load_reward_model(run_dir: str) -> TrainedModel:
@@ -46,10 +49,10 @@ def load_reward_model(run_dir: str) -> TrainedModel:
         raise ValueError(str(error)) from None
     if state and state["annotation"]:
         model.load_state_dict(state["annotation"]["trainer"]["model"])
-        return TrainedModel(model, config, state["loop"]["env_steps"])
+        return TrainedModel(model, config, state["loop"]["env_steps"], paid_rewards(state["learner"]["rewards"]["paid"]))
     if trained_before:
         model.load_state_dict(trained_before["trainer"]["model"])
-        return TrainedModel(model, config, 0)
+        return TrainedModel(model, config, 0, {})
     raise ValueError(f"{run_dir} has no complete checkpoint with a reward model yet; train it for a while, or stop it with Ctrl-C")
 
 

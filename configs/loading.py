@@ -24,6 +24,7 @@ FREE_KEYS = ("env.options",)
 """Mappings whose inner keys the schema does not know."""
 MAY_CHANGE_ON_RESUME = {"total_env_steps", "run_dir", "cluster", "logging", "env.stepping", "env.share_engine_code"} | {
     *(f"annotator.{name}" for name in ("address", "tls_ca", "tls_cert", "tls_key", "token_file", "request_timeout_s", "max_backoff_s")),
+    "annotator.wait_for_first_table_s",
     "service.hang_timeout_s",
 }
 """Keys (or sections) that do not make a resumed run another experiment."""

@@ -17,8 +17,8 @@ class EnvConfig:
     id: str = "NetHackScore-v0"
     """gymnasium environment id; `module:Id` imports the module first."""
     captioner: str = "message"
-    """Where captions come from: an observation key holding message bytes (`message`), `info:KEY`, or `module:function`
-    (called as function(obs, info) -> str)."""
+    """Where captions come from: an observation key holding message bytes (`message`), which the policy reads too, `info:KEY`, or
+    `module:function` (called as function(obs, info) -> str)."""
     max_episode_steps: int = 5000
     """Steps after which an episode is truncated; 0 takes the environment's own limit (most NetHack tasks: 5000)."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -60,23 +60,26 @@ class PolicyConfig:
     """The network that workers run and the learner trains."""
 
     network: str = "auto"
-    """`glyph_crop` (NetHack), `rendered_crop` (NetHack, ONI's: 12 x 12 characters drawn as a picture), `cnn` (image observations),
-    `mlp` (everything else), or `auto` (by the observation space; never `rendered_crop`)."""
+    """`glyph_crop` (NetHack), `nethack_full` (NetHack: besides the crop the 21 x 45 cells around the hero, the message by its words, the
+    inventory), `rendered_crop` (NetHack, ONI's: 12 x 12 characters drawn as a picture), `cnn` (image observations), `mlp` (everything else),
+    or `auto` (by the observation space: one of the others than `nethack_full` and `rendered_crop`)."""
     core: str = "lstm"
     """Recurrent core: `lstm`, `gru` or `none`."""
     core_size: int = 256
     """Width of the recurrent core (ONI: 512)."""
-    core_skip: bool = False
-    """Let the heads read the encoder's features beside the core's outputs, so that what is seen now need not pass through the core."""
+    core_skip: bool = True
+    """Let the heads read the encoder's features beside the core's outputs (ONI: no). What is seen now then need not pass through the core,
+    which otherwise collapses to a constant before it has learnt to carry it (docs/learning.md)."""
     hidden_size: int = 256
     """Width of the encoder's fully connected layer."""
     crop_size: int = 9
-    """Side of the glyph crop around the hero, in cells; odd. `rendered_crop` always draws 12 x 12."""
+    """Side of the glyph crop around the hero, in cells; odd, for `nethack_full` at most 21. `rendered_crop` always draws 12 x 12."""
     embedding_size: int = 32
-    """Width of a glyph's embedding and of the two convolutions over the crop (`glyph_crop`), and of large categorical entries."""
+    """Width of a glyph's embedding and of the two convolutions over the crop (`glyph_crop`, `nethack_full`), and of large categorical
+    entries."""
     reuse_crops: bool = True
-    """Encode NetHack's crops and messages that repeat themselves only once, on a CPU: in a worker within a rollout, in the learner (crops)
-    within a batch. What is learnt stays the same up to rounding; false is for measuring what it saves."""
+    """Encode what repeats itself of NetHack's observations (crops, messages ...) only once, on a CPU: in a worker within a rollout, in the
+    learner within a batch. What is learnt stays the same up to rounding; false is for measuring what it saves."""
     previous_action: bool = False
     """Let the network see the action of the step before, as one of all actions (none at an episode's start), beside the encoder's features
     (IMPALA, Espeholt et al. 2018; R2D2, Kapturowski et al. 2019). A policy that repeats itself then shows information between what it
@@ -90,16 +93,18 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """V-trace with a PPO-clipped surrogate; the defaults are ONI's documented run unless said otherwise."""
+    """V-trace with a PPO-clipped surrogate. Passes, minibatches, step size, lambda and units of value are what learns in some million steps
+    (docs/learning.md); everything else is ONI's documented run, whose own settings are preset `oni_score`."""
 
     rollouts_per_batch: int = 1
     """Rollouts joined along the environment axis into one batch; batch size = this x rollout_steps x envs_per_worker."""
-    epochs: int = 1
-    """Passes over each batch (PPO, Schulman et al. 2017; ONI: 1). Targets are computed anew in every pass, from the values of the moment."""
-    minibatches: int = 1
-    """Gradient steps per pass, each on an equal share of the batch's environments, drawn anew in every pass; at most as many as these."""
-    learning_rate: float = 1e-4
-    """Adam's step size."""
+    epochs: int = 2
+    """Passes over each batch (PPO, Schulman et al. 2017; ONI: 1), all towards targets and advantages computed before the first."""
+    minibatches: int = 4
+    """Gradient steps per pass (ONI: 1), each on an equal share of the batch's environments, drawn anew in every pass; no more than there
+    are environments."""
+    learning_rate: float = 5e-4
+    """Adam's step size (ONI: 1e-4)."""
     final_learning_rate_fraction: float = 1.0
     """What is left of learning_rate at total_env_steps, in [0, 1]; it falls linearly with the steps. 1 keeps it constant, 0 is what many
     published runs of PPO do."""
@@ -115,9 +120,9 @@ class LearnerConfig:
     """Truncation level of the importance weights rho (IMPALA eq. 1)."""
     vtrace_c_clip: float = 1.0
     """Truncation level of the trace weights c (IMPALA eq. 1)."""
-    trace_lambda: float = 1.0
+    trace_lambda: float = 0.95
     """lambda, in [0, 1]: weight of each further step in targets and advantages (IMPALA remark 2; on-policy it is GAE's, Schulman et al.
-    2016, where 0.95 is usual); 1 is ONI's."""
+    2016, where 0.95 is usual; ONI: 1)."""
     rho_weighted_advantage: bool = False
     """Multiply the policy advantage by rho as ONI does; off because the clipped ratio already is that weight."""
     ppo_clip: float = 0.1
@@ -134,9 +139,9 @@ class LearnerConfig:
     """Gradients are scaled down to this global L2 norm."""
     normalize_advantages: bool = True
     """Standardise advantages within the batch (standard-deviation floor 1e-3)."""
-    normalize_returns: bool = False
+    normalize_returns: bool = True
     """Learn values in units of the targets' running mean and standard deviation, whatever the rewards' scale (PopArt, van Hasselt et al.
-    2016: the head is rescaled so that no value changes); value_clip is then in these units too."""
+    2016: the head is rescaled so that no value changes; ONI: no); value_clip is then in these units too."""
     max_policy_lag: int = 20
     """Rollouts older than this many policy versions are dropped and counted."""
     precision: str = "auto"

@@ -22,7 +22,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "env.stepping": ("lean", "gymnasium"),
     "actors.precision": ("auto", "bf16", "fp32"),
     "learner.precision": ("auto", "bf16", "fp32"),
-    "policy.network": ("auto", "glyph_crop", "rendered_crop", "cnn", "mlp"),
+    "policy.network": ("auto", "glyph_crop", "nethack_full", "rendered_crop", "cnn", "mlp"),
     "policy.core": ("lstm", "gru", "none"),
     "service.engine": ("transformers", "vllm", "openai", "scripted", "none"),
     "service.dtype": ("auto", "bfloat16", "float32"),
@@ -87,6 +87,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "annotator.max_pairs": (1, 1e7),
     "annotator.request_timeout_s": (0.1, 3600),
     "annotator.max_backoff_s": (0.1, 3600),
+    "annotator.wait_for_first_table_s": (0, 86_400),
     "service.batch_size": (1, 4096),
     "service.port": (0, 65_535),
     "service.nice": (0, 19),
@@ -216,12 +217,6 @@ def _check_combinations(config: RunConfig) -> None:
         cluster.service_replicas > 0 and bool(config.annotator.address),
         f"cluster.service_replicas: got {cluster.service_replicas} with annotator.address={config.annotator.address}, which starts no service;"
         " leave one of the two out",
-    )
-    num_columns = learner.rollouts_per_batch * actors.envs_per_worker
-    refuse(
-        learner.minibatches > num_columns,
-        f"learner.minibatches: got {learner.minibatches}, wanted at most the environments of one batch ({num_columns}:"
-        " learner.rollouts_per_batch x actors.envs_per_worker): a sequence is not divided",
     )
     model = config.reward_model
     is_judged = model.name in ("retrieval", "classification", "ranking") and not model.judgements

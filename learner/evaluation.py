@@ -1,6 +1,7 @@
 """Plays episodes without learning, and sums them up with confidence intervals; the environments are passed in.
 
-Invariant: every environment plays the same number of episodes to their end, so short episodes do not crowd out long ones.
+Invariant: every environment plays the same episodes, from its first to a given one, whoever plays: short episodes do not crowd out
+long ones, and what two players made of one game can be subtracted.
 """
 
 import math
@@ -11,16 +12,22 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from actors.encoding_cache import EncodingCache
 from actors.environment import VectorEnvironment
 from actors.policy import PolicyNet
 from actors.rollout import EpisodeStatistics
+
+CACHED_STEPS = 32
+"""Steps after which a policy's player forgets the encodings that it keeps: they take memory."""
+Episodes = dict[tuple[int, int], EpisodeStatistics]
+"""Finished episodes by environment and number, which name the game where the seeds are the same; in the order in which they ended."""
 
 
 class Player(Protocol):
     """Chooses actions for B environments."""
 
-    def act(self, obs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Actions [B] i64 for observations name -> [B, ...]."""
+    def act(self, obs: Mapping[str, np.ndarray], counted: np.ndarray) -> np.ndarray:
+        """Actions [B] i64 for observations name -> [B, ...]; `counted` [B] bool: in which environments the episode counts."""
         ...
 
     def restart(self, rows: Sequence[int]) -> None:
@@ -28,62 +35,97 @@ class Player(Protocol):
         ...
 
 
-class RandomPlayer:
-    """Uniformly random actions: the control that any policy must beat."""
+class BlindPlayer:
+    """Draws actions with fixed frequencies, whatever there is to see: what a policy must beat that claims to look."""
 
-    def __init__(self, num_actions: int, num_envs: int, seed: int) -> None:
-        self._rng, self._num_actions, self._num_envs = np.random.default_rng(seed), num_actions, num_envs
+    def __init__(self, frequencies: np.ndarray, num_envs: int, seed: int) -> None:
+        """`frequencies` [A], at least 0; they need not sum to 1."""
+        self._rng, self._num_envs = np.random.default_rng(seed), num_envs
+        upper_ends = np.cumsum(frequencies, dtype=np.float64)
+        self._upper_ends = upper_ends / upper_ends[-1]
 
-    def act(self, obs: Mapping[str, np.ndarray]) -> np.ndarray:
+    def act(self, obs: Mapping[str, np.ndarray], counted: np.ndarray) -> np.ndarray:
         """See `Player`."""
-        return self._rng.integers(0, self._num_actions, self._num_envs)
+        # Each number in [0, 1) falls into one action's interval; an action of frequency 0 has an empty one.
+        return np.searchsorted(self._upper_ends, self._rng.random(self._num_envs), side="right")
 
     def restart(self, rows: Sequence[int]) -> None:
         """Nothing is remembered."""
 
 
+class RandomPlayer(BlindPlayer):
+    """Uniformly random actions: the control that any policy must beat."""
+
+    def __init__(self, num_actions: int, num_envs: int, seed: int) -> None:
+        super().__init__(np.ones(num_actions), num_envs, seed)
+
+
 class PolicyPlayer:
-    """Samples from a policy's distribution, as the rollout workers do."""
+    """Samples from a policy's distribution, as the rollout workers do, in float32; and sums up how it acted where episodes count."""
 
     def __init__(self, net: PolicyNet, num_envs: int, seed: int) -> None:
         self._net, self._rng = net.eval(), np.random.default_rng(seed)
         self._core = net.initial_state(num_envs)
+        self._caches: dict[str, EncodingCache] = {}
+        self._steps = self._num_states = 0
+        self._probabilities, self._entropies = np.zeros(net.policy_head.out_features), 0.0
 
     @torch.no_grad()
-    def act(self, obs: Mapping[str, np.ndarray]) -> np.ndarray:
+    def act(self, obs: Mapping[str, np.ndarray], counted: np.ndarray) -> np.ndarray:
         """See `Player`."""
-        logits, _, self._core = self._net.step({name: torch.from_numpy(array) for name, array in obs.items()}, self._core)
-        noise = self._rng.gumbel(size=tuple(logits.shape))
-        return (logits.numpy() + noise).argmax(-1)
+        if self._steps % CACHED_STEPS == 0:
+            self._caches = self._net.make_caches(CACHED_STEPS * len(counted))
+        self._steps += 1
+        tensors = {name: torch.from_numpy(array) for name, array in obs.items()}
+        logits, _, self._core = self._net.step(tensors, self._core, self._caches)
+        visited = logits.double().softmax(-1).numpy()[counted]
+        self._num_states += len(visited)
+        self._probabilities += visited.sum(axis=0)
+        self._entropies += _entropies(visited).sum()
+        return (logits.numpy() + self._rng.gumbel(size=tuple(logits.shape))).argmax(-1)
 
     def restart(self, rows: Sequence[int]) -> None:
         """Zero the core state of these environments."""
         for tensor in self._core.values():
             tensor[list(rows)] = 0.0
 
+    @property
+    def frequencies(self) -> np.ndarray:
+        """[A] f64: the mean of its action distributions over the states visited so far."""
+        return self._probabilities / self._num_states
 
-def play(env: VectorEnvironment, player: Player, episodes_per_env: int) -> list[EpisodeStatistics]:
-    """The first `episodes_per_env` episodes of every environment, in the order in which they end."""
-    finished: list[EpisodeStatistics] = []
-    remaining = np.full(env.num_envs, episodes_per_env)
+    @property
+    def state_information(self) -> float:
+        """What the state says of the action, in nats, over the states visited so far: the entropy of the mean distribution minus the mean
+        entropy. A policy that does not look has 0."""
+        return max(0.0, float(_entropies(self.frequencies) - self._entropies / self._num_states))
+
+
+def _entropies(probabilities: np.ndarray) -> np.ndarray:
+    """[...] nats of distributions [..., A]."""
+    return -(probabilities * np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))).sum(axis=-1)
+
+
+def play(env: VectorEnvironment, player: Player, episodes_per_env: int) -> Episodes:
+    """The first `episodes_per_env` episodes of every environment, but those that were lost because the environment raised."""
+    finished: Episodes = {}
     returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
     obs, _ = env.reset()
-    while remaining.any():
-        step = env.step(player.act(obs))
+    while (counted := env.running_episodes < episodes_per_env).any():
+        numbers = env.running_episodes
+        step = env.step(player.act(obs, counted))
         returns += step.rewards
         lengths += 1
         for end in step.ends:
             i = end.index
-            if remaining[i]:
-                remaining[i] -= 1
-                finished.append(
-                    EpisodeStatistics(
-                        episode_return=float(returns[i]), length=int(lengths[i]), terminated=bool(step.terminated[i]), info=end.info
-                    )
+            if counted[i]:
+                finished[i, int(numbers[i])] = EpisodeStatistics(
+                    episode_return=float(returns[i]), length=int(lengths[i]), terminated=bool(step.terminated[i]), info=end.info
                 )
-            returns[i], lengths[i] = 0.0, 0
-        if step.ends:
-            player.restart([end.index for end in step.ends])
+        over = [*(end.index for end in step.ends), *(loss.index for loss in step.losses)]
+        if over:
+            returns[over], lengths[over] = 0.0, 0
+            player.restart(over)
         obs = step.obs
     return finished
 
@@ -97,12 +139,28 @@ class Estimate:
     high: float
 
 
-def summarise(episodes: Sequence[EpisodeStatistics]) -> dict[str, Estimate]:
+def summarise(episodes: Episodes) -> dict[str, Estimate]:
     """Return, length, and every figure that the environment adds, by name; proportions get Wilson's interval, others a bootstrap's."""
-    columns = {"return": [e.episode_return for e in episodes], "length": [float(e.length) for e in episodes]}
-    for name in sorted({name for episode in episodes for name in episode.info}):
-        columns[name] = [episode.info[name] for episode in episodes if name in episode.info]
+    columns: dict[str, list[float]] = {}
+    for episode in episodes.values():
+        for name, value in _figures(episode).items():
+            columns.setdefault(name, []).append(value)
     return {name: (_wilson if name == "success" else _bootstrap)(np.array(values)) for name, values in columns.items()}
+
+
+def differences(first: Episodes, second: Episodes) -> dict[str, Estimate]:
+    """What the first player had more than the second, by name, over the games that both have finished: each game is one pair, so that how
+    hard it was drops out. A bootstrap's intervals, for proportions too."""
+    columns: dict[str, list[float]] = {}
+    for game in first.keys() & second.keys():
+        ours, theirs = _figures(first[game]), _figures(second[game])
+        for name in ours.keys() & theirs.keys():
+            columns.setdefault(name, []).append(ours[name] - theirs[name])
+    return {name: _bootstrap(np.array(values)) for name, values in columns.items()}
+
+
+def _figures(episode: EpisodeStatistics) -> dict[str, float]:
+    return {"return": episode.episode_return, "length": float(episode.length), **dict(sorted(episode.info.items()))}
 
 
 def _bootstrap(values: np.ndarray, resamples: int = 2000) -> Estimate:

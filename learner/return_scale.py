@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-HORIZON = 1000
+HORIZON = 250
 """Observations that the running moments average over; of the first ones, all that there have been."""
 SMALLEST_SCALE = 1e-4
 """Targets that hardly differ (no reward has come yet) are not blown up beyond this (PopArt, van Hasselt et al. 2016)."""
@@ -23,10 +23,11 @@ class ReturnScale:
         self._count, self._mean, self._square = 0, 0.0, 0.0
 
     def observe(self, targets: Tensor) -> None:
-        """Take in the targets [T, B] of one gradient step; those of a step that is not finite are left out."""
-        mean, square = torch.stack([targets.mean(), targets.square().mean()]).tolist()
-        if not math.isfinite(mean + square):
+        """Take in the targets [T, B] of one batch; those that are no numbers are left out."""
+        finite = targets[targets.isfinite()]
+        if not len(finite):
             return
+        mean, square = torch.stack([finite.mean(), finite.square().mean()]).tolist()
         self._count += 1
         rate = 1 / min(self._count, HORIZON)
         self._mean += rate * (mean - self._mean)

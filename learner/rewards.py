@@ -13,6 +13,7 @@ import numpy as np
 from actors.rollout import Rollout
 from configs.schema import RewardConfig
 from learner.goal_ledger import GoalLedger
+from learner.paid_rewards import PaidRewards
 from learner.share_cap import ShareCap
 from reward_models.table import RewardTable
 
@@ -32,16 +33,18 @@ class MixedRewards:
 
 
 class RewardMixer:
-    """Mixes the rewards of rollouts, and keeps what depends on the episodes so far: goals already paid, and the cap's scale."""
+    """Mixes the rewards of rollouts, and keeps what depends on the episodes so far: goals already paid, and the cap's scale; what was paid for."""
 
     def __init__(self, config: RewardConfig) -> None:
         self._config = config
-        self._ledger, self._cap = GoalLedger(), ShareCap(config.max_intrinsic_share)
+        self._ledger, self._cap, self._paid = GoalLedger(), ShareCap(config.max_intrinsic_share), PaidRewards()
 
     def mix(self, rollouts: Sequence[Rollout], table: RewardTable) -> MixedRewards:
         """Rewards of `rollouts`, joined along the environment axis; each rollout of a worker passes here or in `pass_over`, once, in order."""
         scale = self._cap.scale
         mixed = [self._mix(rollout, table, scale) for rollout in rollouts]
+        for rollout, rewards in zip(rollouts, mixed, strict=True):
+            self._paid.note(rollout.caption_ids, rewards.intrinsic)
         parts = {name: np.concatenate([getattr(one, name) for one in mixed], axis=1) for name in ("total", "extrinsic", "intrinsic")}
         unknown = np.average([one.unknown_fraction for one in mixed], weights=[one.total.size for one in mixed])
         return MixedRewards(**parts, unknown_fraction=float(unknown))
@@ -71,13 +74,14 @@ class RewardMixer:
         return replace(mixed, intrinsic=intrinsic, total=mixed.extrinsic + intrinsic)
 
     def state_dict(self) -> dict[str, Any]:
-        """Ledger and cap."""
-        return {"ledger": self._ledger.state_dict(), "cap": self._cap.state_dict()}
+        """Ledger, cap, and what was paid for."""
+        return {"ledger": self._ledger.state_dict(), "cap": self._cap.state_dict(), "paid": self._paid.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
         self._ledger.load_state_dict(state["ledger"])
         self._cap.load_state_dict(state["cap"])
+        self._paid.load_state_dict(state["paid"])
 
 
 def mix_rewards(

@@ -25,7 +25,7 @@ from learner.loss import action_log_probs, clamped_ratios, policy_loss
 from learner.memory import keep_freed_memory
 from learner.return_scale import ReturnScale
 from learner.rewards import RewardMixer
-from learner.vtrace import vtrace_targets
+from learner.vtrace import VtraceTargets, vtrace_targets
 from reward_models.table import RewardTable
 
 PROBE_INTERVAL, PROBE_COLUMNS = 8, 8
@@ -165,18 +165,28 @@ class Learner:
         for group in self._optimizer.param_groups:
             group["lr"] = config.learning_rate * (1 - (1 - config.final_learning_rate_fraction) * progress)
         probe = self._probe(batch) if self._updates % PROBE_INTERVAL == 0 else None
+        is_single = config.epochs * config.minibatches == 1
+        with torch.set_grad_enabled(is_single), self._autocast():
+            output = self.net(batch.obs, batch.core_state, batch.reset_before)
+        targets = self._targets(batch, output, rewards)
         figures: list[dict[str, Tensor]] = []
         for epoch in range(config.epochs):
             for columns in self._minibatches(rewards.shape[1], epoch):
-                part = batch if columns is None else batch.columns(columns)
-                with self._autocast():
-                    output = self.net(part.obs, part.core_state, part.reset_before)
-                loss, of_step = self._loss(part, output, rewards if columns is None else rewards[:, columns.to(self.device)], epoch)
+                part, of_part = (batch, targets) if columns is None else (batch.columns(columns), targets.columns(columns.to(self.device)))
+                if not is_single:
+                    with self._autocast():
+                        output = self.net(part.obs, part.core_state, part.reset_before)
+                loss, of_step = self._loss(part, output, of_part)
                 of_step["grad_norm"] = self._apply(loss)
                 of_step["grad_clipped_fraction"] = (of_step["grad_norm"] > config.max_grad_norm).float()
+                if epoch:  # of a net that has seen these very steps
+                    del of_step["explained_variance"]
                 figures.append(of_step)
         if self._gradient_steps > before:
             self._updates += 1
+            if config.normalize_returns:
+                self._return_scale.observe(targets.vs)
+                self.net.rescale_values(*self._return_scale.unit(self.device))
         of_batch = {"policy_state_information": state_information(batch.behaviour_logits)}
         if probe is not None:
             of_batch |= self._compare(probe)
@@ -191,18 +201,16 @@ class Learner:
         order = np.random.default_rng((self._seed, self._updates, self._skipped, epoch)).permutation(num_columns)
         return [torch.from_numpy(columns) for columns in np.array_split(order, number)]
 
-    def _loss(self, batch: Batch, output: PolicyOutput, rewards: Tensor, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of what the net says of the batch, with `rewards` [T, B], and its figures."""
-        config, logits, values = self.config, output.logits[:-1], output.values[:-1]
-        behaviour_log_probs = action_log_probs(batch.behaviour_logits, batch.actions)
-        ratios = clamped_ratios(action_log_probs(logits, batch.actions), behaviour_log_probs, config.ratio_clamp)
-        # Targets come from the values of the net in training, which are newer than the worker's; only an episode's own last
-        # observation, which the rollout does not hold, keeps the worker's value.
-        targets = vtrace_targets(
-            ratios=ratios.detach(),
+    @torch.no_grad()
+    def _targets(self, batch: Batch, output: PolicyOutput, rewards: Tensor) -> VtraceTargets:
+        """Of the batch with `rewards` [T, B], from what the net says of it: its values are newer than the worker's. Only an episode's own
+        last observation, which the rollout does not hold, keeps the worker's value."""
+        config = self.config
+        return vtrace_targets(
+            ratios=self._ratios(batch, output),
             rewards=rewards,
-            values=values.detach(),
-            next_values=output.values[1:].detach(),
+            values=output.values[:-1],
+            next_values=output.values[1:],
             terminated=batch.terminated,
             truncated=batch.truncated,
             final_values=batch.final_values,
@@ -212,20 +220,23 @@ class Learner:
             trace_lambda=config.trace_lambda,
             rho_weighted=config.rho_weighted_advantage,
         )
-        if config.normalize_returns and epoch == 0:
-            self._return_scale.observe(targets.vs)
-        loss, figures = policy_loss(
-            logits=logits,
-            ratios=ratios,
-            values=values,
+
+    def _ratios(self, batch: Batch, output: PolicyOutput) -> Tensor:
+        """pi / mu [T, B] of the actions taken."""
+        behaviour_log_probs = action_log_probs(batch.behaviour_logits, batch.actions)
+        return clamped_ratios(action_log_probs(output.logits[:-1], batch.actions), behaviour_log_probs, self.config.ratio_clamp)
+
+    def _loss(self, batch: Batch, output: PolicyOutput, targets: VtraceTargets) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of what the net says of the batch, and its figures."""
+        return policy_loss(
+            logits=output.logits[:-1],
+            ratios=self._ratios(batch, output),
+            values=output.values[:-1],
             behaviour_values=batch.behaviour_values,
             targets=targets,
-            config=config,
-            value_scale=self.net.value_scale.clone(),
+            config=self.config,
+            value_scale=self.net.value_scale,
         )
-        if epoch:  # of a net that has seen these very steps
-            del figures["explained_variance"]
-        return loss, figures
 
     def _apply(self, loss: Tensor) -> Tensor:
         """Take the optimiser's step if loss and gradient are finite; the gradient's norm before clipping."""
@@ -235,8 +246,6 @@ class Learner:
         if bool(torch.isfinite(loss.detach() + grad_norm)):
             self._optimizer.step()
             self._gradient_steps += 1
-            if self.config.normalize_returns:
-                self.net.rescale_values(*self._return_scale.unit(self.device))
         else:
             self._skipped += 1
         return grad_norm

@@ -18,6 +18,10 @@ class VtraceTargets(NamedTuple):
     pg_advantages: Tensor
     """[T, B] f32: what the policy surrogate weighs each step's ratio with."""
 
+    def columns(self, indices: Tensor) -> "VtraceTargets":
+        """Of the environments at `indices` [N] i64."""
+        return VtraceTargets(self.vs[:, indices], self.pg_advantages[:, indices])
+
 
 @torch.no_grad()
 def vtrace_targets(

@@ -58,7 +58,7 @@ def _annotate(arguments: argparse.Namespace) -> None:
     _check_out(rubric, Path(arguments.out))  # before a model is loaded
     with opened_judge(rubric, config, arguments) as judge:
         said = judge.describe()
-        with closing(JudgementFile(Path(arguments.out), Provenance.of(said), said.threshold)) as file:
+        with closing(JudgementFile(Path(arguments.out), Provenance.of(said), said.pays_above)) as file:
             file.add_captions(counts)
             size = min(ITEMS_PER_REQUEST, said.max_items_per_request)
             judge_captions(judge, file, size)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from llm_server.log_odds import log_odds
+
 
 class Status(Enum):
     """What became of one item."""
@@ -38,6 +40,8 @@ class Score(NamedTuple):
     """p(positive answer) / (p(positive) + p(negative))."""
     answer_mass: float
     """p(positive) + p(negative), over the whole vocabulary."""
+    shares: tuple[float, ...] = ()
+    """Each answer's part of the answer mass, in the order of `Question.answers`; empty where the engine does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +114,7 @@ class ServiceDescription:
     model: str
     engine: str
     fingerprint: str
-    """Hash of the weights, engine and dtype: part of the store's key."""
+    """Hash of the weights, the prompt's version, engine, device and dtype: part of the store's key."""
     rubric_id: str
     rubric_version: str
     rubric_hash: str
@@ -125,3 +129,14 @@ class ServiceDescription:
     """Items that a forward pass was spent on since the service started."""
     engine_busy_s: float = 0.0
     """Seconds that the engine has been at its present batch; 0 where it waits for one."""
+    noise: float = 0.0
+    """Log-odds by which an answer may differ between processors and batches: so near to theta an item is undecided."""
+
+    @property
+    def pays_above(self) -> float:
+        """The probability above which an item is positive on every processor: theta and the noise above it."""
+        return float(1.0 / (1.0 + np.exp(-(log_odds(self.threshold) + self.noise)))) if 0.0 < self.threshold < 1.0 else self.threshold
+
+    def is_undecided(self, judgement: Judgement) -> bool:
+        """Whether a label lies within the noise of theta: neither a yes nor a no."""
+        return judgement.status is Status.OK and abs(float(log_odds(judgement.probability) - log_odds(self.threshold))) <= self.noise

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 from configs.service_schema import AnnotatorConfig
-from llm_server.annotation import ServiceDescription, Status
+from llm_server.annotation import JudgedCaption, ServiceDescription, Status
 from llm_server.asking_budget import AskingBudget
 from llm_server.client import AnnotationRefused, ServiceUnavailable
 from llm_server.questions import AnnotationClient, Answer, Questions, passes_of, status_of
@@ -32,6 +32,7 @@ COUNTERS = (
     "annotations_total",
     "annotations_cached",
     "annotations_unparsed",
+    "annotations_undecided",
     "annotations_rejected",
     "forward_passes",
     "annotation_requests_failed",
@@ -241,9 +242,13 @@ class Annotator:
         with self._lock:
             self._counters["annotations_total"] += len(said)
             self._counters["annotations_unparsed"] += sum(status is not Status.OK for status, _ in said)
+            self._counters["annotations_undecided"] += sum(self._is_undecided(answer) for answer in answers)
             self._counters["annotations_cached"] += sum(cached for _, cached in said)
             self._counters["forward_passes"] += sum(passes_of(answer) for answer in answers)
         return labels
+
+    def _is_undecided(self, answer: Any) -> bool:
+        return self.judge is not None and isinstance(answer, JudgedCaption) and self.judge.is_undecided(answer.judgement)
 
     def _backoff_s(self, failures: int) -> float:
         """Doubles from a quarter of a second up to `max_backoff_s`, of which a random half is taken off: clients spread out."""

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from llm_server.annotation import Score
 
 NO_ANSWER = Score(math.nan, 0.0)
+WEIGHTS = (1.0, 0.0, 0.5)
+"""The wanted answer, its opposite, and one that counts half."""
 THOUGHTS = re.compile(r".*</think>", re.DOTALL)
 OPENING, CLOSING = r"[\s*_`\"'\u201c\u2018(\[]*", r"[*_`\"'\u201d\u2019)\]]*"
 """What may stand around an answer."""
@@ -18,12 +20,12 @@ END = rf"(?:\s*\Z|[^\S\n]*(?=\n)|[.:;!]{CLOSING}(?=\s|\Z)|(?P<goes_on>,|\s*[\u20
 ANSWER_LABEL = "Answer:"
 
 
-def score_of_answers(log_probabilities: Sequence[float]) -> Score:
-    """From the log-probability of every answer: the wanted one, its opposite, and perhaps one that counts half."""
-    return _score([math.exp(value) for value in log_probabilities])
+def score_of_answers(log_probabilities: Sequence[float], weights: Sequence[float] = WEIGHTS) -> Score:
+    """From the log-probability of every answer, of which each counts with its weight."""
+    return _score([math.exp(value) for value in log_probabilities], weights)
 
 
-def score_of_top_tokens(tokens: Iterable[tuple[str, float]], answers: Sequence[str]) -> Score:
+def score_of_top_tokens(tokens: Iterable[tuple[str, float]], answers: Sequence[str], weights: Sequence[float] = WEIGHTS) -> Score:
     """From the likeliest tokens with their log-probabilities, as hosted models give them.
 
     Spaces around a token and its case do not matter (save that "a" begins a sentence and is no A), and forms of one answer add up.
@@ -35,10 +37,10 @@ def score_of_top_tokens(tokens: Iterable[tuple[str, float]], answers: Sequence[s
     if not any(found):
         return NO_ANSWER
     unseen = min(min(p for _, p in listed), max(0.0, 1.0 - math.fsum(p for _, p in listed)))
-    return Score(_score([p or unseen for p in found]).probability, min(math.fsum(found), 1.0))
+    return _score([p or unseen for p in found], weights)._replace(answer_mass=min(math.fsum(found), 1.0))
 
 
-def score_of_text(text: str, answers: Sequence[str], label: str = ANSWER_LABEL) -> Score:
+def score_of_text(text: str, answers: Sequence[str], label: str = ANSWER_LABEL, weights: Sequence[float] = WEIGHTS) -> Score:
     """From generated text: the answer that it is, or that it begins with before a full stop, a comma or the line's end.
 
     `label` or "Answer:" may stand before it; thinking aloud is passed over up to its end. An answer of one letter counts in its own
@@ -58,7 +60,7 @@ def score_of_text(text: str, answers: Sequence[str], label: str = ANSWER_LABEL) 
     between = r"(?:.*\W)?" if found.group("goes_on") else OPENING
     if others and re.match(rf"{between}(?:{others})(?!\w)", rest):
         return NO_ANSWER
-    return _score([1.0 if place == number else 0.0 for place in range(len(words))])
+    return _score([1.0 if place == number else 0.0 for place in range(len(words))], weights)
 
 
 def _pattern(answer: str) -> str:
@@ -66,11 +68,12 @@ def _pattern(answer: str) -> str:
     return word if len(answer.strip()) == 1 else f"(?i:{word})"
 
 
-def _score(probabilities: Sequence[float]) -> Score:
+def _score(probabilities: Sequence[float], weights: Sequence[float]) -> Score:
     mass = math.fsum(probabilities)
     if not mass > 0.0:  # NaN too
         return NO_ANSWER
-    return Score((probabilities[0] + 0.5 * math.fsum(probabilities[2:])) / mass, min(mass, 1.0))
+    shares = tuple(p / mass for p in probabilities)
+    return Score(math.fsum(share * weight for share, weight in zip(shares, weights, strict=False)), min(mass, 1.0), shares)
 
 
 def _plain(word: str) -> str:

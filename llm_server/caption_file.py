@@ -49,20 +49,20 @@ def read_labelled(path: str) -> list[LabelledCaption]:
 
 def read_counted(path: str) -> dict[str, int]:
     """Captions by text with their counts, from JSON lines {"caption": text, "count": n (default 1)}, a run directory, or its
-    captions.sqlite; counts of repeated lines add up, and the empty caption is left out.
+    captions.sqlite; counts of repeated lines add up, 0 (only a reset showed it) is taken as 1, and the empty caption is left out.
 
     Raises ValueError for what cannot be read, and for captions that are not normalised: training would never meet those.
     """
     source = Path(path)
     if (source / "captions.sqlite").exists() or source.suffix == ".sqlite":
-        return {row["caption"]: row["count"] for row in read_archive(path)}
+        return {row["caption"]: max(row["count"], 1) for row in read_archive(path)}
     if source.is_dir():
         raise ValueError(f"{path} is a folder without captions.sqlite: give a run directory that `delphi train` made, or a JSON-lines file")
     counts: dict[str, int] = {}
     for place, row in _rows(path, {*ARCHIVE_COLUMNS, "helpful"}, required={"caption"}):
         text, count = _text(row, place), row.get("count", 1)
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise ValueError(f"{place}: count is {count!r}, wanted a whole number of at least 1")
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise ValueError(f"{place}: count is {count!r}, wanted a whole number of at least 0")
         if counts.get(text, 0) + count > MAX_COUNT:
             raise ValueError(f"{place}: count is {count!r}, wanted at most {MAX_COUNT} for all lines of a caption together")
         if not is_normalised(text):
@@ -70,7 +70,7 @@ def read_counted(path: str) -> dict[str, int]:
                 f"{place}: {text[:60]!r} is not a caption as training makes them: wanted at most {MAX_CAPTION_BYTES} bytes of printable"
                 " text, no space at either end, at most two in a row"
             )
-        counts[text] = counts.get(text, 0) + count
+        counts[text] = counts.get(text, 0) + max(count, 1)
     if not counts:
         raise ValueError(f'{path} has no captions: wanted lines like {{"caption": "You kill the newt!", "count": 3}}')
     return counts

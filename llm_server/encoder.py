@@ -99,8 +99,8 @@ def _load(config: ServiceConfig) -> tuple[Any, Any, bool, Any]:
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
+    from llm_server.devices import resolve_device
     from llm_server.model_folder import model_folder
-    from llm_server.transformers_engine import resolve_device
 
     # A folder even of a Hugging Face id: how vectors are pooled stands in a file beside the model's.
     source = _source(config.encoder) if config.encoder == "minilm" else str(model_folder(config.encoder))

@@ -1,9 +1,8 @@
-"""The `Engine` protocol: reads a model's answers to one rubric, and where its threshold lies.
+"""The `Engine` protocol: reads a model's answers to one rubric.
 
 Invariant: an answer depends on the item alone, not on the batch it is scored in (beyond rounding).
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -11,11 +10,11 @@ from typing import Protocol
 from configs.service_schema import ServiceConfig
 from configs.suggestions import did_you_mean
 from llm_server.annotation import Score
+from llm_server.devices import DTYPES
 from llm_server.rubric import Rubric
 from llm_server.scripted_engine import ScriptedEngine
 
 ENGINES = ("transformers", "vllm", "openai", "scripted", "none")
-DTYPES = ("auto", "bfloat16", "float32")
 MODEL_WANTED = "give a folder with config.json, a tokenizer and safetensors weights, a Hugging Face id, or smollm2"
 
 
@@ -23,11 +22,11 @@ class Engine(Protocol):
     """One model with one rubric. Used from one thread at a time."""
 
     name: str
-    """Engine and dtype, for example `transformers/bfloat16`."""
+    """Engine, kind of device and dtype, for example `transformers/cpu/float32`."""
     model: str
     """The model as it was asked for."""
     fingerprint: str
-    """Changes whenever the same text may get another answer: weights, tokenizer, engine, dtype."""
+    """Changes whenever the same text may get another answer: weights, tokenizer, prompt's version, engine, device, dtype."""
 
     judges: bool
     """False where only sentences are embedded here."""
@@ -124,19 +123,3 @@ class NoEngine:
 
     def close(self) -> None:
         """Nothing to free."""
-
-
-def find_threshold(engine: Engine, rubric: Rubric) -> float:
-    """Theta for this model: the rubric's own, or its content-free calibration (see `Calibration`)."""
-    if rubric.threshold is not None:
-        return rubric.threshold
-    if not engine.needs_calibration:
-        return 0.5
-    texts = [text for item in rubric.calibration.items if (text := rubric.item_text(item.encode()))]
-    highest = max((score.probability for score in engine.score(texts) if math.isfinite(score.probability)), default=math.nan)
-    if math.isnan(highest):
-        raise ValueError(
-            f"'{engine.model}' gives no usable answer to any calibration item of rubric '{rubric.id}': use another model or dtype"
-        )
-    odds = highest / max(1.0 - highest, 1e-9) * math.exp(rubric.calibration.margin)
-    return odds / (1.0 + odds)

@@ -18,8 +18,10 @@ import numpy as np
 
 from configs.service_schema import ServiceConfig
 from llm_server.annotation import Judgement, PairJudgement, Score, ServiceDescription, Status
+from llm_server.calibration import calibrate
 from llm_server.encoder import SentenceEncoder
-from llm_server.engine import Engine, build_engine, find_threshold
+from llm_server.engine import Engine, build_engine
+from llm_server.item_parts import combine_parts
 from llm_server.pair_order import both_orders, combine_orders
 from llm_server.question_queue import Key, Question, QuestionQueue
 from llm_server.rubric import Rubric
@@ -56,7 +58,7 @@ class Judge:
     def __init__(self, engine: Engine, rubric: Rubric, store: JudgementStore | None, config: ServiceConfig):
         self._engine, self._rubric, self._store, self._config = engine, rubric, store, config
         self._encoder = SentenceEncoder(config)
-        self._threshold = find_threshold(engine, rubric)
+        self._calibrated = calibrate(engine, rubric)
         self._forward_passes = 0
         self._asked_at: float | None = None  # when the engine began its present batch
         self._queue = QuestionQueue(MAX_PENDING_REQUESTS * config.max_items_per_request, has_store=store is not None)
@@ -74,7 +76,8 @@ class Judge:
         JudgeBusyError, JudgeClosedError; the future raises JudgeClosedError or JudgeFailedError.
         """
         self._check(len(items), items)
-        return self._submit([Key(item, bypass_store) for item in items])
+        parts = [self._rubric.parts(item) for item in items]
+        return combine_parts(self._submit([Key(part, bypass_store) for found in parts for part in found]), parts)
 
     def annotate_pairs(self, pairs: Sequence[tuple[bytes, bytes]], bypass_store: bool = False) -> list[PairJudgement]:
         """One judgement per pair, in the order asked; waits for them. Raises what `submit_pairs` and its future raise."""
@@ -126,7 +129,8 @@ class Judge:
             rubric_version=self._rubric.version,
             rubric_hash=self._rubric.content_hash,
             pairs_hash=self._rubric.pairs_hash,
-            threshold=self._threshold,
+            threshold=self._calibrated.threshold,
+            noise=self._calibrated.noise,
             max_items_per_request=self._config.max_items_per_request,
             max_item_bytes=self._config.max_item_bytes,
             forward_passes=self._forward_passes,
@@ -195,7 +199,8 @@ class Judge:
             self._asked_at = None
         self._forward_passes += len(batch)
         minimum = self._rubric.pairs.min_answer_mass if is_pair and self._rubric.pairs else self._rubric.min_answer_mass
-        answers = {key: _judgement(score, minimum) for key, score in zip(batch, scores, strict=True)}
+        read = (lambda score: score.probability) if is_pair else self._calibrated.probability
+        answers = {key: _judgement(score, read(score), minimum) for key, score in zip(batch, scores, strict=True)}
         # Numbers that broke are no answer of this model: they may come out whole the next time.
         keep = {key.stored_as: judgement for key, judgement in answers.items() if not key.bypass_store and judgement.answer_mass > 0}
         if self._store and keep:
@@ -203,8 +208,8 @@ class Judge:
         self._queue.answer(answers)
 
 
-def _judgement(score: Score, min_answer_mass: float) -> Judgement:
+def _judgement(score: Score, probability: float, min_answer_mass: float) -> Judgement:
     mass = score.answer_mass if math.isfinite(score.answer_mass) else 0.0
-    if mass < min_answer_mass or not math.isfinite(score.probability):
+    if mass < min_answer_mass or not math.isfinite(probability):
         return Judgement(status=Status.UNPARSED, probability=math.nan, answer_mass=mass)
-    return Judgement(status=Status.OK, probability=score.probability, answer_mass=mass)
+    return Judgement(status=Status.OK, probability=probability, answer_mass=mass)

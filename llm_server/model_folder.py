@@ -10,6 +10,7 @@ import xxhash
 
 from llm_server.bundled_model import bundled_model_folder
 from llm_server.engine import MODEL_WANTED, model_source
+from llm_server.question import PROMPT_VERSION
 
 FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 SAMPLE_BYTES, SAMPLES = 4096, 64
@@ -30,8 +31,8 @@ def model_folder(model: str) -> Path:
 
 
 def folder_fingerprint(folder: Path, engine: str) -> str:
-    """Hash of `engine` and of all files that decide an answer; weights enter by size and evenly spaced samples."""
-    digest = xxhash.xxh3_128(engine.encode())
+    """Hash of `engine`, the prompt's version and all files that decide an answer; weights enter by size and evenly spaced samples."""
+    digest = xxhash.xxh3_128(f"{engine}/prompt {PROMPT_VERSION}".encode())
     for path in sorted({path for pattern in FILES for path in folder.glob(pattern)}):
         size = path.stat().st_size
         digest.update(f"{path.name}{size}".encode())

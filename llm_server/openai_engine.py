@@ -26,7 +26,7 @@ from llm_server.annotation import Score
 from llm_server.answers import NO_ANSWER, score_of_text, score_of_top_tokens
 from llm_server.concurrent_map import concurrent_map
 from llm_server.endpoint import Endpoint, EndpointRefused, EndpointUnavailable
-from llm_server.question import Question
+from llm_server.question import PROMPT_VERSION, Question
 from llm_server.rubric import Rubric
 
 LOG = logging.getLogger(__name__)
@@ -84,7 +84,9 @@ class OpenAIEngine:
         self.name = f"openai/{rubric.style}/{read_from}"
         self.needs_calibration = self._form.top_logprobs > 0
         # The weights behind an endpoint cannot be seen: a model that changes under one name keeps its stored judgements.
-        self.fingerprint = hashlib.sha256("\n".join((self.name, self._endpoint.url, self.model)).encode()).hexdigest()[:32]
+        self.fingerprint = hashlib.sha256("\n".join((self.name, self._endpoint.url, self.model, str(PROMPT_VERSION))).encode()).hexdigest()[
+            :32
+        ]
 
     def score(self, texts: Sequence[str]) -> list[Score]:
         """One score per text, in their order; NaN for a text that got no usable answer.
@@ -145,8 +147,8 @@ class OpenAIEngine:
 
     def _read(self, question: Question, answer: dict[str, Any]) -> Score:
         if self._form.top_logprobs:
-            return score_of_top_tokens(top_tokens(answer) or [], question.answers)
-        return score_of_text(answer_text(answer), question.answers, question.answer_label)
+            return score_of_top_tokens(top_tokens(answer) or [], question.answers, question.weights)
+        return score_of_text(answer_text(answer), question.answers, question.answer_label, question.weights)
 
     def _post(self, question: Question, text: str, form: _Form) -> dict[str, Any]:
         path = "completions" if question.style == "completion" else "chat/completions"

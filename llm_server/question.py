@@ -6,6 +6,10 @@ answers that count are single words in a fixed place.
 
 from dataclasses import dataclass
 
+PROMPT_VERSION = 2
+"""Raise whenever the same rubric and text make another prompt, here or in `prompt_tokens.py`: part of every engine's fingerprint, so
+that no judgement of an older prompt is taken for one of today's."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
@@ -21,8 +25,10 @@ class Question:
     examples: tuple[tuple[str, str], ...]
     """Texts with their answers, shown in this order."""
     answers: tuple[str, ...]
-    """The answers that count, as they follow the prompt: the one whose probability is wanted, its opposite, and perhaps one that
-    counts half."""
+    """The answers that count, as they follow the prompt: by the default weights the one whose probability is wanted, its opposite, and
+    perhaps one that counts half."""
+    weights: tuple[float, ...] = (1.0, 0.0, 0.5)
+    """How much of each answer's share counts towards the probability that is wanted; more weights than answers are cut."""
     answer_prefix: str = ""
     """Begins the model's turn in `chat` style."""
 

@@ -14,6 +14,9 @@ from typing import Any
 
 from llm_server.question import Question
 
+MAX_PARTS = 16
+"""Parts of one item that are asked about, the last ones: what came of a step stands last."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
@@ -21,20 +24,22 @@ class Example:
 
     item: str
     positive: bool
+    kind: str = ""
+    """The answer, where the rubric has kinds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """How theta is found for the model at hand when the rubric says `threshold: auto`.
-
-    Content-free items carry nothing that deserves the positive answer, so what the model gives them is its bias. Theta is
-    the most that any of them gets, plus a margin (compare Zhao et al. 2021, "Calibrate Before Use").
-    """
+    """How a model's bias, and theta where the rubric says `threshold: auto`, are found (`llm_server.calibration`)."""
 
     items: tuple[str, ...] = ()
-    """Content-free items; none may be an example."""
+    """Items that deserve the negative answer; none may be an example."""
+    positives: tuple[str, ...] = ()
+    """Items that deserve the positive answer, likewise. Without any, theta is what the likeliest of `items` gets, plus the margin."""
+    negatives_per_positive: float = 1.0
+    """How many items that deserve a no come to one that deserves a yes, by what would be paid for them: theta is chosen for that mixture."""
     margin: float = 0.25
-    """Added to their highest log-odds."""
+    """Log-odds added to the highest of `items` where there are no `positives`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +74,8 @@ class PairRubric:
     """Shown in this order."""
     item_examples: bool = False
     """Show the rubric's examples of single items before, under `first_label` and with their own answers."""
+    items: tuple[Example, ...] = ()
+    """Single items shown before in place of the rubric's: a positive one with the answer `second`, a negative one with `first`."""
     min_answer_mass: float = 0.1
     """Below this probability of the answers together, the model has not answered."""
     tie_margin: float = 0.0
@@ -89,10 +96,18 @@ class Rubric:
     """`completion` (one text; right for small models) or `chat` (the model's chat template; right for large instruct models)."""
     instructions: str
     """What the model reads first."""
-    positive: str
+    positive: str = ""
     """The positive answer as it follows the prompt, its leading space included; one token."""
-    negative: str
+    negative: str = ""
     """The negative answer, likewise."""
+    positive_kinds: tuple[str, ...] = ()
+    """In place of `positive` and `negative`: the answers each of which names one kind of positive item, and each example its own. An
+    item's probability is that of all these together, once the model's bias towards each answer is taken off."""
+    negative_kinds: tuple[str, ...] = ()
+    """The answers that name the kinds of negative items."""
+    separator: str = ""
+    """Where set, an item is a series of parts between which this stands, such as the messages of one step; each part is asked about
+    by itself, and the item is what its likeliest part is."""
     item_label: str = "Message:"
     """What stands before an item."""
     answer_label: str = "Answer:"
@@ -125,6 +140,11 @@ class Rubric:
         shown = {"items_shown": self.question().examples} if self.pairs.item_examples else {}
         return _hash(shared | shown | dataclasses.asdict(self.pairs))
 
+    def parts(self, item: bytes) -> list[bytes]:
+        """What is asked about, each once, to judge `item`: its parts, or the item itself where it has none."""
+        found = dict.fromkeys(part.strip() for part in item.split(self.separator.encode())) if self.separator else {item: None}
+        return [part for part in found if part][-MAX_PARTS:] or [item]
+
     def item_text(self, item: bytes) -> str | None:
         """`item` as one printable line within the limit; None where it is not valid UTF-8 or nothing is left of it."""
         try:
@@ -143,14 +163,18 @@ class Rubric:
         return f"{first}\n{self._pairs().second_label} {second}"
 
     def question(self) -> Question:
-        """How a single item is asked; the first answer is the positive one."""
+        """How a single item is asked; the positive answers come first."""
+        positives, negatives = self.positive_kinds or (self.positive,), self.negative_kinds or (self.negative,)
         return Question(
             style=self.style,
             instructions=self.instructions,
             label=self.item_label,
             answer_label=self.answer_label,
-            examples=tuple((self._one_line(shown.item), self.positive if shown.positive else self.negative) for shown in self.examples),
-            answers=(self.positive, self.negative),
+            examples=tuple(
+                (self._one_line(shown.item), shown.kind or (self.positive if shown.positive else self.negative)) for shown in self.examples
+            ),
+            answers=positives + negatives,
+            weights=(1.0,) * len(positives) + (0.0,) * len(negatives),
             answer_prefix=self.answer_prefix,
         )
 
@@ -158,7 +182,9 @@ class Rubric:
         """How a pair is asked; the first answer is that the item shown first is better. ValueError without a `pairs` section."""
         pairs = self._pairs()
         words = {"first": pairs.first, "second": pairs.second, "tie": pairs.tie}
-        items = self.question().examples if pairs.item_examples else ()
+        items = tuple((self._one_line(shown.item), pairs.second if shown.positive else pairs.first) for shown in pairs.items)
+        if pairs.item_examples:
+            items = self.question().examples
         return Question(
             style=self.style,
             instructions=pairs.instructions,

@@ -45,10 +45,15 @@ def parse_rubric(text: str, name: str) -> Rubric:
     except yaml.YAMLError as error:
         raise ValueError(f"rubric '{name}' is not valid YAML: {' '.join(str(error).split())}") from None
     values = _extended(_mapping(content, name), name)
-    values["examples"] = tuple(_example(entry, f"{name}: example {n}") for n, entry in enumerate(_list(values, "examples", name), 1))
+    for key in ("positive_kinds", "negative_kinds"):
+        values[key] = tuple(str(kind) for kind in _list(values, key, name))
+    positive = frozenset(values["positive_kinds"])
+    entries = enumerate(_list(values, "examples", name), 1)
+    values["examples"] = tuple(_example(entry, positive, f"{name}: example {n}") for n, entry in entries)
     if "calibration" in values:
         calibration = dict(_mapping(values["calibration"], f"{name}: calibration"))
-        calibration["items"] = tuple(str(item) for item in _list(calibration, "items", name))
+        for key in ("items", "positives"):
+            calibration[key] = tuple(str(item) for item in _list(calibration, key, name))
         values["calibration"] = _build(Calibration, calibration, f"{name}: calibration")
     if "pairs" in values:
         values["pairs"] = _pair_rubric(_mapping(values["pairs"], f"{name}: pairs"), f"{name}: pairs")
@@ -75,10 +80,23 @@ def _extended(content: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _check(rubric: Rubric, name: str) -> None:
+    kinds = rubric.positive_kinds, rubric.negative_kinds
+    has_kinds = any(kinds)
     problems = {
         f"style is '{rubric.style}'{did_you_mean(rubric.style, STYLES)}: use {' or '.join(STYLES)}": rubric.style not in STYLES,
         "id and version must not be empty": not (rubric.id and rubric.version),
-        "positive and negative must be two different answers": rubric.positive == rubric.negative or not rubric.positive.strip(),
+        "positive and negative must be two different answers": not has_kinds
+        and (rubric.positive == rubric.negative or not rubric.positive.strip()),
+        "positive_kinds and negative_kinds go together, in place of positive and negative, each answer once": has_kinds
+        and (not all(kinds) or bool(rubric.positive or rubric.negative) or len(set(sum(kinds, ()))) < len(sum(kinds, ()))),
+        f"every example needs one of the kinds {', '.join(sum(kinds, ()))}": has_kinds
+        and any(example.kind not in sum(kinds, ()) for example in rubric.examples),
+        "an example has a kind, the rubric has none": not has_kinds and any(example.kind for example in rubric.examples),
+        "kinds need calibration items: without them a model's bias towards each answer is unknown": has_kinds
+        and not rubric.calibration.items,
+        f"calibration: negatives_per_positive must be above 0, not {rubric.calibration.negatives_per_positive}": not (
+            rubric.calibration.negatives_per_positive > 0
+        ),
         f"max_item_chars must be at least 1, not {rubric.max_item_chars}": rubric.max_item_chars < 1,
         f"min_answer_mass must lie in 0 to 1, not {rubric.min_answer_mass}": not 0 <= rubric.min_answer_mass <= 1,
         f"threshold must be auto or lie in 0 to 1, not {rubric.threshold}": not 0 <= (rubric.threshold or 0) <= 1,
@@ -86,7 +104,7 @@ def _check(rubric: Rubric, name: str) -> None:
         "answer_prefix is for style chat; put it into answer_label": bool(rubric.answer_prefix) and rubric.style == "completion",
     }
     shown = {example.item for example in rubric.examples}
-    for item in rubric.calibration.items:
+    for item in (*rubric.calibration.items, *rubric.calibration.positives):
         problems[f"calibration item '{item}' is also an example: what the model was told says nothing of its bias"] = item in shown
     for problem, present in problems.items():
         if present:
@@ -124,14 +142,19 @@ def _type_problem(wanted: Any, value: Any) -> str:
     return ""
 
 
-def _example(entry: Any, name: str) -> Example:
-    return _build(Example, dict(_mapping(entry, name)), name)
+def _example(entry: Any, positive_kinds: frozenset[str], name: str) -> Example:
+    values = dict(_mapping(entry, name))
+    if "kind" in values:
+        values.setdefault("positive", values["kind"] in positive_kinds)
+    return _build(Example, values, name)
 
 
 def _pair_rubric(content: dict[str, Any], name: str) -> PairRubric:
     values = dict(content)
     entries = enumerate(_list(values, "examples", name), 1)
     values["examples"] = tuple(_build(PairExample, _mapping(entry, f"{name}: example {n}"), f"{name}: example {n}") for n, entry in entries)
+    shown = enumerate(_list(values, "items", name), 1)
+    values["items"] = tuple(_example(entry, frozenset(), f"{name}: item {n}") for n, entry in shown)
     pairs = _build(PairRubric, values, name)
     words = [word for word in (pairs.first, pairs.second, pairs.tie) if word]
     problems = {

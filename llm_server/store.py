@@ -1,6 +1,6 @@
 """The judgement store: a SQLite file in which nothing is asked twice, across restarts and across runs.
 
-Invariant: a judgement is found again only by the same weights, tokenizer, engine and dtype (`fingerprint`), the same rubric
+Invariant: a judgement is found again only by the same weights, tokenizer, prompt, engine, device and dtype (`fingerprint`), the same rubric
 content and the same item bytes. The store is an economy, never a reason to fail: once open, an error of it is logged and
 costs forward passes. It is bounded: the newest `MAX_JUDGEMENTS` are kept, trimmed whenever it is opened.
 """

@@ -23,14 +23,15 @@ from transformers.utils import logging as transformers_logging
 from configs.service_schema import ServiceConfig
 from llm_server.annotation import Score
 from llm_server.bundled_model import bundled_model_folder
+from llm_server.devices import resolve_device, resolve_dtype
 from llm_server.engine import MODEL_WANTED, model_source
 from llm_server.prompt_tokens import PromptTokens
-from llm_server.question import Question
+from llm_server.question import PROMPT_VERSION, Question
 from llm_server.rubric import Rubric
 
-DTYPES = {"auto": torch.bfloat16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 MAX_PACK_TOKENS = 2048
 """Item tokens in one forward pass: bounds the attention mask."""
+FIRST_TEXT = "You see here a lichen."
 
 
 class TransformersEngine:
@@ -40,18 +41,19 @@ class TransformersEngine:
     needs_calibration = True
 
     def __init__(self, config: ServiceConfig, rubric: Rubric):
-        dtype = DTYPES[config.dtype]
         self._device = resolve_device(config.device)
+        dtype = resolve_dtype(config.dtype, on_cpu=self._device.type == "cpu")
         self._batch_size = config.batch_size
-        self._model, self._tokenizer = _load(config.model, dtype, self._device)
+        self._model, self._tokenizer = _load(config.model, getattr(torch, dtype), self._device)
         self.model = config.model
-        self.name = f"transformers/{str(dtype).removeprefix('torch.')}"
+        self.name = f"transformers/{self._device.type}/{dtype}"
         self.fingerprint = _fingerprint(self._model, self._tokenizer, self.name)
         self._head = self._model.get_output_embeddings()
-        self._single = self._asking(rubric.question())
-        self._pair = self._asking(rubric.pair_question()) if rubric.pairs else None
+        single, pair = rubric.question(), rubric.pair_question() if rubric.pairs else None
+        self._single = self._asking(self._prompt(single))
+        self._pair_prompt = self._prompt(pair) if pair else None
+        self._pair: _Asking | None = None
         self._rubric = rubric
-        self._check_against_plain_forward("You see here a lichen.")
 
     def score(self, texts: Sequence[str]) -> list[Score]:
         """One score per text, in their order; NaN for a text that cannot be asked as plain text."""
@@ -59,18 +61,39 @@ class TransformersEngine:
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
         """One score per pair as it is shown; ValueError where the rubric has no pairs."""
-        if self._pair is None:
+        if self._pair_prompt is None:
             self._rubric.pair_question()  # says what is missing
-        assert self._pair is not None
+        if self._pair is None:  # a second of computing that few runs need
+            assert self._pair_prompt is not None
+            self._pair = self._asking(self._pair_prompt)
         return self._score(self._pair, [self._rubric.pair_text(first, second) for first, second in pairs])
 
     def close(self) -> None:
         """Nothing outside this process to free."""
 
-    def _asking(self, question: Question) -> "_Asking":
+    def _prompt(self, question: Question) -> PromptTokens:
         context = getattr(self._model.config, "max_position_embeddings", None) or 1 << 20
-        prompt = PromptTokens(self._tokenizer, question, model=self.model, max_text_tokens=MAX_PACK_TOKENS, context=context)
-        return _Asking(prompt, self._compute_prefix(prompt.prefix), self._head.weight[prompt.answers].float())
+        return PromptTokens(self._tokenizer, question, model=self.model, max_text_tokens=MAX_PACK_TOKENS, context=context)
+
+    def _asking(self, prompt: PromptTokens) -> "_Asking":
+        """Ready for texts. Computing the prefix and a first text in one plain pass tells whether this model can be asked in packs:
+        some change their logits afterwards or ignore a packed mask, and would answer wrongly in silence. ValueError for such."""
+        first = prompt.tokens(FIRST_TEXT) or []
+        cache = DynamicCache()
+        with torch.no_grad():
+            ids = torch.tensor([prompt.prefix + first], device=self._device)
+            logits = self._model(ids, past_key_values=cache, use_cache=True).logits[:, -1].float()
+        cache.crop(-len(first))
+        asking = _Asking(prompt, cache, self._head.weight[prompt.answers].float())
+        plain = _scores(logits, prompt.answers, logits[:, prompt.answers], prompt.weights)[0]
+        packed = self._score_pack(asking, [first, first])[1]
+        difference = max(abs(a - b) for a, b in zip(packed[:2], plain[:2], strict=True))
+        if not difference < (0.1 if self._model.dtype is torch.bfloat16 else 0.001):  # NaN fails too
+            raise ValueError(
+                f"model '{self.model}' does not work with a shared prefix (packed {packed}, plain {plain}): "
+                "choose a plain decoder-only transformer without logit post-processing, or dtype float32"
+            )
+        return asking
 
     def _score(self, asking: "_Asking", texts: Sequence[str]) -> list[Score]:
         sequences = [asking.prompt.tokens(text) for text in texts]
@@ -115,28 +138,7 @@ class TransformersEngine:
         ).last_hidden_state[0, ends.to(self._device)]  # [N, H]
         logits = self._head(hidden).float()  # [N, V]
         # bf16 logits lie on a grid of 1/8, too coarse to rank by: the answers' own are computed again in fp32.
-        return _scores(logits, asking.prompt.answers, hidden.float() @ asking.answer_rows.T)
-
-    def _check_against_plain_forward(self, text: str) -> None:
-        """Some models change their logits afterwards or ignore a packed mask; their answers would be silently wrong."""
-        prompt = self._single.prompt
-        item = prompt.tokens(text) or []
-        packed = self._score_pack(self._single, [item, item])[1]
-        with torch.no_grad():
-            logits = self._model(torch.tensor([prompt.prefix + item], device=self._device)).logits[:, -1].float()
-        plain = _scores(logits, prompt.answers, logits[:, prompt.answers])[0]
-        difference = max(abs(a - b) for a, b in zip(packed, plain, strict=True))
-        if not difference < 0.1:  # NaN fails too
-            raise ValueError(
-                f"model '{self.model}' does not work with a shared prefix (packed {packed}, plain {plain}): "
-                "choose a plain decoder-only transformer without logit post-processing, or dtype float32"
-            )
-
-    @torch.no_grad()
-    def _compute_prefix(self, prefix: Sequence[int]) -> DynamicCache:
-        cache = DynamicCache()
-        self._model.base_model(input_ids=torch.tensor([prefix], device=self._device), past_key_values=cache, use_cache=True)
-        return cache
+        return _scores(logits, asking.prompt.answers, hidden.float() @ asking.answer_rows.T, asking.prompt.weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +151,12 @@ class _Asking:
     """[A, H] f32: the output matrix's rows of the answers."""
 
 
-def _scores(logits: torch.Tensor, answers: list[int], fine_logits: torch.Tensor) -> list[Score]:
-    """Scores from all logits [N, V] and the answers' logits [N, A] as precisely as they are known; a third answer counts half."""
+def _scores(logits: torch.Tensor, answers: list[int], fine_logits: torch.Tensor, weights: Sequence[float]) -> list[Score]:
+    """Scores from all logits [N, V] and the answers' logits [N, A] as precisely as they are known, each answer with its weight."""
     shares = fine_logits.softmax(-1)
-    probabilities = shares[:, 0] + 0.5 * shares[:, 2:].sum(-1)
+    probabilities = shares @ torch.tensor(weights[: len(answers)], dtype=shares.dtype, device=shares.device)
     mass = logits.softmax(-1)[:, answers].sum(-1)
-    return [Score(p, min(m, 1.0)) for p, m in zip(probabilities.tolist(), mass.tolist(), strict=True)]
+    return [Score(p, min(m, 1.0), tuple(s)) for p, m, s in zip(probabilities.tolist(), mass.tolist(), shares.tolist(), strict=True)]
 
 
 def _load(model: str, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
@@ -171,23 +173,10 @@ def _load(model: str, dtype: torch.dtype, device: torch.device) -> tuple[Any, An
         raise ValueError(f"model '{model}' cannot be loaded ({type(error).__name__}: {reason}): {MODEL_WANTED}") from error
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device that `ServiceConfig.device` names; ValueError where this machine has none such."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"unknown device '{name}': use cpu, cuda, cuda:N or auto") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device '{name}' was asked for but this machine has {torch.cuda.device_count()} CUDA devices: use auto or cpu")
-    return device
-
-
 def _fingerprint(model: Any, tokenizer: Any, engine: str) -> str:
     """Hash of all that decides an answer; weights enter by shape and 4096 evenly spaced values each (all of a small model takes longer
     to move off a GPU than to load)."""
-    digest = xxhash.xxh3_128(engine.encode())
+    digest = xxhash.xxh3_128(f"{engine}/prompt {PROMPT_VERSION}".encode())
     for name, weights in model.state_dict().items():
         sample = weights.flatten()[:: max(1, weights.numel() // 4096)].float().cpu().numpy()
         digest.update(f"{name}{tuple(weights.shape)}".encode())

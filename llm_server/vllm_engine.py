@@ -19,12 +19,13 @@ from configs.service_schema import ServiceConfig
 from llm_server.annotation import Score
 from llm_server.answers import NO_ANSWER, score_of_answers
 from llm_server.child_server import CanaryRefused, ChildServer, ChildSettings
+from llm_server.devices import resolve_dtype
 from llm_server.endpoint import Endpoint, EndpointRefused, EndpointUnavailable
 from llm_server.model_folder import folder_fingerprint, model_folder
 from llm_server.prompt_tokens import PromptTokens
 from llm_server.question import Question
 from llm_server.rubric import Rubric
-from llm_server.vllm_program import DTYPES, vllm_command, vllm_environment, vllm_python
+from llm_server.vllm_program import is_on_cpu, vllm_command, vllm_environment, vllm_python
 
 DEFAULT_MODEL_LEN = 4096
 MAX_TEXT_TOKENS = 2048
@@ -48,7 +49,9 @@ class VllmEngine:
         self._folder = model_folder(config.model)
         self._tokenizer, self._context = _load_tokenizer(self._folder, config)
         self.model = config.model
-        self.name = f"vllm/{DTYPES[config.dtype]}"
+        on_cpu = is_on_cpu(config.device)
+        dtype = resolve_dtype(config.dtype, on_cpu=on_cpu)
+        self.name = f"vllm/{'cpu' if on_cpu else 'gpu'}/{dtype}"
         self.fingerprint = folder_fingerprint(self._folder, self.name)
         self._single = self._prompt(rubric.question())
         self._pair = self._prompt(rubric.pair_question()) if rubric.pairs else None
@@ -57,7 +60,7 @@ class VllmEngine:
         self._server = ChildServer(
             ChildSettings(
                 name="vLLM",
-                command=lambda port: vllm_command(python, config, self._folder, self._context, port),
+                command=lambda port: vllm_command(python, config, self._folder, dtype, self._context, port),
                 canary=self._ask_canary,
                 environment=vllm_environment(config) | {"VLLM_API_KEY": self._key},
                 canary_timeout_s=config.engine_timeout_s,
@@ -111,17 +114,17 @@ class VllmEngine:
         scores = [NO_ANSWER] * len(texts)
         for start in range(0, len(asked), self._config.batch_size):
             batch = asked[start : start + self._config.batch_size]
-            answers = self._answers([prompt.prefix + (sequences[index] or []) for index in batch], prompt.answers)
+            answers = self._answers([prompt.prefix + (sequences[index] or []) for index in batch], prompt)
             for index, score in zip(batch, answers, strict=True):
                 scores[index] = score
         return scores
 
-    def _answers(self, prompts: Sequence[list[int]], answers: Sequence[int]) -> list[Score]:
+    def _answers(self, prompts: Sequence[list[int]], prompt: PromptTokens) -> list[Score]:
         problem = ""
         for _ in range(MAX_ATTEMPTS):
             port = self._server.wait_until_up(RESTART_PATIENCE_S)
             try:
-                scores = self._request(self._endpoint_on(port), prompts, answers)
+                scores = self._request(self._endpoint_on(port), prompts, prompt)
             except EndpointUnavailable as error:
                 problem = str(error)
                 self._server.doubt(port)
@@ -147,7 +150,7 @@ class VllmEngine:
         endpoint = self._connect(port, timeout_s)
         try:
             sequence = self._single.prefix + (self._single.tokens(CANARY) or [])
-            (score,) = self._request(endpoint, [sequence], self._single.answers)
+            (score,) = self._request(endpoint, [sequence], self._single)
         except EndpointRefused as error:
             raise CanaryRefused(str(error)) from None
         except (LookupError, TypeError, ValueError) as error:
@@ -160,21 +163,21 @@ class VllmEngine:
             raise CanaryRefused(f"the answer was {score}")
 
     @staticmethod
-    def _request(endpoint: Endpoint, prompts: Sequence[list[int]], answers: Sequence[int]) -> list[Score]:
+    def _request(endpoint: Endpoint, prompts: Sequence[list[int]], prompt: PromptTokens) -> list[Score]:
         body: dict[str, Any] = {
             "model": "delphi",
             "prompt": prompts,
             "max_tokens": 1,
             "temperature": 0,
-            "logprobs": len(answers),
-            "logprob_token_ids": answers,
+            "logprobs": len(prompt.answers),
+            "logprob_token_ids": prompt.answers,
             "return_tokens_as_token_ids": True,
         }
         choices = endpoint.post("completions", body)["choices"]
         scores = [NO_ANSWER] * len(prompts)
         for choice in choices:
             tokens = choice["logprobs"]["top_logprobs"][0]
-            scores[choice["index"]] = score_of_answers([tokens[f"token_id:{token}"] for token in answers])
+            scores[choice["index"]] = score_of_answers([tokens[f"token_id:{token}"] for token in prompt.answers], prompt.weights)
         return scores
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from configs.service_schema import ServiceConfig
 
-DTYPES = {"auto": "bfloat16", "bfloat16": "bfloat16", "float32": "float32"}
 # `vllm serve` looks up the metadata of a distribution called vllm, which the one for CPUs is not.
 PROGRAM = """
 try:
@@ -41,14 +40,14 @@ def vllm_python(setting: str) -> str:
     )
 
 
-def vllm_command(python: str, config: ServiceConfig, folder: Path, context: int, port: int) -> list[str]:
-    """The command line of a vLLM server for the model in `folder` and prompts of `context` tokens."""
+def vllm_command(python: str, config: ServiceConfig, folder: Path, dtype: str, context: int, port: int) -> list[str]:
+    """The command line of a vLLM server that computes in `dtype`, for the model in `folder` and prompts of `context` tokens."""
     arguments = {
         "--model": str(folder),
         "--served-model-name": "delphi",
         "--host": "127.0.0.1",
         "--port": str(port),
-        "--dtype": DTYPES[config.dtype],
+        "--dtype": dtype,
         # Logits in bf16 lie on a grid of 1/8, too coarse to rank by.
         "--hf-overrides": '{"head_dtype": "float32"}',
         "--load-format": "safetensors",

@@ -21,13 +21,14 @@ class Permutation:
         self._sources: dict[int, int] = {}
 
     def apply(self, ids: np.ndarray, counts: np.ndarray, rewards: np.ndarray) -> np.ndarray:
-        """[N] f32: each caption's source's reward; NaN for captions that have none yet. `ids` [N] u64, NaN in `rewards`: unknown.
+        """[N] f32: each caption's source's reward; NaN for captions that have none yet. `ids` [N] u64, NaN in `rewards`: unknown. Those of
+        count 0, which no step has shown, wait: nobody could be paid what they were given.
 
         Those that became known since the last time are sorted by count and cut into bands of 4 neighbours; the last band takes the
         rest. Within a band rewards move on by one place in an order drawn from the seed.
         """
         known = ~np.isnan(rewards)
-        new = np.array([row for row in np.flatnonzero(known & (ids != 0)) if int(ids[row]) not in self._sources], np.int64)
+        new = np.array([row for row in np.flatnonzero(known & (ids != 0) & (counts > 0)) if int(ids[row]) not in self._sources], np.int64)
         if len(new) >= BAND:
             new = new[np.lexsort((ids[new], -counts[new]))]
             for start in range(0, len(new) - BAND + 1, BAND):

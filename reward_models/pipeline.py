@@ -105,7 +105,7 @@ class AnnotationPipeline:
         if self._annotator is None:
             return
         if self._annotator.judge:
-            self._trainer.calibrate(self._annotator.judge.threshold)
+            self._trainer.calibrate(self._annotator.judge.pays_above)
         num_answers = self._annotator.num_answers  # an answer need not be evidence: it may be no label, or make no pair
         if num_answers > self._num_answers and self._service:
             self._service.served()

@@ -54,16 +54,6 @@ class RewardTable:
         """The table of a run that has no judgement yet."""
         return RewardTable.build(np.empty(0, np.uint64), np.empty(0, np.float32), (run_epoch, 0))
 
-    def completed_by(self, older: "RewardTable") -> "RewardTable":
-        """This table at its version, with `older`'s rewards for the captions that it lacks."""
-        lacking = ~np.isin(older.ids, self.ids, assume_unique=True)
-        if not lacking.any():
-            return self
-        ids, rewards = np.append(self.ids, older.ids[lacking]), np.append(self.rewards, older.rewards[lacking])
-        if self.goals is None and older.goals is None:
-            return RewardTable.build(ids, rewards, self.reward_version)
-        return RewardTable.build(ids, rewards, self.reward_version, np.append(self._all_goals(), older._all_goals()[lacking]))
-
     def look_up_goals(self, ids: np.ndarray) -> np.ndarray:
         """Goals i8 in the shape of `ids` (u64); -1 for captions that are unknown or reach none."""
         positions, known = self._index.find(ids)
@@ -79,6 +69,11 @@ class RewardTable:
 
     def _all_goals(self) -> np.ndarray:
         return np.full(len(self.ids), -1, np.int8) if self.goals is None else self.goals
+
+    @property
+    def knows_nothing(self) -> bool:
+        """Whether it holds no caption but the empty one, as before the first judgement."""
+        return len(self.ids) == 1
 
     def look_up(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rewards f32 and known bool, both in the shape of `ids` (u64); unknown captions have reward 0."""

@@ -1,5 +1,6 @@
 """A run as a process of its own, watched from outside: its metric lines, and the processes that belong to it."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -56,6 +57,17 @@ def processes_of(run_dir: Path) -> list[psutil.Process]:
         if process.pid != os.getpid() and any(mark in word for mark in marks for word in words):
             found.append(process)
     return found
+
+
+def end_processes(run_dir: Path, limit_s: float = 20.0) -> None:
+    """Kill what belongs to the run, and what that may still have started, until nothing is left: the next test shall find none of it."""
+    deadline = time.monotonic() + limit_s
+    while found := processes_of(run_dir):
+        for process in found:
+            with contextlib.suppress(psutil.NoSuchProcess):  # ended with another
+                process.kill()
+        time.sleep(0.05)  # and not psutil's wait, which would take the exit status from the `Popen` that started one
+        assert time.monotonic() < deadline, f"{found} cannot be ended"
 
 
 def service_of(run_dir: Path) -> psutil.Process | None:

@@ -17,7 +17,7 @@ import yaml
 from cluster.dashboards.command import files
 from cluster.temporary import temporary_directory
 from tests.prometheus_server import Prometheus, programs, running
-from tests.run_processes import processes_of, start_run, wait_until
+from tests.run_processes import end_processes, start_run, wait_until
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,7 @@ def watched_run(work: Path, name: str, *settings: str) -> Iterator[WatchedRun]:
         try:
             process.wait(30)
         finally:
-            for leftover in processes_of(run_dir):
-                leftover.kill()
+            end_processes(run_dir)
 
 
 def _ray(run_dir: Path) -> Path:

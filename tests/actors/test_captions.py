@@ -11,6 +11,7 @@ from actors.captions import CaptionTracker, caption_id, normalize
 from actors.rollout import Acknowledgement
 
 WALL, KILL, EMPTY = b"It's a wall.", b"You kill the newt!", b""
+HELLO = b"Hello Agent, welcome to NetHack!"
 
 
 def acknowledge(sequence_number: int, book_epoch: str = "book") -> Acknowledgement:
@@ -54,9 +55,17 @@ def test_normalized_captions_are_short_clean_and_stay_as_they_are() -> None:
         assert normalize(text.encode()) == text
 
 
-def test_long_captions_are_cut_at_a_character() -> None:
-    assert normalize(("x" + "é" * 200).encode()) == "x" + "é" * 127
+def test_long_captions_lose_their_head_at_a_character() -> None:
+    assert normalize(("é" * 200 + "x").encode()) == "é" * 127 + "x"
     assert normalize(b"y" * 300) == "y" * 256
+
+
+def test_of_many_messages_the_last_whole_ones_are_kept() -> None:
+    prompts, outcome = b"What do you want to use or apply? [ef or ?*]  " * 6, b"You succeed in unlocking the door."
+    kept = normalize(prompts + outcome)
+    assert kept.split("  ") == ["What do you want to use or apply? [ef or ?*]"] * 4 + ["You succeed in unlocking the door."]
+    assert normalize(b"lost  " + b"y" * 256) == "y" * 256
+    assert normalize(b"lost  " + b"y" * 100 + b"  " + b"z" * 154) == "y" * 100 + "  " + "z" * 154
 
 
 def test_case_and_digits_are_folded_only_when_asked() -> None:
@@ -83,8 +92,18 @@ def test_counts_are_per_environment_and_episode_and_include_the_reset_caption() 
     assert observe(tracker, WALL, WALL) == [(wall, 2), (wall, 3)]
     assert observe(tracker, KILL, KILL) == [(kill, 1), (kill, 1)]
     _, counts = tracker.report(0)
-    assert counts == {wall: 8, kill: 3}, "every occurrence is reported, the reset's included, and the empty caption left out"
+    assert counts == {wall: 7, kill: 3}, "every step's occurrence is reported, and the empty caption left out"
     assert tracker.report(1)[1] == {}
+
+
+def test_what_only_a_reset_showed_is_reported_with_its_text_and_as_no_occurrence() -> None:
+    tracker = CaptionTracker(1)
+    hello = caption_id(HELLO.decode())
+    tracker.restart(0, HELLO)
+    assert tracker.report(0) == ({hello: HELLO.decode()}, {hello: 0})
+    tracker.restart(0, HELLO)
+    assert observe(tracker, HELLO) == [(hello, 2)], "within the episode the reset counts"
+    assert tracker.report(1) == ({hello: HELLO.decode()}, {hello: 1})
 
 
 def test_a_text_is_sent_until_acknowledged() -> None:

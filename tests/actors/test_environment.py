@@ -36,7 +36,8 @@ def test_an_episode_ends_with_its_own_last_observation_and_the_next_begins_in_th
     env = make(TOY + "Corridor-v0", options={"length": 3})
     obs, captions = env.reset()
     assert captions == [b"You enter the corridor."] * 2
-    assert set(obs) == {"position"}, "the captioner's key is text, not something the policy reads"
+    assert bytes(obs["message"][0]).rstrip(b"\0") == captions[0], "what captions are read from, the policy reads too"
+    assert [name for name, array in env.spec.observations.items() if array.is_text] == ["message"]
     first, last = walk(env, np.array([[1, 0], [1, 1]]))
     assert first.captions == [b"You advance to cell 1.", b"You bump into a wall."]
     assert not first.ends
@@ -83,9 +84,11 @@ def test_every_supported_space_becomes_an_array() -> None:
         "angle": ((2,), "float32", 0),
         "notch": ((), "int64", 5),
         "digits": ((2,), "int64", 7),
+        "message": ((256,), "uint8", 0),
     }
     obs, captions = env.reset()
     assert captions == ["Turn 0. ½".encode()]
+    assert obs["message"].tobytes() == captions[0].ljust(256, b"\0")
     assert obs["notch"].tolist() == [0], "categories count from 0"
     *_, last = walk(env, np.zeros((9, 1), np.int64))
     (end,) = last.ends

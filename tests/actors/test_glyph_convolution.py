@@ -1,9 +1,9 @@
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from actors.glyph_convolution import convolve_categories
+from actors.glyph_convolution import convolve_categories, embed_patches
 
 NUM_CATEGORIES, WIDTH, CHANNELS = 40, 6, 5
 
@@ -58,6 +58,18 @@ def test_channels_lie_last_in_memory_as_the_next_convolution_likes_them() -> Non
     outputs = convolve_categories(draw(4, 9, 9), *make_parameters(3))
     assert outputs.shape == (4, CHANNELS, 9, 9)
     assert outputs.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("rows", "columns", "side"), [(21, 45, 3), (4, 6, 2), (5, 5, 1)])
+def test_patches_equal_embedding_and_convolving_with_a_stride_gradients_included(rows: int, columns: int, side: int) -> None:
+    torch.manual_seed(0)
+    embedding, layer = nn.Embedding(NUM_CATEGORIES, WIDTH).double(), nn.Conv2d(WIDTH, CHANNELS, side, side).double()
+    parameters = (embedding.weight, layer.weight, layer.bias)
+    glyphs = draw(4, rows, columns)
+    outputs = embed_patches(glyphs, embedding, layer)
+    assert outputs.is_contiguous(memory_format=torch.channels_last)
+    wanted = layer(embedding(glyphs.long()).movedim(-1, 1))
+    torch.testing.assert_close(with_gradients(outputs, parameters), with_gradients(wanted, parameters), rtol=1e-10, atol=1e-10)
 
 
 def test_a_category_that_there_is_not_is_refused() -> None:

@@ -9,9 +9,8 @@ import torch
 
 from actors.environment import EnvironmentSpec, make_environment
 from actors.inference import BatchedInference
-from actors.networks import GlyphCropEncoder
 from actors.policy import PolicyNet, snapshot
-from actors.rendered_crop import RenderedCropEncoder
+from actors.repeating_encoder import RepeatingEncoder
 from configs.schema import ActorsConfig, EnvConfig, PolicyConfig
 
 NUM_ENVS, NUM_STEPS = 16, 32
@@ -19,6 +18,9 @@ FLOAT32 = 1e-5
 """Largest difference in float32: sums of products may be taken in another order for another batch size."""
 BFLOAT16 = 0.05
 """Largest difference of log-probabilities, values and state to float32's over 32 steps: bf16 has three digits."""
+
+
+NETWORKS = {"glyph_crop": "glyph_crop", "glyph_window": "nethack_full", "character_crop": "rendered_crop"}
 
 
 class Games(NamedTuple):
@@ -35,7 +37,7 @@ class Played(NamedTuple):
     core: dict[str, np.ndarray]
 
 
-@pytest.fixture(scope="module", params=["glyph_crop", "rendered_crop"])
+@pytest.fixture(scope="module", params=["glyph_crop", "nethack_full", "rendered_crop"])
 def games(request: pytest.FixtureRequest) -> Games:
     env = make_environment(
         EnvConfig(max_episode_steps=20), num_envs=NUM_ENVS, run_seed=1, worker_index=0, policy=PolicyConfig(network=request.param)
@@ -59,7 +61,7 @@ def make_inference(
     spec: EnvironmentSpec, *, reuse: bool = True, precision: str = "fp32", seed: int = 0, device: str = "cpu"
 ) -> BatchedInference:
     torch.manual_seed(seed)
-    network = "glyph_crop" if "glyph_crop" in spec.observations else "rendered_crop"
+    network = next(name for entry, name in NETWORKS.items() if entry in spec.observations)
     net = PolicyNet(spec, PolicyConfig(network=network, hidden_size=128, core_size=64, reuse_crops=reuse))
     torch.nn.init.orthogonal_(net.policy_head.weight, 3.0)  # at first all actions are all but equal, which would hide a difference
     return BatchedInference(net, spec, NUM_ENVS, ActorsConfig(precision=precision, device=device))
@@ -106,11 +108,19 @@ def test_steps_and_the_learners_whole_sequence_agree(games: Games) -> None:
     assert difference(played, whole) < FLOAT32
 
 
-def test_only_crops_and_messages_not_seen_before_in_the_rollout_are_encoded(games: Games) -> None:
+MODULES = {"glyph_crop": "convolutions", "crop": "convolutions", "character_crop": "convolutions", "window": "outline"}
+"""What encodes a part, where it is called otherwise."""
+
+
+def test_only_what_was_not_seen_before_in_the_rollout_is_encoded(games: Games) -> None:
     inference = make_inference(games.spec)
     encoder = inference._net.encoder
-    assert isinstance(encoder, GlyphCropEncoder | RenderedCropEncoder)
-    asked = {"convolutions": 0, "message": 0}
+    assert isinstance(encoder, RepeatingEncoder)
+    obs = {name: torch.from_numpy(array.reshape(-1, *array.shape[2:]).copy()) for name, array in games.obs.items()}
+    rows = {name: part[0].numpy() for name, part in encoder.split(obs).items() if name in encoder.repeating}
+    names = {name: MODULES.get(name, name) for name in rows}
+    distinct = {names[name]: len(np.unique(array, axis=0)) for name, array in rows.items()}
+    asked = dict.fromkeys(distinct, 0)
 
     def count(name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor], torch.Tensor], None]:
         def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
@@ -120,8 +130,6 @@ def test_only_crops_and_messages_not_seen_before_in_the_rollout_are_encoded(game
 
     for name in asked:
         getattr(encoder, name).register_forward_hook(count(name))
-    crops, messages = (games.obs[name].reshape(NUM_STEPS * NUM_ENVS, -1) for name in encoder.repeating)
-    distinct = {"convolutions": len(np.unique(crops, axis=0)), "message": len(np.unique(messages, axis=0))}
     play(inference, games)
     assert asked == distinct
     assert max(distinct.values()) < 0.6 * NUM_STEPS * NUM_ENVS

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actors.environment import VectorEnvironment, VectorStep, find_environment, make_environment
+from actors.environment import GoalReward, VectorEnvironment, VectorStep, find_environment, make_environment
 from actors.hero_view import MAP_HEIGHT, MAP_WIDTH, OUTSIDE_GLYPH
 from actors.nethack import NetHackEnvironment
 from actors.nethack_game import _warn_unseeded
@@ -216,6 +216,35 @@ def test_skipped_lines_are_in_the_caption() -> None:
     env.close()
 
 
+def test_the_inventory_is_nles_own_and_looking_at_it_changes_no_game() -> None:
+    config, policy = EnvConfig(max_episode_steps=150), PolicyConfig(network="nethack_full")
+    env = make_environment(config, num_envs=1, run_seed=0, worker_index=0, policy=policy)
+    blind = make(max_episode_steps=150)
+    keys = ("glyphs", "blstats", "message", "inv_letters", "inv_oclasses")
+    plain = find_environment("NetHackScore-v0").make(disable_env_checker=True, fix_moon_phase=True, observation_keys=keys).unwrapped
+    assert isinstance(env, NetHackEnvironment)
+    plain.seed(*(env._seeds.seed(0, 0, purpose) for purpose in ("core", "disp")), reseed=False)
+    wanted, _ = plain.reset()
+    obs, _ = env.reset()
+    blind.reset()
+    rng = np.random.default_rng(2)
+    held = set()
+    for action in rng.integers(23, size=149):
+        for name in ("inv_letters", "inv_oclasses"):
+            assert np.array_equal(obs[name][0], wanted[name])
+        held.add(obs["inv_oclasses"].tobytes())
+        step, unseen = env.step(np.array([action])), blind.step(np.array([action]))
+        assert (step.captions, step.rewards.tolist()) == (unseen.captions, unseen.rewards.tolist())
+        assert np.array_equal(step.obs["blstats"], unseen.obs["blstats"])
+        obs, (wanted, *_) = step.obs, plain.step(action)
+    assert wanted["inv_oclasses"].max() == 18, "an empty slot's"
+    last = env.step(np.array([0]))
+    (end,) = last.ends
+    assert end.final_obs["inv_letters"].any()
+    for one in (env, blind, plain):
+        one.close()
+
+
 def test_the_crop_marks_cells_outside_the_map() -> None:
     env = make(crop_size=41)
     obs, _ = env.reset()
@@ -282,3 +311,44 @@ def test_what_nethack_does_not_take_is_refused(config: dict[str, object], messag
 def test_an_even_crop_is_refused() -> None:
     with pytest.raises(ValueError, match="must be odd, got 8"):
         make(crop_size=8)
+
+
+@pytest.mark.parametrize("mode", ["constant", "linear", "square", "exp", "always"])
+@pytest.mark.parametrize("turns", [0, 1])
+def test_what_an_episode_can_lose_is_what_nle_takes_when_every_step_costs_most(mode: str, turns: int) -> None:
+    """Game time that never passes (`turns` 0), or passes in each step and is what is penalised."""
+    options = {"penalty_mode": mode, "penalty_step": [-0.01, 0.0][turns], "penalty_time": [0.0, -0.02][turns]}
+    env = make("NetHackStaircase-v0", max_episode_steps=12, options=options)
+    env.reset()
+    task = env._games[0].env
+    before = [np.array(array) for array in task.last_observation]
+    after = [array.copy() for array in before]
+    after[task._blstats_index][20] += turns
+    task._frozen_steps = 0
+    worst = sum(task._get_time_penalty(before, after) for _ in range(12))
+    assert worst < 0
+    assert env.spec.goal_reward == GoalReward(reward=1.0, max_penalty=pytest.approx(worst), step_limit=12)
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "options", "expected"),
+    [
+        ("NetHackOracle-v0", {}, (1.0, -50.0)),
+        ("NetHackStaircase-v0", {"penalty_step": 0.0}, (1.0, 0.0)),
+        ("MiniHack-KeyRoom-S5-v0", {"reward_win": 3}, (3.0, -50.0)),
+        ("Delphi/NetHackStaircaseLvl3-v0", {}, (50.0, 0.0)),  # ONI's goal tasks pay no penalty, though NLE's class has one
+        ("Delphi/NetHackOracle-v0", {}, (50.0, 0.0)),
+        ("Delphi/NetHackScoreExtended-v0", {}, None),
+        ("NetHackScore-v0", {}, None),
+        ("NetHackGold-v0", {}, None),
+        ("MiniHack-Eat-v0", {}, None),  # a reward manager decides
+    ],
+)
+def test_what_a_task_pays_for_its_goal_is_known_where_it_is_paid_once(
+    env_id: str, options: dict[str, object], expected: tuple[float, float] | None
+) -> None:
+    env = make(env_id, options=options)
+    known = env.spec.goal_reward
+    assert (None if known is None else (known.reward, known.max_penalty)) == expected
+    env.close()

@@ -275,8 +275,9 @@ def test_who_dies_at_the_goal_has_died(done: bool) -> None:
     pair.close()
 
 
-def test_the_character_window_is_the_same_to_the_last_screen() -> None:
-    pair = Pair("NetHackScore-v0", WEAK, num_envs=4, limit=30, network="rendered_crop")
+@pytest.mark.parametrize("network", ["rendered_crop", "nethack_full"])
+def test_what_other_networks_see_is_the_same_to_the_last_screen(network: str) -> None:
+    pair = Pair("NetHackScore-v0", WEAK, num_envs=4, limit=30, network=network)
     rng = np.random.default_rng(0)
     for _ in range(70):
         pair.step(rng.integers(23, size=4))

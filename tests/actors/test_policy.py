@@ -9,7 +9,7 @@ from actors.blstats import ScaledBlstats
 from actors.distinct_rows import encode_distinct
 from actors.environment import ArraySpec, EnvironmentSpec, make_environment
 from actors.networks import GlyphCropEncoder, ImageEncoder, VectorEncoder
-from actors.policy import PolicyNet, load_snapshot, snapshot
+from actors.policy import PolicyNet, load_snapshot, load_weights, snapshot
 from configs.schema import EnvConfig, PolicyConfig
 
 NUM_ACTIONS = 5
@@ -26,7 +26,15 @@ def categorical(*shape: int, num_values: int) -> ArraySpec:
 
 OBSERVATIONS = {
     "glyph_crop": {"glyph_crop": categorical(9, 9, num_values=5977), "blstats": numeric(27), "message": numeric(256, dtype=np.uint8)},
+    "nethack_full": {
+        "glyph_window": categorical(21, 45, num_values=5977),
+        "blstats": numeric(27),
+        "message": numeric(256, dtype=np.uint8),
+        "inv_letters": categorical(55, num_values=128),
+        "inv_oclasses": categorical(55, num_values=19),
+    },
     "cnn": {"pixels": numeric(48, 40, 3, dtype=np.uint8), "speed": numeric(2)},
+    "text": {"said": ArraySpec(shape=(40,), dtype=np.dtype(np.uint8), is_text=True), "speed": numeric(2)},
     "mlp": {"room": categorical(num_values=100), "doors": categorical(4, num_values=3), "speed": numeric(2), "clock": numeric()},
 }
 
@@ -35,9 +43,11 @@ def make_spec(network: str) -> EnvironmentSpec:
     return EnvironmentSpec(observations=OBSERVATIONS[network], num_actions=NUM_ACTIONS)
 
 
-def make_net(network: str = "mlp", *, core: str = "lstm", seed: int = 0) -> PolicyNet:
+def make_net(network: str = "mlp", *, core: str = "lstm", core_skip: bool = False, seed: int = 0) -> PolicyNet:
     torch.manual_seed(seed)
-    net = PolicyNet(make_spec(network), dataclasses.replace(SMALL, network=network, core=core))
+    net = PolicyNet(
+        make_spec(network), dataclasses.replace(SMALL, network="mlp" if network == "text" else network, core=core, core_skip=core_skip)
+    )
     torch.nn.init.orthogonal_(net.policy_head.weight)  # as after training: at first all actions are all but equal
     return net
 
@@ -65,10 +75,11 @@ def step_by_step(
     return torch.stack(logits), torch.stack(values), state
 
 
+@pytest.mark.parametrize("core_skip", [False, True])
 @pytest.mark.parametrize("core", ["lstm", "gru", "none"])
 @pytest.mark.parametrize("network", list(OBSERVATIONS))
-def test_a_sequence_with_resets_equals_its_steps_one_by_one(network: str, core: str) -> None:
-    net, obs = make_net(network, core=core), random_obs(network, 7, 3)
+def test_a_sequence_with_resets_equals_its_steps_one_by_one(network: str, core: str, core_skip: bool) -> None:
+    net, obs = make_net(network, core=core, core_skip=core_skip), random_obs(network, 7, 3)
     state = {name: torch.randn_like(tensor) for name, tensor in net.initial_state(3).items()}
     reset_before = torch.zeros(7, 3, dtype=torch.bool)
     reset_before[[0, 3, 3, 6], [2, 0, 1, 1]] = True
@@ -79,6 +90,35 @@ def test_a_sequence_with_resets_equals_its_steps_one_by_one(network: str, core: 
     torch.testing.assert_close(output.logits, logits, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(output.values, values, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(output.core_state, last_state, rtol=1e-5, atol=1e-6)
+
+
+def test_with_a_skip_the_heads_see_what_a_core_that_says_nothing_keeps_from_them() -> None:
+    for core_skip in (False, True):
+        net, obs = make_net(core_skip=core_skip), random_obs("mlp", 1, 2)
+        torch.nn.init.zeros_(net.core.input.weight)
+        logits = net(obs, net.initial_state(2)).logits[0]
+        assert torch.equal(logits[0], logits[1]) != core_skip
+
+
+@pytest.mark.parametrize("core_skip", [False, True])
+def test_other_units_of_value_change_no_value(core_skip: bool) -> None:
+    net, obs = make_net(core_skip=core_skip), random_obs("mlp", 4, 3)
+    before = net(obs, net.initial_state(3))
+    for mean, scale in ((5.0, 20.0), (-1.0, 0.01)):
+        net.rescale_values(torch.tensor(mean), torch.tensor(scale))
+        after = net(obs, net.initial_state(3))
+        torch.testing.assert_close(after.values, before.values, rtol=1e-4, atol=1e-4)
+        assert torch.equal(after.logits, before.logits)
+    assert (net.value_mean, net.value_scale) == (-1.0, torch.tensor(0.01))
+
+
+def test_weights_from_before_values_had_units_are_read_as_they_were() -> None:
+    net, other = make_net(seed=1), make_net(seed=2)
+    other.rescale_values(torch.tensor(3.0), torch.tensor(2.0))
+    weights = {name: array for name, array in snapshot(net, (0, 0)).weights.items() if name not in ("value_mean", "value_scale")}
+    load_weights(other, weights)
+    obs = random_obs("mlp", 1, 2)
+    assert torch.equal(other(obs, other.initial_state(2)).values, net(obs, net.initial_state(2)).values)
 
 
 @pytest.mark.parametrize("core", ["lstm", "gru"])
@@ -111,9 +151,10 @@ def test_the_core_state_is_float32_under_the_names_of_a_rollout(core: str, names
     assert {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()} == dict.fromkeys(names, ((4, 16), torch.float32))
 
 
+@pytest.mark.parametrize("core_skip", [False, True])
 @pytest.mark.parametrize("network", list(OBSERVATIONS))
-def test_every_parameter_learns(network: str) -> None:
-    net = make_net(network)
+def test_every_parameter_learns(network: str, core_skip: bool) -> None:
+    net = make_net(network, core_skip=core_skip)
     output = net(random_obs(network, 3, 4), net.initial_state(4))
     (output.logits.logsumexp(-1).sum() + output.logits[..., 0].sum() + output.values.sum()).backward()
     assert [name for name, parameter in net.named_parameters() if parameter.grad is None or not parameter.grad.any()] == []
@@ -163,6 +204,20 @@ def test_images_may_have_their_channels_first_or_last() -> None:
     torch.testing.assert_close(one({"pixels": image}), other({"pixels": image.movedim(-1, 1)}), rtol=1e-5, atol=1e-6)
 
 
+def test_texts_are_read_by_their_words_each_once() -> None:
+    said = [b"You open the door.", b"you  OPEN the door!", b"You close the door.", b"You open the door."]
+    rows = torch.from_numpy(np.stack([np.frombuffer(text.ljust(40, b"\0"), np.uint8) for text in said]))
+    encoders = []
+    for reuse in (True, False):
+        torch.manual_seed(0)
+        encoders.append(VectorEncoder(OBSERVATIONS["text"], dataclasses.replace(SMALL, reuse_crops=reuse)))
+    once, each = (encoder({"said": rows, "speed": torch.zeros(4, 2)}) for encoder in encoders)
+    torch.testing.assert_close(once, each)
+    torch.testing.assert_close(once[0], once[1])
+    torch.testing.assert_close(once[0], once[3])
+    assert (once[0] - once[2]).abs().max() > 0.05
+
+
 @pytest.mark.parametrize("shape", [(7, 7, 3), (16, 16, 1), (84, 84, 4), (4, 84, 84), (210, 160, 3)])
 def test_images_of_any_usual_size_are_read(shape: tuple[int, int, int]) -> None:
     encoder = ImageEncoder({"image": numeric(*shape, dtype=np.uint8)}, SMALL)
@@ -179,7 +234,11 @@ def test_auto_takes_the_network_that_fits_the_observations(network: str, encoder
     [
         (OBSERVATIONS["mlp"], {"network": "glyph_crop"}, "no glyph_crop, blstats, message .it has room, .*choose network"),
         (OBSERVATIONS["mlp"], {"network": "cnn"}, "wants a uint8 image.*choose 'mlp'"),
-        (OBSERVATIONS["mlp"], {"network": "transformer"}, "got 'transformer', wanted one of auto, glyph_crop, rendered_crop, cnn, mlp"),
+        (
+            OBSERVATIONS["mlp"],
+            {"network": "transformer"},
+            "got 'transformer', wanted one of auto, glyph_crop, nethack_full, rendered_crop, cnn, mlp",
+        ),
         (OBSERVATIONS["mlp"], {"core": "rnn"}, "got 'rnn', wanted one of lstm, gru, none"),
         (OBSERVATIONS["glyph_crop"] | {"blstats": numeric(26)}, {}, r"wants .*blstats \[27\]"),
         ({}, {}, "no observation entry"),

@@ -13,6 +13,7 @@ from actors.previous_step import ACTION, REWARD
 from actors.rollout import Rollout
 from actors.worker import RolloutWorker
 from configs.schema import ActorsConfig, EnvConfig, PolicyConfig
+from tests.toy_environments import encode_message
 
 BOTH = PolicyConfig(hidden_size=32, core_size=16, previous_action=True, previous_reward=True)
 CORRIDOR = EnvConfig(id="tests.toy_environments:Corridor-v0", options={"length": 3}, max_episode_steps=5)
@@ -132,10 +133,17 @@ def test_values_of_last_observations_see_the_last_action() -> None:
     net = make_net(worker.env.spec, dataclasses.replace(BOTH, core="none"))
     rollout, _ = worker.collect(snapshot(net, (1, 0)), None)
     t, b = np.argwhere(rollout.truncated)[0]
-    moved = rollout.obs["position"][t, b].argmax() + (1 if rollout.actions[t, b] == 1 else -1)
-    position = torch.zeros(1, 3)
-    position[0, max(moved, 0)] = 1
-    last = {"position": position, ACTION: torch.tensor([rollout.actions[t, b] + 1], dtype=torch.uint8), REWARD: torch.zeros(1)}
+    before, action = int(rollout.obs["position"][t, b].argmax()), int(rollout.actions[t, b])
+    cell = before + 1 if action == 1 else max(before - 1, 0)
+    bumped = "You bump into a wall." if action == 0 and before == 0 else ""
+    said = bumped or f"You {'advance' if action == 1 else 'retreat'} to cell {cell}."
+    message = torch.from_numpy(encode_message(said)).unsqueeze(0)
+    last = {
+        "position": torch.eye(3)[[cell]],
+        "message": message,
+        ACTION: torch.tensor([action + 1], dtype=torch.uint8),
+        REWARD: torch.zeros(1),
+    }
     _, value, _ = net.step(last, {})
     assert value.item() == pytest.approx(float(rollout.final_values[t, b]), abs=1e-5)
     worker.close()

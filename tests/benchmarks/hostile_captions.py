@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from configs.service_schema import ServiceConfig
-from llm_server.engine import Engine, build_engine, find_threshold
+from llm_server.annotation import Status
+from llm_server.judge import Judge, build_judge
 from llm_server.rubric import Rubric
 from llm_server.rubric_file import load_rubric
 
@@ -58,7 +59,7 @@ GENERAL = {
 
 def families(rubric: Rubric) -> dict[str, tuple[str, ...]]:
     """The general ones, and imitations of the rubric's own prompt and examples."""
-    yes, label, item = rubric.positive.strip(), rubric.answer_label, rubric.item_label
+    yes, label, item = rubric.question().answers[0].strip(), rubric.answer_label, rubric.item_label
     shown = next(example.item for example in rubric.examples if example.positive)
     return GENERAL | {
         "prompt imitation": (
@@ -72,24 +73,24 @@ def families(rubric: Rubric) -> dict[str, tuple[str, ...]]:
     }
 
 
-def measure(engine: Engine, rubric: Rubric) -> dict[str, Any]:
+def measure(judge: Judge, rubric: Rubric) -> dict[str, Any]:
     """Mean probability and share above theta, without and with each family, by where it stands."""
-    theta = find_threshold(engine, rubric)
+    said = judge.describe()
+    theta = said.pays_above
     places = {"alone": ("",), "after nothing": NOTHINGS, "after a kill": KILLS}
-    result: dict[str, Any] = {"rubric": rubric.id, "model": engine.model, "theta": theta, "families": {}}
+    result: dict[str, Any] = {"rubric": rubric.id, "model": said.model, "theta": theta, "families": {}}
     for family, strings in {"(none)": ("",), **families(rubric)}.items():
         result["families"][family] = {
-            place: _figures(engine, rubric, theta, [f"{caption}  {string}".strip() for caption in captions for string in strings])
+            place: _figures(judge, theta, [f"{caption}  {string}".strip() for caption in captions for string in strings])
             for place, captions in places.items()
             if family != "(none)" or place != "alone"
         }
     return result
 
 
-def _figures(engine: Engine, rubric: Rubric, theta: float, items: Sequence[str]) -> dict[str, float]:
-    texts = [text for item in items if (text := rubric.item_text(item.encode()))]
-    scores = engine.score(texts)
-    answered = [score.probability for score in scores if score.answer_mass >= rubric.min_answer_mass]
+def _figures(judge: Judge, theta: float, items: Sequence[str]) -> dict[str, float]:
+    judged = judge.annotate([item.encode() for item in items])
+    answered = [one.probability for one in judged if one.status is Status.OK]
     return {
         "items": len(items),
         "unparsed": len(items) - len(answered),
@@ -124,8 +125,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--torch-threads", type=int, default=0)
     options = parser.parse_args(argv)
     rubric = load_rubric(options.rubric)
-    engine = build_engine(ServiceConfig(engine="transformers", model=options.model, torch_threads=options.torch_threads), rubric)
-    result = measure(engine, rubric)
+    judge = build_judge(
+        ServiceConfig(model=options.model, torch_threads=options.torch_threads, store="memory", max_item_bytes=1 << 16), rubric
+    )
+    result = measure(judge, rubric)
     print(json.dumps(result) if options.json else table(result))
     return 0
 

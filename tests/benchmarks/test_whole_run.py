@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.schema import PolicyConfig
 from configs.validation import ConfigError
 from tests.benchmarks import whole_run
 from tests.benchmarks.marked_processes import Marked
@@ -66,7 +67,8 @@ def test_a_run_that_fails_when_it_is_stopped_is_not_measured(run) -> None:
 def test_the_working_point_is_one_batch_of_4096_frames_of_the_reference_network() -> None:
     config = configuration(WORKING_POINT)
     assert config.learner.rollouts_per_batch * config.actors.rollout_steps * config.actors.envs_per_worker == 4096
-    assert config.policy == type(config.policy)()
+    assert config.policy == PolicyConfig(core_skip=False)
+    assert (config.learner.epochs, config.learner.minibatches) == (1, 1)
     assert config.service.engine == "scripted"
     with pytest.raises(ConfigError, match="env_per_worker"):
         configuration(["actors.env_per_worker=3"])

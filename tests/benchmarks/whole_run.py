@@ -38,8 +38,11 @@ WORKING_POINT = (
     "learner.rollouts_per_batch=2",
     "actors.torch_threads=1",
     "learner.torch_threads=1",
+    "learner.epochs=1",
+    "learner.minibatches=1",
+    "policy.core_skip=false",
 )
-"""The reference network (the policy's defaults) with batches of 2 x 64 x 32 = 4096 frames."""
+"""The reference network (the policy's defaults without the skip) with batches of 2 x 64 x 32 = 4096 frames, each passed once, as the peer does."""
 EVERY_RUN = (
     "cluster.mode=local",
     "total_env_steps=1000000000000",

@@ -13,9 +13,11 @@ from cluster.audit import main
 from cluster.run_directory import open_run
 from configs.loading import load_config
 from learner.checkpoint import save_checkpoint
+from learner.paid_rewards import PaidRewards
 from llm_server.agreement import auc
 from llm_server.annotation import Caption, JudgedCaption, Judgement, Status
 from llm_server.audit import sample_pairs, shuffled_words, without_examples
+from llm_server.caption_archive import CaptionArchive
 from llm_server.caption_file import LabelledCaption
 from llm_server.encoder import SentenceEncoder
 from reward_models.building import build_reward_model
@@ -152,7 +154,17 @@ def save(tmp_path: Path):
         directory.release()
         model = build_reward_model(config.reward_model)
         teach(model)
-        state = {"loop": {"env_steps": 1234}, "annotation": {"trainer": {"model": model.state_dict()}}}
+        paid = PaidRewards()
+        texts = {"you kill number 1!": 3.0, "you kill number 2!  it's a door.": 2.0, "a wall number 3.": 1.0, "who knows?": 4.0}
+        paid.note(np.array([caption_id(text) for text in texts], np.uint64), np.array(list(texts.values()), np.float32))
+        state = {
+            "loop": {"env_steps": 1234},
+            "annotation": {"trainer": {"model": model.state_dict()}},
+            "learner": {"rewards": {"paid": paid.state_dict()}},
+        }
+        archive = CaptionArchive(directory.captions)
+        archive.write((caption_id(text), text, 1, 0, 0, 0.9, 1.0, "OK") for text in texts)
+        archive.close()
         save_checkpoint(directory.checkpoints, 1234, state, keep=1)
         return directory.path
 
@@ -182,6 +194,19 @@ def test_a_runs_reward_model_is_audited_like_a_judge(run, labelled, capsys):
     assert report["auc"] == 1.0, "of what the model thinks, not of the reward it makes of that"
     assert main(["--run", str(run), "--min-auc", "0.95", str(labelled)]) == 0
     assert "retrieval of" in capsys.readouterr().out
+
+
+def test_a_runs_reward_is_divided_by_what_people_call_progress(run, labelled, tmp_path, capsys):
+    own = tmp_path / "own.jsonl"
+    rows = [("you kill number 1!", 1), ("you kill number 2!", 1), ("a wall number 3.", 0)]
+    own.write_text("".join(json.dumps({"caption": text, "helpful": label}) + "\n" for text, label in rows))
+    assert main(["--json", "--run", str(run), str(own)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["reward_precision"] == pytest.approx((3 + 2) / 6), "a caption is progress where one of its messages is"
+    assert report["reward_labelled_fraction"] == pytest.approx(6 / 10)
+    assert report["reward_unlabelled"] == [{"caption": "who knows?", "share": pytest.approx(0.4)}]
+    assert main(["--run", str(run), str(own)]) == 0
+    assert "60% of it is labelled" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ SUMMARY = {
     "episode_return_extrinsic_mean": 1.5,
     "captions_distinct": 7,
     "annotations_total": 5,
+    "steps_without_table_fraction": 0.125,
     "top_rewarded": [{"text": "You [b]kill[/b] it!", "reward": 1.0, "probability": 0.75, "count": 12}],
 }
 
@@ -33,6 +34,7 @@ def test_the_summary_shows_captions_as_they_are(capsys: pytest.CaptureFixture[st
     make("plain").summarise(SUMMARY, "runs/x")
     output = capsys.readouterr().out
     assert "runs/x: finished at 1,000 environment steps" in output
+    assert "trained before the first reward table came: 12.5% of steps" in output
     assert "You [b]kill[/b] it!" in output
     assert "0.75" in output
 

@@ -446,6 +446,17 @@ def test_an_environment_that_cannot_be_seeded(capsys: pytest.CaptureFixture[str]
     assert "another game" in findings["environment"][0]["found"]
 
 
+def test_a_penalty_that_outweighs_the_goal(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ("service.engine=scripted", "service.store=memory", "cluster.mode=inline")
+    _, findings = examine(capsys, *settings, "env.options.penalty_step=-0.01", preset="minihack_keyroom")
+    (finding,) = findings["rewards"]
+    assert finding["status"] == "warning"
+    assert "200 steps 20 and the goal pays 10" in finding["found"]
+    assert "penalty_step=0" in finding["advice"]
+    _, findings = examine(capsys, *settings, preset="minihack_keyroom")
+    assert "rewards" not in findings
+
+
 def test_an_environment_that_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     _, findings = examine(capsys, "env.id=CartPole-v1", "env.captioner=tests.toy_environments:say_nothing")
     assert "set env.captioner" in findings["environment"][0]["advice"]

@@ -1,7 +1,10 @@
-"""The training loop in this process: who may write into a run, and when it must not."""
+"""The training loop in this process: who may write into a run and when it must not, and what is trained before there are rewards."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,14 +13,20 @@ from cluster.loop import TrainingLoop
 from cluster.run_directory import RunDirectory, begin_epoch, open_run
 from cluster.wiring import build_pipeline
 from configs.loading import load_config
+from learner.update import StepResult
+from reward_models.pipeline import AnnotationPipeline
+from reward_models.table import RewardTable
+
+SETTINGS = ["env.id=tests.toy_environments:Corridor-v0", "policy.core=none", "policy.hidden_size=8"]
+SETTINGS += ["logging.interval_env_steps=100", "checkpoint.interval_env_steps=1000"]
+BATCH = 128
+"""Environment steps of one update."""
 
 
 @pytest.fixture
 def loops(tmp_path: Path) -> Iterator[tuple[TrainingLoop, RunDirectory]]:
     """A loop of epoch 1 that would never end, and its run."""
-    settings = ["env.id=tests.toy_environments:Corridor-v0", "policy.core=none", "policy.hidden_size=8", "total_env_steps=1000000000"]
-    settings += [f"run_dir={tmp_path / 'run'}", "logging.interval_env_steps=100", "checkpoint.interval_env_steps=1000"]
-    config = load_config(preset="debug", overrides=settings)
+    config = load_config(preset="debug", overrides=[*SETTINGS, f"run_dir={tmp_path / 'run'}", "total_env_steps=1000000000"])
     run, run_epoch = open_run(config)
     pipeline = build_pipeline(config, run, run_epoch)
     workers = InlineWorkers(config, pipeline, run_epoch=run_epoch)
@@ -51,3 +60,118 @@ def test_an_epoch_that_cannot_be_read_for_a_while_ends_nothing(loops: tuple[Trai
 
 def written(run: RunDirectory) -> list[str]:
     return [",".join(sorted(path.name for path in run.checkpoints.iterdir())), (run.path / "metrics.jsonl").read_text()]
+
+
+class LateAnnotation:
+    """A pipeline whose tables come only from the `come_at`-th look at the latest one on; `on_look` is called at each, with its number."""
+
+    def __init__(self, pipeline: AnnotationPipeline, come_at: float) -> None:
+        self._pipeline, self._come_at = pipeline, come_at
+        self.looks = 0
+        self.on_look: Callable[[int], None] = lambda number: None
+
+    def latest_table(self) -> RewardTable:
+        self.looks += 1
+        self.on_look(self.looks)
+        return self._pipeline.latest_table() if self.looks >= self._come_at else RewardTable.empty()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pipeline, name)
+
+
+@contextmanager
+def late(folder: Path, come_at: float, *settings: str, mode: str = "local") -> Iterator[tuple[TrainingLoop, LateAnnotation]]:
+    """A loop of a run in `folder` over parts in this process; it takes itself for one of `mode`."""
+    config = load_config(preset="debug", overrides=[*SETTINGS, f"run_dir={folder / 'run'}", f"total_env_steps={4 * BATCH}", *settings])
+    run, run_epoch = open_run(config)
+    pipeline = build_pipeline(config, run, run_epoch)
+    workers = InlineWorkers(config, pipeline, run_epoch=run_epoch)
+    annotation = LateAnnotation(pipeline, come_at)
+    yield TrainingLoop(replace(config, cluster=replace(config.cluster, mode=mode)), run, run_epoch, workers, annotation), annotation
+    workers.close()
+    pipeline.close()
+    run.release()
+
+
+def test_training_begins_with_the_first_table_where_it_is_to_be_waited_for(tmp_path: Path) -> None:
+    with late(tmp_path, 6, "annotator.wait_for_first_table_s=3600", "learner.rollouts_per_batch=2") as (loop, annotation):
+        seen: list[tuple[str | None, int]] = []
+        annotation.on_look = lambda number: seen.append((loop.progress()["waiting"], loop.learner.policy_version[1]))
+        taken: list[int] = []
+        take = loop.workers.take
+        monitored = lambda timeout_s: (taken.append(annotation.looks), take(timeout_s))[1]  # noqa: E731
+        loop.workers.take = monitored  # type: ignore[method-assign]
+        summary = loop.run()
+    assert [updates for _, updates in seen[:6]] == [0] * 6, "nothing is trained before it came"
+    words = {waiting for waiting, _ in seen[1:6]}
+    assert words == {"the first reward table (annotator.wait_for_first_table_s = 3600 s at most)"}
+    assert {waiting for waiting, _ in seen[6:]} == {None}
+    assert taken[:3] == [0, 0, 7], "no more than the first batch is taken meanwhile"
+    assert summary["steps_without_table_fraction"] == 0
+    assert summary["rollouts_dropped_stale"] == 0
+    assert summary["env_steps"] == 4 * BATCH, "the held batch is trained on"
+
+
+def test_a_stop_request_ends_the_wait_and_nothing_is_trained(tmp_path: Path) -> None:
+    with late(tmp_path, float("inf"), "annotator.wait_for_first_table_s=3600") as (loop, annotation):
+        annotation.on_look = lambda number: loop.stop() if number == 3 else None
+        summary = loop.run()
+    assert (summary["env_steps"], summary["learner_updates"], summary["finished"]) == (0, 0, False)
+    assert summary["steps_without_table_fraction"] is None
+    assert loop.progress()["waiting"] is None
+    with late(tmp_path, 4, "annotator.wait_for_first_table_s=3600") as (loop, _):
+        summary = loop.run()
+    assert (summary["finished"], summary["steps_without_table_fraction"]) == (True, 0), "it waits again"
+
+
+def test_where_no_table_comes_in_time_training_begins_without_one_and_says_so(tmp_path: Path) -> None:
+    lines: list[Mapping[str, Any]] = []
+    with late(tmp_path, float("inf"), "annotator.wait_for_first_table_s=0.2") as (loop, _):
+        summary = loop.run(lines.append)
+    assert summary["steps_without_table_fraction"] == 1.0
+    assert {line["notice"] for line in lines} == {
+        "no reward table came within annotator.wait_for_first_table_s = 0.2 s: training begins without one"
+    }
+
+
+@pytest.mark.parametrize(("mode", "limit_s"), [("local", 0), ("inline", 3600)])
+def test_by_default_and_in_turns_nothing_is_waited_for_and_the_share_without_a_table_is_kept_over_a_resume(
+    mode: str, limit_s: int, tmp_path: Path
+) -> None:
+    setting = f"annotator.wait_for_first_table_s={limit_s}"
+    with late(tmp_path, 4, setting, mode=mode) as (loop, annotation):  # a look per update: three updates before it
+        assert loop.run()["steps_without_table_fraction"] == 0.75
+        assert annotation.looks == 4
+    with late(tmp_path, 1, setting, f"total_env_steps={8 * BATCH}", mode=mode) as (loop, _):
+        lines: list[Mapping[str, Any]] = []
+        assert loop.run(lines.append)["steps_without_table_fraction"] == 3 / 8
+    assert lines[0]["steps_without_table_fraction"] == 3 / 5
+
+
+def test_a_run_without_rewards_of_a_model_waits_for_no_table_and_counts_none(tmp_path: Path) -> None:
+    with late(tmp_path, float("inf"), "annotator.wait_for_first_table_s=3600", "reward_model.name=none") as (loop, _):
+        assert loop.run()["steps_without_table_fraction"] is None
+
+
+def test_the_user_is_told_once_where_the_policy_keeps_not_looking(
+    loops: tuple[TrainingLoop, RunDirectory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, _ = loops
+    information = iter([0.5, 0.001, 0.001, 0.2, *[0.001] * 6, 0.3, None])
+    told: list[int] = []
+    step = loop.learner.step
+
+    def step_with(*arguments: Any) -> StepResult:
+        result, figure = step(*arguments), next(information)
+        metrics = {name: value for name, value in result.metrics.items() if name != "policy_state_information"}
+        return replace(result, metrics=metrics if figure is None else metrics | {"policy_state_information": figure})
+
+    def on_line(figures: Mapping[str, Any]) -> None:
+        told.append(len([text for text in figures["problems"] if "hardly looks" in text]))
+        if len(told) == 12:
+            loop.stop()
+
+    monkeypatch.setattr(loop.learner, "step", step_with)
+    monkeypatch.setattr("cluster.loop.BLIND_UPDATES", 4)
+    loop.run(on_line)
+    assert told == [0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0, 0]

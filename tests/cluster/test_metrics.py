@@ -49,15 +49,26 @@ CORE_NAMES = [
 ]
 
 
-def rollout(*, number: int, done: list[list[bool]], episodes: int, worker_id: str = "0.1", info: dict[str, float] | None = None) -> Rollout:
+def rollout(
+    *,
+    number: int,
+    done: list[list[bool]],
+    lengths: dict[tuple[int, int], int] | None = None,
+    worker_id: str = "0.1",
+    info: dict[str, float] | None = None,
+    rewards: float = 0.0,
+    lost: tuple[int, ...] = (),
+) -> Rollout:
+    """Of T steps, all episodes terminated where `done`; their `lengths` by (step, environment), or else each began in this rollout."""
     terminated = np.array(done)
     zeros = np.zeros(terminated.shape)
-    statistics = EpisodeStatistics(episode_return=2.0, length=3, terminated=True, info=info or {})
+    ends = [(t, i) for t, i in np.argwhere(terminated).tolist() if i not in lost]
+    episodes = [EpisodeStatistics(episode_return=2.0, length=(lengths or {}).get(end, 1), terminated=True, info=info or {}) for end in ends]
     return Rollout(
-        obs={}, actions=zeros, behaviour_logits=zeros, behaviour_values=zeros, final_values=zeros, extrinsic_rewards=zeros,
+        obs={}, actions=zeros, behaviour_logits=zeros, behaviour_values=zeros, final_values=zeros, extrinsic_rewards=zeros + rewards,
         terminated=terminated, truncated=np.zeros_like(terminated), caption_ids=zeros, caption_counts=zeros, core_state={},
-        policy_version=(1, 0), worker_id=worker_id, sequence_number=number, episodes=(statistics,) * episodes,
-        timings={"env": 0.0, "inference": 0.0, "other": 0.0},
+        policy_version=(1, 0), worker_id=worker_id, sequence_number=number, episodes=tuple(episodes), episode_ends=tuple(ends),
+        timings={"env": 0.0, "inference": 0.0, "other": 0.0}, lost=lost,
     )  # fmt: skip
 
 
@@ -82,8 +93,9 @@ def test_a_line_holds_every_name_and_null_for_what_is_not_defined(tmp_path: Path
 
 def test_intrinsic_returns_run_over_rollout_borders_and_end_with_the_episode() -> None:
     metrics = RunMetrics(episode_window=10)
-    metrics.add_rollout(rollout(number=0, done=[[False, False], [False, True]], episodes=1), np.array([[1.0, 10.0], [2.0, 20.0]]))
-    metrics.add_rollout(rollout(number=1, done=[[True, False]], episodes=1), np.array([[4.0, 40.0]]))
+    first = rollout(number=0, done=[[False, False], [False, True]], lengths={(1, 1): 2})
+    metrics.add_rollout(first, np.array([[1.0, 10.0], [2.0, 20.0]]))
+    metrics.add_rollout(rollout(number=1, done=[[False, False], [True, False]], lengths={(1, 0): 4}), np.array([[4.0, 40.0], [0.0, 0.0]]))
     line = metrics.take_line()
     assert line["episode_return_intrinsic_mean"] == np.mean([30.0, 7.0])
     assert (line["episodes_total"], line["episode_return_extrinsic_mean"], line["episode_length_mean"]) == (2, 2.0, 3.0)
@@ -91,23 +103,41 @@ def test_intrinsic_returns_run_over_rollout_borders_and_end_with_the_episode() -
 
 def test_success_is_counted_only_over_episodes_of_a_task_that_has_a_goal() -> None:
     metrics = RunMetrics(episode_window=3)
-    metrics.add_rollout(rollout(number=0, done=[[True]], episodes=1), np.zeros((1, 1)))
+    metrics.add_rollout(rollout(number=0, done=[[True]]), np.zeros((1, 1)))
     assert "episode_success_mean" not in metrics.take_line()
     for number, success in enumerate([1.0, 1.0, 0.0, 0.0], start=1):
-        metrics.add_rollout(rollout(number=number, done=[[True]], episodes=1, info={"success": success}), np.zeros((1, 1)))
-    restored = RunMetrics(episode_window=3)
-    restored.load_state_dict(json.loads(json.dumps(metrics.state_dict() | {"running_intrinsic": {}})))
-    assert metrics.take_line()["episode_success_mean"] == restored.take_line()["episode_success_mean"] == pytest.approx(1 / 3)
+        metrics.add_rollout(rollout(number=number, done=[[True]], info={"success": success}), np.zeros((1, 1)))
+    assert metrics.take_line()["episode_success_mean"] == pytest.approx(1 / 3)
 
 
 def test_figures_of_an_episodes_end_are_averaged_where_the_catalogue_knows_them() -> None:
     metrics = RunMetrics(episode_window=2)
-    for number, kills in enumerate([9.0, 2.0, 3.0]):
+    for number, (kills, length) in enumerate([(9.0, 1), (2.0, 1), (3.0, 4)]):
+        done = [[False], [False], [False], [True]]
+        lengths = {(3, 0): length}
         info = {"kills": kills, "gold": 10.0, "wind": 1.0}
-        metrics.add_rollout(rollout(number=number, done=[[True]], episodes=1, info=info), np.zeros((1, 1)))
+        metrics.add_rollout(rollout(number=number, done=done, lengths=lengths, info=info), np.zeros((4, 1)))
     line = metrics.take_line()
     assert (line["episode_kills_mean"], line["episode_gold_mean"]) == (2.5, 10.0)
+    assert line["kills_per_1000_steps"] == 1000 * (2 + 3) / (1 + 4), "each step weighs alike, not each episode"
     assert not [name for name in line if name not in NAMES]
+
+
+def test_rewards_per_1000_steps_are_of_all_steps_of_the_interval_but_lost_ones() -> None:
+    metrics = RunMetrics(episode_window=2)
+    running = [[False, False], [False, False]]
+    metrics.add_rollout(rollout(number=0, done=running, rewards=0.5), np.full((2, 2), 0.25))
+    metrics.add_rollout(rollout(number=1, done=running, rewards=1.5, lost=(1,)), np.array([[0.5, 99.0], [0.5, 99.0]]))
+    saved = json.loads(json.dumps(metrics.state_dict() | {"window": RunMetrics(2).state_dict()["window"]}))
+    line = metrics.take_line()
+    assert line["reward_extrinsic_per_1000_steps"] == 1000 * (4 * 0.5 + 2 * 1.5) / 6
+    assert line["reward_intrinsic_per_1000_steps"] == 1000 * (4 * 0.25 + 2 * 0.5) / 6
+    assert "episode_return_extrinsic_mean" not in line, "no episode has ended"
+    metrics.add_rollout(rollout(number=2, done=running, rewards=3.0), np.zeros((2, 2)))
+    assert metrics.take_line()["reward_extrinsic_per_1000_steps"] == 3000, "a new interval"
+    restored = RunMetrics(episode_window=2)
+    restored.load_state_dict(saved)
+    assert restored.take_line() == line
 
 
 class FakeGauge:
@@ -149,13 +179,6 @@ def test_ray_gets_every_metric_again_and_again_because_it_forgets_what_is_set_on
     time.sleep(0.05)
     assert counts == {name: len(values) for name, values in FakeGauge.values.items()}, "a closed run leaves the endpoint"
     assert set(FakeGauge.values["delphi_entropy"]) == {(0, "yes")}
-
-
-def test_a_replaced_worker_does_not_inherit_the_lost_episode() -> None:
-    metrics = RunMetrics(episode_window=10)
-    metrics.add_rollout(rollout(number=0, done=[[False]], episodes=0), np.array([[5.0]]))
-    metrics.add_rollout(rollout(number=0, done=[[True]], episodes=1, worker_id="0.2"), np.array([[1.0]]))
-    assert metrics.take_line()["episode_return_intrinsic_mean"] == 1.0
 
 
 def test_means_cover_the_interval_and_only_updates_that_defined_them() -> None:

@@ -43,7 +43,7 @@ def test_another_experiment_is_refused_with_a_diff_and_nothing_is_changed(config
     open_run(config)[0].release()
     before = (Path(config.run_dir) / "config.json").read_text()
     changed = dataclasses.replace(config, learner=dataclasses.replace(config.learner, learning_rate=0.5), total_env_steps=99)
-    with pytest.raises(ConfigError, match=r"learner.learning_rate: 0.0001 -> 0.5"):
+    with pytest.raises(ConfigError, match=r"learner.learning_rate: 0.0005 -> 0.5"):
         open_run(changed)
     assert (Path(config.run_dir) / "config.json").read_text() == before
     longer = dataclasses.replace(config, total_env_steps=99)

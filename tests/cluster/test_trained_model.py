@@ -79,8 +79,9 @@ def test_it_is_trained_first_and_frozen_and_a_resumed_run_does_not_train_it_agai
     if name != "retrieval":
         np.testing.assert_array_equal(first["fitting"]["best"]["layers.0.weight"], again["fitting"]["best"]["layers.0.weight"])
     assert again["is_frozen"]
-    model, config, env_steps = load_reward_model(str(tmp_path / "run"))
+    model, config, env_steps, paid = load_reward_model(str(tmp_path / "run"))
     assert (config.reward_model.name, env_steps) == (name, 2048)
+    assert sum(paid.values()) > 0
     margins = model.margins([caption_of(text) for text in TEXTS])
     assert [margin > 0 for margin in margins] == [is_progress(text) for text in TEXTS]
 

@@ -133,6 +133,7 @@ def test_only_keys_that_change_the_experiment_are_in_the_diff() -> None:
 def test_a_resumed_run_may_find_its_judge_elsewhere() -> None:
     old = to_dict(load_config(preset="debug", overrides=["annotator.address=a:1"]))
     moved = ["annotator.address=b:2,c:3", "annotator.tls_ca=ca.pem", "annotator.token_file=token", "service.hang_timeout_s=5"]
+    moved += ["annotator.wait_for_first_table_s=60"]
     assert experiment_diff(old, to_dict(load_config(preset="debug", overrides=moved))) == []
 
 

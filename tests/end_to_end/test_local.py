@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from cluster.temporary import temporary_directory
-from tests.run_processes import actors_of, lines, processes_of, service_of, start_run, wait_until
+from tests.run_processes import actors_of, end_processes, lines, processes_of, service_of, start_run, wait_until
 
 
 def test_the_main_job_survives_what_dies_and_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
@@ -40,8 +40,7 @@ def test_the_main_job_survives_what_dies_and_ctrl_c_leaves_nothing(tmp_path: Pat
         alive = psutil.wait_procs(processes_of(run_dir), timeout=10)[1]
         assert not alive
     finally:
-        for leftover in processes_of(run_dir):
-            leftover.kill()
+        end_processes(run_dir)
     assert process.returncode == 0, log.read_text()[-4000:]
     assert not temporary_directory(str(run_dir)).exists()
     summary = json.loads((run_dir / "summary.json").read_text())
@@ -64,8 +63,7 @@ def test_sigterm_writes_a_checkpoint_too(tmp_path: Path) -> None:
         process.terminate()
         process.wait(20)
     finally:
-        for leftover in processes_of(run_dir):
-            leftover.kill()
+        end_processes(run_dir)
     assert process.returncode == 0, log.read_text()[-4000:]
     assert list((run_dir / "checkpoints").glob("step_*"))
     assert not json.loads((run_dir / "summary.json").read_text())["finished"]

@@ -36,7 +36,10 @@ def test_a_preset_holds_what_is_documented_of_oni(name: str) -> None:
     assert (learner.gamma, learner.vtrace_rho_clip, learner.vtrace_c_clip, learner.rho_weighted_advantage) == (0.99, 1.0, 1.0, True)
     assert (learner.ppo_clip, learner.value_clip, learner.ratio_clamp) == (0.1, 1.0, 20.0)
     assert (learner.entropy_coefficient, learner.value_coefficient, learner.max_grad_norm) == (0.003, 0.5, 4.0)
+    assert (learner.epochs, learner.minibatches, learner.trace_lambda, learner.final_learning_rate_fraction) == (1, 1, 1.0, 1.0)
     assert learner.normalize_advantages
+    assert not learner.normalize_returns
+    assert not policy.core_skip
     assert (policy.network, policy.core, policy.core_size, policy.hidden_size, policy.head_gain) == ("rendered_crop", "gru", 512, 512, 1.0)
     assert (reward.extrinsic_scale, reward.extrinsic_clip, reward.count_exponent) == (0.1, 10.0, 3.0)
     assert (config.reward_model.name, config.reward_model.output) == ("retrieval", "binary")
@@ -46,6 +49,7 @@ def test_a_preset_holds_what_is_documented_of_oni(name: str) -> None:
 def test_every_number_of_a_preset_that_is_not_onis_says_why(name: str) -> None:
     """Lines without a comment hold what `test_a_preset_holds_what_is_documented_of_oni` knows of ONI."""
     documented = {"extends", "id", "network", "core", "core_size", "hidden_size", "head_gain", "name", "output", "extrinsic_coefficient"}
+    documented |= {"core_skip", "learning_rate", "epochs", "minibatches", "trace_lambda", "normalize_returns"}
     for line in (PRESETS / f"{name}.yaml").read_text().splitlines():
         key, _, value = line.split("#")[0].strip().partition(":")
         if value.strip() and key not in documented:

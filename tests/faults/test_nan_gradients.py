@@ -23,7 +23,7 @@ TABLE = RewardTable.build(np.array([11, 12], np.uint64), np.array([1.0, 0.0]), (
 
 
 def make_learner() -> Learner:
-    config = LearnerConfig(learning_rate=3e-3, precision="fp32", device="cpu")
+    config = LearnerConfig(learning_rate=3e-3, epochs=1, minibatches=1, precision="fp32", device="cpu")
     return Learner(RECALL_SPEC, SMALL_POLICY, config, RewardConfig(), run_epoch=0, seed=1)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from tests.run_processes import lines, processes_of, start_run
+from tests.run_processes import end_processes, lines, start_run
 
 FAULTY = "env.id=tests.faults.faulty_environments:Faulty-v0"
 ENVS, STEPS = 4, 10
@@ -86,8 +86,7 @@ def toy_run(folder: Path, *settings: str, env: Mapping[str, str] | None = None) 
         if run.process.poll() is None:
             run.process.kill()
             run.process.wait()
-        for leftover in processes_of(run.run_dir):
-            leftover.kill()
+        end_processes(run.run_dir)
 
 
 def is_alive(process: psutil.Process) -> bool:

@@ -23,6 +23,8 @@ def make_config(*changes: str) -> RunConfig:
             "actors.rollout_steps=16",
             "env.max_episode_steps=40",
             "policy.head_gain=1",
+            "learner.epochs=1",
+            "learner.minibatches=1",
             "seed=3",
             *changes,
         ]

@@ -13,7 +13,9 @@ from learner.update import Learner
 from reward_models.table import RewardTable
 from tests.learner.toy_rollouts import RECALL_SPEC, RIGHT, SMALL_POLICY, WRONG, RecallGame, at_version, random_rollout, success_rate
 
-FAST = LearnerConfig(learning_rate=3e-3, gamma=0.9, precision="fp32", device="cpu")
+FAST = LearnerConfig(
+    learning_rate=3e-3, gamma=0.9, epochs=1, minibatches=1, trace_lambda=1.0, normalize_returns=False, precision="fp32", device="cpu"
+)
 INTRINSIC_ONLY = RewardConfig(extrinsic_coefficient=0.0, intrinsic_coefficient=1.0)
 KNOWN = np.array([RIGHT, WRONG], np.uint64)
 TABLE = RewardTable.build(KNOWN, np.array([1.0, 0.0]), (0, 1))
@@ -110,15 +112,74 @@ def test_a_truncation_without_its_final_value_is_skipped_rather_than_guessed() -
     assert learner.metrics()["updates_skipped_nonfinite"] == 1
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_resuming_continues_bit_for_bit_in_a_new_epoch(precision: str) -> None:
-    config = dataclasses.replace(FAST, precision=precision)
+def test_each_pass_takes_every_environment_once_in_equal_shares_of_its_own() -> None:
+    learner = make_learner(dataclasses.replace(FAST, epochs=2, minibatches=3))
+    passes = [[part.tolist() for part in learner._minibatches(10, epoch) if part is not None] for epoch in range(2)]
+    for parts in passes:
+        assert sorted(map(len, parts)) == [3, 3, 4]
+        assert sorted(column for part in parts for column in part) == list(range(10))
+    assert passes[0] != passes[1]
+
+
+def test_several_passes_are_one_version_and_go_further_than_one() -> None:
+    game = RecallGame(8)
+    rollout = game.collect(make_learner().snapshot(), 16)
+    moved = []
+    for epochs in (1, 4):
+        learner = make_learner(dataclasses.replace(FAST, epochs=epochs, minibatches=2))
+        metrics = learner.step([rollout], TABLE).metrics
+        assert learner.policy_version == (0, 1)
+        assert learner.metrics()["learner_updates"] == 2 * epochs
+        moved.append(metrics["update_kl"])
+    assert 0 < moved[0] < moved[1]
+
+
+def test_one_bad_minibatch_is_skipped_and_the_others_count() -> None:
+    learner = make_learner(dataclasses.replace(FAST, minibatches=3))
+    bad = random_rollout()
+    bad.behaviour_values[2, 1] = math.nan
+    learner.step([bad], TABLE)
+    assert learner.metrics() == {"learner_updates": 2, "updates_skipped_nonfinite": 1}
+    assert learner.policy_version == (0, 1)
+    assert all(np.isfinite(array).all() for array in learner.snapshot().weights.values())
+
+
+def test_the_step_size_falls_linearly_with_the_progress_of_the_run() -> None:
+    moved = {}
+    for progress in (0.0, 0.5, 1.0):
+        learner = make_learner(dataclasses.replace(FAST, final_learning_rate_fraction=0.2))
+        before = learner.snapshot().weights["policy_head.bias"]
+        learner.step([random_rollout()], TABLE, progress)
+        moved[progress] = np.abs(learner.snapshot().weights["policy_head.bias"] - before).max()
+    assert moved[0.5] == pytest.approx(0.6 * moved[0.0], rel=1e-3)
+    assert moved[1.0] == pytest.approx(0.2 * moved[0.0], rel=1e-3)
+
+
+@pytest.mark.parametrize("normalize_returns", [False, True])
+def test_values_of_large_rewards_are_learnt_in_their_own_units(normalize_returns: bool) -> None:
+    config = dataclasses.replace(FAST, normalize_returns=normalize_returns, value_clip=0.2)
+    reward = RewardConfig(extrinsic_coefficient=0.0, intrinsic_coefficient=10_000.0)
+    learner = Learner(RECALL_SPEC, SMALL_POLICY, config, reward, run_epoch=0, seed=1)
+    game = RecallGame(32)
+    for number in range(60):
+        rollout = game.collect(learner.snapshot(), 16, number)
+        learner.step([rollout], TABLE)
+    assert (rollout.behaviour_values.mean() > 1000) == normalize_returns  # the returns are around 5,000
+
+
+EVERYTHING = dataclasses.replace(
+    FAST, epochs=2, minibatches=2, trace_lambda=0.9, normalize_returns=True, final_learning_rate_fraction=0.5, entropy_coefficient=0.01
+)
+
+
+@pytest.mark.parametrize("config", [dataclasses.replace(FAST, precision="fp32"), dataclasses.replace(FAST, precision="bf16"), EVERYTHING])
+def test_resuming_continues_bit_for_bit_in_a_new_epoch(config: LearnerConfig) -> None:
     straight, first = make_learner(config), make_learner(config)
     straight_metrics = step_n(straight, range(6))
     step_n(first, range(3))
     saved = first.state_dict()
     step_n(first, range(3, 4))  # what the run did after its last checkpoint must leave no trace in it
-    resumed = make_learner(config, run_epoch=1, seed=99)
+    resumed = make_learner(config, run_epoch=1)
     resumed.load_state_dict(saved)
     assert resumed.policy_version == (1, 3)
     assert step_n(resumed, range(3, 6)) == straight_metrics[3:]

@@ -27,8 +27,10 @@ def make_arguments(seed: int, *, num_steps: int = 12, num_envs: int = 7) -> dict
     }
 
 
-def by_the_formula(arguments: dict[str, torch.Tensor], *, rho_clip: float, c_clip: float, rho_weighted: bool) -> VtraceTargets:
-    """vs = V + sum over t of gamma^(t-s) (product of c) delta, up to the episode's or the rollout's end (IMPALA eq. 1)."""
+def by_the_formula(
+    arguments: dict[str, torch.Tensor], *, rho_clip: float, c_clip: float, trace_lambda: float, rho_weighted: bool
+) -> VtraceTargets:
+    """vs = V + sum over t of gamma^(t-s) (product of lambda c) delta, up to the episode's or the rollout's end (IMPALA eq. 1, remark 2)."""
     ratios, rewards, values, next_values, terminated, truncated, final_values = (tensor.tolist() for tensor in arguments.values())
     num_steps, num_envs = len(values), len(values[0])
 
@@ -43,11 +45,13 @@ def by_the_formula(arguments: dict[str, torch.Tensor], *, rho_clip: float, c_cli
         terms = []
         for t in range(s, last + 1):
             delta = min(rho_clip, ratios[t][b]) * (rewards[t][b] + GAMMA * value_after(t, b) - values[t][b])
-            terms.append(GAMMA ** (t - s) * math.prod(min(c_clip, ratios[i][b]) for i in range(s, t)) * delta)
+            terms.append(GAMMA ** (t - s) * math.prod(trace_lambda * min(c_clip, ratios[i][b]) for i in range(s, t)) * delta)
         return values[s][b] + math.fsum(terms)
 
     def advantage(s: int, b: int) -> float:
-        after = value_after(s, b) if done(s, b) or s == num_steps - 1 else vs(s + 1, b)
+        after = value_after(s, b)
+        if not done(s, b) and s < num_steps - 1:
+            after = (1 - trace_lambda) * after + trace_lambda * vs(s + 1, b)
         weight = min(rho_clip, ratios[s][b]) if rho_weighted else 1.0
         return weight * (rewards[s][b] + GAMMA * after - values[s][b])
 
@@ -57,16 +61,33 @@ def by_the_formula(arguments: dict[str, torch.Tensor], *, rho_clip: float, c_cli
 
 
 @pytest.mark.parametrize("rho_weighted", [False, True])
+@pytest.mark.parametrize("trace_lambda", [1.0, 0.8, 0.0])
 @pytest.mark.parametrize(("rho_clip", "c_clip"), [(1.0, 1.0), (2.5, 0.7), (math.inf, math.inf)])
-def test_targets_equal_the_formula_with_ends_in_mid_rollout(rho_clip: float, c_clip: float, rho_weighted: bool) -> None:
+def test_targets_equal_the_formula_with_ends_in_mid_rollout(
+    rho_clip: float, c_clip: float, trace_lambda: float, rho_weighted: bool
+) -> None:
     for seed in range(3):
         arguments = make_arguments(seed)
         # The formula reads next_values[t] as V(obs[t+1]), so within an episode it must agree with values[t+1].
         arguments["next_values"][:-1] = arguments["values"][1:]
-        got = vtrace_targets(**arguments, gamma=GAMMA, rho_clip=rho_clip, c_clip=c_clip, rho_weighted=rho_weighted)
-        wanted = by_the_formula(arguments, rho_clip=rho_clip, c_clip=c_clip, rho_weighted=rho_weighted)
+        settings = {"rho_clip": rho_clip, "c_clip": c_clip, "trace_lambda": trace_lambda, "rho_weighted": rho_weighted}
+        got = vtrace_targets(**arguments, gamma=GAMMA, **settings)
+        wanted = by_the_formula(arguments, **settings)
         torch.testing.assert_close(got.vs, wanted.vs, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(got.pg_advantages, wanted.pg_advantages, rtol=1e-12, atol=1e-12)
+
+
+def test_on_policy_the_advantages_are_gae() -> None:
+    arguments = make_arguments(0)
+    arguments["ratios"] = torch.ones_like(arguments["ratios"])
+    arguments["next_values"][:-1] = arguments["values"][1:]
+    rewards, values, next_values, terminated, truncated, final_values = list(arguments.values())[1:]
+    after = torch.where(truncated, final_values, next_values).masked_fill(terminated, 0.0)
+    advantages, following = torch.zeros_like(values), torch.zeros_like(values[0])
+    for t in reversed(range(len(values))):  # Schulman et al. 2016, eq. 16
+        following = rewards[t] + GAMMA * after[t] - values[t] + GAMMA * 0.95 * following * ~(terminated | truncated)[t]
+        advantages[t] = following
+    torch.testing.assert_close(vtrace_targets(**arguments, gamma=GAMMA, trace_lambda=0.95).pg_advantages, advantages)
 
 
 def column(*numbers: float) -> torch.Tensor:

@@ -42,6 +42,7 @@ def random_rollout(num_steps: int = 5, num_envs: int = 3, *, seed: int = 0, read
         "worker_id": "0.0",
         "sequence_number": 0,
         "episodes": (),
+        "episode_ends": (),
         "timings": {"env": 0.0, "inference": 0.0, "other": 0.0},
     }
     fields |= changes

@@ -63,12 +63,13 @@ def test_a_file_that_cannot_be_read_says_so(tmp_path):
 
 def test_counts_default_to_one_and_add_up(write):
     assert read_counted(write({"caption": "a"}, {"caption": "b", "count": 5}, {"caption": "a", "count": 2})) == {"a": 3, "b": 5}
+    assert read_counted(write({"caption": "only a reset showed it", "count": 0})) == {"only a reset showed it": 1}
 
 
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        ({"caption": "a", "count": 0}, "count is 0"),
+        ({"caption": "a", "count": -1}, "count is -1"),
         ({"caption": "a", "count": 1.5}, "count is 1.5"),
         ({"caption": "a", "count": 10**20}, f"count is {10**20}, wanted at most"),
         ({"caption": "fine", "count": 2**53}, "for all lines of a caption together"),

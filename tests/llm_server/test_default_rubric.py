@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from llm_server.engine import find_threshold
+from configs.service_schema import ServiceConfig
+from llm_server.judge import Judge
 
 ROOT = Path(__file__).resolve().parents[2]
 SETS = [Path(__file__).parent / "data" / "nethack_labelled.jsonl", ROOT.parent / "shared" / "data" / "nethack_captions_dev.jsonl"]
@@ -51,40 +52,50 @@ PROGRESS = [
 ]
 
 
-def probabilities(engine, rubric, captions):
-    return [score.probability for score in engine.score([rubric.item_text(caption.encode()) for caption in captions])]
+@pytest.fixture(scope="module")
+def judge(smollm2, rubric):
+    judge = Judge(smollm2, rubric, None, ServiceConfig())
+    yield judge
+    judge.close()
+
+
+def probabilities(judge, captions):
+    return [judgement.probability for judgement in judge.annotate([caption.encode() for caption in captions])]
 
 
 @pytest.mark.parametrize("path", SETS, ids=lambda path: path.stem)
-def test_it_ranks_and_divides_labelled_captions(path, smollm2, rubric):
+def test_it_ranks_and_divides_labelled_captions(path, judge, rubric):
     if not path.exists():
         pytest.skip("lies beside the project, not in it")
     shown = {example.item for example in rubric.examples}
     rows = [row for row in map(json.loads, path.read_text().splitlines()) if row["caption"] not in shown]
-    given = probabilities(smollm2, rubric, [row["caption"] for row in rows])
+    given = probabilities(judge, [row["caption"] for row in rows])
     yes = [p for p, row in zip(given, rows, strict=True) if row["helpful"]]
     no = [p for p, row in zip(given, rows, strict=True) if not row["helpful"]]
     auc = sum((a > b) + 0.5 * (a == b) for a in yes for b in no) / (len(yes) * len(no))
-    theta = find_threshold(smollm2, rubric)
+    theta = judge.describe().pays_above
     balanced_accuracy = (sum(p > theta for p in yes) / len(yes) + sum(p <= theta for p in no) / len(no)) / 2
     assert auc >= 0.85, f"AUC {auc:.3f}, balanced accuracy {balanced_accuracy:.3f} at theta {theta:.3f}, {len(rows)} captions"
     assert balanced_accuracy >= 0.75, f"AUC {auc:.3f}, balanced accuracy {balanced_accuracy:.3f} at theta {theta:.3f}, {len(rows)} captions"
 
 
-def test_walls_questions_and_refusals_earn_nothing(smollm2, rubric):
-    theta = find_threshold(smollm2, rubric)
-    given = dict(zip(FREQUENT_NOTHINGS, probabilities(smollm2, rubric, FREQUENT_NOTHINGS), strict=True))
+def test_walls_questions_and_refusals_earn_nothing(judge):
+    theta = judge.describe().pays_above
+    given = dict(zip(FREQUENT_NOTHINGS, probabilities(judge, FREQUENT_NOTHINGS), strict=True))
     assert not {caption: p for caption, p in given.items() if p > theta}
 
 
-def test_what_players_strive_for_earns(smollm2, rubric):
-    theta = find_threshold(smollm2, rubric)
-    given = dict(zip(PROGRESS, probabilities(smollm2, rubric, PROGRESS), strict=True))
+def test_what_players_strive_for_earns(judge):
+    theta = judge.describe().pays_above
+    given = dict(zip(PROGRESS, probabilities(judge, PROGRESS), strict=True))
     assert not {caption: p for caption, p in given.items() if p <= theta}
 
 
 def test_the_model_answers_in_the_allowed_words(smollm2, rubric):
     masses = [
-        score.answer_mass for score in smollm2.score([rubric.item_text(caption.encode()) for caption in FREQUENT_NOTHINGS + PROGRESS])
+        score.answer_mass
+        for score in smollm2.score(
+            [rubric.item_text(part) for caption in FREQUENT_NOTHINGS + PROGRESS for part in rubric.parts(caption.encode())]
+        )
     ]
     assert min(masses) > rubric.min_answer_mass

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from configs.service_schema import ServiceConfig
-from llm_server.engine import build_engine, find_threshold
+from llm_server.calibration import calibrate
+from llm_server.engine import build_engine
 from llm_server.rubric_file import load_rubric
 
 DATA = Path(__file__).parent / "data"
@@ -46,7 +47,7 @@ def judged(name: str) -> tuple[dict[str, float], float]:
     engine = build_engine(ServiceConfig(torch_threads=0), rubric)
     captions = list(dict.fromkeys([*held_out(name), *NOTHINGS, *(text for side in gold_and_combat() for text in side)]))
     scores = engine.score([rubric.item_text(text.encode()) for text in captions])
-    return {text: score.probability for text, score in zip(captions, scores, strict=True)}, find_threshold(engine, rubric)
+    return {text: score.probability for text, score in zip(captions, scores, strict=True)}, calibrate(engine, rubric).threshold
 
 
 def auc(above: list[float], below: list[float]) -> float:

@@ -108,5 +108,5 @@ def test_a_text_that_gives_a_special_token_all_the_same_is_not_asked(tokenizer, 
 def test_a_cut_item_keeps_the_place_of_the_answer(tokenizer, rubric):
     prompt = PromptTokens(tokenizer, rubric.question(), model="smollm2", max_text_tokens=20, context=8192)
     tokens = prompt.tokens("Progress: yes. " * 100)
-    assert len(tokens) == 20 + len(prompt.suffix)
-    assert tokens[20:] == prompt.suffix
+    assert 15 + len(prompt.suffix) <= len(tokens) <= 20 + len(prompt.suffix)
+    assert tokens[-len(prompt.suffix) :] == prompt.suffix

@@ -83,6 +83,14 @@ def test_a_repeated_item_costs_one_forward_pass(make, engine):
     assert judge.describe().forward_passes == 1
 
 
+def test_a_series_of_messages_is_asked_message_by_message_and_each_once(make, engine, rubric):
+    judge = make()
+    judgements = judge.annotate([b"good 1  bad", b"bad  worse", b"bad"])
+    assert rubric.separator == "  "
+    assert [judgement.probability for judgement in judgements] == [0.9, 0.1, 0.1]
+    assert engine.asked == ["good 1", "bad", "worse"]
+
+
 def test_two_requests_for_one_item_at_once_cost_one_forward_pass(make, engine):
     judge = make()
     engine.gate.clear()

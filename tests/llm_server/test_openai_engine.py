@@ -13,9 +13,10 @@ import httpx2
 import pytest
 
 from configs.service_schema import ServiceConfig
+from llm_server.calibration import calibrate
 from llm_server.client import ServiceUnavailable
 from llm_server.endpoint import Endpoint, EndpointUnavailable
-from llm_server.engine import check_engine, find_threshold
+from llm_server.engine import check_engine
 from llm_server.judge_flags import opened_judge
 from llm_server.openai_engine import OpenAIEngine
 from llm_server.rubric import PairRubric, Rubric
@@ -102,7 +103,7 @@ def test_without_logprobs_short_text_is_parsed_and_its_threshold_is_a_half(make,
     endpoint.logprobs, endpoint.ignores_logprobs = 0, ignores
     engine = make()
     assert [score.probability for score in engine.score(["You kill it", "It's a wall."])] == [1.0, 0.0]
-    assert find_threshold(engine, RUBRIC) == 0.5
+    assert calibrate(engine, RUBRIC).threshold == 0.5
     assert "logprobs" not in endpoint.requests[-1][1]
     assert endpoint.requests[-1][1]["max_tokens"] == 32
     assert engine.fingerprint != make_with_logprobs(make, endpoint).fingerprint

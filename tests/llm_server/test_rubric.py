@@ -51,6 +51,8 @@ def test_a_rubric_is_read_from_a_path(tmp_path):
         ("threshold: 0.5", "min_answer_mass: 2", "0 to 1"),
         ('" no"', '" yes"', "two different answers"),
         ("positive: true", "positive: perhaps", "true or false"),
+        ('positive: " yes"', 'positive_kinds: [" yes"]', "go together, in place of positive and negative"),
+        ("positive: true", "kind: ' yes'", "an example has a kind, the rubric has none"),
         ("{item: A star., positive: true}", "A star.", "wanted keys with values"),
         ("id: tiny", "id: [", "not valid YAML"),
     ],
@@ -61,6 +63,48 @@ def test_a_malformed_rubric_says_what_is_wrong(old, new, complaint):
         parse_rubric(MINIMAL.replace(old, new), "mine.yaml")
     assert complaint in str(error.value)
     assert "mine.yaml" in str(error.value)
+
+
+KINDS = """
+id: kinds
+version: 1
+goal: Say what it is.
+style: completion
+instructions: ""
+positive_kinds: [" star", " sun"]
+negative_kinds: [" hole"]
+threshold: 0.5
+calibration: {items: [A pit.]}
+examples:
+  - {item: A star., kind: " star"}
+  - {item: A hole., kind: " hole"}
+"""
+
+
+def test_examples_answer_with_their_kind():
+    rubric = parse_rubric(KINDS, "mine.yaml")
+    assert [example.positive for example in rubric.examples] == [True, False]
+    question = rubric.question()
+    assert question.examples == (("A star.", " star"), ("A hole.", " hole"))
+    assert (question.answers, question.weights) == ((" star", " sun", " hole"), (1.0, 1.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ('negative_kinds: [" hole"]', "", "go together"),
+        ('" sun"]', '" hole"]', "each answer once"),
+        ('kind: " star"', 'kind: " moon"', "every example needs one of the kinds"),
+        ('kind: " star"', "positive: true", "every example needs one of the kinds"),
+        ("calibration: {items: [A pit.]}", "", "kinds need calibration items"),
+        ("items: [A pit.]", "items: [A pit.], positives: [A star.]", "also an example"),
+        ("items: [A pit.]", "items: [A pit.], negatives_per_positive: 0", "must be above 0"),
+    ],
+)
+def test_kinds_that_cannot_be_asked_for_are_refused(old, new, complaint):
+    assert old in KINDS
+    with pytest.raises(ValueError, match=complaint):
+        parse_rubric(KINDS.replace(old, new), "mine.yaml")
 
 
 def test_a_rubric_may_differ_from_a_built_in_one_in_a_few_keys():

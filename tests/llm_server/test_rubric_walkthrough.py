@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from configs.service_schema import ServiceConfig
+from llm_server.calibration import calibrate
 from llm_server.caption_file import read_labelled
-from llm_server.engine import build_engine, find_threshold
+from llm_server.engine import build_engine
 from llm_server.rubric_file import load_rubric
 
 FOLDER = Path(__file__).parent / "mountain_car"
@@ -34,7 +35,7 @@ def test_it_tells_swing_and_height_from_a_slow_car_in_the_valley():
     rows = [row for row in read_labelled(str(FOLDER / "labelled.jsonl")) if row.text not in shown]
     engine = build_engine(ServiceConfig(torch_threads=0), rubric)
     given = [score.probability for score in engine.score([row.text for row in rows])]
-    theta = find_threshold(engine, rubric)
+    theta = calibrate(engine, rubric).threshold
     yes = [p for p, row in zip(given, rows, strict=True) if row.is_positive]
     no = [p for p, row in zip(given, rows, strict=True) if not row.is_positive]
     assert sum(a > b for a in yes for b in no) / (len(yes) * len(no)) >= 0.9

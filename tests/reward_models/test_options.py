@@ -124,6 +124,20 @@ def test_a_caption_whose_whole_band_left_is_new():
     assert sorted(sources(permutation, IDS[[0, 9, 10, 11]], COUNTS[:BAND])) == [1, 10, 11, 12]
 
 
+def test_rewards_are_exchanged_among_captions_that_steps_showed():
+    """What only resets showed is never paid: a reward given to it would be lost, and one given by it would come from nothing."""
+    permutation, counts = Permutation(seed=1), COUNTS.copy()
+    counts[[2, 7]] = 0
+    got = sources(permutation, counts=counts)
+    shown = counts > 0
+    assert sorted(got[shown].tolist()) == IDS[shown].tolist()
+    assert np.isnan(got[~shown]).all()
+    more = np.append(IDS, np.arange(N + 1, N + 3, dtype=np.uint64))
+    later = sources(permutation, more, np.append(COUNTS, [1, 1]))
+    np.testing.assert_array_equal(later[:N][shown], got[shown])
+    assert sorted(later[np.append(~shown, [True, True])].tolist()) == [3, 8, N + 1, N + 2], "shown by a step after all"
+
+
 @pytest.mark.parametrize("name", ["retrieval", "embedding"])
 def test_a_permuted_table_has_the_same_rewards_for_other_captions(name):
     settings = {"name": name, "goals": ["kill"]} if name == "embedding" else {"name": name}

@@ -76,7 +76,9 @@ def test_vtrace_consumes_the_normalised_thresholded_reward(monkeypatch) -> None:
     model = make_model(monkeypatch, epsilon_quantile=0.5)
     trainer = RewardTrainer(model, RewardOptions(settings, 0), book, run_epoch=0)
     reward = RewardConfig(extrinsic_coefficient=0.1, intrinsic_coefficient=0.5, count_exponent=2.0)
-    learner = Learner(RECALL_SPEC, SMALL_POLICY, LearnerConfig(precision="fp32", device="cpu"), reward, run_epoch=0, seed=1)
+    learner = Learner(
+        RECALL_SPEC, SMALL_POLICY, LearnerConfig(epochs=1, minibatches=1, precision="fp32", device="cpu"), reward, run_epoch=0, seed=1
+    )
     seen = []
     real = update.vtrace_targets
     monkeypatch.setattr(update, "vtrace_targets", lambda **inputs: seen.append(inputs["rewards"]) or real(**inputs))

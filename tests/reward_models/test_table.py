@@ -7,17 +7,11 @@ def build(rewards: dict[int, float], version: int) -> RewardTable:
     return RewardTable.build(np.array(list(rewards), np.uint64), np.array(list(rewards.values())), (1, version))
 
 
-def test_a_completed_table_keeps_its_own_rewards_and_takes_only_what_it_lacks() -> None:
-    table = build({5: 1.0, 7: 0.0}, 3).completed_by(build({7: 1.0, 9: 0.5}, 8))
+def test_unknown_captions_earn_nothing_and_the_empty_one_is_known() -> None:
+    table = build({5: 1.0, 7: 0.5, 9: np.nan}, 3)
     rewards, known = table.look_up(np.array([5, 7, 9, 11, 0], np.uint64))
-    assert rewards.tolist() == [1.0, 0.0, 0.5, 0.0, 0.0]
-    assert known.tolist() == [True, True, True, False, True]
-    assert table.reward_version == (1, 3)
-
-
-def test_nothing_to_complete_is_the_same_table() -> None:
-    table = build({5: 1.0}, 3)
-    assert table.completed_by(build({5: 0.0}, 1)) is table
+    assert rewards.tolist() == [1.0, 0.5, 0.0, 0.0, 0.0]
+    assert known.tolist() == [True, True, False, False, True]
 
 
 def with_goals(rewards: dict[int, float], goals: dict[int, int], version: int) -> RewardTable:
@@ -29,13 +23,6 @@ def test_goals_stay_with_their_captions_whatever_the_order() -> None:
     table = with_goals({9: 1.0, 5: 0.5, 7: np.nan}, {9: 63, 5: 0, 7: 3}, 1)
     assert table.look_up_goals(np.array([[5, 9], [7, 0]], np.uint64)).tolist() == [[0, 63], [-1, -1]]
     assert build({5: 1.0}, 1).look_up_goals(np.array([5], np.uint64)).tolist() == [-1]
-
-
-def test_a_completed_table_has_the_goals_of_both() -> None:
-    ids = np.array([5, 7, 9], np.uint64)
-    both = with_goals({5: 1.0}, {5: 2}, 3).completed_by(with_goals({5: 0.0, 9: 1.0}, {5: 1, 9: 4}, 1))
-    assert both.look_up_goals(ids).tolist() == [2, -1, 4]
-    assert build({5: 1.0}, 3).completed_by(with_goals({9: 1.0}, {9: 4}, 1)).look_up_goals(ids).tolist() == [-1, -1, 4]
 
 
 def test_tables_are_equal_by_what_they_say_not_by_version() -> None:

@@ -1,0 +1,42 @@
+"""`reward_precision`: what share of the intrinsic reward that was paid went to captions that people call progress.
+
+Invariant: a caption without a label counts on neither side, and how much of the reward that leaves is said.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llm_server.caption_file import LabelledCaption
+
+SEPARATOR = "  "
+"""Between the messages of one caption."""
+NUM_SHOWN = 20
+
+
+def precision_figures(paid: Mapping[str, float], labelled: Sequence[LabelledCaption]) -> dict[str, Any]:
+    """Figures of the reward `paid` by caption: its precision (None where nothing paid is labelled), the share of it that is labelled, and
+    the captions without a label that were paid most."""
+    labels = {caption.text: caption.is_positive for caption in labelled}
+    mass: dict[bool | None, float] = {True: 0.0, False: 0.0, None: 0.0}
+    unlabelled: dict[str, float] = {}
+    for text, reward in paid.items():
+        verdict = label_of(text, labels)
+        mass[verdict] += reward
+        if verdict is None:
+            unlabelled[text] = reward
+    known, total = mass[True] + mass[False], sum(mass.values())
+    most = sorted(unlabelled, key=lambda text: (-unlabelled[text], text))[:NUM_SHOWN]
+    return {
+        "reward_precision": mass[True] / known if known else None,
+        "reward_labelled_fraction": known / total if total else None,
+        "reward_captions": len(paid),
+        "reward_unlabelled": [{"caption": text, "share": unlabelled[text] / total} for text in most],
+    }
+
+
+def label_of(text: str, labels: Mapping[str, bool]) -> bool | None:
+    """A caption's own label, or its messages': progress where one of them is, none where all are labelled and none is."""
+    if text in labels:
+        return labels[text]
+    verdicts = [labels.get(message.strip()) for message in text.split(SEPARATOR)]
+    return True if True in verdicts else None if None in verdicts else False
