@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from actors.environment import make_environment
-from actors.policy import PolicyNet
+from actors.policy import PolicyNet, load_weights
 from cluster.measurement import CHECKOUT
 from configs.loading import load_config
 from configs.schema import RunConfig
@@ -24,7 +24,7 @@ from learner.checkpoint import load_latest
 from learner.evaluation import PolicyPlayer, RandomPlayer, play, summarise
 from tests.benchmarks.sanity_tasks import COMMON, CURVE_POINTS, EVALUATION_ENVS, EVALUATION_EPISODES, Task
 
-UPDATE_FIGURES = ("approx_kl", "clip_fraction", "explained_variance", "entropy", "grad_norm")
+UPDATE_FIGURES = ("update_kl", "clip_fraction", "explained_variance", "entropy", "grad_clipped_fraction", "policy_state_information")
 """Means over a run's lines, which say how the learner fared."""
 
 
@@ -77,20 +77,12 @@ def evaluate(config: RunConfig, task: Task, seed: int, weights: Mapping[str, Any
     """`final` return (and `success`, where the environment says) of the policy with `weights`, or of a random player without."""
     torch.set_num_threads(1)
     env_config = replace(config.env, options={**task.env_options, **task.evaluation_options})
-    env = make_environment(
-        env_config,
-        num_envs=EVALUATION_ENVS,
-        run_seed=seed,
-        worker_index=0,
-        stream="eval",
-        crop_size=config.policy.crop_size,
-        network=config.policy.network,
-    )
+    env = make_environment(env_config, num_envs=EVALUATION_ENVS, run_seed=seed, worker_index=0, stream="eval", policy=config.policy)
     try:
         player: PolicyPlayer | RandomPlayer = RandomPlayer(env.spec.num_actions, EVALUATION_ENVS, seed)
         if weights is not None:
             net = PolicyNet(env.spec, config.policy)
-            net.load_state_dict({name: torch.as_tensor(array) for name, array in weights.items()})
+            load_weights(net, weights)
             player = PolicyPlayer(net, EVALUATION_ENVS, seed)
         figures = summarise(play(env, player, EVALUATION_EPISODES // EVALUATION_ENVS))
     finally:
