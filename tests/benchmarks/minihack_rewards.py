@@ -27,6 +27,8 @@ from tests.benchmarks.minihack_control import BAND, ROUNDING, above, judge, judg
 from tests.benchmarks.minihack_figures import captions_shown, collect, draw, markdown, summarise
 
 PRESET = "minihack_lockeddoor"
+ENV_STEPS = 40_000
+"""Steps of each run: about half of what the learner needs where nothing but the goal pays, found by a pilot on seeds 101 and 102."""
 KEYWORD = "crashes open"
 """What a person who knows the task would look for in its messages."""
 ARMS: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
@@ -76,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "commit": commit(),
         "machine": machine(),
         "packages": packages(),
+        "env_steps": ENV_STEPS,
         "judged": judged,
         "judged_later": _judged_later(arguments.out, judged, config),
         "paid": {arm: _paid(settings(judged)) for arm, settings in ARMS.items()},
@@ -118,7 +121,8 @@ def _train_and_evaluate(
     if evaluation.exists():
         return None
     overrides = ["cluster.mode=inline", "learner.torch_threads=1", "logging.console=quiet", "logging.tensorboard=false"]
-    overrides += ["checkpoint.interval_env_steps=0", f"run_dir={run}", f"seed={seed}", *ARMS[arm](judged), *arguments.set]
+    overrides += ["checkpoint.interval_env_steps=0", "logging.interval_env_steps=2000", f"total_env_steps={ENV_STEPS}"]
+    overrides += [f"run_dir={run}", f"seed={seed}", *ARMS[arm](judged), *arguments.set]
     output = arguments.out / "output" / f"{arm}-{seed}"
     output.parent.mkdir(parents=True, exist_ok=True)
     if _run(context, "cluster.train", ["--preset", PRESET, *overrides], output):
