@@ -88,6 +88,8 @@ class PairJudgement:
     """Log-odds that being shown first is worth, positive where the model favours the first place; NaN unless OK."""
     cached: bool = False
     """Both orders were read from the store."""
+    singles: tuple[float, float] | None = None
+    """The judgements of both items alone, where the preference was made of those."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -224,7 +224,8 @@ def pairs_of_judgements(judged: Sequence[JudgedCaption], counts: Mapping[int, in
 def pointwise_preference(p: float, q: float) -> PairJudgement:
     """What two single judgements say of the pair."""
     difference = float(log_odds(p) - log_odds(q))
-    return PairJudgement(status=Status.OK, preference=1.0 / (1.0 + math.exp(-difference)), answer_mass=1.0, position_bias=0.0, cached=True)
+    preference = 1.0 / (1.0 + math.exp(-difference))
+    return PairJudgement(status=Status.OK, preference=preference, answer_mass=1.0, position_bias=0.0, cached=True, singles=(p, q))
 
 
 def _judged(pair: CaptionPair, probabilities: Mapping[int, float]) -> JudgedPair:
