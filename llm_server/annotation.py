@@ -125,3 +125,8 @@ class ServiceDescription:
     """Items that a forward pass was spent on since the service started."""
     engine_busy_s: float = 0.0
     """Seconds that the engine has been at its present batch; 0 where it waits for one."""
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """What must be equal for labels to be mixed. Theta follows from it but for rounding, and is not part of it."""
+        return self.fingerprint, self.rubric_hash, self.pairs_hash
