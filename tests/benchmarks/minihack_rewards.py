@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,12 @@ ENV_STEPS = 40_000
 """Steps of each run: about half of what the learner needs where nothing but the goal pays, found by a pilot on seeds 101 and 102."""
 KEYWORD = "crashes open"
 """What a person who knows the task would look for in its messages."""
+
+
+def _permuted(turn: int, judged: Mapping[str, Any]) -> list[str]:
+    return payment(permuted(judged, above(judged, ROUNDING), turn))
+
+
 ARMS: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "none": lambda judged: ["reward_model.name=none"],
     "counts": lambda judged: ["reward_model.name=counts"],
@@ -38,10 +45,7 @@ ARMS: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "retrieval_borderline": lambda judged: payment(above(judged, -ROUNDING)),
     "keyword": lambda judged: paying([KEYWORD]),
     "rarest": lambda judged: payment(rarest(judged)),
-    **{
-        f"permuted_{turn}": lambda judged, turn=turn: payment(permuted(judged, above(judged, ROUNDING), turn))  # type: ignore[misc]
-        for turn in range(1, BAND)
-    },
+    **{f"permuted_{turn}": partial(_permuted, turn) for turn in range(1, BAND)},
 }
 """Everything in which the arms differ, a function of what the judge said. The two label sets are the captions that it puts above theta
 whatever the rounding, and those that some rounding puts above it."""
