@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from configs.schema import LearnerConfig, PolicyConfig, RewardConfig
+from learner import update
 from learner.update import Learner
 from reward_models.table import RewardTable
 from tests.learner.toy_rollouts import RECALL_SPEC, RIGHT, SMALL_POLICY, WRONG, RecallGame, at_version, random_rollout, success_rate
@@ -137,6 +138,21 @@ def test_several_passes_are_one_version_and_go_further_than_one() -> None:
         assert learner.metrics()["learner_updates"] == 2 * epochs
         moved.append(metrics["update_kl"])
     assert 0 < moved[0] < moved[1]
+
+
+def test_targets_are_computed_once_per_batch_by_the_net_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    real = update.vtrace_targets
+    monkeypatch.setattr(update, "vtrace_targets", lambda **inputs: seen.append(inputs["values"].clone()) or real(**inputs))
+    learner, rollout = make_learner(dataclasses.replace(FAST, epochs=3, minibatches=2)), random_rollout(num_envs=4)
+    with torch.no_grad():
+        core_state = {name: torch.from_numpy(array) for name, array in rollout.core_state.items()}
+        ends = torch.from_numpy(rollout.terminated | rollout.truncated)
+        reset_before = torch.cat([torch.zeros_like(ends[:1]), ends])
+        before = learner.net({"sign": torch.from_numpy(rollout.obs["sign"])}, core_state, reset_before).values[:-1]
+    learner.step([rollout], TABLE)
+    assert len(seen) == 1
+    torch.testing.assert_close(seen[0], before)
 
 
 def test_one_bad_minibatch_is_skipped_and_the_others_count() -> None:
