@@ -1,7 +1,7 @@
 """`JudgeOfLabels`: by which judge the labels of a run are.
 
 Invariant: labels of one judge only are kept, over restarts of the service and of the run. Another judge at the same address takes the
-place of the former with all its labels, in words; one that returns after that is refused, since two would answer there in turn.
+place of the former, whose labels are all dropped, in words, with its first answer (until then all are of the former); one that returns after that is refused, since two would answer there in turn.
 """
 
 import dataclasses

@@ -6,6 +6,7 @@ import json
 import sqlite3
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,6 +27,7 @@ from llm_server.rubric_file import load_rubric
 from reward_models.building import build_reward_model
 from reward_models.options import RewardOptions
 from reward_models.pipeline import AnnotationPipeline
+from reward_models.table import RewardTable
 from reward_models.training import RewardTrainer
 from tests.llm_server.running_service import RunningService
 
@@ -58,7 +60,7 @@ def model(tmp_path: Path) -> Path:
 
 def replace_model(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
-    weights["model.norm.weight"] = weights["model.norm.weight"] * 0.5
+    weights["model.norm.weight"] = weights["model.norm.weight"] * 1.1
     (folder / "model.safetensors").unlink()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
@@ -74,7 +76,7 @@ def train(tmp_path: Path, model: Path, steps: int) -> int:
         f"service.model={model}",
         f"service.store={tmp_path / 'judgements.sqlite'}",
         f"annotator.rubric={tmp_path / 'rubric.yaml'}",
-        "annotator.labels_per_turn=64",
+        "annotator.labels_per_turn=3",
         "policy.core_size=16",
         "policy.hidden_size=16",
         f"logging.interval_env_steps={STEPS}",
@@ -94,25 +96,25 @@ def probabilities(archive: Path) -> dict[str, float | None]:
 def test_an_edited_rubric_is_refused_and_another_model_brings_labels_of_its_own(tmp_path: Path, model: Path, capsys) -> None:
     rubric, run_dir = tmp_path / "rubric.yaml", tmp_path / "run"
     rubric.write_text(RUBRIC)
-    assert train(tmp_path, model, 4 * STEPS) == 0
+    assert train(tmp_path, model, 2 * STEPS) == 0
     before = probabilities(run_dir / "captions.sqlite")
-    assert before
-    assert None not in before.values()
+    labels = {probability for probability in before.values() if probability is not None}
+    assert len(labels) == 6, "two turns, which leave captions to be asked about"
 
     rubric.write_text(RUBRIC.replace("You advance.", "You go on."))
     with pytest.raises(ConfigError, match=r"annotator.rubric: the labels of .*run were made by a rubric of hash \w+, this one has \w+"):
-        train(tmp_path, model, 8 * STEPS)
+        train(tmp_path, model, 12 * STEPS)
     assert probabilities(run_dir / "captions.sqlite") == before
 
     rubric.write_text(RUBRIC)
     replace_model(model)
-    assert train(tmp_path, model, 8 * STEPS) == 0
+    assert train(tmp_path, model, 12 * STEPS) == 0
     after = probabilities(run_dir / "captions.sqlite")
     assert after.keys() >= before.keys()
     assert None not in after.values()
-    assert not set(after.values()) & set(before.values()), "no label of the former judge is left"
+    assert not set(after.values()) & labels, "no label of the former judge is left"
     last = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last["annotations_dropped"] == len(before)
+    assert last["annotations_dropped"] == len(labels)
     assert "another judge answers" in (run_dir / "log.txt").read_text()
 
 
@@ -123,7 +125,7 @@ def test_a_judge_replaced_behind_its_address_while_a_run_goes_on_leaves_no_label
     other = copy.copy(engine)
     other._model = copy.deepcopy(engine._model)
     with torch.no_grad():
-        other._model.model.norm.weight *= 0.5
+        other._model.model.norm.weight *= 1.1
     other._head = other._model.get_output_embeddings()
     other._single = other._asking(engine._single.prompt)
     other.fingerprint = transformers_engine._fingerprint(other._model, other._tokenizer, other.name)
@@ -139,21 +141,24 @@ def test_a_judge_replaced_behind_its_address_while_a_run_goes_on_leaves_no_label
     texts = {1: "You advance.", 2: "It's a wall.", 3: "You stand still."}
     pipeline.report(texts, {1: 4, 2: 2, 3: 1}, "0.0", 0, 0)
 
+    def rewards(table: RewardTable) -> list[float | None]:
+        values, known = table.look_up(np.arange(1, 5, dtype=np.uint64))
+        return [value if is_known else None for value, is_known in zip(values.tolist(), known.tolist(), strict=True)]
+
+    asked = [*texts.values(), "You fall."]
+    said, anew = ([score.probability for score in judge.score(asked)] for judge in (engine, other))
     first = RunningService(rubric, engine)
     address = first.address
-    said = dict(zip(texts.values(), (score.probability for score in engine.score(list(texts.values()))), strict=True))
-    table = pipeline.turn(3)
-    assert sorted(table.rewards.tolist()) == pytest.approx(sorted(said.values()), abs=1e-5)
+    assert rewards(pipeline.turn(3)) == [*(pytest.approx(p, abs=1e-5) for p in said[:3]), None]
     first.close()
 
     second = RunningService(rubric, other, port=int(address.rpartition(":")[2]))
     pipeline.report({4: "You fall."}, {4: 1}, "0.0", 1, 0)
-    (fourth,) = [score.probability for score in other.score(["You fall."])]
-    assert pipeline.turn(1).rewards.tolist() == pytest.approx([fourth], abs=1e-5), "the former's are dropped at once"
-    anew = [score.probability for score in other.score([*texts.values(), "You fall."])]
-    assert sorted(pipeline.turn(9).rewards.tolist()) == pytest.approx(sorted(anew), abs=1e-5)
+    assert rewards(pipeline.turn(1)) == [None, None, None, pytest.approx(anew[3], abs=1e-5)], "the former's are dropped at once"
+    assert rewards(pipeline.turn(9)) == [pytest.approx(p, abs=1e-5) for p in anew]
     assert pipeline.metrics()["annotations_dropped"] == 3
     assert "3 are dropped, every caption is asked anew" in caplog.text
     pipeline.close()
     second.close()
-    assert sorted(probabilities(tmp_path / "captions.sqlite").values()) == pytest.approx(sorted(anew), abs=1e-5)
+    archived = probabilities(tmp_path / "captions.sqlite")
+    assert [archived[text] for text in asked] == pytest.approx(anew, abs=1e-5)
