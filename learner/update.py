@@ -94,7 +94,10 @@ class Learner:
         kept = np.concatenate([rollout.kept for rollout in rollouts])
         relabel_s = time.perf_counter() - looked_up
         loss, figures = self._loss(batch, output, torch.from_numpy(rewards.total[:, kept]).to(self.device))
+        updates = self._updates
         figures["grad_norm"] = self._apply(loss)
+        if self._updates > updates:
+            self._rewards.note_paid(rollouts, rewards)
         metrics = dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
         metrics["intrinsic_reward_mean"] = float(rewards.intrinsic[:, kept].mean())
         metrics["intrinsic_scale"] = intrinsic_scale
