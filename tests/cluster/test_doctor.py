@@ -257,7 +257,7 @@ def test_weights_that_were_cut_short(folder: Path, capsys: pytest.CaptureFixture
 
 def test_an_answer_of_several_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rubric = tmp_path / "rubric.yaml"
-    rubric.write_text("extends: nethack_progress\nid: mine\nversion: '1'\npositive: ' unquestionably-so'\n")
+    rubric.write_text("extends: nethack_gold\nid: mine\nversion: '1'\npositive: ' unquestionably-so'\n")
     code, findings = examine(capsys, *MODEL, f"annotator.rubric={rubric}")
     assert code == 1
     assert "the answer ' unquestionably-so' is" in findings["judge"][0]["found"]
