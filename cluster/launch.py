@@ -66,7 +66,7 @@ def launch(config: RunConfig) -> int:
         check_judgements(config)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    run, run_epoch = open_run(config)
+    run, run_epoch = open_run(config, rubric_hash)
     try:
         end_orphans(temporary.temporary_directory(config.run_dir))
         temporary.sweep(config.run_dir)

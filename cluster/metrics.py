@@ -103,6 +103,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("annotation_results_waiting", "judgements", "gauge", "judgements received and not yet learnt from", "near 0", "annotation"),
     Metric("captions_evicted", "captions", "counter", "captions that left the full caption book", "0", "faults", red_above=0),
     Metric("annotations_rejected", "answers", "counter", "answers of the annotation service that broke the contract (number, range, order, rubric); dropped, and asked for again", "0", "faults", red_above=0),
+    Metric("annotations_dropped", "judgements", "counter", "labels dropped because another judge (weights, engine or rubric) answers at the address: all captions are asked anew, the reward model starts again", "0", "faults", red_above=0),
     Metric("annotation_requests_failed", "requests", "counter", "requests to the annotation service that failed and were repeated", "0", "faults", red_above=0),
     Metric("annotator_up", "0 or 1", "gauge", "1 while the annotation service answers; null where none is needed", "1", "faults", red_below=1),
     Metric("annotation_replicas_up", "replicas", "gauge", "annotation replicas that listen; null without cluster.service_replicas", "cluster.service_replicas", "annotation"),

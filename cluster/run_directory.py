@@ -92,11 +92,11 @@ class RunDirectory:
             self._lock = None
 
 
-def open_run(config: RunConfig) -> tuple[RunDirectory, int]:
+def open_run(config: RunConfig, rubric_hash: str | None = None) -> tuple[RunDirectory, int]:
     """Create or re-enter `config.run_dir`: the directory, locked, and this start's run epoch (1 for the first).
 
-    Raises ConfigError where another process owns it, where the configuration is another experiment's, or where it cannot
-    be written.
+    Raises ConfigError where another process owns it, where the configuration is another experiment's or the rubric has been edited, or
+    where it cannot be written.
     """
     run = RunDirectory(Path(config.run_dir).absolute())
     try:
@@ -114,6 +114,7 @@ def open_run(config: RunConfig) -> tuple[RunDirectory, int]:
                     f"{config.run_dir} holds a run with another configuration: {'; '.join(differences)}."
                     " Give the same settings to continue it, or another run_dir= for a new run"
                 )
+        _check_rubric(run, rubric_hash)
         run_epoch = _starts_so_far(epoch_file) + 1
         write_atomically(config_file, json.dumps(resolved, indent=2) + "\n")
         write_atomically(epoch_file, f"{run_epoch}\n")
@@ -145,6 +146,19 @@ def find_run(path: str) -> tuple[RunDirectory, dict[str, Any]]:
             f"no run at {path} (it has no config.json); " + (f"there are: {names}" if near else "give a run_dir that `delphi train` made")
         )
     return run, _saved_config(config_file)
+
+
+def _check_rubric(run: RunDirectory, rubric_hash: str | None) -> None:
+    """ConfigError where the rubric that this run's labels were made by has been edited since; a damaged record proves nothing."""
+    before: list[str] = []
+    with contextlib.suppress(OSError, ValueError, RecursionError, TypeError, KeyError):
+        starts = json.loads((run.path / "provenance.json").read_bytes())
+        before = [start["rubric_hash"] for start in starts if start["rubric_hash"]]
+    if rubric_hash and before and before[-1] != rubric_hash:
+        raise ConfigError(
+            f"annotator.rubric: the labels of {run.path} were made by a rubric of hash {before[-1]}, this one has {rubric_hash}: labels of"
+            " two rubrics are not mixed. Undo the edit to continue the run, or give another run_dir= for a new one"
+        )
 
 
 def record_provenance(run: RunDirectory, run_epoch: int, rubric_hash: str | None) -> None:

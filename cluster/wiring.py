@@ -215,4 +215,4 @@ def check_parts(config: RunConfig) -> tuple[EnvironmentSpec, str | None]:
             check_engine(service_config(config, asks))
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return env.spec, rubric.content_hash
+    return env.spec, "/".join(part for part in (rubric.content_hash, rubric.pairs_hash) if part)

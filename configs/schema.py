@@ -131,8 +131,8 @@ class LearnerConfig:
     """The ratio is clamped to [1/x, x] before anything else, against overflow."""
     value_clip: float = 1.0
     """The new value may leave the behaviour value by at most this before its loss is clipped."""
-    value_coefficient: float = 0.5
-    """Weight of the value loss."""
+    value_coefficient: float = 0.1
+    """Weight of the value loss (ONI: 0.5, of values in the rewards' own units)."""
     entropy_coefficient: float = 0.003
     """Weight of the entropy bonus."""
     max_grad_norm: float = 4.0

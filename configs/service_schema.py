@@ -150,8 +150,9 @@ class RewardModelConfig:
     `hard` labels: 0.5; embedding: 0.45 for sentences, 0.35 for bags of words)."""
     publish_interval_s: float = 1.0
     """Seconds between reward tables in `local` and `connect`; `inline` publishes once per turn."""
-    clip: float = 0.0
-    """R is clipped to [-clip, clip]; 0 does not clip."""
+    clip: float = 1.0
+    """R is clipped to [-clip, clip], so that one reward.intrinsic_coefficient serves every model; 0 does not clip. Only `ranking` makes
+    rewards beyond 1 (z-scores up to 4.4 were seen)."""
     warmup_labels: int = 0
     """No caption is rewarded before this many labels have come."""
     label_smoothing: float = 0.0
@@ -182,8 +183,10 @@ class RewardModelConfig:
     """Training rests after so many evaluations (one every 25 steps) without a better held-out loss, until there is a tenth more answers."""
     epsilon: float = -0.5
     """Of `ranking`, where epsilon_quantile is -1: the z-score above which a caption is rewarded (ONI)."""
-    epsilon_quantile: float = 0.5
-    """Of `ranking`: the threshold is this quantile of z-scores over the distinct captions (Motif: 0.5); -1 takes `epsilon`."""
+    epsilon_quantile: float = -2.0
+    """Of `ranking`: -2 rewards as many of the judged captions as the judge puts above its theta, the best of them (where captions were
+    compared and not judged, Motif's quantile); a quantile in [0, 1) of the z-scores over the distinct captions is the threshold itself
+    (Motif: 0.5); -1 takes `epsilon`."""
     embedding: str = "sentences"
     """Of `embedding`: `sentences` (a sentence encoder in the annotation service) or `bag-of-words` (shared words; needs no service)."""
     goals: list[str] = field(default_factory=list)

@@ -114,7 +114,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "reward_model.held_out_fraction": (0, 0.9),
     "reward_model.patience": (1, 1e6),
     "reward_model.epsilon": (-1e6, 1e6),
-    "reward_model.epsilon_quantile": (-1, 0.999999),
+    "reward_model.epsilon_quantile": (-2, 0.999999),
     "checkpoint.interval_env_steps": (0, 1e15),
     "checkpoint.interval_s": (0, 1e9),
     "checkpoint.keep": (1, 10_000),
@@ -239,7 +239,7 @@ def _check_combinations(config: RunConfig) -> None:
         " ever be rewarded",
     )
     refuse(
-        model.name == "ranking" and model.epsilon_quantile >= 0 and model.epsilon != RewardModelConfig().epsilon,
+        model.name == "ranking" and model.epsilon_quantile != -1 and model.epsilon != RewardModelConfig().epsilon,
         f"reward_model.epsilon: got {model.epsilon}, which reward_model.epsilon_quantile={model.epsilon_quantile} overrides; set"
         " reward_model.epsilon_quantile=-1 to use it",
     )
@@ -264,8 +264,9 @@ def _check_combinations(config: RunConfig) -> None:
         f"reward_model.judgements: got a file with reward_model.name={model.name}, which learns from no judgements",
     )
     refuse(
-        -1 < model.epsilon_quantile < 0,
-        f"reward_model.epsilon_quantile: got {model.epsilon_quantile}, wanted a quantile in [0, 1), or -1 to take reward_model.epsilon",
+        model.epsilon_quantile < 0 and model.epsilon_quantile not in (-1, -2),
+        f"reward_model.epsilon_quantile: got {model.epsilon_quantile}, wanted a quantile in [0, 1), -1 to take reward_model.epsilon, or -2 for"
+        " the judge's theta",
     )
     in_flight = actors.num_workers * actors.rollouts_in_flight
     refuse(

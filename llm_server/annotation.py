@@ -88,6 +88,8 @@ class PairJudgement:
     """Log-odds that being shown first is worth, positive where the model favours the first place; NaN unless OK."""
     cached: bool = False
     """Both orders were read from the store."""
+    singles: tuple[float, float] | None = None
+    """The judgements of both items alone, where the preference was made of those."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,3 +142,8 @@ class ServiceDescription:
     def is_undecided(self, judgement: Judgement) -> bool:
         """Whether a label lies within the noise of theta: neither a yes nor a no."""
         return judgement.status is Status.OK and abs(float(log_odds(judgement.probability) - log_odds(self.threshold))) <= self.noise
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """What must be equal for labels to be mixed. Theta follows from it but for rounding, and is not part of it."""
+        return self.fingerprint, self.rubric_hash, self.pairs_hash

@@ -5,7 +5,7 @@
     results           4 x max_in_flight x batch_size the asking threads wait until `take`
 
 Invariant: a caption is lost by no failure: what was not answered is pending again, what was answered is recorded when it
-is taken, and an answer that is not OK is never asked about again and never handed on as a label.
+is taken, and an answer that is not OK is never asked about again and never handed on as a label. All labels are of one judge.
 """
 
 import logging
@@ -14,13 +14,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import Any
+from typing import Any, NamedTuple
 
 from configs.service_schema import AnnotatorConfig
 from llm_server.annotation import JudgedCaption, ServiceDescription, Status
 from llm_server.asking_budget import AskingBudget
 from llm_server.client import AnnotationRefused, ServiceUnavailable
-from llm_server.questions import AnnotationClient, Answer, Questions, passes_of, status_of
+from llm_server.judge_of_labels import JudgeOfLabels
+from llm_server.questions import AnnotationClient, Answer, Questions, passes_of, question_of, status_of
 
 LOG = logging.getLogger(__name__)
 IDLE_S = 0.1
@@ -34,9 +35,17 @@ COUNTERS = (
     "annotations_unparsed",
     "annotations_undecided",
     "annotations_rejected",
+    "annotations_dropped",
     "forward_passes",
     "annotation_requests_failed",
 )
+
+
+class _Batch(NamedTuple):
+    """Answers, and whose they are."""
+
+    judge: ServiceDescription
+    answers: list[Any]
 
 
 class Annotator:
@@ -55,8 +64,10 @@ class Annotator:
     ) -> None:
         self.problem: str | None = None
         """Why nothing is asked any more; None as long as asking makes sense."""
-        self.judge: ServiceDescription | None = None
-        """What the service last said of itself, always known before its first judgement; None until it has answered."""
+        self.num_judges_replaced = 0
+        """How often all labels were dropped for those of another judge, in this life of the run. What was learnt from answers is then to
+        be forgotten before the next are learnt."""
+        self._judge = JudgeOfLabels()
         self._connect, self._questions, self._config, self._clock = connect, questions, config, clock
         self._budget = AskingBudget(config.max_labels, config.max_labels_per_s, clock)
         self._counters = dict.fromkeys(COUNTERS, 0)
@@ -67,10 +78,10 @@ class Annotator:
         self._interrupted = False
         self._lock = threading.Lock()  # of the counters, the state of the service, and the clients
         self._changed = threading.Condition(threading.Lock())  # of the results
-        self._results: deque[list[Any]] = deque()
+        self._results: deque[_Batch] = deque()
         self._num_results = 0
         self._max_results = 4 * config.max_in_flight * config.batch_size
-        self._clients: dict[threading.Thread, AnnotationClient] = {}
+        self._clients: dict[threading.Thread, tuple[AnnotationClient, ServiceDescription]] = {}
         self._threads: list[threading.Thread] = []
 
     # -- asynchronous -------------------------------------------------------------------------------------------------
@@ -91,7 +102,7 @@ class Annotator:
         """What is to be learnt from the answers that came since the last call, now recorded; nothing of those that are no labels or
         whose caption has been evicted."""
         with self._changed:
-            results = [item for batch in self._results for item in batch]
+            results = list(self._results)
             self._results.clear()
             self._num_results = 0
             self._changed.notify_all()
@@ -104,22 +115,23 @@ class Annotator:
             if not batch and not (probes and self._clock() - asked_at >= PROBE_INTERVAL_S):
                 self._stop.wait(IDLE_S)
                 continue
-            answers = self._attempt(batch)
+            answered = self._attempt(batch)
             asked_at = self._clock()
-            if answers is None:
+            if answered is None:
                 self._stop.wait(self._backoff_s(failures))
                 failures += 1
             else:
                 failures = 0
-                self._deliver(answers)
+                self._deliver(answered)
 
-    def _deliver(self, answers: list[Answer]) -> None:
+    def _deliver(self, batch: "_Batch") -> None:
+        num = len(batch.answers)
         with self._changed:
-            while self._num_results and self._num_results + len(answers) > self._max_results and not self._stop.is_set():
+            while self._num_results and self._num_results + num > self._max_results and not self._stop.is_set():
                 self._changed.wait()
-            if answers:
-                self._results.append(answers)
-                self._num_results += len(answers)
+            if num:
+                self._results.append(batch)
+                self._num_results += num
                 self._changed.notify_all()
 
     # -- turn by turn -------------------------------------------------------------------------------------------------
@@ -136,20 +148,22 @@ class Annotator:
             batch = self._next_batch(min(self._config.batch_size, max_labels - asked))
             if not batch:
                 break
-            answers = self._attempt_patiently(batch)
-            if answers is None:
+            answered = self._attempt_patiently(batch)
+            if answered is None:
                 break
             asked += len(batch)
-            judged += self._record(answers)
+            num_replaced = self.num_judges_replaced
+            labels = self._record([answered])
+            judged = judged + labels if self.num_judges_replaced == num_replaced else labels
         return judged
 
     def interrupt(self) -> None:
         """End `turn`'s waiting for a service that is down; safe in a signal handler (takes no lock)."""
         self._interrupted = True
 
-    def _attempt_patiently(self, batch: Sequence[Any]) -> list[Answer] | None:
+    def _attempt_patiently(self, batch: Sequence[Any]) -> "_Batch | None":
         deadline, failures = self._clock() + self._config.request_timeout_s, 0
-        while (answers := self._attempt(batch)) is None and self._is_patient and self.problem is None:
+        while (answered := self._attempt(batch)) is None and self._is_patient and self.problem is None:
             retry_at = self._clock() + self._backoff_s(failures)
             while self._clock() < retry_at and not self._interrupted and not self._stop.is_set():
                 time.sleep(0.02)
@@ -158,9 +172,9 @@ class Annotator:
             failures += 1
             self._is_patient = self._clock() < deadline
             batch = self._next_batch(len(batch))  # the failed attempt put it back
-        if answers is not None:
+        if answered is not None:
             self._is_patient = True
-        return answers
+        return answered
 
     # -- both ---------------------------------------------------------------------------------------------------------
 
@@ -171,17 +185,17 @@ class Annotator:
         self._budget.refund(reserved - len(batch))
         return batch
 
-    def _attempt(self, batch: Sequence[Any]) -> list[Answer] | None:
+    def _attempt(self, batch: Sequence[Any]) -> "_Batch | None":
         """One request (a mere sign of life for an empty batch); None where it failed, with the batch pending again."""
         is_request, client = False, None
         try:
-            client = self._client()
+            client, judge = self._client()
             is_request = bool(batch)
             answers: list[Any] = []
             if batch:
                 answers = self._questions.ask(client, batch)
-            else:
-                client.describe()
+            elif client.describe().identity != judge.identity or self._judge.was_replaced(judge):
+                raise ServiceUnavailable("another judge answers there now: it is asked anew what it is")
         except Exception as error:
             self._questions.put_back(batch)
             self._budget.refund(len(batch))
@@ -192,28 +206,33 @@ class Annotator:
                 with self._lock:
                     self._counters["annotations_rejected"] += client.take_rejected()
         self._succeeded()
-        return answers
+        return _Batch(judge, answers)
 
-    def _client(self) -> AnnotationClient:
-        """This thread's client. One each, so that dropping a broken one disturbs no other request."""
+    def _client(self) -> tuple[AnnotationClient, ServiceDescription]:
+        """This thread's client, and the judge that it asks. One each, so that dropping a broken one disturbs no other request."""
         thread = threading.current_thread()
         with self._lock:
-            client = self._clients.get(thread)
-        if client is None:
-            client = self._connect()
+            known = self._clients.get(thread)
+        if known is not None:
+            return known
+        client = self._connect()
+        try:
+            judge = client.describe()
+            self._judge.connected(judge, has_labels=self.num_labels > 0)
             with self._lock:
-                self._clients[thread] = client
-            self.judge = client.describe()  # another service may be another judge
+                self._clients[thread] = client, judge
             if self._stop.is_set():  # `close` may have looked before this client was there
-                client.close()
                 raise ServiceUnavailable("the annotator is closed")
-        return client
+        except BaseException:
+            _close_quietly(client)
+            raise
+        return client, judge
 
     def _failed(self, error: Exception, is_request: bool) -> None:
         if self._stop.is_set():
             return
         with self._lock:
-            client = self._clients.pop(threading.current_thread(), None)
+            client, _ = self._clients.pop(threading.current_thread(), (None, None))
             was_up, self._is_up = self._is_up, False
             if isinstance(error, AnnotationRefused):
                 if self.problem is None:
@@ -235,7 +254,24 @@ class Annotator:
                 LOG.info("the annotation service answers")
             self._is_up = True
 
-    def _record(self, answers: list[Any]) -> list[Answer]:
+    def _record(self, batches: Sequence["_Batch"]) -> list[Answer]:
+        """Labels of these, all by one judge: where the last is another's than the first, of the last alone."""
+        labels: list[Answer] = []
+        for judge, answers in batches:
+            if self._judge.was_replaced(judge):  # was under way when another took over
+                self._questions.put_back([question_of(answer) for answer in answers])
+                self._budget.refund(len(answers))
+                continue
+            if self._judge.takes_over(judge, self.num_labels):
+                labels.clear()
+                self._questions.begin_anew()
+                self.num_judges_replaced += 1
+                with self._lock:
+                    self._counters["annotations_dropped"] += self._num_labels
+            labels += self._record_answers(answers)
+        return labels
+
+    def _record_answers(self, answers: list[Any]) -> list[Answer]:
         labels = self._questions.record(answers)
         self._budget.spend(len(answers))
         said = [status_of(answer) for answer in answers]
@@ -262,9 +298,18 @@ class Annotator:
 
     @property
     def num_labels(self) -> int:
-        """Those of them that are labels."""
+        """Those of them that are labels of the present judge."""
         with self._lock:
-            return self._counters["annotations_total"] - self._counters["annotations_unparsed"]
+            return self._num_labels
+
+    @property
+    def _num_labels(self) -> int:
+        return self._counters["annotations_total"] - self._counters["annotations_unparsed"] - self._counters["annotations_dropped"]
+
+    @property
+    def judge(self) -> ServiceDescription | None:
+        """By whom the labels are, known before the first of them; None until a service has answered."""
+        return self._judge.now
 
     def retain(self, ids: Set[int]) -> None:
         """Forget what was remembered of captions other than these."""
@@ -282,7 +327,7 @@ class Annotator:
         """The counters, and what the book does not keep. What was asked and not yet taken counts as not asked."""
         questions = self._questions.state_dict()
         with self._lock:
-            return {"counters": dict(self._counters), "questions": questions}
+            return {"counters": dict(self._counters), "questions": questions, "judge": self._judge.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
@@ -290,6 +335,7 @@ class Annotator:
             self._counters.update(state["counters"])
         self._budget.restore(self._counters["annotations_total"])
         self._questions.load_state_dict(state["questions"])
+        self._judge.load_state_dict(state.get("judge") or {})  # older checkpoints do not say; their labels are dropped
 
     def close(self) -> None:
         """Stop asking, within two seconds even where a request hangs (its daemon thread is left behind, its answer dropped)."""
@@ -297,7 +343,7 @@ class Annotator:
         with self._changed:
             self._changed.notify_all()
         with self._lock:
-            clients, self._clients = list(self._clients.values()), {}
+            clients, self._clients = [client for client, _ in self._clients.values()], {}
         for client in clients:
             _close_quietly(client)
         deadline = time.monotonic() + CLOSE_BUDGET_S

@@ -52,10 +52,8 @@ def calibrate(engine: Engine, rubric: Rubric) -> Calibrated:
     if not engine.needs_calibration:
         return Calibrated(threshold=0.5 if rubric.threshold is None else rubric.threshold, noise=noise)
     negatives = _asked(engine, rubric, rubric.calibration.items) if rubric.threshold is None or rubric.positive_kinds else {}
-    bias: tuple[float, ...] = ()
     weights = rubric.question().weights
-    if rubric.positive_kinds:
-        bias = _bias(list(negatives.values()), weights)
+    bias = _bias(list(negatives.values()), weights) if rubric.positive_kinds else ()
     if rubric.threshold is not None:
         return Calibrated(threshold=rubric.threshold, noise=noise, bias=bias, weights=weights)
     positives = _asked(engine, rubric, rubric.calibration.positives)

@@ -57,6 +57,14 @@ class CaptionArchive:
         self._failing = False
         return True
 
+    def forget_answers(self) -> None:
+        """No caption has an answer any more."""
+        try:
+            with self._lock, self._connection:
+                self._connection.execute("UPDATE captions SET probability = NULL, answer_mass = NULL, status = 'PENDING'")
+        except sqlite3.Error as error:
+            LOG.error("captions.sqlite could not be written (%s): answers of a former judge stay in it", error)
+
     def look_up(self, ids: Sequence[int]) -> dict[int, tuple[str, int, int]]:
         """id -> (text, count, first_seen) of those that are archived."""
         found: dict[int, tuple[str, int, int]] = {}

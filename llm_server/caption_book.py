@@ -212,6 +212,17 @@ class CaptionBook:
                 kept.append(item)
         return kept
 
+    def forget_answers(self) -> None:
+        """Every answer recorded is dropped, in the archive too, and its caption asked about again: another judge answers from now on."""
+        with self._lock:
+            answered = np.isin(self._column("state"), (CaptionState.OK, CaptionState.UNPARSED, CaptionState.REJECTED))
+            self._column("state")[answered] = CaptionState.PENDING
+            for name in ("probability", "answer_mass", "margin"):
+                self._column(name)[:] = np.nan
+            if self._archive:
+                self._archive.forget_answers()
+            self._column("archived")[:] = False
+
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def captions(self) -> list[Caption]:

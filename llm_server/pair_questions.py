@@ -76,6 +76,10 @@ class PairSampler:
         """Forget pairs with any other caption."""
         self._taken = dict.fromkeys(key for key in self._taken if key[0] in ids and key[1] in ids)
 
+    def forget(self, without: Set[tuple[int, int]] = frozenset()) -> None:
+        """Forget all pairs but these."""
+        self._taken = dict.fromkeys(key for key in self._taken if key in without)
+
     def state_dict(self, without: Set[tuple[int, int]] = frozenset()) -> dict[str, Any]:
         """Pairs drawn, less those that are being asked."""
         taken = [key for key in self._taken if key not in without]
@@ -133,6 +137,12 @@ class ComparedPairs:
             for answer in answers:
                 self._asked.pop(_key(answer.pair.first.id, answer.pair.second.id), None)
         return [answer for answer in answers if answer.judgement.status is Status.OK]
+
+    def begin_anew(self) -> None:
+        """Pairs may be drawn again, save those that wait or are being asked."""
+        with self._lock:
+            self._sampler.forget(without=self._asked.keys())
+            self._num_pairs = Counter(number for key in self._asked for number in key)
 
     def pending(self) -> int:
         """Pairs that wait, and pairs still to be drawn."""
@@ -194,6 +204,12 @@ class PointwisePairs(CaptionQuestions):
         captions = self._book.captions_of(given) | {item.caption.id: item.caption for item in new}
         return [_judged(pair, given) for pair in _pairs_of(drawn, captions)]
 
+    def begin_anew(self) -> None:
+        """Captions are asked again, and pairs made of the new answers."""
+        super().begin_anew()
+        with self._lock:
+            self._sampler.forget()
+
     def retain(self, ids: Set[int]) -> None:
         """Forget pairs with any other caption."""
         with self._lock:
@@ -224,7 +240,8 @@ def pairs_of_judgements(judged: Sequence[JudgedCaption], counts: Mapping[int, in
 def pointwise_preference(p: float, q: float) -> PairJudgement:
     """What two single judgements say of the pair."""
     difference = float(log_odds(p) - log_odds(q))
-    return PairJudgement(status=Status.OK, preference=1.0 / (1.0 + math.exp(-difference)), answer_mass=1.0, position_bias=0.0, cached=True)
+    preference = 1.0 / (1.0 + math.exp(-difference))
+    return PairJudgement(status=Status.OK, preference=preference, answer_mass=1.0, position_bias=0.0, cached=True, singles=(p, q))
 
 
 def _judged(pair: CaptionPair, probabilities: Mapping[int, float]) -> JudgedPair:

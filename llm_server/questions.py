@@ -73,6 +73,10 @@ class Questions(Protocol):
         """Note that these came; what a reward model may learn from them."""
         ...
 
+    def begin_anew(self) -> None:
+        """Another judge answers: all that was recorded is forgotten, and asked again."""
+        ...
+
     def pending(self) -> int | None:
         """Items that wait to be asked; None where the caption book says it."""
         ...
@@ -113,6 +117,10 @@ class CaptionQuestions:
     def record(self, answers: Sequence[JudgedCaption]) -> list[Answer]:
         """Those that are labels, of captions still in the book."""
         return [item for item in self._book.record(answers) if item.judgement.status is Status.OK]
+
+    def begin_anew(self) -> None:
+        """See `CaptionBook.forget_answers`."""
+        self._book.forget_answers()
 
     def pending(self) -> None:
         """The book says it."""
@@ -159,6 +167,11 @@ def as_judgement(answer: EmbeddedCaption) -> Judgement:
     """An embedding in the words of judgements: it has no probability."""
     status = Status.REJECTED if np.isnan(answer.cosines).any() else Status.OK
     return Judgement(status=status, probability=np.nan, answer_mass=np.nan)
+
+
+def question_of(answer: Answer) -> Item:
+    """What was asked."""
+    return answer.pair if isinstance(answer, JudgedPair) else answer.caption
 
 
 def status_of(answer: Answer) -> tuple[Status, bool]:

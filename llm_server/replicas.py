@@ -12,7 +12,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from xxhash import xxh3_64_intdigest
@@ -116,17 +116,19 @@ class Replicas:
             return AnnotationRefused(f"every annotation replica refuses: {said}")
         return ServiceUnavailable(f"no annotation replica answers: {said or 'there is none'}")
 
-    def agree(self, name: str, said: ServiceDescription) -> None:
-        """AnnotationRefused where `said` is of another judge than the first replica's: their judgements must not be mixed."""
+    def agree(self, name: str, said: ServiceDescription) -> ServiceDescription:
+        """`said` with the first replica's theta, which all labels are held to: each finds its own, up to rounding. AnnotationRefused where
+        it is of another judge than the first replica's: their judgements must not be mixed."""
         with self._changed:
             if self._judge is None:
                 self._judge = name, said
             first, judge = self._judge
-        if _identity(said) != _identity(judge):
+        if said.identity != judge.identity:
             raise AnnotationRefused(
                 f"annotation replica {name} judges with {said.model} ({said.engine}, weights {said.fingerprint}), wanted"
                 f" {judge.model} ({judge.engine}, weights {judge.fingerprint}) as {first} does: start both with the same model and rubric"
             )
+        return replace(said, threshold=judge.threshold)
 
     def failed(self, name: str, address: str, error: Exception) -> None:
         """Leave the replica out until a probe is answered."""
@@ -193,7 +195,3 @@ class Replicas:
                         replica.trouble = error
             else:
                 self.is_well(name, replica.address)
-
-
-def _identity(said: ServiceDescription) -> tuple[str, str, str, float]:
-    return said.fingerprint, said.rubric_hash, said.pairs_hash, said.threshold

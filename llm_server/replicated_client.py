@@ -151,8 +151,7 @@ class ReplicatedClient:
 
     def _describing(self, name: str, address: str) -> Callable[[AnnotationClient], ServiceDescription]:
         def call(client: AnnotationClient) -> ServiceDescription:
-            said = client.describe()
-            self._replicas.agree(name, said)
+            said = self._replicas.agree(name, client.describe())
             self._replicas.is_well(name, address)
             return said
 

@@ -14,6 +14,8 @@ from typing import Any
 
 from llm_server.question import Question
 
+MINOR = 0.3
+"""What a minor kind counts: an item of nothing else stays below theta."""
 MAX_PARTS = 16
 """Parts of one item that are asked about, the last ones: what came of a step stands last."""
 
@@ -103,6 +105,8 @@ class Rubric:
     positive_kinds: tuple[str, ...] = ()
     """In place of `positive` and `negative`: the answers each of which names one kind of positive item, and each example its own. An
     item's probability is that of all these together, once the model's bias towards each answer is taken off."""
+    minor_kinds: tuple[str, ...] = ()
+    """Answers that name what is better than nothing and less than what is sought: they rank such items between, and count `MINOR`."""
     negative_kinds: tuple[str, ...] = ()
     """The answers that name the kinds of negative items."""
     separator: str = ""
@@ -173,8 +177,8 @@ class Rubric:
             examples=tuple(
                 (self._one_line(shown.item), shown.kind or (self.positive if shown.positive else self.negative)) for shown in self.examples
             ),
-            answers=positives + negatives,
-            weights=(1.0,) * len(positives) + (0.0,) * len(negatives),
+            answers=positives + self.minor_kinds + negatives,
+            weights=(1.0,) * len(positives) + (MINOR,) * len(self.minor_kinds) + (0.0,) * len(negatives),
             answer_prefix=self.answer_prefix,
         )
 

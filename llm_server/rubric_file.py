@@ -45,7 +45,7 @@ def parse_rubric(text: str, name: str) -> Rubric:
     except yaml.YAMLError as error:
         raise ValueError(f"rubric '{name}' is not valid YAML: {' '.join(str(error).split())}") from None
     values = _extended(_mapping(content, name), name)
-    for key in ("positive_kinds", "negative_kinds"):
+    for key in ("positive_kinds", "minor_kinds", "negative_kinds"):
         values[key] = tuple(str(kind) for kind in _list(values, key, name))
     positive = frozenset(values["positive_kinds"])
     entries = enumerate(_list(values, "examples", name), 1)
@@ -80,17 +80,21 @@ def _extended(content: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _check(rubric: Rubric, name: str) -> None:
-    kinds = rubric.positive_kinds, rubric.negative_kinds
-    has_kinds = any(kinds)
+    kinds = rubric.positive_kinds + rubric.minor_kinds + rubric.negative_kinds
+    has_kinds = bool(kinds)
     problems = {
         f"style is '{rubric.style}'{did_you_mean(rubric.style, STYLES)}: use {' or '.join(STYLES)}": rubric.style not in STYLES,
         "id and version must not be empty": not (rubric.id and rubric.version),
         "positive and negative must be two different answers": not has_kinds
         and (rubric.positive == rubric.negative or not rubric.positive.strip()),
         "positive_kinds and negative_kinds go together, in place of positive and negative, each answer once": has_kinds
-        and (not all(kinds) or bool(rubric.positive or rubric.negative) or len(set(sum(kinds, ()))) < len(sum(kinds, ()))),
-        f"every example needs one of the kinds {', '.join(sum(kinds, ()))}": has_kinds
-        and any(example.kind not in sum(kinds, ()) for example in rubric.examples),
+        and (
+            not (rubric.positive_kinds and rubric.negative_kinds)
+            or bool(rubric.positive or rubric.negative)
+            or len(set(kinds)) < len(kinds)
+        ),
+        f"every example needs one of the kinds {', '.join(kinds)}": has_kinds
+        and any(example.kind not in kinds for example in rubric.examples),
         "an example has a kind, the rubric has none": not has_kinds and any(example.kind for example in rubric.examples),
         "kinds need calibration items: without them a model's bias towards each answer is unknown": has_kinds
         and not rubric.calibration.items,

@@ -72,7 +72,7 @@ class AnnotationPipeline:
         self._publish_interval_s, self._training_share, self._clock = config.publish_interval_s, config.training_share, clock
         self._lock = FairLock()  # of the trainer
         self._unlearnt: list[Evidence] = []
-        self._num_answers = 0
+        self._num_answers = self._num_judges_replaced = 0
         if annotator is not None:
             trainer.on_retain = annotator.retain
         self._stop = threading.Event()
@@ -104,6 +104,9 @@ class AnnotationPipeline:
     def _learn(self, answers: Sequence[Evidence]) -> None:
         if self._annotator is None:
             return
+        if self._annotator.num_judges_replaced != self._num_judges_replaced:
+            self._trainer.begin_anew()
+            self._num_judges_replaced = self._annotator.num_judges_replaced
         if self._annotator.judge:
             self._trainer.calibrate(self._annotator.judge.pays_above)
         num_answers = self._annotator.num_answers  # an answer need not be evidence: it may be no label, or make no pair
@@ -171,7 +174,10 @@ class AnnotationPipeline:
             return
         self._annotator.wait(timeout_s)
         with self._lock:  # taken and learnt in one piece, so that no checkpoint falls between
-            self._unlearnt += self._annotator.take()
+            came = self._annotator.take()
+            if self._annotator.num_judges_replaced != self._num_judges_replaced:
+                self._unlearnt = []  # by a former judge
+            self._unlearnt += came
             self._learn(self._unlearnt)
             self._unlearnt = []
 

@@ -22,6 +22,10 @@ from reward_models.probability_reward import without_empty
 SIZES, DROPOUT = (256, 512), 0.0
 MAX_PAIRS = 1_000_000
 """Pairs of each split that are kept; the oldest leave first."""
+FIXED, BY_THETA = -1.0, -2.0
+"""Values of `epsilon_quantile` that are no quantile."""
+COMPARED_QUANTILE = 0.5
+"""Motif's."""
 MIN_DEVIATION = 0.1
 """Least sigma, in log-odds: a caption one such deviation above the average is preferred to it with probability 0.525. Where captions
 differ by less, the judge has no opinion, and what differs is the noise of training."""
@@ -32,7 +36,8 @@ class RankingModel:
 
     f is trained so that p(first is better) = s(f(first) - f(second)), s the logistic function, on soft preferences (a tie is 0.5).
     mu and sigma are mean and deviation of f over all captions of the table but the empty one, weighted by their counts; sigma is at
-    least 0.1. epsilon is `reward_model.epsilon`, or the `epsilon_quantile` of z over the distinct captions.
+    least 0.1. By default epsilon divides the captions that the judge was asked about in the shares in which theta does, and is at least
+    0; otherwise it is `reward_model.epsilon`, or the `epsilon_quantile` of z over the distinct captions.
     """
 
     name = "ranking"
@@ -45,6 +50,8 @@ class RankingModel:
         self._texts: dict[int, bytes] = {}  # of every caption in a pair
         self._held_out_captions: set[int] = set()
         self._fitting = Fitting(SIZES, DROPOUT, config, seed)
+        self._judged: dict[int, float] = {}  # the judge's probability of single captions, where pairs were made of those
+        self._theta = math.nan
         self._scale: tuple[float, float, float] = (math.nan, math.nan, math.nan)  # mu, sigma, epsilon of the last table
         self._is_frozen = False
 
@@ -73,13 +80,15 @@ class RankingModel:
         return self._is_frozen or self._fitting.is_settled(self)
 
     def calibrate(self, threshold: float) -> None:
-        """The judge's theta is about single captions; a ranking has its own."""
+        """See `RewardModel`."""
+        self._theta = threshold
 
     def learn(self, evidence: Sequence[Evidence]) -> None:
         """Take new pairs in."""
         for item in evidence:
             if isinstance(item, JudgedPair) and item.judgement.status is Status.OK and not self._is_frozen:
                 first, second = item.pair.first, item.pair.second
+                self._judged.update(zip((first.id, second.id), item.judgement.singles or (), strict=False))
                 if first.id and second.id and first.id != second.id:
                     held_out = [self._meets_held_out(caption) for caption in (first, second)]
                     self._pairs[any(held_out)].put(first.id, second.id, item.judgement.preference)
@@ -105,21 +114,28 @@ class RankingModel:
         outputs = self._fitting.outputs(captions)
         if not self._is_frozen:
             is_text = np.array([caption.id != 0 for caption in captions], bool)
-            self._scale = self._measured(outputs[is_text], np.asarray(counts, np.float64)[is_text])
+            judged = np.array([self._judged.get(caption.id, math.nan) for caption in captions])
+            self._scale = self._measured(outputs[is_text], np.asarray(counts, np.float64)[is_text], judged[is_text])
         mu, sigma, epsilon = self._scale
         z = (outputs - mu) / sigma
         return without_empty(captions, np.where(np.isnan(z), np.nan, np.where(z > epsilon, z, 0.0)))
 
-    def _measured(self, outputs: np.ndarray, counts: np.ndarray) -> tuple[float, float, float]:
-        """mu, sigma and epsilon over a table; NaN without outputs."""
+    def _measured(self, outputs: np.ndarray, counts: np.ndarray, judged: np.ndarray) -> tuple[float, float, float]:
+        """mu, sigma and epsilon over a table, of which the judge gave single captions the probabilities `judged`; NaN without outputs."""
         if not len(outputs) or np.isnan(outputs).any():
             return math.nan, math.nan, math.nan
         weights = counts if counts.sum() > 0 else np.ones(len(outputs))
         mu = float(np.average(outputs, weights=weights))
         sigma = max(math.sqrt(float(np.average((outputs - mu) ** 2, weights=weights))), MIN_DEVIATION)
-        if self._config.epsilon_quantile < 0:
+        z = (outputs - mu) / sigma
+        if self._config.epsilon_quantile == FIXED:
             return mu, sigma, self._config.epsilon
-        return mu, sigma, float(np.quantile((outputs - mu) / sigma, self._config.epsilon_quantile))
+        if self._config.epsilon_quantile != BY_THETA:
+            return mu, sigma, float(np.quantile(z, self._config.epsilon_quantile))
+        known = ~np.isnan(judged)
+        if math.isnan(self._theta) or not known.any():  # captions were compared: there is no theta
+            return mu, sigma, float(np.quantile(z, COMPARED_QUANTILE))
+        return mu, sigma, max(0.0, float(np.quantile(z[known], np.mean(judged[known] <= self._theta))))
 
     def margins(self, captions: Sequence[Caption]) -> np.ndarray:
         """[N] f64: standard deviations above epsilon."""
@@ -163,6 +179,7 @@ class RankingModel:
             pairs.retain(ids)
         self._texts = {number: text for number, text in self._texts.items() if number in ids}
         self._held_out_captions &= ids
+        self._judged = {number: p for number, p in self._judged.items() if number in ids}
         self._fitting.retain(ids)
 
     def freeze(self, captions: Sequence[Caption], counts: np.ndarray) -> None:
@@ -179,6 +196,9 @@ class RankingModel:
             "ids": np.array(list(self._texts), np.uint64),
             "held_out_ids": np.array(sorted(self._held_out_captions), np.uint64),
             **packed(list(self._texts.values())),
+            "judged_ids": np.array(list(self._judged), np.uint64),
+            "judged": np.array(list(self._judged.values()), np.float64),
+            "theta": self._theta,
             "scale": list(self._scale),
             "fitting": self._fitting.state_dict(),
             "is_frozen": self._is_frozen,
@@ -190,6 +210,8 @@ class RankingModel:
         self._pairs[True].load_state_dict(state["held_out"])
         self._texts = dict(zip(state["ids"].tolist(), unpacked(state), strict=True))
         self._held_out_captions = set(state["held_out_ids"].tolist())
+        self._judged = dict(zip(state["judged_ids"].tolist(), state["judged"].tolist(), strict=True))
+        self._theta = state["theta"]
         mu, sigma, epsilon = state["scale"]
         self._scale = mu, sigma, epsilon
         self._fitting.load_state_dict(state["fitting"])

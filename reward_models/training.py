@@ -3,6 +3,7 @@
 Invariant: table versions only go up; a table holds the rewards of one moment, all normalised alike.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
@@ -26,6 +27,7 @@ class RewardTrainer:
         self._seen: tuple[int, int] | None = None  # the book's revision and evictions at the last evaluation
         self._has_learnt = False
         self._threshold: float | None = None
+        self._untaught = copy.deepcopy({"model": model.state_dict(), "options": options.state_dict(), "figures": {}})
         self.on_retain: Callable[[Set[int]], None] | None = None
         """Called with the captions that stay whenever others have left the book."""
 
@@ -40,6 +42,11 @@ class RewardTrainer:
             self._threshold = threshold
             self._model.calibrate(threshold)
             self._has_learnt = True
+
+    def begin_anew(self) -> None:
+        """Forget all that was learnt: the model is as it was at first. The newest table stays until the next is published."""
+        self.adopt(copy.deepcopy(self._untaught))
+        self._threshold = None
 
     def learn(self, evidence: Sequence[Evidence]) -> None:
         """Hand new answers to the model."""

@@ -40,7 +40,8 @@ class GeneratingJudge:
         self._max_new_tokens = max_new_tokens
         before, self._after = prompt(with_knowledge)
         self._prefix = self._tokenizer(before, add_special_tokens=False)["input_ids"]
-        self._prefix_cache = engine._compute_prefix(self._prefix)
+        with torch.no_grad():
+            self._prefix_cache = self._model(torch.tensor([self._prefix], device=self._device), use_cache=True).past_key_values
         self.answers: list[str] = []
         """All that it has written."""
 

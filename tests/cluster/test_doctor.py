@@ -241,7 +241,8 @@ def folder(tmp_path: Path) -> Path:
 def test_a_model_folder_as_it_should_be(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, findings = examine(capsys, *MODEL, f"service.model={folder}")
     assert code == 0
-    assert "' yes', ' no' are single tokens" in findings["judge"][0]["found"]
+    assert "' kill', ' gold', " in findings["judge"][0]["found"]
+    assert "' no', ' yes' are single tokens" in findings["judge"][0]["found"]
 
 
 def test_weights_that_were_cut_short(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -257,7 +258,8 @@ def test_weights_that_were_cut_short(folder: Path, capsys: pytest.CaptureFixture
 
 def test_an_answer_of_several_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rubric = tmp_path / "rubric.yaml"
-    rubric.write_text("extends: nethack_progress\nid: mine\nversion: '1'\npositive: ' unquestionably-so'\n")
+    kinds = [*load_rubric("nethack_progress").positive_kinds, " unquestionably-so"]
+    rubric.write_text(f"extends: nethack_progress\nid: mine\nversion: '1'\npositive_kinds: [{', '.join(map(repr, kinds))}]\n")
     code, findings = examine(capsys, *MODEL, f"annotator.rubric={rubric}")
     assert code == 1
     assert "the answer ' unquestionably-so' is" in findings["judge"][0]["found"]

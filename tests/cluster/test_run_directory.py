@@ -73,6 +73,19 @@ def test_a_directory_that_cannot_be_made_is_explained(config: RunConfig, tmp_pat
         open_run(dataclasses.replace(config, run_dir=str(tmp_path / "file" / "run")))
 
 
+def test_a_rubric_edited_between_two_starts_is_refused_and_the_same_one_is_not(config: RunConfig) -> None:
+    run, epoch = open_run(config, "abc")
+    record_provenance(run, epoch, None)
+    record_provenance(run, epoch, "abc")
+    run.release()
+    with pytest.raises(ConfigError, match=r"made by a rubric of hash abc, this one has xyz: .* Undo the edit to continue"):
+        open_run(config, "xyz")
+    for rubric_hash in ("abc", None):
+        again, number = open_run(config, rubric_hash)
+        again.release()
+    assert number == epoch + 2, "a refused start is none"
+
+
 def test_provenance_grows_by_one_entry_per_start(config: RunConfig) -> None:
     run, epoch = open_run(config)
     record_provenance(run, epoch, "abc")

@@ -29,7 +29,7 @@ OTHERS = [
 def train(run_dir: Path, *overrides: str) -> dict[str, Any]:
     settings = [
         f"run_dir={run_dir}",
-        "total_env_steps=45000",
+        "total_env_steps=20000",
         "env.id=tests.toy_environments:HummingCorridor-v0",
         f"env.options={{length: {LENGTH}, num_tunes: {TUNES}}}",
         "env.max_episode_steps=40",

@@ -56,7 +56,7 @@ def test_poisoned_rollouts_leave_no_trace_in_what_is_learnt(record_recovery: Cal
 def test_a_run_whose_environment_pays_no_numbers_still_learns(tmp_path: Path, record_recovery: Callable[..., None]) -> None:
     settings = [
         f"run_dir={tmp_path / 'run'}",
-        "total_env_steps=45000",
+        "total_env_steps=20000",
         "env.id=tests.toy_environments:PoisonedCorridor-v0",
         "env.options={length: 6}",
         "env.max_episode_steps=40",
@@ -81,5 +81,5 @@ def test_a_run_whose_environment_pays_no_numbers_still_learns(tmp_path: Path, re
     state: dict[str, Any] | None = load_latest(tmp_path / "run" / "checkpoints")
     assert state is not None
     assert all(np.isfinite(np.asarray(weights)).all() for weights in state["learner"]["weights"].values())
-    assert state["loop"]["env_steps"] >= 45_000
+    assert state["loop"]["env_steps"] >= 20_000
     record_recovery("an environment that pays NaN at random", "the task is still learnt; updates skipped are counted", None)

@@ -78,7 +78,7 @@ def test_garbage_never_becomes_a_label_and_is_counted(run, service, spoil, recor
     record_recovery(f"garbage judgements: {name}", "rejected and counted (annotations_rejected), never labels; asked again", recovery_s)
 
 
-def test_another_model_behind_the_same_address_is_noticed_and_its_threshold_taken(run, service, record_recovery):
+def test_another_model_behind_the_same_address_takes_the_place_of_the_former_with_all_its_labels(run, service, record_recovery):
     run.report(TEXTS[:8])
     run.wait_for_rewards(TEXTS[:8])
     before = run.figure("annotations_total")
@@ -89,10 +89,11 @@ def test_another_model_behind_the_same_address_is_noticed_and_its_threshold_take
     run.report(TEXTS)
     recovery_s = run.wait_for_rewards(TEXTS)
     assert run.pipeline._annotator.judge.fingerprint not in ("", described)
-    assert run.rewarded(TEXTS[8:]) == [1.0 - value for value in expected(TEXTS[8:])]
-    assert run.figure("annotations_total") == before + len(TEXTS) - 8
+    run.wait_until(lambda: run.figure("annotations_total") == before + len(TEXTS))
+    run.wait_for_rewards(TEXTS)
+    assert run.rewarded(TEXTS) == [1.0 - value for value in expected(TEXTS)]
     record_recovery(
         "the service is replaced by one with another model while a run uses it",
-        "noticed before its first label; described anew",
+        "noticed with its first answer; the former's labels are dropped and asked anew, so that none are mixed",
         recovery_s,
     )

@@ -83,7 +83,7 @@ def test_the_loss_equals_its_formula_in_plain_floats() -> None:
     rng = np.random.default_rng(0)
     ratios, advantages, values, behaviour_values, vs = np.exp(rng.normal(0, 0.3, SHAPE)), *rng.normal(0, 2, (4, *SHAPE))
     logits = rng.normal(size=(*SHAPE, 5))
-    config = LearnerConfig(entropy_coefficient=0.1)
+    config = LearnerConfig(entropy_coefficient=0.1, value_coefficient=0.5)
     normal = (advantages - advantages.mean()) / advantages.std()
     policy, value, entropy = 0.0, 0.0, 0.0
     for i in np.ndindex(*SHAPE):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from configs.schema import LearnerConfig, PolicyConfig, RewardConfig
+from learner import update
 from learner.update import Learner
 from reward_models.table import RewardTable
 from tests.learner.toy_rollouts import RECALL_SPEC, RIGHT, SMALL_POLICY, WRONG, RecallGame, at_version, random_rollout, success_rate
@@ -88,15 +89,20 @@ def test_the_seed_decides_the_first_weights_and_leaves_torchs_generator_alone() 
     assert (one.snapshot().weights["core.input.weight"] != other.snapshot().weights["core.input.weight"]).any()
 
 
+def without_what_was_paid(state: dict[str, Any]) -> dict[str, Any]:
+    """The state but for the account of paid rewards, which a skipped update is part of."""
+    return {**state, "rewards": {name: part for name, part in state["rewards"].items() if name != "paid"}}
+
+
 @pytest.mark.parametrize("field", ["extrinsic_rewards", "behaviour_values", "behaviour_logits"])
 def test_a_non_finite_update_is_skipped_counted_and_never_published(field: str) -> None:
     learner = Learner(RECALL_SPEC, SMALL_POLICY, FAST, RewardConfig(), run_epoch=0, seed=1)
     step_n(learner, range(1))
-    before = learner.state_dict()
+    before = without_what_was_paid(learner.state_dict())
     bad = random_rollout()
     getattr(bad, field)[2, 1] = math.nan
     result = learner.step([at_version(bad, (0, 1))], TABLE)
-    assert_same(before, {**learner.state_dict(), "skipped": 0})
+    assert_same(before, {**without_what_was_paid(learner.state_dict()), "skipped": 0})
     assert learner.metrics() == {"learner_updates": 1, "updates_skipped_nonfinite": 1}
     assert all(map(math.isfinite, result.metrics.values()))
     step_n(learner, range(1, 2))
@@ -132,6 +138,21 @@ def test_several_passes_are_one_version_and_go_further_than_one() -> None:
         assert learner.metrics()["learner_updates"] == 2 * epochs
         moved.append(metrics["update_kl"])
     assert 0 < moved[0] < moved[1]
+
+
+def test_targets_are_computed_once_per_batch_by_the_net_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    real = update.vtrace_targets
+    monkeypatch.setattr(update, "vtrace_targets", lambda **inputs: seen.append(inputs["values"].clone()) or real(**inputs))
+    learner, rollout = make_learner(dataclasses.replace(FAST, epochs=3, minibatches=2)), random_rollout(num_envs=4)
+    with torch.no_grad():
+        core_state = {name: torch.from_numpy(array) for name, array in rollout.core_state.items()}
+        ends = torch.from_numpy(rollout.terminated | rollout.truncated)
+        reset_before = torch.cat([torch.zeros_like(ends[:1]), ends])
+        before = learner.net({"sign": torch.from_numpy(rollout.obs["sign"])}, core_state, reset_before).values[:-1]
+    learner.step([rollout], TABLE)
+    assert len(seen) == 1
+    torch.testing.assert_close(seen[0], before)
 
 
 def test_one_bad_minibatch_is_skipped_and_the_others_count() -> None:

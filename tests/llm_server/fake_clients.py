@@ -18,7 +18,7 @@ class FakeService:
         self.arrived = threading.Semaphore(0)
         self.requests: list[list[str]] = []
         self.answered: list[str] = []
-        self.threshold = 0.5
+        self.threshold, self.model = 0.5, "0"
         self.connections = self.closed = self.under_way = self.most_under_way = 0
         self.lock = threading.Lock()
 
@@ -38,6 +38,7 @@ class FakeClient:
 
     def __init__(self, service: FakeService) -> None:
         self._service = service
+        self._model: str | None = None  # of the judge that described itself
 
     def annotate(self, items: Sequence[bytes]) -> list[Judgement]:
         service = self._service
@@ -50,6 +51,8 @@ class FakeClient:
             service.gate.wait()
             with service.lock:
                 service.fail()
+                if self._model not in (None, service.model):
+                    raise ServiceUnavailable("has become another judge")
                 service.answered += [item.decode() for item in items]
             return [judge(item.decode()) for item in items]
         finally:
@@ -59,10 +62,11 @@ class FakeClient:
     def describe(self) -> ServiceDescription:
         if self._service.is_down:
             raise ServiceUnavailable("connection refused")
+        self._model = self._service.model
         return ServiceDescription(
             model="fake",
             engine="fake",
-            fingerprint="0",
+            fingerprint=self._service.model,
             rubric_id="fake",
             rubric_version="1",
             rubric_hash="0",

@@ -1,9 +1,11 @@
 """The annotator: nothing is lost, nothing is asked twice, and a service that is down, hung or hostile stops nothing else."""
 
+import json
 import logging
 import time
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from configs.service_schema import AnnotatorConfig
@@ -266,6 +268,86 @@ def test_what_the_judge_is_is_known_before_its_first_judgement(make, service, bo
     service.is_down = False
     annotator.turn(1)
     assert annotator.judge.threshold == 0.5
+
+
+def replace_judge(service, model="another"):
+    service.model = model
+    service.fail_next = [ServiceUnavailable("restarting")]
+
+
+def test_another_judge_takes_over_with_all_labels_and_says_so(make, service, book, caplog):
+    fill(book, "a", "odd", "b")
+    annotator = make()
+    annotator.turn(3)
+    replace_judge(service)
+    fill(book, "a", "odd", "b", "c", number=1)
+    with caplog.at_level("WARNING"):
+        assert texts_of(annotator.turn(1)) == ["c"]
+    assert "2 are dropped, every caption is asked anew" in caplog.text
+    assert annotator.metrics()["annotations_dropped"] == 2
+    assert book.metrics()["annotations_pending"] == 3
+    assert np.isnan(book.look_up(np.array([1, 3], np.uint64))[1]).all()
+    assert annotator.num_judges_replaced == 1
+    assert texts_of(annotator.turn(9)) == ["a", "b"]
+    assert annotator.num_labels == 3
+
+
+def test_labels_of_two_judges_never_leave_one_turn_together(make, service, book, monkeypatch):
+    fill(book, "a", "b", "c", "d")
+    annotator = make(batch_size=2)
+
+    def fail():
+        if len(service.answered) == 2 and service.model == "0":
+            service.model = "another"
+            raise ServiceUnavailable("restarting")
+
+    monkeypatch.setattr(service, "fail", fail)
+    assert texts_of(annotator.turn(4)) == ["c", "d"]
+    assert book.metrics()["annotations_pending"] == 2
+
+
+def test_answers_of_the_former_that_come_late_are_asked_again(make, service, book):
+    fill(book, "a", "b")
+    annotator = make()
+    former = annotator._attempt(annotator._next_batch(1))
+    service.model = "another"
+    assert annotator._attempt([]) is None
+    other = annotator._attempt(annotator._next_batch(1))
+    assert texts_of(annotator._record([former, other])) == ["b"]
+    assert annotator._record([former]) == []
+    assert book.metrics()["annotations_pending"] == 1
+
+
+def test_a_judge_whose_labels_were_dropped_is_refused_when_it_comes_back(make, service, book):
+    fill(book, "a", "b", "c")
+    annotator = make()
+    annotator.turn(1)
+    replace_judge(service)
+    annotator.turn(1)
+    replace_judge(service, "0")
+    annotator.turn(1)
+    assert "two judges answer in turn" in annotator.problem
+    assert annotator.judge.fingerprint == "another"
+
+
+def test_a_resume_with_another_judge_drops_the_labels(make, service, book):
+    fill(book, "a", "b")
+    first, second = make(), make()
+    first.turn(1)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    service.model = "another"
+    assert texts_of(second.turn(1)) == ["b"]
+    assert second.metrics()["annotations_dropped"] == 1
+
+
+def test_labels_of_a_judge_that_is_not_known_are_dropped(make, book):
+    fill(book, "a", "b")
+    first, second = make(), make()
+    first.turn(1)
+    second.load_state_dict(first.state_dict() | {"judge": {}})
+    assert second.judge is None
+    assert texts_of(second.turn(1)) == ["b"]
+    assert second.metrics()["annotations_dropped"] == 1
 
 
 def test_counters_go_on_after_a_resume(make, book):

@@ -196,6 +196,20 @@ def test_replicas_that_judge_otherwise_are_refused_at_the_start(made):
         client.describe()
 
 
+def test_replicas_whose_thetas_differ_by_rounding_agree_and_the_first_ones_holds(made):
+    services = {name: Replica() for name in ("a", "b")}
+    services["b"].threshold = 0.5000001
+    client = made(services)[1]()
+    theta = client.describe().threshold  # of whoever was first to answer
+    assert theta in (0.5, 0.5000001)
+    for name in services:
+        services[name].fail_always = ServiceUnavailable("down")
+        assert len(client.annotate(ITEMS)) == len(ITEMS)
+        assert client.describe().threshold == theta
+        services[name].fail_always = None
+        wait_until(lambda: client.describe() and len(client._replicas.up()) == 2)
+
+
 def test_a_replica_that_comes_back_with_another_model_stays_out(made):
     services = {name: Replica() for name in ("a", "b")}
     replicas, make = made(services)

@@ -5,6 +5,7 @@ import unicodedata
 
 import pytest
 
+from llm_server.rubric import MINOR
 from llm_server.rubric_file import built_in_rubrics, load_rubric, parse_rubric
 
 MINIMAL = """
@@ -72,6 +73,7 @@ goal: Say what it is.
 style: completion
 instructions: ""
 positive_kinds: [" star", " sun"]
+minor_kinds: [" moon"]
 negative_kinds: [" hole"]
 threshold: 0.5
 calibration: {items: [A pit.]}
@@ -86,7 +88,10 @@ def test_examples_answer_with_their_kind():
     assert [example.positive for example in rubric.examples] == [True, False]
     question = rubric.question()
     assert question.examples == (("A star.", " star"), ("A hole.", " hole"))
-    assert (question.answers, question.weights) == ((" star", " sun", " hole"), (1.0, 1.0, 0.0))
+    assert question.answers == (" star", " sun", " moon", " hole")
+    assert question.weights[:2] == (1.0, 1.0)
+    assert question.weights[2:] == (MINOR, 0.0)
+    assert 0 < MINOR < 0.5
 
 
 @pytest.mark.parametrize(
@@ -94,7 +99,7 @@ def test_examples_answer_with_their_kind():
     [
         ('negative_kinds: [" hole"]', "", "go together"),
         ('" sun"]', '" hole"]', "each answer once"),
-        ('kind: " star"', 'kind: " moon"', "every example needs one of the kinds"),
+        ('kind: " star"', 'kind: " comet"', "every example needs one of the kinds"),
         ('kind: " star"', "positive: true", "every example needs one of the kinds"),
         ("calibration: {items: [A pit.]}", "", "kinds need calibration items"),
         ("items: [A pit.]", "items: [A pit.], positives: [A star.]", "also an example"),

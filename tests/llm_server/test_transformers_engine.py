@@ -19,6 +19,7 @@ from llm_server.engine import build_engine
 from llm_server.question import PROMPT_VERSION
 from llm_server.rubric import Calibration, Example
 from llm_server.transformers_engine import TransformersEngine
+from tests.llm_server.two_words import in_two_words
 
 TEXTS = [
     "It's a wall.",
@@ -36,7 +37,7 @@ FEW = ServiceConfig(torch_threads=0, batch_size=3)
 def short(rubric):
     """The same rubric with two examples: engines for one test are built quickly."""
     examples = (Example(item="You kill the jackal!", positive=True), Example(item="It's solid stone.", positive=False))
-    return dataclasses.replace(rubric, examples=examples, calibration=Calibration(items=("It's a wall.",)))
+    return dataclasses.replace(in_two_words(rubric), examples=examples, calibration=Calibration(items=("It's a wall.",)))
 
 
 def plain_log_odds(engine, rubric, text):
@@ -45,9 +46,10 @@ def plain_log_odds(engine, rubric, text):
     ids = engine._tokenizer(f"{before} {text}{after}", return_tensors="pt")["input_ids"]
     with torch.no_grad():
         logits = engine._model(ids.to(engine._device)).logits[0, -1].float()
-    yes, no = (engine._tokenizer(word)["input_ids"][0] for word in rubric.question().answers)
-    probabilities = logits.softmax(-1)
-    return (logits[yes] - logits[no]).item(), (probabilities[yes] + probabilities[no]).item()
+    answers = [engine._tokenizer(word)["input_ids"][0] for word in rubric.question().answers]
+    probabilities, num_positives = logits.softmax(-1)[answers].double(), len(rubric.positive_kinds or [rubric.positive])
+    yes, no = probabilities[:num_positives].sum(), probabilities[num_positives:].sum()
+    return (yes / no).log().item(), (yes + no).item()
 
 
 def test_packed_answers_are_those_of_a_plain_forward_pass(smollm2, rubric):
@@ -65,14 +67,15 @@ def test_an_answer_does_not_depend_on_its_batch(smollm2, monkeypatch, size):
     monkeypatch.setattr(smollm2, "_batch_size", size)
     asked = [TEXTS[(n * n + n // 7) % len(TEXTS)] for n in range(24)]
     for text, score in zip(asked, smollm2.score(asked), strict=True):
-        assert score == pytest.approx(wanted[text], abs=1e-5)
+        assert score[:2] == pytest.approx(wanted[text][:2], abs=1e-5)
+        assert score.shares == pytest.approx(wanted[text].shares, abs=1e-5)
 
 
 def test_a_pack_that_is_full_of_tokens_changes_no_answer(smollm2, monkeypatch):
     wanted = smollm2.score(TEXTS)
     monkeypatch.setattr(transformers_engine, "MAX_PACK_TOKENS", 40)
     for score, before in zip(smollm2.score(TEXTS), wanted, strict=True):
-        assert score == pytest.approx(before, abs=1e-5)
+        assert score[:2] == pytest.approx(before[:2], abs=1e-5)
 
 
 def test_nothing_leaks_from_one_item_into_the_next(smollm2):

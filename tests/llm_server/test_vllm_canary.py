@@ -22,7 +22,7 @@ def endpoint():
 def ask(endpoint):
     engine = object.__new__(VllmEngine)  # the real one starts vLLM
     engine._config, engine._key = ServiceConfig(engine="vllm"), "key"
-    engine._single = SimpleNamespace(prefix=[1, 2], tokens=lambda text: [3], answers=[7, 8])
+    engine._single = SimpleNamespace(prefix=[1, 2], tokens=lambda text: [3], answers=[7, 8], weights=(1.0, 0.0))
     engine._ask_canary(int(endpoint.url.split(":")[2].removesuffix("/v1")), 5.0)
 
 

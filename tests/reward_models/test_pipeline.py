@@ -85,14 +85,33 @@ def test_a_table_that_would_equal_the_last_is_not_published(make):
     assert pipeline.turn(10) is table
 
 
-def test_a_service_that_comes_back_with_another_threshold_moves_every_reward(make, service):
+def test_a_judge_keeps_the_threshold_it_came_with_and_another_brings_its_own(make, service):
     pipeline = make()
     pipeline.report(TEXTS, COUNTS, "0.0", 0, 0)
     pipeline.turn(10)
     service.threshold = 0.1
     service.fail_next = [ServiceUnavailable("restarting")]
     pipeline.report({5: "kill"}, {5: 1}, "0.0", 1, 0)
-    assert rewards(pipeline.turn(10), 1, 2, 4, 5) == [1, 1, 1, 1]
+    assert rewards(pipeline.turn(10), 1, 2, 4, 5) == [1, 0, 1, 1]
+    service.model = "another"
+    service.fail_next = [ServiceUnavailable("restarting")]
+    pipeline.report({6: "a hall"}, {6: 1}, "0.0", 2, 0)
+    assert rewards(pipeline.turn(1), 1, 2, 4, 5, 6) == [None] * 4 + [1], "nothing that the former said is left"
+    assert rewards(pipeline.turn(10), 1, 2, 4, 5, 6) == [1] * 5
+    assert pipeline.metrics()["annotations_dropped"] == 4
+
+
+@pytest.mark.parametrize("name", ["retrieval", "classification"])
+def test_the_background_threads_leave_nothing_of_a_former_judge(make, service, name):
+    pipeline = make(name)
+    pipeline.report(TEXTS, COUNTS, "0.0", 0, 0)
+    pipeline.start()
+    wait_until(lambda: pipeline.metrics()["annotations_total"] == 4)
+    service.model = "another"
+    pipeline.report({6: "a hall"}, {6: 1}, "0.0", 1, 0)
+    wait_until(lambda: pipeline.metrics()["annotations_total"] == 9 and pipeline.metrics()["annotations_pending"] == 0)
+    assert pipeline.metrics()["annotations_dropped"] == 3
+    assert pipeline.state_dict()["annotator"]["judge"]["fingerprint"] == "another"
 
 
 def test_the_background_threads_do_what_turns_do(make):

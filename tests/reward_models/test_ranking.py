@@ -13,6 +13,7 @@ from learner import update
 from learner.update import Learner
 from llm_server.annotation import Caption, CaptionPair, JudgedPair, PairJudgement, Status
 from llm_server.caption_book import CaptionBook
+from llm_server.pair_questions import pointwise_preference
 from reward_models.options import RewardOptions
 from reward_models.ranking import RankingModel
 from reward_models.training import RewardTrainer
@@ -57,6 +58,34 @@ def test_or_above_a_quantile_over_distinct_captions(monkeypatch, quantile) -> No
     assert (rewards != 0).sum() == sum(value != 0 for value in slow_rewards(COUNTS, quantile=quantile))
 
 
+def judged_pair(first: int, second: int, p: float, q: float) -> JudgedPair:
+    pair = CaptionPair(first=CAPTIONS[first - 1], second=CAPTIONS[second - 1])
+    return JudgedPair(pair=pair, judgement=pointwise_preference(p, q))
+
+
+def test_by_default_as_many_judged_captions_earn_as_the_judge_puts_above_theta(monkeypatch) -> None:
+    """Outputs of captions 1 to 7: -1, 0.5, 2, 0.1, -0.3, 4, 0. The judge knows 1 to 4, of which 2 and 3 lie above its theta."""
+    model = make_model(monkeypatch)
+    model.calibrate(0.4)
+    model.learn([judged_pair(1, 2, 0.2, 0.45), judged_pair(3, 4, 0.9, 0.4)])
+    rewards = model.score(CAPTIONS, np.array([1] * 7))
+    earning = {number for number, reward in zip(OUTPUTS, rewards.tolist(), strict=True) if reward > 0}
+    assert earning == {3, 6}, "2 lies below the average"
+    again = make_model(monkeypatch)
+    again.load_state_dict(model.state_dict())
+    np.testing.assert_array_equal(again.score(CAPTIONS, np.array([1] * 7)), rewards)
+    model.calibrate(0.95)
+    assert not model.score(CAPTIONS[:4], np.array([1] * 4)).any(), "the judge pays none of them"
+
+
+def test_where_captions_were_compared_there_is_no_theta_and_motifs_quantile_stands(monkeypatch) -> None:
+    model = make_model(monkeypatch)
+    model.calibrate(0.4)
+    compared = PairJudgement(status=Status.OK, preference=0.9, answer_mass=1.0, position_bias=0.0)
+    model.learn([JudgedPair(pair=CaptionPair(first=CAPTIONS[0], second=CAPTIONS[1]), judgement=compared)])
+    np.testing.assert_allclose(model.score(CAPTIONS, np.array(COUNTS)), slow_rewards(COUNTS, quantile=0.5), rtol=1e-5)
+
+
 def test_the_empty_caption_neither_earns_nor_weighs(monkeypatch) -> None:
     empty = Caption(id=0, text="")
     rewards = make_model(monkeypatch).score([empty, *CAPTIONS], np.array([10**9, *COUNTS]))
@@ -72,7 +101,7 @@ def test_captions_that_all_score_alike_earn_nothing(monkeypatch) -> None:
 def test_vtrace_consumes_the_normalised_thresholded_reward(monkeypatch) -> None:
     """From the network's outputs through table, mixing and learner to V-trace, at two versions of the table."""
     book = CaptionBook(100, 1000)
-    settings = RewardModelConfig(name="ranking", epsilon_quantile=0.5)
+    settings = RewardModelConfig(name="ranking", epsilon_quantile=0.5, clip=0.0)
     model = make_model(monkeypatch, epsilon_quantile=0.5)
     trainer = RewardTrainer(model, RewardOptions(settings, 0), book, run_epoch=0)
     reward = RewardConfig(extrinsic_coefficient=0.1, intrinsic_coefficient=0.5, count_exponent=2.0)

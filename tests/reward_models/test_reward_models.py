@@ -9,8 +9,11 @@ import pytest
 from configs.service_schema import RewardModelConfig
 from learner.checkpoint import load_checkpoint, save_checkpoint
 from llm_server.annotation import Caption, CaptionPair, EmbeddedCaption, JudgedCaption, JudgedPair, Judgement, PairJudgement, Status
+from llm_server.caption_book import CaptionBook
 from reward_models.building import build_reward_model
 from reward_models.interface import Asks
+from reward_models.options import RewardOptions
+from reward_models.training import RewardTrainer
 
 MODELS = {
     "retrieval": RewardModelConfig(name="retrieval"),
@@ -159,6 +162,16 @@ def test_captions_that_left_the_book_are_forgotten(make):
         return set(np.asarray(value).tolist()) if name.endswith("ids") or name in ("firsts", "seconds") else set()
 
     assert ids(state) <= {2, 2**64 - 1, 4}
+
+
+def test_a_model_that_begins_anew_is_one_that_was_never_taught(make):
+    untaught, model = make(), make()
+    trainer = RewardTrainer(model, RewardOptions(RewardModelConfig(), 0), CaptionBook(10, 10), 1)
+    model.learn(evidence(model.asks, LABELS))
+    model.train()
+    trainer.begin_anew()
+    assert same_state(model.state_dict(), untaught.state_dict())
+    np.testing.assert_array_equal(score(model), score(untaught))
 
 
 def test_a_frozen_model_learns_nothing_more_and_keeps_its_normalisation(make, tmp_path):
