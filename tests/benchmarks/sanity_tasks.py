@@ -60,6 +60,8 @@ COMMON = (
     "learner.value_coefficient=0.5",
     "learner.value_clip=1e9",
     "learner.entropy_coefficient=0.0",
+    "learner.normalize_returns=false",
+    "learner.final_learning_rate_fraction=1.0",
     "policy.core=none",
     "checkpoint.interval_env_steps=0",
     "logging.console=quiet",
@@ -69,15 +71,16 @@ COMMON = (
 ZOO = "RL Baselines3 Zoo, hyperparams/ppo.yml"
 
 
-def _t_maze(core: str) -> Task:
+def _t_maze(core: str, *, skip: bool = True) -> Task:
     return Task(
         env_id="tests.toy_environments:TMaze-v0",
         env_options={"length": 10},
         max_episode_steps=100,
-        env_steps=200_000,
+        env_steps=120_000,
         source="Bakker 2001",
         overrides=(
             f"policy.core={core}",
+            f"policy.core_skip={skip}",
             "policy.core_size=64",
             "policy.hidden_size=64",
             "actors.envs_per_worker=32",
@@ -98,6 +101,8 @@ TASKS: Mapping[str, Task] = {
     "tmaze-lstm": _t_maze("lstm"),
     "tmaze-gru": _t_maze("gru"),
     "tmaze-none": _t_maze("none"),
+    "tmaze-lstm-no-skip": _t_maze("lstm", skip=False),
+    "tmaze-gru-no-skip": _t_maze("gru", skip=False),
     "cartpole": Task(
         env_id="CartPole-v1",
         env_steps=100_000,
@@ -119,6 +124,7 @@ TASKS: Mapping[str, Task] = {
             "actors.rollout_steps=32",
             "policy.hidden_size=64",
             "learner.epochs=20",
+            "learner.minibatches=1",
             "learner.trace_lambda=0.8",
             "learner.gamma=0.98",
             "learner.learning_rate=0.001",
