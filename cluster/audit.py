@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llm_server.judge_flags import add_judge_flags, given_flags, opened_judge, read_judge_flags
@@ -84,7 +85,8 @@ def _audit_run(run_dir: str, labelled_path: str) -> dict[str, Any]:
     model, config, env_steps, paid = load_reward_model(run_dir)
     is_judged = model.asks in (Asks.JUDGEMENTS, Asks.PAIRS)
     kept = without_examples(labelled, [example.item for example in load_rubric(config.annotator.rubric).examples] if is_judged else [])
-    texts = [normalize(row.text.encode(), fold_case=config.env.fold_case, fold_digits=config.env.fold_digits) for row in kept]
+    as_met = partial(normalize, fold_case=config.env.fold_case, fold_digits=config.env.fold_digits)
+    texts = [as_met(row.text.encode()) for row in kept]
     captions = [Caption(id=caption_id(text), text=text) for text in texts]
     began = time.perf_counter()
     if model.asks is Asks.EMBEDDINGS:
@@ -97,7 +99,7 @@ def _audit_run(run_dir: str, labelled_path: str) -> dict[str, Any]:
         "reward_model": model.name,
         "examples_left_out": len(labelled) - len(kept),
         **score_figures(margins, kept, 0.0, are_probabilities=False),
-        **precision_figures(_paid_by_text(run_dir, paid), labelled),
+        **precision_figures(_paid_by_text(run_dir, paid), {as_met(row.text.encode()): row.is_positive for row in labelled}),
         "labels_per_s": len(kept) / seconds,
         "labels_timed": len(kept),
         "seconds_timed": seconds,

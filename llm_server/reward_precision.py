@@ -3,20 +3,17 @@
 Invariant: a caption without a label counts on neither side, and how much of the reward that leaves is said.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-from llm_server.caption_file import LabelledCaption
 
 SEPARATOR = "  "
 """Between the messages of one caption."""
 NUM_SHOWN = 20
 
 
-def precision_figures(paid: Mapping[str, float], labelled: Sequence[LabelledCaption]) -> dict[str, Any]:
-    """Figures of the reward `paid` by caption: its precision (None where nothing paid is labelled), the share of it that is labelled, and
-    the captions without a label that were paid most."""
-    labels = {caption.text: caption.is_positive for caption in labelled}
+def precision_figures(paid: Mapping[str, float], labels: Mapping[str, bool]) -> dict[str, Any]:
+    """Figures of the reward `paid` by caption, `labels` being those of captions or messages: its precision (None where
+    nothing paid is labelled), the share of it that is labelled, and the captions without a label that were paid most."""
     mass: dict[bool | None, float] = {True: 0.0, False: 0.0, None: 0.0}
     unlabelled: dict[str, float] = {}
     for text, reward in paid.items():

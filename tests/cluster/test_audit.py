@@ -198,7 +198,7 @@ def test_a_runs_reward_model_is_audited_like_a_judge(run, labelled, capsys):
 
 def test_a_runs_reward_is_divided_by_what_people_call_progress(run, labelled, tmp_path, capsys):
     own = tmp_path / "own.jsonl"
-    rows = [("you kill number 1!", 1), ("you kill number 2!", 1), ("a wall number 3.", 0)]
+    rows = [("You kill number 1!", 1), ("You kill number 2!", 1), ("A wall number 3.", 0)]  # the run folds case
     own.write_text("".join(json.dumps({"caption": text, "helpful": label}) + "\n" for text, label in rows))
     assert main(["--json", "--run", str(run), str(own)]) == 0
     report = json.loads(capsys.readouterr().out)
