@@ -43,11 +43,15 @@ class RewardMixer:
         """Rewards of `rollouts`, joined along the environment axis; each rollout of a worker passes here or in `pass_over`, once, in order."""
         scale = self._cap.scale
         mixed = [self._mix(rollout, table, scale) for rollout in rollouts]
-        for rollout, rewards in zip(rollouts, mixed, strict=True):
-            self._paid.note(rollout.caption_ids, rewards.intrinsic)
         parts = {name: np.concatenate([getattr(one, name) for one in mixed], axis=1) for name in ("total", "extrinsic", "intrinsic")}
         unknown = np.average([one.unknown_fraction for one in mixed], weights=[one.total.size for one in mixed])
         return MixedRewards(**parts, unknown_fraction=float(unknown))
+
+    def note_paid(self, rollouts: Sequence[Rollout], rewards: MixedRewards) -> None:
+        """The rewards that `mix` gave these have been trained on."""
+        kept = np.concatenate([rollout.kept for rollout in rollouts])
+        caption_ids = np.concatenate([rollout.caption_ids for rollout in rollouts], axis=1)
+        self._paid.note(caption_ids[:, kept], rewards.intrinsic[:, kept])
 
     def pass_over(self, rollout: Rollout, table: RewardTable) -> None:
         """A rollout that is dropped: its episodes went on all the same."""

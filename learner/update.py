@@ -97,7 +97,10 @@ class Learner:
         intrinsic_scale, rewards = self._rewards.intrinsic_scale, self._rewards.mix(rollouts, table)
         kept = np.concatenate([rollout.kept for rollout in rollouts])
         relabel_s = time.perf_counter() - looked_up
+        updates = self._updates
         metrics = self._train(batch, torch.from_numpy(rewards.total[:, kept]).to(self.device), progress)
+        if self._updates > updates:
+            self._rewards.note_paid(rollouts, rewards)
         metrics["intrinsic_reward_mean"] = float(rewards.intrinsic[:, kept].mean())
         metrics["intrinsic_scale"] = intrinsic_scale
         metrics["intrinsic_unknown_fraction"] = rewards.unknown_fraction

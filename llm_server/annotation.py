@@ -33,15 +33,25 @@ class Caption:
     """The normalised text."""
 
 
-class Score(NamedTuple):
-    """A model's answer about one text as it is read off (engine -> judge); NaN where the model's numbers broke."""
-
+class _Answered(NamedTuple):
     probability: float
     """p(positive answer) / (p(positive) + p(negative))."""
     answer_mass: float
     """p(positive) + p(negative), over the whole vocabulary."""
-    shares: tuple[float, ...] = ()
+
+
+class Score(_Answered):
+    """A model's answer about one text as it is read off (engine -> judge); NaN where the model's numbers broke. As a tuple it is
+    the probability and the answer mass."""
+
+    shares: tuple[float, ...]
     """Each answer's part of the answer mass, in the order of `Question.answers`; empty where the engine does not say."""
+
+    def __new__(cls, probability: float, answer_mass: float, shares: tuple[float, ...] = ()) -> "Score":
+        """`shares` is kept beside the tuple."""
+        score = super().__new__(cls, probability, answer_mass)
+        score.shares = shares
+        return score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,7 +37,8 @@ def score_of_top_tokens(tokens: Iterable[tuple[str, float]], answers: Sequence[s
     if not any(found):
         return NO_ANSWER
     unseen = min(min(p for _, p in listed), max(0.0, 1.0 - math.fsum(p for _, p in listed)))
-    return _score([p or unseen for p in found], weights)._replace(answer_mass=min(math.fsum(found), 1.0))
+    score = _score([p or unseen for p in found], weights)
+    return Score(score.probability, min(math.fsum(found), 1.0), score.shares)
 
 
 def score_of_text(text: str, answers: Sequence[str], label: str = ANSWER_LABEL, weights: Sequence[float] = WEIGHTS) -> Score:

@@ -241,8 +241,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_model_folder_as_it_should_be(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, findings = examine(capsys, *MODEL, f"service.model={folder}")
     assert code == 0
-    assert "' kill', ' gold', " in findings["judge"][0]["found"]
-    assert "' no', ' yes' are single tokens" in findings["judge"][0]["found"]
+    assert "' yes', ' no' are single tokens" in findings["judge"][0]["found"]
 
 
 def test_weights_that_were_cut_short(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -258,8 +257,7 @@ def test_weights_that_were_cut_short(folder: Path, capsys: pytest.CaptureFixture
 
 def test_an_answer_of_several_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rubric = tmp_path / "rubric.yaml"
-    kinds = [*load_rubric("nethack_progress").positive_kinds, " unquestionably-so"]
-    rubric.write_text(f"extends: nethack_progress\nid: mine\nversion: '1'\npositive_kinds: [{', '.join(map(repr, kinds))}]\n")
+    rubric.write_text("extends: nethack_gold\nid: mine\nversion: '1'\npositive: ' unquestionably-so'\n")
     code, findings = examine(capsys, *MODEL, f"annotator.rubric={rubric}")
     assert code == 1
     assert "the answer ' unquestionably-so' is" in findings["judge"][0]["found"]
@@ -446,17 +444,6 @@ def test_an_environment_that_cannot_be_seeded(capsys: pytest.CaptureFixture[str]
     _, findings = examine(capsys, "env.id=NetHackChallenge-v0")
     assert findings["environment"][0]["status"] == "warning"
     assert "another game" in findings["environment"][0]["found"]
-
-
-def test_a_penalty_that_outweighs_the_goal(capsys: pytest.CaptureFixture[str]) -> None:
-    settings = ("service.engine=scripted", "service.store=memory", "cluster.mode=inline")
-    _, findings = examine(capsys, *settings, "env.options.penalty_step=-0.01", preset="minihack_keyroom")
-    (finding,) = findings["rewards"]
-    assert finding["status"] == "warning"
-    assert "200 steps 20 and the goal pays 10" in finding["found"]
-    assert "penalty_step=0" in finding["advice"]
-    _, findings = examine(capsys, *settings, preset="minihack_keyroom")
-    assert "rewards" not in findings
 
 
 def test_an_environment_that_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ from tests.run_processes import ROOT, wait_until
 pytestmark = pytest.mark.faults
 INTERVAL = 8 * 16 * 10
 UNSHARE = ["unshare", "--user", "--map-root-user", "--mount"]
-MOUNT = 'mount -t tmpfs -o size=24m tmpfs "$0" && exec "$@"'
+MOUNT = 'mount -t tmpfs -o size=40m tmpfs "$0" && exec "$@"'
 
 
 def can_mount() -> bool:

@@ -1,5 +1,7 @@
 """What the tests of the annotation service share: the real model, loaded once."""
 
+import dataclasses
+
 import pytest
 
 from configs.service_schema import ServiceConfig
@@ -11,6 +13,24 @@ from llm_server.rubric_file import load_rubric
 @pytest.fixture(scope="session")
 def rubric() -> Rubric:
     return load_rubric("nethack_progress")
+
+
+@pytest.fixture(scope="session")
+def yes_or_no(rubric: Rubric) -> Rubric:
+    """A rubric of the same goal with two answers."""
+    assert rubric.pairs
+    return dataclasses.replace(
+        rubric,
+        positive=" yes",
+        negative=" no",
+        positive_kinds=(),
+        minor_kinds=(),
+        negative_kinds=(),
+        separator="",
+        answer_label=rubric.pairs.answer_label,
+        instructions=rubric.pairs.instructions,
+        examples=rubric.pairs.items,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ class RunningService:
                 if not address.done():
                     address.set_exception(error)
 
-        self._thread = threading.Thread(target=run)
+        self._thread = threading.Thread(target=run, daemon=True)  # a test that fails must not keep the others from ending
         self._thread.start()
         self.address = address.result(WAIT_S)
         assert self._served.wait(WAIT_S)

@@ -12,12 +12,12 @@ def logs(*probabilities):
 
 
 def test_the_probability_is_a_share_of_the_answers_and_the_mass_is_theirs_together():
-    assert score_of_answers(logs(0.6, 0.2)) == (pytest.approx(0.75), pytest.approx(0.8), pytest.approx((0.75, 0.25)))
+    assert score_of_answers(logs(0.6, 0.2)) == pytest.approx((0.75, 0.8))
 
 
 def test_a_third_answer_counts_half():
-    assert score_of_answers(logs(0.3, 0.1, 0.4))[:2] == pytest.approx((0.5 / 0.8, 0.8))
-    assert score_of_text("tie", ["first", "second", "tie"])[:2] == (0.5, 1.0)
+    assert score_of_answers(logs(0.3, 0.1, 0.4)) == pytest.approx((0.5 / 0.8, 0.8))
+    assert score_of_text("tie", ["first", "second", "tie"]) == (0.5, 1.0)
 
 
 def test_numbers_that_broke_are_no_answer():
@@ -31,8 +31,8 @@ def test_rounding_gives_no_mass_above_one():
 
 
 def test_an_unlisted_answer_has_no_more_than_the_least_listed_token_and_than_what_is_left():
-    assert score_of_top_tokens([("a", math.log(0.5)), ("x", math.log(0.3))], ["a", "b"])[:2] == pytest.approx((0.5 / 0.7, 0.5))
-    assert score_of_top_tokens([("a", math.log(0.5)), ("x", math.log(0.01))], ["a", "b"])[:2] == pytest.approx((0.5 / 0.51, 0.5))
+    assert score_of_top_tokens([("a", math.log(0.5)), ("x", math.log(0.3))], ["a", "b"]) == pytest.approx((0.5 / 0.7, 0.5))
+    assert score_of_top_tokens([("a", math.log(0.5)), ("x", math.log(0.01))], ["a", "b"]) == pytest.approx((0.5 / 0.51, 0.5))
     assert score_of_top_tokens([("x", 0.0)], ["a", "b"]) is NO_ANSWER
     assert score_of_top_tokens([("a", 0.0)], ["A", "B"]) is NO_ANSWER
     assert score_of_top_tokens([], ["a", "b"]) is NO_ANSWER
@@ -40,7 +40,7 @@ def test_an_unlisted_answer_has_no_more_than_the_least_listed_token_and_than_wha
 
 def test_a_word_within_a_word_is_no_answer():
     assert score_of_text("Nothing was won", [" yes", " no"]) is NO_ANSWER
-    assert score_of_text("no.", [" yes", " no"])[:2] == (0.0, 1.0)
+    assert score_of_text("no.", [" yes", " no"]) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_word_within_a_word_is_no_answer():
 )
 def test_text_is_an_answer_only_where_it_begins_with_one_that_ends_there(text, probability):
     score = score_of_text(text, [" yes", " no"], "Verdict:")
-    assert score is NO_ANSWER if probability is None else score[:2] == (probability, 1.0)
+    assert score is NO_ANSWER if probability is None else score == (probability, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -91,9 +91,9 @@ def test_text_is_an_answer_only_where_it_begins_with_one_that_ends_there(text, p
 )
 def test_a_letter_is_no_answer_in_another_case_or_within_a_sentence(text, probability):
     score = score_of_text(text, ["A", "B", "C"], "Better:")
-    assert score is NO_ANSWER if probability is None else score[:2] == (probability, 1.0)
+    assert score is NO_ANSWER if probability is None else score == (probability, 1.0)
 
 
 def test_numbers_as_answers_are_not_found_within_numbers():
-    assert score_of_text("1.", ["1", "2"])[:2] == (1.0, 1.0)
+    assert score_of_text("1.", ["1", "2"]) == (1.0, 1.0)
     assert score_of_text("1.5", ["1", "2"]) is NO_ANSWER

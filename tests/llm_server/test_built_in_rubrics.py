@@ -45,7 +45,7 @@ def test_it_can_be_calibrated_on_what_it_does_not_show(name):
     assert rubric.goal
     assert {example.positive for example in rubric.examples} == {True, False}
     assert rubric.calibration.items
-    assert not texts_shown(rubric) & set(rubric.calibration.items)
+    assert not texts_shown(rubric) & {*rubric.calibration.items, *rubric.calibration.positives}
 
 
 @pytest.mark.parametrize("name", built_in_rubrics())
@@ -65,4 +65,10 @@ def test_what_it_is_measured_on_is_neither_shown_nor_chosen_from(name):
     held_out = captions(f"{name}_held_out")
     assert not held_out & captions(name)
     for rubric in (load_rubric(name), load_rubric(f"{name}_chat")):
-        assert not held_out & (texts_shown(rubric) | set(rubric.calibration.items))
+        assert not held_out & (texts_shown(rubric) | {*rubric.calibration.items, *rubric.calibration.positives})
+
+
+def test_the_messages_that_reward_is_measured_on_were_not_chosen_from():
+    held_out, rubric = captions("nethack_messages_held_out"), load_rubric("nethack_progress")
+    assert not held_out & captions("nethack_messages_dev")
+    assert not held_out & (texts_shown(rubric) | {*rubric.calibration.items, *rubric.calibration.positives})

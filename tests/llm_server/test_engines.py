@@ -18,9 +18,7 @@ from llm_server.annotation import Score
 from llm_server.engine import Engine, build_engine
 from llm_server.openai_engine import OpenAIEngine
 from llm_server.rubric import PairExample, PairRubric, Rubric
-from llm_server.rubric_file import load_rubric
 from tests.llm_server.fake_endpoint import MODEL, FakeEndpoint
-from tests.llm_server.two_words import in_two_words
 
 ENGINES = ("scripted", "transformers", "openai", "openai_text", "vllm")
 PAIRS = PairRubric(
@@ -43,8 +41,8 @@ pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
-def comparing() -> Rubric:
-    return dataclasses.replace(in_two_words(load_rubric("nethack_progress")), pairs=PAIRS)
+def comparing(yes_or_no) -> Rubric:
+    return dataclasses.replace(yes_or_no, pairs=PAIRS)
 
 
 @pytest.fixture(scope="module")

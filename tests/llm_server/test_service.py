@@ -356,11 +356,11 @@ def test_the_same_judge_answers_in_process(rubric):
         client.annotate([b"good"])
 
 
-def test_the_real_model_judges_over_the_wire(start, connect, smollm2):
+def test_the_real_model_judges_over_the_wire(start, connect, smollm2, rubric):
     judgements = connect(start(engine=RealEngine(smollm2))).annotate([b"You kill the jackal!", b"You can't move there.", b"\xfe"])
     assert [judgement.status for judgement in judgements] == [Status.OK, Status.OK, Status.REJECTED]
     assert judgements[0].probability > judgements[1].probability
-    assert all(judgement.answer_mass > 0.5 for judgement in judgements[:2])
+    assert all(judgement.answer_mass > rubric.min_answer_mass for judgement in judgements[:2])
 
 
 class RealEngine:

@@ -19,7 +19,6 @@ from llm_server.engine import build_engine
 from llm_server.question import PROMPT_VERSION
 from llm_server.rubric import Calibration, Example
 from llm_server.transformers_engine import TransformersEngine
-from tests.llm_server.two_words import in_two_words
 
 TEXTS = [
     "It's a wall.",
@@ -34,10 +33,10 @@ FEW = ServiceConfig(torch_threads=0, batch_size=3)
 
 
 @pytest.fixture
-def short(rubric):
-    """The same rubric with two examples: engines for one test are built quickly."""
+def short(yes_or_no):
+    """A rubric with two examples: engines for one test are built quickly."""
     examples = (Example(item="You kill the jackal!", positive=True), Example(item="It's solid stone.", positive=False))
-    return dataclasses.replace(in_two_words(rubric), examples=examples, calibration=Calibration(items=("It's a wall.",)))
+    return dataclasses.replace(yes_or_no, examples=examples, calibration=Calibration(items=("It's a wall.",)))
 
 
 def plain_log_odds(engine, rubric, text):
@@ -46,10 +45,10 @@ def plain_log_odds(engine, rubric, text):
     ids = engine._tokenizer(f"{before} {text}{after}", return_tensors="pt")["input_ids"]
     with torch.no_grad():
         logits = engine._model(ids.to(engine._device)).logits[0, -1].float()
-    answers = [engine._tokenizer(word)["input_ids"][0] for word in rubric.question().answers]
-    probabilities, num_positives = logits.softmax(-1)[answers].double(), len(rubric.positive_kinds or [rubric.positive])
-    yes, no = probabilities[:num_positives].sum(), probabilities[num_positives:].sum()
-    return (yes / no).log().item(), (yes + no).item()
+    question, probabilities = rubric.question(), logits.softmax(-1)
+    answers = [probabilities[engine._tokenizer(word)["input_ids"][0]].item() for word in question.answers]
+    wanted = sum(p * weight for p, weight in zip(answers, question.weights, strict=True))
+    return math.log(wanted / (sum(answers) - wanted)), sum(answers)
 
 
 def test_packed_answers_are_those_of_a_plain_forward_pass(smollm2, rubric):
