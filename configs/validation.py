@@ -50,6 +50,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "policy.crop_size": (3, 41),
     "policy.embedding_size": (1, 4096),
     "policy.head_gain": (0, 100),
+    "policy.encoder_gain": (0, 100),
     "learner.rollouts_per_batch": (1, 10_000),
     "learner.epochs": (1, 1000),
     "learner.minibatches": (1, 65_536),

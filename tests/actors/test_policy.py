@@ -52,6 +52,16 @@ def make_net(network: str = "mlp", *, core: str = "lstm", core_skip: bool = Fals
     return net
 
 
+@pytest.mark.parametrize("network", ["mlp", "cnn"])
+def test_first_weights_are_orthogonal_with_the_gain_of_their_place(network: str):
+    net = PolicyNet(make_spec(network), dataclasses.replace(SMALL, encoder_gain=1.5, head_gain=0.02))
+    layers = [layer for layer in net.encoder.modules() if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)]
+    for layer, gain in [*((layer, 1.5) for layer in layers), (net.policy_head, 0.02), (net.value_head, 1.0)]:
+        singular = torch.linalg.svdvals(layer.weight.detach().flatten(1))
+        torch.testing.assert_close(singular, torch.full_like(singular, gain))
+        assert not layer.bias.any()
+
+
 def random_obs(network: str, *shape: int, seed: int = 0) -> dict[str, Tensor]:
     rng = np.random.default_rng(seed)
 

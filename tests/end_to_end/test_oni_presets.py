@@ -41,6 +41,7 @@ def test_a_preset_holds_what_is_documented_of_oni(name: str) -> None:
     assert not learner.normalize_returns
     assert not policy.core_skip
     assert (policy.network, policy.core, policy.core_size, policy.hidden_size, policy.head_gain) == ("rendered_crop", "gru", 512, 512, 1.0)
+    assert policy.encoder_gain == 1.0
     scale = 0.1 if extrinsic_coefficient == 10.0 else 1.0
     assert (reward.extrinsic_scale, reward.extrinsic_clip, reward.count_exponent) == (scale, 10.0, 3.0)
     assert (config.reward_model.name, config.reward_model.output) == ("retrieval", "binary")
@@ -49,7 +50,7 @@ def test_a_preset_holds_what_is_documented_of_oni(name: str) -> None:
 @pytest.mark.parametrize("name", TASKS)
 def test_every_number_of_a_preset_that_is_not_onis_says_why(name: str) -> None:
     """Lines without a comment hold what `test_a_preset_holds_what_is_documented_of_oni` knows of ONI."""
-    documented = {"extends", "id", "network", "core", "core_size", "hidden_size", "head_gain", "name", "output", "extrinsic_coefficient"}
+    documented = {"extends", "id", "network", "core", "core_size", "hidden_size", "head_gain", "encoder_gain", "name", "output", "extrinsic_coefficient"}
     documented |= {"core_skip", "learning_rate", "epochs", "minibatches", "trace_lambda", "normalize_returns", "value_coefficient"}
     for line in (PRESETS / f"{name}.yaml").read_text().splitlines():
         key, _, value = line.split("#")[0].strip().partition(":")
