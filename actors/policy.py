@@ -64,7 +64,7 @@ class PolicyNet(nn.Module):
         self.register_buffer("value_scale", torch.ones(()))
         for layer in (*self.encoder.modules(), self.policy_head, self.value_head):
             if isinstance(layer, nn.Linear | nn.Conv2d):
-                gain = {self.policy_head: config.head_gain, self.value_head: 1.0}.get(layer, config.encoder_gain)
+                gain = config.head_gain if layer is self.policy_head else 1.0 if layer is self.value_head else config.encoder_gain
                 nn.init.orthogonal_(layer.weight, gain)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)

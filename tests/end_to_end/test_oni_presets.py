@@ -50,7 +50,19 @@ def test_a_preset_holds_what_is_documented_of_oni(name: str) -> None:
 @pytest.mark.parametrize("name", TASKS)
 def test_every_number_of_a_preset_that_is_not_onis_says_why(name: str) -> None:
     """Lines without a comment hold what `test_a_preset_holds_what_is_documented_of_oni` knows of ONI."""
-    documented = {"extends", "id", "network", "core", "core_size", "hidden_size", "head_gain", "encoder_gain", "name", "output", "extrinsic_coefficient"}
+    documented = {
+        "extends",
+        "id",
+        "network",
+        "core",
+        "core_size",
+        "hidden_size",
+        "head_gain",
+        "encoder_gain",
+        "name",
+        "output",
+        "extrinsic_coefficient",
+    }
     documented |= {"core_skip", "learning_rate", "epochs", "minibatches", "trace_lambda", "normalize_returns", "value_coefficient"}
     for line in (PRESETS / f"{name}.yaml").read_text().splitlines():
         key, _, value = line.split("#")[0].strip().partition(":")
