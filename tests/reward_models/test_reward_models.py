@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from configs.service_schema import RewardModelConfig
 from learner.checkpoint import load_checkpoint, save_checkpoint
@@ -14,6 +15,16 @@ from reward_models.building import build_reward_model
 from reward_models.interface import Asks
 from reward_models.options import RewardOptions
 from reward_models.training import RewardTrainer
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in a run: with several, sums come in another order each time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 MODELS = {
     "retrieval": RewardModelConfig(name="retrieval"),
