@@ -268,6 +268,14 @@ def test_what_the_judge_is_is_known_before_its_first_judgement(make, service, bo
     assert annotator.judge.threshold == 0.5
 
 
+def test_answers_within_the_noise_of_theta_are_counted(make, book, service):
+    fill(book, "a kill", "odd", "nothing")
+    service.threshold, service.noise = 0.899, 0.02  # the kill is given 0.9
+    annotator = make()
+    assert texts_of(annotator.turn(10)) == ["a kill", "nothing"], "labels they are all the same"
+    assert annotator.metrics()["annotations_undecided"] == 1
+
+
 def test_counters_go_on_after_a_resume(make, book):
     fill(book, "a", "odd")
     first, second = make(), make()
