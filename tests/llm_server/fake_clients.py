@@ -18,7 +18,7 @@ class FakeService:
         self.arrived = threading.Semaphore(0)
         self.requests: list[list[str]] = []
         self.answered: list[str] = []
-        self.threshold, self.model = 0.5, "0"
+        self.threshold, self.model, self.noise = 0.5, "0", 0.0
         self.connections = self.closed = self.under_way = self.most_under_way = 0
         self.lock = threading.Lock()
 
@@ -75,6 +75,7 @@ class FakeClient:
             max_items_per_request=1024,
             max_item_bytes=4096,
             forward_passes=0,
+            noise=self._service.noise,
         )
 
     def take_rejected(self) -> int:

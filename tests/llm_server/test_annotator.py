@@ -350,6 +350,14 @@ def test_labels_of_a_judge_that_is_not_known_are_dropped(make, book):
     assert second.metrics()["annotations_dropped"] == 1
 
 
+def test_answers_within_the_noise_of_theta_are_counted(make, book, service):
+    fill(book, "a kill", "odd", "nothing")
+    service.threshold, service.noise = 0.899, 0.02  # the kill is given 0.9
+    annotator = make()
+    assert texts_of(annotator.turn(10)) == ["a kill", "nothing"], "labels they are all the same"
+    assert annotator.metrics()["annotations_undecided"] == 1
+
+
 def test_counters_go_on_after_a_resume(make, book):
     fill(book, "a", "odd")
     first, second = make(), make()

@@ -114,6 +114,14 @@ def test_the_background_threads_leave_nothing_of_a_former_judge(make, service, n
     assert pipeline.state_dict()["annotator"]["judge"]["fingerprint"] == "another"
 
 
+def test_what_lies_within_the_noise_above_theta_is_not_paid(make, service):
+    service.threshold, service.noise = 0.899, 0.02  # kills are given 0.9
+    pipeline = make()
+    pipeline.report(TEXTS, COUNTS, "0.0", 0, 0)
+    assert rewards(pipeline.turn(10), 1, 2, 4) == [0, 0, 0]
+    assert pipeline.metrics()["annotations_undecided"] == 2
+
+
 def test_the_background_threads_do_what_turns_do(make):
     pipeline = make()
     pipeline.start()
