@@ -41,6 +41,7 @@ def test_the_main_job_survives_what_dies_and_ctrl_c_leaves_nothing(tmp_path: Pat
         assert not alive
     finally:
         end_processes(run_dir)
+        process.wait(10)
     assert process.returncode == 0, log.read_text()[-4000:]
     assert not temporary_directory(str(run_dir)).exists()
     summary = json.loads((run_dir / "summary.json").read_text())
@@ -64,6 +65,7 @@ def test_sigterm_writes_a_checkpoint_too(tmp_path: Path) -> None:
         process.wait(20)
     finally:
         end_processes(run_dir)
+        process.wait(10)
     assert process.returncode == 0, log.read_text()[-4000:]
     assert list((run_dir / "checkpoints").glob("step_*"))
     assert not json.loads((run_dir / "summary.json").read_text())["finished"]
