@@ -15,7 +15,7 @@ from actors.policy import PolicyNet, snapshot
 from actors.rendered_crop import BLSTATS_SCALES, RenderedCropEncoder
 from configs.schema import EnvConfig, PolicyConfig
 
-ONI = PolicyConfig(network="rendered_crop", core="gru", core_size=512, hidden_size=512, head_gain=1.0, core_skip=False)
+ONI = PolicyConfig(network="rendered_crop", core="gru", core_size=512, hidden_size=512, head_gain=1.0, encoder_gain=1.0, core_skip=False)
 SMALL = dataclasses.replace(ONI, core_size=16, hidden_size=24)
 OBSERVATIONS = {
     "character_crop": character_view().spec,
