@@ -62,7 +62,7 @@ def make_inference(
 ) -> BatchedInference:
     torch.manual_seed(seed)
     network = next(name for entry, name in NETWORKS.items() if entry in spec.observations)
-    net = PolicyNet(spec, PolicyConfig(network=network, hidden_size=128, core_size=64, reuse_crops=reuse))
+    net = PolicyNet(spec, PolicyConfig(network=network, hidden_size=128, core_size=64, encoder_gain=1.0, reuse_crops=reuse))
     torch.nn.init.orthogonal_(net.policy_head.weight, 3.0)  # at first all actions are all but equal, which would hide a difference
     return BatchedInference(net, spec, NUM_ENVS, ActorsConfig(precision=precision, device=device))
 

@@ -241,7 +241,8 @@ def folder(tmp_path: Path) -> Path:
 def test_a_model_folder_as_it_should_be(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, findings = examine(capsys, *MODEL, f"service.model={folder}")
     assert code == 0
-    assert "' yes', ' no' are single tokens" in findings["judge"][0]["found"]
+    assert "' kill', ' gold', " in findings["judge"][0]["found"]
+    assert "' no', ' yes' are single tokens" in findings["judge"][0]["found"]
 
 
 def test_weights_that_were_cut_short(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
