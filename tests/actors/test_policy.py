@@ -13,7 +13,7 @@ from actors.policy import PolicyNet, load_snapshot, load_weights, snapshot
 from configs.schema import EnvConfig, PolicyConfig
 
 NUM_ACTIONS = 5
-SMALL = PolicyConfig(core_size=16, hidden_size=24, embedding_size=8)
+SMALL = PolicyConfig(core_size=16, hidden_size=24, embedding_size=8, encoder_gain=1.0)
 
 
 def numeric(*shape: int, dtype: type = np.float32) -> ArraySpec:
