@@ -167,11 +167,12 @@ class Learner:
         config, before = self.config, self._gradient_steps
         for group in self._optimizer.param_groups:
             group["lr"] = config.learning_rate * (1 - (1 - config.final_learning_rate_fraction) * progress)
-        probe = self._probe(batch) if self._updates % PROBE_INTERVAL == 0 else None
+        is_probed = self._updates % PROBE_INTERVAL == 0
         is_single = config.epochs * config.minibatches == 1
         with torch.set_grad_enabled(is_single), self._autocast():
             output = self.net(batch.obs, batch.core_state, batch.reset_before)
         targets = self._targets(batch, output, rewards)
+        logits_before = output.logits[:, :PROBE_COLUMNS].detach()
         figures: list[dict[str, Tensor]] = []
         for epoch in range(config.epochs):
             for columns in self._minibatches(rewards.shape[1], epoch):
@@ -191,8 +192,8 @@ class Learner:
                 self._return_scale.observe(targets.vs)
                 self.net.rescale_values(*self._return_scale.unit(self.device))
         of_batch = {"policy_state_information": state_information(batch.behaviour_logits)}
-        if probe is not None:
-            of_batch |= self._compare(probe)
+        if is_probed:
+            of_batch |= self._compare(batch, logits_before)
         means = {name: torch.stack([of_step[name] for of_step in figures if name in of_step]).nanmean() for name in figures[0]}
         return _numbers({**means, **of_batch})
 
@@ -257,20 +258,12 @@ class Learner:
         return torch.autocast(self.device.type, self._precision or torch.bfloat16, enabled=self._precision is not None)
 
     @torch.no_grad()
-    def _probe(self, batch: Batch) -> tuple[Batch, PolicyOutput]:
-        """A few environments, and what the net says of them before the update."""
-        columns = torch.arange(min(PROBE_COLUMNS, batch.actions.shape[1]))
-        part = batch.columns(columns)
-        with self._autocast():
-            return part, self.net(part.obs, part.core_state, part.reset_before)
-
-    @torch.no_grad()
-    def _compare(self, probe: tuple[Batch, PolicyOutput]) -> dict[str, Tensor]:
-        """Figures of the update that lies between the probe and now, and of the core."""
-        part, before = probe
+    def _compare(self, batch: Batch, logits_before: Tensor) -> dict[str, Tensor]:
+        """Figures of the update that turned `logits_before` [T+1, N, A], of the batch's first environments, into the net's, and of the core."""
+        part = batch.columns(torch.arange(logits_before.shape[1]))
         with self._autocast():
             after = self.net(part.obs, part.core_state, part.reset_before)
-        figures = {"update_kl": mean_kl(before.logits, after.logits)}
+        figures = {"update_kl": mean_kl(logits_before, after.logits)}
         return figures | core_figures(after.core_outputs) if self.net.core.kind != "none" else figures
 
 
