@@ -4,30 +4,48 @@ Invariant: whatever is wrong with the input, the error is one `ConfigError` that
 wanted, and the nearest thing that exists.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from configs.schema import RunConfig
 from configs.suggestions import did_you_mean
 from configs.validation import ConfigError, validate
+from configs.yaml_text import TRUTH, Plain, guess, read_yaml
 
 PRESETS = Path(__file__).parent / "presets"
 FREE_KEYS = ("env.options",)
 """Mappings whose inner keys the schema does not know."""
-MAY_CHANGE_ON_RESUME = {"total_env_steps", "run_dir", "cluster", "logging", "env.stepping", "env.share_engine_code"} | {
-    *(f"annotator.{name}" for name in ("address", "tls_ca", "tls_cert", "tls_key", "token_file", "request_timeout_s", "max_backoff_s")),
-    "annotator.wait_for_first_table_s",
-    "service.hang_timeout_s",
+WANTED = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text; in a file put it in quotes",
+    list: "a list of texts, such as [one, two]",
+    dict: "keys with values, such as {size: 3}",
+}
+OF_THE_MACHINE = {
+    "env": "stepping share_engine_code",
+    "actors": "device torch_threads",
+    "policy": "reuse_crops",
+    "learner": "device torch_threads",
+    "annotator": "address tls_ca tls_cert tls_key token_file batch_size max_in_flight max_labels_per_s request_timeout_s max_backoff_s"
+    " wait_for_first_table_s",
+    "service": "device batch_size host port nice torch_threads store max_items_per_request script_delay_s hang_timeout_s engine_timeout_s"
+    " vllm_python tensor_parallel gpu_memory_utilization max_model_len endpoint endpoint_key_env endpoint_concurrency",
+}
+"""Settings, by section, of what a machine is, has and can do at once: none of them decides what is learnt, but for rounding and timing."""
+MAY_CHANGE_ON_RESUME = {"total_env_steps", "run_dir", "cluster", "logging", "checkpoint"} | {
+    f"{section}.{name}" for section, names in OF_THE_MACHINE.items() for name in names.split()
 }
 """Keys (or sections) that do not make a resumed run another experiment."""
+DECIDE_THE_REWARD_MODEL = ("seed", "annotator", "reward_model")
+"""Keys and sections that a reward model trained on judgements before the policy depends on."""
 
 
 def preset_names() -> list[str]:
@@ -52,18 +70,11 @@ def load_config(*, preset: str | None = None, file: str | None = None, overrides
         layers = _read_layers(Path(file))
         name = Path(file).stem
     layers.extend(_parse_override(text) for text in overrides)
-    merged = OmegaConf.structured(RunConfig)
+    values: dict[str, Any] = {}
     for layer in layers:
-        _check_keys(layer)
-        try:
-            merged = OmegaConf.merge(merged, _read_numbers(layer))
-        except OmegaConfBaseException as error:
-            raise ConfigError(_explain(error, layer)) from None
-    try:
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}; give the value itself") from None
-    assert isinstance(config, RunConfig)
+        for key, value in _values(layer).items():
+            values[key] = _merge(values.get(key), value)
+    config = _build(RunConfig, values)
     if not config.run_dir:
         config = dataclasses.replace(config, run_dir=str(Path("runs") / name))
     validate(config)
@@ -88,21 +99,19 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 def from_dict(values: Mapping[str, Any]) -> RunConfig:
     """The inverse of `to_dict`; keys that this version does not know are refused."""
-    _check_keys(dict(values))
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), dict(values)))
-    assert isinstance(config, RunConfig)
-    return config
+    return _build(RunConfig, _values(values))
 
 
-def experiment_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """One line `key: old -> new` per difference that would make a resumed run another experiment."""
+def experiment_diff(old: Mapping[str, Any], new: Mapping[str, Any], *, of_reward_model: bool = False) -> list[str]:
+    """One line `key: old -> new` per difference that would make a resumed run another experiment; with `of_reward_model`, per difference
+    that would make a reward model trained before the policy another one."""
     before, after = dict(_flatten(old)), dict(_flatten(new))
     keys = sorted(key for key in before.keys() | after.keys() if not {key, key.split(".")[0]} & MAY_CHANGE_ON_RESUME)
     absent = object()
     return [
         f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}"
         for key in keys
-        if before.get(key, absent) != after.get(key, absent)
+        if before.get(key, absent) != after.get(key, absent) and (not of_reward_model or key.split(".")[0] in DECIDE_THE_REWARD_MODEL)
     ]
 
 
@@ -144,27 +153,36 @@ def _read_layers(path: Path, extending: tuple[Path, ...] = ()) -> list[dict[str,
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
+        values = read_yaml(path.read_text("utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if values is None:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"configuration {path} is not text in UTF-8: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"configuration {path}: {error}") from None
+    if isinstance(values, Plain) and not values:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold keys and values, got {type(values).__name__}")
+        raise ConfigError(f"configuration {path} must hold keys and values, got {_kind(values)}")
     return values
 
 
 def _parse_override(text: str) -> dict[str, Any]:
-    """`a.b=1` -> {a: {b: 1}}; the value is read as YAML."""
+    """`a.b=1` -> {a: {b: 1}}. The value is what follows the sign, as it is, without the quotes around it; YAML only for lists and mappings."""
     key, separator, raw = text.partition("=")
     if not separator or not key:
         raise ConfigError(f"got {text!r}, wanted key=value, for example learner.learning_rate=0.0002")
-    try:
-        value = yaml.safe_load(raw) if raw else ""
-    except yaml.YAMLError:
-        raise ConfigError(f"{key}: cannot read the value {raw!r} as YAML") from None
+    value: Any = raw
+    if raw:
+        try:
+            value = read_yaml(raw)
+        except ValueError as error:
+            value = error
+        in_quotes = type(value) is str and raw[0] in "'\"" and raw[0] == raw[-1]
+        if not in_quotes and (isinstance(value, str) or isinstance(_defaults().get(key), str | int | float)):
+            value = Plain(raw)
+        if isinstance(value, ValueError):
+            raise ConfigError(f"{key}: got {raw!r}, {value}")
     *sections, name = key.split(".")
     nested: dict[str, Any] = {name: value}
     for section in reversed(sections):
@@ -172,24 +190,81 @@ def _parse_override(text: str) -> dict[str, Any]:
     return nested
 
 
-def _read_numbers(layer: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Scientific notation where the schema wants a number: YAML takes `1e-4` for text, and `1e6` is a whole number too."""
-    defaults = {key: default for key, default, _ in field_docs()}
+def _values(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value, each of the type that the schema wants. Raises ConfigError for the first that cannot be."""
+    defaults = _defaults()
+    sections = {key.rsplit(".", 1)[0] for key in defaults if "." in key}
+    values: dict[str, Any] = {}
+    for key, value in _flatten(layer):
+        if key in sections:
+            raise ConfigError(
+                f"{key} is a section, got {value!r}; set one of its keys, for example {next(k for k in defaults if k.startswith(key + '.'))}"
+            )
+        if key not in defaults:
+            raise ConfigError(f"unknown key {key}{did_you_mean(key, defaults)}; `delphi train --keys` lists them all")
+        if key in values:
+            raise ConfigError(f"{key} is given twice, once within its section and once by its whole name; leave one of the two out")
+        values[key] = _value(key, value, defaults[key])
+    return values
 
-    def convert(key: str, value: Any) -> Any:
-        default = defaults.get(key)
-        if isinstance(default, bool) or not isinstance(default, int | float) or not isinstance(value, str | float):
-            return value
-        try:
-            number = float(value)
-        except ValueError:
-            return value
-        return int(number) if isinstance(default, int) and number.is_integer() else number
 
-    return {
-        key: _read_numbers(value, f"{prefix}{key}.") if isinstance(value, Mapping) else convert(f"{prefix}{key}", value)
-        for key, value in layer.items()
-    }
+def _value(key: str, value: Any, default: Any) -> Any:
+    """`value` as what `default` is."""
+    if isinstance(default, str) and isinstance(value, str):
+        if re.search(r"\$\{\w", value):
+            raise ConfigError(f"{key}: got text with ${{...}}, for which nothing is put in; give the value itself")
+        return str(value)
+    if isinstance(default, bool):
+        known = value if isinstance(value, bool) else TRUTH.get(str(value).strip().lower())
+        if known is not None:
+            return known
+    elif isinstance(default, int | float) and isinstance(value, str | int | float) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            return _whole(value) if isinstance(default, int) else float(value)
+    elif isinstance(default, list) and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return [str(item) for item in value]
+    elif isinstance(default, dict) and isinstance(value, Mapping):
+        return guess(dict(value))
+    got = repr(value) if isinstance(value, str | int | float) else _kind(value)
+    raise ConfigError(f"{key}: got {got}, wanted {WANTED[type(default)]}")
+
+
+def _whole(value: str | int | float) -> int:
+    with contextlib.suppress(ValueError):
+        if not isinstance(value, float):
+            return int(value)
+    if not float(value).is_integer():
+        raise ValueError(value)
+    return int(float(value))
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, str):
+        return "text"
+    return "a list" if isinstance(value, list) else "keys with values" if isinstance(value, Mapping) else "nothing"
+
+
+def _merge(old: Any, new: Any) -> Any:
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return new
+    return old | {key: _merge(old.get(key), value) for key, value in new.items()}
+
+
+def _build(section: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """A section of the configuration: `values` by dotted key, defaults for the rest."""
+    arguments = {}
+    for field in dataclasses.fields(section):
+        key = f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(field.type):
+            arguments[field.name] = _build(field.type, values, f"{key}.")
+        elif key in values:
+            arguments[field.name] = values[key]
+    return section(**arguments)
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return {key: default for key, default, _ in field_docs()}
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -199,23 +274,3 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield from _flatten(value, f"{full}.")
         else:
             yield full, value
-
-
-def _check_keys(layer: dict[str, Any]) -> None:
-    known = {key: default for key, default, _ in field_docs()}
-    sections = {key.rsplit(".", 1)[0] for key in known if "." in key}
-    for key, value in _flatten(layer):
-        if key in sections:
-            raise ConfigError(
-                f"{key} is a section, got {value!r}; set one of its keys, for example {next(k for k in known if k.startswith(key + '.'))}"
-            )
-        if key not in known:
-            raise ConfigError(f"unknown key {key}{did_you_mean(key, known)}; `delphi train --keys` lists them all")
-
-
-def _explain(error: OmegaConfBaseException, layer: dict[str, Any]) -> str:
-    got = dict(_flatten(layer))
-    key = str(error.full_key or next(iter(got)))
-    defaults = {name: default for name, default, _ in field_docs()}
-    wanted = type(defaults[key]).__name__ if key in defaults else "another type"
-    return f"{key}: got {got.get(key)!r}, wanted {wanted}"

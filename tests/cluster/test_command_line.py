@@ -17,7 +17,7 @@ from tests.refusals import assert_refused
         (["trian"], ["unknown verb 'trian'", "did you mean 'train'", "eval"]),
         (["train", "--preset", "nethack_scor"], ["unknown preset", "did you mean 'nethack_score'"]),
         (["train", "--preset", "debug", "learner.gama=0.9"], ["unknown key learner.gama", "learner.gamma"]),
-        (["train", "--preset", "debug", "seed=abc"], ["seed", "'abc'", "int"]),
+        (["train", "--preset", "debug", "seed=abc"], ["seed", "'abc'", "a whole number"]),
         (["train", "--preset", "debug", "learner.gamma=1.5"], ["learner.gamma", "1.5", "from 0 to"]),
         (["train", "--preset", "debug", "env.id=NetHackScor-v0"], ["NetHackScor-v0", "NetHackScore-v0"]),
         (["train", "--preset", "debug", "env.id=absent_module:Env-v0"], ["absent_module"]),

@@ -1,9 +1,11 @@
 import ast
+import json
+import re
 from pathlib import Path
 
 import pytest
 
-from configs.loading import experiment_diff, field_docs, from_dict, load_config, preset_names, to_dict
+from configs.loading import MAY_CHANGE_ON_RESUME, experiment_diff, field_docs, from_dict, load_config, preset_names, to_dict
 from configs.validation import CHOICES, RANGES, ConfigError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -56,11 +58,19 @@ def test_overrides_go_before_the_file_and_the_file_before_defaults(tmp_path: Pat
         (["gamma=0.9"], ["unknown key gamma", "learner.gamma"]),
         (["learner.gamma=2"], ["learner.gamma", "got 2.0", "from 0 to"]),
         (["learner.gamma=nan"], ["learner.gamma", "got nan"]),
-        (["actors.num_workers=1.5"], ["actors.num_workers", "1.5", "int"]),
+        (["actors.num_workers=1.5"], ["actors.num_workers", "1.5", "a whole number"]),
         (["cluster.mode=cloud"], ["cluster.mode", "'cloud'", "inline, local, connect"]),
         (["learner=3"], ["learner is a section"]),
         (["seed"], ["'seed'", "key=value"]),
-        (["seed=[1"], ["seed", "YAML"]),
+        (["reward_model.goals=[1"], ["reward_model.goals", "'[1'", "not YAML"]),
+        (["reward_model.goals=gold"], ["reward_model.goals", "'gold'", "a list of texts"]),
+        (["reward_model.goals=[it says: gold]"], ["reward_model.goals", "a list of texts"]),
+        (["env.options=3"], ["env.options", "'3'", "keys with values"]),
+        (["env.options={a: 1, b: 2, a: 3}"], ["env.options", "'a' is given twice"]),
+        (["seed=010 # x"], ["seed", "'010 # x'", "a whole number"]),
+        (["checkpoint.interval_s=10:00"], ["checkpoint.interval_s", "'10:00'", "a number"]),
+        (["env.fold_case=maybe"], ["env.fold_case", "'maybe'", "true or false"]),
+        (["run_dir=${HOME}/runs"], ["run_dir", "${", "give the value itself"]),
         (["cluster.mode=connect", "run_dir=runs/x"], ["run_dir", "absolute"]),
         (["policy.crop_size=8"], ["policy.crop_size", "odd"]),
         (["annotator.max_labels_per_s=5", "cluster.mode=inline"], ["annotator.max_labels_per_s", "labels_per_turn"]),
@@ -108,6 +118,102 @@ def test_a_file_may_hold_differences_from_a_preset(tmp_path: Path) -> None:
         load_config(file=str(file))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1.10",
+        "010",
+        "1_000",
+        "1e3",
+        "0x1F",
+        "20240501_1200",
+        "2024-05-01",
+        "12:30:00",
+        "off",
+        "no",
+        "~",
+        "null",
+        "",
+        ".inf",
+        "=",
+        "<<",
+        "???",
+        "true",
+    ],
+)
+def test_text_stays_what_was_typed(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"service:\n  model: {text}\nreward_model:\n  name: embedding\n  goals:\n  - {text or 'a'}\n")
+    config = load_config(file=str(file), overrides=[f"annotator.rubric={text}", f"env.id={text}"])
+    assert (config.service.model, config.annotator.rubric, config.env.id) == (text, text, text)
+    assert config.reward_model.goals == [text or "a"]
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    "text", ["runs/exp #3", "[::1]:7431", "[Kk]ill=0.9", "*=0.9", "&a", "!x", "@x", "`x", "%a", "a: b", "{a}", "'a' or 'b'", "- a", "|"]
+)
+def test_signs_of_yaml_mean_nothing_in_the_text_of_an_override(text: str) -> None:
+    assert load_config(preset="debug", overrides=[f"service.script={text}"]).service.script == text
+    quoted = "'" + text.replace("'", "''") + "'"
+    assert load_config(preset="debug", overrides=[f"service.script={quoted}"]).service.script == text
+
+
+def test_numbers_and_truth_values_are_read_by_what_the_setting_wants(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "seed: 010\ntotal_env_steps: 1e6\nlearner: {gamma: 0, learning_rate: '1e-3'}\nenv: {fold_case: on, fold_digits: 'yes'}\n"
+    )
+    config = load_config(file=str(file), overrides=["policy.core_skip=No", "actors.num_workers=2.0"])
+    assert (config.seed, config.total_env_steps, config.actors.num_workers) == (10, 1_000_000, 2)
+    assert (config.learner.gamma, config.learner.learning_rate) == (0.0, 1e-3)
+    assert (config.env.fold_case, config.env.fold_digits, config.policy.core_skip) == (True, True, False)
+
+
+def test_options_that_no_setting_describes_are_what_they_look_like(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "env: {options: {a: 1, b: -2.5, c: 1e-3, d: off, e: ~, f: '1', g: 2024-05-01, h: 007, i: [no, x], 3: {on: 1:30}, s: 00.5}}\n"
+    )
+    options = load_config(
+        file=str(file), overrides=["env.options.j=a #b", "env.options.k='2'", "env.options.l=", "env.options.i=[3]"]
+    ).env.options
+    assert options == {
+        "a": 1, "b": -2.5, "c": 1e-3, "d": False, "e": None, "f": "1", "g": "2024-05-01", "h": "007", "i": [3], "3": {"on": "1:30"},
+        "s": "00.5", "j": "a #b", "k": "2", "l": "",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("seed: 1\nseed: 7\n", "'seed' is given twice, in lines 1 and 2"),
+        ("env: {id: CartPole-v1}\nlearner: {gamma: 0.9}\nenv: {captioner: 'info:event'}\n", "'env' is given twice, in lines 1 and 3"),
+        ("env:\n  options:\n    size: 3\n    'size': 3\n", "'size' is given twice, in lines 3 and 4"),
+        ("learner: {gamma: 0.9}\nlearner.gamma: 0.8\n", "learner.gamma is given twice"),
+        ("[a]: 1\n", "line 1: a key must be text"),
+        ("seed: !!int '3'\n", "line 1 has the tag"),
+        ("seed: &a [*a]\n", "nested too deeply"),
+        ("run_dir: [a]\n", "run_dir: got a list, wanted text; in a file put it in quotes"),
+        ("run_dir: {a: b}\n", "unknown key run_dir.a"),
+        ("- seed\n", "must hold keys and values, got a list"),
+        ("seed\n", "must hold keys and values, got text"),
+    ],
+)
+def test_a_file_that_says_less_than_it_seems_to_is_refused(content: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        load_config(file=str(file))
+
+
+def test_a_mapping_may_be_merged_into_another(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("env: {options: {x: &x {a: 1, b: 1}, y: {<<: *x, b: 2}, z: {<<: [{a: 3}, *x]}}}\n")
+    options = load_config(file=str(file)).env.options
+    assert options == {"x": {"a": 1, "b": 1}, "y": {"a": 1, "b": 2}, "z": {"a": 3, "b": 1}}
+
+
 def test_unknown_presets_and_unreadable_files_are_explained(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'debug'"):
         load_config(preset="debgu")
@@ -115,7 +221,7 @@ def test_unknown_presets_and_unreadable_files_are_explained(tmp_path: Path) -> N
         load_config(file=str(tmp_path / "absent.yaml"))
     broken = tmp_path / "broken.yaml"
     broken.write_text("a: [")
-    with pytest.raises(ConfigError, match="not YAML"):
+    with pytest.raises(ConfigError, match=r"broken\.yaml: not YAML: .* goes in quotes"):
         load_config(file=str(broken))
 
 
@@ -132,9 +238,55 @@ def test_only_keys_that_change_the_experiment_are_in_the_diff() -> None:
 
 def test_a_resumed_run_may_find_its_judge_elsewhere() -> None:
     old = to_dict(load_config(preset="debug", overrides=["annotator.address=a:1"]))
-    moved = ["annotator.address=b:2,c:3", "annotator.tls_ca=ca.pem", "annotator.token_file=token", "service.hang_timeout_s=5"]
-    moved += ["annotator.wait_for_first_table_s=60"]
+    moved = ["annotator.address=b:2,c:3", "annotator.tls_ca=ca.pem", "annotator.token_file=token"]
     assert experiment_diff(old, to_dict(load_config(preset="debug", overrides=moved))) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *("learner.device=cuda:1", "actors.device=cuda", "service.device=cpu", "learner.torch_threads=4", "service.torch_threads=4"),
+        *("actors.torch_threads=2", "service.nice=0", "service.port=7431", "service.host=0.0.0.0", "service.store=/scratch/j.sqlite"),
+        *("service.endpoint=https://other.example/v1", "service.endpoint_key_env=OTHER_API_KEY", "service.endpoint_concurrency=4"),
+        *("service.vllm_python=/opt/vllm/bin/python", "service.gpu_memory_utilization=0.5", "service.tensor_parallel=2"),
+        *("service.max_model_len=2048", "service.batch_size=8", "service.engine_timeout_s=120", "service.hang_timeout_s=5"),
+        *("checkpoint.interval_s=60", "checkpoint.keep=5", "checkpoint.interval_env_steps=7", "annotator.max_in_flight=4"),
+        *("annotator.batch_size=8", "annotator.request_timeout_s=9", "annotator.wait_for_first_table_s=60", "annotator.max_labels_per_s=0"),
+        *("cluster.worker_timeout_s=300", "logging.console=quiet", "policy.reuse_crops=false", "env.stepping=gymnasium"),
+    ],
+)
+def test_a_resumed_run_may_find_another_machine(change: str) -> None:
+    here = to_dict(load_config(preset="debug"))
+    there = to_dict(load_config(preset="debug", overrides=[change]))
+    assert experiment_diff(here, there) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            "seed=2",
+            "env.id=CartPole-v1",
+            "env.max_episode_steps=7",
+            "env.fold_case=true",
+            "actors.envs_per_worker=3",
+            "actors.precision=bf16",
+        ),
+        *("policy.core=gru", "learner.gamma=0.5", "learner.precision=bf16", "learner.rollouts_per_batch=2", "reward.count_exponent=1"),
+        *("annotator.rubric=nethack_gold", "annotator.policy=frequency", "annotator.labels_per_turn=1", "annotator.max_labels=9"),
+        *("service.engine=transformers", "service.model=other", "service.encoder=other", "service.dtype=bfloat16", "service.script=a=1"),
+        *("service.max_item_bytes=999", "reward_model.name=counts", "reward_model.threshold=0.3", "reward_model.labels=hard"),
+    ],
+)
+def test_a_resumed_run_stays_the_same_experiment(change: str) -> None:
+    here = to_dict(load_config(preset="debug"))
+    there = to_dict(load_config(preset="debug", overrides=[change]))
+    assert [line.split(":")[0] for line in experiment_diff(here, there)] == [change.split("=")[0]]
+
+
+def test_what_may_change_on_a_resume_exists() -> None:
+    keys = {key for key, _, _ in field_docs()}
+    assert {*keys, *(key.split(".")[0] for key in keys)} >= MAY_CHANGE_ON_RESUME
 
 
 def test_credentials_without_the_service_that_they_are_for_are_refused() -> None:

@@ -186,7 +186,8 @@ def test_the_pairs_section_is_checked_and_leaves_the_hash_of_single_items_alone(
     assert parse_rubric(both, "r").pairs_hash != parse_rubric(both.replace("P.", "Q."), "r").pairs_hash
     assert parse_rubric(both, "r").pair_question().completion_prompt() == ("P.\n\nFirst: a\nSecond: b\nBetter: 1\n\nFirst:", "\nBetter:")
     mistakes = {
-        "first: ' 1'": ("first: ' 2'", "two different answers"),
+        "first: ' 1'": ("first: '2'", "every answer must differ"),
+        "second: ' 2'": ("second: ''", "an answer is empty"),
         "better: first": ("better: left", "better is `first`"),
         "better: first,": ("", ""),
         "P.,": ("P., tie_margin: 0.6,", "tie_margin must lie"),

@@ -50,12 +50,24 @@ def test_a_rubric_is_read_from_a_path(tmp_path):
         ("threshold: 0.5", "calibration: {itens: []}", "unknown key 'itens' (did you mean 'items'?)"),
         ("threshold: 0.5", "max_item_chars: many", "a whole number"),
         ("threshold: 0.5", "min_answer_mass: 2", "0 to 1"),
-        ('" no"', '" yes"', "two different answers"),
+        ('" no"', '" yes"', "every answer must differ from the others in more than case and space: ' yes', ' yes'"),
+        ('" no"', '"Yes"', "every answer must differ"),
+        ('" no"', "' '", "an answer is empty"),
+        ('negative: " no"', "", "an answer is empty"),
+        ("item: A hole.", "item: ' A  star.'", "example 'A star.' has two answers, 'positive' and 'negative'"),
+        ("item: A hole.", "item: ' '", "is empty"),
+        ("item: A hole.", "item: [A hole]", "item must be text"),
+        ("threshold: 0.5", "calibration: {items: [a], positives: [b, ' a']}", "calibration item 'a' has two answers, 'no' and 'yes'"),
+        ("threshold: 0.5", "calibration: {items: [You see: a]}", "items must be a list of texts"),
+        ("threshold: 0.5", "calibration: {items: ['']}", "calibration item '' is empty"),
+        ("threshold: 0.5", "threshold: .nan", "a number or auto"),
+        ("version: 3", "version: 3\nid: other", "key 'id' is given twice, in lines 2 and 4"),
+        ("positive: true", "positive: true, item: A hole", "key 'item' is given twice, in lines 11 and 11"),
         ("positive: true", "positive: perhaps", "true or false"),
         ('positive: " yes"', 'positive_kinds: [" yes"]', "go together, in place of positive and negative"),
         ("positive: true", "kind: ' yes'", "an example has a kind, the rubric has none"),
         ("{item: A star., positive: true}", "A star.", "wanted keys with values"),
-        ("id: tiny", "id: [", "not valid YAML"),
+        ("id: tiny", "id: [", "not YAML"),
     ],
 )
 def test_a_malformed_rubric_says_what_is_wrong(old, new, complaint):
@@ -83,6 +95,36 @@ examples:
 """
 
 
+def test_text_without_quotes_stays_what_was_typed():
+    typed = MINIMAL.replace("version: 3", "version: 1.10").replace("id: tiny", "id: off").replace("positive: true", "positive: on")
+    typed = typed.replace("item: A star.", "item: no").replace("item: A hole.", "item: ~")
+    rubric = parse_rubric(
+        typed.replace("threshold: 0.5", "threshold: auto\ncalibration: {items: [yes, null, 010, 2024-05-01]}"), "mine.yaml"
+    )
+    assert (rubric.id, rubric.version, rubric.threshold) == ("off", "1.10", None)
+    assert [(shown.item, shown.positive) for shown in rubric.examples] == [("no", True), ("~", False)]
+    assert rubric.calibration.items == ("yes", "null", "010", "2024-05-01")
+
+
+PAIRS = MINIMAL + "pairs: {instructions: P., first: ' 1', second: ' 2', tie: ' 0', examples: [%s], items: [%s]}"
+
+
+@pytest.mark.parametrize(
+    ("examples", "items", "complaint"),
+    [
+        ("{first: a, second: b, better: first}, {first: a, second: b, better: tie}", "", "has two answers, in this order or the other"),
+        ("{first: a, second: b, better: first}, {first: b, second: a, better: first}", "", "has two answers, in this order or the other"),
+        ("{first: a, second: ' a', better: second}", "", "has two answers, in this order or the other"),
+        ("{first: a, second: '', better: second}", "", "is empty"),
+        ("", "{item: a, positive: yes}, {item: a, positive: no}", "item of pairs 'a' has two answers"),
+    ],
+)
+def test_a_pair_shown_both_ways_is_refused(examples, items, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        parse_rubric(PAIRS % (examples, items), "mine.yaml")
+    parse_rubric(PAIRS % ("{first: a, second: b, better: first}, {first: b, second: a, better: second}", ""), "mine.yaml")
+
+
 def test_examples_answer_with_their_kind():
     rubric = parse_rubric(KINDS, "mine.yaml")
     assert [example.positive for example in rubric.examples] == [True, False]
@@ -98,7 +140,9 @@ def test_examples_answer_with_their_kind():
     ("old", "new", "complaint"),
     [
         ('negative_kinds: [" hole"]', "", "go together"),
-        ('" sun"]', '" hole"]', "each answer once"),
+        ('" sun"]', '" Hole "]', "every answer must differ"),
+        ('kind: " star"', 'kind: " star", positive: no', "is negative, and its kind ' star' is not"),
+        ("item: A hole.", "item: A star.", "has two answers, ' star' and ' hole'"),
         ('kind: " star"', 'kind: " comet"', "every example needs one of the kinds"),
         ('kind: " star"', "positive: true", "every example needs one of the kinds"),
         ("calibration: {items: [A pit.]}", "", "kinds need calibration items"),
