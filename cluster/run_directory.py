@@ -1,6 +1,6 @@
 """The run directory: its lock, its configuration, the run epoch, and what a resume does to it.
 
-Invariant: one process at a time owns it; a resumed run is the same experiment or is refused with a diff.
+Invariant: one process at a time owns it; what goes on from a checkpoint is the same experiment or is refused with a diff.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from typing import IO, Any
 from configs.loading import experiment_diff, to_dict
 from configs.schema import RunConfig
 from configs.validation import ConfigError
+from learner.checkpoint_files import candidates
 
 LOG = logging.getLogger(__name__)
 PACKAGES = ("torch", "ray", "transformers", "nle", "minihack", "gymnasium", "numpy", "grpcio")
@@ -95,8 +96,8 @@ class RunDirectory:
 def open_run(config: RunConfig, rubric_hash: str | None = None) -> tuple[RunDirectory, int]:
     """Create or re-enter `config.run_dir`: the directory, locked, and this start's run epoch (1 for the first).
 
-    Raises ConfigError where another process owns it, where the configuration is another experiment's or the rubric has been edited, or
-    where it cannot be written.
+    Raises ConfigError where another process owns it, where it cannot be written, or where it holds a checkpoint and the configuration is
+    another experiment's or the rubric has been edited since.
     """
     run = RunDirectory(Path(config.run_dir).absolute())
     try:
@@ -107,15 +108,12 @@ def open_run(config: RunConfig, rubric_hash: str | None = None) -> tuple[RunDire
     resolved = to_dict(config)
     config_file, epoch_file = run.path / "config.json", run.path / "run_epoch"
     try:
-        if config_file.exists():
-            differences = experiment_diff(_saved_config(config_file), resolved)
-            if differences:
-                raise ConfigError(
-                    f"{config.run_dir} holds a run with another configuration: {'; '.join(differences)}."
-                    " Give the same settings to continue it, or another run_dir= for a new run"
-                )
-        _check_rubric(run, rubric_hash)
         run_epoch = _starts_so_far(epoch_file) + 1
+        if candidates(run.checkpoints):
+            _check_experiment(run, resolved)
+            _check_rubric(run, rubric_hash)
+        else:
+            _begin_anew(run, resolved)
         write_atomically(config_file, json.dumps(resolved, indent=2) + "\n")
         write_atomically(epoch_file, f"{run_epoch}\n")
     except OSError as error:
@@ -146,6 +144,32 @@ def find_run(path: str) -> tuple[RunDirectory, dict[str, Any]]:
             f"no run at {path} (it has no config.json); " + (f"there are: {names}" if near else "give a run_dir that `delphi train` made")
         )
     return run, _saved_config(config_file)
+
+
+def _check_experiment(run: RunDirectory, resolved: dict[str, Any], of_reward_model: bool = False) -> None:
+    """ConfigError where the run's checkpoint, or the reward model trained before the policy, is another experiment's."""
+    file = run.path / "config.json"
+    differences = experiment_diff(_saved_config(file), resolved, of_reward_model=of_reward_model) if file.exists() else []
+    if differences:
+        raise ConfigError(
+            f"{run.path} holds a run with another configuration: {'; '.join(differences)}."
+            " Give the same settings to continue it, or another run_dir= for a new run"
+        )
+
+
+def _begin_anew(run: RunDirectory, resolved: dict[str, Any]) -> None:
+    """Nothing was trained here yet, so any settings will do; captions that were met with others are put aside."""
+    if candidates(run.reward_model):
+        _check_experiment(run, resolved, of_reward_model=True)
+    is_same = False
+    with contextlib.suppress(ConfigError):
+        is_same = not experiment_diff(_saved_config(run.path / "config.json"), resolved)
+    if not is_same and run.captions.exists():
+        for ending in ("", "-wal", "-shm"):  # SQLite's own files go with it
+            met, aside = Path(f"{run.captions}{ending}"), Path(f"{run.captions.with_suffix('.superseded.sqlite')}{ending}")
+            aside.unlink(missing_ok=True)
+            if met.exists():
+                met.replace(aside)
 
 
 def _check_rubric(run: RunDirectory, rubric_hash: str | None) -> None:

@@ -23,23 +23,23 @@ import xxhash
 from learner.checkpoint_files import (
     FORMAT,
     FORMAT_VERSION,
+    LATEST,
     MANIFEST,
     MAX_TREE_BYTES,
+    REPLACED,
     CheckpointError,
     OtherVersionError,
+    candidates,
     parse_json,
     read_files,
     read_manifest,
-    read_regular,
+    steps_of,
 )
 from learner.state_tree import decode_tree, encode_tree
 
 LOG = logging.getLogger(__name__)
-LATEST = "latest"
 UNFINISHED = ".saving-"
-REPLACED = ".replaced-"
 SET_ASIDE = "set-aside-"
-STEP = re.compile(r"step_(\d{1,18})")
 
 
 def save_checkpoint(directory: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
@@ -92,7 +92,7 @@ def load_latest(directory: Path, parts: Collection[str] = (), refused: list[str]
     One that is refused is passed over with a warning, and why is appended to `refused`; where all are, CheckpointError says it of each.
     """
     problems = [] if refused is None else refused
-    for path in _candidates(directory):
+    for path in candidates(directory):
         try:
             state = load_checkpoint(path)
             lacking = [part for part in parts if part not in state]
@@ -136,28 +136,12 @@ def _encode_parts(state: Mapping[str, Any]) -> dict[str, bytes]:
     return files
 
 
-def _candidates(directory: Path) -> list[Path]:
-    """Checkpoints, most trusted first: what `latest` names, then the others from the newest down, then one that was being replaced."""
-    try:
-        name = read_regular(directory / LATEST, 64).decode().strip()
-    except (OSError, ValueError):
-        name = ""
-    named = [directory / name] if STEP.fullmatch(name) else []
-    others = [*(path for _, path in sorted(_steps(directory).items(), reverse=True)), *directory.glob(f"{REPLACED}step_*")]
-    return [path for path in dict.fromkeys([*named, *others]) if path.is_dir()]
-
-
-def _steps(directory: Path) -> dict[int, Path]:
-    found = ((STEP.fullmatch(path.name), path) for path in directory.glob("step_*"))
-    return {int(match[1]): path for match, path in found if match}
-
-
 def _prune(directory: Path, step: int, keep: int) -> None:
     """Remove what is too old, and what lies beyond `step`: a future that was given up when the run resumed before it.
 
     One of another format version is put aside instead: the version of Delphi that wrote it can still go on from it.
     """
-    steps = _steps(directory)
+    steps = steps_of(directory)
     kept = sorted(number for number in steps if number <= step)[-keep:]
     for number, path in steps.items():
         if number in kept:

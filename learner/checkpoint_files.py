@@ -1,4 +1,4 @@
-"""Reads a checkpoint's files from a directory that may be damaged or made by somebody else.
+"""Finds checkpoints, and reads their files from a directory that may be damaged or made by somebody else.
 
 Invariant: nothing is unpickled; nothing outside the directory is opened, no link or device in it is followed, and nothing is read
 that is larger than what may be believed, or whose checksum differs from the manifest's.
@@ -16,6 +16,9 @@ import xxhash
 FORMAT = "delphi-checkpoint"
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
+LATEST = "latest"
+REPLACED = ".replaced-"
+STEP = re.compile(r"step_(\d{1,18})")
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_TREE_BYTES = 1 << 28
 """Of one part's JSON values: they take some twenty times as much memory as objects."""
@@ -28,6 +31,23 @@ class CheckpointError(RuntimeError):
 
 class OtherVersionError(CheckpointError):
     """It was written in another format version, and may be sound."""
+
+
+def candidates(directory: Path) -> list[Path]:
+    """Checkpoints, most trusted first: what `latest` names, then the others from the newest down, then one that was being replaced."""
+    try:
+        name = read_regular(directory / LATEST, 64).decode().strip()
+    except (OSError, ValueError):
+        name = ""
+    named = [directory / name] if STEP.fullmatch(name) else []
+    others = [*(path for _, path in sorted(steps_of(directory).items(), reverse=True)), *directory.glob(f"{REPLACED}step_*")]
+    return [path for path in dict.fromkeys([*named, *others]) if path.is_dir()]
+
+
+def steps_of(directory: Path) -> dict[int, Path]:
+    """Step -> checkpoint, of all that have their name."""
+    found = ((STEP.fullmatch(path.name), path) for path in directory.glob("step_*"))
+    return {int(match[1]): path for match, path in found if match}
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

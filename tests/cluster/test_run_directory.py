@@ -19,6 +19,10 @@ def config(tmp_path: Path) -> RunConfig:
     return load_config(preset="debug", overrides=[f"run_dir={tmp_path / 'run'}"])
 
 
+def pretend_checkpoint(directory: Path) -> None:
+    (directory / "step_1").mkdir(parents=True)
+
+
 def test_every_start_is_a_new_epoch(config: RunConfig) -> None:
     for expected in (1, 2, 3):
         run, run_epoch = open_run(config)
@@ -40,7 +44,9 @@ def test_a_second_process_is_refused_and_told_who_holds_the_run(config: RunConfi
 
 
 def test_another_experiment_is_refused_with_a_diff_and_nothing_is_changed(config: RunConfig) -> None:
-    open_run(config)[0].release()
+    run, _ = open_run(config)
+    run.release()
+    pretend_checkpoint(run.checkpoints)
     before = (Path(config.run_dir) / "config.json").read_text()
     changed = dataclasses.replace(config, learner=dataclasses.replace(config.learner, learning_rate=0.5), total_env_steps=99)
     with pytest.raises(ConfigError, match=r"learner.learning_rate: 0.0005 -> 0.5"):
@@ -48,6 +54,33 @@ def test_another_experiment_is_refused_with_a_diff_and_nothing_is_changed(config
     assert (Path(config.run_dir) / "config.json").read_text() == before
     longer = dataclasses.replace(config, total_env_steps=99)
     open_run(longer)[0].release()
+
+
+def test_before_the_first_checkpoint_any_settings_will_do_and_captions_met_with_others_are_put_aside(config: RunConfig) -> None:
+    run, epoch = open_run(config, "abc")
+    record_provenance(run, epoch, "abc")
+    run.release()
+    run.captions.write_bytes(b"first")
+    Path(f"{run.captions}-wal").write_bytes(b"log")
+    (run.checkpoints / ".saving-step_9").mkdir(parents=True)
+    open_run(config, "xyz")[0].release()
+    assert run.captions.read_bytes() == b"first", "the same settings: the same captions"
+    changed = dataclasses.replace(config, learner=dataclasses.replace(config.learner, gamma=0.5), seed=7)
+    for content in (b"second", b"third"):
+        open_run(changed)[0].release()
+        assert not list(run.path.glob("captions.sqlite*"))
+        run.captions.write_bytes(content)
+        changed = dataclasses.replace(changed, seed=changed.seed + 1)
+    assert [(path.name, path.read_bytes()) for path in run.path.glob("captions.superseded*")] == [("captions.superseded.sqlite", b"second")]
+
+
+def test_a_reward_model_trained_before_the_policy_stays_with_what_decides_it(config: RunConfig) -> None:
+    run, _ = open_run(config)
+    run.release()
+    pretend_checkpoint(run.reward_model)
+    open_run(dataclasses.replace(config, learner=dataclasses.replace(config.learner, gamma=0.5)))[0].release()
+    with pytest.raises(ConfigError, match=r"another configuration: reward_model\.batch_size: 64 -> 9\."):
+        open_run(dataclasses.replace(config, reward_model=dataclasses.replace(config.reward_model, batch_size=9)))
 
 
 def test_lines_beyond_the_checkpoint_are_moved_not_lost(config: RunConfig) -> None:
@@ -78,6 +111,7 @@ def test_a_rubric_edited_between_two_starts_is_refused_and_the_same_one_is_not(c
     record_provenance(run, epoch, None)
     record_provenance(run, epoch, "abc")
     run.release()
+    pretend_checkpoint(run.checkpoints)
     with pytest.raises(ConfigError, match=r"made by a rubric of hash abc, this one has xyz: .* Undo the edit to continue"):
         open_run(config, "xyz")
     for rubric_hash in ("abc", None):
@@ -109,8 +143,10 @@ def test_another_file_system_is_noticed_by_its_missing_word(config: RunConfig, t
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "\x00\xff", "[" * 100_000, '{"env": 3'])
 def test_a_damaged_configuration_is_one_line_that_says_what_to_do(config: RunConfig, content: str) -> None:
-    open_run(config)[0].release()
-    file = Path(config.run_dir) / "config.json"
+    run, _ = open_run(config)
+    run.release()
+    pretend_checkpoint(run.checkpoints)
+    file = run.path / "config.json"
     file.write_bytes(content.encode("latin-1"))
     for enter in (lambda: open_run(config), lambda: find_run(config.run_dir)):
         with pytest.raises(ConfigError, match=r"config\.json is damaged") as caught:

@@ -2,14 +2,18 @@ import dataclasses
 import json
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from configs.schema import LearnerConfig, PolicyConfig, RewardConfig
+from actors.inference import BatchedInference
+from actors.policy import PolicyNet, PolicySnapshot
+from configs.schema import ActorsConfig, LearnerConfig, PolicyConfig, RewardConfig
 from learner import update
+from learner.checkpoint import load_latest, save_checkpoint
 from learner.update import Learner
 from reward_models.table import RewardTable
 from tests.learner.toy_rollouts import RECALL_SPEC, RIGHT, SMALL_POLICY, WRONG, RecallGame, at_version, random_rollout, success_rate
@@ -200,6 +204,35 @@ def test_resuming_continues_bit_for_bit_in_a_new_epoch(config: LearnerConfig) ->
     assert resumed.policy_version == (1, 3)
     assert step_n(resumed, range(3, 6)) == straight_metrics[3:]
     assert_same(straight.state_dict(), {**resumed.state_dict(), "run_epoch": 0})
+
+
+@pytest.mark.parametrize("core", ["lstm", "gru", "none"])
+def test_a_resumed_policy_gives_the_outputs_that_were_saved(core: str, tmp_path: Path) -> None:
+    policy, rewarded = dataclasses.replace(SMALL_POLICY, core=core), RewardConfig(intrinsic_coefficient=300.0)
+    net = PolicyNet(RECALL_SPEC, policy)
+    core_state = {name: tensor.numpy() for name, tensor in net.initial_state(3).items()}
+    make = lambda epoch, seed: Learner(RECALL_SPEC, policy, EVERYTHING, rewarded, run_epoch=epoch, seed=seed)  # noqa: E731
+    learn = lambda seed: learner.step([random_rollout(seed=seed, policy_version=learner.policy_version, core_state=core_state)], TABLE)  # noqa: E731
+
+    def played(snapshot: PolicySnapshot) -> np.ndarray:
+        """Logits and values that a worker acts by over some steps."""
+        inference = BatchedInference(net, RECALL_SPEC, 3, ActorsConfig(precision="fp32"))
+        inference.load(snapshot)
+        with inference.rollout(4):
+            return np.stack([np.column_stack(inference.step({"sign": sign})) for sign in random_rollout(seed=9).obs["sign"][:4]])
+
+    learner = make(0, 1)
+    for seed in range(3):
+        learn(seed)
+    saved = played(learner.snapshot())
+    save_checkpoint(tmp_path, 1, {"learner": learner.state_dict()}, keep=1)
+    learn(4)  # what came after it leaves no trace
+    state = load_latest(tmp_path)
+    assert state is not None
+    resumed = make(1, 2)
+    resumed.load_state_dict(state["learner"])
+    np.testing.assert_array_equal(played(resumed.snapshot()), saved)
+    assert (played(learner.snapshot()) != saved).all()
 
 
 def test_a_learner_that_never_stepped_can_be_resumed() -> None:
