@@ -22,7 +22,9 @@ from configs.validation import ConfigError, validate
 PRESETS = Path(__file__).parent / "presets"
 FREE_KEYS = ("env.options",)
 """Mappings whose inner keys the schema does not know."""
-MAY_CHANGE_ON_RESUME = {"total_env_steps", "run_dir", "cluster", "logging", "env.stepping", "env.share_engine_code"} | {
+MAY_CHANGE_ON_RESUME = {"total_env_steps", "max_time_s", "run_dir", "cluster", "logging", "evaluation", "env.stepping"} | {
+    "env.share_engine_code",
+    "annotator.must_answer",
     *(f"annotator.{name}" for name in ("address", "tls_ca", "tls_cert", "tls_key", "token_file", "request_timeout_s", "max_backoff_s")),
     "annotator.wait_for_first_table_s",
     "service.hang_timeout_s",
