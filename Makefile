@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUN_DIR ?= runs/nethack_score
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test faults dashboards check lint format types setup vllm proto clean
+.PHONY: train test faults dashboards gpu-check check lint format types setup vllm proto clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/installed
@@ -44,6 +44,14 @@ faults: setup vllm
 # A run scraped by a real Prometheus (Debian's package, downloaded into the user's cache; skipped where it cannot be had).
 dashboards: setup
 	$(BIN)/python -m pytest -m slow -rs tests/end_to_end/test_prometheus.py
+
+# On a machine with one CUDA device, in at most 8 minutes: learner, inference and judge are held to the CPU's results, then nethack_score is
+# trained for two minutes; figures as JSON. GPU_PYTHON is a Python whose torch sees the device; what else it lacks is taken from the wheels
+# in the folder WHEELS, without a network. Without a device the first three run on the CPU.
+GPU_PYTHON ?= $(if $(WHEELS),python3,$(BIN)/python)
+gpu-check:
+	$(if $(WHEELS),$(GPU_PYTHON) -m pip install -qq --no-index --no-deps --no-compile --upgrade --target .gpu-packages $(WHEELS)/*.whl,$(MAKE) setup)
+	@PYTHONPATH=$(CURDIR):$(CURDIR)/.gpu-packages timeout --signal=INT 420 $(GPU_PYTHON) -m tests.benchmarks.gpu
 
 check: lint format types
 

@@ -3,6 +3,7 @@
 Invariant: printing never slows training: a display is refreshed by time, from figures that exist already.
 """
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -34,13 +35,13 @@ ROWS = (
 class Console:
     """One run's progress display; `update` may be called as often as one likes."""
 
-    def __init__(self, config: LoggingConfig, total_env_steps: int, mode: str) -> None:
+    def __init__(self, config: LoggingConfig, total_env_steps: int, mode: str, *, max_time_s: float = 0.0) -> None:
         """`mode` is `cluster.mode`: in one process stages take turns, elsewhere they hold each other up."""
         self._rich = RichConsole(soft_wrap=True)
         kind = config.console
         self._kind = ("rich" if self._rich.is_terminal else "plain") if kind == "auto" else kind
         self._interval_s = config.console_interval_s
-        self._total, self._mode = total_env_steps, mode
+        self._total, self._mode, self._max_time_s = total_env_steps, mode, max_time_s
         self._started = self._shown = time.monotonic()
         self._first_step: int | None = None
         self._live: Live | None = None
@@ -96,6 +97,8 @@ class Console:
         if self._kind == "quiet":
             return
         word = "finished" if summary["finished"] else "stopped; the same command continues it"
+        if summary.get("ended_by") == "max_time_s":
+            word = f"finished, its time is up (max_time_s = {self._max_time_s:g} s),"
         extrinsic, intrinsic = summary.get("episode_return_extrinsic_mean"), summary.get("episode_return_intrinsic_mean")
         self.say(f"{run_dir}: {word} at {summary['env_steps']:,} environment steps, {summary.get('episodes_total') or 0:,} episodes")
         self.say(f"mean return of the last episodes: {_number(extrinsic)} extrinsic, {_number(intrinsic)} intrinsic")
@@ -118,7 +121,7 @@ class Console:
         table = Table.grid(padding=(0, 2))
         steps = line["env_steps"]
         table.add_row("steps", f"{steps:,} / {self._total:,}")
-        table.add_row("", ProgressBar(total=self._total, completed=steps, width=40))
+        table.add_row("", ProgressBar(total=1.0, completed=self._share(line), width=40))
         table.add_row("steps/s", f"{self._rate(line, now):,.0f}")
         table.add_row("time left", self._eta(line, now))
         for title, name, form in ROWS:
@@ -136,11 +139,17 @@ class Console:
     def _rate(self, line: Mapping[str, Any], now: float) -> float:
         return (line["env_steps"] - (self._first_step or 0)) / max(now - self._started, 1e-9)
 
+    def _share(self, line: Mapping[str, Any]) -> float:
+        by_time = (line.get("time_s") or 0.0) / self._max_time_s if self._max_time_s else 0.0
+        return max(line["env_steps"] / self._total, by_time)
+
     def _eta(self, line: Mapping[str, Any], now: float) -> str:
         rate = self._rate(line, now)
-        if rate <= 0:
+        by_steps = (self._total - line["env_steps"]) / rate if rate > 0 else math.inf
+        left_s = min(by_steps, self._max_time_s - (line.get("time_s") or 0.0) if self._max_time_s else math.inf)
+        if left_s == math.inf:
             return "?"
-        seconds = max(0, int((self._total - line["env_steps"]) / rate))
+        seconds = max(0, int(left_s))
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 

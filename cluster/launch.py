@@ -5,7 +5,6 @@ directory are given back.
 """
 
 import contextlib
-import json
 import logging
 import signal
 import sys
@@ -19,10 +18,11 @@ from cluster import temporary
 from cluster.console import Console
 from cluster.logs import log_to_file
 from cluster.orphans import OrphanWatch, end_orphans
+from cluster.outcome import conclude
 from cluster.placement import Interrupted
 from cluster.ray_auth import use_private_token
 from cluster.reward_balance import weigh_penalties
-from cluster.run_directory import RunDirectory, begin_epoch, open_run, record_provenance, write_atomically
+from cluster.run_directory import RunDirectory, begin_epoch, open_run, record_provenance
 from cluster.trained_model import check_judgements, pretrain
 from cluster.wiring import check_parts
 from configs.schema import RunConfig
@@ -60,7 +60,7 @@ class StopRequest:
 
 def launch(config: RunConfig) -> int:
     """Train as `config` says; the exit code: 0 finished or stopped on request, 1 failed. Raises ConfigError before anything is made."""
-    console = Console(config.logging, config.total_env_steps, config.cluster.mode)
+    console = Console(config.logging, config.total_env_steps, config.cluster.mode, max_time_s=config.max_time_s)
     spec, rubric_hash = check_parts(config)
     try:
         check_judgements(config)
@@ -74,8 +74,9 @@ def launch(config: RunConfig) -> int:
         log_to_file(run.log)
         record_provenance(run, run_epoch, rubric_hash)
         word = "starts" if run_epoch == 1 else f"continues (epoch {run_epoch})"
+        limit = f" or {config.max_time_s:g} s" if config.max_time_s else ""
         console.say(
-            f"run {config.run_dir} {word}: {config.env.id}, reward model {config.reward_model.name}, to {config.total_env_steps:,} steps"
+            f"run {config.run_dir} {word}: {config.env.id}, reward model {config.reward_model.name}, to {config.total_env_steps:,} steps{limit}"
         )
         finding = weigh_penalties(config, spec)
         if finding is not None:
@@ -89,12 +90,7 @@ def launch(config: RunConfig) -> int:
                 return epoch
 
             summary = _train(config, spec, run, run_epoch, directory, stop, console, begin_next_epoch)
-        try:
-            write_atomically(run.summary, json.dumps(summary, indent=2) + "\n")
-        except OSError as error:  # everything is in the last checkpoint
-            console.say(f"{run.summary} could not be written ({error.strerror}); the checkpoint was")
-        console.summarise(summary, config.run_dir)
-        return 0
+            return conclude(config, run, summary, console, lambda: stop.requested)
     except Interrupted as stopped:
         console.close()
         print(f"delphi train: {stopped}; the same command begins, or goes on, as before", file=sys.stderr)

@@ -11,7 +11,6 @@ written on the way costs no progress, only the last checkpoint has to be written
 """
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -20,11 +19,12 @@ from typing import Any
 
 from actors.rollout import Rollout
 from cluster.metric_writer import MetricWriter
-from cluster.metrics import LOOKING_ABOVE
 from cluster.parts import Annotation, Workers
 from cluster.run_directory import RunDirectory
 from cluster.run_metrics import RunMetrics
 from cluster.stages import StageClock
+from cluster.supervision import GiveUp
+from cluster.update_watch import CAUSES, UpdateWatch
 from configs.schema import RunConfig
 from learner.checkpoint import load_latest, save_checkpoint
 from learner.checkpoint_files import CheckpointError
@@ -34,14 +34,15 @@ from learner.update import Learner
 LOG = logging.getLogger(__name__)
 SLOW_WAIT_S = 10.0
 TABLE_POLL_S = 0.1
-BLIND_UPDATES = 200
-"""Updates in a row whose policy did not look at its observations, after which the user is told."""
+IDLE_TIME = 0.05
+"""Share of max_time_s by which the learning rate's schedule by time stays behind: in it a judge loads, and a run that its steps end goes by
+them alone."""
 PARTS = ("learner", "annotation", "workers", "stream", "metrics")
 """What a run's checkpoint holds, besides `loop`."""
 
 
 class TrainingLoop:
-    """One epoch of a run: restores the newest checkpoint, trains to `total_env_steps` or `stop`, checkpoints, sums up."""
+    """One epoch of a run: restores the newest checkpoint, trains to `total_env_steps`, `max_time_s` or `stop`, checkpoints, sums up."""
 
     def __init__(self, config: RunConfig, run: RunDirectory, run_epoch: int, workers: Workers, annotation: Annotation) -> None:
         self.config, self.run_directory = config, run
@@ -58,7 +59,7 @@ class TrainingLoop:
         self._checkpoints_failed = 0
         self._storage_problem: str | None = None
         self._notice: str | None = None
-        self._blind_updates = 0  # since the policy last looked at its observations
+        self._watch = UpdateWatch()
         self._interval = (self._started, 0, 0.0)  # time, env_steps, annotations_total at its start
         self._stages = StageClock(config.actors.num_workers)
         self._stop = threading.Event()
@@ -70,16 +71,19 @@ class TrainingLoop:
         """Train; the summary as JSON values. `on_line` gets the figures after every update."""
         self.workers.publish(self.learner.snapshot())
         try:
-            while self.env_steps < self.config.total_env_steps and not self._stop.is_set():
+            while self._goal() is None and not self._stop.is_set():
                 rollouts = self._next_batch()
                 if rollouts is not None:
                     self._update(rollouts)
                     on_line(self.progress())
+            reached = self._goal()
             if self._interval[1] != self.env_steps or not self._latest.get("learner_updates"):
                 self._write_line()
+            if reached and self._latest.get("updates_skipped_nonfinite") and not self._latest.get("learner_updates"):
+                raise GiveUp(f"nothing was learnt: every update was skipped, because loss or gradient were not finite; {CAUSES}")
             self.stream.drop_waiting()  # their episodes went on, and so must what is known of them
             self._checkpoint(is_last=True)
-            return self._summary()
+            return self._summary(reached)
         finally:
             self._writer.close()
 
@@ -94,14 +98,30 @@ class TrainingLoop:
             "problem": self.annotation.problem,
             "storage_problem": self._storage_problem or self._writer.problem,
             "notice": self._notice,
-            "problems": [*self.workers.problems, *self._blindness()],
+            "problems": [*self.workers.problems, *self._watch.problems],
             "waiting": self._waiting or self.workers.waiting,
         }
-        return {**self._latest, "env_steps": self.env_steps, **words}
+        return {**self._latest, "env_steps": self.env_steps, "time_s": self._seconds(), **words}
+
+    def _seconds(self) -> float:
+        """Of training so far, earlier starts up to the checkpoints that were continued from included."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def _goal(self) -> str | None:
+        """The setting whose limit has been reached, which ends the run; None before."""
+        if self.env_steps >= self.config.total_env_steps:
+            return "total_env_steps"
+        return "max_time_s" if 0 < self.config.max_time_s <= self._seconds() else None
+
+    def _share_done(self) -> float:
+        """Of the run, in [0, 1], by whichever of steps and time is ahead."""
+        limit_s = self.config.max_time_s
+        of_time = (self._seconds() / limit_s - IDLE_TIME) / (1 - IDLE_TIME) if limit_s else 0.0
+        return min(max(self.env_steps / self.config.total_env_steps, of_time), 1.0)
 
     def _next_batch(self) -> list[Rollout] | None:
         waiting_since = warned = time.monotonic()
-        while not self._stop.is_set():
+        while not self._stop.is_set() and self._goal() is None:
             with self._stages.learner("wait"):
                 rollout = self.workers.take(timeout_s=1.0)
             now = time.monotonic()
@@ -116,7 +136,8 @@ class TrainingLoop:
         return None
 
     def _first_table_came(self, batch: list[Rollout]) -> bool:
-        """Hold the first batch until a reward table knows a caption, or time is up; False on a stop request, and then the batch is dropped.
+        """Hold the first batch until a reward table knows a caption, or time is up; False where the run is to end, and then the batch is
+        dropped.
 
         Nothing is published meanwhile, so what the workers have collected stays fresh; they collect no more than may be in flight.
         """
@@ -129,11 +150,11 @@ class TrainingLoop:
         LOG.info("waiting for %s", self._waiting)
         with self._stages.learner("wait"):
             while (table := self.annotation.latest_table()).knows_nothing and time.monotonic() - began < limit_s:
-                if self._stop.wait(TABLE_POLL_S):
+                if self._stop.wait(TABLE_POLL_S) or self._goal() is not None:
                     break
         self._waiting = None
         LOG.info("waited %.1f s; the reward table knows %d captions", time.monotonic() - began, len(table) - 1)
-        if self._stop.is_set():
+        if self._stop.is_set() or self._goal() is not None:
             for rollout in batch:
                 self.learner.pass_over(rollout, table)
             return False
@@ -143,12 +164,12 @@ class TrainingLoop:
 
     def _update(self, rollouts: list[Rollout]) -> None:
         table = self.annotation.latest_table()
-        result = self.learner.step(rollouts, table, min(self.env_steps / self.config.total_env_steps, 1.0))
+        result = self.learner.step(rollouts, table, self._share_done())
         self._stages.add_learner(result.timings)
         with self._stages.learner("publish"):
             self.workers.publish(self.learner.snapshot())
         self.metrics.add_update(result.metrics, result.lags)
-        self._blind_updates = self._blind_updates + 1 if result.metrics.get("policy_state_information", math.inf) < LOOKING_ABOVE else 0
+        self._watch.note(result)
         for rollout, intrinsic in zip(rollouts, result.intrinsic, strict=True):
             self.metrics.add_rollout(rollout, intrinsic)
         before = self.env_steps
@@ -157,18 +178,13 @@ class TrainingLoop:
             self._steps_without_table += self.env_steps - before
         if _crossed(before, self.env_steps, self.config.logging.interval_env_steps):
             self._write_line()
+        if self._watch.failure:
+            self._write_line()
+            raise GiveUp(self._watch.failure)
         checkpoint = self.config.checkpoint
         due = self.config.cluster.mode != "inline" and 0 < checkpoint.interval_s <= time.monotonic() - self._last_checkpoint_s
         if due or _crossed(before, self.env_steps, checkpoint.interval_env_steps):
             self._checkpoint()
-
-    def _blindness(self) -> list[str]:
-        if self._blind_updates < BLIND_UPDATES:
-            return []
-        return [
-            f"the policy hardly looks at what it sees: policy_state_information has been below {LOOKING_ABOVE} nats for {BLIND_UPDATES} updates;"
-            " unless the task needs no looking, a blind player (`delphi eval`) does as well"
-        ]
 
     def _write_line(self) -> None:
         self.run_directory.check_epoch(self.learner.run_epoch)
@@ -185,7 +201,7 @@ class TrainingLoop:
             "env_steps": self.env_steps,
             "run_epoch": self.learner.run_epoch,
             "env_steps_per_s": (self.env_steps - steps) / seconds,
-            "time_s": self._seconds_before + now - self._started,
+            "time_s": self._seconds(),
             "checkpoint_age_s": now - self._saved_s,
             "checkpoints_failed": self._checkpoints_failed,
         }
@@ -209,7 +225,7 @@ class TrainingLoop:
             "loop": {
                 "env_steps": self.env_steps,
                 "steps_without_table": self._steps_without_table,
-                "seconds": self._seconds_before + time.monotonic() - self._started,
+                "seconds": self._seconds(),
                 "latest": self._latest,
             },
         }
@@ -247,11 +263,15 @@ class TrainingLoop:
         moved = self.run_directory.supersede_metrics(self.env_steps)
         LOG.info("resumed at %d environment steps (%d metric lines superseded)", self.env_steps, moved)
 
-    def _summary(self) -> dict[str, Any]:
+    def _summary(self, reached: str | None) -> dict[str, Any]:
         return {
             **self._latest,
+            **{name: figure for name, figure in self.annotation.metrics().items() if figure is not None},
             "env_steps": self.env_steps,
-            "finished": self.env_steps >= self.config.total_env_steps,
+            "time_s": self._seconds(),
+            "finished": reached is not None,
+            "ended_by": reached or "a stop request",
+            "annotation_problem": self.annotation.problem,
             "top_rewarded": [asdict(caption) for caption in self.annotation.top_rewarded(20, 3)],
         }
 

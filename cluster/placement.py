@@ -18,6 +18,8 @@ from configs.schema import ActorsConfig, ClusterConfig
 
 EPSILON = 1e-6
 SAY_INTERVAL_S = 10.0
+LEAST_SHARE = 0.001
+"""Of the CPUs asked for, below which a share is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,31 +61,29 @@ class Interrupted(RuntimeError):
 
 
 def plan(
-    cluster: ClusterConfig, actors: ActorsConfig, *, needs_annotator: bool, needs_service: bool = True, nodes: Sequence[Node]
+    cluster: ClusterConfig,
+    actors: ActorsConfig,
+    *,
+    needs_annotator: bool,
+    needs_service: bool = True,
+    nodes: Sequence[Node],
+    may_grow: bool = False,
 ) -> dict[str, Request]:
     """Requests per part, with hints for the `nodes` there are. Raises DoesNotFit.
 
-    In `local`, CPU requests that exceed the machine shrink in proportion: a laptop runs everything, slower. In `connect` they
-    are kept; of the workers only `cluster.min_workers` must fit now, where that is not 0.
+    CPU requests that do not fit nodes to which none will be added shrink in proportion: a laptop runs everything, slower. Where nodes
+    `may_grow` in number they are kept. In `connect`, of the workers only `cluster.min_workers` must fit now, where that is not 0.
     """
     nodes = [node for node in nodes if node.alive]
     replicas = cluster.service_replicas if needs_annotator and needs_service else 0
     requests = _requests(cluster, actors, needs_annotator, replicas, sum(node.gpus for node in nodes))
-    cpus_there = sum(node.cpus for node in nodes)
-    cpus_wanted = sum(request.cpus * request.count for request in requests.values())
-    if cluster.mode == "local" and cpus_wanted > cpus_there > 0:
-        # Ray counts in units of 1/10000; rounding down keeps the sum within the machine.
-        shrink = cpus_there / cpus_wanted
-        requests = {part: replace(request, cpus=int(request.cpus * shrink * 10_000) / 10_000) for part, request in requests.items()}
-    homes = _pack(requests, nodes)
     required = {part: request.count for part, request in requests.items()}
     if cluster.mode == "connect" and cluster.min_workers:
         required["worker"] = min(cluster.min_workers, actors.num_workers)
-    missing = {
-        part: replace(request, count=required[part] - len(homes[part]))
-        for part, request in requests.items()
-        if len(homes[part]) < required[part]
-    }
+    missing = _missing(requests, required, nodes)
+    if missing and not may_grow:
+        requests = _shrunk(requests, nodes) or requests
+        missing = _missing(requests, required, nodes)
     if missing:
         raise DoesNotFit(
             f"the parts do not fit the cluster: no room for {in_words(missing)}\n{table(requests)}\nThe cluster has {_have(nodes)}, and"
@@ -95,7 +95,38 @@ def plan(
                 for _ in range(request.count)
             ],
         )
-    return _with_hints(requests, homes, nodes)
+    return _with_hints(requests, _pack(requests, nodes), nodes)
+
+
+def shortage(cluster: ClusterConfig, requests: Mapping[str, Request]) -> str | None:
+    """What a plan grants where that is less than what `cluster` asks for; None where it is not."""
+    asked = {"learner": cluster.learner_cpus, "worker": cluster.worker_cpus} | dict.fromkeys(
+        ("annotator", "replica"), cluster.annotator_cpus
+    )
+    if all(request.cpus >= asked[part] for part, request in requests.items()):
+        return None
+    wanted = sum(asked[part] * request.count for part, request in requests.items())
+    return f"the parts ask for {wanted:g} CPU, more than the cluster has or will get: each gets its share, {in_words(requests)}"
+
+
+def _missing(requests: Mapping[str, Request], required: Mapping[str, int], nodes: Sequence[Node]) -> dict[str, Request]:
+    homes = _pack(requests, nodes)
+    left_over = {part: required[part] - len(homes[part]) for part in requests}
+    return {part: replace(requests[part], count=count) for part, count in left_over.items() if count > 0}
+
+
+def _shrunk(requests: Mapping[str, Request], nodes: Sequence[Node]) -> dict[str, Request] | None:
+    """The requests with CPUs scaled down together, as little as lets every actor find a node; None where that does not help."""
+    cpus_there = sum(node.cpus for node in nodes)
+    cpus_wanted = sum(request.cpus * request.count for request in requests.values())
+    share = min(1.0, cpus_there / cpus_wanted) if cpus_wanted else 0.0
+    while share >= LEAST_SHARE:
+        # Ray counts in units of 1/10000; rounding down keeps the sum within the nodes.
+        scaled = {part: replace(request, cpus=int(request.cpus * share * 10_000) / 10_000) for part, request in requests.items()}
+        if not _missing(scaled, {part: request.count for part, request in scaled.items()}, nodes):
+            return scaled
+        share *= 0.95  # each actor must fit on one node
+    return None
 
 
 def _requests(cluster: ClusterConfig, actors: ActorsConfig, needs_annotator: bool, replicas: int, gpus_there: float) -> dict[str, Request]:
@@ -196,6 +227,7 @@ def in_words(requests: Mapping[str, Request]) -> str:
 
 
 def _amounts(cpus: float, gpus: float) -> str:
+    cpus = round(cpus, 2)
     return ", ".join([*([f"{cpus:g} CPU"] if cpus or not gpus else []), *([f"{gpus:g} GPU"] if gpus else [])])
 
 

@@ -23,14 +23,16 @@ from cluster.patient import Patient
 
 CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
 DASHBOARD_PORT = 8265
-JOIN_TIMEOUT_S = 15.0
+JOIN_TIMEOUT_S = 25.0
 JOIN = """
-import json, logging, sys
+import dataclasses, json, logging, sys
+sys.path.insert(0, sys.argv[3])
 import ray
+from cluster.ray_placement import more_nodes_may_come, nodes
 try:
     ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.CRITICAL)
-    nodes = [(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    print("\\n" + json.dumps({"nodes": [{"id": id, "cpus": has.get("CPU", 0), "gpus": has.get("GPU", 0)} for id, has in nodes]}))
+    there = [dataclasses.asdict(node) for node in nodes() if node.alive]
+    print("\\n" + json.dumps({"nodes": there, "may_grow": more_nodes_may_come(sys.argv[2])}))
 except Exception as error:
     print("\\n" + json.dumps({"error": " ".join(str(error).split())[:400] or type(error).__name__}))
 """
@@ -92,7 +94,8 @@ def _check_cluster(patient: Patient) -> Finding:
         stale = f"; {CURRENT_CLUSTER} is left over: `ray stop`, and delete it" if source == str(CURRENT_CLUSTER) else ""
         return failed("ray", f"{source}={address}: {problem}", f"start the cluster (`ray start --head`), or correct the address{stale}")
     try:
-        result = subprocess.run([sys.executable, "-c", JOIN, address], capture_output=True, text=True, timeout=JOIN_TIMEOUT_S)
+        command = [sys.executable, "-c", JOIN, address, patient.config.cluster.more_nodes, str(Path(__file__).parents[1])]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=JOIN_TIMEOUT_S)
         said = json.loads(result.stdout.strip().splitlines()[-1])
     except subprocess.TimeoutExpired:
         said = {"error": f"it accepts connections, but could not be joined within {JOIN_TIMEOUT_S:.0f} s"}
@@ -107,22 +110,26 @@ def _check_cluster(patient: Patient) -> Finding:
         return failed("ray", f"{source}={address}: {said['error']}", advice)
     nodes = [placement.Node(**node) for node in said["nodes"]]
     found = f"{address}: {len(nodes)} nodes, {sum(node.cpus for node in nodes):g} CPU, {sum(node.gpus for node in nodes):g} GPU"
-    config = patient.config
+    config, may_grow = patient.config, said["may_grow"]
     try:
-        placement.plan(
+        requests = placement.plan(
             config.cluster,
             config.actors,
             needs_annotator=config.reward_model.name != "none",
             needs_service=patient.starts_service,
             nodes=nodes,
+            may_grow=may_grow,
         )
     except placement.DoesNotFit as error:
-        advice = (
-            f"the run waits {config.cluster.placement_timeout_s:g} s for nodes (an autoscaler is asked) and then fails: add some, or lower"
-            " actors.num_workers, cluster.*_cpus or cluster.*_gpus"
-        )
-        return warning("ray", f"{found}; no room for {placement.in_words(error.missing)}", advice)
-    return ok("ray", f"{found}; the run's parts fit")
+        lower = "add some, or lower actors.num_workers, cluster.*_cpus or cluster.*_gpus"
+        what = f"{found}; no room for {placement.in_words(error.missing)}"
+        if not may_grow:
+            return failed(
+                "ray", what, f"no node will join by itself, and the run fails: {lower}; cluster.more_nodes=expected waits for them"
+            )
+        waits = f"the run waits {config.cluster.placement_timeout_s:g} s for nodes (an autoscaler is asked) and then fails"
+        return warning("ray", what, f"{waits}: {lower}")
+    return ok("ray", f"{found}; {placement.shortage(config.cluster, requests) or 'all parts fit'}")
 
 
 def _address(setting: str) -> tuple[str, str]:

@@ -45,7 +45,8 @@ def train(
         sweep_other_machines(config.run_dir)
 
         def start(epoch: int) -> Any:
-            requests = place(config, needs_service(config), say, stop_requested)  # anew each time: the node that was lost may not be back
+            # Anew each time: the node that was lost may not be back.
+            requests = place(config, needs_service(config), say, stop_requested, is_restart=epoch != run_epoch)
             learner = cast(Any, LearnerActor).options(**options(requests["learner"]))
             return learner.remote(config, spec, epoch, requests, run.write_nonce())
 

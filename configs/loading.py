@@ -35,12 +35,12 @@ OF_THE_MACHINE = {
     "policy": "reuse_crops",
     "learner": "device torch_threads",
     "annotator": "address tls_ca tls_cert tls_key token_file batch_size max_in_flight max_labels_per_s request_timeout_s max_backoff_s"
-    " wait_for_first_table_s",
+    " wait_for_first_table_s must_answer",
     "service": "device batch_size host port nice torch_threads store max_items_per_request script_delay_s hang_timeout_s engine_timeout_s"
     " vllm_python tensor_parallel gpu_memory_utilization max_model_len endpoint endpoint_key_env endpoint_concurrency",
 }
 """Settings, by section, of what a machine is, has and can do at once: none of them decides what is learnt, but for rounding and timing."""
-MAY_CHANGE_ON_RESUME = {"total_env_steps", "run_dir", "cluster", "logging", "checkpoint"} | {
+MAY_CHANGE_ON_RESUME = {"total_env_steps", "max_time_s", "run_dir", "cluster", "logging", "checkpoint", "evaluation"} | {
     f"{section}.{name}" for section, names in OF_THE_MACHINE.items() for name in names.split()
 }
 """Keys (or sections) that do not make a resumed run another experiment."""

@@ -109,8 +109,8 @@ class LearnerConfig:
     learning_rate: float = 5e-4
     """Adam's step size (ONI: 1e-4)."""
     final_learning_rate_fraction: float = 1.0
-    """What is left of learning_rate at total_env_steps, in [0, 1]; it falls linearly with the steps. 1 keeps it constant, 0 is what many
-    published runs of PPO do."""
+    """What is left of learning_rate at the end, in [0, 1]; it falls linearly with the steps towards total_env_steps, or with the time where
+    max_time_s ends the run first. 1 keeps it constant, 0 is what many published runs of PPO do."""
     adam_beta1: float = 0.9
     """Adam's first-moment decay."""
     adam_beta2: float = 0.999
@@ -188,6 +188,18 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationConfig:
+    """What a run that has reached its goal plays at its end: its policy, a blind and a random player, on held-out seeds (`delphi eval`)."""
+
+    at_end: bool = False
+    """Evaluate when the run has finished; one that is stopped by hand does not."""
+    episodes: int = 64
+    """Games per player at most. They are played in rounds, the first of 16, which count where all three players have ended them in time."""
+    time_share: float = 0.1
+    """Part of the time trained that the evaluation may take, in (0, 1]; half a minute in any case."""
+
+
+@dataclass(frozen=True)
 class LoggingConfig:
     """What is written while the run goes on."""
 
@@ -212,7 +224,7 @@ class ClusterConfig:
     address: str = "auto"
     """Ray address for `connect`; `auto` finds the cluster this process belongs to."""
     worker_cpus: float = 1.0
-    """CPUs requested per rollout worker; shrunk in proportion in `local` where all requests exceed the machine."""
+    """CPUs requested per rollout worker; all requests shrink in proportion where their sum exceeds a cluster that cannot grow."""
     worker_gpus: float = 0.0
     """GPUs requested per rollout worker, with `actors.device`; a fraction shares one among workers."""
     learner_cpus: float = 1.0
@@ -228,9 +240,11 @@ class ClusterConfig:
     as the annotator's child."""
     min_workers: int = 0
     """Rollout workers that must fit before a run begins in `connect`; 0 waits for all. Those that do not fit join when there is room."""
+    more_nodes: str = "auto"
+    """Whether nodes may join the cluster of `connect`, which the run then waits for where it does not fit: `auto` (where an autoscaler runs),
+    `expected` (started by hand, say) or `never`."""
     placement_timeout_s: float = 120.0
-    """Seconds to wait for resources, or for nodes that an autoscaler starts, before the run fails with a table of what was asked and what
-    there is."""
+    """Seconds to wait for nodes to join where they may (`more_nodes`) before the run fails with a table of what was asked and what there is."""
     shutdown_budget_s: float = 15.0
     """Seconds that stopping may take, the last checkpoint included, before processes are ended by force."""
     max_worker_restarts: int = 5
@@ -260,6 +274,10 @@ class RunConfig:
     """Directory of the run; empty takes runs/<preset>. Absolute in `connect`, on a file system that all nodes share."""
     total_env_steps: int = 10_000_000
     """Environment steps the learner consumes before the run ends; raise it to continue a finished run."""
+    max_time_s: float = 0.0
+    """Seconds of training after which the run ends as at total_env_steps, whichever comes first; 0 sets no limit; raise it to continue a
+    finished run. Waiting for the first rewards counts, and so does the time of earlier starts up to the checkpoints that were continued from;
+    starting, and the evaluation at the end, do not. The learning rate falls with the time where that ends the run."""
     seed: int = 1
     """Seed of everything random in the run."""
     env: EnvConfig = field(default_factory=EnvConfig)
@@ -280,6 +298,8 @@ class RunConfig:
     """How judgements become rewards."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """When state is written."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """What is played at the end."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     """What is shown and recorded."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

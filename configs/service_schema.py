@@ -53,6 +53,8 @@ class AnnotatorConfig:
     """Seconds that the start of a run waits at most for the first reward table that knows a caption, in `local` and `connect`; 0 never waits.
     The first batch is held meanwhile, so its captions are what the table can know, and the workers collect what they may have in flight.
     `inline` asks before each update, and never waits."""
+    must_answer: bool = True
+    """Whether a run that reached its goal has failed (exit code 1) where the judge gave no answer that could be used, in all of its starts."""
 
 
 @dataclass(frozen=True)

@@ -34,10 +34,12 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "reward_model.embedding": ("sentences", "bag-of-words"),
     "logging.console": ("auto", "rich", "plain", "quiet"),
     "cluster.mode": ("inline", "local", "connect"),
+    "cluster.more_nodes": ("auto", "expected", "never"),
 }
 
 RANGES: Mapping[str, tuple[float, float]] = {
     "total_env_steps": (1, 1e15),
+    "max_time_s": (0, 1e9),
     "seed": (0, 2**32 - 1),
     "env.max_episode_steps": (0, 1e9),
     "actors.num_workers": (1, 10_000),
@@ -119,6 +121,8 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "checkpoint.interval_env_steps": (0, 1e15),
     "checkpoint.interval_s": (0, 1e9),
     "checkpoint.keep": (1, 10_000),
+    "evaluation.episodes": (1, 1e6),
+    "evaluation.time_share": (0.001, 1),
     "logging.interval_env_steps": (1, 1e15),
     "logging.console_interval_s": (0.1, 1e6),
     "logging.episode_window": (1, 1e6),

@@ -5,7 +5,7 @@ long ones, and what two players made of one game can be subtracted.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -106,12 +106,18 @@ def _entropies(probabilities: np.ndarray) -> np.ndarray:
     return -(probabilities * np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))).sum(axis=-1)
 
 
-def play(env: VectorEnvironment, player: Player, episodes_per_env: int) -> Episodes:
-    """The first `episodes_per_env` episodes of every environment, but those that were lost because the environment raised."""
+class OutOfTime(RuntimeError):
+    """Episodes were still going on when the time for them was up."""
+
+
+def play(env: VectorEnvironment, player: Player, episodes_per_env: int, is_time_up: Callable[[], bool] = lambda: False) -> Episodes:
+    """The first `episodes_per_env` episodes of every environment, but those that were lost because the environment raised. Raises OutOfTime."""
     finished: Episodes = {}
     returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
     obs, _ = env.reset()
     while (counted := env.running_episodes < episodes_per_env).any():
+        if is_time_up():
+            raise OutOfTime
         numbers = env.running_episodes
         step = env.step(player.act(obs, counted))
         returns += step.rewards

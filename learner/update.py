@@ -42,6 +42,8 @@ class StepResult:
     """Policy lag of each rollout, in versions."""
     intrinsic: list[np.ndarray]
     """Each rollout's intrinsic rewards [T, B], k_int included."""
+    skipped_fraction: float
+    """Share of its gradient steps that were skipped, because loss or gradient were not finite."""
     timings: dict[str, float]
     """Seconds by stage: `transfer` (joining the rollouts on the device), `relabel` (rewards), `train` (all else)."""
 
@@ -97,7 +99,7 @@ class Learner:
         intrinsic_scale, rewards = self._rewards.intrinsic_scale, self._rewards.mix(rollouts, table)
         kept = np.concatenate([rollout.kept for rollout in rollouts])
         relabel_s = time.perf_counter() - looked_up
-        updates = self._updates
+        updates, taken, skipped = self._updates, self._gradient_steps, self._skipped
         metrics = self._train(batch, torch.from_numpy(rewards.total[:, kept]).to(self.device), progress)
         if self._updates > updates:
             self._rewards.note_paid(rollouts, rewards)
@@ -108,6 +110,7 @@ class Learner:
             metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
             lags=lags,
             intrinsic=np.split(rewards.intrinsic, np.cumsum([len(rollout.kept) for rollout in rollouts])[:-1], axis=1),
+            skipped_fraction=(self._skipped - skipped) / max(self._gradient_steps - taken + self._skipped - skipped, 1),
             timings={"relabel": relabel_s, "transfer": transfer_s, "train": time.perf_counter() - began - transfer_s - relabel_s},
         )
 

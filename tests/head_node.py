@@ -23,8 +23,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def head_node(*, dashboard: bool) -> Iterator[dict[str, str]]:
-    """4 CPUs, and where asked for a dashboard, which takes jobs; the environment to talk to it. Nothing is left of it at the end."""
+def head_node(*, dashboard: bool, num_cpus: int = 4) -> Iterator[dict[str, str]]:
+    """So many CPUs, and where asked for a dashboard, which takes jobs; the environment to talk to it. Nothing is left of it at the end."""
     home = Path(tempfile.mkdtemp(prefix="dc-", dir="/tmp"))  # short: Ray's sockets lie below it
     ports = [free_port(), free_port(), free_port()]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -36,7 +36,7 @@ def head_node(*, dashboard: bool) -> Iterator[dict[str, str]]:
         "RAY_AUTH_TOKEN": TOKEN,
     }
     names = ("--port", "--dashboard-port", "--dashboard-agent-listen-port")
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=4", f"--temp-dir={home}/ray"]
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--num-cpus={num_cpus}", f"--temp-dir={home}/ray"]
     command += ["--object-store-memory=200000000", f"--include-dashboard={str(dashboard).lower()}"]
     command += [f"{name}={port}" for name, port in zip(names, ports, strict=True)]
     head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=home)

@@ -57,7 +57,13 @@ def main() -> None:
     ray.init(address=cluster.address, log_to_driver=False)
     try:
         settings = ["run_dir=/nowhere/delphi-placement", "actors.num_workers=4", "actors.rollouts_in_flight=1", "cluster.learner_gpus=1"]
-        settings += ["cluster.mode=connect", "cluster.placement_timeout_s=60", "cluster.service_replicas=2", "cluster.service_gpus=0.5"]
+        settings += [
+            "cluster.mode=connect",
+            "cluster.placement_timeout_s=60",
+            "cluster.more_nodes=expected",
+            "cluster.service_replicas=2",
+            "cluster.service_gpus=0.5",
+        ]
         config = load_config(preset="nethack_score", overrides=settings)
         said: list[str] = []
         with ThreadPoolExecutor(1) as pool:
@@ -69,7 +75,12 @@ def main() -> None:
         went = visit(requests)
         crowd = visit({"worker": replace(requests["worker"], count=7)})["worker"]  # more than fit away from the learner
         sweep_other_machines(config.run_dir)  # all nodes are this machine: nothing is swept from under the run
-        print(json.dumps({"said": said, "gpu_node": gpu_node, "went": went, "crowd": crowd, "nodes": len(ray_placement.nodes())}))
+        grows = ray_placement.more_nodes_may_come("auto")
+        print(
+            json.dumps(
+                {"grows": grows, "said": said, "gpu_node": gpu_node, "went": went, "crowd": crowd, "nodes": len(ray_placement.nodes())}
+            )
+        )
     finally:
         ray.shutdown()
         cluster.shutdown()

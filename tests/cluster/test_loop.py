@@ -4,13 +4,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cluster.inline import InlineWorkers
 from cluster.loop import TrainingLoop
 from cluster.run_directory import RunDirectory, begin_epoch, open_run
+from cluster.supervision import GiveUp
 from cluster.wiring import build_pipeline
 from configs.loading import load_config
 from learner.update import StepResult
@@ -172,6 +175,117 @@ def test_the_user_is_told_once_where_the_policy_keeps_not_looking(
             loop.stop()
 
     monkeypatch.setattr(loop.learner, "step", step_with)
-    monkeypatch.setattr("cluster.loop.BLIND_UPDATES", 4)
+    monkeypatch.setattr("cluster.update_watch.BLIND_UPDATES", 4)
     loop.run(on_line)
     assert told == [0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0, 0]
+
+
+class Clock:
+    """What the loop takes for the time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr("cluster.loop.time", SimpleNamespace(monotonic=lambda: self.now))
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def record_shares(loop: TrainingLoop, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Filled with the share of the run done that each update is told, by which the learning rate falls."""
+    shares: list[float] = []
+    step = loop.learner.step
+    monkeypatch.setattr(loop.learner, "step", lambda rollouts, table, share: (shares.append(share), step(rollouts, table, share))[1])
+    return shares
+
+
+def test_time_ends_a_run_as_its_steps_do_and_that_of_earlier_starts_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    settings = ["max_time_s=100", "total_env_steps=1000000000"]
+    with late(tmp_path, 0, *settings) as (loop, _):
+        summary = loop.run(lambda line: (clock.advance(10), loop.stop() if line["env_steps"] == 4 * BATCH else None))
+    assert (summary["env_steps"], summary["finished"], summary["time_s"]) == (4 * BATCH, False, 40)
+    clock.advance(1000)  # between two starts it does not count
+    with late(tmp_path, 0, *settings) as (loop, _):
+        summary = loop.run(lambda line: clock.advance(10))
+    assert (summary["env_steps"], summary["finished"], summary["ended_by"]) == (10 * BATCH, True, "max_time_s")
+    assert summary["time_s"] == 100
+    with late(tmp_path, 0, *settings) as (loop, _):
+        again = loop.run()
+    assert (again["env_steps"], again["finished"]) == (10 * BATCH, True), "as with total_env_steps, there is nothing left to do"
+
+
+@pytest.mark.parametrize(
+    ("settings", "shares"),
+    [
+        (["max_time_s=100", "total_env_steps=1000000000"], [0, *((10 * n / 100 - 0.05) / 0.95 for n in range(1, 10))]),
+        (["max_time_s=100000", f"total_env_steps={4 * BATCH}"], [0, 0.25, 0.5, 0.75]),
+        (["max_time_s=0", f"total_env_steps={4 * BATCH}"], [0, 0.25, 0.5, 0.75]),
+    ],
+)
+def test_the_learning_rate_falls_with_what_ends_the_run(
+    settings: list[str], shares: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    with late(tmp_path, 0, *settings) as (loop, _):
+        told = record_shares(loop, monkeypatch)
+        loop.run(lambda line: clock.advance(10))
+    assert told == pytest.approx(shares, abs=1e-6)
+
+
+def test_time_ends_every_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    with late(tmp_path / "hung", 0, "max_time_s=30") as (loop, _):
+        monkeypatch.setattr(loop.workers, "take", lambda timeout_s: clock.advance(timeout_s))  # workers that give nothing
+        summary = loop.run()
+    assert (summary["env_steps"], summary["finished"]) == (0, True)
+    with late(tmp_path / "table", float("inf"), "max_time_s=30", "annotator.wait_for_first_table_s=3600") as (loop, annotation):
+        annotation.on_look = lambda number: clock.advance(1)
+        summary = loop.run()
+    assert (summary["env_steps"], summary["finished"]) == (0, True)
+
+
+def poison(loop: TrainingLoop, monkeypatch: pytest.MonkeyPatch, is_bad: Callable[[int], bool]) -> None:
+    """Let the rewards of the updates that `is_bad` names be no numbers."""
+    take, taken = loop.workers.take, [0]
+
+    def poisoned(timeout_s: float) -> Any:
+        rollout = take(timeout_s)
+        assert rollout is not None
+        taken[0] += 1
+        return replace(rollout, extrinsic_rewards=np.full_like(rollout.extrinsic_rewards, np.nan)) if is_bad(taken[0]) else rollout
+
+    monkeypatch.setattr(loop.workers, "take", poisoned)
+
+
+def test_a_run_in_which_every_update_is_skipped_fails(loops: tuple[TrainingLoop, RunDirectory], monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, run = loops
+    poison(loop, monkeypatch, lambda number: number > 2)
+    with pytest.raises(GiveUp, match="all of the last 32 updates were skipped") as failed:
+        loop.run()
+    assert loop.env_steps == 34 * BATCH
+    assert "\n" not in str(failed.value)
+    assert f'"env_steps": {34 * BATCH}' in (run.path / "metrics.jsonl").read_text().splitlines()[-1]
+
+
+def test_a_short_run_in_which_every_update_is_skipped_fails_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with late(tmp_path, 0) as (loop, _):
+        poison(loop, monkeypatch, lambda number: True)
+        with pytest.raises(GiveUp, match="every update was skipped"):
+            loop.run()
+
+
+def test_the_user_is_told_where_half_of_the_updates_are_skipped(
+    loops: tuple[TrainingLoop, RunDirectory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, _ = loops
+    poison(loop, monkeypatch, lambda number: number > 10 and number % 4 != 0)  # three quarters of them, from the 11th on
+    told: list[bool] = []
+
+    def on_line(figures: Mapping[str, Any]) -> None:
+        told.append(any("half of the last 32 updates were skipped" in text for text in figures["problems"]))
+        if len(told) == 50:
+            loop.stop()
+
+    assert not loop.run(on_line)["finished"]
+    assert (any(told[:30]), told[31:]) == (False, [True] * 19)

@@ -1,9 +1,13 @@
+import json
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from cluster.placement import DoesNotFit, Interrupted, Node, Request, plan, table, wait_for_room
-from configs.loading import load_config
+from cluster import ray_placement
+from cluster.placement import DoesNotFit, Interrupted, Node, Request, plan, shortage, table, wait_for_room
+from configs.loading import load_config, preset_names
 from configs.schema import ActorsConfig, ClusterConfig
 from configs.validation import ConfigError
 
@@ -13,9 +17,10 @@ def nodes(*shapes: tuple[float, float]) -> list[Node]:
     return [Node(id=f"n{index}", cpus=cpus, gpus=gpus) for index, (cpus, gpus) in enumerate(shapes)]
 
 
-def connect(workers: int, *there: Node, needs_service: bool = True, **settings: float) -> dict[str, Request]:
+def connect(workers: int, *there: Node, needs_service: bool = True, may_grow: bool = True, **settings: float) -> dict[str, Request]:
     cluster = ClusterConfig(mode="connect", **settings)  # type: ignore[arg-type]
-    return plan(cluster, ActorsConfig(num_workers=workers), needs_annotator=True, needs_service=needs_service, nodes=there)
+    actors = ActorsConfig(num_workers=workers)
+    return plan(cluster, actors, needs_annotator=True, needs_service=needs_service, nodes=there, may_grow=may_grow)
 
 
 def test_a_laptop_runs_everything_on_fractions_that_fit() -> None:
@@ -104,11 +109,142 @@ def test_a_run_begins_with_the_workers_that_it_needs(min_workers: int, fits: boo
 @pytest.mark.parametrize(("config", "shape"), [({"mode": "connect"}, (2, 0)), ({"mode": "local", "learner_gpus": 2}, (64, 1))])
 def test_what_cannot_fit_is_refused_with_a_table(config: dict, shape: tuple[float, float]) -> None:
     with pytest.raises(RuntimeError) as caught:
-        plan(ClusterConfig(**config), ActorsConfig(num_workers=8), needs_annotator=True, nodes=nodes(shape))
+        plan(ClusterConfig(**config), ActorsConfig(num_workers=8), needs_annotator=True, nodes=nodes(shape), may_grow=True)
     message = str(caught.value)
     assert "8 x" in message
     assert "The cluster has" in message
     assert "actors.num_workers" in message
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 4])
+@pytest.mark.parametrize("mode", ["local", "connect"])
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_as_it_is_fits_a_small_cluster_that_cannot_grow(preset: str, mode: str, cpus: int) -> None:
+    config = load_config(preset=preset, overrides=[f"cluster.mode={mode}", "run_dir=/shared/run", "learner.max_policy_lag=20"])
+    needs_annotator = config.reward_model.name != "none"
+    requests = plan(config.cluster, config.actors, needs_annotator=needs_annotator, nodes=nodes((cpus, 0)))
+    asked = 1 + 0.5 * needs_annotator + config.actors.num_workers
+    total = sum(request.cpus * request.count for request in requests.values())
+    assert total == pytest.approx(min(asked, cpus), abs=0.01)
+    assert total <= cpus
+    assert requests["learner"].cpus == pytest.approx(min(1, cpus / asked), abs=0.001)
+    words = shortage(config.cluster, requests)
+    assert (words is None) == (asked <= cpus)
+    if words is not None:
+        assert f"ask for {asked:g} CPU" in words
+        assert "\n" not in words
+
+
+def test_an_actor_finds_one_node_for_its_share() -> None:
+    requests = connect(1, *nodes((1, 0), (1, 0)), may_grow=False)  # 2.5 CPU, but two halves are no place for the third actor
+    assert 0.6 < requests["worker"].cpus < 0.7
+    assert {requests["learner"].homes[0], requests["worker"].homes[0]} == {"n0", "n1"}
+    fits = connect(1, *nodes((1, 0), (2, 0)), may_grow=False)
+    assert [fits[part].cpus for part in ("learner", "annotator", "worker")] == [1, 0.5, 1]
+
+
+def test_what_shrinking_does_not_help_is_refused_at_once() -> None:
+    with pytest.raises(DoesNotFit, match="no room for 1 x learner") as caught:
+        connect(1, *nodes((1, 0)), learner_gpus=1, may_grow=False)
+    assert caught.value.missing["learner"].cpus == 1, "it says what was asked"
+    with pytest.raises(DoesNotFit, match="0 CPU and 0 GPU"):
+        connect(1, *nodes((0, 0)), may_grow=False)
+
+
+def test_workers_that_need_not_fit_now_shrink_nothing() -> None:
+    requests = connect(8, *nodes((4.5, 0)), min_workers=2, may_grow=False)
+    assert requests["worker"].cpus == 1
+
+
+class Small:
+    """A cluster of given nodes as `ray_placement.place` sees it, which waits on a clock of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, has_autoscaler: bool | None, *there: Node) -> None:
+        self.now, self.said = 0.0, list[str]()
+        self.asked: list[list[dict[str, float]]] = []
+        monkeypatch.setattr(ray_placement, "nodes", lambda: list(there))
+        monkeypatch.setattr(ray_placement, "_ask_autoscaler", self.asked.append)
+        monkeypatch.setattr(ray_placement, "_has_autoscaler", lambda: has_autoscaler)
+        monkeypatch.setattr("time.monotonic", lambda: self.now)
+        monkeypatch.setattr("time.sleep", self.sleep)
+        monkeypatch.setattr(ray_placement.placement.wait_for_room, "__kwdefaults__", {"clock": lambda: self.now, "sleep": self.sleep})
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def place(self, *settings: str, is_restart: bool = False) -> dict[str, Request]:
+        config = load_config(preset="nethack_score", overrides=["cluster.mode=connect", "run_dir=/shared/run", *settings])
+        return ray_placement.place(config, True, self.said.append, lambda: False, is_restart=is_restart)
+
+
+@pytest.mark.parametrize(("has_autoscaler", "setting"), [(False, "auto"), (True, "never"), (None, "auto")])
+def test_the_readmes_job_runs_at_once_on_two_cpus_to_which_none_will_be_added(
+    has_autoscaler: bool | None, setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Small(monkeypatch, has_autoscaler, *nodes((2, 0)))
+    assert cluster.place(f"cluster.more_nodes={setting}")["worker"].cpus == 0.8
+    assert cluster.said == [
+        "the parts ask for 2.5 CPU, more than the cluster has or will get: each gets its share,"
+        " 1 x learner (0.8 CPU), 1 x annotator (0.4 CPU), 1 x worker (0.8 CPU)"
+    ]
+    assert cluster.now <= ray_placement.AUTOSCALER_PATIENCE_S + 1
+
+
+@pytest.mark.parametrize(("has_autoscaler", "setting"), [(True, "auto"), (False, "expected")])
+def test_where_nodes_may_join_they_are_waited_for_as_long_as_it_says(
+    has_autoscaler: bool, setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Small(monkeypatch, has_autoscaler, *nodes((2, 0)))
+    with pytest.raises(DoesNotFit, match="no room for 1 x worker"):
+        cluster.place(f"cluster.more_nodes={setting}", "cluster.placement_timeout_s=60")
+    assert cluster.now == 60
+    assert cluster.said[0].startswith("waiting for 1 x worker (1 CPU), 0 s")
+    assert cluster.asked[-1] == []
+
+
+@pytest.mark.parametrize(
+    ("types", "version", "report", "found"),
+    [
+        (["node_" + "0f" * 28], "0", None, None),
+        (["node_" + "0f" * 28], "0", {"autoscaler_report": {"active_nodes": {"node_" + "0f" * 28: 1}}}, False),
+        (["node_" + "0f" * 28], "7", None, False),
+        (["node_" + "0f" * 28], "0", {"load_metrics_report": {}}, None),
+        (["ray.head.default"], "0", None, True),
+        (["node_" + "0f" * 28, "gpu"], "7", None, True),
+        (["node_" + "0f" * 28], "0", {"autoscaler_report": {"active_nodes": {"small-group": 1}}}, True),
+    ],
+)
+def test_an_autoscaler_is_known_by_the_types_of_its_nodes(
+    types: list[str], version: str, report: Any, found: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = [SimpleNamespace(ray_node_type_name=name) for name in types]
+    status = SimpleNamespace(active_nodes=named[:1], idle_nodes=named[1:], stats=SimpleNamespace(autoscaler_version=version))
+    monkeypatch.setattr(ray_placement.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="127.0.0.1:1"))
+    monkeypatch.setattr(ray_placement, "get_cluster_status", lambda address: status)
+    monkeypatch.setattr(ray_placement, "_internal_kv_get", lambda key: json.dumps(report).encode() if report else None)
+    assert ray_placement._has_autoscaler() is found
+
+
+def test_a_ray_that_cannot_be_asked_has_no_known_autoscaler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(address: str) -> None:
+        raise RuntimeError("unknown method")
+
+    monkeypatch.setattr(ray_placement.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="127.0.0.1:1"))
+    monkeypatch.setattr(ray_placement, "get_cluster_status", refuse)
+    assert ray_placement._has_autoscaler() is None
+
+
+def test_what_can_never_fit_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Small(monkeypatch, False, *nodes((2, 0)))
+    with pytest.raises(DoesNotFit, match=r"learner +1 x +1 CPU +1 GPU"):
+        cluster.place("cluster.learner_gpus=1")
+    assert (cluster.now, cluster.said, cluster.asked) == (0, [], [])
+
+
+def test_after_a_restart_a_lost_node_is_waited_for_before_requests_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Small(monkeypatch, False, *nodes((2, 0)))
+    assert cluster.place("cluster.placement_timeout_s=30", is_restart=True)["learner"].cpus == 0.8
+    assert cluster.now == 30
 
 
 class Growing:

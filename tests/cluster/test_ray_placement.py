@@ -17,6 +17,7 @@ def test_parts_go_where_the_plan_wants_them_on_a_cluster_that_a_gpu_node_joins_l
     )
     gpu_node, went = seen["gpu_node"], seen["went"]
     assert seen["nodes"] == 3
+    assert seen["grows"] is False, "no autoscaler: nodes are started by hand here"
     assert {node for node, _ in went["learner"]} == {gpu_node}
     assert {node for node, _ in went["annotator"]} == {gpu_node}  # near the learner, where there is room
     assert {node for node, _ in went["replica"]} == {gpu_node}

@@ -18,8 +18,8 @@ RAY = str(Path(sys.executable).with_name("ray"))
 
 @pytest.fixture
 def cluster() -> Iterator[dict[str, str]]:
-    """The environment to talk to a head node that takes jobs."""
-    with head_node(dashboard=True) as environment:
+    """The environment to talk to a head node that takes jobs and is as small as a laptop."""
+    with head_node(dashboard=True, num_cpus=2) as environment:
         yield environment
 
 
@@ -30,6 +30,7 @@ SETTINGS = [
     "actors.envs_per_worker=4",
     "service.engine=scripted",
     "service.store=memory",
+    "evaluation.at_end=false",
 ]
 
 
@@ -64,6 +65,7 @@ def test_a_submitted_job_that_is_stopped_half_way_continues_when_it_is_submitted
     goal = stopped["env_steps"] + 15_000
     output = submit(cluster, run_dir, goal, "cluster.service_replicas=2")  # which speak TLS here, and want a token
     assert "continues (epoch 2)" in output
+    assert "the parts ask for 3.5 CPU, more than the cluster has or will get: each gets its share, 1 x learner (0.57 CPU)" in output
     assert "succeeded" in output
     second = json.loads((run_dir / "summary.json").read_text())
     assert second["finished"]

@@ -32,8 +32,15 @@ def ray_finding(environment: dict[str, str], run_dir: Path, *settings: str) -> d
 def test_a_cluster_is_joined_measured_and_left(cluster: dict[str, str], tmp_path: Path) -> None:
     finding = ray_finding(cluster, tmp_path / "run")
     assert finding["status"] == "ok", finding
-    assert "1 nodes, 4 CPU, 0 GPU; the run's parts fit" in finding["found"]
-    finding = ray_finding(cluster, tmp_path / "run", "actors.num_workers=8", "learner.rollouts_per_batch=8")
+    assert "1 nodes, 4 CPU, 0 GPU; all parts fit" in finding["found"]
+    many = ["actors.num_workers=8", "learner.rollouts_per_batch=8"]
+    finding = ray_finding(cluster, tmp_path / "run", *many)
+    assert finding["status"] == "ok", finding
+    assert "the parts ask for 9.5 CPU, more than the cluster has or will get" in finding["found"]
+    finding = ray_finding(cluster, tmp_path / "run", "cluster.learner_gpus=1")
+    assert finding["status"] == "failed", finding
+    assert "no room for 1 x learner (1 CPU, 1 GPU)" in finding["found"]
+    finding = ray_finding(cluster, tmp_path / "run", *many, "cluster.more_nodes=expected")
     assert finding["status"] == "warning"
     assert "no room for 6 x worker (1 CPU)" in finding["found"], finding
     assert "actors.num_workers" in finding["advice"]

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.faults
 
 def on(cluster: SmallCluster) -> list[str]:
     """Settings of a run there."""
-    return ["cluster.mode=connect", f"cluster.address={cluster.address}"]
+    return ["cluster.mode=connect", f"cluster.address={cluster.address}", "cluster.more_nodes=expected"]
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 import dataclasses
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from configs.schema import EnvConfig, PolicyConfig
 from configs.validation import ConfigError
 from learner.evaluation import BlindPlayer, Episodes, PolicyPlayer, RandomPlayer, differences, play, summarise
 from tests.faults.faulty_environments import OnceBroken
+from tests.toy_environments import Corridor
 
 CORRIDOR = EnvConfig(id="tests.toy_environments:Corridor-v0", max_episode_steps=40, options={"length": 4})
 
@@ -211,6 +214,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "learner.learning_rate=0.005",
         "reward.extrinsic_coefficient=1.0",
         "reward_model.name=none",
+        "evaluation.at_end=true",
+        "evaluation.episodes=24",
         "logging.console=quiet",
         "logging.tensorboard=false",
     ]
@@ -232,6 +237,33 @@ def test_eval_sets_a_trained_policy_beside_a_blind_and_a_random_one(trained: Pat
     # Advancing is right everywhere, so that whoever draws blindly from this policy's frequencies loses little by it.
     assert abs(report["differences"]["policy - blind"]["length"]["mean"]) < abs(shorter["mean"])
     assert 0.0 <= report["policy_state_information"] < np.log(4)
+
+
+def test_a_finished_run_says_how_its_policy_plays(trained: Path) -> None:
+    evaluation = json.loads((trained / "summary.json").read_text())["evaluation"]
+    assert re.fullmatch(
+        r"success 1\.00 \[0\.8\d, 1\.00\], blind \d\.\d\d \[.*\], random 0\.\d\d \[.*\]; policy - blind, game by game: \+.*",
+        evaluation["words"],
+    )
+    assert evaluation["episodes"] == 24
+    assert evaluation["policy"]["success"]["low"] > evaluation["random"]["success"]["high"]
+
+
+def test_within_a_time_the_same_whole_games_are_counted_for_all_players(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]  # a clock that every step moves on by a tenth of a second
+    step = Corridor.step
+    monkeypatch.setattr("cluster.evaluate.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(Corridor, "step", lambda self, action: (now.__setitem__(0, now[0] + 0.1), step(self, action))[1])
+    whole = evaluate(str(trained), episodes=12, num_envs=4, seed=0, seconds=10_000, say=lambda text: None)
+    assert whole["episodes"] == 12
+    assert whole["episodes_lost"] == {"policy": 0, "blind": 0, "random": 0}
+    now[0], all_s = 0.0, now[0]
+    part = evaluate(str(trained), episodes=12, num_envs=4, seed=0, seconds=0.4 * all_s, say=lambda text: None)
+    assert 4 <= part["episodes"] < 12
+    assert part["episodes_lost"] == {"policy": 0, "blind": 0, "random": 0}
+    now[0] = 0.0
+    with pytest.raises(ConfigError, match="one game in each of 4 environments takes all players together more than"):
+        evaluate(str(trained), episodes=12, num_envs=4, seed=0, seconds=all_s / 20, say=lambda text: None)
 
 
 def test_evals_table_shows_players_differences_and_information(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
