@@ -11,7 +11,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cluster.wiring import check_parts
+from cluster.wiring import check_addresses, check_parts
 from configs.loading import load_config
 from configs.service_schema import AccessConfig
 from configs.validation import ConfigError
@@ -48,6 +48,7 @@ def access(files):
     return access
 
 
+NO_ADDRESS = r"^annotator\.address: got .*, wanted host:port without a scheme, spaces or further colons"
 TLS = ("tls_cert", "tls_key")
 
 
@@ -155,8 +156,33 @@ def test_a_token_goes_nowhere_unencrypted(files):
         check_address("10.1.2.3:7431", token)
     check_address("10.1.2.3:7431", ClientCredentials(files.ca.read_bytes(), token=token.token))
     check_address("10.1.2.3:7431", load_client_credentials("system", token_file=str(files.token)))
-    with pytest.raises(ValueError, match="wanted host:port"):
-        check_address("somewhere", ClientCredentials())
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:7431", "localhost:1", "node-7.example.org:65535", "[::1]:7431", "[fe80::1%eth0]:7431"])
+def test_an_address_is_a_host_and_a_port(address):
+    check_address(address, ClientCredentials())
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("somewhere", "http://127.0.0.1:7431", "grpc://node:7431", "dns:///node:7431", "unix:/tmp/socket", "node:7431/", "user@node:7431"),
+        *("127.0.0.1 :7431", "127.0.0.1: 7431", "a:1 b:2", "a:1;b:2", "a b:7431", "node\t:7431", " ", ",", " , "),
+        *("::1:7431", "node::7431", "node:7431:", ":7431", "node:", "[::1]", "[]:7431", "[::1:7431", "::1]:7431"),
+        *("node:0", "node:65536", "node:seven", "node:\u00b2", "node:-1", "node:7431.0", "good:7431,http://bad:7431"),
+    ],
+)
+def test_what_is_no_address_is_refused_in_one_line(address):
+    with pytest.raises(ValueError, match=NO_ADDRESS) as error:
+        check_addresses(address)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("mode", ["local", "connect"])
+def test_a_run_with_what_is_no_address_does_not_start(mode, tmp_path):
+    config = load_config(preset="debug", overrides=[f"cluster.mode={mode}", f"run_dir={tmp_path}", "annotator.address=http://node:7431"])
+    with pytest.raises(ConfigError, match=NO_ADDRESS):
+        check_parts(config)
 
 
 class Gated:
