@@ -15,7 +15,7 @@ from llm_server.question import Question, without_system_turn
 TOP_LOGPROBS = (20, 5, 0)
 """What is asked for, in turn; OpenAI's own completions give 5, its chats 20, some endpoints none."""
 TEXT_TOKENS = 32
-TOKENS = (1, 16, TEXT_TOKENS, 1024, 4096, 16_384)
+TOKENS = (1, 16, TEXT_TOKENS, 1024, 4096, 8192, 16_384)
 """The most that may be generated: one token, the least that some endpoints take, a short text, and texts with thoughts before them."""
 THINKING_TOKENS = TOKENS[3]
 ADJUSTED = (400, 401, 403, 404, 405, 422, 501)

@@ -149,11 +149,12 @@ class OpenAIEngine:
             try:
                 answer = self._post(question, text, form)
             except EndpointRefused as error:
-                longer = form.longer() if is_too_short(error.said) else None
-                if longer is None:
-                    raise
-                form = longer
-                continue
+                if is_too_short(error.said) and (longer := form.longer()):
+                    form = longer
+                    continue
+                if form is not self._form and error.status in REFUSING:  # it gives no more room than it did
+                    return NO_ANSWER
+                raise
             score = _read(question, answer, form)
             if score is not NO_ANSWER or is_withheld(answer):
                 return score

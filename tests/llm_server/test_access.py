@@ -18,7 +18,7 @@ from configs.validation import ConfigError
 from llm_server import annotate
 from llm_server.access import check_access
 from llm_server.annotation import Score
-from llm_server.channel import check_address
+from llm_server.channel import call_metadata, check_address
 from llm_server.client import AnnotationClient, ServiceUnavailable
 from llm_server.credentials import (
     SERVER_NAME,
@@ -30,6 +30,7 @@ from llm_server.credentials import (
     write_credentials,
 )
 from llm_server.judgement_file import read_judgements
+from llm_server.service import SERVICE_NAME
 from tests.llm_server.running_service import WAIT_S, RunningService
 from tests.refusals import assert_refused
 
@@ -240,6 +241,40 @@ def test_more_requests_per_second_than_may_be_are_turned_away(rubric):
         service.close()
     assert 10 <= len(refusals) <= 18, "a burst of one second's worth is served"
     assert all("more than 2 requests per second: ask again later" in refusal for refusal in refusals)
+
+
+def test_malformed_method_paths_reach_nothing_and_the_service_stays_up(rubric, files):
+    service = RunningService(rubric, access=AccessConfig(token_file=str(files.token)))
+    shown = load_client_credentials(token_file=str(files.token))
+    known = f"/{SERVICE_NAME}/Describe"
+    paths = ["", "/", "//", "x", "*", "/../../etc/passwd", "/%2e/..", "/a b/c", "/\u2603/x", f"/{'a' * 5000}/b", "http://host" + known]
+    paths += [
+        known[1:],
+        known + "/",
+        known + "/x",
+        known + "?x=1",
+        known.lower(),
+        known.replace("/D", "//D"),
+        known.removesuffix("Describe"),
+    ]
+    paths += ["grpc.health.v1.Health/Check", "grpc.health.v1.Health/" + known]
+    client = AnnotationClient(service.address, rubric, WAIT_S, shown)
+    try:
+        with grpc.insecure_channel(service.address) as channel:
+            for metadata, wanted in ((None, grpc.StatusCode.UNAUTHENTICATED), (call_metadata(shown), grpc.StatusCode.UNIMPLEMENTED)):
+                for path in paths:
+                    with pytest.raises(grpc.RpcError) as error:
+                        channel.unary_unary(path)(b"", timeout=WAIT_S, metadata=metadata)
+                    assert error.value.code() is wanted, path
+            # Health needs no token: what merely begins like it must be health, or nothing.
+            for path in ("/grpc.health.v1.Health/", "/grpc.health.v1.Health/.." + known, "/grpc.health.v1.Health" + known):
+                with pytest.raises(grpc.RpcError) as error:
+                    channel.unary_unary(path)(b"", timeout=WAIT_S)
+                assert error.value.code() in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAUTHENTICATED), path
+        assert len(client.annotate([b"good"])) == 1
+    finally:
+        client.close()
+        service.close()
 
 
 def test_a_verb_asks_a_guarded_service_with_the_same_credentials(rubric, files, tmp_path, capsys):
