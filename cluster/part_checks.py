@@ -25,6 +25,7 @@ from llm_server.engine import check_engine
 from llm_server.replicas import split_addresses
 from llm_server.rubric import Rubric
 from llm_server.rubric_file import load_rubric
+from llm_server.weights import unused_advice
 from reward_models.interface import Asks
 
 STEPS = 64
@@ -32,6 +33,7 @@ CONNECT_TIMEOUT_S = 3.0
 ANSWER_TIMEOUT_S = 10.0
 CANARY = b"You see here a lichen."
 OLDEST_VLLM = (0, 32)
+DOWNLOAD = "the first start downloads it, which needs a network; or do it now: hf download {}"
 
 
 def check_environment(patient: Patient) -> list[Finding]:
@@ -104,7 +106,7 @@ def check_judge(patient: Patient) -> list[Finding]:
         )
         return [failed("judge", f"service.engine={service.engine}: {error}", advice)]
     if patient.asks is Asks.EMBEDDINGS:
-        return [ok("judge", f"no language model; sentence encoder {service.encoder} is there")]
+        return [_check_encoder(service.encoder)]
     if service.engine == "openai":
         return [_check_endpoint(patient)]
     if service.engine == "scripted":
@@ -122,16 +124,26 @@ def _check_model(patient: Patient) -> Finding:
     try:
         facts = check_model(service, rubric)
     except ModelNotHere as error:
-        advice = f"the first start downloads it, which needs a network; or do it now: hf download {service.model}"
-        return warning("judge", str(error), advice)
+        return warning("judge", str(error), DOWNLOAD.format(service.model))
     except ValueError as error:
         is_answer = "the answer" in str(error) or "chat template" in str(error) or "fewer examples" in str(error)
         advice = "choose other answers in the rubric, or another service.model" if is_answer else "correct service.model"
         return failed("judge", str(error), advice)
     answers = ", ".join(map(repr, dict.fromkeys(facts.answers)))
-    return ok(
-        "judge", f"{service.model} ({facts.weights_bytes / 1e6:,.0f} MB in {facts.folder}); rubric {rubric.id}: {answers} are single tokens"
-    )
+    found = f"{service.model} ({facts.weights_bytes / 1e6:,.0f} MB in {facts.folder}); rubric {rubric.id}: {answers} are single tokens"
+    return warning("judge", found, unused_advice(facts.unused)) if facts.unused else ok("judge", found)
+
+
+def _check_encoder(encoder: str) -> Finding:
+    from llm_server.model_check import ModelNotHere, check_encoder_model
+
+    try:
+        folder = check_encoder_model(encoder)
+    except ModelNotHere as error:
+        return warning("judge", str(error), DOWNLOAD.format(encoder))
+    except ValueError as error:
+        return failed("judge", f"service.encoder={encoder}: {error}", "correct service.encoder, or take service.encoder=minilm")
+    return ok("judge", f"no language model; sentence encoder {encoder} in {folder}")
 
 
 def _check_vllm(patient: Patient) -> Finding:

@@ -107,9 +107,14 @@ def _remote(settings: AnnotatorConfig, rubric: Rubric) -> Callable[[], Annotatio
 def service_credentials(settings: AnnotatorConfig) -> ClientCredentials:
     """What `annotator.address` is shown, read from the files that are named. ValueError where they, or the addresses, are no good."""
     credentials = load_client_credentials(settings.tls_ca, settings.tls_cert, settings.tls_key, settings.token_file)
-    for address in split_addresses(settings.address):
-        check_address(address, credentials)
+    check_addresses(settings.address, credentials)
     return credentials
+
+
+def check_addresses(setting: str, credentials: ClientCredentials = NO_CREDENTIALS) -> None:
+    """ValueError unless `setting`, an `annotator.address` that is not empty, holds addresses that may be shown these credentials."""
+    for address in split_addresses(setting) or [setting]:
+        check_address(address, credentials)
 
 
 def build_model(config: RunConfig) -> RewardModel:
@@ -209,8 +214,10 @@ def check_parts(config: RunConfig) -> tuple[EnvironmentSpec, str | None]:
             raise ConfigError(
                 f"annotator.pairs: got compared, but rubric '{rubric.id}' has no `pairs` section; write one, or take annotator.pairs=pointwise"
             )
-        if here and config.annotator.address:
-            service_credentials(config.annotator)
+        if config.annotator.address:
+            check_addresses(config.annotator.address)
+            if here:
+                service_credentials(config.annotator)
         elif here:
             check_engine(service_config(config, asks))
     except ValueError as error:

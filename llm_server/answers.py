@@ -18,6 +18,10 @@ OPENING, CLOSING = r"[\s*_`\"'\u201c\u2018(\[]*", r"[*_`\"'\u201d\u2019)\]]*"
 """What may stand around an answer."""
 END = rf"(?:\s*\Z|[^\S\n]*(?=\n)|[.:;!]{CLOSING}(?=\s|\Z)|(?P<goes_on>,|\s*[\u2013\u2014])(?=\s|\Z))"
 ANSWER_LABEL = "Answer:"
+_AS_THEY_ARE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_OTHERS = (byte for byte in range(0x100) if byte not in _AS_THEY_ARE)
+BYTES = {chr(byte): byte for byte in _AS_THEY_ARE} | {chr(0x100 + place): byte for place, byte in enumerate(_OTHERS)}
+"""Byte by the letter that stands for it in the pieces of a byte-level tokenizer: printable ones stand for themselves."""
 
 
 def score_of_answers(log_probabilities: Sequence[float], weights: Sequence[float] = WEIGHTS) -> Score:
@@ -28,17 +32,28 @@ def score_of_answers(log_probabilities: Sequence[float], weights: Sequence[float
 def score_of_top_tokens(tokens: Iterable[tuple[str, float]], answers: Sequence[str], weights: Sequence[float] = WEIGHTS) -> Score:
     """From the likeliest tokens with their log-probabilities, as hosted models give them.
 
-    Spaces around a token and its case do not matter (save that "a" begins a sentence and is no A), and forms of one answer add up.
+    Tokens may be texts or a tokenizer's pieces. Spaces around a token and its case do not matter (save that "a" begins a sentence and is no A), and forms of one answer add up.
     An answer that is not among them has at most the probability of the least likely one that is, and of all that are not together;
     it is taken to have that.
     """
-    listed = [(token, math.exp(value)) for token, value in tokens]
+    listed = [(text_of_piece(token), math.exp(min(value, 0.0))) for token, value in tokens]
     found = [math.fsum(p for token, p in listed if _plain(token) == _plain(answer)) for answer in answers]
     if not any(found):
         return NO_ANSWER
     unseen = min(min(p for _, p in listed), max(0.0, 1.0 - math.fsum(p for _, p in listed)))
     score = _score([p or unseen for p in found], weights)
     return Score(score.probability, min(math.fsum(found), 1.0), score.shares)
+
+
+def text_of_piece(piece: str) -> str:
+    """What a token reads, where an endpoint gives it as its tokenizer writes it: `\u2581Yes` (SentencePiece) and `\u0120Yes` (bytes as
+    letters, GPT-2's) are ` Yes`."""
+    if piece.isascii():
+        return piece
+    try:
+        return bytes(BYTES[letter] for letter in piece).decode()
+    except (KeyError, UnicodeDecodeError):
+        return piece.replace("\u2581", " ")
 
 
 def score_of_text(text: str, answers: Sequence[str], label: str = ANSWER_LABEL, weights: Sequence[float] = WEIGHTS) -> Score:

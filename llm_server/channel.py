@@ -3,6 +3,8 @@
 Invariant: a token is sent encrypted, or to this machine; what cannot be kept private is refused before anything is sent.
 """
 
+import re
+
 import grpc
 
 from llm_server.credentials import ClientCredentials, is_loopback
@@ -18,6 +20,7 @@ OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.initial_reconnect_backoff_ms", 250),
     ("grpc.max_reconnect_backoff_ms", 5_000),  # gRPC's own two minutes would outlast any outage
 ]
+ADDRESS = re.compile(r"(?P<host>[^\s:/@\[\]\x00-\x1f]+|\[[0-9A-Fa-f:.]+(?:%[\w.]+)?\]):(?P<port>[0-9]{1,5})")
 CERTIFICATE_ADVICE = {
     "certificate has expired": "the service's certificate has expired, wanted one that is valid: make new ones (`delphi serve"
     " --make-credentials DIR`) and start the service with them",
@@ -33,11 +36,13 @@ CERTIFICATE_ADVICE = {
 
 def check_address(address: str, credentials: ClientCredentials) -> None:
     """ValueError unless `address` is host:port and may be shown these credentials."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
+    found = ADDRESS.fullmatch(address)
+    if not found or not 0 < int(found["port"]) < 65_536:
         raise ValueError(
-            f"annotator.address: got {address!r}, wanted host:port, for example 127.0.0.1:7431; several are separated by commas"
+            f"annotator.address: got {address!r}, wanted host:port without a scheme, spaces or further colons, for example 127.0.0.1:7431"
+            " or [::1]:7431; several are separated by commas"
         )
+    host = found["host"]
     if credentials.token and credentials.ca is None and not is_loopback(host):
         raise ValueError(
             f"annotator.token_file: got a token for {address} without annotator.tls_ca: it would travel unencrypted; give the CA file of the"

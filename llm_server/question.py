@@ -4,6 +4,7 @@ Invariant: the text that is asked about stands between two fixed pieces of promp
 answers that count are single words in a fixed place.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 PROMPT_VERSION = 2
@@ -46,3 +47,11 @@ class Question:
             turns.append({"role": "user", "content": f"{self.label} {shown}"})
             turns.append({"role": "assistant", "content": answer.strip()})
         return [*turns, {"role": "user", "content": f"{self.label} {text}"}]
+
+
+def without_system_turn(conversation: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """The instructions at the head of the first user turn instead, for models that know no system turn."""
+    if conversation[0]["role"] != "system":
+        return list(conversation)
+    system, first, *rest = conversation
+    return [{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *rest]

@@ -29,8 +29,8 @@ MAX_REMEMBERED = 65_536
 
 
 def split_addresses(text: str) -> list[str]:
-    """The addresses of a comma-separated list."""
-    return [part.strip() for part in text.split(",") if part.strip()]
+    """The addresses of a comma-separated list, each once."""
+    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
 def rendezvous_order(names: Sequence[str], key: bytes) -> list[str]:

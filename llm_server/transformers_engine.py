@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import xxhash
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
-from transformers.utils import logging as transformers_logging
 
 from configs.service_schema import ServiceConfig
 from llm_server.annotation import Score
@@ -28,7 +27,9 @@ from llm_server.engine import MODEL_WANTED, model_source
 from llm_server.prompt_tokens import PromptTokens
 from llm_server.question import PROMPT_VERSION, Question
 from llm_server.rubric import Rubric
+from llm_server.weights import IncompleteWeights, load_whole, unused_advice
 
+LOG = logging.getLogger(__name__)
 MAX_PACK_TOKENS = 2048
 """Item tokens in one forward pass: bounds the attention mask."""
 FIRST_TEXT = "You see here a lichen."
@@ -161,13 +162,15 @@ def _scores(logits: torch.Tensor, answers: list[int], fine_logits: torch.Tensor,
 
 def _load(model: str, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
     source = model_source(str(bundled_model_folder()) if model == "smollm2" else model)
-    transformers_logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # without a network it tells of each of a dozen attempts
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        # Safetensors only: no pickle is read.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
+        loaded, unused = load_whole(AutoModelForCausalLM, source, model, dtype=dtype)
+        if unused:
+            LOG.warning("model '%s': %s", model, unused_advice(unused))
         return loaded.to(device).eval(), tokenizer
+    except IncompleteWeights:
+        raise
     except Exception as error:  # the loader raises whatever the files provoke: OSError, KeyError, SafetensorError, ...
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"model '{model}' cannot be loaded ({type(error).__name__}: {reason}): {MODEL_WANTED}") from error

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from cluster import cli, doctor, machine_checks, package_checks, part_checks, ra
 from configs.service_schema import AccessConfig
 from llm_server.bundled_model import bundled_model_folder
 from llm_server.credentials import CredentialFiles, make_credentials
+from llm_server.encoder import encoder_source
 from llm_server.rubric_file import load_rubric
 from tests.head_node import free_port
 from tests.llm_server.running_service import RunningService
@@ -254,6 +255,38 @@ def test_weights_that_were_cut_short(folder: Path, capsys: pytest.CaptureFixture
     code, findings = examine(capsys, *MODEL, f"service.model={folder}")
     assert code == 1
     assert f"weights {weights} are damaged" in findings["judge"][0]["found"]
+
+
+@pytest.mark.parametrize(
+    ("source", "settings", "num_layers", "status", "said"),
+    [
+        (bundled_model_folder, ("service.engine=transformers", "service.model={}"), 31, "failed", "model.layers.30.input_layernorm.weight"),
+        (bundled_model_folder, ("service.engine=transformers", "service.model={}"), 29, "warning", "model.layers.29.input_layernorm.weight"),
+        (lambda: Path(encoder_source("minilm")), ("reward_model.name=embedding", "service.encoder={}"), 7, "failed", "encoder.layer.6."),
+        (lambda: Path(encoder_source("minilm")), ("reward_model.name=embedding", "service.encoder={}"), 6, "ok", ""),
+    ],
+)  # fmt: skip
+def test_weights_that_the_files_lack_or_have_too_many_of(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    source: Callable[[], Path],
+    settings: tuple[str, ...],
+    num_layers: int,
+    status: str,
+    said: str,
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in source().iterdir():
+        (folder / file.name).symlink_to(file)
+    config = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": num_layers, "layer_types": None}
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(json.dumps(config))
+    code, findings = examine(capsys, *(setting.format(folder) for setting in settings))
+    assert code == (status == "failed")
+    (finding,) = findings["judge"]
+    assert finding["status"] == status
+    assert said in finding["found"] + finding["advice"]
 
 
 def test_an_answer_of_several_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 import threading
 from collections import deque
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -25,6 +26,8 @@ class FakeEndpoint:
         """Probabilities of the likeliest tokens, in place of its own."""
         self.text: str | None = None
         """What it says, in place of its own answer."""
+        self.answers: Callable[[dict[str, Any]], tuple[int, Any] | None] = lambda body: None
+        """Status and content in answer to a request's body, in place of all that; None leaves it to that."""
         self.failures: deque[tuple[int, dict[str, str], str] | None] = deque()
         """Status, headers and body of the next answers; None breaks the connection."""
         self.hold = threading.Event()
@@ -49,13 +52,15 @@ class FakeEndpoint:
         self._server.server_close()
         self._thread.join()
 
-    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         if path == "/v1/models":
             return 200, {"data": [{"id": MODEL}]}
         if path not in ("/v1/completions", "/v1/chat/completions"):
             return 404, {"error": {"message": "no such path"}}
         if body["model"] != MODEL:
             return 404, {"error": {"message": f"The model '{body['model']}' does not exist"}}
+        if given := self.answers(body):
+            return given
         for parameter, complaint in self.wants.items():
             if parameter in body:
                 return 400, {"error": {"message": complaint}}

@@ -11,14 +11,14 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cluster.wiring import check_parts
+from cluster.wiring import check_addresses, check_parts
 from configs.loading import load_config
 from configs.service_schema import AccessConfig
 from configs.validation import ConfigError
 from llm_server import annotate
 from llm_server.access import check_access
 from llm_server.annotation import Score
-from llm_server.channel import check_address
+from llm_server.channel import call_metadata, check_address
 from llm_server.client import AnnotationClient, ServiceUnavailable
 from llm_server.credentials import (
     SERVER_NAME,
@@ -30,6 +30,7 @@ from llm_server.credentials import (
     write_credentials,
 )
 from llm_server.judgement_file import read_judgements
+from llm_server.service import SERVICE_NAME
 from tests.llm_server.running_service import WAIT_S, RunningService
 from tests.refusals import assert_refused
 
@@ -48,6 +49,7 @@ def access(files):
     return access
 
 
+NO_ADDRESS = r"^annotator\.address: got .*, wanted host:port without a scheme, spaces or further colons"
 TLS = ("tls_cert", "tls_key")
 
 
@@ -155,8 +157,33 @@ def test_a_token_goes_nowhere_unencrypted(files):
         check_address("10.1.2.3:7431", token)
     check_address("10.1.2.3:7431", ClientCredentials(files.ca.read_bytes(), token=token.token))
     check_address("10.1.2.3:7431", load_client_credentials("system", token_file=str(files.token)))
-    with pytest.raises(ValueError, match="wanted host:port"):
-        check_address("somewhere", ClientCredentials())
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:7431", "localhost:1", "node-7.example.org:65535", "[::1]:7431", "[fe80::1%eth0]:7431"])
+def test_an_address_is_a_host_and_a_port(address):
+    check_address(address, ClientCredentials())
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("somewhere", "http://127.0.0.1:7431", "grpc://node:7431", "dns:///node:7431", "unix:/tmp/socket", "node:7431/", "user@node:7431"),
+        *("127.0.0.1 :7431", "127.0.0.1: 7431", "a:1 b:2", "a:1;b:2", "a b:7431", "node\t:7431", " ", ",", " , "),
+        *("::1:7431", "node::7431", "node:7431:", ":7431", "node:", "[::1]", "[]:7431", "[::1:7431", "::1]:7431"),
+        *("node:0", "node:65536", "node:seven", "node:\u00b2", "node:-1", "node:7431.0", "good:7431,http://bad:7431"),
+    ],
+)
+def test_what_is_no_address_is_refused_in_one_line(address):
+    with pytest.raises(ValueError, match=NO_ADDRESS) as error:
+        check_addresses(address)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("mode", ["local", "connect"])
+def test_a_run_with_what_is_no_address_does_not_start(mode, tmp_path):
+    config = load_config(preset="debug", overrides=[f"cluster.mode={mode}", f"run_dir={tmp_path}", "annotator.address=http://node:7431"])
+    with pytest.raises(ConfigError, match=NO_ADDRESS):
+        check_parts(config)
 
 
 class Gated:
@@ -214,6 +241,40 @@ def test_more_requests_per_second_than_may_be_are_turned_away(rubric):
         service.close()
     assert 10 <= len(refusals) <= 18, "a burst of one second's worth is served"
     assert all("more than 2 requests per second: ask again later" in refusal for refusal in refusals)
+
+
+def test_malformed_method_paths_reach_nothing_and_the_service_stays_up(rubric, files):
+    service = RunningService(rubric, access=AccessConfig(token_file=str(files.token)))
+    shown = load_client_credentials(token_file=str(files.token))
+    known = f"/{SERVICE_NAME}/Describe"
+    paths = ["", "/", "//", "x", "*", "/../../etc/passwd", "/%2e/..", "/a b/c", "/\u2603/x", f"/{'a' * 5000}/b", "http://host" + known]
+    paths += [
+        known[1:],
+        known + "/",
+        known + "/x",
+        known + "?x=1",
+        known.lower(),
+        known.replace("/D", "//D"),
+        known.removesuffix("Describe"),
+    ]
+    paths += ["grpc.health.v1.Health/Check", "grpc.health.v1.Health/" + known]
+    client = AnnotationClient(service.address, rubric, WAIT_S, shown)
+    try:
+        with grpc.insecure_channel(service.address) as channel:
+            for metadata, wanted in ((None, grpc.StatusCode.UNAUTHENTICATED), (call_metadata(shown), grpc.StatusCode.UNIMPLEMENTED)):
+                for path in paths:
+                    with pytest.raises(grpc.RpcError) as error:
+                        channel.unary_unary(path)(b"", timeout=WAIT_S, metadata=metadata)
+                    assert error.value.code() is wanted, path
+            # Health needs no token: what merely begins like it must be health, or nothing.
+            for path in ("/grpc.health.v1.Health/", "/grpc.health.v1.Health/.." + known, "/grpc.health.v1.Health" + known):
+                with pytest.raises(grpc.RpcError) as error:
+                    channel.unary_unary(path)(b"", timeout=WAIT_S)
+                assert error.value.code() in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAUTHENTICATED), path
+        assert len(client.annotate([b"good"])) == 1
+    finally:
+        client.close()
+        service.close()
 
 
 def test_a_verb_asks_a_guarded_service_with_the_same_credentials(rubric, files, tmp_path, capsys):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs.service_schema import ServiceConfig
-from llm_server.encoder import BATCH_SIZE, MAX_PENDING_REQUESTS, SentenceEncoder, _source, check_encoder
+from llm_server.encoder import BATCH_SIZE, MAX_PENDING_REQUESTS, SentenceEncoder, check_encoder, encoder_source
 from llm_server.judge import build_judge
 from llm_server.question_queue import JudgeBusyError, JudgeClosedError
 
@@ -83,7 +83,7 @@ def test_a_closed_encoder_leaves_no_request_waiting_and_takes_no_more(monkeypatc
 
 def test_pooling_is_the_models_own_where_it_comes_from_the_hub(monkeypatch, tmp_path):
     folder = tmp_path / "downloaded"
-    shutil.copytree(_source("minilm"), folder)
+    shutil.copytree(encoder_source("minilm"), folder)
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
     encoder = SentenceEncoder(dataclasses.replace(EMBEDDING, encoder="some/encoder"))

@@ -1,0 +1,486 @@
+"""Endpoints of many families: each is asked in the way that it takes, and what goes wrong once is never taken for an answer."""
+
+import dataclasses
+import json
+import time
+
+import pytest
+
+from configs.service_schema import ServiceConfig
+from llm_server.annotate import main as annotate
+from llm_server.answers import text_of_piece
+from llm_server.endpoint import Endpoint, EndpointRefused, EndpointUnavailable
+from llm_server.endpoint_error import error_of, status_of
+from llm_server.endpoint_form import answer_text
+from llm_server.openai_engine import OpenAIEngine
+from llm_server.rubric import Example, Rubric
+from tests.llm_server.fake_endpoint import MODEL, FakeEndpoint
+from tests.refusals import assert_refused
+
+CHAT = Rubric(
+    id="r", version="1", goal="g", style="chat", instructions="Judge.", positive="Yes", negative="No", threshold=None,
+    examples=(Example(item="You kill the jackal!", positive=True), Example(item="It's solid stone.", positive=False)),
+)  # fmt: skip
+COMPLETION = dataclasses.replace(CHAT, style="completion", positive=" yes", negative=" no")
+TEXTS = ["You kill the newt!", "It's a wall."]
+BY_LOGPROBS, BY_TEXT = pytest.approx([0.8, 0.2]), [1.0, 0.0]
+
+
+@pytest.fixture
+def endpoint():
+    served = FakeEndpoint()
+    yield served
+    served.close()
+
+
+@pytest.fixture
+def make(endpoint, monkeypatch):
+    monkeypatch.setenv("TEST_KEY", "sk-secret")
+    engines = []
+
+    def make(rubric=CHAT, **settings):
+        given = {"engine": "openai", "model": MODEL, "endpoint": endpoint.url, "endpoint_key_env": "TEST_KEY", "engine_timeout_s": 10.0}
+        engines.append(OpenAIEngine(ServiceConfig(**given | settings), rubric))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+def refusal(message, status=400, **more):
+    return status, {"error": {"message": message, **more}}
+
+
+def said(content, finish_reason="stop", **message):
+    return 200, {"choices": [{"message": {"role": "assistant", "content": content, **message}, "finish_reason": finish_reason}]}
+
+
+def tokens(body):
+    return body.get("max_tokens") or body["max_completion_tokens"]
+
+
+def probabilities(engine):
+    return [score.probability for score in engine.score(TEXTS)]
+
+
+NO_LOGPROBS = [
+    refusal("You are not allowed to request logprobs from this model", 403),
+    refusal("Logprobs is not enabled for models/some-model"),
+    refusal("log probabilities are not supported", 422),
+    refusal("Log-Probs unsupported", 501),
+    refusal("No endpoints found that support logprobs", 404),
+    refusal("Your API key may not request logprobs", 401),
+    refusal("Provider returned error", metadata={"raw": '{"detail": "top_logprobs: unknown field"}', "provider_name": "x"}),
+    (422, {"detail": [{"type": "extra_forbidden", "loc": ["body", "logprobs"], "msg": "Extra inputs are not permitted"}]}),
+    (400, [{"error": {"code": 400, "message": "Unknown name 'LOGPROBS': Cannot find field.", "status": "INVALID_ARGUMENT"}}]),
+    (200, {"error": {"code": 400, "message": "logprobs: not supported by this model"}}),
+    (200, {"error": {"type": "invalid_request_error", "message": "unknown parameter: logprobs"}}),
+    refusal("Unsupported parameter"),
+    refusal("Forbidden", 403),
+]
+
+
+@pytest.mark.parametrize("refused", NO_LOGPROBS)
+def test_log_probabilities_refused_in_whatever_words_leave_text(make, endpoint, refused):
+    endpoint.answers = lambda body: refused if body.get("logprobs") else None
+    engine = make()
+    assert engine.name == "openai/chat/text"
+    assert probabilities(engine) == BY_TEXT
+    assert "temperature" in endpoint.requests[-1][1], "nothing else is left out"
+    assert endpoint.requests[-1][1]["messages"][0]["role"] == "system"
+
+
+@pytest.mark.parametrize(
+    "complaint",
+    [
+        "Invalid 'max_tokens': integer below minimum value. Expected a value >= 16, but got 1 instead.",
+        "Could not finish the message because max_tokens or model output limit was reached. Please try again with higher max_tokens.",
+        "max_output_tokens must be at least 16",
+        "bad request",
+    ],
+)
+def test_an_endpoint_that_wants_room_for_more_tokens_gets_it_and_is_read_by_the_first(make, endpoint, complaint):
+    endpoint.answers = lambda body: refusal(complaint) if tokens(body) < 16 else None
+    engine = make()
+    assert engine.name == "openai/chat/logprobs20"
+    assert probabilities(engine) == BY_LOGPROBS
+    assert tokens(endpoint.requests[-1][1]) == 16
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        refusal("System role not supported"),
+        refusal("Developer instruction is not enabled for models/gemma-3-27b-it"),
+        refusal("Conversation roles must alternate user/assistant/user/assistant/..."),
+        refusal("Only user and assistant roles are supported!", 422),
+        refusal("invalid conversation"),
+    ],
+)
+def test_a_model_without_a_system_turn_reads_the_instructions_in_the_first_user_turn(make, endpoint, refused):
+    with_system = make()
+    endpoint.answers = lambda body: refused if body["messages"][0]["role"] == "system" else None
+    engine = make()
+    assert engine.name == "openai/chat/logprobs20"
+    assert probabilities(engine) == BY_LOGPROBS
+    first, *rest = endpoint.requests[-1][1]["messages"]
+    assert first == {"role": "user", "content": "Judge.\n\nMessage: You kill the jackal!"}
+    assert [turn["role"] for turn in rest] == ["assistant", "user", "assistant", "user"]
+    assert engine.fingerprint != with_system.fingerprint, "it reads another prompt"
+
+
+def test_several_refusals_one_after_another(make, endpoint):
+    def answers(body):
+        if "max_tokens" in body:
+            return refusal("Unsupported parameter: use 'max_completion_tokens' instead of 'max_tokens'.")
+        if body["max_completion_tokens"] < 16:
+            return refusal("max_completion_tokens: minimum is 16")
+        if "temperature" in body:
+            return refusal("Temperature is not supported")
+        if body["messages"][0]["role"] == "system":
+            return refusal("no system messages, please")
+        return refusal("top_logprobs: at most 5") if body.get("top_logprobs", 0) > 5 else None
+
+    endpoint.answers, endpoint.logprobs = answers, 5
+    engine = make()
+    assert engine.name == "openai/chat/logprobs5"
+    assert probabilities(engine) == BY_LOGPROBS
+
+
+def test_a_refusal_of_everything_is_told_in_the_endpoints_first_words(make, endpoint):
+    count = iter(range(100))
+    endpoint.answers = lambda body: refusal(f"no, number {next(count)}")
+    with pytest.raises(ValueError, match=r"answered 400: no, number 0$"):
+        make()
+    assert len(endpoint.requests) < 12
+
+
+PASSING = [
+    {"error": {"message": "upstream is overloaded", "code": 502}},
+    {"error": {"message": "rate limit exceeded", "code": 429}},
+    {"error": {"message": "rate limit exceeded", "type": "rate_limit_error"}},
+    {"error": {"message": "try later", "code": "RESOURCE_EXHAUSTED"}},
+    {"error": "the provider is not there"},
+    {"object": "error", "message": "engine is starting", "code": 503},
+    {"choices": None},
+    {"choices": []},
+    {"choices": [None]},
+    {"detail": "something"},
+    {"choices": [{"error": {"code": 504, "message": "timed out"}, "message": {"content": ""}}]},
+    {"choices": [{"finish_reason": "error", "message": {"content": None}}]},
+    "",
+]
+
+
+@pytest.mark.parametrize("content", PASSING)
+@pytest.mark.parametrize("at", ["the start", "later"])
+def test_an_error_under_status_200_is_asked_again_and_changes_nothing(make, endpoint, monkeypatch, content, at):
+    monkeypatch.setattr("llm_server.endpoint._wait", lambda state: 0.01)
+    failures = [(200, {}, json.dumps(content) if content else "")] * 3
+    if at == "the start":
+        endpoint.failures.extend(failures)
+    engine = make()
+    if at == "later":
+        endpoint.failures.extend(failures)
+    assert engine.name == "openai/chat/logprobs20"
+    assert probabilities(engine) == BY_LOGPROBS
+    assert not endpoint.failures
+
+
+def test_an_error_under_status_200_that_lasts_fails_the_batch_in_its_own_words(make, endpoint):
+    engine = make(engine_timeout_s=1.0)
+    endpoint.answers = lambda body: (200, {"error": {"message": "no provider", "code": 503}})
+    with pytest.raises(EndpointUnavailable, match="answered 200, an error 503: no provider"):
+        engine.score(TEXTS)
+
+
+def test_log_probabilities_that_go_missing_are_asked_for_again_then_fail_the_batch(make, endpoint, caplog):
+    engine = make(endpoint_concurrency=1)
+    bare = said("Yes")
+    answers = [bare, None, bare, bare, None]
+    endpoint.answers = lambda body: answers.pop(0) if answers else None
+    assert probabilities(engine) == BY_LOGPROBS, "another provider behind the same name answered once"
+    endpoint.answers = lambda body: bare
+    with pytest.raises(EndpointRefused, match=r"refuses every request: .* gave no log-probabilities, as it did at first"):
+        engine.score(TEXTS)
+    assert engine.name == "openai/chat/logprobs20"
+
+
+def test_a_text_that_a_filter_withholds_is_no_answer_and_is_not_asked_again(make, endpoint):
+    engine = make(endpoint_concurrency=1)
+    for withheld in (said(None, "content_filter"), said(None, refusal="I cannot judge this.")):
+        asked = len(endpoint.requests)
+        endpoint.answers = lambda body, withheld=withheld: withheld if "newt" in body["messages"][-1]["content"] else None
+        assert [score.answer_mass for score in engine.score(TEXTS)] == [0.0, pytest.approx(0.9)]
+        assert len(endpoint.requests) == asked + 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"type": "thinking", "thinking": "No, wait."}, {"type": "text", "text": "{}"}],
+        [{"type": "text", "text": "{}"}],
+        [{"type": "output_text", "text": "{}"}],
+        ["{}"],
+        {"type": "text", "text": "{}"},
+    ],
+)
+def test_content_in_parts_is_read_without_its_thoughts(make, endpoint, content):
+    def answers(body):
+        word = "Yes" if any(good in body["messages"][-1]["content"] for good in ("kill", "gold")) else "No"
+        return said(json.loads(json.dumps(content).replace("{}", word)))
+
+    endpoint.answers = answers
+    assert probabilities(make()) == BY_TEXT
+    assert answer_text({"choices": [{"message": {"content": 3}}]}) == ""
+
+
+@pytest.mark.parametrize(
+    ("yes", "no"),
+    [("\u0120Yes", "\u0120No"), ("\u2581Yes", "\u2581No"), ("\u010aYes", "\u2581\u2581no"), (" Yes", "\tNo"), ("Yes", "\u0120no")],
+)
+def test_tokens_may_be_pieces_of_the_tokenizer(make, endpoint, yes, no):
+    endpoint.top = {yes: 0.6, no: 0.3, "\u0120Well": 0.05}
+    (score,) = make().score(["x"])
+    assert score == pytest.approx((2 / 3, 0.9))
+
+
+def test_a_piece_reads_as_the_text_that_it_stands_for():
+    pieces = {
+        "\u0120gr\u00c3\u00b6\u00c3\u0141er": " größer",
+        "größer": "größer",
+        " é": " é",
+        "\u2581ж": " ж",
+        "ж": "ж",
+        "\u0120": " ",
+        "A": "A",
+    }
+    assert {piece: text_of_piece(piece) for piece in pieces} == pieces
+
+
+def test_log_probabilities_above_0_and_that_are_none_do_no_harm(make, endpoint):
+    listed = [{"token": "Yes", "logprob": 1000.0}, {"token": "No", "logprob": -9999.0}]
+    logprobs = {"content": [{"token": "Yes", "logprob": 0.0, "top_logprobs": listed}]}
+    endpoint.answers = lambda body: (200, {"choices": [{"message": {"content": "Yes"}, "logprobs": logprobs}]})
+    (score,) = make().score(["x"])
+    assert score == pytest.approx((1.0, 1.0))
+
+
+def thinks_for(needed, unfinished):
+    """A model that gives no log-probabilities and comes to its answer after `needed` tokens."""
+
+    def answers(body):
+        if body.get("logprobs"):
+            return refusal("logprobs are not supported with reasoning models")
+        if tokens(body) < needed:
+            return unfinished
+        word = "Yes" if any(good in body["messages"][-1]["content"] for good in ("kill", "gold")) else "No"
+        return said(f"<think>Yes? No?</think>\n\n{word}") if unfinished == LOUD else said(word, reasoning_content="Yes? No?")
+
+    return answers
+
+
+LOUD = said("<think>Well, a lichen", "length")
+UNFINISHED = [
+    LOUD,
+    said("", "length"),
+    said(None, "length", reasoning_content="Well"),
+    said("Okay, so the message says that", "length"),
+    said("", None, reasoning="Well"),
+    refusal("Could not finish the message because max_tokens or model output limit was reached."),
+]
+
+
+@pytest.mark.parametrize("unfinished", UNFINISHED)
+@pytest.mark.parametrize("needed", [200, 3000, 16_000])
+def test_a_reasoning_model_gets_as_much_room_as_it_needs(make, endpoint, unfinished, needed):
+    endpoint.answers = thinks_for(needed, unfinished)
+    engine = make()
+    assert engine.name == "openai/chat/text"
+    assert probabilities(engine) == BY_TEXT
+    room = tokens(endpoint.requests[-1][1])
+    assert needed <= room < 16 * max(needed, 64)
+
+
+def test_a_text_that_takes_longer_thought_than_the_first_is_asked_again_with_more_room(make, endpoint):
+    endpoint.answers = thinks_for(200, said("", "length"))
+    engine = make(endpoint_concurrency=1)
+    endpoint.answers = thinks_for(3000, said("", "length"))
+    assert probabilities(engine) == BY_TEXT
+    endpoint.answers = thinks_for(100_000, said("", "length"))
+    assert [score.answer_mass for score in engine.score(TEXTS)] == [0.0, 0.0]
+    assert len(endpoint.requests) < 30
+
+
+def test_a_model_whose_first_token_is_a_thought_is_read_from_text(make, endpoint):
+    """Log-probabilities are there, of what it thinks."""
+
+    def answers(body):
+        if body.get("logprobs"):
+            top = [{"token": "<think>", "logprob": -0.001}, {"token": "Yes", "logprob": -9.0}]
+            return 200, {"choices": [{"message": {"content": "<think>"}, "logprobs": {"content": [{"top_logprobs": top}]}}]}
+        return thinks_for(500, LOUD)(body)
+
+    endpoint.answers = answers
+    engine = make()
+    assert engine.name == "openai/chat/text"
+    assert probabilities(engine) == BY_TEXT
+
+
+def test_a_model_that_only_talks_gets_no_room_for_it(make, endpoint, caplog):
+    endpoint.logprobs, endpoint.text = 0, "It could well be that"
+    assert probabilities(make()) == pytest.approx([float("nan")] * 2, nan_ok=True)
+    assert tokens(endpoint.requests[-1][1]) == 32
+    assert "with 'It could well be that'" in caplog.text
+
+
+def test_more_room_than_an_endpoint_has_is_not_asked_for_again(make, endpoint):
+    def answers(body):
+        if tokens(body) > 2000:
+            return refusal("max_tokens is too large: this model supports at most 2000 completion tokens")
+        return thinks_for(100_000, said("", "length"))(body)
+
+    endpoint.answers = answers
+    assert [score.answer_mass for score in make().score(TEXTS)] == [0.0, 0.0]
+
+
+def test_a_model_that_thinks_longer_than_the_deadline_says_what_to_raise(make, endpoint):
+    def answers(body):
+        if tokens(body) > 32 and not body.get("logprobs"):
+            return 503, {"error": {"message": "still thinking"}}
+        return thinks_for(200, said("", "length"))(body)
+
+    endpoint.answers = answers
+    with pytest.raises(EndpointUnavailable, match=r"the model thinks before it answers: raise service\.engine_timeout_s"):
+        make(engine_timeout_s=1.0)
+
+
+NO_QUOTA = "You exceeded your current quota, please check your plan and billing details."
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        refusal(NO_QUOTA, 429, type="insufficient_quota", code="insufficient_quota"),
+        refusal("Insufficient Balance", 402),
+        refusal("Your credit balance is too low", 400),
+        refusal("Billing hard limit has been reached", 400, code="billing_hard_limit_reached"),
+        (200, {"error": {"message": "Insufficient credits. Add more", "code": 402}}),
+        (200, {"error": {"message": NO_QUOTA, "code": "insufficient_quota"}}),
+    ],
+)
+def test_no_credit_left_is_said_at_once(make, endpoint, refused):
+    endpoint.answers = lambda body: refused
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=r"the account has no credit left; add some, or set the environment variable TEST_KEY"):
+        make()
+    assert len(endpoint.requests) == 1
+    assert time.monotonic() - began < 5
+
+
+def test_a_rate_limit_in_the_words_of_a_quota_is_asked_again(make, endpoint):
+    body = json.dumps([{"error": {"code": 429, "message": NO_QUOTA, "status": "RESOURCE_EXHAUSTED"}}])
+    endpoint.failures.append((429, {"Retry-After": "0.1"}, body))
+    assert probabilities(make()) == BY_LOGPROBS
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        refusal("Incorrect API key provided", 401),
+        refusal("API key not valid. Please pass a valid API key.", 400),
+        refusal("Authentication failed", 403),
+        refusal("nope", 400, code="invalid_api_key"),
+        (200, {"error": {"code": 401, "message": "User not found."}}),
+        (200, {"error": {"message": "No API key provided"}}),
+    ],
+)
+def test_a_wrong_key_is_said_in_whatever_words_it_is_refused(make, endpoint, monkeypatch, refused):
+    endpoint.answers = lambda body: refused
+    with pytest.raises(ValueError, match=r"the environment variable TEST_KEY \(service\.endpoint_key_env\) is set but not accepted"):
+        make()
+    monkeypatch.delenv("TEST_KEY")
+    with pytest.raises(ValueError, match=r"the environment variable TEST_KEY .* is not set"):
+        make()
+
+
+def test_a_key_that_may_not_use_the_model_and_one_that_expires_are_said(make, endpoint):
+    endpoint.answers = lambda body: refusal("Country not supported", 403)
+    with pytest.raises(ValueError, match=r"Country not supported: the key in .* is not allowed this model, or not from here"):
+        make()
+    endpoint.answers = lambda body: None
+    engine = make()
+    endpoint.answers = lambda body: refusal("expired", 401)
+    with pytest.raises(EndpointRefused, match=r"expired: the environment variable TEST_KEY .* is set but not accepted"):
+        engine.score(TEXTS)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirection_is_not_followed_and_says_where_it_leads(make, endpoint, status):
+    endpoint.failures.append((status, {"Location": "https://user:secret@api.example.com/v1/chat/completions?token=secret"}, "moved"))
+    with pytest.raises(
+        ValueError, match=r"redirects to https://api\.example\.com/v1/chat/completions: .* service\.endpoint=https://api\.example\.com/v1$"
+    ) as error:
+        make()
+    assert "secret" not in str(error.value)
+    endpoint.failures.append((status, {"Location": "/login"}, "moved"))
+    with pytest.raises(ValueError, match=rf"redirects to {endpoint.url.removesuffix('/v1')}/login: "):
+        make()
+
+
+@pytest.mark.parametrize("header", ["\u00b2", "soon", "-5", "nan", "1e400", "Mon, 99 Foo 99999 00:00:00 GMT", ""])
+def test_a_retry_after_that_is_no_number_is_passed_over(make, endpoint, monkeypatch, header):
+    monkeypatch.setattr("llm_server.endpoint._backoff", lambda state: 0.01)
+    engine = make()
+    endpoint.failures.append((429, {"Retry-After": header}, "slow down"))
+    assert probabilities(engine) == BY_LOGPROBS
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"ALL_PROXY": "socks5://name:secret@127.0.0.1:1"}, r"the proxy in ALL_PROXY speaks SOCKS, .*`pip install socksio`"),
+        ({"https_proxy": "socks5h://127.0.0.1:1"}, r"the proxy in https_proxy speaks SOCKS"),
+        (
+            {"HTTPS_PROXY": "ftp://name:secret@127.0.0.1:1"},
+            r"HTTPS_PROXY names no proxy that can be used, wanted a URL such as http://host:3128",
+        ),
+        ({"HTTPS_PROXY": "http://name:secret@host:port"}, r"HTTPS_PROXY names no proxy that can be used"),
+        ({"SSL_CERT_FILE": "/nowhere.pem"}, r"SSL_CERT_FILE or SSL_CERT_DIR names certificates that cannot be read"),
+    ],
+)
+def test_a_proxy_or_certificates_that_cannot_be_used_are_one_line(variables, said, monkeypatch, tmp_path, capsys):
+    for name in ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"):
+        for spelt in (name, name.lower()):
+            monkeypatch.delenv(spelt, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=rf"^endpoint 'https://host/v1' cannot be reached: {said}") as error:
+        Endpoint("https://host/v1", "", attempt_s=1.0, patience_s=0.0)
+    assert "secret" not in str(error.value)
+    Endpoint("http://127.0.0.1:1/v1", "", attempt_s=1.0, patience_s=0.0).close()
+    (tmp_path / "captions.jsonl").write_text('{"caption": "x"}\n')
+    asked = [
+        "--engine=openai",
+        "--endpoint=https://host/v1",
+        "--model=m",
+        f"--out={tmp_path / 'out.sqlite'}",
+        str(tmp_path / "captions.jsonl"),
+    ]
+    code = annotate(asked)
+    lines = capsys.readouterr().err.splitlines()
+    assert_refused(code, "\n".join(line for line in lines if not line.startswith("preparing")), "cannot be reached")
+
+
+def test_an_answer_is_no_error():
+    choice = {"message": {"content": "Yes"}, "finish_reason": "stop"}
+    for answer in (
+        {"choices": [choice]},
+        {"choices": [choice], "error": None},
+        {"choices": [{**choice, "error": None}], "object": "chat.completion"},
+    ):
+        assert error_of(answer, wants_choice=True) is None
+    assert error_of({"data": []}, wants_choice=False) is None
+    assert status_of({"code": "7"}, 200) == status_of("?", 200) == 502
+    assert status_of({"code": 429}, 503) == 503
