@@ -29,7 +29,7 @@ class BatchedInference:
     def __init__(self, net: PolicyNet, spec: EnvironmentSpec, num_envs: int, config: ActorsConfig) -> None:
         """Raises ValueError for a device that is not there."""
         self.device = resolve_device(config.device, "actors.device")
-        self._autocast = resolve_precision(config.precision, self.device)
+        self._autocast = resolve_precision(config.precision, self.device, net, "the policy")
         self._net, self._num_envs, self._on_gpu = net.to(self.device).eval(), num_envs, self.device.type == "cuda"
         # From host memory that the device reads by itself; on a CPU the two are one.
         self._host = {

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("llm_server").setLevel(logging.INFO)  # unpacking a model takes a while, and says so
     findings = []
-    for finding in examine(config):
+    for finding in examine(config, is_quick=arguments.quick):
         findings.append(finding)
         if not arguments.json:
             _print(finding)
@@ -52,9 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if num_failed else 0
 
 
-def examine(config: Any) -> Iterator[Finding]:
-    """Every finding about a `RunConfig`, as it is found."""
+def examine(config: Any, *, is_quick: bool = False) -> Iterator[Finding]:
+    """Every finding about a `RunConfig`, as it is found; a quick look measures no speed of the judge."""
     try:
+        from cluster.label_rate import check_label_rate
         from cluster.machine_checks import check_disks, check_limits, check_machine, check_torch
         from cluster.package_checks import check_packages, check_python
         from cluster.part_checks import check_environment, check_judge, check_service, check_store
@@ -77,6 +78,7 @@ def examine(config: Any) -> Iterator[Finding]:
         ("judge", check_judge),
         ("annotation service", check_service),
         ("judgement store", check_store),
+        *([] if is_quick else [("labels", check_label_rate)]),
     ]
     for name, check in checks:
         try:
@@ -123,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--preset", metavar="NAME", help=f"a built-in configuration (default {DEFAULT_PRESET})")
     parser.add_argument("--config", metavar="FILE", help="a YAML file of differences from the defaults")
+    parser.add_argument("--quick", action="store_true", help="do not load the judge's model to measure its labels per second")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that go before the preset's or file's")
     return parser

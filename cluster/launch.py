@@ -8,7 +8,9 @@ import contextlib
 import logging
 import signal
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,6 +31,9 @@ from configs.schema import RunConfig
 from configs.validation import ConfigError
 
 LOG = logging.getLogger(__name__)
+
+
+TELL_INTERVAL_S = 10.0
 
 
 class StopRequest:
@@ -144,12 +149,32 @@ def _train(
         )
 
 
+@contextlib.contextmanager
+def _told_every(interval_s: float, what: str, console: Console) -> Iterator[None]:
+    """Tell that `what` is waited for, and how long already, as long as the body runs."""
+    over, began = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not over.wait(interval_s):
+            console.say(f"waiting for {what}, {time.monotonic() - began:.0f} s")
+
+    thread = threading.Thread(target=tell, name="waiting", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def _train_inline(config: RunConfig, run: RunDirectory, run_epoch: int, stop: StopRequest, console: Console) -> dict[str, Any]:
     from cluster.inline import InlineWorkers
     from cluster.loop import TrainingLoop
-    from cluster.wiring import build_pipeline
+    from cluster.wiring import build_pipeline, needs_service
 
-    pipeline = build_pipeline(config, run, run_epoch)
+    loads = needs_service(config) and config.service.engine in ("transformers", "vllm")
+    with _told_every(TELL_INTERVAL_S, f"the judge, which loads {config.service.model}", console) if loads else contextlib.nullcontext():
+        pipeline = build_pipeline(config, run, run_epoch)
     workers = None
     try:
         workers = InlineWorkers(config, pipeline, run_epoch=run_epoch)

@@ -21,6 +21,8 @@ from cluster.object_store import SMALLEST_BYTES, rollout_bytes, rollouts_at_once
 from cluster.patient import Patient
 
 REMOTE_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre", "ceph", "9p", "glusterfs", "fuse.glusterfs", "beegfs")
+USUAL_LAYER = torch.nn.Linear(512, 1024)
+"""About the largest of a policy's network, by which precision is chosen."""
 PROCESS_BYTES = 450e6
 """About what torch and Delphi take in a process, measured on Linux."""
 ENGINE_BYTES = {True: 1.2e6, False: 4e6}
@@ -37,7 +39,7 @@ def check_torch(patient: Patient) -> Finding:
     try:
         learner = resolve_device(config.learner.device, "learner.device")
         resolve_device(config.actors.device, "actors.device")
-        precision = resolve_precision(config.learner.precision, learner)
+        precision = resolve_precision(config.learner.precision, learner, USUAL_LAYER, "the learner")
     except ValueError as error:
         return failed("torch", found, str(error))
     found += f"; the learner computes on {learner} in {'bf16' if precision else 'fp32'}"
@@ -50,9 +52,9 @@ def check_torch(patient: Patient) -> Finding:
         precision is not None
         and learner.type == "cpu"
         and config.learner.precision == "bf16"
-        and resolve_precision("auto", learner) is None
+        and resolve_precision("auto", learner, USUAL_LAYER, "the learner") is None
     ):
-        return warning("torch", f"{found}, which this processor only emulates", "set learner.precision=auto")
+        return warning("torch", f"{found}, which is no faster here", "set learner.precision=auto")
     return ok("torch", found)
 
 

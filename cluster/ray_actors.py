@@ -23,6 +23,7 @@ from cluster.wiring import build_pipeline, build_worker
 from configs.schema import RunConfig
 from llm_server.client import AnnotationRefused, ServiceUnavailable
 from llm_server.credentials import CredentialFiles
+from llm_server.wire import STARTING
 from reward_models.pipeline import RewardedCaption
 from reward_models.table import RewardTable
 
@@ -95,7 +96,7 @@ class AnnotatorActor:
         if self._replicas_problem is not None:
             raise AnnotationRefused(self._replicas_problem)
         if not self._replicas:
-            raise ServiceUnavailable("no annotation replica listens yet")
+            raise ServiceUnavailable(f"{STARTING}: no replica listens yet")
         return self._replicas
 
     def report(self, report: CaptionReport, env_steps: int) -> Acknowledgement:
@@ -105,10 +106,15 @@ class AnnotatorActor:
         )
         return Acknowledgement(book_epoch=book_epoch, sequence_number=sequence_number)
 
-    def update(self, known: Version | None) -> tuple[RewardTable | None, dict[str, float | None], str | None]:
-        """The newest table, or None where `known` is the newest; the figures of annotation; and its problem."""
+    def update(self, known: Version | None) -> tuple[RewardTable | None, dict[str, float | None], str | None, bool]:
+        """The newest table, or None where `known` is the newest; the figures of annotation; its problem; whether the judge still loads."""
         table = self._pipeline.latest_table()
-        return (table if table.reward_version != known else None), dict(self._pipeline.metrics()), self._pipeline.problem
+        return (
+            (table if table.reward_version != known else None),
+            dict(self._pipeline.metrics()),
+            self._pipeline.problem,
+            self._pipeline.is_loading,
+        )
 
     def top_rewarded(self, n: int, min_count: int) -> list[RewardedCaption]:
         """See `cluster.parts.Annotation`."""

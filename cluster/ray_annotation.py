@@ -44,6 +44,7 @@ class RayAnnotation:
 
     def __init__(self, config: RunConfig, run_epoch: int, request: Request | None, replicas: Request | None = None) -> None:
         self.problem: str | None = None
+        self._is_loading = False  # the judge, its model
         self._is_silent = False  # it left a question unanswered and has not been heard of since
         self._config, self._run_epoch, self._request = config, run_epoch, request
         self._state: Mapping[str, Any] | None = None
@@ -73,7 +74,10 @@ class RayAnnotation:
             missing["replica"] = replace(self._replicas.request, count=self._replicas.num_waiting)
         if self._request is not None and self._actor is not None and not self._is_placed:
             missing["annotator"] = self._request
-        return f"{in_words(missing)} to start" if missing else None
+        if missing:
+            return f"{in_words(missing)} to start"
+        model = "its model" if self._config.annotator.address else self._config.service.model
+        return f"the judge, which loads {model}" if self._is_loading else None
 
     def report(self, report: ray.ObjectRef, worker_id: str, env_steps: int) -> None:
         """Forward a worker's caption report.
@@ -217,7 +221,7 @@ class RayAnnotation:
                         LOG.warning("a caption report of worker %s was lost; its texts are sent again: %s", worker_id, error)
             if self._update is not None and ray.wait([self._update], timeout=0)[0]:
                 reference, self._update, self._is_silent = self._update, None, False
-                table, self._metrics, self.problem = ray.get(reference)
+                table, self._metrics, self.problem, self._is_loading = ray.get(reference)
                 if table is not None:
                     self._known, self._offered = table.reward_version, table
                 self._take_offered()
@@ -248,7 +252,7 @@ class RayAnnotation:
         self._reports.clear()
         self._acknowledgements.clear()
         self._update = self._known = None
-        self._offered, self._lost_at, self._is_silent = None, time.monotonic(), False
+        self._offered, self._lost_at, self._is_silent, self._is_loading = None, time.monotonic(), False, False
         self.problem = f"the annotator ended and is started again: {str(error).strip().splitlines()[-1]}"
         self._metrics = {**self._metrics, "annotator_up": 0}
         self._actor = None

@@ -50,7 +50,7 @@ class ActorsConfig:
     device: str = "cpu"
     """Where a worker runs the network: `cpu`, `cuda`, `cuda:N`, or `auto` (CUDA where there is a device); environments stay on the CPU."""
     precision: str = "auto"
-    """Inference precision: `bf16`, `fp32`, or `auto` (bf16 where the hardware computes in it)."""
+    """Inference precision: `bf16`, `fp32`, or `auto` (bf16 where a measurement at the start says that it is clearly faster)."""
     torch_threads: int = 1
     """Threads torch may use in one worker process."""
 
@@ -148,7 +148,7 @@ class LearnerConfig:
     max_policy_lag: int = 20
     """Rollouts older than this many policy versions are dropped and counted."""
     precision: str = "auto"
-    """Autocast precision of training: `bf16`, `fp32`, or `auto` (bf16 where the hardware computes in it)."""
+    """Autocast precision of training: `bf16`, `fp32`, or `auto` (bf16 where a measurement at the start says that it is clearly faster)."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:N`, or `auto` (CUDA if there is a device)."""
     torch_threads: int = 0

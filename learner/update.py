@@ -4,6 +4,7 @@ Invariant: a version is a finite update: a gradient step whose loss or gradient 
 a CPU the same state and the same rollouts give the same weights, bit for bit.
 """
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ from learner.rewards import RewardMixer
 from learner.vtrace import VtraceTargets, vtrace_targets
 from reward_models.table import RewardTable
 
+LOG = logging.getLogger(__name__)
 PROBE_INTERVAL, PROBE_COLUMNS = 8, 8
 """One update in so many is measured by what it does to the policy in so many environments."""
 
@@ -64,12 +66,12 @@ class Learner:
         """Raises ValueError for a network that cannot read the observations, and for a device that is not there."""
         self.config, self.run_epoch, self._seed = config, run_epoch, seed
         self.device = resolve_device(config.device, "learner.device")
-        self._precision = resolve_precision(config.precision, self.device)
         keep_freed_memory()
         self._buffers = BatchBuffers(self.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.net = PolicyNet(spec, policy).to(self.device)
+        self._precision = resolve_precision(config.precision, self.device, self.net, "the learner")
         self._optimizer = torch.optim.Adam(
             self.net.parameters(),
             lr=config.learning_rate,
@@ -87,6 +89,10 @@ class Learner:
     def policy_version(self) -> Version:
         """Of the weights as they are now."""
         return self.run_epoch, self._updates
+
+    @property
+    def _precision_name(self) -> str:
+        return "bf16" if self._precision is not None else "fp32"
 
     def step(self, rollouts: Sequence[Rollout], table: RewardTable, progress: float = 0.0) -> StepResult:
         """One update on the rollouts, all steps of which count equally but those of lost environments, which do not count; rewards are
@@ -133,6 +139,7 @@ class Learner:
             "updates": self._updates,
             "gradient_steps": self._gradient_steps,
             "skipped": self._skipped,
+            "precision": self._precision_name,
             "return_scale": self._return_scale.state_dict(),
             "rewards": self._rewards.state_dict(),
             "weights": self.snapshot().weights,
@@ -153,6 +160,8 @@ class Learner:
                 f"the state is of run epoch {state['run_epoch']}, this learner of {self.run_epoch}:"
                 " each start of a run needs an epoch of its own, higher than all before"
             )
+        if (before := state.get("precision", self._precision_name)) != self._precision_name:
+            LOG.warning("this run computed in %s so far and goes on in %s: its updates round otherwise", before, self._precision_name)
         load_weights(self.net, state["weights"])
         moments = {
             index: {key: torch.from_numpy(np.array(array)) for key, array in state["adam"][name].items()}

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from configs.service_schema import AnnotatorConfig
 from llm_server.annotation import JudgedCaption, ServiceDescription, Status
 from llm_server.asking_budget import AskingBudget
-from llm_server.client import AnnotationRefused, ServiceUnavailable
+from llm_server.client import AnnotationRefused, ServiceUnavailable, is_loading
 from llm_server.judge_of_labels import JudgeOfLabels
 from llm_server.questions import AnnotationClient, Answer, Questions, passes_of, question_of, status_of
 
@@ -27,6 +27,8 @@ LOG = logging.getLogger(__name__)
 IDLE_S = 0.1
 PROBE_INTERVAL_S = 2.0
 FIRST_BACKOFF_S = 0.25
+LOADING_INTERVAL_S = 1.0
+"""Between attempts at a service that loads its model: it is about to answer, and to be turned away costs it nothing."""
 REMIND_INTERVAL_S = 60.0
 CLOSE_BUDGET_S = 1.5
 COUNTERS = (
@@ -64,6 +66,8 @@ class Annotator:
     ) -> None:
         self.problem: str | None = None
         """Why nothing is asked any more; None as long as asking makes sense."""
+        self.is_loading = False
+        """Whether the service was found to load its model when it was last asked."""
         self.num_judges_replaced = 0
         """How often all labels were dropped for those of another judge, in this life of the run. What was learnt from answers is then to
         be forgotten before the next are learnt."""
@@ -118,8 +122,8 @@ class Annotator:
             answered = self._attempt(batch)
             asked_at = self._clock()
             if answered is None:
-                self._stop.wait(self._backoff_s(failures))
-                failures += 1
+                failures = 0 if self.is_loading else failures + 1
+                self._stop.wait(self._pause_s(failures))
             else:
                 failures = 0
                 self._deliver(answered)
@@ -164,12 +168,12 @@ class Annotator:
     def _attempt_patiently(self, batch: Sequence[Any]) -> "_Batch | None":
         deadline, failures = self._clock() + self._config.request_timeout_s, 0
         while (answered := self._attempt(batch)) is None and self._is_patient and self.problem is None:
-            retry_at = self._clock() + self._backoff_s(failures)
+            failures = 0 if self.is_loading else failures + 1
+            retry_at = self._clock() + self._pause_s(failures)
             while self._clock() < retry_at and not self._interrupted and not self._stop.is_set():
                 time.sleep(0.02)
             if self._interrupted or self._stop.is_set():
                 return None
-            failures += 1
             self._is_patient = self._clock() < deadline
             batch = self._next_batch(len(batch))  # the failed attempt put it back
         if answered is not None:
@@ -234,6 +238,7 @@ class Annotator:
         with self._lock:
             client, _ = self._clients.pop(threading.current_thread(), (None, None))
             was_up, self._is_up = self._is_up, False
+            self.is_loading = is_loading(error)
             if isinstance(error, AnnotationRefused):
                 if self.problem is None:
                     LOG.error("no caption is judged any more: %s", error)
@@ -252,7 +257,7 @@ class Annotator:
         with self._lock:
             if not self._is_up:
                 LOG.info("the annotation service answers")
-            self._is_up = True
+            self._is_up, self.is_loading = True, False
 
     def _record(self, batches: Sequence["_Batch"]) -> list[Answer]:
         """Labels of these, all by one judge: where the last is another's than the first, of the last alone."""
@@ -286,9 +291,11 @@ class Annotator:
     def _is_undecided(self, answer: Any) -> bool:
         return self.judge is not None and isinstance(answer, JudgedCaption) and self.judge.is_undecided(answer.judgement)
 
-    def _backoff_s(self, failures: int) -> float:
-        """Doubles from a quarter of a second up to `max_backoff_s`, of which a random half is taken off: clients spread out."""
-        return min(FIRST_BACKOFF_S * 2.0 ** min(failures, 16), self._config.max_backoff_s) * random.uniform(0.5, 1.0)
+    def _pause_s(self, failures: int) -> float:
+        """Doubles from a quarter of a second up to `max_backoff_s`, but stays short while the service loads (no failure); a random half
+        is taken off: clients spread out."""
+        doubled = FIRST_BACKOFF_S * 2.0 ** min(failures - 1, 16) if failures else LOADING_INTERVAL_S
+        return min(doubled, self._config.max_backoff_s) * random.uniform(0.5, 1.0)
 
     @property
     def num_answers(self) -> int:

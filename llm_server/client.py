@@ -17,7 +17,9 @@ from llm_server.credentials import NO_CREDENTIALS, ClientCredentials
 from llm_server.judge import Judge
 from llm_server.rubric import Rubric
 from llm_server.wire import (
+    LOADING,
     MAX_MESSAGE_BYTES,
+    STARTING,
     annotate_request,
     description_of,
     judgements_of,
@@ -47,6 +49,11 @@ class AnnotationError(RuntimeError):
 
 class ServiceUnavailable(AnnotationError):
     """The service is down, slow, or gave a broken answer; asking again may help."""
+
+
+def is_loading(error: Exception) -> bool:
+    """Whether the service is up or on its way and only has no model yet: there is nothing wrong, and it may answer any moment."""
+    return isinstance(error, ServiceUnavailable) and any(words in str(error) for words in (LOADING, STARTING))
 
 
 class BrokenAnswer(ServiceUnavailable):

@@ -1,17 +1,22 @@
 """Where a language model computes, and in which numbers: what the settings `device` and `dtype` stand for on this machine.
 
-Invariant: importing this imports nothing heavy; what a setting names is used or refused, never replaced: only `auto` chooses, and
-it chooses float32 on every CPU, so that a caption gets the same label on each.
+Invariant: importing this imports nothing heavy; what a setting names is used or refused, never replaced: only `auto` chooses. It
+chooses float32 on every CPU, so that a caption gets the same label on each, and on a GPU what is measured to be fast there.
 
-Whether a CPU multiplies in bf16 by itself decides speed only (57 labels/s against 24 on one core that does, 3 against 15 on one that
-emulates it). But its rounding moves a probability by up to 0.014 with the other texts of the pass, where float32 moves it by 1e-5.
+Whether a CPU multiplies in bf16 by itself decides speed only, and the log says how much (57 labels/s against 24 on one core that does,
+3 against 15 on one that emulates it). But its rounding moves a probability by up to 0.014 with the other texts of the pass, where
+float32 moves it by 1e-5.
 """
 
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, Any
+
+from configs.number_types import bfloat16_is_faster, bfloat16_speed
 
 if TYPE_CHECKING:
     import torch
 
+LOG = logging.getLogger(__name__)
 DTYPES = ("auto", "bfloat16", "float32")
 
 
@@ -30,11 +35,30 @@ def resolve_device(name: str) -> "torch.device":
     return device
 
 
-def resolve_dtype(name: str, *, on_cpu: bool) -> str:
-    """`bfloat16` or `float32`: what `ServiceConfig.dtype` names; for `auto` float32 on a CPU and on a GPU that only emulates bf16."""
+def resolve_dtype(name: str, device: "torch.device | None", layer: tuple[int, int]) -> str:
+    """`bfloat16` or `float32`: what `ServiceConfig.dtype` names; for `auto` float32 on a CPU, and on a GPU unless bfloat16 is clearly
+    faster in a layer of so many inputs and outputs. None is a GPU of another process, which is asked and not measured: to measure
+    takes memory on it."""
     if name != "auto":
         return name
-    return "float32" if on_cpu or not _gpu_computes_in_bf16() else "bfloat16"
+    if device is None:
+        return "bfloat16" if _gpu_computes_in_bf16() else "float32"
+    if device.type != "cpu":
+        return "bfloat16" if bfloat16_is_faster(device, *layer, "the judge") else "float32"
+    LOG.info(
+        "the judge computes in float32, as on every CPU; bfloat16, which service.dtype=bfloat16 takes, is %.2g times as fast in a layer of"
+        " %d x %d, and rounds labels by the batch they are in",
+        bfloat16_speed(device, *layer),
+        *layer,
+    )
+    return "float32"
+
+
+def layer_of(settings: Any) -> tuple[int, int]:
+    """Inputs and outputs of a model's usual linear layer, by its configuration in the words of Hugging Face."""
+    hidden, inner = getattr(settings, "hidden_size", None), getattr(settings, "intermediate_size", None)
+    hidden = hidden if isinstance(hidden, int) else 1024
+    return hidden, inner if isinstance(inner, int) else 4 * hidden
 
 
 def _gpu_computes_in_bf16() -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 from xxhash import xxh3_64_intdigest
 
 from llm_server.annotation import ServiceDescription
-from llm_server.client import AnnotationRefused, ServiceUnavailable
+from llm_server.client import AnnotationRefused, ServiceUnavailable, is_loading
 from llm_server.questions import AnnotationClient
 
 LOG = logging.getLogger(__name__)
@@ -190,7 +190,7 @@ class Replicas:
                     client.close()
             except Exception as error:
                 with self._changed:
-                    replica.failures += 1
+                    replica.failures = 1 if is_loading(error) else replica.failures + 1
                     if replica.trouble is not None:
                         replica.trouble = error
             else:

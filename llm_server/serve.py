@@ -4,6 +4,7 @@ Invariant: it ends within seconds of SIGTERM, SIGINT or, if asked, its parent's 
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import sys
@@ -83,8 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.make_credentials:
             return _make_credentials(Path(arguments.make_credentials), config)
-        if config.nice:
-            os.nice(config.nice)
+        if config.nice and not arguments.nice_once_ready:
+            be_nice(config.nice)
         _run(config, access, arguments)
     except ValueError as error:
         return _refuse(str(error))
@@ -155,6 +156,8 @@ def _run(config: ServiceConfig, access: AccessConfig, arguments: argparse.Namesp
             print(f"listening on {address}, {PREPARING.get(config.engine, f'loading {config.model}')}; {said(access)}", flush=True)
 
         def on_serving(judge: Judge) -> None:
+            if arguments.nice_once_ready:
+                be_nice(config.nice)
             judging = judge.describe()
             print(
                 f"serving {judging.model} ({judging.engine}), rubric {judging.rubric_id} version {judging.rubric_version},"
@@ -166,6 +169,18 @@ def _run(config: ServiceConfig, access: AccessConfig, arguments: argparse.Namesp
 
     if not asyncio.run(session()):
         os._exit(0)  # a thread in the midst of loading a model aborts an interpreter that ends in the ordinary way
+
+
+def be_nice(niceness: int) -> None:
+    """Lower the priority of this process by so much: of all its threads, which on Linux have one each, and of those that they start."""
+    threads = Path("/proc/self/task")
+    if not threads.is_dir():
+        os.nice(niceness)
+        return
+    wanted = min(os.getpriority(os.PRIO_PROCESS, 0) + niceness, 19)
+    for thread in threads.iterdir():
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.setpriority(os.PRIO_PROCESS, int(thread.name), wanted)
 
 
 def _watch_parent(on_end: "object") -> None:
@@ -209,6 +224,7 @@ def _parser() -> argparse.ArgumentParser:
         shown = f" (default: {default})" if default != "" else ""
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=text + shown)
     parser.add_argument("--address-file", help="write host:port here once listening")
+    parser.add_argument("--nice-once-ready", action="store_true", help="take --nice only when the model is loaded")
     parser.add_argument("--exit-with-parent", action="store_true", help="stop when standard input ends")
     parser.add_argument(
         "--insecure-listen-anywhere", action="store_true", help="allow a --host that other machines reach without TLS and token"

@@ -19,6 +19,7 @@ from llm_server.canary import Canary
 from llm_server.client import AnnotationRefused, ServiceUnavailable
 from llm_server.credentials import NO_CREDENTIALS, ClientCredentials
 from llm_server.serve import ACCESS_FLAGS, ANY_ADDRESS, FLAGS
+from llm_server.wire import STARTING
 
 LOG = logging.getLogger(__name__)
 MAX_FAILED_STARTS = 5
@@ -88,7 +89,7 @@ class ServiceProcess:
             if self.problem is not None:
                 raise AnnotationRefused(self.problem)
             if self._address is None:
-                raise ServiceUnavailable(f"the annotation service is starting (its output: {self._log_path})")
+                raise ServiceUnavailable(f"{STARTING} (its output: {self._log_path})")
             return self._address
 
     def ensure_running(self) -> bool:
@@ -138,8 +139,10 @@ class ServiceProcess:
         with self._log_path.open("ab") as log:
             self._log_start = log.tell()
             # A session of its own: Ctrl-C is for the run, which then ends the child in its own time.
+            # What nobody has waited for yet is loaded at full priority; what broke and is started again takes nothing from training.
+            hurry = [] if self._num_starts or self._config.engine in WATCHED_ENGINES else ["--nice-once-ready"]
             self._child = subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
+                [*self._command, *hurry], stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
             )
         self.restarts += self._num_starts > 0
         self._num_starts += 1

@@ -3,9 +3,9 @@
 Invariant: one forward pass over an item's own tokens gives its answer, and that answer is the one a plain forward pass over
 the whole prompt gives (checked when the engine is built).
 
-The rubric's part of the prompt is computed once. Items are then packed one after another into a single sequence behind that
-prefix: positions restart and the attention mask is block-diagonal, so an item sees the prefix and itself only. The prefix's
-key/value cache is so shared by all items instead of copied for each, and there is no padding.
+The rubric's part of the prompt is computed once. The items of a pass stand behind that prefix as one sequence, a tree of tokens in
+which what several of them begin with stands once ("You see here a"): positions count from the prefix, and the attention mask lets a
+token see the prefix and what stands before it in its own items. So nothing is copied for each item, and there is no padding.
 """
 
 import copy
@@ -15,14 +15,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from configs.service_schema import ServiceConfig
 from llm_server.annotation import Score
 from llm_server.bundled_model import bundled_model_folder
-from llm_server.devices import resolve_device, resolve_dtype
+from llm_server.devices import layer_of, resolve_device, resolve_dtype
 from llm_server.engine import MODEL_WANTED, model_source
 from llm_server.prompt_tokens import PromptTokens
 from llm_server.question import PROMPT_VERSION, Question
@@ -33,6 +34,7 @@ LOG = logging.getLogger(__name__)
 MAX_PACK_TOKENS = 2048
 """Item tokens in one forward pass: bounds the attention mask."""
 FIRST_TEXT = "You see here a lichen."
+TEXT_BESIDE = "You see here a newt."
 
 
 class TransformersEngine:
@@ -43,9 +45,8 @@ class TransformersEngine:
 
     def __init__(self, config: ServiceConfig, rubric: Rubric):
         self._device = resolve_device(config.device)
-        dtype = resolve_dtype(config.dtype, on_cpu=self._device.type == "cpu")
         self._batch_size = config.batch_size
-        self._model, self._tokenizer = _load(config.model, getattr(torch, dtype), self._device)
+        self._model, self._tokenizer, dtype = _load(config.model, config.dtype, self._device)
         self.model = config.model
         self.name = f"transformers/{self._device.type}/{dtype}"
         self.fingerprint = _fingerprint(self._model, self._tokenizer, self.name)
@@ -83,11 +84,12 @@ class TransformersEngine:
         cache = DynamicCache()
         with torch.no_grad():
             ids = torch.tensor([prompt.prefix + first], device=self._device)
-            logits = self._model(ids, past_key_values=cache, use_cache=True).logits[:, -1].float()
+            last = self._model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            logits = last.logits[:, -1].float()
         cache.crop(-len(first))
         asking = _Asking(prompt, cache, self._head.weight[prompt.answers].float())
         plain = _scores(logits, prompt.answers, logits[:, prompt.answers], prompt.weights)[0]
-        packed = self._score_pack(asking, [first, first])[1]
+        packed = self._score_pack(asking, [prompt.tokens(TEXT_BESIDE) or [], first])[1]
         difference = max(abs(a - b) for a, b in zip(packed[:2], plain[:2], strict=True))
         if not difference < (0.1 if self._model.dtype is torch.bfloat16 else 0.001):  # NaN fails too
             raise ValueError(
@@ -122,14 +124,12 @@ class TransformersEngine:
     @torch.no_grad()
     def _score_pack(self, asking: "_Asking", sequences: Sequence[list[int]]) -> list[Score]:
         num_prefix = len(asking.prompt.prefix)
-        lengths = torch.tensor([len(sequence) for sequence in sequences])
-        ids = torch.tensor([token for sequence in sequences for token in sequence])  # [Q]
-        owner = torch.repeat_interleave(torch.arange(len(sequences)), lengths)  # [Q], which item a token belongs to
-        ends = torch.cumsum(lengths, 0) - 1
-        positions = torch.arange(len(ids)) - (ends + 1 - lengths)[owner] + num_prefix
-        own_past = (owner[:, None] == owner[None, :]) & torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
-        visible = torch.cat([torch.ones(len(ids), num_prefix, dtype=torch.bool), own_past], dim=1)  # [Q, P+Q]
+        tree = _TokenTree(sequences)
+        positions = torch.from_numpy(tree.depths) + num_prefix
+        visible = torch.ones(len(tree.tokens), num_prefix + len(tree.tokens), dtype=torch.bool)  # [Q, P+Q]
+        visible[:, num_prefix:] = torch.from_numpy(tree.sees)
         mask = torch.zeros(visible.shape, dtype=self._model.dtype).masked_fill_(~visible, torch.finfo(self._model.dtype).min)
+        ids, ends = torch.tensor(tree.tokens), torch.tensor(tree.ends)
         hidden = self._model.base_model(
             input_ids=ids[None].to(self._device),
             attention_mask=mask[None, None].to(self._device),
@@ -152,6 +152,32 @@ class _Asking:
     """[A, H] f32: the output matrix's rows of the answers."""
 
 
+class _TokenTree:
+    """Q tokens for all sequences: what several begin with stands once."""
+
+    def __init__(self, sequences: Sequence[list[int]]) -> None:
+        self.tokens: list[int] = []
+        self.ends: list[int] = []
+        """Where each sequence's last token stands."""
+        places: dict[tuple[int, int], int] = {}
+        parents: list[int] = []
+        for sequence in sequences:
+            place = -1
+            for token in sequence:
+                parent, place = place, places.setdefault((place, token), len(self.tokens))
+                if place == len(self.tokens):
+                    self.tokens.append(token)
+                    parents.append(parent)
+            self.ends.append(place)
+        self.sees = np.eye(len(self.tokens), dtype=bool)
+        """[Q, Q] bool: which tokens each sees, itself and those before it in its sequences."""
+        for place, parent in enumerate(parents):
+            if parent >= 0:
+                self.sees[place] |= self.sees[parent]
+        self.depths = self.sees.sum(1) - 1
+        """[Q] i64: how many tokens stand before each."""
+
+
 def _scores(logits: torch.Tensor, answers: list[int], fine_logits: torch.Tensor, weights: Sequence[float]) -> list[Score]:
     """Scores from all logits [N, V] and the answers' logits [N, A] as precisely as they are known, each answer with its weight."""
     shares = fine_logits.softmax(-1)
@@ -160,15 +186,17 @@ def _scores(logits: torch.Tensor, answers: list[int], fine_logits: torch.Tensor,
     return [Score(p, min(m, 1.0), tuple(s)) for p, m, s in zip(probabilities.tolist(), mass.tolist(), shares.tolist(), strict=True)]
 
 
-def _load(model: str, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
+def _load(model: str, dtype: str, device: torch.device) -> tuple[Any, Any, str]:
+    """Model, tokenizer, and the number type that `dtype` stands for."""
     source = model_source(str(bundled_model_folder()) if model == "smollm2" else model)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # without a network it tells of each of a dozen attempts
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        loaded, unused = load_whole(AutoModelForCausalLM, source, model, dtype=dtype)
+        dtype = resolve_dtype(dtype, device, layer_of(AutoConfig.from_pretrained(source).get_text_config()))
+        loaded, unused = load_whole(AutoModelForCausalLM, source, model, dtype=getattr(torch, dtype))
         if unused:
             LOG.warning("model '%s': %s", model, unused_advice(unused))
-        return loaded.to(device).eval(), tokenizer
+        return loaded.to(device).eval(), tokenizer, dtype
     except IncompleteWeights:
         raise
     except Exception as error:  # the loader raises whatever the files provoke: OSError, KeyError, SafetensorError, ...

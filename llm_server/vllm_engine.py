@@ -19,7 +19,7 @@ from configs.service_schema import ServiceConfig
 from llm_server.annotation import Score
 from llm_server.answers import NO_ANSWER, score_of_answers
 from llm_server.child_server import CanaryRefused, ChildServer, ChildSettings
-from llm_server.devices import resolve_dtype
+from llm_server.devices import layer_of, resolve_device, resolve_dtype
 from llm_server.endpoint import Endpoint, EndpointRefused, EndpointUnavailable
 from llm_server.model_folder import folder_fingerprint, model_folder
 from llm_server.prompt_tokens import PromptTokens
@@ -47,10 +47,10 @@ class VllmEngine:
         python = vllm_python(config.vllm_python)
         self._config, self._rubric = config, rubric
         self._folder = model_folder(config.model)
-        self._tokenizer, self._context = _load_tokenizer(self._folder, config)
+        self._tokenizer, self._context, layer = _load_tokenizer(self._folder, config)
         self.model = config.model
         on_cpu = is_on_cpu(config.device)
-        dtype = resolve_dtype(config.dtype, on_cpu=on_cpu)
+        dtype = resolve_dtype(config.dtype, resolve_device("cpu") if on_cpu else None, layer)
         self.name = f"vllm/{'cpu' if on_cpu else 'gpu'}/{dtype}"
         self.fingerprint = folder_fingerprint(self._folder, self.name)
         self._single = self._prompt(rubric.question())
@@ -181,8 +181,8 @@ class VllmEngine:
         return scores
 
 
-def _load_tokenizer(folder: Path, config: ServiceConfig) -> tuple[Any, int]:
-    """The tokenizer, and how many tokens a prompt may have."""
+def _load_tokenizer(folder: Path, config: ServiceConfig) -> tuple[Any, int, tuple[int, int]]:
+    """The tokenizer, how many tokens a prompt may have, and the model's usual layer."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         text_config = AutoConfig.from_pretrained(folder).get_text_config()
@@ -192,4 +192,4 @@ def _load_tokenizer(folder: Path, config: ServiceConfig) -> tuple[Any, int]:
     possible = getattr(text_config, "max_position_embeddings", None) or 1 << 20
     if config.max_model_len > possible:
         raise ValueError(f"service.max_model_len: got {config.max_model_len}, model '{config.model}' reads at most {possible} tokens")
-    return tokenizer, config.max_model_len or min(possible, DEFAULT_MODEL_LEN)
+    return tokenizer, config.max_model_len or min(possible, DEFAULT_MODEL_LEN), layer_of(text_config)

@@ -27,6 +27,7 @@ MAX_MESSAGE_BYTES = 64 << 20
 """Limit of one message, both ways: far above the largest legal request, so that one too large is refused with a reason."""
 
 LOADING = "the model is being loaded"
+STARTING = "the annotation service is starting"
 """How the details of UNAVAILABLE begin where a service is alive and has no judge yet."""
 
 _TO_WIRE = {Status.OK: WireJudgement.OK, Status.UNPARSED: WireJudgement.UNPARSED, Status.REJECTED: WireJudgement.REJECTED}

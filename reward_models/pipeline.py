@@ -86,6 +86,11 @@ class AnnotationPipeline:
         """Why no caption is judged any more; None as long as all is well or may become well by itself."""
         return (self._annotator.problem if self._annotator else None) or self._failure
 
+    @property
+    def is_loading(self) -> bool:
+        """Whether the judge is on its way and only loads its model."""
+        return self._annotator is not None and self._annotator.is_loading
+
     def report(
         self, texts: Mapping[int, str], counts: Mapping[int, int], worker_id: str, sequence_number: int, env_steps: int
     ) -> tuple[str, int]:

@@ -46,7 +46,7 @@ class FakeAnnotator:
     """An annotator actor, which answers while `is_answering`."""
 
     def __init__(self) -> None:
-        self.is_answering, self.has_died = True, False
+        self.is_answering, self.has_died, self.judge_loads = True, False, False
         self.reports: list[CaptionReport] = []
         self.table: RewardTable | None = None
         self.calls: list[Reference] = []
@@ -78,8 +78,8 @@ class FakeAnnotator:
         self.reports.append(report)
         return Acknowledgement(book_epoch="b", sequence_number=report.sequence_number)
 
-    def _update(self, known: Any) -> tuple[RewardTable | None, dict[str, float | None], str | None]:
-        return (None if self.table is None or self.table.reward_version == known else self.table), {}, None
+    def _update(self, known: Any) -> tuple[RewardTable | None, dict[str, float | None], str | None, bool]:
+        return (None if self.table is None or self.table.reward_version == known else self.table), {}, None, self.judge_loads
 
 
 @pytest.fixture
@@ -119,6 +119,15 @@ def counted(annotator: FakeAnnotator) -> dict[int, int]:
         for id_, count in each.counts.items():
             total[id_] = total.get(id_, 0) + count
     return total
+
+
+def test_while_the_judge_loads_that_is_what_is_waited_for(annotators: list[FakeAnnotator], annotation: RayAnnotation) -> None:
+    annotation.load_state_dict({})
+    for loads, waited_for in ((True, "the judge, which loads smollm2"), (False, None)):
+        annotators[0].judge_loads = loads
+        for _ in range(2):  # asked for, and then there
+            annotation.latest_table()
+        assert annotation.waiting == waited_for
 
 
 def test_no_count_is_lost_while_the_annotator_does_not_answer(annotators: list[FakeAnnotator], annotation: RayAnnotation) -> None:

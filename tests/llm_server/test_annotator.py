@@ -13,6 +13,7 @@ from llm_server.annotator import Annotator
 from llm_server.caption_book import CaptionBook
 from llm_server.client import AnnotationRefused, ServiceUnavailable
 from llm_server.questions import CaptionQuestions
+from llm_server.wire import LOADING
 from tests.llm_server.fake_clients import FakeService
 
 
@@ -203,6 +204,38 @@ def test_a_service_that_is_still_starting_is_no_failed_request(make, book, servi
     annotator = make(connect=connect)
     assert texts_of(annotator.turn(1)) == ["a"]
     assert annotator.metrics()["annotation_requests_failed"] == 0
+
+
+@pytest.mark.parametrize("words", ["the annotation service is starting (its output: x)", f"UNAVAILABLE: {LOADING}; ask again"])
+def test_a_service_that_loads_is_asked_again_soon_however_long_it_takes(make, book, service, monkeypatch, words):
+    fill(book, "a")
+    attempts: list[bool] = []
+    pauses: list[float] = []
+    annotator = make(connect=lambda: connect(), max_backoff_s=1000.0)
+
+    def connect():
+        attempts.append(annotator.is_loading)
+        if len(attempts) <= 12:
+            raise ServiceUnavailable(words)
+        return service.connect()
+
+    def pause(failures, usual=annotator._pause_s):
+        pauses.append(usual(failures))
+        return 0.0
+
+    monkeypatch.setattr(annotator, "_pause_s", pause)
+    assert texts_of(annotator.turn(1)) == ["a"]
+    assert attempts == [False] + 12 * [True]
+    assert not annotator.is_loading
+    assert len(pauses) == 12
+    assert max(pauses) <= 1.0
+
+
+def test_a_service_that_is_gone_is_asked_ever_more_rarely(make):
+    annotator = make(max_backoff_s=30.0)
+    assert [
+        round(annotator._pause_s(failures) / wanted, 3) for failures, wanted in ((1, 0.25), (4, 2.0), (20, 30.0)) for _ in range(9)
+    ] == [pytest.approx(0.75, abs=0.251) for _ in range(27)]
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])

@@ -220,3 +220,30 @@ def test_the_real_service_dies_with_its_parent_even_when_that_is_killed(tmp_path
         child = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
     child.wait(timeout=10)
+
+
+def test_only_the_first_start_loads_at_full_priority(make, tmp_path, monkeypatch):
+    started = tmp_path / "started"
+    behaviour = f"open({str(started)!r}, 'a').write(' '.join(sys.argv) + chr(10)); sys.exit(1)"
+    process = make(behaviour, config=ServiceConfig(store="memory"), clock=SteppingClock())
+    wait_until(lambda: process.ensure_running() or (started.exists() and len(started.read_text().splitlines()) >= 2))
+    assert ["--nice-once-ready" in line for line in started.read_text().splitlines()][:2] == [True, False]
+
+
+THREADS = """
+import os, threading
+from pathlib import Path
+from llm_server.serve import be_nice
+go = threading.Event()
+thread = threading.Thread(target=go.wait, daemon=True)
+thread.start()
+before = os.getpriority(os.PRIO_PROCESS, 0)
+be_nice(3)
+print([os.getpriority(os.PRIO_PROCESS, int(task.name)) - before for task in Path("/proc/self/task").iterdir()])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="Linux gives each thread a niceness of its own")
+def test_a_service_becomes_nice_with_all_its_threads():
+    done = subprocess.run([PYTHON, "-c", THREADS], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[3, 3]"

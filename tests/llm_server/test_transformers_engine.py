@@ -8,6 +8,7 @@ import time
 
 import httpx2
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.utils._http import default_client_factory
@@ -75,6 +76,20 @@ def test_a_pack_that_is_full_of_tokens_changes_no_answer(smollm2, monkeypatch):
     monkeypatch.setattr(transformers_engine, "MAX_PACK_TOKENS", 40)
     for score, before in zip(smollm2.score(TEXTS), wanted, strict=True):
         assert score[:2] == pytest.approx(before[:2], abs=1e-5)
+
+
+def test_what_texts_begin_with_is_computed_once_and_changes_no_answer(smollm2):
+    texts = ["You see here a lichen.", "You see here a newt corpse.", "You see here a lichen.", "You see here", "You kill the newt!"]
+    sequences = [smollm2._single.prompt.tokens(text) for text in texts]
+    tree = transformers_engine._TokenTree(sequences)
+    beginnings = {tuple(tokens[:number]) for tokens in sequences for number in range(1, len(tokens) + 1)}
+    assert len(tree.tokens) == len(beginnings) < sum(map(len, sequences))
+    for sequence, end in zip(sequences, tree.ends, strict=True):
+        assert [tree.tokens[place] for place in np.flatnonzero(tree.sees[end])] == sequence, "all of its own, nothing else"
+        assert tree.depths[end] == len(sequence) - 1
+    for text, score in zip(texts, smollm2.score(texts), strict=True):
+        (alone,) = smollm2.score([text])
+        assert score[:2] == pytest.approx(alone[:2], abs=1e-5)
 
 
 def test_nothing_leaks_from_one_item_into_the_next(smollm2):
