@@ -10,6 +10,7 @@ Invariant: `env_steps` counts exactly the steps that updates consumed; the LLM i
 written on the way costs no progress, only the last checkpoint has to be written; a loop whose successor has begun writes nothing.
 """
 
+import contextlib
 import logging
 import math
 import threading
@@ -80,6 +81,10 @@ class TrainingLoop:
             self.stream.drop_waiting()  # their episodes went on, and so must what is known of them
             self._checkpoint(is_last=True)
             return self._summary()
+        except Exception:
+            with contextlib.suppress(Exception):  # the failure itself is what is told
+                self._write_line()
+            raise
         finally:
             self._writer.close()
 
