@@ -22,7 +22,7 @@ from configs.schema import RunConfig
 from configs.validation import ConfigError
 
 LOG = logging.getLogger(__name__)
-PACKAGES = ("torch", "ray", "transformers", "nle", "minihack", "gymnasium", "numpy", "grpcio")
+PACKAGES = ("torch", "ray", "transformers", "nle", "minihack", "minigrid", "gymnasium", "numpy", "grpcio")
 
 
 class RunDirectory:
