@@ -4,17 +4,14 @@ Invariant: environments reset within the same step (SAME_STEP), and what an epis
 caption) is kept apart from the first observation of the next.
 """
 
-import difflib
-import importlib
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import gymnasium
 import numpy as np
-from gymnasium.envs.registration import EnvSpec, load_env_creator
 
+from actors.environment_errors import close_quietly
+from actors.environment_lookup import find_environment, load_creator
 from actors.seeding import SeedStream
 from configs.schema import EnvConfig, PolicyConfig
 
@@ -56,6 +53,8 @@ class EnvironmentSpec:
     """Size of the discrete action set."""
     goal_reward: GoalReward | None = None
     """None where the environment has no goal that is paid once, or how it pays is not known."""
+    notices: tuple[str, ...] = ()
+    """What the user must be told of how it is played, one line each: what the policy does not see, a limit that is not its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +73,7 @@ class EpisodeEnd:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvironmentLoss:
-    """One environment that raised in a step: it has been rebuilt, and its next episode has begun."""
+    """One environment that failed in a step: it has been rebuilt, and its next episode has begun."""
 
     index: int
     """Which environment."""
@@ -99,25 +98,7 @@ class VectorStep:
     ends: list[EpisodeEnd] = field(default_factory=list)
     """One per environment whose episode ended in this step."""
     losses: list[EnvironmentLoss] = field(default_factory=list)
-    """One per environment that raised in this step: its reward is 0, its caption empty, its episode `truncated` without an end."""
-
-
-class EnvironmentErrors:
-    """Exceptions of environments, counted until they are taken."""
-
-    def __init__(self) -> None:
-        self._count, self._first = 0, ""
-
-    def note(self) -> None:
-        """Count the exception that is being handled."""
-        self._first = self._first or traceback.format_exc()
-        self._count += 1
-
-    def take(self) -> tuple[int, str]:
-        """How many since the last call, and the first one's traceback."""
-        taken = self._count, self._first
-        self._count, self._first = 0, ""
-        return taken
+    """One per environment that failed in this step: its reward is 0, its caption empty, its episode `truncated` without an end."""
 
 
 class VectorEnvironment(Protocol):
@@ -142,8 +123,12 @@ class VectorEnvironment(Protocol):
         ...
 
     def take_errors(self) -> tuple[int, str]:
-        """How many exceptions environments raised since the last call, and the first one's traceback. An environment that raises is
-        rebuilt; `reset` and `step` raise only where it raises again and again as it starts."""
+        """How many failures of environments since the last call, and the first one's traceback, whose last line names it. An environment
+        that fails is rebuilt; `reset` and `step` raise EnvironmentFailure only where it fails again and again as it starts."""
+        ...
+
+    def take_notices(self) -> tuple[str, ...]:
+        """What was found out since the last call that the user must be told, one line each."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -174,7 +159,7 @@ def make_environment(
 
     `policy` (None: the defaults) says what is to be observed: NetHack's window, and the previous action and reward. Raises
     ValueError, in one line, for an id that does not exist, options the environment does not take, a captioner that does not
-    fit, and spaces that no network here reads.
+    fit, spaces that no network here reads, and (EnvironmentFailure) whatever the environment raises.
     """
     policy = policy or PolicyConfig()
     env = _make(config, policy, num_envs, SeedStream(run_seed=run_seed, stream=stream, worker_index=worker_index))
@@ -190,65 +175,20 @@ def make_environment(
 
 
 def _make(config: EnvConfig, policy: PolicyConfig, num_envs: int, seeds: SeedStream) -> VectorEnvironment:
-    spec = find_environment(config.id)
-    if _is_nethack(spec):
-        from actors.hero_view import view_for
-        from actors.nethack import NetHackEnvironment
+    from actors.gymnasium_environment import GymnasiumEnvironment, make_single
+    from actors.wrapped_environment import descends_from_nethack, innermost
 
-        view = view_for(policy.network, policy.crop_size)
-        return NetHackEnvironment(spec, config, num_envs=num_envs, seeds=seeds, view=view, inventory=policy.network == "nethack_full")
-    from actors.gymnasium_environment import GymnasiumEnvironment
+    spec, first = find_environment(config.id), None
+    is_nethack = descends_from_nethack(load_creator(spec))
+    if not is_nethack:  # what it makes decides, not how it is registered
+        first = make_single(spec, config)
+        is_nethack = descends_from_nethack(type(innermost(first)))
+    if not is_nethack:
+        return GymnasiumEnvironment(spec, config, num_envs=num_envs, seeds=seeds, first=first)
+    if first is not None:
+        close_quietly(first)
+    from actors.hero_view import view_for
+    from actors.nethack import NetHackEnvironment
 
-    return GymnasiumEnvironment(spec, config, num_envs=num_envs, seeds=seeds)
-
-
-def find_environment(env_id: str) -> EnvSpec:
-    """The registered specification of `env_id`; builds nothing. Raises ValueError saying what was given and what to do."""
-    module, _, name = env_id.rpartition(":")
-    if module:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(
-                f"environment id {env_id!r} names the module {module!r}, which cannot be imported ({error}); "
-                "install it, or put it on the Python path"
-            ) from None
-    game = name.lower().rpartition("/")[2]
-    if game.startswith(("nethack", "minihack")):
-        _import_nethack(env_id, "minihack" if game.startswith("minihack") else "nle")
-    try:
-        return gymnasium.spec(name)
-    except gymnasium.error.Error:
-        matches = difflib.get_close_matches(name, list(gymnasium.registry), n=3, cutoff=0.6)
-        hint = f"did you mean {' or '.join(matches)}?" if matches else "give a registered id, or module:Id to import its module first"
-        raise ValueError(f"unknown environment id {env_id!r}; {hint}") from None
-
-
-def _import_nethack(env_id: str, package: str) -> None:
-    """Register NLE's or MiniHack's environments; ValueError with the command that installs what is missing."""
-    try:
-        from actors.nethack import register_environments
-
-        register_environments(package)
-    except ImportError as error:
-        raise ValueError(
-            f"environment {env_id!r} needs the package {package}, which cannot be imported ({error}); "
-            f"install it with: pip install 'delphi-rl[{package}]'"
-        ) from None
-
-
-def load_creator(spec: EnvSpec) -> Callable[..., Any]:
-    """The class or function that makes the environment, without gymnasium's wrappers; ValueError where it cannot be loaded."""
-    try:
-        creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"environment {spec.id!r} cannot be loaded ({error}); install the package it belongs to") from None
-    if creator is None:
-        raise ValueError(f"environment {spec.id!r} has only a vectorised entry point; choose one that makes single environments")
-    return creator
-
-
-def _is_nethack(spec: EnvSpec) -> bool:
-    """Whether the environment's class descends from NLE's, whatever package registered it."""
-    creator = load_creator(spec)
-    return isinstance(creator, type) and any(base.__module__.partition(".")[0] == "nle" for base in creator.__mro__)
+    view = view_for(policy.network, policy.crop_size)
+    return NetHackEnvironment(spec, config, num_envs=num_envs, seeds=seeds, view=view, inventory=policy.network == "nethack_full")

@@ -1,61 +1,58 @@
 """Any gymnasium environment with discrete actions as a vector environment, its captions read by a captioner.
 
 Invariant: the step limit is kept here and reported as `truncated` with the episode's own last observation, and where the
-environment can save itself (`state_dict` / `load_state_dict` on the unwrapped one), the whole vector continues bit for bit. One that raises is rebuilt, the others play on.
+environment can save itself (`state_dict` / `load_state_dict` on the unwrapped one), the whole vector continues bit for bit. One that
+raises, or gives what it did not declare or is not finite, is rebuilt, the others play on.
 """
 
-import importlib
-import inspect
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from actors.environment import START_ATTEMPTS, ArraySpec, EnvironmentErrors, EnvironmentLoss, EnvironmentSpec, EpisodeEnd, VectorStep
+from actors.captioner import make_captioner
+from actors.environment import START_ATTEMPTS, EnvironmentLoss, EnvironmentSpec, EpisodeEnd, VectorStep
+from actors.environment_errors import EnvironmentErrors, EnvironmentFailure, close_quietly, fail, failure_of, one_line
+from actors.observations import ObservationReader, entry_name, leaves, pick
 from actors.seeding import SeedStream
+from actors.wrapped_environment import lift_time_limits, lowest, step_limit
 from configs.schema import EnvConfig
 
-Captioner = Callable[[Any, Mapping[str, Any]], bytes]
-"""(observation, info) -> raw caption, UTF-8."""
 SUCCESS_KEYS = ("success", "is_success")
-TEXT_BYTES = 256
-"""Of a text that is no array, what the policy reads of it."""
-SINGLE = "obs"
-"""Name of the observation of environments whose observation space is not a Dict."""
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
+STEP_GIVES = "(observation, reward, terminated, truncated, info)"
 
 
 class GymnasiumEnvironment:
     """B environments of one registered id, stepped in turn."""
 
-    def __init__(self, spec: EnvSpec, config: EnvConfig, *, num_envs: int, seeds: SeedStream) -> None:
-        """Raises ValueError for spaces and captioners that do not fit, and for options that the environment does not take."""
+    def __init__(self, spec: EnvSpec, config: EnvConfig, *, num_envs: int, seeds: SeedStream, first: gymnasium.Env | None = None) -> None:
+        """`first`: an environment of `make_single` to begin with. Raises ValueError for spaces and captioners that do not fit, for options
+        that the environment does not take, and for what it raises."""
         self.num_envs = num_envs
         self._seeds, self._gymnasium_spec, self._config = seeds, spec, config
         self._errors = EnvironmentErrors()
-        self._step_limit = config.max_episode_steps or spec.max_episode_steps or 0
-        self._envs: list[gymnasium.Env] = []
+        self._notices: list[str] = []
+        self._envs: list[gymnasium.Env | None] = [] if first is None else [first]
         try:
-            for _ in range(num_envs):
-                self._envs.append(_make(spec, config))
-            space, actions = self._envs[0].observation_space, self._envs[0].action_space
-            if not isinstance(actions, spaces.Discrete):
-                raise ValueError(f"environment {spec.id!r} has the action space {actions}; policies here need Discrete actions")
-            self._first_action = int(actions.start)
-            self._captioner, self._text = _make_captioner(config.captioner, space, spec.id)
-            self._parts = space.spaces if isinstance(space, spaces.Dict) else {SINGLE: space}
-            observations = {
-                name: _text_spec(part) if name == self._text else _array_spec(name, part, spec.id) for name, part in self._parts.items()
-            }
-            self._is_dict = isinstance(space, spaces.Dict)
-            self._can_save = all(hasattr(self._envs[0].unwrapped, name) for name in ("state_dict", "load_state_dict"))
+            while len(self._envs) < num_envs:
+                self._envs.append(make_single(spec, config))
+            inside = max((lift_time_limits(env) for env in self._envs), default=0)
+            self._step_limit, notices = step_limit(config, lowest(spec.max_episode_steps, inside), spec.id)
+            model = self._envs[0]
+            assert model is not None
+            space, self._first_action, num_actions = model.observation_space, *discrete_actions(model, spec.id)
+            self._captioner, text = make_captioner(config.captioner, *_keys(space), spec.id)
+            self._reader = ObservationReader(space, spec.id, text)
+            self._can_save = all(hasattr(model.unwrapped, name) for name in ("state_dict", "load_state_dict"))
         except BaseException:
             self.close()
             raise
-        self.spec = EnvironmentSpec(observations=observations, num_actions=int(actions.n))
+        observations = self._reader.specs
+        self.spec = EnvironmentSpec(observations=observations, num_actions=num_actions, notices=(*notices, *self._reader.notices))
         self._obs = {name: np.zeros((num_envs, *array.shape), array.dtype) for name, array in observations.items()}
         self._episodes = np.zeros(num_envs, np.int64)
         self._steps = np.zeros(num_envs, np.int64)
@@ -69,38 +66,43 @@ class GymnasiumEnvironment:
         """Start the next episode everywhere."""
         self._obs = {name: array.copy() for name, array in self._obs.items()}
         captions = [self._start(i) for i in range(self.num_envs)]
+        self._notices += self._reader.outside_bounds(self._obs)
         return self._obs, captions
 
     def take_errors(self) -> tuple[int, str]:
-        """Exceptions since the last call, and the first one's traceback."""
+        """See `VectorEnvironment`."""
         return self._errors.take()
+
+    def take_notices(self) -> tuple[str, ...]:
+        """See `VectorEnvironment`."""
+        taken, self._notices = tuple(self._notices), []
+        return taken
 
     def step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None = None) -> VectorStep:
         """Take one action in each environment."""
         self._obs = {name: np.empty_like(array) for name, array in self._obs.items()} if out is None else out
-        rewards = np.empty(self.num_envs, np.float32)
+        rewards = np.zeros(self.num_envs, np.float32)
         terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
         captions: list[bytes] = []
         ends: list[EpisodeEnd] = []
         losses: list[EnvironmentLoss] = []
         self._steps += 1
-        for i, (env, action) in enumerate(zip(self._envs, actions.tolist(), strict=True)):
+        for i, action in enumerate(actions.tolist()):
             try:
-                obs, reward, terminates, truncates, info = env.step(action + self._first_action)
-                self._write(i, obs)
-            except Exception:
-                self._errors.note()
-                self._rebuild(i)
-                rewards[i], truncated[i] = 0.0, True
+                reward, terminates, truncates, caption, info = self._step(i, action + self._first_action)
+            except BaseException as error:
+                self._lose(i, failure_of(self._gymnasium_spec.id, error, "step"))
+                truncated[i] = True
                 captions.append(b"")
                 losses.append(EnvironmentLoss(index=i, reset_caption=self._start(i)))
                 continue
             rewards[i], terminated[i] = reward, terminates
             truncated[i] = not terminates and (truncates or self._steps[i] == self._step_limit)
-            captions.append(self._captioner(obs, info))
+            captions.append(caption)
             if terminated[i] or truncated[i]:
                 final_obs = {name: array[i].copy() for name, array in self._obs.items()}
                 ends.append(EpisodeEnd(index=i, final_obs=final_obs, reset_caption=self._start(i), info=_figures(info)))
+        self._notices += self._reader.outside_bounds(self._obs)
         return VectorStep(
             obs=self._obs, rewards=rewards, terminated=terminated, truncated=truncated, captions=captions, ends=ends, losses=losses
         )
@@ -124,6 +126,7 @@ class GymnasiumEnvironment:
         self._steps[:] = state["steps"]
         self._obs = {name: np.array(state["obs"][name], array.dtype) for name, array in self._obs.items()}
         for i, env in enumerate(self._envs):
+            assert env is not None
             env.reset()  # gymnasium's order check wants one reset before the first step
             _savable(env).load_state_dict(state["envs"][str(i)])
         return self._obs
@@ -131,129 +134,123 @@ class GymnasiumEnvironment:
     def close(self) -> None:
         """Close every environment."""
         for env in self._envs:
-            with suppress(Exception):  # what cannot be closed must not keep the others from it
-                env.close()
+            if env is not None:
+                close_quietly(env)
+
+    def _step(self, i: int, action: int) -> tuple[float, bool, bool, bytes, Mapping[str, Any]]:
+        """Reward, terminated, truncated, raw caption and info; the observation is written into row `i`."""
+        env = self._envs[i]
+        assert env is not None  # it was started, and so made
+        given = env.step(action)
+        if not isinstance(given, tuple) or len(given) != 5:
+            raise self._failure(f"returned {_described(given)} from step, wanted {STEP_GIVES} as gymnasium's environments do")
+        obs, reward, terminates, truncates, info = given
+        self._reader.write(self._obs, i, obs, "step")
+        number = _number(reward)
+        if number is None:
+            raise self._failure(f"gave the reward {reward!r:.60} in step, wanted a finite number")
+        if not isinstance(info, Mapping):
+            raise self._failure(f"gave {_described(info)} as info in step, wanted a dict")
+        return number, bool(terminates), bool(truncates), self._captioner(obs, info), info
 
     def _start(self, i: int) -> bytes:
-        """Start the next episode, in a rebuilt environment where this one raises; its first raw caption."""
+        """Start the next episode, in a rebuilt environment where this one fails; its first raw caption."""
         for attempt in range(START_ATTEMPTS):
             # Some environments hand the seed to generators that take 32 bits.
             seed = self._seeds.seed(i, int(self._episodes[i])) % 2**31
             self._episodes[i] += 1
             try:
-                obs, info = self._envs[i].reset(seed=seed)
-                self._write(i, obs)
-            except Exception:
+                caption = self._reset(i, seed)
+            except BaseException as error:
+                failure = failure_of(self._gymnasium_spec.id, error, "reset")
                 if attempt == START_ATTEMPTS - 1:
-                    raise
-                self._errors.note()
-                self._rebuild(i)
+                    raise failure from failure.__cause__
+                self._lose(i, failure)
                 continue
             self._steps[i] = 0
-            return self._captioner(obs, info)
+            return caption
         raise AssertionError  # the last attempt returns or raises
 
-    def _rebuild(self, i: int) -> None:
-        with suppress(Exception):  # it is broken already
-            self._envs[i].close()
-        self._envs[i] = _make(self._gymnasium_spec, self._config)
+    def _reset(self, i: int, seed: int) -> bytes:
+        env = self._envs[i]
+        if env is None:
+            env = self._envs[i] = make_single(self._gymnasium_spec, self._config)
+            lift_time_limits(env)
+        given = env.reset(seed=seed)
+        if not isinstance(given, tuple) or len(given) != 2 or not isinstance(given[1], Mapping):
+            raise self._failure(f"returned {_described(given)} from reset, wanted (observation, info) as gymnasium's environments do")
+        obs, info = given
+        self._reader.write(self._obs, i, obs, "reset")
+        return self._captioner(obs, info)
 
-    def _write(self, i: int, obs: Any) -> None:
-        for name, part in self._parts.items():
-            value = obs[name] if self._is_dict else obs
-            if name == self._text:
-                row = self._obs[name][i]
-                text = to_bytes(value, name)[: len(row)]
-                row[: len(text)], row[len(text) :] = np.frombuffer(text, np.uint8), 0
-                continue
-            self._obs[name][i] = value - part.start if isinstance(part, spaces.Discrete | spaces.MultiDiscrete) else value
+    def _lose(self, i: int, failure: EnvironmentFailure) -> None:
+        """Count it and give the environment up; the next start makes another."""
+        self._errors.note(failure, i)
+        env, self._envs[i] = self._envs[i], None
+        if env is not None:
+            close_quietly(env)
+
+    def _failure(self, what: str) -> EnvironmentFailure:
+        return EnvironmentFailure(f"environment {self._gymnasium_spec.id!r} {what}")
 
 
-def _make(spec: EnvSpec, config: EnvConfig) -> gymnasium.Env:
+def make_single(spec: EnvSpec, config: EnvConfig) -> gymnasium.Env:
+    """One environment, without gymnasium's step limit; ValueError for options that it does not take, and for what it raises."""
     if "max_episode_steps" in config.options:
         raise ValueError("env.options has 'max_episode_steps', which the environment of a run sets itself; use env.max_episode_steps")
     try:
         # -1 takes gymnasium's own step limit away: it could not be saved.
         return gymnasium.make(spec, max_episode_steps=-1, disable_env_checker=True, **config.options)
-    except (TypeError, gymnasium.error.Error) as error:
-        raise ValueError(f"environment {spec.id!r} cannot be made with env.options {config.options}: {error}") from None
+    except BaseException as error:
+        refuse_making(spec.id, config.options, error)
 
 
-def _savable(env: gymnasium.Env) -> Any:
+def refuse_making(env_id: str, options: Mapping[str, Any], error: BaseException) -> NoReturn:
+    """Raise, as ValueError of one line, what making an environment raised."""
+    if isinstance(error, gymnasium.error.DependencyNotInstalled):
+        raise EnvironmentFailure(f"environment {env_id!r} needs a package that is not installed: {one_line(error)}") from error
+    if error.__context__ is not None and "was raised from the environment creator" in str(error):  # gymnasium's, in its place
+        error = error.__context__
+    if isinstance(error, TypeError) and options and "argument" in str(error):
+        raise ValueError(f"environment {env_id!r} cannot be made with env.options {dict(options)}: {one_line(error)}") from error
+    fail(env_id, error, "making")
+
+
+def discrete_actions(env: Any, env_id: str) -> tuple[int, int]:
+    """The first action and how many there are; ValueError for other action spaces."""
+    actions = env.action_space
+    if not isinstance(actions, spaces.Discrete):
+        raise ValueError(f"environment {env_id!r} has the action space {actions}; policies here need Discrete actions")
+    return int(actions.start), int(actions.n)
+
+
+def _savable(env: Any) -> Any:
     """The bare environment; gymnasium's type knows neither `state_dict` nor `load_state_dict`."""
     return env.unwrapped
 
 
-def _array_spec(name: str, space: spaces.Space, env_id: str) -> ArraySpec:
-    """How one entry of the observations is handed on; ValueError for spaces that no network here reads."""
-    if isinstance(space, spaces.Discrete):
-        return ArraySpec(shape=(), dtype=np.dtype(np.int64), num_values=int(space.n))
-    if isinstance(space, spaces.MultiDiscrete):
-        return ArraySpec(shape=space.shape, dtype=np.dtype(np.int64), num_values=int(space.nvec.max()))
-    if isinstance(space, spaces.Box):
-        dtype = np.dtype(np.float32) if np.issubdtype(space.dtype, np.floating) else np.dtype(space.dtype)
-        return ArraySpec(shape=space.shape, dtype=dtype)
-    raise ValueError(
-        f"environment {env_id!r} observes {name!r} as {space}; policies here read Box, Discrete and MultiDiscrete, alone or in a Dict"
-    )
+def _keys(space: spaces.Space) -> tuple[dict[str, Any], str]:
+    """What captions may be read from: entry name -> what picks it; and what the environment observes, in words."""
+    paths = {entry_name(path): path for path, _ in leaves(space)}
+    named = isinstance(space, spaces.Dict | spaces.Tuple)
+    there = f"its keys are {', '.join(paths)}" if named else f"its observation space is {space}, without keys"
+    return {name: lambda obs, path=path: pick(obs, path) for name, path in paths.items()}, there
 
 
-def _text_spec(space: spaces.Space) -> ArraySpec:
-    """How the entry that captions come from is handed on: as the bytes of a text, as many as the environment gives at most."""
-    shape = space.shape if isinstance(space, spaces.Box) and len(space.shape) == 1 else (TEXT_BYTES,)
-    return ArraySpec(shape=shape, dtype=np.dtype(np.uint8), is_text=True)
+def _number(reward: Any) -> float | None:
+    """A finite reward of 32 bits; also of an array of one number. None for anything else."""
+    if not isinstance(reward, float):
+        if isinstance(reward, str | bytes):
+            return None
+        try:
+            reward = float(np.asarray(reward).item() if hasattr(reward, "shape") or isinstance(reward, list | tuple) else reward)
+        except (TypeError, ValueError, OverflowError):
+            return None
+    return float(reward) if abs(reward) <= LARGEST_FLOAT else None  # neither is NaN
 
 
-def _make_captioner(captioner: str, space: spaces.Space, env_id: str) -> tuple[Captioner, str | None]:
-    """The function that reads captions, and the observation key that holds them as texts, if one does."""
-    kind, colon, name = captioner.partition(":")
-    if kind == "info" and colon:
-        return lambda obs, info: _from_info(info, name, obs, captioner, env_id), None
-    if colon:
-        return _from_function(kind, name, captioner), None
-    keys = list(space.spaces) if isinstance(space, spaces.Dict) else []
-    if captioner not in keys:
-        there = f"its keys are {', '.join(keys)}" if keys else f"its observation space is {space}, without keys"
-        raise ValueError(
-            f"env.captioner {captioner!r} is no observation key of {env_id!r}: {there}; "
-            "give one of the keys, info:KEY, or module:function called with (obs, info)"
-        )
-    return lambda obs, info: to_bytes(obs[captioner], captioner), captioner
-
-
-def _from_info(info: Mapping[str, Any], key: str, obs: Any, captioner: str, env_id: str) -> bytes:
-    if key not in info:
-        raise ValueError(
-            f"env.captioner {captioner!r}: the info of {env_id!r} has no {key!r} (it has {', '.join(map(str, info)) or 'nothing'}); "
-            "it must be there after every reset and step ('' where there is nothing to say), else use module:function"
-        )
-    return to_bytes(info[key], captioner)
-
-
-def _from_function(module: str, name: str, captioner: str) -> Captioner:
-    try:
-        function = getattr(importlib.import_module(module), name)
-        inspect.signature(function).bind(None, {})
-    except (ImportError, AttributeError, TypeError) as error:
-        raise ValueError(f"env.captioner {captioner!r} cannot be called as function(obs, info): {error}") from None
-    return lambda obs, info: to_bytes(function(obs, info), captioner)
-
-
-def to_bytes(caption: Any, captioner: str) -> bytes:
-    """UTF-8 of a caption given as str, bytes, or uint8 array padded with zeros (UTF-8, or Latin-1 where it is not that)."""
-    if isinstance(caption, str):
-        return caption.encode("utf-8", "replace")
-    if isinstance(caption, np.ndarray) and caption.dtype == np.uint8:
-        caption = caption.tobytes().partition(b"\0")[0]
-    if not isinstance(caption, bytes):
-        raise ValueError(
-            f"env.captioner {captioner!r} gave {type(caption).__name__} {caption!r:.80}; captions are str, bytes or uint8 arrays"
-        )
-    try:
-        caption.decode()
-    except UnicodeDecodeError:
-        return caption.decode("latin-1").encode()
-    return caption
+def _described(value: Any) -> str:
+    return f"{len(value)} values" if isinstance(value, tuple) else type(value).__name__
 
 
 def _figures(info: Mapping[str, Any]) -> dict[str, float]:

@@ -7,13 +7,14 @@ and truncates, and how the games are stepped (`env.stepping`) changes nothing bu
 import importlib
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from actors.environment import START_ATTEMPTS, ArraySpec, EnvironmentErrors, EnvironmentLoss, EnvironmentSpec, EpisodeEnd, VectorStep
+from actors.environment import START_ATTEMPTS, ArraySpec, EnvironmentLoss, EnvironmentSpec, EpisodeEnd, VectorStep
+from actors.environment_errors import EnvironmentErrors, EnvironmentFailure, close_quietly, failure_of, named
+from actors.gymnasium_environment import discrete_actions
 from actors.hero_view import MAP_CELLS, HeroView
 from actors.nethack_figures import EpisodeFigures
 from actors.nethack_game import INVENTORY, Game, make_game, make_screens
@@ -21,6 +22,7 @@ from actors.nethack_lean import X, Y, make_stepping
 from actors.nethack_rewards import goal_reward
 from actors.nethack_tasks import register_tasks
 from actors.seeding import SeedStream
+from actors.wrapped_environment import step_limit
 from configs.schema import EnvConfig
 
 
@@ -51,7 +53,13 @@ class NetHackEnvironment:
         self._games: list[Game] = []
         self._gymnasium_spec, self._config, self._errors = spec, config, EnvironmentErrors()
         self._make_games()
-        self._step_limit = config.max_episode_steps or self._games[0].step_limit
+        model = self._games[0]
+        self._step_limit, notices = step_limit(config, model.step_limit, spec.id)
+        if model.is_wrapped:
+            notices.append(
+                f"environment {spec.id!r} is NetHack within {model.wrappers}: rewards, actions and ends are theirs; observations are NetHack's"
+                " own, not what they make of them, and stepping is slower; register the class itself to have neither"
+            )
         self._episodes = np.zeros(num_envs, np.int64)
         self._steps = np.zeros(num_envs, np.int64)
         self._figures = EpisodeFigures(num_envs)
@@ -66,8 +74,9 @@ class NetHackEnvironment:
                     for name in self._inventory
                 },
             },
-            num_actions=int(self._games[0].env.action_space.n),
-            goal_reward=goal_reward(self._games[0].env, self._step_limit),
+            num_actions=discrete_actions(model.played, spec.id)[1],
+            goal_reward=None if model.is_wrapped else goal_reward(model.env, self._step_limit),
+            notices=tuple(notices),
         )
 
     @property
@@ -82,15 +91,19 @@ class NetHackEnvironment:
         return self._obs, captions
 
     def take_errors(self) -> tuple[int, str]:
-        """Exceptions since the last call, and the first one's traceback."""
+        """See `VectorEnvironment`."""
         return self._errors.take()
+
+    def take_notices(self) -> tuple[str, ...]:
+        """See `VectorEnvironment`."""
+        return ()
 
     def step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None = None) -> VectorStep:
         """Take one action in each game. Where one raises, some have taken theirs and some have not: all are made anew."""
         try:
             return self._step(actions, out)
-        except Exception:
-            self._errors.note()
+        except BaseException as error:
+            self._errors.note(failure_of(self._gymnasium_spec.id, error, "step"))
             self._make_games()
             captions = self._start_all()
             self._obs = self._observe(self._screens, out)
@@ -102,6 +115,7 @@ class NetHackEnvironment:
 
     def _step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None) -> VectorStep:
         rewards, statuses, captions = self._stepping.step(actions)
+        self._check(rewards)
         self._steps += 1
         self._figures.update(self._glyphs, self._blstats, captions)
         # With the step limit out of reach NLE aborts only where NetHackChallenge sees no progress: no end of the task either.
@@ -129,8 +143,16 @@ class NetHackEnvironment:
     def close(self) -> None:
         """End the engines and remove their temporary directories."""
         for game in self._games:
-            with suppress(Exception):  # what cannot be closed must not keep the others from it
-                game.env.close()
+            close_quietly(game.played)
+
+    def _check(self, rewards: np.ndarray) -> None:
+        """A level's own rewards may be anything."""
+        finite = np.isfinite(rewards)
+        if not finite.all():
+            (i, *_) = np.flatnonzero(~finite)
+            raise EnvironmentFailure(
+                f"environment {self._gymnasium_spec.id!r} gave the reward {rewards[i]} in step, wanted a finite number"
+            )
 
     def _make_games(self) -> None:
         self.close()
@@ -149,10 +171,11 @@ class NetHackEnvironment:
         for _ in range(START_ATTEMPTS - 1):
             try:
                 return [self._start(i) for i in range(self.num_envs)]
-            except Exception:
-                self._errors.note()
+            except BaseException as error:
+                self._errors.note(failure_of(self._gymnasium_spec.id, error, "reset"))
                 self._make_games()
-        return [self._start(i) for i in range(self.num_envs)]
+        with named(self._gymnasium_spec.id, "reset"):
+            return [self._start(i) for i in range(self.num_envs)]
 
     def _start(self, i: int) -> bytes:
         episode = int(self._episodes[i])

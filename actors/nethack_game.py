@@ -8,7 +8,8 @@ equals it, bit for bit.
 import functools
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ from nle import nethack
 from nle.env import NLE
 
 from actors.engine_pages import engine_pages
-from actors.environment import load_creator
+from actors.environment_lookup import load_creator
+from actors.gymnasium_environment import refuse_making
 from actors.hero_view import LAYERS, MAP_CELLS, MAP_HEIGHT, MAP_WIDTH, make_maps
 from actors.messages import MessageLog
+from actors.wrapped_environment import NO_LIMIT, add_registered_wrappers, innermost, layers, lift_time_limits, lowest, strip
 from configs.schema import EnvConfig
 
 logger = logging.getLogger(__name__)
@@ -29,9 +32,9 @@ INVENTORY: Mapping[str, int] = {"inv_letters": 128, "inv_oclasses": 19}
 """The inventory's entries, a slot after the other, and how many values they have; an empty slot is of the last class."""
 NEEDED = frozenset({*OBSERVED, "program_state", "internal"})
 """What NLE's own stepping and its tasks read."""
-NO_LIMIT = 1 << 62
 STOCK_MODULES = frozenset({"nle.env.base", "nle.env.tasks", "minihack.base", "actors.nethack_tasks"})
 ESCAPE = 27
+ABORTED, DEATH = -1, 1  # end statuses
 GAME_OVER = 0  # index into program_state
 READING_LINE, WAITING_FOR_SPACE = 2, 3  # indices into internal
 
@@ -47,12 +50,25 @@ def make_screens(num_envs: int, layers: tuple[str, ...], inventory: tuple[str, .
 class Game:
     """One NLE environment whose engine writes into given buffers and is watched at each of its steps."""
 
-    def __init__(self, env: NLE, env_id: str, arrays: Mapping[str, np.ndarray], *, share_code: bool) -> None:
-        """`arrays` are one row of each of `make_screens`, contiguous; the last cell of a map stays as it is. `share_code`:
-        the engine's code lies in memory once for all games of the process."""
+    def __init__(
+        self,
+        played: Any,
+        env_id: str,
+        arrays: Mapping[str, np.ndarray],
+        *,
+        share_code: bool,
+        observes_more: bool,
+        registered_limit: int | None,
+    ) -> None:
+        """`played`: NLE's environment, or wrappers around it. `arrays` are one row of each of `make_screens`, contiguous; the last cell of
+        a map stays as it is. `share_code`: the engine's code lies in memory once for all games of the process. `observes_more`: it was not
+        made to observe `OBSERVED` alone. `registered_limit`: of steps, where its registration has one."""
+        env = innermost(played)
         self.env, self._env_id = env, env_id
-        self.step_limit = int(env._max_episode_steps)
+        self.step_limit = lowest(int(env._max_episode_steps), registered_limit, lift_time_limits(played))
         """The environment's own limit; NLE itself would report it as a termination, on an emptied screen."""
+        self.played = strip(played)
+        """What is stepped: the environment, or wrappers around it that change something."""
         env._max_episode_steps = NO_LIMIT
         # A won game is left as it stands, so that its last screen can be read; the next reset starts a new one anyway.
         env._quit_game = lambda observation, done: None
@@ -69,7 +85,7 @@ class Game:
         for name, array in arrays.items():
             buffers[name] = array[:MAP_CELLS].reshape(MAP_HEIGHT, MAP_WIDTH) if name in LAYERS else array
         self._program_state, self._internal = buffers["program_state"], buffers["internal"]
-        wanted = buffers if _reads_all(env) else {key: buffers[key] for key in NEEDED | arrays.keys()}
+        wanted = buffers if observes_more or _reads_all(env) else {key: buffers[key] for key in NEEDED | arrays.keys()}
         self.engine.set_buffers(**wanted)
         # MiniHack always makes NLE fill and copy every observation there is; what nobody reads becomes an empty array.
         self.screen = engine._obs = tuple(wanted.get(key, np.empty(0, np.uint8)) for key in env._observation_keys)
@@ -78,6 +94,16 @@ class Game:
         self._pages = engine_pages() if share_code else None
         if self._pages is not None:
             self._pages.prepare(engine.dlpath)
+
+    @property
+    def is_wrapped(self) -> bool:
+        """Whether a wrapper that changes something is around the game."""
+        return self.played is not self.env
+
+    @property
+    def wrappers(self) -> str:
+        """Their names, outermost first."""
+        return ", ".join(type(layer).__name__ for layer in layers(self.played) if layer is not self.env)
 
     def reset(self, core: int, disp: int) -> bytes:
         """Start a game with these seeds and return its first raw caption."""
@@ -91,7 +117,10 @@ class Game:
                 self.env.seed(core, disp, reseed=False)
             except RuntimeError:
                 _warn_unseeded(self._env_id)
-            self.env.reset()
+            if self.is_wrapped:
+                self.played.reset(seed=core % 2**31)  # wrappers may draw something
+            else:
+                self.env.reset()
         finally:
             random.setstate(global_state)
             self._starting = False
@@ -100,8 +129,11 @@ class Game:
     def step(self, action: int) -> tuple[float, int, bytes]:
         """Reward, end status (0: the episode goes on), and the step's raw caption."""
         self.log.start_step()
-        _, reward, _, _, info = self.env.step(action)
-        return reward, int(info["end_status"]), self.log.caption()
+        _, reward, terminated, truncated, info = self.played.step(action)
+        status = int(info.get("end_status", 0))
+        if not status and (terminated or truncated):  # a wrapper ends the episode
+            status = ABORTED if truncated else DEATH
+        return reward, status, self.log.caption()
 
     def success(self, status: int) -> bool:
         """Whether the episode that ended with this status reached its goal."""
@@ -156,18 +188,47 @@ class GymnasiumStepping:
 
 
 def make_game(spec: EnvSpec, config: EnvConfig, arrays: Mapping[str, np.ndarray]) -> Game:
-    """A game of the environment without gymnasium's wrappers: NLE ignores seeds and limits that come through them."""
+    """A game of the environment without gymnasium's own wrappers: NLE ignores seeds and limits that come through them. ValueError for
+    options that it does not take, and for what it raises."""
     for key, instead in (("max_episode_steps", "env.max_episode_steps"), ("observation_keys", "nothing: they are fixed")):
         if key in config.options:
             raise ValueError(f"env.options has {key!r}, which the environment of a run sets itself; use {instead}")
     creator = load_creator(spec)
-    # Without fix_moon_phase a seeded game would depend on the date and the hour at which it is played.
-    arguments = {"observation_keys": OBSERVED, "fix_moon_phase": True, **spec.kwargs, **config.options}
+    arguments = {**spec.kwargs, **config.options}
+    is_class = isinstance(creator, type) and issubclass(creator, NLE)
+    if is_class:  # what another maker observes may be what its wrappers read
+        # Without fix_moon_phase a seeded game would depend on the date and the hour at which it is played.
+        arguments = {"observation_keys": OBSERVED, "fix_moon_phase": True, **arguments}
     try:
-        env = creator(**arguments)
-    except TypeError as error:
-        raise ValueError(f"environment {spec.id!r} does not take env.options {config.options}: {error}") from None
-    return Game(env, spec.id, arrays, share_code=config.share_engine_code)
+        with nullcontext() if is_class else _fixed_moon_phase():
+            env = add_registered_wrappers(creator(**arguments), spec)
+    except BaseException as error:
+        refuse_making(spec.id, config.options, error)
+    observes_more = not is_class or bool(spec.additional_wrappers)
+    return Game(
+        env,
+        spec.id,
+        arrays,
+        share_code=config.share_engine_code,
+        observes_more=observes_more,
+        registered_limit=spec.max_episode_steps,
+    )
+
+
+@contextmanager
+def _fixed_moon_phase() -> Iterator[None]:
+    """Games made in it have their moon fixed, by whatever function, and whatever arguments that takes."""
+    make = nethack.Nethack.__init__
+
+    @functools.wraps(make)
+    def with_fixed_phase(*args: Any, **kwargs: Any) -> None:
+        make(*args, **{**kwargs, "fix_moon_phase": True})
+
+    nethack.Nethack.__init__ = with_fixed_phase
+    try:
+        yield
+    finally:
+        nethack.Nethack.__init__ = make
 
 
 def _reads_all(env: NLE) -> bool:

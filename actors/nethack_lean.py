@@ -12,14 +12,13 @@ import numpy as np
 
 from actors.hero_view import MAP_CELLS, MAP_HEIGHT, MAP_WIDTH
 from actors.nethack_figures import TIME
-from actors.nethack_game import GAME_OVER, Game, GymnasiumStepping
+from actors.nethack_game import ABORTED, DEATH, GAME_OVER, Game, GymnasiumStepping
 from actors.nethack_rewards import PENALTY_MODES, REWARDS
 from actors.nethack_tasks import TELLING, answer_key, oracle_glyph
 
 logger = logging.getLogger(__name__)
 
 ASKING, WAITING_FOR_SPACE, ON_STAIRS_DOWN = 1, 3, 4  # indices into internal
-ABORTED, DEATH = -1, 1  # end statuses
 X, Y = 0, 1  # indices into blstats
 ONI_STEP, ONI_END = "actors.nethack_tasks.ScoreExtended.step", "actors.nethack_tasks.Goal._is_episode_end"
 IMPATIENT = "nle.env.tasks.NetHackChallenge._check_abort"
@@ -203,7 +202,7 @@ def make_stepping(games: list[Game], screens: dict[str, np.ndarray], wanted: str
     """Lean stepping where it is `wanted` (`lean` or `gymnasium`) and knows the environment, else NLE's own."""
     if wanted == "gymnasium":
         return GymnasiumStepping(games)
-    obstacle = find_obstacle(games[0].env)
+    obstacle = f"the wrapper {games[0].wrappers}" if games[0].is_wrapped else find_obstacle(games[0].env)
     if obstacle is None:
         return LeanStepping(games, screens)
     logger.info("%s is stepped through its own class, which is slower: lean stepping does not know %s", env_id, obstacle)

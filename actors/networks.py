@@ -22,6 +22,8 @@ from configs.schema import PolicyConfig
 
 LARGEST_ONE_HOT = 32
 """Categorical entries with more values are embedded."""
+MOST_CHANNELS_FIRST = 4
+"""Channels that an image has at most whose first axis is taken for them on their number alone."""
 
 
 class GlyphCropEncoder(RepeatingEncoder):
@@ -82,14 +84,14 @@ class ImageEncoder(nn.Module):
         if not images:
             shapes = {name: (spec.shape, str(spec.dtype)) for name, spec in observations.items()}
             raise ValueError(f"network 'cnn' wants a uint8 image of three dimensions among the observations, got {shapes}; choose 'mlp'")
-        self._channels_first = {name: _is_channels_first(spec) for name, spec in images.items()}
-        self.stacks = nn.ModuleDict({name: self._make_stack(spec, config) for name, spec in images.items()})
+        self._channels_first = {name: is_channels_first(spec.shape, config.image_layout) for name, spec in images.items()}
+        self.stacks = nn.ModuleDict({module_name(name): self._make_stack(name, spec, config) for name, spec in images.items()})
         rest = {name: spec for name, spec in observations.items() if name not in images}
         self.rest = VectorEncoder(rest, config) if rest else None
         self.num_features = config.hidden_size * len(images) + (self.rest.num_features if self.rest else 0)
 
-    def _make_stack(self, spec: ArraySpec, config: PolicyConfig) -> nn.Module:
-        channels, height, width = spec.shape if _is_channels_first(spec) else (spec.shape[2], *spec.shape[:2])
+    def _make_stack(self, name: str, spec: ArraySpec, config: PolicyConfig) -> nn.Module:
+        channels, height, width = spec.shape if self._channels_first[name] else (spec.shape[2], *spec.shape[:2])
         side = min(height, width)
         if side >= 36:  # DQN's convolutions (Mnih et al. 2015)
             convolutions = [nn.Conv2d(channels, 32, 8, 4), nn.ELU(), nn.Conv2d(32, 64, 4, 2), nn.ELU(), nn.Conv2d(64, 64, 3, 1), nn.ELU()]
@@ -103,9 +105,9 @@ class ImageEncoder(nn.Module):
     def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
         """Features [N, num_features]."""
         features = []
-        for name, stack in self.stacks.items():
-            image = obs[name] if self._channels_first[name] else obs[name].movedim(-1, 1)
-            features.append(stack(image.float() / 255))
+        for name, channels_first in self._channels_first.items():
+            image = obs[name] if channels_first else obs[name].movedim(-1, 1)
+            features.append(self.stacks[module_name(name)](image.float() / 255))
         if self.rest is not None:
             features.append(self.rest(obs))
         return torch.cat(features, -1)
@@ -122,13 +124,13 @@ class VectorEncoder(nn.Module):
         num_inputs = 0
         for name, spec in observations.items():
             if spec.is_text:
-                self.texts[name] = WordEncoder(spec.shape[0])
+                self.texts[module_name(name)] = WordEncoder(spec.shape[0])
                 num_inputs += SIDE_FEATURES
                 continue
             width = 1
             if spec.num_values > LARGEST_ONE_HOT:
                 width = config.embedding_size
-                self.embeddings[name] = nn.Embedding(spec.num_values, width)
+                self.embeddings[module_name(name)] = nn.Embedding(spec.num_values, width)
             elif spec.num_values:
                 width = spec.num_values
             num_inputs += width * int(torch.Size(spec.shape).numel())
@@ -141,11 +143,12 @@ class VectorEncoder(nn.Module):
 
     def _inputs(self, name: str, spec: ArraySpec, array: Tensor) -> Tensor:
         """Numbers of moderate size: bytes as fractions, other numbers on a signed log scale, since nothing says what they range over."""
-        if name in self.texts:
-            return self._encode_texts(array, self.texts[name]).rows()
+        module = module_name(name)
+        if spec.is_text:
+            return self._encode_texts(array, self.texts[module]).rows()
         array = array.unsqueeze(-1)  # so that a scalar entry has something to flatten
-        if name in self.embeddings:
-            return self.embeddings[name](array.long())
+        if module in self.embeddings:
+            return self.embeddings[module](array.long())
         if spec.num_values:
             return F.one_hot(array.long(), spec.num_values).float()
         return array.float() / 255 if spec.dtype == "uint8" else signed_log(array.float())
@@ -179,5 +182,17 @@ def is_image(spec: ArraySpec) -> bool:
     return len(spec.shape) == 3 and spec.dtype == "uint8" and not spec.num_values
 
 
-def _is_channels_first(image: ArraySpec) -> bool:
-    return image.shape[0] < image.shape[2]
+def is_channels_first(shape: tuple[int, ...], layout: str) -> bool:
+    """Which axis of an image [_, _, _] holds the channels, by `policy.image_layout`; `auto` as its description says."""
+    if layout != "auto":
+        return layout == "channels_first"
+    first, middle, last = shape
+    if last <= MOST_CHANNELS_FIRST or first == middle:
+        return False
+    return middle == last or first <= MOST_CHANNELS_FIRST
+
+
+def module_name(entry: str) -> str:
+    """A name for an entry's module, one to one: torch takes neither dots, nor names that its own attributes have, nor none."""
+    escaped = entry.replace("%", "%25").replace(".", "%2E")
+    return f"%{escaped}" if not escaped or hasattr(nn.ModuleDict, escaped) or escaped in vars(nn.ModuleDict()) else escaped

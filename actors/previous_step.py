@@ -81,6 +81,10 @@ class PreviousStepEnvironment:
         """See `VectorEnvironment`."""
         return self._env.take_errors()
 
+    def take_notices(self) -> tuple[str, ...]:
+        """See `VectorEnvironment`."""
+        return self._env.take_notices()
+
     def state_dict(self) -> dict[str, Any]:
         """The environment's, with the entries as they are now."""
         return {**self._env.state_dict(), "previous_step": {name: array.copy() for name, array in self._entries.items()}}

@@ -65,12 +65,14 @@ class Rollout:
     timings: dict[str, float]
     """Seconds that collecting it took, by stage: `env`, `inference`, `other`."""
     lost: tuple[int, ...] = ()
-    """Environments that raised in it and were rebuilt, in order: nothing of theirs in this rollout may be trained on. Where one raised it is
+    """Environments that failed in it and were rebuilt, in order: nothing of theirs in this rollout may be trained on. Where one failed it is
     `truncated` without a final value, and its next episode begins."""
     environment_errors: int = 0
-    """Exceptions of environments since the worker's last rollout, those between episodes too."""
+    """Failures of environments since the worker's last rollout, those between episodes too."""
     environment_error: str = ""
-    """The first one's traceback."""
+    """The first one's traceback, which ends with the line that names it."""
+    environment_notices: tuple[str, ...] = ()
+    """What was found out of the environments that the user must be told, one line each."""
 
     @property
     def num_steps(self) -> int:

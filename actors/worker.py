@@ -13,6 +13,7 @@ import numpy as np
 
 from actors.captions import CaptionTracker
 from actors.environment import EnvironmentLoss, VectorEnvironment, VectorStep
+from actors.environment_errors import EnvironmentFailure, traceback_of
 from actors.inference import BatchedInference
 from actors.policy import PolicyNet, PolicySnapshot
 from actors.rollout import Acknowledgement, CaptionReport, EpisodeStatistics, Rollout, Version
@@ -50,8 +51,12 @@ class RolloutWorker:
         if self._policy_version is None:
             raise RuntimeError("collect was called before any policy snapshot; give one with the first call")
         timings = {"env": 0.0, "inference": 0.0, "other": 0.0}
-        with self.inference.rollout(self.config.rollout_steps):
-            rollout = self._play(self._policy_version, timings)
+        try:
+            with self.inference.rollout(self.config.rollout_steps):
+                rollout = self._play(self._policy_version, timings)
+        except EnvironmentFailure as failure:
+            LOG.error("%s\n%s", failure, traceback_of(failure))
+            raise
         texts, counts = self.captions.report(self._sequence_number)
         report = CaptionReport(texts=texts, counts=counts, worker_id=self.worker_id, sequence_number=self._sequence_number)
         self._sequence_number += 1
@@ -110,6 +115,7 @@ class RolloutWorker:
             core_state=core_state, policy_version=policy_version, worker_id=self.worker_id,
             sequence_number=self._sequence_number, episodes=tuple(episodes), episode_ends=tuple(episode_ends), timings=timings,
             lost=tuple(sorted(lost)), environment_errors=environment_errors, environment_error=environment_error,
+            environment_notices=self.env.take_notices(),
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
@@ -170,9 +176,9 @@ class RolloutWorker:
 
     def _refuse(self, num_losses: int) -> NoReturn:
         error = self.env.take_errors()[1].strip()
-        LOG.error("environments of worker %s raise again and again:\n%s", self.worker_id, error)
+        LOG.error("environments of worker %s fail again and again:\n%s", self.worker_id, error)
         raise RuntimeError(
-            f"environments raised {num_losses} times in one rollout of {self.env.num_envs}, the first time: {error.splitlines()[-1]}"
+            f"environments failed {num_losses} times in one rollout of {self.env.num_envs}, the first time: {error.splitlines()[-1]}"
         )
 
     def _forget(self, indices: list[int]) -> None:

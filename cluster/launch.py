@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from actors.environment import EnvironmentSpec
+from actors.environment_errors import EnvironmentFailure, traceback_of
 from cluster import temporary
 from cluster.console import Console
 from cluster.logs import log_to_file
@@ -66,7 +67,10 @@ class StopRequest:
 def launch(config: RunConfig) -> int:
     """Train as `config` says; the exit code: 0 finished or stopped on request, 1 failed. Raises ConfigError before anything is made."""
     console = Console(config.logging, config.total_env_steps, config.cluster.mode, max_time_s=config.max_time_s)
-    spec, rubric_hash = check_parts(config)
+    try:
+        spec, rubric_hash = check_parts(config)
+    except ConfigError as error:
+        raise ConfigError(f"{error}{_keep_traceback(config, error.__cause__)}") from None
     try:
         check_judgements(config)
     except ValueError as error:
@@ -86,6 +90,9 @@ def launch(config: RunConfig) -> int:
         finding = weigh_penalties(config, spec)
         if finding is not None:
             console.say(f"warning: {finding.found}; {finding.advice}")
+        for notice in spec.notices:
+            LOG.warning("%s", notice)
+            console.say(f"warning: {notice}")
         with StopRequest(console.say) as stop:
             pretrain(config, run, console.say, lambda: stop.requested)
 
@@ -115,6 +122,21 @@ def launch(config: RunConfig) -> int:
     finally:
         temporary.sweep(config.run_dir)
         run.release()
+
+
+def _keep_traceback(config: RunConfig, error: BaseException | None) -> str:
+    """Write what the user's own environment raised into the log of the run that it prevents; where to find it, in words."""
+    trace = traceback_of(error) if isinstance(error, EnvironmentFailure) else ""
+    if not trace:
+        return ""
+    log = RunDirectory(Path(config.run_dir)).log
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as file:
+            file.write(f"{error}\n{trace}")
+    except OSError:  # the line itself is told
+        return ""
+    return f"; its traceback is in {log}"
 
 
 def _train(

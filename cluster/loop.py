@@ -10,6 +10,7 @@ Invariant: `env_steps` counts exactly the steps that updates consumed; the LLM i
 written on the way costs no progress, only the last checkpoint has to be written; a loop whose successor has begun writes nothing.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -84,6 +85,11 @@ class TrainingLoop:
             self.stream.drop_waiting()  # their episodes went on, and so must what is known of them
             self._checkpoint(is_last=True)
             return self._summary(reached)
+        except Exception:
+            if self._latest.get("env_steps") != self.env_steps:
+                with contextlib.suppress(Exception):  # the failure itself is what is told
+                    self._write_line()
+            raise
         finally:
             self._writer.close()
 
@@ -179,7 +185,6 @@ class TrainingLoop:
         if _crossed(before, self.env_steps, self.config.logging.interval_env_steps):
             self._write_line()
         if self._watch.failure:
-            self._write_line()
             raise GiveUp(self._watch.failure)
         checkpoint = self.config.checkpoint
         due = self.config.cluster.mode != "inline" and 0 < checkpoint.interval_s <= time.monotonic() - self._last_checkpoint_s

@@ -71,7 +71,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("rollouts_waiting", "rollouts", "gauge", "finished rollouts that the learner has not taken yet", "at most num_workers x rollouts_in_flight", "throughput and bottleneck"),
     Metric("workers_running", "workers", "gauge", "rollout workers that run; the others start, wait for room or rest after a failure; null in one process", "actors.num_workers", "faults"),
     Metric("worker_restarts", "workers", "counter", "rollout workers replaced in this epoch", "0", "faults", red_above=0),
-    Metric("environment_errors", "errors", "counter", "exceptions of environments in this epoch; each is rebuilt and its sample dropped", "0", "faults", red_above=0),
+    Metric("environment_errors", "errors", "counter", "exceptions of environments, and observations and rewards that are not finite or not as declared, in this epoch; each environment is rebuilt and its sample dropped", "0", "faults", red_above=0),
     Metric("run_epoch", "starts", "counter", "how often the run has been started, restarts of a dead learner included", "1", "faults"),
     Metric("episodes_total", "episodes", "counter", "finished episodes", "rises", "learning"),
     Metric("episode_return_extrinsic_mean", "reward", "gauge", "mean return of logging.episode_window episodes, the environment's own reward; the last ones in the order in which they began, so that long ones are not missing: null until the first have all ended", "rises", "learning"),

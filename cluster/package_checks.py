@@ -77,7 +77,8 @@ def check_packages(patient: Patient) -> Finding:
 def needed_extras(patient: Patient) -> set[str]:
     """Of pyproject.toml, as far as this configuration uses them."""
     game = patient.config.env.id.rpartition(":")[2].lower().rpartition("/")[2]
-    extras = {"nle"} if game.startswith("nethack") else {"nle", "minihack"} if game.startswith("minihack") else set()
+    kinds = {"nethack": {"nle"}, "minihack": {"nle", "minihack"}, "minigrid-": {"minigrid"}, "babyai-": {"minigrid"}}
+    extras = next((set(extras) for start, extras in kinds.items() if game.startswith(start)), set())
     local = patient.config.service.engine in ("transformers", "vllm") or patient.asks.name == "EMBEDDINGS"
     if local and patient.starts_service:
         extras.add("local-llm")

@@ -15,6 +15,7 @@ import numpy as np
 import platformdirs
 
 from actors.environment import VectorEnvironment, make_environment
+from actors.environment_errors import EnvironmentFailure
 from cluster.finding import Finding, failed, ok, warning
 from cluster.patient import Patient
 from cluster.reward_balance import weigh_penalties
@@ -38,8 +39,12 @@ DOWNLOAD = "the first start downloads it, which needs a network; or do it now: h
 
 def check_environment(patient: Patient) -> list[Finding]:
     """It is made, steps, shows captions, plays the same game again from the same seed; and whether its penalties outweigh its goal."""
-    played, penalties = _play_twice(patient), weigh_penalties(patient.config, patient.spec)
-    return [played] if penalties is None else [played, penalties]
+    try:
+        findings = [_play_twice(patient), weigh_penalties(patient.config, patient.spec)]
+    except EnvironmentFailure as failure:
+        return [failed("environment", str(failure), "put that right in the environment; `delphi train` writes its traceback into the log")]
+    findings += [warning("environment", notice, "see docs/environments.md") for notice in patient.spec.notices]
+    return [finding for finding in findings if finding is not None]
 
 
 def _play_twice(patient: Patient) -> Finding:
@@ -65,7 +70,8 @@ def _play_twice(patient: Patient) -> Finding:
 
 
 def _play(patient: Patient, seed: int) -> tuple[list[bytes], int]:
-    """What two environments showed in a few steps of always the same actions, and how many steps had a caption."""
+    """What two environments showed in a few steps of always the same actions, and how many steps had a caption. Raises
+    EnvironmentFailure where one of them failed."""
     config = patient.config
     env: VectorEnvironment = make_environment(
         config.env, num_envs=2, run_seed=seed, worker_index=0, stream="doctor",
@@ -79,6 +85,9 @@ def _play(patient: Patient, seed: int) -> tuple[list[bytes], int]:
             step = env.step(row)
             captions += sum(bool(caption.strip(b" \0")) for caption in step.captions)
             shown += [array.tobytes() for _, array in sorted(step.obs.items())]
+        errors, first = env.take_errors()
+        if errors:
+            raise EnvironmentFailure(first.splitlines()[-1])
     finally:
         env.close()
     return shown, captions

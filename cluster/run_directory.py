@@ -23,7 +23,7 @@ from configs.validation import ConfigError
 from learner.checkpoint_files import candidates
 
 LOG = logging.getLogger(__name__)
-PACKAGES = ("torch", "ray", "transformers", "nle", "minihack", "gymnasium", "numpy", "grpcio")
+PACKAGES = ("torch", "ray", "transformers", "nle", "minihack", "minigrid", "gymnasium", "numpy", "grpcio")
 
 
 class RunDirectory:

@@ -91,28 +91,31 @@ class Deadline:
 
 
 class EnvironmentBudget:
-    """How many of the environments' samples may be lost because the environment raised."""
+    """How many of the environments' samples may be lost because the environment failed."""
 
     def __init__(self, max_share: float, notices: Notices) -> None:
         self._max_share, self._notices = max_share, notices
         self._lost: deque[float] = deque(maxlen=ENVIRONMENT_WINDOW)
         self.errors = 0
-        """Exceptions so far."""
+        """Failures so far."""
 
     def note(self, rollout: Rollout) -> None:
         """Take in a worker's next rollout; raises GiveUp where too many environments of the last ones are lost."""
+        for notice in rollout.environment_notices:
+            if self._notices.note(notice, notice) == 1:
+                LOG.warning("%s", notice)
         self.errors += rollout.environment_errors
         self._lost.append(1.0 - float(rollout.kept.mean()))
         if not rollout.environment_errors:
             return
         cause = last_line(rollout.environment_error)
-        text = f"an environment of worker {rollout.worker_id} raised and is rebuilt, its sample dropped: {cause}"
+        text = f"an environment of worker {rollout.worker_id} failed and is rebuilt, its sample dropped: {cause}"
         if self._notices.note(cause, text) == 1:
-            LOG.error("an environment of worker %s raised and is rebuilt:\n%s", rollout.worker_id, rollout.environment_error)
+            LOG.error("an environment of worker %s failed and is rebuilt:\n%s", rollout.worker_id, rollout.environment_error)
         share = sum(self._lost) / len(self._lost)
         if len(self._lost) >= ENVIRONMENT_MINIMUM and share > self._max_share:
             raise GiveUp(
-                f"the environment raises too often: {share:.0%} of the environments' last {len(self._lost)} rollouts are lost"
+                f"the environment fails too often: {share:.0%} of the environments' last {len(self._lost)} rollouts are lost"
                 f" (cluster.max_environment_loss = {self._max_share:g}): {cause}"
             )
 

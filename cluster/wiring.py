@@ -13,6 +13,7 @@ from typing import Any
 from actors.captions import CaptionTracker
 from actors.devices import resolve_device
 from actors.environment import EnvironmentSpec, make_environment
+from actors.environment_errors import EnvironmentFailure
 from actors.policy import PolicyNet
 from actors.worker import RolloutWorker
 from cluster.run_directory import RunDirectory
@@ -220,6 +221,8 @@ def check_parts(config: RunConfig) -> tuple[EnvironmentSpec, str | None]:
                 service_credentials(config.annotator)
         elif here:
             check_engine(service_config(config, asks))
+    except EnvironmentFailure as error:
+        raise ConfigError(str(error)) from error
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return env.spec, "/".join(part for part in (rubric.content_hash, rubric.pairs_hash) if part)

@@ -19,8 +19,9 @@ class EnvConfig:
     captioner: str = "message"
     """Where captions come from: an observation key holding message bytes (`message`), which the policy reads too, `info:KEY`, or
     `module:function` (called as function(obs, info) -> str)."""
-    max_episode_steps: int = 5000
-    """Steps after which an episode is truncated; 0 takes the environment's own limit (most NetHack tasks: 5000)."""
+    max_episode_steps: int = 0
+    """Steps after which an episode is truncated; 0 takes the environment's own limit (most NetHack tasks: 5000). A higher one makes another
+    task of it, and the run says so."""
     options: dict[str, Any] = field(default_factory=dict)
     """Extra keyword arguments for the environment's constructor, for example {character: mon-hum-neu-mal}."""
     stepping: str = "lean"
@@ -74,6 +75,9 @@ class PolicyConfig:
     """Width of the encoder's fully connected layer."""
     crop_size: int = 9
     """Side of the glyph crop around the hero, in cells; odd, for `nethack_full` at most 21. `rendered_crop` always draws 12 x 12."""
+    image_layout: str = "auto"
+    """Which axis of an image observation holds its channels: `channels_last`, `channels_first`, or `auto`: the last, unless it has more
+    than 4 entries, the first two differ in length, and the last two do not or the first has at most 4."""
     embedding_size: int = 32
     """Width of a glyph's embedding and of the two convolutions over the crop (`glyph_crop`, `nethack_full`), and of large categorical
     entries."""

@@ -23,6 +23,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "actors.precision": ("auto", "bf16", "fp32"),
     "learner.precision": ("auto", "bf16", "fp32"),
     "policy.network": ("auto", "glyph_crop", "nethack_full", "rendered_crop", "cnn", "mlp"),
+    "policy.image_layout": ("auto", "channels_last", "channels_first"),
     "policy.core": ("lstm", "gru", "none"),
     "service.engine": ("transformers", "vllm", "openai", "scripted", "none"),
     "service.dtype": ("auto", "bfloat16", "float32"),

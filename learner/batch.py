@@ -70,7 +70,7 @@ class BatchBuffers:
             self._copied.synchronize()  # the last batch has left the buffers
         first = rollouts[0]
         batch = Batch(
-            obs={name: self._join(name, [rollout.obs[name] for rollout in rollouts]) for name in first.obs},
+            obs={name: self._join(f"obs {name}", [rollout.obs[name] for rollout in rollouts]) for name in first.obs},
             actions=self._field("actions", rollouts),
             behaviour_logits=self._field("behaviour_logits", rollouts),
             behaviour_values=self._field("behaviour_values", rollouts),

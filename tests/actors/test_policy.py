@@ -8,7 +8,7 @@ from torch import Tensor
 from actors.blstats import ScaledBlstats
 from actors.distinct_rows import encode_distinct
 from actors.environment import ArraySpec, EnvironmentSpec, make_environment
-from actors.networks import GlyphCropEncoder, ImageEncoder, VectorEncoder
+from actors.networks import GlyphCropEncoder, ImageEncoder, VectorEncoder, is_channels_first, module_name
 from actors.policy import PolicyNet, load_snapshot, load_weights, snapshot
 from configs.schema import EnvConfig, PolicyConfig
 
@@ -212,6 +212,34 @@ def test_images_may_have_their_channels_first_or_last() -> None:
     other.load_state_dict(one.state_dict())
     image = torch.randint(0, 256, (2, 48, 40, 3), dtype=torch.uint8)
     torch.testing.assert_close(one({"pixels": image}), other({"pixels": image.movedim(-1, 1)}), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "is_first"),
+    [
+        ((7, 7, 20), "auto", False), ((10, 20, 15), "auto", False), ((8, 8, 8), "auto", False), ((10, 4, 4), "auto", False), ((3, 3, 3), "auto", False),
+        ((210, 160, 3), "auto", False), ((84, 84, 12), "auto", False), ((2, 2, 5), "auto", False),
+        ((3, 210, 160), "auto", True), ((4, 84, 84), "auto", True), ((20, 7, 7), "auto", True), ((1, 20, 10), "auto", True),
+        ((4, 84, 84), "channels_last", False), ((7, 7, 20), "channels_first", True),
+    ],
+)  # fmt: skip
+def test_the_axis_of_the_channels_follows_a_rule_or_the_setting(shape: tuple[int, int, int], layout: str, is_first: bool) -> None:
+    assert is_channels_first(shape, layout) == is_first
+    encoder = ImageEncoder({"image": numeric(*shape, dtype=np.uint8)}, dataclasses.replace(SMALL, image_layout=layout))
+    assert encoder.stacks["image"][0].in_channels == (shape[0] if is_first else shape[2])
+    assert encoder({"image": torch.zeros(2, *shape, dtype=torch.uint8)}).shape == (2, encoder.num_features)
+
+
+def test_entries_may_have_any_name() -> None:
+    names = ["type", "items", "a.b", "", "%type", "a%2Eb", "_modules", "training", "forward", "core h", "room/key.0"]
+    assert len({module_name(name) for name in names}) == len(names), "one to one"
+    assert module_name("message") == "message", "the names in checkpoints stay"
+    observations = {f"{name}{kind}": spec for name in names for kind, spec in (("", categorical(num_values=100)),)}
+    observations |= {"keys": numeric(8, 8, 3, dtype=np.uint8), "values": ArraySpec(shape=(9,), dtype=np.dtype(np.uint8), is_text=True)}
+    net = PolicyNet(EnvironmentSpec(observations=observations, num_actions=2), SMALL)
+    obs = {name: torch.zeros(3, *spec.shape, dtype=torch.uint8) for name, spec in observations.items()}
+    net.step(obs, net.initial_state(3))
+    load_snapshot(net, snapshot(net, (0, 0)))
 
 
 def test_texts_are_read_by_their_words_each_once() -> None:

@@ -80,7 +80,7 @@ def test_environments_that_raise_now_and_then_are_counted_and_told_once() -> Non
         error = f"Traceback ...\nValueError: bad level {i}\n" if lost else ""
         budget.note(random_rollout(num_envs=4, lost=lost, environment_errors=len(lost), environment_error=error))
     assert budget.errors == 50
-    assert notices.told == ["an environment of worker 0.0 raised and is rebuilt, its sample dropped: ValueError: bad level 1"]
+    assert notices.told == ["an environment of worker 0.0 failed and is rebuilt, its sample dropped: ValueError: bad level 1"]
 
 
 def test_environments_that_raise_all_the_time_end_the_run_with_what_they_raised() -> None:

@@ -183,5 +183,5 @@ def test_an_environment_that_raises_all_the_time_ends_the_run_with_its_error(
     settings = [f"run_dir={tmp_path}/run", FAULTY, f"env.options={{raise_chance: {chance}}}", "logging.tensorboard=false"]
     assert launch(load_config(preset="debug", overrides=[*settings, "reward_model.name=none", "policy.core=none"])) == 1
     error = capsys.readouterr().err
-    assert "OSError: the level could not be drawn" in error
+    assert "environment 'Faulty-v0' raised OSError in step: the level could not be drawn" in error
     assert ("cluster.max_environment_loss" in error) == (chance < 1.0)

@@ -13,7 +13,7 @@ from llm_server.rubric_file import built_in_rubrics, load_rubric
 
 DATA = Path(__file__).parent / "data"
 GOALS = ("combat", "gold", "descend", "explore")
-COMPLETION = ["minihack_progress", "nethack_progress", *(f"nethack_{goal}" for goal in GOALS)]
+COMPLETION = ["minigrid_progress", "minihack_progress", "nethack_progress", *(f"nethack_{goal}" for goal in GOALS)]
 CHOSEN_ON_A_PART = [name for name in COMPLETION if name != "nethack_progress"]
 
 

@@ -1,0 +1,48 @@
+"""Captioners of MiniGrid and BabyAI (`env.captioner=actors.minigrid_captions:describe`): what the agent carries, faces and has in sight, in words.
+
+Invariant: reads nothing but the agent's own view as the environments give it (7 x 7 cells of type, colour and state, and the mission), so a
+caption tells no more than the policy sees; there are few of them, whatever the layout.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+COLOURS = ("red", "green", "blue", "purple", "yellow", "grey")
+DOOR, GOAL, LAVA = 4, 8, 9
+THINGS = {5: "key", 6: "ball", 7: "box"}
+"""Of the view's first layer; 0 to 3 are unseen, empty, wall and floor."""
+DOOR_STATES = ("open", "closed", "locked")
+SEPARATOR = "  "
+"""Between the messages of one caption."""
+
+
+def describe(obs: Mapping[str, Any], info: Mapping[str, Any]) -> str:
+    """The caption of one observation; empty where there is nothing but floor and walls."""
+    view = np.asarray(obs["image"])
+    middle, last = view.shape[0] // 2, view.shape[1] - 1  # the agent's own cell, which shows what it carries; it looks towards row 0
+    told = [_carried(view[middle, last]), _faced(view[middle, last - 1])]
+    if (view[..., 0] == GOAL).any():
+        told.append("The goal is in sight.")
+    return SEPARATOR.join(filter(None, told))
+
+
+def describe_for_mission(obs: Mapping[str, Any], info: Mapping[str, Any]) -> str:
+    """`describe`, after the mission: for environments whose mission changes from episode to episode."""
+    told = describe(obs, info)
+    return f"Mission: {obs['mission']}.{SEPARATOR}{told}" if told else ""
+
+
+def _carried(cell: np.ndarray) -> str:
+    kind, colour, _ = cell.tolist()
+    return f"You carry a {COLOURS[colour]} {THINGS[kind]}." if kind in THINGS else ""
+
+
+def _faced(cell: np.ndarray) -> str:
+    kind, colour, state = cell.tolist()
+    if kind == DOOR:
+        return f"The {COLOURS[colour]} door in front of you is {DOOR_STATES[state]}."
+    if kind in THINGS:
+        return f"A {COLOURS[colour]} {THINGS[kind]} lies in front of you."
+    return "There is lava in front of you." if kind == LAVA else ""

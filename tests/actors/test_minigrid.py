@@ -1,0 +1,61 @@
+"""MiniGrid as it is: its captioner, and where the package is installed the environment itself."""
+
+import numpy as np
+import pytest
+
+from actors import minigrid_captions
+from actors.environment import make_environment
+from actors.minigrid_captions import describe, describe_for_mission
+from configs.loading import load_config
+
+KEY, DOOR, GOAL, LAVA, WALL = 5, 4, 8, 9, 2
+YELLOW, GREEN = 4, 1
+
+
+def view(**cells: tuple[int, int, int]) -> dict[str, object]:
+    """What the agent sees: empty cells but for its own, the one that it faces, and one far away."""
+    image = np.ones((7, 7, 3), np.uint8) * (1, 0, 0)
+    places = {"carried": (3, 6), "faced": (3, 5), "far": (5, 1)}
+    for name, cell in cells.items():
+        image[places[name]] = cell
+    return {"image": image, "direction": 0, "mission": "use the key to open the door and then get to the goal"}
+
+
+@pytest.mark.parametrize(
+    ("obs", "caption"),
+    [
+        (view(), ""),
+        (view(faced=(WALL, 5, 0), far=(KEY, YELLOW, 0)), ""),
+        (view(faced=(KEY, YELLOW, 0)), "A yellow key lies in front of you."),
+        (view(carried=(KEY, YELLOW, 0)), "You carry a yellow key."),
+        (view(carried=(KEY, YELLOW, 0), faced=(DOOR, YELLOW, 2)), "You carry a yellow key.  The yellow door in front of you is locked."),
+        (view(faced=(DOOR, YELLOW, 0), far=(GOAL, GREEN, 0)), "The yellow door in front of you is open.  The goal is in sight."),
+        (view(faced=(LAVA, 0, 0)), "There is lava in front of you."),
+    ],
+)
+def test_captions_say_what_is_carried_faced_and_in_sight(obs: dict[str, object], caption: str) -> None:
+    assert describe(obs, {}) == caption
+
+
+def test_the_mission_may_be_part_of_the_caption() -> None:
+    obs = view(faced=(KEY, YELLOW, 0))
+    assert describe_for_mission(obs, {}) == f"Mission: {obs['mission']}.  A yellow key lies in front of you."
+    assert describe_for_mission(view(), {}) == ""
+
+
+def test_the_environment_runs_as_it_is_and_its_key_is_seen() -> None:
+    constants = pytest.importorskip("minigrid.core.constants")
+    assert list(minigrid_captions.COLOURS) == sorted(constants.COLOR_TO_IDX, key=constants.COLOR_TO_IDX.get)
+    assert {**minigrid_captions.THINGS, DOOR: "door", GOAL: "goal", LAVA: "lava"}.items() <= constants.IDX_TO_OBJECT.items()
+    config = load_config(preset="minigrid_doorkey", overrides=["env.id=MiniGrid-DoorKey-5x5-v0"])
+    env = make_environment(config.env, num_envs=4, run_seed=1, worker_index=0, policy=config.policy)
+    assert {name: spec.is_text for name, spec in env.spec.observations.items()} == {"direction": False, "image": False, "mission": True}
+    obs, _ = env.reset()
+    assert bytes(obs["mission"][0]).rstrip(b"\0") == b"use the key to open the door and then get to the goal"
+    rng, seen = np.random.default_rng(0), set()
+    for _ in range(300):
+        seen |= set(env.step(rng.integers(0, 7, 4)).captions)
+    assert {b"", b"A yellow key lies in front of you.", b"You carry a yellow key."} <= seen
+    assert len(seen) < 40
+    assert env.take_errors() == (0, "")
+    env.close()

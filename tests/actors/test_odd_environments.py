@@ -1,0 +1,320 @@
+"""Whatever a user's environment raises or gives is one line that names it; it is rebuilt, counted, and the others play on."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from actors.environment import VectorEnvironment, find_environment, make_environment
+from actors.environment_errors import EnvironmentFailure
+from configs.schema import EnvConfig
+from tests.odd_environments import Odd, raising
+
+ODD = "tests.odd_environments:"
+SINGLE = "environment 'Odd-v0'"
+
+
+def make(env_id: str = "Odd-v0", num_envs: int = 2, **settings: Any) -> VectorEnvironment:
+    config = EnvConfig(
+        id=ODD + env_id, captioner=settings.pop("captioner", "info:event"), max_episode_steps=settings.pop("limit", 0), options=settings
+    )
+    return make_environment(config, num_envs=num_envs, run_seed=1, worker_index=0)
+
+
+def first_error(env: VectorEnvironment, num_steps: int = 3) -> tuple[int, str]:
+    """Failures in a few steps, and the line of the first one."""
+    env.reset()
+    for _ in range(num_steps):
+        step = env.step(np.zeros(env.num_envs, np.int64))
+        assert np.isfinite(step.rewards).all()
+        assert step.truncated[[loss.index for loss in step.losses]].all()
+    count, text = env.take_errors()
+    env.close()
+    return count, text.splitlines()[-1] if text else ""
+
+
+@pytest.mark.parametrize(
+    ("reward", "shown"),
+    [
+        (None, "None"),
+        (float("nan"), "nan"),
+        (float("inf"), "inf"),
+        (1e39, "1e\\+39"),
+        ("1.0", "'1.0'"),
+        (np.array([1.0, 2.0]), "array"),
+        (1j, "1j"),
+    ],
+)
+def test_a_reward_that_is_no_finite_number_is_an_environment_error(reward: Any, shown: str) -> None:
+    count, line = first_error(make(reward=lambda t: reward if t == 2 else 1.0))
+    assert count == 2, "one in each environment, which then begins another episode"
+    assert line.startswith(f"{SINGLE} gave the reward ")
+    assert shown.replace("\\", "") in line
+    assert "wanted a finite number" in line
+
+
+@pytest.mark.parametrize("reward", [1, True, np.float64(1), np.float32(1), np.array(1.0), np.array([1.0]), [1.0]])
+def test_one_number_in_whatever_form_is_a_reward(reward: Any) -> None:
+    env = make(reward=lambda t: reward)
+    env.reset()
+    assert env.step(np.zeros(2, np.int64)).rewards.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("space", "obs", "message"),
+    [
+        (spaces.Box(-1, 1, (4,)), np.full(4, np.nan, np.float32), "got nan, wanted finite numbers"),
+        (spaces.Box(-1, 1, (4,), np.float64), np.array([0, 0, 0, 1e300]), "got 1e+300, wanted finite numbers of 32 bits"),
+        (spaces.Box(-1, 1, (4,)), None, "got None, wanted numbers of shape (4,)"),
+        (spaces.Box(-1, 1, (4,)), [0, 0, None, 0], "got list [0, 0, None, 0], wanted numbers"),
+        (spaces.Box(-1, 1, (4,)), np.zeros(5), "got shape (5,), wanted (4,)"),
+        (spaces.Box(-1, 1, (4,)), np.float32(0.5), "got shape (), wanted (4,)"),
+        (spaces.Box(-1, 1, (4,)), np.zeros((1, 4)), "got shape (1, 4), wanted (4,)"),
+        (
+            spaces.Box(0, 255, (2, 2, 3), np.uint8),
+            np.full((2, 2, 3), 0.25),
+            "got float64 values such as 0.25, which its declared uint8 cannot hold",
+        ),
+        (spaces.Box(0, 255, (3,), np.uint8), np.array([0, 256, 0]), "got int64 values such as 256, which its declared uint8 cannot hold"),
+        (spaces.Box(0, 255, (3,), np.uint8), np.array([0, -1, 0], np.int8), "got int8 values such as -1"),
+        (spaces.Discrete(500), 500, "got 500, wanted 0 to 499"),
+        (spaces.Discrete(3, start=-1), np.int64(2), "got 2, wanted -1 to 1"),
+        (spaces.Discrete(3), 0.5, "got float64 values such as 0.5"),
+        (spaces.Discrete(3), np.array([1]), "got shape (1,), wanted ()"),
+        (spaces.MultiDiscrete([3, 7]), np.array([2, 7]), "got 7, outside MultiDiscrete([3 7])"),
+        (spaces.MultiBinary(3), np.array([0, 1, 2]), "got 2, outside MultiBinary(3)"),
+        (spaces.Text(8), 5, "got int 5, wanted a text"),
+    ],
+)
+def test_an_observation_that_is_not_as_declared_is_an_environment_error(space: spaces.Space, obs: Any, message: str) -> None:
+    good = {spaces.Text: "ok"}.get(type(space), space.sample() if not isinstance(space, spaces.Text) else "ok")
+    count, line = first_error(make(space=space, obs=lambda t: obs if t == 2 else good))
+    assert count == 2
+    assert line.startswith(f"{SINGLE}: observation 'obs' in step {message}"), line
+    with pytest.raises(EnvironmentFailure, match="observation 'obs' in reset got"):
+        make(space=space, obs=lambda t: obs).reset()
+
+
+@pytest.mark.parametrize(
+    ("space", "obs", "expected"),
+    [
+        (spaces.Box(0, 255, (3,), np.uint8), np.array([0.0, 255.0, 3.0]), [0, 255, 3]),
+        (spaces.Box(0, 255, (3,), np.uint8), [1, 2, 3], [1, 2, 3]),
+        (spaces.Box(-1, 1, (2,), np.float64), np.array([1, -1]), [1.0, -1.0]),
+        (spaces.Box(0, 65_535, (1,), np.uint16), np.array([65_535], np.uint16), [65_535]),
+        (spaces.Box(0, 1, (2,), bool), np.array([1, 0]), [True, False]),
+        (spaces.MultiBinary(2), [1, 0], [1, 0]),
+        (spaces.MultiDiscrete([3, 7], start=[1, -1]), np.array([3, -1], np.int32), [2, 0]),
+        (spaces.Discrete(10**9), 10**9 - 1, 10**9 - 1),
+    ],
+)
+def test_a_cast_that_loses_nothing_is_made(space: spaces.Space, obs: Any, expected: Any) -> None:
+    seen, _ = make(space=space, obs=lambda t: obs, num_envs=1).reset()
+    assert seen["obs"][0].tolist() == expected
+
+
+def test_values_outside_a_boxs_bounds_are_used_and_said_once() -> None:
+    env = make(obs=lambda t: np.full(4, t, np.float32))
+    env.reset()
+    told = []
+    for _ in range(4):
+        step = env.step(np.zeros(2, np.int64))
+        told += env.take_notices()
+    assert step.obs["obs"].max() == 4
+    assert env.take_errors() == (0, "")
+    (line,) = told
+    assert line.startswith(f"{SINGLE}: observation 'obs' got 2.0, outside Box(-1.0, 1.0, (4,), float32)")
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("no such\nthing"), SystemExit(3), ZeroDivisionError(), RuntimeError("x" * 10_000), BaseException("panic")]
+)
+@pytest.mark.parametrize("where", ["reset", "step", "making"])
+def test_whatever_it_raises_is_one_line_that_names_it(error: BaseException, where: str) -> None:
+    def play() -> None:
+        env = make(**{where: raising(error)})
+        env.reset()
+        for _ in range(3):
+            env.step(np.zeros(2, np.int64))
+        count, text = env.take_errors()
+        assert count == 6
+        assert text.startswith("environment 0 of this worker:\nTraceback"), "the log has where it was raised"
+        raise EnvironmentFailure(text.splitlines()[-1])
+
+    with pytest.raises(EnvironmentFailure) as caught:
+        play()
+    line = str(caught.value)
+    assert line.startswith(f"{SINGLE} raised {type(error).__name__} in {where}")
+    assert "\n" not in line
+    assert len(line) < 500
+    if where != "step":
+        assert caught.value.__cause__ is error, "its traceback is kept"
+
+
+def test_a_users_interrupt_is_no_failure_of_the_environment() -> None:
+    env = make(step=raising(KeyboardInterrupt()))
+    env.reset()
+    with pytest.raises(KeyboardInterrupt):
+        env.step(np.zeros(2, np.int64))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"reset": lambda t: np.zeros(4)}, "returned ndarray from reset, wanted (observation, info)"),
+        ({"reset": lambda t: (np.zeros(4), None)}, "returned 2 values from reset, wanted (observation, info)"),
+        (
+            {"step": lambda t: (np.zeros(4), 1.0, False, {})},
+            "returned 4 values from step, wanted (observation, reward, terminated, truncated, info)",
+        ),
+        ({"step": lambda t: None}, "returned NoneType from step"),
+        ({"info": lambda t: {"event": ""} if t == 0 else None}, "gave NoneType as info in step, wanted a dict"),
+        (
+            {"space": spaces.Dict(a=spaces.Discrete(2), b=spaces.Discrete(2)), "obs": lambda t: {"a": 0}},
+            "observation 'b' in reset is missing (it has a)",
+        ),
+        ({"space": spaces.Dict(a=spaces.Discrete(2)), "obs": lambda t: np.zeros(3)}, "observation 'a' in reset is missing"),
+    ],
+)
+def test_what_is_not_gymnasiums_protocol_is_said(settings: dict[str, Any], message: str) -> None:
+    try:
+        _, line = first_error(make(**settings))
+    except EnvironmentFailure as failure:
+        line = str(failure)
+    assert line.startswith(SINGLE)
+    assert message in line
+
+
+def test_a_reset_without_a_seed_says_what_is_missing() -> None:
+    with pytest.raises(
+        EnvironmentFailure, match=r"'SeedlessReset-v0' raised TypeError in reset: .*'seed'; gymnasium's reset takes seed= and options="
+    ):
+        make("SeedlessReset-v0").reset()
+
+
+def test_a_rebuilt_environment_that_cannot_be_made_is_tried_again() -> None:
+    Odd.made = 0
+
+    def making(number: int) -> None:
+        if number == 3:  # after the first two, the first that is rebuilt
+            raise OSError("no licence is free")
+
+    env = make(
+        making=making,
+        step=lambda t: (
+            raising(OSError("connection lost"))(t) if t == 1 and Odd.made == 2 else (np.zeros(4), 1.0, False, False, {"event": ""})
+        ),
+    )
+    env.reset()
+    step = env.step(np.zeros(2, np.int64))
+    assert [loss.index for loss in step.losses] == [0]
+    count, text = env.take_errors()
+    assert count == 2
+    assert text.endswith("raised OSError in step: connection lost")
+    assert not env.step(np.zeros(2, np.int64)).losses
+
+
+def speechless(obs: Any, info: dict[str, Any]) -> str:
+    return info["evnt"]
+
+
+def silent_later(obs: Any, info: dict[str, Any]) -> Any:
+    return None if info["event"] == "step 2" else "words"
+
+
+@pytest.mark.parametrize(
+    ("captioner", "message"),
+    [
+        (
+            "tests.actors.test_odd_environments:speechless",
+            "environment 'Odd-v0' raised KeyError in its captioner tests.actors.test_odd_environments:speechless: 'evnt'",
+        ),
+        ("tests.actors.test_odd_environments:silent_later", "gave NoneType None; captions are str, bytes or uint8 arrays"),
+        ("info:words", "the info of 'Odd-v0' has no 'words' (it has event)"),
+    ],
+)
+def test_a_captioner_that_fails_is_said_like_an_environment(captioner: str, message: str) -> None:
+    try:
+        count, line = first_error(make(captioner=captioner))
+        assert count == 2
+    except EnvironmentFailure as failure:
+        line = str(failure)
+    assert message in line
+
+
+def test_a_module_that_lacks_a_package_or_raises_as_it_is_imported_says_so(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "lacking.py").write_text("import no_such_simulator.core\n")
+    (tmp_path / "broken.py").write_text("def f(:\n")
+    (tmp_path / "leaving.py").write_text("import sys; sys.exit('no display')\n")
+    for module, message in (
+        ("lacking", "names the module 'lacking', which needs the package no_such_simulator"),
+        ("broken", "environment 'broken:X-v0' raised SyntaxError in import"),
+        ("leaving", "environment 'leaving:X-v0' raised SystemExit in import: no display"),
+        ("absent", "names the module 'absent', which cannot be imported"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            find_environment(f"{module}:X-v0")
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_package_that_is_missing_only_as_the_environment_is_made_is_named() -> None:
+    with pytest.raises(EnvironmentFailure, match=r"raised ModuleNotFoundError in making: .*; it needs the package box: install it"):
+        make(making=raising(ModuleNotFoundError("No module named 'box.core'", name="box.core")))
+
+
+@pytest.mark.parametrize(
+    ("env_id", "extra"), [("MiniGrid-DoorKey-8x8-v9", "minigrid"), ("ALE/Adventure-v99", "ale-py"), ("CrafterReward-v1", "crafter")]
+)
+def test_ids_of_known_packages_say_what_installs_them(env_id: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("minigrid", "ale_py", "crafter"):
+        monkeypatch.setitem(__import__("sys").modules, module, None)
+    with pytest.raises(ValueError, match=rf"needs the package .*pip install '.*{extra}"):
+        find_environment(env_id)
+
+
+def test_nested_and_unusual_observations_are_entries_of_their_own() -> None:
+    space = spaces.Dict(
+        {
+            "type": spaces.Discrete(100),
+            "a.b": spaces.Box(-1, 1, (2,)),
+            "pack": spaces.Dict(items=spaces.MultiBinary(3), weapon=spaces.Tuple((spaces.Discrete(2), spaces.Text(9)))),
+            "graph": spaces.Graph(spaces.Box(0, 1, (2,)), None),
+            "none": spaces.Box(0, 1, (0,)),
+        }
+    )
+    value = {"type": 99, "a.b": np.zeros(2), "pack": {"items": [0, 1, 1], "weapon": (1, "axe")}, "graph": None, "none": np.zeros(0)}
+    env = make(space=space, obs=lambda t: value)
+    assert set(env.spec.observations) == {"type", "a.b", "pack/items", "pack/weapon/0", "pack/weapon/1"}
+    obs, _ = env.reset()
+    assert obs["pack/items"].tolist() == [[0, 1, 1]] * 2
+    assert bytes(obs["pack/weapon/1"][0]).rstrip(b"\0") == b"axe"
+    (notice,) = env.spec.notices
+    assert notice.startswith(f"{SINGLE}: the policy does not see 'graph' (Graph(")
+    assert "'none'" in notice
+    with pytest.raises(ValueError, match=r"observes nothing that a network here reads: 'obs' \(Graph"):
+        make(space=spaces.Graph(spaces.Box(0, 1, (2,)), None))
+
+
+def test_a_tuple_of_observations_and_a_text_alone_are_read() -> None:
+    config = EnvConfig(id="Blackjack-v1", captioner="tests.toy_environments:say_nothing")
+    env = make_environment(config, num_envs=1, run_seed=1, worker_index=0)
+    assert {name: spec.num_values for name, spec in env.spec.observations.items()} == {"0": 32, "1": 11, "2": 2}
+    text = make(space=spaces.Text(40), obs=lambda t: f"You see {t} doors.", captioner="obs")
+    assert text.reset()[1] == [b"You see 0 doors."] * 2
+
+
+def test_a_step_limit_is_the_environments_own_and_lengthening_it_is_said() -> None:
+    for env_id, own in (("RegisteredLimit-v0", 2), ("OwnLimit-v0", 3)):
+        for limit, expected in ((0, own), (1, 1), (4, 4)):
+            env = make(env_id, num_envs=1, limit=limit)
+            env.reset()
+            ends = [bool(env.step(np.zeros(1, np.int64)).truncated[0]) for _ in range(4)]
+            assert ends.index(True) == expected - 1
+            assert [
+                f"env.max_episode_steps={limit}" in notice and f"its own limit of {own} steps" in notice for notice in env.spec.notices
+            ] == ([True] if limit > own else [])
+            env.close()
+    assert EnvConfig().max_episode_steps == 0

@@ -1,0 +1,71 @@
+"""NetHack is NetHack however it was registered: by its class, by a function, behind wrappers."""
+
+import numpy as np
+import pytest
+
+from actors.environment import VectorEnvironment, make_environment
+from actors.nethack import NetHackEnvironment
+from configs.schema import EnvConfig
+
+
+def make(name: str, limit: int = 0, seed: int = 1) -> NetHackEnvironment:
+    config = EnvConfig(id=f"tests.odd_environments:MiniHack-Odd-{name}-v0", max_episode_steps=limit)
+    env = make_environment(config, num_envs=2, run_seed=seed, worker_index=0)
+    assert isinstance(env, NetHackEnvironment)
+    return env
+
+
+def play(env: VectorEnvironment, num_steps: int = 40) -> list[tuple[object, ...]]:
+    """What is shown and paid, always by the same actions."""
+    rng, history = np.random.default_rng(0), []
+    env.reset()
+    for _ in range(num_steps):
+        step = env.step(rng.integers(0, 2, 2) * 2 + 1 if env.spec.num_actions > 2 else rng.integers(0, 2, 2))
+        ends = [(end.index, end.info["turns"], end.final_obs["message"].tobytes()) for end in step.ends]
+        history.append((step.rewards.tolist(), step.captions, step.truncated.tolist(), ends, step.obs["glyph_crop"].tobytes()))
+    env.close()
+    return history
+
+
+def test_a_function_makes_the_same_game_as_the_class_and_its_seeds_are_kept() -> None:
+    history = play(make("level"))
+    assert play(make("level")) == history, "the same seed is the same game"
+    assert play(make("bare_level")) == history, "a function that takes no arguments"
+    assert play(make("limited_level"), 12) == history[:12] or history[11][2] != [True, True]
+    assert not make("level").spec.notices
+
+
+@pytest.mark.parametrize(("name", "own"), [("level", 30), ("limited_level", 12), ("wrapped_level", 12), ("registered", 9)])
+def test_the_lowest_limit_anywhere_is_its_own_and_a_longer_one_is_kept_and_said(name: str, own: int) -> None:
+    for limit, expected in ((0, own), (own + 5, own + 5)):
+        env = make(name, limit)
+        env.reset()
+        still = 1 if env.spec.num_actions == 2 else 3  # westwards, into the wall
+        truncated = [bool(env.step(np.full(2, still)).truncated[0]) for _ in range(expected)]
+        assert truncated.index(True) == expected - 1
+        assert any(f"its own limit of {own} steps" in notice for notice in env.spec.notices) == (limit > own)
+        env.close()
+
+
+def test_wrappers_that_change_something_are_stepped_through_and_said() -> None:
+    plain, wrapped = play(make("level"), 12), play(env := make("wrapped_level"), 12)
+    assert env.spec.num_actions == 2
+    assert [shown[1] for shown in wrapped] == [shown[1] for shown in plain], "the same moves show the same messages"
+    np.testing.assert_allclose([shown[0] for shown in wrapped], 10 * np.array([shown[0] for shown in plain]), rtol=1e-6)
+    (notice,) = env.spec.notices
+    assert "is NetHack within TwoActions, TimeLimit, TenTimes" in notice
+    assert "register the class itself" in notice
+    (registered,) = make("registered").spec.notices
+    assert "within TenTimes" in registered, "wrappers of the registration count as well"
+
+
+def test_a_level_that_pays_no_number_is_an_environment_error() -> None:
+    env = make("unpayable_level")
+    env.reset()
+    step = env.step(np.zeros(2, np.int64))
+    assert step.rewards.tolist() == [0, 0]
+    assert [loss.index for loss in step.losses] == [0, 1]
+    count, text = env.take_errors()
+    assert count == 1
+    assert text.endswith("environment 'MiniHack-Odd-unpayable_level-v0' gave the reward nan in step, wanted a finite number")
+    env.close()

@@ -1,0 +1,136 @@
+"""Environments with the oddities that people's own have, registered on import: `tests.odd_environments:Odd-v0`, and MiniHack levels.
+
+Invariant: what is odd is given as an option; without any, an episode of `Odd` has 5 steps and nothing to complain of.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+PLAIN = spaces.Box(-1, 1, (4,), np.float32)
+
+
+class Odd(gymnasium.Env):
+    """`obs`, `reward`, `reset` and `step` are functions of the number of the step, and may give or raise anything."""
+
+    action_space = spaces.Discrete(3)
+    made = 0
+
+    def __init__(
+        self,
+        space: spaces.Space = PLAIN,
+        obs: Callable[[int], Any] = lambda t: np.zeros(4, np.float32),
+        reward: Callable[[int], Any] = lambda t: 1.0,
+        info: Callable[[int], Any] = lambda t: {"event": f"step {t}"},
+        reset: Callable[[int], Any] | None = None,
+        step: Callable[[int], Any] | None = None,
+        making: Callable[[int], Any] | None = None,
+    ) -> None:
+        self.observation_space = space
+        self._obs, self._reward, self._info, self._reset, self._step = obs, reward, info, reset, step
+        self._t = 0
+        Odd.made += 1
+        if making is not None:
+            making(Odd.made)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """Step 0."""
+        super().reset(seed=seed)
+        self._t = 0
+        return (self._obs(0), self._info(0)) if self._reset is None else self._reset(0)
+
+    def step(self, action: int) -> Any:
+        """One step more."""
+        self._t += 1
+        if self._step is not None:
+            return self._step(self._t)
+        return self._obs(self._t), self._reward(self._t), self._t == 5, False, self._info(self._t)
+
+
+class SeedlessReset(Odd):
+    """As environments were before 0.26."""
+
+    def reset(self) -> Any:  # type: ignore[override]
+        """Without a seed."""
+        return super().reset()
+
+
+def limited(**kwargs: Any) -> gymnasium.Env:
+    """A function that keeps a limit of its own."""
+    return gymnasium.wrappers.TimeLimit(Odd(**kwargs), 3)
+
+
+def raising(error: BaseException) -> Callable[[Any], Any]:
+    """A function that raises."""
+
+    def act(t: Any) -> Any:
+        raise error
+
+    return act
+
+
+def level(**kwargs: Any) -> Any:
+    """A MiniHack level with a limit of its own, made by a function that takes only what it knows."""
+    from minihack import MiniHackNavigation
+
+    description = "MAZE: \"mylevel\", ' '\nFLAGS:premapped\nGEOMETRY:center,center\nMAP\n......\nENDMAP\nBRANCH:(0,0,0,0),(5,0,5,0)\n"
+    return MiniHackNavigation(des_file=description, max_episode_steps=30, **kwargs)
+
+
+def bare_level() -> Any:
+    """The same without any argument."""
+    return level()
+
+
+class TenTimes(gymnasium.RewardWrapper):
+    """Changes rewards."""
+
+    def reward(self, reward: Any) -> float:
+        """Ten times."""
+        return 10 * float(reward)
+
+
+class TwoActions(gymnasium.ActionWrapper):
+    """Changes what actions there are."""
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        self.action_space = spaces.Discrete(2)
+
+    def action(self, action: int) -> int:
+        """East and west."""
+        return (1, 3)[action]
+
+
+def wrapped_level(**kwargs: Any) -> gymnasium.Env:
+    """Wrappers between."""
+    return TwoActions(gymnasium.wrappers.TimeLimit(TenTimes(level(**kwargs)), 12))
+
+
+def limited_level(**kwargs: Any) -> gymnasium.Env:
+    """Only wrappers that change nothing."""
+    return gymnasium.wrappers.TimeLimit(gymnasium.wrappers.OrderEnforcing(level(**kwargs)), 12)
+
+
+def unpayable_level(**kwargs: Any) -> Any:
+    """Pays nothing that is a number."""
+    env = level(**kwargs)
+    env._reward_fn = lambda *arguments: float("nan")
+    return env
+
+
+gymnasium.register("Odd-v0", entry_point=Odd)
+gymnasium.register("SeedlessReset-v0", entry_point=SeedlessReset)
+gymnasium.register("OwnLimit-v0", entry_point=limited)
+gymnasium.register("RegisteredLimit-v0", entry_point=Odd, max_episode_steps=2)
+for _function in (level, bare_level, wrapped_level, limited_level, unpayable_level):
+    gymnasium.register(f"MiniHack-Odd-{_function.__name__}-v0", entry_point=_function)
+gymnasium.register(
+    "MiniHack-Odd-registered-v0",
+    entry_point=level,
+    max_episode_steps=9,
+    additional_wrappers=(gymnasium.envs.registration.WrapperSpec("TenTimes", f"{__name__}:TenTimes", {}),),
+)
