@@ -37,7 +37,7 @@ class UpdateWatch:
                 f"the policy hardly looks at what it sees: policy_state_information has been below {LOOKING_ABOVE} nats for {BLIND_UPDATES}"
                 " updates; unless the task needs no looking, a blind player (`delphi eval`) does as well"
             )
-        if len(self._skipped) == SKIPPED_WINDOW and sum(self._skipped) >= SKIPPED_WINDOW / 2:
+        if sum(self._skipped) >= SKIPPED_WINDOW / 2:  # also of a run that has not come to so many updates yet
             problems.append(
                 f"at least half of the last {SKIPPED_WINDOW} updates were skipped, because loss or gradient were not finite"
                 f" (updates_skipped_nonfinite counts them); {CAUSES}"
