@@ -102,7 +102,8 @@ class ServiceConfig:
     millisecond, which takes seconds at most on a machine that is full at nice 10; a batch of 32 on one core shared in the same way, about
     five seconds for the packaged model and minutes for one of a few billion weights. `vllm` and `openai` have `engine_timeout_s` for a batch."""
     engine_timeout_s: float = 60.0
-    """Of `vllm` and `openai`: deadline of one answer, after which vLLM is taken to hang and is replaced, and an endpoint is given up."""
+    """Of `vllm` and `openai`: deadline of one answer, after which vLLM is taken to hang and is replaced, and an endpoint is given up. A third
+    of it is one attempt's at an endpoint: a model that thinks before it answers may need more."""
     vllm_python: str = ""
     """Python of the environment that has vLLM; empty takes this one, or .venv-vllm's beside this one's environment."""
     tensor_parallel: int = 1

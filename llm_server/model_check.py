@@ -4,6 +4,7 @@ Invariant: nothing is downloaded and no weights are read, so it takes seconds wh
 wanting, by the same code as when they are loaded.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ class ModelFacts:
     weights_bytes: int
     answers: list[str]
     """The tokens that are read, of single judgements and then of pairs."""
-    unused: list[str]
+    unused: Sequence[str] = ()
     """Tensors in its files that it has no place for."""
 
 
@@ -39,7 +40,7 @@ def check_model(config: ServiceConfig, rubric: Rubric) -> ModelFacts:
     answer is more than one token where it stands."""
     folder = local_folder(config.model)
     weights_bytes = _check_weights(folder, config.model)
-    answers, unused = _answers(folder, config.model, rubric), _unused(folder, config)
+    answers, unused = _answers(folder, config.model, rubric), unused_tensors(folder, config)
     return ModelFacts(folder=folder, weights_bytes=weights_bytes, answers=answers, unused=unused)
 
 
@@ -82,8 +83,8 @@ def _check_weights(folder: Path, model: str) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _unused(folder: Path, config: ServiceConfig) -> list[str]:
-    """Tensors without a place; ValueError where weights are missing."""
+def unused_tensors(folder: Path, config: ServiceConfig) -> list[str]:
+    """Tensors in the files of a language model that it has no place for; ValueError where weights are missing."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     is_quantized = hasattr(AutoConfig.from_pretrained(folder, local_files_only=True), "quantization_config")
@@ -94,7 +95,7 @@ def _unused(folder: Path, config: ServiceConfig) -> list[str]:
     except IncompleteWeights:
         raise
     except ValueError:
-        if config.engine == "vllm":  # it reads models that transformers does not, and refuses missing weights itself
+        if config.engine == "vllm":  # it reads models that transformers does not
             return []
         raise
 

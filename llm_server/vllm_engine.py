@@ -21,6 +21,7 @@ from llm_server.answers import NO_ANSWER, score_of_answers
 from llm_server.child_server import CanaryRefused, ChildServer, ChildSettings
 from llm_server.devices import layer_of, resolve_device, resolve_dtype
 from llm_server.endpoint import Endpoint, EndpointRefused, EndpointUnavailable
+from llm_server.model_check import unused_tensors
 from llm_server.model_folder import folder_fingerprint, model_folder
 from llm_server.prompt_tokens import PromptTokens
 from llm_server.question import Question
@@ -48,6 +49,7 @@ class VllmEngine:
         self._config, self._rubric = config, rubric
         self._folder = model_folder(config.model)
         self._tokenizer, self._context, layer = _load_tokenizer(self._folder, config)
+        unused_tensors(self._folder, config)  # vLLM refuses missing weights too, after a minute and in its own log
         self.model = config.model
         on_cpu = is_on_cpu(config.device)
         dtype = resolve_dtype(config.dtype, resolve_device("cpu") if on_cpu else None, layer)
