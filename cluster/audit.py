@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llm_server.judge_flags import add_judge_flags, given_flags, opened_judge, read_judge_flags
+from llm_server.standard_output import guarded
 
 if TYPE_CHECKING:
     from configs.service_schema import ServiceConfig
@@ -26,7 +27,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     from llm_server.audit import print_table
     from llm_server.client import AnnotationError
-    from llm_server.standard_output import reader_may_leave
 
     try:
         _check(arguments)
@@ -37,11 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("delphi audit: interrupted", file=sys.stderr)
         return 2
-    with reader_may_leave():
-        if arguments.json:
-            print(json.dumps(report))
-        else:
-            print_table(report)
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        print_table(report)
     if arguments.min_auc is not None and not (report["auc"] is not None and report["auc"] >= arguments.min_auc):
         shown = "undefined" if report["auc"] is None else f"{report['auc']:.3f}"
         print(f"delphi audit: AUC is {shown}, --min-auc {arguments.min_auc}", file=sys.stderr)
@@ -174,4 +173,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

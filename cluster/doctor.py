@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from cluster.finding import Finding, failed
+from llm_server.standard_output import guarded
 
 DEFAULT_PRESET = "nethack_score"
 INSTALL = "run `make setup` in a checkout, or `pip install 'delphi-rl[nle,minihack,local-llm]'`, and ask again"
@@ -129,4 +130,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

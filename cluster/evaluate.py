@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from configs.schema import RunConfig
 from configs.validation import ConfigError
+from llm_server.standard_output import guarded
 
 if TYPE_CHECKING:  # --help is to show without loading torch
     from learner.evaluation import Episodes, Estimate, Player
@@ -172,4 +173,4 @@ def _print_table(report: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

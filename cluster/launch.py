@@ -32,7 +32,11 @@ LOG = logging.getLogger(__name__)
 
 
 class StopRequest:
-    """Turns SIGINT and SIGTERM into a polite request; the second one ends the process as usual."""
+    """Turns SIGINT, SIGTERM and SIGHUP into a polite request; a second SIGINT or SIGTERM ends the process at once.
+
+    A closed terminal sends SIGHUP more than once, and systemd one after SIGTERM: it never counts as the second. Where it is
+    ignored (nohup) it stays so.
+    """
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.requested = False
@@ -42,7 +46,8 @@ class StopRequest:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        hang_up = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+        for number in (signal.SIGINT, signal.SIGTERM, *hang_up):
             self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -52,10 +57,13 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
+            if number == signal.SIGHUP:
+                return
             raise KeyboardInterrupt
         self.requested = True
         self.on_request()
-        self._say("stopping: writing a checkpoint (once more to end at once)")
+        with contextlib.suppress(RuntimeError):  # in the midst of another line, which is not to be entered again
+            self._say("stopping: writing a checkpoint (once more to end at once)")
 
 
 def launch(config: RunConfig) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from configs.loading import field_docs, load_config, preset_names
 from configs.validation import ConfigError
+from llm_server.standard_output import guarded, output_may_be_lost
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         from cluster.launch import launch
 
+        output_may_be_lost()
         return launch(config)
     except ConfigError as error:
         print(f"delphi train: {error}", file=sys.stderr)
@@ -56,4 +58,4 @@ def _keys() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -20,6 +20,7 @@ from llm_server.judgement_file import JudgementFile, Provenance, caption_of, rea
 from llm_server.pair_sampling import sample_pairs
 from llm_server.progress import progress
 from llm_server.rubric import Rubric
+from llm_server.standard_output import guarded, output_may_be_lost
 
 ITEMS_PER_REQUEST = 64
 """Two batches of the usual size: little is asked again after a kill."""
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     from llm_server.client import AnnotationRefused, ServiceUnavailable
 
+    output_may_be_lost()
     try:
         _annotate(arguments)
     except (ValueError, AnnotationRefused) as error:
@@ -173,4 +175,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

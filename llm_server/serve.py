@@ -1,6 +1,6 @@
 """`delphi serve`: the annotation service as a process of its own, without Ray.
 
-Invariant: it ends within seconds of SIGTERM, SIGINT or, if asked, its parent's death; a mistake is one line and exit code 2.
+Invariant: it ends within seconds of SIGTERM, SIGINT, SIGHUP (unless ignored) or, if asked, its parent's death; a mistake is one line and exit code 2.
 """
 
 import argparse
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.service_schema import AccessConfig, ServiceConfig
+from llm_server.standard_output import guarded, output_may_be_lost
 
 FLAGS = {
     "engine": "transformers, vllm (a vLLM server as a child), openai (an endpoint), scripted (for tests), or none (embeds sentences only)",
@@ -132,6 +133,7 @@ def _run(config: ServiceConfig, access: AccessConfig, arguments: argparse.Namesp
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # it writes a line per request
+    output_may_be_lost()
     check_access(config.host, access)
     check_engine(config)  # what can be seen to be wrong is said before anybody is told an address
 
@@ -146,6 +148,8 @@ def _run(config: ServiceConfig, access: AccessConfig, arguments: argparse.Namesp
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, lambda: os._exit(1) if stop.is_set() else stop.set())
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup; a closed terminal may send it twice
+            loop.add_signal_handler(signal.SIGHUP, stop.set)
         if arguments.exit_with_parent:
             _watch_parent(lambda: loop.call_soon_threadsafe(stop.set))
 
@@ -220,4 +224,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

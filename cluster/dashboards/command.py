@@ -17,6 +17,7 @@ import yaml
 
 from cluster.dashboards.alerts import rules
 from cluster.dashboards.grafana import dashboard
+from llm_server.standard_output import guarded
 
 LOG = logging.getLogger(__name__)
 RAY_FOLDER = "RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR"
@@ -113,4 +114,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))
