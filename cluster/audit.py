@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from configs.paths import path_argument
 from llm_server.judge_flags import add_judge_flags, given_flags, opened_judge, read_judge_flags
 from llm_server.standard_output import guarded
 
@@ -151,8 +152,10 @@ def _parser() -> argparse.ArgumentParser:
         "  delphi audit --run runs/nethack_score labelled.jsonl",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("labelled", metavar="LABELLED", help="JSON lines of captions with helpful = 1 (progress) or 0")
-    parser.add_argument("--run", metavar="RUN", help="audit the reward model of this run's latest checkpoint in place of a judge")
+    parser.add_argument("labelled", type=path_argument, metavar="LABELLED", help="JSON lines of captions with helpful = 1 (progress) or 0")
+    parser.add_argument(
+        "--run", type=path_argument, metavar="RUN", help="audit the reward model of this run's latest checkpoint in place of a judge"
+    )
     parser.add_argument(
         "--pairs",
         type=int,

@@ -76,7 +76,8 @@ def launch(config: RunConfig) -> int:
         raise ConfigError(str(error)) from None
     run, run_epoch = open_run(config, rubric_hash)
     try:
-        end_orphans(temporary.temporary_directory(config.run_dir))
+        sessions = temporary.ray_directory(config.run_dir)
+        end_orphans(temporary.temporary_directory(config.run_dir), sessions)
         temporary.sweep(config.run_dir)
         directory = temporary.enter(config.run_dir)
         log_to_file(run.log)
@@ -88,6 +89,8 @@ def launch(config: RunConfig) -> int:
         finding = weigh_penalties(config, spec)
         if finding is not None:
             console.say(f"warning: {finding.found}; {finding.advice}")
+        if config.cluster.mode == "local" and not sessions.is_relative_to(directory):
+            console.say(f"{directory} is too long a path for Ray's sockets: its session lies in {sessions}")
         with StopRequest(console.say) as stop:
             pretrain(config, run, console.say, lambda: stop.requested)
 
@@ -142,7 +145,7 @@ def _train(
             console.say(f"Ray asks for a token, in {token}")
     from cluster.ray_spawner import train
 
-    with OrphanWatch(directory) if config.cluster.mode == "local" else contextlib.nullcontext():
+    with OrphanWatch(directory, temporary.ray_directory(config.run_dir)) if config.cluster.mode == "local" else contextlib.nullcontext():
         return train(
             config,
             spec,

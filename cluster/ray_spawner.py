@@ -22,6 +22,7 @@ from cluster.ray_learner import LearnerActor
 from cluster.ray_placement import options, place
 from cluster.ray_sweep import sweep_other_machines
 from cluster.run_directory import RunDirectory
+from cluster.temporary import ray_directory
 from cluster.wiring import needs_service
 from configs.schema import RunConfig
 
@@ -74,13 +75,15 @@ def _connect(config: RunConfig, spec: EnvironmentSpec, temporary: Path, say: Cal
                 ) from None
         else:
             with provisioned(temporary):
+                sessions = ray_directory(config.run_dir)
+                sessions.parent.mkdir(mode=0o700, exist_ok=True)
                 context = ray.init(
                     address="local",  # whatever RAY_ADDRESS says
                     include_dashboard=cluster.dashboard,
                     object_store_memory=object_store_bytes(config, spec),
                     log_to_driver=False,
                     logging_level=logging.WARNING,
-                    _temp_dir=str(temporary / "ray"),
+                    _temp_dir=str(sessions),
                 )
     if context.dashboard_url:
         say(f"Ray dashboard: http://{context.dashboard_url}")

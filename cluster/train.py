@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from configs.loading import field_docs, load_config, preset_names
+from configs.paths import path_argument
 from configs.validation import ConfigError
 from llm_server.standard_output import guarded, output_may_be_lost
 
@@ -46,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--preset", metavar="NAME", help=f"a built-in configuration: {', '.join(preset_names())}")
-    parser.add_argument("--config", metavar="FILE", help="a YAML file of differences from the defaults")
+    parser.add_argument("--config", type=path_argument, metavar="FILE", help="a YAML file of differences from the defaults")
     parser.add_argument("--keys", action="store_true", help="list every key with its default and meaning, and exit")
     parser.add_argument("--show", action="store_true", help="print the resolved configuration as JSON, and exit")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that go before the preset's or file's")

@@ -15,6 +15,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from configs.paths import with_user_paths
 from configs.schema import RunConfig
 from configs.suggestions import did_you_mean
 from configs.validation import ConfigError, validate
@@ -49,7 +50,7 @@ def load_config(*, preset: str | None = None, file: str | None = None, overrides
         layers = _read_layers(_preset_path(preset))
         name = preset
     if file is not None:
-        layers = _read_layers(Path(file))
+        layers = _read_layers(Path(file).expanduser())
         name = Path(file).stem
     layers.extend(_parse_override(text) for text in overrides)
     merged = OmegaConf.structured(RunConfig)
@@ -64,6 +65,10 @@ def load_config(*, preset: str | None = None, file: str | None = None, overrides
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}; give the value itself") from None
     assert isinstance(config, RunConfig)
+    try:
+        config = with_user_paths(config)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     if not config.run_dir:
         config = dataclasses.replace(config, run_dir=str(Path("runs") / name))
     validate(config)

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import tenacity
 
+from configs.paths import path_argument
 from llm_server.annotation import CaptionPair, JudgedCaption, JudgedPair, Status
 from llm_server.caption_file import read_counted
 from llm_server.judge_flags import JudgeClient, add_judge_flags, opened_judge, read_judge_flags
@@ -166,8 +167,8 @@ def _parser() -> argparse.ArgumentParser:
         "         delphi train --preset nethack_score reward_model.name=ranking reward_model.judgements=judgements.sqlite",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("captions", metavar="CAPTIONS", help="JSON lines, a run directory, or its captions.sqlite")
-    parser.add_argument("--out", required=True, metavar="FILE", help="the judgement file; continued where it exists")
+    parser.add_argument("captions", type=path_argument, metavar="CAPTIONS", help="JSON lines, a run directory, or its captions.sqlite")
+    parser.add_argument("--out", type=path_argument, required=True, metavar="FILE", help="the judgement file; continued where it exists")
     parser.add_argument("--pairs", type=int, default=0, metavar="N", help="pairs to compare, drawn by their captions' counts (default: 0)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="which pairs are drawn (default: 0)")
     add_judge_flags(parser, with_store=True)

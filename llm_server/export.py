@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from configs.paths import path_argument
 from llm_server.standard_output import guarded
 
 
@@ -20,8 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         " and the judge's probability, answer_mass and status.",
         epilog="example: delphi export runs/nethack_score > captions.jsonl",
     )
-    parser.add_argument("run", metavar="RUN", help="a run directory or its captions.sqlite")
-    parser.add_argument("--out", metavar="FILE", help="write here in place of standard output")
+    parser.add_argument("run", type=path_argument, metavar="RUN", help="a run directory or its captions.sqlite")
+    parser.add_argument("--out", type=path_argument, metavar="FILE", help="write here in place of standard output")
     arguments = parser.parse_args(argv)
     from llm_server.caption_file import read_archive
 

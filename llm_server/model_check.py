@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.service_schema import ServiceConfig
-from llm_server.bundled_model import bundled_model_folder
+from llm_server.bundled_model import packed_model, unpacked_model
 from llm_server.engine import MODEL_WANTED, model_source
 from llm_server.rubric import Rubric
 
@@ -16,7 +16,7 @@ MAX_TEXT_TOKENS = 2048
 
 
 class ModelNotHere(ValueError):
-    """A Hugging Face id whose files are not on this machine yet."""
+    """A Hugging Face id whose files are not on this machine yet, or the packaged model before it is unpacked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,20 +32,28 @@ class ModelFacts:
 def check_model(config: ServiceConfig, rubric: Rubric) -> ModelFacts:
     """The facts of `config.model` under `rubric`. Raises ModelNotHere; ValueError where files are missing or damaged, or an answer is
     more than one token where it stands."""
+    if config.model == "smollm2" and unpacked_model() is None:
+        packed = packed_model()
+        return ModelFacts(folder=packed.parent, weights_bytes=packed.stat().st_size, answers=_answers(packed, config.model, rubric))
     folder = local_folder(config.model)
     weights_bytes = _check_weights(folder, config.model)
     return ModelFacts(folder=folder, weights_bytes=weights_bytes, answers=_answers(folder, config.model, rubric))
 
 
 def local_folder(model: str) -> Path:
-    """Where the files of `model` lie on this machine; the packaged model is unpacked first. Raises ModelNotHere and ValueError."""
-    source = model_source(str(bundled_model_folder()) if model == "smollm2" else model)
+    """Where the files of `model` lie on this machine. Raises ModelNotHere and ValueError."""
+    if model == "smollm2":
+        unpacked = unpacked_model()
+        if unpacked is None:
+            raise ModelNotHere("model 'smollm2', as packaged: the first start unpacks it into the user's cache (266 MB, about 20 s)")
+        model = str(unpacked)
+    source = model_source(model)
     if Path(source).is_dir():
         return Path(source)
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(source, "config.json")
-    if not isinstance(found, str):
+    if not isinstance(found, str) or not any(Path(found).parent.glob("*.safetensors")):
         raise ModelNotHere(f"model '{model}' is not on this machine")
     return Path(found).parent
 
@@ -66,7 +74,8 @@ def _check_weights(folder: Path, model: str) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _answers(folder: Path, model: str, rubric: Rubric) -> list[str]:
+def _answers(files: Path, model: str, rubric: Rubric) -> list[str]:
+    """Of the model in a folder, or in the package's one file."""
     from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
@@ -74,8 +83,12 @@ def _answers(folder: Path, model: str, rubric: Rubric) -> list[str]:
 
     transformers_logging.disable_progress_bar()
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        settings = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+        if files.is_file():
+            tokenizer: Any = AutoTokenizer.from_pretrained(files.parent, gguf_file=files.name, local_files_only=True)
+            settings: Any = None
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(files, local_files_only=True)
+            settings = AutoConfig.from_pretrained(files, local_files_only=True).get_text_config()
     except Exception as error:  # the loader raises whatever the files provoke
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"the tokenizer of model '{model}' cannot be loaded ({type(error).__name__}: {reason}): {MODEL_WANTED}") from None
