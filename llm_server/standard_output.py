@@ -84,7 +84,7 @@ class _Guarded:
 
     def flush(self) -> None:
         """Write what is buffered."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: whoever had it before has closed it
             getattr(sys, self._name).flush()
 
 
