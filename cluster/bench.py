@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cluster.measurement import CHECKOUT
 from configs.suggestions import did_you_mean
+from llm_server.standard_output import guarded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,4 +62,4 @@ def _refuse(message: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

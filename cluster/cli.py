@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from configs.suggestions import did_you_mean
-from llm_server.standard_output import reader_may_leave
+from llm_server.standard_output import guarded
 
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("cluster.train", "train an agent; running the same command again continues the run"),
@@ -25,7 +25,10 @@ VERBS: dict[str, tuple[str, str]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _main(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
         return 0 if arguments else 2
@@ -38,9 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"delphi: unknown verb {verb!r}{did_you_mean(verb, VERBS)}; there are: {', '.join(VERBS)}", file=sys.stderr)
         return 2
-    code = importlib.import_module(VERBS[verb][0]).main(arguments[1:])
-    with reader_may_leave():  # what is still to be written is written here
-        return code
+    return importlib.import_module(VERBS[verb][0]).main(arguments[1:])
 
 
 def _help() -> str:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from cluster.finding import Finding, failed
+from configs.paths import path_argument
+from llm_server.standard_output import guarded
 
 DEFAULT_PRESET = "nethack_score"
 INSTALL = "run `make setup` in a checkout, or `pip install 'delphi-rl[nle,minihack,local-llm]'`, and ask again"
@@ -124,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--preset", metavar="NAME", help=f"a built-in configuration (default {DEFAULT_PRESET})")
-    parser.add_argument("--config", metavar="FILE", help="a YAML file of differences from the defaults")
+    parser.add_argument("--config", type=path_argument, metavar="FILE", help="a YAML file of differences from the defaults")
     parser.add_argument("--quick", action="store_true", help="do not load the judge's model to measure its labels per second")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that go before the preset's or file's")
@@ -132,4 +134,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -15,8 +15,10 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from configs.paths import path_argument
 from configs.schema import RunConfig
 from configs.validation import ConfigError
+from llm_server.standard_output import guarded
 
 if TYPE_CHECKING:  # --help is to show without loading torch
     from learner.evaluation import Episodes, Estimate, Player
@@ -31,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Play a run's latest checkpoint on held-out seeds; beside it on the same seeds a blind player, which draws from the"
         " policy's average action frequencies without looking, and a random one.",
     )
-    parser.add_argument("run", metavar="RUN", help="a run directory")
+    parser.add_argument("run", type=path_argument, metavar="RUN", help="a run directory")
     parser.add_argument("--episodes", type=int, default=64, metavar="N", help="episodes per player (default 64)")
     parser.add_argument("--envs", type=int, default=16, metavar="N", help="environments played side by side (default 16)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="which held-out seeds (default 0)")
@@ -218,4 +220,4 @@ def _print_table(report: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -4,6 +4,7 @@ Invariant: nothing is downloaded, the judgement store is neither read nor writte
 the model does.
 """
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from cluster.finding import Finding, ok, warning
 from cluster.patient import Patient
+from llm_server.bundled_model import lent_model_folder
 from llm_server.client import AnnotationClient, AnnotationRefused, ServiceUnavailable
 from llm_server.model_check import check_model
 from llm_server.rubric import Rubric
@@ -39,8 +41,9 @@ def check_label_rate(patient: Patient) -> Finding:
         check_model(service, rubric)
     except ValueError:  # said by the check of the judge
         return ok(NAME, "not measured: the judge has to be put right first")
-    with tempfile.TemporaryDirectory() as folder:
-        settings = replace(service, store="memory", host="127.0.0.1", port=0)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as lent:
+        model = str(lent.enter_context(lent_model_folder())) if service.model == "smollm2" else service.model
+        settings = replace(service, model=model, store="memory", host="127.0.0.1", port=0)
         process = ServiceProcess(settings, patient.config.annotator.rubric, Path(folder) / "service.log")
         try:
             return _measure(process, rubric, patient)

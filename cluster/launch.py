@@ -38,7 +38,11 @@ TELL_INTERVAL_S = 10.0
 
 
 class StopRequest:
-    """Turns SIGINT and SIGTERM into a polite request; the second one ends the process as usual."""
+    """Turns SIGINT, SIGTERM and SIGHUP into a polite request; a second SIGINT or SIGTERM ends the process at once.
+
+    A closed terminal sends SIGHUP more than once, and systemd one after SIGTERM: it never counts as the second. Where it is
+    ignored (nohup) it stays so.
+    """
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.requested = False
@@ -48,7 +52,8 @@ class StopRequest:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        hang_up = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+        for number in (signal.SIGINT, signal.SIGTERM, *hang_up):
             self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -58,10 +63,13 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
+            if number == signal.SIGHUP:
+                return
             raise KeyboardInterrupt
         self.requested = True
         self.on_request()
-        self._say("stopping: writing a checkpoint (once more to end at once)")
+        with contextlib.suppress(RuntimeError):  # in the midst of another line, which is not to be entered again
+            self._say("stopping: writing a checkpoint (once more to end at once)")
 
 
 def launch(config: RunConfig) -> int:
@@ -77,7 +85,8 @@ def launch(config: RunConfig) -> int:
         raise ConfigError(str(error)) from None
     run, run_epoch = open_run(config, rubric_hash)
     try:
-        end_orphans(temporary.temporary_directory(config.run_dir))
+        sessions = temporary.ray_directory(config.run_dir)
+        end_orphans(temporary.temporary_directory(config.run_dir), sessions)
         temporary.sweep(config.run_dir)
         directory = temporary.enter(config.run_dir)
         log_to_file(run.log)
@@ -93,6 +102,8 @@ def launch(config: RunConfig) -> int:
         for notice in spec.notices:
             LOG.warning("%s", notice)
             console.say(f"warning: {notice}")
+        if config.cluster.mode == "local" and not sessions.is_relative_to(directory):
+            console.say(f"{directory} is too long a path for Ray's sockets: its session lies in {sessions}")
         with StopRequest(console.say) as stop:
             pretrain(config, run, console.say, lambda: stop.requested)
 
@@ -157,7 +168,7 @@ def _train(
             console.say(f"Ray asks for a token, in {token}")
     from cluster.ray_spawner import train
 
-    with OrphanWatch(directory) if config.cluster.mode == "local" else contextlib.nullcontext():
+    with OrphanWatch(directory, temporary.ray_directory(config.run_dir)) if config.cluster.mode == "local" else contextlib.nullcontext():
         return train(
             config,
             spec,

@@ -141,16 +141,19 @@ def _check_run_dir(patient: Patient) -> Finding:
 def _check_temporary(patient: Patient) -> Finding:
     num_envs = patient.config.actors.num_workers * patient.config.actors.envs_per_worker
     need = num_envs * 4e6 + (1e9 if patient.config.cluster.mode == "local" else 0)
-    problem = _why_not_writable(temporary.ROOT)
+    root, sessions = temporary.root(), temporary.ray_directory(patient.config.run_dir)
+    problem = _why_not_writable(root)
     if problem:
-        return failed("temporary files", f"{temporary.ROOT} cannot be written ({problem})", "correct its permissions (mode 1777)")
-    usage = shutil.disk_usage(temporary.ROOT)
-    found = f"{temporary.ROOT}, {usage.free / 1e9:.1f} GB free; the run takes up to {need / 1e9:.1f}"
+        return failed("temporary files", f"{root} cannot be written ({problem})", "correct its permissions (mode 1777), or set TMPDIR")
+    usage = shutil.disk_usage(root)
+    found = f"{root}, {usage.free / 1e9:.1f} GB free; the run takes up to {need / 1e9:.1f}"
+    if patient.config.cluster.mode == "local" and not sessions.is_relative_to(root):
+        found += f"; too long a path for Ray's sockets, so its session goes to {temporary.SHORT_ROOT}"
     if usage.free < need:
-        return failed("temporary files", found, f"make room on the disk of {temporary.ROOT}")
+        return failed("temporary files", found, f"make room on the disk of {root}, or set TMPDIR")
     if patient.config.cluster.mode == "local" and usage.free < 0.05 * usage.total:
         return warning(
-            "temporary files", f"{found}, and Ray spills nothing to a disk that is 95 % full", f"make room on the disk of {temporary.ROOT}"
+            "temporary files", f"{found}, and Ray spills nothing to a disk that is 95 % full", f"make room on the disk of {root}"
         )
     return ok("temporary files", found)
 
@@ -197,7 +200,7 @@ def file_system(path: Path) -> str:
 
 def _why_not_writable(folder: Path) -> str | None:
     try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".delphi-doctor-") as file:
+        with tempfile.TemporaryFile(dir=folder, prefix=".delphi-doctor-") as file:  # without a name where the file system can
             file.write(b"x" * 4096)
             file.flush()
             os.fsync(file.fileno())

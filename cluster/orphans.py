@@ -1,4 +1,4 @@
-"""Ends what a killed driver leaves behind of the Ray cluster that it had started: `python -P orphans.py DIRECTORY` watches over one.
+"""Ends what a killed driver leaves behind of the Ray cluster that it had started: `python -P orphans.py DIRECTORY SESSIONS` watches over one.
 
 Invariant: only processes that carry the run's own temporary directory in their command or environment are touched, and only when
 its driver is dead: the watch learns that from the end of its standard input, a new start from holding the run's lock.
@@ -23,10 +23,10 @@ LIMIT_S = 10.0
 class OrphanWatch:
     """A child that outlives this process for as long as it takes to end what is left; use it around a cluster's life."""
 
-    def __init__(self, directory: Path) -> None:
-        """`directory` is the run's temporary directory on this node."""
+    def __init__(self, directory: Path, sessions: Path | None = None) -> None:
+        """`directory` is the run's temporary directory on this node, `sessions` that of its cluster (default: `ray` in it)."""
         # In a session of its own: Ctrl-C in the terminal is not meant for it.
-        command = [sys.executable, "-P", __file__, str(directory)]
+        command = [sys.executable, "-P", __file__, str(directory), str(sessions or directory / "ray")]
         self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
 
     def __enter__(self) -> "OrphanWatch":
@@ -40,12 +40,12 @@ class OrphanWatch:
             self._child.wait()
 
 
-def end_orphans(directory: Path) -> int:
-    """End every process of a Ray cluster that lived in `directory`; how many there were."""
+def end_orphans(directory: Path, sessions: Path | None = None) -> int:
+    """End every process of a Ray cluster that lived in `directory`, or in `sessions` in place of `ray` in it; how many there were."""
     ended = set()
     deadline = time.monotonic() + LIMIT_S
     while time.monotonic() < deadline:
-        left = _processes_of(directory)
+        left = _processes_of(directory, sessions or directory / "ray")
         if not left:
             break
         for pid in left:
@@ -56,10 +56,10 @@ def end_orphans(directory: Path) -> int:
     return len(ended)
 
 
-def _processes_of(directory: Path) -> list[int]:
+def _processes_of(directory: Path, sessions: Path) -> list[int]:
     """Ray's own processes name its session directory, its workers have been given the temporary directory; and the watch of a killed driver,
     which must not take a new start's processes for that one's."""
-    session, variable, watch = f"{directory}/ray".encode(), f"TMPDIR={directory}".encode(), f"{__file__}\0{directory}\0".encode()
+    session, variable, watch = (os.fsencode(text) for text in (sessions, f"TMPDIR={directory}", f"{__file__}\0{directory}\0"))
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -70,15 +70,16 @@ def _processes_of(directory: Path) -> list[int]:
     return found
 
 
-def main(directory: str) -> int:
+def main(directory: str, sessions: str) -> int:
     """Wait for the driver's word or its end."""
     if os.read(0, 16):
         return 0
     time.sleep(GRACE_S)
-    end_orphans(Path(directory))
-    shutil.rmtree(directory, ignore_errors=True)
+    end_orphans(Path(directory), Path(sessions))
+    for left in (directory, Path(sessions).parent):
+        shutil.rmtree(left, ignore_errors=True)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

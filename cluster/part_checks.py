@@ -4,15 +4,14 @@ Invariant: the same code as a run uses, so what is found here is what the run wo
 asked once, past its store.
 """
 
+import dataclasses
 import os
 import socket
 import sqlite3
 import subprocess
 import time
-from pathlib import Path
 
 import numpy as np
-import platformdirs
 
 from actors.environment import VectorEnvironment, make_environment
 from actors.environment_errors import EnvironmentFailure
@@ -20,12 +19,15 @@ from cluster.finding import Finding, failed, ok, warning
 from cluster.patient import Patient
 from cluster.reward_balance import weigh_penalties
 from cluster.wiring import service_credentials
+from configs.service_schema import ServiceConfig
 from llm_server.client import AnnotationClient, AnnotationRefused, ServiceUnavailable
 from llm_server.credentials import ClientCredentials
+from llm_server.devices import resolve_device
 from llm_server.engine import check_engine
 from llm_server.replicas import split_addresses
 from llm_server.rubric import Rubric
 from llm_server.rubric_file import load_rubric
+from llm_server.store import store_path
 from llm_server.weights import unused_advice
 from reward_models.interface import Asks
 
@@ -107,6 +109,8 @@ def check_judge(patient: Patient) -> list[Finding]:
     service = patient.service
     try:
         check_engine(service)
+        if service.engine in ("transformers", "none") and config.cluster.mode != "connect":
+            resolve_device(service.device)
     except ValueError as error:
         advice = (
             "correct service.model, or take service.model=smollm2, which a package ships"
@@ -155,6 +159,17 @@ def _check_encoder(encoder: str) -> Finding:
     return ok("judge", f"no language model; sentence encoder {encoder} in {folder}")
 
 
+def _check_encoder(service: ServiceConfig) -> Finding:
+    from llm_server.model_check import ModelNotHere, local_folder
+
+    try:
+        where = "" if service.encoder == "minilm" else f" ({local_folder(service.encoder)})"
+    except ModelNotHere as error:
+        advice = f"the first start downloads it, which needs a network; or do it now: hf download {service.encoder}"
+        return warning("judge", str(error), advice)
+    return ok("judge", f"no language model; sentence encoder {service.encoder} is there{where}")
+
+
 def _check_vllm(patient: Patient) -> Finding:
     from llm_server.vllm_program import vllm_python
 
@@ -176,17 +191,21 @@ def _check_vllm(patient: Patient) -> Finding:
 
 
 def _check_endpoint(patient: Patient) -> Finding:
-    from urllib.parse import urlsplit
+    """By the engine that the run has, so with its key, proxies and form of request; it asks one question."""
+    from llm_server.endpoint import EndpointRefused, EndpointUnavailable
+    from llm_server.openai_engine import OpenAIEngine
 
-    service = patient.service
-    url = urlsplit(service.endpoint)
-    problem = unreachable(url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
-    if problem:
-        return failed("judge", f"service.endpoint={service.endpoint}: {problem}", "start the endpoint, or correct service.endpoint")
-    if service.endpoint_key_env and not os.environ.get(service.endpoint_key_env):
-        advice = f"export {service.endpoint_key_env}, or set service.endpoint_key_env= (empty) where none is wanted"
-        return warning("judge", f"{service.endpoint} answers, but ${service.endpoint_key_env} is not set", advice)
-    return ok("judge", f"{service.endpoint} accepts connections; the model is {service.model}")
+    service = dataclasses.replace(patient.service, engine_timeout_s=min(ANSWER_TIMEOUT_S, patient.service.engine_timeout_s))
+    try:
+        engine = OpenAIEngine(service, load_rubric(patient.config.annotator.rubric))
+    except EndpointUnavailable as error:
+        advice = "start the endpoint, correct service.endpoint, or the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name"
+        return failed("judge", f"service.endpoint={service.endpoint}: {error}", advice)
+    except (ValueError, EndpointRefused) as error:
+        key = f", or export {service.endpoint_key_env}" if service.endpoint_key_env else ""
+        return failed("judge", f"service.endpoint={service.endpoint}: {error}", f"correct the service.* keys{key}")
+    engine.close()
+    return ok("judge", f"{service.endpoint} answers; the model is {service.model}, read from {engine.name.rpartition('/')[2]}")
 
 
 def check_service(patient: Patient) -> list[Finding]:
@@ -266,14 +285,16 @@ def check_store(patient: Patient) -> Finding:
     setting = patient.service.store
     if not patient.starts_service or patient.service.engine == "none" or setting == "memory":
         return ok("judgement store", "none is used here")
-    path = Path(setting).expanduser() if setting else platformdirs.user_cache_path("delphi") / "judgements.sqlite"
-    place = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    path = store_path(setting).absolute()
+    place = next(parent for parent in (path, *path.parents) if parent.exists())
+    if place.is_dir() == (place == path):
+        return failed("judgement store", f"{place} is {'a' if place == path else 'no'} folder", "give service.store=FILE, or `memory`")
     if not os.access(place, os.W_OK):
         return failed("judgement store", f"{place} cannot be written", "correct its permissions, or give service.store=FILE, or `memory`")
     if not path.exists():
         return ok("judgement store", f"{path}, new")
     try:
-        connection = sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=5.0)
+        connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=5.0)
         try:
             connection.execute("BEGIN IMMEDIATE")
             (count,) = connection.execute("SELECT COALESCE(MAX(number), 0) FROM judgements").fetchone()

@@ -3,10 +3,11 @@
 Invariant: the driver holds the run's lock and nothing else of value; whatever ends it, the actors die with it.
 """
 
+import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from cluster.ray_learner import LearnerActor
 from cluster.ray_placement import options, place
 from cluster.ray_sweep import sweep_other_machines
 from cluster.run_directory import RunDirectory
+from cluster.temporary import ray_directory
 from cluster.wiring import needs_service
 from configs.schema import RunConfig
 
@@ -64,24 +66,38 @@ def _connect(config: RunConfig, spec: EnvironmentSpec, temporary: Path, say: Cal
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # actors hide GPUs themselves; Ray's own way warns
     cluster = config.cluster
-    on_terminate = signal.getsignal(signal.SIGTERM)
-    if cluster.mode == "connect":
-        try:
-            context = ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.WARNING)
-        except ConnectionError as error:
-            raise RunFailed(
-                f"cluster.address={cluster.address}: no Ray cluster answers there ({error}); start one with `ray start --head`"
-            ) from None
-    else:
-        with provisioned(temporary):
-            context = ray.init(
-                address="local",  # whatever RAY_ADDRESS says
-                include_dashboard=cluster.dashboard,
-                object_store_memory=object_store_bytes(config, spec),
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-                _temp_dir=str(temporary / "ray"),
-            )
-    signal.signal(signal.SIGTERM, on_terminate)  # `ray.init` has put its own in place, which exits without a checkpoint
+    with _own_signals():
+        if cluster.mode == "connect":
+            try:
+                context = ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.WARNING)
+            except ConnectionError as error:
+                raise RunFailed(
+                    f"cluster.address={cluster.address}: no Ray cluster answers there ({error}); start one with `ray start --head`"
+                ) from None
+        else:
+            with provisioned(temporary):
+                sessions = ray_directory(config.run_dir)
+                sessions.parent.mkdir(mode=0o700, exist_ok=True)
+                context = ray.init(
+                    address="local",  # whatever RAY_ADDRESS says
+                    include_dashboard=cluster.dashboard,
+                    object_store_memory=object_store_bytes(config, spec),
+                    log_to_driver=False,
+                    logging_level=logging.WARNING,
+                    _temp_dir=str(sessions),
+                )
     if context.dashboard_url:
         say(f"Ray dashboard: http://{context.dashboard_url}")
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Around `ray.init`: SIGTERM keeps its handler, in whose place Ray puts one that exits without a checkpoint, and the processes that Ray
+    starts are born with SIGHUP blocked, because a terminal that closes sends it to all of them before the driver can stop in order."""
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, on_terminate)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

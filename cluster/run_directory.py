@@ -135,7 +135,7 @@ def begin_epoch(run: RunDirectory) -> int:
 
 def find_run(path: str) -> tuple[RunDirectory, dict[str, Any]]:
     """An existing run and its configuration as saved; ConfigError with what is nearby where there is none."""
-    run = RunDirectory(Path(path).absolute())
+    run = RunDirectory(Path(path).expanduser().absolute())
     config_file = run.path / "config.json"
     if not config_file.exists():
         near = sorted(p.parent for p in run.path.parent.glob("*/config.json")) if run.path.parent.exists() else []

@@ -1,22 +1,40 @@
 """The one directory for a run's temporary files on a node: NetHack's engine copies, and Ray's session in `local`.
 
-Invariant: swept when a run starts and when it ends, so that even `kill -9` leaves nothing for longer than until the next start.
+Invariant: it lies where TMPDIR says; swept when a run starts and when it ends, so that even `kill -9` leaves nothing for longer than
+until the next start. Ray's session alone lies in /tmp where the paths of its sockets would be too long.
 """
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
-ROOT = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
-"""Short on purpose: Ray puts sockets below it, and their paths must stay under 107 bytes."""
+NAME = re.compile(r"delphi-\d+-[0-9a-f]{10}")
+SHORT_ROOT = Path("/tmp")
+MAX_SOCKET_BYTES = 107
+"""Of a socket's path, by the kernel."""
+LONGEST_SOCKET = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+
+
+def root() -> Path:
+    """The folder for temporary files of this process's environment, whether or not it is a run's own already."""
+    folder = Path(tempfile.gettempdir()).absolute()
+    return folder.parent if NAME.fullmatch(folder.name) else folder
 
 
 def temporary_directory(run_dir: str) -> Path:
     """Where the run at `run_dir` keeps temporary files on this node; not created."""
-    digest = hashlib.sha256(os.path.abspath(run_dir).encode()).hexdigest()[:10]
-    return ROOT / f"delphi-{os.getuid()}-{digest}"
+    digest = hashlib.sha256(os.path.abspath(run_dir).encode(errors="surrogateescape")).hexdigest()[:10]
+    return root() / f"delphi-{os.getuid()}-{digest}"
+
+
+def ray_directory(run_dir: str) -> Path:
+    """Where a cluster that the run starts keeps its session: in the temporary directory, or in one of the same name in /tmp."""
+    directory = temporary_directory(run_dir)
+    fits = len(os.fsencode(directory / LONGEST_SOCKET)) <= MAX_SOCKET_BYTES or not SHORT_ROOT.is_dir()
+    return (directory if fits else SHORT_ROOT / directory.name) / "ray"
 
 
 def enter(run_dir: str) -> Path:
@@ -31,7 +49,8 @@ def enter(run_dir: str) -> Path:
 def sweep(run_dir: str) -> None:
     """Remove the directory and all in it; call only while holding the run's lock."""
     path = temporary_directory(run_dir)
-    shutil.rmtree(path, ignore_errors=True)
+    for directory in (path, SHORT_ROOT / path.name):
+        shutil.rmtree(directory, ignore_errors=True)
     if tempfile.tempdir == str(path):
         tempfile.tempdir = None
-        os.environ.pop("TMPDIR", None)
+        os.environ["TMPDIR"] = str(path.parent)

@@ -9,7 +9,9 @@ import sys
 from collections.abc import Sequence
 
 from configs.loading import field_docs, load_config, preset_names
+from configs.paths import path_argument
 from configs.validation import ConfigError
+from llm_server.standard_output import guarded, output_may_be_lost
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         from cluster.launch import launch
 
+        output_may_be_lost()
         return launch(config)
     except ConfigError as error:
         print(f"delphi train: {error}", file=sys.stderr)
@@ -46,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--preset", metavar="NAME", help=f"a built-in configuration: {', '.join(preset_names())}")
-    parser.add_argument("--config", metavar="FILE", help="a YAML file of differences from the defaults")
+    parser.add_argument("--config", type=path_argument, metavar="FILE", help="a YAML file of differences from the defaults")
     parser.add_argument("--keys", action="store_true", help="list every key with its default and meaning, and exit")
     parser.add_argument("--show", action="store_true", help="print the resolved configuration as JSON, and exit")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that go before the preset's or file's")
@@ -58,4 +61,4 @@ def _keys() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

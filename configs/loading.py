@@ -8,11 +8,14 @@ import contextlib
 import dataclasses
 import functools
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from configs.paths import with_user_paths
 from configs.schema import RunConfig
 from configs.suggestions import did_you_mean
 from configs.validation import ConfigError, validate
@@ -67,14 +70,17 @@ def load_config(*, preset: str | None = None, file: str | None = None, overrides
         layers = _read_layers(_preset_path(preset))
         name = preset
     if file is not None:
-        layers = _read_layers(Path(file))
+        layers = _read_layers(Path(file).expanduser())
         name = Path(file).stem
     layers.extend(_parse_override(text) for text in overrides)
-    values: dict[str, Any] = {}
+    merged = OmegaConf.structured(RunConfig)
     for layer in layers:
-        for key, value in _values(layer).items():
-            values[key] = _merge(values.get(key), value)
-    config = _build(RunConfig, values)
+        merged = OmegaConf.merge(merged, _nested(_values(layer)))
+    config = _built(merged)
+    try:
+        config = with_user_paths(config)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     if not config.run_dir:
         config = dataclasses.replace(config, run_dir=str(Path("runs") / name))
     validate(config)
@@ -99,7 +105,7 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 def from_dict(values: Mapping[str, Any]) -> RunConfig:
     """The inverse of `to_dict`; keys that this version does not know are refused."""
-    return _build(RunConfig, _values(values))
+    return _built(OmegaConf.merge(OmegaConf.structured(RunConfig), _nested(_values(values))))
 
 
 def experiment_diff(old: Mapping[str, Any], new: Mapping[str, Any], *, of_reward_model: bool = False) -> list[str]:
@@ -183,11 +189,7 @@ def _parse_override(text: str) -> dict[str, Any]:
             value = Plain(raw)
         if isinstance(value, ValueError):
             raise ConfigError(f"{key}: got {raw!r}, {value}")
-    *sections, name = key.split(".")
-    nested: dict[str, Any] = {name: value}
-    for section in reversed(sections):
-        nested = {section: nested}
-    return nested
+    return _nested({key: value})
 
 
 def _values(layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,8 +213,8 @@ def _values(layer: Mapping[str, Any]) -> dict[str, Any]:
 def _value(key: str, value: Any, default: Any) -> Any:
     """`value` as what `default` is."""
     if isinstance(default, str) and isinstance(value, str):
-        if re.search(r"\$\{\w", value):
-            raise ConfigError(f"{key}: got text with ${{...}}, for which nothing is put in; give the value itself")
+        if "${" in value or value == "???":
+            raise ConfigError(f"{key}: got {str(value)!r}, for which nothing is put in here; give the value itself")
         return str(value)
     if isinstance(default, bool):
         known = value if isinstance(value, bool) else TRUTH.get(str(value).strip().lower())
@@ -244,22 +246,25 @@ def _kind(value: Any) -> str:
     return "a list" if isinstance(value, list) else "keys with values" if isinstance(value, Mapping) else "nothing"
 
 
-def _merge(old: Any, new: Any) -> Any:
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return new
-    return old | {key: _merge(old.get(key), value) for key, value in new.items()}
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value, section by section."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        inner = nested
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[name] = value
+    return nested
 
 
-def _build(section: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
-    """A section of the configuration: `values` by dotted key, defaults for the rest."""
-    arguments = {}
-    for field in dataclasses.fields(section):
-        key = f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(field.type):
-            arguments[field.name] = _build(field.type, values, f"{key}.")
-        elif key in values:
-            arguments[field.name] = values[key]
-    return section(**arguments)
+def _built(merged: Any) -> RunConfig:
+    try:
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:  # ${...} within a list or an option
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}; give the value itself") from None
+    assert isinstance(config, RunConfig)
+    return config
 
 
 @functools.cache

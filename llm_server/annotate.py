@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import tenacity
 
+from configs.paths import path_argument
 from llm_server.annotation import CaptionPair, JudgedCaption, JudgedPair, Status
 from llm_server.caption_file import read_counted
 from llm_server.judge_flags import JudgeClient, add_judge_flags, opened_judge, read_judge_flags
@@ -20,6 +21,7 @@ from llm_server.judgement_file import JudgementFile, Provenance, caption_of, rea
 from llm_server.pair_sampling import sample_pairs
 from llm_server.progress import progress
 from llm_server.rubric import Rubric
+from llm_server.standard_output import guarded, output_may_be_lost
 
 ITEMS_PER_REQUEST = 64
 """Two batches of the usual size: little is asked again after a kill."""
@@ -34,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     from llm_server.client import AnnotationRefused, ServiceUnavailable
 
+    output_may_be_lost()
     try:
         _annotate(arguments)
     except (ValueError, AnnotationRefused) as error:
@@ -164,8 +167,8 @@ def _parser() -> argparse.ArgumentParser:
         "         delphi train --preset nethack_score reward_model.name=ranking reward_model.judgements=judgements.sqlite",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("captions", metavar="CAPTIONS", help="JSON lines, a run directory, or its captions.sqlite")
-    parser.add_argument("--out", required=True, metavar="FILE", help="the judgement file; continued where it exists")
+    parser.add_argument("captions", type=path_argument, metavar="CAPTIONS", help="JSON lines, a run directory, or its captions.sqlite")
+    parser.add_argument("--out", type=path_argument, required=True, metavar="FILE", help="the judgement file; continued where it exists")
     parser.add_argument("--pairs", type=int, default=0, metavar="N", help="pairs to compare, drawn by their captions' counts (default: 0)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="which pairs are drawn (default: 0)")
     add_judge_flags(parser, with_store=True)
@@ -173,4 +176,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

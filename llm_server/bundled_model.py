@@ -11,7 +11,8 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
@@ -30,10 +31,32 @@ def bundled_model_folder(cache: Path | None = None) -> Path:
     The first call on a machine converts the package's GGUF file, about 3 s; `cache` defaults to the user's cache directory.
     Raises ValueError where the package is not installed.
     """
-    packed = _packed_model()
-    version = importlib.metadata.version(PACKAGE)
+    packed = packed_model()
+    return make_once(_place(cache), lambda folder: _convert(packed, folder))
+
+
+def unpacked_model(cache: Path | None = None) -> Path | None:
+    """The folder that `bundled_model_folder` gives, if it is there already; nothing is created. Raises ValueError as that does."""
+    packed_model()
+    folder = _place(cache)
+    return folder if folder.is_dir() else None
+
+
+@contextmanager
+def lent_model_folder() -> Iterator[Path]:
+    """The folder that `bundled_model_folder` gives where it is there already, else one that is gone afterwards; for whoever only looks."""
+    unpacked = unpacked_model()
+    if unpacked is not None:
+        yield unpacked
+        return
+    with tempfile.TemporaryDirectory(prefix="delphi-model-") as folder:
+        _convert(packed_model(), Path(folder))
+        yield Path(folder)
+
+
+def _place(cache: Path | None) -> Path:
     cache = cache or platformdirs.user_cache_path("delphi") / "models"
-    return make_once(cache / f"smollm2-135m-instruct-{version}-{LAYOUT}", lambda folder: _convert(packed, folder))
+    return cache / f"smollm2-135m-instruct-{importlib.metadata.version(PACKAGE)}-{LAYOUT}"
 
 
 def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
@@ -61,7 +84,8 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
     return folder
 
 
-def _packed_model() -> Path:
+def packed_model() -> Path:
+    """The GGUF file of the package. Raises ValueError where it is not installed."""
     # Found, not imported: importing the package needs llama-cpp-python, which is of no use here.
     spec = importlib.util.find_spec(MODULE)
     files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []

@@ -9,6 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from configs.paths import path_argument
+from llm_server.standard_output import guarded
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 2 there is no such run or the file cannot be written."""
@@ -18,19 +21,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         " and the judge's probability, answer_mass and status.",
         epilog="example: delphi export runs/nethack_score > captions.jsonl",
     )
-    parser.add_argument("run", metavar="RUN", help="a run directory or its captions.sqlite")
-    parser.add_argument("--out", metavar="FILE", help="write here in place of standard output")
+    parser.add_argument("run", type=path_argument, metavar="RUN", help="a run directory or its captions.sqlite")
+    parser.add_argument("--out", type=path_argument, metavar="FILE", help="write here in place of standard output")
     arguments = parser.parse_args(argv)
     from llm_server.caption_file import read_archive
-    from llm_server.standard_output import reader_may_leave
 
     try:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in read_archive(arguments.run)]
         if arguments.out:
             Path(arguments.out).write_text("".join(lines), "utf-8")
         else:
-            with reader_may_leave():
-                sys.stdout.writelines(lines)
+            sys.stdout.flush()
+            sys.stdout.buffer.writelines(line.encode() for line in lines)  # JSON Lines are UTF-8, whatever the terminal shows
     except (ValueError, OSError) as error:
         print(f"delphi export: {error}", file=sys.stderr)
         return 2
@@ -38,4 +40,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from configs.paths import path_argument
 from configs.service_schema import ServiceConfig
-from llm_server.serve import DEFAULTS, FLAGS, LIMITS
+from llm_server.serve import DEFAULTS, FLAGS, LIMITS, flag_type
 
 if TYPE_CHECKING:
     from llm_server.annotation import Judgement, PairJudgement, ServiceDescription
@@ -50,14 +51,16 @@ class JudgeClient(Protocol):
 def add_judge_flags(parser: argparse.ArgumentParser, *, with_store: bool) -> None:
     """Rubric, address of a service, and the flags of a judge in this process; with the judgement store where the verb uses it."""
     group = parser.add_argument_group("judge", "Who is asked what. Without --address the model is loaded in this process.")
-    group.add_argument("--rubric", metavar="RUBRIC", help=f"a built-in rubric or a YAML file (default: {DEFAULT_RUBRIC})")
+    group.add_argument(
+        "--rubric", type=path_argument, metavar="RUBRIC", help=f"a built-in rubric or a YAML file (default: {DEFAULT_RUBRIC})"
+    )
     group.add_argument("--address", metavar="HOST:PORT", help="a running `delphi serve` with the same rubric, in place of all flags below")
     for name, text in CREDENTIAL_FLAGS.items():
-        group.add_argument(f"--{name.replace('_', '-')}", metavar="FILE", default="", help=f"with --address: {text}")
+        group.add_argument(f"--{name.replace('_', '-')}", type=path_argument, metavar="FILE", default="", help=f"with --address: {text}")
     for name in judge_fields(with_store=with_store):
         default = getattr(DEFAULTS, name)
         shown = f" (default: {default})" if default != "" else ""
-        group.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=None, help=FLAGS[name] + shown)
+        group.add_argument(f"--{name.replace('_', '-')}", type=flag_type(name), default=None, help=FLAGS[name] + shown)
 
 
 def judge_fields(*, with_store: bool) -> list[str]:

@@ -5,12 +5,12 @@ wanting, by the same code as when they are loaded.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from configs.service_schema import ServiceConfig
-from llm_server.bundled_model import bundled_model_folder
+from llm_server.bundled_model import lent_model_folder, packed_model, unpacked_model
 from llm_server.encoder import UNREAD, encoder_source
 from llm_server.engine import MODEL_WANTED, model_source
 from llm_server.rubric import Rubric
@@ -20,7 +20,7 @@ MAX_TEXT_TOKENS = 2048
 
 
 class ModelNotHere(ValueError):
-    """A Hugging Face id whose files are not on this machine yet."""
+    """A Hugging Face id whose files are not on this machine yet, or the packaged model before it is unpacked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +38,10 @@ class ModelFacts:
 def check_model(config: ServiceConfig, rubric: Rubric) -> ModelFacts:
     """The facts of `config.model` under `rubric`. Raises ModelNotHere; ValueError where files or weights are missing or damaged, or an
     answer is more than one token where it stands."""
+    if config.model == "smollm2" and unpacked_model() is None:
+        with lent_model_folder() as folder:
+            facts = check_model(replace(config, model=str(folder)), rubric)
+        return replace(facts, folder=packed_model().parent)
     folder = local_folder(config.model)
     weights_bytes = _check_weights(folder, config.model)
     answers, unused = _answers(folder, config.model, rubric), unused_tensors(folder, config)
@@ -55,14 +59,19 @@ def check_encoder_model(encoder: str) -> Path:
 
 
 def local_folder(model: str) -> Path:
-    """Where the files of `model` lie on this machine; the packaged model is unpacked first. Raises ModelNotHere and ValueError."""
-    source = model_source(str(bundled_model_folder()) if model == "smollm2" else model)
+    """Where the files of `model` lie on this machine. Raises ModelNotHere and ValueError."""
+    if model == "smollm2":
+        unpacked = unpacked_model()
+        if unpacked is None:
+            raise ModelNotHere("model 'smollm2', as packaged: the first start unpacks it into the user's cache (266 MB, some seconds)")
+        model = str(unpacked)
+    source = model_source(model)
     if Path(source).is_dir():
         return Path(source)
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(source, "config.json")
-    if not isinstance(found, str):
+    if not isinstance(found, str) or not any(Path(found).parent.glob("*.safetensors")):
         raise ModelNotHere(f"model '{model}' is not on this machine")
     return Path(found).parent
 

@@ -1,6 +1,6 @@
 """`delphi serve`: the annotation service as a process of its own, without Ray.
 
-Invariant: it ends within seconds of SIGTERM, SIGINT or, if asked, its parent's death; a mistake is one line and exit code 2.
+Invariant: it ends within seconds of SIGTERM, SIGINT, SIGHUP (unless ignored) or, if asked, its parent's death; a mistake is one line and exit code 2.
 """
 
 import argparse
@@ -9,10 +9,12 @@ import dataclasses
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from configs.paths import PATH_KEYS, path_argument
 from configs.service_schema import AccessConfig, ServiceConfig
+from llm_server.standard_output import guarded, output_may_be_lost
 
 FLAGS = {
     "engine": "transformers, vllm (a vLLM server as a child), openai (an endpoint), scripted (for tests), or none (embeds sentences only)",
@@ -133,6 +135,7 @@ def _run(config: ServiceConfig, access: AccessConfig, arguments: argparse.Namesp
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # it writes a line per request
+    output_may_be_lost()
     check_access(config.host, access)
     check_engine(config)  # what can be seen to be wrong is said before anybody is told an address
 
@@ -147,6 +150,8 @@ def _run(config: ServiceConfig, access: AccessConfig, arguments: argparse.Namesp
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, lambda: os._exit(1) if stop.is_set() else stop.set())
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup; a closed terminal may send it twice
+            loop.add_signal_handler(signal.SIGHUP, stop.set)
         if arguments.exit_with_parent:
             _watch_parent(lambda: loop.call_soon_threadsafe(stop.set))
 
@@ -205,6 +210,13 @@ def _write_atomically(path: Path, text: str) -> None:
         raise ValueError(f"--address-file: {path} cannot be written ({error.strerror}): give a file in a writable folder") from None
 
 
+def flag_type(name: str) -> Callable[[str], object]:
+    """What argparse makes of a flag's text."""
+    is_path = name in ACCESS_FLAGS or any(key.endswith(f".{name}") for key in PATH_KEYS)
+    kind = type(getattr(DEFAULTS if name in FLAGS else AccessConfig(), name))
+    return path_argument if is_path and kind is str else kind
+
+
 def _refuse(message: str, code: int = 2) -> int:
     print(f"delphi serve: {message}", file=sys.stderr)
     return code
@@ -218,22 +230,27 @@ def _parser() -> argparse.ArgumentParser:
         "         delphi train --preset nethack_score annotator.address=127.0.0.1:7431",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rubric", default="nethack_progress", help="a built-in rubric or a YAML file (default: nethack_progress)")
+    parser.add_argument(
+        "--rubric", type=path_argument, default="nethack_progress", help="a built-in rubric or a YAML file (default: nethack_progress)"
+    )
     for name, text in (FLAGS | ACCESS_FLAGS).items():
         default = getattr(DEFAULTS if name in FLAGS else AccessConfig(), name)
         shown = f" (default: {default})" if default != "" else ""
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=text + shown)
-    parser.add_argument("--address-file", help="write host:port here once listening")
+        parser.add_argument(f"--{name.replace('_', '-')}", type=flag_type(name), default=default, help=text + shown)
+    parser.add_argument("--address-file", type=path_argument, help="write host:port here once listening")
     parser.add_argument("--nice-once-ready", action="store_true", help="take --nice only when the model is loaded")
     parser.add_argument("--exit-with-parent", action="store_true", help="stop when standard input ends")
     parser.add_argument(
         "--insecure-listen-anywhere", action="store_true", help="allow a --host that other machines reach without TLS and token"
     )
     parser.add_argument(
-        "--make-credentials", metavar="DIR", help="write a CA, certificates for --host and a token into DIR, say how to use them, and end"
+        "--make-credentials",
+        type=path_argument,
+        metavar="DIR",
+        help="write a CA, certificates for --host and a token into DIR, say how to use them, and end",
     )
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -38,7 +38,12 @@ def open_store(setting: str) -> "JudgementStore | None":
     """The store that `ServiceConfig.store` names: a file, the user's own where it is empty, or None for `memory`."""
     if setting == "memory":
         return None
-    return JudgementStore(Path(setting) if setting else platformdirs.user_cache_path("delphi") / "judgements.sqlite")
+    return JudgementStore(store_path(setting))
+
+
+def store_path(setting: str) -> Path:
+    """The file that `ServiceConfig.store` names, where it is not `memory`; nothing is created."""
+    return Path(setting).expanduser() if setting else platformdirs.user_cache_path("delphi") / "judgements.sqlite"
 
 
 class JudgementStore:

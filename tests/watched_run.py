@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from cluster.dashboards.command import files
-from cluster.temporary import temporary_directory
+from cluster.temporary import ray_directory
 from tests.prometheus_server import Prometheus, programs, running
 from tests.run_processes import end_processes, start_run, wait_until
 
@@ -71,4 +71,4 @@ def watched_run(work: Path, name: str, *settings: str) -> Iterator[WatchedRun]:
 
 
 def _ray(run_dir: Path) -> Path:
-    return temporary_directory(str(run_dir)) / "ray"
+    return ray_directory(str(run_dir))

@@ -17,6 +17,8 @@ import yaml
 
 from cluster.dashboards.alerts import rules
 from cluster.dashboards.grafana import dashboard
+from configs.paths import path_argument
+from llm_server.standard_output import guarded
 
 LOG = logging.getLogger(__name__)
 RAY_FOLDER = "RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR"
@@ -72,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(manifests(options.namespace), end="")
         return 0
     try:
-        for path in _write(options.out):
+        for path in _write(Path(options.out)):
             print(path)
     except OSError as error:
         print(f"delphi dashboard: cannot write to --out {options.out}: {error.strerror}; name a folder of your own", file=sys.stderr)
@@ -101,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        "--out", type=Path, metavar="DIR", help=f"folder for both files, made where missing; ${RAY_FOLDER} of a cluster's head"
+        "--out", type=path_argument, metavar="DIR", help=f"folder for both files, made where missing; ${RAY_FOLDER} of a cluster's head"
     )
     what.add_argument(
         "--kubernetes",
@@ -113,4 +115,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

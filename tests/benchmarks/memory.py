@@ -19,7 +19,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.measurement import divide, print_report, report
-from cluster.temporary import temporary_directory
+from cluster.temporary import ray_directory
 from tests.benchmarks.marked_processes import Marked
 from tests.benchmarks.whole_run import EVERY_RUN, WORKING_POINT, configuration, role_of
 
@@ -106,7 +106,7 @@ def _resident(parts: Mapping[str, float]) -> float:
 
 def _object_store_bytes(run: Marked) -> list[float]:
     """Of each node, from Ray's own metrics endpoints; empty while none of them says it."""
-    targets = json.loads((temporary_directory(str(run.run_dir)) / "ray" / "prom_metrics_service_discovery.json").read_text())
+    targets = json.loads((ray_directory(str(run.run_dir)) / "prom_metrics_service_discovery.json").read_text())
     used = []
     for target in (address for group in targets for address in group["targets"]):
         with suppress(OSError), urllib.request.urlopen(f"http://{target}/metrics", timeout=10) as answer:

@@ -10,6 +10,7 @@ installation is never taken for one; only its `bin/python` is to be used, becaus
 import ast
 import hashlib
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import platformdirs
 from cluster.measurement import CHECKOUT
 from llm_server.bundled_model import make_once
 
-CONSTRAINTS = CHECKOUT / "constraints-cpu.txt"
+TORCH_LOCK = CHECKOUT / "locks" / "torch-cuda.txt"
 
 
 def peer_python(script: Path, cache: Path | None = None) -> Path:
@@ -56,8 +57,8 @@ def _fill(folder: Path, installs: list[list[str]]) -> None:
     venv.create(folder, with_pip=True, symlinks=True)
     # Of the project's pins only torch's, and only where the peer has none: that version comes as the build for CPUs.
     pinned = any(argument.startswith("torch==") for arguments in installs for argument in arguments)
-    torch = "" if pinned else next(line for line in CONSTRAINTS.read_text().splitlines() if line.startswith("torch=="))
-    (folder / "constraints.txt").write_text(f"{torch}\n")
+    pin = re.search(r"^torch==[\d.]+", TORCH_LOCK.read_text(), re.MULTILINE)
+    (folder / "constraints.txt").write_text("\n" if pinned or pin is None else f"{pin[0]}\n")
     for arguments in installs:
         print(f"pip install {shlex.join(arguments)} ...", file=sys.stderr, flush=True)
         command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--constraint", str(folder / "constraints.txt")]

@@ -20,6 +20,7 @@ from llm_server.bundled_model import bundled_model_folder
 from llm_server.credentials import CredentialFiles, make_credentials
 from llm_server.encoder import encoder_source
 from llm_server.rubric_file import load_rubric
+from tests.cluster.examined import examine, quiet_surroundings
 from tests.head_node import free_port
 from tests.llm_server.running_service import RunningService
 
@@ -27,27 +28,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def quiet_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of Ray in the environment, a home of its own, and packages imported once for all tests."""
-    for name in [name for name in os.environ if name.startswith("RAY_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(Path.home() / ".cache"))  # where the packaged model lies unpacked
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(ray_checks, "CURRENT_CLUSTER", tmp_path / "no-cluster")
-    monkeypatch.setattr(package_checks, "_broken_imports", lambda names: {})
-
-
-def examine(capsys: pytest.CaptureFixture[str], *settings: str, preset: str = "debug") -> tuple[int, dict[str, list[dict[str, Any]]]]:
-    """Exit code, and findings by check."""
-    code = cli.main(["doctor", "--quick", "--json", "--preset", preset, *settings])
-    report = json.loads(capsys.readouterr().out)
-    assert report["ok"] == (code == 0)
-    findings: dict[str, list[dict[str, Any]]] = {}
-    for finding in report["checks"]:
-        assert (finding["status"] == "ok") != bool(finding["advice"]), finding
-        assert len(finding["found"].splitlines()) == 1, finding
-        findings.setdefault(finding["check"], []).append(finding)
-    return code, findings
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet_surroundings(tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -311,19 +293,6 @@ def test_vllm_without_vllm(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 1
     assert "has no vLLM" in findings["vllm"][0]["found"]
     assert "make vllm" in findings["vllm"][0]["advice"]
-
-
-def test_an_endpoint_that_is_down_and_a_key_that_is_not_set(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    port = free_port()
-    settings = ("service.engine=openai", "service.model=m", f"service.endpoint=http://127.0.0.1:{port}/v1")
-    code, findings = examine(capsys, *settings)
-    assert code == 1
-    assert "nothing listens there" in findings["judge"][0]["found"]
-    with socket.create_server(("127.0.0.1", port)):
-        code, findings = examine(capsys, *settings)
-    assert code == 0
-    assert "export OPENAI_API_KEY" in findings["judge"][0]["advice"]
 
 
 def test_a_run_directory_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -249,5 +249,5 @@ def options_of(command: click.Command) -> set[str]:
 
 
 def pinned(package: str) -> str:
-    (version,) = re.findall(rf"^{package}==(\S+)$", (ROOT / "constraints-cpu.txt").read_text(), re.MULTILINE)
+    (version,) = re.findall(rf"^{package}==(\S+)", (ROOT / "locks" / "packages.txt").read_text(), re.MULTILINE)
     return version

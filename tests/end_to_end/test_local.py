@@ -1,4 +1,4 @@
-"""The main job in small: Ray on this machine, real NetHack, SmolLM2 behind gRPC; what dies comes back, and Ctrl-C leaves nothing."""
+"""The main job in small: Ray on this machine, real NetHack, SmolLM2 behind gRPC; what dies comes back, and a closed terminal leaves nothing."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from cluster.temporary import temporary_directory
 from tests.run_processes import actors_of, end_processes, lines, processes_of, service_of, start_run, wait_until
 
 
-def test_the_main_job_survives_what_dies_and_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+def test_the_main_job_survives_what_dies_and_a_closed_terminal_leaves_nothing(tmp_path: Path) -> None:
     run_dir, log = tmp_path / "run", tmp_path / "output.txt"
     settings = ["actors.envs_per_worker=8", "logging.interval_env_steps=1000", f"service.store={tmp_path / 'judgements.sqlite'}"]
     process = start_run(run_dir, log, "total_env_steps=1000000000", *settings)
@@ -35,7 +35,8 @@ def test_the_main_job_survives_what_dies_and_ctrl_c_leaves_nothing(tmp_path: Pat
         last = lines(run_dir)[-1]
         wait_until(lambda: [x for x in lines(run_dir) if x["env_steps"] > last["env_steps"] and x["annotator_up"] == 1], process, log)
         assert all(a["env_steps"] < b["env_steps"] for a, b in zip(lines(run_dir), lines(run_dir)[1:], strict=False))
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGHUP)  # all that a terminal's end reaches, Ray's processes among them
+        os.killpg(process.pid, signal.SIGHUP)
         process.wait(20)
         alive = psutil.wait_procs(processes_of(run_dir), timeout=10)[1]
         assert not alive

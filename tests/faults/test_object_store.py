@@ -11,7 +11,7 @@ import pytest
 
 from cluster.object_store import object_store_bytes, rollout_bytes, rollouts_at_once
 from cluster.patient import Patient
-from cluster.temporary import temporary_directory
+from cluster.temporary import ray_directory
 from configs.loading import load_config
 from tests.run_processes import lines, processes_of, start_run, wait_until
 
@@ -42,7 +42,7 @@ WATCHED_S = 60.0
 def spilled_bytes(run_dir: Path) -> int:
     """What Ray has moved to disk at this moment."""
     total = 0
-    for file in (temporary_directory(str(run_dir)) / "ray").glob("session_20*/ray_spilled_objects_*/*"):  # not session_latest, a link
+    for file in ray_directory(str(run_dir)).glob("session_20*/ray_spilled_objects_*/*"):  # not session_latest, a link
         try:
             total += file.stat().st_size
         except FileNotFoundError:

@@ -63,7 +63,7 @@ def test_an_endpoint_that_is_away_is_one_line_and_an_exit_code_after_which_a_run
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_it_serves_at_the_address_it_wrote_and_ends_on_a_signal(start, number):
     process, first_line, address_file = start("--engine=scripted", "--script=newt=0.8")
     address = address_file.read_text()

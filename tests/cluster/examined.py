@@ -1,0 +1,33 @@
+"""`delphi doctor --json` in this process, in quiet surroundings."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import cli, package_checks, ray_checks
+
+
+def quiet_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of Ray in the environment, a home of its own, and packages imported once for all tests."""
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(Path.home() / ".cache"))  # where the packaged model lies unpacked
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(ray_checks, "CURRENT_CLUSTER", tmp_path / "no-cluster")
+    monkeypatch.setattr(package_checks, "_broken_imports", lambda names: {})
+
+
+def examine(capsys: pytest.CaptureFixture[str], *settings: str, preset: str = "debug") -> tuple[int, dict[str, list[dict[str, Any]]]]:
+    """Exit code, and findings by check."""
+    code = cli.main(["doctor", "--quick", "--json", "--preset", preset, *settings])
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] == (code == 0)
+    findings: dict[str, list[dict[str, Any]]] = {}
+    for finding in report["checks"]:
+        assert (finding["status"] == "ok") != bool(finding["advice"]), finding
+        assert len(finding["found"].splitlines()) == 1, finding
+        findings.setdefault(finding["check"], []).append(finding)
+    return code, findings
