@@ -39,8 +39,9 @@ def ray_job(environment: dict[str, str], *arguments: str) -> str:
     command = [RAY, "job", *arguments]
     for _ in range(60):
         result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, cwd="/")
-        if "Failed to connect" not in result.stdout + result.stderr:  # else the head is still starting
+        if not any(words in result.stdout + result.stderr for words in ("Failed to connect", "No available agent")):
             break
+        time.sleep(1)  # the head is still starting
     assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]
     return result.stdout
 
