@@ -69,20 +69,20 @@ class Endpoint:
         except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
             raise ValueError(f"endpoint '{url}' cannot be reached: {_wrong_surroundings(error)}") from None
 
-    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The JSON object that comes back, which holds a choice."""
-        return self._retried("POST", path, body, self._patience_s)
+    def post(self, path: str, body: dict[str, Any], *, wants_choice: bool = False) -> dict[str, Any]:
+        """The JSON object that comes back; with `wants_choice` one without a choice is an error that may pass."""
+        return self._retried("POST", path, body, self._patience_s, wants_choice)
 
     def get(self, path: str) -> dict[str, Any]:
         """The JSON object that lies there; asked for once."""
-        return self._retried("GET", path, None, 0.0)
+        return self._retried("GET", path, None, 0.0, False)
 
     def close(self) -> None:
         """End requests under way and waits for the next attempt."""
         self._closed.set()
         self._client.close()
 
-    def _retried(self, method: str, path: str, body: dict[str, Any] | None, patience_s: float) -> dict[str, Any]:
+    def _retried(self, method: str, path: str, body: dict[str, Any] | None, patience_s: float, wants_choice: bool) -> dict[str, Any]:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(EndpointUnavailable),
             stop=tenacity.stop_any(tenacity.stop_before_delay(patience_s), tenacity.stop_when_event_set(self._closed)),
@@ -90,9 +90,9 @@ class Endpoint:
             sleep=tenacity.sleep_using_event(self._closed),
             reraise=True,
         )
-        return retrying(self._once, method, path, body)
+        return retrying(self._once, method, path, body, wants_choice)
 
-    def _once(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    def _once(self, method: str, path: str, body: dict[str, Any] | None, wants_choice: bool) -> dict[str, Any]:
         url = f"{self.url}/{path}"
         deadline = time.monotonic() + self._attempt_s
         try:
@@ -103,7 +103,7 @@ class Endpoint:
             raise EndpointUnavailable(f"{url} did not answer within {self._attempt_s:.3g} s") from None
         except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError, RuntimeError) as error:  # RuntimeError: the client was closed
             raise EndpointUnavailable(self._without_key(f"{url} cannot be reached ({type(error).__name__}: {error})")) from None
-        return self._content(url, response, received, wants_choice=method == "POST")
+        return self._content(url, response, received, wants_choice=wants_choice)
 
     def _content(self, url: str, response: httpx2.Response, received: bytes, *, wants_choice: bool) -> dict[str, Any]:
         """What the server answered; raises where that is an error, under whatever status."""

@@ -171,7 +171,7 @@ class OpenAIEngine:
 
     def _post(self, question: Question, text: str, form: Form) -> dict[str, Any]:
         path = "completions" if question.style == "completion" else "chat/completions"
-        return self._endpoint.post(path, request_body(self.model, question, text, form))
+        return self._endpoint.post(path, request_body(self.model, question, text, form), wants_choice=True)
 
     def _find_form(self) -> Form:
         def holds_answer(form: Form, answer: dict[str, Any]) -> bool:
