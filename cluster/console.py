@@ -53,7 +53,7 @@ class Console:
     def say(self, text: str) -> None:
         """One line for the user, above the live display where there is one."""
         if self._kind != "quiet":
-            self._rich.print(text, highlight=False, markup=False)
+            self._rich.print(text, highlight=False, markup=False, emoji=False)
 
     def update(self, line: Mapping[str, Any]) -> None:
         """Show the newest figures."""

@@ -196,7 +196,7 @@ def _print_table(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False, emoji=False)
     tables = {
         f"{report['environment']}, {report['episodes']} episodes, checkpoint at {report['env_steps']:,} steps (mean, 95 % interval)": {
             name: report[name] for name in PLAYERS

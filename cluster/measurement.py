@@ -105,7 +105,7 @@ def print_report(result: Mapping[str, Any], as_json: bool) -> None:
     numerator, denominator = result["ratio_of"]
     if result["ratio"] is not None:
         table.add_row(f"ratio of {numerator} to {denominator}", f"{result['ratio']:.3g}", f"{low:.3g} to {high:.3g}")
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False, emoji=False)
     console.print(table)
     on = result["machine"]
     console.print(

@@ -217,4 +217,4 @@ def print_table(report: Mapping[str, Any]) -> None:
             shown = "-" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
             remark = row.remark_if_none if value is None else row.remark
             table.add_row(row.label, shown, remark.format_map(report))
-    Console(soft_wrap=True).print(table)
+    Console(soft_wrap=True, markup=False, emoji=False).print(table)

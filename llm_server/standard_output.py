@@ -107,7 +107,7 @@ class _Unfailing(io.RawIOBase):
         """Whether a terminal is (still) there."""
         return os.isatty(self._number)
 
-    def write(self, data) -> int:  # type: ignore[no-untyped-def,override]
+    def write(self, data) -> int:  # type: ignore[no-untyped-def]
         """How many bytes were taken: all of them where they cannot be written."""
         while True:
             try:

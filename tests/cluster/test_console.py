@@ -4,6 +4,7 @@ import pytest
 
 from cluster.console import Console
 from configs.schema import LoggingConfig
+from llm_server.audit import print_table
 
 SUMMARY = {
     "env_steps": 1000,
@@ -39,6 +40,14 @@ def test_the_summary_shows_captions_as_they_are(capsys: pytest.CaptureFixture[st
     assert "trained before the first reward table came: 12.5% of steps" in output
     assert "You [b]kill[/b] it!" in output
     assert "0.75" in output
+
+
+def test_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "runs/[bold]100%[/x] #1 :100:"
+    make("plain").say(name)
+    print_table({"title": name})
+    shown = capsys.readouterr().out
+    assert shown.count(name) == 2
 
 
 def test_a_problem_is_said_once_and_its_end_too(capsys: pytest.CaptureFixture[str]) -> None:
