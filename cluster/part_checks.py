@@ -19,7 +19,6 @@ from cluster.finding import Finding, failed, ok, warning
 from cluster.patient import Patient
 from cluster.reward_balance import weigh_penalties
 from cluster.wiring import service_credentials
-from configs.service_schema import ServiceConfig
 from llm_server.client import AnnotationClient, AnnotationRefused, ServiceUnavailable
 from llm_server.credentials import ClientCredentials
 from llm_server.devices import resolve_device
@@ -157,17 +156,6 @@ def _check_encoder(encoder: str) -> Finding:
     except ValueError as error:
         return failed("judge", f"service.encoder={encoder}: {error}", "correct service.encoder, or take service.encoder=minilm")
     return ok("judge", f"no language model; sentence encoder {encoder} in {folder}")
-
-
-def _check_encoder(service: ServiceConfig) -> Finding:
-    from llm_server.model_check import ModelNotHere, local_folder
-
-    try:
-        where = "" if service.encoder == "minilm" else f" ({local_folder(service.encoder)})"
-    except ModelNotHere as error:
-        advice = f"the first start downloads it, which needs a network; or do it now: hf download {service.encoder}"
-        return warning("judge", str(error), advice)
-    return ok("judge", f"no language model; sentence encoder {service.encoder} is there{where}")
 
 
 def _check_vllm(patient: Patient) -> Finding:
