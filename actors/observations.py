@@ -144,12 +144,12 @@ def _make(space: spaces.Space) -> tuple[ArraySpec, Callable[[Any], Any]] | None:
         spec = ArraySpec(shape=tuple(space.shape), dtype=np.dtype(np.int8))
         return spec, lambda value: _within(_integers(value, spec), 0, 1, space)
     if isinstance(space, spaces.Box) and 0 not in space.shape:
-        if np.issubdtype(space.dtype, np.floating):
+        declared = np.dtype(space.dtype)
+        if declared.kind == "f":
             spec = ArraySpec(shape=space.shape, dtype=np.dtype(np.float32))
             return spec, lambda value: _floats(value, spec)
-        if space.dtype.kind in "biu":
-            dtype = space.dtype if space.dtype.name in KEPT_INTEGERS else np.dtype(np.int64)
-            spec = ArraySpec(shape=space.shape, dtype=dtype)
+        if declared.kind in "biu":
+            spec = ArraySpec(shape=space.shape, dtype=declared if declared.name in KEPT_INTEGERS else np.dtype(np.int64))
             return spec, lambda value: _integers(value, spec)
     return _text(space) if is_text(space) else None
 
