@@ -176,15 +176,16 @@ def make_environment(
 
 def _make(config: EnvConfig, policy: PolicyConfig, num_envs: int, seeds: SeedStream) -> VectorEnvironment:
     from actors.gymnasium_environment import GymnasiumEnvironment, make_single
-    from actors.wrapped_environment import descends_from_nethack, innermost
+    from actors.wrapped_environment import descends_from_nethack, nethack_within
 
     spec, first = find_environment(config.id), None
-    is_nethack = descends_from_nethack(load_creator(spec))
+    notices: tuple[str, ...] = ()
+    is_nethack = descends_from_nethack(load_creator(spec)) and not spec.additional_wrappers
     if not is_nethack:  # what it makes decides, not how it is registered
         first = make_single(spec, config)
-        is_nethack = descends_from_nethack(type(innermost(first)))
+        is_nethack, notices = nethack_within(first, spec.id, config.captioner)
     if not is_nethack:
-        return GymnasiumEnvironment(spec, config, num_envs=num_envs, seeds=seeds, first=first)
+        return GymnasiumEnvironment(spec, config, num_envs=num_envs, seeds=seeds, first=first, notices=notices)
     if first is not None:
         close_quietly(first)
     from actors.hero_view import view_for

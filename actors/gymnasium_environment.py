@@ -29,9 +29,18 @@ STEP_GIVES = "(observation, reward, terminated, truncated, info)"
 class GymnasiumEnvironment:
     """B environments of one registered id, stepped in turn."""
 
-    def __init__(self, spec: EnvSpec, config: EnvConfig, *, num_envs: int, seeds: SeedStream, first: gymnasium.Env | None = None) -> None:
-        """`first`: an environment of `make_single` to begin with. Raises ValueError for spaces and captioners that do not fit, for options
-        that the environment does not take, and for what it raises."""
+    def __init__(
+        self,
+        spec: EnvSpec,
+        config: EnvConfig,
+        *,
+        num_envs: int,
+        seeds: SeedStream,
+        first: gymnasium.Env | None = None,
+        notices: tuple[str, ...] = (),
+    ) -> None:
+        """`first`: an environment of `make_single` to begin with; `notices`: what is known of it that the user must be told. Raises
+        ValueError for spaces and captioners that do not fit, for options that the environment does not take, and for what it raises."""
         self.num_envs = num_envs
         self._seeds, self._gymnasium_spec, self._config = seeds, spec, config
         self._errors = EnvironmentErrors()
@@ -41,7 +50,7 @@ class GymnasiumEnvironment:
             while len(self._envs) < num_envs:
                 self._envs.append(make_single(spec, config))
             inside = max((lift_time_limits(env) for env in self._envs), default=0)
-            self._step_limit, notices = step_limit(config, lowest(spec.max_episode_steps, inside), spec.id)
+            self._step_limit, of_limit = step_limit(config, lowest(spec.max_episode_steps, inside), spec.id)
             model = self._envs[0]
             assert model is not None
             space, self._first_action, num_actions = model.observation_space, *discrete_actions(model, spec.id)
@@ -52,7 +61,9 @@ class GymnasiumEnvironment:
             self.close()
             raise
         observations = self._reader.specs
-        self.spec = EnvironmentSpec(observations=observations, num_actions=num_actions, notices=(*notices, *self._reader.notices))
+        self.spec = EnvironmentSpec(
+            observations=observations, num_actions=num_actions, notices=(*notices, *of_limit, *self._reader.notices)
+        )
         self._obs = {name: np.zeros((num_envs, *array.shape), array.dtype) for name, array in observations.items()}
         self._episodes = np.zeros(num_envs, np.int64)
         self._steps = np.zeros(num_envs, np.int64)

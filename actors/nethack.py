@@ -22,7 +22,7 @@ from actors.nethack_lean import X, Y, make_stepping
 from actors.nethack_rewards import goal_reward
 from actors.nethack_tasks import register_tasks
 from actors.seeding import SeedStream
-from actors.wrapped_environment import step_limit
+from actors.wrapped_environment import step_limit, wrapper_names
 from configs.schema import EnvConfig
 
 
@@ -57,8 +57,8 @@ class NetHackEnvironment:
         self._step_limit, notices = step_limit(config, model.step_limit, spec.id)
         if model.is_wrapped:
             notices.append(
-                f"environment {spec.id!r} is NetHack within {model.wrappers}: rewards, actions and ends are theirs; observations are NetHack's"
-                " own, not what they make of them, and stepping is slower; register the class itself to have neither"
+                f"environment {spec.id!r} is NetHack within {wrapper_names(model.played)}: rewards, actions and ends are theirs; observations are"
+                " NetHack's own, not what they make of them, and stepping is slower; register the class itself to have neither"
             )
         self._episodes = np.zeros(num_envs, np.int64)
         self._steps = np.zeros(num_envs, np.int64)

@@ -22,7 +22,7 @@ from actors.environment_lookup import load_creator
 from actors.gymnasium_environment import refuse_making
 from actors.hero_view import LAYERS, MAP_CELLS, MAP_HEIGHT, MAP_WIDTH, make_maps
 from actors.messages import MessageLog
-from actors.wrapped_environment import NO_LIMIT, add_registered_wrappers, innermost, layers, lift_time_limits, lowest, strip
+from actors.wrapped_environment import NO_LIMIT, add_registered_wrappers, innermost, lift_time_limits, lowest, strip
 from configs.schema import EnvConfig
 
 logger = logging.getLogger(__name__)
@@ -99,11 +99,6 @@ class Game:
     def is_wrapped(self) -> bool:
         """Whether a wrapper that changes something is around the game."""
         return self.played is not self.env
-
-    @property
-    def wrappers(self) -> str:
-        """Their names, outermost first."""
-        return ", ".join(type(layer).__name__ for layer in layers(self.played) if layer is not self.env)
 
     def reset(self, core: int, disp: int) -> bytes:
         """Start a game with these seeds and return its first raw caption."""

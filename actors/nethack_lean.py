@@ -15,6 +15,7 @@ from actors.nethack_figures import TIME
 from actors.nethack_game import ABORTED, DEATH, GAME_OVER, Game, GymnasiumStepping
 from actors.nethack_rewards import PENALTY_MODES, REWARDS
 from actors.nethack_tasks import TELLING, answer_key, oracle_glyph
+from actors.wrapped_environment import wrapper_names
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +203,7 @@ def make_stepping(games: list[Game], screens: dict[str, np.ndarray], wanted: str
     """Lean stepping where it is `wanted` (`lean` or `gymnasium`) and knows the environment, else NLE's own."""
     if wanted == "gymnasium":
         return GymnasiumStepping(games)
-    obstacle = f"the wrapper {games[0].wrappers}" if games[0].is_wrapped else find_obstacle(games[0].env)
+    obstacle = f"the wrappers {wrapper_names(games[0].played)}" if games[0].is_wrapped else find_obstacle(games[0].env)
     if obstacle is None:
         return LeanStepping(games, screens)
     logger.info("%s is stepped through its own class, which is slower: lean stepping does not know %s", env_id, obstacle)

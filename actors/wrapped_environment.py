@@ -37,6 +37,30 @@ def descends_from_nethack(creator: Any) -> bool:
     return isinstance(creator, type) and any(base.__module__.partition(".")[0] == "nle" for base in creator.__mro__)
 
 
+def nethack_within(env: Any, env_id: str, captioner: str) -> tuple[bool, tuple[str, ...]]:
+    """Whether an environment is played as NetHack, and what the user must be told where it is one and is not.
+
+    It is not where wrappers make observations of their own, or its captions are to be others than the messages.
+    """
+    game, played = innermost(env), strip(env)
+    if not descends_from_nethack(type(game)):
+        return False, ()
+    own = played.observation_space != game.observation_space
+    if played is game or (captioner == "message" and not own):
+        return True, ()
+    why = "their observations are not NetHack's" if own else f"env.captioner is {captioner}"
+    how = "leave the wrappers out, or register the class itself" if own else "take env.captioner=message"
+    return False, (
+        f"environment {env_id!r} is NetHack within {wrapper_names(played)}, and is played as any other, since {why}: the last messages of episodes"
+        f" are lost, the run's seed is ignored, and there is no glyph network; {how} to have them",
+    )
+
+
+def wrapper_names(played: Any) -> str:
+    """The wrappers around a game, outermost first."""
+    return ", ".join(type(layer).__name__ for layer in list(layers(played))[:-1])
+
+
 def strip(env: Any) -> Any:
     """Without the outermost wrappers that change nothing."""
     while isinstance(env, TRANSPARENT):

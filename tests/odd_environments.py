@@ -115,6 +115,11 @@ def limited_level(**kwargs: Any) -> gymnasium.Env:
     return gymnasium.wrappers.TimeLimit(gymnasium.wrappers.OrderEnforcing(level(**kwargs)), 12)
 
 
+def observed_level(**kwargs: Any) -> gymnasium.Env:
+    """A wrapper with observations of its own."""
+    return gymnasium.wrappers.FilterObservation(level(**kwargs), ["message", "blstats"])
+
+
 def unpayable_level(**kwargs: Any) -> Any:
     """Pays nothing that is a number."""
     env = level(**kwargs)
@@ -129,7 +134,7 @@ gymnasium.register("RegisteredLimit-v0", entry_point=Odd, max_episode_steps=2)
 gymnasium.register("Unreachable-v0", entry_point=Odd, kwargs={"reset": raising(RuntimeError("no simulator at port 2000"))})
 gymnasium.register("Unbounded-v0", entry_point=Odd, max_episode_steps=2, kwargs={"obs": lambda t: np.full(4, t, np.float32)})
 gymnasium.register("NotANumber-v0", entry_point=Odd, kwargs={"obs": lambda t: np.full(4, np.nan if t == 3 else 0, np.float32)})
-for _function in (level, bare_level, wrapped_level, limited_level, unpayable_level):
+for _function in (level, bare_level, wrapped_level, limited_level, observed_level, unpayable_level):
     gymnasium.register(f"MiniHack-Odd-{_function.__name__}-v0", entry_point=_function)
 gymnasium.register(
     "MiniHack-Odd-registered-v0",

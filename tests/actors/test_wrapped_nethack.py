@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from actors.environment import VectorEnvironment, make_environment
+from actors.gymnasium_environment import GymnasiumEnvironment
 from actors.nethack import NetHackEnvironment
 from configs.schema import EnvConfig
 
@@ -57,6 +58,29 @@ def test_wrappers_that_change_something_are_stepped_through_and_said() -> None:
     assert "register the class itself" in notice
     (registered,) = make("registered").spec.notices
     assert "within TenTimes" in registered, "wrappers of the registration count as well"
+
+
+@pytest.mark.parametrize(
+    ("name", "captioner", "reason"),
+    [
+        ("observed_level", "message", "their observations are not NetHack's"),
+        ("wrapped_level", "tests.toy_environments:say_nothing", "env.captioner is tests.toy_environments:say_nothing"),
+    ],
+)
+def test_where_wrappers_or_captions_are_not_nethacks_it_is_played_as_any_other_and_what_is_lost_is_said(
+    name: str, captioner: str, reason: str
+) -> None:
+    config = EnvConfig(id=f"tests.odd_environments:MiniHack-Odd-{name}-v0", captioner=captioner)
+    env = make_environment(config, num_envs=1, run_seed=1, worker_index=0)
+    assert isinstance(env, GymnasiumEnvironment)
+    env.reset()
+    env.step(np.zeros(1, np.int64))
+    assert env.take_errors() == (0, "")
+    (notice,) = env.spec.notices
+    assert f"played as any other, since {reason}" in notice
+    for lost in ("last messages of episodes", "seed is ignored", "no glyph network"):
+        assert lost in notice
+    env.close()
 
 
 def test_a_level_that_pays_no_number_is_an_environment_error() -> None:
