@@ -4,6 +4,7 @@ Invariant: what is written into a rollout is, value for value, what the environm
 broadcasts, nothing that is not finite, no category outside its range. Values outside a Box's bounds can be written, and are said once.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -171,6 +172,8 @@ def _characters(value: Any, num_bytes: int) -> np.ndarray:
 
 
 def _array(value: Any, spec: ArraySpec) -> np.ndarray:
+    if type(value) is np.ndarray and value.dtype == spec.dtype and value.shape == spec.shape:
+        return value
     try:
         array = np.asarray(value)
     except Exception:
@@ -184,11 +187,15 @@ def _array(value: Any, spec: ArraySpec) -> np.ndarray:
 
 def _floats(value: Any, spec: ArraySpec) -> np.ndarray:
     array = _array(value, spec)
-    with np.errstate(over="ignore"):
-        cast = array.astype(spec.dtype, copy=False)
-    finite = np.isfinite(cast)
-    if not finite.all():
-        raise Misfit(f"got {array[~finite].flat[0]}, wanted finite numbers of 32 bits")
+    cast = array
+    if array.dtype != spec.dtype:
+        with np.errstate(over="ignore"):
+            cast = array.astype(spec.dtype)
+    # The sum of squares is much the quickest look at all of them; where it is not finite, it may be for their size.
+    if not math.isfinite(np.vdot(cast, cast)):
+        finite = np.isfinite(cast)
+        if not finite.all():
+            raise Misfit(f"got {array[~finite].flat[0]}, wanted finite numbers of 32 bits")
     return cast
 
 

@@ -104,6 +104,7 @@ def test_an_observation_that_is_not_as_declared_is_an_environment_error(space: s
         (spaces.Box(-1, 1, (2,), np.float64), np.array([1, -1]), [1.0, -1.0]),
         (spaces.Box(0, 65_535, (1,), np.uint16), np.array([65_535], np.uint16), [65_535]),
         (spaces.Box(0, 1, (2,), bool), np.array([1, 0]), [True, False]),
+        (spaces.Box(-np.inf, np.inf, (2,)), [1e30, -1e30], np.float32([1e30, -1e30]).tolist()),
         (spaces.MultiBinary(2), [1, 0], [1, 0]),
         (spaces.MultiDiscrete([3, 7], start=[1, -1]), np.array([3, -1], np.int32), [2, 0]),
         (spaces.Discrete(10**9), 10**9 - 1, 10**9 - 1),

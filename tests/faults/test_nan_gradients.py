@@ -76,10 +76,11 @@ def test_a_run_whose_environment_pays_no_numbers_still_learns(tmp_path: Path, re
     ]
     assert launch(load_config(preset="debug", overrides=settings)) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert lines[-1]["updates_skipped_nonfinite"] > 10
+    assert lines[-1]["environment_errors"] > 10
+    assert lines[-1]["updates_skipped_nonfinite"] == 0, "nothing of it reaches the learner"
     assert lines[-1]["episode_length_mean"] < 7, "five steps are the shortest way; a random walk takes thirty"
     state: dict[str, Any] | None = load_latest(tmp_path / "run" / "checkpoints")
     assert state is not None
     assert all(np.isfinite(np.asarray(weights)).all() for weights in state["learner"]["weights"].values())
     assert state["loop"]["env_steps"] >= 20_000
-    record_recovery("an environment that pays NaN at random", "the task is still learnt; updates skipped are counted", None)
+    record_recovery("an environment that pays NaN at random", "the task is still learnt; each is an environment error, counted, and reaches no update", None)
