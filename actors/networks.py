@@ -84,6 +84,7 @@ class ImageEncoder(nn.Module):
         if not images:
             shapes = {name: (spec.shape, str(spec.dtype)) for name, spec in observations.items()}
             raise ValueError(f"network 'cnn' wants a uint8 image of three dimensions among the observations, got {shapes}; choose 'mlp'")
+        self._scale = config.image_scale
         self._channels_first = {name: is_channels_first(spec.shape, config.image_layout) for name, spec in images.items()}
         self.stacks = nn.ModuleDict({module_name(name): self._make_stack(name, spec, config) for name, spec in images.items()})
         rest = {name: spec for name, spec in observations.items() if name not in images}
@@ -107,7 +108,7 @@ class ImageEncoder(nn.Module):
         features = []
         for name, channels_first in self._channels_first.items():
             image = obs[name] if channels_first else obs[name].movedim(-1, 1)
-            features.append(self.stacks[module_name(name)](image.float() / 255))
+            features.append(self.stacks[module_name(name)](image.float() / self._scale))
         if self.rest is not None:
             features.append(self.rest(obs))
         return torch.cat(features, -1)

@@ -78,6 +78,9 @@ class PolicyConfig:
     image_layout: str = "auto"
     """Which axis of an image observation holds its channels: `channels_last`, `channels_first`, or `auto`: the last, unless it has more
     than 4 entries, the first two differ in length, and the last two do not or the first has at most 4."""
+    image_scale: float = 255.0
+    """What the values of image observations are divided by: 255 for pictures, the largest code for grids of small codes, which a network would
+    hardly see as fractions of 255."""
     embedding_size: int = 32
     """Width of a glyph's embedding and of the two convolutions over the crop (`glyph_crop`, `nethack_full`), and of large categorical
     entries."""
@@ -245,8 +248,8 @@ class ClusterConfig:
     learner_timeout_s: float = 300.0
     """A learner that answers nothing for longer than this, not even that it is busy, is ended and started again from the last checkpoint."""
     max_environment_loss: float = 0.5
-    """Share of the environments' rollouts that may be lost to exceptions of the environment, over the last 32 rollouts, before the run fails;
-    an environment that raises is rebuilt, and the rollout of that one environment is not trained on."""
+    """Share of the environments' rollouts that may be lost to failures of the environment, over the last 32 rollouts, before the run fails;
+    an environment that raises, or gives what is not finite or not as declared, is rebuilt, and the rollout of that one environment is not trained on."""
     max_learner_restarts: int = 3
     """Restarts of a dead learner from the last checkpoint, in a row and without a new checkpoint in between, before the run fails; in `local`
     and `connect`."""

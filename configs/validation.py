@@ -49,6 +49,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "policy.core_size": (1, 65_536),
     "policy.hidden_size": (1, 65_536),
     "policy.crop_size": (3, 41),
+    "policy.image_scale": (1e-6, 1e9),
     "policy.embedding_size": (1, 4096),
     "policy.head_gain": (0, 100),
     "policy.encoder_gain": (0, 100),

@@ -230,6 +230,15 @@ def test_the_axis_of_the_channels_follows_a_rule_or_the_setting(shape: tuple[int
     assert encoder({"image": torch.zeros(2, *shape, dtype=torch.uint8)}).shape == (2, encoder.num_features)
 
 
+def test_images_are_read_as_fractions_of_their_scale() -> None:
+    spec = {"image": numeric(7, 7, 3, dtype=np.uint8)}
+    torch.manual_seed(0)
+    pictures, codes = (ImageEncoder(spec, dataclasses.replace(SMALL, image_scale=scale)) for scale in (255.0, 5.0))
+    codes.load_state_dict(pictures.state_dict())
+    image = torch.randint(0, 6, (4, 7, 7, 3), dtype=torch.uint8)
+    torch.testing.assert_close(codes({"image": image}), pictures({"image": image * 51}))
+
+
 def test_entries_may_have_any_name() -> None:
     names = ["type", "items", "a.b", "", "%type", "a%2Eb", "_modules", "training", "forward", "core h", "room/key.0"]
     assert len({module_name(name) for name in names}) == len(names), "one to one"

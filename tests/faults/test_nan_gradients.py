@@ -83,4 +83,8 @@ def test_a_run_whose_environment_pays_no_numbers_still_learns(tmp_path: Path, re
     assert state is not None
     assert all(np.isfinite(np.asarray(weights)).all() for weights in state["learner"]["weights"].values())
     assert state["loop"]["env_steps"] >= 20_000
-    record_recovery("an environment that pays NaN at random", "the task is still learnt; each is an environment error, counted, and reaches no update", None)
+    record_recovery(
+        "an environment that pays NaN at random",
+        "the task is still learnt; each is an environment error, counted, and reaches no update",
+        None,
+    )
