@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from gymnasium.error import DependencyNotInstalled
+
 LOG = logging.getLogger(__name__)
 MAX_MESSAGE = 300
 """Characters of an exception's own message that are repeated."""
@@ -46,12 +48,18 @@ def failure_of(env_id: str, error: BaseException, where: str) -> EnvironmentFail
     if isinstance(error, EnvironmentFailure):
         return error
     text = one_line(error)
+    if isinstance(error, DependencyNotInstalled):
+        return _caused(f"environment {env_id!r} needs a package that is not installed: {text}", error)
     advice = ""
     if isinstance(error, ModuleNotFoundError) and error.name:
         advice = f"; it needs the package {error.name.partition('.')[0]}: install it"
     elif isinstance(error, TypeError) and where == "reset" and ("seed" in text or "options" in text):
         advice = "; gymnasium's reset takes seed= and options="
-    failure = EnvironmentFailure(f"environment {env_id!r} raised {type(error).__name__} in {where}{': ' if text else ''}{text}{advice}")
+    return _caused(f"environment {env_id!r} raised {type(error).__name__} in {where}{': ' if text else ''}{text}{advice}", error)
+
+
+def _caused(line: str, error: BaseException) -> EnvironmentFailure:
+    failure = EnvironmentFailure(line)
     failure.__cause__ = error
     return failure
 

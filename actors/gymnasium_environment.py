@@ -218,8 +218,6 @@ def make_single(spec: EnvSpec, config: EnvConfig) -> gymnasium.Env:
 
 def refuse_making(env_id: str, options: Mapping[str, Any], error: BaseException) -> NoReturn:
     """Raise, as ValueError of one line, what making an environment raised."""
-    if isinstance(error, gymnasium.error.DependencyNotInstalled):
-        raise EnvironmentFailure(f"environment {env_id!r} needs a package that is not installed: {one_line(error)}") from error
     if error.__context__ is not None and "was raised from the environment creator" in str(error):  # gymnasium's, in its place
         error = error.__context__
     if isinstance(error, TypeError) and options and "argument" in str(error):

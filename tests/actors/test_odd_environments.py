@@ -1,10 +1,12 @@
 """Whatever a user's environment raises or gives is one line that names it; it is rebuilt, counted, and the others play on."""
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.error import DependencyNotInstalled
 
 from actors.environment import VectorEnvironment, find_environment, make_environment
 from actors.environment_errors import EnvironmentFailure
@@ -264,6 +266,9 @@ def test_a_module_that_lacks_a_package_or_raises_as_it_is_imported_says_so(tmp_p
 def test_a_package_that_is_missing_only_as_the_environment_is_made_is_named() -> None:
     with pytest.raises(EnvironmentFailure, match=r"raised ModuleNotFoundError in making: .*; it needs the package box: install it"):
         make(making=raising(ModuleNotFoundError("No module named 'box.core'", name="box.core")))
+    words = "Box2D is not installed, you can install it by `pip install gymnasium[box2d]`"
+    with pytest.raises(EnvironmentFailure, match=re.escape(f"{SINGLE} needs a package that is not installed: {words}")):
+        make(making=raising(DependencyNotInstalled(words)))
 
 
 @pytest.mark.parametrize(

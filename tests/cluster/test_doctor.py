@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from cluster import cli, doctor, machine_checks, package_checks, part_checks, ray_checks
+from cluster.patient import Patient
+from configs.loading import load_config
 from configs.service_schema import AccessConfig
 from llm_server.bundled_model import bundled_model_folder
 from llm_server.credentials import CredentialFiles, make_credentials
@@ -406,6 +408,21 @@ def test_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
     assert "later `ray start` will ask for it" in token(*LOCAL)["found"]
     monkeypatch.setenv("RAY_AUTH_MODE", "tokens")
     assert "does not know" in token(*LOCAL)["found"]
+
+
+@pytest.mark.parametrize(
+    ("env_id", "extras"),
+    [
+        ("Delphi/NetHackOracle-v0", {"nle"}),
+        ("MiniHack-Room-5x5-v0", {"nle", "minihack"}),
+        ("MiniGrid-DoorKey-8x8-v0", {"minigrid"}),
+        ("BabyAI-GoToObj-v0", {"minigrid"}),
+        ("CartPole-v1", set()),
+    ],
+)
+def test_extras_are_those_of_the_environment(env_id: str, extras: set[str]) -> None:
+    config = load_config(preset="debug", overrides=[f"env.id={env_id}"])
+    assert package_checks.needed_extras(Patient(config)) == extras
 
 
 def test_packages_that_are_missing_too_old_or_broken(
