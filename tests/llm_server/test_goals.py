@@ -16,7 +16,14 @@ from llm_server.rubric_file import load_rubric
 DATA = Path(__file__).parent / "data"
 MAX_PER_CLASS = 20
 """A few dozen captions per goal keep this fast."""
-MIN_AUC = {"nethack_combat": 0.9, "nethack_gold": 0.9, "nethack_descend": 0.8, "nethack_explore": 0.9, "minihack_progress": 0.85}
+MIN_AUC = {
+    "nethack_combat": 0.9,
+    "nethack_gold": 0.9,
+    "nethack_descend": 0.8,
+    "nethack_explore": 0.9,
+    "minihack_progress": 0.85,
+    "minigrid_progress": 0.9,
+}
 NOTHINGS = ("It's a wall.", "It's solid stone.", "In what direction?", "You see here a rock.", "The newt bites!")
 
 
