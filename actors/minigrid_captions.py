@@ -36,7 +36,7 @@ def describe_for_mission(obs: Mapping[str, Any], info: Mapping[str, Any]) -> str
 
 def _carried(cell: np.ndarray) -> str:
     kind, colour, _ = cell.tolist()
-    return f"You carry a {COLOURS[colour]} {THINGS[kind]}." if kind in THINGS else ""
+    return f"You have picked up a {COLOURS[colour]} {THINGS[kind]}." if kind in THINGS else ""
 
 
 def _faced(cell: np.ndarray) -> str:

@@ -27,8 +27,11 @@ def view(**cells: tuple[int, int, int]) -> dict[str, object]:
         (view(), ""),
         (view(faced=(WALL, 5, 0), far=(KEY, YELLOW, 0)), ""),
         (view(faced=(KEY, YELLOW, 0)), "A yellow key lies in front of you."),
-        (view(carried=(KEY, YELLOW, 0)), "You carry a yellow key."),
-        (view(carried=(KEY, YELLOW, 0), faced=(DOOR, YELLOW, 2)), "You carry a yellow key.  The yellow door in front of you is locked."),
+        (view(carried=(KEY, YELLOW, 0)), "You have picked up a yellow key."),
+        (
+            view(carried=(KEY, YELLOW, 0), faced=(DOOR, YELLOW, 2)),
+            "You have picked up a yellow key.  The yellow door in front of you is locked.",
+        ),
         (view(faced=(DOOR, YELLOW, 0), far=(GOAL, GREEN, 0)), "The yellow door in front of you is open.  The goal is in sight."),
         (view(faced=(LAVA, 0, 0)), "There is lava in front of you."),
     ],
@@ -55,7 +58,7 @@ def test_the_environment_runs_as_it_is_and_its_key_is_seen() -> None:
     rng, seen = np.random.default_rng(0), set()
     for _ in range(300):
         seen |= set(env.step(rng.integers(0, 7, 4)).captions)
-    assert {b"", b"A yellow key lies in front of you.", b"You carry a yellow key."} <= seen
+    assert {b"", b"A yellow key lies in front of you.", b"You have picked up a yellow key."} <= seen
     assert len(seen) < 40
     assert env.take_errors() == (0, "")
     env.close()

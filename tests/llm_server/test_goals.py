@@ -16,7 +16,14 @@ from llm_server.rubric_file import load_rubric
 DATA = Path(__file__).parent / "data"
 MAX_PER_CLASS = 20
 """A few dozen captions per goal keep this fast."""
-MIN_AUC = {"nethack_combat": 0.9, "nethack_gold": 0.9, "nethack_descend": 0.8, "nethack_explore": 0.9, "minihack_progress": 0.85}
+MIN_AUC = {
+    "nethack_combat": 0.9,
+    "nethack_gold": 0.9,
+    "nethack_descend": 0.8,
+    "nethack_explore": 0.9,
+    "minihack_progress": 0.85,
+    "minigrid_progress": 0.9,
+}
 NOTHINGS = ("It's a wall.", "It's solid stone.", "In what direction?", "You see here a rock.", "The newt bites!")
 
 
@@ -83,4 +90,5 @@ def test_a_goal_is_told_from_everything_else(name):
     yes, no = ([given[text] for text, is_positive in held_out(name).items() if is_positive == label] for label in (True, False))
     measured = auc(yes, no)
     assert measured >= MIN_AUC[name], f"AUC {measured:.3f} on {len(yes)} positive and {len(no)} negative captions"
-    assert not {text: given[text] for text in NOTHINGS if given[text] > theta}
+    if not name.startswith("minigrid"):  # which shows no such message
+        assert not {text: given[text] for text in NOTHINGS if given[text] > theta}
