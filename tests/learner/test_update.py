@@ -202,6 +202,12 @@ def test_resuming_continues_bit_for_bit_in_a_new_epoch(config: LearnerConfig) ->
     assert_same(straight.state_dict(), {**resumed.state_dict(), "run_epoch": 0})
 
 
+@pytest.mark.parametrize(("resumed_in", "is_told"), [("fp32", False), ("bf16", True)])
+def test_a_run_that_goes_on_in_other_numbers_says_so(caplog: pytest.LogCaptureFixture, resumed_in: str, is_told: bool) -> None:
+    make_learner(dataclasses.replace(FAST, precision=resumed_in), run_epoch=1).load_state_dict(make_learner().state_dict())
+    assert ("computed in fp32 so far and goes on in bf16" in caplog.text) == is_told
+
+
 def test_a_learner_that_never_stepped_can_be_resumed() -> None:
     fresh, resumed = make_learner(), make_learner(run_epoch=1, seed=5)
     resumed.load_state_dict(fresh.state_dict())
