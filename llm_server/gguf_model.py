@@ -38,10 +38,8 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._at = 0
-        if self._bytes[:4] != b"GGUF" or (version := struct.unpack_from("<I", self._bytes, 4)[0]) not in VERSIONS:
+        if self._bytes[:4] != b"GGUF" or int.from_bytes(self._bytes[4:8], "little") not in VERSIONS:
             raise ValueError(f"{path} is no GGUF file of version {' or '.join(map(str, VERSIONS))}")
-        del version
         self._at = 8
         num_tensors, num_values = self._number("Q"), self._number("Q")
         self.values: dict[str, Any] = {self._string(): self._value(self._number("I")) for _ in range(num_values)}

@@ -235,6 +235,12 @@ def test_a_resumed_policy_gives_the_outputs_that_were_saved(core: str, tmp_path:
     assert (played(learner.snapshot()) != saved).all()
 
 
+@pytest.mark.parametrize(("resumed_in", "is_told"), [("fp32", False), ("bf16", True)])
+def test_a_run_that_goes_on_in_other_numbers_says_so(caplog: pytest.LogCaptureFixture, resumed_in: str, is_told: bool) -> None:
+    make_learner(dataclasses.replace(FAST, precision=resumed_in), run_epoch=1).load_state_dict(make_learner().state_dict())
+    assert ("computed in fp32 so far and goes on in bf16" in caplog.text) == is_told
+
+
 def test_a_learner_that_never_stepped_can_be_resumed() -> None:
     fresh, resumed = make_learner(), make_learner(run_epoch=1, seed=5)
     resumed.load_state_dict(fresh.state_dict())
