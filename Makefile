@@ -75,12 +75,12 @@ types: setup
 locks:
 	$(PYTHON) -m venv --clear build/uv
 	build/uv/bin/pip install -qq 'uv>=0.9'
-	$(PYTHON) .ci/lock.py build/uv/bin/uv
+	$(PYTHON) .ci/lock build/uv/bin/uv
 
 # What is installed, as CycloneDX, in build/sbom.json.
 sbom: setup
 	mkdir -p build
-	$(BIN)/python .ci/sbom.py > build/sbom.json
+	$(BIN)/python .ci/sbom > build/sbom.json
 
 proto: setup
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. llm_server/annotation.proto

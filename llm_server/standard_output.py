@@ -27,9 +27,9 @@ def output_may_be_lost() -> None:
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """The exit code of `command`, run with both streams guarded; argparse's own exits are taken for return values.
+    """The exit code of `command`, run with both streams guarded.
 
-    Output that is lost although a reader is there (a full disk) makes it 1 at least, unless it may be lost.
+    Output that is lost although a reader is there (a full disk) makes it 1 at least, unless it may be lost. argparse's exits stay exits.
     """
     global _is_result
     _is_result = True
@@ -40,15 +40,19 @@ def guarded(command: Callable[[], int]) -> int:
         try:
             code = command()
         except SystemExit as exit_:
-            if exit_.code is not None and not isinstance(exit_.code, int):
-                raise
-            code = exit_.code or 0
-        output.flush()
-        error = output.error
-        if error is not None and _is_result and error.errno not in READER_LEFT:
-            print(f"standard output cannot be written ({error.strerror}): make room, or send it elsewhere", file=sys.stderr)
-            code = code or 1
-        return code
+            lost = _code_of_loss(output)
+            raise SystemExit(exit_.code or lost) from None
+        lost = _code_of_loss(output)
+        return code or lost
+
+
+def _code_of_loss(output: "_Guarded") -> int:
+    output.flush()
+    error = output.error
+    if error is None or not _is_result or error.errno in READER_LEFT:
+        return 0
+    print(f"standard output cannot be written ({error.strerror}): make room, or send it elsewhere", file=sys.stderr)
+    return 1
 
 
 class _Guarded:

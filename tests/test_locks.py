@@ -1,7 +1,7 @@
 """What `make setup` and `make vllm` install is locked by hash, on whatever machine, and listed by `make sbom`."""
 
-import importlib.util
 import re
+import runpy
 import tomllib
 from importlib.metadata import distribution
 from pathlib import Path
@@ -89,12 +89,7 @@ def test_below_these_versions_a_models_configuration_can_run_code() -> None:
 
 
 def test_the_bill_of_materials_names_what_is_installed_and_what_needs_it() -> None:
-    spec = importlib.util.spec_from_file_location("sbom", ROOT / ".ci" / "sbom.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    bill = module.sbom([Path(str(distribution("torch").locate_file("")))])
+    bill = runpy.run_path(str(ROOT / ".ci" / "sbom"))["sbom"]([Path(str(distribution("torch").locate_file("")))])
     assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
     by_name = {component["name"].lower(): component for component in bill["components"]}
     torch = by_name["torch"]

@@ -87,8 +87,20 @@ def test_errors_of_the_command_are_its_own(monkeypatch: pytest.MonkeyPatch) -> N
 
     with output(monkeypatch, abandoned_pipe()), pytest.raises(ValueError, match="mine"):
         guarded(fail)
-    assert guarded(lambda: sys.exit(2)) == 2
-    assert guarded(lambda: sys.exit()) == 0
+
+
+@pytest.mark.parametrize(("given", "code"), [(None, 1), (0, 1), (2, 2)])
+def test_help_that_is_lost_is_said_too(given: int | None, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def explain() -> int:
+        print("usage")
+        raise SystemExit(given)
+
+    with pytest.raises(SystemExit) as caught:
+        guarded(explain)
+    assert not caught.value.code or caught.value.code == given
+    with output(monkeypatch, full_disk()), pytest.raises(SystemExit) as caught:
+        guarded(explain)
+    assert caught.value.code == code
 
 
 def test_characters_that_cannot_be_shown_are_shown_by_their_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
