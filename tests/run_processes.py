@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -23,7 +24,9 @@ def start_run(
 ) -> subprocess.Popen:
     """`delphi train` in the background, in a session of its own, its output in `log`; without an evaluation at its end."""
     command = [sys.executable, "-m", "cluster.train", "--preset", preset, f"run_dir={run_dir}", "evaluation.at_end=false", *settings]
-    with log.open("a") as output:
+    outside = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup
+    with log.open("a") as output, contextlib.ExitStack() as after:
+        after.callback(signal.signal, signal.SIGHUP, outside)
         return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=env, start_new_session=True)
 
 
