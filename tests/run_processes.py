@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -24,9 +23,7 @@ def start_run(
 ) -> subprocess.Popen:
     """`delphi train` in the background, in a session of its own, its output in `log`; without an evaluation at its end."""
     command = [sys.executable, "-m", "cluster.train", "--preset", preset, f"run_dir={run_dir}", "evaluation.at_end=false", *settings]
-    outside = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup
-    with log.open("a") as output, contextlib.ExitStack() as after:
-        after.callback(signal.signal, signal.SIGHUP, outside)
+    with log.open("a") as output:
         return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=env, start_new_session=True)
 
 

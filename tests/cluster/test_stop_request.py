@@ -13,12 +13,10 @@ from cluster.launch import StopRequest
 
 @pytest.fixture(autouse=True)
 def same_handlers() -> Iterator[None]:
-    outside = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     yield
     assert [signal.getsignal(number) for number in numbers] == before
-    signal.signal(signal.SIGHUP, outside)
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
