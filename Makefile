@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN_DIR ?= runs/nethack_score
+# Test files that run at once.
+TEST_PROCESSES ?= 2
 # cpu or cuda: which build of torch a new .venv gets; empty takes the CPU's where pip finds one, and else what registries serve (on Linux: CUDA's, 3 GB).
 TORCH ?=
 # Only files whose hashes the locks list.
@@ -41,7 +43,7 @@ vllm: .venv-vllm/installed
 	touch $@
 
 test: setup vllm
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 # Every injected fault, the slow ones too; what was measured lies in runs/faults.jsonl afterwards.
 faults: setup vllm
