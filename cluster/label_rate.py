@@ -36,14 +36,14 @@ def check_label_rate(patient: Patient) -> Finding:
     service = patient.service
     if not patient.starts_service or patient.asks is Asks.EMBEDDINGS or service.engine not in MEASURED_ENGINES:
         return ok(NAME, "not measured: no language model is loaded here")
-    try:
-        rubric = load_rubric(patient.config.annotator.rubric)
-        check_model(service, rubric)
-    except ValueError:  # said by the check of the judge
-        return ok(NAME, "not measured: the judge has to be put right first")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as lent:
-        model = str(lent.enter_context(lent_model_folder())) if service.model == "smollm2" else service.model
-        settings = replace(service, model=model, store="memory", host="127.0.0.1", port=0)
+        try:
+            model = str(lent.enter_context(lent_model_folder())) if service.model == "smollm2" else service.model
+            settings = replace(service, model=model, store="memory", host="127.0.0.1", port=0)
+            rubric = load_rubric(patient.config.annotator.rubric)
+            check_model(settings, rubric)
+        except ValueError:  # said by the check of the judge
+            return ok(NAME, "not measured: the judge has to be put right first")
         process = ServiceProcess(settings, patient.config.annotator.rubric, Path(folder) / "service.log")
         try:
             return _measure(process, rubric, patient)

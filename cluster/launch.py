@@ -32,8 +32,6 @@ from configs.schema import RunConfig
 from configs.validation import ConfigError
 
 LOG = logging.getLogger(__name__)
-
-
 TELL_INTERVAL_S = 10.0
 
 

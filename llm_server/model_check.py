@@ -40,9 +40,11 @@ def check_model(config: ServiceConfig, rubric: Rubric) -> ModelFacts:
     answer is more than one token where it stands."""
     if config.model == "smollm2" and unpacked_model() is None:
         with lent_model_folder() as folder:
-            facts = check_model(replace(config, model=str(folder)), rubric)
-        return replace(facts, folder=packed_model().parent)
-    folder = local_folder(config.model)
+            return replace(_facts(folder, config, rubric), folder=packed_model().parent)
+    return _facts(local_folder(config.model), config, rubric)
+
+
+def _facts(folder: Path, config: ServiceConfig, rubric: Rubric) -> ModelFacts:
     weights_bytes = _check_weights(folder, config.model)
     answers, unused = _answers(folder, config.model, rubric), unused_tensors(folder, config)
     return ModelFacts(folder=folder, weights_bytes=weights_bytes, answers=answers, unused=unused)

@@ -4,9 +4,13 @@ import json
 import math
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from configs.service_schema import ServiceConfig
+from llm_server.openai_engine import OpenAIEngine
+from llm_server.rubric import Rubric
 
 MODEL = "oracle"
 POSITIVE = ("kill", "descend", "gold")
@@ -136,3 +140,17 @@ class FakeEndpoint:
                 pass
 
         return Handler
+
+
+def engines_of(endpoint: FakeEndpoint, default: Rubric) -> Iterator[Callable[..., OpenAIEngine]]:
+    """The body of a fixture: a function that makes engines which ask `endpoint`, with its key in $TEST_KEY; they are closed afterwards."""
+    engines = []
+
+    def make(rubric: Rubric = default, **settings: Any) -> OpenAIEngine:
+        given = {"engine": "openai", "model": MODEL, "endpoint": endpoint.url, "endpoint_key_env": "TEST_KEY", "engine_timeout_s": 10.0}
+        engines.append(OpenAIEngine(ServiceConfig(**given | settings), rubric))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()

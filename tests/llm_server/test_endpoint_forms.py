@@ -6,15 +6,13 @@ import time
 
 import pytest
 
-from configs.service_schema import ServiceConfig
 from llm_server.annotate import main as annotate
 from llm_server.answers import text_of_piece
 from llm_server.endpoint import Endpoint, EndpointRefused, EndpointUnavailable
 from llm_server.endpoint_error import error_of, status_of
 from llm_server.endpoint_form import answer_text
-from llm_server.openai_engine import OpenAIEngine
 from llm_server.rubric import Example, Rubric
-from tests.llm_server.fake_endpoint import MODEL, FakeEndpoint
+from tests.llm_server.fake_endpoint import FakeEndpoint, engines_of
 from tests.refusals import assert_refused
 
 CHAT = Rubric(
@@ -36,16 +34,7 @@ def endpoint():
 @pytest.fixture
 def make(endpoint, monkeypatch):
     monkeypatch.setenv("TEST_KEY", "sk-secret")
-    engines = []
-
-    def make(rubric=CHAT, **settings):
-        given = {"engine": "openai", "model": MODEL, "endpoint": endpoint.url, "endpoint_key_env": "TEST_KEY", "engine_timeout_s": 10.0}
-        engines.append(OpenAIEngine(ServiceConfig(**given | settings), rubric))
-        return engines[-1]
-
-    yield make
-    for engine in engines:
-        engine.close()
+    yield from engines_of(endpoint, CHAT)
 
 
 def refusal(message, status=400, **more):

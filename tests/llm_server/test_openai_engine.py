@@ -18,9 +18,8 @@ from llm_server.client import ServiceUnavailable
 from llm_server.endpoint import Endpoint, EndpointUnavailable
 from llm_server.engine import check_engine
 from llm_server.judge_flags import opened_judge
-from llm_server.openai_engine import OpenAIEngine
 from llm_server.rubric import PairRubric, Rubric
-from tests.llm_server.fake_endpoint import MODEL, FakeEndpoint
+from tests.llm_server.fake_endpoint import MODEL, FakeEndpoint, engines_of
 
 KEY = "sk-secret-of-the-test"
 RUBRIC = Rubric(id="r", version="1", goal="g", style="completion", instructions="Judge.", positive=" yes", negative=" no", threshold=None)
@@ -38,16 +37,7 @@ def endpoint():
 @pytest.fixture
 def make(endpoint, monkeypatch):
     monkeypatch.setenv("TEST_KEY", KEY)
-    engines = []
-
-    def make(rubric=RUBRIC, **settings):
-        given = {"engine": "openai", "model": MODEL, "endpoint": endpoint.url, "endpoint_key_env": "TEST_KEY", "engine_timeout_s": 10.0}
-        engines.append(OpenAIEngine(ServiceConfig(**given | settings), rubric))
-        return engines[-1]
-
-    yield make
-    for engine in engines:
-        engine.close()
+    yield from engines_of(endpoint, RUBRIC)
 
 
 def test_a_completion_is_read_from_the_likeliest_tokens(make, endpoint):
