@@ -2,7 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN_DIR ?= runs/nethack_score
-# cpu or cuda: which build of torch; empty takes the CPU's where pip finds one, and else what registries serve (on Linux: CUDA's, 3 GB).
+# Test files that run at once.
+TEST_PROCESSES ?= 2
+# cpu or cuda: which build of torch a new .venv gets; empty takes the CPU's where pip finds one, and else what registries serve (on Linux: CUDA's, 3 GB).
 TORCH ?=
 # Only files whose hashes the locks list.
 LOCKED := $(BIN)/pip install -qq --require-hashes --no-deps --requirement
@@ -17,7 +19,7 @@ setup: .venv/installed
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Delphi needs Python 3.11 or newer, got " + sys.version.split()[0] + "; set PYTHON=path")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing Delphi and its dependencies into .venv (one to three minutes) ..."
-	case "$(TORCH)" in \
+	@case "$(TORCH)" in \
 	cpu|cuda) $(LOCKED) locks/torch-$(TORCH).txt ;; \
 	*) $(LOCKED) locks/torch-cpu.txt 2> /dev/null || { echo "pip finds no torch for CPUs alone: taking the other build ..."; $(LOCKED) locks/torch-cuda.txt; } ;; \
 	esac
@@ -41,7 +43,7 @@ vllm: .venv-vllm/installed
 	touch $@
 
 test: setup vllm
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 # Every injected fault, the slow ones too; what was measured lies in runs/faults.jsonl afterwards.
 faults: setup vllm

@@ -3,6 +3,7 @@
 Invariant: set up by processes when they start, never at import; a disk that refuses log lines disturbs nothing else.
 """
 
+import contextlib
 import logging
 import os
 import sys
@@ -19,7 +20,8 @@ class _LogFile(logging.FileHandler):
         before, self._error = self._error, None
         super().emit(record)
         if self._error is not None and before is None:
-            print(f"{self.baseFilename} could not be written ({self._error}): lines are lost until it can", file=sys.stderr)
+            with contextlib.suppress(OSError):  # the disk of both
+                print(f"{self.baseFilename} could not be written ({self._error}): lines are lost until it can", file=sys.stderr)
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Called by `emit` while it handles the error."""

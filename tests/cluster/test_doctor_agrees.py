@@ -79,10 +79,12 @@ def test_nothing_is_created_and_the_packaged_model_stays_packed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(model_check, "_answers", lambda files, model, rubric: [files.name])
+    looked_in: list[Path] = []
+    monkeypatch.setattr(model_check, "_answers", lambda folder, model, rubric: looked_in.append(folder) or ["x"])
     _, findings = examine(capsys, *MODEL, f"run_dir={tmp_path / 'run'}")
     assert findings["judge"][0]["status"] == "ok"
-    assert ".gguf" in findings["judge"][0]["found"], "its answers are looked up in the package"
+    assert looked_in
+    assert not looked_in[0].exists(), "it was unpacked for the doctor alone"
     assert files_below(tmp_path) == set()
 
 

@@ -17,11 +17,14 @@ from cluster.metric_writer import MetricWriter
 @pytest.fixture
 def limit() -> Iterator[Callable[[int], None]]:
     """`limit(n)`: no file of this process grows beyond n bytes; -1 lifts it."""
+    for handler in [existing for existing in logging.getLogger().handlers if isinstance(existing, logging.FileHandler)]:
+        logging.getLogger().removeHandler(handler)  # of a run that another test played in this process: a file of this process too
+        handler.close()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    on_limit = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (soft if size < 0 else size, hard))
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    signal.signal(signal.SIGXFSZ, handler)
+    signal.signal(signal.SIGXFSZ, on_limit)
 
 
 def test_lines_that_the_disk_refuses_are_written_in_order_when_there_is_room(tmp_path: Path, limit: Callable[[int], None]) -> None:

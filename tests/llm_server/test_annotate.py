@@ -1,6 +1,7 @@
 """`delphi annotate` and `delphi export`: from a run's captions to a judgement file, asking nothing twice."""
 
 import collections
+import io
 import json
 import math
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster import audit
-from llm_server import annotate, export, pair_sampling
+from llm_server import annotate, caption_file, export, pair_sampling
 from llm_server.annotation import Status
 from llm_server.caption_archive import CaptionArchive
 from llm_server.client import InProcessClient, ServiceUnavailable
@@ -242,3 +243,11 @@ def test_all_pairs_are_found_however_rare_their_captions():
     assert all(first != second for first, second in pairs)
     assert sample_pairs(counts, 10, 0, taken=[(second, first) for first, second in pairs[:-3]]) != []
     assert sample_pairs([5], 10, 0) == sample_pairs([], 10, 0) == []
+
+
+def test_an_export_is_utf_8_whatever_the_terminal_shows(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(caption_file, "read_archive", lambda run: [{"caption": "Ünder the → \\"}])
+    assert export.main(["run"]) == 0
+    assert json.loads(stream.buffer.getvalue().decode()) == {"caption": "Ünder the → \\"}
