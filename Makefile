@@ -43,7 +43,7 @@ vllm: .venv-vllm/installed
 	touch $@
 
 test: setup vllm
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 # Every injected fault, the slow ones too; what was measured lies in runs/faults.jsonl afterwards.
 faults: setup vllm
