@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN_DIR ?= runs/nethack_score
-# Test files that run at once.
+# Test files that run at once, each computing in one thread: torch's threads of several processes on few cores wait for each other.
 TEST_PROCESSES ?= 2
 # cpu or cuda: which build of torch a new .venv gets; empty takes the CPU's where pip finds one, and else what registries serve (on Linux: CUDA's, 3 GB).
 TORCH ?=

@@ -15,7 +15,12 @@ from tests.run_processes import actors_of, end_processes, lines, processes_of, s
 def test_the_main_job_survives_what_dies_and_a_closed_terminal_leaves_nothing(tmp_path: Path) -> None:
     run_dir, log = tmp_path / "run", tmp_path / "output.txt"
     settings = ["actors.envs_per_worker=8", "logging.interval_env_steps=1000", f"service.store={tmp_path / 'judgements.sqlite'}"]
-    settings += ["policy.hidden_size=32", "policy.core_size=32", "learner.epochs=1", "learner.minibatches=1"]  # the machine is for the judge
+    settings += [
+        "policy.hidden_size=32",
+        "policy.core_size=32",
+        "learner.epochs=1",
+        "learner.minibatches=1",
+    ]  # the machine is for the judge
     process = start_run(run_dir, log, "total_env_steps=1000000000", *settings)
     try:
         wait_until(lambda: any(line["annotator_up"] == 1 and line["annotations_total"] >= 32 for line in lines(run_dir)), process, log)
