@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN_DIR ?= runs/nethack_score
-# Test files that run at once.
+# Test files that run at once, each computing in one thread: torch's threads of several processes on few cores wait for each other.
 TEST_PROCESSES ?= 2
 # cpu or cuda: which build of torch a new .venv gets; empty takes the CPU's where pip finds one, and else what registries serve (on Linux: CUDA's, 3 GB).
 TORCH ?=
@@ -43,7 +43,7 @@ vllm: .venv-vllm/installed
 	touch $@
 
 test: setup vllm
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 # Every injected fault, the slow ones too; what was measured lies in runs/faults.jsonl afterwards.
 faults: setup vllm

@@ -73,10 +73,7 @@ def load_config(*, preset: str | None = None, file: str | None = None, overrides
         layers = _read_layers(Path(file).expanduser())
         name = Path(file).stem
     layers.extend(_parse_override(text) for text in overrides)
-    merged = OmegaConf.structured(RunConfig)
-    for layer in layers:
-        merged = OmegaConf.merge(merged, _nested(_values(layer)))
-    config = _built(merged)
+    config = _built([_values(layer) for layer in layers])
     try:
         config = with_user_paths(config)
     except ValueError as error:
@@ -105,7 +102,7 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 def from_dict(values: Mapping[str, Any]) -> RunConfig:
     """The inverse of `to_dict`; keys that this version does not know are refused."""
-    return _built(OmegaConf.merge(OmegaConf.structured(RunConfig), _nested(_values(values))))
+    return _built([_values(values)])
 
 
 def experiment_diff(old: Mapping[str, Any], new: Mapping[str, Any], *, of_reward_model: bool = False) -> list[str]:
@@ -258,13 +255,19 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _built(merged: Any) -> RunConfig:
+def _built(layers: Sequence[Mapping[str, Any]]) -> RunConfig:
+    """The defaults with dotted key -> value of each layer in turn in their place."""
     try:
-        config = OmegaConf.to_object(merged)
+        config = OmegaConf.to_object(OmegaConf.merge(_schema(), *map(_nested, layers)))
     except OmegaConfBaseException as error:  # ${...} within a list or an option
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}; give the value itself") from None
     assert isinstance(config, RunConfig)
     return config
+
+
+@functools.cache
+def _schema() -> Any:
+    return OmegaConf.structured(RunConfig)
 
 
 @functools.cache

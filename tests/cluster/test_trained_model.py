@@ -49,6 +49,10 @@ def train(run_dir: Path, file: Path, name: str, steps: int, *overrides: str) -> 
         f"reward_model.name={name}",
         f"reward_model.judgements={file}",
         "reward_model.patience=2",
+        "policy.hidden_size=16",
+        "policy.core_size=16",
+        "learner.epochs=1",
+        "learner.minibatches=1",
         "annotator.rubric=nethack_progress",
         "logging.console=plain",
         "logging.tensorboard=false",
@@ -62,7 +66,7 @@ def train(run_dir: Path, file: Path, name: str, steps: int, *overrides: str) -> 
 @pytest.mark.parametrize("name", ["retrieval", "classification", "ranking"])
 def test_it_is_trained_first_and_frozen_and_a_resumed_run_does_not_train_it_again(name, file, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(trained_model, "PROGRESS_INTERVAL_S", 0.0)
-    summary = train(tmp_path / "run", file, name, 1024)
+    summary = train(tmp_path / "run", file, name, 512)
     said = capsys.readouterr()
     assert "answers from" in said.out + said.err
     assert "frozen" in said.out + said.err
@@ -74,13 +78,13 @@ def test_it_is_trained_first_and_frozen_and_a_resumed_run_does_not_train_it_agai
     first = load_latest(run.checkpoints)["annotation"]["trainer"]["model"]
     file.unlink()
     monkeypatch.setattr(trained_model, "read_judgements", lambda path: pytest.fail("trained again"))
-    train(tmp_path / "run", file, name, 2048)
+    train(tmp_path / "run", file, name, 1024)
     again = load_latest(run.checkpoints)["annotation"]["trainer"]["model"]
     if name != "retrieval":
         np.testing.assert_array_equal(first["fitting"]["best"]["layers.0.weight"], again["fitting"]["best"]["layers.0.weight"])
     assert again["is_frozen"]
     model, config, env_steps, paid = load_reward_model(str(tmp_path / "run"))
-    assert (config.reward_model.name, env_steps) == (name, 2048)
+    assert (config.reward_model.name, env_steps) == (name, 1024)
     assert sum(paid.values()) > 0
     margins = model.margins([caption_of(text) for text in TEXTS])
     assert [margin > 0 for margin in margins] == [is_progress(text) for text in TEXTS]

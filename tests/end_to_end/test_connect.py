@@ -28,6 +28,11 @@ SETTINGS = [
     "env.max_episode_steps=200",
     "logging.interval_env_steps=1000",
     "actors.envs_per_worker=4",
+    "policy.hidden_size=32",
+    "policy.core_size=32",
+    "learner.epochs=1",
+    "learner.minibatches=1",
+    "annotator.wait_for_first_table_s=60",
     "service.engine=scripted",
     "service.store=memory",
     "evaluation.at_end=false",
@@ -63,7 +68,7 @@ def test_a_submitted_job_that_is_stopped_half_way_continues_when_it_is_submitted
     stopped = json.loads((run_dir / "summary.json").read_text())  # in time for the last checkpoint, which Ray's three seconds are not
     assert not stopped["finished"]
     assert stopped["env_steps"] >= 2_000
-    goal = stopped["env_steps"] + 15_000
+    goal = stopped["env_steps"] + 6_000
     output = submit(cluster, run_dir, goal, "cluster.service_replicas=2")  # which speak TLS here, and want a token
     assert "continues (epoch 2)" in output
     assert "the parts ask for 3.5 CPU, more than the cluster has or will get: each gets its share, 1 x learner (0.57 CPU)" in output

@@ -19,8 +19,8 @@ from configs.loading import load_config
 from learner.checkpoint import load_latest, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
-STEPS = 8 * 16 * 10
-"""Ten updates of 8 environments and 16 steps."""
+STEPS = 8 * 16 * 6
+"""Six updates of 8 environments and 16 steps."""
 
 
 def train(run_dir: Path, steps: int, *overrides: str) -> dict:
@@ -34,6 +34,8 @@ def train(run_dir: Path, steps: int, *overrides: str) -> dict:
         "annotator.labels_per_turn=3",
         "policy.core_size=16",
         "policy.hidden_size=16",
+        "learner.epochs=1",
+        "learner.minibatches=2",
         f"logging.interval_env_steps={STEPS}",
         "logging.console=quiet",
         "logging.tensorboard=false",
@@ -76,7 +78,7 @@ TIMES_AND_EPOCHS = (
 
 
 EXPERIMENTS = {
-    "one worker": [],
+    "one worker": ["learner.epochs=2", "learner.minibatches=4"],
     "two workers": ["actors.num_workers=2", "learner.rollouts_per_batch=2"],
     "classification": ["reward_model.name=classification", "reward_model.steps_per_turn=5", "annotator.policy=uncertainty"],
     "ranking": ["reward_model.name=ranking", "reward_model.steps_per_turn=5", "reward_model.warmup_labels=20"],
@@ -131,7 +133,7 @@ def test_environments_that_cannot_save_themselves_start_new_episodes_and_the_res
 
 def start(run_dir: Path, steps: int) -> subprocess.Popen:
     command = [sys.executable, "-m", "cluster.train", "--preset", "debug", f"run_dir={run_dir}", f"total_env_steps={steps}"]
-    command += ["logging.interval_env_steps=1", "logging.console=plain", "checkpoint.interval_env_steps=0"]
+    command += ["logging.interval_env_steps=1", "logging.console=plain", "logging.tensorboard=false", "checkpoint.interval_env_steps=0"]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -148,12 +150,14 @@ def test_a_signal_checkpoints_and_the_same_command_continues(tmp_path: Path) -> 
     run_dir = tmp_path / "run"
     process = start(run_dir, 10**9)
     wait_for(lambda: (run_dir / "metrics.jsonl").exists() and (run_dir / "metrics.jsonl").stat().st_size > 0, process)
+    process.send_signal(signal.SIGSTOP)  # stopped it holds its lock, and leaves the processor to the other
     second = subprocess.run(
         [sys.executable, "-m", "cluster.train", "--preset", "debug", f"run_dir={run_dir}", "total_env_steps=1000000000"],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert second.returncode == 2
     assert "in use by process" in second.stderr
+    process.send_signal(signal.SIGCONT)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 0, output

@@ -155,7 +155,7 @@ def test_a_rollout_without_any_whole_environment_fills_no_batch_and_keeps_its_pl
 
 
 def test_a_run_counts_only_what_it_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = [f"run_dir={tmp_path}/run", FAULTY, "env.options={raise_chance: 0.002}", "env.max_episode_steps=40", "total_env_steps=20000"]
+    settings = [f"run_dir={tmp_path}/run", FAULTY, "env.options={raise_chance: 0.004}", "env.max_episode_steps=40", "total_env_steps=8000"]
     small = [
         "policy.core=none",
         "policy.hidden_size=16",

@@ -40,7 +40,8 @@ def assert_continued(run: ToyRun) -> None:
 
 
 def test_a_killed_learner_is_started_again_within_the_run(tmp_path: Path, record_recovery: Callable[..., None]) -> None:
-    with toy_run(tmp_path, LONG, "checkpoint.interval_env_steps=2000", "cluster.max_learner_restarts=1") as run:
+    few = ["actors.num_workers=1", "cluster.max_learner_restarts=1"]
+    with toy_run(tmp_path, LONG, "checkpoint.interval_env_steps=2000", *few) as run:
         latest = run.run_dir / "checkpoints" / "latest"
         for epoch in (1, 2, 3):  # more deaths than restarts in a row are allowed: a checkpoint between them is progress
             wait_until(lambda epoch=epoch: epoch_of(run) == epoch and latest.exists(), run.process, run.log)
@@ -53,7 +54,7 @@ def test_a_killed_learner_is_started_again_within_the_run(tmp_path: Path, record
                 wait_until(lambda epoch=epoch: epoch_of(run) == epoch + 1, run.process, run.log)
                 recovery_s = time.monotonic() - began
                 wait_until(lambda steps=steps: run.last_line()["env_steps"] > steps, run.process, run.log)
-        assert len(actors_of(run.run_dir, "WorkerActor")) == 2, "the dead learner's workers are gone"
+        assert len(actors_of(run.run_dir, "WorkerActor")) == 1, "the dead learner's worker is gone"
         assert run.stop() == 0, run.output()
         assert_continued(run)
         assert run.output().count("the learner failed: it was killed") == 2

@@ -52,7 +52,8 @@ def judged(name: str) -> tuple[dict[str, float], float]:
     """Probabilities under one rubric, and its theta."""
     rubric = dataclasses.replace(load_rubric(name), pairs=None)
     engine = build_engine(ServiceConfig(torch_threads=0), rubric)
-    captions = list(dict.fromkeys([*held_out(name), *NOTHINGS, *(text for side in gold_and_combat() for text in side)]))
+    of_both = [text for side in gold_and_combat() for text in side] if name in ("nethack_gold", "nethack_combat") else []
+    captions = list(dict.fromkeys([*held_out(name), *NOTHINGS, *of_both]))
     scores = engine.score([rubric.item_text(text.encode()) for text in captions])
     return {text: score.probability for text, score in zip(captions, scores, strict=True)}, calibrate(engine, rubric).threshold
 
