@@ -52,7 +52,7 @@ def head_node(*, dashboard: bool, num_cpus: int = 4) -> Iterator[dict[str, str]]
     finally:
         head.terminate()
         try:
-            head.wait(20)
+            head.wait(60)
         except subprocess.TimeoutExpired:
             head.kill()
             head.wait()

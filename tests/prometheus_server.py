@@ -83,7 +83,7 @@ class Prometheus:
     def get(self, path: str, **parameters: Any) -> Any:
         """`data` of the answer; raises urllib.error.HTTPError for a query that Prometheus cannot read."""
         encoded = urllib.parse.urlencode(parameters, doseq=True)
-        with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{encoded}", timeout=30) as response:
+        with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{encoded}", timeout=120) as response:
             return json.load(response)["data"]
 
     def series(self, expression: str, *, minutes: float = 60.0, step_s: float = 1.0) -> list[dict[str, Any]]:
@@ -115,7 +115,7 @@ def running(folder: Path, configuration: Path, data: Path) -> Iterator[Prometheu
         yield server
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def _answers(server: Prometheus) -> bool:

@@ -42,7 +42,7 @@ def visit(requests: Mapping[str, Request]) -> dict[str, list[tuple[str, str | No
         part: [Visitor.options(**ray_placement.options(request, index)).remote() for index in range(request.count)]
         for part, request in requests.items()
     }
-    seen = {part: ray.get([actor.where.remote() for actor in there], timeout=60) for part, there in actors.items()}
+    seen = {part: ray.get([actor.where.remote() for actor in there], timeout=120) for part, there in actors.items()}
     for actor in chain(*actors.values()):
         ray.kill(actor)
     time.sleep(0.5)  # until what they had is free again

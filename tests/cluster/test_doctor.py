@@ -41,7 +41,7 @@ def service(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, str]]:
     command = [sys.executable, "-m", "llm_server.serve", "--engine=scripted", "--store=memory", "--port=0", f"--address-file={file}"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not file.exists() or part_checks.unreachable("127.0.0.1", int(file.read_text().rpartition(":")[2])):
             assert process.poll() is None
             assert time.monotonic() < deadline

@@ -60,7 +60,7 @@ def submit(environment: dict[str, str], run_dir: Path, steps: int, *settings: st
 def test_a_submitted_job_that_is_stopped_half_way_continues_when_it_is_submitted_again(cluster: dict[str, str], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     submit(cluster, run_dir, 10**9, options=["--no-wait", "--submission-id", "first"])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not any((line["env_steps"] or 0) >= 2_000 for line in lines(run_dir)):
         assert time.monotonic() < deadline, ray_job(cluster, "logs", "first")[-3000:]
         time.sleep(0.3)

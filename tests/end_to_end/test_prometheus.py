@@ -71,7 +71,7 @@ def test_every_metric_is_at_rays_endpoint_and_every_panel_has_data(watched: Watc
 def _check_endpoint(watched: WatchedRun) -> None:
     texts = []
     for target in watched.targets():
-        with urllib.request.urlopen(f"http://{target}/metrics", timeout=10) as response:
+        with urllib.request.urlopen(f"http://{target}/metrics", timeout=120) as response:
             texts.append(response.read().decode())
     text = "\n".join(texts)
     shown = re.findall(r"^(ray_delphi_\w+)\{([^}]*)\}", text, re.MULTILINE)

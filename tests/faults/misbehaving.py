@@ -76,7 +76,7 @@ class Cable:
 
     def mend(self) -> None:
         """Listen again on the same port."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while True:
             try:
                 self._listener = socket.create_server(("127.0.0.1", self._port))

@@ -65,7 +65,7 @@ class SmallCluster:
     def close(self) -> None:
         """End all nodes."""
         try:
-            self._process.communicate(timeout=30)
+            self._process.communicate(timeout=120)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()

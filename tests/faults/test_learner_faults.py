@@ -95,7 +95,7 @@ def test_killed_while_it_writes_a_checkpoint_it_goes_on_from_the_last_complete_o
         wait_until(lambda: (checkpoints / "latest").exists(), run.process, run.log)
         learner = learner_of(run)
         unfinished: list[Path] = []
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not unfinished:
             assert time.monotonic() < deadline
             if next(checkpoints.glob(".saving-step_*"), None):

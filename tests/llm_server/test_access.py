@@ -310,7 +310,7 @@ def test_a_run_is_told_of_wrong_credentials_before_it_begins(files, overrides, c
 
 def test_one_command_makes_credentials_and_says_how_to_use_them(tmp_path):
     command = [sys.executable, "-m", "llm_server.serve", "--make-credentials", str(tmp_path / "made"), "--host", "node-7"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     for wanted in (
         "--host node-7",
@@ -320,6 +320,6 @@ def test_one_command_makes_credentials_and_says_how_to_use_them(tmp_path):
     ):
         assert wanted in result.stdout
     assert (tmp_path / "made" / "token").read_text().strip() not in result.stdout
-    again = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert again.returncode == 2
     assert len(again.stderr.strip().splitlines()) == 1

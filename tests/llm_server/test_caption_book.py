@@ -236,9 +236,9 @@ def test_choosing_among_a_hundred_thousand_takes_milliseconds():
         report(book, {int(i): 1 for i in rng.integers(1, 2**63, 10_000)}, env_steps=number, number=number)
     seconds = []
     for _ in range(5):
-        started = time.perf_counter()
+        started = time.thread_time()
         assert len(book.next_batch(32)) == 32
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.thread_time() - started)
     assert min(seconds) < 0.03
 
 

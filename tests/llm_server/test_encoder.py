@@ -60,7 +60,7 @@ def test_a_closed_encoder_leaves_no_request_waiting_and_takes_no_more(monkeypatc
 
     def slow(loaded, texts):
         entered.set()
-        assert gate.wait(20)
+        assert gate.wait(60)
         return np.ones((len(texts), 384), np.float32)
 
     monkeypatch.setattr(
@@ -68,7 +68,7 @@ def test_a_closed_encoder_leaves_no_request_waiting_and_takes_no_more(monkeypatc
     )
     monkeypatch.setattr("llm_server.encoder._encode", slow)
     running = encoder.submit(["x"] * (BATCH_SIZE + 1))
-    assert entered.wait(20)
+    assert entered.wait(60)
     waiting = [encoder.submit(["y"]) for _ in range(MAX_PENDING_REQUESTS - 1)]
     with pytest.raises(JudgeBusyError, match="8 requests wait"):
         encoder.submit(["z"])

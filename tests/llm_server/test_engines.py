@@ -86,7 +86,7 @@ def vllm(comparing):
     processes = psutil.Process(engine.pid).children(recursive=True)
     shared = shared_memory(processes)
     engine.close()
-    _, alive = psutil.wait_procs(processes, timeout=30)
+    _, alive = psutil.wait_procs(processes, timeout=120)
     assert not alive
     assert not [path for path in shared if path.exists()]
 
@@ -213,6 +213,6 @@ def test_a_killed_vllm_comes_back_and_answers_the_batch_under_way(vllm):
     core.send_signal(signal.SIGKILL)
     assert [score.probability for score in vllm.score(TEXTS)] == pytest.approx([score.probability for score in before], abs=0.03)
     assert vllm.restarts == 1
-    _, alive = psutil.wait_procs(processes, timeout=30)
+    _, alive = psutil.wait_procs(processes, timeout=120)
     assert not alive
     assert not [path for path in shared if path.exists()]

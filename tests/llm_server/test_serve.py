@@ -46,7 +46,7 @@ def start(tmp_path):
     ],
 )
 def test_what_is_wrong_is_one_line_and_exit_code_2(arguments, complaint):
-    result = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120)
     assert result.returncode == 2
     assert complaint in result.stderr
     assert "Traceback" not in result.stderr
@@ -57,7 +57,7 @@ def test_an_endpoint_that_is_away_is_one_line_and_an_exit_code_after_which_a_run
     with socket.create_server(("127.0.0.1", 0)) as probe:
         url = f"http://127.0.0.1:{probe.getsockname()[1]}/v1"
     settings = ["--engine=openai", "--model=m", f"--endpoint={url}", "--endpoint-key-env=", "--engine-timeout-s=1"]
-    result = subprocess.run(command(*settings), capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command(*settings), capture_output=True, text=True, timeout=120)
     assert result.returncode == 1
     assert "cannot be reached (ConnectError" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
@@ -74,8 +74,8 @@ def test_it_serves_at_the_address_it_wrote_and_ends_on_a_signal(start, number):
     assert [round(judgement.probability, 3) for judgement in client.annotate([b"a newt", b"a wall"])] == [0.8, 0.1]
     began = time.monotonic()
     process.send_signal(number)
-    assert process.wait(10) == 0
-    assert time.monotonic() - began < 5
+    assert process.wait(60) == 0
+    assert time.monotonic() - began < 15
     with pytest.raises(ServiceUnavailable):
         client.annotate([b"a newt"])
     client.close()
@@ -89,5 +89,5 @@ def test_it_ends_at_once_while_the_model_is_loading(start):
         time.sleep(0.01)
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 0
-    assert time.monotonic() - began < 5
+    assert process.wait(60) == 0
+    assert time.monotonic() - began < 15

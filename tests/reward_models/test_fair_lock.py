@@ -16,7 +16,7 @@ def test_who_waits_comes_before_who_takes_it_again():
     visitor = threading.Thread(target=visit)
     with lock:
         visitor.start()
-        waits.wait(10)
+        waits.wait(60)
         while not lock._door.locked():
             assert visitor.is_alive()
     with lock:

@@ -62,7 +62,7 @@ def rewards(table, *ids):
 
 
 def wait_until(condition):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -397,10 +397,10 @@ def test_close_is_prompt_while_the_service_hangs(make, service):
     pipeline = make()
     pipeline.start()
     pipeline.report(TEXTS, COUNTS, "0.0", 0, 0)
-    assert service.arrived.acquire(timeout=10)
+    assert service.arrived.acquire(timeout=120)
     started = time.monotonic()
     pipeline.close()
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 15
 
 
 def test_a_real_service_that_is_killed_comes_back_and_no_caption_is_lost(tmp_path):
