@@ -292,7 +292,7 @@ def test_nodes_that_join_are_waited_for_aloud_and_asked_for() -> None:
 def test_waiting_ends_with_the_table_and_takes_the_request_back() -> None:
     cluster = Growing((0, nodes((2, 0))[0]))
     with pytest.raises(DoesNotFit, match="no room for 4 x worker"):
-        cluster.wait(60)
+        cluster.wait(20)
     assert cluster.now == 20
     assert cluster.asked[-1] == []
 
