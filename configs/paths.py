@@ -23,6 +23,8 @@ PATH_KEYS = (
     "reward_model.judgements",
 )
 """Settings that hold a path, or may hold one in place of a name."""
+NAMES = ("annotator.rubric", "service.model", "service.encoder")
+"""Those of them that hold a name where there is no slash."""
 Section = TypeVar("Section")
 
 
@@ -50,6 +52,8 @@ def with_user_paths(config: Section) -> Section:
         value = operator.attrgetter(key)(config)
         if key == "service.model" and operator.attrgetter("service.engine")(config) == "openai":
             continue  # the endpoint's own name of it
+        if key in NAMES and "/" not in value:
+            continue
         try:
             config = _replaced(config, key.split("."), user_path(value))
         except ValueError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from configs.loading import field_docs, load_config
-from configs.paths import PATH_KEYS, path_argument, user_path
+from configs.paths import NAMES, PATH_KEYS, path_argument, user_path
 from configs.schema import RunConfig
 from configs.validation import ConfigError
 from llm_server.rubric_file import load_rubric
@@ -37,6 +37,11 @@ def test_every_text_setting_that_speaks_of_a_file_or_folder_is_a_path_key() -> N
     said = re.compile(r"\b(file|folder|directory|path|python of)\b", re.IGNORECASE)
     speaking = {key for key, default, doc in field_docs() if isinstance(default, str) and said.search(doc)}
     assert speaking - NO_PATHS == set(PATH_KEYS)
+
+
+@pytest.mark.parametrize("key", NAMES)
+def test_a_name_without_a_slash_stays_what_was_typed(key: str, home: Path) -> None:
+    assert operator.attrgetter(key)(load_config(overrides=[f"{key}=~"])) == "~"
 
 
 def test_an_endpoints_name_of_a_model_is_no_path(home: Path) -> None:
