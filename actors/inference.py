@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from actors.devices import resolve_device, resolve_precision
-from actors.encoding_cache import EncodingCache
-from actors.environment import EnvironmentSpec
+from actors.environments.vector import EnvironmentSpec
+from actors.networks.repeated_rows import EncodingCache
 from actors.policy import PolicyNet, PolicySnapshot, load_snapshot
 from configs.schema import ActorsConfig
 

@@ -12,13 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from actors.distinct_rows import RepeatedRows, encode_all, encode_distinct, project
-from actors.encoding_cache import EncodingCache
-from actors.environment import EnvironmentSpec
-from actors.networks import make_encoder
+from actors.environments.vector import EnvironmentSpec
+from actors.networks.encoders import make_encoder
+from actors.networks.recurrent import RecurrentCore
+from actors.networks.repeated_rows import EncodingCache, RepeatedRows, RepeatingEncoder, encode_all, encode_distinct, project
 from actors.previous_step import encode_previous_step, previous_step_entries
-from actors.recurrent import RecurrentCore
-from actors.repeating_encoder import RepeatingEncoder
 from actors.rollout import Version
 from configs.schema import PolicyConfig
 

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from actors.environment import ArraySpec, VectorEnvironment, VectorStep
+from actors.environments.vector import ArraySpec, VectorEnvironment, VectorStep
 from configs.schema import PolicyConfig
 
 ACTION, REWARD = "previous_action", "previous_reward"

@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from actors.captions import CaptionTracker
-from actors.environment import EnvironmentLoss, VectorEnvironment, VectorStep
-from actors.environment_errors import EnvironmentFailure, traceback_of
+from actors.environments.errors import EnvironmentFailure, traceback_of
+from actors.environments.vector import EnvironmentLoss, VectorEnvironment, VectorStep
 from actors.inference import BatchedInference
 from actors.policy import PolicyNet, PolicySnapshot
 from actors.rollout import Acknowledgement, CaptionReport, EpisodeStatistics, Rollout, Version

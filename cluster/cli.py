@@ -7,19 +7,19 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from configs.suggestions import did_you_mean
+from configs.errors import did_you_mean
 from llm_server.standard_output import guarded
 
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("cluster.train", "train an agent; running the same command again continues the run"),
     "serve": ("llm_server.serve", "run the annotation service alone, without Ray"),
-    "eval": ("cluster.evaluate", "play a run's latest checkpoint on held-out seeds, beside a blind player and a random one"),
-    "audit": ("cluster.audit", "hold a judge, or a run's reward model, to captions that people have labelled"),
-    "annotate": ("llm_server.annotate", "judge captions, and pairs of them, into a file for offline training"),
-    "export": ("llm_server.export", "write a run's captions with counts and judgements as JSON lines"),
+    "eval": ("cluster.verbs.evaluate", "play a run's latest checkpoint on held-out seeds, beside a blind player and a random one"),
+    "audit": ("cluster.verbs.audit", "hold a judge, or a run's reward model, to captions that people have labelled"),
+    "annotate": ("llm_server.offline.annotate", "judge captions, and pairs of them, into a file for offline training"),
+    "export": ("llm_server.offline.caption_file", "write a run's captions with counts and judgements as JSON lines"),
     "dashboard": ("cluster.dashboards.command", "write the Grafana dashboard and Prometheus alerts"),
-    "doctor": ("cluster.doctor", "check this machine and what a configuration needs, and say what to do"),
-    "bench": ("cluster.bench", "run a benchmark of the checkout against its baseline"),
+    "doctor": ("cluster.doctor.command", "check this machine and what a configuration needs, and say what to do"),
+    "bench": ("cluster.verbs.bench", "run a benchmark of the checkout against its baseline"),
 }
 
 

@@ -38,7 +38,7 @@ class InlineWorkers:
 
     @property
     def problems(self) -> Sequence[str]:
-        """See `cluster.parts.Workers`."""
+        """See `cluster.interfaces.Workers`."""
         return self._notices.told
 
     def publish(self, snapshot: PolicySnapshot) -> None:

@@ -15,21 +15,21 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from actors.environment import EnvironmentSpec
-from actors.environment_errors import EnvironmentFailure, traceback_of
-from cluster import temporary
-from cluster.console import Console
-from cluster.logs import log_to_file
-from cluster.orphans import OrphanWatch, end_orphans
-from cluster.outcome import conclude
-from cluster.placement import Interrupted
-from cluster.ray_auth import use_private_token
-from cluster.reward_balance import weigh_penalties
-from cluster.run_directory import RunDirectory, begin_epoch, open_run, record_provenance
-from cluster.trained_model import check_judgements, pretrain
+from actors.environments.errors import EnvironmentFailure, traceback_of
+from actors.environments.vector import EnvironmentSpec
+from cluster.doctor.reward_balance import weigh_penalties
+from cluster.on_ray.orphans import OrphanWatch, end_orphans
+from cluster.on_ray.placement import Interrupted
+from cluster.run import temporary
+from cluster.run.console import Console
+from cluster.run.directory import RunDirectory, begin_epoch, open_run, record_provenance
+from cluster.run.logs import log_to_file
+from cluster.run.outcome import conclude
+from cluster.run.temporary import use_private_token
+from cluster.verbs.offline_reward_model import check_judgements, pretrain
 from cluster.wiring import check_parts
+from configs.checks import ConfigError
 from configs.schema import RunConfig
-from configs.validation import ConfigError
 
 LOG = logging.getLogger(__name__)
 TELL_INTERVAL_S = 10.0
@@ -164,7 +164,7 @@ def _train(
         token = use_private_token(directory)
         if token is not None:
             console.say(f"Ray asks for a token, in {token}")
-    from cluster.ray_spawner import train
+    from cluster.on_ray.driver import train
 
     with OrphanWatch(directory, temporary.ray_directory(config.run_dir)) if config.cluster.mode == "local" else contextlib.nullcontext():
         return train(

@@ -19,16 +19,16 @@ from dataclasses import asdict
 from typing import Any
 
 from actors.rollout import Rollout
-from cluster.metric_writer import MetricWriter
-from cluster.parts import Annotation, Workers
-from cluster.run_directory import RunDirectory
-from cluster.run_metrics import RunMetrics
-from cluster.stages import StageClock
+from cluster.interfaces import Annotation, Workers
+from cluster.run.directory import RunDirectory
+from cluster.run.metric_writer import MetricWriter
+from cluster.run.run_metrics import RunMetrics
+from cluster.run.stage_timing import StageClock
+from cluster.run.update_watch import CAUSES, UpdateWatch
 from cluster.supervision import GiveUp
-from cluster.update_watch import CAUSES, UpdateWatch
 from configs.schema import RunConfig
 from learner.checkpoint import load_latest, save_checkpoint
-from learner.checkpoint_files import CheckpointError
+from learner.checkpoint_format import CheckpointError
 from learner.stream import RolloutStream
 from learner.update import Learner
 

@@ -8,9 +8,9 @@ import json
 import sys
 from collections.abc import Sequence
 
+from configs.checks import ConfigError
 from configs.loading import field_docs, load_config, preset_names
 from configs.paths import path_argument
-from configs.validation import ConfigError
 from llm_server.standard_output import guarded, output_may_be_lost
 
 

@@ -12,36 +12,36 @@ from typing import Any
 
 from actors.captions import CaptionTracker
 from actors.devices import resolve_device
-from actors.environment import EnvironmentSpec, make_environment
-from actors.environment_errors import EnvironmentFailure
+from actors.environments.errors import EnvironmentFailure
+from actors.environments.vector import EnvironmentSpec, make_environment
 from actors.policy import PolicyNet
 from actors.worker import RolloutWorker
-from cluster.run_directory import RunDirectory
+from cluster.run.directory import RunDirectory
+from configs.annotation_schema import AccessConfig, AnnotatorConfig, ServiceConfig
+from configs.checks import ConfigError
 from configs.schema import RunConfig
-from configs.service_schema import AccessConfig, AnnotatorConfig, ServiceConfig
-from configs.validation import ConfigError
 from learner.checkpoint import load_latest
-from llm_server.annotator import Annotator
-from llm_server.caption_archive import CaptionArchive
-from llm_server.caption_book import CaptionBook
+from llm_server.annotator.annotator import Annotator
+from llm_server.annotator.caption_archive import CaptionArchive
+from llm_server.annotator.caption_book import CaptionBook
+from llm_server.annotator.feedback import AnnotationClient, CaptionQuestions, EmbeddingQuestions, Questions
+from llm_server.annotator.pairs import ComparedPairs, PointwisePairs
 from llm_server.channel import check_address
 from llm_server.client import AnnotationClient as GrpcClient
 from llm_server.client import InProcessClient
 from llm_server.credentials import NO_CREDENTIALS, ClientCredentials, CredentialFiles, load_client_credentials
-from llm_server.engine import check_engine
-from llm_server.judge import build_judge
-from llm_server.pair_questions import ComparedPairs, PointwisePairs
-from llm_server.questions import AnnotationClient, CaptionQuestions, EmbeddingQuestions, Questions
+from llm_server.engines.engine import check_engine
 from llm_server.replicas import Replicas, split_addresses
 from llm_server.replicated_client import ReplicatedClient
-from llm_server.rubric import Rubric
-from llm_server.rubric_file import load_rubric
-from llm_server.service_process import ServiceProcess
+from llm_server.rubrics.loading import load_rubric
+from llm_server.rubrics.rubric import Rubric
+from llm_server.service.child import ServiceProcess
+from llm_server.service.judge import build_judge
 from reward_models.building import build_reward_model
 from reward_models.embedding import MAX_GOALS
 from reward_models.interface import Asks, RewardModel
-from reward_models.options import RewardOptions
 from reward_models.pipeline import AnnotationPipeline
+from reward_models.shaping import RewardOptions
 from reward_models.training import RewardTrainer
 
 

@@ -15,10 +15,10 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from configs.checks import ConfigError, validate
+from configs.errors import did_you_mean
 from configs.paths import with_user_paths
 from configs.schema import RunConfig
-from configs.suggestions import did_you_mean
-from configs.validation import ConfigError, validate
 from configs.yaml_text import TRUTH, Plain, guess, read_yaml
 
 PRESETS = Path(__file__).parent / "presets"

@@ -1,13 +1,13 @@
 """The whole configuration of a run as frozen dataclasses, one per folder or concern.
 
 Invariant: every field has a docstring under it (meaning, unit, range, source where one exists) and is read somewhere;
-`tests/configs` holds the schema to both. Values are checked by `configs.validation`, not here.
+`tests/configs` holds the schema to both. Values are checked by `configs.checks`, not here.
 """
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from configs.service_schema import AnnotatorConfig, RewardModelConfig, ServiceConfig
+from configs.annotation_schema import AnnotatorConfig, RewardModelConfig, ServiceConfig
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Layout: `<directory>/step_<n>/` holds per top-level part `<part>.json` (the tree
 arrays), and `manifest.json` (format version, step, size and checksum of each file); `<directory>/latest` names the newest.
 
 Invariant: whatever interrupts a save, the checkpoints before it stay loadable. What is read is in the manifest, lies in its own
-directory, and has the manifest's checksum (see `learner.checkpoint_files`, which trusts no file).
+directory, and has the manifest's checksum (see `learner.checkpoint_format`, which trusts no file).
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from typing import Any
 import safetensors.torch
 import xxhash
 
-from learner.checkpoint_files import (
+from learner.checkpoint_format import (
     FORMAT,
     FORMAT_VERSION,
     LATEST,
@@ -30,12 +30,13 @@ from learner.checkpoint_files import (
     CheckpointError,
     OtherVersionError,
     candidates,
+    decode_tree,
+    encode_tree,
     parse_json,
     read_files,
     read_manifest,
     steps_of,
 )
-from learner.state_tree import decode_tree, encode_tree
 
 LOG = logging.getLogger(__name__)
 UNFINISHED = ".saving-"

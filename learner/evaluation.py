@@ -12,8 +12,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from actors.encoding_cache import EncodingCache
-from actors.environment import VectorEnvironment
+from actors.environments.vector import VectorEnvironment
+from actors.networks.repeated_rows import EncodingCache
 from actors.policy import PolicyNet
 from actors.rollout import EpisodeStatistics
 

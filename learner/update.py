@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from actors.devices import resolve_device, resolve_precision
-from actors.environment import EnvironmentSpec
+from actors.environments.vector import EnvironmentSpec
 from actors.policy import PolicyNet, PolicyOutput, PolicySnapshot, load_weights, snapshot
 from actors.rollout import Rollout, Version
 from configs.schema import LearnerConfig, PolicyConfig, RewardConfig
 from learner.batch import Batch, BatchBuffers
-from learner.instruments import core_figures, mean_kl, state_information
+from learner.diagnostics import core_figures, mean_kl, state_information
 from learner.loss import action_log_probs, clamped_ratios, policy_loss
 from learner.memory import keep_freed_memory
 from learner.return_scale import ReturnScale

@@ -9,7 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llm_server.log_odds import log_odds
+EDGE = 1e-6
+"""Probabilities nearer to 0 or 1 have no finite log-odds to speak of."""
+
+
+def log_odds(probabilities: np.ndarray | float) -> np.ndarray:
+    """log(p / (1 - p)) as f64 in the shape of `probabilities`, within +-13.8."""
+    p = np.clip(np.asarray(probabilities, np.float64), EDGE, 1.0 - EDGE)
+    return np.log(p) - np.log1p(-p)
 
 
 class Status(Enum):

@@ -14,8 +14,8 @@ from llm_server import annotation_pb2, annotation_pb2_grpc
 from llm_server.annotation import Judgement, PairJudgement, ServiceDescription
 from llm_server.channel import advice, call_metadata, open_channel
 from llm_server.credentials import NO_CREDENTIALS, ClientCredentials
-from llm_server.judge import Judge
-from llm_server.rubric import Rubric
+from llm_server.rubrics.rubric import Rubric
+from llm_server.service.judge import Judge
 from llm_server.wire import (
     LOADING,
     MAX_MESSAGE_BYTES,

@@ -18,8 +18,8 @@ from typing import Any
 from xxhash import xxh3_64_intdigest
 
 from llm_server.annotation import ServiceDescription
+from llm_server.annotator.feedback import AnnotationClient
 from llm_server.client import AnnotationRefused, ServiceUnavailable, is_loading
-from llm_server.questions import AnnotationClient
 
 LOG = logging.getLogger(__name__)
 FIRST_BACKOFF_S = 0.5

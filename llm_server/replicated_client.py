@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from llm_server.annotation import Judgement, PairJudgement, ServiceDescription
+from llm_server.annotator.feedback import AnnotationClient, check_number
 from llm_server.client import AnnotationRefused, ServiceUnavailable
-from llm_server.questions import AnnotationClient, check_number
 from llm_server.replicas import Replicas, rendezvous_order
 
 

@@ -12,8 +12,8 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from configs.annotation_schema import AccessConfig, ServiceConfig
 from configs.paths import PATH_KEYS, path_argument
-from configs.service_schema import AccessConfig, ServiceConfig
 from llm_server.standard_output import guarded, output_may_be_lost
 
 FLAGS = {
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         return _refuse(str(error))
     except RuntimeError as error:
-        from llm_server.endpoint import EndpointRefused, EndpointUnavailable
+        from llm_server.engines.openai_http import EndpointRefused, EndpointUnavailable
 
         if not isinstance(error, EndpointUnavailable | EndpointRefused):
             raise
@@ -117,8 +117,8 @@ def _make_credentials(directory: Path, config: ServiceConfig) -> int:
 
 
 def _run(config: ServiceConfig, access: AccessConfig, arguments: argparse.Namespace) -> None:
-    from llm_server.rubric import Rubric
-    from llm_server.rubric_file import load_rubric
+    from llm_server.rubrics.loading import load_rubric
+    from llm_server.rubrics.rubric import Rubric
 
     rubric = load_rubric(arguments.rubric)
     address_file = Path(arguments.address_file) if arguments.address_file else None
@@ -128,10 +128,10 @@ def _run(config: ServiceConfig, access: AccessConfig, arguments: argparse.Namesp
     import logging
     import signal
 
-    from llm_server.access import check_access, said
-    from llm_server.engine import check_engine
-    from llm_server.judge import Judge, build_judge
-    from llm_server.service import serve
+    from llm_server.engines.engine import check_engine
+    from llm_server.service.auth import check_access, said
+    from llm_server.service.judge import Judge, build_judge
+    from llm_server.service.service import serve
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # it writes a line per request

@@ -3,7 +3,7 @@
 Invariant: whatever is wrong with the configuration is a ValueError here, before anything is asked or trained.
 """
 
-from configs.service_schema import RewardModelConfig
+from configs.annotation_schema import RewardModelConfig
 from reward_models.baselines import ConstantModel
 from reward_models.classification import ClassificationModel
 from reward_models.embedding import EmbeddingModel

@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from configs.service_schema import RewardModelConfig
+from configs.annotation_schema import RewardModelConfig
 from llm_server.annotation import Caption, JudgedCaption, Status
-from reward_models.fitting import Fitting, is_held_out
+from reward_models.fitting import Fitting, is_held_out, packed, unpacked
 from reward_models.interface import Asks, Evidence
-from reward_models.packing import packed, unpacked
-from reward_models.probability_reward import ProbabilityReward, log_odds
+from reward_models.thresholding import ProbabilityReward, log_odds
 
 SIZES, DROPOUT = (512, 512), 0.1
 MAX_LABELS = 200_000

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from configs.service_schema import RewardModelConfig
+from configs.annotation_schema import RewardModelConfig
 from llm_server.annotation import Caption, EmbeddedCaption
 from reward_models.interface import Asks, Evidence
-from reward_models.probability_reward import without_empty
+from reward_models.thresholding import without_empty
 
 MAX_GOALS = 64
 THRESHOLDS = {"sentences": 0.45, "bag-of-words": 0.35}

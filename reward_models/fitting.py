@@ -17,9 +17,24 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from configs.service_schema import RewardModelConfig
+from configs.annotation_schema import RewardModelConfig
 from llm_server.annotation import Caption
-from reward_models.caption_cnn import CaptionNet
+from reward_models.caption_network import CaptionNet
+
+
+def packed(texts: Sequence[bytes]) -> dict[str, np.ndarray]:
+    """Texts as two arrays."""
+    return {
+        "text_bytes": np.frombuffer(b"".join(texts), np.uint8).copy(),
+        "text_ends": np.cumsum([len(text) for text in texts], dtype=np.int64),
+    }
+
+
+def unpacked(state: Mapping[str, Any]) -> list[bytes]:
+    """The texts that `packed` was given."""
+    blob, ends = np.asarray(state["text_bytes"]).tobytes(), np.asarray(state["text_ends"]).tolist()
+    return [blob[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
 
 EVALUATION_INTERVAL_STEPS = 25
 MAX_EVALUATED = 512

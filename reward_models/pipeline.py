@@ -18,15 +18,30 @@ from typing import Any
 
 import numpy as np
 
-from configs.service_schema import RewardModelConfig
-from llm_server.annotator import Annotator
-from llm_server.caption_book import CaptionBook
-from llm_server.judge import Judge
-from llm_server.service_process import ServiceProcess
-from reward_models.fair_lock import FairLock
+from configs.annotation_schema import RewardModelConfig
+from llm_server.annotator.annotator import Annotator
+from llm_server.annotator.caption_book import CaptionBook
+from llm_server.service.child import ServiceProcess
+from llm_server.service.judge import Judge
 from reward_models.interface import Evidence
 from reward_models.table import RewardTable
 from reward_models.training import RewardTrainer
+
+
+class FairLock:
+    """For `with`; not reentrant. A plain lock that is released and taken again at once may never change hands."""
+
+    def __init__(self) -> None:
+        self._door = threading.Lock()  # held while waiting for the lock, so that the next in line waits here
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._door:
+            self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
 
 LOG = logging.getLogger(__name__)
 MAX_FAILURES_IN_A_ROW = 10

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from configs.service_schema import RewardModelConfig
+from configs.annotation_schema import RewardModelConfig
 from llm_server.annotation import Caption, JudgedPair, Status
-from reward_models.fitting import Fitting, is_held_out
+from reward_models.fitting import Fitting, is_held_out, packed, unpacked
 from reward_models.interface import Asks, Evidence
-from reward_models.packing import packed, unpacked
-from reward_models.probability_reward import without_empty
+from reward_models.thresholding import without_empty
 
 SIZES, DROPOUT = (256, 512), 0.0
 MAX_PAIRS = 1_000_000

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from configs.service_schema import RewardModelConfig
+from configs.annotation_schema import RewardModelConfig
 from llm_server.annotation import Caption, JudgedCaption, Status
 from reward_models.interface import Asks, Evidence
-from reward_models.probability_reward import ProbabilityReward
+from reward_models.thresholding import ProbabilityReward
 
 
 class RetrievalModel:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from llm_server.annotation import Caption
-from llm_server.caption_book import CaptionBook
+from llm_server.annotator.caption_book import CaptionBook
 from reward_models.interface import Asks, Evidence, RewardModel
-from reward_models.options import RewardOptions
+from reward_models.shaping import RewardOptions
 from reward_models.table import RewardTable
 
 

@@ -3,7 +3,7 @@
 from contextlib import closing
 from pathlib import Path
 
-from llm_server.judgement_file import JudgementFile, Judgements
+from llm_server.offline.judgement_file import JudgementFile, Judgements
 
 
 def write_judgements(path: str | Path, judgements: Judgements) -> None:

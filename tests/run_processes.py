@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from cluster.temporary import temporary_directory
+from cluster.run.temporary import temporary_directory
 
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 120.0

@@ -23,8 +23,8 @@ ONLY_IN = {
     "grpc_health": ("llm_server/",),
     "grpc_reflection": ("llm_server/",),
     "transformers": ("llm_server/",),
-    "nle": ("actors/nethack_game.py", "actors/nethack_tasks.py"),
-    "minihack": ("actors/nethack.py",),
+    "nle": ("actors/environments/nethack/game.py", "actors/environments/nethack/tasks.py"),
+    "minihack": ("actors/environments/nethack/vector.py",),
 }
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if "_pb2" not in path.name)
 

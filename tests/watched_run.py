@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from cluster.dashboards.command import files
-from cluster.temporary import ray_directory
+from cluster.run.temporary import ray_directory
 from tests.prometheus_server import Prometheus, programs, running
 from tests.run_processes import end_processes, start_run, wait_until
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from actors.environment import EnvironmentSpec, make_environment
+from actors.environments.vector import EnvironmentSpec, make_environment
 from actors.inference import BatchedInference
+from actors.networks.repeated_rows import RepeatingEncoder
 from actors.policy import PolicyNet, snapshot
-from actors.repeating_encoder import RepeatingEncoder
 from configs.schema import ActorsConfig, EnvConfig, PolicyConfig
 
 NUM_ENVS, NUM_STEPS = 16, 32

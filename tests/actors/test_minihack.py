@@ -4,11 +4,11 @@ import random
 
 import numpy as np
 import pytest
-
-from actors.environment import make_environment
-from actors.nethack import NetHackEnvironment
-from configs.schema import EnvConfig
 from tests.actors.test_nethack import histories_of_two_processes, make, play
+
+from actors.environments.nethack.vector import NetHackEnvironment
+from actors.environments.vector import make_environment
+from configs.schema import EnvConfig
 
 MAZE = """MAZE: "mylevel", ' '
 FLAGS:premapped

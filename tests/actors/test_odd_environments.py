@@ -8,8 +8,8 @@ import pytest
 from gymnasium import spaces
 from gymnasium.error import DependencyNotInstalled
 
-from actors.environment import VectorEnvironment, find_environment, make_environment
-from actors.environment_errors import EnvironmentFailure
+from actors.environments.errors import EnvironmentFailure
+from actors.environments.vector import VectorEnvironment, find_environment, make_environment
 from configs.schema import EnvConfig
 from tests.odd_environments import Odd, raising
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from actors.blstats import ScaledBlstats
-from actors.distinct_rows import encode_distinct
-from actors.environment import ArraySpec, EnvironmentSpec, make_environment
-from actors.networks import GlyphCropEncoder, ImageEncoder, VectorEncoder, is_channels_first, module_name
+from actors.environments.vector import ArraySpec, EnvironmentSpec, make_environment
+from actors.networks.encoders import GlyphCropEncoder, ImageEncoder, VectorEncoder, is_channels_first, module_name
+from actors.networks.nethack_encoders import ScaledBlstats
+from actors.networks.repeated_rows import encode_distinct
 from actors.policy import PolicyNet, load_snapshot, load_weights, snapshot
 from configs.schema import EnvConfig, PolicyConfig
 

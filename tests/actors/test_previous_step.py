@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from actors.captions import CaptionTracker
-from actors.environment import EnvironmentSpec, VectorEnvironment, make_environment
+from actors.environments.vector import EnvironmentSpec, VectorEnvironment, make_environment
 from actors.policy import PolicyNet, snapshot
 from actors.previous_step import ACTION, REWARD
 from actors.rollout import Rollout

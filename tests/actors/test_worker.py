@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from actors.captions import CaptionTracker
-from actors.environment import VectorEnvironment, make_environment
+from actors.environments.vector import VectorEnvironment, make_environment
 from actors.policy import PolicyNet, PolicySnapshot, snapshot
 from actors.rollout import Rollout
 from actors.worker import RolloutWorker

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from actors.environment import VectorEnvironment, make_environment
-from actors.gymnasium_environment import GymnasiumEnvironment
-from actors.nethack import NetHackEnvironment
+from actors.environments.gymnasium_vector import GymnasiumEnvironment
+from actors.environments.nethack.vector import NetHackEnvironment
+from actors.environments.vector import VectorEnvironment, make_environment
 from configs.schema import EnvConfig
 
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.measurement import divide, print_report, report
+from cluster.verbs.bench import divide, print_report, report
 from tests.benchmarks.annotation_prompt import END, EXAMPLES, parse, prompt
 
 CAPTIONS = Path(__file__).parents[1] / "llm_server" / "data" / "nethack_labelled.jsonl"
@@ -106,9 +106,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run all measurements in turns and report them. ValueError for a model that cannot be loaded."""
     import torch
 
-    from configs.service_schema import ServiceConfig
-    from llm_server.engine import build_engine
-    from llm_server.rubric_file import load_rubric
+    from configs.annotation_schema import ServiceConfig
+    from llm_server.engines.engine import build_engine
+    from llm_server.rubrics.loading import load_rubric
 
     if arguments.torch_threads:
         torch.set_num_threads(arguments.torch_threads)

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cluster.measurement import CHECKOUT, divide, print_report, report, spread
+from cluster.verbs.bench import CHECKOUT, divide, print_report, report, spread
 from tests.benchmarks.game_windows import GYMNASIUM, TASK, WAYS
 
 LEAN, WRAPPED = "lean", "wrapped gymnasium"

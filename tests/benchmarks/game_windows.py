@@ -20,9 +20,8 @@ from typing import Protocol
 
 import numpy as np
 
-from actors.environment import VectorEnvironment, make_environment
-from actors.hero_view import MAP_CELLS, glyph_view, make_maps
-from actors.seeding import SeedStream
+from actors.environments.nethack.crop import MAP_CELLS, glyph_view, make_maps
+from actors.environments.vector import SeedStream, VectorEnvironment, make_environment
 from configs.schema import EnvConfig, PolicyConfig
 
 TASK = "NetHackScore-v0"

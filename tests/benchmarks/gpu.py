@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.measurement import CHECKOUT, commit, machine, packages
+from cluster.verbs.bench import CHECKOUT, commit, machine, packages
 
 TOLERANCES: Mapping[str, Mapping[str, float]] = {
     "learner": {"fp32": 0.05, "bf16": 0.2},
@@ -104,9 +104,9 @@ def check_inference(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def check_engine(arguments: argparse.Namespace) -> dict[str, Any]:
     """The same captions judged on the CPU and on the device."""
-    from configs.service_schema import ServiceConfig
-    from llm_server.engine import build_engine
-    from llm_server.rubric_file import load_rubric
+    from configs.annotation_schema import ServiceConfig
+    from llm_server.engines.engine import build_engine
+    from llm_server.rubrics.loading import load_rubric
 
     rubric = load_rubric(RUBRIC)
     captions = [f"You {verb} the {thing}!" for verb in ("kill", "see", "hit", "miss") for thing in ("newt", "jackal", "door", "lichen")]

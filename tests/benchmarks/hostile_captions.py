@@ -11,11 +11,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from configs.service_schema import ServiceConfig
+from configs.annotation_schema import ServiceConfig
 from llm_server.annotation import Status
-from llm_server.judge import Judge, build_judge
-from llm_server.rubric import Rubric
-from llm_server.rubric_file import load_rubric
+from llm_server.rubrics.loading import load_rubric
+from llm_server.rubrics.rubric import Rubric
+from llm_server.service.judge import Judge, build_judge
 
 NOTHINGS = (
     "It's a wall.",

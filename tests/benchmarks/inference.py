@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.measurement import print_report, report
+from cluster.verbs.bench import print_report, report
 
 FLOAT32, BF16, REUSE, COMPILED = "fp32", "bf16", "bf16, repeats encoded once", "bf16, compiled"
 OPTIONS: Mapping[str, tuple[str, bool]] = {
@@ -31,7 +31,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Record the games, run all windows in turns and report them."""
     import torch
 
-    from actors.environment import make_environment
+    from actors.environments.vector import make_environment
     from actors.inference import BatchedInference
     from actors.policy import PolicyNet
     from configs.schema import ActorsConfig, EnvConfig, PolicyConfig

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.measurement import print_report, report
+from cluster.verbs.bench import print_report, report
 
 AS_USED, WITHOUT_REUSE, FLOAT32, FLOAT32_WITHOUT_REUSE = "as used", "without re-use", "float32", "float32, without re-use"
 CHANGES: Mapping[str, tuple[str, ...]] = {

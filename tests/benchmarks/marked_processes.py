@@ -20,8 +20,8 @@ from pathlib import Path
 
 import psutil
 
-from cluster.measurement import CHECKOUT
-from cluster.temporary import temporary_directory
+from cluster.run.temporary import temporary_directory
+from cluster.verbs.bench import CHECKOUT
 
 VARIABLE = "DELPHI_BENCHMARK"
 SWEEP_S = 20.0

@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.measurement import divide, print_report, report
-from cluster.temporary import ray_directory
+from cluster.run.temporary import ray_directory
+from cluster.verbs.bench import divide, print_report, report
 from tests.benchmarks.marked_processes import Marked
 from tests.benchmarks.whole_run import EVERY_RUN, WORKING_POINT, configuration, role_of
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from actors.captions import normalize
-from actors.environment import make_environment
+from actors.environments.vector import make_environment
 from configs.schema import RunConfig
 
 RANDOM_STEPS, NUM_ENVS = 40_000, 20
@@ -76,8 +76,8 @@ def paying(expressions: Sequence[str]) -> list[str]:
 
 def judge(texts: Sequence[str], config: RunConfig) -> tuple[list[float], float]:
     """The judge's probability for each caption, and its threshold; float32, in which an answer depends on no batch and no processor."""
-    from llm_server.judge import build_judge
-    from llm_server.rubric_file import load_rubric
+    from llm_server.rubrics.loading import load_rubric
+    from llm_server.service.judge import build_judge
 
     built = build_judge(dataclasses.replace(config.service, dtype="float32"), load_rubric(config.annotator.rubric))
     try:

@@ -21,7 +21,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-from cluster.measurement import commit, machine, packages
+from cluster.verbs.bench import commit, machine, packages
 from configs.loading import load_config
 from configs.schema import RunConfig
 from tests.benchmarks.minihack_control import BAND, ROUNDING, above, judge, judged_captions, paying, payment, permuted, rarest
@@ -49,7 +49,14 @@ ARMS: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
 }
 """Everything in which the arms differ, a function of what the judge said. The two label sets are the captions that it puts above theta
 whatever the rounding, and those that some rounding puts above it."""
-PRELOADED = ["actors.nethack", "cluster.evaluate", "cluster.inline", "cluster.train", "learner.evaluation", "learner.update"]
+PRELOADED = [
+    "actors.environments.nethack.vector",
+    "cluster.verbs.evaluate",
+    "cluster.inline",
+    "cluster.train",
+    "learner.evaluation",
+    "learner.update",
+]
 """What a run imports for seconds: once in the process that runs are forked from."""
 
 
@@ -133,7 +140,7 @@ def _train_and_evaluate(
         return f"training failed: {_last_line(output.with_suffix('.err').read_text())}"
     if not json.loads((run / "summary.json").read_text())["finished"]:
         return "was stopped before its end"
-    if _run(context, "cluster.evaluate", [str(run), "--episodes", str(arguments.episodes), "--envs", "20", "--json"], output):
+    if _run(context, "cluster.verbs.evaluate", [str(run), "--episodes", str(arguments.episodes), "--envs", "20", "--json"], output):
         return f"evaluation failed: {_last_line(output.with_suffix('.err').read_text())}"
     output.with_suffix(".out").replace(evaluation)
     return None

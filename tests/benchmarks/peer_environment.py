@@ -19,8 +19,8 @@ from pathlib import Path
 
 import platformdirs
 
-from cluster.measurement import CHECKOUT
-from llm_server.bundled_model import make_once
+from cluster.verbs.bench import CHECKOUT
+from llm_server.engines.models import make_once
 
 TORCH_LOCK = CHECKOUT / "locks" / "torch-cuda.txt"
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from actors.policy import PolicyNet, PolicySnapshot, load_snapshot, snapshot
-from cluster.measurement import print_report, report
-from cluster.ray_auth import use_private_token
+from cluster.run.temporary import use_private_token
+from cluster.verbs.bench import print_report, report
 from configs.loading import load_config
 from configs.schema import RunConfig
 
@@ -105,7 +105,7 @@ class Puller:
 
 def make_network(config: RunConfig) -> PolicyNet:
     """The network of a configuration, with first weights."""
-    from actors.environment import make_environment
+    from actors.environments.vector import make_environment
 
     env = make_environment(config.env, num_envs=1, run_seed=0, worker_index=0, policy=config.policy)
     env.close()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cluster.measurement import print_report, report
+from cluster.verbs.bench import print_report, report
 from reward_models.table import RewardTable
 
 FLUSH_BYTES = 256 << 20

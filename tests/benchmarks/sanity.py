@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cluster.measurement import CHECKOUT, commit, machine, packages
+from cluster.verbs.bench import CHECKOUT, commit, machine, packages
 from configs.loading import load_config
 from tests.benchmarks import sanity_ours
 from tests.benchmarks.sanity_figures import WANTED_RATIO, markdown, summarise

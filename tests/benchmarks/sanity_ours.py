@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from actors.environment import make_environment
+from actors.environments.vector import make_environment
 from actors.policy import PolicyNet, load_weights
-from cluster.measurement import CHECKOUT
+from cluster.verbs.bench import CHECKOUT
 from configs.loading import load_config
 from configs.schema import RunConfig
 from learner.checkpoint import load_latest

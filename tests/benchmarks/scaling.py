@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.measurement import report, spread
+from cluster.verbs.bench import report, spread
 from tests.benchmarks.caption_costs import caption_costs
 from tests.benchmarks.scaling_figures import draw, markdown
 from tests.benchmarks.whole_run import EVERY_RUN, WORKING_POINT, Window, configuration, measure

@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llm_server.bundled_model import bundled_model_folder
-from llm_server.transformers_engine import TransformersEngine
+from llm_server.engines.models import bundled_model_folder
+from llm_server.engines.transformers_engine import TransformersEngine
 from tests.benchmarks import gpu
 
 SMALL = ["--json", "--device", "cpu", "--envs", "2", "--rollout-steps", "4", "--rollouts", "2", "--captions", "2"]

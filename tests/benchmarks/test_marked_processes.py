@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from cluster.measurement import CHECKOUT
+from cluster.verbs.bench import CHECKOUT
 from tests.benchmarks.marked_processes import Marked, abandoned_shared_memory
 
 ORPHANING = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True)"

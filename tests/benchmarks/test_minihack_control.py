@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from configs.loading import load_config
-from llm_server.rubric_file import load_rubric
-from llm_server.scripted_engine import ScriptedEngine
+from llm_server.engines.scripted_engine import ScriptedEngine
+from llm_server.rubrics.loading import load_rubric
 from tests.benchmarks.minihack_control import BAND, MIN_COUNT, above, judged_captions, paying, payment, permuted, rarest
 
 CAPTIONS = [[f"You hum; tune {n} = {n}.  Ouch!", 100 - n, n / 100] for n in range(12)] + [["Rare.", MIN_COUNT - 1, 0.99]]

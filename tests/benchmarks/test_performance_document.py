@@ -10,10 +10,10 @@ import torch
 
 from actors.policy import PolicyNet, snapshot
 from actors.rollout import Rollout
-from cluster.measurement import CHECKOUT
+from cluster.verbs.bench import CHECKOUT
 from cluster.wiring import build_worker
+from configs.checks import ConfigError
 from configs.loading import load_config
-from configs.validation import ConfigError
 
 DOCUMENT = Path(CHECKOUT, "docs", "performance.md").read_text()
 NODES, WORKERS = 8, 64

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from configs.validation import ConfigError
+from configs.checks import ConfigError
 from tests.benchmarks import scaling
 from tests.benchmarks.caption_costs import caption_costs
 from tests.benchmarks.scaling import PARTS, main, points, run, summarise

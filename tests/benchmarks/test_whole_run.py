@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from configs.checks import ConfigError
 from configs.schema import PolicyConfig
-from configs.validation import ConfigError
 from tests.benchmarks import whole_run
 from tests.benchmarks.marked_processes import Marked
 from tests.benchmarks.whole_run import WORKING_POINT, configuration, measure, role_of

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from cluster.measurement import divide, print_report, report, spread
+from cluster.verbs.bench import divide, print_report, report, spread
 from tests.benchmarks.marked_processes import Marked
 from tests.benchmarks.peer_environment import peer_python
 from tests.benchmarks.whole_run import EVERY_RUN, WORKING_POINT, Window, configuration, measure, service_of

@@ -16,9 +16,9 @@ os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster import ray_placement
-from cluster.placement import Request
-from cluster.ray_sweep import sweep_other_machines
+from cluster.on_ray import nodes as ray_placement
+from cluster.on_ray.placement import Request
+from cluster.on_ray.sweep import sweep_other_machines
 from configs.loading import load_config
 
 MEMORY = {"object_store_memory": 80_000_000}

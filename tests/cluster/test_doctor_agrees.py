@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster import part_checks
-from cluster.part_checks import check_store
-from cluster.patient import Patient
+from cluster.doctor import service as part_checks
+from cluster.doctor.service import check_store
+from cluster.doctor.subject import Patient
 from configs.loading import load_config
-from llm_server import model_check
 from llm_server.annotation import Judgement, Status
-from llm_server.store import open_store
+from llm_server.engines import model_check
+from llm_server.service.store import open_store
 from tests.cluster.examined import examine, quiet_surroundings
 from tests.llm_server.fake_endpoint import MODEL as MODEL_THERE
 from tests.llm_server.fake_endpoint import FakeEndpoint

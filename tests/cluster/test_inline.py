@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cluster.inline import InlineWorkers
-from cluster.run_directory import RunDirectory
+from cluster.run.directory import RunDirectory
 from cluster.wiring import build_pipeline
 from configs.loading import load_config
 from configs.schema import RunConfig

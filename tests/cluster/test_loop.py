@@ -12,7 +12,7 @@ import pytest
 
 from cluster.inline import InlineWorkers
 from cluster.loop import TrainingLoop
-from cluster.run_directory import RunDirectory, begin_epoch, open_run
+from cluster.run.directory import RunDirectory, begin_epoch, open_run
 from cluster.supervision import GiveUp
 from cluster.wiring import build_pipeline
 from configs.loading import load_config
@@ -175,7 +175,7 @@ def test_the_user_is_told_once_where_the_policy_keeps_not_looking(
             loop.stop()
 
     monkeypatch.setattr(loop.learner, "step", step_with)
-    monkeypatch.setattr("cluster.update_watch.BLIND_UPDATES", 4)
+    monkeypatch.setattr("cluster.run.update_watch.BLIND_UPDATES", 4)
     loop.run(on_line)
     assert told == [0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0, 0]
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from actors.rollout import EpisodeStatistics, Rollout
-from cluster import ray_gauges
-from cluster.metric_writer import MetricWriter
 from cluster.metrics import CATALOGUE, NAMES, markdown_table
-from cluster.run_metrics import RunMetrics
+from cluster.run import ray_gauges
+from cluster.run.metric_writer import MetricWriter
+from cluster.run.run_metrics import RunMetrics
 
 CORE_NAMES = [
     "env_steps",

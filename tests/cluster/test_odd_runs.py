@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster.finding import Finding
+from cluster.doctor.service import check_environment
+from cluster.doctor.subject import Finding, Patient
 from cluster.launch import launch
-from cluster.part_checks import check_environment
-from cluster.patient import Patient
+from configs.checks import ConfigError
 from configs.loading import load_config
 from configs.schema import RunConfig
-from configs.validation import ConfigError
 
 
 def config_of(env_id: str, run_dir: Path, *settings: str) -> RunConfig:

@@ -60,7 +60,7 @@ def test_a_request_in_the_midst_of_another_line_is_taken_all_the_same() -> None:
 
 
 def test_what_ray_starts_does_not_hear_a_terminal_close_and_sigterm_stays_the_runs() -> None:
-    from cluster.ray_spawner import _own_signals
+    from cluster.on_ray.driver import _own_signals
 
     with StopRequest(lambda text: None) as stop:
         handler = signal.getsignal(signal.SIGTERM)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from configs.checks import CHOICES, RANGES, ConfigError
 from configs.loading import MAY_CHANGE_ON_RESUME, experiment_diff, field_docs, from_dict, load_config, preset_names, to_dict
-from configs.validation import CHOICES, RANGES, ConfigError
 
 ROOT = Path(__file__).parent.parent.parent
 

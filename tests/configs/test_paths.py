@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from configs.checks import ConfigError
 from configs.loading import field_docs, load_config
 from configs.paths import NAMES, PATH_KEYS, path_argument, user_path
 from configs.schema import RunConfig
-from configs.validation import ConfigError
-from llm_server.rubric_file import load_rubric
+from llm_server.rubrics.loading import load_rubric
 from llm_server.serve import ACCESS_FLAGS, FLAGS, flag_type
-from llm_server.store import store_path
+from llm_server.service.store import store_path
 
 NO_PATHS = {"env.id", "actors.device", "annotator.address", "service.endpoint", "cluster.address", "logging.tensorboard"}
 """Settings whose help speaks of files, and that are none."""

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cluster.launch import launch
-from cluster.run_directory import find_run
+from cluster.run.directory import find_run
 from configs.loading import load_config
 
 LENGTH, TUNES = 14, 64

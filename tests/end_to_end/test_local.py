@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from cluster.temporary import temporary_directory
+from cluster.run.temporary import temporary_directory
 from tests.run_processes import actors_of, end_processes, lines, processes_of, service_of, start_run, wait_until
 
 

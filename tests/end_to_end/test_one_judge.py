@@ -12,21 +12,21 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cluster.launch import launch
+from configs.annotation_schema import AnnotatorConfig, RewardModelConfig, ServiceConfig
+from configs.checks import ConfigError
 from configs.loading import load_config
-from configs.service_schema import AnnotatorConfig, RewardModelConfig, ServiceConfig
-from configs.validation import ConfigError
-from llm_server import transformers_engine
-from llm_server.annotator import Annotator
-from llm_server.bundled_model import bundled_model_folder
-from llm_server.caption_archive import CaptionArchive
-from llm_server.caption_book import CaptionBook
+from llm_server.annotator.annotator import Annotator
+from llm_server.annotator.caption_archive import CaptionArchive
+from llm_server.annotator.caption_book import CaptionBook
+from llm_server.annotator.feedback import CaptionQuestions
 from llm_server.client import AnnotationClient
-from llm_server.engine import build_engine
-from llm_server.questions import CaptionQuestions
-from llm_server.rubric_file import load_rubric
+from llm_server.engines import transformers_engine
+from llm_server.engines.engine import build_engine
+from llm_server.engines.models import bundled_model_folder
+from llm_server.rubrics.loading import load_rubric
 from reward_models.building import build_reward_model
-from reward_models.options import RewardOptions
 from reward_models.pipeline import AnnotationPipeline
+from reward_models.shaping import RewardOptions
 from reward_models.table import RewardTable
 from reward_models.training import RewardTrainer
 from tests.llm_server.running_service import RunningService

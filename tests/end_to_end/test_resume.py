@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from cluster.launch import launch
-from cluster.run_directory import find_run
-from cluster.stages import LEARNER_STAGES, WORKER_STAGES
+from cluster.run.directory import find_run
+from cluster.run.stage_timing import LEARNER_STAGES, WORKER_STAGES
 from configs.loading import load_config
 from learner.checkpoint import load_latest, save_checkpoint
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from actors.captions import caption_id
-from cluster.run_directory import RunDirectory
+from cluster.run.directory import RunDirectory
 from cluster.wiring import build_pipeline
 from configs.loading import load_config
 

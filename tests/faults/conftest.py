@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_server.rubric_file import load_rubric
+from llm_server.rubrics.loading import load_rubric
 from tests.faults.misbehaving import SpoiltService
 
 

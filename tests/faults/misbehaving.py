@@ -11,10 +11,10 @@ from typing import Any
 
 import grpc
 
-from configs.service_schema import ServiceConfig
+from configs.annotation_schema import ServiceConfig
 from llm_server import annotation_pb2, annotation_pb2_grpc
-from llm_server.judge import Judge, build_judge
-from llm_server.rubric import Rubric
+from llm_server.rubrics.rubric import Rubric
+from llm_server.service.judge import Judge, build_judge
 from llm_server.wire import annotate_response, describe_response
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.temporary import temporary_directory
+from cluster.run.temporary import temporary_directory
 from learner.checkpoint import load_latest
 from tests.faults.toy_runs import ToyRun, is_alive, seconds_until, toy_run
 from tests.run_processes import actors_of, lines, processes_of, wait_until

@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.object_store import object_store_bytes, rollout_bytes, rollouts_at_once
-from cluster.patient import Patient
-from cluster.temporary import ray_directory
+from cluster.doctor.subject import Patient
+from cluster.on_ray.placement import object_store_bytes, rollout_bytes, rollouts_at_once
+from cluster.run.temporary import ray_directory
 from configs.loading import load_config
 from tests.run_processes import lines, processes_of, start_run, wait_until
 

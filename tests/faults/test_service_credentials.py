@@ -7,13 +7,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from configs.service_schema import AccessConfig
+from configs.annotation_schema import AccessConfig
 from llm_server.annotation_pb2 import AnnotateRequest
 from llm_server.annotation_pb2_grpc import AnnotationStub
 from llm_server.channel import open_channel
 from llm_server.client import AnnotationClient, AnnotationRefused, ServiceUnavailable
 from llm_server.credentials import ClientCredentials, load_client_credentials, make_credentials
-from llm_server.rubric_file import load_rubric
+from llm_server.rubrics.loading import load_rubric
 from tests.faults.annotating import Annotating, captions, expected
 from tests.llm_server.running_service import WAIT_S, RunningService
 

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from configs.service_schema import ServiceConfig
+from configs.annotation_schema import ServiceConfig
 from llm_server.annotation_pb2 import AnnotateResponse
-from llm_server.judge import build_judge
-from llm_server.rubric_file import load_rubric
+from llm_server.rubrics.loading import load_rubric
+from llm_server.service.judge import build_judge
 from tests.faults.annotating import Annotating, captions, expected
 
 pytestmark = pytest.mark.faults

@@ -9,10 +9,10 @@ from collections import Counter
 import psutil
 import pytest
 
-from configs.service_schema import ServiceConfig
+from configs.annotation_schema import ServiceConfig
 from llm_server.client import AnnotationClient
 from llm_server.replicas import rendezvous_order
-from llm_server.service_process import ServiceProcess
+from llm_server.service.child import ServiceProcess
 from tests.faults.annotating import Annotating, captions, expected
 
 pytestmark = pytest.mark.faults

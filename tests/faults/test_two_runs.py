@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.temporary import temporary_directory
+from cluster.run.temporary import temporary_directory
 from tests.refusals import assert_refused
 from tests.run_processes import ROOT, lines, start_run, wait_until
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from actors.environment import VectorEnvironment, make_environment
+from actors.environments.vector import VectorEnvironment, make_environment
 from actors.policy import PolicyNet
 from actors.rollout import EpisodeStatistics
-from cluster.evaluate import evaluate, main
 from cluster.launch import launch
+from cluster.verbs.evaluate import evaluate, main
+from configs.checks import ConfigError
 from configs.loading import load_config
 from configs.schema import EnvConfig, PolicyConfig
-from configs.validation import ConfigError
 from learner.evaluation import BlindPlayer, Episodes, PolicyPlayer, RandomPlayer, differences, play, summarise
 from tests.faults.faulty_environments import OnceBroken
 from tests.toy_environments import Corridor
@@ -252,7 +252,7 @@ def test_a_finished_run_says_how_its_policy_plays(trained: Path) -> None:
 def test_within_a_time_the_same_whole_games_are_counted_for_all_players(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]  # a clock that every step moves on by a tenth of a second
     step = Corridor.step
-    monkeypatch.setattr("cluster.evaluate.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("cluster.verbs.evaluate.time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(Corridor, "step", lambda self, action: (now.__setitem__(0, now[0] + 0.1), step(self, action))[1])
     whole = evaluate(str(trained), episodes=12, num_envs=4, seed=0, seconds=10_000, say=lambda text: None)
     assert whole["episodes"] == 12

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from learner.paid_rewards import PaidRewards, paid_rewards
+from learner.rewards import PaidRewards, paid_rewards
 
 
 def test_rewards_add_up_by_caption_whatever_their_sign():

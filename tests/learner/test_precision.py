@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from actors.environment import EnvironmentSpec
+from actors.environments.vector import EnvironmentSpec
 from actors.rollout import Rollout
 from cluster.wiring import build_worker
 from configs.loading import load_config

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.environment import ArraySpec, EnvironmentSpec
+from actors.environments.vector import ArraySpec, EnvironmentSpec
 from actors.policy import PolicyNet, PolicySnapshot, load_snapshot
 from actors.rollout import Rollout
 from configs.schema import PolicyConfig

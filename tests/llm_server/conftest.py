@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from configs.service_schema import ServiceConfig
-from llm_server.engine import Engine, build_engine
-from llm_server.rubric import Rubric
-from llm_server.rubric_file import load_rubric
+from configs.annotation_schema import ServiceConfig
+from llm_server.engines.engine import Engine, build_engine
+from llm_server.rubrics.loading import load_rubric
+from llm_server.rubrics.rubric import Rubric
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from configs.service_schema import ServiceConfig
-from llm_server.openai_engine import OpenAIEngine
-from llm_server.rubric import Rubric
+from configs.annotation_schema import ServiceConfig
+from llm_server.engines.openai_engine import OpenAIEngine
+from llm_server.rubrics.rubric import Rubric
 
 MODEL = "oracle"
 POSITIVE = ("kill", "descend", "gold")

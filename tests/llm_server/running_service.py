@@ -6,10 +6,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from configs.service_schema import AccessConfig, ServiceConfig
-from llm_server.judge import Judge, build_judge
-from llm_server.rubric import Rubric
-from llm_server.service import serve
+from configs.annotation_schema import AccessConfig, ServiceConfig
+from llm_server.rubrics.rubric import Rubric
+from llm_server.service.judge import Judge, build_judge
+from llm_server.service.service import serve
 
 WAIT_S = 20.0
 

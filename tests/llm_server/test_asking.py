@@ -6,15 +6,14 @@ import math
 import numpy as np
 import pytest
 
-from configs.service_schema import AnnotatorConfig
+from configs.annotation_schema import AnnotatorConfig
 from llm_server.annotation import Caption, JudgedCaption, JudgedPair, Judgement, PairJudgement, Status
-from llm_server.annotator import Annotator
-from llm_server.asking_budget import AskingBudget
-from llm_server.asking_policy import log_priorities
-from llm_server.caption_book import CaptionBook
+from llm_server.annotator.annotator import Annotator
+from llm_server.annotator.caption_book import CaptionBook
+from llm_server.annotator.feedback import CaptionQuestions, EmbeddingQuestions
+from llm_server.annotator.pairs import ComparedPairs, PairSampler, PointwisePairs, pairs_of_judgements, pointwise_preference
+from llm_server.annotator.priorities import AskingBudget, log_priorities
 from llm_server.client import ServiceUnavailable
-from llm_server.pair_questions import ComparedPairs, PairSampler, PointwisePairs, pairs_of_judgements, pointwise_preference
-from llm_server.questions import CaptionQuestions, EmbeddingQuestions
 from tests.llm_server.fake_clients import FakeService
 
 

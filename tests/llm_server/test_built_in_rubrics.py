@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from llm_server.bundled_model import bundled_model_folder
-from llm_server.prompt_tokens import PromptTokens
-from llm_server.rubric import Rubric
-from llm_server.rubric_file import built_in_rubrics, load_rubric
+from llm_server.engines.models import bundled_model_folder
+from llm_server.engines.prompt_tokens import PromptTokens
+from llm_server.rubrics.loading import built_in_rubrics, load_rubric
+from llm_server.rubrics.rubric import Rubric
 
 DATA = Path(__file__).parent / "data"
 GOALS = ("combat", "gold", "descend", "explore")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from configs.service_schema import ServiceConfig
-from llm_server.judge import Judge
+from configs.annotation_schema import ServiceConfig
+from llm_server.service.judge import Judge
 
 ROOT = Path(__file__).resolve().parents[2]
 SETS = [Path(__file__).parent / "data" / "nethack_labelled.jsonl", ROOT.parent / "shared" / "data" / "nethack_captions_dev.jsonl"]

@@ -6,12 +6,11 @@ import time
 
 import pytest
 
-from llm_server.annotate import main as annotate
-from llm_server.answers import text_of_piece
-from llm_server.endpoint import Endpoint, EndpointRefused, EndpointUnavailable
-from llm_server.endpoint_error import error_of, status_of
-from llm_server.endpoint_form import answer_text
-from llm_server.rubric import Example, Rubric
+from llm_server.engines.answers import text_of_piece
+from llm_server.engines.openai_forms import answer_text
+from llm_server.engines.openai_http import Endpoint, EndpointRefused, EndpointUnavailable, error_of, status_of
+from llm_server.offline.annotate import main as annotate
+from llm_server.rubrics.rubric import Example, Rubric
 from tests.llm_server.fake_endpoint import FakeEndpoint, engines_of
 from tests.refusals import assert_refused
 
@@ -165,7 +164,7 @@ PASSING = [
 @pytest.mark.parametrize("content", PASSING)
 @pytest.mark.parametrize("at", ["the start", "later"])
 def test_an_error_under_status_200_is_asked_again_and_changes_nothing(make, endpoint, monkeypatch, content, at):
-    monkeypatch.setattr("llm_server.endpoint._wait", lambda state: 0.01)
+    monkeypatch.setattr("llm_server.engines.openai_http._wait", lambda state: 0.01)
     failures = [(200, {}, json.dumps(content) if content else "")] * 3
     if at == "the start":
         endpoint.failures.extend(failures)
@@ -420,7 +419,7 @@ def test_a_redirection_is_not_followed_and_says_where_it_leads(make, endpoint, s
 
 @pytest.mark.parametrize("header", ["\u00b2", "soon", "-5", "nan", "1e400", "Mon, 99 Foo 99999 00:00:00 GMT", ""])
 def test_a_retry_after_that_is_no_number_is_passed_over(make, endpoint, monkeypatch, header):
-    monkeypatch.setattr("llm_server.endpoint._backoff", lambda state: 0.01)
+    monkeypatch.setattr("llm_server.engines.openai_http._backoff", lambda state: 0.01)
     engine = make()
     endpoint.failures.append((429, {"Retry-After": header}, "slow down"))
     assert probabilities(engine) == BY_LOGPROBS

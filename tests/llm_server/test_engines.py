@@ -13,11 +13,11 @@ import numpy as np
 import psutil
 import pytest
 
-from configs.service_schema import ServiceConfig
+from configs.annotation_schema import ServiceConfig
 from llm_server.annotation import Score
-from llm_server.engine import Engine, build_engine
-from llm_server.openai_engine import OpenAIEngine
-from llm_server.rubric import PairExample, PairRubric, Rubric
+from llm_server.engines.engine import Engine, build_engine
+from llm_server.engines.openai_engine import OpenAIEngine
+from llm_server.rubrics.rubric import PairExample, PairRubric, Rubric
 from tests.llm_server.fake_endpoint import MODEL, FakeEndpoint
 
 ENGINES = ("scripted", "transformers", "openai", "openai_text", "vllm")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from configs.service_schema import ServiceConfig
-from llm_server.calibration import calibrate
-from llm_server.engine import build_engine
-from llm_server.rubric_file import load_rubric
+from configs.annotation_schema import ServiceConfig
+from llm_server.engines.engine import build_engine
+from llm_server.rubrics.loading import load_rubric
+from llm_server.service.calibration import calibrate
 
 DATA = Path(__file__).parent / "data"
 MAX_PER_CLASS = 20

@@ -5,9 +5,9 @@ import unicodedata
 import pytest
 from transformers import AutoTokenizer
 
-from llm_server.bundled_model import bundled_model_folder
-from llm_server.prompt_tokens import PromptTokens
-from llm_server.rubric_file import load_rubric
+from llm_server.engines.models import bundled_model_folder
+from llm_server.engines.prompt_tokens import PromptTokens
+from llm_server.rubrics.loading import load_rubric
 
 HARMLESS = "You see here a lichen."
 HOSTILE = {

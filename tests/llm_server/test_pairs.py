@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from configs.service_schema import ServiceConfig
+from configs.annotation_schema import ServiceConfig
 from llm_server.annotation import Judgement, PairJudgement, Score, Status
-from llm_server.engine import build_engine
-from llm_server.judge import Judge, build_judge
-from llm_server.pair_order import pair_judgement
-from llm_server.question_queue import JudgeClosedError
-from llm_server.rubric import Calibration, Example, PairExample, PairRubric
-from llm_server.rubric_file import load_rubric, parse_rubric
-from llm_server.store import open_store
+from llm_server.engines.engine import build_engine
+from llm_server.rubrics.loading import load_rubric, parse_rubric
+from llm_server.rubrics.rubric import Calibration, Example, PairExample, PairRubric
+from llm_server.service.judge import Judge, build_judge
+from llm_server.service.pair_debiasing import pair_judgement
+from llm_server.service.pending import JudgeClosedError
+from llm_server.service.store import open_store
 
 PAIRS = PairRubric(
     instructions="Which message from NetHack is more progress?",

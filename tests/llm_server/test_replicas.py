@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from actors.captions import caption_id
-from configs.service_schema import AnnotatorConfig
+from configs.annotation_schema import AnnotatorConfig
 from llm_server.annotation import PairJudgement, Status
-from llm_server.annotator import Annotator
-from llm_server.caption_book import CaptionBook
+from llm_server.annotator.annotator import Annotator
+from llm_server.annotator.caption_book import CaptionBook
+from llm_server.annotator.feedback import CaptionQuestions
 from llm_server.client import AnnotationRefused, ServiceUnavailable
-from llm_server.questions import CaptionQuestions
 from llm_server.replicas import Replicas, rendezvous_order, split_addresses
 from llm_server.replicated_client import ReplicatedClient
 from tests.llm_server.fake_clients import FakeClient, FakeService, judge

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs.service_schema import ServiceConfig
-from llm_server.calibration import calibrate
-from llm_server.caption_file import read_labelled
-from llm_server.engine import build_engine
-from llm_server.rubric_file import load_rubric
+from configs.annotation_schema import ServiceConfig
+from llm_server.engines.engine import build_engine
+from llm_server.offline.caption_file import read_labelled
+from llm_server.rubrics.loading import load_rubric
+from llm_server.service.calibration import calibrate
 
 FOLDER = Path(__file__).parent / "mountain_car"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llm_server.client import AnnotationClient, ServiceUnavailable
-from llm_server.rubric_file import load_rubric
+from llm_server.rubrics.loading import load_rubric
 
 
 def command(*arguments):

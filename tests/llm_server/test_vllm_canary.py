@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from configs.service_schema import ServiceConfig
-from llm_server.child_server import CanaryRefused
-from llm_server.endpoint import EndpointUnavailable
-from llm_server.vllm_engine import VllmEngine
+from configs.annotation_schema import ServiceConfig
+from llm_server.child_process import CanaryRefused
+from llm_server.engines.openai_http import EndpointUnavailable
+from llm_server.engines.vllm_engine import VllmEngine
 from tests.llm_server.fake_endpoint import FakeEndpoint
 
 

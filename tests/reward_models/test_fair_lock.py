@@ -2,7 +2,7 @@
 
 import threading
 
-from reward_models.fair_lock import FairLock
+from reward_models.pipeline import FairLock
 
 
 def test_who_waits_comes_before_who_takes_it_again():

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from configs.service_schema import RewardModelConfig
+from configs.annotation_schema import RewardModelConfig
 from llm_server.annotation import JudgedCaption, Judgement, Status
-from llm_server.judgement_file import caption_of
+from llm_server.offline.judgement_file import caption_of
 from reward_models.building import build_reward_model
-from reward_models.caption_cnn import CaptionNet, tokens_of
+from reward_models.caption_network import CaptionNet, tokens_of
 from reward_models.classification import ClassificationModel
 from reward_models.fitting import Fitting, is_held_out
 

@@ -3,8 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
-from reward_models.id_index import IdIndex
-from reward_models.table import RewardTable
+from reward_models.table import IdIndex, RewardTable
 
 LAST = np.iinfo(np.uint64).max
 

@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 
-from configs.service_schema import RewardModelConfig
+from configs.annotation_schema import RewardModelConfig
 from llm_server.annotation import Caption, EmbeddedCaption, JudgedCaption, Judgement, Status
-from llm_server.caption_book import CaptionBook
+from llm_server.annotator.caption_book import CaptionBook
 from reward_models.building import build_reward_model
-from reward_models.control import BAND, Permutation
 from reward_models.interface import Asks
-from reward_models.options import RewardOptions
+from reward_models.shaping import BAND, Permutation, RewardOptions
 from reward_models.training import RewardTrainer
 
 N = 42

@@ -10,20 +10,20 @@ import time
 import numpy as np
 import pytest
 
-from configs.service_schema import AnnotatorConfig, RewardModelConfig, ServiceConfig
+from configs.annotation_schema import AnnotatorConfig, RewardModelConfig, ServiceConfig
 from learner.checkpoint import load_checkpoint, save_checkpoint
-from llm_server.annotator import Annotator
-from llm_server.caption_archive import CaptionArchive
-from llm_server.caption_book import CaptionBook, CaptionState
+from llm_server.annotator.annotator import Annotator
+from llm_server.annotator.caption_archive import CaptionArchive
+from llm_server.annotator.caption_book import CaptionBook, CaptionState
+from llm_server.annotator.feedback import CaptionQuestions
+from llm_server.annotator.pairs import PointwisePairs
 from llm_server.client import AnnotationClient, AnnotationRefused, ServiceUnavailable
-from llm_server.pair_questions import PointwisePairs
-from llm_server.questions import CaptionQuestions
-from llm_server.rubric_file import load_rubric
-from llm_server.service_process import ServiceProcess
+from llm_server.rubrics.loading import load_rubric
+from llm_server.service.child import ServiceProcess
 from reward_models.building import build_reward_model
 from reward_models.interface import Asks
-from reward_models.options import RewardOptions
 from reward_models.pipeline import SLICE, AnnotationPipeline
+from reward_models.shaping import RewardOptions
 from reward_models.training import RewardTrainer
 from tests.llm_server.fake_clients import FakeService
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from configs.annotation_schema import RewardModelConfig
 from configs.schema import LearnerConfig, RewardConfig
-from configs.service_schema import RewardModelConfig
 from learner import update
 from learner.update import Learner
 from llm_server.annotation import Caption, CaptionPair, JudgedPair, PairJudgement, Status
-from llm_server.caption_book import CaptionBook
-from llm_server.pair_questions import pointwise_preference
-from reward_models.options import RewardOptions
+from llm_server.annotator.caption_book import CaptionBook
+from llm_server.annotator.pairs import pointwise_preference
 from reward_models.ranking import RankingModel
+from reward_models.shaping import RewardOptions
 from reward_models.training import RewardTrainer
 from tests.learner.toy_rollouts import RECALL_SPEC, SMALL_POLICY, random_rollout
 

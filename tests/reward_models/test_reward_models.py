@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from configs.service_schema import RewardModelConfig
+from configs.annotation_schema import RewardModelConfig
 from learner.checkpoint import load_checkpoint, save_checkpoint
 from llm_server.annotation import Caption, CaptionPair, EmbeddedCaption, JudgedCaption, JudgedPair, Judgement, PairJudgement, Status
-from llm_server.caption_book import CaptionBook
+from llm_server.annotator.caption_book import CaptionBook
 from reward_models.building import build_reward_model
 from reward_models.interface import Asks
-from reward_models.options import RewardOptions
+from reward_models.shaping import RewardOptions
 from reward_models.training import RewardTrainer
 
 

@@ -1,0 +1,92 @@
+"""What says in words what happened: an observation key, a key of `info`, or a function of both.
+
+Invariant: whatever the environment or the function gives is a caption as bytes of UTF-8, or is refused in one line.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from actors.environments.errors import EnvironmentFailure, fail, one_line
+
+Captioner = Callable[[Any, Mapping[str, Any]], bytes]
+"""(observation, info) -> raw caption, UTF-8."""
+
+
+def make_captioner(captioner: str, entries: Mapping[str, Callable[[Any], Any]], there: str, env_id: str) -> tuple[Captioner, str | None]:
+    """The function that reads captions, and the observation entry that holds them as texts, if one does.
+
+    `entries`: name -> what picks it from an observation; `there` says in words what the environment observes. Raises ValueError where
+    `captioner` names nothing.
+    """
+    if captioner in entries:
+        pick = entries[captioner]
+        return lambda obs, info: _checked(pick(obs), captioner, env_id), captioner
+    kind, colon, name = captioner.partition(":")
+    if kind == "info" and colon:
+        return lambda obs, info: _from_info(info, name, captioner, env_id), None
+    if colon:
+        return _from_function(kind, name, captioner, env_id), None
+    raise ValueError(
+        f"env.captioner {captioner!r} is no observation key of {env_id!r}: {there}; "
+        "give one of the keys, info:KEY, or module:function called with (obs, info)"
+    )
+
+
+def to_bytes(caption: Any) -> bytes | None:
+    """UTF-8 of a caption given as str, bytes, or uint8 array padded with zeros (UTF-8, or Latin-1 where it is not that); None for
+    anything else."""
+    if isinstance(caption, str):
+        return caption.encode("utf-8", "replace")
+    if isinstance(caption, np.ndarray) and caption.dtype == np.uint8:
+        caption = caption.tobytes().partition(b"\0")[0]
+    if not isinstance(caption, bytes):
+        return None
+    try:
+        caption.decode()
+    except UnicodeDecodeError:
+        return caption.decode("latin-1").encode()
+    return caption
+
+
+def _checked(caption: Any, captioner: str, env_id: str) -> bytes:
+    raw = to_bytes(caption)
+    if raw is None:
+        raise EnvironmentFailure(
+            f"env.captioner {captioner!r} of environment {env_id!r} gave {type(caption).__name__} {caption!r:.80}; "
+            "captions are str, bytes or uint8 arrays"
+        )
+    return raw
+
+
+def _from_info(info: Mapping[str, Any], key: str, captioner: str, env_id: str) -> bytes:
+    if key not in info:
+        raise EnvironmentFailure(
+            f"env.captioner {captioner!r}: the info of {env_id!r} has no {key!r} (it has {', '.join(map(str, info)) or 'nothing'}); "
+            "it must be there after every reset and step ('' where there is nothing to say), else use module:function"
+        )
+    return _checked(info[key], captioner, env_id)
+
+
+def _from_function(module: str, name: str, captioner: str, env_id: str) -> Captioner:
+    try:
+        function = getattr(importlib.import_module(module), name)
+        inspect.signature(function).bind(None, {})
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise ValueError(
+            f"env.captioner {captioner!r} cannot be called as function(obs, info): {type(error).__name__}: {one_line(error)}"
+        ) from error
+
+    def caption(obs: Any, info: Mapping[str, Any]) -> bytes:
+        try:
+            said = function(obs, info)
+        except BaseException as error:
+            fail(env_id, error, f"its captioner {captioner}")
+        return _checked(said, captioner, env_id)
+
+    return caption

@@ -1,0 +1,269 @@
+"""Any gymnasium environment with discrete actions as a vector environment, its captions read by a captioner.
+
+Invariant: the step limit is kept here and reported as `truncated` with the episode's own last observation, and where the
+environment can save itself (`state_dict` / `load_state_dict` on the unwrapped one), the whole vector continues bit for bit. One that
+raises, or gives what it did not declare or is not finite, is rebuilt, the others play on.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+
+from actors.environments.captioner import make_captioner
+from actors.environments.errors import EnvironmentErrors, EnvironmentFailure, close_quietly, fail, failure_of, one_line
+from actors.environments.observations import ObservationReader, entry_name, leaves, pick
+from actors.environments.vector import START_ATTEMPTS, EnvironmentLoss, EnvironmentSpec, EpisodeEnd, SeedStream, VectorStep
+from actors.environments.wrappers import lift_time_limits, lowest, step_limit
+from configs.schema import EnvConfig
+
+SUCCESS_KEYS = ("success", "is_success")
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
+STEP_GIVES = "(observation, reward, terminated, truncated, info)"
+
+
+class GymnasiumEnvironment:
+    """B environments of one registered id, stepped in turn."""
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        config: EnvConfig,
+        *,
+        num_envs: int,
+        seeds: SeedStream,
+        first: gymnasium.Env | None = None,
+        notices: tuple[str, ...] = (),
+    ) -> None:
+        """`first`: an environment of `make_single` to begin with; `notices`: what is known of it that the user must be told. Raises
+        ValueError for spaces and captioners that do not fit, for options that the environment does not take, and for what it raises."""
+        self.num_envs = num_envs
+        self._seeds, self._gymnasium_spec, self._config = seeds, spec, config
+        self._errors = EnvironmentErrors()
+        self._notices: list[str] = []
+        self._envs: list[gymnasium.Env | None] = [] if first is None else [first]
+        try:
+            while len(self._envs) < num_envs:
+                self._envs.append(make_single(spec, config))
+            inside = max((lift_time_limits(env) for env in self._envs), default=0)
+            self._step_limit, of_limit = step_limit(config, lowest(spec.max_episode_steps, inside), spec.id)
+            model = self._envs[0]
+            assert model is not None
+            space, self._first_action, num_actions = model.observation_space, *discrete_actions(model, spec.id)
+            self._captioner, text = make_captioner(config.captioner, *_keys(space), spec.id)
+            self._reader = ObservationReader(space, spec.id, text)
+            self._can_save = all(hasattr(model.unwrapped, name) for name in ("state_dict", "load_state_dict"))
+        except BaseException:
+            self.close()
+            raise
+        observations = self._reader.specs
+        self.spec = EnvironmentSpec(
+            observations=observations, num_actions=num_actions, notices=(*notices, *of_limit, *self._reader.notices)
+        )
+        self._obs = {name: np.zeros((num_envs, *array.shape), array.dtype) for name, array in observations.items()}
+        self._episodes = np.zeros(num_envs, np.int64)
+        self._steps = np.zeros(num_envs, np.int64)
+
+    @property
+    def running_episodes(self) -> np.ndarray:
+        """The number of the episode that each environment plays."""
+        return self._episodes - 1
+
+    def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
+        """Start the next episode everywhere."""
+        self._obs = {name: array.copy() for name, array in self._obs.items()}
+        captions = [self._start(i) for i in range(self.num_envs)]
+        self._notices += self._reader.outside_bounds(self._obs)
+        return self._obs, captions
+
+    def take_errors(self) -> tuple[int, str]:
+        """See `VectorEnvironment`."""
+        return self._errors.take()
+
+    def take_notices(self) -> tuple[str, ...]:
+        """See `VectorEnvironment`."""
+        taken, self._notices = tuple(self._notices), []
+        return taken
+
+    def step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None = None) -> VectorStep:
+        """Take one action in each environment."""
+        self._obs = {name: np.empty_like(array) for name, array in self._obs.items()} if out is None else out
+        rewards = np.zeros(self.num_envs, np.float32)
+        terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
+        captions: list[bytes] = []
+        ends: list[EpisodeEnd] = []
+        losses: list[EnvironmentLoss] = []
+        self._steps += 1
+        for i, action in enumerate(actions.tolist()):
+            try:
+                reward, terminates, truncates, caption, info = self._step(i, action + self._first_action)
+            except BaseException as error:
+                self._lose(i, failure_of(self._gymnasium_spec.id, error, "step"))
+                truncated[i] = True
+                captions.append(b"")
+                losses.append(EnvironmentLoss(index=i, reset_caption=self._start(i)))
+                continue
+            rewards[i], terminated[i] = reward, terminates
+            truncated[i] = not terminates and (truncates or self._steps[i] == self._step_limit)
+            captions.append(caption)
+            if terminated[i] or truncated[i]:
+                final_obs = {name: array[i].copy() for name, array in self._obs.items()}
+                ends.append(EpisodeEnd(index=i, final_obs=final_obs, reset_caption=self._start(i), info=_figures(info)))
+        self._notices += self._reader.outside_bounds(self._obs)
+        return VectorStep(
+            obs=self._obs, rewards=rewards, terminated=terminated, truncated=truncated, captions=captions, ends=ends, losses=losses
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Exact where the environment offers `state_dict`; otherwise how many episodes each environment has started."""
+        state: dict[str, Any] = {"exact": self._can_save, "episodes": self._episodes.copy()}
+        if self._can_save:
+            state["steps"] = self._steps.copy()
+            state["obs"] = {name: array.copy() for name, array in self._obs.items()}
+            state["envs"] = {str(i): _savable(env).state_dict() for i, env in enumerate(self._envs)}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
+        """The current observations where the state is exact, else None: then the next `reset` starts the episodes after it."""
+        if len(state["episodes"]) != self.num_envs:
+            raise ValueError(f"the saved state is of {len(state['episodes'])} environments, this vector has {self.num_envs}")
+        self._episodes[:] = state["episodes"]
+        if not state["exact"]:
+            return None
+        self._steps[:] = state["steps"]
+        self._obs = {name: np.array(state["obs"][name], array.dtype) for name, array in self._obs.items()}
+        for i, env in enumerate(self._envs):
+            assert env is not None
+            env.reset()  # gymnasium's order check wants one reset before the first step
+            _savable(env).load_state_dict(state["envs"][str(i)])
+        return self._obs
+
+    def close(self) -> None:
+        """Close every environment."""
+        for env in self._envs:
+            if env is not None:
+                close_quietly(env)
+
+    def _step(self, i: int, action: int) -> tuple[float, bool, bool, bytes, Mapping[str, Any]]:
+        """Reward, terminated, truncated, raw caption and info; the observation is written into row `i`."""
+        env = self._envs[i]
+        assert env is not None  # it was started, and so made
+        given = env.step(action)
+        if not isinstance(given, tuple) or len(given) != 5:
+            raise self._failure(f"returned {_described(given)} from step, wanted {STEP_GIVES} as gymnasium's environments do")
+        obs, reward, terminates, truncates, info = given
+        self._reader.write(self._obs, i, obs, "step")
+        number = _number(reward)
+        if number is None:
+            raise self._failure(f"gave the reward {reward!r:.60} in step, wanted a finite number")
+        if not isinstance(info, Mapping):
+            raise self._failure(f"gave {_described(info)} as info in step, wanted a dict")
+        return number, bool(terminates), bool(truncates), self._captioner(obs, info), info
+
+    def _start(self, i: int) -> bytes:
+        """Start the next episode, in a rebuilt environment where this one fails; its first raw caption."""
+        for attempt in range(START_ATTEMPTS):
+            # Some environments hand the seed to generators that take 32 bits.
+            seed = self._seeds.seed(i, int(self._episodes[i])) % 2**31
+            self._episodes[i] += 1
+            try:
+                caption = self._reset(i, seed)
+            except BaseException as error:
+                failure = failure_of(self._gymnasium_spec.id, error, "reset")
+                if attempt == START_ATTEMPTS - 1:
+                    raise failure from failure.__cause__
+                self._lose(i, failure)
+                continue
+            self._steps[i] = 0
+            return caption
+        raise AssertionError  # the last attempt returns or raises
+
+    def _reset(self, i: int, seed: int) -> bytes:
+        env = self._envs[i]
+        if env is None:
+            env = self._envs[i] = make_single(self._gymnasium_spec, self._config)
+            lift_time_limits(env)
+        given = env.reset(seed=seed)
+        if not isinstance(given, tuple) or len(given) != 2 or not isinstance(given[1], Mapping):
+            raise self._failure(f"returned {_described(given)} from reset, wanted (observation, info) as gymnasium's environments do")
+        obs, info = given
+        self._reader.write(self._obs, i, obs, "reset")
+        return self._captioner(obs, info)
+
+    def _lose(self, i: int, failure: EnvironmentFailure) -> None:
+        """Count it and give the environment up; the next start makes another."""
+        self._errors.note(failure, i)
+        env, self._envs[i] = self._envs[i], None
+        if env is not None:
+            close_quietly(env)
+
+    def _failure(self, what: str) -> EnvironmentFailure:
+        return EnvironmentFailure(f"environment {self._gymnasium_spec.id!r} {what}")
+
+
+def make_single(spec: EnvSpec, config: EnvConfig) -> gymnasium.Env:
+    """One environment, without gymnasium's step limit; ValueError for options that it does not take, and for what it raises."""
+    if "max_episode_steps" in config.options:
+        raise ValueError("env.options has 'max_episode_steps', which the environment of a run sets itself; use env.max_episode_steps")
+    try:
+        # -1 takes gymnasium's own step limit away: it could not be saved.
+        return gymnasium.make(spec, max_episode_steps=-1, disable_env_checker=True, **config.options)
+    except BaseException as error:
+        refuse_making(spec.id, config.options, error)
+
+
+def refuse_making(env_id: str, options: Mapping[str, Any], error: BaseException) -> NoReturn:
+    """Raise, as ValueError of one line, what making an environment raised."""
+    if error.__context__ is not None and "was raised from the environment creator" in str(error):  # gymnasium's, in its place
+        error = error.__context__
+    if isinstance(error, TypeError) and options and "argument" in str(error):
+        raise ValueError(f"environment {env_id!r} cannot be made with env.options {dict(options)}: {one_line(error)}") from error
+    fail(env_id, error, "making")
+
+
+def discrete_actions(env: Any, env_id: str) -> tuple[int, int]:
+    """The first action and how many there are; ValueError for other action spaces."""
+    actions = env.action_space
+    if not isinstance(actions, spaces.Discrete):
+        raise ValueError(f"environment {env_id!r} has the action space {actions}; policies here need Discrete actions")
+    return int(actions.start), int(actions.n)
+
+
+def _savable(env: Any) -> Any:
+    """The bare environment; gymnasium's type knows neither `state_dict` nor `load_state_dict`."""
+    return env.unwrapped
+
+
+def _keys(space: spaces.Space) -> tuple[dict[str, Any], str]:
+    """What captions may be read from: entry name -> what picks it; and what the environment observes, in words."""
+    paths = {entry_name(path): path for path, _ in leaves(space)}
+    named = isinstance(space, spaces.Dict | spaces.Tuple)
+    there = f"its keys are {', '.join(paths)}" if named else f"its observation space is {space}, without keys"
+    return {name: lambda obs, path=path: pick(obs, path) for name, path in paths.items()}, there
+
+
+def _number(reward: Any) -> float | None:
+    """A finite reward of 32 bits; also of an array of one number. None for anything else."""
+    if not isinstance(reward, float):
+        if isinstance(reward, str | bytes):
+            return None
+        try:
+            reward = float(np.asarray(reward).item() if hasattr(reward, "shape") or isinstance(reward, list | tuple) else reward)
+        except (TypeError, ValueError, OverflowError):
+            return None
+    return float(reward) if abs(reward) <= LARGEST_FLOAT else None  # neither is NaN
+
+
+def _described(value: Any) -> str:
+    return f"{len(value)} values" if isinstance(value, tuple) else type(value).__name__
+
+
+def _figures(info: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of an episode's end that are logged."""
+    for key in SUCCESS_KEYS:
+        if isinstance(info.get(key), bool | int | float | np.number | np.bool_):
+            return {"success": float(info[key])}
+    return {}

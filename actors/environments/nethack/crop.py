@@ -1,0 +1,98 @@
+"""What the policy sees around the hero, cut out of the engine's maps: glyphs, or characters with their colours.
+
+Invariant: the hero's cell has the same place in every window, also where the window reaches over the map's edge.
+"""
+
+import functools
+from collections.abc import Mapping
+
+import numpy as np
+
+from actors.environments.vector import ArraySpec
+
+MAP_HEIGHT, MAP_WIDTH = 21, 79
+MAP_CELLS = MAP_HEIGHT * MAP_WIDTH
+OUTSIDE_GLYPH = 5976
+"""The glyph of cells outside the map; real glyphs are smaller (NetHack's MAX_GLYPH)."""
+WINDOW_SHAPE = 21, 45
+"""Rows and columns of the wide window: as high as the map, more than half as wide, and of whole squares of 3 x 3 cells."""
+OUTSIDE_CHARACTER, OUTSIDE_COLOUR = ord(" "), 0
+"""Outside the map is black, as unlit stone is; no character is drawn there in either case."""
+CHARACTER_WINDOW = 12
+"""Side of the character window, in cells (ONI); six cells lie above and left of the hero, five below and right."""
+LAYERS: Mapping[str, tuple[type, int]] = {
+    "glyphs": (np.int16, OUTSIDE_GLYPH),
+    "chars": (np.uint8, OUTSIDE_CHARACTER),
+    "colors": (np.uint8, OUTSIDE_COLOUR),
+}
+"""The engine's maps: dtype, and value outside."""
+
+
+class HeroView:
+    """A window on one or more maps; observation `glyph_crop` [c, c] i16, `glyph_window` [21, 45] i16 or `character_crop` [12, 12, 2] u8.
+
+    The character window is cut out of the map alone, where ONI cuts it out of the terminal's screen: the terminal adds the
+    message line and the status lines where the hero is near the map's edge, which the network reads as text and figures anyway.
+    """
+
+    def __init__(self, entry: str, layers: tuple[str, ...], size: tuple[int, int]) -> None:
+        self.entry, self.layers = entry, layers
+        self._cells = _window_cells(*size)
+        shape = size if len(layers) == 1 else (*size, len(layers))
+        dtype, num_values = (np.int16, OUTSIDE_GLYPH + 1) if layers == ("glyphs",) else (np.uint8, 256)
+        self.spec = ArraySpec(shape=shape, dtype=np.dtype(dtype), num_values=num_values)
+
+    def cut(self, maps: Mapping[str, np.ndarray], x: np.ndarray, y: np.ndarray, out: np.ndarray) -> None:
+        """Write the windows around the heroes at `x`, `y` [N] into `out` [N, *spec.shape] (C-contiguous), from maps
+        name -> [N, MAP_CELLS + 1] (the last cell is outside; C-contiguous)."""
+        # Between two levels the hero may stand nowhere, at -1.
+        cells = self._cells.take(np.maximum(y, 0) * MAP_WIDTH + np.maximum(x, 0), axis=0, mode="clip")
+        cells += _row_starts(len(cells))
+        for i, layer in enumerate(self.layers):
+            if len(self.layers) == 1:
+                np.take(maps[layer].reshape(-1), cells, out=out.reshape(cells.shape), mode="clip")
+            else:
+                out.reshape(*cells.shape, -1)[..., i] = maps[layer].reshape(-1)[cells]
+
+
+def view_for(network: str, crop_size: int) -> HeroView:
+    """What `policy.network` looks at; ValueError for an even `crop_size`, which has no middle."""
+    if network == "rendered_crop":
+        return character_view()
+    return glyph_window() if network == "nethack_full" else glyph_view(crop_size)
+
+
+def glyph_view(size: int) -> HeroView:
+    """The glyphs around the hero; ValueError for an even `size`, which has no middle."""
+    if size % 2 == 0:
+        raise ValueError(f"the glyph crop has the hero in its middle: its side must be odd, got {size}")
+    return HeroView("glyph_crop", ("glyphs",), (size, size))
+
+
+def glyph_window() -> HeroView:
+    """The glyphs around the hero, 21 x 45 cells."""
+    return HeroView("glyph_window", ("glyphs",), WINDOW_SHAPE)
+
+
+def character_view() -> HeroView:
+    """The characters and colours around the hero, 12 x 12 cells."""
+    return HeroView("character_crop", ("chars", "colors"), (CHARACTER_WINDOW, CHARACTER_WINDOW))
+
+
+def make_maps(num_envs: int, layers: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Empty maps name -> [B, MAP_CELLS + 1]: one more cell per row than the map has, which a window reads beyond the edge."""
+    return {layer: np.full((num_envs, MAP_CELLS + 1), LAYERS[layer][1], LAYERS[layer][0]) for layer in layers}
+
+
+@functools.cache
+def _row_starts(num_rows: int) -> np.ndarray:
+    """[N, 1]: where the rows of maps begin."""
+    return np.arange(num_rows)[:, None] * (MAP_CELLS + 1)
+
+
+def _window_cells(rows: int, columns: int) -> np.ndarray:
+    """For every cell the hero may stand on, the cells of the window around it: [MAP_CELLS, rows * columns], MAP_CELLS = outside."""
+    y = np.arange(MAP_HEIGHT)[:, None, None, None] + (np.arange(rows) - rows // 2)[:, None]
+    x = np.arange(MAP_WIDTH)[:, None, None] + np.arange(columns) - columns // 2
+    inside = (y >= 0) & (y < MAP_HEIGHT) & (x >= 0) & (x < MAP_WIDTH)
+    return np.where(inside, y * MAP_WIDTH + x, MAP_CELLS).reshape(MAP_CELLS, rows * columns)

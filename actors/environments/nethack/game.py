@@ -1,0 +1,238 @@
+"""One game of NetHack or MiniHack: NLE's own environment, whose engine writes into given arrays and is watched at each step.
+
+Invariant: what an episode showed last stays readable after its end, and a step's caption holds every message line shown
+during it, those that NLE skips past included. Playing through NLE's `step` is the specification: whatever steps faster
+equals it, bit for bit.
+"""
+
+import functools
+import logging
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from nle import nethack
+from nle.env import NLE
+
+from actors.environments.gymnasium_vector import refuse_making
+from actors.environments.lookup import load_creator
+from actors.environments.nethack.crop import LAYERS, MAP_CELLS, MAP_HEIGHT, MAP_WIDTH, make_maps
+from actors.environments.nethack.messages import MessageLog
+from actors.environments.nethack.shared_code import engine_pages
+from actors.environments.wrappers import NO_LIMIT, add_registered_wrappers, innermost, lift_time_limits, lowest, strip
+from configs.schema import EnvConfig
+
+logger = logging.getLogger(__name__)
+
+OBSERVED = ("glyphs", "blstats", "message")
+INVENTORY: Mapping[str, int] = {"inv_letters": 128, "inv_oclasses": 19}
+"""The inventory's entries, a slot after the other, and how many values they have; an empty slot is of the last class."""
+NEEDED = frozenset({*OBSERVED, "program_state", "internal"})
+"""What NLE's own stepping and its tasks read."""
+STOCK_MODULES = frozenset({"nle.env.base", "nle.env.tasks", "minihack.base", "actors.environments.nethack.tasks"})
+ESCAPE = 27
+ABORTED, DEATH = -1, 1  # end statuses
+GAME_OVER = 0  # index into program_state
+READING_LINE, WAITING_FOR_SPACE = 2, 3  # indices into internal
+
+
+def make_screens(num_envs: int, layers: tuple[str, ...], inventory: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    """Empty arrays for B engines to write into: maps [B, MAP_CELLS + 1], `blstats` [B, 27] i64, `message` [B, 256] u8,
+    `program_state` [B, 6] i32, `internal` [B, 9] i32, and those of `inventory` [B, 55] u8."""
+    flat = ("blstats", "message", "program_state", "internal", *inventory)
+    arrays = {key: np.zeros((num_envs, *desc["shape"]), desc["dtype"]) for key, desc in nethack.OBSERVATION_DESC.items() if key in flat}
+    return make_maps(num_envs, layers) | arrays
+
+
+class Game:
+    """One NLE environment whose engine writes into given buffers and is watched at each of its steps."""
+
+    def __init__(
+        self,
+        played: Any,
+        env_id: str,
+        arrays: Mapping[str, np.ndarray],
+        *,
+        share_code: bool,
+        observes_more: bool,
+        registered_limit: int | None,
+    ) -> None:
+        """`played`: NLE's environment, or wrappers around it. `arrays` are one row of each of `make_screens`, contiguous; the last cell of
+        a map stays as it is. `share_code`: the engine's code lies in memory once for all games of the process. `observes_more`: it was not
+        made to observe `OBSERVED` alone. `registered_limit`: of steps, where its registration has one."""
+        env = innermost(played)
+        self.env, self._env_id = env, env_id
+        self.step_limit = lowest(int(env._max_episode_steps), registered_limit, lift_time_limits(played))
+        """The environment's own limit; NLE itself would report it as a termination, on an emptied screen."""
+        self.played = strip(played)
+        """What is stepped: the environment, or wrappers around it that change something."""
+        env._max_episode_steps = NO_LIMIT
+        # A won game is left as it stands, so that its last screen can be read; the next reset starts a new one anyway.
+        env._quit_game = lambda observation, done: None
+        self.has_goal = hasattr(type(env).StepStatus, "TASK_SUCCESSFUL")
+        self.last_screen: dict[str, np.ndarray] | None = None
+        """Copies of the arrays as the game showed them last, once it is over."""
+        self.log = MessageLog()
+        self._starting = False
+        self._shown = {name: array for name, array in arrays.items() if name in LAYERS or name in OBSERVED or name in INVENTORY}
+        self._message = arrays["message"]
+        engine = env.nethack
+        self.engine = engine._pynethack
+        buffers = engine._obs_buffers
+        for name, array in arrays.items():
+            buffers[name] = array[:MAP_CELLS].reshape(MAP_HEIGHT, MAP_WIDTH) if name in LAYERS else array
+        self._program_state, self._internal = buffers["program_state"], buffers["internal"]
+        wanted = buffers if observes_more or _reads_all(env) else {key: buffers[key] for key in NEEDED | arrays.keys()}
+        self.engine.set_buffers(**wanted)
+        # MiniHack always makes NLE fill and copy every observation there is; what nobody reads becomes an empty array.
+        self.screen = engine._obs = tuple(wanted.get(key, np.empty(0, np.uint8)) for key in env._observation_keys)
+        """The engine's arrays in the order in which NLE's methods expect them."""
+        self._engine_reset, engine.reset, engine.step = engine.reset, self._reset_engine, self._step_engine
+        self._pages = engine_pages() if share_code else None
+        if self._pages is not None:
+            self._pages.prepare(engine.dlpath)
+
+    @property
+    def is_wrapped(self) -> bool:
+        """Whether a wrapper that changes something is around the game."""
+        return self.played is not self.env
+
+    def reset(self, core: int, disp: int) -> bytes:
+        """Start a game with these seeds and return its first raw caption."""
+        self.log.start_episode()
+        self.last_screen = None
+        self._starting = True
+        global_state = random.getstate()  # MiniHack draws some levels from Python's global generator
+        try:
+            random.seed(core)
+            try:
+                self.env.seed(core, disp, reseed=False)
+            except RuntimeError:
+                _warn_unseeded(self._env_id)
+            if self.is_wrapped:
+                self.played.reset(seed=core % 2**31)  # wrappers may draw something
+            else:
+                self.env.reset()
+        finally:
+            random.setstate(global_state)
+            self._starting = False
+        return self.log.caption()
+
+    def step(self, action: int) -> tuple[float, int, bytes]:
+        """Reward, end status (0: the episode goes on), and the step's raw caption."""
+        self.log.start_step()
+        _, reward, terminated, truncated, info = self.played.step(action)
+        status = int(info.get("end_status", 0))
+        if not status and (terminated or truncated):  # a wrapper ends the episode
+            status = ABORTED if truncated else DEATH
+        return reward, status, self.log.caption()
+
+    def success(self, status: int) -> bool:
+        """Whether the episode that ended with this status reached its goal."""
+        return status == type(self.env).StepStatus.TASK_SUCCESSFUL or getattr(self.env, "succeeded", False)
+
+    def watch(self) -> None:
+        """Log the message line and, once the game is over, keep the screen until the engine empties it."""
+        message = self._message
+        if self._program_state[GAME_OVER]:
+            if not self.engine.in_normal_game():
+                return
+            if self.last_screen is None or message[0]:
+                self.last_screen = {name: array.copy() for name, array in self._shown.items()}
+        else:
+            self.last_screen = None  # a life may be saved after "You die..."
+        if message[0] or self.log.prompt is not None:
+            internal = self._internal
+            text_prompt = bool(internal[READING_LINE]) and not internal[WAITING_FOR_SPACE]
+            self.log.add(message.tobytes().partition(b"\0")[0], text_prompt)
+
+    def _reset_engine(self, *args: Any, **kwargs: Any) -> tuple[np.ndarray, ...]:
+        screen = self._engine_reset(*args, **kwargs)
+        if self._pages is not None:
+            self._pages.share(self.env.nethack.dlpath)
+        self.watch()
+        return screen
+
+    def _step_engine(self, action: int) -> tuple[tuple[np.ndarray, ...], bool]:
+        if self._starting and self._internal[READING_LINE] and not self._internal[WAITING_FOR_SPACE]:
+            # A game may begin by asking what to call a thing picked up on the first square. NLE types a thousand spaces into
+            # that question, gives up, and resets again, unseeded.
+            action = ESCAPE
+        self.engine.step(action)
+        self.watch()
+        return self.screen, self.engine.done()
+
+
+class GymnasiumStepping:
+    """Each game through its environment's own `step`, one after the other."""
+
+    def __init__(self, games: list[Game]) -> None:
+        self._games = games
+
+    def start(self, i: int, core: int, disp: int) -> bytes:
+        """Start game `i` with these seeds; its first raw caption."""
+        return self._games[i].reset(core, disp)
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[bytes]]:
+        """One action [B] i64 in each game: rewards [B] f32, end statuses [B] i64 (0: goes on), raw captions."""
+        rewards, statuses, captions = zip(*map(Game.step, self._games, actions.tolist()), strict=True)
+        return np.array(rewards, np.float32), np.array(statuses, np.int64), list(captions)
+
+
+def make_game(spec: EnvSpec, config: EnvConfig, arrays: Mapping[str, np.ndarray]) -> Game:
+    """A game of the environment without gymnasium's own wrappers: NLE ignores seeds and limits that come through them. ValueError for
+    options that it does not take, and for what it raises."""
+    for key, instead in (("max_episode_steps", "env.max_episode_steps"), ("observation_keys", "nothing: they are fixed")):
+        if key in config.options:
+            raise ValueError(f"env.options has {key!r}, which the environment of a run sets itself; use {instead}")
+    creator = load_creator(spec)
+    arguments = {**spec.kwargs, **config.options}
+    is_class = isinstance(creator, type) and issubclass(creator, NLE)
+    if is_class:  # what another maker observes may be what its wrappers read
+        # Without fix_moon_phase a seeded game would depend on the date and the hour at which it is played.
+        arguments = {"observation_keys": OBSERVED, "fix_moon_phase": True, **arguments}
+    try:
+        with nullcontext() if is_class else _fixed_moon_phase():
+            env = add_registered_wrappers(creator(**arguments), spec)
+    except BaseException as error:
+        refuse_making(spec.id, config.options, error)
+    observes_more = not is_class or bool(spec.additional_wrappers)
+    return Game(
+        env,
+        spec.id,
+        arrays,
+        share_code=config.share_engine_code,
+        observes_more=observes_more,
+        registered_limit=spec.max_episode_steps,
+    )
+
+
+@contextmanager
+def _fixed_moon_phase() -> Iterator[None]:
+    """Games made in it have their moon fixed, by whatever function, and whatever arguments that takes."""
+    make = nethack.Nethack.__init__
+
+    @functools.wraps(make)
+    def with_fixed_phase(*args: Any, **kwargs: Any) -> None:
+        make(*args, **{**kwargs, "fix_moon_phase": True})
+
+    nethack.Nethack.__init__ = with_fixed_phase
+    try:
+        yield
+    finally:
+        nethack.Nethack.__init__ = make
+
+
+def _reads_all(env: NLE) -> bool:
+    """Whether the task may read more than NLE's own tasks do: a MiniHack reward manager, or an end or reward of its own."""
+    kind = type(env)
+    own = {method.__module__ for method in (kind._is_episode_end, kind._reward_fn, kind.step)}
+    return getattr(env, "reward_manager", None) is not None or not own <= STOCK_MODULES
+
+
+@functools.cache
+def _warn_unseeded(env_id: str) -> None:
+    logger.warning("%s refuses to be seeded: its episodes differ from run to run, whatever the seed of the run", env_id)

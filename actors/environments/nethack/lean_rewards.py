@@ -1,0 +1,210 @@
+"""Rewards of B games at once, in the arithmetic of the tasks' own `_reward_fn` (NLE 1.3.0, MiniHack 1.0.2, ONI's tasks).
+
+Invariant: only the arrays that the engines write are read, before a step and after it, so what a game pays does not depend
+on the games beside it; sums are taken in the order and precision (f64) in which the task takes them.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from actors.environments.nethack.crop import MAP_CELLS
+from actors.environments.nethack.episode_stats import GOLD, SCORE, TIME, UNSEEN_GLYPH, count_unlike, level_number
+from actors.environments.nethack.tasks import GOAL_REWARD
+from actors.environments.vector import GoalReward
+
+HUNGER = 7  # index into internal
+GOAL = 2  # end status
+PENALTY_MODES = ("constant", "linear", "square", "always")
+"""NLE's `exp` doubles without bound and soon fails: it is left to NLE."""
+
+
+class Rewards:
+    """The score difference, without a time penalty (NLE's environment without a task)."""
+
+    def __init__(self, env: Any, screens: dict[str, np.ndarray]) -> None:
+        self._blstats, self._internal = screens["blstats"], screens["internal"]
+        self._glyphs = screens["glyphs"][:, :MAP_CELLS]
+        self._last = self._blstats.copy()
+
+    def start(self, i: int) -> None:
+        """Game `i` has been reset."""
+
+    def begin(self) -> None:
+        """Keep what the step about to be taken is compared with."""
+        self._last = self._blstats.copy()
+
+    def pay(self, statuses: np.ndarray, playing: np.ndarray, goals: list[int]) -> np.ndarray:
+        """Rewards [B] f64 of the step just taken. `statuses` [B]: how episodes end; `playing` [B] bool: the engine is in a
+        normal game; `goals`: games that have reached the goal of one of ONI's tasks in this step."""
+        return self._difference(SCORE, playing)
+
+    @staticmethod
+    def at_goal(env: Any) -> float | None:
+        """What `env` pays for its goal; None where it has none that is paid once."""
+        return None
+
+    @staticmethod
+    def max_penalty(env: Any, num_steps: int) -> float:
+        """The penalties of `num_steps` steps each of which costs most; at most 0."""
+        return 0.0
+
+    def _difference(self, index: int, playing: np.ndarray) -> np.ndarray:
+        # Before a game starts and after it has ended, its figures are zero.
+        return np.where(playing, self._blstats[:, index] - self._last[:, index], 0.0)
+
+
+class ScoreRewards(Rewards):
+    """The score difference and the penalty for steps that take no game time; the penalty also where the game has ended."""
+
+    def __init__(self, env: Any, screens: dict[str, np.ndarray]) -> None:
+        super().__init__(env, screens)
+        self._mode, self._per_step, self._per_turn = env.penalty_mode, env.penalty_step, env.penalty_time
+        # NLE keeps this count from one episode to the next.
+        self._frozen_steps = np.zeros(len(self._blstats), np.int64)
+
+    def pay(self, statuses: np.ndarray, playing: np.ndarray, goals: list[int]) -> np.ndarray:
+        """The score difference, then the penalty."""
+        return self._difference(SCORE, playing) + self._penalty()
+
+    @staticmethod
+    def max_penalty(env: Any, num_steps: int) -> float:
+        """Game time stands still in every step, or passes in every step (one turn in each): whichever costs more."""
+        n, mode = float(num_steps), env.penalty_mode
+        frozen = {"linear": n * (n + 1) / 2, "square": n * (n + 1) * (2 * n + 1) / 6, "exp": 2 ** min(n + 1, 1000) - 2}.get(mode, n)
+        moving = n * (env.penalty_time + (env.penalty_step if mode in ("always", "exp") else 0.0))
+        return min(0.0, frozen * env.penalty_step, moving)
+
+    def _penalty(self, where: np.ndarray | bool = True) -> np.ndarray:
+        """The time penalty; frozen steps are counted in the games of `where` alone."""
+        turns = self._blstats[:, TIME] - self._last[:, TIME]
+        frozen = (self._frozen_steps + 1) * (turns == 0)
+        if where is True:
+            self._frozen_steps = frozen
+        else:
+            np.copyto(self._frozen_steps, frozen, where=where)
+        if self._mode == "constant":
+            penalty = np.where(frozen > 0, self._per_step, 0)
+        else:
+            factor = {"linear": frozen, "square": frozen**2, "always": np.ones_like(frozen)}[self._mode]
+            penalty = 0 + factor * self._per_step
+        return penalty + turns * self._per_turn
+
+
+class GoldRewards(ScoreRewards):
+    """The gold difference and the penalty, both in a normal game alone."""
+
+    def pay(self, statuses: np.ndarray, playing: np.ndarray, goals: list[int]) -> np.ndarray:
+        """Zero where the game has ended."""
+        return np.where(playing, self._gain(playing) + self._penalty(playing), 0.0)
+
+    def _gain(self, playing: np.ndarray) -> np.ndarray:
+        return self._difference(GOLD, playing)
+
+
+class EatRewards(GoldRewards):
+    """What was eaten, and the penalty."""
+
+    def begin(self) -> None:
+        """Keep the figures and how well fed the heroes are."""
+        super().begin()
+        self._hunger = self._internal[:, HUNGER].copy()
+
+    def _gain(self, playing: np.ndarray) -> np.ndarray:
+        return np.maximum(0, self._internal[:, HUNGER] - self._hunger)
+
+
+class ScoutRewards(GoldRewards):
+    """Tiles seen that had not been seen on the level, and the penalty."""
+
+    def __init__(self, env: Any, screens: dict[str, np.ndarray]) -> None:
+        super().__init__(env, screens)
+        self._level = np.full(len(self._blstats), -1)
+        self._here = np.zeros(len(self._blstats), np.int64)
+        self._elsewhere: list[dict[int, int]] = [{} for _ in self._level]
+
+    def start(self, i: int) -> None:
+        """Nothing has been seen in game `i`."""
+        self._level[i], self._here[i] = -1, 0
+        self._elsewhere[i].clear()
+
+    def _gain(self, playing: np.ndarray) -> np.ndarray:
+        levels, seen = level_number(self._blstats), count_unlike(self._glyphs, UNSEEN_GLYPH)
+        for i in np.flatnonzero(playing & (levels != self._level)).tolist():
+            self._elsewhere[i][int(self._level[i])] = int(self._here[i])
+            self._here[i] = self._elsewhere[i].get(int(levels[i]), 0)
+        gain = seen - self._here
+        np.copyto(self._level, levels, where=playing)
+        np.copyto(self._here, seen, where=playing)
+        return gain
+
+
+class StaircaseRewards(ScoreRewards):
+    """1 where the episode ends at its goal, and the penalty."""
+
+    def pay(self, statuses: np.ndarray, playing: np.ndarray, goals: list[int]) -> np.ndarray:
+        """NLE's staircase and oracle tasks."""
+        return (statuses == GOAL) + self._penalty()
+
+    @staticmethod
+    def at_goal(env: Any) -> float:
+        """1."""
+        return 1.0
+
+
+class MiniHackRewards(ScoreRewards):
+    """`reward_win` at the goal, `reward_lose` at any other end, and the penalty."""
+
+    def __init__(self, env: Any, screens: dict[str, np.ndarray]) -> None:
+        super().__init__(env, screens)
+        self._win, self._lose = env.reward_win, env.reward_lose
+
+    def pay(self, statuses: np.ndarray, playing: np.ndarray, goals: list[int]) -> np.ndarray:
+        """MiniHack without a reward manager."""
+        return np.where(statuses == GOAL, self._win, np.where(statuses == 0, 0, self._lose)) + self._penalty()
+
+    @staticmethod
+    def at_goal(env: Any) -> float | None:
+        """`reward_win`; None where a reward manager decides."""
+        return None if env.reward_manager is not None else env.reward_win
+
+
+class GoalRewards(Rewards):
+    """ONI's goals: what the task pays once, unless the hero died in the same step."""
+
+    def begin(self) -> None:
+        """Goals compare nothing."""
+
+    def pay(self, statuses: np.ndarray, playing: np.ndarray, goals: list[int]) -> np.ndarray:
+        """Zero everywhere else."""
+        rewards = np.zeros(len(statuses))
+        rewards[[i for i in goals if statuses[i] != 1]] = GOAL_REWARD
+        return rewards
+
+    @staticmethod
+    def at_goal(env: Any) -> float:
+        """50."""
+        return GOAL_REWARD
+
+
+REWARDS: dict[str, type[Rewards]] = {
+    "nle.env.base.NLE._reward_fn": Rewards,
+    "nle.env.tasks.NetHackScore._reward_fn": ScoreRewards,
+    "nle.env.tasks.NetHackGold._reward_fn": GoldRewards,
+    "nle.env.tasks.NetHackEat._reward_fn": EatRewards,
+    "nle.env.tasks.NetHackScout._reward_fn": ScoutRewards,
+    "nle.env.tasks.NetHackStaircase._reward_fn": StaircaseRewards,
+    "minihack.base.MiniHack._reward_fn": MiniHackRewards,
+    "actors.environments.nethack.tasks.Goal._reward_fn": GoalRewards,
+}
+"""By the method that they stand for."""
+
+
+def goal_reward(env: Any, step_limit: int) -> GoalReward | None:
+    """How the task of `env` pays for its goal in episodes of `step_limit` steps; None where it has no such goal, or rewards of its own."""
+    function = env._reward_fn
+    rewards = REWARDS.get(f"{function.__module__}.{function.__qualname__}")
+    at_goal = None if rewards is None else rewards.at_goal(env)
+    if rewards is None or at_goal is None:
+        return None
+    return GoalReward(reward=float(at_goal), max_penalty=float(rewards.max_penalty(env, step_limit)), step_limit=step_limit)

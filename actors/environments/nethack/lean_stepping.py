@@ -1,0 +1,237 @@
+"""B games of NetHack stepped through their engines alone: all engines take a key, then the batch is looked at as a whole.
+
+Invariant: what `GymnasiumStepping` gives is given here, bit for bit. The batch decides in which games something may have
+happened beyond the move (a prompt, a line, a goal, an end), and there the task's own methods decide what.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from actors.environments.nethack.crop import MAP_CELLS, MAP_HEIGHT, MAP_WIDTH
+from actors.environments.nethack.episode_stats import TIME
+from actors.environments.nethack.game import ABORTED, DEATH, GAME_OVER, Game, GymnasiumStepping
+from actors.environments.nethack.lean_rewards import PENALTY_MODES, REWARDS
+from actors.environments.nethack.tasks import TELLING, answer_key, oracle_glyph
+from actors.environments.wrappers import wrapper_names
+
+logger = logging.getLogger(__name__)
+
+ASKING, WAITING_FOR_SPACE, ON_STAIRS_DOWN = 1, 3, 4  # indices into internal
+X, Y = 0, 1  # indices into blstats
+ONI_STEP, ONI_END = "actors.environments.nethack.tasks.ScoreExtended.step", "actors.environments.nethack.tasks.Goal._is_episode_end"
+IMPATIENT = "nle.env.tasks.NetHackChallenge._check_abort"
+
+Places = Callable[["LeanStepping", list[int]], np.ndarray | list[int]]
+"""(stepping, games whose prompts were looked at) -> the games where the episode may have reached its goal, or more."""
+
+
+class LeanStepping:
+    """The games of one environment together; use `make_stepping`, which knows what is supported."""
+
+    def __init__(self, games: list[Game], screens: dict[str, np.ndarray]) -> None:
+        """`screens` are the arrays [B, ...] whose rows the engines write."""
+        env = games[0].env
+        self._games, self._envs, self._logs = games, [game.env for game in games], [game.log for game in games]
+        self._press = [game.engine.step for game in games]
+        self._is_done = [game.engine.done for game in games]
+        self._is_playing = [game.engine.in_normal_game for game in games]
+        self._keys = np.array([int(key) for key in env.actions])
+        self.glyphs, self.blstats, self.internal = screens["glyphs"], screens["blstats"], screens["internal"]
+        self._game_over, self._message = screens["program_state"][:, GAME_OVER], screens["message"]
+        self._lines = self._message.view(f"S{self._message.shape[1]}")[:, 0]  # the engine pads with zeros
+        self._skips_prompts = not env._allow_all_modes
+        self._is_oni = _name(env, "step") == ONI_STEP
+        self._has_oni_goal = _name(env, "_is_episode_end") == ONI_END
+        self._telling = TELLING if self._is_oni else ()
+        self._attended: set[int] = set()
+        """Games to look at again in the next step, whatever they show: a text prompt is open, or the game over but not ended."""
+        self._places = PLACES[_deciding(env)]
+        self._rewards = REWARDS[_name(env, "_reward_fn")](env, screens)
+        self._progress = Progress(games, self.blstats) if _name(env, "_check_abort") == IMPATIENT else None
+
+    def start(self, i: int, core: int, disp: int) -> bytes:
+        """Start game `i` with these seeds; its first raw caption."""
+        caption = self._games[i].reset(core, disp)
+        self._rewards.start(i)
+        self._note(i)
+        if self._progress is not None:
+            self._progress.start(i)
+        return caption
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[bytes]]:
+        """One action [B] i64 in each game: rewards [B] f32, end statuses [B] i64 (0: goes on), raw captions."""
+        keys = self._keys[actions].tolist()
+        if self._is_oni:
+            self._answer_questions(keys)
+        self._rewards.begin()
+        for press, key in zip(self._press, keys, strict=True):
+            press(key)
+        if self._progress is not None:
+            self._progress.check()
+        dones = [is_done() for is_done in self._is_done]
+        captions, attended = self._look(keys, dones)
+        aborted = None if self._progress is None else self._progress.check()
+        statuses, goals = self._find_ends(attended, np.array(dones, bool), aborted)
+        playing = np.array([is_playing() for is_playing in self._is_playing], bool)
+        return self._rewards.pay(statuses, playing, goals).astype(np.float32), statuses, captions
+
+    def _answer_questions(self, keys: list[int]) -> None:
+        for i in np.flatnonzero(self.internal[:, ASKING]).tolist():
+            keys[i] = answer_key(self._lines[i], keys[i])
+
+    def _look(self, keys: list[int], dones: list[bool]) -> tuple[list[bytes], list[int]]:
+        """The captions of the step, once every prompt is passed that the agent does not see, and which games were not just
+        read; `dones` is brought up to date."""
+        captions = [b""] * len(keys)
+        flags = np.bitwise_or.reduce(self.internal[:, ASKING : WAITING_FOR_SPACE + 1], axis=1)
+        flags |= self._game_over
+        busy = flags != 0
+        if self._attended:
+            busy[list(self._attended)] = True
+        quiet = ((self._message[:, 0] != 0) & ~busy).nonzero()[0]
+        attended = busy.nonzero()[0].tolist()
+        for i, line in zip(quiet.tolist(), self._lines[quiet].tolist(), strict=True):
+            if self._telling and any(words in line for words in self._telling):
+                attended.append(i)
+            else:
+                captions[i] = self._logs[i].caption_of(line)
+        for i in attended:
+            captions[i] = self._attend(i, keys, dones)
+        return captions, attended
+
+    def _attend(self, i: int, keys: list[int], dones: list[bool]) -> bytes:
+        """Let the task pass the prompts of game `i`; the caption of its step."""
+        game = self._games[i]
+        game.log.start_step()
+        game.watch()
+        if self._is_oni:
+            game.env.begin_step(keys[i])
+        if self._skips_prompts or self._game_over[i] == 1:
+            _, dones[i] = game.env._perform_known_steps(game.screen, dones[i], exceptions=True)
+        self._note(i)
+        return game.log.caption()
+
+    def _note(self, i: int) -> None:
+        game = self._games[i]
+        if game.log.prompt is not None or game.last_screen is not None:
+            self._attended.add(i)
+        else:
+            self._attended.discard(i)
+
+    def _find_ends(self, attended: list[int], dones: np.ndarray, aborted: np.ndarray | None) -> tuple[np.ndarray, list[int]]:
+        """End statuses [B], and the games in which one of ONI's goals pays."""
+        statuses = np.zeros(len(dones), np.int64)
+        goals = []
+        for i in self._places(self, attended):
+            env = self._envs[i]
+            statuses[i] = env._is_episode_end(self._games[i].screen)
+            if self._has_oni_goal and env.pays:
+                goals.append(i)
+        if aborted is not None:
+            statuses[aborted] = ABORTED
+        statuses[dones] = DEATH
+        return statuses, goals
+
+    def beside(self, glyph: int) -> np.ndarray:
+        """The games that show `glyph` on the hero's cell or next to it."""
+        x, y = self.blstats[:, X, None], self.blstats[:, Y, None]
+        rows, columns = (y + _AROUND[0]).clip(0, MAP_HEIGHT - 1), (x + _AROUND[1]).clip(0, MAP_WIDTH - 1)
+        cells = rows * MAP_WIDTH + columns + np.arange(len(x))[:, None] * (MAP_CELLS + 1)
+        return np.flatnonzero((self.glyphs.reshape(-1)[cells] == glyph).any(axis=1))
+
+    def descended(self, attended: list[int]) -> list[int]:
+        """Of the games looked at, those that said "You descend the stairs."; that line always has a game looked at."""
+        return [i for i in attended if self._envs[i].descended]
+
+
+class Progress:
+    """NetHackChallenge's patience with a game whose clock stands still: NLE checks it twice in every step."""
+
+    def __init__(self, games: list[Game], blstats: np.ndarray) -> None:
+        self._games, self._blstats = games, blstats
+        self._turns, self._count = np.zeros(len(games), np.int64), np.zeros(len(games), np.int64)
+        self._limit = games[0].env.no_progress_timeout
+
+    def start(self, i: int) -> None:
+        """Game `i` has been reset, which included a check."""
+        self._turns[i], self._count[i] = self._games[i].env._turns, self._games[i].env._no_progress_count
+
+    def check(self) -> np.ndarray:
+        """Where patience is at its end, [B] bool."""
+        turns = self._blstats[:, TIME]
+        self._count = np.where(turns == self._turns, self._count + 1, 0)
+        np.copyto(self._turns, turns)
+        return self._count >= self._limit
+
+
+_AROUND = np.array([(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]).T
+_EVERYWHERE: Mapping[str, frozenset[str]] = {
+    "step": frozenset({"nle.env.base.NLE.step", "minihack.base.MiniHack.step", ONI_STEP}),
+    "_perform_known_steps": frozenset(
+        {"nle.env.base.NLE._perform_known_steps", "actors.environments.nethack.tasks.ScoreExtended._perform_known_steps"}
+    ),
+    "_get_end_status": frozenset({"nle.env.base.NLE._get_end_status"}),
+    "_get_information": frozenset({"nle.env.base.NLE._get_information"}),
+    "_check_abort": frozenset({"nle.env.base.NLE._check_abort", IMPATIENT}),
+    "_get_time_penalty": frozenset({"nle.env.tasks.NetHackScore._get_time_penalty"}),
+    "_reward_fn": frozenset(REWARDS),
+}
+
+
+def _on_stairs(stepping: LeanStepping, attended: list[int]) -> np.ndarray:
+    return np.flatnonzero(stepping.internal[:, ON_STAIRS_DOWN])
+
+
+def _beside_the_oracle(stepping: LeanStepping, attended: list[int]) -> np.ndarray:
+    return stepping.beside(oracle_glyph())
+
+
+PLACES: Mapping[str, Places] = {
+    "nle.env.base.NLE._is_episode_end": lambda stepping, attended: [],
+    "nle.env.tasks.NetHackStaircase._is_episode_end": _on_stairs,
+    "nle.env.tasks.NetHackStaircasePet._is_episode_end": _on_stairs,
+    "nle.env.tasks.NetHackOracle._is_episode_end": _beside_the_oracle,
+    "minihack.base.MiniHack._is_episode_end": _on_stairs,
+    "actors.environments.nethack.tasks.Oracle._reached": _beside_the_oracle,
+    "actors.environments.nethack.tasks.Staircase._reached": LeanStepping.descended,
+}
+"""By the method that decides there."""
+
+
+def make_stepping(games: list[Game], screens: dict[str, np.ndarray], wanted: str, env_id: str) -> LeanStepping | GymnasiumStepping:
+    """Lean stepping where it is `wanted` (`lean` or `gymnasium`) and knows the environment, else NLE's own."""
+    if wanted == "gymnasium":
+        return GymnasiumStepping(games)
+    obstacle = f"the wrappers {wrapper_names(games[0].played)}" if games[0].is_wrapped else find_obstacle(games[0].env)
+    if obstacle is None:
+        return LeanStepping(games, screens)
+    logger.info("%s is stepped through its own class, which is slower: lean stepping does not know %s", env_id, obstacle)
+    return GymnasiumStepping(games)
+
+
+def find_obstacle(env: Any) -> str | None:
+    """What of an environment lean stepping does not know: the name of a method that is not NLE's, MiniHack's or ours, or a setting."""
+    for method, known in _EVERYWHERE.items():
+        if hasattr(env, method) and _name(env, method) not in known:
+            return _name(env, method)
+    if _deciding(env) not in PLACES:
+        return _deciding(env)
+    if getattr(env, "reward_manager", None) is not None:
+        return "reward managers"
+    if getattr(env, "penalty_mode", "constant") not in PENALTY_MODES:
+        return f"penalty_mode {env.penalty_mode!r}"
+    return None
+
+
+def _deciding(env: Any) -> str:
+    """The method that decides whether the goal is reached."""
+    end = _name(env, "_is_episode_end")
+    return _name(env, "_reached") if end == ONI_END else end
+
+
+def _name(env: Any, method: str) -> str:
+    function = getattr(env, method)
+    return f"{function.__module__}.{function.__qualname__}"

@@ -1,0 +1,249 @@
+"""NetHack's code and constants in memory once for all engines of a process, in huge pages.
+
+Every NLE engine loads a private copy of the engine library, so many engines are as many copies of the same machine code, and
+instruction cache and TLB misses dominate. The read-only segments of all copies are replaced by one sealed shared memory file, which
+the kernel is asked to back by huge pages. NLE loads the library at an engine's first reset and opens it again at each later one,
+which undoes the mapping:
+
+    pages = engine_pages()              # the one of this process
+    env = NLE(...)                      # its nethack.dlpath is the path of the private copy
+    pages.prepare(env.nethack.dlpath)   # once, before the first reset
+    env.reset()
+    pages.share(env.nethack.dlpath)     # after every reset of the engine, about 0.01 ms
+
+There is nothing to close: a mapping goes when NLE closes its library, the shared file with the process.
+
+Invariant: only pages that are byte-identical to the private copy's, never written and free of relocations are replaced. Whatever the
+library, the loader or the kernel does not allow leaves engines as NLE made them, with one line of notice per process.
+"""
+
+import ctypes
+import errno
+import fcntl
+import functools
+import logging
+import mmap
+import os
+import struct
+
+from actors.environments.nethack.elf import read_only_part
+
+logger = logging.getLogger(__name__)
+
+HUGE_PAGE_BYTES = 1 << 21
+MADV_COLLAPSE = 25  # Linux 6.1; not in Python's mmap module
+MAP_FIXED = 0x10
+MAP_FAILED = ctypes.c_void_p(-1).value
+RTLD_NOLOAD = 4
+PROT_NONE = 0
+READ_EXECUTE = mmap.PROT_READ | mmap.PROT_EXEC
+COLLAPSE_ATTEMPTS = 3
+"""The kernel may be busy with a page for a moment (EAGAIN, EBUSY)."""
+
+
+class _LinkMap(ctypes.Structure):
+    """What the dynamic loader tells of a library (link.h)."""
+
+    _fields_ = (("l_addr", ctypes.c_size_t), ("l_name", ctypes.c_char_p), ("l_ld", ctypes.c_size_t))
+
+
+class LibC:
+    """The few calls needed of the C library; OSError where one is refused."""
+
+    def __init__(self) -> None:
+        library = ctypes.CDLL(None, use_errno=True)
+        try:
+            self._mmap, self._munmap, self._madvise = library.mmap, library.munmap, library.madvise
+            self._dlopen, self._dlclose = library.dlopen, library.dlclose
+        except AttributeError as error:
+            raise OSError(f"the C library lacks a call: {error}") from None
+        self._mmap.restype = self._dlopen.restype = ctypes.c_void_p
+        self._mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+        self._munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+        self._madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        self._dlopen.argtypes = (ctypes.c_char_p, ctypes.c_int)
+        self._dlclose.argtypes = (ctypes.c_void_p,)
+
+    def map(self, address: int | None, length: int, protection: int, flags: int, fd: int, offset: int = 0) -> int:
+        """mmap(2): the address mapped at."""
+        mapped = self._mmap(address, length, protection, flags, fd, offset)
+        if mapped == MAP_FAILED:
+            raise _last_error("mmap")
+        return int(mapped)
+
+    def unmap(self, address: int, length: int) -> None:
+        """munmap(2)."""
+        if self._munmap(address, length):
+            raise _last_error("munmap")
+
+    def collapse(self, address: int, length: int) -> None:
+        """Put a mapped range into huge pages: madvise(2) with MADV_COLLAPSE."""
+        if self._madvise(address, length, MADV_COLLAPSE):
+            raise _last_error("madvise(MADV_COLLAPSE)")
+
+    def find_library(self, path: str) -> tuple[int, int] | None:
+        """Base and address of the dynamic section of a library that is loaded already; None for one that is not."""
+        handle = self._dlopen(os.fsencode(path), os.RTLD_LAZY | RTLD_NOLOAD)
+        if not handle:
+            return None
+        found = ctypes.cast(handle, ctypes.POINTER(_LinkMap)).contents
+        place = (found.l_addr, found.l_ld)
+        self._dlclose(handle)  # NLE ends the process where its library is still open at a reset
+        return place
+
+
+def _last_error(call: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, f"{call}: {os.strerror(number)}")
+
+
+class SharedFile:
+    """The read-only part of a library in a sealed memory file, in huge pages where the kernel gives them."""
+
+    def __init__(self, library: bytes, libc: LibC) -> None:
+        """OSError or ValueError, with the reason, where there cannot be one."""
+        self.part = part = read_only_part(library)
+        self._libc = libc
+        self.original = library[: part.length]
+        aligned = bytearray(self.original)
+        struct.pack_into("<Q", aligned, part.alignment_at, HUGE_PAGE_BYTES)
+        self.aligned = bytes(aligned)
+        """`original`, but asking for a place where its addresses and the file's huge pages are congruent."""
+        self.no_huge_pages: OSError | None = None
+        """Why there are none."""
+        if not hasattr(os, "memfd_create"):
+            raise ValueError("this system has no memory files")
+        num_bytes = -(-part.length // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+        fd = os.memfd_create("nethack-pages", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            path = f"/proc/self/fd/{fd}"
+            _write(path, self.aligned + bytes(num_bytes - part.length), 0)
+            try:
+                self._collapse(fd, num_bytes)
+            except OSError as error:
+                self.no_huge_pages = error
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+            # Of a sealed file older kernels map shared only what was opened for reading.
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(fd)
+        try:  # `map_over` is not to be the first to learn that such a mapping is forbidden
+            libc.unmap(libc.map(None, part.length, READ_EXECUTE, mmap.MAP_SHARED, self._fd), part.length)
+        except OSError:
+            os.close(self._fd)
+            raise
+
+    def map_over(self, base: int, path: str) -> None:
+        """Replace the read-only part of the library loaded at `base` from `path`; OSError, with nothing changed, where refused.
+
+        RuntimeError where the refusal left a hole that cannot be filled again: the engine must not run on.
+        """
+        try:
+            self._libc.map(base, self.part.length, READ_EXECUTE, mmap.MAP_SHARED | MAP_FIXED, self._fd)
+        except OSError:  # which may have left a hole: the private copy comes back as the loader had mapped it
+            try:
+                self._restore(base, path)
+            except OSError as error:
+                raise RuntimeError(f"the engine's code at {path} got lost: it can neither be shared nor mapped again: {error}") from error
+            raise
+
+    def _restore(self, base: int, path: str) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for start, length, protection in self.part.segments:
+                self._libc.map(base + start, length, protection, mmap.MAP_PRIVATE | MAP_FIXED, fd, start)
+        finally:
+            os.close(fd)
+
+    def _collapse(self, fd: int, num_bytes: int) -> None:
+        reserved = num_bytes + HUGE_PAGE_BYTES
+        room = self._libc.map(None, reserved, PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
+        try:
+            aligned = -(-room // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+            self._libc.map(aligned, num_bytes, READ_EXECUTE, mmap.MAP_SHARED | MAP_FIXED, fd)
+            for _ in range(COLLAPSE_ATTEMPTS - 1):
+                try:
+                    return self._libc.collapse(aligned, num_bytes)
+                except OSError as error:
+                    if error.errno not in (errno.EAGAIN, errno.EBUSY):
+                        raise
+            self._libc.collapse(aligned, num_bytes)
+        finally:
+            self._libc.unmap(room, reserved)
+
+
+class EnginePages:
+    """The shared pages of one process, made of the first library that is prepared."""
+
+    def __init__(self) -> None:
+        self._libc: LibC | None = None
+        self._file: SharedFile | None = None
+        self._prepared: dict[str, tuple[int, int]] = {}
+        self._off = self._noticed = False
+
+    def prepare(self, path: str) -> None:
+        """Get the private copy of an engine that has not been reset yet ready for `share`."""
+        if self._off:
+            return
+        try:
+            copy = _read(path)
+            if self._libc is None or self._file is None:
+                self._libc = LibC()
+                self._file = SharedFile(copy, self._libc)
+                if self._file.no_huge_pages:
+                    self._notice(f"engine code is shared between environments, but not in huge pages ({self._file.no_huge_pages})")
+            shared = self._file
+            if copy[: shared.part.length] not in (shared.original, shared.aligned):
+                raise ValueError("it differs from the first engine's")
+            if not shared.no_huge_pages:
+                at = shared.part.alignment_at
+                _write(path, shared.aligned[at : at + 8], at)
+            self._prepared[path] = _identity(path)
+        except (OSError, ValueError) as error:
+            self._off = self._file is None
+            self._notice(f"engine code is not shared between environments: {path}: {error}")
+
+    def share(self, path: str) -> None:
+        """Replace the read-only pages of an engine that has just been reset; does nothing for one that was not prepared."""
+        if self._off or self._libc is None or self._file is None or path not in self._prepared:
+            return
+        try:
+            if _identity(path) != self._prepared[path]:
+                return
+            place = self._libc.find_library(path)
+            if place is None:
+                return
+            base, dynamic = place
+            if dynamic != base + self._file.part.dynamic or base % mmap.PAGESIZE:
+                raise OSError("the loader placed the library in an unknown way")
+            self._file.map_over(base, path)
+        except OSError as error:
+            self._off = True
+            self._notice(f"engine code is no longer shared between environments: {path}: {error}")
+
+    def _notice(self, loss: str) -> None:
+        if not self._noticed:
+            self._noticed = True
+            logger.warning("%s; many environments in one process step more slowly", loss)
+
+
+def _identity(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _write(path: str, content: bytes, offset: int) -> None:
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(content)
+
+
+@functools.cache
+def engine_pages() -> EnginePages:
+    """The pages that all engines of this process share."""
+    return EnginePages()

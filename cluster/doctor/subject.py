@@ -1,0 +1,88 @@
+"""What `delphi doctor` examines: a configuration, and what its checks derive from it.
+
+Invariant: derived by the code that a run uses.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from actors.environments.vector import EnvironmentSpec, make_environment
+from cluster.on_ray.placement import object_store_bytes
+from cluster.wiring import build_model, needs_service, service_config
+from configs.annotation_schema import ServiceConfig
+from configs.schema import RunConfig
+from reward_models.interface import Asks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One line of the doctor's report."""
+
+    check: str
+    status: Literal["ok", "warning", "failed"]
+    found: str
+    advice: str = ""
+    """What to do; empty where all is well."""
+
+
+def ok(check: str, found: str) -> Finding:
+    """All is well."""
+    return Finding(check=check, status="ok", found=_line(found))
+
+
+def warning(check: str, found: str, advice: str) -> Finding:
+    """A run will start, and may fare badly."""
+    return Finding(check=check, status="warning", found=_line(found), advice=advice)
+
+
+def failed(check: str, found: str, advice: str) -> Finding:
+    """A run will not start, or will not do what it is for."""
+    return Finding(check=check, status="failed", found=_line(found), advice=advice)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+class Patient:
+    """A configuration, with what checks ask of it; each answer is found once."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+
+    @cached_property
+    def spec(self) -> EnvironmentSpec:
+        """Of one environment."""
+        config = self.config
+        env = make_environment(
+            config.env, num_envs=1, run_seed=config.seed, worker_index=0, stream="doctor",
+            policy=config.policy,
+        )  # fmt: skip
+        env.close()
+        return env.spec
+
+    @cached_property
+    def asks(self) -> Asks:
+        """What the reward model asks of the annotation service."""
+        return build_model(self.config).asks
+
+    @property
+    def needs_service(self) -> bool:
+        """Whether anything is asked of an annotation service."""
+        return self.asks is not Asks.NOTHING and not self.config.reward_model.judgements
+
+    @property
+    def starts_service(self) -> bool:
+        """Whether the run brings its own judge: a service as its child, or, `inline`, one in its process."""
+        return needs_service(self.config)
+
+    @property
+    def service(self) -> ServiceConfig:
+        """Of the service that the run starts."""
+        return service_config(self.config, self.asks)
+
+    @property
+    def object_store_bytes(self) -> int:
+        """Of the object store that a run in `local` starts."""
+        return object_store_bytes(self.config, self.spec)

@@ -1,0 +1,79 @@
+"""What the training loop needs of the parts around it; `cluster.inline` and `cluster.on_ray.driver` provide both.
+
+Invariant: the loop cannot tell the spawners apart: nothing here blocks longer than it says, and nothing here raises because
+a worker or the annotator is down, until a budget of `cluster.supervision` is spent.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from actors.environments.vector import EnvironmentSpec
+from actors.policy import PolicySnapshot
+from actors.rollout import Rollout
+from reward_models.pipeline import RewardedCaption
+from reward_models.table import RewardTable
+
+
+class Workers(Protocol):
+    """The rollout workers as one FIFO of rollouts."""
+
+    spec: EnvironmentSpec
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """What the user must be told of workers and environments that failed: each kind once, oldest first."""
+        ...
+
+    @property
+    def waiting(self) -> str | None:
+        """What workers wait for before they can work; None where all do."""
+        ...
+
+    def publish(self, snapshot: PolicySnapshot) -> None:
+        """Make `snapshot` what the next `collect` calls act with; latest only."""
+        ...
+
+    def take(self, timeout_s: float) -> Rollout | None:
+        """The next rollout, or None where none came within `timeout_s`."""
+        ...
+
+    def metrics(self) -> Mapping[str, float | None]:
+        """Catalogue figures of the workers."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume can restore of the workers; empty where they live elsewhere and start new episodes."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        ...
+
+
+class Annotation(Protocol):
+    """Annotator, reward model and reward tables."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why no caption is judged any more, for the user; None as long as all is well or may become well by itself."""
+        ...
+
+    def latest_table(self) -> RewardTable:
+        """The newest reward table; never waits for a judgement."""
+        ...
+
+    def metrics(self) -> Mapping[str, float | None]:
+        """Catalogue figures of annotation and the reward model."""
+        ...
+
+    def top_rewarded(self, n: int, min_count: int) -> Sequence[RewardedCaption]:
+        """The `n` captions with the highest reward among those seen at least `min_count` times."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Caption book, reward model and table."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        ...

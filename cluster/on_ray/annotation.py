@@ -1,0 +1,258 @@
+"""The annotator actor as the training loop sees it: reports go in, the latest table and figures come out, nothing is waited for.
+
+Invariant: a dead or slow annotator costs the loop nothing but newer tables; a dead one is replaced, and its successor's new
+book epoch makes the workers send their captions again.
+"""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import ray
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayError, RayTaskError
+
+from actors.rollout import Acknowledgement, CaptionReport, Version
+from cluster.on_ray.actors import AnnotatorActor
+from cluster.on_ray.nodes import options
+from cluster.on_ray.placement import Request, in_words
+from cluster.on_ray.replicas import RayReplicas
+from configs.schema import RunConfig
+from reward_models.pipeline import RewardedCaption
+from reward_models.table import RewardTable
+from reward_models.training import saved_table
+
+LOG = logging.getLogger(__name__)
+POLL_INTERVAL_S = 0.5
+STATE_TIMEOUT_S = 4.0
+START_TIMEOUT_S = 9.0
+"""Instead of it while the annotator has not been heard of yet: it still imports and restores."""
+MAX_UNANSWERED_REPORTS = 64
+MAX_WITHHELD = 100_000
+"""Distinct captions whose counts wait for an annotator that does not answer."""
+INHERITED_S = 300.0
+"""How long a new annotator may take to know as many captions as the table of the one before it, which is used until then."""
+RESTART_INTERVAL_S = 5.0
+SILENCE_S = 30.0
+"""An annotator that has not answered for so long is shown as down."""
+
+
+class RayAnnotation:
+    """Handle of the annotator actor, and of the annotation replicas where there are any; without a request for an annotator (reward
+    model `none`), an empty table and no figures. Both are asked for at once, so that what comes later leaves them room."""
+
+    def __init__(self, config: RunConfig, run_epoch: int, request: Request | None, replicas: Request | None = None) -> None:
+        self.problem: str | None = None
+        self._is_loading = False  # the judge, its model
+        self._is_silent = False  # it left a question unanswered and has not been heard of since
+        self._config, self._run_epoch, self._request = config, run_epoch, request
+        self._state: Mapping[str, Any] | None = None
+        self._table = RewardTable.empty(run_epoch)
+        self._metrics: dict[str, float | None] = {}
+        self._acknowledgements: dict[str, Acknowledgement] = {}
+        self._reports: dict[ray.ObjectRef, str] = {}
+        self._withheld: dict[int, int] = {}  # counts of reports that were not handed over
+        self._update: ray.ObjectRef | None = None
+        self._known: Version | None = None  # the annotator's number of the table
+        self._offered: RewardTable | None = None  # a new annotator's, which does not know enough yet
+        self._lost_at: float | None = None  # when the annotator died whose table is used
+        self._polled_at = 0.0
+        self._started_at = -RESTART_INTERVAL_S
+        self._actor: Any = None
+        self._began: ray.ObjectRef | None = None  # it has its state and asks; None where it was not told to yet
+        self._is_placed = False
+        self._replicas = RayReplicas(config, replicas) if replicas is not None else None
+        self._told: tuple[Mapping[str, str], str | None] | None = None  # what the annotator knows of them
+        self._start_actor()
+
+    @property
+    def waiting(self) -> str | None:
+        """What has been asked for and has not started yet, for lack of room perhaps; None where all is there."""
+        missing = {}
+        if self._replicas is not None and self._replicas.num_waiting:
+            missing["replica"] = replace(self._replicas.request, count=self._replicas.num_waiting)
+        if self._request is not None and self._actor is not None and not self._is_placed:
+            missing["annotator"] = self._request
+        if missing:
+            return f"{in_words(missing)} to start"
+        model = "its model" if self._config.annotator.address else self._config.service.model
+        return f"the judge, which loads {model}" if self._is_loading else None
+
+    def report(self, report: ray.ObjectRef, worker_id: str, env_steps: int) -> None:
+        """Forward a worker's caption report.
+
+        Where the annotator has not answered the last 64, or there is none, it is left out: its texts are not acknowledged, so the
+        worker sends them again, and its counts go with the next report.
+        """
+        actor = self._running_actor()
+        if actor is None or len(self._reports) >= MAX_UNANSWERED_REPORTS:
+            self._withhold(report, worker_id)
+        else:
+            self._reports[actor.report.remote(self._with_withheld(report, worker_id), env_steps)] = worker_id
+        self._poll()
+
+    def acknowledgement(self, worker_id: str) -> Acknowledgement | None:
+        """The newest acknowledgement for this worker."""
+        return self._acknowledgements.get(worker_id)
+
+    def latest_table(self) -> RewardTable:
+        """The newest table that has arrived."""
+        self._poll()
+        return self._table
+
+    def metrics(self) -> Mapping[str, float | None]:
+        """The newest figures that have arrived."""
+        self._poll()
+        if self._replicas is None:
+            return self._metrics
+        up = len(self._replicas.addresses())
+        return {**self._metrics, "service_restarts": self._replicas.restarts, "annotation_replicas_up": up}
+
+    def top_rewarded(self, n: int, min_count: int) -> Sequence[RewardedCaption]:
+        """Empty where the annotator does not answer in time."""
+        return self._ask("top_rewarded", n, min_count) or []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The annotator's state; its last known one where it does not answer in time."""
+        state = self._ask("state_dict")
+        if state is not None:
+            self._state = state
+        return dict(self._state or {})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Start the annotator from `state`; called before the first report."""
+        if state:
+            self._state = state
+            self._table = saved_table(state["trainer"], self._run_epoch)
+        self._running_actor()
+
+    def close(self) -> None:
+        """End the annotator and the service it started."""
+        if self._actor is not None:
+            try:
+                ray.get(self._actor.close.remote(), timeout=STATE_TIMEOUT_S)
+            except RayError as error:
+                LOG.warning("the annotator did not close in time: %s", error)
+            ray.kill(self._actor)
+            self._actor = None
+        if self._replicas is not None:
+            self._replicas.close()
+
+    def _withhold(self, report: ray.ObjectRef, worker_id: str) -> None:
+        content = self._fetch(report, worker_id)
+        for number, count in content.counts.items() if content else ():
+            if number in self._withheld or len(self._withheld) < MAX_WITHHELD:
+                self._withheld[number] = self._withheld.get(number, 0) + count
+
+    def _with_withheld(self, report: ray.ObjectRef, worker_id: str) -> ray.ObjectRef | CaptionReport:
+        """The report with the counts that wait, whoever's they are: a caption book takes counts of captions without a text, too."""
+        if not self._withheld or (content := self._fetch(report, worker_id)) is None:
+            return report
+        counts, self._withheld = self._withheld, {}
+        for number, count in content.counts.items():
+            counts[number] = counts.get(number, 0) + count
+        return replace(content, counts=counts)
+
+    def _fetch(self, report: ray.ObjectRef, worker_id: str) -> CaptionReport | None:
+        """A report that came with a rollout which is here; None where its node has been lost since."""
+        try:
+            return ray.get(report, timeout=STATE_TIMEOUT_S)
+        except RayError as error:
+            LOG.warning("a caption report of worker %s was lost; its texts are sent again: %s", worker_id, error)
+            return None
+
+    def _start_actor(self) -> None:
+        """Where there is none, unless none is wanted or the last start was a moment ago."""
+        if self._actor is None and self._request is not None and time.monotonic() - self._started_at > RESTART_INTERVAL_S:
+            self._actor = (
+                cast(Any, AnnotatorActor)
+                .options(**options(self._request))
+                .remote(self._config, self._run_epoch, self._replicas.credentials if self._replicas is not None else None)
+            )
+            self._started_at = time.monotonic()
+            self._began, self._told, self._is_placed = None, None, False
+
+    def _running_actor(self) -> Any:
+        """The actor, at work; None where there is none."""
+        self._start_actor()
+        if self._actor is not None and self._began is None:
+            self._began = self._actor.begin.remote(self._state)
+        return self._actor
+
+    def _poll_replicas(self) -> None:
+        if self._replicas is None:
+            return
+        self._replicas.poll()
+        if self._actor is not None and (now := (self._replicas.addresses(), self._replicas.problem)) != self._told:
+            self._told = now
+            self._actor.set_replicas.remote(*now)
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        actor = self._running_actor()
+        if actor is None or self._is_silent:
+            return None
+        timeout_s = STATE_TIMEOUT_S if self._metrics else START_TIMEOUT_S
+        try:
+            return ray.get(getattr(actor, method).remote(*arguments), timeout=timeout_s)
+        except GetTimeoutError:
+            self._is_silent = True
+            LOG.warning("the annotator did not answer %s within %.0f s", method, timeout_s)
+        except RayError as error:
+            self._lost(error)
+        return None
+
+    def _poll(self) -> None:
+        actor = self._running_actor()
+        self._poll_replicas()
+        if actor is None:
+            return
+        try:
+            if self._began is not None and not self._is_placed and ray.wait([self._began], timeout=0)[0]:
+                ray.get(self._began)
+                self._is_placed = True
+            if self._reports:
+                ready, _ = ray.wait([*self._reports], num_returns=len(self._reports), timeout=0)
+                for reference in ready:
+                    worker_id = self._reports.pop(reference)
+                    try:
+                        self._acknowledgements[worker_id] = ray.get(reference)
+                    except (ObjectLostError, RayTaskError) as error:  # the report went down with its worker's node
+                        LOG.warning("a caption report of worker %s was lost; its texts are sent again: %s", worker_id, error)
+            if self._update is not None and ray.wait([self._update], timeout=0)[0]:
+                reference, self._update, self._is_silent = self._update, None, False
+                table, self._metrics, self.problem, self._is_loading = ray.get(reference)
+                if table is not None:
+                    self._known, self._offered = table.reward_version, table
+                self._take_offered()
+                self._metrics["reward_version"] = self._table.reward_version[1]
+            now = time.monotonic()
+            if self._update is not None and now - self._polled_at > SILENCE_S:
+                self._metrics = {**self._metrics, "annotator_up": 0}
+            if self._update is None and now - self._polled_at > POLL_INTERVAL_S:
+                self._polled_at = now
+                self._update = actor.update.remote(self._known)
+        except RayError as error:
+            self._lost(error)
+
+    def _take_offered(self) -> None:
+        """Use the newest table. A new annotator's may be normalised otherwise than the one in use, so they cannot be mixed; and until it
+        knows as many captions, the one in use says more."""
+        table = self._offered
+        if table is None:
+            return
+        if self._lost_at is not None and len(table) < len(self._table) and time.monotonic() - self._lost_at < INHERITED_S:
+            return
+        # The annotator's numbers begin again with each of its lives; what the learner sees only goes up.
+        self._table = replace(table, reward_version=(self._run_epoch, self._table.reward_version[1] + 1))
+        self._offered = self._lost_at = None
+
+    def _lost(self, error: RayError) -> None:
+        LOG.error("the annotator died; training goes on with the last reward table, and it is started again: %s", error)
+        self._reports.clear()
+        self._acknowledgements.clear()
+        self._update = self._known = None
+        self._offered, self._lost_at, self._is_silent, self._is_loading = None, time.monotonic(), False, False
+        self.problem = f"the annotator ended and is started again: {str(error).strip().splitlines()[-1]}"
+        self._metrics = {**self._metrics, "annotator_up": 0}
+        self._actor = None

@@ -1,0 +1,156 @@
+"""The learner actor as the driver sees it: shows its progress, passes a stop on, and starts a dead one again from the last checkpoint.
+
+Invariant: each start is a run epoch of its own, exactly as if the command had been given again; a learner that leaves no new
+checkpoint between its deaths, or whose failure would only recur, ends the run.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
+
+from cluster.on_ray.failures import KILL_S, ProcessId, failure_of
+from cluster.run.directory import RunDirectory
+from cluster.supervision import GiveUp, RestartBudget, one_line
+from configs.schema import RunConfig
+from learner.checkpoint import CheckpointError
+
+LOG = logging.getLogger(__name__)
+POLL_INTERVAL_S = 0.5
+SAY_INTERVAL_S, LONGEST_SAY_INTERVAL_S = 10.0, 600.0
+
+
+class RunFailed(RuntimeError):
+    """The run ended by itself before its goal; the message is for the user."""
+
+
+class LearnerWatch:
+    """One run's learners, one after the other."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run: RunDirectory,
+        start: Callable[[int], Any],
+        begin_epoch: Callable[[], int],
+        *,
+        stop_requested: Callable[[], bool],
+        say: Callable[[str], None],
+        on_line: Callable[[Mapping[str, Any]], None],
+    ) -> None:
+        """`start` makes the learner actor of a run epoch."""
+        self._config, self._run, self._start, self._begin_epoch = config, run, start, begin_epoch
+        self._stop_requested, self._say, self._on_line = stop_requested, say, on_line
+        self._budget = RestartBudget(config.cluster.max_learner_restarts, "cluster.max_learner_restarts")
+        self._newest = self._newest_checkpoint()
+        self._process: ProcessId | None = None
+        self._has_trained = False
+        self._waits_for: str | None = None
+        self._waits_since = 0.0
+        self._say_after_s = SAY_INTERVAL_S
+
+    def run(self, run_epoch: int) -> dict[str, Any]:
+        """Train to the end or to a stop; the summary. Raises RunFailed."""
+        while True:
+            learner = self._start(run_epoch)
+            self._process, self._has_trained = None, False
+            try:
+                return self._watch(learner)
+            except (RayError, TimeoutError) as error:
+                ray.kill(learner)
+                self._rest(error)
+            run_epoch = self._begin_epoch()
+
+    def _watch(self, learner: Any) -> dict[str, Any]:
+        """Show progress until the learner ends; on a stop request give it the shutdown budget."""
+        run = learner.run.remote()
+        started = answered = time.monotonic()
+        deadline: float | None = None
+        cluster = self._config.cluster
+        first_step: int | None = None
+        while True:
+            if ray.wait([run], timeout=POLL_INTERVAL_S)[0]:
+                return ray.get(run)
+            now = time.monotonic()
+            if self._stop_requested() and deadline is None:
+                learner.stop.remote()
+                deadline = now + cluster.shutdown_budget_s
+            if deadline is not None and now > deadline:
+                raise RunFailed(
+                    f"the learner did not stop within cluster.shutdown_budget_s = {cluster.shutdown_budget_s:g} s; ended by force"
+                )
+            try:
+                line = ray.get(learner.progress.remote(), timeout=2 * POLL_INTERVAL_S)
+            except GetTimeoutError:
+                if self._process is None and now - started > cluster.placement_timeout_s:
+                    raise RunFailed(
+                        f"the learner was not placed within cluster.placement_timeout_s = {cluster.placement_timeout_s:g} s;"
+                        f" free resources: {ray.available_resources()}"
+                    ) from None
+                if self._process is None and deadline is None:
+                    self._say_waiting("the learner to start")
+                # Control calls are answered while it trains.
+                if self._process is not None and now - answered > cluster.learner_timeout_s:
+                    raise TimeoutError(
+                        f"it answered nothing within cluster.learner_timeout_s = {cluster.learner_timeout_s:g} s; the process is ended"
+                    ) from None
+                continue
+            answered = now
+            self._process = line.pop("process")
+            self._say_waiting(line.pop("waiting", None))
+            if "env_steps" in line:
+                first_step = line["env_steps"] if first_step is None else first_step
+                self._has_trained = line["env_steps"] > first_step
+                self._on_line(line)
+
+    def _say_waiting(self, what: str | None) -> None:
+        """Tell what is waited for, after 10 s and then ever more rarely; the seconds are those of this wait, not of one before it."""
+        now = time.monotonic()
+        if what != self._waits_for:
+            self._waits_for, self._waits_since, self._say_after_s = what, now, SAY_INTERVAL_S
+        if what is not None and now - self._waits_since > self._say_after_s:
+            self._say_after_s += min(self._say_after_s, LONGEST_SAY_INTERVAL_S)
+            self._say(f"waiting for {what}, {now - self._waits_since:.0f} s")
+
+    def _rest(self, error: Exception) -> None:
+        """Let a dead learner rest until its successor may start; raises RunFailed where it should have none."""
+        failure = failure_of(error, self._process, "")
+        # What its own code raised before it had learnt anything would be raised again.
+        is_final = isinstance(error, RayTaskError) and (
+            isinstance(error.cause, GiveUp | CheckpointError | ValueError) or not self._has_trained
+        )
+        if is_final or getattr(error, "actor_init_failed", False) or self._stop_requested():
+            raise RunFailed(reason(error)) from error
+        if failure.is_node_loss and self._config.cluster.mode == "local":
+            raise RunFailed("Ray's own processes on this machine have ended, and everything on them") from error
+        newest = self._newest_checkpoint()
+        if newest != self._newest:
+            self._newest = newest
+            self._budget.progressed("learner")
+        try:
+            pause_s = 0.0 if failure.is_node_loss else self._budget.failed("learner", f"the learner failed: {failure.cause}")
+        except GiveUp as spent:
+            raise RunFailed(str(spent)) from error
+        LOG.error("the learner failed: %s", error)
+        where = f"checkpoint {newest}" if newest else "its beginning"
+        self._say(one_line(f"the learner failed: {failure.cause}; it is started again, and the run goes on from {where}"))
+        # The two would write the same checkpoints: one that had to be ended is given the time.
+        deadline = time.monotonic() + max(pause_s, KILL_S if isinstance(error, TimeoutError | ActorUnavailableError) else 0.0)
+        while time.monotonic() < deadline and not self._stop_requested():
+            time.sleep(0.1)
+
+    def _newest_checkpoint(self) -> str:
+        with suppress(OSError):
+            return (self._run.checkpoints / "latest").read_text().strip()
+        return ""
+
+
+def reason(error: Exception) -> str:
+    """The cause as a person wants it: the remote exception's own last line where there is one."""
+    cause = getattr(error, "cause", None)
+    text = str(cause or error).strip()
+    return text.splitlines()[-1] if cause is None and "Traceback" in text else text

@@ -1,0 +1,151 @@
+"""Placement on a real cluster: its nodes as the plan sees them, the wait for room, and requests as Ray's options.
+
+Invariant: an actor that was given no GPU sees none, whatever Ray leaves in its environment.
+"""
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray.autoscaler.sdk import request_resources
+from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.experimental.internal_kv import _internal_kv_get
+
+from cluster.on_ray import placement
+from cluster.on_ray.placement import Node, Request
+from configs.schema import RunConfig
+
+LOG = logging.getLogger(__name__)
+NODE_ID = "ray.io/node-id"
+"""Ray's own label of every node."""
+AUTOSCALER_PATIENCE_S = 8.0
+"""It reports every five seconds."""
+OWN_TYPE = re.compile("(node_|local_node_)[0-9a-f]{16,}")
+GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+
+
+def place(
+    config: RunConfig,
+    needs_service: bool,
+    say: Callable[[str], None],
+    stop_requested: Callable[[], bool],
+    *,
+    is_restart: bool = False,
+) -> dict[str, Request]:
+    """Requests that fit the cluster that this process is connected to. Where they do not as they are, room is waited for if nodes may join,
+    and else they shrink. After a restart (`is_restart`) a lost node may come back, which is waited for first. `needs_service` is whether the
+    run starts annotation services.
+
+    Raises `placement.DoesNotFit` and `placement.Interrupted`.
+    """
+
+    def make_plan(nodes: Sequence[Node], may_grow: bool = True) -> dict[str, Request]:
+        return placement.plan(
+            config.cluster,
+            config.actors,
+            needs_annotator=config.reward_model.name != "none",
+            needs_service=needs_service,
+            nodes=nodes,
+            may_grow=may_grow,
+        )
+
+    try:
+        requests = make_plan(nodes())
+    except placement.DoesNotFit:
+        connects = config.cluster.mode == "connect"
+        may_grow = connects and more_nodes_may_come(config.cluster.more_nodes)
+        waits = may_grow or (connects and is_restart)
+        try:
+            requests = placement.wait_for_room(
+                make_plan,
+                nodes,
+                _ask_autoscaler,
+                timeout_s=config.cluster.placement_timeout_s if waits else 0.0,
+                say=say,
+                stop_requested=stop_requested,
+            )
+        except placement.DoesNotFit:
+            requests = make_plan(nodes(), may_grow)
+    LOG.info("placement:\n%s", placement.table(requests))
+    if (words := placement.shortage(config.cluster, requests)) is not None:
+        say(words)
+    return requests
+
+
+def more_nodes_may_come(setting: str) -> bool:
+    """Whether nodes may join the cluster that this process is connected to, by `cluster.more_nodes`; `auto` looks for an autoscaler, for a
+    moment where there is no sign of one: it may have been started just now."""
+    if setting != "auto":
+        return setting == "expected"
+    deadline = time.monotonic() + AUTOSCALER_PATIENCE_S
+    while (found := _has_autoscaler()) is None and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return bool(found)
+
+
+def _has_autoscaler() -> bool | None:
+    """Whether something starts nodes; None where nothing has reported yet. What starts nodes gives them types by name; a cluster started by
+    hand has a monitor that only looks on, and calls each node a type of its own."""
+    try:
+        status = get_cluster_status(ray.get_runtime_context().gcs_address)
+        types = {node.ray_node_type_name for node in [*status.active_nodes, *status.idle_nodes]}
+        has_reported = int(status.stats.autoscaler_version or 0) > 0
+        if (report := _internal_kv_get(DEBUG_AUTOSCALING_STATUS)) is not None:  # of autoscalers before version 2
+            before = json.loads(report).get("autoscaler_report")
+            has_reported |= before is not None
+            types |= set((before or {}).get("active_nodes", ()))
+    except Exception as error:  # what Ray makes of it differs from version to version
+        LOG.warning("it could not be found out whether an autoscaler runs; cluster.more_nodes says so: %s", error)
+        return None
+    if any(not OWN_TYPE.fullmatch(name) for name in types):
+        return True
+    return False if has_reported else None
+
+
+def nodes() -> list[Node]:
+    """The nodes of the cluster with all they have, busy or not."""
+    return [
+        Node(
+            id=node["NodeID"],
+            cpus=node["Resources"].get("CPU", 0.0),
+            gpus=node["Resources"].get("GPU", 0.0),
+            alive=node["Alive"],
+        )
+        for node in ray.nodes()
+    ]
+
+
+def _ask_autoscaler(bundles: list[dict[str, float]]) -> None:
+    """Tell an autoscaler, where there is one, what the whole run wants; an empty list takes it back."""
+    try:
+        request_resources(bundles=bundles)
+    except Exception as error:  # a hint: without it the run waits for nodes all the same
+        LOG.warning("the autoscaler could not be asked for resources: %s", error)
+
+
+def options(request: Request, index: int = 0) -> dict[str, Any]:
+    """Ray's options for the actor number `index` of `request`. What it prefers is a wish: it goes elsewhere where there is no room."""
+    wishes = [*request.homes[index : index + 1], *([f"!in({', '.join(request.avoid)})"] if request.avoid else [])]
+    selectors: list[dict[str, str]] = [*({NODE_ID: wish} for wish in wishes), {}]
+    return {
+        "num_cpus": request.cpus,
+        "num_gpus": request.gpus,
+        "scheduling_strategy": "SPREAD" if request.count > 1 else "DEFAULT",
+        "label_selector": selectors[0],
+        "fallback_strategy": [{"label_selector": selector} for selector in selectors[1:]],
+    }
+
+
+def keep_to_assigned_gpus() -> None:
+    """Hide the node's GPUs from this actor and its children where it was given none: `auto` must not take another part's.
+
+    To be called before CUDA is first used.
+    """
+    if not ray.get_runtime_context().get_accelerator_ids().get("GPU"):
+        os.environ.update(dict.fromkeys(GPU_VARIABLES, ""))

@@ -1,0 +1,272 @@
+"""Where the parts of a run go: what each asks for, on which nodes it fits, and what is still missing.
+
+Invariant: pure functions; a plan either fits the nodes, each actor on one of them, or says in a table what does not.
+
+    part        wants                                             hint
+    learner     a GPU where the cluster has any                   the smallest node that does
+    replica     `service_gpus`                                    the emptiest node each
+    annotator   with replicas: the learner's node; else as them   its node
+    worker      nodes without GPUs, away from the learner         the emptiest such node each; else not those of learner and replicas
+"""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from actors.environments.vector import EnvironmentSpec
+from configs.schema import ActorsConfig, ClusterConfig, RunConfig
+
+STEP_BYTES = 4096
+"""At least this much is reckoned for one environment's step in a rollout: more than NetHack's observations take."""
+SMALLEST_BYTES = 75 * 2**20
+"""Ray takes no less."""
+DEFAULT_BYTES = 200_000_000
+
+
+def rollout_bytes(config: RunConfig, spec: EnvironmentSpec) -> int:
+    """About what one rollout takes."""
+    observations = sum(entry.dtype.itemsize * math.prod(entry.shape) for entry in spec.observations.values())
+    per_step = max(STEP_BYTES, observations + 4 * spec.num_actions + 64)
+    return per_step * config.actors.envs_per_worker * (config.actors.rollout_steps + 1)
+
+
+def rollouts_at_once(config: RunConfig) -> int:
+    """Calls in flight, one more per worker that the learner has taken, and the batch that it gathers."""
+    return config.actors.num_workers * (config.actors.rollouts_in_flight + 1) + config.learner.rollouts_per_batch
+
+
+def object_store_bytes(config: RunConfig, spec: EnvironmentSpec) -> int:
+    """`cluster.object_store_bytes`, or what it is where that is 0."""
+    return config.cluster.object_store_bytes or max(DEFAULT_BYTES, 2 * rollouts_at_once(config) * rollout_bytes(config, spec))
+
+
+EPSILON = 1e-6
+SAY_INTERVAL_S = 10.0
+LEAST_SHARE = 0.001
+"""Of the CPUs asked for, below which a share is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A node of the cluster and all that it has."""
+
+    id: str
+    cpus: float
+    gpus: float = 0.0
+    alive: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What one actor of a part asks for, and where it would best go; hints hold as long as there is room."""
+
+    cpus: float
+    gpus: float
+    count: int
+    homes: tuple[str, ...] = ()
+    """Ids of the nodes to prefer: of each actor in turn, as far as they reach."""
+    avoid: tuple[str, ...] = ()
+    """Ids of nodes to leave alone, for an actor without such a node or whose node has no room."""
+
+
+class DoesNotFit(RuntimeError):
+    """What was asked for does not fit the nodes there are; the message has the table."""
+
+    def __init__(self, message: str, missing: Mapping[str, Request], bundles: Sequence[Mapping[str, float]]) -> None:
+        super().__init__(message)
+        self.missing = dict(missing)
+        """What found no room: parts with the number of actors left over."""
+        self.bundles = [dict(bundle) for bundle in bundles]
+        """All that was asked for, an actor each, by Ray's names of resources."""
+
+
+class Interrupted(RuntimeError):
+    """The user asked to stop while resources were waited for."""
+
+
+def plan(
+    cluster: ClusterConfig,
+    actors: ActorsConfig,
+    *,
+    needs_annotator: bool,
+    needs_service: bool = True,
+    nodes: Sequence[Node],
+    may_grow: bool = False,
+) -> dict[str, Request]:
+    """Requests per part, with hints for the `nodes` there are. Raises DoesNotFit.
+
+    CPU requests that do not fit nodes to which none will be added shrink in proportion: a laptop runs everything, slower. Where nodes
+    `may_grow` in number they are kept. In `connect`, of the workers only `cluster.min_workers` must fit now, where that is not 0.
+    """
+    nodes = [node for node in nodes if node.alive]
+    replicas = cluster.service_replicas if needs_annotator and needs_service else 0
+    requests = _requests(cluster, actors, needs_annotator, replicas, sum(node.gpus for node in nodes))
+    required = {part: request.count for part, request in requests.items()}
+    if cluster.mode == "connect" and cluster.min_workers:
+        required["worker"] = min(cluster.min_workers, actors.num_workers)
+    missing = _missing(requests, required, nodes)
+    if missing and not may_grow:
+        requests = _shrunk(requests, nodes) or requests
+        missing = _missing(requests, required, nodes)
+    if missing:
+        raise DoesNotFit(
+            f"the parts do not fit the cluster: no room for {in_words(missing)}\n{table(requests)}\nThe cluster has {_have(nodes)}, and"
+            " each actor must fit on one node. Add nodes, or lower actors.num_workers, cluster.*_cpus or cluster.*_gpus",
+            missing,
+            [
+                {name: amount for name, amount in (("CPU", request.cpus), ("GPU", request.gpus)) if amount}
+                for request in requests.values()
+                for _ in range(request.count)
+            ],
+        )
+    return _with_hints(requests, _pack(requests, nodes), nodes)
+
+
+def shortage(cluster: ClusterConfig, requests: Mapping[str, Request]) -> str | None:
+    """What a plan grants where that is less than what `cluster` asks for; None where it is not."""
+    asked = {"learner": cluster.learner_cpus, "worker": cluster.worker_cpus} | dict.fromkeys(
+        ("annotator", "replica"), cluster.annotator_cpus
+    )
+    if all(request.cpus >= asked[part] for part, request in requests.items()):
+        return None
+    wanted = sum(asked[part] * request.count for part, request in requests.items())
+    return f"the parts ask for {wanted:g} CPU, more than the cluster has or will get: each gets its share, {in_words(requests)}"
+
+
+def _missing(requests: Mapping[str, Request], required: Mapping[str, int], nodes: Sequence[Node]) -> dict[str, Request]:
+    homes = _pack(requests, nodes)
+    left_over = {part: required[part] - len(homes[part]) for part in requests}
+    return {part: replace(requests[part], count=count) for part, count in left_over.items() if count > 0}
+
+
+def _shrunk(requests: Mapping[str, Request], nodes: Sequence[Node]) -> dict[str, Request] | None:
+    """The requests with CPUs scaled down together, as little as lets every actor find a node; None where that does not help."""
+    cpus_there = sum(node.cpus for node in nodes)
+    cpus_wanted = sum(request.cpus * request.count for request in requests.values())
+    share = min(1.0, cpus_there / cpus_wanted) if cpus_wanted else 0.0
+    while share >= LEAST_SHARE:
+        # Ray counts in units of 1/10000; rounding down keeps the sum within the nodes.
+        scaled = {part: replace(request, cpus=int(request.cpus * share * 10_000) / 10_000) for part, request in requests.items()}
+        if not _missing(scaled, {part: request.count for part, request in scaled.items()}, nodes):
+            return scaled
+        share *= 0.95  # each actor must fit on one node
+    return None
+
+
+def _requests(cluster: ClusterConfig, actors: ActorsConfig, needs_annotator: bool, replicas: int, gpus_there: float) -> dict[str, Request]:
+    learner_gpus = cluster.learner_gpus if cluster.learner_gpus >= 0 else min(1.0, gpus_there)
+    requests = {"learner": Request(cpus=cluster.learner_cpus, gpus=learner_gpus, count=1)}
+    if needs_annotator:
+        if replicas:
+            requests["replica"] = Request(cpus=cluster.annotator_cpus, gpus=cluster.service_gpus, count=replicas)
+        requests["annotator"] = Request(cpus=cluster.annotator_cpus, gpus=0.0 if replicas else cluster.service_gpus, count=1)
+    requests["worker"] = Request(cpus=cluster.worker_cpus, gpus=cluster.worker_gpus, count=actors.num_workers)
+    return requests
+
+
+def _pack(requests: Mapping[str, Request], nodes: Sequence[Node]) -> dict[str, list[str]]:
+    """Per part the nodes of those actors that find room, in the order of `requests`: who comes first chooses first."""
+    cpus = {node.id: node.cpus for node in nodes}
+    gpus = {node.id: node.gpus for node in nodes}
+    with_gpus = {node.id for node in nodes if node.gpus}
+    homes: dict[str, list[str]] = {}
+    for part, request in requests.items():
+        taken: dict[str, int] = dict.fromkeys(cpus, 0)
+        homes[part] = []
+        for _ in range(request.count):
+            room = [id for id in cpus if cpus[id] >= request.cpus - EPSILON and gpus[id] >= request.gpus - EPSILON]
+            if not room:
+                break
+            learner = next(iter(homes.get("learner", [])), None)
+            if part == "learner":  # the smallest that does: what is large is left for replicas and workers
+                home = min(room, key=lambda id: (gpus[id], cpus[id], id))
+            elif part == "annotator" and not request.gpus and "replica" in requests:
+                home = min(room, key=lambda id: (id != learner, id in with_gpus, -cpus[id], id))
+            else:  # without need of GPUs: away from them and from the learner; and spread
+                home = min(room, key=lambda id: (not request.gpus and id in with_gpus, id == learner, taken[id], -gpus[id], -cpus[id], id))
+            cpus[home] -= request.cpus
+            gpus[home] -= request.gpus
+            taken[home] += 1
+            homes[part].append(home)
+    return homes
+
+
+def _with_hints(requests: Mapping[str, Request], homes: Mapping[str, Sequence[str]], nodes: Sequence[Node]) -> dict[str, Request]:
+    """Hints matter where there is a choice of nodes."""
+    if len(nodes) < 2:
+        return dict(requests)
+    hinted = {part: replace(request, homes=tuple(homes[part])) for part, request in requests.items()}
+    learner = homes["learner"][0]
+    reserved = {learner, *homes.get("replica", ()), *(node.id for node in nodes if node.gpus)}
+    worker = hinted["worker"]
+    if not worker.gpus and len(homes["worker"]) == worker.count and not reserved.intersection(homes["worker"]):
+        hinted["worker"] = replace(worker, avoid=tuple(sorted(reserved)))
+    elif len(homes["worker"]) == worker.count and learner not in homes["worker"]:
+        hinted["worker"] = replace(worker, avoid=(learner,))
+    return hinted
+
+
+def wait_for_room(
+    make_plan: Callable[[Sequence[Node]], dict[str, Request]],
+    nodes: Callable[[], Sequence[Node]],
+    ask: Callable[[list[dict[str, float]]], None],
+    *,
+    timeout_s: float,
+    say: Callable[[str], None],
+    stop_requested: Callable[[], bool],
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> dict[str, Request]:
+    """The first plan that fits, for at most `timeout_s`: nodes may join, started perhaps by an autoscaler that `ask` tells what is
+    wanted. Says what it waits for at once and every ten seconds. Raises DoesNotFit (the last one) or Interrupted."""
+    started, said = clock(), -SAY_INTERVAL_S
+    asked: list[dict[str, float]] = []
+    try:
+        while True:
+            there = nodes()
+            try:
+                return make_plan(there)
+            except DoesNotFit as error:
+                waited = clock() - started
+                if waited >= timeout_s:
+                    raise
+                if stop_requested():
+                    raise Interrupted("stopped while it waited for resources") from None
+                if error.bundles != asked:
+                    asked = error.bundles
+                    ask(asked)
+                if waited - said >= SAY_INTERVAL_S:
+                    said = waited
+                    alive = [node for node in there if node.alive]
+                    say(f"waiting for {in_words(error.missing)}, {waited:.0f} s; the cluster has {_have(alive)}")
+            sleep(min(1.0, timeout_s))
+    finally:
+        if asked:
+            ask([])
+
+
+def in_words(requests: Mapping[str, Request]) -> str:
+    """`2 x replica (0.5 CPU, 1 GPU), 1 x annotator (0.5 CPU)`."""
+    return ", ".join(f"{request.count} x {part} ({_amounts(request.cpus, request.gpus)})" for part, request in requests.items())
+
+
+def _amounts(cpus: float, gpus: float) -> str:
+    cpus = round(cpus, 2)
+    return ", ".join([*([f"{cpus:g} CPU"] if cpus or not gpus else []), *([f"{gpus:g} GPU"] if gpus else [])])
+
+
+def _have(nodes: Sequence[Node]) -> str:
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    return f"{cpus:g} CPU and {gpus:g} GPU on {len(nodes)} node{'s' if len(nodes) != 1 else ''}"
+
+
+def table(requests: Mapping[str, Request]) -> str:
+    """The requests as text, a line each."""
+    rows = []
+    for part, request in requests.items():
+        hints = [f"{count} on {id[:8]}" for id, count in Counter(request.homes).items()]
+        hints += [f"else not on {', '.join(id[:8] for id in request.avoid)}"] if request.avoid else []
+        rows.append(f"  {part:<10} {request.count:>4} x  {request.cpus:>6g} CPU  {request.gpus:>4g} GPU  {'; '.join(hints)}".rstrip())
+    return "\n".join(rows)

@@ -1,0 +1,268 @@
+"""The rollout worker actors as one FIFO of rollouts, with replacement of dead and hung workers.
+
+A worker's place, its slot, is one of
+
+    pending   its actor waits for room in the cluster, or still starts     nothing is asked of it, and it may take as long as it likes
+    running   its process has answered                                     it delivers within `cluster.worker_timeout_s`, or is replaced
+    suspect   it cannot be reached, and Ray does not know why yet          it is asked again until it is known, within the same time
+    resting   it failed                                                    its successor is started when its pause is over
+
+Invariant: at most `rollouts_in_flight` calls are outstanding per running worker, each carrying the newest snapshot; a worker that
+dies takes its unfinished rollouts with it and is replaced by a new incarnation, within the budget. A lost node costs no budget.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayError
+
+from actors.environments.vector import EnvironmentSpec
+from actors.policy import PolicySnapshot
+from actors.rollout import Rollout
+from cluster.on_ray.actors import WorkerActor
+from cluster.on_ray.annotation import RayAnnotation
+from cluster.on_ray.failures import ProcessId, failure_of
+from cluster.on_ray.nodes import options
+from cluster.on_ray.placement import Request
+from cluster.on_ray.stderr_file import last_words, prune, stderr_path
+from cluster.supervision import Deadline, EnvironmentBudget, GiveUp, Notices, RestartBudget, one_line
+from configs.schema import RunConfig
+
+LOG = logging.getLogger(__name__)
+SUSPECT_INTERVAL_S = 0.5
+
+
+@dataclass(slots=True)
+class _Slot:
+    """One worker's place: the actor of the moment and its outstanding calls, oldest first."""
+
+    index: int
+    deadline: Deadline
+    incarnation: int = 0
+    worker_id: str = ""
+    actor: Any = None
+    """None while it rests."""
+    hello: ray.ObjectRef | None = None
+    """Set while it is pending, and now and then while it is suspect."""
+    process: ProcessId | None = None
+    """Set once it has run."""
+    suspicion: RayError | None = None
+    """Set while it is suspect."""
+    calls: deque[tuple[ray.ObjectRef, ray.ObjectRef]] = field(default_factory=deque)
+    starts_at: float = 0.0
+    """When the successor of a resting worker is started, or a suspect one asked again."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it may be asked for rollouts."""
+        return self.process is not None and self.suspicion is None
+
+
+class RayWorkers:
+    """Handle of all rollout workers; owned by the learner's process, so that it owns the rollouts."""
+
+    def __init__(self, config: RunConfig, spec: EnvironmentSpec, run_epoch: int, request: Request, annotation: RayAnnotation) -> None:
+        self.spec = spec
+        self.waiting: str | None = None
+        self._config, self._run_epoch, self._request, self._annotation = config, run_epoch, request, annotation
+        self._run_dir = Path(config.run_dir)
+        self._snapshot: ray.ObjectRef | None = None
+        self._restarts = 0
+        self._collected_steps = 0
+        self._notices = Notices()
+        self._budget = RestartBudget(config.cluster.max_worker_restarts, "cluster.max_worker_restarts")
+        self._environments = EnvironmentBudget(config.cluster.max_environment_loss, self._notices)
+        self._needed = min(config.cluster.min_workers or request.count, request.count)
+        self._has_begun = False
+        self._created_at = time.monotonic()
+        prune(self._run_dir)
+        self._slots = [_Slot(index, Deadline(config.cluster.worker_timeout_s)) for index in range(request.count)]
+        for slot in self._slots:
+            self._start(slot)
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """See `cluster.interfaces.Workers`."""
+        return self._notices.told
+
+    def publish(self, snapshot: PolicySnapshot) -> None:
+        """One `ray.put`; the calls made from now on carry it."""
+        self._snapshot = ray.put(snapshot)
+        for slot in self._slots:
+            self._fill(slot)
+
+    def take(self, timeout_s: float) -> Rollout | None:
+        """The next finished rollout; its caption report goes to the annotator. Raises GiveUp when a budget is spent."""
+        self._start_rested()
+        self._welcome()
+        self._replace_hung()
+        expected = {slot.hello or slot.calls[0][0]: slot for slot in self._slots if slot.hello or slot.calls}
+        if not expected:
+            time.sleep(min(timeout_s, max(0.0, min(slot.starts_at for slot in self._slots) - time.monotonic())))
+            return None
+        ready, _ = ray.wait([*expected], num_returns=1, timeout=timeout_s)
+        if not ready or expected[ready[0]].hello is not None:
+            return None
+        return self._take(expected[ready[0]])
+
+    def metrics(self) -> Mapping[str, float | None]:
+        """Finished rollouts not yet taken, workers that run, replacements, and exceptions of environments so far."""
+        outstanding = [reference for slot in self._slots for reference, _ in slot.calls]
+        waiting = len(ray.wait(outstanding, num_returns=len(outstanding), timeout=0)[0]) if outstanding else 0
+        return {
+            "rollouts_waiting": waiting,
+            "workers_running": self._num_running,
+            "worker_restarts": self._restarts,
+            "environment_errors": self._environments.errors,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Workers start new episodes on a resume; only the step clock of captions goes on."""
+        return {"collected_steps": self._collected_steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue the step clock."""
+        self._collected_steps = state["collected_steps"]
+
+    def close(self) -> None:
+        """End all workers; their environments are closed first where they answer."""
+        closing = [slot.actor.close.remote() for slot in self._slots if slot.is_running]
+        if closing:
+            ray.wait(closing, num_returns=len(closing), timeout=2.0)
+        for slot in self._slots:
+            if slot.actor is not None:
+                ray.kill(slot.actor)
+
+    @property
+    def _num_running(self) -> int:
+        return sum(slot.is_running for slot in self._slots)
+
+    def _take(self, slot: _Slot) -> Rollout | None:
+        rollout_reference, report_reference = slot.calls.popleft()
+        try:
+            rollout: Rollout = ray.get(rollout_reference)
+        except RayError as error:
+            self._failed(slot, error)
+            return None
+        slot.deadline.progressed()
+        self._budget.progressed(slot.index)
+        self._collected_steps += rollout.num_steps
+        self._annotation.report(report_reference, slot.worker_id, self._collected_steps)
+        self._fill(slot)
+        # Slots take turns: a fast worker must not starve the oldest rollout of a slow one.
+        self._slots.remove(slot)
+        self._slots.append(slot)
+        self._environments.note(rollout)
+        return rollout
+
+    def _start(self, slot: _Slot) -> None:
+        incarnation = f"{self._run_epoch}-{slot.incarnation}"
+        slot.actor = cast(Any, WorkerActor).options(**options(self._request, slot.index)).remote(self._config, slot.index, incarnation)
+        slot.hello = slot.actor.hello.remote()
+        slot.worker_id = f"{slot.index}.{incarnation}"
+
+    def _start_rested(self) -> None:
+        now = time.monotonic()
+        for slot in self._slots:
+            if now >= slot.starts_at and slot.actor is None:
+                self._start(slot)
+            elif now >= slot.starts_at and slot.suspicion is not None and slot.hello is None:
+                slot.hello = slot.actor.hello.remote()
+
+    def _welcome(self) -> None:
+        """Pending workers that have answered are running; all begin together, once as many as are needed run."""
+        greeting = {slot.hello: slot for slot in self._slots if slot.hello is not None}
+        for reference in ray.wait([*greeting], num_returns=len(greeting), timeout=0)[0] if greeting else ():
+            slot = greeting[reference]
+            slot.hello = None
+            try:
+                slot.process = ray.get(reference)
+            except RayError as error:
+                self._failed(slot, error)
+                continue
+            if slot.suspicion is not None:  # it is there again, but what it had been asked for is lost
+                self._replace(slot, slot.suspicion)
+                continue
+            slot.deadline.progressed()
+            LOG.info("worker %s runs: process %d on %s", slot.worker_id, slot.process.pid, slot.process.host)
+            self._fill(slot)
+        if not self._has_begun and self._num_running >= self._needed:
+            self._has_begun = True
+            for slot in self._slots:
+                slot.deadline.progressed()
+                self._fill(slot)
+        self._note_what_is_missing()
+
+    def _note_what_is_missing(self) -> None:
+        pending = sum(slot.hello is not None and slot.suspicion is None for slot in self._slots)
+        if not pending:
+            self.waiting = None
+            return
+        each = f"{self._request.cpus:g} CPU" + (f", {self._request.gpus:g} GPU" if self._request.gpus else "")
+        self.waiting = f"{pending} of {len(self._slots)} workers to start ({each} each)"
+        limit_s = self._config.cluster.placement_timeout_s
+        if not self._has_begun and time.monotonic() - self._created_at > limit_s:
+            raise GiveUp(
+                f"{self._num_running} workers were up within cluster.placement_timeout_s = {limit_s:g} s, wanted {self._needed}"
+                f" (cluster.min_workers): waiting for {self.waiting}; free resources: {ray.available_resources()}"
+            )
+
+    def _fill(self, slot: _Slot) -> None:
+        if self._snapshot is None or not self._has_begun or not slot.is_running:
+            return
+        while len(slot.calls) < self._config.actors.rollouts_in_flight:
+            rollout, report = slot.actor.collect.remote(self._snapshot, self._annotation.acknowledgement(slot.worker_id))
+            slot.calls.append((rollout, report))
+
+    def _replace_hung(self) -> None:
+        for slot in self._slots:
+            if not slot.deadline.is_over or not (slot.calls or slot.suspicion):
+                continue
+            if slot.suspicion is not None:
+                self._replace(slot, slot.suspicion)
+            elif ray.wait([slot.calls[0][0]], timeout=0)[0]:  # it has done its part: the learner is what takes long
+                slot.deadline.progressed()
+            else:
+                limit_s = self._config.cluster.worker_timeout_s
+                self._replace(slot, TimeoutError(f"no rollout within cluster.worker_timeout_s = {limit_s:g} s; the process is ended"))
+
+    def _failed(self, slot: _Slot, error: RayError) -> None:
+        """A call has failed: replace the worker, or, where its node may be lost and Ray is still finding out, wait for that."""
+        if not isinstance(error, ActorUnavailableError) or slot.deadline.is_over:
+            self._replace(slot, error)
+            return
+        if slot.suspicion is None:
+            LOG.warning("worker %s cannot be reached: %s", slot.worker_id, error)
+        slot.suspicion = slot.suspicion or error
+        slot.calls.clear()
+        slot.starts_at = time.monotonic() + SUSPECT_INTERVAL_S
+
+    def _replace(self, slot: _Slot, error: Exception) -> None:
+        """End what is left of a worker, tell why, and let the slot rest until its successor may start; raises GiveUp."""
+        stderr = last_words(stderr_path(self._run_dir, slot.worker_id))
+        failure = failure_of(error, slot.process, stderr)
+        where = f" on {slot.process.host}" if slot.process else ""
+        text = f"worker {slot.worker_id}{where} is replaced: {failure.cause}"
+        words = f"; its last words: {stderr}" if stderr else ""
+        times = self._notices.note(failure.cause, text + words)
+        if times == 1:
+            LOG.error("%s%s\n%s", text, words, error)
+        else:
+            LOG.error("%s (%d times by now)", text, times)
+        ray.kill(slot.actor)  # ends a process that hangs in C or is stopped, too
+        self._restarts += 1
+        slot.calls.clear()
+        slot.actor = slot.hello = slot.process = slot.suspicion = None
+        slot.incarnation += 1
+        pause_s = (
+            0.0
+            if failure.is_node_loss
+            else self._budget.failed(slot.index, one_line(f"worker {slot.worker_id} failed: {failure.cause}{words}"))
+        )
+        slot.starts_at = time.monotonic() + pause_s

@@ -1,0 +1,282 @@
+"""The run directory: its lock, its configuration, the run epoch, and what a resume does to it.
+
+Invariant: one process at a time owns it; what goes on from a checkpoint is the same experiment or is refused with a diff.
+"""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import secrets
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from configs.checks import ConfigError
+from configs.loading import experiment_diff, to_dict
+from configs.schema import RunConfig
+from learner.checkpoint_format import candidates
+
+LOG = logging.getLogger(__name__)
+PACKAGES = ("torch", "ray", "transformers", "nle", "minihack", "minigrid", "gymnasium", "numpy", "grpcio")
+
+
+class RunDirectory:
+    """Paths of one run and the rules for entering it; made by `open_run`, or by path in a process that the owner started."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.captions = path / "captions.sqlite"
+        self.reward_model = path / "reward_model"  # where it was trained before the policy
+        self.log = path / "log.txt"
+        self.summary = path / "summary.json"
+        self._metrics = path / "metrics.jsonl"
+        self._lock: IO[str] | None = None
+
+    @property
+    def name(self) -> str:
+        """The directory's own name."""
+        return self.path.name
+
+    def supersede_metrics(self, env_steps: int) -> int:
+        """Move metric lines beyond `env_steps` (of the checkpoint resumed from) to metrics.superseded.jsonl; how many."""
+        if not self._metrics.exists():
+            return 0
+        kept: list[str] = []
+        moved: list[str] = []
+        for line in self._metrics.read_text(errors="replace").splitlines():
+            try:
+                beyond = (json.loads(line).get("env_steps") or 0) > env_steps
+            except (ValueError, AttributeError, TypeError, RecursionError):  # a line cut short by a kill, or damaged
+                beyond = True
+            (moved if beyond else kept).append(line + "\n")
+        if moved:
+            with (self.path / "metrics.superseded.jsonl").open("a") as file:
+                file.writelines(moved)
+            write_atomically(self._metrics, "".join(kept))
+        return len(moved)
+
+    def check_epoch(self, run_epoch: int) -> None:
+        """RuntimeError where the run has been started again since: a learner taken for dead, cut off from its driver for a while perhaps,
+        writes nothing into what is its successor's. A file that cannot be read now proves nothing."""
+        now = 0
+        with contextlib.suppress(OSError, ConfigError):
+            now = _starts_so_far(self.path / "run_epoch")
+        if now > run_epoch:
+            raise RuntimeError(f"{self.path} is at epoch {now}, this learner is of epoch {run_epoch}: it was taken for dead, and ends")
+
+    def write_nonce(self) -> str:
+        """Leave a random word for `check_nonce` in another process."""
+        nonce = secrets.token_hex(16)
+        write_atomically(self.path / "nonce", nonce)
+        return nonce
+
+    def check_nonce(self, nonce: str) -> None:
+        """RuntimeError where this process sees another directory than the one that wrote `nonce`."""
+        file = self.path / "nonce"
+        if not file.exists() or file.read_text() != nonce:
+            raise RuntimeError(
+                f"run_dir {self.path} on {socket.gethostname()} is not the directory that the driver sees;"
+                " give a path on a file system that all nodes share"
+            )
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def open_run(config: RunConfig, rubric_hash: str | None = None) -> tuple[RunDirectory, int]:
+    """Create or re-enter `config.run_dir`: the directory, locked, and this start's run epoch (1 for the first).
+
+    Raises ConfigError where another process owns it, where it cannot be written, or where it holds a checkpoint and the configuration is
+    another experiment's or the rubric has been edited since.
+    """
+    run = RunDirectory(Path(config.run_dir).absolute())
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        run._lock = _lock(run.path)
+    except OSError as error:
+        raise ConfigError(f"run_dir: cannot write {config.run_dir}: {error.strerror}; choose another run_dir=") from None
+    resolved = to_dict(config)
+    config_file, epoch_file = run.path / "config.json", run.path / "run_epoch"
+    try:
+        run_epoch = _starts_so_far(epoch_file) + 1
+        if candidates(run.checkpoints):
+            _check_experiment(run, resolved)
+            _check_rubric(run, rubric_hash)
+        else:
+            _begin_anew(run, resolved)
+        write_atomically(config_file, json.dumps(resolved, indent=2) + "\n")
+        write_atomically(epoch_file, f"{run_epoch}\n")
+    except OSError as error:
+        run.release()
+        raise ConfigError(f"run_dir: cannot write {config.run_dir}: {error.strerror}; make room, or correct the permissions") from None
+    except BaseException:
+        run.release()
+        raise
+    return run, run_epoch
+
+
+def begin_epoch(run: RunDirectory) -> int:
+    """The next run epoch, for a part that starts again within one start of the run; call only while holding its lock."""
+    file = run.path / "run_epoch"
+    run_epoch = _starts_so_far(file) + 1
+    write_atomically(file, f"{run_epoch}\n")
+    return run_epoch
+
+
+def find_run(path: str) -> tuple[RunDirectory, dict[str, Any]]:
+    """An existing run and its configuration as saved; ConfigError with what is nearby where there is none."""
+    run = RunDirectory(Path(path).expanduser().absolute())
+    config_file = run.path / "config.json"
+    if not config_file.exists():
+        near = sorted(p.parent for p in run.path.parent.glob("*/config.json")) if run.path.parent.exists() else []
+        names = ", ".join(os.path.relpath(p) for p in near[:5])
+        raise ConfigError(
+            f"no run at {path} (it has no config.json); " + (f"there are: {names}" if near else "give a run_dir that `delphi train` made")
+        )
+    return run, _saved_config(config_file)
+
+
+def _check_experiment(run: RunDirectory, resolved: dict[str, Any], of_reward_model: bool = False) -> None:
+    """ConfigError where the run's checkpoint, or the reward model trained before the policy, is another experiment's."""
+    file = run.path / "config.json"
+    differences = experiment_diff(_saved_config(file), resolved, of_reward_model=of_reward_model) if file.exists() else []
+    if differences:
+        raise ConfigError(
+            f"{run.path} holds a run with another configuration: {'; '.join(differences)}."
+            " Give the same settings to continue it, or another run_dir= for a new run"
+        )
+
+
+def _begin_anew(run: RunDirectory, resolved: dict[str, Any]) -> None:
+    """Nothing was trained here yet, so any settings will do; captions that were met with others are put aside."""
+    if candidates(run.reward_model):
+        _check_experiment(run, resolved, of_reward_model=True)
+    is_same = False
+    with contextlib.suppress(ConfigError):
+        is_same = not experiment_diff(_saved_config(run.path / "config.json"), resolved)
+    if not is_same and run.captions.exists():
+        for ending in ("", "-wal", "-shm"):  # SQLite's own files go with it
+            met, aside = Path(f"{run.captions}{ending}"), Path(f"{run.captions.with_suffix('.superseded.sqlite')}{ending}")
+            aside.unlink(missing_ok=True)
+            if met.exists():
+                met.replace(aside)
+
+
+def _check_rubric(run: RunDirectory, rubric_hash: str | None) -> None:
+    """ConfigError where the rubric that this run's labels were made by has been edited since; a damaged record proves nothing."""
+    before: list[str] = []
+    with contextlib.suppress(OSError, ValueError, RecursionError, TypeError, KeyError):
+        starts = json.loads((run.path / "provenance.json").read_bytes())
+        before = [start["rubric_hash"] for start in starts if start["rubric_hash"]]
+    if rubric_hash and before and before[-1] != rubric_hash:
+        raise ConfigError(
+            f"annotator.rubric: the labels of {run.path} were made by a rubric of hash {before[-1]}, this one has {rubric_hash}: labels of"
+            " two rubrics are not mixed. Undo the edit to continue the run, or give another run_dir= for a new one"
+        )
+
+
+def record_provenance(run: RunDirectory, run_epoch: int, rubric_hash: str | None) -> None:
+    """Add what this start ran with to provenance.json: commit, package versions, rubric hash, hardware."""
+    file = run.path / "provenance.json"
+    try:
+        starts = json.loads(file.read_bytes()) if file.exists() else []
+        if not isinstance(starts, list):
+            raise ValueError("it is no list")
+    except (ValueError, RecursionError) as error:  # a record, which nothing depends on
+        aside = file.with_name("provenance.damaged.json")
+        LOG.warning("%s is damaged (%s): moved to %s, starting an empty one", file, error, aside.name)
+        file.replace(aside)
+        starts = []
+    starts.append(
+        {
+            "run_epoch": run_epoch,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "commit": _commit(),
+            "packages": {name: _version(name) for name in PACKAGES},
+            "python": platform.python_version(),
+            "rubric_hash": rubric_hash,
+            "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "host": socket.gethostname()},
+        }
+    )
+    write_atomically(file, json.dumps(starts, indent=2) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` by `text` so that a reader sees the old content or the new, never a part, whatever ends the machine."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _saved_config(file: Path) -> dict[str, Any]:
+    try:
+        saved = json.loads(file.read_bytes())
+        if not isinstance(saved, dict):
+            raise ValueError(f"it holds a {type(saved).__name__}, not an object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{file} is damaged ({error}); put a copy back, or, where this run's settings are known to be the same as before, delete it:"
+            " the next start writes it, and goes on from the checkpoints"
+        ) from None
+    return saved
+
+
+def _starts_so_far(file: Path) -> int:
+    if not file.exists():
+        return 0
+    try:
+        starts = int(file.read_text())
+        if starts < 0:
+            raise ValueError(f"got {starts}")
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{file} is damaged ({error}); write the largest run_epoch of provenance.json beside it into it, and start again"
+        ) from None
+    return starts
+
+
+def _lock(path: Path) -> IO[str]:
+    file = (path / "run.lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise ConfigError(f"run_dir {path} is in use by {owner}; stop that run first, or give another run_dir=") from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
+
+
+def _commit() -> str | None:
+    root = Path(__file__).parents[2]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        result = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+        return result.stdout.strip()
+    return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,145 @@
+"""Writes metric lines to metrics.jsonl, TensorBoard and, inside a Ray process, Ray's metrics endpoint.
+
+Invariant: every line holds every catalogue name (null where undefined) and no other; a line is on disk when `write` returns, or,
+where the disk refuses, as soon as it takes something again.
+"""
+
+import contextlib
+import errno
+import json
+import logging
+import math
+import os
+import sys
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.metrics import CATALOGUE, NAMES
+
+LOG = logging.getLogger(__name__)
+MAX_WAITING = 10_000
+
+
+class LineFile:
+    """Appends to a file that no other process writes; `problem` says why lines wait, None while none do."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._waiting: deque[bytes] = deque(maxlen=MAX_WAITING)
+        self.problem: str | None = None
+
+    def append(self, line: str) -> None:
+        """Write `line`, after those that wait."""
+        self._waiting.append(line.encode() + b"\n")
+        self._write_waiting()
+
+    def close(self) -> None:
+        """Try once more to write what waits, and close."""
+        self._write_waiting()
+        os.close(self._descriptor)
+
+    def _write_waiting(self) -> None:
+        try:
+            while self._waiting:
+                self._write(self._waiting[0])
+                self._waiting.popleft()
+            self.problem = None
+        except OSError as error:
+            if self.problem is None:
+                LOG.error("%s could not be written (%s); training goes on, and its lines wait in memory", self._path, error)
+            self.problem = f"{self._path} could not be written ({error.strerror}): make room; its lines wait in memory"
+
+    def _write(self, data: bytes) -> None:
+        size = os.fstat(self._descriptor).st_size
+        written = os.write(self._descriptor, data)
+        if written < len(data):  # a disk that fills up takes a part
+            os.ftruncate(self._descriptor, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class MetricWriter:
+    """One run's metric outputs; `close` flushes them."""
+
+    def __init__(self, directory: Path, *, tensorboard: bool, run_name: str, env_steps: int = 0) -> None:
+        """`env_steps` is where the run goes on from: TensorBoard drops what was written beyond it."""
+        self._file = LineFile(directory / "metrics.jsonl")
+        self._tensorboard = _TensorBoard(directory / "tensorboard", env_steps) if tensorboard else None
+        self._gauges = _ray_gauges(run_name)
+
+    def write(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Write one line and return it as written; raises KeyError for a name that the catalogue lacks."""
+        unknown = values.keys() - NAMES
+        if unknown:
+            raise KeyError(f"metrics {sorted(unknown)} are not in cluster.metrics.CATALOGUE; add them there")
+        line = {metric.name: _finite(values.get(metric.name)) for metric in CATALOGUE}
+        self._file.append(json.dumps(line))
+        if self._tensorboard is not None and self._file.problem is None:
+            self._tensorboard.write(line)
+        if self._gauges is not None:
+            self._gauges.show(line)
+        return line
+
+    @property
+    def problem(self) -> str | None:
+        """Why metrics.jsonl is behind, for the user; None while it is not."""
+        return self._file.problem
+
+    def close(self) -> None:
+        """Flush and close the files, and leave Ray's endpoint."""
+        if self._gauges is not None:
+            self._gauges.close()
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+class _TensorBoard:
+    """Event files; where the disk refuses, lines are left out until it takes a new file."""
+
+    def __init__(self, directory: Path, env_steps: int) -> None:
+        self._directory, self._steps_before, self._is_failing = directory, env_steps, False
+        self._writer: Any = None
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Every figure that is defined."""
+        try:
+            if self._writer is None:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._writer = SummaryWriter(str(self._directory), purge_step=self._steps_before + 1)
+            for name, value in line.items():
+                if value is not None:
+                    self._writer.add_scalar(name, value, line["env_steps"])
+            self._steps_before, self._is_failing = line["env_steps"], False
+        except OSError as error:  # its thread has ended with what it could not write
+            if not self._is_failing:
+                LOG.error("TensorBoard's file could not be written (%s); lines are left out of it until there is room", error)
+            self._is_failing = True
+            self.close()
+
+    def close(self) -> None:
+        """Flush and close."""
+        if self._writer is not None:
+            with contextlib.suppress(OSError):
+                self._writer.close()
+            self._writer = None
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _ray_gauges(run_name: str) -> Any:
+    """The run's gauges inside a Ray process; None elsewhere."""
+    if "ray" not in sys.modules:  # `inline` does without it, its import included
+        return None
+    import ray
+
+    if not ray.is_initialized():
+        return None
+    from cluster.run.ray_gauges import RayGauges
+
+    return RayGauges(run_name)

@@ -1,0 +1,139 @@
+"""What came of a run that has ended: whether its judge ever answered, and how its policy plays beside a blind and a random player.
+
+Invariant: all of a run's state is written before; whatever becomes of the evaluation, which runs in a process of its own and within its
+time, a finished run stays finished.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.run.console import Console
+from cluster.run.directory import RunDirectory, write_atomically
+from cluster.wiring import build_model
+from configs.schema import RunConfig
+from reward_models.interface import Asks
+
+LOG = logging.getLogger(__name__)
+FIGURES = {"in_game_score": "in-game score", "success": "success", "return": "episode return"}
+"""What a report says in words: the first of these that it has."""
+GAMES_AT_ONCE = 16
+LEAST_S, GRACE_S = 30.0, 20.0
+"""Of an evaluation: what it may take however short the run, and how long its process may take to start and to end besides."""
+
+
+def conclude(config: RunConfig, run: RunDirectory, summary: Mapping[str, Any], console: Console, stop_requested: Callable[[], bool]) -> int:
+    """Sum the run up on the console and in its summary file, evaluate it where that is asked for; the exit code: 1 where its judge had to
+    answer and did not."""
+    unjudged = judge_problem(config, summary)
+    summary = {**summary, "judge_problem": unjudged, "evaluation": None}
+    _write(run, summary, console)
+    console.summarise(summary, config.run_dir)
+    if config.evaluation.at_end and summary["finished"] and not stop_requested():
+        evaluation = evaluate_in_time(config, run, summary["time_s"], console.say, stop_requested)
+        _write(run, {**summary, "evaluation": evaluation}, console)
+        if "problem" in evaluation:
+            console.say(f"no evaluation: {evaluation['problem']}; `delphi eval {config.run_dir}` plays as long as it takes")
+        else:
+            console.say(f"on {evaluation['episodes']} held-out games each: {evaluation['words']}")
+    if unjudged is None:
+        return 0
+    fails = bool(summary["finished"]) and config.annotator.must_answer
+    advice = "; with annotator.must_answer=false that is no failure" if fails else ""
+    print(f"delphi train: {unjudged}. More in {run.log} and {run.path}/service*.log{advice}", file=sys.stderr)
+    return int(fails)
+
+
+def judge_problem(config: RunConfig, summary: Mapping[str, Any]) -> str | None:
+    """That no answer of the judge could be used in all of the run, and why; None where one could, where nothing is asked, and where there
+    was nothing to ask."""
+    if config.reward_model.judgements or build_model(config).asks is Asks.NOTHING or summary.get("captions_distinct") == 0:
+        return None
+    answers, unparsed = (int(summary.get(f"annotations_{name}") or 0) for name in ("total", "unparsed"))
+    if answers > unparsed:
+        return None
+    what = f"all {answers:,} answers of the judge were unusable (annotations_unparsed)" if answers else "the judge never answered"
+    why = " ".join(str(summary.get("annotation_problem") or "").split())
+    return f"{what}, so that no caption was ever rewarded" + (f": {why}" if why else "")
+
+
+def evaluate_in_time(
+    config: RunConfig, run: RunDirectory, trained_s: float, say: Callable[[str], None], stop_requested: Callable[[], bool]
+) -> dict[str, Any]:
+    """`delphi eval`'s report on the run, with its main figure in `words`; or only `problem`, why there is none. Never raises for what goes
+    wrong in playing."""
+    seconds = max(config.evaluation.time_share * trained_s, LEAST_S)
+    say(f"evaluating on held-out games, for {seconds:.0f} s at most (Ctrl-C leaves it out)")
+    try:
+        report = _play(config, run, seconds, stop_requested)
+        return {"words": in_words(report), **report}
+    except Exception as error:
+        LOG.warning("the run is finished, but could not be evaluated", exc_info=True)
+        return {"problem": " ".join(str(error).split()) or type(error).__name__}
+
+
+def in_words(report: Mapping[str, Any]) -> str:
+    """`in-game score 74 [66, 83], blind 50 [44, 57], random 34 [29, 40]; policy - blind, game by game: +24 [+15, +33]`."""
+    name = next(name for name in FIGURES if name in report["policy"])
+    players = {player: report[player][name] for player in ("policy", "blind", "random") if name in report[player]}
+    difference = report["differences"]["policy - blind"].get(name)
+    largest = max(abs(figure[end]) for figure in players.values() for end in ("low", "high"))
+    digits = 0 if largest >= 20 else 1 if largest >= 2 else 2
+    said = [f"{'' if player == 'policy' else player + ' '}{_figure(figure, f'.{digits}f')}" for player, figure in players.items()]
+    words = f"{FIGURES[name]} {', '.join(said)}"
+    return f"{words}; policy - blind, game by game: {_figure(difference, f'+.{digits}f')}" if difference else words
+
+
+def _figure(figure: Mapping[str, float], form: str) -> str:
+    return f"{figure['mean']:{form}} [{figure['low']:{form}}, {figure['high']:{form}}]"
+
+
+def _play(config: RunConfig, run: RunDirectory, seconds: float, stop_requested: Callable[[], bool]) -> dict[str, Any]:
+    """The report of `delphi eval` in a process of its own, so that nothing in an environment can end this one. RuntimeError without one."""
+    command = [sys.executable, "-m", "cluster.verbs.evaluate", str(run.path), "--json", f"--seconds={seconds:g}"]
+    command += [f"--episodes={config.evaluation.episodes}", f"--envs={GAMES_AT_ONCE}"]
+    # What this process can import, that one can: modules of the user's environments, too.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path), "PYTHONSAFEPATH": "1"}
+    log = run.path / "evaluation.log"
+    began = time.monotonic()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=output, env=environment, start_new_session=True
+        )
+    try:
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                said, _ = process.communicate(timeout=0.2)
+                break
+            if stop_requested():
+                raise RuntimeError("stopped by hand")
+            if time.monotonic() - began > seconds + GRACE_S:
+                raise RuntimeError(f"it took longer than the {seconds:.0f} s that it may")
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        if process.stdout:
+            process.stdout.close()
+    if process.returncode:
+        raise RuntimeError(f"it ended with exit code {process.returncode}: {_last_line(log)}")
+    return json.loads(said.splitlines()[-1])
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1].removeprefix("delphi eval: ") if lines else "it wrote nothing"
+
+
+def _write(run: RunDirectory, summary: Mapping[str, Any], console: Console) -> None:
+    try:
+        write_atomically(run.summary, json.dumps(summary, indent=2) + "\n")
+    except OSError as error:  # everything is in the last checkpoint
+        console.say(f"{run.summary} could not be written ({error.strerror}); the checkpoint was")

@@ -1,0 +1,179 @@
+"""`delphi audit`: how well a judge, or a run's trained reward model, agrees with captions that people have labelled.
+
+Invariant: the figures are the model's own, on captions it was not shown; nothing of the audit enters the judgement store.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from configs.paths import path_argument
+from llm_server.offline.judge_flags import add_judge_flags, given_flags, opened_judge, read_judge_flags
+from llm_server.standard_output import guarded
+
+if TYPE_CHECKING:
+    from configs.annotation_schema import ServiceConfig
+    from llm_server.annotation import Caption, EmbeddedCaption
+
+NUM_TIMED = 512
+NUM_PAIRS = 100
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 1 AUC below --min-auc (or undefined), 2 no audit could be made."""
+    arguments = _parser().parse_args(argv)
+    from llm_server.client import AnnotationError
+    from llm_server.offline.audit import print_table
+
+    try:
+        _check(arguments)
+        report = _audit_run(arguments.run, arguments.labelled) if arguments.run else _audit_judge(arguments)
+    except (ValueError, AnnotationError) as error:
+        print(f"delphi audit: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("delphi audit: interrupted", file=sys.stderr)
+        return 2
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        print_table(report)
+    if arguments.min_auc is not None and not (report["auc"] is not None and report["auc"] >= arguments.min_auc):
+        shown = "undefined" if report["auc"] is None else f"{report['auc']:.3f}"
+        print(f"delphi audit: AUC is {shown}, --min-auc {arguments.min_auc}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _audit_judge(arguments: argparse.Namespace) -> dict[str, Any]:
+    from llm_server.offline.audit import audit_judge
+    from llm_server.offline.caption_file import read_labelled
+
+    labelled = read_labelled(arguments.labelled)
+    rubric, config = read_judge_flags(arguments, with_store=False)
+    if arguments.pairs and rubric.pairs is None:
+        raise ValueError(f"--pairs: rubric '{rubric.id}' has no `pairs` section, so it compares nothing")
+    is_here = config is not None and config.engine != "openai"
+    # What was not asked for is free where the model is here, and somebody's money where it is not.
+    num_pairs = (NUM_PAIRS if is_here else 0) if arguments.pairs is None else arguments.pairs
+    num_timed = (NUM_TIMED if is_here else 0) if arguments.speed_captions is None else arguments.speed_captions
+    with opened_judge(rubric, config, arguments) as judge:
+        report = audit_judge(judge, rubric, labelled, num_pairs=num_pairs, num_timed=num_timed)
+    left_out = f", {report['examples_left_out']} left out as examples of the rubric" if report["examples_left_out"] else ""
+    title = f"{report['rubric']} version {report['rubric_version']}, {report['model']} ({report['engine']}): {report['captions']} captions"
+    return {"title": title + left_out, **report}
+
+
+def _audit_run(run_dir: str, labelled_path: str) -> dict[str, Any]:
+    """The reward model of the run's latest checkpoint by its margins: what it thinks before that becomes a reward; captions it has
+    nothing to say about count as unparsed. Examples of the run's rubric are left out, as they are for its judge."""
+    from actors.captions import caption_id, normalize
+    from cluster.verbs.offline_reward_model import load_reward_model
+    from cluster.wiring import embedding_goals
+    from llm_server.annotation import Caption
+    from llm_server.offline.audit import score_figures, without_examples
+    from llm_server.offline.audit_metrics import precision_figures
+    from llm_server.offline.caption_file import read_labelled
+    from llm_server.rubrics.loading import load_rubric
+    from reward_models.interface import Asks
+
+    labelled = read_labelled(labelled_path)
+    model, config, env_steps, paid = load_reward_model(run_dir)
+    is_judged = model.asks in (Asks.JUDGEMENTS, Asks.PAIRS)
+    kept = without_examples(labelled, [example.item for example in load_rubric(config.annotator.rubric).examples] if is_judged else [])
+    as_met = partial(normalize, fold_case=config.env.fold_case, fold_digits=config.env.fold_digits)
+    texts = [as_met(row.text.encode()) for row in kept]
+    captions = [Caption(id=caption_id(text), text=text) for text in texts]
+    began = time.perf_counter()
+    if model.asks is Asks.EMBEDDINGS:
+        model.learn(_embedded(captions, embedding_goals(config), config.service))
+    margins = model.margins(captions)
+    seconds = time.perf_counter() - began
+    report = {
+        "run": run_dir,
+        "env_steps": env_steps,
+        "reward_model": model.name,
+        "examples_left_out": len(labelled) - len(kept),
+        **score_figures(margins, kept, 0.0, are_probabilities=False),
+        **precision_figures(_paid_by_text(run_dir, paid), {as_met(row.text.encode()): row.is_positive for row in labelled}),
+        "labels_per_s": len(kept) / seconds,
+        "labels_timed": len(kept),
+        "seconds_timed": seconds,
+    }
+    left_out = f", {report['examples_left_out']} left out as examples of the rubric" if report["examples_left_out"] else ""
+    return {"title": f"{model.name} of {run_dir} at {env_steps:,} steps: {len(kept)} captions{left_out}", **report}
+
+
+def _paid_by_text(run_dir: str, paid: Mapping[int, float]) -> dict[str, float]:
+    from actors.captions import caption_id
+    from llm_server.offline.caption_file import read_archive
+
+    texts = {caption_id(row["caption"]): row["caption"] for row in read_archive(run_dir)} if paid else {}
+    return {texts[number]: reward for number, reward in paid.items() if number in texts}
+
+
+def _embedded(captions: "Sequence[Caption]", goals: Sequence[str], service: "ServiceConfig") -> "list[EmbeddedCaption]":
+    """What the annotation service would say of the captions."""
+    from llm_server.annotation import EmbeddedCaption
+    from llm_server.engines.sentence_encoder import SentenceEncoder
+
+    vectors = SentenceEncoder(service).encode([*goals, *(caption.text for caption in captions)])
+    cosines = vectors[len(goals) :] @ vectors[: len(goals)].T
+    return [EmbeddedCaption(caption=caption, cosines=row) for caption, row in zip(captions, cosines, strict=True)]
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for name in ("pairs", "speed_captions"):
+        value = getattr(arguments, name)
+        if value is not None and value < 0:
+            raise ValueError(f"--{name.replace('_', '-')}: got {value}, wanted at least 0")
+    if arguments.min_auc is not None and not 0.0 <= arguments.min_auc <= 1.0:
+        raise ValueError(f"--min-auc: got {arguments.min_auc}, wanted 0 to 1")
+    if arguments.run:
+        others = given_flags(arguments, with_store=False)
+        named = {"rubric": "--rubric", "address": "--address", "pairs": "--pairs", "speed_captions": "--speed-captions"}
+        others += [flag for name, flag in named.items() if getattr(arguments, name) is not None]
+        if others:
+            raise ValueError(f"--run audits a run's reward model, {others[0]} a judge: leave one of the two out")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="delphi audit",
+        description="Hold a judge, or a run's trained reward model, to captions that people have labelled.",
+        epilog='LABELLED has one JSON object a line: {"caption": "You kill the newt!", "helpful": 1}\n'
+        "examples:\n"
+        "  delphi audit labelled.jsonl\n"
+        "  delphi audit --rubric my_rubric.yaml --model my_folder --min-auc 0.85 labelled.jsonl\n"
+        "  delphi audit --run runs/nethack_score labelled.jsonl",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("labelled", type=path_argument, metavar="LABELLED", help="JSON lines of captions with helpful = 1 (progress) or 0")
+    parser.add_argument(
+        "--run", type=path_argument, metavar="RUN", help="audit the reward model of this run's latest checkpoint in place of a judge"
+    )
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        metavar="N",
+        help=f"pairs to compare where the rubric compares pairs (default: {NUM_PAIRS}; with --address or engine openai 0, none)",
+    )
+    parser.add_argument(
+        "--speed-captions",
+        type=int,
+        metavar="N",
+        help="captions to time at least; where the file has fewer, others are made of its words"
+        f" (default: {NUM_TIMED}; with --address or engine openai 0, the file's own)",
+    )
+    parser.add_argument("--min-auc", type=float, metavar="X", help="exit with code 1 where the AUC is below X")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    add_judge_flags(parser, with_store=False)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,0 +1,170 @@
+"""`delphi bench`: runs a benchmark of the checkout, by name.
+
+Invariant: a benchmark is a module of tests/benchmarks with a `main(argv)`; its docstring's first line is what the list says of it.
+"""
+
+import argparse
+import ast
+import contextlib
+import importlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from configs.errors import did_you_mean
+from llm_server.standard_output import guarded
+
+CHECKOUT = Path(__file__).parents[2]
+PACKAGES = ("torch", "transformers", "ray", "nle", "gymnasium", "numpy")
+
+
+def report(
+    name: str, *, measured: Mapping[str, Sequence[float]], unit: str, ratio_of: tuple[str, str], settings: Mapping[str, Any], **more: Any
+) -> dict[str, Any]:
+    """A benchmark's result as JSON values.
+
+    `measured` has one value per repetition and measure, in `unit`; the ratio is that of the medians of the two measures that
+    `ratio_of` names, its spread that of the single repetitions.
+    """
+    numerator, denominator = ratio_of
+    medians = {measure: statistics.median(values) for measure, values in measured.items()}
+    ratios = [divide(a, b) for a, b in zip(measured[numerator], measured[denominator], strict=True)]
+    return {
+        "benchmark": name,
+        "ratio": divide(medians[numerator], medians[denominator]),
+        "ratio_of": list(ratio_of),
+        "ratio_spread": spread(ratios),
+        "unit": unit,
+        "medians": medians,
+        "spread": {measure: spread(values) for measure, values in measured.items()},
+        "repetitions": max(map(len, measured.values())),
+        "settings": dict(settings),
+        **more,
+        "machine": machine(),
+        "commit": commit(),
+        "packages": packages(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+def divide(a: float, b: float) -> float | None:
+    """a / b, None where there is none."""
+    return a / b if b else None
+
+
+def spread(values: Sequence[float | None]) -> list[float | None]:
+    """The least and the greatest of the values that there are."""
+    there = [value for value in values if value is not None]
+    return [min(there), max(there)] if there else [None, None]
+
+
+def machine() -> dict[str, Any]:
+    """The processor, how many cores this process may use, memory, and how busy the machine has been for a minute."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"processor": model, "cores": cores, "memory_gib": round(memory, 1), "load_average": round(os.getloadavg()[0], 2)}
+
+
+def commit() -> str | None:
+    """The checkout's commit, marked `-dirty` where files differ from it; None outside a checkout."""
+    command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    return None
+
+
+def packages() -> dict[str, str]:
+    """Versions of the packages that decide speed, of those that are installed."""
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def print_report(result: Mapping[str, Any], as_json: bool) -> None:
+    """`report`'s result as one JSON object, or as a table."""
+    if as_json:
+        print(json.dumps(result))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{result['benchmark']}, {result['unit']}, {result['repetitions']} repetitions", title_justify="left")
+    for heading in ("", "median", "spread"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for measure, median in result["medians"].items():
+        low, high = result["spread"][measure]
+        table.add_row(measure, f"{median:.3g}", f"{low:.3g} to {high:.3g}")
+    low, high = result["ratio_spread"]
+    numerator, denominator = result["ratio_of"]
+    if result["ratio"] is not None:
+        table.add_row(f"ratio of {numerator} to {denominator}", f"{result['ratio']:.3g}", f"{low:.3g} to {high:.3g}")
+    console = Console(soft_wrap=True, markup=False, emoji=False)
+    console.print(table)
+    on = result["machine"]
+    console.print(
+        f"{on['processor']}, {on['cores']} cores, load {on['load_average']}; commit {result['commit']}; {result['date']}", highlight=False
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: the benchmark's own; 2 where there is none of that name, or no checkout."""
+    known = benchmarks()
+    arguments = _parser(known).parse_args(argv)
+    name = arguments.name
+    if not known:
+        return _refuse("benchmarks lie in tests/benchmarks of a checkout, which an installed package lacks: run it in a checkout")
+    if name not in known:
+        return _refuse(f"unknown benchmark '{name}'{did_you_mean(name, known)}; there are: {', '.join(known)}")
+    if str(CHECKOUT) not in sys.path:
+        sys.path.insert(0, str(CHECKOUT))
+    try:
+        return importlib.import_module(f"tests.benchmarks.{name}").main(arguments.options)
+    except ValueError as error:
+        return _refuse(f"{name}: {error}")
+
+
+def benchmarks(folder: Path | None = None) -> dict[str, str]:
+    """Name and purpose of each benchmark in the checkout, none where there is no checkout; nothing is imported."""
+    found = {}
+    for path in sorted((folder or CHECKOUT / "tests" / "benchmarks").glob("*.py")):
+        module = ast.parse(path.read_text())
+        if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in module.body):
+            found[path.stem] = (ast.get_docstring(module) or "").split("\n")[0]
+    return found
+
+
+def _parser(known: dict[str, str]) -> argparse.ArgumentParser:
+    lines = [f"  {name:<18}{purpose}" for name, purpose in known.items()] or ["  none: they lie in tests/benchmarks of a checkout"]
+    parser = argparse.ArgumentParser(
+        prog="delphi bench",
+        usage="delphi bench NAME [--json] [options]",
+        description="Measure against a baseline in the same run.",
+        epilog="benchmarks:\n" + "\n".join(lines) + "\n\n`delphi bench NAME --help` lists a benchmark's options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", metavar="NAME", help="a benchmark of the list below")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="the benchmark's own")
+    return parser
+
+
+def _refuse(message: str) -> int:
+    print(f"delphi bench: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,0 +1,223 @@
+"""`delphi eval`: plays a run's latest checkpoint on held-out seeds beside a blind player and a random one.
+
+Invariant: the seeds are of the stream `eval`, which training never uses, and all players meet the same games.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from configs.checks import ConfigError
+from configs.paths import path_argument
+from configs.schema import RunConfig
+from llm_server.standard_output import guarded
+
+if TYPE_CHECKING:  # --help is to show without loading torch
+    from learner.evaluation import Episodes, Estimate, Player
+
+PLAYERS = ("policy", "blind", "random")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 2 the command or the run was wrong."""
+    parser = argparse.ArgumentParser(
+        prog="delphi eval",
+        description="Play a run's latest checkpoint on held-out seeds; beside it on the same seeds a blind player, which draws from the"
+        " policy's average action frequencies without looking, and a random one.",
+    )
+    parser.add_argument("run", type=path_argument, metavar="RUN", help="a run directory")
+    parser.add_argument("--episodes", type=int, default=64, metavar="N", help="episodes per player (default 64)")
+    parser.add_argument("--envs", type=int, default=16, metavar="N", help="environments played side by side (default 16)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="which held-out seeds (default 0)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="play in rounds of one episode per environment, and count those that all three players finish in S seconds (default: no limit)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    arguments = parser.parse_args(argv)
+    from learner.checkpoint import CheckpointError
+
+    try:
+        for name, least in (("episodes", 1), ("envs", 1), ("seed", 0)):
+            if getattr(arguments, name) < least:
+                raise ConfigError(f"--{name}: got {getattr(arguments, name)}, wanted at least {least}")
+        if not 0 <= arguments.seconds < math.inf:
+            raise ConfigError(f"--seconds: got {arguments.seconds:g}, wanted a number from 0 on")
+        report = evaluate(
+            arguments.run, episodes=arguments.episodes, num_envs=arguments.envs, seed=arguments.seed, seconds=arguments.seconds
+        )
+    except (ValueError, CheckpointError) as error:
+        print(f"delphi eval: {error}", file=sys.stderr)
+        return 2
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        _print_table(report)
+    return 0
+
+
+def evaluate(
+    run_dir: str,
+    *,
+    episodes: int,
+    num_envs: int,
+    seed: int,
+    seconds: float = 0.0,
+    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
+) -> dict[str, Any]:
+    """Figures of the three players and their differences as JSON values: each a mean with its 95 % interval.
+
+    With `seconds` it plays in rounds, one episode per environment and player: the first with `num_envs` environments, a further one with as
+    many as are likely to end in time. A round that does not is left out for all players. Raises ConfigError.
+    """
+    from cluster.run.directory import find_run
+    from configs.loading import from_dict
+    from learner.checkpoint import load_latest
+    from learner.evaluation import OutOfTime, differences, summarise
+
+    deadline = time.monotonic() + seconds if seconds else math.inf
+    run, saved = find_run(run_dir)
+    config = from_dict(saved)
+    state = load_latest(run.checkpoints)
+    if state is None:
+        raise ConfigError(f"{run_dir} has no complete checkpoint yet; train it for a while, or stop it with Ctrl-C, which writes one")
+    num_envs = min(num_envs, episodes)
+    per_env = 1 if seconds else -(-episodes // num_envs)
+    played: dict[str, Episodes] = {name: {} for name in PLAYERS}
+    information: list[float] = []
+    num_played = first = 0  # episodes; the number of a round's first environment
+    with _threads(config.actors.torch_threads):
+        while num_envs > 0:
+            began = time.monotonic()
+            try:
+                games, of_round = _play(
+                    config, state["learner"]["weights"], num_envs, per_env, seed, len(information), lambda: time.monotonic() > deadline, say
+                )
+            except OutOfTime:
+                break
+            information.append(of_round)
+            for name, finished in games.items():
+                played[name] |= {(first + i, episode): figures for (i, episode), figures in finished.items()}
+            first, num_played = first + num_envs, num_played + num_envs * per_env
+            now = time.monotonic()
+            # One that is n times as large takes less than n times as long.
+            num_envs = min(int((deadline - now) / (now - began) * num_envs), episodes - num_played) if seconds else 0
+    if not information:
+        raise ConfigError(f"one game in each of {num_envs} environments takes all players together more than {seconds:.0f} s")
+    return {
+        "run": str(run.path),
+        "env_steps": state["loop"]["env_steps"],
+        "environment": config.env.id,
+        "episodes": num_played,
+        "episodes_lost": {name: num_played - len(games) for name, games in played.items()},
+        "seed": seed,
+        "policy_state_information": sum(information) / len(information),
+        **{name: _as_json(summarise(games)) for name, games in played.items()},
+        "differences": {
+            f"{one} - {other}": _as_json(differences(played[one], played[other])) for one, other in itertools.combinations(played, 2)
+        },
+    }
+
+
+def _play(
+    config: RunConfig,
+    weights: Mapping[str, Any],
+    num_envs: int,
+    episodes_per_env: int,
+    seed: int,
+    number: int,
+    is_time_up: Callable[[], bool],
+    say: Callable[[str], None],
+) -> tuple[dict[str, "Episodes"], float]:
+    """What each player made of the games of round `number`; and the policy's information between state and action, in nats. The blind
+    player's frequencies are the policy's in this round. Raises OutOfTime."""
+
+    from actors.environments.vector import make_environment
+    from actors.policy import PolicyNet, load_weights
+    from learner.evaluation import BlindPlayer, PolicyPlayer, RandomPlayer, play
+
+    make = partial(make_environment, config.env, policy=config.policy)
+    played: dict[str, Episodes] = {}
+    for name in PLAYERS:
+        with contextlib.closing(make(num_envs=num_envs, run_seed=seed, worker_index=number, stream="eval")) as env:
+            player: Player
+            if name == "policy":
+                net = PolicyNet(env.spec, config.policy)
+                load_weights(net, weights)
+                player = policy = PolicyPlayer(net, num_envs, seed + number)
+            elif name == "blind":
+                player = BlindPlayer(policy.frequencies, num_envs, seed + number)
+            else:
+                player = RandomPlayer(env.spec.num_actions, num_envs, seed + number)
+            say(f"playing {num_envs * episodes_per_env} episodes: {name}")
+            played[name] = play(env, player, episodes_per_env, is_time_up)
+            if not played[name]:
+                first = env.take_errors()[1].strip().splitlines()[-1]
+                raise ConfigError(f"{config.env.id} raised in every episode, the first time: {first}")
+    return played, policy.state_information
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """For so small batches more threads do no good, and on a busy machine much harm."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _as_json(estimates: Mapping[str, "Estimate"]) -> dict[str, Any]:
+    return {name: asdict(estimate) for name, estimate in estimates.items()}
+
+
+def _in_words(mean: float, low: float, high: float) -> str:
+    """Short enough for three in a line of 80 characters."""
+    largest = max(abs(low), abs(high))
+    digits = 0 if largest >= 100 else 1 if largest >= 10 else 2
+    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _print_table(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True, markup=False, emoji=False)
+    tables = {
+        f"{report['environment']}, {report['episodes']} episodes, checkpoint at {report['env_steps']:,} steps (mean, 95 % interval)": {
+            name: report[name] for name in PLAYERS
+        },
+        "the same games, one player minus another": report["differences"],
+    }
+    for title, columns in tables.items():
+        table = Table(title=title, title_justify="left")
+        for heading in ("", *columns):
+            table.add_column(heading, justify="right" if heading else "left")
+        for name in report["policy"]:
+            cells = [figures.get(name) for figures in columns.values()]
+            table.add_row(name, *("-" if cell is None else _in_words(**cell) for cell in cells))
+        console.print(table)
+    console.print(
+        f"information between state and action: {report['policy_state_information']:.4f} nats (a policy that does not look has 0)"
+    )
+    if any(report["episodes_lost"].values()):
+        lost = ", ".join(f"{name} {number}" for name, number in report["episodes_lost"].items())
+        console.print(f"episodes lost because the environment raised: {lost}")
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

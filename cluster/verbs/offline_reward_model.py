@@ -1,0 +1,129 @@
+"""The reward model of a run, wherever it lies: in the newest checkpoint, or, trained on a judgement file, beside it.
+
+Invariant: a model that was trained before the policy is trained once per run directory; whoever starts the run again finds it.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from cluster.run.directory import RunDirectory, find_run
+from cluster.wiring import build_model
+from configs.loading import from_dict
+from configs.schema import RunConfig
+from learner.checkpoint import CheckpointError, load_latest, save_checkpoint
+from learner.rewards import paid_rewards
+from llm_server.annotation import Caption, Status
+from llm_server.annotator.pairs import pairs_of_judgements
+from llm_server.offline.judgement_file import Judgements, read_judgements
+from reward_models.interface import Asks, Evidence, RewardModel
+from reward_models.shaping import RewardOptions
+
+PROGRESS_INTERVAL_S = 5.0
+
+
+class TrainedModel(NamedTuple):
+    """A run's reward model as it would score now."""
+
+    model: RewardModel
+    config: RunConfig
+    env_steps: int
+    """How far the policy had been trained beside it."""
+    paid: Mapping[int, float]
+    """Intrinsic reward that has been paid so far, by caption id."""
+
+
+def load_reward_model(run_dir: str) -> TrainedModel:
+    """The reward model of a run's newest checkpoint, or the one trained before it. Raises ValueError where there is none yet."""
+    run, saved = find_run(run_dir)
+    config = from_dict(saved)
+    model = build_model(config)
+    try:
+        state = load_latest(run.checkpoints)
+        trained_before = load_latest(run.reward_model)
+    except CheckpointError as error:
+        raise ValueError(str(error)) from None
+    if state and state["annotation"]:
+        model.load_state_dict(state["annotation"]["trainer"]["model"])
+        return TrainedModel(model, config, state["loop"]["env_steps"], paid_rewards(state["learner"]["rewards"]["paid"]))
+    if trained_before:
+        model.load_state_dict(trained_before["trainer"]["model"])
+        return TrainedModel(model, config, 0, {})
+    raise ValueError(f"{run_dir} has no complete checkpoint with a reward model yet; train it for a while, or stop it with Ctrl-C")
+
+
+def pretrain(config: RunConfig, run: RunDirectory, say: Callable[[str], None], stop_requested: Callable[[], bool]) -> None:
+    """Train the reward model on `reward_model.judgements` until it comes to rest, freeze it and save it with the run.
+
+    Does nothing where the run has it already, or has no such file. Raises ValueError for a file that cannot be used, and
+    KeyboardInterrupt where a stop is requested meanwhile.
+    """
+    path = config.reward_model.judgements
+    if not path or load_latest(run.reward_model) is not None:
+        return
+    torch.set_num_threads(config.actors.torch_threads)
+    judgements = read_judgements(path)
+    model, options = build_model(config), RewardOptions(config.reward_model, config.seed)
+    evidence = _evidence(config, model.asks, judgements)
+    model.calibrate(judgements.threshold)
+    model.learn(evidence)
+    options.note_labels(_num_labels(model.asks, judgements))
+    say(f"reward model {model.name}: {len(evidence):,} answers from {path} ({judgements.provenance})")
+    figures, turns, said_at = model.train(), 1, time.monotonic()
+    while not model.is_settled:
+        if stop_requested():
+            raise KeyboardInterrupt
+        figures = model.train()
+        turns += 1
+        if time.monotonic() - said_at > PROGRESS_INTERVAL_S:
+            say(f"reward model {model.name}: {_progress(config, turns, figures)}")
+            said_at = time.monotonic()
+    captions, counts = _table(judgements)
+    model.freeze(captions, counts)
+    state = {"model": model.state_dict(), "options": options.state_dict(), "figures": dict(figures)}
+    save_checkpoint(run.reward_model, turns, {"trainer": state}, keep=1)
+    say(f"reward model {model.name} trained, {_progress(config, turns, figures)}; frozen from here on")
+
+
+def check_judgements(config: RunConfig) -> None:
+    """ValueError for a judgement file that cannot be used, unless the run was trained on it before."""
+    if config.reward_model.judgements and not RunDirectory(Path(config.run_dir)).reward_model.exists():
+        _evidence(config, build_model(config).asks, read_judgements(config.reward_model.judgements))
+
+
+def _evidence(config: RunConfig, asks: Asks, judgements: Judgements) -> list[Evidence]:
+    evidence: list[Evidence] = []
+    if asks is Asks.JUDGEMENTS:
+        evidence += judgements.captions
+    elif judgements.pairs:
+        evidence += judgements.pairs
+    else:
+        evidence += pairs_of_judgements(judgements.captions, judgements.counts, config.annotator, config.seed)
+    if not evidence:
+        raise ValueError(
+            f"reward_model.judgements: {config.reward_model.judgements} holds no answers that `{config.reward_model.name}` learns from"
+        )
+    return evidence
+
+
+def _num_labels(asks: Asks, judgements: Judgements) -> int:
+    answers = judgements.pairs if asks is Asks.PAIRS and judgements.pairs else judgements.captions
+    return sum(item.judgement.status is Status.OK for item in answers)
+
+
+def _table(judgements: Judgements) -> tuple[list[Caption], np.ndarray]:
+    captions = [judged.caption for judged in judgements.captions]
+    for judged in judgements.pairs:
+        captions += [judged.pair.first, judged.pair.second]
+    captions = list({caption.id: caption for caption in captions}.values())
+    return captions, np.array([judgements.counts.get(caption.id, 1) for caption in captions], np.int64)
+
+
+def _progress(config: RunConfig, turns: int, figures: Mapping[str, float]) -> str:
+    accuracy = figures.get("accuracy")
+    agreement = "no held-out answers" if accuracy is None else f"held-out accuracy {accuracy:.3f}"
+    return f"at most {turns * config.reward_model.steps_per_turn:,} gradient steps, {agreement}"

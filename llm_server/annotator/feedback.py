@@ -1,0 +1,192 @@
+"""What the annotator asks about, and how: single captions judged, or captions embedded beside goal sentences.
+
+Invariant: what was handed out is handed out again only after it was put back; what was recorded is never asked again.
+"""
+
+from collections.abc import Mapping, Sequence, Set
+from typing import Any, Protocol, TypeAlias
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from llm_server.annotation import (
+    Caption,
+    CaptionPair,
+    EmbeddedCaption,
+    JudgedCaption,
+    JudgedPair,
+    Judgement,
+    PairJudgement,
+    ServiceDescription,
+    Status,
+)
+from llm_server.annotator.caption_book import CaptionBook
+
+Item: TypeAlias = Caption | CaptionPair
+Answer: TypeAlias = JudgedCaption | JudgedPair | EmbeddedCaption
+
+
+class AnnotationClient(Protocol):
+    """What asking needs of `llm_server.client.AnnotationClient`."""
+
+    def annotate(self, items: Sequence[bytes]) -> list[Judgement]:
+        """One judgement per item, in order; raises ServiceUnavailable or AnnotationRefused."""
+        ...
+
+    def annotate_pairs(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[PairJudgement]:
+        """One judgement per pair, in order; the same errors."""
+        ...
+
+    def embed(self, items: Sequence[bytes]) -> np.ndarray:
+        """[N, D] f32 of unit length, in order, NaN for an item that is no text; the same errors."""
+        ...
+
+    def describe(self) -> ServiceDescription:
+        """What the service says of itself; the same errors."""
+        ...
+
+    def take_rejected(self) -> int:
+        """Items whose answers broke the contract since the last call; nobody got to see them."""
+        ...
+
+    def close(self) -> None:
+        """Release the connection; requests under way fail."""
+        ...
+
+
+class Questions(Protocol):
+    """One way of asking; used from several threads at once."""
+
+    def next_batch(self, max_items: int) -> Sequence[Any]:
+        """The most urgent items, at most `max_items`; they count as asked from now on."""
+        ...
+
+    def put_back(self, items: Sequence[Any]) -> None:
+        """Items whose request failed wait again."""
+        ...
+
+    def ask(self, client: AnnotationClient, items: Sequence[Any]) -> list[Any]:
+        """One answer per item, in order; raises what the client raises."""
+        ...
+
+    def record(self, answers: Sequence[Any]) -> list[Answer]:
+        """Note that these came; what a reward model may learn from them."""
+        ...
+
+    def begin_anew(self) -> None:
+        """Another judge answers: all that was recorded is forgotten, and asked again."""
+        ...
+
+    def pending(self) -> int | None:
+        """Items that wait to be asked; None where the caption book says it."""
+        ...
+
+    def retain(self, ids: Set[int]) -> None:
+        """Forget what was remembered of captions other than these: the rest has left the caption book."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the caption book does not keep; items that are being asked count as not asked."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        ...
+
+
+class CaptionQuestions:
+    """Every caption of the book is judged by itself."""
+
+    def __init__(self, book: CaptionBook) -> None:
+        self._book = book
+
+    def next_batch(self, max_items: int) -> Sequence[Caption]:
+        """See `CaptionBook.next_batch`."""
+        return self._book.next_batch(max_items)
+
+    def put_back(self, items: Sequence[Caption]) -> None:
+        """See `CaptionBook.put_back`."""
+        self._book.put_back(items)
+
+    def ask(self, client: AnnotationClient, items: Sequence[Caption]) -> list[JudgedCaption]:
+        """`Annotate`."""
+        judgements = client.annotate([caption.text.encode() for caption in items])
+        check_number(len(judgements), len(items))
+        return [JudgedCaption(caption=caption, judgement=judgement) for caption, judgement in zip(items, judgements, strict=True)]
+
+    def record(self, answers: Sequence[JudgedCaption]) -> list[Answer]:
+        """Those that are labels, of captions still in the book."""
+        return [item for item in self._book.record(answers) if item.judgement.status is Status.OK]
+
+    def begin_anew(self) -> None:
+        """See `CaptionBook.forget_answers`."""
+        self._book.forget_answers()
+
+    def pending(self) -> None:
+        """The book says it."""
+
+    def retain(self, ids: Set[int]) -> None:
+        """The book keeps all."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The book keeps all."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+class EmbeddingQuestions(CaptionQuestions):
+    """Every caption of the book is embedded and held against `goals`."""
+
+    def __init__(self, book: CaptionBook, goals: Sequence[str]) -> None:
+        super().__init__(book)
+        self._goals = [goal.encode() for goal in goals]
+        self._embedded: WeakKeyDictionary[AnnotationClient, np.ndarray] = WeakKeyDictionary()  # the goals, by each client's encoder
+
+    def ask(self, client: AnnotationClient, items: Sequence[Caption]) -> list[Any]:
+        """`Embed`: cosines of each caption with each goal."""
+        goals = self._embedded.get(client)
+        if goals is None:
+            goals = client.embed(self._goals)
+            check_number(len(goals), len(self._goals))
+            self._embedded[client] = goals
+        vectors = client.embed([caption.text.encode() for caption in items])
+        check_number(len(vectors), len(items))
+        cosines = (vectors @ goals.T).astype(np.float32)
+        return [EmbeddedCaption(caption=caption, cosines=row) for caption, row in zip(items, cosines, strict=True)]
+
+    def record(self, answers: Sequence[Any]) -> list[Answer]:
+        """Those of captions still in the book that could be embedded."""
+        said = {answer.caption.id: answer for answer in answers}
+        kept = self._book.record([JudgedCaption(caption=answer.caption, judgement=as_judgement(answer)) for answer in answers])
+        return [said[item.caption.id] for item in kept if item.judgement.status is Status.OK]
+
+
+def as_judgement(answer: EmbeddedCaption) -> Judgement:
+    """An embedding in the words of judgements: it has no probability."""
+    status = Status.REJECTED if np.isnan(answer.cosines).any() else Status.OK
+    return Judgement(status=status, probability=np.nan, answer_mass=np.nan)
+
+
+def question_of(answer: Answer) -> Item:
+    """What was asked."""
+    return answer.pair if isinstance(answer, JudgedPair) else answer.caption
+
+
+def status_of(answer: Answer) -> tuple[Status, bool]:
+    """What became of a question, and whether no forward pass was made for it."""
+    judgement = as_judgement(answer) if isinstance(answer, EmbeddedCaption) else answer.judgement
+    return judgement.status, judgement.cached
+
+
+def passes_of(answer: Answer) -> int:
+    """Forward passes that an answer took; a pair is asked in both orders, and a rejected item never reaches the model."""
+    status, cached = status_of(answer)
+    return 0 if cached or status is Status.REJECTED else 2 if isinstance(answer, JudgedPair) else 1
+
+
+def check_number(got: int, wanted: int) -> None:
+    """RuntimeError unless there is one answer per item."""
+    if got != wanted:
+        raise RuntimeError(f"the service gave {got} answers for {wanted} items; it must give one each")

@@ -1,0 +1,261 @@
+"""Pairs of captions: which are made, and what is asked to learn which of the two is better.
+
+Invariant: no caption is paired with itself, the empty caption with none, and none of the last `max_pairs` pairs comes again, whichever
+way round; per caption of the book at most `pairs_per_caption` are made.
+"""
+
+import math
+import threading
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
+
+import numpy as np
+
+from configs.annotation_schema import AnnotatorConfig
+from llm_server.annotation import Caption, CaptionPair, JudgedCaption, JudgedPair, PairJudgement, Status, log_odds
+from llm_server.annotator.caption_book import CaptionBook
+from llm_server.annotator.feedback import AnnotationClient, Answer, CaptionQuestions, check_number
+
+ROUNDS = 6
+"""Attempts to draw new pairs, each with weights flattened by a square root."""
+
+
+class PairSampler:
+    """Draws new pairs of caption ids; a function of seed and calls. Not thread-safe.
+
+    A caption's weight is the square root of its priority under `annotator.policy` (with `frequency`: the square root of its count), so
+    that frequent captions are compared more often, but rare ones too.
+    """
+
+    def __init__(self, config: AnnotatorConfig, seed: int) -> None:
+        self._max_pairs, self._seed = config.max_pairs, seed
+        self._taken: dict[tuple[int, int], None] = {}  # in the order in which they were drawn
+        self._num_draws = 0
+
+    def __len__(self) -> int:
+        """Pairs remembered."""
+        return len(self._taken)
+
+    def draw(
+        self, firsts: np.ndarray, first_log2: np.ndarray | None, others: np.ndarray, log2: np.ndarray, num: int
+    ) -> list[tuple[int, int]]:
+        """At most `num` new pairs: one of `firsts` [N] u64 with one of `others` [M] u64, the latter drawn by priorities 2^log2 [M].
+
+        With `first_log2` [N] the first is drawn likewise; without, each of `firsts` in turn gets its share.
+        """
+        pairs: list[tuple[int, int]] = []
+        for flattening in range(1, ROUNDS + 1):
+            missing = num - len(pairs)
+            if missing <= 0 or not len(firsts) or not len(others):
+                break
+            rng = np.random.default_rng((self._seed, self._num_draws))
+            self._num_draws += 1
+            if first_log2 is None:
+                rows = np.arange(missing) % len(firsts)
+            else:
+                rows = rng.choice(len(firsts), size=2 * missing, p=_weights(first_log2, flattening))
+            partners = others[rng.choice(len(others), size=len(rows), p=_weights(log2, flattening))]
+            swapped = rng.random(len(rows)) < 0.5
+            for first, second, swap in zip(firsts[rows].tolist(), partners.tolist(), swapped.tolist(), strict=True):
+                if len(pairs) < num and self._is_new(first, second):
+                    pairs.append((second, first) if swap else (first, second))
+        while len(self._taken) > self._max_pairs:
+            del self._taken[next(iter(self._taken))]
+        return pairs
+
+    def _is_new(self, first: int, second: int) -> bool:
+        key = _key(first, second)
+        if not first or not second or first == second or key in self._taken:
+            return False
+        self._taken[key] = None
+        return True
+
+    def retain(self, ids: Set[int]) -> None:
+        """Forget pairs with any other caption."""
+        self._taken = dict.fromkeys(key for key in self._taken if key[0] in ids and key[1] in ids)
+
+    def forget(self, without: Set[tuple[int, int]] = frozenset()) -> None:
+        """Forget all pairs but these."""
+        self._taken = dict.fromkeys(key for key in self._taken if key in without)
+
+    def state_dict(self, without: Set[tuple[int, int]] = frozenset()) -> dict[str, Any]:
+        """Pairs drawn, less those that are being asked."""
+        taken = [key for key in self._taken if key not in without]
+        return {"pairs": np.array(taken, np.uint64).reshape(-1, 2), "num_draws": self._num_draws}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self._taken = dict.fromkeys((first, second) for first, second in state["pairs"].tolist())
+        self._num_draws = state["num_draws"]
+
+
+class ComparedPairs:
+    """The LLM compares both captions of a pair."""
+
+    def __init__(self, book: CaptionBook, config: AnnotatorConfig, seed: int) -> None:
+        self._book, self._config, self._sampler = book, config, PairSampler(config, seed)
+        self._lock = threading.Lock()
+        self._returned: deque[CaptionPair] = deque()
+        self._asked: dict[tuple[int, int], CaptionPair] = {}
+        self._num_pairs: Counter[int] = Counter()  # by caption: outlasts the sampler's memory, and leaves with the caption
+
+    def next_batch(self, max_items: int) -> Sequence[CaptionPair]:
+        """Pairs whose request failed, then new ones."""
+        with self._lock:
+            batch = [self._returned.popleft() for _ in range(min(max_items, len(self._returned)))]
+            wanted = min(max_items - len(batch), self._num_wanted())
+            if wanted > 0:
+                ids, _, log2 = self._book.ranked()
+                drawn = self._sampler.draw(ids, log2, ids, log2, wanted)
+                self._num_pairs.update(number for pair in drawn for number in pair)
+                batch += _pairs_of(drawn, self._book.captions_of({number for pair in drawn for number in pair}))
+            self._asked.update((_key(pair.first.id, pair.second.id), pair) for pair in batch)
+            return batch
+
+    def _num_wanted(self) -> int:
+        num_captions = len(self._book)
+        existing = num_captions * (num_captions - 1) // 2
+        per_caption = self._config.pairs_per_caption * num_captions - self._num_pairs.total() // 2  # a pair is half each member's
+        return max(0, min(per_caption, existing - len(self._sampler)))
+
+    def put_back(self, items: Sequence[CaptionPair]) -> None:
+        """Asked again before any new pair."""
+        with self._lock:
+            self._returned.extend(items)
+
+    def ask(self, client: AnnotationClient, items: Sequence[CaptionPair]) -> list[JudgedPair]:
+        """`AnnotatePairs`."""
+        judgements = client.annotate_pairs([(pair.first.text.encode(), pair.second.text.encode()) for pair in items])
+        check_number(len(judgements), len(items))
+        return [JudgedPair(pair=pair, judgement=judgement) for pair, judgement in zip(items, judgements, strict=True)]
+
+    def record(self, answers: Sequence[JudgedPair]) -> list[Answer]:
+        """Those that are labels."""
+        with self._lock:
+            for answer in answers:
+                self._asked.pop(_key(answer.pair.first.id, answer.pair.second.id), None)
+        return [answer for answer in answers if answer.judgement.status is Status.OK]
+
+    def begin_anew(self) -> None:
+        """Pairs may be drawn again, save those that wait or are being asked."""
+        with self._lock:
+            self._sampler.forget(without=self._asked.keys())
+            self._num_pairs = Counter(number for key in self._asked for number in key)
+
+    def pending(self) -> int:
+        """Pairs that wait, and pairs still to be drawn."""
+        with self._lock:
+            return len(self._returned) + self._num_wanted()
+
+    def retain(self, ids: Set[int]) -> None:
+        """Forget pairs with any other caption, those that wait to be asked again included."""
+        with self._lock:
+            self._sampler.retain(ids)
+            self._num_pairs = Counter({number: num for number, num in self._num_pairs.items() if number in ids})
+            waiting = list(self._returned)
+            self._returned = deque(pair for pair in waiting if pair.first.id in ids and pair.second.id in ids)
+            for pair in waiting:
+                if pair.first.id not in ids or pair.second.id not in ids:
+                    self._asked.pop(_key(pair.first.id, pair.second.id), None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Pairs that were answered."""
+        with self._lock:
+            num_pairs = self._num_pairs - Counter(number for key in self._asked for number in key)
+            return self._sampler.state_dict(without=self._asked.keys()) | {
+                "ids": np.array(list(num_pairs), np.uint64),
+                "num_pairs": np.array(list(num_pairs.values()), np.int64),
+            }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        if state:
+            self._sampler.load_state_dict(state)
+            self._num_pairs = Counter(dict(zip(state["ids"].tolist(), state["num_pairs"].tolist(), strict=True)))
+
+
+class PointwisePairs(CaptionQuestions):
+    """Captions are judged by themselves, and preferences made of the judgements p and q: s(logit p - logit q), s the logistic function.
+
+    Each new label is paired with `pairs_per_caption` captions that have one.
+    """
+
+    def __init__(self, book: CaptionBook, config: AnnotatorConfig, seed: int) -> None:
+        super().__init__(book)
+        self._pairs_per_caption, self._sampler = config.pairs_per_caption, PairSampler(config, seed)
+        self._lock = threading.Lock()  # of the sampler
+
+    def record(self, answers: Sequence[JudgedCaption]) -> list[Answer]:
+        """New pairs, each with at least one of the new labels; reports may evict captions at any moment of it."""
+        new = [item for item in self._book.record(answers) if item.judgement.status is Status.OK]
+        if not new:
+            return []
+        ids, probabilities, log2 = self._book.ranked()
+        labelled = np.flatnonzero(~np.isnan(probabilities))
+        ids, probabilities, log2 = ids[labelled], probabilities[labelled], log2[labelled]
+        num = max(0, min(self._pairs_per_caption, len(ids) - 1)) * len(new)
+        with self._lock:
+            drawn = self._sampler.draw(np.array([item.caption.id for item in new], np.uint64), None, ids, log2, num)
+        rows = np.isin(ids, np.array(drawn, np.uint64))
+        given = dict(zip(ids[rows].tolist(), probabilities[rows].tolist(), strict=True))
+        given |= {item.caption.id: item.judgement.probability for item in new}
+        captions = self._book.captions_of(given) | {item.caption.id: item.caption for item in new}
+        return [_judged(pair, given) for pair in _pairs_of(drawn, captions)]
+
+    def begin_anew(self) -> None:
+        """Captions are asked again, and pairs made of the new answers."""
+        super().begin_anew()
+        with self._lock:
+            self._sampler.forget()
+
+    def retain(self, ids: Set[int]) -> None:
+        """Forget pairs with any other caption."""
+        with self._lock:
+            self._sampler.retain(ids)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Pairs that were made."""
+        with self._lock:
+            return self._sampler.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        if state:
+            self._sampler.load_state_dict(state)
+
+
+def pairs_of_judgements(judged: Sequence[JudgedCaption], counts: Mapping[int, int], config: AnnotatorConfig, seed: int) -> list[JudgedPair]:
+    """As `PointwisePairs` makes them, of captions that were all judged before; weights are the square roots of the counts."""
+    captions = {item.caption.id: item.caption for item in judged if item.judgement.status is Status.OK}
+    given = {item.caption.id: item.judgement.probability for item in judged if item.judgement.status is Status.OK}
+    ids = np.array(list(captions), np.uint64)
+    log2 = np.log2(np.maximum([counts.get(number, 1) for number in captions], 0.5))
+    num = min(config.pairs_per_caption * len(captions), len(captions) * (len(captions) - 1) // 2)
+    drawn = PairSampler(config, seed).draw(ids, None, ids, log2, num)
+    return [_judged(pair, given) for pair in _pairs_of(drawn, captions)]
+
+
+def pointwise_preference(p: float, q: float) -> PairJudgement:
+    """What two single judgements say of the pair."""
+    difference = float(log_odds(p) - log_odds(q))
+    preference = 1.0 / (1.0 + math.exp(-difference))
+    return PairJudgement(status=Status.OK, preference=preference, answer_mass=1.0, position_bias=0.0, cached=True, singles=(p, q))
+
+
+def _judged(pair: CaptionPair, probabilities: Mapping[int, float]) -> JudgedPair:
+    return JudgedPair(pair=pair, judgement=pointwise_preference(probabilities[pair.first.id], probabilities[pair.second.id]))
+
+
+def _pairs_of(drawn: Sequence[tuple[int, int]], captions: Mapping[int, Caption]) -> list[CaptionPair]:
+    """The pairs whose captions are there."""
+    return [CaptionPair(first=captions[a], second=captions[b]) for a, b in drawn if a in captions and b in captions]
+
+
+def _key(first: int, second: int) -> tuple[int, int]:
+    return min(first, second), max(first, second)
+
+
+def _weights(log2: np.ndarray, flattening: int) -> np.ndarray:
+    weights = np.exp2((log2 - log2.max()) / 2**flattening)
+    return weights / weights.sum()

@@ -1,0 +1,140 @@
+"""What can be found out about a model before it is loaded: whether its files are whole, and whether the rubric's answers fit it.
+
+Invariant: nothing is downloaded and no weights are read, so it takes seconds whatever the model's size; weights are found, and found
+wanting, by the same code as when they are loaded.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from configs.annotation_schema import ServiceConfig
+from llm_server.engines.engine import MODEL_WANTED, model_source
+from llm_server.engines.models import lent_model_folder, packed_model, unpacked_model
+from llm_server.engines.sentence_encoder import UNREAD, encoder_source
+from llm_server.engines.weights import IncompleteWeights, load_whole
+from llm_server.rubrics.rubric import Rubric
+
+MAX_TEXT_TOKENS = 2048
+
+
+class ModelNotHere(ValueError):
+    """A Hugging Face id whose files are not on this machine yet, or the packaged model before it is unpacked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """A model folder as far as its rubric and this machine care (model check -> `delphi doctor`)."""
+
+    folder: Path
+    weights_bytes: int
+    answers: list[str]
+    """The tokens that are read, of single judgements and then of pairs."""
+    unused: Sequence[str] = ()
+    """Tensors in its files that it has no place for."""
+
+
+def check_model(config: ServiceConfig, rubric: Rubric) -> ModelFacts:
+    """The facts of `config.model` under `rubric`. Raises ModelNotHere; ValueError where files or weights are missing or damaged, or an
+    answer is more than one token where it stands."""
+    if config.model == "smollm2" and unpacked_model() is None:
+        with lent_model_folder() as folder:
+            return replace(_facts(folder, config, rubric), folder=packed_model().parent)
+    return _facts(local_folder(config.model), config, rubric)
+
+
+def _facts(folder: Path, config: ServiceConfig, rubric: Rubric) -> ModelFacts:
+    weights_bytes = _check_weights(folder, config.model)
+    answers, unused = _answers(folder, config.model, rubric), unused_tensors(folder, config)
+    return ModelFacts(folder=folder, weights_bytes=weights_bytes, answers=answers, unused=unused)
+
+
+def check_encoder_model(encoder: str) -> Path:
+    """Its folder. Raises ModelNotHere; ValueError where files or weights are missing or damaged."""
+    from transformers import AutoModel
+
+    folder = Path(encoder_source(encoder)) if encoder == "minilm" else local_folder(encoder)
+    _check_weights(folder, encoder)
+    _load_nothing(AutoModel, folder, encoder, unread=UNREAD)
+    return folder
+
+
+def local_folder(model: str) -> Path:
+    """Where the files of `model` lie on this machine. Raises ModelNotHere and ValueError."""
+    if model == "smollm2":
+        unpacked = unpacked_model()
+        if unpacked is None:
+            raise ModelNotHere("model 'smollm2', as packaged: the first start unpacks it into the user's cache (266 MB, some seconds)")
+        model = str(unpacked)
+    source = model_source(model)
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(source, "config.json")
+    if not isinstance(found, str) or not any(Path(found).parent.glob("*.safetensors")):
+        raise ModelNotHere(f"model '{model}' is not on this machine")
+    return Path(found).parent
+
+
+def _check_weights(folder: Path, model: str) -> int:
+    """Bytes of all weights; ValueError for a file that is cut short, or none at all."""
+    import safetensors
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"model '{model}' has no *.safetensors in {folder}: {MODEL_WANTED}")
+    for file in files:
+        try:
+            with safetensors.safe_open(str(file), framework="pt") as opened:
+                opened.keys()
+        except (OSError, safetensors.SafetensorError) as error:
+            raise ValueError(f"weights {file} are damaged ({error}): fetch the model again") from None
+    return sum(file.stat().st_size for file in files)
+
+
+def unused_tensors(folder: Path, config: ServiceConfig) -> list[str]:
+    """Tensors in the files of a language model that it has no place for; ValueError where weights are missing."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    is_quantized = hasattr(AutoConfig.from_pretrained(folder, local_files_only=True), "quantization_config")
+    if is_quantized:  # what its weights are called is known to its kernels alone
+        return []
+    try:
+        return _load_nothing(AutoModelForCausalLM, folder, config.model)
+    except IncompleteWeights:
+        raise
+    except ValueError:
+        if config.engine == "vllm":  # it reads models that transformers does not
+            return []
+        raise
+
+
+def _load_nothing(auto_class: Any, folder: Path, model: str, *, unread: str = "") -> list[str]:
+    """Loads the model onto no device; raises what `load_whole` does, as ValueError, and returns the tensors without a place."""
+    try:
+        return load_whole(auto_class, folder, model, unread=unread, device_map="meta", local_files_only=True)[1]
+    except IncompleteWeights:
+        raise
+    except Exception as error:  # the loader raises whatever the files provoke
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"model '{model}' cannot be loaded ({type(error).__name__}: {reason}): {MODEL_WANTED}") from None
+
+
+def _answers(folder: Path, model: str, rubric: Rubric) -> list[str]:
+    from transformers import AutoConfig, AutoTokenizer
+
+    from llm_server.engines.prompt_tokens import PromptTokens
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        settings = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+    except Exception as error:  # the loader raises whatever the files provoke
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"the tokenizer of model '{model}' cannot be loaded ({type(error).__name__}: {reason}): {MODEL_WANTED}") from None
+    context = getattr(settings, "max_position_embeddings", None) or 1 << 20
+    tokens: list[int] = []
+    for question in (rubric.question(), *([rubric.pair_question()] if rubric.pairs else [])):
+        tokens += PromptTokens(tokenizer, question, model=model, max_text_tokens=MAX_TEXT_TOKENS, context=context).answers
+    return [tokenizer.decode([token]) for token in tokens]

@@ -1,0 +1,237 @@
+"""The OpenAI engine: any endpoint that speaks OpenAI's protocol, a hosted model or a `vllm serve` elsewhere.
+
+Invariant: a text that an endpoint answers badly is no answer, an endpoint that does not answer fails the batch within its deadline;
+what had come of it is not asked again; texts cannot write the markers by which templates separate turns; the key is read from the
+environment and written nowhere.
+
+How an endpoint wants to be asked is found out once (`llm_server/engines/openai_forms.py`), and nothing that goes wrong later changes it. Answers
+read from text are certain (0, 0.5 or 1), so their threshold is 0.5 instead of a calibrated one.
+"""
+
+import hashlib
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from configs.annotation_schema import ServiceConfig
+from configs.checks import check_key_variable
+from llm_server.annotation import Score
+from llm_server.engines.answers import NO_ANSWER, score_of_text, score_of_top_tokens
+from llm_server.engines.openai_forms import (
+    THINKING_TOKENS,
+    Form,
+    answer_text,
+    find_form,
+    is_thinking,
+    is_too_short,
+    is_unfinished,
+    is_withheld,
+    request_body,
+    top_tokens,
+)
+from llm_server.engines.openai_http import NO_CREDIT, WRONG_KEY, Endpoint, EndpointRefused, EndpointUnavailable, concurrent_map
+from llm_server.rubrics.rubric import PROMPT_VERSION, Question, Rubric
+
+LOG = logging.getLogger(__name__)
+ATTEMPTS_PER_DEADLINE = 3
+PROBE = "You see here a lichen."
+REFUSING = (400, 413, 422)
+"""Statuses that may be about one request's text."""
+ATTEMPTS = 3
+"""Requests about one text that bring nothing to be read, before it counts as refused."""
+MAX_KEPT = 4096
+"""Answers of failed batches that are kept until they are asked for again."""
+
+
+class OpenAIEngine:
+    """Scores texts at one endpoint under one rubric.
+
+    At construction ValueError where it cannot be asked, EndpointUnavailable where it does not answer within the deadline.
+    """
+
+    judges = True
+
+    def __init__(self, config: ServiceConfig, rubric: Rubric) -> None:
+        self._rubric, self._key_env = rubric, config.endpoint_key_env
+        self._key = _read_key(config.endpoint_key_env)
+        self._endpoint = Endpoint(
+            config.endpoint,
+            self._key,
+            attempt_s=max(1.0, config.engine_timeout_s / ATTEMPTS_PER_DEADLINE),
+            patience_s=config.engine_timeout_s,
+            connections=config.endpoint_concurrency,
+        )
+        self.model = config.model
+        self._single = rubric.question()
+        self._pair = rubric.pair_question() if rubric.pairs else None
+        self._concurrency, self._closed = config.endpoint_concurrency, threading.Event()
+        self._kept: dict[tuple[bool, str], Score] = {}
+        try:
+            self._form = self._find_form()
+        except BaseException:
+            self.close()
+            raise
+        read_from = f"logprobs{self._form.top_logprobs}" if self._form.top_logprobs else "text"
+        self.name = f"openai/{rubric.style}/{read_from}"
+        self.needs_calibration = self._form.top_logprobs > 0
+        # The weights behind an endpoint cannot be seen: a model that changes under one name keeps its stored judgements.
+        told_apart_by = [self.name, self._endpoint.url, self.model, str(PROMPT_VERSION)]
+        if not self._form.has_system:
+            told_apart_by.append("without a system turn")
+        self.fingerprint = hashlib.sha256("\n".join(told_apart_by).encode()).hexdigest()[:32]
+
+    def score(self, texts: Sequence[str]) -> list[Score]:
+        """One score per text, in their order; NaN for a text that got no usable answer.
+
+        RuntimeError where the endpoint does not answer within the deadline, or refuses whatever it is asked.
+        """
+        return self._score(False, texts)
+
+    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
+        """One score per pair as it is shown; ValueError where the rubric has no pairs. Raises what `score` does."""
+        if self._pair is None:
+            self._rubric.pair_question()  # says what is missing
+        return self._score(True, [self._rubric.pair_text(first, second) for first, second in pairs])
+
+    def close(self) -> None:
+        """Wait no longer for requests under way."""
+        self._closed.set()
+        self._endpoint.close()
+
+    def _score(self, is_pair: bool, texts: Sequence[str]) -> list[Score]:
+        refusals: list[EndpointRefused] = []
+        scores = concurrent_map(partial(self._score_one, is_pair, refusals), texts, self._concurrency, self._closed)
+        if texts and len(refusals) == len(texts):
+            self._check_that_it_answers(is_pair)
+        for text in texts:
+            self._kept.pop((is_pair, text), None)
+        return scores
+
+    def _score_one(self, is_pair: bool, refusals: list[EndpointRefused], text: str) -> Score:
+        if kept := self._kept.get((is_pair, text)):
+            return kept
+        try:
+            score = self._ask(self._question(is_pair), text)
+        except EndpointRefused as error:
+            if error.status not in REFUSING:
+                raise EndpointRefused(self._explained(error), error.status) from None
+            LOG.warning("no judgement of %r: %s", text, error)
+            refusals.append(error)
+            return NO_ANSWER
+        if len(self._kept) < MAX_KEPT:
+            self._kept[is_pair, text] = score
+        return score
+
+    def _check_that_it_answers(self, is_pair: bool) -> None:
+        """EndpointRefused where it refuses a harmless text too: then it is not about the texts, whose judgements would all be lost."""
+        probe = self._rubric.pair_text(PROBE, PROBE) if is_pair else PROBE
+        try:
+            self._ask(self._question(is_pair), probe)
+        except EndpointRefused as error:
+            raise EndpointRefused(f"the endpoint refuses every request: {error}", error.status) from None
+
+    def _question(self, is_pair: bool) -> Question:
+        question = self._pair if is_pair else self._single
+        assert question is not None
+        return question
+
+    def _ask(self, question: Question, text: str) -> Score:
+        """The judgement of one text, NO_ANSWER where the model says something else. EndpointRefused where the endpoint will not have it, or
+        gives no log-probabilities though it did at first."""
+        form = self._form
+        for _ in range(ATTEMPTS):
+            try:
+                answer = self._post(question, text, form)
+            except EndpointRefused as error:
+                if is_too_short(error.said) and (longer := form.longer()):
+                    form = longer
+                    continue
+                if form is not self._form and error.status in REFUSING:  # it gives no more room than it did
+                    return NO_ANSWER
+                raise
+            score = _read(question, answer, form)
+            if score is not NO_ANSWER or is_withheld(answer):
+                return score
+            if form.top_logprobs:
+                if top_tokens(answer):
+                    return score
+            elif is_unfinished(answer) and (is_thinking(answer) or form.tokens >= THINKING_TOKENS):
+                form = form.longer() or form
+            elif answer_text(answer).strip():
+                return score
+        if form.top_logprobs:
+            raise EndpointRefused(f"{self._endpoint.url} gave no log-probabilities, as it did at first", REFUSING[0])
+        return NO_ANSWER
+
+    def _post(self, question: Question, text: str, form: Form) -> dict[str, Any]:
+        path = "completions" if question.style == "completion" else "chat/completions"
+        return self._endpoint.post(path, request_body(self.model, question, text, form), wants_choice=True)
+
+    def _find_form(self) -> Form:
+        def holds_answer(form: Form, answer: dict[str, Any]) -> bool:
+            return _read(self._single, answer, form).answer_mass >= self._rubric.min_answer_mass
+
+        try:
+            form, answer = find_form(partial(self._post, self._single, PROBE), holds_answer, is_chat=self._single.style == "chat")
+        except EndpointUnavailable as error:
+            raise EndpointUnavailable(f"{error}: start the endpoint, or correct service.endpoint") from None
+        except EndpointRefused as error:
+            raise ValueError(self._explained(error)) from None
+        if not holds_answer(form, answer):
+            said = top_tokens(answer) if form.top_logprobs else answer_text(answer)
+            LOG.warning(
+                "model '%s' answers a first question with none of %s but with %r: should that go on, all its judgements are unparsed;"
+                " use another rubric or model",
+                self.model,
+                list(self._single.answers),
+                said[:8] if isinstance(said, list) else said[:200],
+            )
+        return form
+
+    def _explained(self, error: EndpointRefused) -> str:
+        variable = f"the environment variable {self._key_env} (service.endpoint_key_env)"
+        if error.status == NO_CREDIT:
+            return f"{error}: the account has no credit left; add some, or set {variable} to another's key"
+        if error.status in (WRONG_KEY, 403) and not self._key:
+            return f"{error}: {variable} is not set" if self._key_env else f"{error}: service.endpoint_key_env names no variable with a key"
+        if error.status == WRONG_KEY:
+            return f"{error}: {variable} is set but not accepted"
+        if error.status == 403:
+            return f"{error}: the key in {variable} is not allowed this model, or not from here"
+        if error.status == 404:
+            return f"{error}: {self._what_is_there()}"
+        if self._single.answer_prefix:
+            return f"{error}: the rubric has an answer_prefix, which only some endpoints take (vLLM does)"
+        return str(error)
+
+    def _what_is_there(self) -> str:
+        try:
+            models = ", ".join(str(entry["id"]) for entry in self._endpoint.get("models")["data"][:20])
+        except (EndpointRefused, EndpointUnavailable, KeyError, TypeError):
+            return "correct service.endpoint, it should end like https://host/v1"
+        kind = self._single.style
+        other = "chat" if kind == "completion" else "completion"
+        return (
+            f"it has the models {models}; where service.model is one of them, it offers no {kind} requests: use a rubric of style {other}"
+        )
+
+
+def _read_key(variable: str) -> str:
+    """The key; empty without one. ValueError, which never repeats it, for what no header can hold."""
+    check_key_variable(variable)
+    key = os.environ.get(variable, "").strip() if variable else ""
+    if not all("!" <= char <= "~" for char in key):
+        raise ValueError(
+            f"the environment variable {variable} (service.endpoint_key_env) holds a space, a control character or a letter beyond ASCII:"
+            " set it to the key alone"
+        )
+    return key
+
+
+def _read(question: Question, answer: dict[str, Any], form: Form) -> Score:
+    if form.top_logprobs:
+        return score_of_top_tokens(top_tokens(answer), question.answers, question.weights)
+    return score_of_text(answer_text(answer), question.answers, question.answer_label, question.weights)

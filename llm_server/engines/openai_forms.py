@@ -1,0 +1,234 @@
+"""How one endpoint wants to be asked, found out with a question; requests in that form, and what is read from the answers.
+
+Invariant: an answer is read by log-probabilities wherever the endpoint gives them and the model answers at once, else from text that may
+be as long as the model needs; an endpoint's parameter that is refused is left out, and nothing else is.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llm_server.engines.openai_http import EndpointRefused, EndpointUnavailable
+from llm_server.rubrics.rubric import Question, without_system_turn
+
+TOP_LOGPROBS = (20, 5, 0)
+"""What is asked for, in turn; OpenAI's own completions give 5, its chats 20, some endpoints none."""
+TEXT_TOKENS = 32
+TOKENS = (1, 16, TEXT_TOKENS, 1024, 4096, 8192, 16_384)
+"""The most that may be generated: one token, the least that some endpoints take, a short text, and texts with thoughts before them."""
+THINKING_TOKENS = TOKENS[3]
+ADJUSTED = (400, 401, 403, 404, 405, 422, 501)
+"""Statuses that may mean a parameter, where the words name it."""
+TRIED = (400, 403, 405, 422, 501)
+"""And those that may where they name none."""
+TOO_SHORT = re.compile(
+    r"(?:max\w*_tokens|maxoutputtokens|output (?:token )?limit|output tokens)"
+    r".*(?:minimum|at least|>=|greater than|higher|too (?:few|small|low)|could not finish|limit was reached)"
+    r"|could not finish",
+    re.DOTALL,
+)
+NO_SYSTEM = re.compile(
+    r"system (?:role|message|prompt|instruction|turn)|developer instruction|role\W+system|roles must alternate|only user and assistant"
+)
+# Templates write their markers as <|im_start|>, <s>, <start_of_turn>, [INST].
+MARKER = re.compile(r"<(?=\S)|\[(?=/?[A-Z_]{3,}\])")
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How an endpoint wants to be asked."""
+
+    top_logprobs: int = TOP_LOGPROBS[0]
+    tokens: int = TOKENS[0]
+    length_key: str = "max_tokens"
+    has_temperature: bool = True
+    has_system: bool = True
+
+    def longer(self) -> "Form | None":
+        """With room for a longer answer; None where that is all."""
+        return next((replace(self, tokens=tokens) for tokens in TOKENS if tokens > self.tokens), None)
+
+    def in_text(self) -> "Form":
+        """Read from text."""
+        return replace(self, top_logprobs=0, tokens=max(self.tokens, TEXT_TOKENS))
+
+    def adjusted(self, said: str) -> "Form | None":
+        """With what the endpoint complains of changed; None where its words name nothing that can be."""
+        words = said.lower()
+        if "max_completion_tokens" in words and self.length_key == "max_tokens":
+            return replace(self, length_key="max_completion_tokens")
+        if is_too_short(said) and (longer := self.longer()):
+            return longer
+        if NO_SYSTEM.search(words) and self.has_system:
+            return replace(self, has_system=False)
+        if "temperature" in words and self.has_temperature:
+            return replace(self, has_temperature=False)
+        if re.search(r"log[ _-]?prob", words) and self.top_logprobs:
+            fewer = TOP_LOGPROBS[TOP_LOGPROBS.index(self.top_logprobs) + 1]
+            return replace(self, top_logprobs=fewer) if fewer else self.in_text()
+        return None
+
+    def variants(self) -> Iterator["Form"]:
+        """Forms to try where a refusal does not say what it is about: each thing changed alone, then all."""
+        plainest = replace(self.in_text(), has_temperature=False, has_system=False)
+        yield from (
+            replace(self, top_logprobs=TOP_LOGPROBS[1]) if self.top_logprobs > TOP_LOGPROBS[1] else self,
+            replace(self, tokens=max(self.tokens, TOKENS[1])),
+            replace(self, has_system=False),
+            replace(self, has_temperature=False),
+            replace(self, length_key="max_completion_tokens"),
+            self.in_text(),
+            plainest,
+            replace(plainest, length_key="max_completion_tokens"),
+        )
+
+
+Ask = Callable[[Form], dict[str, Any]]
+"""Puts one question in a form."""
+
+
+def find_form(ask: Ask, holds_answer: Callable[[Form, dict[str, Any]], bool], *, is_chat: bool) -> tuple[Form, dict[str, Any]]:
+    """How to ask, and what a question asked so brings. `holds_answer` says whether one of the rubric's answers can be read from it.
+
+    Raises EndpointRefused and EndpointUnavailable where no form is answered.
+    """
+    form, answer = _accepted(ask, Form())
+    if form.top_logprobs and not top_tokens(answer):  # accepted and ignored
+        form, answer = _accepted(ask, form.in_text())
+    if holds_answer(form, answer):
+        return form, answer
+    if not form.top_logprobs:
+        return _with_room(ask, holds_answer, form, answer) if is_chat else (form, answer)
+    if is_chat:  # a model that thinks first, or begins with another word
+        try:
+            in_text = _with_room(ask, holds_answer, *_accepted(ask, form.in_text()))
+        except (EndpointRefused, EndpointUnavailable):
+            return form, answer
+        if holds_answer(*in_text):
+            return in_text
+    return form, answer
+
+
+def _with_room(
+    ask: Ask, holds_answer: Callable[[Form, dict[str, Any]], bool], form: Form, answer: dict[str, Any]
+) -> tuple[Form, dict[str, Any]]:
+    """As much room as the model needs to come to an answer; where it comes to none, as much as it thinks in."""
+    short = form, answer
+    while not holds_answer(form, answer) and is_unfinished(answer) and (longer := form.longer()):
+        try:
+            answer, form = ask(longer), longer
+        except EndpointRefused:
+            break
+        except EndpointUnavailable as error:
+            if not is_thinking(answer):
+                break
+            raise EndpointUnavailable(f"{error}, the model thinks before it answers: raise service.engine_timeout_s") from None
+    return (form, answer) if holds_answer(form, answer) or is_thinking(answer) else short
+
+
+def _accepted(ask: Ask, form: Form) -> tuple[Form, dict[str, Any]]:
+    """The first form that is not refused, and its answer; EndpointRefused with the endpoint's first words where all are."""
+    while True:
+        try:
+            return form, ask(form)
+        except EndpointRefused as error:
+            adjusted = form.adjusted(error.said) if error.status in ADJUSTED else None
+            if adjusted is None:
+                if error.status not in TRIED:
+                    raise
+                return _tried(ask, form, error)
+            form = adjusted
+
+
+def _tried(ask: Ask, form: Form, refusal: EndpointRefused) -> tuple[Form, dict[str, Any]]:
+    for variant in dict.fromkeys(form.variants()):
+        if variant != form:
+            try:
+                return variant, ask(variant)
+            except EndpointRefused:
+                continue
+    raise refusal
+
+
+def request_body(model: str, question: Question, text: str, form: Form) -> dict[str, Any]:
+    """The request that asks about `text`."""
+    plain = MARKER.sub(lambda match: match.group() + " ", text)
+    body: dict[str, Any] = {"model": model, form.length_key: form.tokens}
+    if form.has_temperature:
+        body["temperature"] = 0
+    if question.style == "completion":
+        before, after = question.completion_prompt()
+        body["prompt"] = f"{before} {plain}{after}"
+        if form.top_logprobs:
+            body["logprobs"] = form.top_logprobs
+        return body
+    turns = question.chat_messages(plain)
+    body["messages"] = turns if form.has_system else without_system_turn(turns)
+    if question.answer_prefix:
+        # vLLM's words for letting the model go on in its own turn.
+        body["messages"] = [*body["messages"], {"role": "assistant", "content": question.answer_prefix}]
+        body |= {"add_generation_prompt": False, "continue_final_message": True}
+    if form.top_logprobs:
+        body |= {"logprobs": True, "top_logprobs": form.top_logprobs}
+    return body
+
+
+def top_tokens(answer: dict[str, Any]) -> list[tuple[str, float]]:
+    """The likeliest first tokens with their log-probabilities, of a completion or a chat; empty where there are none."""
+    try:
+        offered = answer["choices"][0]["logprobs"]
+        if "content" in offered:
+            return [(str(entry["token"]), float(entry["logprob"])) for entry in offered["content"][0]["top_logprobs"]]
+        return [(str(token), float(value)) for token, value in offered["top_logprobs"][0].items()]
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        return []
+
+
+def answer_text(answer: dict[str, Any]) -> str:
+    """The generated text of a completion or a chat, in one piece or in parts, without thoughts; empty where there is none."""
+    choice = answer["choices"][0]
+    content = _message(answer).get("content") if "message" in choice else choice.get("text")
+    parts = content if isinstance(content, list) else [content]
+    texts = [part if isinstance(part, str) else _text_of_part(part) for part in parts]
+    return "".join(texts)
+
+
+def is_too_short(said: str) -> bool:
+    """Whether an endpoint complains that too little may be generated."""
+    return bool(TOO_SHORT.search(said.lower()))
+
+
+def is_unfinished(answer: dict[str, Any]) -> bool:
+    """Whether the text ends before the model has come to an end."""
+    text = answer_text(answer)
+    ended = str(answer["choices"][0].get("finish_reason")).lower()
+    return not is_withheld(answer) and (ended in ("length", "max_tokens") or not text.strip() or _is_in_thought(text))
+
+
+def is_thinking(answer: dict[str, Any]) -> bool:
+    """Whether the model thinks and has not said anything else yet."""
+    text, message = answer_text(answer), _message(answer)
+    ended = str(answer["choices"][0].get("finish_reason")).lower()
+    thoughts = message.get("reasoning_content") or message.get("reasoning") or ended in ("length", "max_tokens")
+    return _is_in_thought(text) or (not text.strip() and bool(thoughts))
+
+
+def is_withheld(answer: dict[str, Any]) -> bool:
+    """Whether a filter, or the model, will say nothing to this text."""
+    ended = str(answer["choices"][0].get("finish_reason")).lower()
+    return ended in ("content_filter", "safety", "prohibited_content") or bool(_message(answer).get("refusal"))
+
+
+def _message(answer: dict[str, Any]) -> dict[str, Any]:
+    message = answer["choices"][0].get("message")
+    return message if isinstance(message, dict) else {}
+
+
+def _text_of_part(part: Any) -> str:
+    said = part.get("text") if isinstance(part, dict) and str(part.get("type", "text")) in ("text", "output_text") else None
+    return said if isinstance(said, str) else ""
+
+
+def _is_in_thought(text: str) -> bool:
+    return "<think>" in text and "</think>" not in text

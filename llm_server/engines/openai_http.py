@@ -1,0 +1,325 @@
+"""`Endpoint`: JSON over HTTP to a server that speaks OpenAI's protocol.
+
+Invariant: a request ends within its deadline or soon after, with an answer, `EndpointRefused` (asking again is no use) or
+`EndpointUnavailable` (it was asked again until then); the key appears in no message and goes unencrypted to no other machine.
+"""
+
+import email.utils
+import ipaddress
+import json
+import os
+import queue
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+import httpx2
+import tenacity
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+POLL_S = 0.1
+
+
+def concurrent_map(function: Callable[[Item], Result], items: Sequence[Item], max_threads: int, stop: threading.Event) -> list[Result]:
+    """`function` of each item, in their order, at most `max_threads` at once.
+
+    Raises the first error; RuntimeError once `stop` is set.
+    """
+    waiting = iter(enumerate(items))
+    lock, is_over = threading.Lock(), threading.Event()
+    done: queue.SimpleQueue[tuple[int, Result | None, BaseException | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        while not is_over.is_set():
+            with lock:
+                index, item = next(waiting, (None, None))
+            if index is None:
+                return
+            try:
+                done.put((index, function(item), None))  # type: ignore[arg-type]
+            except BaseException as error:
+                done.put((index, None, error))
+
+    for _ in range(min(max_threads, len(items))):
+        threading.Thread(target=work, name="concurrent-map", daemon=True).start()
+    results: dict[int, Result] = {}
+    try:
+        while len(results) < len(items):
+            if stop.is_set():
+                raise RuntimeError("closed before everything was answered")
+            try:
+                index, result, error = done.get(timeout=POLL_S)
+            except queue.Empty:
+                continue
+            if error is not None:
+                raise error
+            results[index] = result  # type: ignore[assignment]
+    finally:
+        is_over.set()
+    return [results[index] for index in range(len(items))]
+
+
+UNKNOWN = 502
+"""Of an error under status 200 that does not say what it is: asked again."""
+NO_CREDIT, WRONG_KEY = 402, 401
+_NO_CREDIT = re.compile(
+    r"insufficient[ _](?:quota|balance|credit|funds)|billing_(?:hard_limit|not_active)|(?:credit|account) balance|(?:no|out of) credit"
+)
+_WRONG_KEY = re.compile(
+    r"invalid_api_key|authenticat(?:e|ion)|(?:incorrect|invalid|wrong|missing|expired|revoked|no|valid) (?:\w+ )?api[ _-]?key"
+    r"|api[ _-]?key(?: \w+)? (?:not valid|invalid|incorrect|missing|expired|revoked|not found|required)"
+)
+_STATUS_OF_WORDS = (
+    (429, r"rate.?limit|resource.?exhausted|too.?many.?requests"),
+    (503, r"overloaded|unavailable|timeout|internal|server.?error"),
+    (404, r"not.?found"),
+    (403, r"permission|forbidden"),
+    (400, r"invalid|bad.?request|unsupported|not.?supported"),
+)
+"""By the first that occurs in an error's type or code."""
+
+
+def error_of(content: Any, *, wants_choice: bool) -> Any:
+    """The error in an answer: text or an object; None where there is none."""
+    if isinstance(content, list) and content:  # Google wraps errors so
+        content = content[0]
+    if not isinstance(content, dict):
+        return None
+    if error := content.get("error"):
+        return error
+    if content.get("object") == "error":
+        return content
+    choices = content.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    if not isinstance(choice, dict):
+        return content if wants_choice else None
+    return choice.get("error") or ("finish_reason is error" if choice.get("finish_reason") == "error" else None)
+
+
+def words_of(error: Any) -> str:
+    """What an error says, on one line; with what a provider behind the endpoint said, where that is passed on."""
+    if not isinstance(error, dict):
+        return " ".join(str(error).split())
+    metadata = error.get("metadata")
+    raw = metadata.get("raw") if isinstance(metadata, dict) else None
+    said = error.get("message") or error.get("detail") or error
+    return " ".join(f"{said} ({raw})".split() if raw else str(said).split())
+
+
+def status_of(error: Any, status: int) -> int:
+    """The status that an error under HTTP `status` stands for: 402 where no credit is left and 401 where the key is wrong, whatever the
+    server calls it; under 200 the error's own number, or what its words say, else UNKNOWN."""
+    kinds = [str(error.get(key) or "") for key in ("code", "type", "status", "status_code")] if isinstance(error, dict) else []
+    kind = " ".join(kinds).lower()
+    text = f"{kind} {words_of(error)}".lower()
+    if status == 200:
+        numbers = [int(found) for found in kinds if re.fullmatch(r"[45]\d\d", found)]
+        words = next((number for number, pattern in _STATUS_OF_WORDS if re.search(pattern, kind)), UNKNOWN)
+        status = numbers[0] if numbers else words
+    if status in (400, 403, 429, UNKNOWN) and _NO_CREDIT.search(text):
+        return NO_CREDIT
+    return WRONG_KEY if status in (400, 403, UNKNOWN) and _WRONG_KEY.search(text) else status
+
+
+RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+MAX_MESSAGE_CHARS = 300
+HOST_LABEL = re.compile(r"[^\x00-,/:-@\[-^`{-\x7f]{1,63}")
+"""Between the dots of a host's name: letters of any script, digits, hyphens, underscores."""
+
+
+class EndpointRefused(RuntimeError):
+    """The server understood and will not: a wrong key, model or request."""
+
+    def __init__(self, message: str, status: int, said: str = "") -> None:
+        super().__init__(message)
+        self.status, self.said = status, said
+        """As `llm_server.engines.openai_http.status_of` has it, and the server's own words, in full."""
+
+
+class EndpointUnavailable(RuntimeError):
+    """No usable answer came."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        """What the server asked to wait."""
+
+
+class Endpoint:
+    """One base URL with one key; thread-safe."""
+
+    def __init__(self, url: str, key: str, *, attempt_s: float, patience_s: float, connections: int = 1) -> None:
+        """`attempt_s` is the deadline of one attempt; attempts are repeated as long as `patience_s` is not over, never where it is 0.
+
+        ValueError where the key would go over a network unencrypted, or the environment names a proxy or certificates that cannot be used.
+        """
+        if key and urlsplit(url).scheme == "http" and not is_loopback(url):
+            raise ValueError(
+                f"endpoint '{url}' is reached over http, which shows the key to the network: use https, or a tunnel to a port of this"
+                " machine; service.endpoint_key_env= (empty) sends no key"
+            )
+        self.url = url.rstrip("/")
+        self._attempt_s, self._patience_s = attempt_s, patience_s
+        self._key = key
+        self._closed = threading.Event()
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
+        try:
+            # A proxy is for other machines.
+            self._client = httpx2.Client(headers=headers, limits=limits, trust_env=not is_loopback(url))
+        except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
+            raise ValueError(f"endpoint '{url}' cannot be reached: {_wrong_surroundings(error)}") from None
+
+    def post(self, path: str, body: dict[str, Any], *, wants_choice: bool = False) -> dict[str, Any]:
+        """The JSON object that comes back; with `wants_choice` one without a choice is an error that may pass."""
+        return self._retried("POST", path, body, self._patience_s, wants_choice)
+
+    def get(self, path: str) -> dict[str, Any]:
+        """The JSON object that lies there; asked for once."""
+        return self._retried("GET", path, None, 0.0, False)
+
+    def close(self) -> None:
+        """End requests under way and waits for the next attempt."""
+        self._closed.set()
+        self._client.close()
+
+    def _retried(self, method: str, path: str, body: dict[str, Any] | None, patience_s: float, wants_choice: bool) -> dict[str, Any]:
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(EndpointUnavailable),
+            stop=tenacity.stop_any(tenacity.stop_before_delay(patience_s), tenacity.stop_when_event_set(self._closed)),
+            wait=_wait,
+            sleep=tenacity.sleep_using_event(self._closed),
+            reraise=True,
+        )
+        return retrying(self._once, method, path, body, wants_choice)
+
+    def _once(self, method: str, path: str, body: dict[str, Any] | None, wants_choice: bool) -> dict[str, Any]:
+        url = f"{self.url}/{path}"
+        deadline = time.monotonic() + self._attempt_s
+        try:
+            # The timeout is one of each operation on the socket: a server that sends byte after byte never breaks it.
+            with self._client.stream(method, url, json=body, timeout=self._attempt_s) as response:
+                received = b"".join(_until(deadline, response.iter_bytes()))
+        except (httpx2.TimeoutException, TimeoutError):
+            raise EndpointUnavailable(f"{url} did not answer within {self._attempt_s:.3g} s") from None
+        except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError, RuntimeError) as error:  # RuntimeError: the client was closed
+            raise EndpointUnavailable(self._without_key(f"{url} cannot be reached ({type(error).__name__}: {error})")) from None
+        return self._content(url, response, received, wants_choice=wants_choice)
+
+    def _content(self, url: str, response: httpx2.Response, received: bytes, *, wants_choice: bool) -> dict[str, Any]:
+        """What the server answered; raises where that is an error, under whatever status."""
+        if response.has_redirect_location:
+            raise EndpointRefused(f"{url} {self._without_key(_redirected(url, response.headers['Location']))}", response.status_code)
+        try:
+            content = json.loads(received)
+        except ValueError:
+            content = None
+        error: Any = received.decode(errors="replace") if content is None else content
+        if response.status_code != 200:
+            error = error_of(content, wants_choice=True) or error
+        elif content is not None:
+            error = error_of(content, wants_choice=wants_choice)
+            if error is None and isinstance(content, dict):
+                return content
+        elif received.strip():
+            error = None
+        if error is None:
+            raise EndpointRefused(f"{url} answered something that is no JSON object; is it the base URL of an API?", 200)
+        status, said = status_of(error, response.status_code), self._without_key(words_of(error))
+        shown = status if status == response.status_code else f"{response.status_code}, an error {status}"
+        problem = f"{url} answered {shown}: {said[:MAX_MESSAGE_CHARS] or 'nothing'}"
+        if status in RETRIED:
+            raise EndpointUnavailable(problem, _retry_after_s(response))
+        raise EndpointRefused(problem, status, said)
+
+    def _without_key(self, message: str) -> str:
+        for form in {self._key, repr(self._key)[1:-1]} if self._key else ():
+            message = message.replace(form, "***")
+        return message
+
+
+def check_url(url: str) -> None:
+    """ValueError unless `url` is the base URL of an API that holds no key."""
+    example = "give a base URL such as http://127.0.0.1:8000/v1 in service.endpoint"
+    shown = re.sub(r"//[^/]*@", "//***@", url).partition("?")[0]
+    try:
+        parts = urlsplit(url)
+        port_is_fine = parts.port != 0
+    except ValueError:
+        raise ValueError(f"endpoint '{shown}' is no URL: {example}") from None
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError(
+            "the endpoint's URL holds a name, a key or a query: put the key into the variable that service.endpoint_key_env names"
+        )
+    if re.search(r"[\s\x00-\x1f\x7f]", url):
+        raise ValueError(f"endpoint {shown!r} holds a space or a control character: {example}")
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine:
+        raise ValueError(f"endpoint '{shown}' is no URL of an API: {example}")
+    if parts.netloc.endswith(":") or parts.path.startswith("//") or not all(HOST_LABEL.fullmatch(label) for label in _labels(parts)):
+        raise ValueError(f"endpoint '{shown}' is no URL of an API, its host is '{parts.netloc}': {example}")
+    if found := re.search(r"/(?:chat/)?completions/?$", parts.path):
+        raise ValueError(f"endpoint '{shown}' is the URL of one request: give what stands before {found.group()}")
+
+
+def _labels(parts: SplitResult) -> list[str]:
+    """Of the host, where that is a name or an IPv4 address."""
+    return [] if "[" in parts.netloc else (parts.hostname or "").removesuffix(".").split(".")
+
+
+def is_loopback(url: str) -> bool:
+    """Whether `url` names this machine."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _until(deadline: float, chunks: Iterable[bytes]) -> Iterable[bytes]:
+    for chunk in chunks:
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        yield chunk
+
+
+_backoff = tenacity.wait_random_exponential(multiplier=0.5, max=20.0)
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    asked_s = error.retry_after_s if isinstance(error, EndpointUnavailable) else None
+    return _backoff(state) if asked_s is None else asked_s
+
+
+def _retry_after_s(response: httpx2.Response) -> float | None:
+    """The header's seconds, or the seconds until its date; None for anything else."""
+    value = response.headers.get("Retry-After", "").strip()
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?", value):
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _redirected(url: str, location: str) -> str:
+    """What to say of a redirection, which is not followed: it would take the key along."""
+    parts = urlsplit(urljoin(url, location))
+    leads_to = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    base = re.sub(r"/((chat/)?completions|models)/?$", "", leads_to)
+    return f"redirects to {leads_to}: if that is meant, set service.endpoint={base}"
+
+
+def _wrong_surroundings(error: Exception) -> str:
+    """Which variable of the environment keeps an HTTP client from being made, and what to do; its value may hold a password."""
+    if isinstance(error, OSError):
+        return f"SSL_CERT_FILE or SSL_CERT_DIR names certificates that cannot be read ({error}): correct or unset it"
+    proxies = [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")]
+    names = " or ".join(sorted(proxies))
+    if isinstance(error, ImportError):
+        return f"the proxy in {names} speaks SOCKS, for which a package is missing: run `pip install socksio`, or name the endpoint's host in NO_PROXY"
+    return f"{names} names no proxy that can be used, wanted a URL such as http://host:3128: correct or unset it"

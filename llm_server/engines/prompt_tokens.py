@@ -1,0 +1,139 @@
+"""`PromptTokens`: a question in the tokens of one model.
+
+Invariant: the tokens are those of the whole prompt, also where a text and what follows it share one (Llama 3 and Qwen have one for a
+full stop and the end of its line); yet a text is read as plain text, so none can write a special token, and the tokens before it are
+the same for every text; each answer is one token where it stands.
+
+A text is tokenised within its own line, together with what stands beside it there and up to the next special token: no token
+reaches over one, and whether any reaches over the beginning of the line is tried out.
+"""
+
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any
+
+from llm_server.rubrics.rubric import Question, without_system_turn
+
+TEXT_MARK = "\u2063text\u2063"
+"""Stands for the text while the chat template is applied; texts cannot contain it (it is a format character)."""
+PROBES = ("You see here a lichen.", "x", "12 gold pieces", '"Hello!"', "$ - 5", "-", "(Really?)", "Élan: 7,", "y n q?")
+"""Texts that begin and end as differently as texts do."""
+
+
+class PromptTokens:
+    """A question tokenised by `tokenizer` (a Hugging Face one); ValueError where question and model do not fit."""
+
+    def __init__(self, tokenizer: Any, question: Question, *, model: str, max_text_tokens: int, context: int) -> None:
+        self._tokenizer, self._model = tokenizer, model
+        # Only a template's own text may contain special tokens; a text's may not.
+        self._special = frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.added_tokens_decoder)
+        before, after = self._prompt(question)
+        if question.style == "completion" or before.endswith(question.label):
+            before += " "
+        self._answer = question.answers[0]
+        self.suffix: list[int] = self._with_special(after + self._answer)[:-1]
+        """Tokens after a text that shares none with what follows it."""
+        whole = [self._with_special(f"{before}{text}{after}{self._answer}")[:-1] for text in PROBES]
+        self._find_line(before, after, whole)
+        self.prefix: list[int] = self._begun(whole[0][: len(whole[0]) - len(self._read(PROBES[0]) or [])])
+        """Tokens before every text."""
+        self.answers: list[int] = [self._answer_token(word, f"{before}{PROBES[0]}{after}", whole[0]) for word in question.answers]
+        """One token per answer, in the order of `Question.answers`."""
+        self.weights = question.weights
+        """See `Question.weights`."""
+        room = context - len(self.prefix) - len(self.suffix) - 1
+        if room < 64:
+            raise ValueError(
+                f"the rubric takes {len(self.prefix)} of the {context} tokens that model '{model}' can read: use fewer examples"
+            )
+        self._max_tokens = min(room, max_text_tokens) + len(self.suffix)
+
+    def tokens(self, text: str) -> list[int] | None:
+        """Tokens of a text and of what follows it, a long one cut; None where plain text gives a special token all the same, or where
+        the cut would take a line away, such as a pair's second item."""
+        while (tokens := self._read(text)) is not None and len(tokens) > self._max_tokens:
+            if "\n" in text:
+                return None
+            text = text[: len(text) * self._max_tokens // len(tokens)].rstrip()
+        return tokens
+
+    def _find_line(self, before: str, after: str, whole: Sequence[list[int]]) -> None:
+        """How much of `before` and `after` to tokenise with a text, so that the tokens are those of the `whole` prompts of PROBES."""
+        special = {token.content for token in self._tokenizer.added_tokens_decoder.values()} | set(self._tokenizer.all_special_tokens)
+        begin = max((end + len(token) for token in special if (end := before.rfind(token)) >= 0), default=0)
+        ends = [end for token in special if (end := after.find(token)) >= 0]
+        self._ends_with_answer = not ends
+        self._rest = self._with_special(after[min(ends) :] + self._answer)[:-1] if ends else []
+        self._after = after[: min(ends)] if ends else after + self._answer
+        for start in (max(begin, before.rfind("\n") + 1), begin):
+            self._before, self._begins = before[start:], []
+            # Without the space before a text: whether that is a token of its own depends on the text.
+            self._begins = _common_beginning([self._as_plain(self._before.rstrip()), *(self._line(text) for text in PROBES)])
+            items = [self._read(text) or [] for text in PROBES]
+            beginnings = [tokens[: len(tokens) - len(item)] for tokens, item in zip(whole, items, strict=True)]
+            if all(
+                item and tokens[len(tokens) - len(item) :] == item and beginning == beginnings[0]
+                for tokens, item, beginning in zip(whole, items, beginnings, strict=True)
+            ):
+                return
+        raise ValueError(f"model '{self._model}' reads the same line differently within a prompt and alone: choose another model")
+
+    def _line(self, text: str) -> list[int]:
+        return self._as_plain(f"{self._before}{text}{self._after}")
+
+    def _as_plain(self, text: str) -> list[int]:
+        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def _read(self, text: str) -> list[int] | None:
+        """Tokens of a text, however long, and of what follows it; None where it changes those before it or has a special one."""
+        line = self._line(text)
+        begins, tokens = line[: len(self._begins)], line[len(self._begins) :]
+        if begins != self._begins or self._special.intersection(tokens):
+            return None
+        return (tokens[:-1] if self._ends_with_answer else tokens) + self._rest
+
+    def _prompt(self, question: Question) -> tuple[str, str]:
+        if question.style == "completion":
+            return question.completion_prompt()
+        if not self._tokenizer.chat_template:
+            raise ValueError(f"the rubric has style chat but model '{self._model}' has no chat template: use a completion rubric")
+        conversation = question.chat_messages(TEXT_MARK)
+        try:
+            whole = self._in_template(conversation)
+        except Exception:  # some templates refuse a system turn, with whatever error they like
+            try:
+                whole = self._in_template(without_system_turn(conversation))
+            except Exception as error:
+                reason = " ".join(str(error).split())[:200]
+                raise ValueError(
+                    f"the chat template of model '{self._model}' refuses the rubric ({reason}): use a completion rubric"
+                ) from error
+        before, _, after = whole.rpartition(TEXT_MARK)
+        return before.rstrip(" "), after + question.answer_prefix
+
+    def _in_template(self, conversation: Sequence[dict[str, str]]) -> str:
+        return self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+
+    def _begun(self, tokens: list[int]) -> list[int]:
+        """With the token that begins every text of this model, where it has one and the chat template has not written it."""
+        begin = self._tokenizer("a")["input_ids"][:1]
+        return tokens if begin != [self._tokenizer.bos_token_id] or tokens[:1] == begin else begin + tokens
+
+    def _with_special(self, text: str) -> list[int]:
+        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _answer_token(self, word: str, prompt: str, tokens: list[int]) -> int:
+        """The one token of an answer to `prompt`, whose `tokens` are those that the first answer follows; ValueError where it is more."""
+        answered, alone = self._with_special(prompt + word), self._with_special(prompt)
+        if answered[:-1] != tokens or self._tokenizer.decode(tokens) != self._tokenizer.decode(alone):
+            single = answered[len(alone) :] if answered[: len(alone)] == alone else answered[-2:]
+            raise ValueError(
+                f"the answer '{word}' is {len(single)} tokens for model '{self._model}' where it stands "
+                f"({[self._tokenizer.decode([t]) for t in single]}): choose a word that is one token, mind its leading space"
+            )
+        return answered[-1]
+
+
+def _common_beginning(sequences: Sequence[list[int]]) -> list[int]:
+    places = zip(*sequences, strict=False)
+    return [tokens[0] for tokens in takewhile(lambda tokens: len(set(tokens)) == 1, places)]

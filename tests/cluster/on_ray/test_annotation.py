@@ -1,0 +1,202 @@
+"""What the loop's handle of the annotator keeps while the annotator does not answer, and when it has died; Ray is played by a fake."""
+
+import itertools
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.exceptions import GetTimeoutError, RayActorError
+
+from actors.rollout import Acknowledgement, CaptionReport
+from cluster.on_ray import annotation as ray_annotation
+from cluster.on_ray.annotation import MAX_UNANSWERED_REPORTS, RayAnnotation
+from cluster.on_ray.placement import Request
+from configs.loading import load_config
+from reward_models.table import RewardTable
+
+WORKER = "0.1-0"
+
+
+class Reference:
+    """A call's answer that is to come, or an object."""
+
+    def __init__(self, value: Any = None, *, is_ready: bool = True) -> None:
+        self.value, self.is_ready = value, is_ready
+
+
+class FakeRay:
+    """`get` and `wait` over references."""
+
+    ObjectRef = Reference
+
+    def get(self, reference: Reference, timeout: float | None = None) -> Any:
+        if not reference.is_ready:
+            raise GetTimeoutError
+        if isinstance(reference.value, Exception):
+            raise reference.value
+        return reference.value
+
+    def wait(self, references: list[Reference], num_returns: int = 1, timeout: float | None = None) -> tuple[list, list]:
+        return [each for each in references if each.is_ready], [each for each in references if not each.is_ready]
+
+
+class FakeAnnotator:
+    """An annotator actor, which answers while `is_answering`."""
+
+    def __init__(self) -> None:
+        self.is_answering, self.has_died, self.judge_loads = True, False, False
+        self.reports: list[CaptionReport] = []
+        self.table: RewardTable | None = None
+        self.calls: list[Reference] = []
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(type(self), f"_{name}")
+
+        class Method:
+            remote = staticmethod(lambda *arguments: self._call(method, *arguments))
+
+        return Method
+
+    def answer(self) -> None:
+        """Everything that was asked meanwhile."""
+        self.is_answering = True
+        for call in self.calls:
+            call.is_ready = True
+
+    def _call(self, method: Callable[..., Any], *arguments: Any) -> Reference:
+        given = [argument.value if isinstance(argument, Reference) else argument for argument in arguments]
+        value = RayActorError() if self.has_died else method(self, *given)
+        self.calls.append(Reference(value, is_ready=self.is_answering or self.has_died))
+        return self.calls[-1]
+
+    def _begin(self, state: Any) -> None:
+        """Nothing to do."""
+
+    def _report(self, report: CaptionReport, env_steps: int) -> Acknowledgement:
+        self.reports.append(report)
+        return Acknowledgement(book_epoch="b", sequence_number=report.sequence_number)
+
+    def _update(self, known: Any) -> tuple[RewardTable | None, dict[str, float | None], str | None, bool]:
+        return (None if self.table is None or self.table.reward_version == known else self.table), {}, None, self.judge_loads
+
+
+@pytest.fixture
+def annotators(monkeypatch: pytest.MonkeyPatch) -> list[FakeAnnotator]:
+    """The annotators that are started, the newest last. Time passes fast."""
+    started: list[FakeAnnotator] = []
+
+    class Factory:
+        @staticmethod
+        def options(**options: Any) -> type["Factory"]:
+            return Factory
+
+        @staticmethod
+        def remote(*arguments: Any) -> FakeAnnotator:
+            started.append(FakeAnnotator())
+            return started[-1]
+
+    monkeypatch.setattr(ray_annotation, "ray", FakeRay())
+    monkeypatch.setattr(ray_annotation, "AnnotatorActor", Factory)
+    ticks = itertools.count(100)
+    monkeypatch.setattr(ray_annotation, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    return started
+
+
+@pytest.fixture
+def annotation(annotators: list[FakeAnnotator]) -> RayAnnotation:
+    return RayAnnotation(load_config(preset="debug"), 1, Request(count=1, cpus=0.5, gpus=0.0))
+
+
+def report(number: int, counts: dict[int, int]) -> Any:
+    return Reference(CaptionReport(texts={}, counts=counts, worker_id=WORKER, sequence_number=number))
+
+
+def counted(annotator: FakeAnnotator) -> dict[int, int]:
+    total: dict[int, int] = {}
+    for each in annotator.reports:
+        for id_, count in each.counts.items():
+            total[id_] = total.get(id_, 0) + count
+    return total
+
+
+def test_while_the_judge_loads_that_is_what_is_waited_for(annotators: list[FakeAnnotator], annotation: RayAnnotation) -> None:
+    annotation.load_state_dict({})
+    for loads, waited_for in ((True, "the judge, which loads smollm2"), (False, None)):
+        annotators[0].judge_loads = loads
+        for _ in range(2):  # asked for, and then there
+            annotation.latest_table()
+        assert annotation.waiting == waited_for
+
+
+def test_no_count_is_lost_while_the_annotator_does_not_answer(annotators: list[FakeAnnotator], annotation: RayAnnotation) -> None:
+    annotators[0].is_answering = False
+    for number in range(MAX_UNANSWERED_REPORTS + 6):
+        annotation.report(report(number, {1: 1, 2 + number % 2: 10}), WORKER, 100 * number)
+    assert len(annotators[0].reports) == MAX_UNANSWERED_REPORTS, "the bound on what waits for the annotator"
+    annotators[0].answer()
+    annotation.latest_table()
+    annotation.report(report(70, {1: 1}), WORKER, 7000)
+    annotation.report(report(71, {1: 1}), WORKER, 7100)
+    assert counted(annotators[0]) == {1: 72, 2: 350, 3: 350}
+    assert [each.sequence_number for each in annotators[0].reports[-2:]] == [70, 71]
+    assert annotators[0].reports[-1].counts == {1: 1}, "withheld counts are handed over once"
+
+
+def test_counts_that_wait_are_bounded_and_a_report_that_is_gone_takes_its_own_with_it(
+    annotators: list[FakeAnnotator], annotation: RayAnnotation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_annotation, "MAX_WITHHELD", 3)
+    annotators[0].is_answering = False
+    for number in range(MAX_UNANSWERED_REPORTS):
+        annotation.report(report(number, {}), WORKER, 0)
+    annotation.report(Reference(RayActorError()), WORKER, 0)
+    for number in range(10):
+        annotation.report(report(100 + number, {number: 1, 0: 1}), WORKER, 0)
+    annotators[0].answer()
+    annotation.latest_table()
+    annotation.report(report(200, {9: 1}), WORKER, 0)
+    assert counted(annotators[0]) == {0: 10, 1: 1, 2: 1, 9: 1}
+
+
+def table(rewards: dict[int, float], version: int) -> RewardTable:
+    return RewardTable.build(np.array(list(rewards), np.uint64), np.array(list(rewards.values())), (1, version))
+
+
+def rewards(annotation: RayAnnotation, ids: range) -> list[float]:
+    for _ in range(4):  # an answer is fetched by one poll, a question asked by the next
+        annotation.latest_table()
+    return annotation.latest_table().look_up(np.array(ids, np.uint64))[0].tolist()
+
+
+def test_tables_of_two_annotators_are_never_mixed(annotators: list[FakeAnnotator], annotation: RayAnnotation) -> None:
+    """They may be normalised each in its own way: a table is taken whole, or not at all."""
+    ids = range(1, 11)
+    annotators[0].table = table(dict.fromkeys(ids, 1.0), 7)
+    assert rewards(annotation, ids) == [1.0] * 10
+    version = annotation.latest_table().reward_version
+    annotators[0].has_died = True
+    assert rewards(annotation, ids) == [1.0] * 10, "training goes on with the last table"
+    assert len(annotators) == 2
+    annotators[1].table = table(dict.fromkeys(range(1, 6), 0.25), 1)
+    assert rewards(annotation, ids) == [1.0] * 10, "half of the captions would be unknown"
+    annotators[1].table = table(dict.fromkeys(range(2, 12), 0.25), 2)
+    assert rewards(annotation, range(1, 12)) == [0.0, *[0.25] * 10]
+    assert annotation.latest_table().reward_version > version, "what the learner sees only goes up"
+    annotators[1].table = table({1: 0.5}, 3)
+    assert rewards(annotation, ids) == [0.5, *[0.0] * 9], "one annotator's next table may be smaller"
+
+
+def test_a_successor_that_never_gets_to_know_as_much_is_believed_after_a_while(
+    annotators: list[FakeAnnotator], annotation: RayAnnotation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = range(1, 11)
+    annotators[0].table = table(dict.fromkeys(ids, 1.0), 7)
+    rewards(annotation, ids)
+    annotators[0].has_died = True
+    rewards(annotation, ids)
+    annotators[1].table = table({1: 0.25}, 1)
+    assert rewards(annotation, ids) == [1.0] * 10
+    monkeypatch.setattr(ray_annotation, "INHERITED_S", 1.0)
+    assert rewards(annotation, ids) == [0.25, *[0.0] * 9]

@@ -1,0 +1,133 @@
+"""Files of captions: what is wrong with one is named by line; a run's captions.sqlite reads like any of them."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actors.captions import caption_id, normalize
+from llm_server.annotator.caption_archive import CaptionArchive
+from llm_server.offline.caption_file import is_normalised, read_archive, read_counted, read_labelled
+from llm_server.offline.judgement_file import caption_of
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write(*lines: object) -> str:
+        path = tmp_path / "captions.jsonl"
+        path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+        return str(path)
+
+    return write
+
+
+YES, NO = {"caption": "You kill the newt!", "helpful": 1}, {"caption": "It's a wall.", "helpful": 0}
+
+
+def test_labelled_captions_come_once_each_in_their_order(write):
+    rows = read_labelled(write(YES, "", NO, {"caption": "You win.", "helpful": True}, YES))
+    assert [(row.text, row.is_positive) for row in rows] == [("You kill the newt!", True), ("It's a wall.", False), ("You win.", True)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [
+        ([YES, "{broken"], "line 2 is not JSON"),
+        ([YES, [1]], "line 2 is list, wanted an object"),
+        ([YES, {"caption": "x"}], "line 2 has no 'helpful'"),
+        ([YES, {"captoin": "x", "helpful": 1}], "unknown key 'captoin' (did you mean 'caption'?)"),
+        ([YES, {"caption": "x", "helpful": 2}], "helpful is 2, wanted 0 or 1"),
+        ([YES, {"caption": "  ", "helpful": 0}], "caption is '  ', wanted text"),
+        ([YES, {"caption": 7, "helpful": 0}], "caption is 7, wanted text"),
+        ([YES, {**YES, "helpful": 0}], "was labelled 1 before"),
+        ([YES], "only captions with helpful = 1"),
+        ([], "no captions"),
+    ],
+)
+def test_what_is_wrong_with_labels_is_one_line_with_its_place(write, lines, complaint):
+    with pytest.raises(ValueError) as caught:
+        read_labelled(write(*lines))
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_says_so(tmp_path):
+    for name, content, complaint in (("absent", None, "No such file"), ("binary", b"\xff\xfe\x00", "not UTF-8")):
+        if content:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=complaint):
+            read_counted(str(tmp_path / name))
+
+
+def test_counts_default_to_one_and_add_up(write):
+    assert read_counted(write({"caption": "a"}, {"caption": "b", "count": 5}, {"caption": "a", "count": 2})) == {"a": 3, "b": 5}
+    assert read_counted(write({"caption": "only a reset showed it", "count": 0})) == {"only a reset showed it": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ({"caption": "a", "count": -1}, "count is -1"),
+        ({"caption": "a", "count": 1.5}, "count is 1.5"),
+        ({"caption": "a", "count": 10**20}, f"count is {10**20}, wanted at most"),
+        ({"caption": "fine", "count": 2**53}, "for all lines of a caption together"),
+        ('{"caption": "a", "count": ' + "9" * 5000 + "}", "line 2 has a number too long"),
+        ("[" * 100_000, "brackets too deep"),
+        ({"caption": "a\tb"}, "not a caption as training makes them"),
+        ({"caption": "a" * 257}, "at most 256 bytes"),
+    ],
+)
+def test_counts_and_captions_that_training_never_has_are_refused(write, row, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        read_counted(write({"caption": "fine"}, row))
+
+
+def test_normalised_is_what_workers_make_of_anything():
+    rng = np.random.default_rng(0)
+    alphabet = list("ab .é\t\n\x00\u200b\u2028\u202e語\xa0") + [" "] * 6
+    kept = 0
+    for _ in range(2000):
+        raw = "".join(rng.choice(alphabet, rng.integers(1, 12)))
+        text = normalize(raw.encode())
+        if text:
+            assert is_normalised(text)
+            assert caption_of(text).id == caption_id(text)
+        if is_normalised(raw):
+            kept += 1
+            assert normalize(raw.encode()) == raw
+    assert kept > 50
+    assert not is_normalised("é" * 129)
+    assert is_normalised("é" * 128)
+
+
+def test_a_runs_captions_are_read_from_its_directory_or_its_file(tmp_path):
+    archive = CaptionArchive(tmp_path / "captions.sqlite")
+    archive.write(
+        [
+            (2**64 - 1, "You kill the newt!", 3, 10, 90, 0.9, 0.95, "LABELLED"),
+            (7, "It's a wall.", 40, 1, 99, math.nan, math.nan, "WAITING"),
+        ]
+    )
+    expected = {"It's a wall.": 40, "You kill the newt!": 3}
+    assert list(read_counted(str(tmp_path)).items()) == list(expected.items()), "also while the run has it open"
+    archive.close()
+    assert read_counted(str(tmp_path / "captions.sqlite")) == expected
+    assert read_archive(str(tmp_path))[0] == {
+        "caption": "It's a wall.",
+        "count": 40,
+        "first_seen": 1,
+        "last_seen": 99,
+        "probability": None,
+        "answer_mass": None,
+        "status": "WAITING",
+    }
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "noise.sqlite").write_bytes(b"noise" * 500)
+    for name, complaint in (("folder", "without captions.sqlite"), ("noise.sqlite", "or it is damaged")):
+        with pytest.raises(ValueError, match=complaint):
+            read_counted(str(tmp_path / name))

@@ -1,0 +1,45 @@
+"""Progress goes to standard error, as a bar or as lines, and is silent where nothing is to be done."""
+
+import pytest
+
+from llm_server.offline import progress as progress_module
+from llm_server.offline.progress import progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that only a test lets pass."""
+    now = [0.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_lines_come_every_ten_seconds_and_at_the_end(capsys, clock):
+    with progress("pairs", 60) as advance:
+        for seconds in (4.0, 8.0, 12.0, 16.0):
+            clock[0] = seconds
+            advance(10)
+        clock[0] = 20.0
+        advance(20)
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == ["pairs: 30 of 60, 2.5/s, 12 s left", "pairs: 60 of 60, 3.0/s, done"]
+    assert not captured.out
+
+
+def test_a_terminal_has_a_bar(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress("pairs", 60) as advance:
+        advance(20)
+        advance(40)
+    captured = capsys.readouterr()
+    assert "60/60" in captured.err
+    assert "/s, left:" in captured.err
+    assert not captured.out
+
+
+@pytest.mark.parametrize("colour", ["", "1"])
+def test_nothing_to_do_is_not_worth_a_word(capsys, monkeypatch, colour):
+    monkeypatch.setenv("FORCE_COLOR", colour)
+    with progress("pairs", 0):
+        pass
+    assert capsys.readouterr() == ("", "")
