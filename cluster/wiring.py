@@ -13,7 +13,8 @@ from typing import Any
 from actors.captions import CaptionTracker
 from actors.devices import resolve_device
 from actors.environments.errors import EnvironmentFailure
-from actors.environments.vector import EnvironmentSpec, make_environment
+from actors.environments.factory import make_environment
+from actors.environments.vector import EnvironmentSpec
 from actors.policy import PolicyNet
 from actors.worker import RolloutWorker
 from cluster.run.directory import RunDirectory
@@ -30,7 +31,7 @@ from llm_server.channel import check_address
 from llm_server.client import AnnotationClient as GrpcClient
 from llm_server.client import InProcessClient
 from llm_server.credentials import NO_CREDENTIALS, ClientCredentials, CredentialFiles, load_client_credentials
-from llm_server.engines.engine import check_engine
+from llm_server.engines.building import check_engine
 from llm_server.replicas import Replicas, split_addresses
 from llm_server.replicated_client import ReplicatedClient
 from llm_server.rubrics.loading import load_rubric

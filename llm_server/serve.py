@@ -128,7 +128,7 @@ def _run(config: ServiceConfig, access: AccessConfig, arguments: argparse.Namesp
     import logging
     import signal
 
-    from llm_server.engines.engine import check_engine
+    from llm_server.engines.building import check_engine
     from llm_server.service.auth import check_access, said
     from llm_server.service.judge import Judge, build_judge
     from llm_server.service.service import serve

@@ -80,7 +80,7 @@ def _import_home(env_id: str, module: str, package: str) -> None:
     """Let the package that `env_id` belongs to register it; ValueError with the command that installs what is missing."""
     try:
         if module in ("nle", "minihack"):
-            from actors.environments.nethack.vector import register_environments
+            from actors.environments.nethack.tasks import register_environments
 
             register_environments(module)
         else:

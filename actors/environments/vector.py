@@ -11,10 +11,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from actors.environments.errors import close_quietly
-from actors.environments.lookup import find_environment, load_creator
-from configs.schema import EnvConfig, PolicyConfig
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeedStream:
@@ -162,52 +158,3 @@ class VectorEnvironment(Protocol):
     def close(self) -> None:
         """Release engines, processes and temporary files."""
         ...
-
-
-def make_environment(
-    config: EnvConfig,
-    *,
-    num_envs: int,
-    run_seed: int,
-    worker_index: int,
-    stream: str = "train",
-    policy: PolicyConfig | None = None,
-) -> VectorEnvironment:
-    """`num_envs` environments as `config` describes them, seeded by (run_seed, stream, worker_index, environment, episode).
-
-    `policy` (None: the defaults) says what is to be observed: NetHack's window, and the previous action and reward. Raises
-    ValueError, in one line, for an id that does not exist, options the environment does not take, a captioner that does not
-    fit, spaces that no network here reads, and (EnvironmentFailure) whatever the environment raises.
-    """
-    policy = policy or PolicyConfig()
-    env = _make(config, policy, num_envs, SeedStream(run_seed=run_seed, stream=stream, worker_index=worker_index))
-    if not (policy.previous_action or policy.previous_reward):
-        return env
-    from actors.previous_step import PreviousStepEnvironment
-
-    try:
-        return PreviousStepEnvironment(env, policy)
-    except BaseException:
-        env.close()
-        raise
-
-
-def _make(config: EnvConfig, policy: PolicyConfig, num_envs: int, seeds: SeedStream) -> VectorEnvironment:
-    from actors.environments.gymnasium_vector import GymnasiumEnvironment, make_single
-    from actors.environments.wrappers import descends_from_nethack, nethack_within
-
-    spec, first = find_environment(config.id), None
-    notices: tuple[str, ...] = ()
-    is_nethack = descends_from_nethack(load_creator(spec)) and not spec.additional_wrappers
-    if not is_nethack:  # what it makes decides, not how it is registered
-        first = make_single(spec, config)
-        is_nethack, notices = nethack_within(first, spec.id, config.captioner)
-    if not is_nethack:
-        return GymnasiumEnvironment(spec, config, num_envs=num_envs, seeds=seeds, first=first, notices=notices)
-    if first is not None:
-        close_quietly(first)
-    from actors.environments.nethack.crop import view_for
-    from actors.environments.nethack.vector import NetHackEnvironment
-
-    view = view_for(policy.network, policy.crop_size)
-    return NetHackEnvironment(spec, config, num_envs=num_envs, seeds=seeds, view=view, inventory=policy.network == "nethack_full")

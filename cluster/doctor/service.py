@@ -14,15 +14,16 @@ import time
 import numpy as np
 
 from actors.environments.errors import EnvironmentFailure
-from actors.environments.vector import VectorEnvironment, make_environment
+from actors.environments.factory import make_environment
+from actors.environments.vector import VectorEnvironment
 from cluster.doctor.reward_balance import weigh_penalties
 from cluster.doctor.subject import Finding, Patient, failed, ok, warning
 from cluster.wiring import service_credentials
 from llm_server.client import AnnotationClient, AnnotationRefused, ServiceUnavailable
 from llm_server.credentials import ClientCredentials
+from llm_server.engines.building import check_engine
 from llm_server.engines.devices import resolve_device
-from llm_server.engines.engine import check_engine
-from llm_server.engines.weights import unused_advice
+from llm_server.engines.models import unused_advice
 from llm_server.replicas import split_addresses
 from llm_server.rubrics.loading import load_rubric
 from llm_server.rubrics.rubric import Rubric

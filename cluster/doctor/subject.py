@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from actors.environments.vector import EnvironmentSpec, make_environment
+from actors.environments.factory import make_environment
+from actors.environments.vector import EnvironmentSpec
 from cluster.on_ray.placement import object_store_bytes
 from cluster.wiring import build_model, needs_service, service_config
 from configs.annotation_schema import ServiceConfig

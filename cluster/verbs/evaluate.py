@@ -143,7 +143,7 @@ def _play(
     """What each player made of the games of round `number`; and the policy's information between state and action, in nats. The blind
     player's frequencies are the policy's in this round. Raises OutOfTime."""
 
-    from actors.environments.vector import make_environment
+    from actors.environments.factory import make_environment
     from actors.policy import PolicyNet, load_weights
     from learner.evaluation import BlindPlayer, PolicyPlayer, RandomPlayer, play
 

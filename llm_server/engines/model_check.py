@@ -10,10 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from configs.annotation_schema import ServiceConfig
-from llm_server.engines.engine import MODEL_WANTED, model_source
-from llm_server.engines.models import lent_model_folder, packed_model, unpacked_model
+from llm_server.engines.models import (
+    MODEL_WANTED,
+    IncompleteWeights,
+    lent_model_folder,
+    load_whole,
+    model_source,
+    packed_model,
+    unpacked_model,
+)
 from llm_server.engines.sentence_encoder import UNREAD, encoder_source
-from llm_server.engines.weights import IncompleteWeights, load_whole
 from llm_server.rubrics.rubric import Rubric
 
 MAX_TEXT_TOKENS = 2048

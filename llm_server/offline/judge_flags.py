@@ -79,7 +79,7 @@ def read_judge_flags(arguments: argparse.Namespace, *, with_store: bool) -> "tup
 
     ValueError for what is wrong with the flags, the rubric, or (as far as it can be seen from outside) the model.
     """
-    from llm_server.engines.engine import check_engine
+    from llm_server.engines.building import check_engine
     from llm_server.rubrics.loading import load_rubric
 
     given = given_flags(arguments, with_store=with_store)

@@ -19,7 +19,8 @@ import numpy as np
 
 from configs.annotation_schema import ServiceConfig
 from llm_server.annotation import Judgement, PairJudgement, Score, ServiceDescription, Status
-from llm_server.engines.engine import Engine, build_engine
+from llm_server.engines.building import build_engine
+from llm_server.engines.engine import Engine
 from llm_server.engines.sentence_encoder import SentenceEncoder
 from llm_server.rubrics.rubric import Rubric
 from llm_server.service.calibration import calibrate

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from actors.environments.vector import EnvironmentSpec, make_environment
+from actors.environments.factory import make_environment
+from actors.environments.vector import EnvironmentSpec
 from actors.inference import BatchedInference
 from actors.networks.repeated_rows import RepeatingEncoder
 from actors.policy import PolicyNet, snapshot

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from actors import minigrid_captions
-from actors.environments.vector import make_environment
+from actors.environments.factory import make_environment
 from actors.minigrid_captions import describe, describe_for_mission
 from configs.loading import load_config
 

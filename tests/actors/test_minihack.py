@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tests.actors.test_nethack import histories_of_two_processes, make, play
 
+from actors.environments.factory import make_environment
 from actors.environments.nethack.vector import NetHackEnvironment
-from actors.environments.vector import make_environment
 from configs.schema import EnvConfig
 
 MAZE = """MAZE: "mylevel", ' '

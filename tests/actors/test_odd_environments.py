@@ -9,7 +9,8 @@ from gymnasium import spaces
 from gymnasium.error import DependencyNotInstalled
 
 from actors.environments.errors import EnvironmentFailure
-from actors.environments.vector import VectorEnvironment, find_environment, make_environment
+from actors.environments.factory import make_environment
+from actors.environments.vector import VectorEnvironment, find_environment
 from configs.schema import EnvConfig
 from tests.odd_environments import Odd, raising
 

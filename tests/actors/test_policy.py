@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from actors.environments.vector import ArraySpec, EnvironmentSpec, make_environment
+from actors.environments.factory import make_environment
+from actors.environments.vector import ArraySpec, EnvironmentSpec
 from actors.networks.encoders import GlyphCropEncoder, ImageEncoder, VectorEncoder, is_channels_first, module_name
 from actors.networks.nethack_encoders import ScaledBlstats
 from actors.networks.repeated_rows import encode_distinct

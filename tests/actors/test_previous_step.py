@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from actors.captions import CaptionTracker
-from actors.environments.vector import EnvironmentSpec, VectorEnvironment, make_environment
+from actors.environments.factory import make_environment
+from actors.environments.vector import EnvironmentSpec, VectorEnvironment
 from actors.policy import PolicyNet, snapshot
 from actors.previous_step import ACTION, REWARD
 from actors.rollout import Rollout

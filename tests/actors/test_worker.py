@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from actors.captions import CaptionTracker
-from actors.environments.vector import VectorEnvironment, make_environment
+from actors.environments.factory import make_environment
+from actors.environments.vector import VectorEnvironment
 from actors.policy import PolicyNet, PolicySnapshot, snapshot
 from actors.rollout import Rollout
 from actors.worker import RolloutWorker

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from actors.environments.factory import make_environment
 from actors.environments.gymnasium_vector import GymnasiumEnvironment
 from actors.environments.nethack.vector import NetHackEnvironment
-from actors.environments.vector import VectorEnvironment, make_environment
+from actors.environments.vector import VectorEnvironment
 from configs.schema import EnvConfig
 
 

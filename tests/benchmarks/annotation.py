@@ -107,7 +107,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from configs.annotation_schema import ServiceConfig
-    from llm_server.engines.engine import build_engine
+    from llm_server.engines.building import build_engine
     from llm_server.rubrics.loading import load_rubric
 
     if arguments.torch_threads:

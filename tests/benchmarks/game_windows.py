@@ -20,8 +20,9 @@ from typing import Protocol
 
 import numpy as np
 
+from actors.environments.factory import make_environment
 from actors.environments.nethack.crop import MAP_CELLS, glyph_view, make_maps
-from actors.environments.vector import SeedStream, VectorEnvironment, make_environment
+from actors.environments.vector import SeedStream, VectorEnvironment
 from configs.schema import EnvConfig, PolicyConfig
 
 TASK = "NetHackScore-v0"

@@ -105,7 +105,7 @@ def check_inference(arguments: argparse.Namespace) -> dict[str, Any]:
 def check_engine(arguments: argparse.Namespace) -> dict[str, Any]:
     """The same captions judged on the CPU and on the device."""
     from configs.annotation_schema import ServiceConfig
-    from llm_server.engines.engine import build_engine
+    from llm_server.engines.building import build_engine
     from llm_server.rubrics.loading import load_rubric
 
     rubric = load_rubric(RUBRIC)

@@ -31,7 +31,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Record the games, run all windows in turns and report them."""
     import torch
 
-    from actors.environments.vector import make_environment
+    from actors.environments.factory import make_environment
     from actors.inference import BatchedInference
     from actors.policy import PolicyNet
     from configs.schema import ActorsConfig, EnvConfig, PolicyConfig

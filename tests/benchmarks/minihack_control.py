@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from actors.captions import normalize
-from actors.environments.vector import make_environment
+from actors.environments.factory import make_environment
 from configs.schema import RunConfig
 
 RANDOM_STEPS, NUM_ENVS = 40_000, 20

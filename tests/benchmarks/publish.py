@@ -105,7 +105,7 @@ class Puller:
 
 def make_network(config: RunConfig) -> PolicyNet:
     """The network of a configuration, with first weights."""
-    from actors.environments.vector import make_environment
+    from actors.environments.factory import make_environment
 
     env = make_environment(config.env, num_envs=1, run_seed=0, worker_index=0, policy=config.policy)
     env.close()

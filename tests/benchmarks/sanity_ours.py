@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from actors.environments.vector import make_environment
+from actors.environments.factory import make_environment
 from actors.policy import PolicyNet, load_weights
 from cluster.verbs.bench import CHECKOUT
 from configs.loading import load_config

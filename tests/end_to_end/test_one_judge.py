@@ -21,7 +21,7 @@ from llm_server.annotator.caption_book import CaptionBook
 from llm_server.annotator.feedback import CaptionQuestions
 from llm_server.client import AnnotationClient
 from llm_server.engines import transformers_engine
-from llm_server.engines.engine import build_engine
+from llm_server.engines.building import build_engine
 from llm_server.engines.models import bundled_model_folder
 from llm_server.rubrics.loading import load_rubric
 from reward_models.building import build_reward_model

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from actors.captions import CaptionTracker
-from actors.environments.vector import make_environment
+from actors.environments.factory import make_environment
 from actors.policy import PolicyNet, snapshot
 from actors.rollout import PER_STEP, CaptionReport, Rollout
 from actors.worker import RolloutWorker

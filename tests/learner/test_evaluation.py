@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from actors.environments.vector import VectorEnvironment, make_environment
+from actors.environments.factory import make_environment
+from actors.environments.vector import VectorEnvironment
 from actors.policy import PolicyNet
 from actors.rollout import EpisodeStatistics
 from cluster.launch import launch

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from configs.annotation_schema import ServiceConfig
-from llm_server.engines.engine import Engine, build_engine
+from llm_server.engines.building import build_engine
+from llm_server.engines.engine import Engine
 from llm_server.rubrics.loading import load_rubric
 from llm_server.rubrics.rubric import Rubric
 

@@ -15,7 +15,8 @@ import pytest
 
 from configs.annotation_schema import ServiceConfig
 from llm_server.annotation import Score
-from llm_server.engines.engine import Engine, build_engine
+from llm_server.engines.building import build_engine
+from llm_server.engines.engine import Engine
 from llm_server.engines.openai_engine import OpenAIEngine
 from llm_server.rubrics.rubric import PairExample, PairRubric, Rubric
 from tests.llm_server.fake_endpoint import MODEL, FakeEndpoint

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from configs.annotation_schema import ServiceConfig
-from llm_server.engines.engine import build_engine
+from llm_server.engines.building import build_engine
 from llm_server.rubrics.loading import load_rubric
 from llm_server.service.calibration import calibrate
 

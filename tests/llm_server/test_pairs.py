@@ -9,7 +9,7 @@ import torch
 
 from configs.annotation_schema import ServiceConfig
 from llm_server.annotation import Judgement, PairJudgement, Score, Status
-from llm_server.engines.engine import build_engine
+from llm_server.engines.building import build_engine
 from llm_server.rubrics.loading import load_rubric, parse_rubric
 from llm_server.rubrics.rubric import Calibration, Example, PairExample, PairRubric
 from llm_server.service.judge import Judge, build_judge

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs.annotation_schema import ServiceConfig
-from llm_server.engines.engine import build_engine
+from llm_server.engines.building import build_engine
 from llm_server.offline.caption_file import read_labelled
 from llm_server.rubrics.loading import load_rubric
 from llm_server.service.calibration import calibrate

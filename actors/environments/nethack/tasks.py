@@ -5,7 +5,9 @@ it asks is answered here, so no action is lost to a prompt.
 """
 
 import functools
+import importlib
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -220,3 +222,11 @@ def oracle_glyph() -> int:
     """The glyph of the Oracle as a monster."""
     glyphs = range(nethack.GLYPH_MON_OFF, nethack.GLYPH_PET_OFF)
     return next(glyph for glyph in glyphs if nethack.permonst(nethack.glyph_to_mon(glyph)).mname == "Oracle")
+
+
+def register_environments(package: str) -> None:
+    """Register the environments of `nle` (its own: by importing this module) or `minihack`; ImportError where it is missing."""
+    register_tasks()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # minihack imports setuptools' pkg_resources, which warns that it is deprecated
+        importlib.import_module(package)

@@ -4,8 +4,6 @@ Invariant: what an episode showed last (observation, message, figures) is from i
 and truncates, and how the games are stepped (`env.stepping`) changes nothing but the speed.
 """
 
-import importlib
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,18 +17,9 @@ from actors.environments.nethack.episode_stats import EpisodeFigures
 from actors.environments.nethack.game import INVENTORY, Game, make_game, make_screens
 from actors.environments.nethack.lean_rewards import goal_reward
 from actors.environments.nethack.lean_stepping import X, Y, make_stepping
-from actors.environments.nethack.tasks import register_tasks
 from actors.environments.vector import START_ATTEMPTS, ArraySpec, EnvironmentLoss, EnvironmentSpec, EpisodeEnd, SeedStream, VectorStep
 from actors.environments.wrappers import step_limit, wrapper_names
 from configs.schema import EnvConfig
-
-
-def register_environments(package: str) -> None:
-    """Register the environments of `nle` (its own: by importing this module) or `minihack`; ImportError where it is missing."""
-    register_tasks()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # minihack imports setuptools' pkg_resources, which warns that it is deprecated
-        importlib.import_module(package)
 
 
 class NetHackEnvironment:

@@ -6,7 +6,8 @@ import gymnasium
 import numpy as np
 import pytest
 
-from actors.environments.vector import SeedStream, VectorEnvironment, VectorStep, find_environment, make_environment
+from actors.environments.factory import make_environment
+from actors.environments.vector import SeedStream, VectorEnvironment, VectorStep, find_environment
 from configs.schema import EnvConfig
 
 TOY = "tests.toy_environments:"

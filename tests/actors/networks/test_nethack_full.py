@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from actors.environments.factory import make_environment
 from actors.environments.nethack.crop import glyph_view, glyph_window, make_maps
-from actors.environments.vector import ArraySpec, EnvironmentSpec, make_environment
+from actors.environments.vector import ArraySpec, EnvironmentSpec
 from actors.networks.nethack_encoders import NO_CLASS, InventoryEncoder, NetHackFullEncoder
 from actors.policy import PolicyNet
 from configs.schema import EnvConfig, PolicyConfig

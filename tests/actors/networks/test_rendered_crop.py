@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from actors.environments.factory import make_environment
 from actors.environments.nethack.crop import character_view
-from actors.environments.vector import ArraySpec, EnvironmentSpec, make_environment
+from actors.environments.vector import ArraySpec, EnvironmentSpec
 from actors.networks.pixel_font import CELL, PALETTE, character_shapes, glyph_atlas
 from actors.networks.rendered_crop import BLSTATS_SCALES, RenderedCropEncoder
 from actors.networks.repeated_rows import encode_distinct

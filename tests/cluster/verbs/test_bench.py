@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from cluster.verbs import bench
 from cluster.verbs.bench import divide, report, spread
 from configs.annotation_schema import ServiceConfig
-from llm_server.engines.engine import build_engine
+from llm_server.engines.building import build_engine
 from llm_server.engines.models import bundled_model_folder
 from llm_server.rubrics.rubric import Example, Rubric
 from tests.benchmarks import annotation

@@ -14,7 +14,7 @@ import pytest
 
 from configs.annotation_schema import ServiceConfig
 from llm_server.client import ServiceUnavailable
-from llm_server.engines.engine import check_engine
+from llm_server.engines.building import check_engine
 from llm_server.engines.openai_http import Endpoint, EndpointUnavailable
 from llm_server.offline.judge_flags import opened_judge
 from llm_server.rubrics.rubric import PairRubric, Rubric

@@ -15,7 +15,7 @@ from huggingface_hub.utils._http import default_client_factory
 
 from configs.annotation_schema import ServiceConfig
 from llm_server.engines import transformers_engine
-from llm_server.engines.engine import build_engine
+from llm_server.engines.building import build_engine
 from llm_server.engines.models import bundled_model_folder
 from llm_server.engines.transformers_engine import TransformersEngine
 from llm_server.rubrics.rubric import PROMPT_VERSION, Calibration, Example

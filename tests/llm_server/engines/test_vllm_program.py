@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 
 from configs.annotation_schema import ServiceConfig
 from llm_server.engines import vllm_program
-from llm_server.engines.engine import check_engine
+from llm_server.engines.building import check_engine
 from llm_server.engines.vllm_program import vllm_command, vllm_environment, vllm_python
 
 ROOT = Path(__file__).parents[3]

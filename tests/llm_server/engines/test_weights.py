@@ -23,11 +23,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from configs.annotation_schema import ServiceConfig
-from llm_server.engines.engine import build_engine, check_engine
+from llm_server.engines.building import build_engine, check_engine
 from llm_server.engines.model_check import check_encoder_model, check_model
-from llm_server.engines.models import bundled_model_folder
+from llm_server.engines.models import IncompleteWeights, bundled_model_folder, load_whole, unused_advice
 from llm_server.engines.sentence_encoder import UNREAD, SentenceEncoder
-from llm_server.engines.weights import IncompleteWeights, load_whole, unused_advice
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 4096}

@@ -5,9 +5,9 @@ import pytest
 from nle import nethack
 from nle.env.tasks import NetHackScore
 
+from actors.environments.factory import make_environment
 from actors.environments.nethack.crop import CHARACTER_WINDOW, MAP_HEIGHT, MAP_WIDTH, OUTSIDE_GLYPH, character_view, glyph_view, make_maps
 from actors.environments.nethack.vector import NetHackEnvironment
-from actors.environments.vector import make_environment
 from configs.schema import EnvConfig, PolicyConfig
 
 

@@ -9,10 +9,11 @@ import pytest
 from nle import nethack
 from nle.env.tasks import NetHackChallenge, NetHackScore
 
+from actors.environments.factory import make_environment
 from actors.environments.nethack.game import Game, GymnasiumStepping
 from actors.environments.nethack.lean_stepping import LeanStepping, find_obstacle
 from actors.environments.nethack.vector import NetHackEnvironment
-from actors.environments.vector import EpisodeEnd, VectorStep, make_environment
+from actors.environments.vector import EpisodeEnd, VectorStep
 from configs.schema import EnvConfig, PolicyConfig
 
 NUM_ENVS = 32

@@ -14,8 +14,8 @@ import psutil
 import pytest
 from nle.nethack import Nethack
 
+from actors.environments.factory import make_environment
 from actors.environments.nethack.shared_code import MAP_FIXED, EnginePages, LibC, engine_pages
-from actors.environments.vector import make_environment
 from configs.schema import EnvConfig
 
 KEYS = np.array([ord(key) for key in "hjklyubn.s\r<>"])

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from nle import nethack
 
+from actors.environments.factory import make_environment
 from actors.environments.nethack.tasks import EXTENDED_ACTIONS, Oracle, Staircase, answer_key, is_beside, is_hallucinating, oracle_glyph
 from actors.environments.nethack.vector import NetHackEnvironment
-from actors.environments.vector import VectorStep, find_environment, make_environment
+from actors.environments.vector import VectorStep, find_environment
 from configs.schema import EnvConfig
 
 TASKS = ["ScoreExtended", "Oracle", "OracleSober", "Staircase", "StaircaseLvl3", "StaircaseLvl4", "StaircaseLvl3Continual"]
