@@ -231,10 +231,10 @@ def silent_later(obs: Any, info: dict[str, Any]) -> Any:
     ("captioner", "message"),
     [
         (
-            "tests.actors.test_odd_environments:speechless",
-            "environment 'Odd-v0' raised KeyError in its captioner tests.actors.test_odd_environments:speechless: 'evnt'",
+            "tests.actors.environments.test_odd_environments:speechless",
+            "environment 'Odd-v0' raised KeyError in its captioner tests.actors.environments.test_odd_environments:speechless: 'evnt'",
         ),
-        ("tests.actors.test_odd_environments:silent_later", "gave NoneType None; captions are str, bytes or uint8 arrays"),
+        ("tests.actors.environments.test_odd_environments:silent_later", "gave NoneType None; captions are str, bytes or uint8 arrays"),
         ("info:words", "the info of 'Odd-v0' has no 'words' (it has event)"),
     ],
 )

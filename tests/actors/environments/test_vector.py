@@ -63,7 +63,7 @@ def test_the_step_limit_truncates_and_a_goal_on_the_last_step_terminates() -> No
 
 
 def test_limit_zero_leaves_the_limit_to_the_environment() -> None:
-    registered = make("MountainCar-v0", num_envs=1, max_episode_steps=0, captioner="tests.actors.test_environment:nothing")
+    registered = make("MountainCar-v0", num_envs=1, max_episode_steps=0, captioner="tests.actors.environments.test_vector:nothing")
     registered.reset()
     steps = walk(registered, np.zeros((200, 1), np.int64))
     assert [step.truncated[0] for step in steps].index(True) == 199, "the registered limit"

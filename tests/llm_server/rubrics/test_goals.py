@@ -13,7 +13,7 @@ from llm_server.engines.building import build_engine
 from llm_server.rubrics.loading import load_rubric
 from llm_server.service.calibration import calibrate
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 MAX_PER_CLASS = 20
 """A few dozen captions per goal keep this fast."""
 MIN_AUC = {

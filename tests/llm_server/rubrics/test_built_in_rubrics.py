@@ -11,7 +11,7 @@ from llm_server.engines.prompt_tokens import PromptTokens
 from llm_server.rubrics.loading import built_in_rubrics, load_rubric
 from llm_server.rubrics.rubric import Rubric
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 GOALS = ("combat", "gold", "descend", "explore")
 COMPLETION = ["minigrid_progress", "minihack_progress", "nethack_progress", *(f"nethack_{goal}" for goal in GOALS)]
 CHOSEN_ON_A_PART = [name for name in COMPLETION if name != "nethack_progress"]

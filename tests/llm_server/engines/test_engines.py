@@ -36,7 +36,7 @@ PAIRS = PairRubric(
     ),
 )
 TEXTS = ["You kill the newt!", "It's a wall.", "You see here a lichen corpse.", "$ - 12 gold pieces.", "The door opens.", "x"]
-LABELLED = Path(__file__).parent / "data" / "nethack_labelled.jsonl"
+LABELLED = Path(__file__).parents[1] / "data" / "nethack_labelled.jsonl"
 
 pytestmark = pytest.mark.timeout(900)
 

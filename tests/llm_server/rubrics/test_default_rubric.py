@@ -13,8 +13,8 @@ import pytest
 from configs.annotation_schema import ServiceConfig
 from llm_server.service.judge import Judge
 
-ROOT = Path(__file__).resolve().parents[2]
-SETS = [Path(__file__).parent / "data" / "nethack_labelled.jsonl", ROOT.parent / "shared" / "data" / "nethack_captions_dev.jsonl"]
+ROOT = Path(__file__).resolve().parents[3]
+SETS = [Path(__file__).parents[1] / "data" / "nethack_labelled.jsonl", ROOT.parent / "shared" / "data" / "nethack_captions_dev.jsonl"]
 FREQUENT_NOTHINGS = [
     "It's a wall.",
     "It's solid stone.",
