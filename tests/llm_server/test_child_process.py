@@ -225,7 +225,7 @@ def test_it_dies_with_its_parent_even_when_that_is_killed(tmp_path):
     code = (
         "from pathlib import Path\n"
         "from llm_server.child_process import ChildServer\n"
-        "from tests.llm_server.test_child_server import settings\n"
+        "from tests.llm_server.test_child_process import settings\n"
         f"ChildServer(settings(Path({str(tmp_path)!r}), 'serve')).wait_until_up(30)\n"
         "print('up', flush=True)\n"
         "input()\n"

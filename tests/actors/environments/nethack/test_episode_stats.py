@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tests.actors.test_nethack import make
+from tests.actors.environments.nethack.test_vector import make
 
 from actors.environments.nethack.episode_stats import EpisodeFigures
 from actors.environments.vector import EpisodeEnd

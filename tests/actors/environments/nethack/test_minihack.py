@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import pytest
-from tests.actors.test_nethack import histories_of_two_processes, make, play
+from tests.actors.environments.nethack.test_vector import histories_of_two_processes, make, play
 
 from actors.environments.factory import make_environment
 from actors.environments.nethack.vector import NetHackEnvironment

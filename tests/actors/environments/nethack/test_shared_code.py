@@ -287,7 +287,7 @@ def digests(num_engines: int = 4) -> list[str]:
 
 
 def test_two_processes_share_pages_at_once_and_play_the_same_games() -> None:
-    code = "from tests.actors.test_engine_pages import digests; print(*digests())"
+    code = "from tests.actors.environments.nethack.test_shared_code import digests; print(*digests())"
     processes = [
         subprocess.Popen([sys.executable, "-W", "error", "-c", code], cwd=Path(__file__).parents[4], stdout=subprocess.PIPE, text=True)
         for _ in range(2)

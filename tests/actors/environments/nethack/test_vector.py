@@ -63,7 +63,7 @@ def history(env_id: str, episodes: int = 3, max_episode_steps: int = 60) -> list
 
 def histories_of_two_processes(env_id: str) -> list[list[str]]:
     """The hashes of two fresh processes that run side by side."""
-    code = f"from tests.actors.test_nethack import history; print(*history({env_id!r}))"
+    code = f"from tests.actors.environments.nethack.test_vector import history; print(*history({env_id!r}))"
     root = Path(__file__).parents[4]
     command = [sys.executable, "-W", "error", "-c", code]
     processes = [
