@@ -1,4 +1,4 @@
-"""The nearest thing to a name that does not exist, for error messages.
+"""Error messages of the configuration: the nearest known name to one that does not exist.
 
 Invariant: imports nothing heavy; every package may use it.
 """

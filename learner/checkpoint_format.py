@@ -1,7 +1,9 @@
-"""Nested state as plain JSON plus a flat dict of tensors, and back.
+"""What a checkpoint's files hold, and reading them from a directory that may be damaged or made by somebody else: nested state as plain
+JSON plus a flat dict of tensors, and back.
 
-Invariant: what comes back equals what went in, in type, dtype, shape and value (NaN included); anything that could not is
-refused by name.
+Invariant: what comes back equals what went in, in type, dtype, shape and value (NaN included); anything that could not is refused by
+name. Nothing is unpickled; nothing outside the directory is opened, no link or device in it is followed, and nothing is read that is
+larger than what may be believed, or whose checksum differs from the manifest's.
 """
 
 import json

@@ -1,16 +1,18 @@
-"""The cap on intrinsic reward's share of the total, `reward.max_intrinsic_share`.
+"""Rewards that depend on the running episode: goals that are paid once per episode (`GoalLedger`), and the cap on intrinsic reward's
+share of the total, `reward.max_intrinsic_share` (`ShareCap`).
 
 Let I be the mean over finished episodes of sum_t |k_int R / N^beta|, and E the mean of sum_t max(0, k_ext clip(s r_env)) over those
-finished episodes in which that sum was not 0 (a penalty for every step is no success); both are running means that forget by a factor of 0.99 per episode. With a cap s, intrinsic
-reward is multiplied by
+finished episodes in which that sum was not 0 (a penalty for every step is no success); both are running means that forget by a factor of
+0.99 per episode. With a cap s, intrinsic reward is multiplied by
 
     scale = min(1, s / (1 - s) * E / I)
 
-so that what an average episode earns intrinsically is at most the share s beside what a rewarded episode earns extrinsically.
-Averaging E over rewarded episodes alone, and leaving scale at 1 until there is one, is what makes this sensible for sparse rewards:
-with E over all episodes the first lucky success would switch exploration off.
+so that what an average episode earns intrinsically is at most the share s beside what a rewarded episode earns extrinsically. Averaging
+E over rewarded episodes alone, and leaving scale at 1 until there is one, is what makes this sensible for sparse rewards: with E over all
+episodes the first lucky success would switch exploration off.
 
-Invariant: a batch is scaled by what was known before it; sums are of the uncapped reward, so the cap does not feed back on itself.
+Invariant: every rollout of a worker goes through in the order in which it was played, those that are dropped included, so the record is
+that of the episodes, not of what was trained on.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,9 @@
-"""The reward that the learner trains on: the environment's and the reward model's, mixed when a rollout is consumed.
+"""The reward that the learner trains on: the environment's and the reward model's, mixed when a rollout is consumed; and what each
+caption has been paid over the whole run.
 
-Invariant: step t is paid for the caption that action t led to, an episode's last one included; an empty caption earns
-nothing and is never unknown, and a caption that the table does not know yet earns nothing and is counted.
+Invariant: step t is paid for the caption that action t led to, an episode's last one included; an empty caption earns nothing and is
+never unknown, and a caption that the table does not know yet earns nothing and is counted. Payments are one sum per caption that ever
+earned something, so they are bounded by the reward tables of the run.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,9 @@
-"""Options that any reward model takes, between its scores and the table: warm-up, the permuted control, clipping.
+"""Options that any reward model takes, between its scores and the table: warm-up, clipping, and the permuted control of what the judge
+means, in which rewards are exchanged among captions of similar frequency, so that their amount and rarity stay.
 
-Invariant: applied once per version, to the whole table.
+Invariant: applied once per version, to the whole table. Where a caption's permuted reward comes from changes only when that source leaves
+the book; each caption is the source of at most one other, never of itself; a function of the seed and of the order in which captions
+became known and left.
 """
 
 from collections.abc import Mapping, Set

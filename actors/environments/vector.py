@@ -1,7 +1,7 @@
-"""The vector environment that a worker steps, and the factory that builds one from a configuration.
+"""The vector environment that a worker steps: its contract, the values that it exchanges, and its seeds.
 
-Invariant: environments reset within the same step (SAME_STEP), and what an episode's last step showed (observation,
-caption) is kept apart from the first observation of the next.
+Invariant: environments reset within the same step (SAME_STEP), and what an episode's last step showed (observation, caption) is kept
+apart from the first observation of the next. A seed depends on where an episode belongs, on nothing else.
 """
 
 import hashlib

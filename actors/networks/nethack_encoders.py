@@ -1,6 +1,7 @@
-"""The encoder `nethack_full`: what lies around the hero in detail, most of the level in outline, status, message by its words, inventory.
+"""Encoders of NetHack: the status line as numbers of moderate size, and the network `nethack_full`, which reads the cells around the
+agent in detail, most of the level in outline, the status line, the message by its words, and the inventory.
 
-Invariant: all is relative to the hero, and whatever repeats itself is encoded once: each distinct crop, outline, message, inventory.
+Invariant: positions are relative to the agent; every number is finite, and status values lie within [-5, 5].
 """
 
 from collections.abc import Mapping

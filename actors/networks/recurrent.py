@@ -1,7 +1,11 @@
-"""The recurrent core over whole sequences, with resets in mid-sequence.
+"""The recurrent core, LSTM or GRU, over whole sequences with resets in mid-sequence; gradients are written by hand.
 
-Invariant: a sequence gives what its steps give one after another; the input half of all gates is one matrix product, and a
-reset costs one mask at its own step.
+PyTorch's own differentiation of a loop over steps makes one product per step for the gradient of the recurrent weights, and casts,
+copies and stores intermediate results at every operation. Here the backward loop keeps only the product that the recurrence needs; the
+weights' gradient is one product over the whole sequence.
+
+Invariant: a sequence gives what its steps give one after another, whatever its length, with or without gradients. Products are in the
+dtype of the gates (bf16 under autocast), everything else and the state in the state's dtype.
 """
 
 from collections.abc import Sequence

@@ -1,10 +1,15 @@
-"""Convolutions over embedded categories, as sums of table rows: of a crop's 81 cells few are distinct.
+"""Computes each distinct row of a batch once: most rows of a NetHack batch repeat.
 
-The product of a category's embedding with one tap of the kernel is the same wherever the category stands, so it is computed
-once for each category in the batch; a cell's output is then the sum of its neighbours' rows, and the gradient of a row the sum
-over the cells that it went to. In training this takes a CPU about half the time of embedding and convolving.
+- `distinct_rows` encodes each distinct row once and copies the result to its repeats.
+- `EncodingCache` keeps encodings through a rollout, for as long as the weights that made them are in use.
+- `GlyphConvolution` convolves embedded categories as sums of table rows. The product of a category's embedding with one tap of the
+  kernel is the same wherever the category stands, so it is computed once per category; a cell's output is the sum of its neighbours'
+  rows, and a row's gradient the sum over the cells that it went to. In training this takes a CPU about half the time of embedding and
+  convolving.
+- `RepeatingEncoder` is the base class of the encoders made of such parts.
 
-Invariant: the result is that of `conv2d(embedding(categories))`, up to rounding, gradients included.
+Invariant: rows share a result only where all their bytes are equal; a row's result, gradients included, is that of the row encoded
+alone, up to rounding.
 """
 
 from collections.abc import Callable, Mapping, Sequence

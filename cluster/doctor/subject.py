@@ -1,6 +1,7 @@
-"""What `delphi doctor` examines: a configuration, and what its checks derive from it.
+"""What `delphi doctor` examines, a configuration with what its checks derive from it, and what a check returns.
 
-Invariant: derived by the code that a run uses.
+Invariant: derived by the code that a run uses; a result that is not `ok` says what to do; importing this imports nothing that may be
+missing.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Writes metric lines to metrics.jsonl, TensorBoard and, inside a Ray process, Ray's metrics endpoint.
 
-Invariant: every line holds every catalogue name (null where undefined) and no other; a line is on disk when `write` returns, or,
-where the disk refuses, as soon as it takes something again.
+Invariant: every line holds every catalogue name (null where undefined) and no other; the file holds whole lines, in order. A line is on
+disk when `write` returns; one that the disk refuses waits in memory, within a bound, and is written as soon as there is room.
 """
 
 import contextlib

@@ -1,6 +1,11 @@
-"""Gathers one metric line from updates, finished episodes, and the figures of the other parts.
+"""Gathers one metric line from updates, finished episodes, and the metrics of the other parts.
 
-Invariant: every figure covers exactly the log interval or episode window that the catalogue says; state survives a resume.
+Environments that start together end their short episodes first, and wherever some tasks take long, an average over what has ended is an
+average over what is short. So an episode counts only when no earlier one of its worker still runs (`EpisodeWindow`): the means are
+undefined until the first episodes have all ended, and unbiased from then on.
+
+Invariant: every metric covers exactly the log interval or episode window that the catalogue says; every episode counts once and whole,
+none that an exception cut and none that a replaced worker left unfinished; state survives a resume.
 """
 
 import math

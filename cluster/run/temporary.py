@@ -1,7 +1,10 @@
-"""The one directory for a run's temporary files on a node: NetHack's engine copies, and Ray's session in `local`.
+"""The one directory for a run's temporary files on a node: NetHack's engine copies, Ray's session in `local` and the token that guards
+that session.
 
-Invariant: it lies where TMPDIR says; swept when a run starts and when it ends, so that even `kill -9` leaves nothing for longer than
-until the next start. Ray's session alone lies in /tmp where the paths of its sockets would be too long.
+Invariant: it lies where TMPDIR says; it is removed when a run starts and when it ends, so that even `kill -9` leaves nothing for longer
+than until the next start. Ray's session alone lies in /tmp where the paths of its sockets would be too long. The token is set before Ray
+is first imported, because Ray reads it then; the home directory is left alone: a token that `ray.init` writes there would be asked for by
+every cluster started on the machine afterwards.
 """
 
 import hashlib

@@ -1,6 +1,8 @@
-"""`delphi bench`: runs a benchmark of the checkout, by name.
+"""`delphi bench`: runs a benchmark of the checkout, by name; and what every benchmark reports: medians and spread of repeated
+measurements, a ratio, and what they were taken on.
 
-Invariant: a benchmark is a module of tests/benchmarks with a `main(argv)`; its docstring's first line is what the list says of it.
+Invariant: a benchmark is a module of tests/benchmarks with a `main(argv)`; its docstring's first line is its help. A result comes with
+its settings, machine and commit; both sides of a ratio are measured in the same run, in turns.
 """
 
 import argparse

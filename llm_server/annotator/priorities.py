@@ -1,7 +1,9 @@
-"""How much may be asked: `annotator.max_labels` in all, `annotator.max_labels_per_s` by the clock.
+"""What to ask next, and how much may be asked: the priority of every caption under `annotator.policy`, and the budget of
+`annotator.max_labels` in all and `annotator.max_labels_per_s`.
 
-Invariant: what is reserved is either spent or given back; the total that was spent never exceeds the limit. After a
-resume it counts from the checkpoint: what was answered since is asked of the judgement store again, which costs nothing.
+Invariant: priorities are a function of the caption book's columns, so a resumed run asks in the same order. What is reserved of the
+budget is either spent or given back, and the total spent never exceeds the limit. After a resume it counts from the checkpoint: what was
+answered since is asked of the judgement store again, which costs nothing.
 """
 
 import threading

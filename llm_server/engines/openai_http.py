@@ -1,7 +1,8 @@
-"""`Endpoint`: JSON over HTTP to a server that speaks OpenAI's protocol.
+"""`Endpoint`: JSON over HTTP to a server that speaks OpenAI's protocol, and what its error answers mean.
 
 Invariant: a request ends within its deadline or soon after, with an answer, `EndpointRefused` (asking again is no use) or
-`EndpointUnavailable` (it was asked again until then); the key appears in no message and goes unencrypted to no other machine.
+`EndpointUnavailable` (it was asked again until then). An answer that holds an error, or no choice where one was asked for, is never
+taken for an answer, whatever its HTTP status. The key appears in no message and is sent unencrypted to no other machine.
 """
 
 import email.utils

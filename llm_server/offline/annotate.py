@@ -1,6 +1,7 @@
 """`delphi annotate`: judges the captions of a file or a run, and pairs of them, into a judgement file for offline training.
 
-Invariant: every answer is written before the next batch is asked; run again, the command asks what is missing and nothing twice.
+Invariant: every answer is written before the next batch is asked; run again, the command asks what is missing and nothing twice. Pairs
+are drawn by how often both captions occur, each at most once in either order, as a function of the seed.
 """
 
 import argparse

@@ -1,7 +1,9 @@
-"""How well scores agree with labels: area under the ROC curve with an interval, accuracy at a threshold, calibration, pairs.
+"""How well scores agree with labels: area under the ROC curve with an interval, accuracy at a threshold, calibration, pairs; and
+`reward_precision`, the share of the intrinsic reward paid that went to captions labelled as progress.
 
-Invariant: pure functions of numpy arrays; what cannot be computed (one class only, nothing at all) is NaN, never a guess.
-Labels are bool [N], scores and probabilities f64 [N] and finite throughout.
+Invariant: pure functions of numpy arrays; what cannot be computed (one class only, nothing at all) is NaN, never a guess. Labels are bool
+[N], scores and probabilities f64 [N] and finite throughout. Captions without a label count on neither side of `reward_precision`, and
+the share of reward that they leave out is reported.
 """
 
 import math

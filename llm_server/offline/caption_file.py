@@ -1,6 +1,8 @@
-"""Caption files: JSON lines of captions with labels (for audits) or counts (for offline annotation), and a run's captions.sqlite.
+"""Caption files: JSON lines of captions with labels (for audits) or counts (for offline annotation), a run's captions.sqlite, and
+`delphi export`, which writes a run's captions as such a file.
 
-Invariant: what is read is sound to the last line; the first that is not is named with its number, what was got and what was wanted.
+Invariant: what is read is sound to the last line; the first that is not is named with its number, what was got and what was wanted. An
+export has one line per distinct caption, the most frequent first; what has no answer is null.
 """
 
 import argparse

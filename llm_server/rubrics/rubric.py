@@ -1,7 +1,8 @@
-"""`Rubric`: what the LLM is asked, about single items and about pairs.
+"""`Rubric`: what the LLM is asked about single items and about pairs; `Question`: the prompt template of one such request, as a
+completion to continue or as a conversation.
 
-Invariant: an item is put between two fixed pieces of prompt as plain text on one line, so it can change neither the prompt's
-structure nor its length beyond the rubric's limit.
+Invariant: an item is put between two fixed pieces of prompt as plain text on one line, so it can change neither the prompt's structure
+nor its length beyond the rubric's limit; the examples look exactly like it, and answers are single words in a fixed place.
 """
 
 import dataclasses

@@ -1,7 +1,9 @@
-"""The annotation service as a child process of the run: started, watched, started again, ended.
+"""The annotation service as a child process of the run: started, probed for liveness, started again, ended.
 
-Invariant: at most one child is alive; it ends when its parent does, however that ends, because it watches its standard
-input; one that hangs is killed; watching it never raises and never waits.
+Invariant: at most one child is alive; it ends when its parent does, however that ends, because it watches its standard input; one that
+hangs is killed; watching it never raises and never waits. Only an unanswered probe counts against it, never time that passed by itself
+(this process may have been stopped too): two in a row that had half the limit each. Before a service has first judged, the limit is
+fifteen times as long: importing and loading block it.
 """
 
 import logging

@@ -1,7 +1,8 @@
 """`Judge`: the annotation service without its network. Items in, judgements out.
 
-Invariant: an item is asked of the model at most once at a time, whoever asks for it, and not at all where the store knows it;
-whatever fails, the worker thread, which does everything slow, lives on.
+Invariant: an item is asked of the model at most once at a time, whoever asks for it, and not at all where the store knows it; whatever
+fails, the worker thread, which does everything slow, lives on. An item whose parts are judged one by one has the judgement of its
+likeliest part; parts without a label neither add nor take away.
 
     submit (any thread) ──▶ queue ──store look-up──▶ queue ──engine, `batch_size` at a time──▶ store, queue ──▶ futures
 """
