@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from tests.actors.environments.nethack.test_vector import make
 
 from actors.environments.nethack.episode_stats import EpisodeFigures
 from actors.environments.vector import EpisodeEnd
+from tests.actors.environments.nethack.test_vector import make
 
 
 def play_one(env_id: str, num_steps: int, seed: int) -> tuple[EpisodeEnd, float, list[bytes]]:

@@ -4,11 +4,11 @@ import random
 
 import numpy as np
 import pytest
-from tests.actors.environments.nethack.test_vector import histories_of_two_processes, make, play
 
 from actors.environments.factory import make_environment
 from actors.environments.nethack.vector import NetHackEnvironment
 from configs.schema import EnvConfig
+from tests.actors.environments.nethack.test_vector import histories_of_two_processes, make, play
 
 MAZE = """MAZE: "mylevel", ' '
 FLAGS:premapped
