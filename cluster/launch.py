@@ -94,9 +94,9 @@ def launch(config: RunConfig) -> int:
         console.say(
             f"run {config.run_dir} {word}: {config.env.id}, reward model {config.reward_model.name}, to {config.total_env_steps:,} steps{limit}"
         )
-        finding = weigh_penalties(config, spec)
-        if finding is not None:
-            console.say(f"warning: {finding.found}; {finding.advice}")
+        result = weigh_penalties(config, spec)
+        if result is not None:
+            console.say(f"warning: {result.found}; {result.advice}")
         for notice in spec.notices:
             LOG.warning("%s", notice)
             console.say(f"warning: {notice}")

@@ -25,11 +25,10 @@ from learner.checkpoint import load_latest
 from llm_server.annotator.annotator import Annotator
 from llm_server.annotator.caption_archive import CaptionArchive
 from llm_server.annotator.caption_book import CaptionBook
-from llm_server.annotator.feedback import AnnotationClient, CaptionQuestions, EmbeddingQuestions, Questions
+from llm_server.annotator.feedback import CaptionQuestions, EmbeddingQuestions, JudgeClient, Questions
 from llm_server.annotator.pairs import ComparedPairs, PointwisePairs
 from llm_server.channel import check_address
-from llm_server.client import AnnotationClient as GrpcClient
-from llm_server.client import InProcessClient
+from llm_server.client import AnnotationClient, InProcessClient
 from llm_server.credentials import NO_CREDENTIALS, ClientCredentials, CredentialFiles, load_client_credentials
 from llm_server.engines.building import check_engine
 from llm_server.replicas import Replicas, split_addresses
@@ -81,26 +80,26 @@ def build_pipeline(
     if _needs_service(config, model.asks):
         rubric, timeout_s = load_rubric(settings.rubric), settings.request_timeout_s
         ours = service_config(config, model.asks)
-        connect: Callable[[], AnnotationClient]
+        connect: Callable[[], JudgeClient]
         if settings.address:
             connect = _remote(settings, rubric)
         elif replicas is not None:
             shown = credentials.client() if credentials is not None else NO_CREDENTIALS
-            connect = partial(ReplicatedClient, Replicas(replicas, lambda address: GrpcClient(address, rubric, timeout_s, shown)))
+            connect = partial(ReplicatedClient, Replicas(replicas, lambda address: AnnotationClient(address, rubric, timeout_s, shown)))
         elif config.cluster.mode == "inline":
             judge = build_judge(ours, rubric)
             connect = partial(InProcessClient, judge)
         else:
             service = ServiceProcess(ours, settings.rubric, run.path / "service.log")
-            connect = lambda: GrpcClient(service.address(), rubric, timeout_s)  # noqa: E731
+            connect = lambda: AnnotationClient(service.address(), rubric, timeout_s)  # noqa: E731
         annotator = Annotator(connect, _questions(config, model.asks, book), settings)
     return AnnotationPipeline(book, trainer, annotator=annotator, service=service, judge=judge, config=config.reward_model)
 
 
-def _remote(settings: AnnotatorConfig, rubric: Rubric) -> Callable[[], AnnotationClient]:
+def _remote(settings: AnnotatorConfig, rubric: Rubric) -> Callable[[], JudgeClient]:
     """Connects to the running service, or services, of `annotator.address`."""
     credentials, addresses = service_credentials(settings), split_addresses(settings.address)
-    reach: Callable[[str], AnnotationClient] = lambda address: GrpcClient(address, rubric, settings.request_timeout_s, credentials)  # noqa: E731
+    reach: Callable[[str], JudgeClient] = lambda address: AnnotationClient(address, rubric, settings.request_timeout_s, credentials)  # noqa: E731
     if len(addresses) == 1:
         return partial(reach, addresses[0])
     return partial(ReplicatedClient, Replicas(lambda: {address: address for address in addresses}, reach))

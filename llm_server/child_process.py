@@ -1,10 +1,10 @@
 """`ChildServer`: a server program as a supervised child process on loopback.
 
-Invariant: it counts as up only while it answers its canary, a real question with a deadline, for a server that hangs may call
-itself healthy. One that ends, with whatever exit code, or owes the canary an answer is ended with all its processes and started
+Invariant: it counts as up only while it answers its probe, a real question with a deadline, for a server that hangs may call
+itself healthy. One that ends, with whatever exit code, or owes the probe an answer is ended with all its processes and started
 again after a bounded back-off. It never outlives this process (see `child_guard`).
 
-    supervisor thread:  start ──▶ canary until the first answer ──▶ up: canary when idle or doubted ──▶ end ──▶ back off ──▶ start
+    supervisor thread:  start ──▶ probe until the first answer ──▶ up: probe when idle or doubted ──▶ end ──▶ back off ──▶ start
 """
 
 import logging
@@ -35,7 +35,7 @@ ERROR_LINE = re.compile(r"^(?:\([^)]*\) )?(?:ERROR [^\]]*\] )?\s*((?:[\w.]*\.)?[
 GUARD_BUDGET_S = child_guard.GRACE_S + child_guard.TRACKERS_S + 2.0
 
 
-class CanaryRefused(RuntimeError):
+class ProbeRefused(RuntimeError):
     """The server answers, but not as it should, and asking again is of no use."""
 
 
@@ -47,15 +47,15 @@ class ChildSettings:
     """For messages."""
     command: Callable[[int], list[str]]
     """The program that listens on that port of 127.0.0.1."""
-    canary: Callable[[int, float], None]
+    probe: Callable[[int, float], None]
     """Asks the server on that port a question; raises unless the right kind of answer comes within so many seconds.
-    CanaryRefused ends the start at once; with anything else the server is taken to be loading."""
+    ProbeRefused ends the start at once; with anything else the server is taken to be loading."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Added to this process's own."""
     start_timeout_s: float = 900.0
-    """From start to the first answered canary; loading a large model takes minutes."""
-    canary_timeout_s: float = 60.0
-    canary_interval_s: float = 30.0
+    """From start to the first answered probe; loading a large model takes minutes."""
+    probe_timeout_s: float = 60.0
+    probe_interval_s: float = 30.0
     """A server that has answered nothing for so long is asked."""
     first_backoff_s: float = 0.5
     max_backoff_s: float = 60.0
@@ -110,11 +110,11 @@ class ChildServer:
                 self._changed.wait(max(0.0, deadline - time.monotonic()) + 0.01)
 
     def answered(self) -> None:
-        """An answer came, which is as good as a canary."""
+        """An answer came, which is as good as a probe."""
         self._quiet_since = time.monotonic()
 
     def doubt(self, port: int) -> None:
-        """The child on `port` broke a connection or a deadline: its canary decides, until then nobody is told its port."""
+        """The child on `port` broke a connection or a deadline: its probe decides, until then nobody is told its port."""
         with self._changed:
             if self._port == port:
                 self._doubted = True
@@ -189,17 +189,17 @@ class ChildServer:
         while not self._closed:
             if output.has_ended or child.poll() is not None:
                 return ""
-            if not is_up or self._doubted or time.monotonic() - self._quiet_since > settings.canary_interval_s:
-                patience_s = settings.canary_timeout_s if is_up else max(1.0, start_deadline - time.monotonic())
+            if not is_up or self._doubted or time.monotonic() - self._quiet_since > settings.probe_interval_s:
+                patience_s = settings.probe_timeout_s if is_up else max(1.0, start_deadline - time.monotonic())
                 try:
-                    settings.canary(port, patience_s)
+                    settings.probe(port, patience_s)
                 except Exception as error:
                     if output.has_ended or child.poll() is not None:
                         return ""
                     if is_up:
-                        return f"did not answer a canary question within {patience_s:.0f} s ({_in_one_line(error)})"
-                    if isinstance(error, CanaryRefused):
-                        return f"refuses its canary question: {' '.join(str(error).split())}"
+                        return f"did not answer a probe question within {patience_s:.0f} s ({_in_one_line(error)})"
+                    if isinstance(error, ProbeRefused):
+                        return f"refuses its probe question: {' '.join(str(error).split())}"
                     if time.monotonic() > start_deadline:
                         within = f"within {settings.start_timeout_s:.0f} s of its start"
                         return f"answered nothing {within} ({_in_one_line(error)}): {output.complaint()}"

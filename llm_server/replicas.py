@@ -18,7 +18,7 @@ from typing import Any
 from xxhash import xxh3_64_intdigest
 
 from llm_server.annotation import ServiceDescription
-from llm_server.annotator.feedback import AnnotationClient
+from llm_server.annotator.feedback import JudgeClient
 from llm_server.client import AnnotationRefused, ServiceUnavailable, is_loading
 
 LOG = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Replicas:
     def __init__(
         self,
         addresses: Callable[[], Mapping[str, str]],
-        connect: Callable[[str], AnnotationClient],
+        connect: Callable[[str], JudgeClient],
         *,
         first_backoff_s: float = FIRST_BACKOFF_S,
         max_backoff_s: float = MAX_BACKOFF_S,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from llm_server.annotation import Judgement, PairJudgement, ServiceDescription
-from llm_server.annotator.feedback import AnnotationClient, check_number
+from llm_server.annotator.feedback import JudgeClient, check_number
 from llm_server.client import AnnotationRefused, ServiceUnavailable
 from llm_server.replicas import Replicas, rendezvous_order
 
@@ -27,7 +27,7 @@ class ReplicatedClient:
         self._replicas = replicas
         replicas.attach()
         self._lock = threading.Lock()
-        self._connections: dict[str, tuple[str, AnnotationClient]] = {}
+        self._connections: dict[str, tuple[str, JudgeClient]] = {}
         self._is_closed = False
         self._rejected = 0
 
@@ -84,7 +84,7 @@ class ReplicatedClient:
         self._replicas.release()
 
     def _ask(
-        self, kind: str, items: Sequence[Any], routes: Sequence[bytes], send: Callable[[AnnotationClient, list[Any]], Sequence[Any]]
+        self, kind: str, items: Sequence[Any], routes: Sequence[bytes], send: Callable[[JudgeClient, list[Any]], Sequence[Any]]
     ) -> list[Any]:
         answers = {n: answer for n, item in enumerate(items) if (answer := self._replicas.recall((kind, item))) is not None}
         tried: set[str] = set()
@@ -106,7 +106,7 @@ class ReplicatedClient:
                     self._replicas.answered(name)
         return [answers[n] for n in range(len(items))]
 
-    def _at_once(self, calls: Mapping[str, Callable[[AnnotationClient], Any]], addresses: Mapping[str, str]) -> dict[str, Any]:
+    def _at_once(self, calls: Mapping[str, Callable[[JudgeClient], Any]], addresses: Mapping[str, str]) -> dict[str, Any]:
         """What each replica's call returned, or its exception, after which the replica is left out; one thread per call."""
         results: dict[str, Any] = {}
 
@@ -129,7 +129,7 @@ class ReplicatedClient:
             thread.join()
         return results
 
-    def _connected(self, name: str, address: str) -> AnnotationClient:
+    def _connected(self, name: str, address: str) -> JudgeClient:
         """The connection to a replica; a new one is first asked whether it judges as the others do."""
         with self._lock:
             known = self._connections.get(name)
@@ -149,8 +149,8 @@ class ReplicatedClient:
         client.close()
         raise ServiceUnavailable("the client of the annotation replicas is closed")
 
-    def _describing(self, name: str, address: str) -> Callable[[AnnotationClient], ServiceDescription]:
-        def call(client: AnnotationClient) -> ServiceDescription:
+    def _describing(self, name: str, address: str) -> Callable[[JudgeClient], ServiceDescription]:
+        def call(client: JudgeClient) -> ServiceDescription:
             said = self._replicas.agree(name, client.describe())
             self._replicas.is_well(name, address)
             return said
@@ -165,8 +165,8 @@ class ReplicatedClient:
             known[1].close()
 
 
-def _sending(send: Callable[[AnnotationClient, list[Any]], Sequence[Any]], part: list[Any]) -> Callable[[AnnotationClient], Sequence[Any]]:
-    def call(client: AnnotationClient) -> Sequence[Any]:
+def _sending(send: Callable[[JudgeClient, list[Any]], Sequence[Any]], part: list[Any]) -> Callable[[JudgeClient], Sequence[Any]]:
+    def call(client: JudgeClient) -> Sequence[Any]:
         answers = send(client, part)
         check_number(len(answers), len(part))
         return answers

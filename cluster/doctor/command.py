@@ -1,6 +1,6 @@
 """`delphi doctor`: checks this machine and what a configuration needs, and says what to do.
 
-Invariant: changes nothing and never stops half-way: a check that itself fails is one more finding.
+Invariant: changes nothing and never stops half-way: a check that itself fails is one more result.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from cluster.doctor.subject import Finding, failed
+from cluster.doctor.subject import CheckResult, failed
 from configs.paths import path_argument
 from llm_server.standard_output import guarded
 
@@ -38,36 +38,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("llm_server").setLevel(logging.INFO)  # unpacking a model takes a while, and says so
-    findings = []
-    for finding in examine(config, is_quick=arguments.quick):
-        findings.append(finding)
+    results = []
+    for result in examine(config, is_quick=arguments.quick):
+        results.append(result)
         if not arguments.json:
-            _print(finding)
-    num_failed = sum(finding.status == "failed" for finding in findings)
-    num_warnings = sum(finding.status == "warning" for finding in findings)
+            _print(result)
+    num_failed = sum(result.status == "failed" for result in results)
+    num_warnings = sum(result.status == "warning" for result in results)
     seconds = time.monotonic() - started
     if arguments.json:
-        print(json.dumps(_report(findings, preset or arguments.config, seconds)))
+        print(json.dumps(_report(results, preset or arguments.config, seconds)))
     else:
         word = "all is well" if not num_failed + num_warnings else f"{num_failed} failed, {num_warnings} warnings"
-        print(f"{preset or arguments.config}, run_dir {config.run_dir}: {len(findings)} checks in {seconds:.1f} s, {word}")
+        print(f"{preset or arguments.config}, run_dir {config.run_dir}: {len(results)} checks in {seconds:.1f} s, {word}")
     return 1 if num_failed else 0
 
 
-def examine(config: Any, *, is_quick: bool = False) -> Iterator[Finding]:
-    """Every finding about a `RunConfig`, as it is found; a quick look measures no speed of the judge."""
+def examine(config: Any, *, is_quick: bool = False) -> Iterator[CheckResult]:
+    """Every result about a `RunConfig`, as it is found; a quick look measures no speed of the judge."""
     try:
         from cluster.doctor.label_rate import check_label_rate
         from cluster.doctor.machine import check_disks, check_limits, check_machine, check_torch
         from cluster.doctor.packages import check_packages, check_python
         from cluster.doctor.ray_cluster import check_ports, check_ray
         from cluster.doctor.service import check_environment, check_judge, check_service, check_store
-        from cluster.doctor.subject import Patient
+        from cluster.doctor.subject import Subject
     except ImportError as error:
         yield failed("packages", str(error), INSTALL)
         return
-    patient = Patient(config)
-    checks: list[tuple[str, Callable[[Patient], Finding | list[Finding]]]] = [
+    subject = Subject(config)
+    checks: list[tuple[str, Callable[[Subject], CheckResult | list[CheckResult]]]] = [
         ("python", check_python),
         ("packages", check_packages),
         ("torch", check_torch),
@@ -84,7 +84,7 @@ def examine(config: Any, *, is_quick: bool = False) -> Iterator[Finding]:
     ]
     for name, check in checks:
         try:
-            found = check(patient)
+            found = check(subject)
         except ImportError as error:
             found = failed(name, f"cannot be checked: {error}", "install what `packages` lists first")
         except ValueError as error:  # what the parts themselves say of a wrong setting is one line with what to do
@@ -95,24 +95,24 @@ def examine(config: Any, *, is_quick: bool = False) -> Iterator[Finding]:
         yield from found if isinstance(found, list) else [found]
 
 
-def _report(findings: Sequence[Finding], subject: str, seconds: float) -> dict[str, Any]:
+def _report(results: Sequence[CheckResult], configuration: str, seconds: float) -> dict[str, Any]:
     keys = ("check", "status", "found", "advice")
     return {
-        "ok": not any(finding.status == "failed" for finding in findings),
-        "configuration": subject,
+        "ok": not any(result.status == "failed" for result in results),
+        "configuration": configuration,
         "seconds": round(seconds, 2),
-        "checks": [{key: getattr(finding, key) for key in keys} for finding in findings],
+        "checks": [{key: getattr(result, key) for key in keys} for result in results],
     }
 
 
-def _print(finding: Finding) -> None:
+def _print(result: CheckResult) -> None:
     from rich.console import Console
     from rich.text import Text
 
     console = Console(soft_wrap=True, highlight=False)
-    console.print(Text(f"{finding.status:<9}", STYLES[finding.status]), Text(f"{finding.check:<20}{finding.found}"), sep="")
-    if finding.advice:
-        console.print(Text(f"{'':29}-> {finding.advice}"))
+    console.print(Text(f"{result.status:<9}", STYLES[result.status]), Text(f"{result.check:<20}{result.found}"), sep="")
+    if result.advice:
+        console.print(Text(f"{'':29}-> {result.advice}"))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from cluster.doctor.subject import Finding, Patient, ok, warning
+from cluster.doctor.subject import CheckResult, Subject, ok, warning
 from llm_server.client import AnnotationClient, AnnotationRefused, ServiceUnavailable
 from llm_server.engines.model_check import check_model
 from llm_server.engines.models import lent_model_folder
@@ -30,22 +30,22 @@ FEW_LABELS_PER_S = 2.0
 """What the main job's new messages need on average is about 4 in a second; what does not keep up asks the most frequent first."""
 
 
-def check_label_rate(patient: Patient) -> Finding:
+def check_label_rate(subject: Subject) -> CheckResult:
     """Seconds to the first label and labels per second; not measured where the run starts no model of its own."""
-    service = patient.service
-    if not patient.starts_service or patient.asks is Asks.EMBEDDINGS or service.engine not in MEASURED_ENGINES:
+    service = subject.service
+    if not subject.starts_service or subject.asks is Asks.EMBEDDINGS or service.engine not in MEASURED_ENGINES:
         return ok(NAME, "not measured: no language model is loaded here")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as lent:
         try:
             model = str(lent.enter_context(lent_model_folder())) if service.model == "smollm2" else service.model
             settings = replace(service, model=model, store="memory", host="127.0.0.1", port=0)
-            rubric = load_rubric(patient.config.annotator.rubric)
+            rubric = load_rubric(subject.config.annotator.rubric)
             check_model(settings, rubric)
         except ValueError:  # said by the check of the judge
             return ok(NAME, "not measured: the judge has to be put right first")
-        process = ServiceProcess(settings, patient.config.annotator.rubric, Path(folder) / "service.log")
+        process = ServiceProcess(settings, subject.config.annotator.rubric, Path(folder) / "service.log")
         try:
-            return _measure(process, rubric, patient)
+            return _measure(process, rubric, subject)
         except (AnnotationRefused, ServiceUnavailable) as error:
             text = " ".join(str(error).split())
             return warning(NAME, f"the judge gave no label ({text[-300:]})", "correct the service.* keys, or give it a quieter machine")
@@ -53,8 +53,8 @@ def check_label_rate(patient: Patient) -> Finding:
             process.close()
 
 
-def _measure(process: ServiceProcess, rubric: Rubric, patient: Patient) -> Finding:
-    batch_size, model = patient.config.annotator.batch_size, patient.service.model
+def _measure(process: ServiceProcess, rubric: Rubric, subject: Subject) -> CheckResult:
+    batch_size, model = subject.config.annotator.batch_size, subject.service.model
     texts = rubric.calibration.items + rubric.calibration.positives + tuple(example.item for example in rubric.examples)
     items = list(dict.fromkeys(text.encode() for text in texts))
     began = time.monotonic()
@@ -71,7 +71,7 @@ def _measure(process: ServiceProcess, rubric: Rubric, patient: Patient) -> Findi
     finally:
         client.close()
     rate = number / seconds
-    threads = patient.service.torch_threads
+    threads = subject.service.torch_threads
     found = f"{model} ({engine}): {rate:.1f} labels/s" + (f" by {threads} thread{'s' * (threads > 1)}" if threads else "")
     found += f", the first {first_s:.0f} s after the start"
     if rate < FEW_LABELS_PER_S:

@@ -15,7 +15,7 @@ import torch
 
 from actors.devices import resolve_device, resolve_precision
 from actors.policy import PolicyNet
-from cluster.doctor.subject import Finding, Patient, failed, ok, warning
+from cluster.doctor.subject import CheckResult, Subject, failed, ok, warning
 from cluster.on_ray.placement import SMALLEST_BYTES, rollout_bytes, rollouts_at_once
 from cluster.run import temporary
 
@@ -28,9 +28,9 @@ ENGINE_BYTES = {True: 1.2e6, False: 4e6}
 """About what one NetHack engine takes, with and without shared code."""
 
 
-def check_torch(patient: Patient) -> Finding:
+def check_torch(subject: Subject) -> CheckResult:
     """Devices and precision, as the learner and the workers would choose them."""
-    config = patient.config
+    config = subject.config
     cuda = f"CUDA {torch.version.cuda}, {torch.cuda.device_count()} devices" if torch.cuda.is_available() else "no CUDA device"
     found = f"{torch.__version__}, {cuda}"
     if config.cluster.mode == "connect":
@@ -57,11 +57,11 @@ def check_torch(patient: Patient) -> Finding:
     return ok("torch", found)
 
 
-def check_machine(patient: Patient) -> Finding:
+def check_machine(subject: Subject) -> CheckResult:
     """Cores and memory against what the run's parts take."""
-    config = patient.config
+    config = subject.config
     cores, memory = len(os.sched_getaffinity(0)), psutil.virtual_memory()
-    need = memory_bytes(patient)
+    need = memory_bytes(subject)
     found = (
         f"{cores} cores, {memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB of memory free; the run takes about {need / 1e9:.1f}"
     )
@@ -78,51 +78,51 @@ def check_machine(patient: Patient) -> Finding:
     return ok("machine", found)
 
 
-def memory_bytes(patient: Patient) -> float:
+def memory_bytes(subject: Subject) -> float:
     """About what the whole run takes, its own service included."""
-    config = patient.config
+    config = subject.config
     num_envs = config.actors.num_workers * config.actors.envs_per_worker
     is_inline = config.cluster.mode == "inline"
     total = num_envs * ENGINE_BYTES[config.env.share_engine_code] + 2 * PROCESS_BYTES
     if not is_inline:
-        total += config.actors.num_workers * PROCESS_BYTES + 1.2e9 + patient.object_store_bytes
-    if patient.starts_service and patient.config.service.engine in ("transformers", "vllm"):
+        total += config.actors.num_workers * PROCESS_BYTES + 1.2e9 + subject.object_store_bytes
+    if subject.starts_service and subject.config.service.engine in ("transformers", "vllm"):
         from llm_server.engines.model_check import local_folder
 
         try:
-            weights = sum(file.stat().st_size for file in local_folder(patient.service.model).glob("*.safetensors"))
+            weights = sum(file.stat().st_size for file in local_folder(subject.service.model).glob("*.safetensors"))
         except (ValueError, OSError):
             weights = 0  # the model's own check says what is wrong
         total += weights + 0.5e9
     return total
 
 
-def check_disks(patient: Patient) -> list[Finding]:
+def check_disks(subject: Subject) -> list[CheckResult]:
     """The run directory, the folder for temporary files and, for Ray, shared memory."""
-    findings = [_check_run_dir(patient), _check_temporary(patient)]
-    if patient.config.cluster.mode == "local":
-        findings.append(_check_shared_memory(patient))
-    return findings
+    results = [_check_run_dir(subject), _check_temporary(subject)]
+    if subject.config.cluster.mode == "local":
+        results.append(_check_shared_memory(subject))
+    return results
 
 
-def checkpoint_bytes(patient: Patient) -> float:
+def checkpoint_bytes(subject: Subject) -> float:
     """Of one checkpoint: the largest that the run has, or else weights with Adam's two moments, and a caption book."""
-    folder = Path(patient.config.run_dir) / "checkpoints"
+    folder = Path(subject.config.run_dir) / "checkpoints"
     sizes = [sum(file.stat().st_size for file in path.glob("*")) for path in folder.glob("step_*")]
     if sizes:
         return float(max(sizes))
-    net = PolicyNet(patient.spec, patient.config.policy)
+    net = PolicyNet(subject.spec, subject.config.policy)
     return sum(parameter.numel() * 12 for parameter in net.parameters()) + 30e6
 
 
-def _check_run_dir(patient: Patient) -> Finding:
-    config = patient.config
+def _check_run_dir(subject: Subject) -> CheckResult:
+    config = subject.config
     path = Path(config.run_dir).absolute()
     place = next(parent for parent in (path, *path.parents) if parent.exists())
     problem = _why_not_writable(place)
     if problem:
         return failed("run directory", f"{path} cannot be written ({problem})", "correct the permissions, or give another run_dir=")
-    one = checkpoint_bytes(patient)
+    one = checkpoint_bytes(subject)
     need = (config.checkpoint.keep + 1) * one + 200e6
     free = shutil.disk_usage(place).free
     kind = file_system(place)
@@ -137,29 +137,29 @@ def _check_run_dir(patient: Patient) -> Finding:
     return ok("run directory", found)
 
 
-def _check_temporary(patient: Patient) -> Finding:
-    num_envs = patient.config.actors.num_workers * patient.config.actors.envs_per_worker
-    need = num_envs * 4e6 + (1e9 if patient.config.cluster.mode == "local" else 0)
-    root, sessions = temporary.root(), temporary.ray_directory(patient.config.run_dir)
+def _check_temporary(subject: Subject) -> CheckResult:
+    num_envs = subject.config.actors.num_workers * subject.config.actors.envs_per_worker
+    need = num_envs * 4e6 + (1e9 if subject.config.cluster.mode == "local" else 0)
+    root, sessions = temporary.root(), temporary.ray_directory(subject.config.run_dir)
     problem = _why_not_writable(root)
     if problem:
         return failed("temporary files", f"{root} cannot be written ({problem})", "correct its permissions (mode 1777), or set TMPDIR")
     usage = shutil.disk_usage(root)
     found = f"{root}, {usage.free / 1e9:.1f} GB free; the run takes up to {need / 1e9:.1f}"
-    if patient.config.cluster.mode == "local" and not sessions.is_relative_to(root):
+    if subject.config.cluster.mode == "local" and not sessions.is_relative_to(root):
         found += f"; too long a path for Ray's sockets, so its session goes to {temporary.SHORT_ROOT}"
     if usage.free < need:
         return failed("temporary files", found, f"make room on the disk of {root}, or set TMPDIR")
-    if patient.config.cluster.mode == "local" and usage.free < 0.05 * usage.total:
+    if subject.config.cluster.mode == "local" and usage.free < 0.05 * usage.total:
         return warning(
             "temporary files", f"{found}, and Ray spills nothing to a disk that is 95 % full", f"make room on the disk of {root}"
         )
     return ok("temporary files", found)
 
 
-def _check_shared_memory(patient: Patient) -> Finding:
-    need = patient.object_store_bytes
-    number, one = rollouts_at_once(patient.config), rollout_bytes(patient.config, patient.spec)
+def _check_shared_memory(subject: Subject) -> CheckResult:
+    need = subject.object_store_bytes
+    number, one = rollouts_at_once(subject.config), rollout_bytes(subject.config, subject.spec)
     if need < SMALLEST_BYTES:
         return failed(
             "object store", f"cluster.object_store_bytes={need}, and Ray takes no less than {SMALLEST_BYTES}", "set it to 0, or higher"
@@ -177,10 +177,10 @@ def _check_shared_memory(patient: Patient) -> Finding:
     return ok("object store", found)
 
 
-def check_limits(patient: Patient) -> Finding:
+def check_limits(subject: Subject) -> CheckResult:
     """Open files, and a clock that certificates and TensorBoard can live with."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    need = 512 + 4 * patient.config.actors.envs_per_worker + (3584 if patient.config.cluster.mode == "local" else 0)
+    need = 512 + 4 * subject.config.actors.envs_per_worker + (3584 if subject.config.cluster.mode == "local" else 0)
     newest = max(path.stat().st_mtime for path in Path(__file__).parent.glob("*.py"))
     if time.time() < newest - 86_400:
         return warning("limits", f"the clock says {time.strftime('%Y-%m-%d')}, which is before this program was written", "set the clock")

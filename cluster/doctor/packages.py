@@ -12,7 +12,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from cluster.doctor.subject import Finding, Patient, failed, ok
+from cluster.doctor.subject import CheckResult, Subject, failed, ok
 
 CHECKOUT = Path(__file__).parents[2]
 OLDEST_PYTHON = (3, 11)
@@ -38,7 +38,7 @@ print("\\n" + json.dumps(broken))
 IMPORT_TIMEOUT_S = 120.0
 
 
-def check_python(patient: Patient) -> Finding:
+def check_python(subject: Subject) -> CheckResult:
     """Its version."""
     found = f"{sys.version.split()[0]} ({sys.executable})"
     if sys.version_info < OLDEST_PYTHON:
@@ -46,9 +46,9 @@ def check_python(patient: Patient) -> Finding:
     return ok("python", found)
 
 
-def check_packages(patient: Patient) -> Finding:
+def check_packages(subject: Subject) -> CheckResult:
     """What pyproject.toml asks for, and the extras that this configuration uses: there, of a fitting version, importable."""
-    extras = needed_extras(patient)
+    extras = needed_extras(subject)
     requirements = [requirement for requirement, extra in _requirements() if not extra or extra in extras]
     missing, unfit, names = [], [], []
     for requirement in requirements:
@@ -73,13 +73,13 @@ def check_packages(patient: Patient) -> Finding:
     return ok("packages", f"{len(requirements)} packages fit and can be imported{used}")
 
 
-def needed_extras(patient: Patient) -> set[str]:
+def needed_extras(subject: Subject) -> set[str]:
     """Of pyproject.toml, as far as this configuration uses them."""
-    game = patient.config.env.id.rpartition(":")[2].lower().rpartition("/")[2]
+    game = subject.config.env.id.rpartition(":")[2].lower().rpartition("/")[2]
     kinds = {"nethack": {"nle"}, "minihack": {"nle", "minihack"}, "minigrid-": {"minigrid"}, "babyai-": {"minigrid"}}
     extras = next((set(extras) for start, extras in kinds.items() if game.startswith(start)), set())
-    local = patient.config.service.engine in ("transformers", "vllm") or patient.asks.name == "EMBEDDINGS"
-    if local and patient.starts_service:
+    local = subject.config.service.engine in ("transformers", "vllm") or subject.asks.name == "EMBEDDINGS"
+    if local and subject.starts_service:
         extras.add("local-llm")
     return extras
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from cluster.doctor.service import unreachable
-from cluster.doctor.subject import Finding, Patient, failed, ok, warning
+from cluster.doctor.subject import CheckResult, Subject, failed, ok, warning
 from cluster.on_ray import placement
 
 CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
@@ -38,16 +38,16 @@ except Exception as error:
 SUBMIT = "`ray job submit --working-dir . -- python -m cluster.train … cluster.mode=connect`"
 
 
-def check_ray(patient: Patient) -> list[Finding]:
+def check_ray(subject: Subject) -> list[CheckResult]:
     """In `connect` the cluster; in `local` what would disturb the one that the run starts."""
-    mode = patient.config.cluster.mode
+    mode = subject.config.cluster.mode
     if mode == "inline":
         return [ok("ray", "cluster.mode=inline uses none")]
     token = _check_token(mode)
     if mode == "local":
         left = f"; {CURRENT_CLUSTER} tells of another cluster, which does not matter here" if CURRENT_CLUSTER.exists() else ""
         return [token, ok("ray", f"the run starts its own{left}")]
-    return [token, _check_cluster(patient)] if token.status != "failed" else [token]
+    return [token, _check_cluster(subject)] if token.status != "failed" else [token]
 
 
 def token_file() -> Path:
@@ -55,7 +55,7 @@ def token_file() -> Path:
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
 
 
-def _check_token(mode: str) -> Finding:
+def _check_token(mode: str) -> CheckResult:
     asked = os.environ.get("RAY_AUTH_MODE")
     has_token = bool(os.environ.get("RAY_AUTH_TOKEN")) or token_file().is_file()
     if asked not in (None, "token", "disabled"):
@@ -78,8 +78,8 @@ def _check_token(mode: str) -> Finding:
     return ok("ray token", f"RAY_AUTH_MODE={asked}" + (", with a token" if asked == "token" else ""))
 
 
-def _check_cluster(patient: Patient) -> Finding:
-    address, source = _address(patient.config.cluster.address)
+def _check_cluster(subject: Subject) -> CheckResult:
+    address, source = _address(subject.config.cluster.address)
     if not address:
         advice = f"start one with `ray start --head`, set cluster.address or RAY_ADDRESS, or submit to one: {SUBMIT}"
         return failed("ray", "cluster.mode=connect, but no cluster is known here", advice)
@@ -93,7 +93,7 @@ def _check_cluster(patient: Patient) -> Finding:
         stale = f"; {CURRENT_CLUSTER} is left over: `ray stop`, and delete it" if source == str(CURRENT_CLUSTER) else ""
         return failed("ray", f"{source}={address}: {problem}", f"start the cluster (`ray start --head`), or correct the address{stale}")
     try:
-        command = [sys.executable, "-c", JOIN, address, patient.config.cluster.more_nodes, str(Path(__file__).parents[2])]
+        command = [sys.executable, "-c", JOIN, address, subject.config.cluster.more_nodes, str(Path(__file__).parents[2])]
         result = subprocess.run(command, capture_output=True, text=True, timeout=JOIN_TIMEOUT_S)
         said = json.loads(result.stdout.strip().splitlines()[-1])
     except subprocess.TimeoutExpired:
@@ -109,13 +109,13 @@ def _check_cluster(patient: Patient) -> Finding:
         return failed("ray", f"{source}={address}: {said['error']}", advice)
     nodes = [placement.Node(**node) for node in said["nodes"]]
     found = f"{address}: {len(nodes)} nodes, {sum(node.cpus for node in nodes):g} CPU, {sum(node.gpus for node in nodes):g} GPU"
-    config, may_grow = patient.config, said["may_grow"]
+    config, may_grow = subject.config, said["may_grow"]
     try:
         requests = placement.plan(
             config.cluster,
             config.actors,
             needs_annotator=config.reward_model.name != "none",
-            needs_service=patient.starts_service,
+            needs_service=subject.starts_service,
             nodes=nodes,
             may_grow=may_grow,
         )
@@ -143,7 +143,7 @@ def _address(setting: str) -> tuple[str, str]:
         return "", ""
 
 
-def _check_job_server(address: str, source: str) -> Finding:
+def _check_job_server(address: str, source: str) -> CheckResult:
     token = os.environ.get("RAY_AUTH_TOKEN", "")
     if not token and token_file().is_file():
         token = token_file().read_text().strip()
@@ -163,13 +163,13 @@ def _check_job_server(address: str, source: str) -> Finding:
     return ok("ray", f"jobs can be submitted to {address} (Ray {version}): {SUBMIT}")
 
 
-def check_ports(patient: Patient) -> list[Finding]:
+def check_ports(subject: Subject) -> list[CheckResult]:
     """The ports that the run will listen on, as far as they are chosen beforehand."""
-    config, findings = patient.config, []
+    config, results = subject.config, []
     if config.cluster.mode == "local" and config.cluster.dashboard:
         if _why_taken("127.0.0.1", DASHBOARD_PORT):
             found = f"{DASHBOARD_PORT}, the dashboard's, is taken by {holder(DASHBOARD_PORT)}"
-            findings.append(
+            results.append(
                 warning(
                     "ports",
                     found,
@@ -177,9 +177,9 @@ def check_ports(patient: Patient) -> list[Finding]:
                 )
             )
         else:
-            findings.append(ok("ports", f"{DASHBOARD_PORT} is free for the dashboard"))
-    service = patient.service
-    if patient.starts_service and config.cluster.mode != "inline" and service.port:
+            results.append(ok("ports", f"{DASHBOARD_PORT} is free for the dashboard"))
+    service = subject.service
+    if subject.starts_service and config.cluster.mode != "inline" and service.port:
         problem = _why_taken(service.host.strip("[]"), service.port)
         who = holder(service.port)
         if problem and "llm_server.serve" in who:
@@ -187,13 +187,13 @@ def check_ports(patient: Patient) -> list[Finding]:
         else:
             advice = "end that program, or set service.port=0, which takes a free one"
         if problem == "in use":
-            findings.append(failed("ports", f"service.port={service.port} is taken by {who}", advice))
+            results.append(failed("ports", f"service.port={service.port} is taken by {who}", advice))
         elif problem:
             advice = "set service.host to an address of this machine (127.0.0.1), and a service.port above 1023"
-            findings.append(failed("ports", f"service.host={service.host}, service.port={service.port}: {problem}", advice))
+            results.append(failed("ports", f"service.host={service.host}, service.port={service.port}: {problem}", advice))
         else:
-            findings.append(ok("ports", f"{service.port} is free for the annotation service"))
-    return findings or [ok("ports", "free ones are chosen at the start")]
+            results.append(ok("ports", f"{service.port} is free for the annotation service"))
+    return results or [ok("ports", "free ones are chosen at the start")]
 
 
 def holder(port: int) -> str:

@@ -4,11 +4,11 @@ Invariant: silent where it is not known how the environment pays.
 """
 
 from actors.environments.vector import EnvironmentSpec
-from cluster.doctor.subject import Finding, warning
+from cluster.doctor.subject import CheckResult, warning
 from configs.schema import RunConfig
 
 
-def weigh_penalties(config: RunConfig, spec: EnvironmentSpec) -> Finding | None:
+def weigh_penalties(config: RunConfig, spec: EnvironmentSpec) -> CheckResult | None:
     """A warning where an episode can lose more to penalties than its goal pays, as the learner is paid: scaled, clipped, times k_ext."""
     goal, reward = spec.goal_reward, config.reward
     if goal is None or reward.extrinsic_coefficient * reward.extrinsic_scale <= 0:

@@ -17,7 +17,7 @@ from actors.environments.errors import EnvironmentFailure
 from actors.environments.factory import make_environment
 from actors.environments.vector import VectorEnvironment
 from cluster.doctor.reward_balance import weigh_penalties
-from cluster.doctor.subject import Finding, Patient, failed, ok, warning
+from cluster.doctor.subject import CheckResult, Subject, failed, ok, warning
 from cluster.wiring import service_credentials
 from llm_server.client import AnnotationClient, AnnotationRefused, ServiceUnavailable
 from llm_server.credentials import ClientCredentials
@@ -33,47 +33,47 @@ from reward_models.interface import Asks
 STEPS = 64
 CONNECT_TIMEOUT_S = 3.0
 ANSWER_TIMEOUT_S = 10.0
-CANARY = b"You see here a lichen."
+PROBE = b"You see here a lichen."
 OLDEST_VLLM = (0, 32)
 DOWNLOAD = "the first start downloads it, which needs a network; or do it now: hf download {}"
 
 
-def check_environment(patient: Patient) -> list[Finding]:
+def check_environment(subject: Subject) -> list[CheckResult]:
     """It is made, steps, shows captions, plays the same game again from the same seed; and whether its penalties outweigh its goal."""
     try:
-        findings = [_play_twice(patient), weigh_penalties(patient.config, patient.spec)]
+        results = [_play_twice(subject), weigh_penalties(subject.config, subject.spec)]
     except EnvironmentFailure as failure:
         return [failed("environment", str(failure), "put that right in the environment; `delphi train` writes its traceback into the log")]
-    findings += [warning("environment", notice, "see docs/environments.md") for notice in patient.spec.notices]
-    return [finding for finding in findings if finding is not None]
+    results += [warning("environment", notice, "see docs/environments.md") for notice in subject.spec.notices]
+    return [result for result in results if result is not None]
 
 
-def _play_twice(patient: Patient) -> Finding:
-    config = patient.config
+def _play_twice(subject: Subject) -> CheckResult:
+    config = subject.config
     name = config.env.id
     started = time.monotonic()
-    first, captions = _play(patient, config.seed)
+    first, captions = _play(subject, config.seed)
     seconds = time.monotonic() - started
-    again, _ = _play(patient, config.seed)
-    other, _ = _play(patient, config.seed + 1)
+    again, _ = _play(subject, config.seed)
+    other, _ = _play(subject, config.seed + 1)
     found = f"{name}: {2 * STEPS / seconds:,.0f} steps/s with two, start included; {captions} of {2 * STEPS} steps had a caption"
     if first != again:
         return warning(
             "environment", f"{found}; the same seed gives another game", "expect runs that cannot be repeated, or take another env.id"
         )
-    if first == other and patient.spec.num_actions > 1:
+    if first == other and subject.spec.num_actions > 1:
         return ok("environment", f"{found}; every seed gives the same game")
-    if not captions and patient.needs_service:
+    if not captions and subject.needs_service:
         return warning(
             "environment", f"{found}, so nothing would be judged", "set env.captioner to where the environment says what happened"
         )
     return ok("environment", f"{found}; seeds are kept")
 
 
-def _play(patient: Patient, seed: int) -> tuple[list[bytes], int]:
+def _play(subject: Subject, seed: int) -> tuple[list[bytes], int]:
     """What two environments showed in a few steps of always the same actions, and how many steps had a caption. Raises
     EnvironmentFailure where one of them failed."""
-    config = patient.config
+    config = subject.config
     env: VectorEnvironment = make_environment(
         config.env, num_envs=2, run_seed=seed, worker_index=0, stream="doctor",
         policy=config.policy,
@@ -94,10 +94,10 @@ def _play(patient: Patient, seed: int) -> tuple[list[bytes], int]:
     return shown, captions
 
 
-def check_judge(patient: Patient) -> list[Finding]:
+def check_judge(subject: Subject) -> list[CheckResult]:
     """The engine that the run brings: its model and answer tokens, its encoder, its endpoint; or that it brings none."""
-    config = patient.config
-    if not patient.needs_service:
+    config = subject.config
+    if not subject.needs_service:
         return [ok("judge", f"none is needed by reward_model.name={config.reward_model.name}")]
     try:
         rubric = load_rubric(config.annotator.rubric)
@@ -105,7 +105,7 @@ def check_judge(patient: Patient) -> list[Finding]:
         return [failed("rubric", str(error), "correct annotator.rubric")]
     if config.annotator.address:
         return [ok("judge", f"rubric {rubric.id}; the model is that of the service at {config.annotator.address}")]
-    service = patient.service
+    service = subject.service
     try:
         check_engine(service)
         if service.engine in ("transformers", "none") and config.cluster.mode != "connect":
@@ -117,22 +117,22 @@ def check_judge(patient: Patient) -> list[Finding]:
             else "correct the service.* keys"
         )
         return [failed("judge", f"service.engine={service.engine}: {error}", advice)]
-    if patient.asks is Asks.EMBEDDINGS:
+    if subject.asks is Asks.EMBEDDINGS:
         return [_check_encoder(service.encoder)]
     if service.engine == "openai":
-        return [_check_endpoint(patient)]
+        return [_check_endpoint(subject)]
     if service.engine == "scripted":
         return [ok("judge", f"rubric {rubric.id}; the scripted engine, which is for tests and debugging")]
-    findings = [_check_model(patient)]
+    results = [_check_model(subject)]
     if service.engine == "vllm":
-        findings.append(_check_vllm(patient))
-    return findings
+        results.append(_check_vllm(subject))
+    return results
 
 
-def _check_model(patient: Patient) -> Finding:
+def _check_model(subject: Subject) -> CheckResult:
     from llm_server.engines.model_check import ModelNotHere, check_model
 
-    service, rubric = patient.service, load_rubric(patient.config.annotator.rubric)
+    service, rubric = subject.service, load_rubric(subject.config.annotator.rubric)
     try:
         facts = check_model(service, rubric)
     except ModelNotHere as error:
@@ -146,7 +146,7 @@ def _check_model(patient: Patient) -> Finding:
     return warning("judge", found, unused_advice(facts.unused)) if facts.unused else ok("judge", found)
 
 
-def _check_encoder(encoder: str) -> Finding:
+def _check_encoder(encoder: str) -> CheckResult:
     from llm_server.engines.model_check import ModelNotHere, check_encoder_model
 
     try:
@@ -158,11 +158,11 @@ def _check_encoder(encoder: str) -> Finding:
     return ok("judge", f"no language model; sentence encoder {encoder} in {folder}")
 
 
-def _check_vllm(patient: Patient) -> Finding:
+def _check_vllm(subject: Subject) -> CheckResult:
     from llm_server.engines.vllm_program import vllm_python
 
     try:
-        python = vllm_python(patient.service.vllm_python)
+        python = vllm_python(subject.service.vllm_python)
     except ValueError as error:
         return failed("vllm", str(error), "run `make vllm` in a checkout, or set service.vllm_python")
     code = (
@@ -178,14 +178,14 @@ def _check_vllm(patient: Patient) -> Finding:
     return ok("vllm", f"vLLM {version} in {python}")
 
 
-def _check_endpoint(patient: Patient) -> Finding:
+def _check_endpoint(subject: Subject) -> CheckResult:
     """By the engine that the run has, so with its key, proxies and form of request; it asks one question."""
     from llm_server.engines.openai_engine import OpenAIEngine
     from llm_server.engines.openai_http import EndpointRefused, EndpointUnavailable
 
-    service = dataclasses.replace(patient.service, engine_timeout_s=min(ANSWER_TIMEOUT_S, patient.service.engine_timeout_s))
+    service = dataclasses.replace(subject.service, engine_timeout_s=min(ANSWER_TIMEOUT_S, subject.service.engine_timeout_s))
     try:
-        engine = OpenAIEngine(service, load_rubric(patient.config.annotator.rubric))
+        engine = OpenAIEngine(service, load_rubric(subject.config.annotator.rubric))
     except EndpointUnavailable as error:
         advice = "start the endpoint, correct service.endpoint, or the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name"
         return failed("judge", f"service.endpoint={service.endpoint}: {error}", advice)
@@ -196,41 +196,41 @@ def _check_endpoint(patient: Patient) -> Finding:
     return ok("judge", f"{service.endpoint} answers; the model is {service.model}, read from {engine.name.rpartition('/')[2]}")
 
 
-def check_service(patient: Patient) -> list[Finding]:
+def check_service(subject: Subject) -> list[CheckResult]:
     """Each annotation service of `annotator.address`: there, serving, by the same rubric, answering; TLS and token as the run has them."""
-    settings = patient.config.annotator
-    if not patient.needs_service or not settings.address:
-        return [ok("annotation service", "none is needed" if not patient.needs_service else "the run starts its own")]
+    settings = subject.config.annotator
+    if not subject.needs_service or not settings.address:
+        return [ok("annotation service", "none is needed" if not subject.needs_service else "the run starts its own")]
     try:
         credentials, rubric = service_credentials(settings), load_rubric(settings.rubric)
     except ValueError as error:
         return [failed("annotation service", str(error), "correct the annotator.* keys")]
-    return [_check_service(patient, address, rubric, credentials) for address in split_addresses(settings.address)]
+    return [_check_service(subject, address, rubric, credentials) for address in split_addresses(settings.address)]
 
 
-def _check_service(patient: Patient, address: str, rubric: Rubric, credentials: ClientCredentials) -> Finding:
+def _check_service(subject: Subject, address: str, rubric: Rubric, credentials: ClientCredentials) -> CheckResult:
     host, _, port = address.rpartition(":")
-    serve = f"delphi serve --rubric {patient.config.annotator.rubric} --port {port}"
+    serve = f"delphi serve --rubric {subject.config.annotator.rubric} --port {port}"
     problem = unreachable(host.strip("[]"), int(port))
     if problem:
         advice = f"start it there: `{serve}`, or correct annotator.address; without it a run trains on extrinsic reward and what it knew"
         return failed("annotation service", f"{address}: {problem}", advice)
     client = AnnotationClient(address, rubric, ANSWER_TIMEOUT_S, credentials)
     try:
-        return _ask(client, address, serve, patient.asks)
+        return _ask(client, address, serve, subject.asks)
     finally:
         client.close()
 
 
-def _ask(client: AnnotationClient, address: str, serve: str, asks: Asks) -> Finding:
+def _ask(client: AnnotationClient, address: str, serve: str, asks: Asks) -> CheckResult:
     name = "annotation service"
     try:
         said = client.describe()
         started = time.monotonic()
         if asks is Asks.EMBEDDINGS:
-            client.embed([CANARY])
+            client.embed([PROBE])
         else:
-            client.annotate([CANARY], bypass_store=True)
+            client.annotate([PROBE], bypass_store=True)
     except AnnotationRefused as error:
         text = str(error)
         if "UNAUTHENTICATED" in text or "PERMISSION_DENIED" in text:
@@ -268,10 +268,10 @@ def unreachable(host: str, port: int) -> str | None:
     return None
 
 
-def check_store(patient: Patient) -> Finding:
+def check_store(subject: Subject) -> CheckResult:
     """The judgement store can be opened and written; nothing is changed in it."""
-    setting = patient.service.store
-    if not patient.starts_service or patient.service.engine == "none" or setting == "memory":
+    setting = subject.service.store
+    if not subject.starts_service or subject.service.engine == "none" or setting == "memory":
         return ok("judgement store", "none is used here")
     path = store_path(setting).absolute()
     place = next(parent for parent in (path, *path.parents) if parent.exists())

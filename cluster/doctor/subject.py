@@ -18,7 +18,7 @@ from reward_models.interface import Asks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class CheckResult:
     """One line of the doctor's report."""
 
     check: str
@@ -28,26 +28,26 @@ class Finding:
     """What to do; empty where all is well."""
 
 
-def ok(check: str, found: str) -> Finding:
+def ok(check: str, found: str) -> CheckResult:
     """All is well."""
-    return Finding(check=check, status="ok", found=_line(found))
+    return CheckResult(check=check, status="ok", found=_line(found))
 
 
-def warning(check: str, found: str, advice: str) -> Finding:
+def warning(check: str, found: str, advice: str) -> CheckResult:
     """A run will start, and may fare badly."""
-    return Finding(check=check, status="warning", found=_line(found), advice=advice)
+    return CheckResult(check=check, status="warning", found=_line(found), advice=advice)
 
 
-def failed(check: str, found: str, advice: str) -> Finding:
+def failed(check: str, found: str, advice: str) -> CheckResult:
     """A run will not start, or will not do what it is for."""
-    return Finding(check=check, status="failed", found=_line(found), advice=advice)
+    return CheckResult(check=check, status="failed", found=_line(found), advice=advice)
 
 
 def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-class Patient:
+class Subject:
     """A configuration, with what checks ask of it; each answer is found once."""
 
     def __init__(self, config: RunConfig) -> None:

@@ -22,7 +22,7 @@ LOG = logging.getLogger(__name__)
 MAX_WAITING = 10_000
 
 
-class LineFile:
+class LineAppender:
     """Appends to a file that no other process writes; `problem` says why lines wait, None while none do."""
 
     def __init__(self, path: Path) -> None:
@@ -65,7 +65,7 @@ class MetricWriter:
 
     def __init__(self, directory: Path, *, tensorboard: bool, run_name: str, env_steps: int = 0) -> None:
         """`env_steps` is where the run goes on from: TensorBoard drops what was written beyond it."""
-        self._file = LineFile(directory / "metrics.jsonl")
+        self._file = LineAppender(directory / "metrics.jsonl")
         self._tensorboard = _TensorBoard(directory / "tensorboard", env_steps) if tensorboard else None
         self._gauges = _ray_gauges(run_name)
 

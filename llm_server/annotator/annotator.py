@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from configs.annotation_schema import AnnotatorConfig
 from llm_server.annotation import JudgedCaption, ServiceDescription, Status
-from llm_server.annotator.feedback import AnnotationClient, Answer, Questions, passes_of, question_of, status_of
+from llm_server.annotator.feedback import Answer, JudgeClient, Questions, passes_of, question_of, status_of
 from llm_server.annotator.label_origin import JudgeOfLabels
 from llm_server.annotator.priorities import AskingBudget
 from llm_server.client import AnnotationRefused, ServiceUnavailable, is_loading
@@ -59,7 +59,7 @@ class Annotator:
 
     def __init__(
         self,
-        connect: Callable[[], AnnotationClient],
+        connect: Callable[[], JudgeClient],
         questions: Questions,
         config: AnnotatorConfig,
         clock: Callable[[], float] = time.monotonic,
@@ -85,7 +85,7 @@ class Annotator:
         self._results: deque[_Batch] = deque()
         self._num_results = 0
         self._max_results = 4 * config.max_in_flight * config.batch_size
-        self._clients: dict[threading.Thread, tuple[AnnotationClient, ServiceDescription]] = {}
+        self._clients: dict[threading.Thread, tuple[JudgeClient, ServiceDescription]] = {}
         self._threads: list[threading.Thread] = []
 
     # -- asynchronous -------------------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ class Annotator:
         self._succeeded()
         return _Batch(judge, answers)
 
-    def _client(self) -> tuple[AnnotationClient, ServiceDescription]:
+    def _client(self) -> tuple[JudgeClient, ServiceDescription]:
         """This thread's client, and the judge that it asks. One each, so that dropping a broken one disturbs no other request."""
         thread = threading.current_thread()
         with self._lock:
@@ -358,7 +358,7 @@ class Annotator:
             thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def _close_quietly(client: AnnotationClient) -> None:
+def _close_quietly(client: JudgeClient) -> None:
     try:
         client.close()
     except Exception:

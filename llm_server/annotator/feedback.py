@@ -26,7 +26,7 @@ Item: TypeAlias = Caption | CaptionPair
 Answer: TypeAlias = JudgedCaption | JudgedPair | EmbeddedCaption
 
 
-class AnnotationClient(Protocol):
+class JudgeClient(Protocol):
     """What asking needs of `llm_server.client.AnnotationClient`."""
 
     def annotate(self, items: Sequence[bytes]) -> list[Judgement]:
@@ -65,7 +65,7 @@ class Questions(Protocol):
         """Items whose request failed wait again."""
         ...
 
-    def ask(self, client: AnnotationClient, items: Sequence[Any]) -> list[Any]:
+    def ask(self, client: JudgeClient, items: Sequence[Any]) -> list[Any]:
         """One answer per item, in order; raises what the client raises."""
         ...
 
@@ -108,7 +108,7 @@ class CaptionQuestions:
         """See `CaptionBook.put_back`."""
         self._book.put_back(items)
 
-    def ask(self, client: AnnotationClient, items: Sequence[Caption]) -> list[JudgedCaption]:
+    def ask(self, client: JudgeClient, items: Sequence[Caption]) -> list[JudgedCaption]:
         """`Annotate`."""
         judgements = client.annotate([caption.text.encode() for caption in items])
         check_number(len(judgements), len(items))
@@ -142,9 +142,9 @@ class EmbeddingQuestions(CaptionQuestions):
     def __init__(self, book: CaptionBook, goals: Sequence[str]) -> None:
         super().__init__(book)
         self._goals = [goal.encode() for goal in goals]
-        self._embedded: WeakKeyDictionary[AnnotationClient, np.ndarray] = WeakKeyDictionary()  # the goals, by each client's encoder
+        self._embedded: WeakKeyDictionary[JudgeClient, np.ndarray] = WeakKeyDictionary()  # the goals, by each client's encoder
 
-    def ask(self, client: AnnotationClient, items: Sequence[Caption]) -> list[Any]:
+    def ask(self, client: JudgeClient, items: Sequence[Caption]) -> list[Any]:
         """`Embed`: cosines of each caption with each goal."""
         goals = self._embedded.get(client)
         if goals is None:

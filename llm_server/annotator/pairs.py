@@ -15,7 +15,7 @@ import numpy as np
 from configs.annotation_schema import AnnotatorConfig
 from llm_server.annotation import Caption, CaptionPair, JudgedCaption, JudgedPair, PairJudgement, Status, log_odds
 from llm_server.annotator.caption_book import CaptionBook
-from llm_server.annotator.feedback import AnnotationClient, Answer, CaptionQuestions, check_number
+from llm_server.annotator.feedback import Answer, CaptionQuestions, JudgeClient, check_number
 
 ROUNDS = 6
 """Attempts to draw new pairs, each with weights flattened by a square root."""
@@ -124,7 +124,7 @@ class ComparedPairs:
         with self._lock:
             self._returned.extend(items)
 
-    def ask(self, client: AnnotationClient, items: Sequence[CaptionPair]) -> list[JudgedPair]:
+    def ask(self, client: JudgeClient, items: Sequence[CaptionPair]) -> list[JudgedPair]:
         """`AnnotatePairs`."""
         judgements = client.annotate_pairs([(pair.first.text.encode(), pair.second.text.encode()) for pair in items])
         check_number(len(judgements), len(items))

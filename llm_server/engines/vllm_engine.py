@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from configs.annotation_schema import ServiceConfig
 from llm_server.annotation import Score
-from llm_server.child_process import CanaryRefused, ChildServer, ChildSettings
+from llm_server.child_process import ChildServer, ChildSettings, ProbeRefused
 from llm_server.engines.answers import NO_ANSWER, score_of_answers
 from llm_server.engines.devices import layer_of, resolve_device, resolve_dtype
 from llm_server.engines.model_check import unused_tensors
@@ -34,7 +34,7 @@ MAX_ATTEMPTS = 3
 RESTART_PATIENCE_S = 600.0
 FIRST_START_PATIENCE_S = 1800.0
 OLDEST_VLLM = "0.32"
-CANARY = "You see here a lichen."
+PROBE = "You see here a lichen."
 
 
 class VllmEngine:
@@ -62,9 +62,9 @@ class VllmEngine:
             ChildSettings(
                 name="vLLM",
                 command=lambda port: vllm_command(python, config, self._folder, dtype, self._context, port),
-                canary=self._ask_canary,
+                probe=self._ask_probe,
                 environment=vllm_environment(config) | {"VLLM_API_KEY": self._key},
-                canary_timeout_s=config.engine_timeout_s,
+                probe_timeout_s=config.engine_timeout_s,
             )
         )
         try:
@@ -147,21 +147,21 @@ class VllmEngine:
     def _connect(self, port: int, timeout_s: float) -> Endpoint:
         return Endpoint(f"http://127.0.0.1:{port}/v1", self._key, attempt_s=timeout_s, patience_s=0.0)
 
-    def _ask_canary(self, port: int, timeout_s: float) -> None:
+    def _ask_probe(self, port: int, timeout_s: float) -> None:
         endpoint = self._connect(port, timeout_s)
         try:
-            sequence = self._single.prefix + (self._single.tokens(CANARY) or [])
+            sequence = self._single.prefix + (self._single.tokens(PROBE) or [])
             (score,) = self._request(endpoint, [sequence], self._single)
         except EndpointRefused as error:
-            raise CanaryRefused(str(error)) from None
+            raise ProbeRefused(str(error)) from None
         except (LookupError, TypeError, ValueError) as error:
-            raise CanaryRefused(
+            raise ProbeRefused(
                 f"it gave no log-probabilities of the tokens asked for ({type(error).__name__}: {error}); is this vLLM older than {OLDEST_VLLM}?"
             ) from None
         finally:
             endpoint.close()
         if not math.isfinite(score.probability):
-            raise CanaryRefused(f"the answer was {score}")
+            raise ProbeRefused(f"the answer was {score}")
 
     @staticmethod
     def _request(endpoint: Endpoint, prompts: Sequence[list[int]], prompt: PromptTokens) -> list[Score]:

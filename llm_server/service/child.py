@@ -32,7 +32,7 @@ BATCH_FACTOR = 10
 """One batch of the service's own engine may take so many times the patience."""
 
 
-class Canary:
+class LivenessProbe:
     """Watches the service at `address` in a thread of its own until `close`.
 
     It is asked `Describe`, which waits for no model and takes a millisecond; any status of the service's own is an answer. With
@@ -55,7 +55,7 @@ class Canary:
         self._closed = threading.Event()
         self._channel = open_channel(address, credentials)
         self._metadata = call_metadata(credentials)
-        self._thread = threading.Thread(target=self._watch, name="service-canary", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="service-probe", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -111,7 +111,7 @@ class ServiceProcess:
     """`python -m llm_server.serve` as a child; thread-safe.
 
     Its output is appended to `log_path`; its address is read from a file beside it. `ensure_running` is to be called every
-    second or so: it notices an exit and starts the next child after a back-off, and kills one that owes its canary an answer (see
+    second or so: it notices an exit and starts the next child after a back-off, and kills one that owes its probe an answer (see
     `ServiceConfig.hang_timeout_s`). It listens as `access` says, and `credentials` are what it wants to be shown. After `MAX_FAILED_STARTS` children without
     one answer (`served`), or one that calls its configuration wrong, none is started again: `problem` says why.
     """
@@ -133,7 +133,7 @@ class ServiceProcess:
         self._log_path, self._address_path = log_path, log_path.with_suffix(".address")
         self._command = [*serve_command(config, rubric, access), "--address-file", str(self._address_path), "--exit-with-parent"]
         self._config, self._credentials = config, credentials
-        self._canary: Canary | None = None
+        self._probe: LivenessProbe | None = None
         self._killed_for: str | None = None
         self._clock = clock
         self._lock = threading.RLock()
@@ -180,13 +180,13 @@ class ServiceProcess:
         """An answer came: what failed before is forgiven."""
         with self._lock:
             self._failures = 0
-            if self._canary:
-                self._canary.has_judged = True
+            if self._probe:
+                self._probe.has_judged = True
 
     def _watch(self) -> None:
         exit_code = self._child.poll() if self._child else None
-        if self._child and exit_code is None and self._canary and self._canary.problem:
-            self._killed_for = self._killed_for or self._canary.problem
+        if self._child and exit_code is None and self._probe and self._probe.problem:
+            self._killed_for = self._killed_for or self._probe.problem
             os.killpg(self._child.pid, signal.SIGKILL)
             exit_code = self._child.poll()  # most often it has not ended yet, and is looked at again
         if self._child and exit_code is not None:
@@ -228,7 +228,7 @@ class ServiceProcess:
         waited_s = self._clock() - self._started_at
         if self._address is not None:
             has_own_engine = self._config.engine not in WATCHED_ENGINES
-            self._canary = Canary(_reachable(self._address), self._credentials, self._config.hang_timeout_s, has_own_engine)
+            self._probe = LivenessProbe(_reachable(self._address), self._credentials, self._config.hang_timeout_s, has_own_engine)
             LOG.info("the annotation service listens on %s after %.1f s", self._address, waited_s)
         elif waited_s > SLOW_START_S and not self._is_slow_start_reported:
             self._is_slow_start_reported = True
@@ -255,9 +255,9 @@ class ServiceProcess:
     def _release_child(self) -> None:
         if self._child and self._child.stdin:
             self._child.stdin.close()
-        if self._canary:
-            self._canary.close()
-        self._child = self._canary = self._killed_for = None
+        if self._probe:
+            self._probe.close()
+        self._child = self._probe = self._killed_for = None
 
     def close(self) -> None:
         """End the child within five seconds, by force if need be; nothing is left of it but its log."""

@@ -26,7 +26,7 @@ from llm_server.engines.sentence_encoder import SentenceEncoder
 from llm_server.rubrics.rubric import Rubric
 from llm_server.service.calibration import calibrate
 from llm_server.service.pair_debiasing import both_orders, combine_orders
-from llm_server.service.pending import Key, Question, QuestionQueue
+from llm_server.service.pending import Key, PendingQuestion, PendingQuestions
 from llm_server.service.store import JudgementStore, open_store
 
 
@@ -93,7 +93,7 @@ class Judge:
         self._calibrated = calibrate(engine, rubric)
         self._forward_passes = 0
         self._asked_at: float | None = None  # when the engine began its present batch
-        self._queue = QuestionQueue(MAX_PENDING_REQUESTS * config.max_items_per_request, has_store=store is not None)
+        self._queue = PendingQuestions(MAX_PENDING_REQUESTS * config.max_items_per_request, has_store=store is not None)
         self._worker = threading.Thread(target=self._work, name="judge", daemon=True)
         self._worker.start()
 
@@ -146,10 +146,10 @@ class Judge:
             raise ValueError("this service was started with engine none: it embeds and does not judge; start one with an engine")
         return self._queue.admit({key: self._question(key) for key in keys}, keys)
 
-    def _question(self, key: Key) -> Question | None:
+    def _question(self, key: Key) -> PendingQuestion | None:
         text = self._rubric.item_text(key.item)
         second = "" if key.second is None else self._rubric.item_text(key.second)
-        return None if text is None or second is None else Question(text, second)
+        return None if text is None or second is None else PendingQuestion(text, second)
 
     def describe(self) -> ServiceDescription:
         """What judges here, and within which limits."""
@@ -220,7 +220,7 @@ class Judge:
     def _rubric_hash(self, is_pair: bool) -> str:
         return self._rubric.pairs_hash if is_pair else self._rubric.content_hash
 
-    def _ask(self, batch: Mapping[Key, Question], is_pair: bool) -> None:
+    def _ask(self, batch: Mapping[Key, PendingQuestion], is_pair: bool) -> None:
         self._asked_at = time.monotonic()
         try:
             if is_pair:

@@ -1,4 +1,4 @@
-"""`QuestionQueue`: what was asked of a judge and is not answered yet.
+"""`PendingQuestions`: what was asked of a judge and is not answered yet.
 
 Invariant: a question waits once, however many requests want it; one that no request wants any more is forgotten, wherever it
 stands; every request's future is finished exactly once, outside the lock; what waits is bounded, and more is refused.
@@ -50,7 +50,7 @@ class Key:
 
 
 @dataclass(eq=False, slots=True)
-class Question:
+class PendingQuestion:
     """The texts of one key, and who waits for the answer."""
 
     text: str
@@ -66,18 +66,18 @@ class _Request:
     future: "Future[list[Judgement]]" = field(default_factory=Future)
 
 
-class QuestionQueue:
+class PendingQuestions:
     """Thread-safe; one thread works it off."""
 
     def __init__(self, max_questions: int, *, has_store: bool) -> None:
         self._max_questions, self._has_store = max_questions, has_store
         self._changed = threading.Condition()
-        self._questions: dict[Key, Question] = {}  # asked for and not answered yet, those in the engine included
+        self._questions: dict[Key, PendingQuestion] = {}  # asked for and not answered yet, those in the engine included
         self._fresh: dict[Key, None] = {}  # not looked up yet, in the order asked
         self._waiting: dict[Key, None] = {}  # not in the store, in the order asked
         self._closed = False
 
-    def admit(self, questions: Mapping[Key, Question | None], keys: Sequence[Key]) -> "Future[list[Judgement]]":
+    def admit(self, questions: Mapping[Key, PendingQuestion | None], keys: Sequence[Key]) -> "Future[list[Judgement]]":
         """A future of one judgement per key, in their order; a key without a question is REJECTED. Cancelling it withdraws the request.
 
         Raises JudgeClosedError and JudgeBusyError.
@@ -114,7 +114,7 @@ class QuestionQueue:
         with self._changed:
             self._waiting.update((key, None) for key in keys if key in self._questions)
 
-    def take_batch(self, size: int) -> list[tuple[Key, Question]]:
+    def take_batch(self, size: int) -> list[tuple[Key, PendingQuestion]]:
         """The `size` keys that have waited longest, for the engine."""
         with self._changed:
             batch = [(key, self._questions[key]) for key in islice(self._waiting, size)]

@@ -21,13 +21,13 @@ def quiet_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def examine(capsys: pytest.CaptureFixture[str], *settings: str, preset: str = "debug") -> tuple[int, dict[str, list[dict[str, Any]]]]:
-    """Exit code, and findings by check."""
+    """Exit code, and results by check."""
     code = cli.main(["doctor", "--quick", "--json", "--preset", preset, *settings])
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] == (code == 0)
-    findings: dict[str, list[dict[str, Any]]] = {}
-    for finding in report["checks"]:
-        assert (finding["status"] == "ok") != bool(finding["advice"]), finding
-        assert len(finding["found"].splitlines()) == 1, finding
-        findings.setdefault(finding["check"], []).append(finding)
-    return code, findings
+    results: dict[str, list[dict[str, Any]]] = {}
+    for result in report["checks"]:
+        assert (result["status"] == "ok") != bool(result["advice"]), result
+        assert len(result["found"].splitlines()) == 1, result
+        results.setdefault(result["check"], []).append(result)
+    return code, results

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster.doctor.service import check_environment
-from cluster.doctor.subject import Finding, Patient
+from cluster.doctor.subject import CheckResult, Subject
 from cluster.launch import launch
 from configs.checks import ConfigError
 from configs.loading import load_config
@@ -20,8 +20,8 @@ def config_of(env_id: str, run_dir: Path, *settings: str) -> RunConfig:
     return load_config(preset="debug", overrides=[*small, *quick, *environment, f"run_dir={run_dir}/run", *settings])
 
 
-def doctors_findings(config: RunConfig) -> list[Finding]:
-    return check_environment(Patient(config))
+def doctors_findings(config: RunConfig) -> list[CheckResult]:
+    return check_environment(Subject(config))
 
 
 def test_one_that_raises_as_it_starts_ends_the_command_with_one_line_and_its_traceback_is_in_the_log(tmp_path: Path) -> None:
@@ -33,8 +33,8 @@ def test_one_that_raises_as_it_starts_ends_the_command_with_one_line_and_its_tra
     assert str(caught.value) == line
     assert "in act\n    raise error\nRuntimeError: no simulator at port 2000" in log.read_text()
     assert [path.name for path in log.parent.iterdir()] == ["log.txt"], "nothing else was begun"
-    (finding,) = doctors_findings(config)
-    assert (finding.status, finding.found) == ("failed", line.partition(";")[0])
+    (result,) = doctors_findings(config)
+    assert (result.status, result.found) == ("failed", line.partition(";")[0])
 
 
 def test_values_that_are_no_numbers_end_a_run_by_the_budget_and_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,8 +45,8 @@ def test_values_that_are_no_numbers_end_a_run_by_the_budget_and_are_counted(tmp_
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["environment_errors"] >= 4
     assert last["updates_skipped_nonfinite"] == 0
-    (finding,) = doctors_findings(config)
-    assert (finding.status, finding.found) == ("failed", line)
+    (result,) = doctors_findings(config)
+    assert (result.status, result.found) == ("failed", line)
 
 
 def test_a_longer_limit_and_values_outside_the_space_are_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,4 +59,4 @@ def test_a_longer_limit_and_values_outside_the_space_are_said_once(tmp_path: Pat
     ):
         assert told.count(line) == 1
         assert log.count(line) == 1
-    assert any(finding.status == "warning" and "its own limit of 2 steps" in finding.found for finding in doctors_findings(config))
+    assert any(result.status == "warning" and "its own limit of 2 steps" in result.found for result in doctors_findings(config))

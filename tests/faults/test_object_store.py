@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.doctor.subject import Patient
+from cluster.doctor.subject import Subject
 from cluster.on_ray.placement import object_store_bytes, rollout_bytes, rollouts_at_once
 from cluster.run.temporary import ray_directory
 from configs.loading import load_config
@@ -64,12 +64,12 @@ def own_bytes(run_dir: Path) -> int:
 def test_a_full_object_store_holds_the_workers_back_and_memory_stays_flat(tmp_path: Path, record_recovery: Callable[..., None]) -> None:
     run_dir, log = tmp_path / "run", tmp_path / "output.txt"
     settings = (*SETTINGS, f"cluster.object_store_bytes={STORE}")
-    patient = Patient(load_config(preset="nethack_score", overrides=[f"run_dir={run_dir}", *settings]))
-    one, most = rollout_bytes(patient.config, patient.spec), rollouts_at_once(patient.config)
-    in_flight = patient.config.actors.num_workers * patient.config.actors.rollouts_in_flight
+    subject = Subject(load_config(preset="nethack_score", overrides=[f"run_dir={run_dir}", *settings]))
+    one, most = rollout_bytes(subject.config, subject.spec), rollouts_at_once(subject.config)
+    in_flight = subject.config.actors.num_workers * subject.config.actors.rollouts_in_flight
     assert in_flight * one > 1.2 * STORE, "else nothing is full"
     ample = load_config(preset="nethack_score", overrides=[f"run_dir={run_dir}", *SETTINGS])
-    assert object_store_bytes(ample, patient.spec) > most * one, "what a run takes by itself is enough"
+    assert object_store_bytes(ample, subject.spec) > most * one, "what a run takes by itself is enough"
     process = start_run(run_dir, log, *settings)
     try:
         wait_until(lambda: len(lines(run_dir)) >= 3, process, log)
@@ -93,7 +93,7 @@ def test_a_full_object_store_holds_the_workers_back_and_memory_stays_flat(tmp_pa
         assert statistics.mean(line["worker_idle_fraction"] for line in seen) > 0.2, "workers wait for the learner"
         assert max(line["rollouts_waiting"] for line in seen) <= in_flight
         assert all(line["worker_restarts"] == 0 for line in seen)
-        assert all(line["policy_lag_max"] <= patient.config.learner.max_policy_lag for line in seen)
+        assert all(line["policy_lag_max"] <= subject.config.learner.max_policy_lag for line in seen)
     finally:
         process.terminate()
         try:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from llm_server.child_process import CanaryRefused, ChildServer, ChildSettings
+from llm_server.child_process import ChildServer, ChildSettings, ProbeRefused
 
 WAIT_S = 30.0
 # It has a process of its own, as vLLM has; each start plays the next behaviour; a connection's first byte says what to do.
@@ -56,14 +56,14 @@ def ask(port, question=b"?", timeout_s=WAIT_S):
         return connection.recv(1)
 
 
-def canary(port, timeout_s):
+def probe(port, timeout_s):
     if ask(port, timeout_s=timeout_s) != b"!":
         raise RuntimeError("no answer")
 
 
 def settings(folder, *behaviours, **changes):
     command = [sys.executable, "-S", "-c", PROGRAM]
-    quick = {"canary": canary, "canary_timeout_s": 10.0, "first_backoff_s": 0.01, "start_timeout_s": WAIT_S}
+    quick = {"probe": probe, "probe_timeout_s": 10.0, "first_backoff_s": 0.01, "start_timeout_s": WAIT_S}
     return ChildSettings(name="the server", command=lambda port: [*command, str(port), str(folder), *behaviours], **quick | changes)
 
 
@@ -121,8 +121,8 @@ def test_one_that_ends_with_exit_code_0_is_replaced_and_leaves_nothing(start, tm
     assert not assert_nothing_is_left(tmp_path, 0).exists()
 
 
-def test_one_that_hangs_is_found_by_its_canary_when_a_request_fails(start, tmp_path):
-    server = start("serve", canary_timeout_s=0.3, canary_interval_s=3600.0)
+def test_one_that_hangs_is_found_by_its_probe_when_a_request_fails(start, tmp_path):
+    server = start("serve", probe_timeout_s=0.3, probe_interval_s=3600.0)
     first = server.wait_until_up(WAIT_S)
     with pytest.raises(TimeoutError):
         ask(first, b"h", timeout_s=0.1)
@@ -131,15 +131,15 @@ def test_one_that_hangs_is_found_by_its_canary_when_a_request_fails(start, tmp_p
     assert_nothing_is_left(tmp_path, 0)
 
 
-def test_one_that_hangs_is_found_by_its_canary_when_nobody_asks(start):
-    server = start("serve", canary_timeout_s=0.3, canary_interval_s=0.1)
+def test_one_that_hangs_is_found_by_its_probe_when_nobody_asks(start):
+    server = start("serve", probe_timeout_s=0.3, probe_interval_s=0.1)
     with pytest.raises(TimeoutError):
         ask(server.wait_until_up(WAIT_S), b"h", timeout_s=0.1)
     wait_until(lambda: server.restarts == 1)
 
 
-def test_one_that_answers_its_canary_is_only_slow_and_stays(start):
-    server = start("serve", canary_interval_s=3600.0)
+def test_one_that_answers_its_probe_is_only_slow_and_stays(start):
+    server = start("serve", probe_interval_s=3600.0)
     first = server.wait_until_up(WAIT_S)
     assert next_port(server, first) == first
     assert server.restarts == 0
@@ -161,13 +161,13 @@ def test_one_that_never_answered_is_given_up_with_its_first_error_in_one_line(st
     assert len((tmp_path / "starts").read_text().splitlines()) == 2
 
 
-def test_one_that_refuses_its_canary_for_good_is_given_up_at_once_with_what_it_said(start, tmp_path):
+def test_one_that_refuses_its_probe_for_good_is_given_up_at_once_with_what_it_said(start, tmp_path):
     def refused(port, timeout_s):
         ask(port, timeout_s=timeout_s)
-        raise CanaryRefused("answered 400: no such\nparameter")
+        raise ProbeRefused("answered 400: no such\nparameter")
 
-    server = start("serve", canary=refused, max_first_starts=2)
-    with pytest.raises(ValueError, match=r"^the server refuses its canary question: answered 400: no such parameter$"):
+    server = start("serve", probe=refused, max_first_starts=2)
+    with pytest.raises(ValueError, match=r"^the server refuses its probe question: answered 400: no such parameter$"):
         server.wait_until_up(WAIT_S)
     assert len((tmp_path / "starts").read_text().splitlines()) == 2
     assert_nothing_is_left(tmp_path)
@@ -195,7 +195,7 @@ def test_while_none_is_up_the_wait_ends_with_the_reason(start):
 
 
 def test_a_program_that_does_not_exist_is_one_clear_line(tmp_path):
-    nowhere = ChildSettings(name="the server", command=lambda port: ["/no/such/program"], canary=canary, first_backoff_s=0.01)
+    nowhere = ChildSettings(name="the server", command=lambda port: ["/no/such/program"], probe=probe, first_backoff_s=0.01)
     server = ChildServer(nowhere)
     with pytest.raises(ValueError, match=re.escape("exit code 127: /no/such/program cannot be run: [Errno 2] No such file")):
         server.wait_until_up(WAIT_S)
@@ -206,7 +206,7 @@ def test_a_command_that_cannot_even_be_written_is_a_reason_and_not_a_silence():
     def broken(port):
         raise LookupError("no such setting")
 
-    server = ChildServer(ChildSettings(name="the server", command=broken, canary=canary, first_backoff_s=0.01))
+    server = ChildServer(ChildSettings(name="the server", command=broken, probe=probe, first_backoff_s=0.01))
     with pytest.raises(ValueError, match=r"^the server cannot be run \(LookupError: no such setting\)$"):
         server.wait_until_up(WAIT_S)
     server.close()

@@ -28,7 +28,7 @@ LAYERS: Mapping[str, tuple[type, int]] = {
 """The engine's maps: dtype, and value outside."""
 
 
-class HeroView:
+class CropView:
     """A window on one or more maps; observation `glyph_crop` [c, c] i16, `glyph_window` [21, 45] i16 or `character_crop` [12, 12, 2] u8.
 
     The character window is cut out of the map alone, where ONI cuts it out of the terminal's screen: the terminal adds the
@@ -55,28 +55,28 @@ class HeroView:
                 out.reshape(*cells.shape, -1)[..., i] = maps[layer].reshape(-1)[cells]
 
 
-def view_for(network: str, crop_size: int) -> HeroView:
+def view_for(network: str, crop_size: int) -> CropView:
     """What `policy.network` looks at; ValueError for an even `crop_size`, which has no middle."""
     if network == "rendered_crop":
         return character_view()
     return glyph_window() if network == "nethack_full" else glyph_view(crop_size)
 
 
-def glyph_view(size: int) -> HeroView:
+def glyph_view(size: int) -> CropView:
     """The glyphs around the hero; ValueError for an even `size`, which has no middle."""
     if size % 2 == 0:
         raise ValueError(f"the glyph crop has the hero in its middle: its side must be odd, got {size}")
-    return HeroView("glyph_crop", ("glyphs",), (size, size))
+    return CropView("glyph_crop", ("glyphs",), (size, size))
 
 
-def glyph_window() -> HeroView:
+def glyph_window() -> CropView:
     """The glyphs around the hero, 21 x 45 cells."""
-    return HeroView("glyph_window", ("glyphs",), WINDOW_SHAPE)
+    return CropView("glyph_window", ("glyphs",), WINDOW_SHAPE)
 
 
-def character_view() -> HeroView:
+def character_view() -> CropView:
     """The characters and colours around the hero, 12 x 12 cells."""
-    return HeroView("character_crop", ("chars", "colors"), (CHARACTER_WINDOW, CHARACTER_WINDOW))
+    return CropView("character_crop", ("chars", "colors"), (CHARACTER_WINDOW, CHARACTER_WINDOW))
 
 
 def make_maps(num_envs: int, layers: tuple[str, ...]) -> dict[str, np.ndarray]:

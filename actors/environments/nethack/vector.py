@@ -12,7 +12,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from actors.environments.errors import EnvironmentErrors, EnvironmentFailure, close_quietly, failure_of, named
 from actors.environments.gymnasium_vector import discrete_actions
-from actors.environments.nethack.crop import MAP_CELLS, HeroView
+from actors.environments.nethack.crop import MAP_CELLS, CropView
 from actors.environments.nethack.episode_stats import EpisodeFigures
 from actors.environments.nethack.game import INVENTORY, Game, make_game, make_screens
 from actors.environments.nethack.lean_rewards import goal_reward
@@ -27,7 +27,7 @@ class NetHackEnvironment:
     asked for the inventory's `inv_letters` and `inv_oclasses` [55] u8."""
 
     def __init__(
-        self, spec: EnvSpec, config: EnvConfig, *, num_envs: int, seeds: SeedStream, view: HeroView, inventory: bool = False
+        self, spec: EnvSpec, config: EnvConfig, *, num_envs: int, seeds: SeedStream, view: CropView, inventory: bool = False
     ) -> None:
         """Raises ValueError for options that the environment does not take."""
         if config.captioner != "message":

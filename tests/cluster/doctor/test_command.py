@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from cluster import cli, doctor, machine_checks, package_checks, part_checks, ray_checks
-from cluster.doctor.subject import Patient
+from cluster.doctor.subject import Subject
 from configs.annotation_schema import AccessConfig
 from configs.loading import load_config
 from llm_server.credentials import CredentialFiles, make_credentials
@@ -56,9 +56,9 @@ def test_the_default_set_up_on_this_machine_has_nothing_that_fails() -> None:
     command = [sys.executable, "-m", "cluster.cli", "doctor", "--json", "--quick"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=ROOT)
     report = json.loads(result.stdout)
-    assert result.returncode == 0, [finding for finding in report["checks"] if finding["status"] == "failed"]
+    assert result.returncode == 0, [result for result in report["checks"] if result["status"] == "failed"]
     assert report["configuration"] == "nethack_score"
-    found = {finding["check"]: finding["found"] for finding in report["checks"]}
+    found = {result["check"]: result["found"] for result in report["checks"]}
     assert "single tokens" in found["judge"]
     assert "seeds are kept" in found["environment"]
     assert {"python", "packages", "torch", "machine", "run directory", "temporary files", "object store", "ray", "ports"} <= found.keys()
@@ -77,37 +77,37 @@ def test_a_service_that_answers_and_one_that_was_stopped(
 ) -> None:
     process, address = service
     monkeypatch.setattr(part_checks, "ANSWER_TIMEOUT_S", 2.0)
-    code, findings = examine(capsys, f"annotator.address={address}")
+    code, results = examine(capsys, f"annotator.address={address}")
     assert code == 0
-    assert "answered in" in findings["annotation service"][0]["found"]
+    assert "answered in" in results["annotation service"][0]["found"]
     process.send_signal(signal.SIGSTOP)
-    code, findings = examine(capsys, f"annotator.address={address}")
+    code, results = examine(capsys, f"annotator.address={address}")
     assert code == 1
-    assert "did not answer within 2 s" in findings["annotation service"][0]["found"]
-    assert "it hangs" in findings["annotation service"][0]["advice"]
+    assert "did not answer within 2 s" in results["annotation service"][0]["found"]
+    assert "it hangs" in results["annotation service"][0]["advice"]
     process.send_signal(signal.SIGCONT)
     process.terminate()
     process.wait()
-    code, findings = examine(capsys, f"annotator.address={address}")
+    code, results = examine(capsys, f"annotator.address={address}")
     assert code == 1
-    (finding,) = findings["annotation service"]
-    assert finding["status"] == "failed"
-    assert f"{address}: nothing listens there" in finding["found"]
-    assert f"delphi serve --rubric nethack_progress --port {address.rpartition(':')[2]}" in finding["advice"]
+    (result,) = results["annotation service"]
+    assert result["status"] == "failed"
+    assert f"{address}: nothing listens there" in result["found"]
+    assert f"delphi serve --rubric nethack_progress --port {address.rpartition(':')[2]}" in result["advice"]
 
 
 def test_a_service_with_another_rubric(service: tuple[subprocess.Popen, str], capsys: pytest.CaptureFixture[str]) -> None:
-    code, findings = examine(capsys, f"annotator.address={service[1]}", "annotator.rubric=nethack_gold")
+    code, results = examine(capsys, f"annotator.address={service[1]}", "annotator.rubric=nethack_gold")
     assert code == 1
-    assert "judges by rubric 'nethack_progress'" in findings["annotation service"][0]["found"]
-    assert "delphi serve --rubric nethack_gold" in findings["annotation service"][0]["advice"]
+    assert "judges by rubric 'nethack_progress'" in results["annotation service"][0]["found"]
+    assert "delphi serve --rubric nethack_gold" in results["annotation service"][0]["advice"]
 
 
 @pytest.mark.parametrize(("address", "words"), [("127.0.0.1", "wanted host:port"), ("absent.invalid:7431", "absent.invalid:7431: ")])
 def test_an_address_that_is_none(address: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code, findings = examine(capsys, f"annotator.address={address}")
+    code, results = examine(capsys, f"annotator.address={address}")
     assert code == 1
-    assert words in findings["annotation service"][0]["found"]
+    assert words in results["annotation service"][0]["found"]
 
 
 @pytest.fixture
@@ -132,8 +132,8 @@ def test_tls_and_token_errors_in_words(
         return examine(capsys, f"annotator.address={address}", *settings)[1]["annotation service"][0]
 
     tls, token = f"annotator.tls_ca={files.ca}", f"annotator.token_file={files.token}"
-    finding = service(tls, token)
-    assert finding["status"] == "ok", finding
+    result = service(tls, token)
+    assert result["status"] == "ok", result
     for settings, words, advice in (
         ((), "annotator.tls_ca", "tls_ca"),
         ((tls,), "UNAUTHENTICATED", "annotator.token_file"),
@@ -141,26 +141,26 @@ def test_tls_and_token_errors_in_words(
         ((f"annotator.tls_ca={other.ca}", token), "not signed by the CA", "tls_ca"),
         ((f"annotator.tls_ca={tmp_path / 'absent.pem'}", token), "absent.pem", "annotator.*"),
     ):
-        finding = service(*settings)
-        assert finding["status"] == "failed", settings
-        assert words in finding["found"], finding
-        assert advice in finding["advice"], finding
+        result = service(*settings)
+        assert result["status"] == "failed", settings
+        assert words in result["found"], result
+        assert advice in result["advice"], result
 
 
 def test_each_of_several_services_is_asked(service: tuple[subprocess.Popen, str], capsys: pytest.CaptureFixture[str]) -> None:
     dead = f"127.0.0.1:{free_port()}"
-    code, findings = examine(capsys, f"annotator.address='{service[1]},{dead}'")
+    code, results = examine(capsys, f"annotator.address='{service[1]},{dead}'")
     assert code == 1
-    assert [finding["status"] for finding in findings["annotation service"]] == ["ok", "failed"]
-    assert dead in findings["annotation service"][1]["found"]
+    assert [result["status"] for result in results["annotation service"]] == ["ok", "failed"]
+    assert dead in results["annotation service"][1]["found"]
 
 
 def test_something_else_that_listens_where_the_service_should(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(part_checks, "ANSWER_TIMEOUT_S", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        code, findings = examine(capsys, f"annotator.address=127.0.0.1:{listener.getsockname()[1]}")
+        code, results = examine(capsys, f"annotator.address=127.0.0.1:{listener.getsockname()[1]}")
     assert code == 1
-    assert findings["annotation service"][0]["status"] == "failed"
+    assert results["annotation service"][0]["status"] == "failed"
 
 
 LOCAL = ("cluster.mode=local", "service.engine=scripted", "service.store=memory")
@@ -169,48 +169,48 @@ LOCAL = ("cluster.mode=local", "service.engine=scripted", "service.store=memory"
 def test_an_occupied_port_and_who_has_it(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        code, findings = examine(capsys, *LOCAL, f"service.port={port}", "cluster.dashboard=false")
+        code, results = examine(capsys, *LOCAL, f"service.port={port}", "cluster.dashboard=false")
     assert code == 1
-    (finding,) = findings["ports"]
-    assert f"service.port={port} is taken by process {os.getpid()}" in finding["found"]
-    assert "service.port=0" in finding["advice"]
-    code, findings = examine(capsys, *LOCAL, f"service.port={port}", "cluster.dashboard=false")
+    (result,) = results["ports"]
+    assert f"service.port={port} is taken by process {os.getpid()}" in result["found"]
+    assert "service.port=0" in result["advice"]
+    code, results = examine(capsys, *LOCAL, f"service.port={port}", "cluster.dashboard=false")
     assert code == 0, "free again"
-    assert f"{port} is free" in findings["ports"][0]["found"]
+    assert f"{port} is free" in results["ports"][0]["found"]
 
 
 def test_a_port_that_an_annotation_service_has(service: tuple[subprocess.Popen, str], capsys: pytest.CaptureFixture[str]) -> None:
     process, address = service
-    code, findings = examine(capsys, *LOCAL, f"service.port={address.rpartition(':')[2]}", "cluster.dashboard=false")
+    code, results = examine(capsys, *LOCAL, f"service.port={address.rpartition(':')[2]}", "cluster.dashboard=false")
     assert code == 1
-    assert f"process {process.pid}" in findings["ports"][0]["found"]
-    assert f"annotator.address={address}" in findings["ports"][0]["advice"]
+    assert f"process {process.pid}" in results["ports"][0]["found"]
+    assert f"annotator.address={address}" in results["ports"][0]["advice"]
 
 
 def test_a_taken_dashboard_port_is_no_failure(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         monkeypatch.setattr(ray_checks, "DASHBOARD_PORT", listener.getsockname()[1])
-        code, findings = examine(capsys, *LOCAL)
+        code, results = examine(capsys, *LOCAL)
     assert code == 0
-    assert findings["ports"][0]["status"] == "warning"
-    assert "next free port" in findings["ports"][0]["advice"]
+    assert results["ports"][0]["status"] == "warning"
+    assert "next free port" in results["ports"][0]["advice"]
 
 
 def test_a_host_that_is_not_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    code, findings = examine(capsys, *LOCAL, "service.host=192.0.2.1", "service.port=7431", "cluster.dashboard=false")
+    code, results = examine(capsys, *LOCAL, "service.host=192.0.2.1", "service.port=7431", "cluster.dashboard=false")
     assert code == 1
-    assert "an address of this machine" in findings["ports"][0]["advice"]
+    assert "an address of this machine" in results["ports"][0]["advice"]
 
 
 MODEL = ("service.engine=transformers",)
 
 
 def test_a_missing_model_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, findings = examine(capsys, *MODEL, f"service.model={tmp_path / 'absent'}")
+    code, results = examine(capsys, *MODEL, f"service.model={tmp_path / 'absent'}")
     assert code == 1
-    (finding,) = findings["judge"]
-    assert f"model folder '{tmp_path / 'absent'}' does not exist" in finding["found"]
-    assert "service.model=smollm2" in finding["advice"]
+    (result,) = results["judge"]
+    assert f"model folder '{tmp_path / 'absent'}' does not exist" in result["found"]
+    assert "service.model=smollm2" in result["advice"]
 
 
 @pytest.fixture
@@ -224,10 +224,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_model_folder_as_it_should_be(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, findings = examine(capsys, *MODEL, f"service.model={folder}")
+    code, results = examine(capsys, *MODEL, f"service.model={folder}")
     assert code == 0
-    assert "' kill', ' gold', " in findings["judge"][0]["found"]
-    assert "' no', ' yes' are single tokens" in findings["judge"][0]["found"]
+    assert "' kill', ' gold', " in results["judge"][0]["found"]
+    assert "' no', ' yes' are single tokens" in results["judge"][0]["found"]
 
 
 def test_weights_that_were_cut_short(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -236,9 +236,9 @@ def test_weights_that_were_cut_short(folder: Path, capsys: pytest.CaptureFixture
         beginning = file.read(1_000_000)
     weights.unlink()
     weights.write_bytes(beginning)
-    code, findings = examine(capsys, *MODEL, f"service.model={folder}")
+    code, results = examine(capsys, *MODEL, f"service.model={folder}")
     assert code == 1
-    assert f"weights {weights} are damaged" in findings["judge"][0]["found"]
+    assert f"weights {weights} are damaged" in results["judge"][0]["found"]
 
 
 @pytest.mark.parametrize(
@@ -266,49 +266,49 @@ def test_weights_that_the_files_lack_or_have_too_many_of(
     config = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": num_layers, "layer_types": None}
     (folder / "config.json").unlink()
     (folder / "config.json").write_text(json.dumps(config))
-    code, findings = examine(capsys, *(setting.format(folder) for setting in settings))
+    code, results = examine(capsys, *(setting.format(folder) for setting in settings))
     assert code == (status == "failed")
-    (finding,) = findings["judge"]
-    assert finding["status"] == status
-    assert said in finding["found"] + finding["advice"]
+    (result,) = results["judge"]
+    assert result["status"] == status
+    assert said in result["found"] + result["advice"]
 
 
 def test_an_answer_of_several_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rubric = tmp_path / "rubric.yaml"
     rubric.write_text("extends: nethack_gold\nid: mine\nversion: '1'\npositive: ' unquestionably-so'\n")
-    code, findings = examine(capsys, *MODEL, f"annotator.rubric={rubric}")
+    code, results = examine(capsys, *MODEL, f"annotator.rubric={rubric}")
     assert code == 1
-    assert "the answer ' unquestionably-so' is" in findings["judge"][0]["found"]
-    assert "tokens" in findings["judge"][0]["found"]
-    assert "choose other answers" in findings["judge"][0]["advice"]
+    assert "the answer ' unquestionably-so' is" in results["judge"][0]["found"]
+    assert "tokens" in results["judge"][0]["found"]
+    assert "choose other answers" in results["judge"][0]["advice"]
 
 
 def test_a_model_that_would_have_to_be_fetched(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    code, findings = examine(capsys, *MODEL, "service.model=nobody/has-this-model")
+    code, results = examine(capsys, *MODEL, "service.model=nobody/has-this-model")
     assert code == 0
-    assert findings["judge"][0]["status"] == "warning"
-    assert "hf download nobody/has-this-model" in findings["judge"][0]["advice"]
+    assert results["judge"][0]["status"] == "warning"
+    assert "hf download nobody/has-this-model" in results["judge"][0]["advice"]
 
 
 def test_vllm_without_vllm(capsys: pytest.CaptureFixture[str]) -> None:
-    code, findings = examine(capsys, "service.engine=vllm", "cluster.mode=local", f"service.vllm_python={shutil.which('true')}")
+    code, results = examine(capsys, "service.engine=vllm", "cluster.mode=local", f"service.vllm_python={shutil.which('true')}")
     assert code == 1
-    assert "has no vLLM" in findings["vllm"][0]["found"]
-    assert "make vllm" in findings["vllm"][0]["advice"]
+    assert "has no vLLM" in results["vllm"][0]["found"]
+    assert "make vllm" in results["vllm"][0]["advice"]
 
 
 def test_a_run_directory_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
-    code, findings = examine(capsys, f"run_dir={tmp_path / 'file' / 'run'}")
+    code, results = examine(capsys, f"run_dir={tmp_path / 'file' / 'run'}")
     assert code == 1
-    assert "run_dir=" in findings["run directory"][0]["advice"]
+    assert "run_dir=" in results["run directory"][0]["advice"]
 
 
 def test_a_disk_that_the_run_would_fill(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, findings = examine(capsys, f"run_dir={tmp_path / 'run'}", "checkpoint.keep=9999")
+    code, results = examine(capsys, f"run_dir={tmp_path / 'run'}", "checkpoint.keep=9999")
     assert code == 1
-    assert "make room" in findings["run directory"][0]["advice"]
-    assert "9999 checkpoints of" in findings["run directory"][0]["found"]
+    assert "make room" in results["run directory"][0]["advice"]
+    assert "9999 checkpoints of" in results["run directory"][0]["found"]
 
 
 def test_checkpoints_are_reckoned_by_those_that_are_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -320,9 +320,9 @@ def test_checkpoints_are_reckoned_by_those_that_are_there(tmp_path: Path, capsys
 
 def test_a_store_of_judgements_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "store.sqlite").write_bytes(b"no database at all, but long enough to be looked at" * 40)
-    _, findings = examine(capsys, f"service.store={tmp_path / 'store.sqlite'}")
-    assert findings["judgement store"][0]["status"] == "warning"
-    assert "damaged" in findings["judgement store"][0]["found"]
+    _, results = examine(capsys, f"service.store={tmp_path / 'store.sqlite'}")
+    assert results["judgement store"][0]["status"] == "warning"
+    assert "damaged" in results["judgement store"][0]["found"]
     assert (tmp_path / "store.sqlite").exists(), "the doctor moves nothing"
 
 
@@ -331,24 +331,24 @@ def test_a_store_of_judgements_that_is_none(tmp_path: Path, capsys: pytest.Captu
 )
 def test_an_object_store_that_is_too_small(size: int, status: str, word: str, capsys: pytest.CaptureFixture[str]) -> None:
     large = ("actors.envs_per_worker=256", "actors.rollout_steps=32", "learner.rollouts_per_batch=1")
-    _, findings = examine(capsys, *LOCAL, *large, f"cluster.object_store_bytes={size}")
-    (finding,) = findings["object store"]
+    _, results = examine(capsys, *LOCAL, *large, f"cluster.object_store_bytes={size}")
+    (result,) = results["object store"]
     if shutil.disk_usage("/dev/shm").free > 1e9:
-        assert finding["status"] == status
-        assert word in finding["found"] + finding["advice"]
+        assert result["status"] == status
+        assert word in result["found"] + result["advice"]
 
 
 def test_more_workers_than_cores(capsys: pytest.CaptureFixture[str]) -> None:
-    _, findings = examine(capsys, *LOCAL, "actors.num_workers=16", "actors.envs_per_worker=1", "learner.rollouts_per_batch=4")
+    _, results = examine(capsys, *LOCAL, "actors.num_workers=16", "actors.envs_per_worker=1", "learner.rollouts_per_batch=4")
     cores = len(os.sched_getaffinity(0))
     if cores < 17:
-        assert f"actors.num_workers={max(1, cores - 1)}" in findings["machine"][0]["advice"]
+        assert f"actors.num_workers={max(1, cores - 1)}" in results["machine"][0]["advice"]
 
 
 def test_more_environments_than_memory(capsys: pytest.CaptureFixture[str]) -> None:
-    code, findings = examine(capsys, *LOCAL, "actors.envs_per_worker=65536", "env.share_engine_code=false", "actors.rollout_steps=1")
+    code, results = examine(capsys, *LOCAL, "actors.envs_per_worker=65536", "env.share_engine_code=false", "actors.rollout_steps=1")
     assert code == 1
-    assert "actors.envs_per_worker" in findings["machine"][0]["advice"]
+    assert "actors.envs_per_worker" in results["machine"][0]["advice"]
 
 
 CONNECT = ("cluster.mode=connect", "run_dir=/tmp/delphi-doctor-test")
@@ -358,24 +358,24 @@ def test_no_cluster_a_dead_one_and_one_that_another_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    code, findings = examine(capsys, *CONNECT)
+    code, results = examine(capsys, *CONNECT)
     assert code == 1
-    assert "no cluster is known here" in findings["ray"][0]["found"]
-    assert "ray start --head" in findings["ray"][0]["advice"]
+    assert "no cluster is known here" in results["ray"][0]["found"]
+    assert "ray start --head" in results["ray"][0]["advice"]
     dead = f"127.0.0.1:{free_port()}"
-    code, findings = examine(capsys, *CONNECT, f"cluster.address={dead}")
+    code, results = examine(capsys, *CONNECT, f"cluster.address={dead}")
     assert code == 1
-    assert f"cluster.address={dead}: nothing listens there" in findings["ray"][0]["found"]
+    assert f"cluster.address={dead}: nothing listens there" in results["ray"][0]["found"]
     (tmp_path / "left").write_text(dead)
     monkeypatch.setattr(ray_checks, "CURRENT_CLUSTER", tmp_path / "left")
-    code, findings = examine(capsys, *CONNECT)
+    code, results = examine(capsys, *CONNECT)
     assert code == 1
-    assert "is left over: `ray stop`, and delete it" in findings["ray"][0]["advice"]
+    assert "is left over: `ray stop`, and delete it" in results["ray"][0]["advice"]
     monkeypatch.setenv("RAY_ADDRESS", f"http://{dead}")
-    code, findings = examine(capsys, *CONNECT)
+    code, results = examine(capsys, *CONNECT)
     assert code == 1
-    assert f"RAY_ADDRESS=http://{dead}" in findings["ray"][0]["found"]
-    assert "dashboard" in findings["ray"][0]["advice"]
+    assert f"RAY_ADDRESS=http://{dead}" in results["ray"][0]["found"]
+    assert "dashboard" in results["ray"][0]["advice"]
     monkeypatch.setenv("RAY_ADDRESS", f"ray://{dead}")
     assert "submit instead" in examine(capsys, *CONNECT)[1]["ray"][0]["advice"]
 
@@ -384,9 +384,9 @@ def test_something_that_is_no_cluster(capsys: pytest.CaptureFixture[str], monkey
     monkeypatch.setattr(ray_checks, "JOIN_TIMEOUT_S", 4.0)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        code, findings = examine(capsys, *CONNECT, f"cluster.address=127.0.0.1:{listener.getsockname()[1]}")
+        code, results = examine(capsys, *CONNECT, f"cluster.address=127.0.0.1:{listener.getsockname()[1]}")
     assert code == 1
-    assert "could not be joined within 4 s" in findings["ray"][0]["found"]
+    assert "could not be joined within 4 s" in results["ray"][0]["found"]
 
 
 def test_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,7 +424,7 @@ def test_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
 )
 def test_extras_are_those_of_the_environment(env_id: str, extras: set[str]) -> None:
     config = load_config(preset="debug", overrides=[f"env.id={env_id}"])
-    assert package_checks.needed_extras(Patient(config)) == extras
+    assert package_checks.needed_extras(Subject(config)) == extras
 
 
 def test_packages_that_are_missing_too_old_or_broken(
@@ -436,15 +436,15 @@ def test_packages_that_are_missing_too_old_or_broken(
     )
     monkeypatch.setattr(package_checks, "CHECKOUT", tmp_path)
     monkeypatch.setattr(package_checks, "_broken_imports", lambda names: {"rich": "ImportError: no"} if "rich" in names else {})
-    code, findings = examine(capsys)
+    code, results = examine(capsys)
     assert code == 1
-    found = findings["packages"][0]["found"]
+    found = results["packages"][0]["found"]
     assert "missing: absent-package>=1, absent-game" in found
     assert "numpy" in found
     assert "wanted >=99" in found
     assert "rich cannot be imported (ImportError: no)" in found
     assert "absent-hack" not in found, "only extras that this configuration uses"
-    assert "pip install" in findings["packages"][0]["advice"]
+    assert "pip install" in results["packages"][0]["advice"]
 
 
 def test_imports_are_tried_where_a_broken_one_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -459,27 +459,27 @@ def test_imports_are_tried_where_a_broken_one_does_no_harm(tmp_path: Path, monke
 
 
 def test_an_environment_that_cannot_be_seeded(capsys: pytest.CaptureFixture[str]) -> None:
-    _, findings = examine(capsys, "env.id=tests.toy_environments:Corridor-v0", "env.options={slip: 0.3}")
-    assert "seeds are kept" in findings["environment"][0]["found"]
-    _, findings = examine(capsys, "env.id=NetHackChallenge-v0")
-    assert findings["environment"][0]["status"] == "warning"
-    assert "another game" in findings["environment"][0]["found"]
+    _, results = examine(capsys, "env.id=tests.toy_environments:Corridor-v0", "env.options={slip: 0.3}")
+    assert "seeds are kept" in results["environment"][0]["found"]
+    _, results = examine(capsys, "env.id=NetHackChallenge-v0")
+    assert results["environment"][0]["status"] == "warning"
+    assert "another game" in results["environment"][0]["found"]
 
 
 def test_an_environment_that_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    _, findings = examine(capsys, "env.id=CartPole-v1", "env.captioner=tests.toy_environments:say_nothing")
-    assert "set env.captioner" in findings["environment"][0]["advice"]
+    _, results = examine(capsys, "env.id=CartPole-v1", "env.captioner=tests.toy_environments:say_nothing")
+    assert "set env.captioner" in results["environment"][0]["advice"]
 
 
 def test_a_check_that_breaks_is_a_finding_and_the_rest_goes_on(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def explode(patient: object) -> None:
+    def explode(subject: object) -> None:
         raise RuntimeError("no\nreason")
 
     monkeypatch.setattr(machine_checks, "check_torch", explode)
-    code, findings = examine(capsys)
+    code, results = examine(capsys)
     assert code == 1
-    assert "RuntimeError: no reason" in findings["torch"][0]["found"]
-    assert "judgement store" in findings
+    assert "RuntimeError: no reason" in results["torch"][0]["found"]
+    assert "judgement store" in results
 
 
 def test_a_missing_dependency_of_the_doctor_itself_is_said_in_a_line(

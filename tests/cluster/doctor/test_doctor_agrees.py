@@ -9,7 +9,7 @@ import pytest
 
 from cluster.doctor import service as part_checks
 from cluster.doctor.service import check_store
-from cluster.doctor.subject import Patient
+from cluster.doctor.subject import Subject
 from configs.loading import load_config
 from llm_server.annotation import Judgement, Status
 from llm_server.engines import model_check
@@ -34,23 +34,23 @@ def test_an_endpoint_is_asked_as_the_run_asks_it(
     settings = ("service.engine=openai", f"service.model={MODEL_THERE}", f"service.endpoint={endpoint.url}")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     try:
-        code, findings = examine(capsys, *settings)
-        assert (code, findings["judge"][0]["status"]) == (0, "ok"), "no key is wanted"
-        assert "read from logprobs20" in findings["judge"][0]["found"]
-        code, findings = examine(capsys, *settings, "service.model=another")
+        code, results = examine(capsys, *settings)
+        assert (code, results["judge"][0]["status"]) == (0, "ok"), "no key is wanted"
+        assert "read from logprobs20" in results["judge"][0]["found"]
+        code, results = examine(capsys, *settings, "service.model=another")
         assert code == 1
-        assert "The model 'another' does not exist" in findings["judge"][0]["found"]
+        assert "The model 'another' does not exist" in results["judge"][0]["found"]
         endpoint.key = "right"
-        code, findings = examine(capsys, *settings)
+        code, results = examine(capsys, *settings)
         assert code == 1
-        assert "OPENAI_API_KEY (service.endpoint_key_env) is not set" in findings["judge"][0]["found"]
-        assert "export OPENAI_API_KEY" in findings["judge"][0]["advice"]
+        assert "OPENAI_API_KEY (service.endpoint_key_env) is not set" in results["judge"][0]["found"]
+        assert "export OPENAI_API_KEY" in results["judge"][0]["advice"]
     finally:
         endpoint.close()
     monkeypatch.setattr(part_checks, "ANSWER_TIMEOUT_S", 0.5)
-    code, findings = examine(capsys, *settings)
+    code, results = examine(capsys, *settings)
     assert code == 1
-    assert "cannot be reached" in findings["judge"][0]["found"]
+    assert "cannot be reached" in results["judge"][0]["found"]
 
 
 def test_an_endpoint_behind_a_proxy_is_asked_through_it(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,12 +63,12 @@ def test_an_endpoint_behind_a_proxy_is_asked_through_it(capsys: pytest.CaptureFi
     monkeypatch.setenv("no_proxy", "")
     try:
         settings = ("service.engine=openai", "service.model=m", "service.endpoint=http://192.0.2.77/v1", "service.endpoint_key_env=")
-        code, findings = examine(capsys, *settings)
+        code, results = examine(capsys, *settings)
     finally:
         proxy.close()
     assert code == 1
-    assert "the proxy cannot reach it" in findings["judge"][0]["found"]
-    assert "NO_PROXY" in findings["judge"][0]["advice"]
+    assert "the proxy cannot reach it" in results["judge"][0]["found"]
+    assert "NO_PROXY" in results["judge"][0]["advice"]
 
 
 def files_below(folder: Path) -> set[str]:
@@ -81,8 +81,8 @@ def test_nothing_is_created_and_the_packaged_model_stays_packed(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     looked_in: list[Path] = []
     monkeypatch.setattr(model_check, "_answers", lambda folder, model, rubric: looked_in.append(folder) or ["x"])
-    _, findings = examine(capsys, *MODEL, f"run_dir={tmp_path / 'run'}")
-    assert findings["judge"][0]["status"] == "ok"
+    _, results = examine(capsys, *MODEL, f"run_dir={tmp_path / 'run'}")
+    assert results["judge"][0]["status"] == "ok"
     assert looked_in
     assert not looked_in[0].exists(), "it was unpacked for the doctor alone"
     assert files_below(tmp_path) == set()
@@ -91,36 +91,36 @@ def test_nothing_is_created_and_the_packaged_model_stays_packed(
 @pytest.mark.parametrize("folder", ["run#1", "a%41", "what?", "[x]", "über", "a b"])
 def test_a_store_is_found_whatever_its_folder_is_called(folder: str, tmp_path: Path) -> None:
     store = tmp_path / folder / "j.sqlite"
-    patient = Patient(load_config(preset="debug", overrides=["service.engine=scripted"]))
-    patient.config = dataclasses.replace(patient.config, service=dataclasses.replace(patient.config.service, store=str(store)))
-    assert check_store(patient).found == f"{store}, new"
+    subject = Subject(load_config(preset="debug", overrides=["service.engine=scripted"]))
+    subject.config = dataclasses.replace(subject.config, service=dataclasses.replace(subject.config.service, store=str(store)))
+    assert check_store(subject).found == f"{store}, new"
     judgement = Judgement(status=Status.OK, probability=0.5, answer_mass=1.0)
     with contextlib.closing(open_store(str(store))) as opened:
         opened.put("fingerprint", "hash", {b"an item": judgement})
     before = files_below(tmp_path)
-    finding = check_store(patient)
-    assert (finding.status, finding.found.split(", ")[1]) == ("ok", "1 judgements")
+    result = check_store(subject)
+    assert (result.status, result.found.split(", ")[1]) == ("ok", "1 judgements")
     assert files_below(tmp_path) == before
 
 
 def test_a_store_that_cannot_be_is_said_beforehand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     for store, words in ((tmp_path / "file" / "j.sqlite", "is no folder"), (tmp_path, "is a folder")):
-        code, findings = examine(capsys, f"service.store={store}")
+        code, results = examine(capsys, f"service.store={store}")
         assert code == 1
-        assert words in findings["judgement store"][0]["found"]
+        assert words in results["judgement store"][0]["found"]
 
 
 def test_a_device_and_an_encoder_that_the_service_would_not_find(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    _, findings = examine(capsys, *MODEL, "cluster.mode=inline", "service.device=cuda:9")
-    assert findings["judge"][0]["status"] == "failed"
-    assert "device 'cuda:9' was asked for" in findings["judge"][0]["found"]
-    _, findings = examine(capsys, "reward_model.name=embedding", "service.encoder=nobody/has-this-encoder")
-    assert findings["judge"][0]["status"] == "warning"
-    assert "hf download nobody/has-this-encoder" in findings["judge"][0]["advice"]
+    _, results = examine(capsys, *MODEL, "cluster.mode=inline", "service.device=cuda:9")
+    assert results["judge"][0]["status"] == "failed"
+    assert "device 'cuda:9' was asked for" in results["judge"][0]["found"]
+    _, results = examine(capsys, "reward_model.name=embedding", "service.encoder=nobody/has-this-encoder")
+    assert results["judge"][0]["status"] == "warning"
+    assert "hf download nobody/has-this-encoder" in results["judge"][0]["advice"]
 
 
 def test_temporary_files_are_looked_for_where_the_run_puts_them(

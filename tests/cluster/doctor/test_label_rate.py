@@ -6,7 +6,7 @@ import pytest
 
 from cluster.doctor import label_rate
 from cluster.doctor.label_rate import check_label_rate
-from cluster.doctor.subject import Patient
+from cluster.doctor.subject import Subject
 from configs.loading import load_config
 
 
@@ -17,18 +17,18 @@ def scripted(monkeypatch):
     monkeypatch.setattr(label_rate, "check_model", lambda service, rubric: SimpleNamespace())
     monkeypatch.setattr(label_rate, "ASK_S", 0.3)
 
-    def patient(*settings: str) -> Patient:
-        return Patient(load_config(preset="debug", overrides=["service.engine=scripted", "service.script_delay_s=0.01", *settings]))
+    def subject(*settings: str) -> Subject:
+        return Subject(load_config(preset="debug", overrides=["service.engine=scripted", "service.script_delay_s=0.01", *settings]))
 
-    return patient
+    return subject
 
 
 def test_labels_per_second_and_the_first_one_are_said(scripted):
-    finding = check_label_rate(scripted("service.torch_threads=2"))
-    assert finding.status == "ok", finding
+    result = check_label_rate(scripted("service.torch_threads=2"))
+    assert result.status == "ok", result
     model, rate, first = (
-        finding.found.replace(" labels/s", "").split(": ")[0],
-        *finding.found.split(": ")[1].split(" labels/s by 2 threads, "),
+        result.found.replace(" labels/s", "").split(": ")[0],
+        *result.found.split(": ")[1].split(" labels/s by 2 threads, "),
     )
     assert model.endswith("(scripted)")
     assert 10 < float(rate) <= 100, "0.01 s each"
@@ -38,16 +38,16 @@ def test_labels_per_second_and_the_first_one_are_said(scripted):
 
 def test_a_slow_judge_is_a_warning_with_advice(scripted, monkeypatch):
     monkeypatch.setattr(label_rate, "FEW_LABELS_PER_S", 1000.0)
-    finding = check_label_rate(scripted())
-    assert finding.status == "warning"
-    assert "service.torch_threads" in finding.advice
+    result = check_label_rate(scripted())
+    assert result.status == "warning"
+    assert "service.torch_threads" in result.advice
 
 
 def test_a_judge_that_does_not_come_ends_the_measurement_in_time(scripted, monkeypatch):
     monkeypatch.setattr(label_rate, "START_LIMIT_S", 0.0)
-    finding = check_label_rate(scripted())
-    assert finding.status == "warning"
-    assert "is starting" in finding.found
+    result = check_label_rate(scripted())
+    assert result.status == "warning"
+    assert "is starting" in result.found
 
 
 @pytest.mark.parametrize("setting", ["annotator.address=127.0.0.1:1", "reward_model.name=counts", "reward_model.name=embedding"])

@@ -14,10 +14,10 @@ GOAL = GoalReward(reward=1.0, max_penalty=-50.0, step_limit=5000)
 
 
 def weigh(goal: GoalReward | None, *settings: str) -> str | None:
-    finding = weigh_penalties(
+    result = weigh_penalties(
         load_config(preset="debug", overrides=settings), EnvironmentSpec(observations={}, num_actions=2, goal_reward=goal)
     )
-    return None if finding is None else f"{finding.found}; {finding.advice}"
+    return None if result is None else f"{result.found}; {result.advice}"
 
 
 def test_the_warning_says_what_is_lost_what_is_paid_and_what_to_set() -> None:

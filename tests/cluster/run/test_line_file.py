@@ -10,7 +10,7 @@ import pytest
 
 from cluster.run import metric_writer as line_file
 from cluster.run.logs import log_to_file
-from cluster.run.metric_writer import LineFile, MetricWriter
+from cluster.run.metric_writer import LineAppender, MetricWriter
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def limit() -> Iterator[Callable[[int], None]]:
 
 def test_lines_that_the_disk_refuses_are_written_in_order_when_there_is_room(tmp_path: Path, limit: Callable[[int], None]) -> None:
     path = tmp_path / "lines"
-    lines = LineFile(path)
+    lines = LineAppender(path)
     lines.append("first")
     limit(9)
     for text in ("second", "third"):
@@ -46,7 +46,7 @@ def test_what_waits_is_bounded_and_written_at_the_end(
     tmp_path: Path, limit: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(line_file, "MAX_WAITING", 3)
-    lines = LineFile(tmp_path / "lines")
+    lines = LineAppender(tmp_path / "lines")
     limit(0)
     for number in range(10):
         lines.append(str(number))
@@ -57,7 +57,7 @@ def test_what_waits_is_bounded_and_written_at_the_end(
 
 def test_an_existing_file_grows(tmp_path: Path) -> None:
     (tmp_path / "lines").write_text("before\n")
-    lines = LineFile(tmp_path / "lines")
+    lines = LineAppender(tmp_path / "lines")
     lines.append("after")
     lines.close()
     assert (tmp_path / "lines").read_text() == "before\nafter\n"

@@ -9,7 +9,7 @@ import pytest
 
 from llm_server import annotation_pb2, annotation_pb2_grpc
 from llm_server.credentials import NO_CREDENTIALS
-from llm_server.service.child import Canary
+from llm_server.service.child import LivenessProbe
 from llm_server.wire import LOADING
 
 PATIENCE_S = 0.3
@@ -50,14 +50,14 @@ def watch(service):
     made = []
 
     def watch(watches_engine=True, **options):
-        made.append(Canary(service.address, NO_CREDENTIALS, PATIENCE_S, watches_engine, **options))
+        made.append(LivenessProbe(service.address, NO_CREDENTIALS, PATIENCE_S, watches_engine, **options))
         return made[-1]
 
     yield watch
-    for canary in made:
-        canary.close()
-        canary._thread.join(WAIT_S)
-        assert not canary._thread.is_alive()
+    for probe in made:
+        probe.close()
+        probe._thread.join(WAIT_S)
+        assert not probe._thread.is_alive()
 
 
 def wait_until(condition):
@@ -72,23 +72,23 @@ def asked(service, number):
 
 
 def test_a_service_that_answers_is_well(service, watch):
-    canary = watch()
+    probe = watch()
     asked(service, 12)
-    assert canary.problem is None
+    assert probe.problem is None
 
 
 def test_silence_is_a_hang_once_it_has_judged(service, watch):
-    canary = watch()
+    probe = watch()
     asked(service, 2)
     service.answers.clear()
     began = time.monotonic()
-    wait_until(lambda: canary.problem)
+    wait_until(lambda: probe.problem)
     assert time.monotonic() - began >= PATIENCE_S * 0.9
-    assert "has given no sign of life for" in canary.problem
+    assert "has given no sign of life for" in probe.problem
 
 
 def test_silence_shorter_than_the_patience_is_none(service, watch):
-    canary = watch()
+    probe = watch()
     asked(service, 2)
     for _ in range(5):
         service.answers.clear()
@@ -96,45 +96,45 @@ def test_silence_shorter_than_the_patience_is_none(service, watch):
         service.answers.set()
         before = service.num_asked
         asked(service, before + 2)
-    assert canary.problem is None
+    assert probe.problem is None
 
 
 def test_a_service_that_is_still_loading_has_fifteen_times_as_long(service, watch):
     service.answers.clear()
-    canary = watch()
+    probe = watch()
     time.sleep(PATIENCE_S * 5)
-    assert canary.problem is None
+    assert probe.problem is None
     service.answers.set()
     service.refusal = grpc.StatusCode.UNAVAILABLE, f"{LOADING}; ask again"
     before = service.num_asked
     asked(service, before + 8)
-    assert canary.problem is None
+    assert probe.problem is None
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INTERNAL])
 def test_any_status_of_its_own_is_a_sign_of_life(service, watch, code):
-    canary = watch()
+    probe = watch()
     asked(service, 2)
     service.refusal = code, "not now"
     before = service.num_asked
     asked(service, before + 12)
-    assert canary.problem is None
+    assert probe.problem is None
 
 
 def test_a_port_on_which_nobody_listens_any_more_is_a_hang_of_a_process_that_lives(service, watch):
-    canary = watch()
+    probe = watch()
     asked(service, 2)
     service._server.stop(0).wait()
-    wait_until(lambda: canary.problem)
+    wait_until(lambda: probe.problem)
 
 
 def test_a_batch_of_ten_times_the_patience_is_a_hang_of_its_own_engine_only(service, watch):
     service.busy_s = PATIENCE_S * 10 - 0.1
-    canary, other = watch(), watch(watches_engine=False)
+    probe, other = watch(), watch(watches_engine=False)
     asked(service, 6)
-    assert canary.problem is None
+    assert probe.problem is None
     service.busy_s = PATIENCE_S * 10 + 0.1
-    wait_until(lambda: canary.problem == "has been at one batch for 3 s")
+    wait_until(lambda: probe.problem == "has been at one batch for 3 s")
     before = service.num_asked
     asked(service, before + 4)
     assert other.problem is None
@@ -142,9 +142,9 @@ def test_a_batch_of_ten_times_the_patience_is_a_hang_of_its_own_engine_only(serv
 
 def test_time_in_which_the_watcher_itself_was_stopped_does_not_count(service, watch):
     now = [0.0]
-    canary = watch(clock=lambda: now[0])
+    probe = watch(clock=lambda: now[0])
     asked(service, 2)
     now[0] += 3600.0
     before = service.num_asked
     asked(service, before + 4)
-    assert canary.problem is None
+    assert probe.problem is None

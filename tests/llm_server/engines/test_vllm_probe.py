@@ -1,4 +1,4 @@
-"""A vLLM that refuses its canary is told apart from one that is still loading. Nothing is started here."""
+"""A vLLM that refuses its probe is told apart from one that is still loading. Nothing is started here."""
 
 import json
 from types import SimpleNamespace
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from configs.annotation_schema import ServiceConfig
-from llm_server.child_process import CanaryRefused
+from llm_server.child_process import ProbeRefused
 from llm_server.engines.openai_http import EndpointUnavailable
 from llm_server.engines.vllm_engine import VllmEngine
 from tests.llm_server.fake_endpoint import FakeEndpoint
@@ -23,7 +23,7 @@ def ask(endpoint):
     engine = object.__new__(VllmEngine)  # the real one starts vLLM
     engine._config, engine._key = ServiceConfig(engine="vllm"), "key"
     engine._single = SimpleNamespace(prefix=[1, 2], tokens=lambda text: [3], answers=[7, 8], weights=(1.0, 0.0))
-    engine._ask_canary(int(endpoint.url.split(":")[2].removesuffix("/v1")), 5.0)
+    engine._ask_probe(int(endpoint.url.split(":")[2].removesuffix("/v1")), 5.0)
 
 
 def answer(tokens):
@@ -46,7 +46,7 @@ def test_the_answers_log_probabilities_are_an_answer(endpoint):
 )
 def test_what_stays_as_it_is_ends_the_start(endpoint, status, body, complaint):
     endpoint.failures.append((status, {}, body))
-    with pytest.raises(CanaryRefused, match=complaint):
+    with pytest.raises(ProbeRefused, match=complaint):
         ask(endpoint)
 
 
