@@ -9,8 +9,10 @@ import sys
 from collections.abc import Sequence
 
 from configs.checks import ConfigError
-from configs.loading import field_docs, load_config, preset_names
-from configs.paths import path_argument
+from configs.fields import field_docs
+from configs.flags import add_configuration
+from configs.loading import load_config, preset_names
+from configs.schema import RunConfig
 from llm_server.standard_output import guarded, output_may_be_lost
 
 
@@ -48,16 +50,14 @@ def _parser() -> argparse.ArgumentParser:
         "  delphi train --preset nethack_staircase reward_model.name=counts cluster.mode=inline",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--preset", metavar="NAME", help=f"a built-in configuration: {', '.join(preset_names())}")
-    parser.add_argument("--config", type=path_argument, metavar="FILE", help="a YAML file of differences from the defaults")
+    add_configuration(parser, f"a built-in configuration: {', '.join(preset_names())}")
     parser.add_argument("--keys", action="store_true", help="list every key with its default and meaning, and exit")
     parser.add_argument("--show", action="store_true", help="print the resolved configuration as JSON, and exit")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that go before the preset's or file's")
     return parser
 
 
 def _keys() -> str:
-    return "\n".join(f"{key} = {json.dumps(default)}\n    {doc}" for key, default, doc in field_docs())
+    return "\n".join(f"{key} = {json.dumps(default)}\n    {doc}" for key, default, doc in field_docs(RunConfig))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from configs.checks import ConfigError, validate
 from configs.errors import did_you_mean
+from configs.fields import field_docs
 from configs.paths import with_user_paths
 from configs.schema import RunConfig
 from configs.yaml_text import TRUTH, Plain, guess, read_yaml
@@ -84,17 +85,6 @@ def load_config(*, preset: str | None = None, file: str | None = None, overrides
     return config
 
 
-def field_docs(section: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """(dotted key, default, docstring) of every setting, in the schema's order."""
-    docs = _docstrings(section)
-    for field in dataclasses.fields(section):
-        if dataclasses.is_dataclass(field.type) and isinstance(field.type, type):
-            yield from field_docs(field.type, f"{prefix}{field.name}.")
-        else:
-            default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-            yield f"{prefix}{field.name}", default, docs.get(field.name, "")
-
-
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """The resolved configuration as JSON values."""
     return dataclasses.asdict(config)
@@ -116,27 +106,6 @@ def experiment_diff(old: Mapping[str, Any], new: Mapping[str, Any], *, of_reward
         for key in keys
         if before.get(key, absent) != after.get(key, absent) and (not of_reward_model or key.split(".")[0] in DECIDE_THE_REWARD_MODEL)
     ]
-
-
-@functools.cache
-def _docstrings(section: type) -> dict[str, str]:
-    """Field name -> the string literal under it; read from the source because Python keeps none at run time."""
-    import ast
-    import inspect
-    import textwrap
-
-    body = ast.parse(textwrap.dedent(inspect.getsource(section))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    docs = {}
-    for statement, following in zip(body.body, body.body[1:], strict=False):
-        if (
-            isinstance(statement, ast.AnnAssign)
-            and isinstance(statement.target, ast.Name)
-            and isinstance(following, ast.Expr)
-            and isinstance(following.value, ast.Constant)
-        ):
-            docs[statement.target.id] = " ".join(str(following.value.value).split())
-    return docs
 
 
 def _preset_path(name: Any) -> Path:
@@ -272,7 +241,7 @@ def _schema() -> Any:
 
 @functools.cache
 def _defaults() -> dict[str, Any]:
-    return {key: default for key, default, _ in field_docs()}
+    return {key: default for key, default, _ in field_docs(RunConfig)}
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

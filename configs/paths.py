@@ -28,6 +28,11 @@ NAMES = ("annotator.rubric", "service.model", "service.encoder")
 Section = TypeVar("Section")
 
 
+def is_path_field(name: str) -> bool:
+    """Whether the last part of a setting's key, or a field of `AccessConfig`, holds a path."""
+    return name == "tls_client_ca" or any(key.endswith(f".{name}") for key in PATH_KEYS)
+
+
 def user_path(text: str) -> str:
     """`text` with `~` or `~name` at its beginning replaced by that home; ValueError where there is no such user."""
     path = os.path.expanduser(text)

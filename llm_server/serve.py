@@ -9,62 +9,17 @@ import dataclasses
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from configs.annotation_schema import AccessConfig, ServiceConfig
-from configs.paths import PATH_KEYS, path_argument
+from configs.flags import add_flags, check_flags
+from configs.paths import path_argument
 from llm_server.standard_output import guarded, output_may_be_lost
 
-FLAGS = {
-    "engine": "transformers, vllm (a vLLM server as a child), openai (an endpoint), scripted (for tests), or none (embeds sentences only)",
-    "model": "smollm2 (packaged), a folder, or a Hugging Face id; with --engine openai the endpoint's name of it",
-    "encoder": "sentence encoder behind Embed: minilm (packaged), a folder, or a Hugging Face id",
-    "host": "address to listen on",
-    "port": "port to listen on; 0 takes a free one",
-    "device": "cpu, cuda, cuda:N or auto",
-    "dtype": "bfloat16, float32 or auto",
-    "batch_size": "items per forward pass",
-    "store": "SQLite file of judgements; `memory` keeps none (default: in the user's cache directory)",
-    "nice": "scheduling niceness, 0 to 19",
-    "torch_threads": "threads for torch; 0 leaves torch's own choice",
-    "max_items_per_request": "requests with more items are refused",
-    "max_item_bytes": "requests with a longer item are refused",
-    "script": "rules of the scripted engine: `regex=probability;...`",
-    "script_delay_s": "seconds the scripted engine takes per item",
-    "engine_timeout_s": "deadline of one answer of vllm or openai",
-    "vllm_python": "Python of an environment that has vLLM (default: this one, or .venv-vllm's beside it)",
-    "tensor_parallel": "GPUs that vLLM spreads the model over",
-    "gpu_memory_utilization": "share of a GPU's memory that vLLM takes",
-    "max_model_len": "tokens of the longest prompt that vLLM makes room for; 0 takes 4096 or what the model reads",
-    "endpoint": "base URL for --engine openai, for example http://127.0.0.1:8000/v1",
-    "endpoint_key_env": "environment variable that holds the endpoint's key",
-    "endpoint_concurrency": "requests to the endpoint at once",
-}
-ACCESS_FLAGS = {
-    "tls_cert": "PEM file of the service's certificate: with --tls-key, TLS and nothing else is spoken",
-    "tls_key": "PEM file of the certificate's key",
-    "tls_client_ca": "PEM file of the CA that must have signed the client's certificate (mTLS)",
-    "token_file": "file of a token that every call but health checks must carry",
-    "max_requests": "requests at once; more are turned away and come back",
-    "max_requests_per_s": "requests per second at most; 0 sets no limit",
-}
-LIMITS = {
-    "max_requests": (1, 1_000_000),
-    "max_requests_per_s": (0, 1_000_000),
-    "port": (0, 65_535),
-    "nice": (0, 19),
-    "batch_size": (1, 4096),
-    "torch_threads": (0, 1024),
-    "max_items_per_request": (1, 1_000_000),
-    "max_item_bytes": (16, 10_000_000),
-    "script_delay_s": (0, 3600),
-    "engine_timeout_s": (1, 3600),
-    "tensor_parallel": (1, 1024),
-    "gpu_memory_utilization": (0.01, 1),
-    "max_model_len": (0, 10_000_000),
-    "endpoint_concurrency": (1, 1024),
-}
+FLAGS = tuple(field.name for field in dataclasses.fields(ServiceConfig) if field.name != "hang_timeout_s")
+"""Fields of `ServiceConfig` that are flags; the other is for whoever watches a service."""
+ACCESS_FLAGS = tuple(field.name for field in dataclasses.fields(AccessConfig) if field.name != "insecure_listen_anywhere")
 DEFAULTS = dataclasses.replace(ServiceConfig(), port=7431, nice=0, torch_threads=0)
 """Alone on a machine the service may use all of it; one that a run starts is told otherwise."""
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "[::]": "[::1]"}
@@ -77,13 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until told to stop; exit code 0, 2 where the command, the model or the rubric is wrong, 1 where trying again may help."""
     arguments = _parser().parse_args(argv)
     config = ServiceConfig(**{name: getattr(arguments, name) for name in FLAGS})
-    for name, (low, high) in LIMITS.items():
-        if not low <= getattr(arguments, name) <= high:
-            return _refuse(f"--{name.replace('_', '-')}: got {getattr(arguments, name)}, wanted {low} to {high}")
     access = AccessConfig(
         **{name: getattr(arguments, name) for name in ACCESS_FLAGS}, insecure_listen_anywhere=arguments.insecure_listen_anywhere
     )
     try:
+        check_flags(ServiceConfig, dataclasses.asdict(config))
+        check_flags(AccessConfig, dataclasses.asdict(access))
         if arguments.make_credentials:
             return _make_credentials(Path(arguments.make_credentials), config)
         if config.nice and not arguments.nice_once_ready:
@@ -210,13 +164,6 @@ def _write_atomically(path: Path, text: str) -> None:
         raise ValueError(f"--address-file: {path} cannot be written ({error.strerror}): give a file in a writable folder") from None
 
 
-def flag_type(name: str) -> Callable[[str], object]:
-    """What argparse makes of a flag's text."""
-    is_path = name in ACCESS_FLAGS or any(key.endswith(f".{name}") for key in PATH_KEYS)
-    kind = type(getattr(DEFAULTS if name in FLAGS else AccessConfig(), name))
-    return path_argument if is_path and kind is str else kind
-
-
 def _refuse(message: str, code: int = 2) -> int:
     print(f"delphi serve: {message}", file=sys.stderr)
     return code
@@ -233,10 +180,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rubric", type=path_argument, default="nethack_progress", help="a built-in rubric or a YAML file (default: nethack_progress)"
     )
-    for name, text in (FLAGS | ACCESS_FLAGS).items():
-        default = getattr(DEFAULTS if name in FLAGS else AccessConfig(), name)
-        shown = f" (default: {default})" if default != "" else ""
-        parser.add_argument(f"--{name.replace('_', '-')}", type=flag_type(name), default=default, help=text + shown)
+    add_flags(parser, DEFAULTS, FLAGS)
+    add_flags(parser, AccessConfig(), ACCESS_FLAGS)
     parser.add_argument("--address-file", type=path_argument, help="write host:port here once listening")
     parser.add_argument("--nice-once-ready", action="store_true", help="take --nice only when the model is loaded")
     parser.add_argument("--exit-with-parent", action="store_true", help="stop when standard input ends")

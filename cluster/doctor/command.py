@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from cluster.doctor.subject import CheckResult, failed
-from configs.paths import path_argument
+from configs.flags import add_configuration
 from llm_server.standard_output import guarded
 
 DEFAULT_PRESET = "nethack_score"
@@ -125,11 +125,9 @@ def _parser() -> argparse.ArgumentParser:
         "  delphi doctor --json cluster.mode=connect run_dir=/shared/runs/first",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--preset", metavar="NAME", help=f"a built-in configuration (default {DEFAULT_PRESET})")
-    parser.add_argument("--config", type=path_argument, metavar="FILE", help="a YAML file of differences from the defaults")
+    add_configuration(parser, f"a built-in configuration (default {DEFAULT_PRESET})")
     parser.add_argument("--quick", action="store_true", help="do not load the judge's model to measure its labels per second")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that go before the preset's or file's")
     return parser
 
 

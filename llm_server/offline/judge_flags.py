@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from configs.annotation_schema import ServiceConfig
+from configs.flags import add_flags, check_flags, flag
 from configs.paths import path_argument
-from llm_server.serve import DEFAULTS, FLAGS, LIMITS, flag_type
+from llm_server.serve import DEFAULTS, FLAGS
 
 if TYPE_CHECKING:
     from llm_server.annotation import Judgement, PairJudgement, ServiceDescription
@@ -56,11 +57,8 @@ def add_judge_flags(parser: argparse.ArgumentParser, *, with_store: bool) -> Non
     )
     group.add_argument("--address", metavar="HOST:PORT", help="a running `delphi serve` with the same rubric, in place of all flags below")
     for name, text in CREDENTIAL_FLAGS.items():
-        group.add_argument(f"--{name.replace('_', '-')}", type=path_argument, metavar="FILE", default="", help=f"with --address: {text}")
-    for name in judge_fields(with_store=with_store):
-        default = getattr(DEFAULTS, name)
-        shown = f" (default: {default})" if default != "" else ""
-        group.add_argument(f"--{name.replace('_', '-')}", type=flag_type(name), default=None, help=FLAGS[name] + shown)
+        group.add_argument(flag(name), type=path_argument, metavar="FILE", default="", help=f"with --address: {text}")
+    add_flags(group, DEFAULTS, judge_fields(with_store=with_store), unset=True)
 
 
 def judge_fields(*, with_store: bool) -> list[str]:
@@ -71,7 +69,7 @@ def judge_fields(*, with_store: bool) -> list[str]:
 def given_flags(arguments: argparse.Namespace, *, with_store: bool) -> list[str]:
     """The flags of a judge in this process that were given."""
     names = [name for name in judge_fields(with_store=with_store) if getattr(arguments, name) is not None]
-    return [f"--{name.replace('_', '-')}" for name in names]
+    return [flag(name) for name in names]
 
 
 def read_judge_flags(arguments: argparse.Namespace, *, with_store: bool) -> "tuple[Rubric, ServiceConfig | None]":
@@ -86,17 +84,14 @@ def read_judge_flags(arguments: argparse.Namespace, *, with_store: bool) -> "tup
     if arguments.address and given:
         raise ValueError(f"--address asks a running service, which has its own {given[0]}: leave one of the two out")
     rubric = load_rubric(arguments.rubric or DEFAULT_RUBRIC)
-    shown = [f"--{name.replace('_', '-')}" for name in CREDENTIAL_FLAGS if getattr(arguments, name)]
+    shown = [flag(name) for name in CREDENTIAL_FLAGS if getattr(arguments, name)]
     if shown and not arguments.address:
         raise ValueError(f"{shown[0]}: got it without --address, wanted the address of the service that it is for")
     if arguments.address:
         return rubric, None
     values = {name: getattr(arguments, name) for name in judge_fields(with_store=with_store) if getattr(arguments, name) is not None}
     config = ServiceConfig(**{name: getattr(DEFAULTS, name) for name in FLAGS} | ({} if with_store else {"store": "memory"}) | values)
-    for name in values:
-        low, high = LIMITS.get(name, (None, None))
-        if low is not None and not low <= values[name] <= high:
-            raise ValueError(f"--{name.replace('_', '-')}: got {values[name]}, wanted {low} to {high}")
+    check_flags(ServiceConfig, values)
     if config.engine == "none":
         raise ValueError("--engine: got none, which embeds and judges nothing; wanted an engine with a language model")
     check_engine(config)

@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 from cluster.metrics import CATALOGUE, NAMES
-from configs.loading import field_docs
+from configs.fields import field_docs
+from configs.schema import RunConfig
 
 ROOT = Path(__file__).parents[2]
 RUNBOOK = (ROOT / "cluster" / "README.md").read_text()
@@ -30,7 +31,7 @@ def test_every_gauge_that_can_be_red_has_a_row_and_every_row_a_gauge() -> None:
 
 
 def test_every_setting_that_the_runbook_names_exists() -> None:
-    keys = {key for key, _, _ in field_docs()}
+    keys = {key for key, _, _ in field_docs(RunConfig)}
     named = set(
         re.findall(r"`(?:\w+=)?((?:cluster|actors|learner|annotator|service|reward_model|reward|env|checkpoint|logging)\.\w+)", RUNBOOK)
     )

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from configs.annotation_schema import AccessConfig
 from configs.checks import ConfigError
-from configs.loading import field_docs, load_config
+from configs.fields import field_docs
+from configs.flags import add_flags, flag
+from configs.loading import load_config
 from configs.paths import NAMES, PATH_KEYS, path_argument, user_path
 from configs.schema import RunConfig
 from llm_server.rubrics.loading import load_rubric
-from llm_server.serve import ACCESS_FLAGS, FLAGS, flag_type
+from llm_server.serve import ACCESS_FLAGS, DEFAULTS, FLAGS
 from llm_server.service.store import store_path
 
 NO_PATHS = {"env.id", "actors.device", "annotator.address", "service.endpoint", "cluster.address", "logging.tensorboard"}
@@ -35,7 +38,7 @@ def test_a_home_is_written_out_in_every_path(key: str, home: Path) -> None:
 
 def test_every_text_setting_that_speaks_of_a_file_or_folder_is_a_path_key() -> None:
     said = re.compile(r"\b(file|folder|directory|path|python of)\b", re.IGNORECASE)
-    speaking = {key for key, default, doc in field_docs() if isinstance(default, str) and said.search(doc)}
+    speaking = {key for key, default, doc in field_docs(RunConfig) if isinstance(default, str) and said.search(doc)}
     assert speaking - NO_PATHS == set(PATH_KEYS)
 
 
@@ -63,7 +66,12 @@ def test_a_configuration_file_may_lie_at_home_and_name_it(home: Path) -> None:
 
 
 def test_flags_of_the_service_expand_what_the_settings_expand(home: Path) -> None:
-    expanding = {name for name in FLAGS | ACCESS_FLAGS if isinstance(flag_type(name)("1"), str) and flag_type(name)("~/x") == f"{home}/x"}
+    parser = argparse.ArgumentParser()
+    add_flags(parser, DEFAULTS, FLAGS)
+    add_flags(parser, AccessConfig(), ACCESS_FLAGS)
+    texts = [name for name in (*FLAGS, *ACCESS_FLAGS) if isinstance(parser.get_default(name), str)]
+    given = vars(parser.parse_args([f"{flag(name)}=~/x" for name in texts]))
+    expanding = {name for name in texts if given[name] == f"{home}/x"}
     assert expanding == {"model", "encoder", "store", "vllm_python", "tls_cert", "tls_key", "tls_client_ca", "token_file"}
 
 

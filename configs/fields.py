@@ -1,0 +1,65 @@
+"""Declares settings: a default together with the range or the choices that it belongs to.
+
+Invariant: a bound stands in one place, beside the field; the configuration, `delphi serve` and the judge's flags all read it here.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+Number = TypeVar("Number", int, float)
+
+
+def number(default: Number, low: float, high: float) -> Number:
+    """A field whose values lie in [low, high]."""
+    return dataclasses.field(default=default, metadata={"range": (low, high)})  # type: ignore[return-value]
+
+
+def one_of(default: str, *others: str) -> str:
+    """A field whose values are `default` and `others`."""
+    return dataclasses.field(default=default, metadata={"choices": (default, *others)})  # type: ignore[return-value]
+
+
+def complaint(field: dataclasses.Field[Any], value: Any) -> str:
+    """What is wrong with `value`, empty where nothing is: `got X, wanted Y`."""
+    choices = field.metadata.get("choices")
+    if choices and value not in choices:
+        return f"got {value!r}, wanted one of {', '.join(choices)}"
+    low, high = field.metadata.get("range", (-math.inf, math.inf))
+    if isinstance(value, int | float) and not (math.isfinite(value) and low <= value <= high):
+        return f"got {value}, wanted a number from {low:.10g} to {high:.10g}"
+    return ""
+
+
+def field_docs(section: type, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """(dotted key, default, docstring) of every setting, in the schema's order."""
+    docs = _docstrings(section)
+    for field in dataclasses.fields(section):
+        if dataclasses.is_dataclass(field.type) and isinstance(field.type, type):
+            yield from field_docs(field.type, f"{prefix}{field.name}.")
+        else:
+            default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+            yield f"{prefix}{field.name}", default, docs.get(field.name, "")
+
+
+@functools.cache
+def _docstrings(section: type) -> dict[str, str]:
+    """Field name -> the string literal under it; read from the source because Python keeps none at run time."""
+    import ast
+    import inspect
+    import textwrap
+
+    body = ast.parse(textwrap.dedent(inspect.getsource(section))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    docs = {}
+    for statement, following in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+        ):
+            docs[statement.target.id] = " ".join(str(following.value.value).split())
+    return docs
