@@ -233,7 +233,7 @@ class RayWorkers:
                 self._replace(slot, TimeoutError(f"no rollout within cluster.worker_timeout_s = {limit_s:g} s; the process is ended"))
 
     def _failed(self, slot: _Slot, error: RayError) -> None:
-        """A call has failed: replace the worker, or, where its node may be lost and Ray is still result out, wait for that."""
+        """A call has failed: replace the worker, or, where its node may be lost and Ray is still finding out, wait for that."""
         if not isinstance(error, ActorUnavailableError) or slot.deadline.is_over:
             self._replace(slot, error)
             return
