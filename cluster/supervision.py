@@ -11,13 +11,13 @@ from collections import deque
 from collections.abc import Callable, Hashable
 
 from actors.rollout import Rollout
+from configs.errors import one_line
 
 LOG = logging.getLogger(__name__)
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 MAX_NOTICES = 20
 """Kinds of failures that are told; beyond it they are only counted, in a run in which everything fails in its own way."""
-MAX_NOTICE_CHARACTERS = 600
 ENVIRONMENT_WINDOW, ENVIRONMENT_MINIMUM = 32, 4
 """Rollouts that the share of lost environments is taken over, and the fewest that say anything."""
 
@@ -124,9 +124,3 @@ def last_line(text: str) -> str:
     """The last line that says something: of a traceback, the exception."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "no message"
-
-
-def one_line(text: str) -> str:
-    """`text` on one line of bounded length."""
-    line = " ".join(text.split())
-    return line if len(line) <= MAX_NOTICE_CHARACTERS else f"{line[: MAX_NOTICE_CHARACTERS - 1]}…"

@@ -25,6 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from configs.errors import named, one_line
 from llm_server import child_guard
 
 LOG = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ class ChildServer:
                 reason = self._run_one()
             except Exception as error:  # no memory to fork, no disk for the folder: as bad as a child that ends
                 LOG.exception("%s cannot be run", settings.name)
-                reason = f"cannot be run ({_in_one_line(error)})"
+                reason = f"cannot be run ({named(error, 200)})"
             with self._changed:
                 self._port, self._child, self._reason = None, None, reason
                 if self._closed:
@@ -197,12 +198,12 @@ class ChildServer:
                     if output.has_ended or child.poll() is not None:
                         return ""
                     if is_up:
-                        return f"did not answer a probe question within {patience_s:.0f} s ({_in_one_line(error)})"
+                        return f"did not answer a probe question within {patience_s:.0f} s ({named(error, 200)})"
                     if isinstance(error, ProbeRefused):
-                        return f"refuses its probe question: {' '.join(str(error).split())}"
+                        return f"refuses its probe question: {one_line(error)}"
                     if time.monotonic() > start_deadline:
                         within = f"within {settings.start_timeout_s:.0f} s of its start"
-                        return f"answered nothing {within} ({_in_one_line(error)}): {output.complaint()}"
+                        return f"answered nothing {within} ({named(error, 200)}): {output.complaint()}"
                 else:
                     is_up = True
                     self._now_up(port, output)
@@ -286,7 +287,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _in_one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from actors.environments.errors import EnvironmentFailure, fail, one_line
+from actors.environments.errors import EnvironmentFailure, fail
+from configs.errors import one_line
 
 Captioner = Callable[[Any, Mapping[str, Any]], bytes]
 """(observation, info) -> raw caption, UTF-8."""

@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 
 from gymnasium.error import DependencyNotInstalled
 
+from configs.errors import one_line
+
 LOG = logging.getLogger(__name__)
 MAX_MESSAGE = 300
 """Characters of an exception's own message that are repeated."""
@@ -47,7 +49,7 @@ def failure_of(env_id: str, error: BaseException, where: str) -> EnvironmentFail
         raise error
     if isinstance(error, EnvironmentFailure):
         return error
-    text = one_line(error)
+    text = one_line(error, MAX_MESSAGE)
     if isinstance(error, DependencyNotInstalled):
         return _caused(f"environment {env_id!r} needs a package that is not installed: {text}", error)
     advice = ""
@@ -85,16 +87,7 @@ def close_quietly(env: Any) -> None:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        LOG.debug("an environment could not be closed: %s", one_line(error))
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception says, on one line of bounded length."""
-    try:
-        text = " ".join(str(error).split())
-    except Exception:  # its own code, too
-        return ""
-    return text if len(text) <= MAX_MESSAGE else f"{text[: MAX_MESSAGE - 1]}…"
+        LOG.debug("an environment could not be closed: %s", one_line(error, MAX_MESSAGE))
 
 
 def traceback_of(failure: EnvironmentFailure) -> str:

@@ -14,10 +14,11 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from actors.environments.captioner import make_captioner
-from actors.environments.errors import EnvironmentErrors, EnvironmentFailure, close_quietly, fail, failure_of, one_line
+from actors.environments.errors import EnvironmentErrors, EnvironmentFailure, close_quietly, fail, failure_of
 from actors.environments.observations import ObservationReader, entry_name, leaves, pick
 from actors.environments.vector import START_ATTEMPTS, EnvironmentLoss, EnvironmentSpec, EpisodeEnd, SeedStream, VectorStep
 from actors.environments.wrappers import lift_time_limits, lowest, step_limit
+from configs.errors import one_line
 from configs.schema import EnvConfig
 
 SUCCESS_KEYS = ("success", "is_success")

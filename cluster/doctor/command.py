@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from cluster.doctor.subject import CheckResult, failed
+from configs.errors import named
 from configs.flags import add_configuration
 from llm_server.standard_output import guarded
 
@@ -90,7 +91,7 @@ def examine(config: Any, *, is_quick: bool = False) -> Iterator[CheckResult]:
         except ValueError as error:  # what the parts themselves say of a wrong setting is one line with what to do
             found = failed(name, str(error), "correct that setting")
         except Exception as error:  # of a library that this check touches
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+            reason = named(error, 400)
             found = failed(name, f"the check ended with {reason}", "put that right first: a run would end with it too")
         yield from found if isinstance(found, list) else [found]
 

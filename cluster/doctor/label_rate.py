@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cluster.doctor.subject import CheckResult, Subject, ok, warning
+from configs.errors import one_line
 from llm_server.client import AnnotationClient, AnnotationRefused, ServiceUnavailable
 from llm_server.engines.model_check import check_model
 from llm_server.engines.models import lent_model_folder
@@ -47,7 +48,7 @@ def check_label_rate(subject: Subject) -> CheckResult:
         try:
             return _measure(process, rubric, subject)
         except (AnnotationRefused, ServiceUnavailable) as error:
-            text = " ".join(str(error).split())
+            text = one_line(error, 100_000)
             return warning(NAME, f"the judge gave no label ({text[-300:]})", "correct the service.* keys, or give it a quieter machine")
         finally:
             process.close()

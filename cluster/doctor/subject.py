@@ -13,6 +13,7 @@ from actors.environments.vector import EnvironmentSpec
 from cluster.on_ray.placement import object_store_bytes
 from cluster.wiring import build_model, needs_service, service_config
 from configs.annotation_schema import ServiceConfig
+from configs.errors import one_line
 from configs.schema import RunConfig
 from reward_models.interface import Asks
 
@@ -30,21 +31,17 @@ class CheckResult:
 
 def ok(check: str, found: str) -> CheckResult:
     """All is well."""
-    return CheckResult(check=check, status="ok", found=_line(found))
+    return CheckResult(check=check, status="ok", found=one_line(found))
 
 
 def warning(check: str, found: str, advice: str) -> CheckResult:
     """A run will start, and may fare badly."""
-    return CheckResult(check=check, status="warning", found=_line(found), advice=advice)
+    return CheckResult(check=check, status="warning", found=one_line(found), advice=advice)
 
 
 def failed(check: str, found: str, advice: str) -> CheckResult:
     """A run will not start, or will not do what it is for."""
-    return CheckResult(check=check, status="failed", found=_line(found), advice=advice)
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
+    return CheckResult(check=check, status="failed", found=one_line(found), advice=advice)
 
 
 class Subject:

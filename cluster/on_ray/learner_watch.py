@@ -15,7 +15,8 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, Ray
 
 from cluster.on_ray.failures import KILL_S, ProcessId, failure_of
 from cluster.run.directory import RunDirectory
-from cluster.supervision import GiveUp, RestartBudget, one_line
+from cluster.supervision import GiveUp, RestartBudget
+from configs.errors import one_line
 from configs.schema import RunConfig
 from learner.checkpoint import CheckpointError
 

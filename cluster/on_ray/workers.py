@@ -31,7 +31,8 @@ from cluster.on_ray.failures import ProcessId, failure_of
 from cluster.on_ray.nodes import options
 from cluster.on_ray.placement import Request
 from cluster.on_ray.stderr_file import last_words, prune, stderr_path
-from cluster.supervision import Deadline, EnvironmentBudget, GiveUp, Notices, RestartBudget, one_line
+from cluster.supervision import Deadline, EnvironmentBudget, GiveUp, Notices, RestartBudget
+from configs.errors import one_line
 from configs.schema import RunConfig
 
 LOG = logging.getLogger(__name__)

@@ -18,6 +18,7 @@ from typing import Any
 from cluster.run.console import Console
 from cluster.run.directory import RunDirectory, write_atomically
 from cluster.wiring import build_model
+from configs.errors import one_line
 from configs.schema import RunConfig
 from reward_models.interface import Asks
 
@@ -60,7 +61,7 @@ def judge_problem(config: RunConfig, summary: Mapping[str, Any]) -> str | None:
     if answers > unparsed:
         return None
     what = f"all {answers:,} answers of the judge were unusable (annotations_unparsed)" if answers else "the judge never answered"
-    why = " ".join(str(summary.get("annotation_problem") or "").split())
+    why = one_line(summary.get("annotation_problem") or "")
     return f"{what}, so that no caption was ever rewarded" + (f": {why}" if why else "")
 
 
@@ -76,7 +77,7 @@ def evaluate_in_time(
         return {"words": in_words(report), **report}
     except Exception as error:
         LOG.warning("the run is finished, but could not be evaluated", exc_info=True)
-        return {"problem": " ".join(str(error).split()) or type(error).__name__}
+        return {"problem": one_line(error) or type(error).__name__}
 
 
 def in_words(report: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.annotation_schema import ServiceConfig
+from configs.errors import named
 from llm_server.engines.models import (
     MODEL_WANTED,
     IncompleteWeights,
@@ -124,8 +125,7 @@ def _load_nothing(auto_class: Any, folder: Path, model: str, *, unread: str = ""
     except IncompleteWeights:
         raise
     except Exception as error:  # the loader raises whatever the files provoke
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"model '{model}' cannot be loaded ({type(error).__name__}: {reason}): {MODEL_WANTED}") from None
+        raise ValueError(f"model '{model}' cannot be loaded ({named(error)}): {MODEL_WANTED}") from None
 
 
 def _answers(folder: Path, model: str, rubric: Rubric) -> list[str]:
@@ -137,8 +137,7 @@ def _answers(folder: Path, model: str, rubric: Rubric) -> list[str]:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         settings = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
     except Exception as error:  # the loader raises whatever the files provoke
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"the tokenizer of model '{model}' cannot be loaded ({type(error).__name__}: {reason}): {MODEL_WANTED}") from None
+        raise ValueError(f"the tokenizer of model '{model}' cannot be loaded ({named(error)}): {MODEL_WANTED}") from None
     context = getattr(settings, "max_position_embeddings", None) or 1 << 20
     tokens: list[int] = []
     for question in (rubric.question(), *([rubric.pair_question()] if rubric.pairs else [])):

@@ -24,6 +24,7 @@ from typing import Any
 import platformdirs
 import xxhash
 
+from configs.errors import named
 from llm_server.rubrics.rubric import PROMPT_VERSION
 
 FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
@@ -40,8 +41,7 @@ def model_folder(model: str) -> Path:
     try:
         return Path(snapshot_download(source, allow_patterns=list(FILES)))
     except Exception as error:  # whatever the hub or the network provokes
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"model '{model}' cannot be downloaded ({type(error).__name__}: {reason}): {MODEL_WANTED}") from error
+        raise ValueError(f"model '{model}' cannot be downloaded ({named(error)}): {MODEL_WANTED}") from error
 
 
 def folder_fingerprint(folder: Path, engine: str) -> str:

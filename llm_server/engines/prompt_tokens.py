@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
+from configs.errors import one_line
 from llm_server.rubrics.rubric import Question, without_system_turn
 
 TEXT_MARK = "\u2063text\u2063"
@@ -104,9 +105,8 @@ class PromptTokens:
             try:
                 whole = self._in_template(without_system_turn(conversation))
             except Exception as error:
-                reason = " ".join(str(error).split())[:200]
                 raise ValueError(
-                    f"the chat template of model '{self._model}' refuses the rubric ({reason}): use a completion rubric"
+                    f"the chat template of model '{self._model}' refuses the rubric ({one_line(error, 200)}): use a completion rubric"
                 ) from error
         before, _, after = whole.rpartition(TEXT_MARK)
         return before.rstrip(" "), after + question.answer_prefix

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from configs.annotation_schema import ServiceConfig
+from configs.errors import named
 from llm_server.engines.models import IncompleteWeights, load_whole, model_source
 from llm_server.service.pending import JudgeBusyError, JudgeClosedError
 
@@ -115,10 +116,8 @@ def _load(config: ServiceConfig) -> tuple[Any, Any, bool, Any]:
     except IncompleteWeights:
         raise
     except Exception as error:  # the loader raises whatever the files provoke
-        reason = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"sentence encoder '{config.encoder}' cannot be loaded ({type(error).__name__}: {reason}): "
-            "give minilm, a folder, or a Hugging Face id"
+            f"sentence encoder '{config.encoder}' cannot be loaded ({named(error)}): give minilm, a folder, or a Hugging Face id"
         ) from error
     return model, tokenizer, takes_first, device
 

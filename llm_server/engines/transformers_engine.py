@@ -21,6 +21,7 @@ import xxhash
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from configs.annotation_schema import ServiceConfig
+from configs.errors import named
 from llm_server.annotation import Score
 from llm_server.engines.devices import layer_of, resolve_device, resolve_dtype
 from llm_server.engines.models import MODEL_WANTED, IncompleteWeights, bundled_model_folder, load_whole, model_source, unused_advice
@@ -197,8 +198,7 @@ def _load(model: str, dtype: str, device: torch.device) -> tuple[Any, Any, str]:
     except IncompleteWeights:
         raise
     except Exception as error:  # the loader raises whatever the files provoke: OSError, KeyError, SafetensorError, ...
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"model '{model}' cannot be loaded ({type(error).__name__}: {reason}): {MODEL_WANTED}") from error
+        raise ValueError(f"model '{model}' cannot be loaded ({named(error)}): {MODEL_WANTED}") from error
 
 
 def _fingerprint(model: Any, tokenizer: Any, engine: str) -> str:

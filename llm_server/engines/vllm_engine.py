@@ -16,6 +16,7 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer
 
 from configs.annotation_schema import ServiceConfig
+from configs.errors import named
 from llm_server.annotation import Score
 from llm_server.child_process import ChildServer, ChildSettings, ProbeRefused
 from llm_server.engines.answers import NO_ANSWER, score_of_answers
@@ -188,8 +189,7 @@ def _load_tokenizer(folder: Path, config: ServiceConfig) -> tuple[Any, int, tupl
         tokenizer = AutoTokenizer.from_pretrained(folder)
         text_config = AutoConfig.from_pretrained(folder).get_text_config()
     except Exception as error:  # the loader raises whatever the files provoke
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"the tokenizer of model '{config.model}' cannot be loaded ({type(error).__name__}: {reason})") from error
+        raise ValueError(f"the tokenizer of model '{config.model}' cannot be loaded ({named(error)})") from error
     possible = getattr(text_config, "max_position_embeddings", None) or 1 << 20
     if config.max_model_len > possible:
         raise ValueError(f"service.max_model_len: got {config.max_model_len}, model '{config.model}' reads at most {possible} tokens")
