@@ -1,34 +1,13 @@
-"""Where a network computes, and in which numbers: what the settings `device` and `precision` stand for on this machine.
-
-Invariant: a device that a setting names is used or refused, never replaced by another; only `auto` chooses.
-"""
+"""In which numbers a network computes (`precision`), and how many prepared kernels its libraries keep."""
 
 import os
 
 import torch
 
-from configs.number_types import bfloat16_is_faster
+from configs.devices import bfloat16_is_faster
 
 CACHE_SIZES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 """Variables that say how many torch keeps, and oneDNN below it; by default 1024 each."""
-
-
-def resolve_device(name: str, setting: str) -> torch.device:
-    """The device that `name` stands for; `auto` is CUDA where there is a device.
-
-    Raises ValueError, naming `setting`, for a name that is none and for a device that is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise ValueError(f"{setting}: got {name!r}, wanted auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"{setting}: got {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices here; choose auto or cpu")
-    return device
 
 
 def resolve_precision(precision: str, device: torch.device, net: torch.nn.Module, what: str) -> torch.dtype | None:

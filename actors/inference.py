@@ -13,10 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
-from actors.devices import resolve_device, resolve_precision
+from actors.devices import resolve_precision
 from actors.environments.vector import EnvironmentSpec
 from actors.networks.repeated_rows import EncodingCache
 from actors.policy import PolicyNet, PolicySnapshot, load_snapshot
+from configs.devices import resolve_device
 from configs.schema import ActorsConfig
 
 WARM_UP_STEPS = 3

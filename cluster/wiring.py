@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from actors.captions import CaptionTracker
-from actors.devices import resolve_device
 from actors.environments.errors import EnvironmentFailure
 from actors.environments.factory import make_environment
 from actors.environments.vector import EnvironmentSpec
@@ -20,6 +19,7 @@ from actors.worker import RolloutWorker
 from cluster.run.directory import RunDirectory
 from configs.annotation_schema import AccessConfig, AnnotatorConfig, ServiceConfig
 from configs.checks import ConfigError
+from configs.devices import resolve_device
 from configs.schema import RunConfig
 from learner.checkpoint import load_latest
 from llm_server.annotator.annotator import Annotator

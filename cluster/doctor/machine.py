@@ -13,11 +13,12 @@ from pathlib import Path
 import psutil
 import torch
 
-from actors.devices import resolve_device, resolve_precision
+from actors.devices import resolve_precision
 from actors.policy import PolicyNet
 from cluster.doctor.subject import CheckResult, Subject, failed, ok, warning
 from cluster.on_ray.placement import SMALLEST_BYTES, rollout_bytes, rollouts_at_once
 from cluster.run import temporary
+from configs.devices import resolve_device
 
 REMOTE_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre", "ceph", "9p", "glusterfs", "fuse.glusterfs", "beegfs")
 USUAL_LAYER = torch.nn.Linear(512, 1024)

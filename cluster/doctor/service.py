@@ -19,10 +19,10 @@ from actors.environments.vector import VectorEnvironment
 from cluster.doctor.reward_balance import weigh_penalties
 from cluster.doctor.subject import CheckResult, Subject, failed, ok, warning
 from cluster.wiring import service_credentials
+from configs.devices import resolve_device
 from llm_server.client import AnnotationClient, AnnotationRefused, ServiceUnavailable
 from llm_server.credentials import ClientCredentials
 from llm_server.engines.building import check_engine
-from llm_server.engines.devices import resolve_device
 from llm_server.engines.models import unused_advice
 from llm_server.replicas import split_addresses
 from llm_server.rubrics.loading import load_rubric
@@ -109,7 +109,7 @@ def check_judge(subject: Subject) -> list[CheckResult]:
     try:
         check_engine(service)
         if service.engine in ("transformers", "none") and config.cluster.mode != "connect":
-            resolve_device(service.device)
+            resolve_device(service.device, "service.device")
     except ValueError as error:
         advice = (
             "correct service.model, or take service.model=smollm2, which a package ships"

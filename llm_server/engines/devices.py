@@ -1,7 +1,7 @@
-"""Where a language model computes, and in which numbers: what the settings `device` and `dtype` stand for on this machine.
+"""In which numbers a language model computes: what `service.dtype` stands for on this machine.
 
-Invariant: importing this imports nothing heavy; what a setting names is used or refused, never replaced: only `auto` chooses. It
-chooses float32 on every CPU, so that a caption gets the same label on each, and on a GPU what is measured to be fast there.
+Invariant: importing this imports nothing heavy. `auto` is float32 on every CPU, so that a caption gets the same label on each, and on a
+GPU what is measured to be fast there.
 
 Whether a CPU multiplies in bf16 by itself decides speed only, and the log says how much (57 labels/s against 24 on one core that does,
 3 against 15 on one that emulates it). But its rounding moves a probability by up to 0.014 with the other texts of the pass, where
@@ -11,28 +11,13 @@ float32 moves it by 1e-5.
 import logging
 from typing import TYPE_CHECKING, Any
 
-from configs.number_types import bfloat16_is_faster, bfloat16_speed
+from configs.devices import bfloat16_is_faster, bfloat16_speed
 
 if TYPE_CHECKING:
     import torch
 
 LOG = logging.getLogger(__name__)
 DTYPES = ("auto", "bfloat16", "float32")
-
-
-def resolve_device(name: str) -> "torch.device":
-    """The device that `ServiceConfig.device` names; ValueError where this machine has none such."""
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"unknown device '{name}': use cpu, cuda, cuda:N or auto") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device '{name}' was asked for but this machine has {torch.cuda.device_count()} CUDA devices: use auto or cpu")
-    return device
 
 
 def resolve_dtype(name: str, device: "torch.device | None", layer: tuple[int, int]) -> str:

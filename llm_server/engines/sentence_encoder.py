@@ -102,12 +102,12 @@ def _load(config: ServiceConfig) -> tuple[Any, Any, bool, Any]:
     """Model, tokenizer, whether the first token's vector is the text's (else the mean of all), and the device."""
     from transformers import AutoModel, AutoTokenizer
 
-    from llm_server.engines.devices import resolve_device
+    from configs.devices import resolve_device
     from llm_server.engines.models import model_folder
 
     # A folder even of a Hugging Face id: how vectors are pooled stands in a file beside the model's.
     source = encoder_source(config.encoder) if config.encoder == "minilm" else str(model_folder(config.encoder))
-    device = resolve_device(config.device)
+    device = resolve_device(config.device, "service.device")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = load_whole(AutoModel, source, config.encoder, unread=UNREAD)[0].to(device).eval()

@@ -21,9 +21,10 @@ import xxhash
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from configs.annotation_schema import ServiceConfig
+from configs.devices import resolve_device
 from configs.errors import named
 from llm_server.annotation import Score
-from llm_server.engines.devices import layer_of, resolve_device, resolve_dtype
+from llm_server.engines.devices import layer_of, resolve_dtype
 from llm_server.engines.models import MODEL_WANTED, IncompleteWeights, bundled_model_folder, load_whole, model_source, unused_advice
 from llm_server.engines.prompt_tokens import PromptTokens
 from llm_server.rubrics.rubric import PROMPT_VERSION, Question, Rubric
@@ -42,7 +43,7 @@ class TransformersEngine:
     needs_calibration = True
 
     def __init__(self, config: ServiceConfig, rubric: Rubric):
-        self._device = resolve_device(config.device)
+        self._device = resolve_device(config.device, "service.device")
         self._batch_size = config.batch_size
         self._model, self._tokenizer, dtype = _load(config.model, config.dtype, self._device)
         self.model = config.model

@@ -16,11 +16,12 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer
 
 from configs.annotation_schema import ServiceConfig
+from configs.devices import resolve_device
 from configs.errors import named
 from llm_server.annotation import Score
 from llm_server.child_process import ChildServer, ChildSettings, ProbeRefused
 from llm_server.engines.answers import NO_ANSWER, score_of_answers
-from llm_server.engines.devices import layer_of, resolve_device, resolve_dtype
+from llm_server.engines.devices import layer_of, resolve_dtype
 from llm_server.engines.model_check import unused_tensors
 from llm_server.engines.models import folder_fingerprint, model_folder
 from llm_server.engines.openai_http import Endpoint, EndpointRefused, EndpointUnavailable
@@ -52,7 +53,7 @@ class VllmEngine:
         unused_tensors(self._folder, config)  # vLLM refuses missing weights too, after a minute and in its own log
         self.model = config.model
         on_cpu = is_on_cpu(config.device)
-        dtype = resolve_dtype(config.dtype, resolve_device("cpu") if on_cpu else None, layer)
+        dtype = resolve_dtype(config.dtype, resolve_device("cpu", "service.device") if on_cpu else None, layer)
         self.name = f"vllm/{'cpu' if on_cpu else 'gpu'}/{dtype}"
         self.fingerprint = folder_fingerprint(self._folder, self.name)
         self._single = self._prompt(rubric.question())

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from actors.devices import resolve_device
+from configs.devices import resolve_device
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "mps", "cuda:99"])

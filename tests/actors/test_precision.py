@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from actors.devices import resolve_precision
-from configs import number_types
+from configs import devices as number_types
 
 CPU = torch.device("cpu")
 NET = torch.nn.Sequential(torch.nn.Embedding(6000, 32), torch.nn.Linear(40, 20), torch.nn.Linear(20, 70), torch.nn.LSTM(10, 30))
@@ -51,7 +51,7 @@ def test_measuring_draws_no_random_numbers_and_is_done_once() -> None:
 
 MEASURE = """
 import torch
-from configs.number_types import bfloat16_speed
+from configs.devices import bfloat16_speed
 print(bfloat16_speed(torch.device("cpu"), 512, 1024), torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {})
 """
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from configs import number_types
+from configs import devices as number_types
 from llm_server.engines import devices
 from llm_server.engines.devices import layer_of, resolve_dtype
 

@@ -1,7 +1,10 @@
-"""Which number type a device computes in fast: what `auto` stands for is measured, not read from what the device says it can.
+"""Where a network computes and in which numbers: what `device` settings name, and which number type is fast there.
 
-Invariant: importing this imports nothing heavy; measuring draws no random numbers and takes some milliseconds. A choice is float32
-unless bfloat16 is clearly faster, so one near the tie is the same in every process; and within a process it is made once.
+What `auto` stands for is measured, not read from what a device says of itself.
+
+Invariant: importing this imports nothing heavy. A device that a setting names is used or refused, never replaced by another; only `auto`
+chooses. Measuring draws no random numbers and takes some milliseconds. A choice is float32 unless bfloat16 is clearly faster, so one near
+the tie is the same in every process; and within a process it is made once.
 """
 
 import functools
@@ -20,6 +23,26 @@ ROWS = {"cpu": 64, "cuda": 4096}
 LARGEST = 1024
 """Of a layer's inputs and outputs: larger ones say the same and take longer."""
 PAIRS = 4
+
+
+def resolve_device(name: str, setting: str) -> "torch.device":
+    """The device that `name` stands for; `auto` is CUDA where there is a device.
+
+    Raises ValueError, naming `setting`, for a name that is none and for a device that is not there.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"{setting}: got {name!r}, wanted auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"{setting}: got {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices here; choose auto or cpu")
+    return device
 
 
 @functools.cache
