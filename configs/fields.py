@@ -14,12 +14,12 @@ Number = TypeVar("Number", int, float)
 
 def number(default: Number, low: float, high: float) -> Number:
     """A field whose values lie in [low, high]."""
-    return dataclasses.field(default=default, metadata={"range": (low, high)})  # type: ignore[return-value]
+    return dataclasses.field(default=default, metadata={"range": (low, high)})
 
 
 def one_of(default: str, *others: str) -> str:
     """A field whose values are `default` and `others`."""
-    return dataclasses.field(default=default, metadata={"choices": (default, *others)})  # type: ignore[return-value]
+    return dataclasses.field(default=default, metadata={"choices": (default, *others)})
 
 
 def complaint(field: dataclasses.Field[Any], value: Any) -> str:
