@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from cluster.doctor.subject import CheckResult, failed
+from cluster.doctor.result import CheckResult, failed
 from configs.errors import named
 from configs.flags import add_configuration
 from llm_server.standard_output import guarded

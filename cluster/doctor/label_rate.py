@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from cluster.doctor.subject import CheckResult, Subject, ok, warning
+from cluster.doctor.result import CheckResult, ok, warning
+from cluster.doctor.subject import Subject
 from configs.errors import one_line
 from llm_server.client import AnnotationClient, AnnotationRefused, ServiceUnavailable
 from llm_server.engines.model_check import check_model

@@ -15,7 +15,8 @@ import torch
 
 from actors.devices import resolve_precision
 from actors.policy import PolicyNet
-from cluster.doctor.subject import CheckResult, Subject, failed, ok, warning
+from cluster.doctor.result import CheckResult, failed, ok, warning
+from cluster.doctor.subject import Subject
 from cluster.on_ray.placement import SMALLEST_BYTES, rollout_bytes, rollouts_at_once
 from cluster.run import temporary
 from configs.devices import resolve_device

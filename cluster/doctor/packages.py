@@ -12,7 +12,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from cluster.doctor.subject import CheckResult, Subject, failed, ok
+from cluster.doctor.result import CheckResult, failed, ok
+from cluster.doctor.subject import Subject
 
 CHECKOUT = Path(__file__).parents[2]
 OLDEST_PYTHON = (3, 11)

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import psutil
 
+from cluster.doctor.result import CheckResult, failed, ok, warning
 from cluster.doctor.service import unreachable
-from cluster.doctor.subject import CheckResult, Subject, failed, ok, warning
+from cluster.doctor.subject import Subject
 from cluster.on_ray import placement
 
 CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")

@@ -4,7 +4,7 @@ Invariant: silent where it is not known how the environment pays.
 """
 
 from actors.environments.vector import EnvironmentSpec
-from cluster.doctor.subject import CheckResult, warning
+from cluster.doctor.result import CheckResult, warning
 from configs.schema import RunConfig
 
 

@@ -16,8 +16,9 @@ import numpy as np
 from actors.environments.errors import EnvironmentFailure
 from actors.environments.factory import make_environment
 from actors.environments.vector import VectorEnvironment
+from cluster.doctor.result import CheckResult, failed, ok, warning
 from cluster.doctor.reward_balance import weigh_penalties
-from cluster.doctor.subject import CheckResult, Subject, failed, ok, warning
+from cluster.doctor.subject import Subject
 from cluster.wiring import service_credentials
 from configs.devices import resolve_device
 from llm_server.client import AnnotationClient, AnnotationRefused, ServiceUnavailable

@@ -1,47 +1,17 @@
-"""What `delphi doctor` examines, a configuration with what its checks derive from it, and what a check returns.
+"""What `delphi doctor` examines: a configuration, with what its checks derive from it.
 
-Invariant: derived by the code that a run uses; a result that is not `ok` says what to do; importing this imports nothing that may be
-missing.
+Invariant: derived by the code that a run uses.
 """
 
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 from actors.environments.factory import make_environment
 from actors.environments.vector import EnvironmentSpec
 from cluster.on_ray.placement import object_store_bytes
 from cluster.wiring import build_model, needs_service, service_config
 from configs.annotation_schema import ServiceConfig
-from configs.errors import one_line
 from configs.schema import RunConfig
 from reward_models.interface import Asks
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckResult:
-    """One line of the doctor's report."""
-
-    check: str
-    status: Literal["ok", "warning", "failed"]
-    found: str
-    advice: str = ""
-    """What to do; empty where all is well."""
-
-
-def ok(check: str, found: str) -> CheckResult:
-    """All is well."""
-    return CheckResult(check=check, status="ok", found=one_line(found))
-
-
-def warning(check: str, found: str, advice: str) -> CheckResult:
-    """A run will start, and may fare badly."""
-    return CheckResult(check=check, status="warning", found=one_line(found), advice=advice)
-
-
-def failed(check: str, found: str, advice: str) -> CheckResult:
-    """A run will not start, or will not do what it is for."""
-    return CheckResult(check=check, status="failed", found=one_line(found), advice=advice)
 
 
 class Subject:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster.doctor.result import CheckResult
 from cluster.doctor.service import check_environment
-from cluster.doctor.subject import CheckResult, Subject
+from cluster.doctor.subject import Subject
 from cluster.launch import launch
 from configs.checks import ConfigError
 from configs.loading import load_config

@@ -75,7 +75,7 @@ def test_overrides_go_before_the_file_and_the_file_before_defaults(tmp_path: Pat
         (["learner.gamma=2"], ["learner.gamma", "got 2.0", "from 0 to"]),
         (["learner.gamma=nan"], ["learner.gamma", "got nan"]),
         (["actors.num_workers=1.5"], ["actors.num_workers", "1.5", "a whole number"]),
-        (["cluster.mode=cloud"], ["cluster.mode", "'cloud'", "inline, local, connect"]),
+        (["cluster.mode=cloud"], ["cluster.mode", "'cloud'", "local, inline, connect"]),
         (["learner=3"], ["learner is a section"]),
         (["seed"], ["'seed'", "key=value"]),
         (["reward_model.goals=[1"], ["reward_model.goals", "'[1'", "not YAML"]),
