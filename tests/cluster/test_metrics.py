@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from actors.rollout import EpisodeStatistics, Rollout
-from cluster.metrics import CATALOGUE, NAMES, markdown_table
+from cluster.metrics import CATALOGUE, NAMES
 from cluster.run import ray_gauges
 from cluster.run.metric_writer import MetricWriter
 from cluster.run.run_metrics import RunMetrics
@@ -192,8 +192,3 @@ def test_means_cover_the_interval_and_only_updates_that_defined_them() -> None:
     restored = RunMetrics(episode_window=10)
     restored.load_state_dict(json.loads(json.dumps(saved)))
     assert restored.take_line() == line
-
-
-def test_the_readme_shows_the_catalogue_as_it_is() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    assert markdown_table() in readme, 'run: python -c "from cluster.metrics import markdown_table; print(markdown_table())"'

@@ -1,0 +1,126 @@
+"""Writes the documents that are made from the code: `python -m tests.generated_documents`.
+
+    docs/configuration.md    every setting: default, range or choices, meaning       from the schema's fields
+    docs/metrics.md          every metric                                            from the catalogue
+    docs/architecture.md     the tree, one line per module, between two comments     from the modules' docstrings
+
+A test holds the files to what this makes, so that none of them can lie.
+"""
+
+import ast
+import dataclasses
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cluster.metrics import markdown_table
+from configs.fields import field_docs
+from configs.schema import RunConfig
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+TREE = ("<!-- tree -->\n", "<!-- end of tree -->\n")
+PACKAGES = {
+    "configs": "what a run is: settings, presets, how they are read and checked",
+    "actors": "act: environments, captions, the policy network, rollouts",
+    "llm_server": "ask a language model: rubrics, engines, the annotation service and its clients",
+    "reward_models": "turn judgements into one number per caption",
+    "learner": "train the policy on extrinsic + intrinsic reward",
+    "cluster": "wire the parts, run them in one process or on Ray, show what happens",
+}
+CONFIGURATION = """# Settings
+
+Every setting with its default, what it may be, and what it means. `delphi train --keys` prints the same. Set them in a file
+(`--config FILE`), or as overrides (`learner.learning_rate=0.0002`). [Running](running.md) says how presets, files and overrides go together.
+
+This page is made from `configs/schema.py` by `python -m tests.generated_documents`.
+"""
+METRICS = """# Metrics
+
+The same names stand in `metrics.jsonl`, in TensorBoard and in Ray's metrics. There they have the prefix `ray_delphi_`, all of them are
+gauges, and one that is null in `metrics.jsonl` has the label `undefined="yes"`. [How to see them in Grafana](dashboards.md).
+
+This page is made from `cluster/metrics.py` by `python -m tests.generated_documents`.
+
+"""
+
+
+def configuration() -> str:
+    """docs/configuration.md."""
+    parts = [CONFIGURATION]
+    sections: dict[str, list[tuple[str, Any, str]]] = {}
+    for key, default, doc in field_docs(RunConfig):
+        sections.setdefault(key.rpartition(".")[0], []).append((key, default, doc))
+    fields = dict(_fields(RunConfig()))
+    for section, settings in sections.items():
+        parts.append(f"\n## {section or 'The run'}\n\n| key | default | may be | meaning |\n|---|---|---|---|\n")
+        for key, default, doc in settings:
+            shown = "(empty)" if default in ("", [], {}) else f"`{str(default).lower() if isinstance(default, bool) else default}`"
+            parts.append(f"| `{key}` | {shown} | {_allowed(fields[key], default)} | {doc.replace('|', '&#124;')} |\n")
+    return "".join(parts)
+
+
+def tree() -> str:
+    """The modules of each package with the first sentence of their docstrings."""
+    tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    lines = []
+    for package, words in PACKAGES.items():
+        lines.append(f"\n### `{package}/`: {words}\n")
+        folder = ""
+        for path in sorted((name for name in tracked if name.startswith(f"{package}/") and "_pb2" not in name), key=_by_folder):
+            doc = ast.get_docstring(ast.parse((ROOT / path).read_text()))
+            if doc is None:
+                continue
+            parent, _, name = path.rpartition("/")
+            if parent != folder:
+                folder = parent
+                lines.append(f"\n| `{parent}/` | |\n|---|---|")
+            lines.append(f"| [`{name}`](../{path}) | {first_sentence(doc).replace('|', '&#124;')} |")
+    return "\n".join(lines).strip() + "\n"
+
+
+def first_sentence(doc: str) -> str:
+    """The first paragraph of a docstring on one line, up to its first full stop."""
+    paragraph = " ".join(doc.split("\n\n")[0].split())
+    return paragraph.partition(". ")[0].rstrip(".")
+
+
+def documents() -> dict[Path, str]:
+    """Path -> whole text of each document that is made, or holds what is made."""
+    architecture = (DOCS / "architecture.md").read_text()
+    before, _, rest = architecture.partition(TREE[0])
+    after = rest.partition(TREE[1])[2]
+    return {
+        DOCS / "configuration.md": configuration(),
+        DOCS / "metrics.md": METRICS + markdown_table() + "\n",
+        DOCS / "architecture.md": f"{before}{TREE[0]}\n{tree()}\n{TREE[1]}{after}",
+    }
+
+
+def _fields(section: Any, prefix: str = "") -> Iterator[tuple[str, "dataclasses.Field[Any]"]]:
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _fields(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", field
+
+
+def _allowed(field: "dataclasses.Field[Any]", default: Any) -> str:
+    if choices := field.metadata.get("choices"):
+        return ", ".join(f"`{choice}`" for choice in choices)
+    if bounds := field.metadata.get("range"):
+        return f"{bounds[0]:.10g} to {bounds[1]:.10g}"
+    names = {bool: "`true`, `false`", str: "text", list: "a list of texts", dict: "keys with values"}
+    return names[type(default)]
+
+
+def _by_folder(path: str) -> tuple[str, str]:
+    folder, _, name = path.rpartition("/")
+    return folder, name
+
+
+if __name__ == "__main__":
+    for path, text in documents().items():
+        path.write_text(text)
