@@ -38,7 +38,7 @@ class Workers(Protocol):
         ...
 
     def metrics(self) -> Mapping[str, float | None]:
-        """Catalogue figures of the workers."""
+        """Catalogue metrics of the workers."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class Annotation(Protocol):
         ...
 
     def metrics(self) -> Mapping[str, float | None]:
-        """Catalogue figures of annotation and the reward model."""
+        """Catalogue metrics of annotation and the reward model."""
         ...
 
     def top_rewarded(self, n: int, min_count: int) -> Sequence[RewardedCaption]:

@@ -70,7 +70,7 @@ class TrainingLoop:
         self._writer = MetricWriter(run.path, tensorboard=config.logging.tensorboard, run_name=run.name, env_steps=self.env_steps)
 
     def run(self, on_line: Callable[[Mapping[str, Any]], None] = lambda line: None) -> dict[str, Any]:
-        """Train; the summary as JSON values. `on_line` gets the figures after every update."""
+        """Train; the summary as JSON values. `on_line` gets the metrics after every update."""
         self.workers.publish(self.learner.snapshot())
         try:
             while self._goal() is None and not self._stop.is_set():
@@ -272,7 +272,7 @@ class TrainingLoop:
     def _summary(self, reached: str | None) -> dict[str, Any]:
         return {
             **self._latest,
-            **{name: figure for name, figure in self.annotation.metrics().items() if figure is not None},
+            **{name: metric for name, metric in self.annotation.metrics().items() if metric is not None},
             "env_steps": self.env_steps,
             "time_s": self._seconds(),
             "finished": reached is not None,

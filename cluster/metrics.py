@@ -1,4 +1,4 @@
-"""The catalogue of metrics: every figure that a run exports, with its unit, kind, meaning and healthy range.
+"""The catalogue of metrics: everything measured that a run exports, with its unit, kind, meaning and healthy range.
 
 Invariant: JSONL lines, TensorBoard, Ray's metrics, dashboard, alerts and documents all take names from here and nowhere else.
 """
@@ -19,7 +19,7 @@ UNDEFINED = "undefined"
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One exported figure; null (None) until it is defined."""
+    """One exported metric; null (None) until it is defined."""
 
     name: str
     unit: str
@@ -78,10 +78,10 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("episode_success_mean", "fraction", "gauge", "share of episodes that reached the task's goal, same window; null where a task has none", "rises", "learning"),
     Metric("episode_in_game_score_mean", "points", "gauge", "NetHack's own score at the end of an episode, same window; null elsewhere, as the next five", "task dependent", "learning"),
     Metric("episode_depth_mean", "levels", "gauge", "deepest level reached in an episode, same window", "task dependent", "learning", panel="levels in NetHack"),
-    Metric("episode_experience_level_mean", "levels", "gauge", "the hero's level at the end, same window", "task dependent", "learning", panel="levels in NetHack"),
+    Metric("episode_experience_level_mean", "levels", "gauge", "the agent's level at the end, same window", "task dependent", "learning", panel="levels in NetHack"),
     Metric("episode_gold_mean", "zorkmids", "gauge", "gold carried at the end, same window", "task dependent", "learning"),
     Metric("episode_tiles_seen_mean", "cells", "gauge", "map cells seen, summed over the levels visited, same window", "task dependent", "learning"),
-    Metric("episode_kills_mean", "monsters", "gauge", "monsters that the hero killed, by the messages, same window", "task dependent", "learning"),
+    Metric("episode_kills_mean", "monsters", "gauge", "monsters that the agent killed, by the messages, same window", "task dependent", "learning"),
     Metric("episode_return_intrinsic_mean", "reward", "gauge", "mean of k_int R / N^beta summed over an episode, same window", "rises at first", "reward model"),
     Metric("kills_per_1000_steps", "monsters", "gauge", "monsters killed per 1,000 steps of the episodes in that window; null outside NetHack, as the next", "rises where fighting pays", "learning"),
     Metric("in_game_score_per_1000_steps", "points", "gauge", "NetHack's own score per 1,000 steps of the episodes in that window", "rises", "learning"),

@@ -54,7 +54,7 @@ def _check_combinations(config: RunConfig) -> None:
     cluster, actors, learner = config.cluster, config.actors, config.learner
     refuse(
         config.policy.crop_size % 2 == 0,
-        f"policy.crop_size: got {config.policy.crop_size}, wanted an odd number so that the hero is the centre",
+        f"policy.crop_size: got {config.policy.crop_size}, wanted an odd number so that the agent is the centre",
     )
     refuse(
         cluster.mode == "connect" and not os.path.isabs(config.run_dir),

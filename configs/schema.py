@@ -62,7 +62,7 @@ class PolicyConfig:
     """The network that workers run and the learner trains."""
 
     network: str = one_of("auto", "glyph_crop", "nethack_full", "rendered_crop", "cnn", "mlp")
-    """`glyph_crop` (NetHack), `nethack_full` (NetHack: besides the crop the 21 x 45 cells around the hero, the message by its words, the
+    """`glyph_crop` (NetHack), `nethack_full` (NetHack: besides the crop the 21 x 45 cells around the agent, the message by its words, the
     inventory), `rendered_crop` (NetHack, ONI's: 12 x 12 characters drawn as a picture), `cnn` (image observations), `mlp` (everything else),
     or `auto` (by the observation space: one of the others than `nethack_full` and `rendered_crop`)."""
     core: str = one_of("lstm", "gru", "none")
@@ -75,7 +75,7 @@ class PolicyConfig:
     hidden_size: int = number(256, 1, 65_536)
     """Width of the encoder's fully connected layer."""
     crop_size: int = number(9, 3, 41)
-    """Side of the glyph crop around the hero, in cells; odd, for `nethack_full` at most 21. `rendered_crop` always draws 12 x 12."""
+    """Side of the glyph crop around the agent, in cells; odd, for `nethack_full` at most 21. `rendered_crop` always draws 12 x 12."""
     image_layout: str = one_of("auto", "channels_last", "channels_first")
     """Which axis of an image observation holds its channels: `channels_last`, `channels_first`, or `auto`: the last, unless it has more
     than 4 entries, the first two differ in length, and the last two do not or the first has at most 4."""

@@ -1,7 +1,7 @@
 """What is looked at before a learning curve is believed: does the policy read its observations, how far does an update move it, does the
 core still say anything.
 
-Invariant: pure functions without gradient; figures are 0-dimensional tensors on the device of their arguments.
+Invariant: pure functions without gradient; metrics are 0-dimensional tensors on the device of their arguments.
 """
 
 import torch
@@ -29,7 +29,7 @@ def mean_kl(before: Tensor, after: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def core_figures(outputs: Tensor) -> dict[str, Tensor]:
+def core_metrics(outputs: Tensor) -> dict[str, Tensor]:
     """Shares, by metric name, of a core's outputs [T, B, H] that are saturated, and of its units that are dead."""
     outputs = outputs.flatten(0, -2)
     return {

@@ -146,10 +146,10 @@ class Estimate:
 
 
 def summarise(episodes: Episodes) -> dict[str, Estimate]:
-    """Return, length, and every figure that the environment adds, by name; proportions get Wilson's interval, others a bootstrap's."""
+    """Return, length, and every metric that the environment adds, by name; proportions get Wilson's interval, others a bootstrap's."""
     columns: dict[str, list[float]] = {}
     for episode in episodes.values():
-        for name, value in _figures(episode).items():
+        for name, value in _metrics(episode).items():
             columns.setdefault(name, []).append(value)
     return {name: (_wilson if name == "success" else _bootstrap)(np.array(values)) for name, values in columns.items()}
 
@@ -159,13 +159,13 @@ def differences(first: Episodes, second: Episodes) -> dict[str, Estimate]:
     hard it was drops out. A bootstrap's intervals, for proportions too."""
     columns: dict[str, list[float]] = {}
     for game in first.keys() & second.keys():
-        ours, theirs = _figures(first[game]), _figures(second[game])
+        ours, theirs = _metrics(first[game]), _metrics(second[game])
         for name in ours.keys() & theirs.keys():
             columns.setdefault(name, []).append(ours[name] - theirs[name])
     return {name: _bootstrap(np.array(values)) for name, values in columns.items()}
 
 
-def _figures(episode: EpisodeStatistics) -> dict[str, float]:
+def _metrics(episode: EpisodeStatistics) -> dict[str, float]:
     return {"return": episode.episode_return, "length": float(episode.length), **dict(sorted(episode.info.items()))}
 
 

@@ -1,6 +1,6 @@
 """The loss of one update: PPO-clipped policy surrogate, clipped value loss, entropy bonus.
 
-Invariant: a pure function of its arguments; the figures it returns are 0-dimensional tensors without gradient, so that the
+Invariant: a pure function of its arguments; the metrics that it returns are 0-dimensional tensors without gradient, so that the
 caller decides when to wait for the device.
 """
 
@@ -36,7 +36,7 @@ def policy_loss(
     config: LearnerConfig,
     value_scale: Tensor | float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss to minimise, and its figures by metric name; `logits` [T, B, A], `value_scale` (the unit of the value loss) one number,
+    """The loss to minimise, and its metrics by metric name; `logits` [T, B, A], `value_scale` (the unit of the value loss) one number,
     everything else [T, B].
 
     Schulman et al. 2017, PPO, eq. 7, with ONI's bounds: the ratio is clipped to [1/(1+x), 1+x], the value to within
@@ -56,7 +56,7 @@ def policy_loss(
     entropy = -(log_pi.exp() * log_pi).sum(-1).mean()
     loss = -surrogate + config.value_coefficient * value_loss - config.entropy_coefficient * entropy
     with torch.no_grad():
-        figures = {
+        metrics = {
             "policy_loss": -surrogate,
             "value_loss": value_loss,
             "entropy": entropy,
@@ -65,4 +65,4 @@ def policy_loss(
             "rho_clipped_fraction": (ratios > config.vtrace_rho_clip).float().mean(),
             "explained_variance": 1 - (targets.vs - values).var(correction=0) / targets.vs.var(correction=0),
         }
-    return loss, {name: figure.detach() for name, figure in figures.items()}
+    return loss, {name: metric.detach() for name, metric in metrics.items()}

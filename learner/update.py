@@ -22,7 +22,7 @@ from actors.rollout import Rollout, Version
 from configs.devices import resolve_device
 from configs.schema import LearnerConfig, PolicyConfig, RewardConfig
 from learner.batch import Batch, BatchBuffers
-from learner.diagnostics import core_figures, mean_kl, state_information
+from learner.diagnostics import core_metrics, mean_kl, state_information
 from learner.loss import action_log_probs, clamped_ratios, policy_loss
 from learner.memory import keep_freed_memory
 from learner.return_scale import ReturnScale
@@ -40,7 +40,7 @@ class StepResult:
     """What one update says of itself (learner -> metrics)."""
 
     metrics: dict[str, float]
-    """Finite figures by metric name; one that this batch does not define (of a skipped update, say) is left out."""
+    """Finite metrics by metric name; one that this batch does not define (of a skipped update, say) is left out."""
     lags: list[int]
     """Policy lag of each rollout, in versions."""
     intrinsic: list[np.ndarray]
@@ -176,7 +176,7 @@ class Learner:
         self._return_scale.load_state_dict(state.get("return_scale"))
 
     def _train(self, batch: Batch, rewards: Tensor, progress: float) -> dict[str, float]:
-        """All gradient steps on the batch; the means of their figures."""
+        """All gradient steps on the batch; the means of their metrics."""
         config, before = self.config, self._gradient_steps
         for group in self._optimizer.param_groups:
             group["lr"] = config.learning_rate * (1 - (1 - config.final_learning_rate_fraction) * progress)
@@ -186,7 +186,7 @@ class Learner:
             output = self.net(batch.obs, batch.core_state, batch.reset_before)
         targets = self._targets(batch, output, rewards)
         logits_before = output.logits[:, :PROBE_COLUMNS].detach()
-        figures: list[dict[str, Tensor]] = []
+        metrics: list[dict[str, Tensor]] = []
         for epoch in range(config.epochs):
             for columns in self._minibatches(rewards.shape[1], epoch):
                 part, of_part = (batch, targets) if columns is None else (batch.columns(columns), targets.columns(columns.to(self.device)))
@@ -198,7 +198,7 @@ class Learner:
                 of_step["grad_clipped_fraction"] = (of_step["grad_norm"] > config.max_grad_norm).float()
                 if epoch:  # of a net that has seen these very steps
                     del of_step["explained_variance"]
-                figures.append(of_step)
+                metrics.append(of_step)
         if self._gradient_steps > before:
             self._updates += 1
             if config.normalize_returns:
@@ -207,7 +207,7 @@ class Learner:
         of_batch = {"policy_state_information": state_information(batch.behaviour_logits)}
         if is_probed:
             of_batch |= self._compare(batch, logits_before)
-        means = {name: torch.stack([of_step[name] for of_step in figures if name in of_step]).nanmean() for name in figures[0]}
+        means = {name: torch.stack([of_step[name] for of_step in metrics if name in of_step]).nanmean() for name in metrics[0]}
         return _numbers({**means, **of_batch})
 
     def _minibatches(self, num_columns: int, epoch: int) -> list[Tensor | None]:
@@ -244,7 +244,7 @@ class Learner:
         return clamped_ratios(action_log_probs(output.logits[:-1], batch.actions), behaviour_log_probs, self.config.ratio_clamp)
 
     def _loss(self, batch: Batch, output: PolicyOutput, targets: VtraceTargets) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of what the net says of the batch, and its figures."""
+        """The loss of what the net says of the batch, and its metrics."""
         return policy_loss(
             logits=output.logits[:-1],
             ratios=self._ratios(batch, output),
@@ -272,14 +272,14 @@ class Learner:
 
     @torch.no_grad()
     def _compare(self, batch: Batch, logits_before: Tensor) -> dict[str, Tensor]:
-        """Figures of the update that turned `logits_before` [T+1, N, A], of the batch's first environments, into the net's, and of the core."""
+        """Metrics of the update that turned `logits_before` [T+1, N, A], of the batch's first environments, into the net's, and of the core."""
         part = batch.columns(torch.arange(logits_before.shape[1]))
         with self._autocast():
             after = self.net(part.obs, part.core_state, part.reset_before)
-        figures = {"update_kl": mean_kl(logits_before, after.logits)}
-        return figures | core_figures(after.core_outputs) if self.net.core.kind != "none" else figures
+        metrics = {"update_kl": mean_kl(logits_before, after.logits)}
+        return metrics | core_metrics(after.core_outputs) if self.net.core.kind != "none" else metrics
 
 
-def _numbers(figures: Mapping[str, Tensor]) -> dict[str, float]:
-    """The figures as numbers, with one wait for the device."""
-    return dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
+def _numbers(metrics: Mapping[str, Tensor]) -> dict[str, float]:
+    """The metrics as numbers, with one wait for the device."""
+    return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))

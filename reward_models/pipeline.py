@@ -206,17 +206,17 @@ class AnnotationPipeline:
         return self._trainer.table
 
     def metrics(self) -> dict[str, float | None]:
-        """Catalogue figures of the book, annotation and the reward model."""
-        figures: dict[str, float | None] = {**self._book.metrics(), **self._trainer.metrics()}
+        """Catalogue metrics of the book, annotation and the reward model."""
+        metrics: dict[str, float | None] = {**self._book.metrics(), **self._trainer.metrics()}
         if self._annotator is None:
-            figures |= {"annotations_pending": None, "annotation_age_s": None}
+            metrics |= {"annotations_pending": None, "annotation_age_s": None}
         else:
-            figures |= self._annotator.metrics()
+            metrics |= self._annotator.metrics()
         if self._service:
-            figures["service_restarts"] = self._service.restarts
+            metrics["service_restarts"] = self._service.restarts
         if self._failure:
-            figures["annotator_up"] = 0
-        return figures
+            metrics["annotator_up"] = 0
+        return metrics
 
     def top_rewarded(self, n: int, min_count: int) -> list[RewardedCaption]:
         """The `n` captions of highest R > 0 among those seen at least `min_count` times; equal ones by count, then by id."""

@@ -23,7 +23,7 @@ class RewardTrainer:
         self.table = RewardTable.empty(run_epoch)
         """The newest table; versions are (run_epoch, n) and only go up."""
         self._model, self._options, self._book = model, options, book
-        self._figures: Mapping[str, float] = {}
+        self._metrics: Mapping[str, float] = {}
         self._seen: tuple[int, int] | None = None  # the book's revision and evictions at the last evaluation
         self._has_learnt = False
         self._threshold: float | None = None
@@ -63,7 +63,7 @@ class RewardTrainer:
     def train(self) -> None:
         """A bounded amount of gradient training, where there is anything to train on."""
         if not self._model.is_settled:
-            self._figures = self._model.train()
+            self._metrics = self._model.train()
             self._has_learnt = True
 
     @property
@@ -102,8 +102,8 @@ class RewardTrainer:
         return table
 
     def metrics(self) -> dict[str, float | None]:
-        """Catalogue figures; the accuracy is None for models that have none to report."""
-        return {"reward_version": self.table.reward_version[1], "reward_model_accuracy": self._figures.get("accuracy")}
+        """Catalogue metrics; the accuracy is None for models that have none to report."""
+        return {"reward_version": self.table.reward_version[1], "reward_model_accuracy": self._metrics.get("accuracy")}
 
     def state_dict(self) -> dict[str, Any]:
         """The model, its options and the newest table."""
@@ -113,14 +113,14 @@ class RewardTrainer:
             "ids": self.table.ids,
             "rewards": self.table.rewards,
             "goals": self.table.goals,
-            "figures": dict(self._figures),
+            "figures": dict(self._metrics),
         }
 
     def adopt(self, state: Mapping[str, Any]) -> None:
         """Take over a model that was trained elsewhere: `model`, `options` and `figures` of a trainer's state."""
         self._model.load_state_dict(state["model"])
         self._options.load_state_dict(state["options"])
-        self._figures = dict(state["figures"])
+        self._metrics = dict(state["figures"])
         self._seen, self._has_learnt = None, True
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -112,7 +112,7 @@ class GymnasiumEnvironment:
             captions.append(caption)
             if terminated[i] or truncated[i]:
                 final_obs = {name: array[i].copy() for name, array in self._obs.items()}
-                ends.append(EpisodeEnd(index=i, final_obs=final_obs, reset_caption=self._start(i), info=_figures(info)))
+                ends.append(EpisodeEnd(index=i, final_obs=final_obs, reset_caption=self._start(i), info=_metrics(info)))
         self._notices += self._reader.outside_bounds(self._obs)
         return VectorStep(
             obs=self._obs, rewards=rewards, terminated=terminated, truncated=truncated, captions=captions, ends=ends, losses=losses
@@ -262,8 +262,8 @@ def _described(value: Any) -> str:
     return f"{len(value)} values" if isinstance(value, tuple) else type(value).__name__
 
 
-def _figures(info: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of an episode's end that are logged."""
+def _metrics(info: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of an episode's end that are logged."""
     for key in SUCCESS_KEYS:
         if isinstance(info.get(key), bool | int | float | np.number | np.bool_):
             return {"success": float(info[key])}

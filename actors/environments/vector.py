@@ -82,7 +82,7 @@ class EpisodeEnd:
     reset_caption: bytes
     """Raw caption of the new episode's first observation: counted, not rewarded."""
     info: dict[str, float]
-    """End-of-episode figures for the logs."""
+    """End-of-episode metrics for the logs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

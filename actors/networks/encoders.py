@@ -24,7 +24,7 @@ MOST_CHANNELS_FIRST = 4
 
 
 class GlyphCropEncoder(RepeatingEncoder):
-    """NetHack's and MiniHack's: convolutions over the glyphs around the hero, and one small MLP each over blstats and message."""
+    """NetHack's and MiniHack's: convolutions over the glyphs around the agent, and one small MLP each over blstats and message."""
 
     entries = ("glyph_crop", "blstats", "message")
     repeating = ("glyph_crop", "message")

@@ -1,4 +1,4 @@
-"""ONI's encoder: the characters around the hero drawn as a picture of 3 x 72 x 72 pixels, and small MLPs over blstats and message.
+"""ONI's encoder: the characters around the agent drawn as a picture of 3 x 72 x 72 pixels, and small MLPs over blstats and message.
 
 Invariant: what travels in a rollout is the window's characters and colours, 288 bytes a step; it is drawn where it is encoded,
 by looking its cells up in an atlas of all coloured characters.

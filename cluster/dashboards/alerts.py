@@ -1,6 +1,6 @@
 """Builds Prometheus' alert rules from the catalogue of metrics: one for each bound that it declares.
 
-Invariant: a figure that is not defined sets off nothing, nor does a run's end.
+Invariant: a metric that is not defined sets off nothing, nor does a run's end.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Builds Delphi's Grafana dashboard from the catalogue of metrics: a row for each group, a panel for each figure or family of figures.
+"""Builds Delphi's Grafana dashboard from the catalogue of metrics: a row for each group, a panel for each metric or family of metrics.
 
 Invariant: every catalogue metric is on exactly one panel and no panel asks for anything else; what a panel says of a metric is what
 the catalogue says.

@@ -107,7 +107,7 @@ class AnnotatorActor:
         return Acknowledgement(book_epoch=book_epoch, sequence_number=sequence_number)
 
     def update(self, known: Version | None) -> tuple[RewardTable | None, dict[str, float | None], str | None, bool]:
-        """The newest table, or None where `known` is the newest; the figures of annotation; its problem; whether the judge still loads."""
+        """The newest table, or None where `known` is the newest; the metrics of annotation; its problem; whether the judge still loads."""
         table = self._pipeline.latest_table()
         return (
             (table if table.reward_version != known else None),

@@ -1,4 +1,4 @@
-"""The annotator actor as the training loop sees it: reports go in, the latest table and figures come out, nothing is waited for.
+"""The annotator actor as the training loop sees it: reports go in, the latest table and metrics come out, nothing is waited for.
 
 Invariant: a dead or slow annotator costs the loop nothing but newer tables; a dead one is replaced, and its successor's new
 book epoch makes the workers send their captions again.
@@ -40,7 +40,7 @@ SILENCE_S = 30.0
 
 class RayAnnotation:
     """Handle of the annotator actor, and of the annotation replicas where there are any; without a request for an annotator (reward
-    model `none`), an empty table and no figures. Both are asked for at once, so that what comes later leaves them room."""
+    model `none`), an empty table and no metrics. Both are asked for at once, so that what comes later leaves them room."""
 
     def __init__(self, config: RunConfig, run_epoch: int, request: Request | None, replicas: Request | None = None) -> None:
         self.problem: str | None = None
@@ -102,7 +102,7 @@ class RayAnnotation:
         return self._table
 
     def metrics(self) -> Mapping[str, float | None]:
-        """The newest figures that have arrived."""
+        """The newest metrics that have arrived."""
         self._poll()
         if self._replicas is None:
             return self._metrics

@@ -62,7 +62,7 @@ class LearnerActor:
 
     @ray.method(concurrency_group="control")
     def progress(self) -> dict[str, Any]:
-        """The newest figures, and what is waited for; only which process this is before training began."""
+        """The newest metrics, and what is waited for; only which process this is before training began."""
         line = {"process": this_process(), **(self._loop.progress() if self._loop is not None else {})}
         waiting = [text for text in (line.get("waiting"), self._annotation.waiting if self._annotation is not None else None) if text]
         return {**line, "waiting": "; ".join(waiting) or None}

@@ -1,6 +1,6 @@
 """What the user sees while a run goes on: a live display on a terminal, plain lines elsewhere, and the summary at the end.
 
-Invariant: printing never slows training: a display is refreshed by time, from figures that exist already.
+Invariant: printing never slows training: a display is refreshed by time, from metrics that exist already.
 """
 
 import math
@@ -56,7 +56,7 @@ class Console:
             self._rich.print(text, highlight=False, markup=False, emoji=False)
 
     def update(self, line: Mapping[str, Any]) -> None:
-        """Show the newest figures."""
+        """Show the newest metrics."""
         now = time.monotonic()
         for text in line.get("problems", ()):
             if text not in self._told:

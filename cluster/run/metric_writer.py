@@ -104,7 +104,7 @@ class _TensorBoard:
         self._writer: Any = None
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Every figure that is defined."""
+        """Every metric that is defined."""
         try:
             if self._writer is None:
                 from torch.utils.tensorboard import SummaryWriter

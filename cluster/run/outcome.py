@@ -23,7 +23,7 @@ from configs.schema import RunConfig
 from reward_models.interface import Asks
 
 LOG = logging.getLogger(__name__)
-FIGURES = {"in_game_score": "in-game score", "success": "success", "return": "episode return"}
+METRICS = {"in_game_score": "in-game score", "success": "success", "return": "episode return"}
 """What a report says in words: the first of these that it has."""
 GAMES_AT_ONCE = 16
 LEAST_S, GRACE_S = 30.0, 20.0
@@ -68,7 +68,7 @@ def judge_problem(config: RunConfig, summary: Mapping[str, Any]) -> str | None:
 def evaluate_in_time(
     config: RunConfig, run: RunDirectory, trained_s: float, say: Callable[[str], None], stop_requested: Callable[[], bool]
 ) -> dict[str, Any]:
-    """`delphi eval`'s report on the run, with its main figure in `words`; or only `problem`, why there is none. Never raises for what goes
+    """`delphi eval`'s report on the run, with its main metric in `words`; or only `problem`, why there is none. Never raises for what goes
     wrong in playing."""
     seconds = max(config.evaluation.time_share * trained_s, LEAST_S)
     say(f"evaluating on held-out games, for {seconds:.0f} s at most (Ctrl-C leaves it out)")
@@ -82,18 +82,18 @@ def evaluate_in_time(
 
 def in_words(report: Mapping[str, Any]) -> str:
     """`in-game score 74 [66, 83], blind 50 [44, 57], random 34 [29, 40]; policy - blind, game by game: +24 [+15, +33]`."""
-    name = next(name for name in FIGURES if name in report["policy"])
+    name = next(name for name in METRICS if name in report["policy"])
     players = {player: report[player][name] for player in ("policy", "blind", "random") if name in report[player]}
     difference = report["differences"]["policy - blind"].get(name)
-    largest = max(abs(figure[end]) for figure in players.values() for end in ("low", "high"))
+    largest = max(abs(metric[end]) for metric in players.values() for end in ("low", "high"))
     digits = 0 if largest >= 20 else 1 if largest >= 2 else 2
-    said = [f"{'' if player == 'policy' else player + ' '}{_figure(figure, f'.{digits}f')}" for player, figure in players.items()]
-    words = f"{FIGURES[name]} {', '.join(said)}"
-    return f"{words}; policy - blind, game by game: {_figure(difference, f'+.{digits}f')}" if difference else words
+    said = [f"{'' if player == 'policy' else player + ' '}{_metric(metric, f'.{digits}f')}" for player, metric in players.items()]
+    words = f"{METRICS[name]} {', '.join(said)}"
+    return f"{words}; policy - blind, game by game: {_metric(difference, f'+.{digits}f')}" if difference else words
 
 
-def _figure(figure: Mapping[str, float], form: str) -> str:
-    return f"{figure['mean']:{form}} [{figure['low']:{form}}, {figure['high']:{form}}]"
+def _metric(metric: Mapping[str, float], form: str) -> str:
+    return f"{metric['mean']:{form}} [{metric['low']:{form}}, {metric['high']:{form}}]"
 
 
 def _play(config: RunConfig, run: RunDirectory, seconds: float, stop_requested: Callable[[], bool]) -> dict[str, Any]:

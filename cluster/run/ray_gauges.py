@@ -1,4 +1,4 @@
-"""A run's figures as gauges of `ray.util.metrics`, on every node's metrics endpoint that Ray tells Prometheus of.
+"""A run's metrics as gauges of `ray.util.metrics`, on every node's metrics endpoint that Ray tells Prometheus of.
 
 Invariant: while it is open every catalogue metric is at the endpoint; one that is undefined as 0 with the label `undefined="yes"`,
 since NaN does not get through Ray. Ray passes a gauge on only in the report interval in which it was set and forgets it two intervals

@@ -143,7 +143,7 @@ class RunMetrics:
         self._lag_max: float | None = None
 
     def add_update(self, metrics: Mapping[str, float], lags: Sequence[int]) -> None:
-        """Take in one learner step's scalar figures and the policy lag of each rollout in it."""
+        """Take in one learner step's scalar metrics and the policy lag of each rollout in it."""
         for name, value in {**metrics, "policy_lag_mean": float(np.mean(lags))}.items():
             entry = self._sums.setdefault(name, [0.0, 0])
             entry[0] += value
@@ -159,7 +159,7 @@ class RunMetrics:
         self._rewards["intrinsic"] += float(intrinsic[:, rollout.kept].sum(dtype=np.float64))
 
     def take_line(self) -> dict[str, Any]:
-        """The figures of the interval that ends now; starts the next interval."""
+        """The metrics of the interval that ends now; starts the next interval."""
         line: dict[str, Any] = {name: total / n for name, (total, n) in self._sums.items()}
         line |= {"policy_lag_max": self._lag_max, "episodes_total": self.episodes_total}
         if self._steps:
@@ -193,14 +193,14 @@ class RunMetrics:
         columns: dict[str, list[float]] = {}
         totals: dict[str, list[float]] = {}  # name -> [sum, steps of the episodes that have it]
         for episode in episodes:
-            figures = {"return_extrinsic": episode.extrinsic, "length": float(episode.length), **episode.info}
+            metrics = {"return_extrinsic": episode.extrinsic, "length": float(episode.length), **episode.info}
             if not math.isnan(episode.intrinsic):
-                figures["return_intrinsic"] = episode.intrinsic
-            for name, value in figures.items():
+                metrics["return_intrinsic"] = episode.intrinsic
+            for name, value in metrics.items():
                 columns.setdefault(f"episode_{name}_mean", []).append(value)
                 total = totals.setdefault(f"{name}_per_1000_steps", [0.0, 0.0])
                 total[0] += value
                 total[1] += episode.length
-        with np.errstate(invalid="ignore"):  # an environment's figures may be no numbers
+        with np.errstate(invalid="ignore"):  # an environment's metrics may be no numbers
             means = {name: float(np.mean(values)) for name, values in columns.items() if name in NAMES}
         return means | {name: 1000 * total / steps for name, (total, steps) in totals.items() if name in NAMES}

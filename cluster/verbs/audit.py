@@ -1,6 +1,6 @@
 """`delphi audit`: how well a judge, or a run's trained reward model, agrees with captions that people have labelled.
 
-Invariant: the figures are the model's own, on captions it was not shown; nothing of the audit enters the judgement store.
+Invariant: the metrics are the model's own, on captions it was not shown; nothing of the audit enters the judgement store.
 """
 
 import argparse
@@ -75,8 +75,8 @@ def _audit_run(run_dir: str, labelled_path: str) -> dict[str, Any]:
     from cluster.verbs.offline_reward_model import load_reward_model
     from cluster.wiring import embedding_goals
     from llm_server.annotation import Caption
-    from llm_server.offline.audit import score_figures, without_examples
-    from llm_server.offline.audit_metrics import precision_figures
+    from llm_server.offline.audit import score_metrics, without_examples
+    from llm_server.offline.audit_metrics import precision_metrics
     from llm_server.offline.caption_file import read_labelled
     from llm_server.rubrics.loading import load_rubric
     from reward_models.interface import Asks
@@ -98,8 +98,8 @@ def _audit_run(run_dir: str, labelled_path: str) -> dict[str, Any]:
         "env_steps": env_steps,
         "reward_model": model.name,
         "examples_left_out": len(labelled) - len(kept),
-        **score_figures(margins, kept, 0.0, are_probabilities=False),
-        **precision_figures(_paid_by_text(run_dir, paid), {as_met(row.text.encode()): row.is_positive for row in labelled}),
+        **score_metrics(margins, kept, 0.0, are_probabilities=False),
+        **precision_metrics(_paid_by_text(run_dir, paid), {as_met(row.text.encode()): row.is_positive for row in labelled}),
         "labels_per_s": len(kept) / seconds,
         "labels_timed": len(kept),
         "seconds_timed": seconds,

@@ -76,7 +76,7 @@ def evaluate(
     seconds: float = 0.0,
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
 ) -> dict[str, Any]:
-    """Figures of the three players and their differences as JSON values: each a mean with its 95 % interval.
+    """Metrics of the three players and their differences as JSON values: each a mean with its 95 % interval.
 
     With `seconds` it plays in rounds, one episode per environment and player: the first with `num_envs` environments, a further one with as
     many as are likely to end in time. A round that does not is left out for all players. Raises ConfigError.
@@ -108,7 +108,7 @@ def evaluate(
                 break
             information.append(of_round)
             for name, finished in games.items():
-                played[name] |= {(first + i, episode): figures for (i, episode), figures in finished.items()}
+                played[name] |= {(first + i, episode): metrics for (i, episode), metrics in finished.items()}
             first, num_played = first + num_envs, num_played + num_envs * per_env
             now = time.monotonic()
             # One that is n times as large takes less than n times as long.
@@ -208,7 +208,7 @@ def _print_table(report: dict[str, Any]) -> None:
         for heading in ("", *columns):
             table.add_column(heading, justify="right" if heading else "left")
         for name in report["policy"]:
-            cells = [figures.get(name) for figures in columns.values()]
+            cells = [metrics.get(name) for metrics in columns.values()]
             table.add_row(name, *("-" if cell is None else _in_words(**cell) for cell in cells))
         console.print(table)
     console.print(

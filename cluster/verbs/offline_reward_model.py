@@ -73,20 +73,20 @@ def pretrain(config: RunConfig, run: RunDirectory, say: Callable[[str], None], s
     model.learn(evidence)
     options.note_labels(_num_labels(model.asks, judgements))
     say(f"reward model {model.name}: {len(evidence):,} answers from {path} ({judgements.provenance})")
-    figures, turns, said_at = model.train(), 1, time.monotonic()
+    metrics, turns, said_at = model.train(), 1, time.monotonic()
     while not model.is_settled:
         if stop_requested():
             raise KeyboardInterrupt
-        figures = model.train()
+        metrics = model.train()
         turns += 1
         if time.monotonic() - said_at > PROGRESS_INTERVAL_S:
-            say(f"reward model {model.name}: {_progress(config, turns, figures)}")
+            say(f"reward model {model.name}: {_progress(config, turns, metrics)}")
             said_at = time.monotonic()
     captions, counts = _table(judgements)
     model.freeze(captions, counts)
-    state = {"model": model.state_dict(), "options": options.state_dict(), "figures": dict(figures)}
+    state = {"model": model.state_dict(), "options": options.state_dict(), "figures": dict(metrics)}
     save_checkpoint(run.reward_model, turns, {"trainer": state}, keep=1)
-    say(f"reward model {model.name} trained, {_progress(config, turns, figures)}; frozen from here on")
+    say(f"reward model {model.name} trained, {_progress(config, turns, metrics)}; frozen from here on")
 
 
 def check_judgements(config: RunConfig) -> None:
@@ -123,7 +123,7 @@ def _table(judgements: Judgements) -> tuple[list[Caption], np.ndarray]:
     return captions, np.array([judgements.counts.get(caption.id, 1) for caption in captions], np.int64)
 
 
-def _progress(config: RunConfig, turns: int, figures: Mapping[str, float]) -> str:
-    accuracy = figures.get("accuracy")
+def _progress(config: RunConfig, turns: int, metrics: Mapping[str, float]) -> str:
+    accuracy = metrics.get("accuracy")
     agreement = "no held-out answers" if accuracy is None else f"held-out accuracy {accuracy:.3f}"
     return f"at most {turns * config.reward_model.steps_per_turn:,} gradient steps, {agreement}"

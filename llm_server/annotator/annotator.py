@@ -323,12 +323,12 @@ class Annotator:
         self._questions.retain(ids)
 
     def metrics(self) -> dict[str, float | None]:
-        """Catalogue figures; `annotator_up` is whether the last request was answered, None before the first."""
+        """Catalogue metrics; `annotator_up` is whether the last request was answered, None before the first."""
         pending = self._questions.pending()
         with self._lock:
             is_up = None if self._is_up is None else int(self._is_up and self.problem is None)
-            figures: dict[str, float | None] = {**self._counters, "annotator_up": is_up, "annotation_results_waiting": self._num_results}
-            return figures if pending is None else {**figures, "annotations_pending": pending}
+            metrics: dict[str, float | None] = {**self._counters, "annotator_up": is_up, "annotation_results_waiting": self._num_results}
+            return metrics if pending is None else {**metrics, "annotations_pending": pending}
 
     def state_dict(self) -> dict[str, Any]:
         """The counters, and what the book does not keep. What was asked and not yet taken counts as not asked."""

@@ -246,7 +246,7 @@ class CaptionBook:
             return counts, probabilities, [caption.text if caption else "" for caption in found]
 
     def metrics(self) -> dict[str, float | None]:
-        """Catalogue figures of the book."""
+        """Catalogue metrics of the book."""
         with self._lock:
             return {
                 "captions_distinct": len(self),

@@ -1,4 +1,4 @@
-"""The judge's audit: its answers about labelled captions and pairs of them, as figures of agreement and speed.
+"""The judge's audit: its answers about labelled captions and pairs of them, measured by agreement and speed.
 
 Invariant: every answer is the model's own (the store is neither read nor written), captions that the rubric shows as examples
 are left out, and answers that are no labels are counted, never guessed.
@@ -22,7 +22,7 @@ WARM_UP_CAPTIONS = 32
 def audit_judge(
     judge: JudgeClient, rubric: Rubric, labelled: Sequence[LabelledCaption], *, num_pairs: int, num_timed: int, seed: int = 0
 ) -> dict[str, Any]:
-    """All figures of one judge as JSON values, None where there is none.
+    """All measures of one judge as JSON values, None where there is none.
 
     `num_pairs` pairs of a positive and a negative caption are compared; at least `num_timed` captions are timed, made of the
     labelled ones' words where those are fewer. ValueError where too few captions are left.
@@ -46,34 +46,34 @@ def audit_judge(
         "fingerprint": said.fingerprint,
         "examples_left_out": len(labelled) - len(captions),
         "undecided": sum(map(said.is_undecided, judgements[: len(captions)])),
-        **judgement_figures(judgements[: len(captions)], captions, said.threshold),
+        **judgement_metrics(judgements[: len(captions)], captions, said.threshold),
         "labels_per_s": sum(judgement.status is Status.OK for judgement in judgements) / seconds,
         "labels_timed": len(timed),
         "seconds_timed": seconds,
     }
     if num_pairs and rubric.pairs:
         shown = [text for example in rubric.pairs.examples for text in (example.first, example.second)]
-        report |= _pair_figures(judge, captions, shown, num_pairs, size // 2, seed)
+        report |= _pair_metrics(judge, captions, shown, num_pairs, size // 2, seed)
     return report
 
 
-def judgement_figures(judgements: Sequence[Judgement], captions: Sequence[LabelledCaption], threshold: float) -> dict[str, Any]:
+def judgement_metrics(judgements: Sequence[Judgement], captions: Sequence[LabelledCaption], threshold: float) -> dict[str, Any]:
     """Agreement of `judgements` with the captions' labels; those that are not OK count as unparsed."""
     probabilities = np.array([judgement.probability if judgement.status is Status.OK else np.nan for judgement in judgements])
     masses = [judgement.answer_mass for judgement in judgements]
-    return score_figures(probabilities, captions, threshold, are_probabilities=True) | {
+    return score_metrics(probabilities, captions, threshold, are_probabilities=True) | {
         "answer_mass_mean": float(np.mean(masses)),
         "answer_mass_min": float(np.min(masses)),
     }
 
 
-def score_figures(scores: np.ndarray, captions: Sequence[LabelledCaption], threshold: float, *, are_probabilities: bool) -> dict[str, Any]:
+def score_metrics(scores: np.ndarray, captions: Sequence[LabelledCaption], threshold: float, *, are_probabilities: bool) -> dict[str, Any]:
     """Agreement of `scores` [N] with the captions' labels, None where undefined; a NaN score is none and counts as unparsed."""
     labels = np.array([caption.is_positive for caption in captions])
     answered = ~np.isnan(scores)
     scores, labels = scores[answered].astype(np.float64), labels[answered]
     auc = auc_interval(scores, labels)
-    figures = {
+    metrics = {
         "auc": auc.estimate,
         "auc_low": auc.low,
         "auc_high": auc.high,
@@ -82,7 +82,7 @@ def score_figures(scores: np.ndarray, captions: Sequence[LabelledCaption], thres
         "calibration_error": calibration_error(scores, labels) if are_probabilities else np.nan,
     }
     return {
-        **{name: None if np.isnan(value) else value for name, value in figures.items()},
+        **{name: None if np.isnan(value) else value for name, value in metrics.items()},
         "calibration_bins": NUM_BINS,
         "threshold": threshold,
         "positive_means": f"a probability above theta = {threshold:.3f}" if are_probabilities else "rewarded",
@@ -128,7 +128,7 @@ def sample_pairs(captions: Sequence[LabelledCaption], num_pairs: int, seed: int)
     return [(positives[number // len(negatives)], negatives[number % len(negatives)]) for number in chosen]
 
 
-def pair_figures(judgements: Sequence[PairJudgement]) -> dict[str, Any]:
+def pair_metrics(judgements: Sequence[PairJudgement]) -> dict[str, Any]:
     """Agreement of judgements about pairs whose first caption is the positive one."""
     answered = [judgement for judgement in judgements if judgement.status is Status.OK]
     found = pair_agreement(np.array([j.preference for j in answered]), np.array([j.position_bias for j in answered]))
@@ -139,20 +139,20 @@ def pair_figures(judgements: Sequence[PairJudgement]) -> dict[str, Any]:
     }
 
 
-def _pair_figures(
+def _pair_metrics(
     judge: JudgeClient, captions: Sequence[LabelledCaption], examples: Sequence[str], num_pairs: int, size: int, seed: int
 ) -> dict[str, Any]:
-    """Figures without a pair, and the reason in `pairs_remark`, where captions that are no examples of pairs lack a class."""
+    """Metrics without a pair, and the reason in `pairs_remark`, where captions that are no examples of pairs lack a class."""
     try:
         captions = without_examples(captions, examples)
     except ValueError as error:
-        return pair_figures([]) | {"pairs_remark": f"none asked: {error}"}
+        return pair_metrics([]) | {"pairs_remark": f"none asked: {error}"}
     pairs = [(first.encode(), second.encode()) for first, second in sample_pairs(captions, num_pairs, seed)]
     judgements: list[PairJudgement] = []
     began = time.perf_counter()
     for start in range(0, len(pairs), max(1, size)):
         judgements += judge.annotate_pairs(pairs[start : start + max(1, size)], bypass_store=True)
-    return pair_figures(judgements) | {
+    return pair_metrics(judgements) | {
         "pair_labels_per_s": len(pairs) / (time.perf_counter() - began),
         "pairs_remark": f"{len(pairs)} pairs of a positive and a negative caption, both orders",
     }
@@ -176,7 +176,7 @@ class Row(NamedTuple):
     remark: str = ""
     """With the report's values filled in; so is the next."""
     remark_if_none: str = ""
-    """Where the figure is None."""
+    """Where the metric is None."""
 
 
 ROWS: dict[str, Row] = {

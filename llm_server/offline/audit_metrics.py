@@ -17,8 +17,8 @@ SEPARATOR = "  "
 NUM_SHOWN = 20
 
 
-def precision_figures(paid: Mapping[str, float], labels: Mapping[str, bool]) -> dict[str, Any]:
-    """Figures of the reward `paid` by caption, `labels` being those of captions or messages: its precision (None where
+def precision_metrics(paid: Mapping[str, float], labels: Mapping[str, bool]) -> dict[str, Any]:
+    """Metrics of the reward `paid` by caption, `labels` being those of captions or messages: its precision (None where
     nothing paid is labelled), the share of it that is labelled, and the captions without a label that were paid most."""
     mass: dict[bool | None, float] = {True: 0.0, False: 0.0, None: 0.0}
     unlabelled: dict[str, float] = {}

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from learner.diagnostics import core_figures, mean_kl, state_information
+from learner.diagnostics import core_metrics, mean_kl, state_information
 
 
 def test_a_policy_that_does_the_same_everywhere_has_no_information() -> None:
@@ -31,7 +31,7 @@ def test_the_divergence_of_two_policies_has_a_direction() -> None:
 def test_a_cores_dead_and_saturated_units_are_told_apart() -> None:
     varied = torch.linspace(-0.5, 0.5, 6).reshape(3, 2)
     outputs = torch.stack([varied, torch.full((3, 2), 0.3), torch.full((3, 2), -0.97), varied], -1)
-    assert {name: figure.item() for name, figure in core_figures(outputs).items()} == {
+    assert {name: figure.item() for name, figure in core_metrics(outputs).items()} == {
         "core_saturated_fraction": 0.25,
         "core_dead_fraction": 0.5,
     }

@@ -1,6 +1,6 @@
-"""What the policy sees around the hero, cut out of the engine's maps: glyphs, or characters with their colours.
+"""What the policy sees around the agent, cut out of the engine's maps: glyphs, or characters with their colours.
 
-Invariant: the hero's cell has the same place in every window, also where the window reaches over the map's edge.
+Invariant: the agent's cell has the same place in every window, also where the window reaches over the map's edge.
 """
 
 import functools
@@ -19,7 +19,7 @@ WINDOW_SHAPE = 21, 45
 OUTSIDE_CHARACTER, OUTSIDE_COLOUR = ord(" "), 0
 """Outside the map is black, as unlit stone is; no character is drawn there in either case."""
 CHARACTER_WINDOW = 12
-"""Side of the character window, in cells (ONI); six cells lie above and left of the hero, five below and right."""
+"""Side of the character window, in cells (ONI); six cells lie above and left of the agent, five below and right."""
 LAYERS: Mapping[str, tuple[type, int]] = {
     "glyphs": (np.int16, OUTSIDE_GLYPH),
     "chars": (np.uint8, OUTSIDE_CHARACTER),
@@ -32,7 +32,7 @@ class CropView:
     """A window on one or more maps; observation `glyph_crop` [c, c] i16, `glyph_window` [21, 45] i16 or `character_crop` [12, 12, 2] u8.
 
     The character window is cut out of the map alone, where ONI cuts it out of the terminal's screen: the terminal adds the
-    message line and the status lines where the hero is near the map's edge, which the network reads as text and figures anyway.
+    message line and the status lines where the agent is near the map's edge, which the network reads as text and numbers anyway.
     """
 
     def __init__(self, entry: str, layers: tuple[str, ...], size: tuple[int, int]) -> None:
@@ -45,7 +45,7 @@ class CropView:
     def cut(self, maps: Mapping[str, np.ndarray], x: np.ndarray, y: np.ndarray, out: np.ndarray) -> None:
         """Write the windows around the heroes at `x`, `y` [N] into `out` [N, *spec.shape] (C-contiguous), from maps
         name -> [N, MAP_CELLS + 1] (the last cell is outside; C-contiguous)."""
-        # Between two levels the hero may stand nowhere, at -1.
+        # Between two levels the agent may stand nowhere, at -1.
         cells = self._cells.take(np.maximum(y, 0) * MAP_WIDTH + np.maximum(x, 0), axis=0, mode="clip")
         cells += _row_starts(len(cells))
         for i, layer in enumerate(self.layers):
@@ -63,19 +63,19 @@ def view_for(network: str, crop_size: int) -> CropView:
 
 
 def glyph_view(size: int) -> CropView:
-    """The glyphs around the hero; ValueError for an even `size`, which has no middle."""
+    """The glyphs around the agent; ValueError for an even `size`, which has no middle."""
     if size % 2 == 0:
-        raise ValueError(f"the glyph crop has the hero in its middle: its side must be odd, got {size}")
+        raise ValueError(f"the glyph crop has the agent in its middle: its side must be odd, got {size}")
     return CropView("glyph_crop", ("glyphs",), (size, size))
 
 
 def glyph_window() -> CropView:
-    """The glyphs around the hero, 21 x 45 cells."""
+    """The glyphs around the agent, 21 x 45 cells."""
     return CropView("glyph_window", ("glyphs",), WINDOW_SHAPE)
 
 
 def character_view() -> CropView:
-    """The characters and colours around the hero, 12 x 12 cells."""
+    """The characters and colours around the agent, 12 x 12 cells."""
     return CropView("character_crop", ("chars", "colors"), (CHARACTER_WINDOW, CHARACTER_WINDOW))
 
 
@@ -91,7 +91,7 @@ def _row_starts(num_rows: int) -> np.ndarray:
 
 
 def _window_cells(rows: int, columns: int) -> np.ndarray:
-    """For every cell the hero may stand on, the cells of the window around it: [MAP_CELLS, rows * columns], MAP_CELLS = outside."""
+    """For every cell the agent may stand on, the cells of the window around it: [MAP_CELLS, rows * columns], MAP_CELLS = outside."""
     y = np.arange(MAP_HEIGHT)[:, None, None, None] + (np.arange(rows) - rows // 2)[:, None]
     x = np.arange(MAP_WIDTH)[:, None, None] + np.arange(columns) - columns // 2
     inside = (y >= 0) & (y < MAP_HEIGHT) & (x >= 0) & (x < MAP_WIDTH)

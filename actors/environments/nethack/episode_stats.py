@@ -1,4 +1,4 @@
-"""Figures of NetHack episodes for the logs, kept for B games at once.
+"""Metrics of NetHack episodes for the logs, kept for B games at once.
 
 Invariant: what is handed out describes one episode, from its first screen to the last one inside the game.
 """
@@ -13,7 +13,7 @@ UNSEEN_GLYPH = 2359
 KILL, DESTROY = b"You kill ", b"You destroy "
 
 
-class EpisodeFigures:
+class EpisodeStats:
     """`in_game_score`, `depth` (the greatest), `experience_level`, `turns`, `gold`, `tiles_seen` and `kills` of running episodes.
 
     Tiles are summed over the levels visited, each as it was last seen (NLE's scout task); kills are counted from messages.
@@ -24,7 +24,7 @@ class EpisodeFigures:
         self._kills = np.zeros(num_envs, np.int64)
         self._level = np.zeros(num_envs, np.int64)
         self._tiles = np.zeros(num_envs, np.int64)
-        """Of the level that the hero is on."""
+        """Of the level that the agent is on."""
         self._tiles_elsewhere: list[dict[int, int]] = [{} for _ in range(num_envs)]
 
     def start(self, i: int, glyphs: np.ndarray, blstats: np.ndarray) -> None:
@@ -48,7 +48,7 @@ class EpisodeFigures:
                 self._kills[i] += kills
 
     def end(self, i: int, blstats: np.ndarray) -> dict[str, float]:
-        """The figures of game `i`, whose last screen showed `blstats` [27]."""
+        """The metrics of game `i`, whose last screen showed `blstats` [27]."""
         return {
             "in_game_score": float(blstats[SCORE]),
             "depth": float(max(self._max_depth[i], blstats[DEPTH])),

@@ -50,7 +50,7 @@ class Rewards:
         return 0.0
 
     def _difference(self, index: int, playing: np.ndarray) -> np.ndarray:
-        # Before a game starts and after it has ended, its figures are zero.
+        # Before a game starts and after it has ended, its status line is zero.
         return np.where(playing, self._blstats[:, index] - self._last[:, index], 0.0)
 
 
@@ -106,7 +106,7 @@ class EatRewards(GoldRewards):
     """What was eaten, and the penalty."""
 
     def begin(self) -> None:
-        """Keep the figures and how well fed the heroes are."""
+        """Keep the status lines and how well fed the agents are."""
         super().begin()
         self._hunger = self._internal[:, HUNGER].copy()
 
@@ -170,7 +170,7 @@ class MiniHackRewards(ScoreRewards):
 
 
 class GoalRewards(Rewards):
-    """ONI's goals: what the task pays once, unless the hero died in the same step."""
+    """ONI's goals: what the task pays once, unless the agent died in the same step."""
 
     def begin(self) -> None:
         """Goals compare nothing."""

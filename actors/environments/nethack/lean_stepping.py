@@ -136,7 +136,7 @@ class LeanStepping:
         return statuses, goals
 
     def beside(self, glyph: int) -> np.ndarray:
-        """The games that show `glyph` on the hero's cell or next to it."""
+        """The games that show `glyph` on the agent's cell or next to it."""
         x, y = self.blstats[:, X, None], self.blstats[:, Y, None]
         rows, columns = (y + _AROUND[0]).clip(0, MAP_HEIGHT - 1), (x + _AROUND[1]).clip(0, MAP_WIDTH - 1)
         cells = rows * MAP_WIDTH + columns + np.arange(len(x))[:, None] * (MAP_CELLS + 1)

@@ -61,7 +61,7 @@ class ScoreExtended(NetHackScore):
         # Behind the agent's actions, the keys that only answers press: NLE's step looks a key up by its index.
         self.actions: Sequence[int] = (*map(int, EXTENDED_ACTIONS), *range(128))
         self.descended = False
-        """Whether the hero has arrived on a level by stairs in this step."""
+        """Whether the agent has arrived on a level by stairs in this step."""
         self._may_enhance = self._in_menu_of_choice = False
 
     def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -147,7 +147,7 @@ class Goal(ScoreExtended):
 
 
 class Oracle(Goal):
-    """Reach the Oracle: her glyph is next to the hero (or on the same cell). Hallucination can show her where she is not."""
+    """Reach the Oracle: her glyph is next to the agent (or on the same cell). Hallucination can show her where she is not."""
 
     def __init__(self, *args: Any, sober: bool = False, **kwargs: Any) -> None:
         """`sober`: what is seen while hallucinating does not count."""
@@ -207,13 +207,13 @@ def answer_key(question: bytes, key: int) -> int:
 
 
 def is_beside(glyphs: np.ndarray, blstats: np.ndarray, glyph: int) -> bool:
-    """Whether `glyph` is on the hero's cell or one of its eight neighbours; `glyphs` [21, 79], `blstats` [27]."""
+    """Whether `glyph` is on the agent's cell or one of its eight neighbours; `glyphs` [21, 79], `blstats` [27]."""
     x, y = blstats[nethack.NLE_BL_X], blstats[nethack.NLE_BL_Y]
     return bool((glyphs[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2] == glyph).any())
 
 
 def is_hallucinating(blstats: np.ndarray) -> bool:
-    """Whether the hero hallucinates, whatever else ails him: a bit of the condition (ONI compares all of it with that bit)."""
+    """Whether the agent hallucinates, whatever else ails it: a bit of the condition (ONI compares all of it with that bit)."""
     return bool(blstats[nethack.NLE_BL_CONDITION] & nethack.BL_MASK_HALLU)
 
 

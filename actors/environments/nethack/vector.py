@@ -1,6 +1,6 @@
 """NetHack and MiniHack as vector environments: B games in arrays that their engines write.
 
-Invariant: what an episode showed last (observation, message, figures) is from inside the game, its step limit is kept here
+Invariant: what an episode showed last (observation, message, metrics) is from inside the game, its step limit is kept here
 and truncates, and how the games are stepped (`env.stepping`) changes nothing but the speed.
 """
 
@@ -13,7 +13,7 @@ from gymnasium.envs.registration import EnvSpec
 from actors.environments.errors import EnvironmentErrors, EnvironmentFailure, close_quietly, failure_of, named
 from actors.environments.gymnasium_vector import discrete_actions
 from actors.environments.nethack.crop import MAP_CELLS, CropView
-from actors.environments.nethack.episode_stats import EpisodeFigures
+from actors.environments.nethack.episode_stats import EpisodeStats
 from actors.environments.nethack.game import INVENTORY, Game, make_game, make_screens
 from actors.environments.nethack.lean_rewards import goal_reward
 from actors.environments.nethack.lean_stepping import X, Y, make_stepping
@@ -23,7 +23,7 @@ from configs.schema import EnvConfig
 
 
 class NetHackEnvironment:
-    """B games; observations: the window that `view` cuts out around the hero, `blstats` [27] f32, `message` [256] u8, and where they are
+    """B games; observations: the window that `view` cuts out around the agent, `blstats` [27] f32, `message` [256] u8, and where they are
     asked for the inventory's `inv_letters` and `inv_oclasses` [55] u8."""
 
     def __init__(
@@ -50,7 +50,7 @@ class NetHackEnvironment:
             )
         self._episodes = np.zeros(num_envs, np.int64)
         self._steps = np.zeros(num_envs, np.int64)
-        self._figures = EpisodeFigures(num_envs)
+        self._metrics = EpisodeStats(num_envs)
         self._obs: dict[str, np.ndarray] = {}
         self.spec = EnvironmentSpec(
             observations={
@@ -105,7 +105,7 @@ class NetHackEnvironment:
         rewards, statuses, captions = self._stepping.step(actions)
         self._check(rewards)
         self._steps += 1
-        self._figures.update(self._glyphs, self._blstats, captions)
+        self._metrics.update(self._glyphs, self._blstats, captions)
         # With the step limit out of reach NLE aborts only where NetHackChallenge sees no progress: no end of the task either.
         terminated = statuses > 0
         truncated = ((statuses < 0) | (self._steps >= self._step_limit)) & ~terminated
@@ -170,7 +170,7 @@ class NetHackEnvironment:
         self._episodes[i] += 1
         caption = self._stepping.start(i, self._seeds.seed(i, episode, "core"), self._seeds.seed(i, episode, "disp"))
         self._steps[i] = 0
-        self._figures.start(i, self._glyphs[i], self._blstats[i])
+        self._metrics.start(i, self._glyphs[i], self._blstats[i])
         return caption
 
     def _end(self, i: int, status: int) -> EpisodeEnd:
@@ -182,7 +182,7 @@ class NetHackEnvironment:
             final_obs = self._observe({name: array[i : i + 1] for name, array in self._screens.items()})
         else:  # the engine stopped within one of its steps: the step before showed the game last
             final_obs = {name: array[i : i + 1].copy() for name, array in self._obs.items()}
-        info = self._figures.end(i, final_obs["blstats"][0])
+        info = self._metrics.end(i, final_obs["blstats"][0])
         if game.has_goal:
             info["success"] = float(game.success(status))
         return EpisodeEnd(index=i, final_obs={name: array[0] for name, array in final_obs.items()}, reset_caption=self._start(i), info=info)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llm_server.offline.audit_metrics import label_of, precision_figures
+from llm_server.offline.audit_metrics import label_of, precision_metrics
 
 LABELS = {"You kill the newt!": True, "It's a wall.": False, "The jackal bites!": False, "You kill the newt!  You die...": False}
 
@@ -22,12 +22,12 @@ def test_a_captions_own_label_goes_before_its_messages(text, label):
 
 
 def test_only_labelled_reward_counts():
-    figures = precision_figures({"You kill the newt!": 6.0, "It's a wall.": 2.0, "a": 1.0, "b": 3.0}, LABELS)
+    figures = precision_metrics({"You kill the newt!": 6.0, "It's a wall.": 2.0, "a": 1.0, "b": 3.0}, LABELS)
     assert figures["reward_precision"] == pytest.approx(0.75)
     assert figures["reward_labelled_fraction"] == pytest.approx(8 / 12)
     assert [row["caption"] for row in figures["reward_unlabelled"]] == ["b", "a"]
 
 
 def test_without_labelled_reward_there_is_no_figure():
-    assert precision_figures({"a": 1.0}, {})["reward_precision"] is None
-    assert precision_figures({}, {})["reward_labelled_fraction"] is None
+    assert precision_metrics({"a": 1.0}, {})["reward_precision"] is None
+    assert precision_metrics({}, {})["reward_labelled_fraction"] is None

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from actors.environments.nethack.episode_stats import EpisodeFigures
+from actors.environments.nethack.episode_stats import EpisodeStats
 from actors.environments.vector import EpisodeEnd
 from tests.actors.environments.nethack.test_vector import make
 
@@ -37,7 +37,7 @@ def test_gold_is_the_purse_at_the_end() -> None:
 
 
 def test_kills_are_counted_from_messages_of_this_episode_alone() -> None:
-    figures = EpisodeFigures(2)
+    figures = EpisodeStats(2)
     screen, blstats = np.zeros((2, 1660), np.int16), np.ones((2, 27), np.int64)
     for i in range(2):
         figures.start(i, screen[i], blstats[i])
@@ -49,7 +49,7 @@ def test_kills_are_counted_from_messages_of_this_episode_alone() -> None:
 
 
 def test_an_emptied_screen_takes_nothing_away() -> None:
-    figures = EpisodeFigures(1)
+    figures = EpisodeStats(1)
     screen, blstats = np.zeros((1, 1660), np.int16), np.ones((1, 27), np.int64)
     figures.start(0, screen[0], blstats[0])
     figures.update(np.full_like(screen, 2359), np.zeros_like(blstats), [b"You die..."])
