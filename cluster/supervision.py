@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 
 from actors.rollout import Rollout
+from configs.backoff import backoff_s
 from configs.errors import one_line
 
 LOG = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class RestartBudget:
         if failures > self._limit:
             again = f"{failures} times in a row without progress" if failures > 1 else "and may not be started again"
             raise GiveUp(f"{what} ({again}; {self._setting} = {self._limit})")
-        return 0.0 if failures == 1 else min(FIRST_PAUSE_S * 2 ** (failures - 2), LONGEST_PAUSE_S)
+        return backoff_s(failures - 1, FIRST_PAUSE_S, LONGEST_PAUSE_S)
 
 
 class Notices:

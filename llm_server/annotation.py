@@ -164,3 +164,13 @@ class ServiceDescription:
     def identity(self) -> tuple[str, str, str]:
         """What must be equal for labels to be mixed. Theta follows from it but for rounding, and is not part of it."""
         return self.fingerprint, self.rubric_hash, self.pairs_hash
+
+
+def signed_id(caption_id: int) -> int:
+    """A caption id as SQLite keeps it, whose integers are signed: the upper half of the 64-bit ids is negative."""
+    return caption_id - 2**64 if caption_id >= 2**63 else caption_id
+
+
+def unsigned_id(number: int) -> int:
+    """The caption id that `signed_id` made `number` of."""
+    return number % 2**64

@@ -25,6 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from configs.backoff import backoff_s
 from configs.errors import named, one_line
 from llm_server import child_guard
 
@@ -152,8 +153,8 @@ class ChildServer:
                     self._problem = f"{settings.name} {reason}"
                     self._changed.notify_all()
                     return
-                backoff_s = min(settings.first_backoff_s * 2.0 ** (failures - 1), settings.max_backoff_s)
-                self._changed.wait_for(lambda: self._closed, backoff_s)
+                pause_s = backoff_s(failures, settings.first_backoff_s, settings.max_backoff_s)
+                self._changed.wait_for(lambda: self._closed, pause_s)
 
     def _run_one(self) -> str:
         """Start a child and watch it to its end; why it ended or was ended."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from xxhash import xxh3_64_intdigest
 
+from configs.backoff import backoff_s
 from llm_server.annotation import ServiceDescription
 from llm_server.annotator.feedback import JudgeClient
 from llm_server.client import AnnotationRefused, ServiceUnavailable, is_loading
@@ -176,9 +177,9 @@ class Replicas:
 
     def _probe(self, name: str, replica: _Replica) -> None:
         while True:
-            backoff_s = min(self._first_backoff_s * 2.0 ** min(replica.failures - 1, 16), self._max_backoff_s) * random.uniform(0.5, 1.0)
+            pause_s = backoff_s(replica.failures, self._first_backoff_s, self._max_backoff_s) * random.uniform(0.5, 1.0)
             with self._changed:
-                self._changed.wait_for(lambda: not self._num_clients, backoff_s)
+                self._changed.wait_for(lambda: not self._num_clients, pause_s)
                 if not self._num_clients or replica.trouble is None or self._replicas.get(name) is not replica:
                     replica.is_probed = False
                     return

@@ -21,6 +21,7 @@ from cluster.run import temporary
 from cluster.run.directory import RunDirectory
 from cluster.run.logs import log_to_file
 from cluster.wiring import replica_service
+from configs.backoff import backoff_s
 from configs.schema import RunConfig
 from llm_server.credentials import CredentialFiles, make_credentials
 
@@ -174,8 +175,8 @@ class RayReplicas:
                 self._lost(slot, status.problem)
 
     def _lost(self, slot: _Slot, why: str) -> None:
-        pause_s = min(FIRST_PAUSE_S * 2.0 ** min(slot.failures, 16), MAX_PAUSE_S)
         slot.failures += 1
+        pause_s = backoff_s(slot.failures, FIRST_PAUSE_S, MAX_PAUSE_S)
         LOG.error("annotation %s is lost, the others take its captions; it is started again in %.0f s: %s", slot.name, pause_s, why)
         if slot.actor is not None:
             ray.kill(slot.actor)

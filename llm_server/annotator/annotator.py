@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from configs.annotation_schema import AnnotatorConfig
+from configs.backoff import backoff_s
 from llm_server.annotation import JudgedCaption, ServiceDescription, Status
 from llm_server.annotator.feedback import Answer, JudgeClient, Questions, passes_of, question_of, status_of
 from llm_server.annotator.label_origin import JudgeOfLabels
@@ -294,8 +295,8 @@ class Annotator:
     def _pause_s(self, failures: int) -> float:
         """Doubles from a quarter of a second up to `max_backoff_s`, but stays short while the service loads (no failure); a random half
         is taken off: clients spread out."""
-        doubled = FIRST_BACKOFF_S * 2.0 ** min(failures - 1, 16) if failures else LOADING_INTERVAL_S
-        return min(doubled, self._config.max_backoff_s) * random.uniform(0.5, 1.0)
+        pause_s = backoff_s(failures, FIRST_BACKOFF_S, self._config.max_backoff_s) or LOADING_INTERVAL_S
+        return pause_s * random.uniform(0.5, 1.0)
 
     @property
     def num_answers(self) -> int:

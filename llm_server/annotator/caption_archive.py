@@ -1,5 +1,6 @@
 """`captions.sqlite` of a run: every caption the run has seen, also those that its caption book has evicted.
 
+from llm_server.annotation import signed_id, unsigned_id
 Invariant: a row holds the newest state written of its caption; a failing disk costs rows of the archive, never the run.
 """
 
@@ -48,7 +49,7 @@ class CaptionArchive:
         """Insert or replace rows in one transaction; False where the disk refused (logged once until it works again)."""
         try:
             with self._lock, self._connection:
-                self._connection.executemany(UPSERT, ((_signed(row[0]), *row[1:]) for row in rows))
+                self._connection.executemany(UPSERT, ((signed_id(row[0]), *row[1:]) for row in rows))
         except sqlite3.Error as error:
             if not self._failing:
                 LOG.error("captions.sqlite could not be written (%s); training goes on, the archive lacks what is evicted meanwhile", error)
@@ -71,10 +72,10 @@ class CaptionArchive:
         try:
             with self._lock:
                 for start in range(0, len(ids), MAX_IDS_PER_QUERY):
-                    chunk = [_signed(number) for number in ids[start : start + MAX_IDS_PER_QUERY]]
+                    chunk = [signed_id(number) for number in ids[start : start + MAX_IDS_PER_QUERY]]
                     query = f"SELECT id, text, count, first_seen FROM captions WHERE id IN ({','.join('?' * len(chunk))})"
                     for number, text, count, first_seen in self._connection.execute(query, chunk):
-                        found[number % 2**64] = (text, count, first_seen)
+                        found[unsigned_id(number)] = (text, count, first_seen)
         except sqlite3.Error as error:
             LOG.error("captions.sqlite could not be read (%s); evicted captions stay unknown until workers send their texts again", error)
         return found
@@ -83,8 +84,3 @@ class CaptionArchive:
         """Close the file; later writes are refused."""
         with self._lock:
             self._connection.close()
-
-
-def _signed(number: int) -> int:
-    """SQLite integers are signed: the upper half of the 64-bit ids maps to negative numbers."""
-    return number - 2**64 if number >= 2**63 else number

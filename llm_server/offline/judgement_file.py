@@ -13,7 +13,18 @@ from pathlib import Path
 
 import xxhash
 
-from llm_server.annotation import Caption, CaptionPair, JudgedCaption, JudgedPair, Judgement, PairJudgement, ServiceDescription, Status
+from llm_server.annotation import (
+    Caption,
+    CaptionPair,
+    JudgedCaption,
+    JudgedPair,
+    Judgement,
+    PairJudgement,
+    ServiceDescription,
+    Status,
+    signed_id,
+    unsigned_id,
+)
 
 APPLICATION_ID = 0x44454C50
 """`DELP` in SQLite's header: tells a judgement file from any other database."""
@@ -86,7 +97,7 @@ def read_judgements(path: str | Path) -> Judgements:
             rows = list(
                 connection.execute("SELECT id, text, count, status, probability, answer_mass FROM captions ORDER BY count DESC, id")
             )
-            captions = {row[0]: Caption(id=row[0] % 2**64, text=row[1]) for row in rows}
+            captions = {row[0]: Caption(id=unsigned_id(row[0]), text=row[1]) for row in rows}
             pairs = [
                 JudgedPair(pair=CaptionPair(first=captions[first], second=captions[second]), judgement=_pair_judgement(*judgement))
                 for first, second, *judgement in connection.execute(
@@ -96,7 +107,7 @@ def read_judgements(path: str | Path) -> Judgements:
             return Judgements(
                 captions=[JudgedCaption(caption=captions[row[0]], judgement=_judgement(*row[3:])) for row in rows if row[3] is not None],
                 pairs=pairs,
-                counts={row[0] % 2**64: row[2] for row in rows},
+                counts={unsigned_id(row[0]): row[2] for row in rows},
                 threshold=threshold,
                 provenance=provenance,
             )
@@ -125,7 +136,7 @@ class JudgementFile:
 
     def add_captions(self, counts: Mapping[str, int]) -> None:
         """Captions by text with how often each occurred; of those that are there already the count is replaced."""
-        rows = [(_signed(caption_of(text).id), text, count) for text, count in counts.items() if text]
+        rows = [(signed_id(caption_of(text).id), text, count) for text, count in counts.items() if text]
         with self._connection:
             self._connection.executemany(
                 "INSERT INTO captions (id, text, count) VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET count = excluded.count", rows
@@ -134,17 +145,17 @@ class JudgementFile:
     def unjudged(self) -> list[Caption]:
         """Captions not asked yet, the most frequent first."""
         query = "SELECT id, text FROM captions WHERE status IS NULL ORDER BY count DESC, id"
-        return [Caption(id=number % 2**64, text=text) for number, text in self._connection.execute(query)]
+        return [Caption(id=unsigned_id(number), text=text) for number, text in self._connection.execute(query)]
 
     def write_captions(self, judged: Iterable[JudgedCaption]) -> None:
         """Keep judgements of captions that were added."""
-        rows = [(j.judgement.status.name, _null(j.judgement.probability), j.judgement.answer_mass, _signed(j.caption.id)) for j in judged]
+        rows = [(j.judgement.status.name, _null(j.judgement.probability), j.judgement.answer_mass, signed_id(j.caption.id)) for j in judged]
         with self._connection:
             self._connection.executemany("UPDATE captions SET status = ?, probability = ?, answer_mass = ? WHERE id = ?", rows)
 
     def add_pairs(self, pairs: Iterable[CaptionPair]) -> None:
         """Pairs to be asked, of captions that were added; those that are there already stay as they are."""
-        rows = [(_signed(pair.first.id), _signed(pair.second.id)) for pair in pairs]
+        rows = [(signed_id(pair.first.id), signed_id(pair.second.id)) for pair in pairs]
         with self._connection:
             self._connection.executemany("INSERT OR IGNORE INTO pairs (first, second) VALUES (?, ?)", rows)
 
@@ -153,7 +164,7 @@ class JudgementFile:
         texts = dict(self._connection.execute("SELECT id, text FROM captions"))
         query = f"SELECT first, second FROM pairs {'WHERE status IS NULL' if unjudged else ''} ORDER BY rowid"
         return [
-            CaptionPair(first=Caption(id=a % 2**64, text=texts[a]), second=Caption(id=b % 2**64, text=texts[b]))
+            CaptionPair(first=Caption(id=unsigned_id(a), text=texts[a]), second=Caption(id=unsigned_id(b), text=texts[b]))
             for a, b in self._connection.execute(query)
         ]
 
@@ -165,8 +176,8 @@ class JudgementFile:
                 _null(j.judgement.preference),
                 j.judgement.answer_mass,
                 _null(j.judgement.position_bias),
-                _signed(j.pair.first.id),
-                _signed(j.pair.second.id),
+                signed_id(j.pair.first.id),
+                signed_id(j.pair.second.id),
             )
             for j in judged
         ]
@@ -265,8 +276,3 @@ def _null(value: float) -> float | None:
 
 def _nan(value: float | None) -> float:
     return math.nan if value is None else value
-
-
-def _signed(number: int) -> int:
-    """SQLite integers are signed: the upper half of the 64-bit ids maps to negative numbers."""
-    return number - 2**64 if number >= 2**63 else number

@@ -19,6 +19,7 @@ from pathlib import Path
 import grpc
 
 from configs.annotation_schema import AccessConfig, ServiceConfig
+from configs.backoff import backoff_s
 from llm_server import annotation_pb2, annotation_pb2_grpc
 from llm_server.channel import call_metadata, open_channel
 from llm_server.client import AnnotationRefused, ServiceUnavailable
@@ -241,7 +242,7 @@ class ServiceProcess:
             LOG.error("%s", message)
         if is_final or self._failures >= MAX_FAILED_STARTS:
             self.problem = f"{message}\nIt is not started again: correct the `service` and `annotator` keys and re-run the same command."
-        self._start_at = self._clock() + min(FIRST_BACKOFF_S * 2.0 ** (self._failures - 1), MAX_BACKOFF_S)
+        self._start_at = self._clock() + backoff_s(self._failures, FIRST_BACKOFF_S, MAX_BACKOFF_S)
 
     def _last_lines(self) -> str:
         try:
