@@ -1,6 +1,5 @@
 """`captions.sqlite` of a run: every caption the run has seen, also those that its caption book has evicted.
 
-from llm_server.annotation import signed_id, unsigned_id
 Invariant: a row holds the newest state written of its caption; a failing disk costs rows of the archive, never the run.
 """
 
@@ -9,6 +8,8 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from llm_server.annotation import signed_id, unsigned_id
 
 LOG = logging.getLogger(__name__)
 MAX_IDS_PER_QUERY = 500  # SQLite's limit on host parameters was 999 for a long time
