@@ -220,6 +220,11 @@ def describe(obs: dict[str, np.ndarray], info: dict[str, Any]) -> str:
     return f"cell {int(obs['position'].argmax())}"
 
 
+def which_way_it_leans(obs: np.ndarray, info: dict[str, Any]) -> str:
+    """A captioner function of CartPole."""
+    return "It leans left." if obs[2] < 0 else "It leans right."
+
+
 def say_nothing(obs: Any, info: dict[str, Any]) -> str:
     """A captioner function of an environment without words."""
     return ""
