@@ -37,7 +37,7 @@ from llm_server.rubrics.loading import load_rubric
 from llm_server.rubrics.rubric import Rubric
 from llm_server.service.child import ServiceProcess
 from llm_server.service.judge import build_judge
-from reward_models.building import build_reward_model
+from reward_models.building import MODELS, check_reward_model
 from reward_models.embedding import MAX_GOALS
 from reward_models.interface import Asks, RewardModel
 from reward_models.pipeline import AnnotationPipeline
@@ -120,10 +120,10 @@ def check_addresses(setting: str, credentials: ClientCredentials = NO_CREDENTIAL
 
 def build_model(config: RunConfig) -> RewardModel:
     """The reward model of a configuration, goals filled in. Raises ValueError for a wrong setting."""
-    settings = config.reward_model
-    if settings.name == "embedding":
-        settings = replace(settings, goals=embedding_goals(config))
-    return build_reward_model(settings, config.seed)
+    model = MODELS.get(config.reward_model.name)
+    if model is not None and model.takes_goals:
+        config = replace(config, reward_model=replace(config.reward_model, goals=embedding_goals(config)))
+    return check_reward_model(config)
 
 
 def embedding_goals(config: RunConfig) -> list[str]:

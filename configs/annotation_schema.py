@@ -146,7 +146,7 @@ class AccessConfig:
 class RewardModelConfig:
     """How answers become one number R per caption, and the options that any reward model takes."""
 
-    name: str = one_of("retrieval", "classification", "ranking", "embedding", "counts", "none")
+    name: str = "retrieval"
     """`retrieval` (the judge's own answers), `classification` (a network trained on them), `ranking` (one trained on preferences between
     captions), `embedding` (likeness to goal sentences, no LLM), `counts` (R = 1 for every non-empty caption) or `none` (extrinsic reward only)."""
     output: str = one_of("binary", "soft", "probability")

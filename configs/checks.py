@@ -9,7 +9,6 @@ import os
 import re
 from typing import Any
 
-from configs.annotation_schema import RewardModelConfig
 from configs.fields import complaint
 from configs.schema import RunConfig
 
@@ -99,29 +98,10 @@ def _check_combinations(config: RunConfig) -> None:
         " leave one of the two out",
     )
     model = config.reward_model
-    is_judged = model.name in ("retrieval", "classification", "ranking") and not model.judgements
-    is_embedded = model.name == "embedding" and model.embedding == "sentences"
-    refuse(
-        is_judged and config.service.engine == "none" and not config.annotator.address,
-        f"service.engine: got none with reward_model.name={model.name}, which learns from judgements and would get none",
-    )
-    refuse(
-        is_embedded and len(model.goals) > config.service.max_items_per_request,
-        f"service.max_items_per_request: got {config.service.max_items_per_request}, wanted at least the number of goals ({len(model.goals)})",
-    )
-    refuse(
-        model.warmup_labels > 0 and not (is_judged or is_embedded),
-        f"reward_model.warmup_labels: got {model.warmup_labels}, but this reward model asks nothing while the policy trains; leave it at 0",
-    )
     refuse(
         0 < config.annotator.max_labels < model.warmup_labels,
         f"reward_model.warmup_labels: got {model.warmup_labels}, more than annotator.max_labels ({config.annotator.max_labels}): nothing would"
         " ever be rewarded",
-    )
-    refuse(
-        model.name == "ranking" and model.epsilon_quantile != -1 and model.epsilon != RewardModelConfig().epsilon,
-        f"reward_model.epsilon: got {model.epsilon}, which reward_model.epsilon_quantile={model.epsilon_quantile} overrides; set"
-        " reward_model.epsilon_quantile=-1 to use it",
     )
     refuse(
         config.annotator.max_labels_per_s > 0 and cluster.mode == "inline",
@@ -132,16 +112,8 @@ def _check_combinations(config: RunConfig) -> None:
         f"reward_model.goals: got {len(model.goals)} sentences, wanted at most 64 and none empty",
     )
     refuse(
-        model.goal_once_per_episode and model.name != "embedding",
-        f"reward_model.goal_once_per_episode: got true with reward_model.name={model.name}, but only `embedding` knows goals",
-    )
-    refuse(
         model.goal_once_per_episode and model.permute,
         "reward_model.goal_once_per_episode: a caption whose reward is another's (reward_model.permute) reaches no goal; leave one of the two out",
-    )
-    refuse(
-        bool(model.judgements) and model.name not in ("retrieval", "classification", "ranking"),
-        f"reward_model.judgements: got a file with reward_model.name={model.name}, which learns from no judgements",
     )
     refuse(
         model.epsilon_quantile < 0 and model.epsilon_quantile not in (-1, -2),

@@ -13,7 +13,7 @@ from torch import Tensor
 from configs.annotation_schema import RewardModelConfig
 from llm_server.annotation import Caption, JudgedCaption, Status
 from reward_models.fitting import Fitting, is_held_out, packed, unpacked
-from reward_models.interface import Asks, Evidence
+from reward_models.interface import Asks, Evidence, RewardModel
 from reward_models.thresholding import ProbabilityReward, log_odds
 
 SIZES, DROPOUT = (512, 512), 0.1
@@ -21,7 +21,7 @@ MAX_LABELS = 200_000
 """Labels of each split that are kept; the oldest leave first."""
 
 
-class ClassificationModel:
+class ClassificationModel(RewardModel):
     """R is a function of the network's probability q, after ONI-Classification (arXiv 2410.23022).
 
     Trained on the judge's probabilities (`soft`) or on 1[p > theta] (`hard`, ONI's form). The threshold eta of `binary` and `soft`
@@ -31,16 +31,15 @@ class ClassificationModel:
 
     name = "classification"
     asks = Asks.JUDGEMENTS
-    depends_on_counts = False
 
-    def __init__(self, config: RewardModelConfig, seed: int) -> None:
+    def __init__(self, config: RewardModelConfig, seed: int = 0) -> None:
+        super().__init__(config, seed)
         if config.labels not in ("soft", "hard"):
             raise ValueError(f"reward_model.labels is `soft` or `hard`, got {config.labels!r}")
         self._config, self._reward = config, ProbabilityReward(config)
         self._labels = {False: _Split(), True: _Split()}  # by whether they are held out
         self._fitting = Fitting(SIZES, DROPOUT, config, seed)
         self._theta = np.nan
-        self._is_frozen = False
 
     @property
     def num_train(self) -> int:
@@ -97,9 +96,6 @@ class ClassificationModel:
     def margins(self, captions: Sequence[Caption]) -> np.ndarray:
         """[N] f64: log-odds above eta's."""
         return self._fitting.outputs(captions) - log_odds(self._reward.threshold)
-
-    def goals(self, captions: Sequence[Caption]) -> None:
-        """None."""
 
     # -- what is trained on (see `fitting.Examples`) --------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from configs.annotation_schema import RewardModelConfig
 from llm_server.annotation import Caption, EmbeddedCaption
-from reward_models.interface import Asks, Evidence
+from reward_models.interface import Asks, Evidence, RewardModel
 from reward_models.thresholding import without_empty
 
 MAX_GOALS = 64
@@ -23,7 +23,7 @@ FILLERS = "a an and are at by for from has have in is it its of on the there to 
 _FILLERS = frozenset(FILLERS.split())
 
 
-class EmbeddingModel:
+class EmbeddingModel(RewardModel):
     """R = the largest cosine with a goal where it exceeds the threshold, else 0.
 
     `sentences`: cosines of sentence embeddings, computed in the annotation service. `bag-of-words`: of word counts without fillers,
@@ -31,10 +31,10 @@ class EmbeddingModel:
     """
 
     name = "embedding"
-    depends_on_counts = False
-    is_settled = True
+    takes_goals = True
 
-    def __init__(self, config: RewardModelConfig) -> None:
+    def __init__(self, config: RewardModelConfig, seed: int = 0) -> None:
+        super().__init__(config, seed)
         if config.threshold != -1 and not -1 < config.threshold < 1:
             raise ValueError(f"reward_model.threshold is a cosine in (-1, 1), got {config.threshold}; -1 takes the default")
         if not 0 < len(config.goals) <= MAX_GOALS:
@@ -44,10 +44,6 @@ class EmbeddingModel:
         self._is_once = config.goal_once_per_episode
         self._goals = [_bag(goal) for goal in config.goals]
         self._nearest: dict[int, tuple[float, int]] = {}  # caption id -> largest cosine and its goal
-        self._is_frozen = False
-
-    def calibrate(self, threshold: float) -> None:
-        """A judge's theta is no cosine."""
 
     def learn(self, evidence: Sequence[Evidence]) -> None:
         """Remember the cosines."""
@@ -55,10 +51,6 @@ class EmbeddingModel:
             if isinstance(item, EmbeddedCaption) and not np.isnan(item.cosines).any() and not self._is_frozen:
                 goal = int(item.cosines.argmax())
                 self._nearest[item.caption.id] = float(item.cosines[goal]), goal
-
-    def train(self) -> Mapping[str, float]:
-        """No gradients."""
-        return {}
 
     def score(self, captions: Sequence[Caption], counts: np.ndarray) -> np.ndarray:
         """[N] f32: R of each caption, NaN before it was embedded."""
@@ -90,10 +82,6 @@ class EmbeddingModel:
         """Forget the other captions' cosines; of a frozen model none, since they would not come again."""
         if not self._is_frozen:
             self._nearest = {number: nearest for number, nearest in self._nearest.items() if number in ids}
-
-    def freeze(self, captions: Sequence[Caption], counts: np.ndarray) -> None:
-        """Remember nothing more."""
-        self._is_frozen = True
 
     def state_dict(self) -> dict[str, Any]:
         """Cosines and goals by caption."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from configs.annotation_schema import RewardModelConfig
 from llm_server.annotation import Caption, JudgedPair, Status
 from reward_models.fitting import Fitting, is_held_out, packed, unpacked
-from reward_models.interface import Asks, Evidence
+from reward_models.interface import Asks, Evidence, RewardModel
 from reward_models.thresholding import without_empty
 
 SIZES, DROPOUT = (256, 512), 0.0
@@ -30,7 +30,7 @@ MIN_DEVIATION = 0.1
 differ by less, the judge has no opinion, and what differs is the noise of training."""
 
 
-class RankingModel:
+class RankingModel(RewardModel):
     """R = z where z > epsilon, else 0, with z = (f(caption) - mu) / sigma (ONI-Ranking, arXiv 2410.23022; Motif, arXiv 2310.00166).
 
     f is trained so that p(first is better) = s(f(first) - f(second)), s the logistic function, on soft preferences (a tie is 0.5).
@@ -43,7 +43,13 @@ class RankingModel:
     asks = Asks.PAIRS
     depends_on_counts = True
 
-    def __init__(self, config: RewardModelConfig, seed: int) -> None:
+    def __init__(self, config: RewardModelConfig, seed: int = 0) -> None:
+        super().__init__(config, seed)
+        if config.epsilon_quantile != FIXED and config.epsilon != RewardModelConfig().epsilon:
+            raise ValueError(
+                f"reward_model.epsilon: got {config.epsilon}, which reward_model.epsilon_quantile={config.epsilon_quantile} overrides; set"
+                " reward_model.epsilon_quantile=-1 to use it"
+            )
         self._config = config
         self._pairs = {False: _Pairs(), True: _Pairs()}  # by whether they are held out
         self._texts: dict[int, bytes] = {}  # of every caption in a pair
@@ -52,7 +58,6 @@ class RankingModel:
         self._judged: dict[int, float] = {}  # the judge's probability of single captions, where pairs were made of those
         self._theta = math.nan
         self._scale: tuple[float, float, float] = (math.nan, math.nan, math.nan)  # mu, sigma, epsilon of the last table
-        self._is_frozen = False
 
     @property
     def num_train(self) -> int:
@@ -140,9 +145,6 @@ class RankingModel:
         """[N] f64: standard deviations above epsilon."""
         mu, sigma, epsilon = self._scale
         return (self._fitting.outputs(captions) - mu) / sigma - epsilon
-
-    def goals(self, captions: Sequence[Caption]) -> None:
-        """None."""
 
     # -- what is trained on (see `fitting.Examples`) --------------------------------------------------------------------
 

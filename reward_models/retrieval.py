@@ -11,22 +11,20 @@ import numpy as np
 
 from configs.annotation_schema import RewardModelConfig
 from llm_server.annotation import Caption, JudgedCaption, Status
-from reward_models.interface import Asks, Evidence
+from reward_models.interface import Asks, Evidence, RewardModel
 from reward_models.thresholding import ProbabilityReward
 
 
-class RetrievalModel:
+class RetrievalModel(RewardModel):
     """R is a function of the judge's probability, after ONI-Retrieval (arXiv 2410.23022)."""
 
     name = "retrieval"
     asks = Asks.JUDGEMENTS
-    depends_on_counts = False
-    is_settled = True
 
-    def __init__(self, config: RewardModelConfig) -> None:
+    def __init__(self, config: RewardModelConfig, seed: int = 0) -> None:
+        super().__init__(config, seed)
         self._reward, self._smoothing = ProbabilityReward(config), config.label_smoothing
         self._probabilities: dict[int, float] = {}
-        self._is_frozen = False
 
     def calibrate(self, threshold: float) -> None:
         """See `RewardModel`. Labels are kept as probabilities, so a new threshold holds for all of them."""
@@ -37,10 +35,6 @@ class RetrievalModel:
         for item in evidence:
             if isinstance(item, JudgedCaption) and item.judgement.status is Status.OK and not self._is_frozen:
                 self._probabilities[item.caption.id] = item.judgement.probability
-
-    def train(self) -> Mapping[str, float]:
-        """No gradients, and nothing to measure."""
-        return {}
 
     def score(self, captions: Sequence[Caption], counts: np.ndarray) -> np.ndarray:
         """[N] f32: R of each caption, NaN without a label or before there is a threshold, 0 for the empty caption."""
@@ -54,17 +48,10 @@ class RetrievalModel:
         p = np.array([self._probabilities.get(caption.id, np.nan) for caption in captions], np.float64)
         return p + self._smoothing * (self._reward.threshold - p) if self._smoothing else p
 
-    def goals(self, captions: Sequence[Caption]) -> None:
-        """None."""
-
     def retain(self, ids: Set[int]) -> None:
         """Forget every other caption's label; of a frozen model none, since it would not come again."""
         if not self._is_frozen:
             self._probabilities = {number: p for number, p in self._probabilities.items() if number in ids}
-
-    def freeze(self, captions: Sequence[Caption], counts: np.ndarray) -> None:
-        """Remember nothing more: captions without a label stay unknown."""
-        self._is_frozen = True
 
     def state_dict(self) -> dict[str, Any]:
         """Every label, and the threshold, so that a resumed run need not wait for the service to score them."""

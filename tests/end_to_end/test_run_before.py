@@ -13,12 +13,23 @@ from configs.loading import load_config
 from learner.checkpoint import load_latest
 
 BEFORE = Path(__file__).with_name("run_before")
-SETTINGS = (
-    "env.id=CartPole-v1 env.captioner=tests.toy_environments:which_way_it_leans policy.hidden_size=8 policy.core_size=8"
-    " policy.embedding_size=2 actors.envs_per_worker=4 actors.rollout_steps=8 learner.minibatches=2 service.script=left=0.9"
-    " logging.tensorboard=false logging.interval_env_steps=512 evaluation.at_end=false actors.precision=fp32 learner.precision=fp32"
-    " logging.console=quiet"
-).split()
+SETTINGS = [
+    "env.id=CartPole-v1",
+    "env.captioner=tests.toy_environments:which_way_it_leans",
+    "policy.hidden_size=8",
+    "policy.core_size=8",
+    "policy.embedding_size=2",
+    "actors.envs_per_worker=4",
+    "actors.rollout_steps=8",
+    "learner.minibatches=2",
+    "service.script=left=0.9",
+    "logging.tensorboard=false",
+    "logging.interval_env_steps=512",
+    "evaluation.at_end=false",
+    "actors.precision=fp32",
+    "learner.precision=fp32",
+    "logging.console=quiet",
+]
 
 
 def test_a_run_of_an_earlier_version_continues_with_all_that_it_had(tmp_path: Path) -> None:
