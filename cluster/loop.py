@@ -24,8 +24,7 @@ from cluster.run.directory import RunDirectory
 from cluster.run.metric_writer import MetricWriter
 from cluster.run.run_metrics import RunMetrics
 from cluster.run.stage_timing import StageClock
-from cluster.run.update_watch import CAUSES, UpdateWatch
-from cluster.supervision import GiveUp
+from cluster.supervision import CAUSES, GiveUp, UpdateWatch
 from configs.schema import RunConfig
 from learner.checkpoint import load_latest, save_checkpoint
 from learner.checkpoint_format import CheckpointError

@@ -25,9 +25,8 @@ from learner.batch import Batch, BatchBuffers
 from learner.diagnostics import core_metrics, mean_kl, state_information
 from learner.loss import action_log_probs, clamped_ratios, policy_loss
 from learner.memory import keep_freed_memory
-from learner.return_scale import ReturnScale
 from learner.rewards import RewardMixer
-from learner.vtrace import VtraceTargets, vtrace_targets
+from learner.vtrace import ReturnScale, VtraceTargets, vtrace_targets
 from reward_models.table import RewardTable
 
 LOG = logging.getLogger(__name__)

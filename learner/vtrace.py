@@ -1,10 +1,12 @@
-"""V-trace targets and policy-gradient advantages, for episodes that end anywhere in a rollout.
+"""V-trace targets and policy-gradient advantages, for episodes that end anywhere in a rollout; and `ReturnScale`, the running mean and
+standard deviation of the targets: the units in which values are learnt (PopArt, van Hasselt et al. 2016).
 
-Invariant: nothing flows over an episode's end but what belongs there: 0 after a termination, the value of the episode's own
-last observation after a truncation.
+Invariant: pure functions of their arguments; the scale is a function of the targets observed, in order, so it is saved and resumed exactly.
 """
 
-from typing import NamedTuple
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,3 +61,43 @@ def vtrace_targets(
     vs_next = torch.where(done, next_values, torch.cat([vs[1:], next_values[-1:]]))
     advantages = rewards + gamma * torch.lerp(next_values, vs_next, trace_lambda) - values
     return VtraceTargets(vs, rhos * advantages if rho_weighted else advantages)
+
+
+HORIZON = 250
+"""Observations that the running moments average over; of the first ones, all that there have been."""
+
+
+SMALLEST_SCALE = 1e-4
+"""Targets that hardly differ (no reward has come yet) are not blown up beyond this (PopArt, van Hasselt et al. 2016)."""
+
+
+class ReturnScale:
+    """First and second moment of the targets, as exponential means that begin as plain ones."""
+
+    def __init__(self) -> None:
+        self._count, self._mean, self._square = 0, 0.0, 0.0
+
+    def observe(self, targets: Tensor) -> None:
+        """Take in the targets [T, B] of one batch; those that are no numbers are left out."""
+        finite = targets[targets.isfinite()]
+        if not len(finite):
+            return
+        mean, square = torch.stack([finite.mean(), finite.square().mean()]).tolist()
+        self._count += 1
+        rate = 1 / min(self._count, HORIZON)
+        self._mean += rate * (mean - self._mean)
+        self._square += rate * (square - self._square)
+
+    def unit(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, 0-dimensional f32; 0 and 1 before anything was observed."""
+        deviation = math.sqrt(max(self._square - self._mean**2, SMALLEST_SCALE**2)) if self._count else 1.0
+        return torch.tensor(self._mean, device=device), torch.tensor(deviation, device=device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"count": self._count, "mean": self._mean, "square": self._square}
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Continue from `state_dict`; None, of a run from before it was kept, begins anew."""
+        if state is not None:
+            self._count, self._mean, self._square = state["count"], state["mean"], state["square"]

@@ -1,17 +1,15 @@
-"""ONI's encoder: the characters around the agent drawn as a picture of 3 x 72 x 72 pixels, and small MLPs over blstats and message.
-
-Invariant: what travels in a rollout is the window's characters and colours, 288 bytes a step; it is drawn where it is encoded,
-by looking its cells up in an atlas of all coloured characters.
+"""ONI's encoder: the characters around the agent drawn as a picture of 3 x 72 x 72 pixels, and small MLPs over blstats and message; and the
+256 characters as pictures of 6 x 6 pixels in 16 colours, from which the picture is drawn.
 """
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from actors.environments.vector import ArraySpec
 from actors.networks.nethack_encoders import NUM_BLSTATS
-from actors.networks.pixel_font import CELL, NUM_COLOURS, glyph_atlas
 from actors.networks.repeated_rows import SIDE_FEATURES, Part, RepeatingEncoder, two_layers
 from configs.schema import PolicyConfig
 
@@ -94,3 +92,136 @@ class RenderedCropEncoder(RepeatingEncoder):
         # A picture is by far the largest array here: it becomes the convolutions' dtype without going through float32.
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
         return self.project(self.convolutions(pictures.to(dtype) / 255).flatten(1))
+
+
+CELL = 6
+"""Pixels per side of a cell (ONI draws 9-point characters and scales them to this size)."""
+
+
+NUM_CHARACTERS, NUM_COLOURS = 256, 16
+
+
+PALETTE = (
+    *((85, 85, 85), (170, 0, 0), (0, 170, 0), (170, 85, 0), (0, 0, 170), (170, 0, 170), (0, 170, 170), (170, 170, 170)),
+    *((120, 120, 120), (255, 85, 85), (85, 255, 85), (255, 255, 85), (85, 85, 255), (255, 85, 255), (85, 255, 255), (255, 255, 255)),
+)
+"""RGB of NetHack's colours 0 to 15 on a terminal; black (0) is drawn as a dark grey, because the background is black."""
+
+
+SHAPES = {
+    "!": "..#.. ..#.. ..#.. ..... ..#..",
+    '"': ".#.#. .#.#. ..... ..... .....",
+    "#": ".#.#. ##### .#.#. ##### .#.#.",
+    "$": ".#### #.#.. .###. ..#.# ####.",
+    "%": "##..# ##.#. ..#.. .#.## #..##",
+    "&": ".##.. #..#. .##.# #..#. .##.#",
+    "'": "..#.. ..#.. ..... ..... .....",
+    "(": "...#. ..#.. ..#.. ..#.. ...#.",
+    ")": ".#... ..#.. ..#.. ..#.. .#...",
+    "*": "..... #.#.# .###. #.#.# .....",
+    "+": "..... ..#.. .###. ..#.. .....",
+    ",": "..... ..... ..... .##.. ..#.. .#...",
+    "-": "..... ..... ##### ..... .....",
+    ".": "..... ..... ..... ..#.. .....",
+    "/": "....# ...#. ..#.. .#... #....",
+    "0": ".###. #..## #.#.# ##..# .###.",
+    "1": "..#.. .##.. ..#.. ..#.. .###.",
+    "2": "####. ....# .###. #.... #####",
+    "3": "####. ....# .###. ....# ####.",
+    "4": "#..#. #..#. ##### ...#. ...#.",
+    "5": "##### #.... ####. ....# ####.",
+    "6": ".###. #.... ####. #...# .###.",
+    "7": "##### ....# ...#. ..#.. ..#..",
+    "8": ".###. #...# .###. #...# .###.",
+    "9": ".###. #...# .#### ....# .###.",
+    ":": "..... .##.. ..... .##.. .....",
+    ";": "..... .##.. ..... .##.. ..#.. .#...",
+    "<": "...## .##.. #.... .##.. ...##",
+    "=": "..... ##### ..... ##### .....",
+    ">": "##... ..##. ....# ..##. ##...",
+    "?": ".###. ....# ..##. ..... ..#..",
+    "@": ".###. #.### #.### #.... .####",
+    "A": ".###. #...# ##### #...# #...#",
+    "B": "####. #...# ####. #...# ####.",
+    "C": ".#### #.... #.... #.... .####",
+    "D": "####. #...# #...# #...# ####.",
+    "E": "##### #.... ###.. #.... #####",
+    "F": "##### #.... ###.. #.... #....",
+    "G": ".#### #.... #..## #...# .####",
+    "H": "#...# #...# ##### #...# #...#",
+    "I": ".###. ..#.. ..#.. ..#.. .###.",
+    "J": "..### ...#. ...#. #..#. .##..",
+    "K": "#..#. #.#.. ##... #.#.. #..#.",
+    "L": "#.... #.... #.... #.... #####",
+    "M": "#...# ##.## #.#.# #...# #...#",
+    "N": "#...# ##..# #.#.# #..## #...#",
+    "O": ".###. #...# #...# #...# .###.",
+    "P": "####. #...# ####. #.... #....",
+    "Q": ".###. #...# #.#.# #..#. .##.#",
+    "R": "####. #...# ####. #..#. #...#",
+    "S": ".#### #.... .###. ....# ####.",
+    "T": "##### ..#.. ..#.. ..#.. ..#..",
+    "U": "#...# #...# #...# #...# .###.",
+    "V": "#...# #...# .#.#. .#.#. ..#..",
+    "W": "#...# #...# #.#.# ##.## #...#",
+    "X": "#...# .#.#. ..#.. .#.#. #...#",
+    "Y": "#...# .#.#. ..#.. ..#.. ..#..",
+    "Z": "##### ...#. ..#.. .#... #####",
+    "[": "..##. ..#.. ..#.. ..#.. ..##.",
+    "\\": "#.... .#... ..#.. ...#. ....#",
+    "]": ".##.. ..#.. ..#.. ..#.. .##..",
+    "^": "..#.. .#.#. #...# ..... .....",
+    "_": "..... ..... ..... ..... ..... #####",
+    "`": ".##.. .###. ..... ..... .....",
+    "a": "..... .##.. ...#. .#### .####",
+    "b": "#.... #.... ###.. #..#. ###..",
+    "c": "..... .###. #.... #.... .###.",
+    "d": "...#. ...#. .###. #..#. .###.",
+    "e": "..... .##.. ####. #.... .##..",
+    "f": "..##. .#... ###.. .#... .#...",
+    "g": "..... .###. #..#. .###. ...#. .##..",
+    "h": "#.... #.... ###.. #..#. #..#.",
+    "i": "..#.. ..... .##.. ..#.. .###.",
+    "j": "...#. ..... ..##. ...#. ...#. .##..",
+    "k": "#.... #..#. ###.. #.#.. #..#.",
+    "l": ".##.. ..#.. ..#.. ..#.. ...#.",
+    "m": "..... ##.#. #.#.# #.#.# #.#.#",
+    "n": "..... ###.. #..#. #..#. #..#.",
+    "o": "..... .##.. #..#. #..#. .##..",
+    "p": "..... ###.. #..#. ###.. #.... #....",
+    "q": "..... .###. #..#. .###. ...#. ...#.",
+    "r": "..... #.##. ##... #.... #....",
+    "s": "..... .###. ##... ..##. ###..",
+    "t": ".#... ###.. .#... .#... ..##.",
+    "u": "..... #..#. #..#. #..#. .###.",
+    "v": "..... #...# #...# .#.#. ..#..",
+    "w": "..... #...# #.#.# #.#.# .#.#.",
+    "x": "..... #..#. .##.. .##.. #..#.",
+    "y": "..... #..#. #..#. .###. ...#. .##..",
+    "z": "..... ####. ..#.. .#... ####.",
+    "{": "...## ..#.. ##... ..#.. ...##",
+    "|": "..#.. ..#.. ..#.. ..#.. ..#.. ..#..",
+    "}": "##... ..#.. ...## ..#.. ##...",
+    "~": "..... .#..# #.##. ..... .....",
+}
+"""Rows from the top; a missing last row is blank, and so is the last column."""
+
+
+def character_shapes() -> np.ndarray:
+    """[256, 6, 6] bool; a code without a picture of its own (none of them is shown on NetHack's map) is the dots of its 8 bits."""
+    shapes = np.zeros((NUM_CHARACTERS, CELL, CELL), bool)
+    for code in range(NUM_CHARACTERS):
+        rows = SHAPES.get(chr(code), "").split()
+        for y, row in enumerate(rows):
+            shapes[code, y, : len(row)] = [pixel == "#" for pixel in row]
+        if not rows and chr(code) != " ":
+            bits = np.array([code >> bit & 1 for bit in range(8)], bool).reshape(2, 4)
+            shapes[code, 1:5:3, :4] = bits
+    return shapes
+
+
+def glyph_atlas() -> np.ndarray:
+    """[256 * 16, 6, 6, 3] u8: the picture of character c in colour k at row 16 c + k."""
+    palette = np.array(PALETTE, np.uint8)
+    pictures = character_shapes()[:, None, :, :, None] * palette[None, :, None, None, :]  # [256, 16, 6, 6, 3]
+    return pictures.reshape(NUM_CHARACTERS * NUM_COLOURS, CELL, CELL, 3)

@@ -15,10 +15,9 @@ from actors.rollout import Acknowledgement, CaptionReport, Rollout, Version
 from actors.worker import RolloutWorker
 from cluster.on_ray.failures import ProcessId, this_process
 from cluster.on_ray.nodes import keep_to_assigned_gpus
-from cluster.on_ray.stderr_file import StderrFile, stderr_path
 from cluster.run import temporary
 from cluster.run.directory import RunDirectory
-from cluster.run.logs import log_to_file
+from cluster.run.logs import StderrFile, log_to_file, stderr_path
 from cluster.wiring import build_pipeline, build_worker
 from configs.schema import RunConfig
 from llm_server.client import AnnotationRefused, ServiceUnavailable

@@ -30,7 +30,7 @@ from cluster.on_ray.annotation import RayAnnotation
 from cluster.on_ray.failures import ProcessId, failure_of
 from cluster.on_ray.nodes import options
 from cluster.on_ray.placement import Request
-from cluster.on_ray.stderr_file import last_words, prune, stderr_path
+from cluster.run.logs import last_words, prune, stderr_path
 from cluster.supervision import Deadline, EnvironmentBudget, GiveUp, Notices, RestartBudget
 from configs.errors import one_line
 from configs.schema import RunConfig

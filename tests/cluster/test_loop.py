@@ -175,7 +175,7 @@ def test_the_user_is_told_once_where_the_policy_keeps_not_looking(
             loop.stop()
 
     monkeypatch.setattr(loop.learner, "step", step_with)
-    monkeypatch.setattr("cluster.run.update_watch.BLIND_UPDATES", 4)
+    monkeypatch.setattr("cluster.supervision.BLIND_UPDATES", 4)
     loop.run(on_line)
     assert told == [0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0, 0]
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from learner.return_scale import HORIZON, ReturnScale
+from learner.vtrace import HORIZON, ReturnScale
 
 CPU = torch.device("cpu")
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from actors.environments.factory import make_environment
 from actors.environments.nethack.crop import character_view
 from actors.environments.vector import ArraySpec, EnvironmentSpec
-from actors.networks.pixel_font import CELL, PALETTE, character_shapes, glyph_atlas
-from actors.networks.rendered_crop import BLSTATS_SCALES, RenderedCropEncoder
+from actors.networks.rendered_crop import BLSTATS_SCALES, CELL, PALETTE, RenderedCropEncoder, character_shapes, glyph_atlas
 from actors.networks.repeated_rows import encode_distinct
 from actors.policy import PolicyNet, snapshot
 from configs.schema import EnvConfig, PolicyConfig

@@ -3,14 +3,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cluster.on_ray.stderr_file import MAX_BYTES, MAX_FILES, last_words, prune, stderr_path
+from cluster.run.logs import MAX_BYTES, MAX_FILES, last_words, prune, stderr_path
 
 ROOT = Path(__file__).parents[3]
 
 
 def run(path: Path, code: str) -> int:
     """A process that turns its standard error to `path` and runs `code`, in which the file is `file`."""
-    program = f"import os, sys, ctypes\nfrom pathlib import Path\nfrom cluster.on_ray.stderr_file import StderrFile\nfile = StderrFile(Path({str(path)!r}))\n{code}"
+    program = f"import os, sys, ctypes\nfrom pathlib import Path\nfrom cluster.run.logs import StderrFile\nfile = StderrFile(Path({str(path)!r}))\n{code}"
     return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True).returncode
 
 
