@@ -1,7 +1,8 @@
 """V-trace targets and policy-gradient advantages, for episodes that end anywhere in a rollout; and `ReturnScale`, the running mean and
 standard deviation of the targets: the units in which values are learnt (PopArt, van Hasselt et al. 2016).
 
-Invariant: pure functions of their arguments; the scale is a function of the targets observed, in order, so it is saved and resumed exactly.
+Invariant: nothing flows over an episode's end but what belongs there: 0 after a termination, the value of the episode's own last
+observation after a truncation. The scale is a function of the targets observed, in order, so it is saved and resumed exactly.
 """
 
 import math

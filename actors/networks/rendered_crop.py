@@ -1,5 +1,8 @@
 """ONI's encoder: the characters around the agent drawn as a picture of 3 x 72 x 72 pixels, and small MLPs over blstats and message; and the
 256 characters as pictures of 6 x 6 pixels in 16 colours, from which the picture is drawn.
+
+Invariant: what travels in a rollout is the window's characters and colours, 288 bytes a step; it is drawn where it is encoded, by looking
+its cells up in an atlas of all characters in all colours.
 """
 
 from collections.abc import Mapping
