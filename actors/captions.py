@@ -140,7 +140,9 @@ class CaptionTracker:
         """Continue from `state_dict` of a tracker for as many environments; a resumed worker numbers its reports from 0 again, so
         what was not acknowledged counts as not sent."""
         if len(state["episode_sizes"]) != self.num_envs:
-            raise ValueError(f"the saved captions are of {len(state['episode_sizes'])} environments, this tracker has {self.num_envs}")
+            raise ValueError(
+                f"the saved captions are of {len(state['episode_sizes'])} environments, this tracker has {self.num_envs}"
+            )
         pairs = zip(state["episode_ids"].tolist(), state["episode_counts"].tolist(), strict=True)
         self._counts = [dict(itertools.islice(pairs, size)) for size in state["episode_sizes"].tolist()]
         occurred = state["occurred_ids"].tolist()

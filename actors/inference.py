@@ -54,7 +54,10 @@ class BatchedInference:
         self._caches = self._net.make_caches(num_steps * self._num_envs)
         # One autocast context for all steps: the weights are cast once. A CUDA graph must cast them itself, to see new ones.
         autocast = torch.autocast(
-            self.device.type, self._autocast or torch.bfloat16, enabled=self._autocast is not None, cache_enabled=not self._on_gpu
+            self.device.type,
+            self._autocast or torch.bfloat16,
+            enabled=self._autocast is not None,
+            cache_enabled=not self._on_gpu,
         )
         with torch.inference_mode(), autocast:
             yield

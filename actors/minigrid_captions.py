@@ -21,7 +21,10 @@ SEPARATOR = "  "
 def describe(obs: Mapping[str, Any], info: Mapping[str, Any]) -> str:
     """The caption of one observation; empty where there is nothing but floor and walls."""
     view = np.asarray(obs["image"])
-    middle, last = view.shape[0] // 2, view.shape[1] - 1  # the agent's own cell, which shows what it carries; it looks towards row 0
+    middle, last = (
+        view.shape[0] // 2,
+        view.shape[1] - 1,
+    )  # the agent's own cell, which shows what it carries; it looks towards row 0
     told = [_carried(view[middle, last]), _faced(view[middle, last - 1])]
     if (view[..., 0] == GOAL).any():
         told.append("The goal is in sight.")

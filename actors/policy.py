@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from actors.environments.vector import EnvironmentSpec
 from actors.networks.encoders import make_encoder
 from actors.networks.recurrent import RecurrentCore
-from actors.networks.repeated_rows import EncodingCache, RepeatedRows, RepeatingEncoder, encode_all, encode_distinct, project
+from actors.networks.repeated_rows import (
+    EncodingCache,
+    RepeatedRows,
+    RepeatingEncoder,
+    encode_all,
+    encode_distinct,
+    project,
+)
 from actors.previous_step import encode_previous_step, previous_step_entries
 from actors.rollout import Version
 from configs.schema import PolicyConfig
@@ -50,8 +57,12 @@ class PolicyNet(nn.Module):
         self._previous = previous_step_entries(spec.num_actions, config)
         missing = [name for name in self._previous if name not in spec.observations]
         if missing:
-            raise ValueError(f"policy.{missing[0]} is true, but the observations have no such entry: make the environment with this policy")
-        self.encoder = make_encoder({name: array for name, array in spec.observations.items() if name not in self._previous}, config)
+            raise ValueError(
+                f"policy.{missing[0]} is true, but the observations have no such entry: make the environment with this policy"
+            )
+        self.encoder = make_encoder(
+            {name: array for name, array in spec.observations.items() if name not in self._previous}, config
+        )
         num_features = self.encoder.num_features + sum(max(1, entry.num_values) for entry in self._previous.values())
         self.core = RecurrentCore(config.core, num_features, config.core_size)
         self.policy_head = nn.Linear(self.core.num_features, spec.num_actions)
@@ -62,7 +73,13 @@ class PolicyNet(nn.Module):
         self.register_buffer("value_scale", torch.ones(()))
         for layer in (*self.encoder.modules(), self.policy_head, self.value_head):
             if isinstance(layer, nn.Linear | nn.Conv2d):
-                gain = config.head_gain if layer is self.policy_head else 1.0 if layer is self.value_head else config.encoder_gain
+                gain = (
+                    config.head_gain
+                    if layer is self.policy_head
+                    else 1.0
+                    if layer is self.value_head
+                    else config.encoder_gain
+                )
                 nn.init.orthogonal_(layer.weight, gain)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
@@ -74,7 +91,9 @@ class PolicyNet(nn.Module):
         """The core's state at the start of an episode: `h` (and `c` for an LSTM) [B, H] f32 zeros; empty without a core."""
         return self.core.initial_state(batch_size)
 
-    def forward(self, obs: Mapping[str, Tensor], core_state: dict[str, Tensor], reset_before: Tensor | None = None) -> PolicyOutput:
+    def forward(
+        self, obs: Mapping[str, Tensor], core_state: dict[str, Tensor], reset_before: Tensor | None = None
+    ) -> PolicyOutput:
         """Logits and values of observations name -> [T, B, ...].
 
         `core_state` is the state before step 0; `reset_before` [T, B] bool (on the CPU) zeroes it before single steps.
@@ -94,7 +113,10 @@ class PolicyNet(nn.Module):
         return self._after_core(outputs, core_state, features)
 
     def step(
-        self, obs: Mapping[str, Tensor], core_state: dict[str, Tensor], caches: Mapping[str, EncodingCache] | None = None
+        self,
+        obs: Mapping[str, Tensor],
+        core_state: dict[str, Tensor],
+        caches: Mapping[str, EncodingCache] | None = None,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Logits [B, A], values [B] and the next core state for one step's observations name -> [B, ...].
 
@@ -127,7 +149,8 @@ class PolicyNet(nn.Module):
         """The previous action and reward, where they are observed, as rows [N, features] beside the encoder's."""
         encode = encode_distinct if self._reuses else encode_all
         return [
-            encode(obs[name].unsqueeze(1), functools.partial(encode_previous_step, name, entry)) for name, entry in self._previous.items()
+            encode(obs[name].unsqueeze(1), functools.partial(encode_previous_step, name, entry))
+            for name, entry in self._previous.items()
         ]
 
     def _append_previous(self, features: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
@@ -166,7 +189,10 @@ def snapshot(net: PolicyNet, policy_version: Version) -> PolicySnapshot:
 
 def load_weights(net: PolicyNet, weights: Mapping[str, np.ndarray]) -> None:
     """Copy weights by parameter name into the net; raises RuntimeError where names or shapes are another network's."""
-    units = {"value_mean": np.float32(0), "value_scale": np.float32(1)}  # as they were before there was anything to say of them
+    units = {
+        "value_mean": np.float32(0),
+        "value_scale": np.float32(1),
+    }  # as they were before there was anything to say of them
     net.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in {**units, **weights}.items()})
 
 

@@ -24,7 +24,9 @@ def previous_step_entries(num_actions: int, config: PolicyConfig) -> dict[str, A
     environment's reward as it is."""
     entries = {}
     if config.previous_action:
-        entries[ACTION] = ArraySpec(shape=(), dtype=np.dtype(np.uint8 if num_actions < 256 else np.int32), num_values=num_actions + 1)
+        entries[ACTION] = ArraySpec(
+            shape=(), dtype=np.dtype(np.uint8 if num_actions < 256 else np.int32), num_values=num_actions + 1
+        )
     if config.previous_reward:
         entries[REWARD] = ArraySpec(shape=(), dtype=np.dtype(np.float32))
     return entries
@@ -46,7 +48,9 @@ class PreviousStepEnvironment:
         self._specs = previous_step_entries(env.spec.num_actions, config)
         taken = sorted(set(self._specs) & set(env.spec.observations))
         if taken:
-            raise ValueError(f"the environment observes {', '.join(taken)} itself; leave policy.{' and policy.'.join(taken)} false")
+            raise ValueError(
+                f"the environment observes {', '.join(taken)} itself; leave policy.{' and policy.'.join(taken)} false"
+            )
         self.spec = replace(env.spec, observations=env.spec.observations | self._specs)
         self._entries = self._make_entries()
 
@@ -65,7 +69,9 @@ class PreviousStepEnvironment:
             if name in self._entries:
                 self._entries[name][:] = values
         ends = [
-            replace(end, final_obs=end.final_obs | {name: array[end.index].copy() for name, array in self._entries.items()})
+            replace(
+                end, final_obs=end.final_obs | {name: array[end.index].copy() for name, array in self._entries.items()}
+            )
             for end in step.ends
         ]
         for array in self._entries.values():
@@ -87,7 +93,10 @@ class PreviousStepEnvironment:
 
     def state_dict(self) -> dict[str, Any]:
         """The environment's, with the entries as they are now."""
-        return {**self._env.state_dict(), "previous_step": {name: array.copy() for name, array in self._entries.items()}}
+        return {
+            **self._env.state_dict(),
+            "previous_step": {name: array.copy() for name, array in self._entries.items()},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
         """Continue from `state_dict`: all current observations, where the environment's state was exact."""

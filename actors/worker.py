@@ -28,7 +28,14 @@ class RolloutWorker:
     """Collects rollouts; a plain class, whoever calls it (this process or a Ray actor)."""
 
     def __init__(
-        self, env: VectorEnvironment, net: PolicyNet, captions: CaptionTracker, config: ActorsConfig, *, worker_id: str, seed: int
+        self,
+        env: VectorEnvironment,
+        net: PolicyNet,
+        captions: CaptionTracker,
+        config: ActorsConfig,
+        *,
+        worker_id: str,
+        seed: int,
     ) -> None:
         """`seed` is of action sampling; the environments bring their own seeds. Raises ValueError for a device that is not there."""
         self.env, self.captions, self.config, self.worker_id = env, captions, config, worker_id
@@ -40,7 +47,9 @@ class RolloutWorker:
         self._lengths = np.zeros(env.num_envs, np.int64)
         self._obs: dict[str, np.ndarray] | None = None
 
-    def collect(self, snapshot: PolicySnapshot | None, acknowledgement: Acknowledgement | None) -> tuple[Rollout, CaptionReport]:
+    def collect(
+        self, snapshot: PolicySnapshot | None, acknowledgement: Acknowledgement | None
+    ) -> tuple[Rollout, CaptionReport]:
         """T steps under `snapshot` (None: the weights of the last call); raises RuntimeError where no weights ever came."""
         began = time.perf_counter()
         if acknowledgement is not None:
@@ -58,7 +67,9 @@ class RolloutWorker:
             LOG.error("%s\n%s", failure, traceback_of(failure))
             raise
         texts, counts = self.captions.report(self._sequence_number)
-        report = CaptionReport(texts=texts, counts=counts, worker_id=self.worker_id, sequence_number=self._sequence_number)
+        report = CaptionReport(
+            texts=texts, counts=counts, worker_id=self.worker_id, sequence_number=self._sequence_number
+        )
         self._sequence_number += 1
         timings["other"] = time.perf_counter() - began - timings["env"] - timings["inference"]
         return rollout, report
@@ -69,7 +80,10 @@ class RolloutWorker:
         current = self._begin_episodes() if self._obs is None else self._obs
         timings["env"] += now() - began
         num_steps, num_envs, spec = self.config.rollout_steps, self.env.num_envs, self.env.spec
-        obs = {name: np.empty((num_steps + 1, num_envs, *array.shape), array.dtype) for name, array in spec.observations.items()}
+        obs = {
+            name: np.empty((num_steps + 1, num_envs, *array.shape), array.dtype)
+            for name, array in spec.observations.items()
+        }
         steps = (num_steps, num_envs)
         actions, ids, counts = np.empty(steps, np.int64), np.empty(steps, np.uint64), np.empty(steps, np.int32)
         logits, values = np.full((*steps, spec.num_actions), np.nan, np.float32), np.full(steps, np.nan, np.float32)
@@ -162,7 +176,10 @@ class RolloutWorker:
             i = end.index
             episodes.append(
                 EpisodeStatistics(
-                    episode_return=float(self._returns[i]), length=int(self._lengths[i]), terminated=bool(step.terminated[i]), info=end.info
+                    episode_return=float(self._returns[i]),
+                    length=int(self._lengths[i]),
+                    terminated=bool(step.terminated[i]),
+                    info=end.info,
                 )
             )
             self.captions.restart(i, end.reset_caption)

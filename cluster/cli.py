@@ -13,7 +13,10 @@ from llm_server.standard_output import guarded
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("cluster.train", "train an agent; running the same command again continues the run"),
     "serve": ("llm_server.serve", "run the annotation service alone, without Ray"),
-    "eval": ("cluster.verbs.evaluate", "play a run's latest checkpoint on held-out seeds, beside a blind player and a random one"),
+    "eval": (
+        "cluster.verbs.evaluate",
+        "play a run's latest checkpoint on held-out seeds, beside a blind player and a random one",
+    ),
     "audit": ("cluster.verbs.audit", "hold a judge, or a run's reward model, to captions that people have labelled"),
     "annotate": ("llm_server.offline.annotate", "judge captions, and pairs of them, into a file for offline training"),
     "export": ("llm_server.offline.caption_file", "write a run's captions with counts and judgements as JSON lines"),
@@ -39,7 +42,9 @@ def _main(arguments: list[str]) -> int:
         print(f"delphi {version('delphi-rl')}")
         return 0
     if verb not in VERBS:
-        print(f"delphi: unknown verb {verb!r}{did_you_mean(verb, VERBS)}; there are: {', '.join(VERBS)}", file=sys.stderr)
+        print(
+            f"delphi: unknown verb {verb!r}{did_you_mean(verb, VERBS)}; there are: {', '.join(VERBS)}", file=sys.stderr
+        )
         return 2
     return importlib.import_module(VERBS[verb][0]).main(arguments[1:])
 

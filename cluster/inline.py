@@ -25,7 +25,8 @@ class InlineWorkers:
         torch.set_num_threads(config.actors.torch_threads)
         self._pipeline, self._labels_per_turn = pipeline, config.annotator.labels_per_turn
         self._workers: list[RolloutWorker] = [
-            build_worker(config, index, incarnation=f"{run_epoch}", stream="train") for index in range(config.actors.num_workers)
+            build_worker(config, index, incarnation=f"{run_epoch}", stream="train")
+            for index in range(config.actors.num_workers)
         ]
         self._acknowledgements: list[Acknowledgement | None] = [None] * len(self._workers)
         self._turn = 0
@@ -65,7 +66,11 @@ class InlineWorkers:
 
     def state_dict(self) -> dict[str, Any]:
         """Every worker's state."""
-        return {"collected_steps": self._collected_steps, "turn": self._turn, "workers": [worker.state_dict() for worker in self._workers]}
+        return {
+            "collected_steps": self._collected_steps,
+            "turn": self._turn,
+            "workers": [worker.state_dict() for worker in self._workers],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""

@@ -166,7 +166,11 @@ def _train(
             console.say(f"Ray asks for a token, in {token}")
     from cluster.on_ray.driver import train
 
-    with OrphanWatch(directory, temporary.ray_directory(config.run_dir)) if config.cluster.mode == "local" else contextlib.nullcontext():
+    with (
+        OrphanWatch(directory, temporary.ray_directory(config.run_dir))
+        if config.cluster.mode == "local"
+        else contextlib.nullcontext()
+    ):
         return train(
             config,
             spec,
@@ -198,13 +202,19 @@ def _told_every(interval_s: float, what: str, console: Console) -> Iterator[None
         thread.join()
 
 
-def _train_inline(config: RunConfig, run: RunDirectory, run_epoch: int, stop: StopRequest, console: Console) -> dict[str, Any]:
+def _train_inline(
+    config: RunConfig, run: RunDirectory, run_epoch: int, stop: StopRequest, console: Console
+) -> dict[str, Any]:
     from cluster.inline import InlineWorkers
     from cluster.loop import TrainingLoop
     from cluster.wiring import build_pipeline, needs_service
 
     loads = needs_service(config) and config.service.engine in ("transformers", "vllm")
-    with _told_every(TELL_INTERVAL_S, f"the judge, which loads {config.service.model}", console) if loads else contextlib.nullcontext():
+    with (
+        _told_every(TELL_INTERVAL_S, f"the judge, which loads {config.service.model}", console)
+        if loads
+        else contextlib.nullcontext()
+    ):
         pipeline = build_pipeline(config, run, run_epoch)
     workers = None
     try:

@@ -44,15 +44,23 @@ PARTS = ("learner", "annotation", "workers", "stream", "metrics")
 class TrainingLoop:
     """One epoch of a run: restores the newest checkpoint, trains to `total_env_steps`, `max_time_s` or `stop`, checkpoints, sums up."""
 
-    def __init__(self, config: RunConfig, run: RunDirectory, run_epoch: int, workers: Workers, annotation: Annotation) -> None:
+    def __init__(
+        self, config: RunConfig, run: RunDirectory, run_epoch: int, workers: Workers, annotation: Annotation
+    ) -> None:
         self.config, self.run_directory = config, run
         self.workers, self.annotation = workers, annotation
-        self.learner = Learner(workers.spec, config.policy, config.learner, config.reward, run_epoch=run_epoch, seed=config.seed)
-        self.stream = RolloutStream(config.learner, on_stale=lambda rollout: self.learner.pass_over(rollout, annotation.latest_table()))
+        self.learner = Learner(
+            workers.spec, config.policy, config.learner, config.reward, run_epoch=run_epoch, seed=config.seed
+        )
+        self.stream = RolloutStream(
+            config.learner, on_stale=lambda rollout: self.learner.pass_over(rollout, annotation.latest_table())
+        )
         self.metrics = RunMetrics(config.logging.episode_window)
         self.env_steps = self._steps_without_table = 0
         self._has_tables = config.reward_model.name != "none"
-        self._first_table_limit_s = config.annotator.wait_for_first_table_s if self._has_tables and config.cluster.mode != "inline" else 0.0
+        self._first_table_limit_s = (
+            config.annotator.wait_for_first_table_s if self._has_tables and config.cluster.mode != "inline" else 0.0
+        )
         self._waiting: str | None = None
         self._seconds_before = 0.0
         self._started = self._last_checkpoint_s = self._saved_s = time.monotonic()
@@ -66,7 +74,9 @@ class TrainingLoop:
         self._latest: dict[str, Any] = {"env_steps": 0}
         self._told_at: int | None = None  # env_steps of the last metric line
         self._restore()
-        self._writer = MetricWriter(run.path, tensorboard=config.logging.tensorboard, run_name=run.name, env_steps=self.env_steps)
+        self._writer = MetricWriter(
+            run.path, tensorboard=config.logging.tensorboard, run_name=run.name, env_steps=self.env_steps
+        )
 
     def run(self, on_line: Callable[[Mapping[str, Any]], None] = lambda line: None) -> dict[str, Any]:
         """Train; the summary as JSON values. `on_line` gets the metrics after every update."""
@@ -81,7 +91,9 @@ class TrainingLoop:
             if self._interval[1] != self.env_steps or not self._latest.get("learner_updates"):
                 self._write_line()
             if reached and self._latest.get("updates_skipped_nonfinite") and not self._latest.get("learner_updates"):
-                raise GiveUp(f"nothing was learnt: every update was skipped, because loss or gradient were not finite; {CAUSES}")
+                raise GiveUp(
+                    f"nothing was learnt: every update was skipped, because loss or gradient were not finite; {CAUSES}"
+                )
             self.stream.drop_waiting()  # their episodes went on, and so must what is known of them
             self._checkpoint(is_last=True)
             return self._summary(reached)
@@ -187,7 +199,10 @@ class TrainingLoop:
         if self._watch.failure:
             raise GiveUp(self._watch.failure)
         checkpoint = self.config.checkpoint
-        due = self.config.cluster.mode != "inline" and 0 < checkpoint.interval_s <= time.monotonic() - self._last_checkpoint_s
+        due = (
+            self.config.cluster.mode != "inline"
+            and 0 < checkpoint.interval_s <= time.monotonic() - self._last_checkpoint_s
+        )
         if due or _crossed(before, self.env_steps, checkpoint.interval_env_steps):
             self._checkpoint()
 
@@ -255,7 +270,11 @@ class TrainingLoop:
             for part in PARTS:
                 getattr(self, part).load_state_dict(state[part])
             loop = state["loop"]
-            self.env_steps, self._seconds_before, self._latest = loop["env_steps"], loop["seconds"], dict(loop["latest"])
+            self.env_steps, self._seconds_before, self._latest = (
+                loop["env_steps"],
+                loop["seconds"],
+                dict(loop["latest"]),
+            )
             self._steps_without_table = loop.get("steps_without_table", 0)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(

@@ -117,7 +117,9 @@ class EnvironmentBudget:
         cause = last_line(rollout.environment_error)
         text = f"an environment of worker {rollout.worker_id} failed and is rebuilt, its sample dropped: {cause}"
         if self._notices.note(cause, text) == 1:
-            LOG.error("an environment of worker %s failed and is rebuilt:\n%s", rollout.worker_id, rollout.environment_error)
+            LOG.error(
+                "an environment of worker %s failed and is rebuilt:\n%s", rollout.worker_id, rollout.environment_error
+            )
         share = sum(self._lost) / len(self._lost)
         if len(self._lost) >= ENVIRONMENT_MINIMUM and share > self._max_share:
             raise GiveUp(
@@ -176,6 +178,4 @@ class UpdateWatch:
         """Why the run must end; None as long as something is learnt."""
         if len(self._skipped) < SKIPPED_WINDOW or min(self._skipped) < 1.0:
             return None
-        return (
-            f"nothing is learnt: all of the last {SKIPPED_WINDOW} updates were skipped, because loss or gradient were not finite; {CAUSES}"
-        )
+        return f"nothing is learnt: all of the last {SKIPPED_WINDOW} updates were skipped, because loss or gradient were not finite; {CAUSES}"

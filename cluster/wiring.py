@@ -57,7 +57,9 @@ def build_worker(config: RunConfig, index: int, *, incarnation: str, stream: str
     )
     captions = CaptionTracker(env.num_envs, fold_case=config.env.fold_case, fold_digits=config.env.fold_digits)
     seed = zlib.crc32(f"{config.seed}/{stream}/{index}/actions".encode())
-    return RolloutWorker(env, PolicyNet(env.spec, config.policy), captions, config.actors, worker_id=f"{index}.{incarnation}", seed=seed)
+    return RolloutWorker(
+        env, PolicyNet(env.spec, config.policy), captions, config.actors, worker_id=f"{index}.{incarnation}", seed=seed
+    )
 
 
 def build_pipeline(
@@ -72,7 +74,12 @@ def build_pipeline(
     process. Raises ValueError for what is wrong with model, rubric or store."""
     model = build_model(config)
     settings = config.annotator
-    book = CaptionBook(settings.max_captions, settings.recency_half_life_env_steps, CaptionArchive(run.captions), policy=settings.policy)
+    book = CaptionBook(
+        settings.max_captions,
+        settings.recency_half_life_env_steps,
+        CaptionArchive(run.captions),
+        policy=settings.policy,
+    )
     trainer = RewardTrainer(model, RewardOptions(config.reward_model, config.seed), book, run_epoch)
     if config.reward_model.judgements:
         trainer.adopt(_trained_before(run))
@@ -85,7 +92,10 @@ def build_pipeline(
             connect = _remote(settings, rubric)
         elif replicas is not None:
             shown = credentials.client() if credentials is not None else NO_CREDENTIALS
-            connect = partial(ReplicatedClient, Replicas(replicas, lambda address: AnnotationClient(address, rubric, timeout_s, shown)))
+            connect = partial(
+                ReplicatedClient,
+                Replicas(replicas, lambda address: AnnotationClient(address, rubric, timeout_s, shown)),
+            )
         elif config.cluster.mode == "inline":
             judge = build_judge(ours, rubric)
             connect = partial(InProcessClient, judge)
@@ -93,13 +103,17 @@ def build_pipeline(
             service = ServiceProcess(ours, settings.rubric, run.path / "service.log")
             connect = lambda: AnnotationClient(service.address(), rubric, timeout_s)  # noqa: E731
         annotator = Annotator(connect, _questions(config, model.asks, book), settings)
-    return AnnotationPipeline(book, trainer, annotator=annotator, service=service, judge=judge, config=config.reward_model)
+    return AnnotationPipeline(
+        book, trainer, annotator=annotator, service=service, judge=judge, config=config.reward_model
+    )
 
 
 def _remote(settings: AnnotatorConfig, rubric: Rubric) -> Callable[[], JudgeClient]:
     """Connects to the running service, or services, of `annotator.address`."""
     credentials, addresses = service_credentials(settings), split_addresses(settings.address)
-    reach: Callable[[str], JudgeClient] = lambda address: AnnotationClient(address, rubric, settings.request_timeout_s, credentials)  # noqa: E731
+    reach: Callable[[str], JudgeClient] = lambda address: AnnotationClient(
+        address, rubric, settings.request_timeout_s, credentials
+    )  # noqa: E731
     if len(addresses) == 1:
         return partial(reach, addresses[0])
     return partial(ReplicatedClient, Replicas(lambda: {address: address for address in addresses}, reach))
@@ -137,7 +151,9 @@ def embedding_goals(config: RunConfig) -> list[str]:
 def _trained_before(run: RunDirectory) -> Mapping[str, Any]:
     state = load_latest(run.reward_model)
     if state is None:
-        raise RuntimeError(f"{run.reward_model} is missing: the reward model was to be trained before the policy; start the run again")
+        raise RuntimeError(
+            f"{run.reward_model} is missing: the reward model was to be trained before the policy; start the run again"
+        )
     return state["trainer"]
 
 
@@ -146,7 +162,9 @@ def needs_service(config: RunConfig) -> bool:
     return not config.annotator.address and _needs_service(config, build_model(config).asks)
 
 
-def replica_service(config: RunConfig, run: RunDirectory, index: int, host: str, credentials: CredentialFiles | None) -> ServiceProcess:
+def replica_service(
+    config: RunConfig, run: RunDirectory, index: int, host: str, credentials: CredentialFiles | None
+) -> ServiceProcess:
     """Annotation replica `index`, to listen on `host`, by TLS and for clients with certificate and token where there are `credentials`.
     A store that the configuration names is divided into files, one per replica: they may be on a file system that several nodes share;
     the user's own is each node's."""
@@ -180,7 +198,9 @@ def _questions(config: RunConfig, asks: Asks, book: CaptionBook) -> Questions:
     if asks is Asks.EMBEDDINGS:
         return EmbeddingQuestions(book, embedding_goals(config))
     if asks is Asks.PAIRS:
-        return (ComparedPairs if config.annotator.pairs == "compared" else PointwisePairs)(book, config.annotator, config.seed)
+        return (ComparedPairs if config.annotator.pairs == "compared" else PointwisePairs)(
+            book, config.annotator, config.seed
+        )
     return CaptionQuestions(book)
 
 

@@ -41,7 +41,9 @@ def resolve_device(name: str, setting: str) -> "torch.device":
     if device is None or device.type not in ("cpu", "cuda"):
         raise ValueError(f"{setting}: got {name!r}, wanted auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"{setting}: got {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices here; choose auto or cpu")
+        raise ValueError(
+            f"{setting}: got {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices here; choose auto or cpu"
+        )
     return device
 
 
@@ -78,5 +80,13 @@ def bfloat16_is_faster(device: "torch.device", inputs: int, outputs: int, what: 
     speed = bfloat16_speed(device, inputs, outputs)
     is_faster = speed >= CLEARLY_FASTER
     chosen = "bfloat16" if is_faster else "float32"
-    LOG.info("%s computes in %s on %s: bfloat16 is %.2g times as fast in a layer of %d x %d", what, chosen, device, speed, inputs, outputs)
+    LOG.info(
+        "%s computes in %s on %s: bfloat16 is %.2g times as fast in a layer of %d x %d",
+        what,
+        chosen,
+        device,
+        speed,
+        inputs,
+        outputs,
+    )
     return is_faster

@@ -40,5 +40,9 @@ def check_flags(section: type, values: Mapping[str, Any]) -> None:
 def add_configuration(parser: argparse.ArgumentParser, presets: str) -> None:
     """How a command names a configuration: `--preset` (whose help is `presets`) or `--config`, and overrides."""
     parser.add_argument("--preset", metavar="NAME", help=presets)
-    parser.add_argument("--config", type=path_argument, metavar="FILE", help="a YAML file of differences from the defaults")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the preset's or the file's settings")
+    parser.add_argument(
+        "--config", type=path_argument, metavar="FILE", help="a YAML file of differences from the defaults"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="overrides of the preset's or the file's settings"
+    )

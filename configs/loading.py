@@ -44,9 +44,15 @@ OF_THE_MACHINE = {
     " vllm_python tensor_parallel gpu_memory_utilization max_model_len endpoint endpoint_key_env endpoint_concurrency",
 }
 """Settings, by section, of what a machine is, has and can do at once: none of them decides what is learnt, but for rounding and timing."""
-MAY_CHANGE_ON_RESUME = {"total_env_steps", "max_time_s", "run_dir", "cluster", "logging", "checkpoint", "evaluation"} | {
-    f"{section}.{name}" for section, names in OF_THE_MACHINE.items() for name in names.split()
-}
+MAY_CHANGE_ON_RESUME = {
+    "total_env_steps",
+    "max_time_s",
+    "run_dir",
+    "cluster",
+    "logging",
+    "checkpoint",
+    "evaluation",
+} | {f"{section}.{name}" for section, names in OF_THE_MACHINE.items() for name in names.split()}
 """Keys (or sections) that do not make a resumed run another experiment."""
 DECIDE_THE_REWARD_MODEL = ("seed", "annotator", "reward_model")
 """Keys and sections that a reward model trained on judgements before the policy depends on."""
@@ -104,20 +110,25 @@ def experiment_diff(old: Mapping[str, Any], new: Mapping[str, Any], *, of_reward
     return [
         f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}"
         for key in keys
-        if before.get(key, absent) != after.get(key, absent) and (not of_reward_model or key.split(".")[0] in DECIDE_THE_REWARD_MODEL)
+        if before.get(key, absent) != after.get(key, absent)
+        and (not of_reward_model or key.split(".")[0] in DECIDE_THE_REWARD_MODEL)
     ]
 
 
 def _preset_path(name: Any) -> Path:
     if name not in preset_names():
-        raise ConfigError(f"unknown preset {name!r}{did_you_mean(str(name), preset_names())}; there are: {', '.join(preset_names())}")
+        raise ConfigError(
+            f"unknown preset {name!r}{did_you_mean(str(name), preset_names())}; there are: {', '.join(preset_names())}"
+        )
     return PRESETS / f"{name}.yaml"
 
 
 def _read_layers(path: Path, extending: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
     """The differences that a file holds, those of the preset that it extends first."""
     if path in extending:
-        raise ConfigError(f"preset {path.stem} extends itself, by way of {' and '.join(step.stem for step in extending)}")
+        raise ConfigError(
+            f"preset {path.stem} extends itself, by way of {' and '.join(step.stem for step in extending)}"
+        )
     values = _read_yaml(path)
     below = _read_layers(_preset_path(values.pop("extends")), (*extending, path)) if "extends" in values else []
     return [*below, values]
@@ -171,7 +182,9 @@ def _values(layer: Mapping[str, Any]) -> dict[str, Any]:
         if key not in defaults:
             raise ConfigError(f"unknown key {key}{did_you_mean(key, defaults)}; `delphi train --keys` lists them all")
         if key in values:
-            raise ConfigError(f"{key} is given twice, once within its section and once by its whole name; leave one of the two out")
+            raise ConfigError(
+                f"{key} is given twice, once within its section and once by its whole name; leave one of the two out"
+            )
         values[key] = _value(key, value, defaults[key])
     return values
 

@@ -27,7 +27,9 @@ def read_yaml(text: str) -> Any:
         node = yaml.compose(text, Loader=yaml.BaseLoader)
         return Plain() if node is None else _value(node)
     except yaml.YAMLError as error:
-        raise ValueError(f"not YAML: {' '.join(str(error).split())}; text with signs that mean something in YAML goes in quotes") from None
+        raise ValueError(
+            f"not YAML: {' '.join(str(error).split())}; text with signs that mean something in YAML goes in quotes"
+        ) from None
     except RecursionError:
         raise ValueError("nested too deeply, or within itself") from None
 
@@ -54,7 +56,11 @@ def guess(value: Any) -> Any:
 
 
 def _value(node: yaml.Node) -> Any:
-    if node.tag not in (yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG, "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"):
+    if node.tag not in (
+        yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG,
+        "tag:yaml.org,2002:seq",
+        "tag:yaml.org,2002:map",
+    ):
         raise ValueError(f"line {_line(node)} has the tag {node.tag}, and tags are not read; leave it out")
     if isinstance(node, yaml.ScalarNode):
         return Plain(node.value) if node.style is None else node.value
@@ -67,7 +73,9 @@ def _value(node: yaml.Node) -> Any:
         if not isinstance(key, yaml.ScalarNode):
             raise ValueError(f"line {_line(key)}: a key must be text, got a {key.id}")
         if key.value in lines:
-            raise ValueError(f"key '{key.value}' is given twice, in lines {lines[key.value]} and {_line(key)}; leave one of the two out")
+            raise ValueError(
+                f"key '{key.value}' is given twice, in lines {lines[key.value]} and {_line(key)}; leave one of the two out"
+            )
         lines[key.value] = _line(key)
         if key.value == "<<" and key.style is None:
             for base in reversed(value.value if isinstance(value, yaml.SequenceNode) else [value]):

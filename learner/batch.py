@@ -79,7 +79,8 @@ class BatchBuffers:
             truncated=self._field("truncated", rollouts),
             reset_before=_resets(rollouts),
             core_state={
-                name: self._join(f"core {name}", [rollout.core_state[name] for rollout in rollouts], 0) for name in first.core_state
+                name: self._join(f"core {name}", [rollout.core_state[name] for rollout in rollouts], 0)
+                for name in first.core_state
             },
         )
         if self._on_gpu:

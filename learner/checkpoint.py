@@ -61,7 +61,9 @@ def save_checkpoint(directory: Path, step: int, state: Mapping[str, Any], keep: 
             "format": FORMAT,
             "version": FORMAT_VERSION,
             "step": step,
-            "files": {name: {"bytes": len(data), "xxh3_128": xxhash.xxh3_128_hexdigest(data)} for name, data in files.items()},
+            "files": {
+                name: {"bytes": len(data), "xxh3_128": xxhash.xxh3_128_hexdigest(data)} for name, data in files.items()
+            },
         }
         for name, data in {**files, MANIFEST: json.dumps(manifest, indent=1).encode()}.items():
             _write_durably(unfinished / name, data)
@@ -87,7 +89,9 @@ def save_checkpoint(directory: Path, step: int, state: Mapping[str, Any], keep: 
     return target
 
 
-def load_latest(directory: Path, parts: Collection[str] = (), refused: list[str] | None = None) -> dict[str, Any] | None:
+def load_latest(
+    directory: Path, parts: Collection[str] = (), refused: list[str] | None = None
+) -> dict[str, Any] | None:
     """The state of the newest usable checkpoint, None where there is none at all; one that lacks any of `parts` is not usable.
 
     One that is refused is passed over with a warning, and why is appended to `refused`; where all are, CheckpointError says it of each.
@@ -104,7 +108,10 @@ def load_latest(directory: Path, parts: Collection[str] = (), refused: list[str]
             LOG.warning("%s; trying the one before it", error)
             problems.append(str(error))
     if problems:
-        raise CheckpointError(f"no checkpoint in {directory} can be used; repair or move the folder to start anew:\n" + "\n".join(problems))
+        raise CheckpointError(
+            f"no checkpoint in {directory} can be used; repair or move the folder to start anew:\n"
+            + "\n".join(problems)
+        )
     return None
 
 
@@ -114,9 +121,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         files = read_files(path, read_manifest(path))
         trees = {name.removesuffix(".json"): parse_json(data) for name, data in files.items() if name.endswith(".json")}
         return {
-            part: decode_tree(tree, safetensors.torch.load(files.get(f"{part}.safetensors", EMPTY_TENSORS))) for part, tree in trees.items()
+            part: decode_tree(tree, safetensors.torch.load(files.get(f"{part}.safetensors", EMPTY_TENSORS)))
+            for part, tree in trees.items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError, safetensors.SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        MemoryError,
+        safetensors.SafetensorError,
+    ) as error:
         raise CheckpointError(f"checkpoint {path} is damaged ({type(error).__name__}: {error})") from error
 
 
@@ -131,7 +148,9 @@ def _encode_parts(state: Mapping[str, Any]) -> dict[str, bytes]:
         tree, tensors = encode_tree(value, part)
         files[f"{part}.json"] = json.dumps(tree, allow_nan=False).encode()
         if len(files[f"{part}.json"]) > MAX_TREE_BYTES:
-            raise TypeError(f"{part} has more than {MAX_TREE_BYTES} bytes of JSON values, which would not be read again: use arrays")
+            raise TypeError(
+                f"{part} has more than {MAX_TREE_BYTES} bytes of JSON values, which would not be read again: use arrays"
+            )
         if tensors:
             files[f"{part}.safetensors"] = safetensors.torch.save(tensors)
     return files

@@ -46,7 +46,10 @@ def candidates(directory: Path) -> list[Path]:
     except (OSError, ValueError):
         name = ""
     named = [directory / name] if STEP.fullmatch(name) else []
-    others = [*(path for _, path in sorted(steps_of(directory).items(), reverse=True)), *directory.glob(f"{REPLACED}step_*")]
+    others = [
+        *(path for _, path in sorted(steps_of(directory).items(), reverse=True)),
+        *directory.glob(f"{REPLACED}step_*"),
+    ]
     return [path for path in dict.fromkeys([*named, *others]) if path.is_dir()]
 
 
@@ -76,9 +79,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {path} is damaged: its {MANIFEST} lists no files")
     for name in files:
         if not FILE_NAME.fullmatch(name):
-            raise CheckpointError(f"checkpoint {path} is refused: its {MANIFEST} names {name[:80]!r}, which is no file of a checkpoint")
+            raise CheckpointError(
+                f"checkpoint {path} is refused: its {MANIFEST} names {name[:80]!r}, which is no file of a checkpoint"
+            )
     if not path.name.endswith(f"step_{manifest.get('step')}"):
-        raise CheckpointError(f"checkpoint {path} is refused: its {MANIFEST} says that it is of step {manifest.get('step')!r}")
+        raise CheckpointError(
+            f"checkpoint {path} is refused: its {MANIFEST} says that it is of step {manifest.get('step')!r}"
+        )
     return files
 
 
@@ -86,7 +93,9 @@ def read_files(path: Path, files: dict[str, Any]) -> dict[str, bytes]:
     """The content of all files of a manifest; raises CheckpointError, or OSError, KeyError and TypeError for damage of other kinds."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if sum(_size(entry) for entry in files.values()) > memory:
-        raise CheckpointError(f"checkpoint {path} is refused: its files are larger than this machine's memory ({memory / 1e9:.0f} GB)")
+        raise CheckpointError(
+            f"checkpoint {path} is refused: its files are larger than this machine's memory ({memory / 1e9:.0f} GB)"
+        )
     return {name: _read_checked(path / name, entry) for name, entry in files.items()}
 
 
@@ -111,7 +120,9 @@ def _read_checked(path: Path, entry: Any) -> bytes:
     wanted = _size(entry)
     size = path.lstat().st_size
     if size != wanted:
-        raise CheckpointError(f"checkpoint {path.parent} is damaged: {path.name} has {size} bytes, written were {wanted}")
+        raise CheckpointError(
+            f"checkpoint {path.parent} is damaged: {path.name} has {size} bytes, written were {wanted}"
+        )
     data = read_regular(path, MAX_TREE_BYTES if path.suffix == ".json" else wanted)
     if xxhash.xxh3_128_hexdigest(data) != entry["xxh3_128"]:
         raise CheckpointError(f"checkpoint {path.parent} is damaged: the checksum of {path.name} does not match")
@@ -145,7 +156,9 @@ def encode_tree(tree: Any, path: str) -> tuple[Any, dict[str, torch.Tensor]]:
         storage = tensor.untyped_storage().data_ptr()
         if path in tensors:  # {"a.b": x, "a": {"b": y}}
             path = f"{path}#{len(tensors)}"
-        tensors[path] = tensor.clone() if storage in storages else tensor  # safetensors refuses two names for one memory
+        tensors[path] = (
+            tensor.clone() if storage in storages else tensor
+        )  # safetensors refuses two names for one memory
         storages.add(storage)
         return path
 
@@ -169,7 +182,9 @@ def encode_tree(tree: Any, path: str) -> tuple[Any, dict[str, torch.Tensor]]:
                 return {key: encode(item, f"{path}.{key}") for key, item in value.items()}
             # Optimisers number their parameters: keys that are no strings are kept as pairs.
             return {"$dict": [[encode_key(key, path), encode(item, f"{path}.{key!r}")] for key, item in value.items()]}
-        raise TypeError(f"a checkpoint cannot hold {path} of type {type(value).__name__}; make it a tensor, an array or a JSON value")
+        raise TypeError(
+            f"a checkpoint cannot hold {path} of type {type(value).__name__}; make it a tensor, an array or a JSON value"
+        )
 
     def encode_key(key: Any, path: str) -> Any:
         if type(key) not in (int, str):

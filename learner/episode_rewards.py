@@ -67,14 +67,18 @@ class ShareCap:
     def __init__(self, max_share: float) -> None:
         self._ratio = max_share / (1.0 - max_share) if max_share < 1.0 else np.inf
         self._intrinsic, self._extrinsic = [0.0, 0.0], [0.0, 0.0]  # weighted sum and weight, over episodes
-        self._running: dict[str, np.ndarray] = {}  # worker index -> [2, B] f64: |intrinsic|, positive extrinsic since the episode began
+        self._running: dict[
+            str, np.ndarray
+        ] = {}  # worker index -> [2, B] f64: |intrinsic|, positive extrinsic since the episode began
 
     @property
     def scale(self) -> float:
         """What intrinsic reward is multiplied by now, in [0, 1]."""
         if not self._extrinsic[1] or not self._intrinsic[0] or np.isinf(self._ratio):
             return 1.0
-        return min(1.0, self._ratio * (self._extrinsic[0] / self._extrinsic[1]) / (self._intrinsic[0] / self._intrinsic[1]))
+        return min(
+            1.0, self._ratio * (self._extrinsic[0] / self._extrinsic[1]) / (self._intrinsic[0] / self._intrinsic[1])
+        )
 
     def observe(self, rollout: Rollout, intrinsic: np.ndarray, extrinsic: np.ndarray) -> None:
         """Take in the uncapped rewards [T, B] of a worker's next rollout."""

@@ -110,7 +110,9 @@ class OutOfTime(RuntimeError):
     """Episodes were still going on when the time for them was up."""
 
 
-def play(env: VectorEnvironment, player: Player, episodes_per_env: int, is_time_up: Callable[[], bool] = lambda: False) -> Episodes:
+def play(
+    env: VectorEnvironment, player: Player, episodes_per_env: int, is_time_up: Callable[[], bool] = lambda: False
+) -> Episodes:
     """The first `episodes_per_env` episodes of every environment, but those that were lost because the environment raised. Raises OutOfTime."""
     finished: Episodes = {}
     returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
@@ -126,7 +128,10 @@ def play(env: VectorEnvironment, player: Player, episodes_per_env: int, is_time_
             i = end.index
             if counted[i]:
                 finished[i, int(numbers[i])] = EpisodeStatistics(
-                    episode_return=float(returns[i]), length=int(lengths[i]), terminated=bool(step.terminated[i]), info=end.info
+                    episode_return=float(returns[i]),
+                    length=int(lengths[i]),
+                    terminated=bool(step.terminated[i]),
+                    info=end.info,
                 )
         over = [*(end.index for end in step.ends), *(loss.index for loss in step.losses)]
         if over:

@@ -60,7 +60,9 @@ def policy_loss(
             "policy_loss": -surrogate,
             "value_loss": value_loss,
             "entropy": entropy,
-            "approx_kl": (ratios - 1 - ratios.log()).mean(),  # unbiased and never negative, since actions are drawn from mu
+            "approx_kl": (
+                ratios - 1 - ratios.log()
+            ).mean(),  # unbiased and never negative, since actions are drawn from mu
             "clip_fraction": ((ratios < low) | (ratios > high)).float().mean(),
             "rho_clipped_fraction": (ratios > config.vtrace_rho_clip).float().mean(),
             "explained_variance": 1 - (targets.vs - values).var(correction=0) / targets.vs.var(correction=0),

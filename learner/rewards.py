@@ -71,7 +71,10 @@ class RewardMixer:
         """Rewards of `rollouts`, joined along the environment axis; each rollout of a worker passes here or in `pass_over`, once, in order."""
         scale = self._cap.scale
         mixed = [self._mix(rollout, table, scale) for rollout in rollouts]
-        parts = {name: np.concatenate([getattr(one, name) for one in mixed], axis=1) for name in ("total", "extrinsic", "intrinsic")}
+        parts = {
+            name: np.concatenate([getattr(one, name) for one in mixed], axis=1)
+            for name in ("total", "extrinsic", "intrinsic")
+        }
         unknown = np.average([one.unknown_fraction for one in mixed], weights=[one.total.size for one in mixed])
         return MixedRewards(**parts, unknown_fraction=float(unknown))
 
@@ -133,7 +136,11 @@ def mix_rewards(
     caption_rewards, known = table.look_up(caption_ids)
     if is_due is not None:
         caption_rewards = np.where(is_due, caption_rewards, np.float32(0))
-    intrinsic = config.intrinsic_coefficient * caption_rewards / caption_counts.astype(np.float32) ** np.float32(config.count_exponent)
+    intrinsic = (
+        config.intrinsic_coefficient
+        * caption_rewards
+        / caption_counts.astype(np.float32) ** np.float32(config.count_exponent)
+    )
     return MixedRewards(
         total=(config.extrinsic_coefficient * extrinsic + intrinsic).astype(np.float32),
         extrinsic=(config.extrinsic_coefficient * extrinsic).astype(np.float32),

@@ -117,7 +117,11 @@ class Learner:
             lags=lags,
             intrinsic=np.split(rewards.intrinsic, np.cumsum([len(rollout.kept) for rollout in rollouts])[:-1], axis=1),
             skipped_fraction=(self._skipped - skipped) / max(self._gradient_steps - taken + self._skipped - skipped, 1),
-            timings={"relabel": relabel_s, "transfer": transfer_s, "train": time.perf_counter() - began - transfer_s - relabel_s},
+            timings={
+                "relabel": relabel_s,
+                "transfer": transfer_s,
+                "train": time.perf_counter() - began - transfer_s - relabel_s,
+            },
         )
 
     def pass_over(self, rollout: Rollout, table: RewardTable) -> None:
@@ -161,14 +165,20 @@ class Learner:
                 " each start of a run needs an epoch of its own, higher than all before"
             )
         if (before := state.get("precision", self._precision_name)) != self._precision_name:
-            LOG.warning("this run computed in %s so far and goes on in %s: its updates round otherwise", before, self._precision_name)
+            LOG.warning(
+                "this run computed in %s so far and goes on in %s: its updates round otherwise",
+                before,
+                self._precision_name,
+            )
         load_weights(self.net, state["weights"])
         moments = {
             index: {key: torch.from_numpy(np.array(array)) for key, array in state["adam"][name].items()}
             for index, (name, _) in enumerate(self.net.named_parameters())
             if name in state["adam"]
         }
-        self._optimizer.load_state_dict({"state": moments, "param_groups": self._optimizer.state_dict()["param_groups"]})
+        self._optimizer.load_state_dict(
+            {"state": moments, "param_groups": self._optimizer.state_dict()["param_groups"]}
+        )
         self._rewards.load_state_dict(state["rewards"])
         self._updates, self._skipped = state["updates"], state["skipped"]
         self._gradient_steps = state.get("gradient_steps", self._updates)
@@ -188,7 +198,11 @@ class Learner:
         metrics: list[dict[str, Tensor]] = []
         for epoch in range(config.epochs):
             for columns in self._minibatches(rewards.shape[1], epoch):
-                part, of_part = (batch, targets) if columns is None else (batch.columns(columns), targets.columns(columns.to(self.device)))
+                part, of_part = (
+                    (batch, targets)
+                    if columns is None
+                    else (batch.columns(columns), targets.columns(columns.to(self.device)))
+                )
                 if not is_single:
                     with self._autocast():
                         output = self.net(part.obs, part.core_state, part.reset_before)
@@ -206,7 +220,10 @@ class Learner:
         of_batch = {"policy_state_information": state_information(batch.behaviour_logits)}
         if is_probed:
             of_batch |= self._compare(batch, logits_before)
-        means = {name: torch.stack([of_step[name] for of_step in metrics if name in of_step]).nanmean() for name in metrics[0]}
+        means = {
+            name: torch.stack([of_step[name] for of_step in metrics if name in of_step]).nanmean()
+            for name in metrics[0]
+        }
         return _numbers({**means, **of_batch})
 
     def _minibatches(self, num_columns: int, epoch: int) -> list[Tensor | None]:
@@ -240,7 +257,9 @@ class Learner:
     def _ratios(self, batch: Batch, output: PolicyOutput) -> Tensor:
         """pi / mu [T, B] of the actions taken."""
         behaviour_log_probs = action_log_probs(batch.behaviour_logits, batch.actions)
-        return clamped_ratios(action_log_probs(output.logits[:-1], batch.actions), behaviour_log_probs, self.config.ratio_clamp)
+        return clamped_ratios(
+            action_log_probs(output.logits[:-1], batch.actions), behaviour_log_probs, self.config.ratio_clamp
+        )
 
     def _loss(self, batch: Batch, output: PolicyOutput, targets: VtraceTargets) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of what the net says of the batch, and its metrics."""

@@ -154,11 +154,18 @@ class ServiceDescription:
     @property
     def pays_above(self) -> float:
         """The probability above which an item is positive on every processor: theta and the noise above it."""
-        return float(1.0 / (1.0 + np.exp(-(log_odds(self.threshold) + self.noise)))) if 0.0 < self.threshold < 1.0 else self.threshold
+        return (
+            float(1.0 / (1.0 + np.exp(-(log_odds(self.threshold) + self.noise))))
+            if 0.0 < self.threshold < 1.0
+            else self.threshold
+        )
 
     def is_undecided(self, judgement: Judgement) -> bool:
         """Whether a label lies within the noise of theta: neither a yes nor a no."""
-        return judgement.status is Status.OK and abs(float(log_odds(judgement.probability) - log_odds(self.threshold))) <= self.noise
+        return (
+            judgement.status is Status.OK
+            and abs(float(log_odds(judgement.probability) - log_odds(self.threshold))) <= self.noise
+        )
 
     @property
     def identity(self) -> tuple[str, str, str]:

@@ -59,7 +59,9 @@ def open_channel(address: str, credentials: ClientCredentials) -> grpc.Channel:
     if credentials.server_name:
         options.append(("grpc.ssl_target_name_override", credentials.server_name))
     return grpc.secure_channel(
-        address, grpc.ssl_channel_credentials(credentials.ca or None, credentials.key, credentials.cert), options=options
+        address,
+        grpc.ssl_channel_credentials(credentials.ca or None, credentials.key, credentials.cert),
+        options=options,
     )
 
 

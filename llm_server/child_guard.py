@@ -34,7 +34,9 @@ def main(folder: str, command: Sequence[str]) -> int:
     wake_end, wake = os.pipe()  # one byte on it ends the wait; an Event that a signal handler sets can deadlock
     signal.signal(signal.SIGTERM, lambda *_: os.write(wake, b"."))
     try:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=os.environ | {"TMPDIR": folder}, preexec_fn=_end_with_parent)
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, env=os.environ | {"TMPDIR": folder}, preexec_fn=_end_with_parent
+        )
     except OSError as error:
         print(f"{command[0]} cannot be run: {error}", file=sys.stderr)
         shutil.rmtree(folder, ignore_errors=True)

@@ -33,7 +33,9 @@ LOG = logging.getLogger(__name__)
 POLL_S = 0.2
 OUTPUT_LINES = 40
 # An exception at the end of a traceback, or a program's complaint of its arguments; a log's prefixes may stand before.
-ERROR_LINE = re.compile(r"^(?:\([^)]*\) )?(?:ERROR [^\]]*\] )?\s*((?:[\w.]*\.)?[A-Z]\w*(?:Error|Exception)(?:: .*)?|[\w.]+: error: .*)$")
+ERROR_LINE = re.compile(
+    r"^(?:\([^)]*\) )?(?:ERROR [^\]]*\] )?\s*((?:[\w.]*\.)?[A-Z]\w*(?:Error|Exception)(?:: .*)?|[\w.]+: error: .*)$"
+)
 GUARD_BUDGET_S = child_guard.GRACE_S + child_guard.TRACKERS_S + 2.0
 
 
@@ -267,7 +269,12 @@ def _start(settings: ChildSettings, folder: str, port: int) -> "subprocess.Popen
     guard = [sys.executable, "-P", str(Path(child_guard.__file__)), folder, *settings.command(port)]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"} | dict(settings.environment)
     return subprocess.Popen(
-        guard, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        guard,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
     )
 
 

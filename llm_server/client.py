@@ -67,7 +67,9 @@ class AnnotationRefused(AnnotationError):
 class AnnotationClient:
     """Asks the service at `address` (host:port) under one rubric; thread-safe, blocking. ValueError where the credentials do not fit it."""
 
-    def __init__(self, address: str, rubric: Rubric, timeout_s: float, credentials: ClientCredentials = NO_CREDENTIALS) -> None:
+    def __init__(
+        self, address: str, rubric: Rubric, timeout_s: float, credentials: ClientCredentials = NO_CREDENTIALS
+    ) -> None:
         self._address, self._rubric, self._timeout_s, self._credentials = address, rubric, timeout_s, credentials
         self._channel = open_channel(address, credentials)
         self._stub = annotation_pb2_grpc.AnnotationStub(self._channel)
@@ -79,10 +81,15 @@ class AnnotationClient:
         """One judgement per item, in order. Raises ServiceUnavailable or AnnotationRefused."""
         request = annotate_request(self._rubric.id, self._rubric.version, items, bypass_store)
         return self._asked(
-            self._stub.Annotate, request, partial(judgements_of, items=items, rubric_hash=self._rubric.content_hash), len(items)
+            self._stub.Annotate,
+            request,
+            partial(judgements_of, items=items, rubric_hash=self._rubric.content_hash),
+            len(items),
         )
 
-    def annotate_pairs(self, pairs: Sequence[tuple[bytes, bytes]], *, bypass_store: bool = False) -> list[PairJudgement]:
+    def annotate_pairs(
+        self, pairs: Sequence[tuple[bytes, bytes]], *, bypass_store: bool = False
+    ) -> list[PairJudgement]:
         """One judgement per pair, in order, each asked in both orders. Raises ServiceUnavailable or AnnotationRefused."""
         request = pairs_request(self._rubric.id, self._rubric.version, pairs, bypass_store)
         read = partial(pair_judgements_of, pairs=pairs, rubric_hash=self._rubric.pairs_hash)
@@ -90,7 +97,9 @@ class AnnotationClient:
 
     def embed(self, items: Sequence[bytes]) -> np.ndarray:
         """[N, D] f32 of unit length, in order, NaN for an item that is no text. Raises ServiceUnavailable or AnnotationRefused."""
-        return self._asked(self._stub.Embed, annotation_pb2.EmbedRequest(items=items), partial(vectors_of, items=items), len(items))
+        return self._asked(
+            self._stub.Embed, annotation_pb2.EmbedRequest(items=items), partial(vectors_of, items=items), len(items)
+        )
 
     def describe(self) -> ServiceDescription:
         """What the service says of itself. Raises AnnotationRefused where it judges by another rubric than this client's."""
@@ -155,7 +164,9 @@ class InProcessClient:
         """One judgement per item, in order."""
         return _asked(lambda: self._judge.annotate(items, bypass_store))
 
-    def annotate_pairs(self, pairs: Sequence[tuple[bytes, bytes]], *, bypass_store: bool = False) -> list[PairJudgement]:
+    def annotate_pairs(
+        self, pairs: Sequence[tuple[bytes, bytes]], *, bypass_store: bool = False
+    ) -> list[PairJudgement]:
         """One judgement per pair, in order."""
         return _asked(lambda: self._judge.annotate_pairs(pairs, bypass_store))
 

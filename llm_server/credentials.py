@@ -113,9 +113,15 @@ def make_credentials(directory: Path, hosts: Sequence[str] = (), days: float = 3
     now = datetime.now(UTC)
 
     def certificate(
-        name: str, key: ec.EllipticCurvePrivateKey, issuer: str, issuer_key: ec.EllipticCurvePrivateKey, *extensions: x509.ExtensionType
+        name: str,
+        key: ec.EllipticCurvePrivateKey,
+        issuer: str,
+        issuer_key: ec.EllipticCurvePrivateKey,
+        *extensions: x509.ExtensionType,
     ) -> bytes:
-        builder = x509.CertificateBuilder().subject_name(_name(name)).issuer_name(_name(issuer)).public_key(key.public_key())
+        builder = (
+            x509.CertificateBuilder().subject_name(_name(name)).issuer_name(_name(issuer)).public_key(key.public_key())
+        )
         builder = builder.serial_number(x509.random_serial_number())
         builder = builder.not_valid_before(now - CLOCK_SKEW).not_valid_after(now + timedelta(days=days))
         builder = builder.add_extension(x509.BasicConstraints(ca=name == issuer, path_length=None), critical=True)
@@ -127,7 +133,9 @@ def make_credentials(directory: Path, hosts: Sequence[str] = (), days: float = 3
         return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
 
     def private(key: ec.EllipticCurvePrivateKey) -> bytes:
-        return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        return key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
 
     authority, server, client = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
     ca_name = f"Delphi annotation {secrets.token_hex(4)}"
@@ -158,7 +166,9 @@ def write_credentials(directory: Path, contents: Mapping[str, bytes]) -> Credent
             f"credentials: {error.filename} exists already and is not overwritten: give another directory, or delete it"
         ) from None
     except OSError as error:
-        raise ValueError(f"credentials: {directory} cannot be written ({error.strerror}): give a directory that can") from None
+        raise ValueError(
+            f"credentials: {directory} cannot be written ({error.strerror}): give a directory that can"
+        ) from None
     return CredentialFiles(directory)
 
 
@@ -175,7 +185,9 @@ def _general_name(host: str) -> "x509.GeneralName":
         return x509.DNSName(host)
 
 
-def load_client_credentials(tls_ca: str = "", tls_cert: str = "", tls_key: str = "", token_file: str = "") -> ClientCredentials:
+def load_client_credentials(
+    tls_ca: str = "", tls_cert: str = "", tls_key: str = "", token_file: str = ""
+) -> ClientCredentials:
     """Credentials from files, each optional. ValueError, naming the key, where a file or the combination is no good."""
     if bool(tls_cert) != bool(tls_key):
         raise ValueError(

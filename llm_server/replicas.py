@@ -173,7 +173,9 @@ class Replicas:
     def _begin_probing(self, name: str, replica: _Replica) -> None:
         if replica.trouble is not None and not replica.is_probed and self._num_clients:
             replica.is_probed = True
-            threading.Thread(target=self._probe, args=(name, replica), name=f"replica-probe-{name}", daemon=True).start()
+            threading.Thread(
+                target=self._probe, args=(name, replica), name=f"replica-probe-{name}", daemon=True
+            ).start()
 
     def _probe(self, name: str, replica: _Replica) -> None:
         while True:

@@ -45,7 +45,9 @@ class ReplicatedClient:
         rows: list[np.ndarray] = self._ask("vector", items, items, lambda client, part: list(client.embed(part)))
         sizes = {len(row) for row in rows}
         if len(sizes) > 1:
-            raise AnnotationRefused(f"annotation replicas embed into {sorted(sizes)} dimensions: start all with the same --encoder")
+            raise AnnotationRefused(
+                f"annotation replicas embed into {sorted(sizes)} dimensions: start all with the same --encoder"
+            )
         return np.stack(rows) if rows else np.empty((0, 0), np.float32)
 
     def describe(self) -> ServiceDescription:
@@ -84,9 +86,15 @@ class ReplicatedClient:
         self._replicas.release()
 
     def _ask(
-        self, kind: str, items: Sequence[Any], routes: Sequence[bytes], send: Callable[[JudgeClient, list[Any]], Sequence[Any]]
+        self,
+        kind: str,
+        items: Sequence[Any],
+        routes: Sequence[bytes],
+        send: Callable[[JudgeClient, list[Any]], Sequence[Any]],
     ) -> list[Any]:
-        answers = {n: answer for n, item in enumerate(items) if (answer := self._replicas.recall((kind, item))) is not None}
+        answers = {
+            n: answer for n, item in enumerate(items) if (answer := self._replicas.recall((kind, item))) is not None
+        }
         tried: set[str] = set()
         while missing := [n for n in range(len(items)) if n not in answers]:
             up = self._replicas.up()
@@ -106,7 +114,9 @@ class ReplicatedClient:
                     self._replicas.answered(name)
         return [answers[n] for n in range(len(items))]
 
-    def _at_once(self, calls: Mapping[str, Callable[[JudgeClient], Any]], addresses: Mapping[str, str]) -> dict[str, Any]:
+    def _at_once(
+        self, calls: Mapping[str, Callable[[JudgeClient], Any]], addresses: Mapping[str, str]
+    ) -> dict[str, Any]:
         """What each replica's call returned, or its exception, after which the replica is left out; one thread per call."""
         results: dict[str, Any] = {}
 
@@ -120,7 +130,9 @@ class ReplicatedClient:
                     self._replicas.failed(name, addresses[name], error)
 
         # Daemons: every call has a deadline, but the process need not wait for it at its end.
-        threads = [threading.Thread(target=call, args=(name,), name=f"replica-{name}", daemon=True) for name in list(calls)[1:]]
+        threads = [
+            threading.Thread(target=call, args=(name,), name=f"replica-{name}", daemon=True) for name in list(calls)[1:]
+        ]
         for thread in threads:
             thread.start()
         for name in list(calls)[:1]:
@@ -165,7 +177,9 @@ class ReplicatedClient:
             known[1].close()
 
 
-def _sending(send: Callable[[JudgeClient, list[Any]], Sequence[Any]], part: list[Any]) -> Callable[[JudgeClient], Sequence[Any]]:
+def _sending(
+    send: Callable[[JudgeClient, list[Any]], Sequence[Any]], part: list[Any]
+) -> Callable[[JudgeClient], Sequence[Any]]:
     def call(client: JudgeClient) -> Sequence[Any]:
         answers = send(client, part)
         check_number(len(answers), len(part))

@@ -19,7 +19,9 @@ from llm_server.standard_output import guarded, output_may_be_lost
 
 FLAGS = tuple(field.name for field in dataclasses.fields(ServiceConfig) if field.name != "hang_timeout_s")
 """Fields of `ServiceConfig` that are flags; the other is for whoever watches a service."""
-ACCESS_FLAGS = tuple(field.name for field in dataclasses.fields(AccessConfig) if field.name != "insecure_listen_anywhere")
+ACCESS_FLAGS = tuple(
+    field.name for field in dataclasses.fields(AccessConfig) if field.name != "insecure_listen_anywhere"
+)
 DEFAULTS = dataclasses.replace(ServiceConfig(), port=7431, nice=0, torch_threads=0)
 """Alone on a machine the service may use all of it; one that a run starts is told otherwise."""
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "[::]": "[::1]"}
@@ -33,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     config = ServiceConfig(**{name: getattr(arguments, name) for name in FLAGS})
     access = AccessConfig(
-        **{name: getattr(arguments, name) for name in ACCESS_FLAGS}, insecure_listen_anywhere=arguments.insecure_listen_anywhere
+        **{name: getattr(arguments, name) for name in ACCESS_FLAGS},
+        insecure_listen_anywhere=arguments.insecure_listen_anywhere,
     )
     try:
         check_flags(ServiceConfig, dataclasses.asdict(config))
@@ -112,7 +115,10 @@ def _run(config: ServiceConfig, access: AccessConfig, arguments: argparse.Namesp
         def on_listening(address: str) -> None:
             if address_file:
                 _write_atomically(address_file, address)
-            print(f"listening on {address}, {PREPARING.get(config.engine, f'loading {config.model}')}; {said(access)}", flush=True)
+            print(
+                f"listening on {address}, {PREPARING.get(config.engine, f'loading {config.model}')}; {said(access)}",
+                flush=True,
+            )
 
         def on_serving(judge: Judge) -> None:
             if arguments.nice_once_ready:
@@ -124,7 +130,9 @@ def _run(config: ServiceConfig, access: AccessConfig, arguments: argparse.Namesp
                 flush=True,
             )
 
-        return await serve(config, rubric, build, access=access, on_listening=on_listening, on_serving=on_serving, stop=stop)
+        return await serve(
+            config, rubric, build, access=access, on_listening=on_listening, on_serving=on_serving, stop=stop
+        )
 
     if not asyncio.run(session()):
         os._exit(0)  # a thread in the midst of loading a model aborts an interpreter that ends in the ordinary way
@@ -146,7 +154,9 @@ def _watch_parent(on_end: "object") -> None:
     """Call `on_end` when standard input ends, as it does when the parent that holds its other end dies; then insist."""
 
     def watch() -> None:
-        while os.read(0, 4096):  # not sys.stdin: its lock, held by a thread that waits, aborts the interpreter at its end
+        while os.read(
+            0, 4096
+        ):  # not sys.stdin: its lock, held by a thread that waits, aborts the interpreter at its end
             pass
         on_end()  # type: ignore[operator]
         threading.Event().wait(10.0)
@@ -161,7 +171,9 @@ def _write_atomically(path: Path, text: str) -> None:
         temporary.write_text(text)
         os.replace(temporary, path)
     except OSError as error:
-        raise ValueError(f"--address-file: {path} cannot be written ({error.strerror}): give a file in a writable folder") from None
+        raise ValueError(
+            f"--address-file: {path} cannot be written ({error.strerror}): give a file in a writable folder"
+        ) from None
 
 
 def _refuse(message: str, code: int = 2) -> int:
@@ -178,7 +190,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--rubric", type=path_argument, default="nethack_progress", help="a built-in rubric or a YAML file (default: nethack_progress)"
+        "--rubric",
+        type=path_argument,
+        default="nethack_progress",
+        help="a built-in rubric or a YAML file (default: nethack_progress)",
     )
     add_flags(parser, DEFAULTS, FLAGS)
     add_flags(parser, AccessConfig(), ACCESS_FLAGS)
@@ -186,7 +201,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--nice-once-ready", action="store_true", help="take --nice only when the model is loaded")
     parser.add_argument("--exit-with-parent", action="store_true", help="stop when standard input ends")
     parser.add_argument(
-        "--insecure-listen-anywhere", action="store_true", help="allow a --host that other machines reach without TLS and token"
+        "--insecure-listen-anywhere",
+        action="store_true",
+        help="allow a --host that other machines reach without TLS and token",
     )
     parser.add_argument(
         "--make-credentials",

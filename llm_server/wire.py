@@ -30,11 +30,17 @@ LOADING = "the model is being loaded"
 STARTING = "the annotation service is starting"
 """How the details of UNAVAILABLE begin where a service is alive and has no judge yet."""
 
-_TO_WIRE = {Status.OK: WireJudgement.OK, Status.UNPARSED: WireJudgement.UNPARSED, Status.REJECTED: WireJudgement.REJECTED}
+_TO_WIRE = {
+    Status.OK: WireJudgement.OK,
+    Status.UNPARSED: WireJudgement.UNPARSED,
+    Status.REJECTED: WireJudgement.REJECTED,
+}
 _FROM_WIRE = {wire: status for status, wire in _TO_WIRE.items()}
 
 
-def annotate_request(rubric_id: str, rubric_version: str, items: Sequence[bytes], bypass_store: bool) -> AnnotateRequest:
+def annotate_request(
+    rubric_id: str, rubric_version: str, items: Sequence[bytes], bypass_store: bool
+) -> AnnotateRequest:
     """The request that asks for one judgement per item."""
     return AnnotateRequest(rubric_id=rubric_id, rubric_version=rubric_version, items=items, bypass_store=bypass_store)
 
@@ -56,7 +62,11 @@ def annotate_response(
     return AnnotateResponse(
         judgements=[
             WireJudgement(
-                status=_TO_WIRE[j.status], probability=j.probability, answer_mass=j.answer_mass, cached=j.cached, item_hash=item_hash(item)
+                status=_TO_WIRE[j.status],
+                probability=j.probability,
+                answer_mass=j.answer_mass,
+                cached=j.cached,
+                item_hash=item_hash(item),
             )
             for j, item in zip(judgements, items, strict=True)
         ],
@@ -84,14 +94,22 @@ def _judgement(position: int, wire: WireJudgement) -> Judgement:
     return Judgement(status=status, probability=wire.probability, answer_mass=wire.answer_mass, cached=wire.cached)
 
 
-def pairs_request(rubric_id: str, rubric_version: str, pairs: Sequence[tuple[bytes, bytes]], bypass_store: bool) -> AnnotatePairsRequest:
+def pairs_request(
+    rubric_id: str, rubric_version: str, pairs: Sequence[tuple[bytes, bytes]], bypass_store: bool
+) -> AnnotatePairsRequest:
     """The request that asks for one judgement per pair."""
     wire = [Pair(first=first, second=second) for first, second in pairs]
-    return AnnotatePairsRequest(rubric_id=rubric_id, rubric_version=rubric_version, pairs=wire, bypass_store=bypass_store)
+    return AnnotatePairsRequest(
+        rubric_id=rubric_id, rubric_version=rubric_version, pairs=wire, bypass_store=bypass_store
+    )
 
 
 def pairs_response(
-    judgements: Iterable[PairJudgement], pairs: Sequence[tuple[bytes, bytes]], *, pairs_hash: str = "", fingerprint: str = ""
+    judgements: Iterable[PairJudgement],
+    pairs: Sequence[tuple[bytes, bytes]],
+    *,
+    pairs_hash: str = "",
+    fingerprint: str = "",
 ) -> AnnotatePairsResponse:
     """The response that carries the `judgements` of `pairs` in their order."""
     return AnnotatePairsResponse(
@@ -111,7 +129,9 @@ def pairs_response(
     )
 
 
-def pair_judgements_of(response: AnnotatePairsResponse, pairs: Sequence[tuple[bytes, bytes]], rubric_hash: str = "") -> list[PairJudgement]:
+def pair_judgements_of(
+    response: AnnotatePairsResponse, pairs: Sequence[tuple[bytes, bytes]], rubric_hash: str = ""
+) -> list[PairJudgement]:
     """The judgements of a response to `pairs`; ValueError unless there is exactly one sound judgement for each, in order, by this rubric."""
     if len(response.judgements) != len(pairs):
         raise ValueError(f"{len(pairs)} pairs were asked and {len(response.judgements)} judgements came back")
@@ -130,7 +150,9 @@ def _pair_judgement(position: int, wire: WirePairJudgement) -> PairJudgement:
         _check_share(position, "preference", preference)
         if not math.isfinite(bias):
             raise ValueError(f"judgement {position} is OK but its position bias is {bias}")
-    return PairJudgement(status=status, preference=preference, answer_mass=wire.answer_mass, position_bias=bias, cached=wire.cached)
+    return PairJudgement(
+        status=status, preference=preference, answer_mass=wire.answer_mass, position_bias=bias, cached=wire.cached
+    )
 
 
 def _status(position: int, wire: WireJudgement.Status) -> Status:
@@ -153,19 +175,27 @@ def _check_rubric(theirs: str, ours: str) -> None:
 
 def _check_hash(position: int, theirs: int, ours: int) -> None:
     if theirs != ours:
-        raise ValueError(f"answer {position} is about another item than was asked there (hash {theirs:016x}, wanted {ours:016x})")
+        raise ValueError(
+            f"answer {position} is about another item than was asked there (hash {theirs:016x}, wanted {ours:016x})"
+        )
 
 
 def embed_response(vectors: np.ndarray, items: Sequence[bytes], *, fingerprint: str = "") -> EmbedResponse:
     """`vectors` [N, D] f32 of `items` as a message."""
     hashes = [item_hash(item) for item in items]
-    return EmbedResponse(dimensions=vectors.shape[1], values=vectors.ravel().tolist(), item_hashes=hashes, fingerprint=fingerprint)
+    return EmbedResponse(
+        dimensions=vectors.shape[1], values=vectors.ravel().tolist(), item_hashes=hashes, fingerprint=fingerprint
+    )
 
 
 def vectors_of(response: EmbedResponse, items: Sequence[bytes]) -> np.ndarray:
     """[N, D] f32; ValueError unless there is exactly one row of unit length, or of NaN, for each of `items`, in order."""
     values = np.array(response.values, np.float32)
-    if response.dimensions < 1 or len(values) != len(items) * response.dimensions or len(response.item_hashes) != len(items):
+    if (
+        response.dimensions < 1
+        or len(values) != len(items) * response.dimensions
+        or len(response.item_hashes) != len(items)
+    ):
         raise ValueError(
             f"{len(items)} items were asked and {len(values)} numbers of {response.dimensions} dimensions with {len(response.item_hashes)}"
             " hashes came back"

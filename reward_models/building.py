@@ -14,7 +14,8 @@ from reward_models.ranking import RankingModel
 from reward_models.retrieval import RetrievalModel
 
 MODELS: dict[str, type[RewardModel]] = {
-    model.name: model for model in (RetrievalModel, ClassificationModel, RankingModel, EmbeddingModel, CountsModel, NoneModel)
+    model.name: model
+    for model in (RetrievalModel, ClassificationModel, RankingModel, EmbeddingModel, CountsModel, NoneModel)
 }
 
 
@@ -22,7 +23,9 @@ def build_reward_model(config: RewardModelConfig, seed: int = 0) -> RewardModel:
     """The reward model that `config` names, its weights drawn from `seed`; raises ValueError for an unknown name or a wrong setting."""
     model = MODELS.get(config.name)
     if model is None:
-        raise ValueError(f"reward_model.name: got {config.name!r}{did_you_mean(config.name, MODELS)}, wanted one of {', '.join(MODELS)}")
+        raise ValueError(
+            f"reward_model.name: got {config.name!r}{did_you_mean(config.name, MODELS)}, wanted one of {', '.join(MODELS)}"
+        )
     return model(config, seed)
 
 

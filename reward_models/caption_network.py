@@ -30,7 +30,8 @@ class CaptionEncoder(nn.Module):
         self.embedding = nn.Embedding(256, EMBEDDING_SIZE, padding_idx=0)
         widths = (EMBEDDING_SIZE, *(CHANNELS for _ in STAGES))
         self.convolutions = nn.ModuleList(
-            nn.Conv1d(before, after, kernel) for before, after, (kernel, _) in zip(widths, widths[1:], STAGES, strict=False)
+            nn.Conv1d(before, after, kernel)
+            for before, after, (kernel, _) in zip(widths, widths[1:], STAGES, strict=False)
         )
         self.output = nn.Linear(CHANNELS * POSITIONS, FEATURES)
 

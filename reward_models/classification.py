@@ -70,7 +70,12 @@ class ClassificationModel(RewardModel):
     def learn(self, evidence: Sequence[Evidence]) -> None:
         """Take new labels in."""
         for item in evidence:
-            if isinstance(item, JudgedCaption) and item.judgement.status is Status.OK and item.caption.id and not self._is_frozen:
+            if (
+                isinstance(item, JudgedCaption)
+                and item.judgement.status is Status.OK
+                and item.caption.id
+                and not self._is_frozen
+            ):
                 self._take(item.caption, item.judgement.probability)
 
     def train(self) -> Mapping[str, float]:
@@ -82,7 +87,8 @@ class ClassificationModel(RewardModel):
     def _take(self, caption: Caption, probability: float) -> None:
         train, held_out = self._labels[False], self._labels[True]
         if caption.id in held_out.labels or (
-            caption.id not in train.labels and is_held_out(caption.id, self._config.held_out_fraction, len(train.labels))
+            caption.id not in train.labels
+            and is_held_out(caption.id, self._config.held_out_fraction, len(train.labels))
         ):
             held_out.put(caption, probability)
         else:
@@ -118,7 +124,9 @@ class ClassificationModel(RewardModel):
     def agreement(self, logits: Tensor, rows: np.ndarray, held_out: bool) -> float:
         """Share of labels on the same side of the threshold as the network."""
         judges = self._theta if self._config.labels == "hard" else self._reward.threshold
-        return float(np.mean((logits.numpy() > log_odds(self._reward.threshold)) == (self._given(rows, held_out) > judges)))
+        return float(
+            np.mean((logits.numpy() > log_odds(self._reward.threshold)) == (self._given(rows, held_out) > judges))
+        )
 
     def _given(self, rows: np.ndarray, held_out: bool) -> np.ndarray:
         labels = self._labels[held_out].rows()

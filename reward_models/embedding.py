@@ -36,7 +36,9 @@ class EmbeddingModel(RewardModel):
     def __init__(self, config: RewardModelConfig, seed: int = 0) -> None:
         super().__init__(config, seed)
         if config.threshold != -1 and not -1 < config.threshold < 1:
-            raise ValueError(f"reward_model.threshold is a cosine in (-1, 1), got {config.threshold}; -1 takes the default")
+            raise ValueError(
+                f"reward_model.threshold is a cosine in (-1, 1), got {config.threshold}; -1 takes the default"
+            )
         if not 0 < len(config.goals) <= MAX_GOALS:
             raise ValueError(f"reward_model.goals must be 1 to {MAX_GOALS} sentences, got {len(config.goals)}")
         self.asks = Asks.NOTHING if config.embedding == "bag-of-words" else Asks.EMBEDDINGS
@@ -55,7 +57,9 @@ class EmbeddingModel(RewardModel):
     def score(self, captions: Sequence[Caption], counts: np.ndarray) -> np.ndarray:
         """[N] f32: R of each caption, NaN before it was embedded."""
         cosines, _ = self._look_up(captions)
-        return without_empty(captions, np.where(np.isnan(cosines), np.nan, np.where(cosines > self._threshold, cosines, 0.0)))
+        return without_empty(
+            captions, np.where(np.isnan(cosines), np.nan, np.where(cosines > self._threshold, cosines, 0.0))
+        )
 
     def margins(self, captions: Sequence[Caption]) -> np.ndarray:
         """[N] f64: cosine above the threshold."""

@@ -156,7 +156,9 @@ class Fitting:
         total = examples.num_held_out if held_out else examples.num_train
         rows = np.unique(np.linspace(0, total - 1, min(total, MAX_EVALUATED)).astype(np.int64))
         excess, agreement = self._assess(self._net, examples, rows, held_out)
-        best_excess, best_agreement = self._assess(self._best, examples, rows, held_out) if self.has_best else (np.inf, np.nan)
+        best_excess, best_agreement = (
+            self._assess(self._best, examples, rows, held_out) if self.has_best else (np.inf, np.nan)
+        )
         if excess < min((1.0 - MIN_GAIN) * best_excess, best_excess - LEAST_GAIN):
             self._best.load_state_dict(self._net.state_dict())
             self.has_best, best_agreement = True, agreement
@@ -171,7 +173,10 @@ class Fitting:
     @torch.no_grad()
     def _assess(self, net: CaptionNet, examples: Examples, rows: np.ndarray, held_out: bool) -> tuple[float, float]:
         """Excess loss in nats, and agreement."""
-        logits, targets = examples.logits(net(examples.texts(rows, held_out))), examples.targets(rows, held_out).double()
+        logits, targets = (
+            examples.logits(net(examples.texts(rows, held_out))),
+            examples.targets(rows, held_out).double(),
+        )
         entropy = -(torch.xlogy(targets, targets) + torch.xlogy(1.0 - targets, 1.0 - targets)).mean()
         loss = binary_cross_entropy_with_logits(logits.double(), targets)
         return float(loss - entropy), examples.agreement(logits, rows, held_out)
@@ -183,7 +188,9 @@ class Fitting:
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         config = self._config
-        return torch.optim.AdamW(self._net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+        return torch.optim.AdamW(
+            self._net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Weights in training and best ones, Adam's moments, counters, and the outputs computed so far."""
@@ -216,9 +223,15 @@ class Fitting:
             if name in state["adam"]
         }
         self._optimizer = self._new_optimizer()
-        self._optimizer.load_state_dict({"state": moments, "param_groups": self._optimizer.state_dict()["param_groups"]})
+        self._optimizer.load_state_dict(
+            {"state": moments, "param_groups": self._optimizer.state_dict()["param_groups"]}
+        )
         self.step, self.has_best, self.accuracy = state["step"], state["has_best"], state["accuracy"]
-        self._num_without_gain, self._num_learnt, self._rests_until = state["num_without_gain"], state["num_learnt"], state["rests_until"]
+        self._num_without_gain, self._num_learnt, self._rests_until = (
+            state["num_without_gain"],
+            state["num_learnt"],
+            state["rests_until"],
+        )
         self._outputs = dict(zip(state["output_ids"].tolist(), state["outputs"].tolist(), strict=True))
 
 

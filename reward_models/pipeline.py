@@ -82,9 +82,19 @@ class AnnotationPipeline:
         config: RewardModelConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._book, self._trainer, self._annotator, self._service, self._judge = book, trainer, annotator, service, judge
+        self._book, self._trainer, self._annotator, self._service, self._judge = (
+            book,
+            trainer,
+            annotator,
+            service,
+            judge,
+        )
         config = config or RewardModelConfig()
-        self._publish_interval_s, self._training_share, self._clock = config.publish_interval_s, config.training_share, clock
+        self._publish_interval_s, self._training_share, self._clock = (
+            config.publish_interval_s,
+            config.training_share,
+            clock,
+        )
         self._lock = FairLock()  # of the trainer
         self._unlearnt: list[Evidence] = []
         self._num_answers = self._num_judges_replaced = 0

@@ -55,7 +55,9 @@ class RankingModel(RewardModel):
         self._texts: dict[int, bytes] = {}  # of every caption in a pair
         self._held_out_captions: set[int] = set()
         self._fitting = Fitting(SIZES, DROPOUT, config, seed)
-        self._judged: dict[int, float] = {}  # the judge's probability of single captions, where pairs were made of those
+        self._judged: dict[
+            int, float
+        ] = {}  # the judge's probability of single captions, where pairs were made of those
         self._theta = math.nan
         self._scale: tuple[float, float, float] = (math.nan, math.nan, math.nan)  # mu, sigma, epsilon of the last table
 

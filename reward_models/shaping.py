@@ -32,7 +32,10 @@ class Permutation:
         rest. Within a band rewards move on by one place in an order drawn from the seed.
         """
         known = ~np.isnan(rewards)
-        new = np.array([row for row in np.flatnonzero(known & (ids != 0) & (counts > 0)) if int(ids[row]) not in self._sources], np.int64)
+        new = np.array(
+            [row for row in np.flatnonzero(known & (ids != 0) & (counts > 0)) if int(ids[row]) not in self._sources],
+            np.int64,
+        )
         if len(new) >= BAND:
             new = new[np.lexsort((ids[new], -counts[new]))]
             for start in range(0, len(new) - BAND + 1, BAND):
@@ -43,7 +46,9 @@ class Permutation:
                 if end == len(new):
                     break
         given = dict(zip(ids[known].tolist(), rewards[known].tolist(), strict=True))
-        return np.array([given.get(self._sources.get(number, -1), np.nan) if number else 0.0 for number in ids.tolist()], np.float32)
+        return np.array(
+            [given.get(self._sources.get(number, -1), np.nan) if number else 0.0 for number in ids.tolist()], np.float32
+        )
 
     def retain(self, ids: Set[int]) -> None:
         """Forget captions that left the book. Whose reward came from one of them gets what would have gone to it, so that no reward is
@@ -58,7 +63,10 @@ class Permutation:
 
     def state_dict(self) -> dict[str, Any]:
         """Captions and their sources."""
-        return {"ids": np.array(list(self._sources), np.uint64), "sources": np.array(list(self._sources.values()), np.uint64)}
+        return {
+            "ids": np.array(list(self._sources), np.uint64),
+            "sources": np.array(list(self._sources.values()), np.uint64),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
@@ -95,7 +103,10 @@ class RewardOptions:
 
     def state_dict(self) -> dict[str, Any]:
         """Counter and permutation."""
-        return {"num_labels": self._num_labels, "permutation": self._permutation.state_dict() if self._permutation else None}
+        return {
+            "num_labels": self._num_labels,
+            "permutation": self._permutation.state_dict() if self._permutation else None,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""

@@ -54,7 +54,9 @@ class RewardTable:
         object.__setattr__(self, "_index", IdIndex(self.ids))
 
     @staticmethod
-    def build(ids: np.ndarray, rewards: np.ndarray, reward_version: tuple[int, int], goals: np.ndarray | None = None) -> "RewardTable":
+    def build(
+        ids: np.ndarray, rewards: np.ndarray, reward_version: tuple[int, int], goals: np.ndarray | None = None
+    ) -> "RewardTable":
         """A table from unordered distinct `ids` [N] u64, `rewards` [N] and `goals` [N]; captions with NaN rewards are left out.
 
         Raises ValueError for unequal lengths, repeated ids or infinite rewards.

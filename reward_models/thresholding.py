@@ -19,7 +19,9 @@ class ProbabilityReward:
     def __init__(self, config: RewardModelConfig) -> None:
         """Raises ValueError for a threshold that is no probability and for an unknown output."""
         if config.threshold != -1 and not 0 <= config.threshold < 1:
-            raise ValueError(f"reward_model.threshold is a probability in [0, 1), got {config.threshold}; -1 takes the rubric's")
+            raise ValueError(
+                f"reward_model.threshold is a probability in [0, 1), got {config.threshold}; -1 takes the rubric's"
+            )
         if config.output not in OUTPUTS:
             raise ValueError(f"reward_model.output is one of {', '.join(OUTPUTS)}, got {config.output!r}")
         self._output = config.output

@@ -90,7 +90,11 @@ class RewardTrainer:
             if self.on_retain:
                 self.on_retain(staying)
         is_warm = self._model.asks is Asks.NOTHING or self._options.is_warm
-        rewards = self._options.apply(ids, counts, self._model.score(captions, counts)) if is_warm else np.full(len(ids), np.nan)
+        rewards = (
+            self._options.apply(ids, counts, self._model.score(captions, counts))
+            if is_warm
+            else np.full(len(ids), np.nan)
+        )
         run_epoch, number = self.table.reward_version
         table = RewardTable.build(ids, rewards, (run_epoch, number + 1), self._model.goals(captions))
         if self._book.wants_margins:

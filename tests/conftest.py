@@ -3,4 +3,6 @@
 import signal
 
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-    signal.signal(signal.SIGHUP, lambda number, frame: None)  # the tests stay; the programs that they start are born with the default
+    signal.signal(
+        signal.SIGHUP, lambda number, frame: None
+    )  # the tests stay; the programs that they start are born with the default

@@ -39,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Draw the dashboard's panels as a real run fills them, by matplotlib.")
     parser.add_argument("--out", type=Path, default=Path("docs/dashboard.png"))
     parser.add_argument("--minutes", type=float, default=6.0, help="of the run (%(default)g)")
-    parser.add_argument("settings", nargs="*", help="key=value of the run, in front of which stands --preset nethack_score")
+    parser.add_argument(
+        "settings", nargs="*", help="key=value of the run, in front of which stands --preset nethack_score"
+    )
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as work, watched_run(Path(work), "nethack_score", *options.settings) as run:
         wait_until(lambda: lines(run.run_dir), run.process, run.log)
@@ -59,10 +61,14 @@ def draw(prometheus: Prometheus, minutes: float, path: Path) -> None:
         left, bottom = at["x"] / ROW_WIDTH, 1 - (at["y"] + at["h"]) / height
         width, tall = at["w"] / ROW_WIDTH, at["h"] / height
         if panel["type"] == "row":
-            figure.text(left + 0.006, bottom + 0.2 * tall, f"⌄ {panel['title']}", color=TEXT, fontsize=11, weight="bold")
+            figure.text(
+                left + 0.006, bottom + 0.2 * tall, f"⌄ {panel['title']}", color=TEXT, fontsize=11, weight="bold"
+            )
             continue
         margin = (0.4 / inches[0], 0.3 / inches[1])
-        axes = figure.add_axes((left + margin[0], bottom + margin[1], width - 1.3 * margin[0], tall - 2 * margin[1]), facecolor=PANEL)
+        axes = figure.add_axes(
+            (left + margin[0], bottom + margin[1], width - 1.3 * margin[0], tall - 2 * margin[1]), facecolor=PANEL
+        )
         axes.set_title(panel["title"], color=TEXT, fontsize=8, loc="left", pad=3)
         _draw_panel(axes, panel, _series(prometheus, panel, minutes))
     figure.savefig(path, dpi=72, facecolor=BACKGROUND)
@@ -89,7 +95,16 @@ def _draw_panel(axes: Axes, panel: dict[str, Any], series: dict[str, list[tuple[
     if panel["type"] == "stat":
         return _draw_stat(axes, defaults, defined)
     if not defined:
-        axes.text(0.5, 0.5, "not defined in this run", color=TEXT, fontsize=7, ha="center", va="center", transform=axes.transAxes)
+        axes.text(
+            0.5,
+            0.5,
+            "not defined in this run",
+            color=TEXT,
+            fontsize=7,
+            ha="center",
+            va="center",
+            transform=axes.transAxes,
+        )
     elif defaults["custom"]["stacking"]["mode"] == "normal":
         times = [at for at, _ in next(iter(defined.values()))]
         values = [[0.0 if math.isnan(value) else value for _, value in points] for points in defined.values()]
@@ -113,7 +128,10 @@ def _draw_stat(axes: Axes, defaults: dict[str, Any], series: dict[str, list[tupl
         value = [value for _, value in points if not math.isnan(value)][-1]
         step = [step for step in defaults["thresholds"]["steps"] if step["value"] is None or value >= step["value"]][-1]
         named = {
-            key: mapping["text"] for entry in defaults["mappings"] if entry["type"] == "value" for key, mapping in entry["options"].items()
+            key: mapping["text"]
+            for entry in defaults["mappings"]
+            if entry["type"] == "value"
+            for key, mapping in entry["options"].items()
         }
         text, colour = named.get(f"{value:g}", _written(value, defaults["unit"])), COLOURS[step["color"]]
     axes.text(0.5, 0.45, text, color=colour, fontsize=13, ha="center", va="center", transform=axes.transAxes)

@@ -56,19 +56,27 @@ def configuration() -> str:
     for section, settings in sections.items():
         parts.append(f"\n## {section or 'The run'}\n\n| key | default | may be | meaning |\n|---|---|---|---|\n")
         for key, default, doc in settings:
-            shown = "(empty)" if default in ("", [], {}) else f"`{str(default).lower() if isinstance(default, bool) else default}`"
+            shown = (
+                "(empty)"
+                if default in ("", [], {})
+                else f"`{str(default).lower() if isinstance(default, bool) else default}`"
+            )
             parts.append(f"| `{key}` | {shown} | {_allowed(fields[key], default)} | {doc.replace('|', '&#124;')} |\n")
     return "".join(parts)
 
 
 def tree() -> str:
     """The modules of each package with the first sentence of their docstrings."""
-    tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    tracked = subprocess.run(
+        ["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
     lines = []
     for package, words in PACKAGES.items():
         lines.append(f"\n### `{package}/`: {words}\n")
         folder = ""
-        for path in sorted((name for name in tracked if name.startswith(f"{package}/") and "_pb2" not in name), key=_by_folder):
+        for path in sorted(
+            (name for name in tracked if name.startswith(f"{package}/") and "_pb2" not in name), key=_by_folder
+        ):
             doc = ast.get_docstring(ast.parse((ROOT / path).read_text()))
             if doc is None:
                 continue

@@ -37,7 +37,14 @@ def head_node(*, dashboard: bool, num_cpus: int = 4) -> Iterator[dict[str, str]]
         "RAY_AUTH_TOKEN": TOKEN,
     }
     names = ("--port", "--dashboard-port", "--dashboard-agent-listen-port")
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--num-cpus={num_cpus}", f"--temp-dir={home}/ray"]
+    command = [
+        str(Path(sys.executable).with_name("ray")),
+        "start",
+        "--head",
+        "--block",
+        f"--num-cpus={num_cpus}",
+        f"--temp-dir={home}/ray",
+    ]
     command += ["--object-store-memory=200000000", f"--include-dashboard={str(dashboard).lower()}"]
     command += [f"{name}={port}" for name, port in zip(names, ports, strict=True)]
     head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=home)
@@ -47,7 +54,11 @@ def head_node(*, dashboard: bool, num_cpus: int = 4) -> Iterator[dict[str, str]]
             if head.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError("Ray's head node did not start")
             time.sleep(0.2)
-        address = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{ports[1]}"} if dashboard else {"RAY_ADDRESS": f"127.0.0.1:{ports[0]}"}
+        address = (
+            {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{ports[1]}"}
+            if dashboard
+            else {"RAY_ADDRESS": f"127.0.0.1:{ports[0]}"}
+        )
         yield environment | address
     finally:
         head.terminate()

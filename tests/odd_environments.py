@@ -131,9 +131,15 @@ gymnasium.register("Odd-v0", entry_point=Odd)
 gymnasium.register("SeedlessReset-v0", entry_point=SeedlessReset)
 gymnasium.register("OwnLimit-v0", entry_point=limited)
 gymnasium.register("RegisteredLimit-v0", entry_point=Odd, max_episode_steps=2)
-gymnasium.register("Unreachable-v0", entry_point=Odd, kwargs={"reset": raising(RuntimeError("no simulator at port 2000"))})
-gymnasium.register("Unbounded-v0", entry_point=Odd, max_episode_steps=2, kwargs={"obs": lambda t: np.full(4, t, np.float32)})
-gymnasium.register("NotANumber-v0", entry_point=Odd, kwargs={"obs": lambda t: np.full(4, np.nan if t == 3 else 0, np.float32)})
+gymnasium.register(
+    "Unreachable-v0", entry_point=Odd, kwargs={"reset": raising(RuntimeError("no simulator at port 2000"))}
+)
+gymnasium.register(
+    "Unbounded-v0", entry_point=Odd, max_episode_steps=2, kwargs={"obs": lambda t: np.full(4, t, np.float32)}
+)
+gymnasium.register(
+    "NotANumber-v0", entry_point=Odd, kwargs={"obs": lambda t: np.full(4, np.nan if t == 3 else 0, np.float32)}
+)
 for _function in (level, bare_level, wrapped_level, limited_level, observed_level, unpayable_level):
     gymnasium.register(f"MiniHack-Odd-{_function.__name__}-v0", entry_point=_function)
 gymnasium.register(

@@ -104,7 +104,9 @@ def running(folder: Path, configuration: Path, data: Path) -> Iterator[Prometheu
     command += [f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"]
     log = data.with_suffix(".log")
     with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | {"GOMAXPROCS": "1"})
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | {"GOMAXPROCS": "1"}
+        )
     try:
         server = Prometheus(port)
         deadline = time.monotonic() + START_LIMIT_S

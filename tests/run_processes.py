@@ -22,9 +22,20 @@ def start_run(
     run_dir: Path, log: Path, *settings: str, preset: str = "nethack_score", env: Mapping[str, str] | None = None
 ) -> subprocess.Popen:
     """`delphi train` in the background, in a session of its own, its output in `log`; without an evaluation at its end."""
-    command = [sys.executable, "-m", "cluster.train", "--preset", preset, f"run_dir={run_dir}", "evaluation.at_end=false", *settings]
+    command = [
+        sys.executable,
+        "-m",
+        "cluster.train",
+        "--preset",
+        preset,
+        f"run_dir={run_dir}",
+        "evaluation.at_end=false",
+        *settings,
+    ]
     with log.open("a") as output:
-        return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=env, start_new_session=True)
+        return subprocess.Popen(
+            command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=env, start_new_session=True
+        )
 
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:

@@ -65,7 +65,9 @@ def imported_modules(path: Path, modules: frozenset[str]) -> set[str]:
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    name_of = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in SOURCES if path.name != "__init__.py"}
+    name_of = {
+        path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in SOURCES if path.name != "__init__.py"
+    }
     modules = frozenset(name_of.values())
     graph = {name: imported_modules(path, modules) for path, name in name_of.items()}
     try:
@@ -95,7 +97,9 @@ def test_every_module_says_what_it_is_and_stays_short(path: Path) -> None:
 
 
 def test_only_the_agreed_packages_lie_at_the_top() -> None:
-    tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    tracked = subprocess.run(
+        ["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
     assert {path.split("/")[0] for path in tracked} == {*PACKAGES, "tests"}
     assert not [path for path in tracked if path.startswith("tests/") and path.endswith("__init__.py")]
     assert not [path for path in tracked if Path(path).stem in ("utils", "helpers", "common", "misc")]

@@ -25,5 +25,7 @@ def test_every_panels_queries_are_drawn(tmp_path: Path) -> None:
     prometheus = FakePrometheus()
     draw(prometheus, 5, tmp_path / "picture.png")  # type: ignore[arg-type]
     everything = {"run": [".*"], "SessionName": [".*"]}
-    assert prometheus.asked == [filled(t["expr"], everything) for panel in dashboard()["panels"] for t in panel.get("targets", [])]
+    assert prometheus.asked == [
+        filled(t["expr"], everything) for panel in dashboard()["panels"] for t in panel.get("targets", [])
+    ]
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")

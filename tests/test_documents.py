@@ -9,7 +9,9 @@ import pytest
 from tests.generated_documents import documents
 
 ROOT = Path(__file__).parents[1]
-TRACKED = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+TRACKED = subprocess.run(
+    ["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True
+).stdout.split()
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 
@@ -17,7 +19,8 @@ HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 def anchors(path: Path) -> set[str]:
     """What GitHub and mkdocs make of a file's headings."""
     return {
-        re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower()).strip().replace(" ", "-") for heading in HEADING.findall(path.read_text())
+        re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower()).strip().replace(" ", "-")
+        for heading in HEADING.findall(path.read_text())
     }
 
 

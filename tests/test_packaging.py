@@ -15,7 +15,11 @@ def test_wheel_holds_packages_markers_presets_and_rubrics(tmp_path: Path) -> Non
     names = set(zipfile.ZipFile(wheel).namelist())
     for package in ("actors", "learner", "llm_server", "reward_models", "configs", "cluster"):
         assert {f"{package}/__init__.py", f"{package}/py.typed"} <= names
-    assert {"configs/presets/nethack_score.yaml", "llm_server/rubrics/nethack_progress.yaml", "llm_server/annotation.proto"} <= names
+    assert {
+        "configs/presets/nethack_score.yaml",
+        "llm_server/rubrics/nethack_progress.yaml",
+        "llm_server/annotation.proto",
+    } <= names
     assert not [name for name in names if name.startswith("tests/")]
 
 

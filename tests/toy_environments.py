@@ -38,7 +38,9 @@ class Corridor(gymnasium.Env):
         self.action_space = spaces.Discrete(num_actions)
         self._position = 0
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Back to cell 0."""
         super().reset(seed=seed)
         self._position = 0
@@ -131,7 +133,9 @@ class TMaze(gymnasium.Env):
         self.action_space = spaces.Discrete(4)
         self._position, self._goal = 0, 0
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """To the sign, which names a side at random."""
         super().reset(seed=seed)
         self._position, self._goal = 0, 2 * int(self.np_random.integers(2))
@@ -159,7 +163,9 @@ class Painting(gymnasium.Env):
         self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = spaces.Discrete(num_actions, start=1)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """A new picture."""
         super().reset(seed=seed)
         return self._paint()
@@ -190,7 +196,9 @@ class Dial(gymnasium.Env):
         self.action_space = spaces.Discrete(2)
         self._turns = 0
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Back to zero turns."""
         super().reset(seed=seed)
         self._turns = 0
@@ -204,7 +212,12 @@ class Dial(gymnasium.Env):
     def _observe(self) -> dict[str, Any]:
         turns = self._turns
         digits = np.array([turns % 3, turns % 7])
-        return {"angle": np.array([turns, -turns], np.float64), "notch": turns % 5 - 2, "digits": digits, "message": f"Turn {turns}. ½"}
+        return {
+            "angle": np.array([turns, -turns], np.float64),
+            "notch": turns % 5 - 2,
+            "digits": digits,
+            "message": f"Turn {turns}. ½",
+        }
 
 
 class Throttle(Corridor):

@@ -49,12 +49,21 @@ class WatchedRun:
 def watched_run(work: Path, name: str, *settings: str) -> Iterator[WatchedRun]:
     """`delphi train` in the background until the block ends. Raises prometheus_server.NotToBeHad before it starts anything."""
     folder = programs()
-    run_dir, log, alerts, configuration = work / name, work / "output.txt", work / "alerts.yaml", work / "prometheus.yml"
+    run_dir, log, alerts, configuration = (
+        work / name,
+        work / "output.txt",
+        work / "alerts.yaml",
+        work / "prometheus.yml",
+    )
     process = start_run(run_dir, log, *settings, env=os.environ | {"RAY_metrics_report_interval_ms": "2000"})
     try:
         by_ray = _ray(run_dir) / "session_latest" / "metrics" / "prometheus" / "prometheus.yml"
         discovery = _ray(run_dir) / "prom_metrics_service_discovery.json"
-        wait_until(lambda: by_ray.exists() and discovery.exists() and json.loads(discovery.read_text())[0]["targets"], process, log)
+        wait_until(
+            lambda: by_ray.exists() and discovery.exists() and json.loads(discovery.read_text())[0]["targets"],
+            process,
+            log,
+        )
         alerts.write_text(files()["delphi_alerts.yaml"])
         adapted = yaml.safe_load(by_ray.read_text())
         assert adapted["global"]["scrape_interval"] == "10s"

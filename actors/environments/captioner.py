@@ -17,7 +17,9 @@ Captioner = Callable[[Any, Mapping[str, Any]], bytes]
 """(observation, info) -> raw caption, UTF-8."""
 
 
-def make_captioner(captioner: str, entries: Mapping[str, Callable[[Any], Any]], there: str, env_id: str) -> tuple[Captioner, str | None]:
+def make_captioner(
+    captioner: str, entries: Mapping[str, Callable[[Any], Any]], there: str, env_id: str
+) -> tuple[Captioner, str | None]:
     """The function that reads captions, and the observation entry that holds them as texts, if one does.
 
     `entries`: name -> what picks it from an observation; `there` says in words what the environment observes. Raises ValueError where

@@ -57,7 +57,9 @@ def failure_of(env_id: str, error: BaseException, where: str) -> EnvironmentFail
         advice = f"; it needs the package {error.name.partition('.')[0]}: install it"
     elif isinstance(error, TypeError) and where == "reset" and ("seed" in text or "options" in text):
         advice = "; gymnasium's reset takes seed= and options="
-    return _caused(f"environment {env_id!r} raised {type(error).__name__} in {where}{': ' if text else ''}{text}{advice}", error)
+    return _caused(
+        f"environment {env_id!r} raised {type(error).__name__} in {where}{': ' if text else ''}{text}{advice}", error
+    )
 
 
 def _caused(line: str, error: BaseException) -> EnvironmentFailure:

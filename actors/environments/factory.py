@@ -52,4 +52,6 @@ def _make(config: EnvConfig, policy: PolicyConfig, num_envs: int, seeds: SeedStr
     from actors.environments.nethack.vector import NetHackEnvironment
 
     view = view_for(policy.network, policy.crop_size)
-    return NetHackEnvironment(spec, config, num_envs=num_envs, seeds=seeds, view=view, inventory=policy.network == "nethack_full")
+    return NetHackEnvironment(
+        spec, config, num_envs=num_envs, seeds=seeds, view=view, inventory=policy.network == "nethack_full"
+    )

@@ -16,7 +16,14 @@ from gymnasium.envs.registration import EnvSpec
 from actors.environments.captioner import make_captioner
 from actors.environments.errors import EnvironmentErrors, EnvironmentFailure, close_quietly, fail, failure_of
 from actors.environments.observations import ObservationReader, entry_name, leaves, pick
-from actors.environments.vector import START_ATTEMPTS, EnvironmentLoss, EnvironmentSpec, EpisodeEnd, SeedStream, VectorStep
+from actors.environments.vector import (
+    START_ATTEMPTS,
+    EnvironmentLoss,
+    EnvironmentSpec,
+    EpisodeEnd,
+    SeedStream,
+    VectorStep,
+)
 from actors.environments.wrappers import lift_time_limits, lowest, step_limit
 from configs.errors import one_line
 from configs.schema import EnvConfig
@@ -115,7 +122,13 @@ class GymnasiumEnvironment:
                 ends.append(EpisodeEnd(index=i, final_obs=final_obs, reset_caption=self._start(i), info=_metrics(info)))
         self._notices += self._reader.outside_bounds(self._obs)
         return VectorStep(
-            obs=self._obs, rewards=rewards, terminated=terminated, truncated=truncated, captions=captions, ends=ends, losses=losses
+            obs=self._obs,
+            rewards=rewards,
+            terminated=terminated,
+            truncated=truncated,
+            captions=captions,
+            ends=ends,
+            losses=losses,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -130,7 +143,9 @@ class GymnasiumEnvironment:
     def load_state_dict(self, state: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
         """The current observations where the state is exact, else None: then the next `reset` starts the episodes after it."""
         if len(state["episodes"]) != self.num_envs:
-            raise ValueError(f"the saved state is of {len(state['episodes'])} environments, this vector has {self.num_envs}")
+            raise ValueError(
+                f"the saved state is of {len(state['episodes'])} environments, this vector has {self.num_envs}"
+            )
         self._episodes[:] = state["episodes"]
         if not state["exact"]:
             return None
@@ -154,7 +169,9 @@ class GymnasiumEnvironment:
         assert env is not None  # it was started, and so made
         given = env.step(action)
         if not isinstance(given, tuple) or len(given) != 5:
-            raise self._failure(f"returned {_described(given)} from step, wanted {STEP_GIVES} as gymnasium's environments do")
+            raise self._failure(
+                f"returned {_described(given)} from step, wanted {STEP_GIVES} as gymnasium's environments do"
+            )
         obs, reward, terminates, truncates, info = given
         self._reader.write(self._obs, i, obs, "step")
         number = _number(reward)
@@ -189,7 +206,9 @@ class GymnasiumEnvironment:
             lift_time_limits(env)
         given = env.reset(seed=seed)
         if not isinstance(given, tuple) or len(given) != 2 or not isinstance(given[1], Mapping):
-            raise self._failure(f"returned {_described(given)} from reset, wanted (observation, info) as gymnasium's environments do")
+            raise self._failure(
+                f"returned {_described(given)} from reset, wanted (observation, info) as gymnasium's environments do"
+            )
         obs, info = given
         self._reader.write(self._obs, i, obs, "reset")
         return self._captioner(obs, info)
@@ -208,7 +227,9 @@ class GymnasiumEnvironment:
 def make_single(spec: EnvSpec, config: EnvConfig) -> gymnasium.Env:
     """One environment, without gymnasium's step limit; ValueError for options that it does not take, and for what it raises."""
     if "max_episode_steps" in config.options:
-        raise ValueError("env.options has 'max_episode_steps', which the environment of a run sets itself; use env.max_episode_steps")
+        raise ValueError(
+            "env.options has 'max_episode_steps', which the environment of a run sets itself; use env.max_episode_steps"
+        )
     try:
         # -1 takes gymnasium's own step limit away: it could not be saved.
         return gymnasium.make(spec, max_episode_steps=-1, disable_env_checker=True, **config.options)
@@ -218,10 +239,14 @@ def make_single(spec: EnvSpec, config: EnvConfig) -> gymnasium.Env:
 
 def refuse_making(env_id: str, options: Mapping[str, Any], error: BaseException) -> NoReturn:
     """Raise, as ValueError of one line, what making an environment raised."""
-    if error.__context__ is not None and "was raised from the environment creator" in str(error):  # gymnasium's, in its place
+    if error.__context__ is not None and "was raised from the environment creator" in str(
+        error
+    ):  # gymnasium's, in its place
         error = error.__context__
     if isinstance(error, TypeError) and options and "argument" in str(error):
-        raise ValueError(f"environment {env_id!r} cannot be made with env.options {dict(options)}: {one_line(error)}") from error
+        raise ValueError(
+            f"environment {env_id!r} cannot be made with env.options {dict(options)}: {one_line(error)}"
+        ) from error
     fail(env_id, error, "making")
 
 
@@ -252,7 +277,9 @@ def _number(reward: Any) -> float | None:
         if isinstance(reward, str | bytes):
             return None
         try:
-            reward = float(np.asarray(reward).item() if hasattr(reward, "shape") or isinstance(reward, list | tuple) else reward)
+            reward = float(
+                np.asarray(reward).item() if hasattr(reward, "shape") or isinstance(reward, list | tuple) else reward
+            )
         except (TypeError, ValueError, OverflowError):
             return None
     return float(reward) if abs(reward) <= LARGEST_FLOAT else None  # neither is NaN

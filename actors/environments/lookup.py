@@ -51,11 +51,15 @@ def load_creator(spec: EnvSpec) -> Callable[..., Any]:
     try:
         creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
     except (ImportError, AttributeError) as error:
-        raise EnvironmentFailure(f"environment {spec.id!r} cannot be loaded ({error}); install the package it belongs to") from error
+        raise EnvironmentFailure(
+            f"environment {spec.id!r} cannot be loaded ({error}); install the package it belongs to"
+        ) from error
     except BaseException as error:
         fail(spec.id, error, "import")
     if creator is None:
-        raise ValueError(f"environment {spec.id!r} has only a vectorised entry point; choose one that makes single environments")
+        raise ValueError(
+            f"environment {spec.id!r} has only a vectorised entry point; choose one that makes single environments"
+        )
     return creator
 
 

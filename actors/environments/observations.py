@@ -83,7 +83,9 @@ class ObservationReader:
             try:
                 arrays[name][i] = entry.convert(pick(obs, entry.path))
             except Misfit as misfit:
-                raise EnvironmentFailure(f"environment {self._env_id!r}: observation {name!r} in {where} {misfit}") from None
+                raise EnvironmentFailure(
+                    f"environment {self._env_id!r}: observation {name!r} in {where} {misfit}"
+                ) from None
 
     def outside_bounds(self, arrays: Mapping[str, np.ndarray]) -> list[str]:
         """One line for each Box whose bounds the rows of name -> [B, ...] leave, the first time."""
@@ -150,7 +152,9 @@ def _make(space: spaces.Space) -> tuple[ArraySpec, Callable[[Any], Any]] | None:
             spec = ArraySpec(shape=space.shape, dtype=np.dtype(np.float32))
             return spec, lambda value: _floats(value, spec)
         if declared.kind in "biu":
-            spec = ArraySpec(shape=space.shape, dtype=declared if declared.name in KEPT_INTEGERS else np.dtype(np.int64))
+            spec = ArraySpec(
+                shape=space.shape, dtype=declared if declared.name in KEPT_INTEGERS else np.dtype(np.int64)
+            )
             return spec, lambda value: _integers(value, spec)
     return _text(space) if is_text(space) else None
 
@@ -207,7 +211,9 @@ def _integers(value: Any, spec: ArraySpec) -> np.ndarray:
         cast = array.astype(spec.dtype)
         lost = cast != array
     if lost.any():
-        raise Misfit(f"got {array.dtype} values such as {array[lost].flat[0]:.6g}, which its declared {spec.dtype} cannot hold")
+        raise Misfit(
+            f"got {array.dtype} values such as {array[lost].flat[0]:.6g}, which its declared {spec.dtype} cannot hold"
+        )
     return cast
 
 

@@ -13,7 +13,15 @@ from torch.nn import functional as F
 from actors.environments.vector import ArraySpec
 from actors.networks.nethack_encoders import NUM_BLSTATS, NUM_SCALED, NetHackFullEncoder, ScaledBlstats, signed_log
 from actors.networks.rendered_crop import RenderedCropEncoder
-from actors.networks.repeated_rows import SIDE_FEATURES, Part, RepeatingEncoder, convolve_glyphs, encode_all, encode_distinct, two_layers
+from actors.networks.repeated_rows import (
+    SIDE_FEATURES,
+    Part,
+    RepeatingEncoder,
+    convolve_glyphs,
+    encode_all,
+    encode_distinct,
+    two_layers,
+)
 from actors.networks.words import WordEncoder
 from configs.schema import PolicyConfig
 
@@ -46,7 +54,9 @@ class GlyphCropEncoder(RepeatingEncoder):
         rows, columns = self._crop_shape = crop.shape
         width = config.embedding_size
         self.embedding = nn.Embedding(crop.num_values, width)
-        self.convolutions = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ELU(), nn.Conv2d(width, width, 3, padding=1), nn.ELU())
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1), nn.ELU(), nn.Conv2d(width, width, 3, padding=1), nn.ELU()
+        )
         self.project = nn.Sequential(nn.Linear(rows * columns * width, config.hidden_size), nn.ELU())
         self.scale_blstats = ScaledBlstats()
         self.blstats = two_layers(NUM_SCALED)
@@ -56,7 +66,11 @@ class GlyphCropEncoder(RepeatingEncoder):
     def split(self, obs: Mapping[str, Tensor]) -> dict[str, Part]:
         """See `RepeatingEncoder`."""
         crops, blstats, messages = (obs[name] for name in self.entries)
-        return {"glyph_crop": (crops.flatten(1), self._convolve), "blstats": (blstats, self._measure), "message": (messages, self._read)}
+        return {
+            "glyph_crop": (crops.flatten(1), self._convolve),
+            "blstats": (blstats, self._measure),
+            "message": (messages, self._read),
+        }
 
     def _convolve(self, crops: Tensor) -> Tensor:
         """[N, cells] glyphs -> [N, hidden_size]."""
@@ -80,10 +94,16 @@ class ImageEncoder(nn.Module):
         images = {name: spec for name, spec in observations.items() if is_image(spec)}
         if not images:
             shapes = {name: (spec.shape, str(spec.dtype)) for name, spec in observations.items()}
-            raise ValueError(f"network 'cnn' wants a uint8 image of three dimensions among the observations, got {shapes}; choose 'mlp'")
+            raise ValueError(
+                f"network 'cnn' wants a uint8 image of three dimensions among the observations, got {shapes}; choose 'mlp'"
+            )
         self._scale = config.image_scale
-        self._channels_first = {name: is_channels_first(spec.shape, config.image_layout) for name, spec in images.items()}
-        self.stacks = nn.ModuleDict({module_name(name): self._make_stack(name, spec, config) for name, spec in images.items()})
+        self._channels_first = {
+            name: is_channels_first(spec.shape, config.image_layout) for name, spec in images.items()
+        }
+        self.stacks = nn.ModuleDict(
+            {module_name(name): self._make_stack(name, spec, config) for name, spec in images.items()}
+        )
         rest = {name: spec for name, spec in observations.items() if name not in images}
         self.rest = VectorEncoder(rest, config) if rest else None
         self.num_features = config.hidden_size * len(images) + (self.rest.num_features if self.rest else 0)
@@ -92,7 +112,14 @@ class ImageEncoder(nn.Module):
         channels, height, width = spec.shape if self._channels_first[name] else (spec.shape[2], *spec.shape[:2])
         side = min(height, width)
         if side >= 36:  # DQN's convolutions (Mnih et al. 2015)
-            convolutions = [nn.Conv2d(channels, 32, 8, 4), nn.ELU(), nn.Conv2d(32, 64, 4, 2), nn.ELU(), nn.Conv2d(64, 64, 3, 1), nn.ELU()]
+            convolutions = [
+                nn.Conv2d(channels, 32, 8, 4),
+                nn.ELU(),
+                nn.Conv2d(32, 64, 4, 2),
+                nn.ELU(),
+                nn.Conv2d(64, 64, 3, 1),
+                nn.ELU(),
+            ]
         else:
             stride = 1 if side <= 12 else 2
             convolutions = [nn.Conv2d(channels, 32, 3, stride, 1), nn.ELU(), nn.Conv2d(32, 64, 3, stride, 1), nn.ELU()]
@@ -137,7 +164,9 @@ class VectorEncoder(nn.Module):
 
     def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
         """Features [N, num_features]."""
-        return self.layers(torch.cat([self._inputs(name, spec, obs[name]).flatten(1) for name, spec in self._specs.items()], -1))
+        return self.layers(
+            torch.cat([self._inputs(name, spec, obs[name]).flatten(1) for name, spec in self._specs.items()], -1)
+        )
 
     def _inputs(self, name: str, spec: ArraySpec, array: Tensor) -> Tensor:
         """Numbers of moderate size: bytes as fractions, other numbers on a signed log scale, since nothing says what they range over."""
@@ -193,4 +222,6 @@ def is_channels_first(shape: tuple[int, ...], layout: str) -> bool:
 def module_name(entry: str) -> str:
     """A name for an entry's module, one to one: torch takes neither dots, nor names that its own attributes have, nor none."""
     escaped = entry.replace("%", "%25").replace(".", "%2E")
-    return f"%{escaped}" if not escaped or hasattr(nn.ModuleDict, escaped) or escaped in vars(nn.ModuleDict()) else escaped
+    return (
+        f"%{escaped}" if not escaped or hasattr(nn.ModuleDict, escaped) or escaped in vars(nn.ModuleDict()) else escaped
+    )

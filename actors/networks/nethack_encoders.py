@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from actors.environments.nethack.crop import WINDOW_SHAPE
 from actors.environments.vector import ArraySpec
-from actors.networks.repeated_rows import SIDE_FEATURES, Part, RepeatingEncoder, convolve_glyphs, embed_patches, two_layers
+from actors.networks.repeated_rows import (
+    SIDE_FEATURES,
+    Part,
+    RepeatingEncoder,
+    convolve_glyphs,
+    embed_patches,
+    two_layers,
+)
 from actors.networks.words import WordEncoder
 from configs.schema import PolicyConfig
 
@@ -21,9 +28,24 @@ HP, MAX_HP, ENERGY, MAX_ENERGY, CONDITION = 10, 11, 14, 15, 25
 SCALES = (
     *(1 / 79, 1 / 21),  # x, y
     *(1 / 25, 1 / 125, 1 / 18, 1 / 18, 1 / 18, 1 / 18, 1 / 18),  # strength (two ways), dexterity ... charisma
-    *(1 / 8, 1 / 5, 1 / 5, 1 / 10, 1 / 8, 1 / 5, 1 / 5),  # score, hit points, their maximum, depth, gold, energy, its maximum
+    *(
+        1 / 8,
+        1 / 5,
+        1 / 5,
+        1 / 10,
+        1 / 8,
+        1 / 5,
+        1 / 5,
+    ),  # score, hit points, their maximum, depth, gold, energy, its maximum
     *(1 / 10, 1 / 10, 1 / 10, 1 / 8, 1 / 8),  # armour class, monster level, experience level, experience points, time
-    *(1 / 3, 1 / 3, 1 / 8, 1 / 10, 0.0, 1.0),  # hunger, load, branch, level in it, condition (read as bits instead), alignment
+    *(
+        1 / 3,
+        1 / 3,
+        1 / 8,
+        1 / 10,
+        0.0,
+        1.0,
+    ),  # hunger, load, branch, level in it, condition (read as bits instead), alignment
 )
 """Bring each entry of NLE's `blstats` to about [-1, 1]."""
 LOGARITHMIC = (9, HP, MAX_HP, 13, ENERGY, MAX_ENERGY, 19, 20)
@@ -47,7 +69,9 @@ class ScaledBlstats(nn.Module):
         """[N, 27] -> [N, 42]."""
         blstats = blstats.float()
         scaled = torch.where(self._logarithmic, signed_log(blstats), blstats) * self._scales
-        shares = blstats[:, HP : ENERGY + 1 : ENERGY - HP] / blstats[:, MAX_HP : MAX_ENERGY + 1 : MAX_ENERGY - MAX_HP].clamp(min=1)
+        shares = blstats[:, HP : ENERGY + 1 : ENERGY - HP] / blstats[
+            :, MAX_HP : MAX_ENERGY + 1 : MAX_ENERGY - MAX_HP
+        ].clamp(min=1)
         bits = blstats[:, CONDITION, None].long() >> torch.arange(NUM_CONDITIONS, device=blstats.device) & 1
         return torch.cat([scaled, shares, bits], -1).clamp(-5, 5)
 
@@ -84,12 +108,16 @@ class NetHackFullEncoder(RepeatingEncoder):
             )
         rows, columns = WINDOW_SHAPE
         if config.crop_size > rows:
-            raise ValueError(f"policy.crop_size: got {config.crop_size}, wanted at most {rows}, the height of what 'nethack_full' sees")
+            raise ValueError(
+                f"policy.crop_size: got {config.crop_size}, wanted at most {rows}, the height of what 'nethack_full' sees"
+            )
         top, left = (rows - config.crop_size) // 2, (columns - config.crop_size) // 2
         self._crop = slice(top, top + config.crop_size), slice(left, left + config.crop_size)
         width, (fine, coarse) = config.embedding_size, OUTLINE_CHANNELS
         self.embedding = nn.Embedding(observations["glyph_window"].num_values, width)
-        self.convolutions = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ELU(), nn.Conv2d(width, width, 3, padding=1), nn.ELU())
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1), nn.ELU(), nn.Conv2d(width, width, 3, padding=1), nn.ELU()
+        )
         self.project = nn.Sequential(nn.Linear(config.crop_size**2 * width, config.hidden_size), nn.ELU())
         self.patches = nn.Conv2d(width, fine, PATCH, PATCH)
         self.outline = nn.Sequential(nn.ELU(), nn.Conv2d(fine, coarse, 3, 2, 1), nn.ELU(), nn.Flatten())
@@ -100,7 +128,9 @@ class NetHackFullEncoder(RepeatingEncoder):
         self.blstats = two_layers(NUM_SCALED)
         self.message = WordEncoder(observations["message"].shape[0])
         self.inventory = InventoryEncoder()
-        self.num_features = config.hidden_size + 2 * SIDE_FEATURES + self.message.num_features + self.inventory.num_features
+        self.num_features = (
+            config.hidden_size + 2 * SIDE_FEATURES + self.message.num_features + self.inventory.num_features
+        )
 
     def split(self, obs: Mapping[str, Tensor]) -> dict[str, Part]:
         """See `RepeatingEncoder`."""
@@ -116,11 +146,17 @@ class NetHackFullEncoder(RepeatingEncoder):
     def _look_around(self, crops: Tensor) -> Tensor:
         """[N, cells] glyphs -> [N, hidden_size]."""
         side = self._crop[0].stop - self._crop[0].start
-        return self.project(convolve_glyphs(crops.unflatten(1, (side, side)), self.embedding, self.convolutions).movedim(1, -1).flatten(1))
+        return self.project(
+            convolve_glyphs(crops.unflatten(1, (side, side)), self.embedding, self.convolutions)
+            .movedim(1, -1)
+            .flatten(1)
+        )
 
     def _look_far(self, windows: Tensor) -> Tensor:
         """[N, cells] glyphs -> [N, SIDE_FEATURES]."""
-        return self.project_outline(self.outline(embed_patches(windows.unflatten(1, WINDOW_SHAPE), self.embedding, self.patches)))
+        return self.project_outline(
+            self.outline(embed_patches(windows.unflatten(1, WINDOW_SHAPE), self.embedding, self.patches))
+        )
 
     def _measure(self, blstats: Tensor) -> Tensor:
         """[N, 27] -> [N, SIDE_FEATURES]."""
@@ -136,7 +172,9 @@ class InventoryEncoder(nn.Module):
         super().__init__()
         self.num_features = num_features
         self.vectors = nn.EmbeddingBag((NUM_LETTERS + 1) * NUM_CLASSES, num_features, mode="sum", padding_idx=NO_CLASS)
-        nn.init.normal_(self.vectors.weight, std=0.25)  # so that the sum over the eight objects or so of a start has unit variance
+        nn.init.normal_(
+            self.vectors.weight, std=0.25
+        )  # so that the sum over the eight objects or so of a start has unit variance
         self.layers = two_layers(num_features, num_features)
         places = torch.full((256,), NUM_LETTERS)
         for first, place in ((ord("a"), 1), (ord("A"), 27)):

@@ -23,7 +23,13 @@ class LstmSequence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, gates: Tensor, weight: Tensor, h: Tensor, c: Tensor, resets: Tensor | None, steps_with_reset: Sequence[bool]
+        ctx: Any,
+        gates: Tensor,
+        weight: Tensor,
+        h: Tensor,
+        c: Tensor,
+        resets: Tensor | None,
+        steps_with_reset: Sequence[bool],
     ) -> tuple[Tensor, Tensor]:
         """Outputs h [T, B, H] and the last c [B, H].
 
@@ -102,7 +108,13 @@ class GruSequence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, gates: Tensor, weight: Tensor, bias: Tensor, h: Tensor, resets: Tensor | None, steps_with_reset: Sequence[bool]
+        ctx: Any,
+        gates: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        h: Tensor,
+        resets: Tensor | None,
+        steps_with_reset: Sequence[bool],
     ) -> Tensor:
         """Outputs h [T, B, H].
 
@@ -136,7 +148,10 @@ class GruSequence(torch.autograd.Function):
         """Gradients of `gates`, `weight`, `bias` and `h`."""
         weight, h_before, kept_h, hidden, activations, resets = ctx.saved_tensors
         size = kept_h.shape[-1]
-        d_gates, d_hidden = torch.empty_like(activations, dtype=weight.dtype), torch.empty_like(activations, dtype=weight.dtype)
+        d_gates, d_hidden = (
+            torch.empty_like(activations, dtype=weight.dtype),
+            torch.empty_like(activations, dtype=weight.dtype),
+        )
         d_step = torch.empty_like(activations[0])
         d_r, d_z, d_n = d_step.chunk(3, -1)
         d_h = torch.zeros_like(kept_h[0])
@@ -181,8 +196,13 @@ class RecurrentCore(nn.Module):
             return
         num_gates = GATES[kind] * size
         self.input = nn.Linear(num_inputs, num_gates)
-        self.recurrent = nn.Linear(size, num_gates, bias=kind == "gru")  # a GRU's candidate has its recurrent bias inside the reset gate
-        for gate in (*self.input.weight.detach().chunk(GATES[kind]), *self.recurrent.weight.detach().chunk(GATES[kind])):
+        self.recurrent = nn.Linear(
+            size, num_gates, bias=kind == "gru"
+        )  # a GRU's candidate has its recurrent bias inside the reset gate
+        for gate in (
+            *self.input.weight.detach().chunk(GATES[kind]),
+            *self.recurrent.weight.detach().chunk(GATES[kind]),
+        ):
             nn.init.orthogonal_(gate)
         nn.init.zeros_(self.input.bias)
         if kind == "lstm":
@@ -194,7 +214,9 @@ class RecurrentCore(nn.Module):
         names = {"lstm": ("h", "c"), "gru": ("h",), "none": ()}[self.kind]
         return {name: torch.zeros(batch_size, self.size, device=device) for name in names}
 
-    def forward(self, inputs: Tensor, state: dict[str, Tensor], reset_before: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, inputs: Tensor, state: dict[str, Tensor], reset_before: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Outputs [T, B, H] and the state after the last step, from inputs [T, B, F].
 
         `reset_before` [T, B] bool zeroes the state before a step (None: nowhere). Keep it on the CPU: the host asks it at
@@ -204,10 +226,14 @@ class RecurrentCore(nn.Module):
             return inputs, state
         return self.run(self.input(inputs), state, reset_before)
 
-    def run(self, gates: Tensor, state: dict[str, Tensor], reset_before: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def run(
+        self, gates: Tensor, state: dict[str, Tensor], reset_before: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """`forward` from the input's half of the gates, `self.input(inputs)` [T, B, gates]; not for `none`."""
         steps_with_reset = [False] * len(gates) if reset_before is None else reset_before.any(1).tolist()
-        resets = reset_before.to(gates.device).unsqueeze(-1) if reset_before is not None and any(steps_with_reset) else None
+        resets = (
+            reset_before.to(gates.device).unsqueeze(-1) if reset_before is not None and any(steps_with_reset) else None
+        )
         weight = self.recurrent.weight.to(gates.dtype)
         if self.kind == "lstm" and len(gates) == 1 and resets is None and not torch.is_grad_enabled():
             h, c = lstm_step(gates[0], weight, state["h"], state["c"])
@@ -215,5 +241,7 @@ class RecurrentCore(nn.Module):
         if self.kind == "lstm":
             outputs, c = LstmSequence.apply(gates, weight, state["h"], state["c"], resets, steps_with_reset)
             return outputs, {"h": outputs[-1], "c": c}
-        outputs = GruSequence.apply(gates, weight, self.recurrent.bias.to(gates.dtype), state["h"], resets, steps_with_reset)
+        outputs = GruSequence.apply(
+            gates, weight, self.recurrent.bias.to(gates.dtype), state["h"], resets, steps_with_reset
+        )
         return outputs, {"h": outputs[-1]}

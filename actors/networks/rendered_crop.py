@@ -21,8 +21,22 @@ BLSTATS_LIMIT = 5.0
 BLSTATS_SCALES = (
     *(1 / 79, 1 / 21),  # x, y
     *(1 / 10, 1 / 10, 1 / 10, 1 / 10, 1 / 10, 1 / 10, 1 / 10),  # strength (two ways), dexterity ... charisma
-    *(0.0, 1 / 10, 1 / 10, 0.0, 1 / 1000, 1 / 10, 1 / 10),  # score, hit points, their maximum, depth, gold, energy, its maximum
-    *(1 / 10, 1 / 10, 1 / 10, 1 / 100, 1 / 1000),  # armour class, monster level, experience level, experience points, time
+    *(
+        0.0,
+        1 / 10,
+        1 / 10,
+        0.0,
+        1 / 1000,
+        1 / 10,
+        1 / 10,
+    ),  # score, hit points, their maximum, depth, gold, energy, its maximum
+    *(
+        1 / 10,
+        1 / 10,
+        1 / 10,
+        1 / 100,
+        1 / 1000,
+    ),  # armour class, monster level, experience level, experience points, time
     *(1.0, 1.0, 0.0, 0.0, 0.0, 0.0),  # hunger, load, branch, level in it, condition, alignment
 )
 """What each entry of NLE's `blstats` is multiplied with (ONI's hand-set scales). Documented are x, y, attributes, hit points, gold,
@@ -106,7 +120,16 @@ NUM_CHARACTERS, NUM_COLOURS = 256, 16
 
 PALETTE = (
     *((85, 85, 85), (170, 0, 0), (0, 170, 0), (170, 85, 0), (0, 0, 170), (170, 0, 170), (0, 170, 170), (170, 170, 170)),
-    *((120, 120, 120), (255, 85, 85), (85, 255, 85), (255, 255, 85), (85, 85, 255), (255, 85, 255), (85, 255, 255), (255, 255, 255)),
+    *(
+        (120, 120, 120),
+        (255, 85, 85),
+        (85, 255, 85),
+        (255, 255, 85),
+        (85, 85, 255),
+        (255, 85, 255),
+        (85, 255, 255),
+        (255, 255, 255),
+    ),
 )
 """RGB of NetHack's colours 0 to 15 on a terminal; black (0) is drawn as a dark grey, because the background is black."""
 

@@ -53,7 +53,9 @@ def encode_distinct(rows: Tensor, encode: Callable[[Tensor], Tensor]) -> Repeate
         return RepeatedRows(encode(rows))
     array = np.ascontiguousarray(rows.numpy())
     ranks: dict[bytes, int] = {}
-    places = np.array([ranks.setdefault(key, len(ranks)) for key in array.view(f"V{array.strides[0]}").ravel().tolist()])
+    places = np.array(
+        [ranks.setdefault(key, len(ranks)) for key in array.view(f"V{array.strides[0]}").ravel().tolist()]
+    )
     # Some rows are encoded for nobody: libraries prepare, and keep, code for every number of rows that they meet.
     granule = GRANULE
     while len(places) > granule * MAX_SIZES:
@@ -69,7 +71,9 @@ def project(parts: Sequence[RepeatedRows], layer: nn.Linear) -> Tensor:
         return layer(torch.cat([part.distinct for part in parts], -1))
     columns = layer.weight.split([part.distinct.shape[1] for part in parts], 1)
     biases = [layer.bias, *[None] * (len(parts) - 1)]
-    projected = [F.linear(part.distinct, weight, bias) for part, weight, bias in zip(parts, columns, biases, strict=True)]
+    projected = [
+        F.linear(part.distinct, weight, bias) for part, weight, bias in zip(parts, columns, biases, strict=True)
+    ]
     return sum_of_rows([part.places for part in parts], projected)
 
 
@@ -85,14 +89,20 @@ class _SumOfRows(torch.autograd.Function):
     def forward(ctx: Any, places: Sequence[np.ndarray | None], *tables: Tensor) -> Tensor:
         ctx.places, ctx.sizes = places, [len(table) for table in tables]
         starts = np.cumsum([0, *ctx.sizes[:-1]])
-        rows = [start + (np.arange(size) if one is None else one) for one, start, size in zip(places, starts, ctx.sizes, strict=True)]
+        rows = [
+            start + (np.arange(size) if one is None else one)
+            for one, start, size in zip(places, starts, ctx.sizes, strict=True)
+        ]
         return F.embedding_bag(torch.from_numpy(np.stack(rows, 1)), torch.cat(tables), mode="sum")
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradients: Tensor) -> tuple[Tensor | None, ...]:
         gradients = gradients.contiguous()
-        return None, *[gradients if one is None else _add_up(gradients, one, size) for one, size in zip(ctx.places, ctx.sizes, strict=True)]
+        return None, *[
+            gradients if one is None else _add_up(gradients, one, size)
+            for one, size in zip(ctx.places, ctx.sizes, strict=True)
+        ]
 
 
 def _add_up(gradients: Tensor, places: np.ndarray, num_rows: int) -> Tensor:
@@ -156,7 +166,9 @@ class RepeatingEncoder(nn.Module):
         if not caches:
             return torch.cat([part.rows() for part in self.parts(obs)], -1)
         split = self.split(obs).items()
-        return torch.cat([caches[name](rows, encode) if name in caches else encode(rows) for name, (rows, encode) in split], -1)
+        return torch.cat(
+            [caches[name](rows, encode) if name in caches else encode(rows) for name, (rows, encode) in split], -1
+        )
 
     def parts(self, obs: Mapping[str, Tensor]) -> list[RepeatedRows]:
         """The features of `forward`, side by side, before what repeats itself is repeated."""
@@ -176,7 +188,9 @@ def two_layers(num_inputs: int, width: int = SIDE_FEATURES) -> nn.Sequential:
 def convolve_glyphs(glyphs: Tensor, embedding: nn.Embedding, convolutions: nn.Sequential) -> Tensor:
     """[N, O, rows, columns], channels last in memory: `convolutions` over the embedded `glyphs` [N, rows, columns]."""
     first, *rest = convolutions
-    if glyphs.device.type != "cpu" or not torch.is_grad_enabled():  # sums of rows pay on the way back, and for many crops at once
+    if (
+        glyphs.device.type != "cpu" or not torch.is_grad_enabled()
+    ):  # sums of rows pay on the way back, and for many crops at once
         return convolutions(embedding(glyphs.long()).movedim(-1, 1))  # channels last in memory
     assert isinstance(first, nn.Conv2d)
     assert first.bias is not None
@@ -195,7 +209,9 @@ def embed_patches(glyphs: Tensor, embedding: nn.Embedding, layer: nn.Conv2d) -> 
     there, ranks = _rank(glyphs.numpy(), len(embedding.weight))
     # Of each cell within a patch, in all patches: [k * k, N * rows / k * columns / k].
     num, rows, columns = glyphs.shape
-    places = ranks.reshape(num, rows // side, side, columns // side, side).transpose(2, 4, 0, 1, 3).reshape(side * side, -1)
+    places = (
+        ranks.reshape(num, rows // side, side, columns // side, side).transpose(2, 4, 0, 1, 3).reshape(side * side, -1)
+    )
     table = _tap_table(embedding.weight, there, layer.weight, layer.bias)
     sums = sum_of_rows(list(places), table.unbind(1))
     return sums.unflatten(0, (num, rows // side, columns // side)).movedim(-1, 1)
@@ -209,7 +225,9 @@ def convolve_categories(categories: Tensor, embedding: Tensor, weight: Tensor, b
     radius = weight.shape[-1] // 2
     there, ranks = _rank(categories.numpy(), len(embedding))
     padded = np.pad(ranks, ((0, 0), (radius, radius), (radius, radius)), constant_values=len(there))
-    table = F.pad(_tap_table(embedding, there, weight, bias), (0, 0, 0, 0, 0, 1))  # the last category is what lies outside
+    table = F.pad(
+        _tap_table(embedding, there, weight, bias), (0, 0, 0, 0, 0, 1)
+    )  # the last category is what lies outside
     return _SumOfTaps.apply(table, padded).unflatten(0, categories.shape).movedim(-1, 1)
 
 

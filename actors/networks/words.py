@@ -39,7 +39,9 @@ class WordEncoder(nn.Module):
     def forward(self, text: Tensor) -> Tensor:
         """[N, bytes] u8 -> [N, 128]."""
         words = self.words(text)
-        pairs = torch.where((words[:, :-1] != 0) & (words[:, 1:] != 0), _bucket(words[:, :-1] * NUM_BUCKETS + words[:, 1:]), 0)
+        pairs = torch.where(
+            (words[:, :-1] != 0) & (words[:, 1:] != 0), _bucket(words[:, :-1] * NUM_BUCKETS + words[:, 1:]), 0
+        )
         read = torch.cat([words, pairs], 1)
         vectors, there = self.embedding(read), (read != 0).unsqueeze(-1)
         sums = vectors.sum(1) / there.sum(1).clamp(min=1).sqrt()  # of unit variance at first, however long the text
@@ -52,12 +54,18 @@ class WordEncoder(nn.Module):
         is_letter = codes != 0
         places = torch.arange(text.shape[1], device=text.device)
         begins = torch.where(is_letter, -1, places).cummax(1).values + 1  # where the word that a byte belongs to begins
-        sums = nn.functional.pad((codes * self._powers).cumsum(1), (1, 0))  # of the polynomial whose values the hashes are, modulo 2^64
-        hashes = (sums[:, 1:] - sums.gather(1, begins.clamp(max=text.shape[1]))) * self._inverses[begins.clamp(max=text.shape[1] - 1)]
+        sums = nn.functional.pad(
+            (codes * self._powers).cumsum(1), (1, 0)
+        )  # of the polynomial whose values the hashes are, modulo 2^64
+        hashes = (sums[:, 1:] - sums.gather(1, begins.clamp(max=text.shape[1]))) * self._inverses[
+            begins.clamp(max=text.shape[1] - 1)
+        ]
         ends = is_letter & ~nn.functional.pad(is_letter[:, 1:], (0, 1))
         order = ends.cumsum(1) - 1
         found = text.new_zeros(len(text), MAX_WORDS + 1, dtype=torch.long)
-        found.scatter_(1, torch.where(ends, order.clamp(max=MAX_WORDS), MAX_WORDS), torch.where(ends, _bucket(hashes), 0))
+        found.scatter_(
+            1, torch.where(ends, order.clamp(max=MAX_WORDS), MAX_WORDS), torch.where(ends, _bucket(hashes), 0)
+        )
         return found[:, :MAX_WORDS]
 
 

@@ -28,7 +28,10 @@ GENERATED = "# Generated from cluster/metrics.py by `delphi dashboard`.\n"
 
 def files() -> dict[str, str]:
     """Content by file name."""
-    return {"delphi_grafana_dashboard.json": json.dumps(dashboard(), indent=1) + "\n", "delphi_alerts.yaml": GENERATED + _yaml(rules())}
+    return {
+        "delphi_grafana_dashboard.json": json.dumps(dashboard(), indent=1) + "\n",
+        "delphi_alerts.yaml": GENERATED + _yaml(rules()),
+    }
 
 
 def manifests(namespace: str) -> str:
@@ -77,7 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for path in _write(Path(options.out)):
             print(path)
     except OSError as error:
-        print(f"delphi dashboard: cannot write to --out {options.out}: {error.strerror}; name a folder of your own", file=sys.stderr)
+        print(
+            f"delphi dashboard: cannot write to --out {options.out}: {error.strerror}; name a folder of your own",
+            file=sys.stderr,
+        )
         return 2
     return 0
 
@@ -103,14 +109,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        "--out", type=path_argument, metavar="DIR", help=f"folder for both files, made where missing; ${RAY_FOLDER} of a cluster's head"
+        "--out",
+        type=path_argument,
+        metavar="DIR",
+        help=f"folder for both files, made where missing; ${RAY_FOLDER} of a cluster's head",
     )
     what.add_argument(
         "--kubernetes",
         action="store_true",
         help="print both for `kubectl apply -f -`: a ConfigMap for Grafana's sidecar and a PrometheusRule",
     )
-    parser.add_argument("--namespace", default="monitoring", help="of --kubernetes: where Grafana and Prometheus run (%(default)s)")
+    parser.add_argument(
+        "--namespace", default="monitoring", help="of --kubernetes: where Grafana and Prometheus run (%(default)s)"
+    )
     return parser
 
 

@@ -14,9 +14,13 @@ STACKED = ("time of the workers", "time of the learner")
 """Panels whose metrics are shares of one whole."""
 SELECTION = 'run=~"$run", SessionName=~"$SessionName"'
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
-GRAFANA_UNITS = {"fraction": "percentunit", "s": "s", "0 or 1": "none", "reward": "short", "reward/step": "short"} | dict.fromkeys(
-    ("factor", "loss", "nats", "norm"), "short"
-)
+GRAFANA_UNITS = {
+    "fraction": "percentunit",
+    "s": "s",
+    "0 or 1": "none",
+    "reward": "short",
+    "reward/step": "short",
+} | dict.fromkeys(("factor", "loss", "nats", "norm"), "short")
 """The catalogue's units that are no count of something, as Grafana writes them."""
 GRAPH_SIZE, STAT_SIZE, ROW_WIDTH = (8, 7), (4, 4), 24
 """Width and height of panels on Grafana's grid, and its width."""
@@ -57,7 +61,14 @@ def families(group: Group) -> dict[str, list[Metric]]:
 
 
 def _variables() -> list[dict[str, Any]]:
-    datasource = {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus", "refresh": 1, "hide": 0}
+    datasource = {
+        "name": "datasource",
+        "label": "Prometheus",
+        "type": "datasource",
+        "query": "prometheus",
+        "refresh": 1,
+        "hide": 0,
+    }
     start = CATALOGUE[0].exported_as
     return [
         datasource,
@@ -88,7 +99,14 @@ def _panels() -> Iterator[dict[str, Any]]:
     for group in GROUPS:
         number += 1
         position = {"h": 1, "w": ROW_WIDTH, "x": 0, "y": y}
-        yield {"id": number, "type": "row", "title": group.capitalize(), "collapsed": False, "gridPos": position, "panels": []}
+        yield {
+            "id": number,
+            "type": "row",
+            "title": group.capitalize(),
+            "collapsed": False,
+            "gridPos": position,
+            "panels": [],
+        }
         y += 1
         draw, (width, height) = (_stat, STAT_SIZE) if group == "faults" else (_graph, GRAPH_SIZE)
         per_line = ROW_WIDTH // width
@@ -121,7 +139,12 @@ def _panel(title: str, metrics: list[Metric]) -> dict[str, Any]:
 def _graph(title: str, metrics: list[Metric]) -> dict[str, Any]:
     """Lines over time; a metric that has the panel to itself shows where it turns red."""
     stacked = title in STACKED
-    drawn: dict[str, Any] = {"lineWidth": 1, "fillOpacity": 40 if stacked else 0, "spanNulls": False, "showPoints": "auto"}
+    drawn: dict[str, Any] = {
+        "lineWidth": 1,
+        "fillOpacity": 40 if stacked else 0,
+        "spanNulls": False,
+        "showPoints": "auto",
+    }
     drawn["stacking"] = {"mode": "normal" if stacked else "none", "group": "A"}
     defaults: dict[str, Any] = {"unit": _unit(metrics[0])}
     (metric, *others) = metrics
@@ -133,17 +156,27 @@ def _graph(title: str, metrics: list[Metric]) -> dict[str, Any]:
     return {
         "type": "timeseries",
         "fieldConfig": {"defaults": {**defaults, "custom": drawn}, "overrides": []},
-        "options": {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi", "sort": "none"}},
+        "options": {
+            "legend": {"displayMode": "list", "placement": "bottom"},
+            "tooltip": {"mode": "multi", "sort": "none"},
+        },
     }
 
 
 def _stat(title: str, metrics: list[Metric]) -> dict[str, Any]:
     """The newest value, coloured: a gauge red where it is unhealthy, a counter orange once it is above what is healthy."""
     (metric,) = metrics
-    mappings: list[dict[str, Any]] = [{"type": "special", "options": {"match": "null+nan", "result": {"text": "not defined"}}}]
+    mappings: list[dict[str, Any]] = [
+        {"type": "special", "options": {"match": "null+nan", "result": {"text": "not defined"}}}
+    ]
     if metric.unit == "0 or 1":
         mappings.append({"type": "value", "options": {"0": {"text": "down"}, "1": {"text": "up"}}})
-    defaults = {"unit": _unit(metric), "color": {"mode": "thresholds"}, "thresholds": _thresholds(metric), "mappings": mappings}
+    defaults = {
+        "unit": _unit(metric),
+        "color": {"mode": "thresholds"},
+        "thresholds": _thresholds(metric),
+        "mappings": mappings,
+    }
     return {
         "type": "stat",
         "fieldConfig": {"defaults": defaults, "overrides": []},

@@ -51,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(_report(results, preset or arguments.config, seconds)))
     else:
         word = "all is well" if not num_failed + num_warnings else f"{num_failed} failed, {num_warnings} warnings"
-        print(f"{preset or arguments.config}, run_dir {config.run_dir}: {len(results)} checks in {seconds:.1f} s, {word}")
+        print(
+            f"{preset or arguments.config}, run_dir {config.run_dir}: {len(results)} checks in {seconds:.1f} s, {word}"
+        )
     return 1 if num_failed else 0
 
 
@@ -127,7 +129,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_configuration(parser, f"a built-in configuration (default {DEFAULT_PRESET})")
-    parser.add_argument("--quick", action="store_true", help="do not load the judge's model to measure its labels per second")
+    parser.add_argument(
+        "--quick", action="store_true", help="do not load the judge's model to measure its labels per second"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     return parser
 

@@ -50,7 +50,11 @@ def check_label_rate(subject: Subject) -> CheckResult:
             return _measure(process, rubric, subject)
         except (AnnotationRefused, ServiceUnavailable) as error:
             text = one_line(error, 100_000)
-            return warning(NAME, f"the judge gave no label ({text[-300:]})", "correct the service.* keys, or give it a quieter machine")
+            return warning(
+                NAME,
+                f"the judge gave no label ({text[-300:]})",
+                "correct the service.* keys, or give it a quieter machine",
+            )
         finally:
             process.close()
 
@@ -74,7 +78,9 @@ def _measure(process: ServiceProcess, rubric: Rubric, subject: Subject) -> Check
         client.close()
     rate = number / seconds
     threads = subject.service.torch_threads
-    found = f"{model} ({engine}): {rate:.1f} labels/s" + (f" by {threads} thread{'s' * (threads > 1)}" if threads else "")
+    found = f"{model} ({engine}): {rate:.1f} labels/s" + (
+        f" by {threads} thread{'s' * (threads > 1)}" if threads else ""
+    )
     found += f", the first {first_s:.0f} s after the start"
     if rate < FEW_LABELS_PER_S:
         return warning(NAME, found, "take a smaller service.model, more service.torch_threads, a GPU, or an endpoint")

@@ -21,7 +21,19 @@ from cluster.on_ray.placement import SMALLEST_BYTES, rollout_bytes, rollouts_at_
 from cluster.run import temporary
 from configs.devices import resolve_device
 
-REMOTE_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre", "ceph", "9p", "glusterfs", "fuse.glusterfs", "beegfs")
+REMOTE_FILE_SYSTEMS = (
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "fuse.sshfs",
+    "lustre",
+    "ceph",
+    "9p",
+    "glusterfs",
+    "fuse.glusterfs",
+    "beegfs",
+)
 USUAL_LAYER = torch.nn.Linear(512, 1024)
 """About the largest of a policy's network, by which precision is chosen."""
 PROCESS_BYTES = 450e6
@@ -33,7 +45,11 @@ ENGINE_BYTES = {True: 1.2e6, False: 4e6}
 def check_torch(subject: Subject) -> CheckResult:
     """Devices and precision, as the learner and the workers would choose them."""
     config = subject.config
-    cuda = f"CUDA {torch.version.cuda}, {torch.cuda.device_count()} devices" if torch.cuda.is_available() else "no CUDA device"
+    cuda = (
+        f"CUDA {torch.version.cuda}, {torch.cuda.device_count()} devices"
+        if torch.cuda.is_available()
+        else "no CUDA device"
+    )
     found = f"{torch.__version__}, {cuda}"
     if config.cluster.mode == "connect":
         return ok("torch", f"{found} (on this machine; the run uses the cluster's)")
@@ -45,9 +61,15 @@ def check_torch(subject: Subject) -> CheckResult:
         return failed("torch", found, str(error))
     found += f"; the learner computes on {learner} in {'bf16' if precision else 'fp32'}"
     if not torch.cuda.is_available() and any(Path("/dev").glob("nvidia[0-9]*")):
-        reason = "this torch is built without CUDA" if torch.version.cuda is None else f"it is built for CUDA {torch.version.cuda}"
+        reason = (
+            "this torch is built without CUDA"
+            if torch.version.cuda is None
+            else f"it is built for CUDA {torch.version.cuda}"
+        )
         return warning(
-            "torch", f"{found}, although there is an NVIDIA device ({reason})", "install a torch that fits the driver (nvidia-smi)"
+            "torch",
+            f"{found}, although there is an NVIDIA device ({reason})",
+            "install a torch that fits the driver (nvidia-smi)",
         )
     if (
         precision is not None
@@ -64,16 +86,16 @@ def check_machine(subject: Subject) -> CheckResult:
     config = subject.config
     cores, memory = len(os.sched_getaffinity(0)), psutil.virtual_memory()
     need = memory_bytes(subject)
-    found = (
-        f"{cores} cores, {memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB of memory free; the run takes about {need / 1e9:.1f}"
-    )
+    found = f"{cores} cores, {memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB of memory free; the run takes about {need / 1e9:.1f}"
     if config.cluster.mode == "connect":
         return ok("machine", f"{found} (spread over the cluster)")
     if need > memory.total:
         advice = "lower actors.num_workers, actors.envs_per_worker or cluster.object_store_bytes, or take a smaller service.model"
         return failed("machine", found, advice)
     if need > memory.available:
-        return warning("machine", found, "end what else uses memory, or lower actors.num_workers or actors.envs_per_worker")
+        return warning(
+            "machine", found, "end what else uses memory, or lower actors.num_workers or actors.envs_per_worker"
+        )
     if config.cluster.mode == "local" and config.actors.num_workers + 1 > cores:
         advice = f"set actors.num_workers={max(1, cores - 1)}: more workers than that take turns on the cores"
         return warning("machine", f"{found}; {config.actors.num_workers} workers and a learner share the cores", advice)
@@ -123,7 +145,11 @@ def _check_run_dir(subject: Subject) -> CheckResult:
     place = next(parent for parent in (path, *path.parents) if parent.exists())
     problem = _why_not_writable(place)
     if problem:
-        return failed("run directory", f"{path} cannot be written ({problem})", "correct the permissions, or give another run_dir=")
+        return failed(
+            "run directory",
+            f"{path} cannot be written ({problem})",
+            "correct the permissions, or give another run_dir=",
+        )
     one = checkpoint_bytes(subject)
     need = (config.checkpoint.keep + 1) * one + 200e6
     free = shutil.disk_usage(place).free
@@ -132,9 +158,15 @@ def _check_run_dir(subject: Subject) -> CheckResult:
     if free < need:
         return failed("run directory", found, "make room, lower checkpoint.keep, or give another run_dir=")
     if free < 2 * need:
-        return warning("run directory", found, "make room before it fills up: a run goes on without checkpoints, and fails at its end")
+        return warning(
+            "run directory",
+            found,
+            "make room before it fills up: a run goes on without checkpoints, and fails at its end",
+        )
     if kind in REMOTE_FILE_SYSTEMS and config.cluster.mode != "connect":
-        advice = "a local disk is safer: on some network file systems locks do not keep two runs on different machines apart"
+        advice = (
+            "a local disk is safer: on some network file systems locks do not keep two runs on different machines apart"
+        )
         return warning("run directory", found, advice)
     return ok("run directory", found)
 
@@ -145,7 +177,11 @@ def _check_temporary(subject: Subject) -> CheckResult:
     root, sessions = temporary.root(), temporary.ray_directory(subject.config.run_dir)
     problem = _why_not_writable(root)
     if problem:
-        return failed("temporary files", f"{root} cannot be written ({problem})", "correct its permissions (mode 1777), or set TMPDIR")
+        return failed(
+            "temporary files",
+            f"{root} cannot be written ({problem})",
+            "correct its permissions (mode 1777), or set TMPDIR",
+        )
     usage = shutil.disk_usage(root)
     found = f"{root}, {usage.free / 1e9:.1f} GB free; the run takes up to {need / 1e9:.1f}"
     if subject.config.cluster.mode == "local" and not sessions.is_relative_to(root):
@@ -154,7 +190,9 @@ def _check_temporary(subject: Subject) -> CheckResult:
         return failed("temporary files", found, f"make room on the disk of {root}, or set TMPDIR")
     if subject.config.cluster.mode == "local" and usage.free < 0.05 * usage.total:
         return warning(
-            "temporary files", f"{found}, and Ray spills nothing to a disk that is 95 % full", f"make room on the disk of {root}"
+            "temporary files",
+            f"{found}, and Ray spills nothing to a disk that is 95 % full",
+            f"make room on the disk of {root}",
         )
     return ok("temporary files", found)
 
@@ -164,18 +202,26 @@ def _check_shared_memory(subject: Subject) -> CheckResult:
     number, one = rollouts_at_once(subject.config), rollout_bytes(subject.config, subject.spec)
     if need < SMALLEST_BYTES:
         return failed(
-            "object store", f"cluster.object_store_bytes={need}, and Ray takes no less than {SMALLEST_BYTES}", "set it to 0, or higher"
+            "object store",
+            f"cluster.object_store_bytes={need}, and Ray takes no less than {SMALLEST_BYTES}",
+            "set it to 0, or higher",
         )
     if need < number * one:
         found = f"{need / 1e6:.0f} MB, and {number} rollouts of {one / 1e6:.0f} MB may lie in it"
         return warning(
-            "object store", found, "Ray moves what does not fit to disk, which is slow: set cluster.object_store_bytes=0, or higher"
+            "object store",
+            found,
+            "Ray moves what does not fit to disk, which is slow: set cluster.object_store_bytes=0, or higher",
         )
     shared = Path("/dev/shm")
     free = shutil.disk_usage(shared).free if shared.is_dir() else 0
     found = f"{need / 1e6:.0f} MB in /dev/shm, which has {free / 1e6:.0f} MB free"
     if free < need:
-        return warning("object store", found, "Ray uses /tmp in its place, which is slower: enlarge /dev/shm (docker run --shm-size=4g)")
+        return warning(
+            "object store",
+            found,
+            "Ray uses /tmp in its place, which is slower: enlarge /dev/shm (docker run --shm-size=4g)",
+        )
     return ok("object store", found)
 
 
@@ -185,10 +231,16 @@ def check_limits(subject: Subject) -> CheckResult:
     need = 512 + 4 * subject.config.actors.envs_per_worker + (3584 if subject.config.cluster.mode == "local" else 0)
     newest = max(path.stat().st_mtime for path in Path(__file__).parent.glob("*.py"))
     if time.time() < newest - 86_400:
-        return warning("limits", f"the clock says {time.strftime('%Y-%m-%d')}, which is before this program was written", "set the clock")
+        return warning(
+            "limits",
+            f"the clock says {time.strftime('%Y-%m-%d')}, which is before this program was written",
+            "set the clock",
+        )
     if soft < need:
         return warning(
-            "limits", f"at most {soft} open files, the run may need {need}", f"raise it before starting: ulimit -n {min(hard, 65536)}"
+            "limits",
+            f"at most {soft} open files, the run may need {need}",
+            f"raise it before starting: ulimit -n {min(hard, 65536)}",
         )
     return ok("limits", f"{soft} open files, clock {time.strftime('%Y-%m-%d %H:%M %Z')}")
 
@@ -201,7 +253,9 @@ def file_system(path: Path) -> str:
 
 def _why_not_writable(folder: Path) -> str | None:
     try:
-        with tempfile.TemporaryFile(dir=folder, prefix=".delphi-doctor-") as file:  # without a name where the file system can
+        with tempfile.TemporaryFile(
+            dir=folder, prefix=".delphi-doctor-"
+        ) as file:  # without a name where the file system can
             file.write(b"x" * 4096)
             file.flush()
             os.fsync(file.fileno())

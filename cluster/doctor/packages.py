@@ -69,7 +69,9 @@ def check_packages(subject: Subject) -> CheckResult:
     ]
     if wrong:
         chosen = f"[{','.join(sorted(extras))}]" if extras else ""
-        return failed("packages", "; ".join(wrong), f"run `make setup` in a checkout, or `pip install 'delphi-rl{chosen}'`")
+        return failed(
+            "packages", "; ".join(wrong), f"run `make setup` in a checkout, or `pip install 'delphi-rl{chosen}'`"
+        )
     used = f", with the extras {', '.join(sorted(extras))}" if extras else ""
     return ok("packages", f"{len(requirements)} packages fit and can be imported{used}")
 
@@ -91,7 +93,10 @@ def _requirements() -> list[tuple[Requirement, str]]:
     if file.is_file():
         project = tomllib.loads(file.read_text())["project"]
         extras = project["optional-dependencies"]
-        pairs = [*((text, "") for text in project["dependencies"]), *((text, extra) for extra in extras for text in extras[extra])]
+        pairs = [
+            *((text, "") for text in project["dependencies"]),
+            *((text, extra) for extra in extras for text in extras[extra]),
+        ]
         return [(Requirement(text), extra) for text, extra in pairs]
     found = []
     for text in importlib.metadata.requires("delphi-rl") or []:
@@ -104,7 +109,9 @@ def _requirements() -> list[tuple[Requirement, str]]:
 def _broken_imports(names: list[str]) -> dict[str, str]:
     """Import name -> reason; in another process, which a broken library may take with it."""
     try:
-        result = subprocess.run([sys.executable, "-c", PROBE, *names], capture_output=True, text=True, timeout=IMPORT_TIMEOUT_S)
+        result = subprocess.run(
+            [sys.executable, "-c", PROBE, *names], capture_output=True, text=True, timeout=IMPORT_TIMEOUT_S
+        )
     except subprocess.TimeoutExpired:
         return {"one of them": f"not done after {IMPORT_TIMEOUT_S:.0f} s"}
     if result.returncode != 0:

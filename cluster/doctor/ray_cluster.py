@@ -46,7 +46,11 @@ def check_ray(subject: Subject) -> list[CheckResult]:
         return [ok("ray", "cluster.mode=inline uses none")]
     token = _check_token(mode)
     if mode == "local":
-        left = f"; {CURRENT_CLUSTER} tells of another cluster, which does not matter here" if CURRENT_CLUSTER.exists() else ""
+        left = (
+            f"; {CURRENT_CLUSTER} tells of another cluster, which does not matter here"
+            if CURRENT_CLUSTER.exists()
+            else ""
+        )
         return [token, ok("ray", f"the run starts its own{left}")]
     return [token, _check_cluster(subject)] if token.status != "failed" else [token]
 
@@ -60,18 +64,24 @@ def _check_token(mode: str) -> CheckResult:
     asked = os.environ.get("RAY_AUTH_MODE")
     has_token = bool(os.environ.get("RAY_AUTH_TOKEN")) or token_file().is_file()
     if asked not in (None, "token", "disabled"):
-        return failed("ray token", f"RAY_AUTH_MODE={asked}, which Ray does not know", "set it to token or disabled, or unset it")
+        return failed(
+            "ray token", f"RAY_AUTH_MODE={asked}, which Ray does not know", "set it to token or disabled, or unset it"
+        )
     if asked == "token" and not has_token:
         advice = "export RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) as the cluster has it; for a new cluster: ray get-auth-token --generate"
-        return failed("ray token", f"RAY_AUTH_MODE=token, but there is no token in the environment nor in {token_file()}", advice)
+        return failed(
+            "ray token", f"RAY_AUTH_MODE=token, but there is no token in the environment nor in {token_file()}", advice
+        )
     if mode == "local":
         guard = "as RAY_AUTH_MODE says" if asked else "the run makes one of its own"
-        rest = f"; {token_file()} is there, and a later `ray start` will ask for it" if not asked and token_file().is_file() else ""
+        rest = (
+            f"; {token_file()} is there, and a later `ray start` will ask for it"
+            if not asked and token_file().is_file()
+            else ""
+        )
         return ok("ray token", f"{guard}{rest}")
     if asked is None and token_file().is_file():
-        advice = (
-            "where the cluster has another token, export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN; where it has none, RAY_AUTH_MODE=disabled"
-        )
+        advice = "where the cluster has another token, export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN; where it has none, RAY_AUTH_MODE=disabled"
         return warning("ray token", f"an earlier cluster left {token_file()}, which Ray now sends by itself", advice)
     if asked is None:
         advice = "without a token whoever reaches the cluster's ports runs code on it: ray get-auth-token --generate, RAY_AUTH_MODE=token on every node"
@@ -85,16 +95,29 @@ def _check_cluster(subject: Subject) -> CheckResult:
         advice = f"start one with `ray start --head`, set cluster.address or RAY_ADDRESS, or submit to one: {SUBMIT}"
         return failed("ray", "cluster.mode=connect, but no cluster is known here", advice)
     if address.startswith("ray://"):
-        return failed("ray", f"{source}={address}: Ray Client, through which rollouts would crawl", f"submit instead: {SUBMIT}")
+        return failed(
+            "ray", f"{source}={address}: Ray Client, through which rollouts would crawl", f"submit instead: {SUBMIT}"
+        )
     if address.startswith(("http://", "https://")):
         return _check_job_server(address, source)
     host, _, port = address.rpartition(":")
     problem = unreachable(host.strip("[]"), int(port)) if host and port.isdecimal() else "no host:port"
     if problem:
         stale = f"; {CURRENT_CLUSTER} is left over: `ray stop`, and delete it" if source == str(CURRENT_CLUSTER) else ""
-        return failed("ray", f"{source}={address}: {problem}", f"start the cluster (`ray start --head`), or correct the address{stale}")
+        return failed(
+            "ray",
+            f"{source}={address}: {problem}",
+            f"start the cluster (`ray start --head`), or correct the address{stale}",
+        )
     try:
-        command = [sys.executable, "-c", JOIN, address, subject.config.cluster.more_nodes, str(Path(__file__).parents[2])]
+        command = [
+            sys.executable,
+            "-c",
+            JOIN,
+            address,
+            subject.config.cluster.more_nodes,
+            str(Path(__file__).parents[2]),
+        ]
         result = subprocess.run(command, capture_output=True, text=True, timeout=JOIN_TIMEOUT_S)
         said = json.loads(result.stdout.strip().splitlines()[-1])
     except subprocess.TimeoutExpired:
@@ -104,7 +127,9 @@ def _check_cluster(subject: Subject) -> CheckResult:
     if "error" in said:
         token = "set RAY_AUTH_MODE and RAY_AUTH_TOKEN as the cluster has them"
         if "token" not in said["error"].lower() and "unauth" not in said["error"].lower():
-            advice = f"look at `ray status`; this machine must be one of its nodes; {token}: with another, Ray only waits"
+            advice = (
+                f"look at `ray status`; this machine must be one of its nodes; {token}: with another, Ray only waits"
+            )
         else:
             advice = token
         return failed("ray", f"{source}={address}: {said['error']}", advice)
@@ -125,9 +150,13 @@ def _check_cluster(subject: Subject) -> CheckResult:
         what = f"{found}; no room for {placement.in_words(error.missing)}"
         if not may_grow:
             return failed(
-                "ray", what, f"no node will join by itself, and the run fails: {lower}; cluster.more_nodes=expected waits for them"
+                "ray",
+                what,
+                f"no node will join by itself, and the run fails: {lower}; cluster.more_nodes=expected waits for them",
             )
-        waits = f"the run waits {config.cluster.placement_timeout_s:g} s for nodes (an autoscaler is asked) and then fails"
+        waits = (
+            f"the run waits {config.cluster.placement_timeout_s:g} s for nodes (an autoscaler is asked) and then fails"
+        )
         return warning("ray", what, f"{waits}: {lower}")
     return ok("ray", f"{found}; {placement.shortage(config.cluster, requests) or 'all parts fit'}")
 
@@ -148,19 +177,29 @@ def _check_job_server(address: str, source: str) -> CheckResult:
     token = os.environ.get("RAY_AUTH_TOKEN", "")
     if not token and token_file().is_file():
         token = token_file().read_text().strip()
-    request = urllib.request.Request(f"{address.rstrip('/')}/api/version", headers={"Authorization": f"Bearer {token}"} if token else {})
+    request = urllib.request.Request(
+        f"{address.rstrip('/')}/api/version", headers={"Authorization": f"Bearer {token}"} if token else {}
+    )
     try:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=5.0) as response:
             version = json.loads(response.read(10_000)).get("ray_version")
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             return failed(
-                "ray", f"{source}={address} wants another token", "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as the cluster has them"
+                "ray",
+                f"{source}={address} wants another token",
+                "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as the cluster has them",
             )
-        return failed("ray", f"{source}={address} answers with HTTP {error.code}", "give the address of Ray's dashboard")
+        return failed(
+            "ray", f"{source}={address} answers with HTTP {error.code}", "give the address of Ray's dashboard"
+        )
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        return failed("ray", f"{source}={address}: {reason}", "start the cluster, or correct the address of its dashboard (port 8265)")
+        return failed(
+            "ray",
+            f"{source}={address}: {reason}",
+            "start the cluster, or correct the address of its dashboard (port 8265)",
+        )
     return ok("ray", f"jobs can be submitted to {address} (Ray {version}): {SUBMIT}")
 
 
@@ -191,7 +230,9 @@ def check_ports(subject: Subject) -> list[CheckResult]:
             results.append(failed("ports", f"service.port={service.port} is taken by {who}", advice))
         elif problem:
             advice = "set service.host to an address of this machine (127.0.0.1), and a service.port above 1023"
-            results.append(failed("ports", f"service.host={service.host}, service.port={service.port}: {problem}", advice))
+            results.append(
+                failed("ports", f"service.host={service.host}, service.port={service.port}: {problem}", advice)
+            )
         else:
             results.append(ok("ports", f"{service.port} is free for the annotation service"))
     return results or [ok("ports", "free ones are chosen at the start")]
@@ -201,7 +242,9 @@ def holder(port: int) -> str:
     """Who listens on `port`, as a person would name it."""
     try:
         pids = {
-            c.pid for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr and c.laddr.port == port and c.pid
+            c.pid
+            for c in psutil.net_connections("tcp")
+            if c.status == psutil.CONN_LISTEN and c.laddr and c.laddr.port == port and c.pid
         }
     except psutil.AccessDenied:
         pids = set()

@@ -44,7 +44,13 @@ def check_environment(subject: Subject) -> list[CheckResult]:
     try:
         results = [_play_twice(subject), weigh_penalties(subject.config, subject.spec)]
     except EnvironmentFailure as failure:
-        return [failed("environment", str(failure), "put that right in the environment; `delphi train` writes its traceback into the log")]
+        return [
+            failed(
+                "environment",
+                str(failure),
+                "put that right in the environment; `delphi train` writes its traceback into the log",
+            )
+        ]
     results += [warning("environment", notice, "see docs/environments.md") for notice in subject.spec.notices]
     return [result for result in results if result is not None]
 
@@ -60,13 +66,17 @@ def _play_twice(subject: Subject) -> CheckResult:
     found = f"{name}: {2 * STEPS / seconds:,.0f} steps/s with two, start included; {captions} of {2 * STEPS} steps had a caption"
     if first != again:
         return warning(
-            "environment", f"{found}; the same seed gives another game", "expect runs that cannot be repeated, or take another env.id"
+            "environment",
+            f"{found}; the same seed gives another game",
+            "expect runs that cannot be repeated, or take another env.id",
         )
     if first == other and subject.spec.num_actions > 1:
         return ok("environment", f"{found}; every seed gives the same game")
     if not captions and subject.needs_service:
         return warning(
-            "environment", f"{found}, so nothing would be judged", "set env.captioner to where the environment says what happened"
+            "environment",
+            f"{found}, so nothing would be judged",
+            "set env.captioner to where the environment says what happened",
         )
     return ok("environment", f"{found}; seeds are kept")
 
@@ -140,7 +150,9 @@ def _check_model(subject: Subject) -> CheckResult:
         return warning("judge", str(error), DOWNLOAD.format(service.model))
     except ValueError as error:
         is_answer = "the answer" in str(error) or "chat template" in str(error) or "fewer examples" in str(error)
-        advice = "choose other answers in the rubric, or another service.model" if is_answer else "correct service.model"
+        advice = (
+            "choose other answers in the rubric, or another service.model" if is_answer else "correct service.model"
+        )
         return failed("judge", str(error), advice)
     answers = ", ".join(map(repr, dict.fromkeys(facts.answers)))
     found = f"{service.model} ({facts.weights_bytes / 1e6:,.0f} MB in {facts.folder}); rubric {rubric.id}: {answers} are single tokens"
@@ -155,7 +167,9 @@ def _check_encoder(encoder: str) -> CheckResult:
     except ModelNotHere as error:
         return warning("judge", str(error), DOWNLOAD.format(encoder))
     except ValueError as error:
-        return failed("judge", f"service.encoder={encoder}: {error}", "correct service.encoder, or take service.encoder=minilm")
+        return failed(
+            "judge", f"service.encoder={encoder}: {error}", "correct service.encoder, or take service.encoder=minilm"
+        )
     return ok("judge", f"no language model; sentence encoder {encoder} in {folder}")
 
 
@@ -173,9 +187,13 @@ def _check_vllm(subject: Subject) -> CheckResult:
     result = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=30)
     version = result.stdout.strip()
     if result.returncode != 0 or not version:
-        return failed("vllm", f"{python} has no vLLM", "run `make vllm` in a checkout, or name another service.vllm_python")
+        return failed(
+            "vllm", f"{python} has no vLLM", "run `make vllm` in a checkout, or name another service.vllm_python"
+        )
     if tuple(int(part) for part in version.split("+")[0].split(".")[:2]) < OLDEST_VLLM:
-        return failed("vllm", f"vLLM {version} in {python}, wanted 0.32 or newer", "install a newer one in that environment")
+        return failed(
+            "vllm", f"vLLM {version} in {python}, wanted 0.32 or newer", "install a newer one in that environment"
+        )
     return ok("vllm", f"vLLM {version} in {python}")
 
 
@@ -184,17 +202,23 @@ def _check_endpoint(subject: Subject) -> CheckResult:
     from llm_server.engines.openai_engine import OpenAIEngine
     from llm_server.engines.openai_http import EndpointRefused, EndpointUnavailable
 
-    service = dataclasses.replace(subject.service, engine_timeout_s=min(ANSWER_TIMEOUT_S, subject.service.engine_timeout_s))
+    service = dataclasses.replace(
+        subject.service, engine_timeout_s=min(ANSWER_TIMEOUT_S, subject.service.engine_timeout_s)
+    )
     try:
         engine = OpenAIEngine(service, load_rubric(subject.config.annotator.rubric))
     except EndpointUnavailable as error:
-        advice = "start the endpoint, correct service.endpoint, or the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name"
+        advice = (
+            "start the endpoint, correct service.endpoint, or the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name"
+        )
         return failed("judge", f"service.endpoint={service.endpoint}: {error}", advice)
     except (ValueError, EndpointRefused) as error:
         key = f", or export {service.endpoint_key_env}" if service.endpoint_key_env else ""
         return failed("judge", f"service.endpoint={service.endpoint}: {error}", f"correct the service.* keys{key}")
     engine.close()
-    return ok("judge", f"{service.endpoint} answers; the model is {service.model}, read from {engine.name.rpartition('/')[2]}")
+    return ok(
+        "judge", f"{service.endpoint} answers; the model is {service.model}, read from {engine.name.rpartition('/')[2]}"
+    )
 
 
 def check_service(subject: Subject) -> list[CheckResult]:
@@ -236,24 +260,38 @@ def _ask(client: AnnotationClient, address: str, serve: str, asks: Asks) -> Chec
         text = str(error)
         if "UNAUTHENTICATED" in text or "PERMISSION_DENIED" in text:
             return failed(
-                name, text, "set annotator.token_file to a file with the token that the service was started with (its --token-file)"
+                name,
+                text,
+                "set annotator.token_file to a file with the token that the service was started with (its --token-file)",
             )
         advice = (
-            f"start it with this run's rubric: `{serve}`, or set annotator.rubric" if "rubric" in text else "correct the annotator.* keys"
+            f"start it with this run's rubric: `{serve}`, or set annotator.rubric"
+            if "rubric" in text
+            else "correct the annotator.* keys"
         )
         return failed(name, text, advice)
     except ServiceUnavailable as error:
         text = str(error)
         if "being loaded" in text:
-            return warning(name, f"{address} is loading its model", "wait: a run takes up its judgements when it is ready")
+            return warning(
+                name, f"{address} is loading its model", "wait: a run takes up its judgements when it is ready"
+            )
         if "certificate" in text or "TLS" in text:
-            return failed(name, text, "correct annotator.tls_ca, tls_cert and tls_key, or the service's certificate, as that line says")
+            return failed(
+                name,
+                text,
+                "correct annotator.tls_ca, tls_cert and tls_key, or the service's certificate, as that line says",
+            )
         if "DEADLINE_EXCEEDED" in text:
             advice = "it hangs, or is busy with other runs: look at its output, and start it again"
-            return failed(name, f"{address} accepts connections, and did not answer within {ANSWER_TIMEOUT_S:.0f} s", advice)
+            return failed(
+                name, f"{address} accepts connections, and did not answer within {ANSWER_TIMEOUT_S:.0f} s", advice
+            )
         return failed(name, text, f"something else may listen there: look at it, or start `{serve}` on another port")
     seconds = time.monotonic() - started
-    return ok(name, f"{address}: {said.model} ({said.engine}), rubric {said.rubric_id} as here, answered in {seconds:.2f} s")
+    return ok(
+        name, f"{address}: {said.model} ({said.engine}), rubric {said.rubric_id} as here, answered in {seconds:.2f} s"
+    )
 
 
 def unreachable(host: str, port: int) -> str | None:
@@ -277,9 +315,17 @@ def check_store(subject: Subject) -> CheckResult:
     path = store_path(setting).absolute()
     place = next(parent for parent in (path, *path.parents) if parent.exists())
     if place.is_dir() == (place == path):
-        return failed("judgement store", f"{place} is {'a' if place == path else 'no'} folder", "give service.store=FILE, or `memory`")
+        return failed(
+            "judgement store",
+            f"{place} is {'a' if place == path else 'no'} folder",
+            "give service.store=FILE, or `memory`",
+        )
     if not os.access(place, os.W_OK):
-        return failed("judgement store", f"{place} cannot be written", "correct its permissions, or give service.store=FILE, or `memory`")
+        return failed(
+            "judgement store",
+            f"{place} cannot be written",
+            "correct its permissions, or give service.store=FILE, or `memory`",
+        )
     if not path.exists():
         return ok("judgement store", f"{path}, new")
     try:

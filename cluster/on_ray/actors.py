@@ -51,11 +51,15 @@ class WorkerActor:
         return this_process()
 
     @ray.method(num_returns=2)
-    def collect(self, snapshot: PolicySnapshot, acknowledgement: Acknowledgement | None) -> tuple[Rollout, CaptionReport]:
+    def collect(
+        self, snapshot: PolicySnapshot, acknowledgement: Acknowledgement | None
+    ) -> tuple[Rollout, CaptionReport]:
         """One rollout and its caption report."""
         self._stderr.trim()
         if self._worker is None:
-            self._worker = build_worker(self._config, self._index, incarnation=self._incarnation, stream=f"train-{self._incarnation}")
+            self._worker = build_worker(
+                self._config, self._index, incarnation=self._incarnation, stream=f"train-{self._incarnation}"
+            )
         return self._worker.collect(snapshot, acknowledgement)
 
     def close(self) -> None:
@@ -79,7 +83,9 @@ class AnnotatorActor:
         log_to_file(run.log)
         self._replicas: Mapping[str, str] = {}
         self._replicas_problem: str | None = None
-        self._pipeline = build_pipeline(config, run, run_epoch, self._addresses if config.cluster.service_replicas else None, credentials)
+        self._pipeline = build_pipeline(
+            config, run, run_epoch, self._addresses if config.cluster.service_replicas else None, credentials
+        )
 
     def begin(self, state: Mapping[str, Any] | None) -> None:
         """Go to work, from `state` where there is one."""

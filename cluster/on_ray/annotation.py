@@ -42,7 +42,9 @@ class RayAnnotation:
     """Handle of the annotator actor, and of the annotation replicas where there are any; without a request for an annotator (reward
     model `none`), an empty table and no metrics. Both are asked for at once, so that what comes later leaves them room."""
 
-    def __init__(self, config: RunConfig, run_epoch: int, request: Request | None, replicas: Request | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, run_epoch: int, request: Request | None, replicas: Request | None = None
+    ) -> None:
         self.problem: str | None = None
         self._is_loading = False  # the judge, its model
         self._is_silent = False  # it left a question unanswered and has not been heard of since
@@ -164,11 +166,17 @@ class RayAnnotation:
 
     def _start_actor(self) -> None:
         """Where there is none, unless none is wanted or the last start was a moment ago."""
-        if self._actor is None and self._request is not None and time.monotonic() - self._started_at > RESTART_INTERVAL_S:
+        if (
+            self._actor is None
+            and self._request is not None
+            and time.monotonic() - self._started_at > RESTART_INTERVAL_S
+        ):
             self._actor = (
                 cast(Any, AnnotatorActor)
                 .options(**options(self._request))
-                .remote(self._config, self._run_epoch, self._replicas.credentials if self._replicas is not None else None)
+                .remote(
+                    self._config, self._run_epoch, self._replicas.credentials if self._replicas is not None else None
+                )
             )
             self._started_at = time.monotonic()
             self._began, self._told, self._is_placed = None, None, False
@@ -218,7 +226,9 @@ class RayAnnotation:
                     try:
                         self._acknowledgements[worker_id] = ray.get(reference)
                     except (ObjectLostError, RayTaskError) as error:  # the report went down with its worker's node
-                        LOG.warning("a caption report of worker %s was lost; its texts are sent again: %s", worker_id, error)
+                        LOG.warning(
+                            "a caption report of worker %s was lost; its texts are sent again: %s", worker_id, error
+                        )
             if self._update is not None and ray.wait([self._update], timeout=0)[0]:
                 reference, self._update, self._is_silent = self._update, None, False
                 table, self._metrics, self.problem, self._is_loading = ray.get(reference)
@@ -241,7 +251,11 @@ class RayAnnotation:
         table = self._offered
         if table is None:
             return
-        if self._lost_at is not None and len(table) < len(self._table) and time.monotonic() - self._lost_at < INHERITED_S:
+        if (
+            self._lost_at is not None
+            and len(table) < len(self._table)
+            and time.monotonic() - self._lost_at < INHERITED_S
+        ):
             return
         # The annotator's numbers begin again with each of its lives; what the learner sees only goes up.
         self._table = replace(table, reward_version=(self._run_epoch, self._table.reward_version[1] + 1))

@@ -14,10 +14,14 @@ from cluster.supervision import last_line
 
 KILL_S = 6.0
 """`ray.kill` ends a process within this, also one that hangs in C (at once) or is stopped (its node waits 5 s before it uses force)."""
-NODE_DIED = re.compile(r"node (was|is|has) (died|dead|terminated|unreachable)|its node has died|owner's? node has died", re.IGNORECASE)
+NODE_DIED = re.compile(
+    r"node (was|is|has) (died|dead|terminated|unreachable)|its node has died|owner's? node has died", re.IGNORECASE
+)
 EXIT_CODE = re.compile(r"exit code (\d+)")
 FATAL = re.compile(r"Fatal Python error: (?!none)(.+)")
-NO_TRACE = "it was killed, or exited at once; where nobody did that, its machine was out of memory, and `dmesg` there says so"
+NO_TRACE = (
+    "it was killed, or exited at once; where nobody did that, its machine was out of memory, and `dmesg` there says so"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +49,18 @@ def this_process() -> ProcessId:
 def failure_of(error: Exception, process: ProcessId | None, stderr: str) -> Failure:
     """What `error` (a RayError, or a TimeoutError of our own) says of an actor; `stderr` are its last words."""
     text = str(error)
-    if isinstance(error, NodeDiedError) or NODE_DIED.search(text) or (process is not None and not _is_alive(process.node_id)):
+    if (
+        isinstance(error, NodeDiedError)
+        or NODE_DIED.search(text)
+        or (process is not None and not _is_alive(process.node_id))
+    ):
         return Failure(f"its node{f' {process.host}' if process else ''} is gone", True)
     if isinstance(error, RayTaskError):
         cause = error.cause
-        return Failure(f"{type(cause).__name__}: {last_line(str(cause))}" if isinstance(cause, Exception) else last_line(text), False)
+        return Failure(
+            f"{type(cause).__name__}: {last_line(str(cause))}" if isinstance(cause, Exception) else last_line(text),
+            False,
+        )
     if isinstance(error, OutOfMemoryError):
         return Failure(f"out of memory, ended by Ray: {last_line(text)}", False)
     if isinstance(error, ActorUnavailableError):

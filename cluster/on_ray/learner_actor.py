@@ -31,7 +31,9 @@ KEPT_KERNELS = 16
 class LearnerActor:
     """The training loop, with the workers and the annotator as its own children: they die with it."""
 
-    def __init__(self, config: RunConfig, spec: EnvironmentSpec, run_epoch: int, requests: dict[str, Request], nonce: str) -> None:
+    def __init__(
+        self, config: RunConfig, spec: EnvironmentSpec, run_epoch: int, requests: dict[str, Request], nonce: str
+    ) -> None:
         bound_kept_kernels(KEPT_KERNELS)
         if config.learner.torch_threads:
             torch.set_num_threads(config.learner.torch_threads)
@@ -64,7 +66,11 @@ class LearnerActor:
     def progress(self) -> dict[str, Any]:
         """The newest metrics, and what is waited for; only which process this is before training began."""
         line = {"process": this_process(), **(self._loop.progress() if self._loop is not None else {})}
-        waiting = [text for text in (line.get("waiting"), self._annotation.waiting if self._annotation is not None else None) if text]
+        waiting = [
+            text
+            for text in (line.get("waiting"), self._annotation.waiting if self._annotation is not None else None)
+            if text
+        ]
         return {**line, "waiting": "; ".join(waiting) or None}
 
     @ray.method(concurrency_group="control")

@@ -133,14 +133,20 @@ class LearnerWatch:
             self._newest = newest
             self._budget.progressed("learner")
         try:
-            pause_s = 0.0 if failure.is_node_loss else self._budget.failed("learner", f"the learner failed: {failure.cause}")
+            pause_s = (
+                0.0 if failure.is_node_loss else self._budget.failed("learner", f"the learner failed: {failure.cause}")
+            )
         except GiveUp as spent:
             raise RunFailed(str(spent)) from error
         LOG.error("the learner failed: %s", error)
         where = f"checkpoint {newest}" if newest else "its beginning"
-        self._say(one_line(f"the learner failed: {failure.cause}; it is started again, and the run goes on from {where}"))
+        self._say(
+            one_line(f"the learner failed: {failure.cause}; it is started again, and the run goes on from {where}")
+        )
         # The two would write the same checkpoints: one that had to be ended is given the time.
-        deadline = time.monotonic() + max(pause_s, KILL_S if isinstance(error, TimeoutError | ActorUnavailableError) else 0.0)
+        deadline = time.monotonic() + max(
+            pause_s, KILL_S if isinstance(error, TimeoutError | ActorUnavailableError) else 0.0
+        )
         while time.monotonic() < deadline and not self._stop_requested():
             time.sleep(0.1)
 

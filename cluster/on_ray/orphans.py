@@ -27,7 +27,9 @@ class OrphanWatch:
         """`directory` is the run's temporary directory on this node, `sessions` that of its cluster (default: `ray` in it)."""
         # In a session of its own: Ctrl-C in the terminal is not meant for it.
         command = [sys.executable, "-P", __file__, str(directory), str(sessions or directory / "ray")]
-        self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+        self._child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+        )
 
     def __enter__(self) -> "OrphanWatch":
         return self
@@ -59,12 +61,16 @@ def end_orphans(directory: Path, sessions: Path | None = None) -> int:
 def _processes_of(directory: Path, sessions: Path) -> list[int]:
     """Ray's own processes name its session directory, its workers have been given the temporary directory; and the watch of a killed driver,
     which must not take a new start's processes for that one's."""
-    session, variable, watch = (os.fsencode(text) for text in (sessions, f"TMPDIR={directory}", f"{__file__}\0{directory}\0"))
+    session, variable, watch = (
+        os.fsencode(text) for text in (sessions, f"TMPDIR={directory}", f"{__file__}\0{directory}\0")
+    )
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             command = (folder / "cmdline").read_bytes()
-            of_ray = session in command or (command.startswith(b"ray::") and variable in (folder / "environ").read_bytes().split(b"\0"))
+            of_ray = session in command or (
+                command.startswith(b"ray::") and variable in (folder / "environ").read_bytes().split(b"\0")
+            )
             if (of_ray or watch in command) and int(folder.name) != os.getpid() and folder.stat().st_uid == os.getuid():
                 found.append(int(folder.name))
     return found

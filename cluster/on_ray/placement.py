@@ -39,7 +39,9 @@ def rollouts_at_once(config: RunConfig) -> int:
 
 def object_store_bytes(config: RunConfig, spec: EnvironmentSpec) -> int:
     """`cluster.object_store_bytes`, or what it is where that is 0."""
-    return config.cluster.object_store_bytes or max(DEFAULT_BYTES, 2 * rollouts_at_once(config) * rollout_bytes(config, spec))
+    return config.cluster.object_store_bytes or max(
+        DEFAULT_BYTES, 2 * rollouts_at_once(config) * rollout_bytes(config, spec)
+    )
 
 
 EPSILON = 1e-6
@@ -148,20 +150,27 @@ def _shrunk(requests: Mapping[str, Request], nodes: Sequence[Node]) -> dict[str,
     share = min(1.0, cpus_there / cpus_wanted) if cpus_wanted else 0.0
     while share >= LEAST_SHARE:
         # Ray counts in units of 1/10000; rounding down keeps the sum within the nodes.
-        scaled = {part: replace(request, cpus=int(request.cpus * share * 10_000) / 10_000) for part, request in requests.items()}
+        scaled = {
+            part: replace(request, cpus=int(request.cpus * share * 10_000) / 10_000)
+            for part, request in requests.items()
+        }
         if not _missing(scaled, {part: request.count for part, request in scaled.items()}, nodes):
             return scaled
         share *= 0.95  # each actor must fit on one node
     return None
 
 
-def _requests(cluster: ClusterConfig, actors: ActorsConfig, needs_annotator: bool, replicas: int, gpus_there: float) -> dict[str, Request]:
+def _requests(
+    cluster: ClusterConfig, actors: ActorsConfig, needs_annotator: bool, replicas: int, gpus_there: float
+) -> dict[str, Request]:
     learner_gpus = cluster.learner_gpus if cluster.learner_gpus >= 0 else min(1.0, gpus_there)
     requests = {"learner": Request(cpus=cluster.learner_cpus, gpus=learner_gpus, count=1)}
     if needs_annotator:
         if replicas:
             requests["replica"] = Request(cpus=cluster.annotator_cpus, gpus=cluster.service_gpus, count=replicas)
-        requests["annotator"] = Request(cpus=cluster.annotator_cpus, gpus=0.0 if replicas else cluster.service_gpus, count=1)
+        requests["annotator"] = Request(
+            cpus=cluster.annotator_cpus, gpus=0.0 if replicas else cluster.service_gpus, count=1
+        )
     requests["worker"] = Request(cpus=cluster.worker_cpus, gpus=cluster.worker_gpus, count=actors.num_workers)
     return requests
 
@@ -185,7 +194,17 @@ def _pack(requests: Mapping[str, Request], nodes: Sequence[Node]) -> dict[str, l
             elif part == "annotator" and not request.gpus and "replica" in requests:
                 home = min(room, key=lambda id: (id != learner, id in with_gpus, -cpus[id], id))
             else:  # without need of GPUs: away from them and from the learner; and spread
-                home = min(room, key=lambda id: (not request.gpus and id in with_gpus, id == learner, taken[id], -gpus[id], -cpus[id], id))
+                home = min(
+                    room,
+                    key=lambda id: (
+                        not request.gpus and id in with_gpus,
+                        id == learner,
+                        taken[id],
+                        -gpus[id],
+                        -cpus[id],
+                        id,
+                    ),
+                )
             cpus[home] -= request.cpus
             gpus[home] -= request.gpus
             taken[home] += 1
@@ -193,7 +212,9 @@ def _pack(requests: Mapping[str, Request], nodes: Sequence[Node]) -> dict[str, l
     return homes
 
 
-def _with_hints(requests: Mapping[str, Request], homes: Mapping[str, Sequence[str]], nodes: Sequence[Node]) -> dict[str, Request]:
+def _with_hints(
+    requests: Mapping[str, Request], homes: Mapping[str, Sequence[str]], nodes: Sequence[Node]
+) -> dict[str, Request]:
     """Hints matter where there is a choice of nodes."""
     if len(nodes) < 2:
         return dict(requests)
@@ -249,7 +270,9 @@ def wait_for_room(
 
 def in_words(requests: Mapping[str, Request]) -> str:
     """`2 x replica (0.5 CPU, 1 GPU), 1 x annotator (0.5 CPU)`."""
-    return ", ".join(f"{request.count} x {part} ({_amounts(request.cpus, request.gpus)})" for part, request in requests.items())
+    return ", ".join(
+        f"{request.count} x {part} ({_amounts(request.cpus, request.gpus)})" for part, request in requests.items()
+    )
 
 
 def _amounts(cpus: float, gpus: float) -> str:
@@ -268,5 +291,7 @@ def table(requests: Mapping[str, Request]) -> str:
     for part, request in requests.items():
         hints = [f"{count} on {id[:8]}" for id, count in Counter(request.homes).items()]
         hints += [f"else not on {', '.join(id[:8] for id in request.avoid)}"] if request.avoid else []
-        rows.append(f"  {part:<10} {request.count:>4} x  {request.cpus:>6g} CPU  {request.gpus:>4g} GPU  {'; '.join(hints)}".rstrip())
+        rows.append(
+            f"  {part:<10} {request.count:>4} x  {request.cpus:>6g} CPU  {request.gpus:>4g} GPU  {'; '.join(hints)}".rstrip()
+        )
     return "\n".join(rows)

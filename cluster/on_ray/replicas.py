@@ -127,7 +127,9 @@ class RayReplicas:
 
     def addresses(self) -> dict[str, str]:
         """host:port by name of the replicas that listen."""
-        return {slot.name: slot.status.address for slot in self._slots if slot.status is not None and slot.status.address}
+        return {
+            slot.name: slot.status.address for slot in self._slots if slot.status is not None and slot.status.address
+        }
 
     @property
     def problem(self) -> str | None:
@@ -150,7 +152,9 @@ class RayReplicas:
     def close(self) -> None:
         """End all services, then their actors."""
         actors = [slot.actor for slot in self._slots if slot.actor is not None]
-        closing = [slot.actor.close.remote() for slot in self._slots if slot.actor is not None and slot.status is not None]
+        closing = [
+            slot.actor.close.remote() for slot in self._slots if slot.actor is not None and slot.status is not None
+        ]
         if closing:
             ray.wait(closing, num_returns=len(closing), timeout=5.0)
         for actor in actors:
@@ -159,7 +163,11 @@ class RayReplicas:
             shutil.rmtree(self.credentials.directory, ignore_errors=True)
 
     def _start(self, slot: _Slot) -> None:
-        slot.actor = cast(Any, ReplicaActor).options(**options(self.request, slot.index)).remote(self._config, slot.index, self.credentials)
+        slot.actor = (
+            cast(Any, ReplicaActor)
+            .options(**options(self.request, slot.index))
+            .remote(self._config, slot.index, self.credentials)
+        )
         slot.starts += 1
         slot.asked_at, slot.question = time.monotonic(), slot.actor.status.remote()
 
@@ -177,7 +185,12 @@ class RayReplicas:
     def _lost(self, slot: _Slot, why: str) -> None:
         slot.failures += 1
         pause_s = backoff_s(slot.failures, FIRST_PAUSE_S, MAX_PAUSE_S)
-        LOG.error("annotation %s is lost, the others take its captions; it is started again in %.0f s: %s", slot.name, pause_s, why)
+        LOG.error(
+            "annotation %s is lost, the others take its captions; it is started again in %.0f s: %s",
+            slot.name,
+            pause_s,
+            why,
+        )
         if slot.actor is not None:
             ray.kill(slot.actor)
         if slot.status is not None:

@@ -23,7 +23,11 @@ def _sweep(run_dir: str) -> None:
 def sweep_other_machines(run_dir: str) -> None:
     """Remove the run's temporary directory on every living node of another machine than this one."""
     here = ray.util.get_node_ip_address()
-    others = {node["NodeManagerAddress"]: node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeManagerAddress"] != here}
+    others = {
+        node["NodeManagerAddress"]: node["NodeID"]
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeManagerAddress"] != here
+    }
     try:
         sweeping = [
             _sweep.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(run_dir)
@@ -32,6 +36,9 @@ def sweep_other_machines(run_dir: str) -> None:
         if sweeping:
             _, unfinished = ray.wait(sweeping, num_returns=len(sweeping), timeout=BUDGET_S)
             if unfinished:
-                LOG.warning("%d nodes did not sweep their temporary files in time; the next start of this run does", len(unfinished))
+                LOG.warning(
+                    "%d nodes did not sweep their temporary files in time; the next start of this run does",
+                    len(unfinished),
+                )
     except RayError as error:
         LOG.warning("temporary files on other nodes were not swept; the next start of this run does: %s", error)

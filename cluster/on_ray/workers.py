@@ -68,7 +68,9 @@ class _Slot:
 class RayWorkers:
     """Handle of all rollout workers; owned by the learner's process, so that it owns the rollouts."""
 
-    def __init__(self, config: RunConfig, spec: EnvironmentSpec, run_epoch: int, request: Request, annotation: RayAnnotation) -> None:
+    def __init__(
+        self, config: RunConfig, spec: EnvironmentSpec, run_epoch: int, request: Request, annotation: RayAnnotation
+    ) -> None:
         self.spec = spec
         self.waiting: str | None = None
         self._config, self._run_epoch, self._request, self._annotation = config, run_epoch, request, annotation
@@ -164,7 +166,11 @@ class RayWorkers:
 
     def _start(self, slot: _Slot) -> None:
         incarnation = f"{self._run_epoch}-{slot.incarnation}"
-        slot.actor = cast(Any, WorkerActor).options(**options(self._request, slot.index)).remote(self._config, slot.index, incarnation)
+        slot.actor = (
+            cast(Any, WorkerActor)
+            .options(**options(self._request, slot.index))
+            .remote(self._config, slot.index, incarnation)
+        )
         slot.hello = slot.actor.hello.remote()
         slot.worker_id = f"{slot.index}.{incarnation}"
 
@@ -218,7 +224,9 @@ class RayWorkers:
         if self._snapshot is None or not self._has_begun or not slot.is_running:
             return
         while len(slot.calls) < self._config.actors.rollouts_in_flight:
-            rollout, report = slot.actor.collect.remote(self._snapshot, self._annotation.acknowledgement(slot.worker_id))
+            rollout, report = slot.actor.collect.remote(
+                self._snapshot, self._annotation.acknowledgement(slot.worker_id)
+            )
             slot.calls.append((rollout, report))
 
     def _replace_hung(self) -> None:
@@ -231,7 +239,10 @@ class RayWorkers:
                 slot.deadline.progressed()
             else:
                 limit_s = self._config.cluster.worker_timeout_s
-                self._replace(slot, TimeoutError(f"no rollout within cluster.worker_timeout_s = {limit_s:g} s; the process is ended"))
+                self._replace(
+                    slot,
+                    TimeoutError(f"no rollout within cluster.worker_timeout_s = {limit_s:g} s; the process is ended"),
+                )
 
     def _failed(self, slot: _Slot, error: RayError) -> None:
         """A call has failed: replace the worker, or, where its node may be lost and Ray is still finding out, wait for that."""

@@ -64,14 +64,22 @@ class Console:
                 self.say(text)
         if line.get("problem") != self._problem:
             self._problem = line["problem"]
-            self.say(f"no more rewards from the judge, training goes on: {self._problem}" if self._problem else "the judge is back")
+            self.say(
+                f"no more rewards from the judge, training goes on: {self._problem}"
+                if self._problem
+                else "the judge is back"
+            )
         if line.get("notice") != self._notice:
             self._notice = line["notice"]
             if self._notice:  # a learner that is started again may have none
                 self.say(self._notice)
         if line.get("storage_problem") != self._storage_problem:
             self._storage_problem = line["storage_problem"]
-            self.say(f"training goes on, but: {self._storage_problem}" if self._storage_problem else "the disk takes what is written again")
+            self.say(
+                f"training goes on, but: {self._storage_problem}"
+                if self._storage_problem
+                else "the disk takes what is written again"
+            )
         if self._first_step is None:
             self._first_step, self._started = line["env_steps"], now
         if self._kind == "rich":
@@ -99,8 +107,13 @@ class Console:
         word = "finished" if summary["finished"] else "stopped; the same command continues it"
         if summary.get("ended_by") == "max_time_s":
             word = f"finished, its time is up (max_time_s = {self._max_time_s:g} s),"
-        extrinsic, intrinsic = summary.get("episode_return_extrinsic_mean"), summary.get("episode_return_intrinsic_mean")
-        self.say(f"{run_dir}: {word} at {summary['env_steps']:,} environment steps, {summary.get('episodes_total') or 0:,} episodes")
+        extrinsic, intrinsic = (
+            summary.get("episode_return_extrinsic_mean"),
+            summary.get("episode_return_intrinsic_mean"),
+        )
+        self.say(
+            f"{run_dir}: {word} at {summary['env_steps']:,} environment steps, {summary.get('episodes_total') or 0:,} episodes"
+        )
         self.say(f"mean return of the last episodes: {_number(extrinsic)} extrinsic, {_number(intrinsic)} intrinsic")
         self.say(
             f"captions: {_number(summary.get('captions_distinct'), ',.0f')} distinct, {_number(summary.get('annotations_total'), ',.0f')} labels"
@@ -114,7 +127,12 @@ class Console:
             for heading in ("R", "p", "count", "caption"):
                 table.add_column(heading, justify="left" if heading == "caption" else "right")
             for caption in summary["top_rewarded"]:
-                table.add_row(f"{caption['reward']:.2f}", _number(caption["probability"]), f"{caption['count']:,}", Text(caption["text"]))
+                table.add_row(
+                    f"{caption['reward']:.2f}",
+                    _number(caption["probability"]),
+                    f"{caption['count']:,}",
+                    Text(caption["text"]),
+                )
             self._rich.print(table)
 
     def _table(self, line: Mapping[str, Any], now: float) -> Table:
@@ -131,7 +149,11 @@ class Console:
         return table
 
     def _plain(self, line: Mapping[str, Any], now: float) -> str:
-        parts = [f"{line['env_steps']:,}/{self._total:,} steps", f"{self._rate(line, now):,.0f} steps/s", f"{self._eta(line, now)} left"]
+        parts = [
+            f"{line['env_steps']:,}/{self._total:,} steps",
+            f"{self._rate(line, now):,.0f} steps/s",
+            f"{self._eta(line, now)} left",
+        ]
         parts += [f"{title} {form.format(line[name])}" for title, name, form in ROWS if line.get(name) is not None]
         words = bottleneck(line, self._mode)
         return " | ".join([*parts, words] if words else parts)

@@ -69,7 +69,9 @@ class RunDirectory:
         with contextlib.suppress(OSError, ConfigError):
             now = _starts_so_far(self.path / "run_epoch")
         if now > run_epoch:
-            raise RuntimeError(f"{self.path} is at epoch {now}, this learner is of epoch {run_epoch}: it was taken for dead, and ends")
+            raise RuntimeError(
+                f"{self.path} is at epoch {now}, this learner is of epoch {run_epoch}: it was taken for dead, and ends"
+            )
 
     def write_nonce(self) -> str:
         """Leave a random word for `check_nonce` in another process."""
@@ -104,7 +106,9 @@ def open_run(config: RunConfig, rubric_hash: str | None = None) -> tuple[RunDire
         run.path.mkdir(parents=True, exist_ok=True)
         run._lock = _lock(run.path)
     except OSError as error:
-        raise ConfigError(f"run_dir: cannot write {config.run_dir}: {error.strerror}; choose another run_dir=") from None
+        raise ConfigError(
+            f"run_dir: cannot write {config.run_dir}: {error.strerror}; choose another run_dir="
+        ) from None
     resolved = to_dict(config)
     config_file, epoch_file = run.path / "config.json", run.path / "run_epoch"
     try:
@@ -118,7 +122,9 @@ def open_run(config: RunConfig, rubric_hash: str | None = None) -> tuple[RunDire
         write_atomically(epoch_file, f"{run_epoch}\n")
     except OSError as error:
         run.release()
-        raise ConfigError(f"run_dir: cannot write {config.run_dir}: {error.strerror}; make room, or correct the permissions") from None
+        raise ConfigError(
+            f"run_dir: cannot write {config.run_dir}: {error.strerror}; make room, or correct the permissions"
+        ) from None
     except BaseException:
         run.release()
         raise
@@ -141,7 +147,8 @@ def find_run(path: str) -> tuple[RunDirectory, dict[str, Any]]:
         near = sorted(p.parent for p in run.path.parent.glob("*/config.json")) if run.path.parent.exists() else []
         names = ", ".join(os.path.relpath(p) for p in near[:5])
         raise ConfigError(
-            f"no run at {path} (it has no config.json); " + (f"there are: {names}" if near else "give a run_dir that `delphi train` made")
+            f"no run at {path} (it has no config.json); "
+            + (f"there are: {names}" if near else "give a run_dir that `delphi train` made")
         )
     return run, _saved_config(config_file)
 
@@ -149,7 +156,9 @@ def find_run(path: str) -> tuple[RunDirectory, dict[str, Any]]:
 def _check_experiment(run: RunDirectory, resolved: dict[str, Any], of_reward_model: bool = False) -> None:
     """ConfigError where the run's checkpoint, or the reward model trained before the policy, is another experiment's."""
     file = run.path / "config.json"
-    differences = experiment_diff(_saved_config(file), resolved, of_reward_model=of_reward_model) if file.exists() else []
+    differences = (
+        experiment_diff(_saved_config(file), resolved, of_reward_model=of_reward_model) if file.exists() else []
+    )
     if differences:
         raise ConfigError(
             f"{run.path} holds a run with another configuration: {'; '.join(differences)}."
@@ -166,7 +175,10 @@ def _begin_anew(run: RunDirectory, resolved: dict[str, Any]) -> None:
         is_same = not experiment_diff(_saved_config(run.path / "config.json"), resolved)
     if not is_same and run.captions.exists():
         for ending in ("", "-wal", "-shm"):  # SQLite's own files go with it
-            met, aside = Path(f"{run.captions}{ending}"), Path(f"{run.captions.with_suffix('.superseded.sqlite')}{ending}")
+            met, aside = (
+                Path(f"{run.captions}{ending}"),
+                Path(f"{run.captions.with_suffix('.superseded.sqlite')}{ending}"),
+            )
             aside.unlink(missing_ok=True)
             if met.exists():
                 met.replace(aside)
@@ -260,7 +272,9 @@ def _lock(path: Path) -> IO[str]:
         file.seek(0)
         owner = file.read().strip() or "another process"
         file.close()
-        raise ConfigError(f"run_dir {path} is in use by {owner}; stop that run first, or give another run_dir=") from None
+        raise ConfigError(
+            f"run_dir {path} is in use by {owner}; stop that run first, or give another run_dir="
+        ) from None
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
@@ -270,7 +284,9 @@ def _lock(path: Path) -> IO[str]:
 def _commit() -> str | None:
     root = Path(__file__).parents[2]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        result = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+        result = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        )
         return result.stdout.strip()
     return None
 

@@ -24,7 +24,10 @@ class _LogFile(logging.FileHandler):
         super().emit(record)
         if self._error is not None and before is None:
             with contextlib.suppress(OSError):  # the disk of both
-                print(f"{self.baseFilename} could not be written ({self._error}): lines are lost until it can", file=sys.stderr)
+                print(
+                    f"{self.baseFilename} could not be written ({self._error}): lines are lost until it can",
+                    file=sys.stderr,
+                )
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Called by `emit` while it handles the error."""

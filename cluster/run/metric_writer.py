@@ -49,7 +49,9 @@ class LineAppender:
             self.problem = None
         except OSError as error:
             if self.problem is None:
-                LOG.error("%s could not be written (%s); training goes on, and its lines wait in memory", self._path, error)
+                LOG.error(
+                    "%s could not be written (%s); training goes on, and its lines wait in memory", self._path, error
+                )
             self.problem = f"{self._path} could not be written ({error.strerror}): make room; its lines wait in memory"
 
     def _write(self, data: bytes) -> None:
@@ -116,7 +118,9 @@ class _TensorBoard:
             self._steps_before, self._is_failing = line["env_steps"], False
         except OSError as error:  # its thread has ended with what it could not write
             if not self._is_failing:
-                LOG.error("TensorBoard's file could not be written (%s); lines are left out of it until there is room", error)
+                LOG.error(
+                    "TensorBoard's file could not be written (%s); lines are left out of it until there is room", error
+                )
             self._is_failing = True
             self.close()
 

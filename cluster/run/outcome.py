@@ -30,7 +30,13 @@ LEAST_S, GRACE_S = 30.0, 20.0
 """Of an evaluation: what it may take however short the run, and how long its process may take to start and to end besides."""
 
 
-def conclude(config: RunConfig, run: RunDirectory, summary: Mapping[str, Any], console: Console, stop_requested: Callable[[], bool]) -> int:
+def conclude(
+    config: RunConfig,
+    run: RunDirectory,
+    summary: Mapping[str, Any],
+    console: Console,
+    stop_requested: Callable[[], bool],
+) -> int:
     """Sum the run up on the console and in its summary file, evaluate it where that is asked for; the exit code: 1 where its judge had to
     answer and did not."""
     unjudged = judge_problem(config, summary)
@@ -41,7 +47,9 @@ def conclude(config: RunConfig, run: RunDirectory, summary: Mapping[str, Any], c
         evaluation = evaluate_in_time(config, run, summary["time_s"], console.say, stop_requested)
         _write(run, {**summary, "evaluation": evaluation}, console)
         if "problem" in evaluation:
-            console.say(f"no evaluation: {evaluation['problem']}; `delphi eval {config.run_dir}` plays as long as it takes")
+            console.say(
+                f"no evaluation: {evaluation['problem']}; `delphi eval {config.run_dir}` plays as long as it takes"
+            )
         else:
             console.say(f"on {evaluation['episodes']} held-out games each: {evaluation['words']}")
     if unjudged is None:
@@ -55,18 +63,30 @@ def conclude(config: RunConfig, run: RunDirectory, summary: Mapping[str, Any], c
 def judge_problem(config: RunConfig, summary: Mapping[str, Any]) -> str | None:
     """That no answer of the judge could be used in all of the run, and why; None where one could, where nothing is asked, and where there
     was nothing to ask."""
-    if config.reward_model.judgements or build_model(config).asks is Asks.NOTHING or summary.get("captions_distinct") == 0:
+    if (
+        config.reward_model.judgements
+        or build_model(config).asks is Asks.NOTHING
+        or summary.get("captions_distinct") == 0
+    ):
         return None
     answers, unparsed = (int(summary.get(f"annotations_{name}") or 0) for name in ("total", "unparsed"))
     if answers > unparsed:
         return None
-    what = f"all {answers:,} answers of the judge were unusable (annotations_unparsed)" if answers else "the judge never answered"
+    what = (
+        f"all {answers:,} answers of the judge were unusable (annotations_unparsed)"
+        if answers
+        else "the judge never answered"
+    )
     why = one_line(summary.get("annotation_problem") or "")
     return f"{what}, so that no caption was ever rewarded" + (f": {why}" if why else "")
 
 
 def evaluate_in_time(
-    config: RunConfig, run: RunDirectory, trained_s: float, say: Callable[[str], None], stop_requested: Callable[[], bool]
+    config: RunConfig,
+    run: RunDirectory,
+    trained_s: float,
+    say: Callable[[str], None],
+    stop_requested: Callable[[], bool],
 ) -> dict[str, Any]:
     """`delphi eval`'s report on the run, with its main metric in `words`; or only `problem`, why there is none. Never raises for what goes
     wrong in playing."""
@@ -87,7 +107,10 @@ def in_words(report: Mapping[str, Any]) -> str:
     difference = report["differences"]["policy - blind"].get(name)
     largest = max(abs(metric[end]) for metric in players.values() for end in ("low", "high"))
     digits = 0 if largest >= 20 else 1 if largest >= 2 else 2
-    said = [f"{'' if player == 'policy' else player + ' '}{_metric(metric, f'.{digits}f')}" for player, metric in players.items()]
+    said = [
+        f"{'' if player == 'policy' else player + ' '}{_metric(metric, f'.{digits}f')}"
+        for player, metric in players.items()
+    ]
     words = f"{METRICS[name]} {', '.join(said)}"
     return f"{words}; policy - blind, game by game: {_metric(difference, f'+.{digits}f')}" if difference else words
 
@@ -101,12 +124,20 @@ def _play(config: RunConfig, run: RunDirectory, seconds: float, stop_requested: 
     command = [sys.executable, "-m", "cluster.verbs.evaluate", str(run.path), "--json", f"--seconds={seconds:g}"]
     command += [f"--episodes={config.evaluation.episodes}", f"--envs={GAMES_AT_ONCE}"]
     # What this process can import, that one can: modules of the user's environments, too.
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path), "PYTHONSAFEPATH": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+        "PYTHONSAFEPATH": "1",
+    }
     log = run.path / "evaluation.log"
     began = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=output, env=environment, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            env=environment,
+            start_new_session=True,
         )
     try:
         while True:

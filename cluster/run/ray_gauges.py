@@ -24,7 +24,9 @@ class RayGauges:
     def __init__(self, run_name: str) -> None:
         self._gauges = {}
         for metric in CATALOGUE:
-            gauge = Gauge(RAY_PREFIX + metric.name, description=f"{metric.meaning} [{metric.unit}]", tag_keys=("run", UNDEFINED))
+            gauge = Gauge(
+                RAY_PREFIX + metric.name, description=f"{metric.meaning} [{metric.unit}]", tag_keys=("run", UNDEFINED)
+            )
             self._gauges[metric.name] = gauge.set_default_tags({"run": run_name})
         self._line: Mapping[str, Any] = {}
         self._closed = threading.Event()

@@ -68,7 +68,9 @@ class EpisodeWindow:
             for i in done[t].nonzero()[0].tolist():
                 if episode := ended.get((t, i)):  # else the environment raised
                     begun_at = clock + t + 1 - episode.length
-                    record = FinishedEpisode(episode.episode_return, episode.length, float(worker.intrinsic[i]), episode.info)
+                    record = FinishedEpisode(
+                        episode.episode_return, episode.length, float(worker.intrinsic[i]), episode.info
+                    )
                     worker.waiting.append((begun_at, record))
                 worker.intrinsic[i], worker.begun_at[i] = 0.0, clock + t + 1
         worker.next_number = rollout.sequence_number + 1
@@ -111,7 +113,9 @@ class EpisodeWindow:
         if worker is None or number == 0:
             if worker is not None:  # what its predecessor had not finished will never end
                 self._count(worker, len(worker.waiting))
-            worker = self._workers[index] = _Worker(np.zeros(num_envs), np.full(num_envs, number * len(rollout.actions)))
+            worker = self._workers[index] = _Worker(
+                np.zeros(num_envs), np.full(num_envs, number * len(rollout.actions))
+            )
         if number != worker.next_number:  # what the running episodes earned in between is not known
             worker.intrinsic[:] = math.nan
         return worker
@@ -163,7 +167,9 @@ class RunMetrics:
         line: dict[str, Any] = {name: total / n for name, (total, n) in self._sums.items()}
         line |= {"policy_lag_max": self._lag_max, "episodes_total": self.episodes_total}
         if self._steps:
-            line |= {f"reward_{kind}_per_1000_steps": 1000 * total / self._steps for kind, total in self._rewards.items()}
+            line |= {
+                f"reward_{kind}_per_1000_steps": 1000 * total / self._steps for kind, total in self._rewards.items()
+            }
         line |= self._of_episodes()
         self._sums, self._lag_max = {}, None
         self._rewards, self._steps = dict.fromkeys(self._rewards, 0.0), 0

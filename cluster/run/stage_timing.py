@@ -56,13 +56,17 @@ class StageClock:
 
 def bottleneck(line: Mapping[str, Any], mode: str) -> str | None:
     """In plain words what more of would make the run faster, from a metric line; None before there is one."""
-    shares = {name: line.get(name) for name in ("worker_env_fraction", "worker_inference_fraction", "worker_idle_fraction")}
+    shares = {
+        name: line.get(name) for name in ("worker_env_fraction", "worker_inference_fraction", "worker_idle_fraction")
+    }
     wait, train = line.get("learner_wait_fraction"), line.get("learner_train_fraction")
     if wait is None or train is None or None in shares.values():
         return None
     env, inference, idle = (float(share or 0.0) for share in shares.values())
     if mode == "inline":
-        return f"one process for all: environments {env:.0%}, inference {inference:.0%}, training {train:.0%} of the time"
+        return (
+            f"one process for all: environments {env:.0%}, inference {inference:.0%}, training {train:.0%} of the time"
+        )
     if wait < SATURATED:
         return f"learner-bound: it trains {train:.0%} of the time, workers idle {idle:.0%}"
     if idle < SATURATED:

@@ -63,7 +63,9 @@ def _audit_judge(arguments: argparse.Namespace) -> dict[str, Any]:
     num_timed = (NUM_TIMED if is_here else 0) if arguments.speed_captions is None else arguments.speed_captions
     with opened_judge(rubric, config, arguments) as judge:
         report = audit_judge(judge, rubric, labelled, num_pairs=num_pairs, num_timed=num_timed)
-    left_out = f", {report['examples_left_out']} left out as examples of the rubric" if report["examples_left_out"] else ""
+    left_out = (
+        f", {report['examples_left_out']} left out as examples of the rubric" if report["examples_left_out"] else ""
+    )
     title = f"{report['rubric']} version {report['rubric_version']}, {report['model']} ({report['engine']}): {report['captions']} captions"
     return {"title": title + left_out, **report}
 
@@ -84,7 +86,9 @@ def _audit_run(run_dir: str, labelled_path: str) -> dict[str, Any]:
     labelled = read_labelled(labelled_path)
     model, config, env_steps, paid = load_reward_model(run_dir)
     is_judged = model.asks in (Asks.JUDGEMENTS, Asks.PAIRS)
-    kept = without_examples(labelled, [example.item for example in load_rubric(config.annotator.rubric).examples] if is_judged else [])
+    kept = without_examples(
+        labelled, [example.item for example in load_rubric(config.annotator.rubric).examples] if is_judged else []
+    )
     as_met = partial(normalize, fold_case=config.env.fold_case, fold_digits=config.env.fold_digits)
     texts = [as_met(row.text.encode()) for row in kept]
     captions = [Caption(id=caption_id(text), text=text) for text in texts]
@@ -99,12 +103,16 @@ def _audit_run(run_dir: str, labelled_path: str) -> dict[str, Any]:
         "reward_model": model.name,
         "examples_left_out": len(labelled) - len(kept),
         **score_metrics(margins, kept, 0.0, are_probabilities=False),
-        **precision_metrics(_paid_by_text(run_dir, paid), {as_met(row.text.encode()): row.is_positive for row in labelled}),
+        **precision_metrics(
+            _paid_by_text(run_dir, paid), {as_met(row.text.encode()): row.is_positive for row in labelled}
+        ),
         "labels_per_s": len(kept) / seconds,
         "labels_timed": len(kept),
         "seconds_timed": seconds,
     }
-    left_out = f", {report['examples_left_out']} left out as examples of the rubric" if report["examples_left_out"] else ""
+    left_out = (
+        f", {report['examples_left_out']} left out as examples of the rubric" if report["examples_left_out"] else ""
+    )
     return {"title": f"{model.name} of {run_dir} at {env_steps:,} steps: {len(kept)} captions{left_out}", **report}
 
 
@@ -152,9 +160,17 @@ def _parser() -> argparse.ArgumentParser:
         "  delphi audit --run runs/nethack_score labelled.jsonl",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("labelled", type=path_argument, metavar="LABELLED", help="JSON lines of captions with helpful = 1 (progress) or 0")
     parser.add_argument(
-        "--run", type=path_argument, metavar="RUN", help="audit the reward model of this run's latest checkpoint in place of a judge"
+        "labelled",
+        type=path_argument,
+        metavar="LABELLED",
+        help="JSON lines of captions with helpful = 1 (progress) or 0",
+    )
+    parser.add_argument(
+        "--run",
+        type=path_argument,
+        metavar="RUN",
+        help="audit the reward model of this run's latest checkpoint in place of a judge",
     )
     parser.add_argument(
         "--pairs",

@@ -29,7 +29,13 @@ PACKAGES = ("torch", "transformers", "ray", "nle", "gymnasium", "numpy")
 
 
 def report(
-    name: str, *, measured: Mapping[str, Sequence[float]], unit: str, ratio_of: tuple[str, str], settings: Mapping[str, Any], **more: Any
+    name: str,
+    *,
+    measured: Mapping[str, Sequence[float]],
+    unit: str,
+    ratio_of: tuple[str, str],
+    settings: Mapping[str, Any],
+    **more: Any,
 ) -> dict[str, Any]:
     """A benchmark's result as JSON values.
 
@@ -76,7 +82,12 @@ def machine() -> dict[str, Any]:
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"processor": model, "cores": cores, "memory_gib": round(memory, 1), "load_average": round(os.getloadavg()[0], 2)}
+    return {
+        "processor": model,
+        "cores": cores,
+        "memory_gib": round(memory, 1),
+        "load_average": round(os.getloadavg()[0], 2),
+    }
 
 
 def commit() -> str | None:
@@ -104,7 +115,9 @@ def print_report(result: Mapping[str, Any], as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{result['benchmark']}, {result['unit']}, {result['repetitions']} repetitions", title_justify="left")
+    table = Table(
+        title=f"{result['benchmark']}, {result['unit']}, {result['repetitions']} repetitions", title_justify="left"
+    )
     for heading in ("", "median", "spread"):
         table.add_column(heading, justify="right" if heading else "left")
     for measure, median in result["medians"].items():
@@ -118,7 +131,8 @@ def print_report(result: Mapping[str, Any], as_json: bool) -> None:
     console.print(table)
     on = result["machine"]
     console.print(
-        f"{on['processor']}, {on['cores']} cores, load {on['load_average']}; commit {result['commit']}; {result['date']}", highlight=False
+        f"{on['processor']}, {on['cores']} cores, load {on['load_average']}; commit {result['commit']}; {result['date']}",
+        highlight=False,
     )
 
 
@@ -128,7 +142,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser(known).parse_args(argv)
     name = arguments.name
     if not known:
-        return _refuse("benchmarks lie in tests/benchmarks of a checkout, which an installed package lacks: run it in a checkout")
+        return _refuse(
+            "benchmarks lie in tests/benchmarks of a checkout, which an installed package lacks: run it in a checkout"
+        )
     if name not in known:
         return _refuse(f"unknown benchmark '{name}'{did_you_mean(name, known)}; there are: {', '.join(known)}")
     if str(CHECKOUT) not in sys.path:
@@ -150,7 +166,9 @@ def benchmarks(folder: Path | None = None) -> dict[str, str]:
 
 
 def _parser(known: dict[str, str]) -> argparse.ArgumentParser:
-    lines = [f"  {name:<18}{purpose}" for name, purpose in known.items()] or ["  none: they lie in tests/benchmarks of a checkout"]
+    lines = [f"  {name:<18}{purpose}" for name, purpose in known.items()] or [
+        "  none: they lie in tests/benchmarks of a checkout"
+    ]
     parser = argparse.ArgumentParser(
         prog="delphi bench",
         usage="delphi bench NAME [--json] [options]",

@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("run", type=path_argument, metavar="RUN", help="a run directory")
     parser.add_argument("--episodes", type=int, default=64, metavar="N", help="episodes per player (default 64)")
-    parser.add_argument("--envs", type=int, default=16, metavar="N", help="environments played side by side (default 16)")
+    parser.add_argument(
+        "--envs", type=int, default=16, metavar="N", help="environments played side by side (default 16)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="which held-out seeds (default 0)")
     parser.add_argument(
         "--seconds",
@@ -55,7 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not 0 <= arguments.seconds < math.inf:
             raise ConfigError(f"--seconds: got {arguments.seconds:g}, wanted a number from 0 on")
         report = evaluate(
-            arguments.run, episodes=arguments.episodes, num_envs=arguments.envs, seed=arguments.seed, seconds=arguments.seconds
+            arguments.run,
+            episodes=arguments.episodes,
+            num_envs=arguments.envs,
+            seed=arguments.seed,
+            seconds=arguments.seconds,
         )
     except (ValueError, CheckpointError) as error:
         print(f"delphi eval: {error}", file=sys.stderr)
@@ -91,7 +97,9 @@ def evaluate(
     config = from_dict(saved)
     state = load_latest(run.checkpoints)
     if state is None:
-        raise ConfigError(f"{run_dir} has no complete checkpoint yet; train it for a while, or stop it with Ctrl-C, which writes one")
+        raise ConfigError(
+            f"{run_dir} has no complete checkpoint yet; train it for a while, or stop it with Ctrl-C, which writes one"
+        )
     num_envs = min(num_envs, episodes)
     per_env = 1 if seconds else -(-episodes // num_envs)
     played: dict[str, Episodes] = {name: {} for name in PLAYERS}
@@ -102,7 +110,14 @@ def evaluate(
             began = time.monotonic()
             try:
                 games, of_round = _play(
-                    config, state["learner"]["weights"], num_envs, per_env, seed, len(information), lambda: time.monotonic() > deadline, say
+                    config,
+                    state["learner"]["weights"],
+                    num_envs,
+                    per_env,
+                    seed,
+                    len(information),
+                    lambda: time.monotonic() > deadline,
+                    say,
                 )
             except OutOfTime:
                 break
@@ -114,7 +129,9 @@ def evaluate(
             # One that is n times as large takes less than n times as long.
             num_envs = min(int((deadline - now) / (now - began) * num_envs), episodes - num_played) if seconds else 0
     if not information:
-        raise ConfigError(f"one game in each of {num_envs} environments takes all players together more than {seconds:.0f} s")
+        raise ConfigError(
+            f"one game in each of {num_envs} environments takes all players together more than {seconds:.0f} s"
+        )
     return {
         "run": str(run.path),
         "env_steps": state["loop"]["env_steps"],
@@ -125,7 +142,8 @@ def evaluate(
         "policy_state_information": sum(information) / len(information),
         **{name: _as_json(summarise(games)) for name, games in played.items()},
         "differences": {
-            f"{one} - {other}": _as_json(differences(played[one], played[other])) for one, other in itertools.combinations(played, 2)
+            f"{one} - {other}": _as_json(differences(played[one], played[other]))
+            for one, other in itertools.combinations(played, 2)
         },
     }
 

@@ -49,14 +49,20 @@ def load_reward_model(run_dir: str) -> TrainedModel:
         raise ValueError(str(error)) from None
     if state and state["annotation"]:
         model.load_state_dict(state["annotation"]["trainer"]["model"])
-        return TrainedModel(model, config, state["loop"]["env_steps"], paid_rewards(state["learner"]["rewards"]["paid"]))
+        return TrainedModel(
+            model, config, state["loop"]["env_steps"], paid_rewards(state["learner"]["rewards"]["paid"])
+        )
     if trained_before:
         model.load_state_dict(trained_before["trainer"]["model"])
         return TrainedModel(model, config, 0, {})
-    raise ValueError(f"{run_dir} has no complete checkpoint with a reward model yet; train it for a while, or stop it with Ctrl-C")
+    raise ValueError(
+        f"{run_dir} has no complete checkpoint with a reward model yet; train it for a while, or stop it with Ctrl-C"
+    )
 
 
-def pretrain(config: RunConfig, run: RunDirectory, say: Callable[[str], None], stop_requested: Callable[[], bool]) -> None:
+def pretrain(
+    config: RunConfig, run: RunDirectory, say: Callable[[str], None], stop_requested: Callable[[], bool]
+) -> None:
     """Train the reward model on `reward_model.judgements` until it comes to rest, freeze it and save it with the run.
 
     Does nothing where the run has it already, or has no such file. Raises ValueError for a file that cannot be used, and

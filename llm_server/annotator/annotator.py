@@ -250,7 +250,9 @@ class Annotator:
                 if was_up or self._clock() - self._reminded_at >= REMIND_INTERVAL_S:
                     self._reminded_at = self._clock()
                     unexpected = not isinstance(error, ServiceUnavailable)
-                    LOG.warning("the annotation service does not answer; training goes on: %s", error, exc_info=unexpected)
+                    LOG.warning(
+                        "the annotation service does not answer; training goes on: %s", error, exc_info=unexpected
+                    )
         if client is not None:
             _close_quietly(client)
 
@@ -290,7 +292,9 @@ class Annotator:
         return labels
 
     def _is_undecided(self, answer: Any) -> bool:
-        return self.judge is not None and isinstance(answer, JudgedCaption) and self.judge.is_undecided(answer.judgement)
+        return (
+            self.judge is not None and isinstance(answer, JudgedCaption) and self.judge.is_undecided(answer.judgement)
+        )
 
     def _pause_s(self, failures: int) -> float:
         """Doubles from a quarter of a second up to `max_backoff_s`, but stays short while the service loads (no failure); a random half
@@ -312,7 +316,11 @@ class Annotator:
 
     @property
     def _num_labels(self) -> int:
-        return self._counters["annotations_total"] - self._counters["annotations_unparsed"] - self._counters["annotations_dropped"]
+        return (
+            self._counters["annotations_total"]
+            - self._counters["annotations_unparsed"]
+            - self._counters["annotations_dropped"]
+        )
 
     @property
     def judge(self) -> ServiceDescription | None:
@@ -328,7 +336,11 @@ class Annotator:
         pending = self._questions.pending()
         with self._lock:
             is_up = None if self._is_up is None else int(self._is_up and self.problem is None)
-            metrics: dict[str, float | None] = {**self._counters, "annotator_up": is_up, "annotation_results_waiting": self._num_results}
+            metrics: dict[str, float | None] = {
+                **self._counters,
+                "annotator_up": is_up,
+                "annotation_results_waiting": self._num_results,
+            }
             return metrics if pending is None else {**metrics, "annotations_pending": pending}
 
     def state_dict(self) -> dict[str, Any]:

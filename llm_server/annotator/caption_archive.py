@@ -44,7 +44,9 @@ class CaptionArchive:
             self._connection.execute("PRAGMA synchronous=NORMAL")
             self._connection.execute(SCHEMA)
         except sqlite3.Error as error:
-            raise ValueError(f"caption archive {path} cannot be opened ({error}); move it away or choose another run_dir") from error
+            raise ValueError(
+                f"caption archive {path} cannot be opened ({error}); move it away or choose another run_dir"
+            ) from error
 
     def write(self, rows: Iterable[ArchivedRow]) -> bool:
         """Insert or replace rows in one transaction; False where the disk refused (logged once until it works again)."""
@@ -53,7 +55,10 @@ class CaptionArchive:
                 self._connection.executemany(UPSERT, ((signed_id(row[0]), *row[1:]) for row in rows))
         except sqlite3.Error as error:
             if not self._failing:
-                LOG.error("captions.sqlite could not be written (%s); training goes on, the archive lacks what is evicted meanwhile", error)
+                LOG.error(
+                    "captions.sqlite could not be written (%s); training goes on, the archive lacks what is evicted meanwhile",
+                    error,
+                )
             self._failing = True
             return False
         self._failing = False
@@ -63,7 +68,9 @@ class CaptionArchive:
         """No caption has an answer any more."""
         try:
             with self._lock, self._connection:
-                self._connection.execute("UPDATE captions SET probability = NULL, answer_mass = NULL, status = 'PENDING'")
+                self._connection.execute(
+                    "UPDATE captions SET probability = NULL, answer_mass = NULL, status = 'PENDING'"
+                )
         except sqlite3.Error as error:
             LOG.error("captions.sqlite could not be written (%s): answers of a former judge stay in it", error)
 
@@ -74,11 +81,16 @@ class CaptionArchive:
             with self._lock:
                 for start in range(0, len(ids), MAX_IDS_PER_QUERY):
                     chunk = [signed_id(number) for number in ids[start : start + MAX_IDS_PER_QUERY]]
-                    query = f"SELECT id, text, count, first_seen FROM captions WHERE id IN ({','.join('?' * len(chunk))})"
+                    query = (
+                        f"SELECT id, text, count, first_seen FROM captions WHERE id IN ({','.join('?' * len(chunk))})"
+                    )
                     for number, text, count, first_seen in self._connection.execute(query, chunk):
                         found[unsigned_id(number)] = (text, count, first_seen)
         except sqlite3.Error as error:
-            LOG.error("captions.sqlite could not be read (%s); evicted captions stay unknown until workers send their texts again", error)
+            LOG.error(
+                "captions.sqlite could not be read (%s); evicted captions stay unknown until workers send their texts again",
+                error,
+            )
         return found
 
     def close(self) -> None:

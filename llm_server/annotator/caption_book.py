@@ -44,7 +44,10 @@ COLUMNS: dict[str, Any] = {
     "margin": np.float64,  # the reward model's newest opinion
 }
 ARCHIVED = [name for name in COLUMNS if name != "margin"]
-LOCAL_COLUMNS: dict[str, Any] = {"entered_s": np.float64, "archived": np.bool_}  # meaningless to another process, so not in the state
+LOCAL_COLUMNS: dict[str, Any] = {
+    "entered_s": np.float64,
+    "archived": np.bool_,
+}  # meaningless to another process, so not in the state
 
 
 class CaptionBook:
@@ -116,9 +119,22 @@ class CaptionBook:
         row = len(self._captions)
         if row == len(self._columns["id"]):
             self._columns = {name: np.resize(column, 2 * row) for name, column in self._columns.items()}
-        values = {"id": number, "count": count, "first_seen": first_seen, "last_seen": first_seen, "state": CaptionState.NO_TEXT}
+        values = {
+            "id": number,
+            "count": count,
+            "first_seen": first_seen,
+            "last_seen": first_seen,
+            "state": CaptionState.NO_TEXT,
+        }
         for name, value in (
-            values | {"probability": np.nan, "answer_mass": np.nan, "margin": np.nan, "entered_s": self._clock(), "archived": False}
+            values
+            | {
+                "probability": np.nan,
+                "answer_mass": np.nan,
+                "margin": np.nan,
+                "entered_s": self._clock(),
+                "archived": False,
+            }
         ).items():
             self._columns[name][row] = value
         self._rows[number] = row
@@ -178,13 +194,17 @@ class CaptionBook:
         """The reward model's newest margins [N] f64 of captions `ids` [N] u64, for the policy `uncertainty`."""
         with self._lock:
             rows = [
-                (self._rows[number], margin) for number, margin in zip(ids.tolist(), margins.tolist(), strict=True) if number in self._rows
+                (self._rows[number], margin)
+                for number, margin in zip(ids.tolist(), margins.tolist(), strict=True)
+                if number in self._rows
             ]
             self._columns["margin"][[row for row, _ in rows]] = [margin for _, margin in rows]
 
     def _log_priorities(self, rows: np.ndarray) -> np.ndarray:
         columns = self._columns
-        return log_priorities(self._policy, columns["count"][rows], columns["last_seen"][rows], columns["margin"][rows], self._half_life)
+        return log_priorities(
+            self._policy, columns["count"][rows], columns["last_seen"][rows], columns["margin"][rows], self._half_life
+        )
 
     def put_back(self, captions: Sequence[Caption]) -> None:
         """Captions whose request failed wait again."""
@@ -241,7 +261,9 @@ class CaptionBook:
         with self._lock:
             rows = [self._rows.get(number, -1) for number in np.asarray(ids, np.uint64).tolist()]
             counts = np.array([self._columns["count"][row] if row >= 0 else 0 for row in rows], np.int64)
-            probabilities = np.array([self._columns["probability"][row] if row >= 0 else np.nan for row in rows], np.float64)
+            probabilities = np.array(
+                [self._columns["probability"][row] if row >= 0 else np.nan for row in rows], np.float64
+            )
             found = [self._captions[row] if row >= 0 else None for row in rows]
             return counts, probabilities, [caption.text if caption else "" for caption in found]
 
@@ -278,10 +300,23 @@ class CaptionBook:
             self._archive.close()
 
     def _write_archive(self, rows: np.ndarray) -> bool:
-        values = zip(*(self._columns[name][rows].tolist() for name in ARCHIVED), (self._captions[row] for row in rows), strict=True)
+        values = zip(
+            *(self._columns[name][rows].tolist() for name in ARCHIVED),
+            (self._captions[row] for row in rows),
+            strict=True,
+        )
         # A caption without a text has nothing that could be looked up later; one that is being asked about has no answer yet.
         archived: list[ArchivedRow] = [
-            (number, caption.text, count, first, last, probability, mass, CaptionState(state).name.replace("ASKED", "PENDING"))
+            (
+                number,
+                caption.text,
+                count,
+                first,
+                last,
+                probability,
+                mass,
+                CaptionState(state).name.replace("ASKED", "PENDING"),
+            )
             for number, count, first, last, state, probability, mass, caption in values
             if caption is not None
         ]
@@ -314,7 +349,9 @@ class CaptionBook:
                 for number, start, end in zip(ids, starts, ends, strict=True)
             ]
             self._rows = {number: row for row, number in enumerate(ids)}
-            self._columns = {name: np.zeros(max(1024, len(ids)), dtype) for name, dtype in (COLUMNS | LOCAL_COLUMNS).items()}
+            self._columns = {
+                name: np.zeros(max(1024, len(ids)), dtype) for name, dtype in (COLUMNS | LOCAL_COLUMNS).items()
+            }
             for name in COLUMNS:
                 self._columns[name][: len(ids)] = state["columns"][name]
             self._columns["entered_s"][:] = self._clock()

@@ -112,7 +112,10 @@ class CaptionQuestions:
         """`Annotate`."""
         judgements = client.annotate([caption.text.encode() for caption in items])
         check_number(len(judgements), len(items))
-        return [JudgedCaption(caption=caption, judgement=judgement) for caption, judgement in zip(items, judgements, strict=True)]
+        return [
+            JudgedCaption(caption=caption, judgement=judgement)
+            for caption, judgement in zip(items, judgements, strict=True)
+        ]
 
     def record(self, answers: Sequence[JudgedCaption]) -> list[Answer]:
         """Those that are labels, of captions still in the book."""
@@ -142,7 +145,9 @@ class EmbeddingQuestions(CaptionQuestions):
     def __init__(self, book: CaptionBook, goals: Sequence[str]) -> None:
         super().__init__(book)
         self._goals = [goal.encode() for goal in goals]
-        self._embedded: WeakKeyDictionary[JudgeClient, np.ndarray] = WeakKeyDictionary()  # the goals, by each client's encoder
+        self._embedded: WeakKeyDictionary[JudgeClient, np.ndarray] = (
+            WeakKeyDictionary()
+        )  # the goals, by each client's encoder
 
     def ask(self, client: JudgeClient, items: Sequence[Caption]) -> list[Any]:
         """`Embed`: cosines of each caption with each goal."""
@@ -159,7 +164,9 @@ class EmbeddingQuestions(CaptionQuestions):
     def record(self, answers: Sequence[Any]) -> list[Answer]:
         """Those of captions still in the book that could be embedded."""
         said = {answer.caption.id: answer for answer in answers}
-        kept = self._book.record([JudgedCaption(caption=answer.caption, judgement=as_judgement(answer)) for answer in answers])
+        kept = self._book.record(
+            [JudgedCaption(caption=answer.caption, judgement=as_judgement(answer)) for answer in answers]
+        )
         return [said[item.caption.id] for item in kept if item.judgement.status is Status.OK]
 
 

@@ -66,7 +66,11 @@ class JudgeOfLabels:
     def state_dict(self) -> dict[str, Any]:
         """The present judge."""
         with self._lock:
-            return {} if self._now is None else dataclasses.asdict(dataclasses.replace(self._now, forward_passes=0, engine_busy_s=0.0))
+            return (
+                {}
+                if self._now is None
+                else dataclasses.asdict(dataclasses.replace(self._now, forward_passes=0, engine_busy_s=0.0))
+            )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""

@@ -98,7 +98,9 @@ class ComparedPairs:
         self._lock = threading.Lock()
         self._returned: deque[CaptionPair] = deque()
         self._asked: dict[tuple[int, int], CaptionPair] = {}
-        self._num_pairs: Counter[int] = Counter()  # by caption: outlasts the sampler's memory, and leaves with the caption
+        self._num_pairs: Counter[int] = (
+            Counter()
+        )  # by caption: outlasts the sampler's memory, and leaves with the caption
 
     def next_batch(self, max_items: int) -> Sequence[CaptionPair]:
         """Pairs whose request failed, then new ones."""
@@ -116,7 +118,9 @@ class ComparedPairs:
     def _num_wanted(self) -> int:
         num_captions = len(self._book)
         existing = num_captions * (num_captions - 1) // 2
-        per_caption = self._config.pairs_per_caption * num_captions - self._num_pairs.total() // 2  # a pair is half each member's
+        per_caption = (
+            self._config.pairs_per_caption * num_captions - self._num_pairs.total() // 2
+        )  # a pair is half each member's
         return max(0, min(per_caption, existing - len(self._sampler)))
 
     def put_back(self, items: Sequence[CaptionPair]) -> None:
@@ -225,7 +229,9 @@ class PointwisePairs(CaptionQuestions):
             self._sampler.load_state_dict(state)
 
 
-def pairs_of_judgements(judged: Sequence[JudgedCaption], counts: Mapping[int, int], config: AnnotatorConfig, seed: int) -> list[JudgedPair]:
+def pairs_of_judgements(
+    judged: Sequence[JudgedCaption], counts: Mapping[int, int], config: AnnotatorConfig, seed: int
+) -> list[JudgedPair]:
     """As `PointwisePairs` makes them, of captions that were all judged before; weights are the square roots of the counts."""
     captions = {item.caption.id: item.caption for item in judged if item.judgement.status is Status.OK}
     given = {item.caption.id: item.judgement.probability for item in judged if item.judgement.status is Status.OK}
@@ -240,11 +246,15 @@ def pointwise_preference(p: float, q: float) -> PairJudgement:
     """What two single judgements say of the pair."""
     difference = float(log_odds(p) - log_odds(q))
     preference = 1.0 / (1.0 + math.exp(-difference))
-    return PairJudgement(status=Status.OK, preference=preference, answer_mass=1.0, position_bias=0.0, cached=True, singles=(p, q))
+    return PairJudgement(
+        status=Status.OK, preference=preference, answer_mass=1.0, position_bias=0.0, cached=True, singles=(p, q)
+    )
 
 
 def _judged(pair: CaptionPair, probabilities: Mapping[int, float]) -> JudgedPair:
-    return JudgedPair(pair=pair, judgement=pointwise_preference(probabilities[pair.first.id], probabilities[pair.second.id]))
+    return JudgedPair(
+        pair=pair, judgement=pointwise_preference(probabilities[pair.first.id], probabilities[pair.second.id])
+    )
 
 
 def _pairs_of(drawn: Sequence[tuple[int, int]], captions: Mapping[int, Caption]) -> list[CaptionPair]:

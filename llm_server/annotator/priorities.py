@@ -14,7 +14,9 @@ import numpy as np
 POLICIES = ("recency_frequency", "frequency", "uncertainty")
 
 
-def log_priorities(policy: str, counts: np.ndarray, last_seen: np.ndarray, margins: np.ndarray, half_life_env_steps: int) -> np.ndarray:
+def log_priorities(
+    policy: str, counts: np.ndarray, last_seen: np.ndarray, margins: np.ndarray, half_life_env_steps: int
+) -> np.ndarray:
     """[N] f64, log2 of the priority of captions seen `counts` times, last at `last_seen` (environment steps).
 
     `recency_frequency`: count 0.5^((now - last_seen) / half_life); its logarithm orders alike without `now`:

@@ -20,7 +20,11 @@ class ReportWindow:
         newest, held = self._newest.get(worker_id, (sequence_number - 1, 0))
         ahead = sequence_number - newest
         if ahead > 0:
-            is_new, newest, held = True, sequence_number, (held << ahead | 1) & (2**REPORT_WINDOW - 1) if ahead < REPORT_WINDOW else 1
+            is_new, newest, held = (
+                True,
+                sequence_number,
+                (held << ahead | 1) & (2**REPORT_WINDOW - 1) if ahead < REPORT_WINDOW else 1,
+            )
         else:  # overtaken by a later one: new unless its bit is set
             bit = 1 << -ahead
             is_new = -ahead < REPORT_WINDOW and not held & bit

@@ -29,7 +29,9 @@ def score_of_answers(log_probabilities: Sequence[float], weights: Sequence[float
     return _score([math.exp(value) for value in log_probabilities], weights)
 
 
-def score_of_top_tokens(tokens: Iterable[tuple[str, float]], answers: Sequence[str], weights: Sequence[float] = WEIGHTS) -> Score:
+def score_of_top_tokens(
+    tokens: Iterable[tuple[str, float]], answers: Sequence[str], weights: Sequence[float] = WEIGHTS
+) -> Score:
     """From the likeliest tokens with their log-probabilities, as hosted models give them.
 
     Tokens may be texts or a tokenizer's pieces. Spaces around a token and its case do not matter (save that "a" begins a sentence and is no A), and forms of one answer add up.
@@ -56,7 +58,9 @@ def text_of_piece(piece: str) -> str:
         return piece.replace("\u2581", " ")
 
 
-def score_of_text(text: str, answers: Sequence[str], label: str = ANSWER_LABEL, weights: Sequence[float] = WEIGHTS) -> Score:
+def score_of_text(
+    text: str, answers: Sequence[str], label: str = ANSWER_LABEL, weights: Sequence[float] = WEIGHTS
+) -> Score:
     """From generated text: the answer that it is, or that it begins with before a full stop, a comma or the line's end.
 
     `label` or "Answer:" may stand before it; thinking aloud is passed over up to its end. An answer of one letter counts in its own
@@ -89,7 +93,9 @@ def _score(probabilities: Sequence[float], weights: Sequence[float]) -> Score:
     if not mass > 0.0:  # NaN too
         return NO_ANSWER
     shares = tuple(p / mass for p in probabilities)
-    return Score(math.fsum(share * weight for share, weight in zip(shares, weights, strict=False)), min(mass, 1.0), shares)
+    return Score(
+        math.fsum(share * weight for share, weight in zip(shares, weights, strict=False)), min(mass, 1.0), shares
+    )
 
 
 def _plain(word: str) -> str:

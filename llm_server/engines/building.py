@@ -19,7 +19,9 @@ ENGINES = ("transformers", "vllm", "openai", "scripted", "none")
 def check_engine(config: ServiceConfig) -> None:
     """ValueError for what can be seen to be wrong without loading anything: the engine's name, the script, the model folder, the URL."""
     if config.engine not in ENGINES:
-        raise ValueError(f"unknown engine '{config.engine}'{did_you_mean(config.engine, ENGINES)}: use one of {', '.join(ENGINES)}")
+        raise ValueError(
+            f"unknown engine '{config.engine}'{did_you_mean(config.engine, ENGINES)}: use one of {', '.join(ENGINES)}"
+        )
     if config.engine == "scripted":
         ScriptedEngine(config)
     if config.engine == "none":

@@ -92,7 +92,9 @@ def write_model_folder(packed: Path, folder: Path) -> None:
     file = GgufFile(packed)
     architecture, tokenizer = (file.values.get(key) for key in ("general.architecture", "tokenizer.ggml.model"))
     if (architecture, tokenizer) != ("llama", "gpt2"):
-        raise ValueError(f"{packed} holds a {architecture} with a {tokenizer} tokenizer, wanted a llama with a gpt2 one")
+        raise ValueError(
+            f"{packed} holds a {architecture} with a {tokenizer} tokenizer, wanted a llama with a gpt2 one"
+        )
     _write_json(folder / "config.json", _config(file))
     _write_json(folder / "tokenizer.json", _tokenizer(file))
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(file))
@@ -171,7 +173,10 @@ def _tokenizer_config(file: GgufFile) -> dict[str, Any]:
 
 
 def _weights(file: GgufFile) -> dict[str, torch.Tensor]:
-    heads = {"attn_q": file.values["llama.attention.head_count"], "attn_k": file.values["llama.attention.head_count_kv"]}
+    heads = {
+        "attn_q": file.values["llama.attention.head_count"],
+        "attn_k": file.values["llama.attention.head_count_kv"],
+    }
     weights = {}
     for name in file.names:
         stem = name.removesuffix(".weight")

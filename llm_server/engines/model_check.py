@@ -72,7 +72,9 @@ def local_folder(model: str) -> Path:
     if model == "smollm2":
         unpacked = unpacked_model()
         if unpacked is None:
-            raise ModelNotHere("model 'smollm2', as packaged: the first start unpacks it into the user's cache (266 MB, some seconds)")
+            raise ModelNotHere(
+                "model 'smollm2', as packaged: the first start unpacks it into the user's cache (266 MB, some seconds)"
+            )
         model = str(unpacked)
     source = model_source(model)
     if Path(source).is_dir():
@@ -137,9 +139,13 @@ def _answers(folder: Path, model: str, rubric: Rubric) -> list[str]:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         settings = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
     except Exception as error:  # the loader raises whatever the files provoke
-        raise ValueError(f"the tokenizer of model '{model}' cannot be loaded ({named(error)}): {MODEL_WANTED}") from None
+        raise ValueError(
+            f"the tokenizer of model '{model}' cannot be loaded ({named(error)}): {MODEL_WANTED}"
+        ) from None
     context = getattr(settings, "max_position_embeddings", None) or 1 << 20
     tokens: list[int] = []
     for question in (rubric.question(), *([rubric.pair_question()] if rubric.pairs else [])):
-        tokens += PromptTokens(tokenizer, question, model=model, max_text_tokens=MAX_TEXT_TOKENS, context=context).answers
+        tokens += PromptTokens(
+            tokenizer, question, model=model, max_text_tokens=MAX_TEXT_TOKENS, context=context
+        ).answers
     return [tokenizer.decode([token]) for token in tokens]

@@ -176,7 +176,9 @@ FETCH = "fetch the whole model again, or give another"
 
 def check_files(folder: Path, model: str) -> None:
     """ValueError where a file is missing that another one names, or there is an adapter: what can be seen without loading anything."""
-    if (folder / ADAPTER).is_file() or ((folder / "adapter_model.safetensors").is_file() and not (folder / "model.safetensors").is_file()):
+    if (folder / ADAPTER).is_file() or (
+        (folder / "adapter_model.safetensors").is_file() and not (folder / "model.safetensors").is_file()
+    ):
         raise ValueError(
             f"model '{model}' holds an adapter (adapter_model.safetensors), which is no whole model: merge it into the model that it was"
             " trained on (peft's merge_and_unload, then save_pretrained) and give the folder that comes of it"
@@ -187,12 +189,18 @@ def check_files(folder: Path, model: str) -> None:
     try:
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"model '{model}': {index} cannot be read ({type(error).__name__}: {error}): {FETCH}") from None
+        raise ValueError(
+            f"model '{model}': {index} cannot be read ({type(error).__name__}: {error}): {FETCH}"
+        ) from None
     if missing := [name for name in shards if not (folder / name).is_file()]:
-        raise ValueError(f"model '{model}' lacks {_listed(missing)} of the {len(shards)} files that {INDEX} names: {FETCH}")
+        raise ValueError(
+            f"model '{model}' lacks {_listed(missing)} of the {len(shards)} files that {INDEX} names: {FETCH}"
+        )
 
 
-def load_whole(auto_class: Any, source: str | Path, model: str, *, unread: str = "", **options: Any) -> tuple[Any, list[str]]:
+def load_whole(
+    auto_class: Any, source: str | Path, model: str, *, unread: str = "", **options: Any
+) -> tuple[Any, list[str]]:
     """`auto_class.from_pretrained(source, **options)`, and the names of tensors in the files that the model has no place for.
 
     ValueError, which names them, for weights that are missing or have another shape than config.json says, save those whose names match

@@ -176,7 +176,9 @@ class OpenAIEngine:
             return _read(self._single, answer, form).answer_mass >= self._rubric.min_answer_mass
 
         try:
-            form, answer = find_form(partial(self._post, self._single, PROBE), holds_answer, is_chat=self._single.style == "chat")
+            form, answer = find_form(
+                partial(self._post, self._single, PROBE), holds_answer, is_chat=self._single.style == "chat"
+            )
         except EndpointUnavailable as error:
             raise EndpointUnavailable(f"{error}: start the endpoint, or correct service.endpoint") from None
         except EndpointRefused as error:
@@ -197,7 +199,11 @@ class OpenAIEngine:
         if error.status == NO_CREDIT:
             return f"{error}: the account has no credit left; add some, or set {variable} to another's key"
         if error.status in (WRONG_KEY, 403) and not self._key:
-            return f"{error}: {variable} is not set" if self._key_env else f"{error}: service.endpoint_key_env names no variable with a key"
+            return (
+                f"{error}: {variable} is not set"
+                if self._key_env
+                else f"{error}: service.endpoint_key_env names no variable with a key"
+            )
         if error.status == WRONG_KEY:
             return f"{error}: {variable} is set but not accepted"
         if error.status == 403:
@@ -215,9 +221,7 @@ class OpenAIEngine:
             return "correct service.endpoint, it should end like https://host/v1"
         kind = self._single.style
         other = "chat" if kind == "completion" else "completion"
-        return (
-            f"it has the models {models}; where service.model is one of them, it offers no {kind} requests: use a rubric of style {other}"
-        )
+        return f"it has the models {models}; where service.model is one of them, it offers no {kind} requests: use a rubric of style {other}"
 
 
 def _read_key(variable: str) -> str:
@@ -247,7 +251,9 @@ Result = TypeVar("Result")
 POLL_S = 0.1
 
 
-def concurrent_map(function: Callable[[Item], Result], items: Sequence[Item], max_threads: int, stop: threading.Event) -> list[Result]:
+def concurrent_map(
+    function: Callable[[Item], Result], items: Sequence[Item], max_threads: int, stop: threading.Event
+) -> list[Result]:
     """`function` of each item, in their order, at most `max_threads` at once.
 
     Raises the first error; RuntimeError once `stop` is set.

@@ -88,7 +88,9 @@ Ask = Callable[[Form], dict[str, Any]]
 """Puts one question in a form."""
 
 
-def find_form(ask: Ask, holds_answer: Callable[[Form, dict[str, Any]], bool], *, is_chat: bool) -> tuple[Form, dict[str, Any]]:
+def find_form(
+    ask: Ask, holds_answer: Callable[[Form, dict[str, Any]], bool], *, is_chat: bool
+) -> tuple[Form, dict[str, Any]]:
     """How to ask, and what a question asked so brings. `holds_answer` says whether one of the rubric's answers can be read from it.
 
     Raises EndpointRefused and EndpointUnavailable where no form is answered.
@@ -123,7 +125,9 @@ def _with_room(
         except EndpointUnavailable as error:
             if not is_thinking(answer):
                 break
-            raise EndpointUnavailable(f"{error}, the model thinks before it answers: raise service.engine_timeout_s") from None
+            raise EndpointUnavailable(
+                f"{error}, the model thinks before it answers: raise service.engine_timeout_s"
+            ) from None
     return (form, answer) if holds_answer(form, answer) or is_thinking(answer) else short
 
 
@@ -226,7 +230,11 @@ def _message(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text_of_part(part: Any) -> str:
-    said = part.get("text") if isinstance(part, dict) and str(part.get("type", "text")) in ("text", "output_text") else None
+    said = (
+        part.get("text")
+        if isinstance(part, dict) and str(part.get("type", "text")) in ("text", "output_text")
+        else None
+    )
     return said if isinstance(said, str) else ""
 
 

@@ -69,7 +69,11 @@ def words_of(error: Any) -> str:
 def status_of(error: Any, status: int) -> int:
     """The status that an error under HTTP `status` stands for: 402 where no credit is left and 401 where the key is wrong, whatever the
     server calls it; under 200 the error's own number, or what its words say, else UNKNOWN."""
-    kinds = [str(error.get(key) or "") for key in ("code", "type", "status", "status_code")] if isinstance(error, dict) else []
+    kinds = (
+        [str(error.get(key) or "") for key in ("code", "type", "status", "status_code")]
+        if isinstance(error, dict)
+        else []
+    )
     kind = " ".join(kinds).lower()
     text = f"{kind} {words_of(error)}".lower()
     if status == 200:
@@ -143,7 +147,9 @@ class Endpoint:
         self._closed.set()
         self._client.close()
 
-    def _retried(self, method: str, path: str, body: dict[str, Any] | None, patience_s: float, wants_choice: bool) -> dict[str, Any]:
+    def _retried(
+        self, method: str, path: str, body: dict[str, Any] | None, patience_s: float, wants_choice: bool
+    ) -> dict[str, Any]:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(EndpointUnavailable),
             stop=tenacity.stop_any(tenacity.stop_before_delay(patience_s), tenacity.stop_when_event_set(self._closed)),
@@ -162,14 +168,23 @@ class Endpoint:
                 received = b"".join(_until(deadline, response.iter_bytes()))
         except (httpx2.TimeoutException, TimeoutError):
             raise EndpointUnavailable(f"{url} did not answer within {self._attempt_s:.3g} s") from None
-        except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError, RuntimeError) as error:  # RuntimeError: the client was closed
-            raise EndpointUnavailable(self._without_key(f"{url} cannot be reached ({type(error).__name__}: {error})")) from None
+        except (
+            httpx2.HTTPError,
+            httpx2.InvalidURL,
+            UnicodeError,
+            RuntimeError,
+        ) as error:  # RuntimeError: the client was closed
+            raise EndpointUnavailable(
+                self._without_key(f"{url} cannot be reached ({type(error).__name__}: {error})")
+            ) from None
         return self._content(url, response, received, wants_choice=wants_choice)
 
     def _content(self, url: str, response: httpx2.Response, received: bytes, *, wants_choice: bool) -> dict[str, Any]:
         """What the server answered; raises where that is an error, under whatever status."""
         if response.has_redirect_location:
-            raise EndpointRefused(f"{url} {self._without_key(_redirected(url, response.headers['Location']))}", response.status_code)
+            raise EndpointRefused(
+                f"{url} {self._without_key(_redirected(url, response.headers['Location']))}", response.status_code
+            )
         try:
             content = json.loads(received)
         except ValueError:
@@ -184,7 +199,9 @@ class Endpoint:
         elif received.strip():
             error = None
         if error is None:
-            raise EndpointRefused(f"{url} answered something that is no JSON object; is it the base URL of an API?", 200)
+            raise EndpointRefused(
+                f"{url} answered something that is no JSON object; is it the base URL of an API?", 200
+            )
         status, said = status_of(error, response.status_code), self._without_key(words_of(error))
         shown = status if status == response.status_code else f"{response.status_code}, an error {status}"
         problem = f"{url} answered {shown}: {said[:MAX_MESSAGE_CHARS] or 'nothing'}"
@@ -215,7 +232,11 @@ def check_url(url: str) -> None:
         raise ValueError(f"endpoint {shown!r} holds a space or a control character: {example}")
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine:
         raise ValueError(f"endpoint '{shown}' is no URL of an API: {example}")
-    if parts.netloc.endswith(":") or parts.path.startswith("//") or not all(HOST_LABEL.fullmatch(label) for label in _labels(parts)):
+    if (
+        parts.netloc.endswith(":")
+        or parts.path.startswith("//")
+        or not all(HOST_LABEL.fullmatch(label) for label in _labels(parts))
+    ):
         raise ValueError(f"endpoint '{shown}' is no URL of an API, its host is '{parts.netloc}': {example}")
     if found := re.search(r"/(?:chat/)?completions/?$", parts.path):
         raise ValueError(f"endpoint '{shown}' is the URL of one request: give what stands before {found.group()}")

@@ -38,7 +38,9 @@ class PromptTokens:
         self._find_line(before, after, whole)
         self.prefix: list[int] = self._begun(whole[0][: len(whole[0]) - len(self._read(PROBES[0]) or [])])
         """Tokens before every text."""
-        self.answers: list[int] = [self._answer_token(word, f"{before}{PROBES[0]}{after}", whole[0]) for word in question.answers]
+        self.answers: list[int] = [
+            self._answer_token(word, f"{before}{PROBES[0]}{after}", whole[0]) for word in question.answers
+        ]
         """One token per answer, in the order of `Question.answers`."""
         self.weights = question.weights
         """See `Question.weights`."""
@@ -60,7 +62,9 @@ class PromptTokens:
 
     def _find_line(self, before: str, after: str, whole: Sequence[list[int]]) -> None:
         """How much of `before` and `after` to tokenise with a text, so that the tokens are those of the `whole` prompts of PROBES."""
-        special = {token.content for token in self._tokenizer.added_tokens_decoder.values()} | set(self._tokenizer.all_special_tokens)
+        special = {token.content for token in self._tokenizer.added_tokens_decoder.values()} | set(
+            self._tokenizer.all_special_tokens
+        )
         begin = max((end + len(token) for token in special if (end := before.rfind(token)) >= 0), default=0)
         ends = [end for token in special if (end := after.find(token)) >= 0]
         self._ends_with_answer = not ends
@@ -69,7 +73,9 @@ class PromptTokens:
         for start in (max(begin, before.rfind("\n") + 1), begin):
             self._before, self._begins = before[start:], []
             # Without the space before a text: whether that is a token of its own depends on the text.
-            self._begins = _common_beginning([self._as_plain(self._before.rstrip()), *(self._line(text) for text in PROBES)])
+            self._begins = _common_beginning(
+                [self._as_plain(self._before.rstrip()), *(self._line(text) for text in PROBES)]
+            )
             items = [self._read(text) or [] for text in PROBES]
             beginnings = [tokens[: len(tokens) - len(item)] for tokens, item in zip(whole, items, strict=True)]
             if all(
@@ -77,7 +83,9 @@ class PromptTokens:
                 for tokens, item, beginning in zip(whole, items, beginnings, strict=True)
             ):
                 return
-        raise ValueError(f"model '{self._model}' reads the same line differently within a prompt and alone: choose another model")
+        raise ValueError(
+            f"model '{self._model}' reads the same line differently within a prompt and alone: choose another model"
+        )
 
     def _line(self, text: str) -> list[int]:
         return self._as_plain(f"{self._before}{text}{self._after}")
@@ -97,7 +105,9 @@ class PromptTokens:
         if question.style == "completion":
             return question.completion_prompt()
         if not self._tokenizer.chat_template:
-            raise ValueError(f"the rubric has style chat but model '{self._model}' has no chat template: use a completion rubric")
+            raise ValueError(
+                f"the rubric has style chat but model '{self._model}' has no chat template: use a completion rubric"
+            )
         conversation = question.chat_messages(TEXT_MARK)
         try:
             whole = self._in_template(conversation)

@@ -47,7 +47,9 @@ class SentenceEncoder:
             if self._closed.is_set():
                 raise JudgeClosedError("the encoder is closed")
             if self._num_pending == MAX_PENDING_REQUESTS:
-                raise JudgeBusyError(f"{self._num_pending} requests wait already for the sentence encoder: ask again later")
+                raise JudgeBusyError(
+                    f"{self._num_pending} requests wait already for the sentence encoder: ask again later"
+                )
             self._num_pending += 1
             future = self._worker.submit(self._encode, texts)
         future.add_done_callback(self._one_less)
@@ -126,7 +128,9 @@ def _encode(loaded: tuple[Any, Any, bool, Any], texts: Sequence[str]) -> np.ndar
     import torch
 
     model, tokenizer, takes_first, device = loaded
-    tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt").to(device)
+    tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt").to(
+        device
+    )
     with torch.no_grad():
         hidden = model(**tokens).last_hidden_state.float()  # [N, T, D]
     mask = tokens["attention_mask"][:, :, None].float()

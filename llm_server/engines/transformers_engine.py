@@ -25,7 +25,14 @@ from configs.devices import resolve_device
 from configs.errors import named
 from llm_server.annotation import Score
 from llm_server.engines.devices import layer_of, resolve_dtype
-from llm_server.engines.models import MODEL_WANTED, IncompleteWeights, bundled_model_folder, load_whole, model_source, unused_advice
+from llm_server.engines.models import (
+    MODEL_WANTED,
+    IncompleteWeights,
+    bundled_model_folder,
+    load_whole,
+    model_source,
+    unused_advice,
+)
 from llm_server.engines.prompt_tokens import PromptTokens
 from llm_server.rubrics.rubric import PROMPT_VERSION, Question, Rubric
 
@@ -74,7 +81,9 @@ class TransformersEngine:
 
     def _prompt(self, question: Question) -> PromptTokens:
         context = getattr(self._model.config, "max_position_embeddings", None) or 1 << 20
-        return PromptTokens(self._tokenizer, question, model=self.model, max_text_tokens=MAX_PACK_TOKENS, context=context)
+        return PromptTokens(
+            self._tokenizer, question, model=self.model, max_text_tokens=MAX_PACK_TOKENS, context=context
+        )
 
     def _asking(self, prompt: PromptTokens) -> "_Asking":
         """Ready for texts. Computing the prefix and a first text in one plain pass tells whether this model can be asked in packs:
@@ -101,7 +110,9 @@ class TransformersEngine:
         sequences = [asking.prompt.tokens(text) for text in texts]
         scores = [Score(math.nan, 0.0)] * len(texts)
         for pack in self._packs(sequences):
-            for index, score in zip(pack, self._score_pack(asking, [sequences[index] or [] for index in pack]), strict=True):
+            for index, score in zip(
+                pack, self._score_pack(asking, [sequences[index] or [] for index in pack]), strict=True
+            ):
                 scores[index] = score
         return scores
 
@@ -127,7 +138,9 @@ class TransformersEngine:
         positions = torch.from_numpy(tree.depths) + num_prefix
         visible = torch.ones(len(tree.tokens), num_prefix + len(tree.tokens), dtype=torch.bool)  # [Q, P+Q]
         visible[:, num_prefix:] = torch.from_numpy(tree.sees)
-        mask = torch.zeros(visible.shape, dtype=self._model.dtype).masked_fill_(~visible, torch.finfo(self._model.dtype).min)
+        mask = torch.zeros(visible.shape, dtype=self._model.dtype).masked_fill_(
+            ~visible, torch.finfo(self._model.dtype).min
+        )
         ids, ends = torch.tensor(tree.tokens), torch.tensor(tree.ends)
         hidden = self._model.base_model(
             input_ids=ids[None].to(self._device),
@@ -177,18 +190,25 @@ class _TokenTree:
         """[Q] i64: how many tokens stand before each."""
 
 
-def _scores(logits: torch.Tensor, answers: list[int], fine_logits: torch.Tensor, weights: Sequence[float]) -> list[Score]:
+def _scores(
+    logits: torch.Tensor, answers: list[int], fine_logits: torch.Tensor, weights: Sequence[float]
+) -> list[Score]:
     """Scores from all logits [N, V] and the answers' logits [N, A] as precisely as they are known, each answer with its weight."""
     shares = fine_logits.softmax(-1)
     probabilities = shares @ torch.tensor(weights[: len(answers)], dtype=shares.dtype, device=shares.device)
     mass = logits.softmax(-1)[:, answers].sum(-1)
-    return [Score(p, min(m, 1.0), tuple(s)) for p, m, s in zip(probabilities.tolist(), mass.tolist(), shares.tolist(), strict=True)]
+    return [
+        Score(p, min(m, 1.0), tuple(s))
+        for p, m, s in zip(probabilities.tolist(), mass.tolist(), shares.tolist(), strict=True)
+    ]
 
 
 def _load(model: str, dtype: str, device: torch.device) -> tuple[Any, Any, str]:
     """Model, tokenizer, and the number type that `dtype` stands for."""
     source = model_source(str(bundled_model_folder()) if model == "smollm2" else model)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # without a network it tells of each of a dozen attempts
+    logging.getLogger("huggingface_hub").setLevel(
+        logging.ERROR
+    )  # without a network it tells of each of a dozen attempts
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         dtype = resolve_dtype(dtype, device, layer_of(AutoConfig.from_pretrained(source).get_text_config()))

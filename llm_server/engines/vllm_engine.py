@@ -73,7 +73,9 @@ class VllmEngine:
             self._server.wait_until_up(FIRST_START_PATIENCE_S)
         except (ValueError, RuntimeError) as error:
             self.close()
-            raise ValueError(f"{error}; what vLLM wrote is in the log: correct service.model or the settings of vLLM") from None
+            raise ValueError(
+                f"{error}; what vLLM wrote is in the log: correct service.model or the settings of vLLM"
+            ) from None
         except BaseException:
             self.close()
             raise
@@ -109,7 +111,9 @@ class VllmEngine:
         return self._server.restarts
 
     def _prompt(self, question: Question) -> PromptTokens:
-        return PromptTokens(self._tokenizer, question, model=self._config.model, max_text_tokens=MAX_TEXT_TOKENS, context=self._context)
+        return PromptTokens(
+            self._tokenizer, question, model=self._config.model, max_text_tokens=MAX_TEXT_TOKENS, context=self._context
+        )
 
     def _score(self, prompt: PromptTokens, texts: Sequence[str]) -> list[Score]:
         sequences = [prompt.tokens(text) for text in texts]
@@ -180,7 +184,9 @@ class VllmEngine:
         scores = [NO_ANSWER] * len(prompts)
         for choice in choices:
             tokens = choice["logprobs"]["top_logprobs"][0]
-            scores[choice["index"]] = score_of_answers([tokens[f"token_id:{token}"] for token in prompt.answers], prompt.weights)
+            scores[choice["index"]] = score_of_answers(
+                [tokens[f"token_id:{token}"] for token in prompt.answers], prompt.weights
+            )
         return scores
 
 
@@ -193,5 +199,7 @@ def _load_tokenizer(folder: Path, config: ServiceConfig) -> tuple[Any, int, tupl
         raise ValueError(f"the tokenizer of model '{config.model}' cannot be loaded ({named(error)})") from error
     possible = getattr(text_config, "max_position_embeddings", None) or 1 << 20
     if config.max_model_len > possible:
-        raise ValueError(f"service.max_model_len: got {config.max_model_len}, model '{config.model}' reads at most {possible} tokens")
+        raise ValueError(
+            f"service.max_model_len: got {config.max_model_len}, model '{config.model}' reads at most {possible} tokens"
+        )
     return tokenizer, config.max_model_len or min(possible, DEFAULT_MODEL_LEN), layer_of(text_config)

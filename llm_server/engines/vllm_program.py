@@ -28,7 +28,9 @@ def vllm_python(setting: str) -> str:
     if setting:
         if found := shutil.which(str(Path(setting).expanduser())):
             return found
-        raise ValueError(f"service.vllm_python: '{setting}' is no program: give the Python of an environment that has vLLM")
+        raise ValueError(
+            f"service.vllm_python: '{setting}' is no program: give the Python of an environment that has vLLM"
+        )
     if importlib.util.find_spec("vllm"):  # found, not imported
         return sys.executable
     beside = Path(sys.prefix).parent / ".venv-vllm" / "bin" / "python"

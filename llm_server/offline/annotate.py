@@ -28,7 +28,9 @@ DRAWS_AT_ONCE = 4096
 LEAST_NEW_FRACTION = 0.05
 
 
-def sample_pairs(counts: Sequence[int], num_pairs: int, seed: int, taken: Iterable[tuple[int, int]] = ()) -> list[tuple[int, int]]:
+def sample_pairs(
+    counts: Sequence[int], num_pairs: int, seed: int, taken: Iterable[tuple[int, int]] = ()
+) -> list[tuple[int, int]]:
     """`num_pairs` new pairs of different places in `counts`, fewer only where no more exist; none is in `taken`, either way round.
 
     Both members are drawn with probability proportional to their counts, as in a sample of pairs of observations (Motif), without
@@ -74,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ServiceUnavailable as error:
         return _say(f"{error}; what was answered is kept, run the same command again to continue", 1)
     except sqlite3.Error as error:
-        return _say(f"{arguments.out} cannot be written ({error}); make room and run the same command again to continue", 1)
+        return _say(
+            f"{arguments.out} cannot be written ({error}); make room and run the same command again to continue", 1
+        )
     except KeyboardInterrupt:
         return _say("interrupted; what was answered is kept, run the same command again to continue", 1)
     return 0
@@ -107,7 +111,9 @@ def judge_captions(judge: JudgeClient, file: JudgementFile, size: int) -> None:
     with progress("captions", len(missing)) as advance:
         for batch in _batches(missing, size):
             answers = _patiently(judge.annotate, [caption.text.encode() for caption in batch])
-            file.write_captions(JudgedCaption(caption=caption, judgement=answer) for caption, answer in zip(batch, answers, strict=True))
+            file.write_captions(
+                JudgedCaption(caption=caption, judgement=answer) for caption, answer in zip(batch, answers, strict=True)
+            )
             advance(len(batch))
 
 
@@ -117,13 +123,19 @@ def plan_pairs(file: JudgementFile, counts: dict[str, int], num_pairs: int, seed
     places = {text: place for place, text in enumerate(texts)}
     planned = file.pairs()
     taken = [
-        (places[pair.first.text], places[pair.second.text]) for pair in planned if pair.first.text in places and pair.second.text in places
+        (places[pair.first.text], places[pair.second.text])
+        for pair in planned
+        if pair.first.text in places and pair.second.text in places
     ]
     # Another stream for what is added later, or it would draw the same pairs first.
     drawn = sample_pairs(list(counts.values()), max(0, num_pairs - len(planned)), seed + len(planned), taken)
-    file.add_pairs(CaptionPair(first=caption_of(texts[first]), second=caption_of(texts[second])) for first, second in drawn)
+    file.add_pairs(
+        CaptionPair(first=caption_of(texts[first]), second=caption_of(texts[second])) for first, second in drawn
+    )
     if len(planned) + len(drawn) < num_pairs:
-        print(f"{len(texts)} captions make no more than {len(planned) + len(drawn)} pairs; all are asked", file=sys.stderr)
+        print(
+            f"{len(texts)} captions make no more than {len(planned) + len(drawn)} pairs; all are asked", file=sys.stderr
+        )
 
 
 def judge_pairs(judge: JudgeClient, file: JudgementFile, size: int) -> None:
@@ -131,8 +143,12 @@ def judge_pairs(judge: JudgeClient, file: JudgementFile, size: int) -> None:
     missing = file.pairs(unjudged=True)
     with progress("pairs", len(missing)) as advance:
         for batch in _batches(missing, size):
-            answers = _patiently(judge.annotate_pairs, [(pair.first.text.encode(), pair.second.text.encode()) for pair in batch])
-            file.write_pairs(JudgedPair(pair=pair, judgement=answer) for pair, answer in zip(batch, answers, strict=True))
+            answers = _patiently(
+                judge.annotate_pairs, [(pair.first.text.encode(), pair.second.text.encode()) for pair in batch]
+            )
+            file.write_pairs(
+                JudgedPair(pair=pair, judgement=answer) for pair, answer in zip(batch, answers, strict=True)
+            )
             advance(len(batch))
 
 
@@ -169,7 +185,9 @@ def _check_out(rubric: Rubric, out: Path) -> None:
 def _sum_up(out: str) -> None:
     found = read_judgements(out)
     positive = sum(judged.judgement.probability > found.threshold for judged in found.captions)
-    statuses = [judged.judgement.status for judged in found.captions] + [judged.judgement.status for judged in found.pairs]
+    statuses = [judged.judgement.status for judged in found.captions] + [
+        judged.judgement.status for judged in found.pairs
+    ]
     lacking = sum(status is not Status.OK for status in statuses)
     print(
         f"{out}: {len(found.captions)} captions ({positive} above theta {found.threshold:.3f}), {len(found.pairs)} pairs,"
@@ -197,9 +215,19 @@ def _parser() -> argparse.ArgumentParser:
         "         delphi train --preset nethack_score reward_model.name=ranking reward_model.judgements=judgements.sqlite",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("captions", type=path_argument, metavar="CAPTIONS", help="JSON lines, a run directory, or its captions.sqlite")
-    parser.add_argument("--out", type=path_argument, required=True, metavar="FILE", help="the judgement file; continued where it exists")
-    parser.add_argument("--pairs", type=int, default=0, metavar="N", help="pairs to compare, drawn by their captions' counts (default: 0)")
+    parser.add_argument(
+        "captions", type=path_argument, metavar="CAPTIONS", help="JSON lines, a run directory, or its captions.sqlite"
+    )
+    parser.add_argument(
+        "--out", type=path_argument, required=True, metavar="FILE", help="the judgement file; continued where it exists"
+    )
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="pairs to compare, drawn by their captions' counts (default: 0)",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="which pairs are drawn (default: 0)")
     add_judge_flags(parser, with_store=True)
     return parser

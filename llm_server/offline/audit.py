@@ -11,7 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llm_server.annotation import Judgement, PairJudgement, Status
-from llm_server.offline.audit_metrics import NUM_BINS, accuracy, auc_interval, balanced_accuracy, calibration_error, pair_agreement
+from llm_server.offline.audit_metrics import (
+    NUM_BINS,
+    accuracy,
+    auc_interval,
+    balanced_accuracy,
+    calibration_error,
+    pair_agreement,
+)
 from llm_server.offline.caption_file import LabelledCaption
 from llm_server.offline.judge_flags import MAX_ITEMS_PER_REQUEST, JudgeClient
 from llm_server.rubrics.rubric import Rubric
@@ -20,7 +27,13 @@ WARM_UP_CAPTIONS = 32
 
 
 def audit_judge(
-    judge: JudgeClient, rubric: Rubric, labelled: Sequence[LabelledCaption], *, num_pairs: int, num_timed: int, seed: int = 0
+    judge: JudgeClient,
+    rubric: Rubric,
+    labelled: Sequence[LabelledCaption],
+    *,
+    num_pairs: int,
+    num_timed: int,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """All measures of one judge as JSON values, None where there is none.
 
@@ -57,9 +70,13 @@ def audit_judge(
     return report
 
 
-def judgement_metrics(judgements: Sequence[Judgement], captions: Sequence[LabelledCaption], threshold: float) -> dict[str, Any]:
+def judgement_metrics(
+    judgements: Sequence[Judgement], captions: Sequence[LabelledCaption], threshold: float
+) -> dict[str, Any]:
     """Agreement of `judgements` with the captions' labels; those that are not OK count as unparsed."""
-    probabilities = np.array([judgement.probability if judgement.status is Status.OK else np.nan for judgement in judgements])
+    probabilities = np.array(
+        [judgement.probability if judgement.status is Status.OK else np.nan for judgement in judgements]
+    )
     masses = [judgement.answer_mass for judgement in judgements]
     return score_metrics(probabilities, captions, threshold, are_probabilities=True) | {
         "answer_mass_mean": float(np.mean(masses)),
@@ -67,7 +84,9 @@ def judgement_metrics(judgements: Sequence[Judgement], captions: Sequence[Labell
     }
 
 
-def score_metrics(scores: np.ndarray, captions: Sequence[LabelledCaption], threshold: float, *, are_probabilities: bool) -> dict[str, Any]:
+def score_metrics(
+    scores: np.ndarray, captions: Sequence[LabelledCaption], threshold: float, *, are_probabilities: bool
+) -> dict[str, Any]:
     """Agreement of `scores` [N] with the captions' labels, None where undefined; a NaN score is none and counts as unparsed."""
     labels = np.array([caption.is_positive for caption in captions])
     answered = ~np.isnan(scores)
@@ -140,7 +159,12 @@ def pair_metrics(judgements: Sequence[PairJudgement]) -> dict[str, Any]:
 
 
 def _pair_metrics(
-    judge: JudgeClient, captions: Sequence[LabelledCaption], examples: Sequence[str], num_pairs: int, size: int, seed: int
+    judge: JudgeClient,
+    captions: Sequence[LabelledCaption],
+    examples: Sequence[str],
+    num_pairs: int,
+    size: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Metrics without a pair, and the reason in `pairs_remark`, where captions that are no examples of pairs lack a class."""
     try:

@@ -65,7 +65,9 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     return float(_auc(positives[None], negatives[None])[0])
 
 
-def auc_interval(scores: np.ndarray, labels: np.ndarray, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Interval:
+def auc_interval(
+    scores: np.ndarray, labels: np.ndarray, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> Interval:
     """`auc` with its 2.5 % and 97.5 % percentiles over a bootstrap that resamples within each class (Efron 1979).
 
     Resampling a class with replacement is a multinomial draw over its distinct scores, so no resample is ever sorted.
@@ -78,7 +80,9 @@ def auc_interval(scores: np.ndarray, labels: np.ndarray, *, num_resamples: int =
     resampled = []
     for start in range(0, num_resamples, at_once):
         size = min(at_once, num_resamples - start)
-        drawn = [rng.multinomial(counts.sum(), counts / counts.sum(), size) for counts in (positives, negatives)]  # [size, V] each
+        drawn = [
+            rng.multinomial(counts.sum(), counts / counts.sum(), size) for counts in (positives, negatives)
+        ]  # [size, V] each
         resampled.append(_auc(*drawn))
     low, high = np.percentile(np.concatenate(resampled), [2.5, 97.5])
     return Interval(float(_auc(positives[None], negatives[None])[0]), float(low), float(high))

@@ -39,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             Path(arguments.out).write_text("".join(lines), "utf-8")
         else:
             sys.stdout.flush()
-            sys.stdout.buffer.writelines(line.encode() for line in lines)  # JSON Lines are UTF-8, whatever the terminal shows
+            sys.stdout.buffer.writelines(
+                line.encode() for line in lines
+            )  # JSON Lines are UTF-8, whatever the terminal shows
     except (ValueError, OSError) as error:
         print(f"delphi export: {error}", file=sys.stderr)
         return 2
@@ -76,7 +78,9 @@ def read_labelled(path: str) -> list[LabelledCaption]:
             raise ValueError(f"{place}: helpful is {row['helpful']!r}, wanted 0 or 1")
         text, is_positive = _text(row, place), bool(row["helpful"])
         if labels.setdefault(text, is_positive) != is_positive:
-            raise ValueError(f"{place}: caption {text!r} was labelled {int(not is_positive)} before: keep one of the two")
+            raise ValueError(
+                f"{place}: caption {text!r} was labelled {int(not is_positive)} before: keep one of the two"
+            )
     if len(set(labels.values())) < 2:
         got = "no captions" if not labels else f"only captions with helpful = {int(next(iter(labels.values())))}"
         raise ValueError(f"{path} has {got}: an audit needs some with 1 and some with 0")
@@ -93,14 +97,18 @@ def read_counted(path: str) -> dict[str, int]:
     if (source / "captions.sqlite").exists() or source.suffix == ".sqlite":
         return {row["caption"]: max(row["count"], 1) for row in read_archive(path)}
     if source.is_dir():
-        raise ValueError(f"{path} is a folder without captions.sqlite: give a run directory that `delphi train` made, or a JSON-lines file")
+        raise ValueError(
+            f"{path} is a folder without captions.sqlite: give a run directory that `delphi train` made, or a JSON-lines file"
+        )
     counts: dict[str, int] = {}
     for place, row in _rows(path, {*ARCHIVE_COLUMNS, "helpful"}, required={"caption"}):
         text, count = _text(row, place), row.get("count", 1)
         if not isinstance(count, int) or isinstance(count, bool) or count < 0:
             raise ValueError(f"{place}: count is {count!r}, wanted a whole number of at least 0")
         if counts.get(text, 0) + count > MAX_COUNT:
-            raise ValueError(f"{place}: count is {count!r}, wanted at most {MAX_COUNT} for all lines of a caption together")
+            raise ValueError(
+                f"{place}: count is {count!r}, wanted at most {MAX_COUNT} for all lines of a caption together"
+            )
         if not is_normalised(text):
             raise ValueError(
                 f"{place}: {text[:60]!r} is not a caption as training makes them: wanted at most {MAX_CAPTION_BYTES} bytes of printable"
@@ -151,12 +159,16 @@ def _rows(path: str, known: set[str], required: set[str]) -> Iterator[tuple[str,
         except json.JSONDecodeError as error:
             raise ValueError(f"{place} is not JSON: {error.msg} at column {error.colno}") from None
         except (ValueError, RecursionError):
-            raise ValueError(f"{place} has a number too long or brackets too deep to be read: correct the line") from None
+            raise ValueError(
+                f"{place} has a number too long or brackets too deep to be read: correct the line"
+            ) from None
         if not isinstance(row, dict):
             raise ValueError(f"{place} is {type(row).__name__}, wanted an object with {' and '.join(sorted(required))}")
         for key in row:
             if key not in known:
-                raise ValueError(f"{place}: unknown key '{key}'{did_you_mean(key, known)}: wanted {', '.join(sorted(known))}")
+                raise ValueError(
+                    f"{place}: unknown key '{key}'{did_you_mean(key, known)}: wanted {', '.join(sorted(known))}"
+                )
         for key in sorted(required):
             if key not in row:
                 raise ValueError(f"{place} has no '{key}': wanted {', '.join(sorted(required))}")

@@ -40,7 +40,9 @@ class JudgeClient(Protocol):
         """One judgement per item, in order; AnnotationError where none come."""
         ...
 
-    def annotate_pairs(self, pairs: Sequence[tuple[bytes, bytes]], *, bypass_store: bool = False) -> "list[PairJudgement]":
+    def annotate_pairs(
+        self, pairs: Sequence[tuple[bytes, bytes]], *, bypass_store: bool = False
+    ) -> "list[PairJudgement]":
         """One judgement per pair, in order; AnnotationError where none come."""
         ...
 
@@ -51,11 +53,20 @@ class JudgeClient(Protocol):
 
 def add_judge_flags(parser: argparse.ArgumentParser, *, with_store: bool) -> None:
     """Rubric, address of a service, and the flags of a judge in this process; with the judgement store where the verb uses it."""
-    group = parser.add_argument_group("judge", "Who is asked what. Without --address the model is loaded in this process.")
-    group.add_argument(
-        "--rubric", type=path_argument, metavar="RUBRIC", help=f"a built-in rubric or a YAML file (default: {DEFAULT_RUBRIC})"
+    group = parser.add_argument_group(
+        "judge", "Who is asked what. Without --address the model is loaded in this process."
     )
-    group.add_argument("--address", metavar="HOST:PORT", help="a running `delphi serve` with the same rubric, in place of all flags below")
+    group.add_argument(
+        "--rubric",
+        type=path_argument,
+        metavar="RUBRIC",
+        help=f"a built-in rubric or a YAML file (default: {DEFAULT_RUBRIC})",
+    )
+    group.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="a running `delphi serve` with the same rubric, in place of all flags below",
+    )
     for name, text in CREDENTIAL_FLAGS.items():
         group.add_argument(flag(name), type=path_argument, metavar="FILE", default="", help=f"with --address: {text}")
     add_flags(group, DEFAULTS, judge_fields(with_store=with_store), unset=True)
@@ -89,8 +100,14 @@ def read_judge_flags(arguments: argparse.Namespace, *, with_store: bool) -> "tup
         raise ValueError(f"{shown[0]}: got it without --address, wanted the address of the service that it is for")
     if arguments.address:
         return rubric, None
-    values = {name: getattr(arguments, name) for name in judge_fields(with_store=with_store) if getattr(arguments, name) is not None}
-    config = ServiceConfig(**{name: getattr(DEFAULTS, name) for name in FLAGS} | ({} if with_store else {"store": "memory"}) | values)
+    values = {
+        name: getattr(arguments, name)
+        for name in judge_fields(with_store=with_store)
+        if getattr(arguments, name) is not None
+    }
+    config = ServiceConfig(
+        **{name: getattr(DEFAULTS, name) for name in FLAGS} | ({} if with_store else {"store": "memory"}) | values
+    )
     check_flags(ServiceConfig, values)
     if config.engine == "none":
         raise ValueError("--engine: got none, which embeds and judges nothing; wanted an engine with a language model")
@@ -99,7 +116,9 @@ def read_judge_flags(arguments: argparse.Namespace, *, with_store: bool) -> "tup
 
 
 @contextmanager
-def opened_judge(rubric: "Rubric", config: ServiceConfig | None, arguments: argparse.Namespace) -> "Iterator[JudgeClient]":
+def opened_judge(
+    rubric: "Rubric", config: ServiceConfig | None, arguments: argparse.Namespace
+) -> "Iterator[JudgeClient]":
     """The judge that `read_judge_flags` named, ready to answer, and closed at the end.
 
     ValueError where the model, the store or the credentials cannot be used, ServiceUnavailable where an endpoint does not answer.

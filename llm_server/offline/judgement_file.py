@@ -95,17 +95,26 @@ def read_judgements(path: str | Path) -> Judgements:
             _check_format(connection, path)
             provenance, threshold = _provenance(connection)
             rows = list(
-                connection.execute("SELECT id, text, count, status, probability, answer_mass FROM captions ORDER BY count DESC, id")
+                connection.execute(
+                    "SELECT id, text, count, status, probability, answer_mass FROM captions ORDER BY count DESC, id"
+                )
             )
             captions = {row[0]: Caption(id=unsigned_id(row[0]), text=row[1]) for row in rows}
             pairs = [
-                JudgedPair(pair=CaptionPair(first=captions[first], second=captions[second]), judgement=_pair_judgement(*judgement))
+                JudgedPair(
+                    pair=CaptionPair(first=captions[first], second=captions[second]),
+                    judgement=_pair_judgement(*judgement),
+                )
                 for first, second, *judgement in connection.execute(
                     "SELECT first, second, status, preference, answer_mass, position_bias FROM pairs WHERE status IS NOT NULL ORDER BY rowid"
                 )
             ]
             return Judgements(
-                captions=[JudgedCaption(caption=captions[row[0]], judgement=_judgement(*row[3:])) for row in rows if row[3] is not None],
+                captions=[
+                    JudgedCaption(caption=captions[row[0]], judgement=_judgement(*row[3:]))
+                    for row in rows
+                    if row[3] is not None
+                ],
                 pairs=pairs,
                 counts={unsigned_id(row[0]): row[2] for row in rows},
                 threshold=threshold,
@@ -139,7 +148,8 @@ class JudgementFile:
         rows = [(signed_id(caption_of(text).id), text, count) for text, count in counts.items() if text]
         with self._connection:
             self._connection.executemany(
-                "INSERT INTO captions (id, text, count) VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET count = excluded.count", rows
+                "INSERT INTO captions (id, text, count) VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET count = excluded.count",
+                rows,
             )
 
     def unjudged(self) -> list[Caption]:
@@ -149,9 +159,14 @@ class JudgementFile:
 
     def write_captions(self, judged: Iterable[JudgedCaption]) -> None:
         """Keep judgements of captions that were added."""
-        rows = [(j.judgement.status.name, _null(j.judgement.probability), j.judgement.answer_mass, signed_id(j.caption.id)) for j in judged]
+        rows = [
+            (j.judgement.status.name, _null(j.judgement.probability), j.judgement.answer_mass, signed_id(j.caption.id))
+            for j in judged
+        ]
         with self._connection:
-            self._connection.executemany("UPDATE captions SET status = ?, probability = ?, answer_mass = ? WHERE id = ?", rows)
+            self._connection.executemany(
+                "UPDATE captions SET status = ?, probability = ?, answer_mass = ? WHERE id = ?", rows
+            )
 
     def add_pairs(self, pairs: Iterable[CaptionPair]) -> None:
         """Pairs to be asked, of captions that were added; those that are there already stay as they are."""
@@ -164,7 +179,9 @@ class JudgementFile:
         texts = dict(self._connection.execute("SELECT id, text FROM captions"))
         query = f"SELECT first, second FROM pairs {'WHERE status IS NULL' if unjudged else ''} ORDER BY rowid"
         return [
-            CaptionPair(first=Caption(id=unsigned_id(a), text=texts[a]), second=Caption(id=unsigned_id(b), text=texts[b]))
+            CaptionPair(
+                first=Caption(id=unsigned_id(a), text=texts[a]), second=Caption(id=unsigned_id(b), text=texts[b])
+            )
             for a, b in self._connection.execute(query)
         ]
 
@@ -204,7 +221,9 @@ class JudgementFile:
             _check_format(self._connection, self.path)
             theirs, _ = _provenance(self._connection)
             if theirs != provenance:
-                raise ValueError(f"judgement file '{self.path}' holds answers by {theirs}, asked for is {provenance}: give another --out")
+                raise ValueError(
+                    f"judgement file '{self.path}' holds answers by {theirs}, asked for is {provenance}: give another --out"
+                )
 
 
 def read_provenance(path: Path) -> Provenance | None:
@@ -227,11 +246,15 @@ def _open(path: Path, mode: str) -> sqlite3.Connection:
     if path.is_dir():
         raise ValueError(f"'{path}' is a folder and no judgement file: give a file")
     if mode == "rw" and not path.is_file():
-        raise ValueError(f"no judgement file '{path}': make one with `delphi annotate CAPTIONS --rubric RUBRIC --out {path}`")
+        raise ValueError(
+            f"no judgement file '{path}': make one with `delphi annotate CAPTIONS --rubric RUBRIC --out {path}`"
+        )
     try:
         return sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=5.0)
     except sqlite3.Error as error:
-        raise ValueError(f"judgement file '{path}' cannot be opened ({error}): give a file in a writable folder") from None
+        raise ValueError(
+            f"judgement file '{path}' cannot be opened ({error}): give a file in a writable folder"
+        ) from None
 
 
 def _is_empty(connection: sqlite3.Connection) -> bool:
@@ -244,7 +267,9 @@ def _check_format(connection: sqlite3.Connection, path: str | Path) -> None:
     if application != APPLICATION_ID:
         raise ValueError(f"'{path}' is a database but no judgement file: give one that `delphi annotate --out` wrote")
     if version != FORMAT_VERSION:
-        raise ValueError(f"judgement file '{path}' has format {version}, this program reads {FORMAT_VERSION}: annotate anew")
+        raise ValueError(
+            f"judgement file '{path}' has format {version}, this program reads {FORMAT_VERSION}: annotate anew"
+        )
 
 
 def _provenance(connection: sqlite3.Connection) -> tuple[Provenance, float]:
@@ -254,19 +279,31 @@ def _provenance(connection: sqlite3.Connection) -> tuple[Provenance, float]:
 
 def _damaged(path: str | Path, error: Exception) -> ValueError:
     if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
-        return ValueError(f"judgement file '{path}' is being written: wait until the `delphi annotate` that is at work on it has ended")
+        return ValueError(
+            f"judgement file '{path}' is being written: wait until the `delphi annotate` that is at work on it has ended"
+        )
     if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY:
-        return ValueError(f"judgement file '{path}' was left half-written and may not be repaired: make it and its folder writable")
-    return ValueError(f"'{path}' is no sound judgement file ({error}): give one that `delphi annotate --out` wrote, or annotate anew")
+        return ValueError(
+            f"judgement file '{path}' was left half-written and may not be repaired: make it and its folder writable"
+        )
+    return ValueError(
+        f"'{path}' is no sound judgement file ({error}): give one that `delphi annotate --out` wrote, or annotate anew"
+    )
 
 
 def _judgement(status: str, probability: float | None, answer_mass: float) -> Judgement:
     return Judgement(status=Status[status], probability=_nan(probability), answer_mass=answer_mass, cached=True)
 
 
-def _pair_judgement(status: str, preference: float | None, answer_mass: float, position_bias: float | None) -> PairJudgement:
+def _pair_judgement(
+    status: str, preference: float | None, answer_mass: float, position_bias: float | None
+) -> PairJudgement:
     return PairJudgement(
-        status=Status[status], preference=_nan(preference), answer_mass=answer_mass, position_bias=_nan(position_bias), cached=True
+        status=Status[status],
+        preference=_nan(preference),
+        answer_mass=answer_mass,
+        position_bias=_nan(position_bias),
+        cached=True,
     )
 
 

@@ -84,14 +84,16 @@ def _check(rubric: Rubric, name: str) -> None:
     kinds = rubric.positive_kinds + rubric.minor_kinds + rubric.negative_kinds
     has_kinds = bool(kinds)
     problems = {
-        f"style is '{rubric.style}'{did_you_mean(rubric.style, STYLES)}: use {' or '.join(STYLES)}": rubric.style not in STYLES,
+        f"style is '{rubric.style}'{did_you_mean(rubric.style, STYLES)}: use {' or '.join(STYLES)}": rubric.style
+        not in STYLES,
         "id and version must not be empty": not (rubric.id and rubric.version),
         "positive_kinds and negative_kinds go together, in place of positive and negative": has_kinds
         and (not (rubric.positive_kinds and rubric.negative_kinds) or bool(rubric.positive or rubric.negative)),
         **_answer_problems(kinds or (rubric.positive, rubric.negative)),
         f"every example needs one of the kinds {', '.join(kinds)}": has_kinds
         and any(example.kind not in kinds for example in rubric.examples),
-        "an example has a kind, the rubric has none": not has_kinds and any(example.kind for example in rubric.examples),
+        "an example has a kind, the rubric has none": not has_kinds
+        and any(example.kind for example in rubric.examples),
         "kinds need calibration items: without them a model's bias towards each answer is unknown": has_kinds
         and not rubric.calibration.items,
         f"calibration: negatives_per_positive must be above 0, not {rubric.calibration.negatives_per_positive}": not (
@@ -101,7 +103,8 @@ def _check(rubric: Rubric, name: str) -> None:
         f"min_answer_mass must lie in 0 to 1, not {rubric.min_answer_mass}": not 0 <= rubric.min_answer_mass <= 1,
         f"threshold must be auto or lie in 0 to 1, not {rubric.threshold}": not 0 <= (rubric.threshold or 0) <= 1,
         "threshold auto needs calibration items": rubric.threshold is None and not rubric.calibration.items,
-        "answer_prefix is for style chat; put it into answer_label": bool(rubric.answer_prefix) and rubric.style == "completion",
+        "answer_prefix is for style chat; put it into answer_label": bool(rubric.answer_prefix)
+        and rubric.style == "completion",
     }
     for problem, present in problems.items():
         if present:
@@ -111,10 +114,15 @@ def _check(rubric: Rubric, name: str) -> None:
 
 def _answer_problems(answers: Collection[str]) -> dict[str, bool]:
     """What is wrong with words that are to be told apart by what a model says."""
-    plain = {"".join(char for char in word if unicodedata.category(char)[0] not in "CZ").casefold(): word for word in answers}
+    plain = {
+        "".join(char for char in word if unicodedata.category(char)[0] not in "CZ").casefold(): word for word in answers
+    }
     return {
         "an answer is empty": "" in plain,
-        f"every answer must differ from the others in more than case and space: {', '.join(map(repr, answers))}": len(plain) < len(answers),
+        f"every answer must differ from the others in more than case and space: {', '.join(map(repr, answers))}": len(
+            plain
+        )
+        < len(answers),
     }
 
 
@@ -138,11 +146,14 @@ def _check_shown(rubric: Rubric, name: str) -> None:
     words = {True: "positive", False: "negative"}
     for example in rubric.examples:
         if example.kind and example.positive != (example.kind in rubric.positive_kinds):
-            refuse(f"example '{example.item}' is {words[example.positive]}, and its kind '{example.kind}' is not; leave `positive` out")
+            refuse(
+                f"example '{example.item}' is {words[example.positive]}, and its kind '{example.kind}' is not; leave `positive` out"
+            )
     examples = answers("example", ((shown.item, shown.kind or words[shown.positive]) for shown in rubric.examples))
     calibration = rubric.calibration
     for item in answers(
-        "calibration item", [(item, "no") for item in calibration.items] + [(item, "yes") for item in calibration.positives]
+        "calibration item",
+        [(item, "no") for item in calibration.items] + [(item, "yes") for item in calibration.positives],
     ):
         if item in examples:
             refuse(f"calibration item '{item}' is also an example: what the model was told says nothing of its bias")
@@ -154,7 +165,9 @@ def _check_shown(rubric: Rubric, name: str) -> None:
         first, second = line(pair.first, "example of pairs"), line(pair.second, "example of pairs")
         for order, answer in (((first, second), pair.better), ((second, first), SWAPPED[pair.better])):
             if better.setdefault(order, answer) != answer:
-                refuse(f"example of pairs '{first}' and '{second}' has two answers, in this order or the other; leave one of the two out")
+                refuse(
+                    f"example of pairs '{first}' and '{second}' has two answers, in this order or the other; leave one of the two out"
+                )
 
 
 def _build(kind: type, values: dict[str, Any], name: str) -> Any:
@@ -162,7 +175,9 @@ def _build(kind: type, values: dict[str, Any], name: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for key in values:
         if key not in fields:
-            raise ValueError(f"rubric '{name}': unknown key '{key}'{did_you_mean(str(key), fields)}; known: {', '.join(fields)}")
+            raise ValueError(
+                f"rubric '{name}': unknown key '{key}'{did_you_mean(str(key), fields)}; known: {', '.join(fields)}"
+            )
     required = [f.name for f in fields.values() if f.default is f.default_factory is dataclasses.MISSING]
     if missing := [key for key in required if key not in values]:
         raise ValueError(f"rubric '{name}': missing {', '.join(missing)}")
@@ -182,7 +197,9 @@ def _read(wanted: Any, value: Any, name: str) -> Any:
             return TRUTH[value.strip().lower()]
         if wanted == float | None and value == "auto":
             return None
-        if wanted is int or re.fullmatch(r"[-+]?\d+", value):  # a whole number stays one: it is part of the rubric's hash
+        if wanted is int or re.fullmatch(
+            r"[-+]?\d+", value
+        ):  # a whole number stays one: it is part of the rubric's hash
             return int(value)
         if math.isfinite(float(value)):
             return float(value)
@@ -200,15 +217,20 @@ def _example(entry: Any, positive_kinds: frozenset[str], name: str) -> Example:
 def _pair_rubric(content: dict[str, Any], name: str) -> PairRubric:
     values = dict(content)
     entries = enumerate(_list(values, "examples", name), 1)
-    values["examples"] = tuple(_build(PairExample, _mapping(entry, f"{name}: example {n}"), f"{name}: example {n}") for n, entry in entries)
+    values["examples"] = tuple(
+        _build(PairExample, _mapping(entry, f"{name}: example {n}"), f"{name}: example {n}") for n, entry in entries
+    )
     shown = enumerate(_list(values, "items", name), 1)
     values["items"] = tuple(_example(entry, frozenset(), f"{name}: item {n}") for n, entry in shown)
     pairs = _build(PairRubric, values, name)
     words = [pairs.first, pairs.second] + [pairs.tie] * bool(pairs.tie)
     problems = {
         **_answer_problems(words),
-        f"better is `first`, `second` or `tie`: {[e.better for e in pairs.examples]}": any(e.better not in BETTER for e in pairs.examples),
-        "an example is a tie but there is no answer `tie`": not pairs.tie and any(e.better == "tie" for e in pairs.examples),
+        f"better is `first`, `second` or `tie`: {[e.better for e in pairs.examples]}": any(
+            e.better not in BETTER for e in pairs.examples
+        ),
+        "an example is a tie but there is no answer `tie`": not pairs.tie
+        and any(e.better == "tie" for e in pairs.examples),
         f"min_answer_mass must lie in 0 to 1, not {pairs.min_answer_mass}": not 0 <= pairs.min_answer_mass <= 1,
         f"tie_margin must lie in 0 to 0.5, not {pairs.tie_margin}": not 0 <= pairs.tie_margin < 0.5,
     }

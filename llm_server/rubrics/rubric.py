@@ -196,7 +196,11 @@ class Rubric:
 
     def parts(self, item: bytes) -> list[bytes]:
         """What is asked about, each once, to judge `item`: its parts, or the item itself where it has none."""
-        found = dict.fromkeys(part.strip() for part in item.split(self.separator.encode())) if self.separator else {item: None}
+        found = (
+            dict.fromkeys(part.strip() for part in item.split(self.separator.encode()))
+            if self.separator
+            else {item: None}
+        )
         return [part for part in found if part][-MAX_PARTS:] or [item]
 
     def item_text(self, item: bytes) -> str | None:
@@ -225,7 +229,8 @@ class Rubric:
             label=self.item_label,
             answer_label=self.answer_label,
             examples=tuple(
-                (self._one_line(shown.item), shown.kind or (self.positive if shown.positive else self.negative)) for shown in self.examples
+                (self._one_line(shown.item), shown.kind or (self.positive if shown.positive else self.negative))
+                for shown in self.examples
             ),
             answers=positives + self.minor_kinds + negatives,
             weights=(1.0,) * len(positives) + (MINOR,) * len(self.minor_kinds) + (0.0,) * len(negatives),
@@ -236,7 +241,9 @@ class Rubric:
         """How a pair is asked; the first answer is that the item shown first is better. ValueError without a `pairs` section."""
         pairs = self._pairs()
         words = {"first": pairs.first, "second": pairs.second, "tie": pairs.tie}
-        items = tuple((self._one_line(shown.item), pairs.second if shown.positive else pairs.first) for shown in pairs.items)
+        items = tuple(
+            (self._one_line(shown.item), pairs.second if shown.positive else pairs.first) for shown in pairs.items
+        )
         if pairs.item_examples:
             items = self.question().examples
         return Question(
@@ -246,7 +253,8 @@ class Rubric:
             answer_label=pairs.answer_label,
             examples=items
             + tuple(
-                (self.pair_text(self._one_line(shown.first), self._one_line(shown.second)), words[shown.better]) for shown in pairs.examples
+                (self.pair_text(self._one_line(shown.first), self._one_line(shown.second)), words[shown.better])
+                for shown in pairs.examples
             ),
             answers=tuple(word for word in words.values() if word),
             answer_prefix=self.answer_prefix,

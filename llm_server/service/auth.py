@@ -22,9 +22,13 @@ HEALTH = "/grpc.health.v1.Health/"
 def check_access(host: str, access: AccessConfig) -> None:
     """ValueError where the credentials are no good or `host` needs more of them; one line that says what to do."""
     if bool(access.tls_cert) != bool(access.tls_key):
-        raise ValueError("--tls-cert and --tls-key: got one of the two, wanted both (the service's certificate and its key) or neither")
+        raise ValueError(
+            "--tls-cert and --tls-key: got one of the two, wanted both (the service's certificate and its key) or neither"
+        )
     if access.tls_client_ca and not access.tls_cert:
-        raise ValueError("--tls-client-ca: got it without --tls-cert and --tls-key, wanted all three: client certificates are part of TLS")
+        raise ValueError(
+            "--tls-client-ca: got it without --tls-cert and --tls-key, wanted all three: client certificates are part of TLS"
+        )
     if access.token_file:
         read_token(access.token_file, "--token-file")
     if access.tls_cert:
@@ -70,7 +74,9 @@ def add_port(server: grpc.aio.Server, address: str, access: AccessConfig) -> int
         return server.add_insecure_port(address)
     pair = read_pem(access.tls_key, "--tls-key", "PRIVATE KEY"), read_pem(access.tls_cert, "--tls-cert", "CERTIFICATE")
     roots = read_pem(access.tls_client_ca, "--tls-client-ca", "CERTIFICATE") if access.tls_client_ca else None
-    return server.add_secure_port(address, grpc.ssl_server_credentials([pair], roots, require_client_auth=roots is not None))
+    return server.add_secure_port(
+        address, grpc.ssl_server_credentials([pair], roots, require_client_auth=roots is not None)
+    )
 
 
 def said(access: AccessConfig) -> str:
@@ -89,7 +95,9 @@ class Gate(grpc.aio.ServerInterceptor):
         self._tokens, self._filled_at = max(1.0, self._rate), clock()
 
     async def intercept_service(
-        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]], handler_call_details: Any
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        handler_call_details: Any,
     ) -> grpc.RpcMethodHandler:
         """The handler of the call, one that refuses, or one that is counted."""
         if handler_call_details.method.startswith(HEALTH):
@@ -108,12 +116,19 @@ class Gate(grpc.aio.ServerInterceptor):
         if self._token is None:
             return True
         shown = [value for key, value in metadata or () if key == "authorization"]
-        return any(hmac.compare_digest(value.encode() if isinstance(value, str) else value, self._token) for value in shown)
+        return any(
+            hmac.compare_digest(value.encode() if isinstance(value, str) else value, self._token) for value in shown
+        )
 
-    def _counted(self, behaviour: Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    def _counted(
+        self, behaviour: Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]
+    ) -> Callable[..., Awaitable[Any]]:
         async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
             if self._under_way >= self._max_requests:
-                await _turn_away(context, f"{self._under_way} requests are under way, at most {self._max_requests} may be: ask again later")
+                await _turn_away(
+                    context,
+                    f"{self._under_way} requests are under way, at most {self._max_requests} may be: ask again later",
+                )
             if not self._is_in_rate():
                 await _turn_away(context, f"more than {self._rate:g} requests per second: ask again later")
             self._under_way += 1
@@ -144,5 +159,6 @@ async def _refuse_unknown(_: Any, context: grpc.aio.ServicerContext) -> None:
     shown = any(key == "authorization" for key, _ in context.invocation_metadata() or ())
     got = "another token than this service's" if shown else "no token"
     await context.abort(
-        grpc.StatusCode.UNAUTHENTICATED, f"got {got}, wanted the one in its --token-file: give a file with it as annotator.token_file"
+        grpc.StatusCode.UNAUTHENTICATED,
+        f"got {got}, wanted the one in its --token-file: give a file with it as annotator.token_file",
     )

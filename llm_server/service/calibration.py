@@ -50,7 +50,9 @@ def calibrate(engine: Engine, rubric: Rubric) -> Calibrated:
     noise = next((value for name, value in NOISE.items() if name in engine.name.rpartition("/")[2]), 0.0)
     if not engine.needs_calibration:
         return Calibrated(threshold=0.5 if rubric.threshold is None else rubric.threshold, noise=noise)
-    negatives = _asked(engine, rubric, rubric.calibration.items) if rubric.threshold is None or rubric.positive_kinds else {}
+    negatives = (
+        _asked(engine, rubric, rubric.calibration.items) if rubric.threshold is None or rubric.positive_kinds else {}
+    )
     weights = rubric.question().weights
     bias = _bias(list(negatives.values()), weights) if rubric.positive_kinds else ()
     if rubric.threshold is not None:
@@ -75,7 +77,9 @@ def calibrate(engine: Engine, rubric: Rubric) -> Calibrated:
 
 def _asked(engine: Engine, rubric: Rubric, items: Sequence[str]) -> dict[str, Score]:
     texts = [text for item in items if (text := rubric.item_text(item.encode()))]
-    scores = {text: score for text, score in zip(texts, engine.score(texts), strict=True) if math.isfinite(score.probability)}
+    scores = {
+        text: score for text, score in zip(texts, engine.score(texts), strict=True) if math.isfinite(score.probability)
+    }
     if texts and not scores:
         raise ValueError(
             f"'{engine.model}' gives no usable answer to any calibration item of rubric '{rubric.id}': use another model or dtype"
@@ -103,7 +107,9 @@ def _unbiased(score: Score, bias: Sequence[float], weights: Sequence[float]) -> 
     return float(shares @ np.array(weights) / shares.sum())
 
 
-def _threshold(negatives: dict[str, float], positives: dict[str, float], rubric: Rubric) -> tuple[float, tuple[str, ...]]:
+def _threshold(
+    negatives: dict[str, float], positives: dict[str, float], rubric: Rubric
+) -> tuple[float, tuple[str, ...]]:
     """Theta and the items that set it.
 
     Without positives the highest negative's log-odds and a margin. With them, of all midpoints between neighbours the one that is right

@@ -70,7 +70,9 @@ class LivenessProbe:
         while not self._closed.wait(self._patience_s / INTERVALS_PER_PATIENCE):
             try:
                 timeout_s = self._patience_s / 2
-                busy_s = stub.Describe(annotation_pb2.DescribeRequest(), timeout=timeout_s, metadata=self._metadata).engine_busy_s
+                busy_s = stub.Describe(
+                    annotation_pb2.DescribeRequest(), timeout=timeout_s, metadata=self._metadata
+                ).engine_busy_s
             except grpc.RpcError as error:
                 unanswered = unanswered + 1 if _is_silence(error) else 0
             except ValueError:  # the channel was closed
@@ -132,7 +134,12 @@ class ServiceProcess:
         self.restarts = 0
         """Children started after the first."""
         self._log_path, self._address_path = log_path, log_path.with_suffix(".address")
-        self._command = [*serve_command(config, rubric, access), "--address-file", str(self._address_path), "--exit-with-parent"]
+        self._command = [
+            *serve_command(config, rubric, access),
+            "--address-file",
+            str(self._address_path),
+            "--exit-with-parent",
+        ]
         self._config, self._credentials = config, credentials
         self._probe: LivenessProbe | None = None
         self._killed_for: str | None = None
@@ -216,7 +223,12 @@ class ServiceProcess:
             # What nobody has waited for yet is loaded at full priority; what broke and is started again takes nothing from training.
             hurry = [] if self._num_starts or self._config.engine in WATCHED_ENGINES else ["--nice-once-ready"]
             self._child = subprocess.Popen(
-                [*self._command, *hurry], stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
+                [*self._command, *hurry],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
             )
         self.restarts += self._num_starts > 0
         self._num_starts += 1
@@ -229,11 +241,15 @@ class ServiceProcess:
         waited_s = self._clock() - self._started_at
         if self._address is not None:
             has_own_engine = self._config.engine not in WATCHED_ENGINES
-            self._probe = LivenessProbe(_reachable(self._address), self._credentials, self._config.hang_timeout_s, has_own_engine)
+            self._probe = LivenessProbe(
+                _reachable(self._address), self._credentials, self._config.hang_timeout_s, has_own_engine
+            )
             LOG.info("the annotation service listens on %s after %.1f s", self._address, waited_s)
         elif waited_s > SLOW_START_S and not self._is_slow_start_reported:
             self._is_slow_start_reported = True
-            LOG.info("waiting for the annotation service to listen for %.0f s (its output: %s)", waited_s, self._log_path)
+            LOG.info(
+                "waiting for the annotation service to listen for %.0f s (its output: %s)", waited_s, self._log_path
+            )
 
     def _failed(self, what: str, is_final: bool = False) -> None:
         self._failures += 1
@@ -278,11 +294,21 @@ class ServiceProcess:
 
 def serve_command(config: ServiceConfig, rubric: str, access: AccessConfig = OWN_PROCESSES) -> list[str]:
     """The command line that serves `config` (this interpreter, any working directory)."""
-    options = {"rubric": rubric} | {name: getattr(config, name) for name in FLAGS} | {name: getattr(access, name) for name in ACCESS_FLAGS}
+    options = (
+        {"rubric": rubric}
+        | {name: getattr(config, name) for name in FLAGS}
+        | {name: getattr(access, name) for name in ACCESS_FLAGS}
+    )
     flags = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
     # `--name=value`, so that a value may begin with a dash; empty ones keep the service's own default, save that no key is no key.
     given = (f"{name}={value}" for name, value in flags.items() if value != "" or name == "--endpoint-key-env")
-    return [sys.executable, "-m", "llm_server.serve", *given, *["--insecure-listen-anywhere"] * access.insecure_listen_anywhere]
+    return [
+        sys.executable,
+        "-m",
+        "llm_server.serve",
+        *given,
+        *["--insecure-listen-anywhere"] * access.insecure_listen_anywhere,
+    ]
 
 
 def _reachable(address: str) -> str:

@@ -34,7 +34,10 @@ def judgement_of_parts(parts: Sequence[Judgement]) -> Judgement:
     """The judgement of the part with the highest probability; without a label among `parts`, the first of them."""
     best = max(parts, key=lambda part: -math.inf if part.status is not Status.OK else part.probability)
     return Judgement(
-        status=best.status, probability=best.probability, answer_mass=best.answer_mass, cached=all(part.cached for part in parts)
+        status=best.status,
+        probability=best.probability,
+        answer_mass=best.answer_mass,
+        cached=all(part.cached for part in parts),
     )
 
 
@@ -115,7 +118,9 @@ class Judge:
         """One judgement per pair, in the order asked; waits for them. Raises what `submit_pairs` and its future raise."""
         return self.submit_pairs(pairs, bypass_store).result()
 
-    def submit_pairs(self, pairs: Sequence[tuple[bytes, bytes]], bypass_store: bool = False) -> "Future[list[PairJudgement]]":
+    def submit_pairs(
+        self, pairs: Sequence[tuple[bytes, bytes]], bypass_store: bool = False
+    ) -> "Future[list[PairJudgement]]":
         """A future of one judgement per pair; like `submit`, each pair being asked in both orders. ValueError also where the
         rubric compares no pairs. Two items that read alike are a tie and are not asked."""
         self._rubric.pair_question()
@@ -123,7 +128,11 @@ class Judge:
         texts = [(self._rubric.item_text(first), self._rubric.item_text(second)) for first, second in pairs]
         asked = [position for position, (first, second) in enumerate(texts) if first != second]
         orders = self._submit(
-            [Key(first, bypass_store, second) for pair in (pairs[n] for n in asked) for first, second in both_orders(pair)]
+            [
+                Key(first, bypass_store, second)
+                for pair in (pairs[n] for n in asked)
+                for first, second in both_orders(pair)
+            ]
         )
         assert self._rubric.pairs is not None
         return combine_orders(orders, texts, asked, self._rubric.pairs.tie_margin)
@@ -143,7 +152,9 @@ class Judge:
 
     def _submit(self, keys: list[Key]) -> "Future[list[Judgement]]":
         if not self._engine.judges:
-            raise ValueError("this service was started with engine none: it embeds and does not judge; start one with an engine")
+            raise ValueError(
+                "this service was started with engine none: it embeds and does not judge; start one with an engine"
+            )
         return self._queue.admit({key: self._question(key) for key in keys}, keys)
 
     def _question(self, key: Key) -> PendingQuestion | None:
@@ -234,7 +245,11 @@ class Judge:
         read = (lambda score: score.probability) if is_pair else self._calibrated.probability
         answers = {key: _judgement(score, read(score), minimum) for key, score in zip(batch, scores, strict=True)}
         # Numbers that broke are no answer of this model: they may come out whole the next time.
-        keep = {key.stored_as: judgement for key, judgement in answers.items() if not key.bypass_store and judgement.answer_mass > 0}
+        keep = {
+            key.stored_as: judgement
+            for key, judgement in answers.items()
+            if not key.bypass_store and judgement.answer_mass > 0
+        }
         if self._store and keep:
             self._store.put(self._engine.fingerprint, self._rubric_hash(is_pair), keep)
         self._queue.answer(answers)

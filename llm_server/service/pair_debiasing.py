@@ -26,16 +26,23 @@ def pair_judgement(as_given: Judgement, swapped: Judgement, tie_margin: float = 
     mass, cached = min(as_given.answer_mass, swapped.answer_mass), as_given.cached and swapped.cached
     if as_given.status is not Status.OK or swapped.status is not Status.OK:
         status = Status.REJECTED if Status.REJECTED in (as_given.status, swapped.status) else Status.UNPARSED
-        return PairJudgement(status=status, preference=math.nan, answer_mass=mass, position_bias=math.nan, cached=cached)
+        return PairJudgement(
+            status=status, preference=math.nan, answer_mass=mass, position_bias=math.nan, cached=cached
+        )
     one, other = float(log_odds(as_given.probability)), float(log_odds(swapped.probability))
     preference = 1.0 / (1.0 + math.exp((other - one) / 2))
     if abs(preference - 0.5) <= tie_margin:
         preference = 0.5
-    return PairJudgement(status=Status.OK, preference=preference, answer_mass=mass, position_bias=(one + other) / 2, cached=cached)
+    return PairJudgement(
+        status=Status.OK, preference=preference, answer_mass=mass, position_bias=(one + other) / 2, cached=cached
+    )
 
 
 def combine_orders(
-    orders: "Future[list[Judgement]]", texts: Sequence[tuple[str | None, str | None]], asked: Sequence[int], tie_margin: float
+    orders: "Future[list[Judgement]]",
+    texts: Sequence[tuple[str | None, str | None]],
+    asked: Sequence[int],
+    tie_margin: float,
 ) -> "Future[list[PairJudgement]]":
     """A future of one judgement per pair of `texts`, from that of both orders, in turn, of the pairs at `asked`; the others read
     alike and are ties, or are no text at all. Cancelling it cancels `orders`."""
@@ -49,7 +56,9 @@ def combine_orders(
                 combined.set_exception(error)
             else:
                 answers = done.result()
-                by_position = {n: pair_judgement(answers[2 * k], answers[2 * k + 1], tie_margin) for k, n in enumerate(asked)}
+                by_position = {
+                    n: pair_judgement(answers[2 * k], answers[2 * k + 1], tie_margin) for k, n in enumerate(asked)
+                }
                 combined.set_result([by_position.get(n) or _alike(text[0]) for n, text in enumerate(texts)])
 
     orders.add_done_callback(finish)

@@ -89,7 +89,9 @@ class PendingQuestions:
             if self._closed:
                 raise JudgeClosedError("the judge is closed")
             if len(self._questions.keys() | asked.keys()) > self._max_questions:
-                raise JudgeBusyError(f"{len(self._questions)} items wait already, at most {self._max_questions} may: ask again later")
+                raise JudgeBusyError(
+                    f"{len(self._questions)} items wait already, at most {self._max_questions} may: ask again later"
+                )
             for key, question in asked.items():
                 if key not in self._questions:
                     self._questions[key] = question

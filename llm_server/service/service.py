@@ -23,7 +23,14 @@ from llm_server.rubrics.rubric import Rubric
 from llm_server.service.auth import Gate, add_port, check_access
 from llm_server.service.judge import Judge
 from llm_server.service.pending import JudgeBusyError, JudgeClosedError, JudgeFailedError
-from llm_server.wire import LOADING, MAX_MESSAGE_BYTES, annotate_response, describe_response, embed_response, pairs_response
+from llm_server.wire import (
+    LOADING,
+    MAX_MESSAGE_BYTES,
+    annotate_response,
+    describe_response,
+    embed_response,
+    pairs_response,
+)
 
 T = TypeVar("T")
 LOG = logging.getLogger(__name__)
@@ -39,7 +46,9 @@ class AnnotationServicer(annotation_pb2_grpc.AnnotationServicer):
         self.judge: Judge | None = None
         self._rubric = rubric
 
-    async def Annotate(self, request: annotation_pb2.AnnotateRequest, context: grpc.aio.ServicerContext) -> annotation_pb2.AnnotateResponse:
+    async def Annotate(
+        self, request: annotation_pb2.AnnotateRequest, context: grpc.aio.ServicerContext
+    ) -> annotation_pb2.AnnotateResponse:
         """One judgement per item; see annotation.proto for the statuses."""
         judge = await self._ready_judge(context)
         await self._check_rubric(request, context)
@@ -55,29 +64,39 @@ class AnnotationServicer(annotation_pb2_grpc.AnnotationServicer):
         judge = await self._ready_judge(context)
         await self._check_rubric(request, context)
         pairs = [(pair.first, pair.second) for pair in request.pairs]
-        judgements: list[PairJudgement] = await _answer(context, lambda: judge.submit_pairs(pairs, request.bypass_store))
+        judgements: list[PairJudgement] = await _answer(
+            context, lambda: judge.submit_pairs(pairs, request.bypass_store)
+        )
         said = judge.describe()
         return pairs_response(judgements, pairs, pairs_hash=said.pairs_hash, fingerprint=said.fingerprint)
 
-    async def Embed(self, request: annotation_pb2.EmbedRequest, context: grpc.aio.ServicerContext) -> annotation_pb2.EmbedResponse:
+    async def Embed(
+        self, request: annotation_pb2.EmbedRequest, context: grpc.aio.ServicerContext
+    ) -> annotation_pb2.EmbedResponse:
         """One vector per item."""
         judge = await self._ready_judge(context)
         items = list(request.items)
         vectors = await _answer(context, lambda: judge.submit_embedding(items))
         return embed_response(vectors, items, fingerprint=judge.describe().fingerprint)
 
-    async def Describe(self, request: annotation_pb2.DescribeRequest, context: grpc.aio.ServicerContext) -> annotation_pb2.DescribeResponse:
+    async def Describe(
+        self, request: annotation_pb2.DescribeRequest, context: grpc.aio.ServicerContext
+    ) -> annotation_pb2.DescribeResponse:
         """What is served here."""
         return describe_response((await self._ready_judge(context)).describe())
 
     async def _ready_judge(self, context: grpc.aio.ServicerContext) -> Judge:
         if self.judge is None:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, f"{LOADING}; ask again in a few seconds, or watch grpc.health.v1")
+            await context.abort(
+                grpc.StatusCode.UNAVAILABLE, f"{LOADING}; ask again in a few seconds, or watch grpc.health.v1"
+            )
         assert self.judge is not None  # abort raises
         return self.judge
 
     async def _check_rubric(
-        self, request: annotation_pb2.AnnotateRequest | annotation_pb2.AnnotatePairsRequest, context: grpc.aio.ServicerContext
+        self,
+        request: annotation_pb2.AnnotateRequest | annotation_pb2.AnnotatePairsRequest,
+        context: grpc.aio.ServicerContext,
     ) -> None:
         rubric = self._rubric
         if (request.rubric_id, request.rubric_version) != (rubric.id, rubric.version):
@@ -123,7 +142,10 @@ async def serve(
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.so_reuseport", 0),  # a port that another service has is an error, not a share of its clients
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # clients ping while the model thinks; that is no abuse
+        (
+            "grpc.http2.min_recv_ping_interval_without_data_ms",
+            10_000,
+        ),  # clients ping while the model thinks; that is no abuse
     ]
     server = grpc.aio.server(options=options, interceptors=[Gate(access)])
     servicer, health_servicer = AnnotationServicer(rubric), health.aio.HealthServicer()
@@ -134,7 +156,9 @@ async def serve(
     try:
         port = add_port(server, f"{host}:{config.port}", access)
     except RuntimeError as error:
-        raise ValueError(f"cannot listen on {host}:{config.port} ({error}); give another --port, 0 for a free one") from None
+        raise ValueError(
+            f"cannot listen on {host}:{config.port} ({error}); give another --port, 0 for a free one"
+        ) from None
     await _set_health(health_servicer, health_pb2.HealthCheckResponse.NOT_SERVING)
     await server.start()
     on_listening(f"{host}:{port}")
@@ -171,6 +195,8 @@ def _in_daemon_thread(build: Callable[[], Judge]) -> "asyncio.Future[Judge]":
     return asyncio.wrap_future(future)
 
 
-async def _set_health(servicer: health.aio.HealthServicer, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
+async def _set_health(
+    servicer: health.aio.HealthServicer, status: "health_pb2.HealthCheckResponse.ServingStatus"
+) -> None:
     for name in ("", SERVICE_NAME):
         await servicer.set(name, status)

@@ -90,7 +90,8 @@ class JudgementStore:
     def put(self, fingerprint: str, rubric_hash: str, judgements: Mapping[bytes, Judgement]) -> None:
         """Keep `judgements` by item, in one transaction."""
         rows = [
-            (item, j.status.name, None if math.isnan(j.probability) else j.probability, j.answer_mass) for item, j in judgements.items()
+            (item, j.status.name, None if math.isnan(j.probability) else j.probability, j.answer_mass)
+            for item, j in judgements.items()
         ]
         try:
             with self._lock, self._connection:
@@ -102,7 +103,9 @@ class JudgementStore:
                 ).fetchone()
                 self._insert(judge, rows)
         except sqlite3.Error as error:
-            logger.warning("judgement store %s cannot be written, so %d judgements are not kept: %s", self.path, len(rows), error)
+            logger.warning(
+                "judgement store %s cannot be written, so %d judgements are not kept: %s", self.path, len(rows), error
+            )
 
     def close(self) -> None:
         """Close the file; nothing may be asked of the store afterwards."""
@@ -122,7 +125,9 @@ class JudgementStore:
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.executescript(SCHEMA)
             with connection:
-                connection.execute("DELETE FROM judgements WHERE number <= (SELECT max(number) FROM judgements) - ?", (MAX_JUDGEMENTS,))
+                connection.execute(
+                    "DELETE FROM judgements WHERE number <= (SELECT max(number) FROM judgements) - ?", (MAX_JUDGEMENTS,)
+                )
         except sqlite3.Error:
             connection.close()
             raise
@@ -133,4 +138,6 @@ class JudgementStore:
         self.path.rename(aside)
         for suffix in ("-wal", "-shm"):
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
-        logger.warning("judgement store %s is damaged (%s): moved to %s, starting an empty one", self.path, error, aside)
+        logger.warning(
+            "judgement store %s is damaged (%s): moved to %s, starting an empty one", self.path, error, aside
+        )

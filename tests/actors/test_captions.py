@@ -44,7 +44,23 @@ def test_control_and_format_characters_become_spaces_and_runs_collapse(raw: byte
 
 def test_normalized_captions_are_short_clean_and_stay_as_they_are() -> None:
     rng = random.Random(0)
-    alphabet = [" ", "  ", "a", "Z", "9", "\0", "\x1b", "é", "\u202e", "\u200d", "界", "😀", "\t", "\u0301", "<|im_end|>"]
+    alphabet = [
+        " ",
+        "  ",
+        "a",
+        "Z",
+        "9",
+        "\0",
+        "\x1b",
+        "é",
+        "\u202e",
+        "\u200d",
+        "界",
+        "😀",
+        "\t",
+        "\u0301",
+        "<|im_end|>",
+    ]
     for _ in range(500):
         raw = "".join(rng.choices(alphabet, k=rng.randrange(200))).encode()
         text = normalize(raw)
@@ -63,7 +79,9 @@ def test_long_captions_lose_their_head_at_a_character() -> None:
 def test_of_many_messages_the_last_whole_ones_are_kept() -> None:
     prompts, outcome = b"What do you want to use or apply? [ef or ?*]  " * 6, b"You succeed in unlocking the door."
     kept = normalize(prompts + outcome)
-    assert kept.split("  ") == ["What do you want to use or apply? [ef or ?*]"] * 4 + ["You succeed in unlocking the door."]
+    assert kept.split("  ") == ["What do you want to use or apply? [ef or ?*]"] * 4 + [
+        "You succeed in unlocking the door."
+    ]
     assert normalize(b"lost  " + b"y" * 256) == "y" * 256
     assert normalize(b"lost  " + b"y" * 100 + b"  " + b"z" * 154) == "y" * 100 + "  " + "z" * 154
 

@@ -41,7 +41,11 @@ class Played(NamedTuple):
 @pytest.fixture(scope="module", params=["glyph_crop", "nethack_full", "rendered_crop"])
 def games(request: pytest.FixtureRequest) -> Games:
     env = make_environment(
-        EnvConfig(max_episode_steps=20), num_envs=NUM_ENVS, run_seed=1, worker_index=0, policy=PolicyConfig(network=request.param)
+        EnvConfig(max_episode_steps=20),
+        num_envs=NUM_ENVS,
+        run_seed=1,
+        worker_index=0,
+        policy=PolicyConfig(network=request.param),
     )
     rng = np.random.default_rng(0)
     steps, ended = [env.reset()[0]], [np.zeros(NUM_ENVS, bool)]
@@ -63,8 +67,12 @@ def make_inference(
 ) -> BatchedInference:
     torch.manual_seed(seed)
     network = next(name for entry, name in NETWORKS.items() if entry in spec.observations)
-    net = PolicyNet(spec, PolicyConfig(network=network, hidden_size=128, core_size=64, encoder_gain=1.0, reuse_crops=reuse))
-    torch.nn.init.orthogonal_(net.policy_head.weight, 3.0)  # at first all actions are all but equal, which would hide a difference
+    net = PolicyNet(
+        spec, PolicyConfig(network=network, hidden_size=128, core_size=64, encoder_gain=1.0, reuse_crops=reuse)
+    )
+    torch.nn.init.orthogonal_(
+        net.policy_head.weight, 3.0
+    )  # at first all actions are all but equal, which would hide a difference
     return BatchedInference(net, spec, NUM_ENVS, ActorsConfig(precision=precision, device=device))
 
 
@@ -81,7 +89,11 @@ def play(inference: BatchedInference, games: Games) -> Played:
 
 
 def difference(one: Played, other: Played) -> float:
-    pairs = [(one.log_probs, other.log_probs), (one.values, other.values), *((one.core[name], other.core[name]) for name in one.core)]
+    pairs = [
+        (one.log_probs, other.log_probs),
+        (one.values, other.values),
+        *((one.core[name], other.core[name]) for name in one.core),
+    ]
     return max(float(np.abs(a - b).max()) for a, b in pairs)
 
 
@@ -105,7 +117,11 @@ def test_steps_and_the_learners_whole_sequence_agree(games: Games) -> None:
     obs = {name: torch.from_numpy(array.copy()) for name, array in games.obs.items()}
     with torch.no_grad():
         output = inference._net(obs, inference._net.initial_state(NUM_ENVS), torch.from_numpy(games.ended))
-    whole = Played(output.logits.log_softmax(-1).numpy(), output.values.numpy(), {n: s.numpy() for n, s in output.core_state.items()})
+    whole = Played(
+        output.logits.log_softmax(-1).numpy(),
+        output.values.numpy(),
+        {n: s.numpy() for n, s in output.core_state.items()},
+    )
     assert difference(played, whole) < FLOAT32
 
 
@@ -177,7 +193,10 @@ def test_a_device_that_is_not_there_is_refused_by_the_settings_name(games: Games
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_gpu_computes_what_the_cpu_does(games: Games, precision: str) -> None:
-    exact, on_gpu = play(make_inference(games.spec), games), make_inference(games.spec, device="cuda", precision=precision)
+    exact, on_gpu = (
+        play(make_inference(games.spec), games),
+        make_inference(games.spec, device="cuda", precision=precision),
+    )
     assert difference(exact, play(on_gpu, games)) < BFLOAT16
     other = make_inference(games.spec, seed=1)
     on_gpu.load(snapshot(other._net, (1, 1)))  # the recorded step sees new weights

@@ -26,7 +26,11 @@ def categorical(*shape: int, num_values: int) -> ArraySpec:
 
 
 OBSERVATIONS = {
-    "glyph_crop": {"glyph_crop": categorical(9, 9, num_values=5977), "blstats": numeric(27), "message": numeric(256, dtype=np.uint8)},
+    "glyph_crop": {
+        "glyph_crop": categorical(9, 9, num_values=5977),
+        "blstats": numeric(27),
+        "message": numeric(256, dtype=np.uint8),
+    },
     "nethack_full": {
         "glyph_window": categorical(21, 45, num_values=5977),
         "blstats": numeric(27),
@@ -36,7 +40,12 @@ OBSERVATIONS = {
     },
     "cnn": {"pixels": numeric(48, 40, 3, dtype=np.uint8), "speed": numeric(2)},
     "text": {"said": ArraySpec(shape=(40,), dtype=np.dtype(np.uint8), is_text=True), "speed": numeric(2)},
-    "mlp": {"room": categorical(num_values=100), "doors": categorical(4, num_values=3), "speed": numeric(2), "clock": numeric()},
+    "mlp": {
+        "room": categorical(num_values=100),
+        "doors": categorical(4, num_values=3),
+        "speed": numeric(2),
+        "clock": numeric(),
+    },
 }
 
 
@@ -47,7 +56,8 @@ def make_spec(network: str) -> EnvironmentSpec:
 def make_net(network: str = "mlp", *, core: str = "lstm", core_skip: bool = False, seed: int = 0) -> PolicyNet:
     torch.manual_seed(seed)
     net = PolicyNet(
-        make_spec(network), dataclasses.replace(SMALL, network="mlp" if network == "text" else network, core=core, core_skip=core_skip)
+        make_spec(network),
+        dataclasses.replace(SMALL, network="mlp" if network == "text" else network, core=core, core_skip=core_skip),
     )
     torch.nn.init.orthogonal_(net.policy_head.weight)  # as after training: at first all actions are all but equal
     return net
@@ -126,7 +136,11 @@ def test_other_units_of_value_change_no_value(core_skip: bool) -> None:
 def test_weights_from_before_values_had_units_are_read_as_they_were() -> None:
     net, other = make_net(seed=1), make_net(seed=2)
     other.rescale_values(torch.tensor(3.0), torch.tensor(2.0))
-    weights = {name: array for name, array in snapshot(net, (0, 0)).weights.items() if name not in ("value_mean", "value_scale")}
+    weights = {
+        name: array
+        for name, array in snapshot(net, (0, 0)).weights.items()
+        if name not in ("value_mean", "value_scale")
+    }
     load_weights(other, weights)
     obs = random_obs("mlp", 1, 2)
     assert torch.equal(other(obs, other.initial_state(2)).values, net(obs, net.initial_state(2)).values)
@@ -159,7 +173,9 @@ def test_the_core_state_is_float32_under_the_names_of_a_rollout(core: str, names
     net = make_net(core=core)
     with torch.autocast("cpu", torch.bfloat16):
         _, _, state = net.step(random_obs("mlp", 4), net.initial_state(4))
-    assert {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()} == dict.fromkeys(names, ((4, 16), torch.float32))
+    assert {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()} == dict.fromkeys(
+        names, ((4, 16), torch.float32)
+    )
 
 
 @pytest.mark.parametrize("core_skip", [False, True])
@@ -168,7 +184,9 @@ def test_every_parameter_learns(network: str, core_skip: bool) -> None:
     net = make_net(network, core_skip=core_skip)
     output = net(random_obs(network, 3, 4), net.initial_state(4))
     (output.logits.logsumexp(-1).sum() + output.logits[..., 0].sum() + output.values.sum()).backward()
-    assert [name for name, parameter in net.named_parameters() if parameter.grad is None or not parameter.grad.any()] == []
+    assert [
+        name for name, parameter in net.named_parameters() if parameter.grad is None or not parameter.grad.any()
+    ] == []
 
 
 def test_actions_are_nearly_equal_at_first() -> None:
@@ -224,7 +242,9 @@ def test_images_may_have_their_channels_first_or_last() -> None:
         ((4, 84, 84), "channels_last", False), ((7, 7, 20), "channels_first", True),
     ],
 )  # fmt: skip
-def test_the_axis_of_the_channels_follows_a_rule_or_the_setting(shape: tuple[int, int, int], layout: str, is_first: bool) -> None:
+def test_the_axis_of_the_channels_follows_a_rule_or_the_setting(
+    shape: tuple[int, int, int], layout: str, is_first: bool
+) -> None:
     assert is_channels_first(shape, layout) == is_first
     encoder = ImageEncoder({"image": numeric(*shape, dtype=np.uint8)}, dataclasses.replace(SMALL, image_layout=layout))
     assert encoder.stacks["image"][0].in_channels == (shape[0] if is_first else shape[2])
@@ -245,7 +265,10 @@ def test_entries_may_have_any_name() -> None:
     assert len({module_name(name) for name in names}) == len(names), "one to one"
     assert module_name("message") == "message", "the names in checkpoints stay"
     observations = {f"{name}{kind}": spec for name in names for kind, spec in (("", categorical(num_values=100)),)}
-    observations |= {"keys": numeric(8, 8, 3, dtype=np.uint8), "values": ArraySpec(shape=(9,), dtype=np.dtype(np.uint8), is_text=True)}
+    observations |= {
+        "keys": numeric(8, 8, 3, dtype=np.uint8),
+        "values": ArraySpec(shape=(9,), dtype=np.dtype(np.uint8), is_text=True),
+    }
     net = PolicyNet(EnvironmentSpec(observations=observations, num_actions=2), SMALL)
     obs = {name: torch.zeros(3, *spec.shape, dtype=torch.uint8) for name, spec in observations.items()}
     net.step(obs, net.initial_state(3))
@@ -272,7 +295,9 @@ def test_images_of_any_usual_size_are_read(shape: tuple[int, int, int]) -> None:
     assert encoder({"image": torch.zeros(2, *shape, dtype=torch.uint8)}).shape == (2, SMALL.hidden_size)
 
 
-@pytest.mark.parametrize(("network", "encoder"), [("glyph_crop", GlyphCropEncoder), ("cnn", ImageEncoder), ("mlp", VectorEncoder)])
+@pytest.mark.parametrize(
+    ("network", "encoder"), [("glyph_crop", GlyphCropEncoder), ("cnn", ImageEncoder), ("mlp", VectorEncoder)]
+)
 def test_auto_takes_the_network_that_fits_the_observations(network: str, encoder: type) -> None:
     assert isinstance(PolicyNet(make_spec(network), SMALL).encoder, encoder)
 
@@ -280,7 +305,11 @@ def test_auto_takes_the_network_that_fits_the_observations(network: str, encoder
 @pytest.mark.parametrize(
     ("observations", "changes", "message"),
     [
-        (OBSERVATIONS["mlp"], {"network": "glyph_crop"}, "no glyph_crop, blstats, message .it has room, .*choose network"),
+        (
+            OBSERVATIONS["mlp"],
+            {"network": "glyph_crop"},
+            "no glyph_crop, blstats, message .it has room, .*choose network",
+        ),
         (OBSERVATIONS["mlp"], {"network": "cnn"}, "wants a uint8 image.*choose 'mlp'"),
         (
             OBSERVATIONS["mlp"],
@@ -323,10 +352,14 @@ def test_a_snapshot_of_another_network_is_refused() -> None:
 @pytest.mark.parametrize("core", ["lstm", "gru"])
 def test_worker_and_learner_agree_on_log_probabilities_of_real_observations(core: str) -> None:
     num_envs, num_steps = 8, 24
-    env = make_environment(EnvConfig(max_episode_steps=10), num_envs=num_envs, run_seed=3, worker_index=0)  # resets in mid-rollout
+    env = make_environment(
+        EnvConfig(max_episode_steps=10), num_envs=num_envs, run_seed=3, worker_index=0
+    )  # resets in mid-rollout
     torch.manual_seed(0)
     net = PolicyNet(env.spec, PolicyConfig(core=core))
-    torch.nn.init.orthogonal_(net.policy_head.weight, 3.0)  # at first all actions are all but equal, which would hide a difference
+    torch.nn.init.orthogonal_(
+        net.policy_head.weight, 3.0
+    )  # at first all actions are all but equal, which would hide a difference
     rng = np.random.default_rng(0)
     steps: list[dict[str, Tensor]] = []
     worker_logits = []

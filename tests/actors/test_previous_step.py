@@ -28,7 +28,9 @@ def make(config: EnvConfig = CORRIDOR, policy: PolicyConfig = BOTH, num_envs: in
 def make_net(spec: EnvironmentSpec, policy: PolicyConfig) -> PolicyNet:
     torch.manual_seed(0)
     net = PolicyNet(spec, policy)
-    torch.nn.init.orthogonal_(net.policy_head.weight, 3.0)  # at first all actions are all but equal, which would hide a difference
+    torch.nn.init.orthogonal_(
+        net.policy_head.weight, 3.0
+    )  # at first all actions are all but equal, which would hide a difference
     return net
 
 
@@ -73,7 +75,9 @@ def test_a_saved_environment_continues_with_its_previous_step() -> None:
     step = env.step(np.array([1, 0]))
     obs = other.load_state_dict(env.state_dict())
     assert obs is not None
-    assert {name: array.tolist() for name, array in obs.items()} == {name: array.tolist() for name, array in step.obs.items()}
+    assert {name: array.tolist() for name, array in obs.items()} == {
+        name: array.tolist() for name, array in step.obs.items()
+    }
     unsaved = make(dataclasses.replace(CORRIDOR, id="tests.toy_environments:ForgetfulCorridor-v0"))
     unsaved.reset()
     unsaved.step(np.array([1, 0]))
@@ -192,6 +196,8 @@ def test_gradients_are_those_without_reuse(core: str) -> None:
         net = make_net(worker.env.spec, dataclasses.replace(BOTH, core=core, reuse_crops=reuse))
         output = net(obs, net.initial_state(6))
         (output.logits.square().mean() + output.values.mean()).backward()
-        gradients.append({name: parameter.grad.clone() for name, parameter in net.named_parameters() if parameter.grad is not None})
+        gradients.append(
+            {name: parameter.grad.clone() for name, parameter in net.named_parameters() if parameter.grad is not None}
+        )
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
     worker.close()

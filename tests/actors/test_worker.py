@@ -26,7 +26,9 @@ def to_close() -> Iterator[list[VectorEnvironment]]:
         env.close()
 
 
-def make_worker(to_close: list[VectorEnvironment], config: EnvConfig, *, num_steps: int = NUM_STEPS, reuse: bool = True) -> RolloutWorker:
+def make_worker(
+    to_close: list[VectorEnvironment], config: EnvConfig, *, num_steps: int = NUM_STEPS, reuse: bool = True
+) -> RolloutWorker:
     env = make_environment(config, num_envs=NUM_ENVS, run_seed=5, worker_index=0)
     to_close.append(env)
     net = PolicyNet(env.spec, PolicyConfig(hidden_size=64, core_size=32, reuse_crops=reuse))
@@ -68,10 +70,16 @@ def test_actions_are_drawn_from_the_policys_distribution(to_close: list[VectorEn
     assert (np.abs((drawn - chances).sum((0, 1))) < 4 * sigma).all()
     # Not only on average: where an action is likelier it is drawn more often.
     likely = chances[..., 1] > np.median(chances[..., 1])
-    assert drawn[likely, 1].mean() - drawn[~likely, 1].mean() > 0.5 * (chances[likely, 1].mean() - chances[~likely, 1].mean()) > 0.02
+    assert (
+        drawn[likely, 1].mean() - drawn[~likely, 1].mean()
+        > 0.5 * (chances[likely, 1].mean() - chances[~likely, 1].mean())
+        > 0.02
+    )
 
 
-def test_a_truncated_episodes_own_last_observation_has_a_value_and_nothing_else_has(to_close: list[VectorEnvironment]) -> None:
+def test_a_truncated_episodes_own_last_observation_has_a_value_and_nothing_else_has(
+    to_close: list[VectorEnvironment],
+) -> None:
     worker = make_worker(to_close, CORRIDOR)
     rollout, _ = worker.collect(make_weights(worker, 0, 0), None)
     assert 0 < rollout.truncated.sum() < rollout.truncated.size

@@ -36,23 +36,34 @@ class GeneratingJudge:
     def __init__(self, engine: Any, *, max_new_tokens: int, with_knowledge: bool) -> None:
         import torch
 
-        self._torch, self._model, self._tokenizer, self._device = torch, engine._model, engine._tokenizer, engine._device
+        self._torch, self._model, self._tokenizer, self._device = (
+            torch,
+            engine._model,
+            engine._tokenizer,
+            engine._device,
+        )
         self._max_new_tokens = max_new_tokens
         before, self._after = prompt(with_knowledge)
         self._prefix = self._tokenizer(before, add_special_tokens=False)["input_ids"]
         with torch.no_grad():
-            self._prefix_cache = self._model(torch.tensor([self._prefix], device=self._device), use_cache=True).past_key_values
+            self._prefix_cache = self._model(
+                torch.tensor([self._prefix], device=self._device), use_cache=True
+            ).past_key_values
         self.answers: list[str] = []
         """All that it has written."""
 
     def answer(self, captions: Sequence[str]) -> list[str]:
         """The text written about each caption, all in one batch."""
         torch = self._torch
-        texts = [self._tokenizer(f" {caption}{self._after}", add_special_tokens=False)["input_ids"] for caption in captions]
+        texts = [
+            self._tokenizer(f" {caption}{self._after}", add_special_tokens=False)["input_ids"] for caption in captions
+        ]
         width, pad = max(map(len, texts)), self._tokenizer.pad_token_id
         # The padding lies between the shared prefix and the caption; masked, it takes no position.
         ids = torch.tensor([self._prefix + [pad] * (width - len(text)) + text for text in texts], device=self._device)
-        mask = torch.tensor([[1] * len(self._prefix) + [0] * (width - len(t)) + [1] * len(t) for t in texts], device=self._device)
+        mask = torch.tensor(
+            [[1] * len(self._prefix) + [0] * (width - len(t)) + [1] * len(t) for t in texts], device=self._device
+        )
         cache = copy.deepcopy(self._prefix_cache)
         cache.batch_repeat_interleave(len(texts))
         start, rows, answers = ids.shape[1], list(range(len(texts))), [""] * len(texts)
@@ -117,9 +128,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     config = ServiceConfig(engine="transformers", model=arguments.model, device=arguments.device, dtype=arguments.dtype)
     engines = {size: build_engine(dataclasses.replace(config, batch_size=size), rubric) for size in arguments.batches}
     generating = GeneratingJudge(
-        engines[arguments.batches[0]], max_new_tokens=arguments.max_new_tokens, with_knowledge=not arguments.without_knowledge
+        engines[arguments.batches[0]],
+        max_new_tokens=arguments.max_new_tokens,
+        with_knowledge=not arguments.without_knowledge,
     )
-    captions = _captions([example.item for example in rubric.examples] + [message for message, *_ in EXAMPLES], arguments.seed)
+    captions = _captions(
+        [example.item for example in rubric.examples] + [message for message, *_ in EXAMPLES], arguments.seed
+    )
     one_pass: dict[int, list[float]] = {size: [] for size in arguments.batches}
     parsed: dict[int, list[float]] = {size: [] for size in arguments.batches}
     written: dict[int, list[float]] = {size: [] for size in arguments.batches}
@@ -131,11 +146,17 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             began = time.perf_counter()
             scores = engines[size].score(chosen)
             seconds = time.perf_counter() - began
-            labels = sum(math.isfinite(score.probability) and score.answer_mass >= rubric.min_answer_mass for score in scores)
+            labels = sum(
+                math.isfinite(score.probability) and score.answer_mass >= rubric.min_answer_mass for score in scores
+            )
             one_pass[size].append(labels / seconds)
             chosen = _some(captions, max(arguments.generated, size), repetition)
             began = time.perf_counter()
-            answers = [text for start in range(0, len(chosen), size) for text in generating.answer(chosen[start : start + size])]
+            answers = [
+                text
+                for start in range(0, len(chosen), size)
+                for text in generating.answer(chosen[start : start + size])
+            ]
             seconds = time.perf_counter() - began
             parsed[size].append(sum(parse(answer) is not None for answer in answers) / seconds)
             written[size].append(len(answers) / seconds)
@@ -176,7 +197,9 @@ def _result(
         unit="labels/s",
         ratio_of=(f"one pass, batch {best_one_pass}", f"generated and parsed, batch {best_parsed}"),
         settings=settings,
-        ratio_with_unparsed=divide(statistics.median(one_pass[best_one_pass]), statistics.median(written[best_written])),
+        ratio_with_unparsed=divide(
+            statistics.median(one_pass[best_one_pass]), statistics.median(written[best_written])
+        ),
         parsed_fraction=statistics.mean(parse(answer) is not None for answer in generating.answers),
         tokens_per_answer=statistics.mean(map(generating.num_tokens, generating.answers)),
     )
@@ -203,21 +226,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 where the command or the model is wrong."""
     parser = argparse.ArgumentParser(prog="delphi bench annotation", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("--model", default="smollm2", help="smollm2 (packaged), a folder, or a Hugging Face id (default: smollm2)")
-    parser.add_argument("--rubric", default="nethack_progress", help="of the one-pass judge (default: nethack_progress)")
+    parser.add_argument(
+        "--model", default="smollm2", help="smollm2 (packaged), a folder, or a Hugging Face id (default: smollm2)"
+    )
+    parser.add_argument(
+        "--rubric", default="nethack_progress", help="of the one-pass judge (default: nethack_progress)"
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
     parser.add_argument("--dtype", default="auto", help="bfloat16, float32 or auto (default)")
     parser.add_argument(
-        "--torch-threads", type=int, default=0, metavar="N", help="threads for torch; 0 leaves torch's own choice (default)"
+        "--torch-threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="threads for torch; 0 leaves torch's own choice (default)",
     )
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64], metavar="N", help="batch sizes (default: 1 16 64)")
-    parser.add_argument("--repetitions", type=int, default=2, metavar="N", help="measurements of each kind (default: 2)")
     parser.add_argument(
-        "--captions", type=int, default=256, metavar="N", help="captions of a one-pass measurement; a quarter at batch 1 (default: 256)"
+        "--batches", type=int, nargs="+", default=[1, 16, 64], metavar="N", help="batch sizes (default: 1 16 64)"
     )
-    parser.add_argument("--generated", type=int, default=2, metavar="N", help="captions of a generation, at least a batch (default: 2)")
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest generated answer (default: 256)")
-    parser.add_argument("--without-knowledge", action="store_true", help="generate a shorter answer, analysis and verdict only")
+    parser.add_argument(
+        "--repetitions", type=int, default=2, metavar="N", help="measurements of each kind (default: 2)"
+    )
+    parser.add_argument(
+        "--captions",
+        type=int,
+        default=256,
+        metavar="N",
+        help="captions of a one-pass measurement; a quarter at batch 1 (default: 256)",
+    )
+    parser.add_argument(
+        "--generated", type=int, default=2, metavar="N", help="captions of a generation, at least a batch (default: 2)"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=256, metavar="N", help="longest generated answer (default: 256)"
+    )
+    parser.add_argument(
+        "--without-knowledge", action="store_true", help="generate a shorter answer, analysis and verdict only"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of captions and sampling (default: 0)")
     arguments = parser.parse_args(argv)
     for name in ("repetitions", "captions", "generated", "max_new_tokens"):

@@ -55,9 +55,14 @@ def prompt(with_knowledge: bool) -> tuple[str, str]:
 
     shown = "".join(f"Message: {message}\n{answer(*said)}\n\n" for message, *said in EXAMPLES)
     wanted = (
-        "three things. Knowledge: what you know of\nNetHack and its goal that bears on the message. " if with_knowledge else "two things. "
+        "three things. Knowledge: what you know of\nNetHack and its goal that bears on the message. "
+        if with_knowledge
+        else "two things. "
     )
-    return f"{INSTRUCTIONS.format(wanted=wanted)}\n\n{shown}Message:", f"\n<{'knowledge' if with_knowledge else 'analysis'}>"
+    return (
+        f"{INSTRUCTIONS.format(wanted=wanted)}\n\n{shown}Message:",
+        f"\n<{'knowledge' if with_knowledge else 'analysis'}>",
+    )
 
 
 def parse(answer: str) -> bool | None:

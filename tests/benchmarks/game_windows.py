@@ -178,7 +178,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {arguments.core})
-    measured = measure(arguments.way, num_envs=arguments.envs, window_s=arguments.window, warmup_s=arguments.warmup, seed=arguments.seed)
+    measured = measure(
+        arguments.way,
+        num_envs=arguments.envs,
+        window_s=arguments.window,
+        warmup_s=arguments.warmup,
+        seed=arguments.seed,
+    )
     print(json.dumps(measured))
     return 0
 

@@ -77,7 +77,9 @@ def check_inference(arguments: argparse.Namespace) -> dict[str, Any]:
         torch.manual_seed(0)
         net, other = PolicyNet(spec, config.policy), PolicyNet(spec, config.policy)
         for each in (net, other):
-            torch.nn.init.orthogonal_(each.policy_head.weight, 3.0)  # at first all actions are all but equal, which would hide a difference
+            torch.nn.init.orthogonal_(
+                each.policy_head.weight, 3.0
+            )  # at first all actions are all but equal, which would hide a difference
         inference = BatchedInference(net, spec, arguments.envs, ActorsConfig(precision=precision, device=device))
         outputs, seconds = [], []
         for round_, rollout in enumerate(rollouts):
@@ -109,7 +111,11 @@ def check_engine(arguments: argparse.Namespace) -> dict[str, Any]:
     from llm_server.rubrics.loading import load_rubric
 
     rubric = load_rubric(RUBRIC)
-    captions = [f"You {verb} the {thing}!" for verb in ("kill", "see", "hit", "miss") for thing in ("newt", "jackal", "door", "lichen")]
+    captions = [
+        f"You {verb} the {thing}!"
+        for verb in ("kill", "see", "hit", "miss")
+        for thing in ("newt", "jackal", "door", "lichen")
+    ]
 
     def judge(device: str, dtype: str, texts: Sequence[str]) -> tuple[np.ndarray, float]:
         engine = build_engine(ServiceConfig(model=arguments.model, device=device, dtype=dtype, batch_size=32), rubric)
@@ -133,16 +139,37 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="delphi-gpu-") as folder:
         run = Path(folder) / "run"
         devices = [f"{part}.device={arguments.device}" for part in ("learner", "actors", "service")]
-        shares = ["cluster.learner_gpus=0.5", "cluster.worker_gpus=0.25", "cluster.service_gpus=0.25", "cluster.dashboard=false"]
-        command = [sys.executable, "-m", "cluster.train", "--preset", "nethack_score", f"run_dir={run}", "logging.console=plain"]
-        command += [*devices, f"cluster.mode={'local' if on_ray else 'inline'}", *(shares if on_ray and arguments.device != "cpu" else ())]
+        shares = [
+            "cluster.learner_gpus=0.5",
+            "cluster.worker_gpus=0.25",
+            "cluster.service_gpus=0.25",
+            "cluster.dashboard=false",
+        ]
+        command = [
+            sys.executable,
+            "-m",
+            "cluster.train",
+            "--preset",
+            "nethack_score",
+            f"run_dir={run}",
+            "logging.console=plain",
+        ]
+        command += [
+            *devices,
+            f"cluster.mode={'local' if on_ray else 'inline'}",
+            *(shares if on_ray and arguments.device != "cpu" else ()),
+        ]
         command += [
             f"max_time_s={arguments.seconds:g}",
             "total_env_steps=1000000000",
             "evaluation.at_end=false",
             "logging.tensorboard=false",
         ]
-        command += [f"actors.envs_per_worker={arguments.train_envs}", f"service.model={arguments.model}", "service.store=memory"]
+        command += [
+            f"actors.envs_per_worker={arguments.train_envs}",
+            f"service.model={arguments.model}",
+            "service.store=memory",
+        ]
         command += [*arguments.settings]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")])}
         output = Path(folder) / "output.txt"
@@ -153,14 +180,22 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             process.terminate()
             process.wait(60)
-            raise RuntimeError(f"the run did not end within {START_S:.0f} s of its time; its last lines: {_tail(output)}") from None
+            raise RuntimeError(
+                f"the run did not end within {START_S:.0f} s of its time; its last lines: {_tail(output)}"
+            ) from None
         if code:
             raise RuntimeError(f"the run ended with exit code {code}; its last lines: {_tail(output)}")
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     half = next(line for line in lines if line["time_s"] >= lines[-1]["time_s"] / 2)
     last = lines[-1]
     seconds = max(last["time_s"] - half["time_s"], 1e-9)
-    names = ("learner_train_fraction", "learner_wait_fraction", "worker_env_fraction", "worker_inference_fraction", "annotations_pending")
+    names = (
+        "learner_train_fraction",
+        "learner_wait_fraction",
+        "worker_env_fraction",
+        "worker_inference_fraction",
+        "annotations_pending",
+    )
     return {
         "frames_per_s": (last["env_steps"] - half["env_steps"]) / seconds,
         "labels_per_s": ((last["annotations_total"] or 0) - (half["annotations_total"] or 0)) / seconds,
@@ -189,7 +224,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         device = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}"
     parts = {name: _part(name, arguments) for name in arguments.parts}
     ok = all(part["ok"] for part in parts.values())
-    where = {"machine": machine(), "commit": commit(), "packages": packages(), "date": time.strftime("%Y-%m-%d", time.gmtime())}
+    where = {
+        "machine": machine(),
+        "commit": commit(),
+        "packages": packages(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
     return {"benchmark": "gpu", "ok": ok, "device": device, **parts, **where}
 
 
@@ -211,9 +251,15 @@ def _part(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 def _config(arguments: argparse.Namespace) -> Any:
     from configs.loading import load_config
 
-    sizes = [f"actors.envs_per_worker={arguments.envs}", f"actors.rollout_steps={arguments.rollout_steps}", "actors.precision=fp32"]
+    sizes = [
+        f"actors.envs_per_worker={arguments.envs}",
+        f"actors.rollout_steps={arguments.rollout_steps}",
+        "actors.precision=fp32",
+    ]
     # One step per update: what rounding does to one is not multiplied by the next.
-    return load_config(preset="nethack_score", overrides=[*sizes, "learner.epochs=1", "learner.minibatches=1", *arguments.settings])
+    return load_config(
+        preset="nethack_score", overrides=[*sizes, "learner.epochs=1", "learner.minibatches=1", *arguments.settings]
+    )
 
 
 def _rollouts(arguments: argparse.Namespace, config: Any) -> tuple[Any, list[Any]]:
@@ -247,21 +293,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="delphi bench gpu", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of several")
     parser.add_argument("--device", default="", help="cuda, cuda:N or cpu (default: cuda where there is a device)")
-    parser.add_argument("--parts", nargs="+", choices=CHECKS, help="which (default: all; without a device all but training)")
+    parser.add_argument(
+        "--parts", nargs="+", choices=CHECKS, help="which (default: all; without a device all but training)"
+    )
     parser.add_argument("--seconds", type=float, default=120.0, metavar="S", help="of training (default: 120)")
     parser.add_argument("--envs", type=int, default=64, metavar="N", help="environments of a rollout (default: 64)")
-    parser.add_argument("--train-envs", type=int, default=128, metavar="N", help="environments of the run's worker (default: 128)")
+    parser.add_argument(
+        "--train-envs", type=int, default=128, metavar="N", help="environments of the run's worker (default: 128)"
+    )
     parser.add_argument("--rollout-steps", type=int, default=32, metavar="N", help="steps of a rollout (default: 32)")
-    parser.add_argument("--rollouts", type=int, default=4, metavar="N", help="rollouts, and updates (default: 4; at least 2)")
+    parser.add_argument(
+        "--rollouts", type=int, default=4, metavar="N", help="rollouts, and updates (default: 4; at least 2)"
+    )
     parser.add_argument("--captions", type=int, default=2000, metavar="N", help="judged for the rate (default: 2000)")
     parser.add_argument("--model", default="smollm2", help="the judge (default: smollm2)")
-    parser.add_argument("--settings", nargs="*", default=[], metavar="KEY=VALUE", help="of the run, before the preset's")
+    parser.add_argument(
+        "--settings", nargs="*", default=[], metavar="KEY=VALUE", help="of the run, before the preset's"
+    )
     arguments = parser.parse_args(argv)
     arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     arguments.parts = arguments.parts or [name for name in CHECKS if name != "training" or arguments.device != "cpu"]
     if arguments.device != "cpu" and not torch.cuda.is_available():
         parser.error(f"--device: got {arguments.device}, but torch {torch.__version__} sees no CUDA device here")
-    for name, least in (("envs", 1), ("train_envs", 1), ("rollout_steps", 1), ("rollouts", 2), ("captions", 0), ("seconds", 1)):
+    for name, least in (
+        ("envs", 1),
+        ("train_envs", 1),
+        ("rollout_steps", 1),
+        ("rollouts", 2),
+        ("captions", 0),
+        ("seconds", 1),
+    ):
         if getattr(arguments, name) < least:
             parser.error(f"--{name.replace('_', '-')}: got {getattr(arguments, name)}, wanted at least {least}")
     result = measure(arguments)

@@ -62,7 +62,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             steps = slice(repetition * num_steps, (repetition + 1) * num_steps)
             rate = _window(inference, obs, steps, batch)
             measured[f"{way}, batch {batch}"].append(rate)
-            print(f"repetition {repetition + 1}, {way}, batch {batch}: {rate:.0f} frames/s", file=sys.stderr, flush=True)
+            print(
+                f"repetition {repetition + 1}, {way}, batch {batch}: {rate:.0f} frames/s", file=sys.stderr, flush=True
+            )
     primary = PRIMARY_BATCH if PRIMARY_BATCH in batches else batches[-1]
     return report(
         "inference",
@@ -70,7 +72,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         unit="frames/s",
         ratio_of=(f"{REUSE}, batch {primary}", f"{BF16}, batch {primary}"),
         settings={name: getattr(arguments, name) for name in SETTINGS} | {"policy": "defaults", "device": "cpu"},
-        distinct_fraction={name: _distinct_fraction(obs[name][:, :primary], num_steps) for name in ("glyph_crop", "message")},
+        distinct_fraction={
+            name: _distinct_fraction(obs[name][:, :primary], num_steps) for name in ("glyph_crop", "message")
+        },
     )
 
 
@@ -118,11 +122,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="delphi bench inference", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--task", default="NetHackScore-v0", help="whose observations (default: NetHackScore-v0)")
-    parser.add_argument("--batches", type=int, nargs="+", default=[64, 128], metavar="N", help="environments in a step (default: 64 128)")
-    parser.add_argument("--repetitions", type=int, default=12, metavar="N", help="rollouts of each way and batch (default: 12)")
+    parser.add_argument(
+        "--batches",
+        type=int,
+        nargs="+",
+        default=[64, 128],
+        metavar="N",
+        help="environments in a step (default: 64 128)",
+    )
+    parser.add_argument(
+        "--repetitions", type=int, default=12, metavar="N", help="rollouts of each way and batch (default: 12)"
+    )
     parser.add_argument("--rollout-steps", type=int, default=32, metavar="N", help="steps of a rollout (default: 32)")
     parser.add_argument(
-        "--skipped-steps", type=int, default=500, metavar="N", help="of the games' beginnings, in which little happens (default: 500)"
+        "--skipped-steps",
+        type=int,
+        default=500,
+        metavar="N",
+        help="of the games' beginnings, in which little happens (default: 500)",
     )
     parser.add_argument("--torch-threads", type=int, default=1, metavar="N", help="threads for torch (default: 1)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of games, actions and weights (default: 0)")

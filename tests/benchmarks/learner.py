@@ -16,7 +16,12 @@ import numpy as np
 
 from cluster.verbs.bench import print_report, report
 
-AS_USED, WITHOUT_REUSE, FLOAT32, FLOAT32_WITHOUT_REUSE = "as used", "without re-use", "float32", "float32, without re-use"
+AS_USED, WITHOUT_REUSE, FLOAT32, FLOAT32_WITHOUT_REUSE = (
+    "as used",
+    "without re-use",
+    "float32",
+    "float32, without re-use",
+)
 CHANGES: Mapping[str, tuple[str, ...]] = {
     AS_USED: (),
     WITHOUT_REUSE: ("policy.reuse_crops=false",),
@@ -49,7 +54,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         learners = {}
         for side, changes in CHANGES.items():
             config = load_config(overrides=[*settings, *changes])
-            learners[side] = Learner(worker.env.spec, config.policy, config.learner, config.reward, run_epoch=0, seed=arguments.seed)
+            learners[side] = Learner(
+                worker.env.spec, config.policy, config.learner, config.reward, run_epoch=0, seed=arguments.seed
+            )
         weights = learners[AS_USED].snapshot()
         rollouts = [worker.collect(weights, None)[0] for _ in range(arguments.skipped_rollouts + arguments.rollouts)]
     finally:
@@ -69,13 +76,17 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 for stage, spent in timings.items():
                     shares[stage].append(spent / sum(timings.values()))
         if update >= 0:
-            print(f"update {update + 1}: {', '.join(f'{side} {values[-1]:.0f}' for side, values in rates.items())}", file=sys.stderr)
+            print(
+                f"update {update + 1}: {', '.join(f'{side} {values[-1]:.0f}' for side, values in rates.items())}",
+                file=sys.stderr,
+            )
     return report(
         "learner",
         measured=rates,
         unit="frames/s",
         ratio_of=(AS_USED, FLOAT32_WITHOUT_REUSE),
-        settings={name: getattr(arguments, name) for name in SETTINGS} | {"policy": "defaults", "known_captions": KNOWN_CAPTIONS},
+        settings={name: getattr(arguments, name) for name in SETTINGS}
+        | {"policy": "defaults", "known_captions": KNOWN_CAPTIONS},
         time="elapsed" if on_gpu else "of the processor",
         us_per_frame={side: 1e6 / statistics.median(values) for side, values in rates.items()},
         stage_shares={stage: statistics.median(values) for stage, values in shares.items()},
@@ -107,7 +118,18 @@ def _distinct_fraction(rollouts: Sequence[Any], name: str) -> float:
     return float(np.mean([len(np.unique(rows, axis=0)) / len(rows) for rows in batches]))
 
 
-SETTINGS = ("task", "envs", "rollout_steps", "rollouts", "skipped_rollouts", "updates", "warm_up", "device", "torch_threads", "seed")
+SETTINGS = (
+    "task",
+    "envs",
+    "rollout_steps",
+    "rollouts",
+    "skipped_rollouts",
+    "updates",
+    "warm_up",
+    "device",
+    "torch_threads",
+    "seed",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,8 +139,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--task", default="NetHackScore-v0", help="whose games (default: NetHackScore-v0)")
     parser.add_argument("--envs", type=int, default=128, metavar="N", help="environments of a rollout (default: 128)")
     parser.add_argument("--rollout-steps", type=int, default=32, metavar="N", help="steps of a rollout (default: 32)")
-    parser.add_argument("--rollouts", type=int, default=6, metavar="N", help="rollouts that updates go round (default: 6)")
-    parser.add_argument("--skipped-rollouts", type=int, default=30, metavar="N", help="of the games' beginnings (default: 30)")
+    parser.add_argument(
+        "--rollouts", type=int, default=6, metavar="N", help="rollouts that updates go round (default: 6)"
+    )
+    parser.add_argument(
+        "--skipped-rollouts", type=int, default=30, metavar="N", help="of the games' beginnings (default: 30)"
+    )
     parser.add_argument("--updates", type=int, default=15, metavar="N", help="updates of each side (default: 15)")
     parser.add_argument("--warm-up", type=int, default=3, metavar="N", help="updates before those (default: 3)")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:N or auto")

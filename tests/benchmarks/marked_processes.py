@@ -54,10 +54,20 @@ class Marked:
     def start(self, command: Sequence[str], output: Path) -> "subprocess.Popen[bytes]":
         """`command` in the checkout, its output in a file; modules of the checkout can be imported."""
         paths = filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")])
-        environment = os.environ | {VARIABLE: str(self.folder), "TMPDIR": str(self.folder), "PYTHONPATH": os.pathsep.join(paths)}
+        environment = os.environ | {
+            VARIABLE: str(self.folder),
+            "TMPDIR": str(self.folder),
+            "PYTHONPATH": os.pathsep.join(paths),
+        }
         with output.open("wb") as file:
             child = subprocess.Popen(
-                command, cwd=CHECKOUT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+                command,
+                cwd=CHECKOUT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
             )
         self._children.append(child)
         return child
@@ -71,7 +81,11 @@ def marked(mark: str) -> Iterator[psutil.Process]:
     """The living processes with this mark, besides this one."""
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            if process.pid != os.getpid() and process.environ().get(VARIABLE) == mark and process.status() != psutil.STATUS_ZOMBIE:
+            if (
+                process.pid != os.getpid()
+                and process.environ().get(VARIABLE) == mark
+                and process.status() != psutil.STATUS_ZOMBIE
+            ):
                 yield process
 
 

@@ -31,14 +31,22 @@ METRIC = "ray_object_store_used_memory"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0."""
-    parser = argparse.ArgumentParser(prog="delphi bench memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--early", type=float, default=5.0, help="minutes after the first metric line (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="delphi bench memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--early", type=float, default=5.0, help="minutes after the first metric line (default: %(default)s)"
+    )
     parser.add_argument("--late", type=float, default=20.0, help="the same (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the run, after those of the working point")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings of the run, after those of the working point"
+    )
     arguments = parser.parse_args(argv)
     if not 0 <= arguments.early <= arguments.late - 1:
-        raise ValueError(f"--early {arguments.early:g} and --late {arguments.late:g}: wanted 0 <= early <= late - 1 minutes")
+        raise ValueError(
+            f"--early {arguments.early:g} and --late {arguments.late:g}: wanted 0 <= early <= late - 1 minutes"
+        )
     overrides = [*WORKING_POINT, *arguments.overrides]
     configuration(overrides)
     (early, late), lines = _watch(overrides, 60 * arguments.early, 60 * arguments.late)
@@ -57,19 +65,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _watch(overrides: Sequence[str], early_s: float, late_s: float) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
+def _watch(
+    overrides: Sequence[str], early_s: float, late_s: float
+) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
     """MiB by part in the minute after `early_s` and in the one after `late_s`, and the metric lines of their ends."""
     samples: dict[float, dict[str, list[float]]] = {early_s: defaultdict(list), late_s: defaultdict(list)}
     lines: dict[float, dict[str, Any]] = {}
     with Marked() as run:
         output = run.folder / "output.txt"
-        process = run.start([sys.executable, "-m", "cluster.train", *EVERY_RUN, *overrides, f"run_dir={run.run_dir}"], output)
+        process = run.start(
+            [sys.executable, "-m", "cluster.train", *EVERY_RUN, *overrides, f"run_dir={run.run_dir}"], output
+        )
         metrics = run.run_dir / "metrics.jsonl"
         started, said = None, 0.0
         while started is None or time.monotonic() < started + late_s + MINUTE_S:
             time.sleep(SAMPLE_S)
             if process.poll() is not None:
-                raise RuntimeError(f"the run ended by itself with exit code {process.returncode}:\n{output.read_text()[-2000:]}")
+                raise RuntimeError(
+                    f"the run ended by itself with exit code {process.returncode}:\n{output.read_text()[-2000:]}"
+                )
             if started is None and metrics.exists() and "\n" in metrics.read_text():
                 started = time.monotonic()
             now = time.monotonic() - started if started is not None else -1.0
@@ -78,7 +92,9 @@ def _watch(overrides: Sequence[str], early_s: float, late_s: float) -> tuple[lis
                 print(f"{now / 60:.0f} of {late_s / 60 + 1:.0f} minutes", file=sys.stderr)
             for since, by_part in samples.items():
                 if since <= now < since + MINUTE_S:
-                    lines[since] = json.loads(metrics.read_text().rpartition("\n")[0].splitlines()[-1])  # the last may be half written
+                    lines[since] = json.loads(
+                        metrics.read_text().rpartition("\n")[0].splitlines()[-1]
+                    )  # the last may be half written
                     for part, mebibytes in _memory(run).items():
                         by_part[part].append(mebibytes)
     if STORE not in samples[early_s] or STORE not in samples[late_s]:

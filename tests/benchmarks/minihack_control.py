@@ -35,7 +35,9 @@ def judged_captions(path: Path, config: RunConfig) -> dict[str, Any]:
         probabilities, threshold = judge(texts, config)
         rows = [[text, counts[text], probability] for text, probability in zip(texts, probabilities, strict=True)]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"threshold": threshold, "random_steps": RANDOM_STEPS, "captions": rows}, indent=1) + "\n")
+        path.write_text(
+            json.dumps({"threshold": threshold, "random_steps": RANDOM_STEPS, "captions": rows}, indent=1) + "\n"
+        )
     return json.loads(path.read_text())
 
 
@@ -55,7 +57,10 @@ def permuted(judged: Mapping[str, Any], paid: Iterable[str], turn: int) -> list[
     ranked = _frequent(judged)
     places = [ranked.index(text) for text in paid if text in ranked]
     starts = [min(max(place - BAND // 2, 0), max(len(ranked) - BAND, 0)) for place in places]
-    return [ranked[start + (place - start + turn) % min(BAND, len(ranked))] for place, start in zip(places, starts, strict=True)]
+    return [
+        ranked[start + (place - start + turn) % min(BAND, len(ranked))]
+        for place, start in zip(places, starts, strict=True)
+    ]
 
 
 def rarest(judged: Mapping[str, Any]) -> list[str]:
@@ -71,7 +76,12 @@ def payment(texts: Sequence[str]) -> list[str]:
 def paying(expressions: Sequence[str]) -> list[str]:
     """Settings under which a run pays 1 for the captions in which one of the regular expressions is found."""
     script = json.dumps(";".join(f"{expression}=1.0" for expression in expressions))
-    return ["reward_model.name=retrieval", "reward_model.threshold=0.5", "service.engine=scripted", f"service.script={script}"]
+    return [
+        "reward_model.name=retrieval",
+        "reward_model.threshold=0.5",
+        "service.engine=scripted",
+        f"service.script={script}",
+    ]
 
 
 def judge(texts: Sequence[str], config: RunConfig) -> tuple[list[float], float]:

@@ -95,7 +95,11 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if control := [strata[0] for arm, strata in groups.items() if arm.startswith(CONTROL)]:
         groups[f"{CONTROL}, all"] = control
     comparisons = {arm: _compare(arm, groups) for arm in TESTED if arm in groups}
-    return {"arms": {arm: _row(strata) for arm, strata in groups.items()}, "comparisons": comparisons, "runs": list(runs)}
+    return {
+        "arms": {arm: _row(strata) for arm, strata in groups.items()},
+        "comparisons": comparisons,
+        "runs": list(runs),
+    }
 
 
 def _row(strata: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
@@ -110,12 +114,23 @@ def _row(strata: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
 
 def _compare(arm: str, groups: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> dict[str, dict[str, Any]]:
     """Against each other arm: probability of improvement, p, and p after Holm; single permutations are in the control's row together."""
-    against = {name: strata for name, strata in groups.items() if name != arm and not (name.startswith(CONTROL) and "," not in name)}
+    against = {
+        name: strata
+        for name, strata in groups.items()
+        if name != arm and not (name.startswith(CONTROL) and "," not in name)
+    }
     ours = _values(groups[arm], "success")
-    p_values = {name: permutation_test(ours[0], np.concatenate(_values(strata, "success")).tolist()) for name, strata in against.items()}
+    p_values = {
+        name: permutation_test(ours[0], np.concatenate(_values(strata, "success")).tolist())
+        for name, strata in against.items()
+    }
     adjusted = holm(p_values)
     return {
-        name: {"improvement": improvement(ours, _values(strata, "success")), "p_one_sided": p_values[name], "p_holm": adjusted[name]}
+        name: {
+            "improvement": improvement(ours, _values(strata, "success")),
+            "p_one_sided": p_values[name],
+            "p_holm": adjusted[name],
+        }
         for name, strata in against.items()
     }
 
@@ -132,13 +147,19 @@ def markdown(results: Mapping[str, Any]) -> str:
     ]
     for arm, row in results["arms"].items():
         cells = [arm, _show(row["success"]), " ".join(f"{value:.2f}" for value in row["success"]["values"])]
-        cells += [f"{row['solved']} of {len(row['seeds'])}", _show(row["mean_success"]), f"{row['blind_success']['value']:.2f}"]
+        cells += [
+            f"{row['solved']} of {len(row['seeds'])}",
+            _show(row["mean_success"]),
+            f"{row['blind_success']['value']:.2f}",
+        ]
         cells += [f"{row['goals_per_1000_steps']['value']:.1f}", f"{row['state_information']['value']:.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
     for arm, versus in results["comparisons"].items():
         lines += ["", f"| `{arm}` against | P(improvement) | p | p, Holm |", "|---|---|---|---|"]
         for name, figures in versus.items():
-            lines.append(f"| {name} | {_show(figures['improvement'])} | {figures['p_one_sided']:.4f} | {figures['p_holm']:.4f} |")
+            lines.append(
+                f"| {name} | {_show(figures['improvement'])} | {figures['p_one_sided']:.4f} | {figures['p_holm']:.4f} |"
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -164,9 +185,20 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
         bands = [estimate([[curve[i][1] for curve in part] for part in parts]) for i in range(length)]
         steps = [point[0] for point in curves[0][:length]]
         label, dashed = f"{arm} ({len(curves)} runs)", arm not in TESTED
-        axes.plot(steps, [band["value"] for band in bands], color=f"C{index}", label=label, linestyle="--" if dashed else "-")
-        axes.fill_between(steps, [band["low"] for band in bands], [band["high"] for band in bands], color=f"C{index}", alpha=0.15, lw=0)
-    axes.set(xlabel="environment steps", ylabel="success, last 100 episodes", ylim=(-0.02, 1.02), title=results["preset"])
+        axes.plot(
+            steps, [band["value"] for band in bands], color=f"C{index}", label=label, linestyle="--" if dashed else "-"
+        )
+        axes.fill_between(
+            steps,
+            [band["low"] for band in bands],
+            [band["high"] for band in bands],
+            color=f"C{index}",
+            alpha=0.15,
+            lw=0,
+        )
+    axes.set(
+        xlabel="environment steps", ylabel="success, last 100 episodes", ylim=(-0.02, 1.02), title=results["preset"]
+    )
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="upper left")
     figure.tight_layout()

@@ -24,7 +24,17 @@ from typing import Any
 from cluster.verbs.bench import commit, machine, packages
 from configs.loading import load_config
 from configs.schema import RunConfig
-from tests.benchmarks.minihack_control import BAND, ROUNDING, above, judge, judged_captions, paying, payment, permuted, rarest
+from tests.benchmarks.minihack_control import (
+    BAND,
+    ROUNDING,
+    above,
+    judge,
+    judged_captions,
+    paying,
+    payment,
+    permuted,
+    rarest,
+)
 from tests.benchmarks.minihack_figures import captions_shown, collect, draw, markdown, summarise
 
 PRESET = "minihack_lockeddoor"
@@ -63,13 +73,22 @@ PRELOADED = [
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 some run failed, 2 the command was wrong."""
     parser = argparse.ArgumentParser(
-        prog="delphi bench minihack_rewards", description="Train every arm on a sparse MiniHack task and compare what was learnt."
+        prog="delphi bench minihack_rewards",
+        description="Train every arm on a sparse MiniHack task and compare what was learnt.",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where runs, results.json, table.md and minihack.png go")
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="ARM", help=f"of {', '.join(ARMS)}")
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(1, 11)), metavar="N", help="seeds (default 1 to 10)")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="where runs, results.json, table.md and minihack.png go"
+    )
+    parser.add_argument(
+        "--arms", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="ARM", help=f"of {', '.join(ARMS)}"
+    )
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=list(range(1, 11)), metavar="N", help="seeds (default 1 to 10)"
+    )
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="runs at a time, one thread each (default 2)")
-    parser.add_argument("--episodes", type=int, default=200, metavar="N", help="held-out episodes per run and player (default 200)")
+    parser.add_argument(
+        "--episodes", type=int, default=200, metavar="N", help="held-out episodes per run and player (default 200)"
+    )
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for every arm")
     parser.add_argument("--json", action="store_true", help="print results.json instead of the table")
     arguments = parser.parse_args(argv)
@@ -81,7 +100,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = [(arm, seed) for seed in arguments.seeds for arm in arguments.arms]
     progress, context = Progress(len(runs)), _context()
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        done = list(pool.map(lambda run: progress.watch(run, lambda: _train_and_evaluate(*run, arguments, judged, context)), runs))
+        done = list(
+            pool.map(
+                lambda run: progress.watch(run, lambda: _train_and_evaluate(*run, arguments, judged, context)), runs
+            )
+        )
     results = {
         "benchmark": "minihack_rewards",
         "preset": PRESET,
@@ -115,7 +138,9 @@ class Progress:
         with self._lock:
             self._done += 1
             left_s = (time.monotonic() - self._started) / self._done * (self._num_runs - self._done)
-        self._say(f"{run[0]} seed {run[1]}: {error or 'done'}; {self._done} of {self._num_runs}, about {left_s / 60:.0f} min left")
+        self._say(
+            f"{run[0]} seed {run[1]}: {error or 'done'}; {self._done} of {self._num_runs}, about {left_s / 60:.0f} min left"
+        )
         return error is None
 
     def _say(self, text: str) -> None:
@@ -140,7 +165,12 @@ def _train_and_evaluate(
         return f"training failed: {_last_line(output.with_suffix('.err').read_text())}"
     if not json.loads((run / "summary.json").read_text())["finished"]:
         return "was stopped before its end"
-    if _run(context, "cluster.verbs.evaluate", [str(run), "--episodes", str(arguments.episodes), "--envs", "20", "--json"], output):
+    if _run(
+        context,
+        "cluster.verbs.evaluate",
+        [str(run), "--episodes", str(arguments.episodes), "--envs", "20", "--json"],
+        output,
+    ):
         return f"evaluation failed: {_last_line(output.with_suffix('.err').read_text())}"
     output.with_suffix(".out").replace(evaluation)
     return None

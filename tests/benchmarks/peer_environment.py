@@ -61,7 +61,19 @@ def _fill(folder: Path, installs: list[list[str]]) -> None:
     (folder / "constraints.txt").write_text("\n" if pinned or pin is None else f"{pin[0]}\n")
     for arguments in installs:
         print(f"pip install {shlex.join(arguments)} ...", file=sys.stderr, flush=True)
-        command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--constraint", str(folder / "constraints.txt")]
-        done = subprocess.run([*command, *arguments], stdin=subprocess.DEVNULL, stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
+        command = [
+            str(folder / "bin" / "python"),
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--constraint",
+            str(folder / "constraints.txt"),
+        ]
+        done = subprocess.run(
+            [*command, *arguments], stdin=subprocess.DEVNULL, stdout=sys.stderr, stderr=subprocess.PIPE, text=True
+        )
         if done.returncode:
-            raise ValueError(f"pip install {shlex.join(arguments)} failed; its last lines:\n{chr(10).join(done.stderr.splitlines()[-10:])}")
+            raise ValueError(
+                f"pip install {shlex.join(arguments)} failed; its last lines:\n{chr(10).join(done.stderr.splitlines()[-10:])}"
+            )

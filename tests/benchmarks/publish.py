@@ -32,8 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 measured, 2 the command was wrong."""
     parser = argparse.ArgumentParser(prog="delphi bench publish", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("--repetitions", type=int, default=50, metavar="N", help="versions published in each form (default: 50)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the network (policy.*) and of env.id")
+    parser.add_argument(
+        "--repetitions", type=int, default=50, metavar="N", help="versions published in each form (default: 50)"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings of the network (policy.*) and of env.id"
+    )
     arguments = parser.parse_intermixed_args(argv)
     if arguments.repetitions < 1:
         parser.error(f"--repetitions: got {arguments.repetitions}, wanted at least 1")
@@ -44,11 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_report(result, arguments.json)
     if not arguments.json:
         for form, steps in result["ms"].items():
-            print(f"{form}: {num_bytes[form]:,} bytes; ms: " + ", ".join(f"{step} {ms:.2f}" for step, ms in steps.items()))
+            print(
+                f"{form}: {num_bytes[form]:,} bytes; ms: " + ", ".join(f"{step} {ms:.2f}" for step, ms in steps.items())
+            )
     return 0
 
 
-def measure(config: RunConfig, repetitions: int, folder: Path) -> tuple[dict[str, dict[str, list[float]]], dict[str, int]]:
+def measure(
+    config: RunConfig, repetitions: int, folder: Path
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, int]]:
     """Milliseconds by form and step, the forms in turns, and the bytes of each form."""
     use_private_token(folder)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -116,7 +124,10 @@ def to_bf16(net: PolicyNet) -> PolicySnapshot:
     """A snapshot with weights rounded to bf16, as the int16 that numpy has for it."""
     import torch
 
-    weights = {name: tensor.detach().to(torch.bfloat16).view(torch.int16).cpu().numpy() for name, tensor in net.state_dict().items()}
+    weights = {
+        name: tensor.detach().to(torch.bfloat16).view(torch.int16).cpu().numpy()
+        for name, tensor in net.state_dict().items()
+    }
     return PolicySnapshot(weights=weights, policy_version=(1, 1))
 
 
@@ -129,7 +140,9 @@ def load_bf16(net: PolicyNet, packed: PolicySnapshot) -> None:
             tensor.copy_(torch.from_numpy(np.array(packed.weights[name])).view(torch.bfloat16))
 
 
-def summarise(taken: dict[str, dict[str, list[float]]], num_bytes: dict[str, int], settings: dict[str, Any]) -> dict[str, Any]:
+def summarise(
+    taken: dict[str, dict[str, list[float]]], num_bytes: dict[str, int], settings: dict[str, Any]
+) -> dict[str, Any]:
     """The report: milliseconds of a whole publication, float32 to bf16, and the medians of its steps."""
     measured = {form: [sum(steps) for steps in zip(*times.values(), strict=True)] for form, times in taken.items()}
     return report(

@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     measured: dict[str, list[float]] = {"index_cold": [], "index_warm": [], "search_cold": [], "search_warm": []}
     for repetition in range(arguments.repetitions):
         wanted = rng.choice(ids, arguments.ids)
-        queries = np.where(rng.random(arguments.ids) < 0.1, rng.integers(1, 2**64, arguments.ids, dtype=np.uint64), wanted)
+        queries = np.where(
+            rng.random(arguments.ids) < 0.1, rng.integers(1, 2**64, arguments.ids, dtype=np.uint64), wanted
+        )
         for name, look_up in (("index", table.look_up), ("search", lambda ids: _search(table, ids))):
             flush += 1.0
             for temperature in ("cold", "warm"):

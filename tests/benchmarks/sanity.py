@@ -31,15 +31,29 @@ REFERENCE_PACKAGES = "torch stable-baselines3 gymnasium"
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 some run failed, 2 the command was wrong."""
     parser = argparse.ArgumentParser(prog="delphi bench sanity", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results.jsonl and unfinished runs lie")
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), metavar="TASK", help=f"of {', '.join(TASKS)}")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=f"of {', '.join(ARMS)}")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="N", help="seeds (default 1 2 3 4 5)")
     parser.add_argument(
-        "--reference-python", metavar="PYTHON", help=f"a Python with {REFERENCE_PACKAGES} and what the tasks' environments need"
+        "--out", type=Path, required=True, metavar="DIR", help="where results.jsonl and unfinished runs lie"
     )
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for our arm, over the task's")
-    parser.add_argument("--report", action="store_true", help=f"run nothing: write the tables of {DOCUMENT.relative_to(CHECKOUT)}")
+    parser.add_argument(
+        "--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), metavar="TASK", help=f"of {', '.join(TASKS)}"
+    )
+    parser.add_argument(
+        "--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=f"of {', '.join(ARMS)}"
+    )
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="N", help="seeds (default 1 2 3 4 5)"
+    )
+    parser.add_argument(
+        "--reference-python",
+        metavar="PYTHON",
+        help=f"a Python with {REFERENCE_PACKAGES} and what the tasks' environments need",
+    )
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for our arm, over the task's"
+    )
+    parser.add_argument(
+        "--report", action="store_true", help=f"run nothing: write the tables of {DOCUMENT.relative_to(CHECKOUT)}"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     arguments = parser.parse_args(argv)
     results = Results(arguments.out / "results.jsonl")
@@ -85,7 +99,9 @@ class Results:
 
     def has(self, task: str, arm: str, seed: int, settings: str) -> bool:
         """Whether this run is there, under the same settings."""
-        return any((run["task"], run["arm"], run["seed"], run["digest"]) == (task, arm, seed, settings) for run in self.lines)
+        return any(
+            (run["task"], run["arm"], run["seed"], run["digest"]) == (task, arm, seed, settings) for run in self.lines
+        )
 
     def add(self, run: Mapping[str, Any]) -> None:
         """Append a run to the file."""
@@ -98,7 +114,9 @@ class Results:
 
 def digest(task: str, arm: str, more: Sequence[str] = ()) -> str:
     """Of everything that decides an arm's result, but the seed and the code."""
-    described = {key: value for key, value in asdict(TASKS[task]).items() if key not in ("source", "requires", "solved")}
+    described = {
+        key: value for key, value in asdict(TASKS[task]).items() if key not in ("source", "requires", "solved")
+    }
     described.pop("reference" if arm != "reference" else "overrides")
     if arm == "random":
         described.pop("overrides")
@@ -130,9 +148,22 @@ def _run(task: str, arm: str, seed: int, arguments: argparse.Namespace, results:
             figures = sanity_ours.evaluate(config, TASKS[task], seed, None)
     except (RuntimeError, ValueError, OSError) as error:
         needs = " ".join(TASKS[task].requires)
-        print(f"{task}, {arm}, seed {seed}: {error}" + (f" (the task needs {needs})" if needs else ""), file=sys.stderr, flush=True)
+        print(
+            f"{task}, {arm}, seed {seed}: {error}" + (f" (the task needs {needs})" if needs else ""),
+            file=sys.stderr,
+            flush=True,
+        )
         return False
-    results.add({"task": task, "arm": arm, "seed": seed, "digest": digest(task, arm, arguments.set), **figures, "commit": commit()})
+    results.add(
+        {
+            "task": task,
+            "arm": arm,
+            "seed": seed,
+            "digest": digest(task, arm, arguments.set),
+            **figures,
+            "commit": commit(),
+        }
+    )
     return True
 
 

@@ -40,7 +40,9 @@ class OneHotGrid(gymnasium.ObservationWrapper):
     def observation(self, observation: dict[str, Any]) -> np.ndarray:
         """[width] f32."""
         image = observation["image"]
-        planes = [np.eye(size, dtype=np.float32)[image[..., i]].ravel() for i, size in enumerate((OBJECTS, COLOURS, STATES))]
+        planes = [
+            np.eye(size, dtype=np.float32)[image[..., i]].ravel() for i, size in enumerate((OBJECTS, COLOURS, STATES))
+        ]
         return np.concatenate([*planes, np.eye(DIRECTIONS, dtype=np.float32)[observation["direction"]]])
 
 
@@ -63,7 +65,9 @@ class OneHotSymbols(gymnasium.Wrapper):
         self.observation_space = spaces.Box(0.0, 1.0, (rows * columns * (len(SYMBOLS) + 1),), np.float32)
         self._rng = np.random.default_rng(0)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """The next game; with `seed` the first of a series that it fixes."""
         if seed is not None:
             self._rng = np.random.default_rng(seed)
@@ -84,7 +88,9 @@ class OneHotSymbols(gymnasium.Wrapper):
 def make_room(render_mode: str | None = None) -> gymnasium.Env:
     """MiniHack's room of 5 x 5 with stairs and hero anywhere; without a step limit, which NLE would report as a termination."""
     room = require("minihack", "minihack.envs.room")
-    return OneHotSymbols(room.MiniHackRoom5x5Random(observation_keys=("chars_crop", "blstats"), max_episode_steps=10**6))
+    return OneHotSymbols(
+        room.MiniHackRoom5x5Random(observation_keys=("chars_crop", "blstats"), max_episode_steps=10**6)
+    )
 
 
 class AtariGame(gymnasium.Env):
@@ -92,7 +98,9 @@ class AtariGame(gymnasium.Env):
     the last two, grey, scaled down, the last 4 stacked; while training, rewards are signs and each life is an episode.
     """
 
-    def __init__(self, game: str = "breakout", size: int = 84, whole_games: bool = False, render_mode: str | None = None) -> None:
+    def __init__(
+        self, game: str = "breakout", size: int = 84, whole_games: bool = False, render_mode: str | None = None
+    ) -> None:
         """`whole_games`: all lives and the game's own score, for evaluation."""
         atari = require("ale-py", "ale_py")
         self._opencv = require("opencv-python-headless", "cv2")
@@ -109,7 +117,9 @@ class AtariGame(gymnasium.Env):
         self._pictures: deque[np.ndarray] = deque(maxlen=STACK)
         self._lives, self._is_over = 0, True
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """A new game after the last one's end, else the next life."""
         super().reset(seed=seed)
         if self._is_over or self._whole_games:

@@ -20,11 +20,17 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for name, task in TASKS.items():
         arms: dict[str, Any] = {}
         for arm in ("ours", "reference", "random"):
-            runs = sorted((run for run in results if (run["task"], run["arm"]) == (name, arm)), key=lambda run: run["seed"])
+            runs = sorted(
+                (run for run in results if (run["task"], run["arm"]) == (name, arm)), key=lambda run: run["seed"]
+            )
             if runs:
                 arms[arm] = {"seeds": [run["seed"] for run in runs], "final": [run["final"] for run in runs]}
-                arms[arm] |= {key: [run[key] for run in runs] for key in ("success", "time_s") if all(key in run for run in runs)}
-                arms[arm] |= {"pace": [pace(run["curve"]) for run in runs]} if all("curve" in run for run in runs) else {}
+                arms[arm] |= {
+                    key: [run[key] for run in runs] for key in ("success", "time_s") if all(key in run for run in runs)
+                }
+                arms[arm] |= (
+                    {"pace": [pace(run["curve"]) for run in runs]} if all("curve" in run for run in runs) else {}
+                )
         if not arms:
             continue
         tasks[name] = {"env_steps": task.env_steps, "source": task.source, "arms": arms}
@@ -44,7 +50,10 @@ def pace(curve: Sequence[Sequence[float]]) -> float:
 def ratio(ours: Sequence[float], reference: Sequence[float]) -> dict[str, float]:
     """Of the means over seeds, with its 95 % percentile bootstrap interval, both arms drawn anew (Efron 1979); seeded."""
     rng = np.random.default_rng(0)
-    a, b = (rng.choice(np.asarray(values, np.float64), (RESAMPLES, len(values))).mean(axis=1) for values in (ours, reference))
+    a, b = (
+        rng.choice(np.asarray(values, np.float64), (RESAMPLES, len(values))).mean(axis=1)
+        for values in (ours, reference)
+    )
     low, high = np.percentile(a / b, [2.5, 97.5])
     return {"mean": float(np.mean(ours) / np.mean(reference)), "low": float(low), "high": float(high)}
 
@@ -66,11 +75,19 @@ def markdown(tasks: Mapping[str, Any]) -> str:
     for name, task in tasks.items():
         arms = task["arms"]
         if TASKS[name].reference:
-            cells = [name, f"{task['env_steps']:,}", f"{np.mean(arms['random']['final']):.3g}" if "random" in arms else ""]
+            cells = [
+                name,
+                f"{task['env_steps']:,}",
+                f"{np.mean(arms['random']['final']):.3g}" if "random" in arms else "",
+            ]
             cells += [_values(arms[arm]["final"]) if arm in arms else "" for arm in ("reference", "ours")]
             cells += [_interval(task[key]) if key in task else "" for key in ("final_ratio", "pace_ratio")]
             lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "| memory task | environment steps | random | success, mean [95 %] | per seed |", "|---|---|---|---|---|"]
+    lines += [
+        "",
+        "| memory task | environment steps | random | success, mean [95 %] | per seed |",
+        "|---|---|---|---|---|",
+    ]
     for name, task in tasks.items():
         if "success" in task:
             cells = [name, f"{task['env_steps']:,}"]

@@ -24,7 +24,14 @@ from learner.checkpoint import load_latest
 from learner.evaluation import PolicyPlayer, RandomPlayer, play, summarise
 from tests.benchmarks.sanity_tasks import COMMON, CURVE_POINTS, EVALUATION_ENVS, EVALUATION_EPISODES, Task
 
-UPDATE_FIGURES = ("update_kl", "clip_fraction", "explained_variance", "entropy", "grad_clipped_fraction", "policy_state_information")
+UPDATE_FIGURES = (
+    "update_kl",
+    "clip_fraction",
+    "explained_variance",
+    "entropy",
+    "grad_clipped_fraction",
+    "policy_state_information",
+)
 """Means over a run's lines, which say how the learner fared."""
 
 
@@ -77,7 +84,9 @@ def evaluate(config: RunConfig, task: Task, seed: int, weights: Mapping[str, Any
     """`final` return (and `success`, where the environment says) of the policy with `weights`, or of a random player without."""
     torch.set_num_threads(1)
     env_config = replace(config.env, options={**task.env_options, **task.evaluation_options})
-    env = make_environment(env_config, num_envs=EVALUATION_ENVS, run_seed=seed, worker_index=0, stream="eval", policy=config.policy)
+    env = make_environment(
+        env_config, num_envs=EVALUATION_ENVS, run_seed=seed, worker_index=0, stream="eval", policy=config.policy
+    )
     try:
         player: PolicyPlayer | RandomPlayer = RandomPlayer(env.spec.num_actions, EVALUATION_ENVS, seed)
         if weights is not None:

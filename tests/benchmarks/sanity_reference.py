@@ -16,7 +16,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from tests.benchmarks.sanity_tasks import CURVE_EPISODES, CURVE_POINTS, EVALUATION_ENVS, EVALUATION_EPISODES, TASKS, Task
+from tests.benchmarks.sanity_tasks import (
+    CURVE_EPISODES,
+    CURVE_POINTS,
+    EVALUATION_ENVS,
+    EVALUATION_EPISODES,
+    TASKS,
+    Task,
+)
 
 NEEDED = ("torch", "stable_baselines3", "gymnasium")
 NOT_FOUND = 3
@@ -67,7 +74,12 @@ def train_and_evaluate(task: Task, seed: int) -> dict[str, Any]:
     model.learn(task.env_steps, callback=curve.note)
     time_s = time.perf_counter() - began
     env.close()
-    return {**evaluate(task, model, seed), "curve": curve.points, "time_s": round(time_s, 1), "env_steps": model.num_timesteps}
+    return {
+        **evaluate(task, model, seed),
+        "curve": curve.points,
+        "time_s": round(time_s, 1),
+        "env_steps": model.num_timesteps,
+    }
 
 
 def _falling(start: float) -> Callable[[float], float]:

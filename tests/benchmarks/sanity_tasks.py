@@ -170,7 +170,14 @@ TASKS: Mapping[str, Task] = {
         env_steps=25_000,
         source="none is published for PPO on MiniHack's rooms: Stable-Baselines3's defaults with 8 environments of 128 steps",
         requires=("nle", "minihack"),
-        reference={"policy": "MlpPolicy", "num_envs": 8, "n_steps": 128, "batch_size": 128, "n_epochs": 10, "ent_coef": 0.01},
+        reference={
+            "policy": "MlpPolicy",
+            "num_envs": 8,
+            "n_steps": 128,
+            "batch_size": 128,
+            "n_epochs": 10,
+            "ent_coef": 0.01,
+        },
         overrides=(
             "env.captioner=message",
             "actors.envs_per_worker=8",

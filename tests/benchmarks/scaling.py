@@ -76,7 +76,9 @@ def points(parts: Sequence[str], step_ms: float, overrides: Sequence[str]) -> li
     return made
 
 
-def run(wanted: Sequence[Point], *, seconds: float, warmup_s: float, repetitions: int) -> dict[tuple[str, ...], list[Window]]:
+def run(
+    wanted: Sequence[Point], *, seconds: float, warmup_s: float, repetitions: int
+) -> dict[tuple[str, ...], list[Window]]:
     """Windows by settings, the settings in turns; those that several parts share are run once."""
     windows: dict[tuple[str, ...], list[Window]] = {point.settings: [] for point in wanted}
     names = {point.settings: point.name for point in reversed(wanted)}
@@ -100,11 +102,14 @@ def rows(wanted: Sequence[Point], windows: dict[tuple[str, ...], list[Window]]) 
             {
                 "part": point.part,
                 "value": point.value,
-                "batch_frames": config.learner.rollouts_per_batch * config.actors.rollout_steps * config.actors.envs_per_worker,
+                "batch_frames": config.learner.rollouts_per_batch
+                * config.actors.rollout_steps
+                * config.actors.envs_per_worker,
                 "frames_per_s": statistics.median(rates),
                 "frames_per_s_spread": spread(rates),
                 "cpu_us_per_frame": {
-                    role: statistics.median(window.cpu_us_per_frame.get(role, 0.0) for window in taken) for role in sorted(roles)
+                    role: statistics.median(window.cpu_us_per_frame.get(role, 0.0) for window in taken)
+                    for role in sorted(roles)
                 },
             }
         )
@@ -123,7 +128,13 @@ def summarise(
         measured = {f"captions {row['captions']}": row["repetitions"]["look_up"] for row in tables}
         unit, ratio_of = f"us per {LOOK_UP}", (list(measured)[-1], next(iter(measured)))
     return report(
-        "scaling", measured=measured, unit=unit, ratio_of=ratio_of, settings=settings, points=rows(wanted, windows), captions=list(tables)
+        "scaling",
+        measured=measured,
+        unit=unit,
+        ratio_of=ratio_of,
+        settings=settings,
+        points=rows(wanted, windows),
+        captions=list(tables),
     )
 
 
@@ -158,14 +169,28 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="delphi bench scaling", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.add_argument("--figure", type=Path, metavar="PATH", help="draw the results there, as PNG or SVG")
-    parser.add_argument("--parts", nargs="+", choices=names, default=names, metavar="PART", help=f"of {', '.join(names)} (default: all)")
-    parser.add_argument("--set", dest="overrides", nargs="*", default=[], metavar="KEY=VALUE", help="settings for every run")
-    parser.add_argument("--seconds", type=float, default=20.0, metavar="S", help="length of a run's window (default: 20)")
     parser.add_argument(
-        "--warmup", type=float, default=8.0, metavar="S", help="between a run's first metric line and its window (default: 8)"
+        "--parts", nargs="+", choices=names, default=names, metavar="PART", help=f"of {', '.join(names)} (default: all)"
     )
-    parser.add_argument("--repetitions", type=int, default=2, metavar="N", help="runs of each kind, in turns (default: 2)")
-    parser.add_argument("--step-ms", type=float, default=2.0, metavar="MS", help="of the sleeping environment (default: 2)")
+    parser.add_argument(
+        "--set", dest="overrides", nargs="*", default=[], metavar="KEY=VALUE", help="settings for every run"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, metavar="S", help="length of a run's window (default: 20)"
+    )
+    parser.add_argument(
+        "--warmup",
+        type=float,
+        default=8.0,
+        metavar="S",
+        help="between a run's first metric line and its window (default: 8)",
+    )
+    parser.add_argument(
+        "--repetitions", type=int, default=2, metavar="N", help="runs of each kind, in turns (default: 2)"
+    )
+    parser.add_argument(
+        "--step-ms", type=float, default=2.0, metavar="MS", help="of the sleeping environment (default: 2)"
+    )
     return parser
 
 

@@ -7,7 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-COLUMNS = {"worker": ("worker",), "learner": ("learner",), "annotation": ("annotator", "service"), "Ray": ("ray", "driver")}
+COLUMNS = {
+    "worker": ("worker",),
+    "learner": ("learner",),
+    "annotation": ("annotator", "service"),
+    "Ray": ("ray", "driver"),
+}
 """Columns of CPU time, and the roles that each sums."""
 
 
@@ -15,7 +20,11 @@ def markdown(result: Mapping[str, Any]) -> str:
     """A table per part, then where and when."""
     blocks = []
     for part, rows in by_part(result).items():
-        lines = [f"| {part} | batch, frames | frames/s | " + " | ".join(f"{column}, CPU µs/frame" for column in COLUMNS) + " |"]
+        lines = [
+            f"| {part} | batch, frames | frames/s | "
+            + " | ".join(f"{column}, CPU µs/frame" for column in COLUMNS)
+            + " |"
+        ]
         lines += ["|" + "---|" * (3 + len(COLUMNS))]
         for row in rows:
             low, high = row["frames_per_s_spread"]
@@ -38,7 +47,9 @@ def markdown(result: Mapping[str, Any]) -> str:
         ]
         blocks.append("\n".join(lines))
     on = result["machine"]
-    blocks.append(f"{on['processor']}, {on['cores']} cores, load {on['load_average']}; commit {result['commit']}; {result['date']}")
+    blocks.append(
+        f"{on['processor']}, {on['cores']} cores, load {on['load_average']}; commit {result['commit']}; {result['date']}"
+    )
     return "\n\n".join(blocks)
 
 
@@ -64,7 +75,9 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
 
     parts = by_part(result)
     panels = len(parts) + bool(result["captions"])
-    figure, grid = pyplot.subplots(2 if parts else 1, panels, figsize=(3.6 * panels, 6 if parts else 3.4), dpi=110, squeeze=False)
+    figure, grid = pyplot.subplots(
+        2 if parts else 1, panels, figsize=(3.6 * panels, 6 if parts else 3.4), dpi=110, squeeze=False
+    )
     for column, (part, rows) in enumerate(parts.items()):
         _draw_rates(grid[0][column], part, rows)
         _draw_costs(grid[1][column], part, rows)
@@ -83,9 +96,17 @@ def _draw_rates(axes: Any, part: str, rows: Sequence[Mapping[str, Any]]) -> None
     above = [row["frames_per_s_spread"][1] - rate for rate, row in zip(rates, rows, strict=True)]
     axes.errorbar(values, rates, yerr=[below, above], marker="o", capsize=3, label="measured")
     if part == "workers":
-        axes.plot(values, [rates[0] * value / values[0] for value in values], linestyle=":", color="grey", label="in proportion")
+        axes.plot(
+            values,
+            [rates[0] * value / values[0] for value in values],
+            linestyle=":",
+            color="grey",
+            label="in proportion",
+        )
         axes.legend(fontsize=8)
-    axes.set(xlabel=part, ylabel="frames/s", xscale="linear" if part == "workers" else "log", ylim=(0, 1.2 * max(rates)))
+    axes.set(
+        xlabel=part, ylabel="frames/s", xscale="linear" if part == "workers" else "log", ylim=(0, 1.2 * max(rates))
+    )
     axes.set_xticks(values, [str(value) for value in values])
     axes.minorticks_off()
     axes.grid(alpha=0.3)

@@ -23,7 +23,9 @@ class Sleeping(gymnasium.Env):
         self.action_space = spaces.Discrete(4)
         self._steps = 0
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """A new episode, without sleep."""
         super().reset(seed=seed)
         self._steps = 0

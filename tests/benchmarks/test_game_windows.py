@@ -34,7 +34,9 @@ def test_all_ways_deliver_the_same_observations_of_the_same_games() -> None:
 @pytest.mark.parametrize(("envs", "primary"), [((16, 64, 128), 64), ((4, 8), 8)])
 def test_the_ratio_is_that_of_64_environments_or_else_of_the_most(envs: tuple[int, ...], primary: int) -> None:
     rates = {LEAN: 3.0, GYMNASIUM: 2.0, WRAPPED: 1.0}
-    measured = {(way, n): [{"steps_per_s": rate * n}, {"steps_per_s": rate * n}] for way, rate in rates.items() for n in envs}
+    measured = {
+        (way, n): [{"steps_per_s": rate * n}, {"steps_per_s": rate * n}] for way, rate in rates.items() for n in envs
+    }
     result = summarise(measured, {})
     assert result["ratio_of"] == [f"lean, {primary}", f"gymnasium API, {primary}"]
     assert result["ratio"] == 1.5

@@ -25,7 +25,13 @@ SMALL += ["--settings", "policy.hidden_size=16", "policy.core_size=16"]
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with an untrained model of one small layer and SmolLM2's tokenizer."""
     folder = tmp_path_factory.mktemp("tiny")
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(vocab_size=49152, max_position_embeddings=2048, **sizes)).save_pretrained(folder)
     for file in bundled_model_folder().glob("*token*"):
@@ -44,7 +50,9 @@ def check(tiny_model: str, capsys: pytest.CaptureFixture[str]) -> Callable[..., 
     return run
 
 
-def test_without_a_device_all_but_the_training_runs_on_the_cpu(check: Callable[..., tuple[int, dict[str, Any]]]) -> None:
+def test_without_a_device_all_but_the_training_runs_on_the_cpu(
+    check: Callable[..., tuple[int, dict[str, Any]]],
+) -> None:
     code, report = check()
     assert (code, report["ok"], report["device"]) == (0, True, None)
     assert "training" not in report
@@ -89,7 +97,9 @@ class Run:
         folder.mkdir()
         names = ("learner_train_fraction", "learner_wait_fraction", "worker_env_fraction", "worker_inference_fraction")
         rest = dict.fromkeys((*names, "annotations_pending", "updates_skipped_nonfinite"), 0)
-        lines = [{"time_s": 10.0 * n, "env_steps": 100 * n * n, "annotations_total": 50 * n, **rest} for n in range(1, 7)]
+        lines = [
+            {"time_s": 10.0 * n, "env_steps": 100 * n * n, "annotations_total": 50 * n, **rest} for n in range(1, 7)
+        ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         stdout.write("what it said")
 
@@ -106,7 +116,9 @@ def test_training_is_measured_over_its_second_half_and_a_failure_is_told_by_its_
     got, report = check("training")
     assert got == code
     if code:
-        assert report["training"]["error"] == "RuntimeError: the run ended with exit code 1; its last lines: what it said"
+        assert (
+            report["training"]["error"] == "RuntimeError: the run ended with exit code 1; its last lines: what it said"
+        )
     else:
         assert report["training"]["frames_per_s"] == (3600 - 900) / 30
         assert report["training"]["labels_per_s"] == 150 / 30

@@ -7,7 +7,12 @@ from tests.benchmarks import inference
 
 def test_the_inference_benchmark_in_small(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inference.shutil, "which", lambda name: None)
-    assert inference.main(["--json", "--batches", "4", "8", "--repetitions", "2", "--rollout-steps", "4", "--skipped-steps", "3"]) == 0
+    assert (
+        inference.main(
+            ["--json", "--batches", "4", "8", "--repetitions", "2", "--rollout-steps", "4", "--skipped-steps", "3"]
+        )
+        == 0
+    )
     printed = capsys.readouterr()
     result = json.loads(printed.out)
     ways = (inference.FLOAT32, inference.BF16, inference.REUSE)

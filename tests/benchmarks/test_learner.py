@@ -7,7 +7,20 @@ from tests.benchmarks import learner
 
 def test_the_learner_benchmark_in_small(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learner, "KNOWN_CAPTIONS", 1000)
-    sizes = ["--envs", "4", "--rollout-steps", "4", "--rollouts", "2", "--skipped-rollouts", "1", "--updates", "2", "--warm-up", "1"]
+    sizes = [
+        "--envs",
+        "4",
+        "--rollout-steps",
+        "4",
+        "--rollouts",
+        "2",
+        "--skipped-rollouts",
+        "1",
+        "--updates",
+        "2",
+        "--warm-up",
+        "1",
+    ]
     assert learner.main(["--json", *sizes]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["medians"].keys() == learner.CHANGES.keys()

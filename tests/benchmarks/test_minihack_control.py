@@ -8,7 +8,9 @@ from llm_server.engines.scripted_engine import ScriptedEngine
 from llm_server.rubrics.loading import load_rubric
 from tests.benchmarks.minihack_control import BAND, MIN_COUNT, above, judged_captions, paying, payment, permuted, rarest
 
-CAPTIONS = [[f"You hum; tune {n} = {n}.  Ouch!", 100 - n, n / 100] for n in range(12)] + [["Rare.", MIN_COUNT - 1, 0.99]]
+CAPTIONS = [[f"You hum; tune {n} = {n}.  Ouch!", 100 - n, n / 100] for n in range(12)] + [
+    ["Rare.", MIN_COUNT - 1, 0.99]
+]
 JUDGED = {"threshold": 0.08, "captions": CAPTIONS}
 TEXTS = [text for text, *_ in CAPTIONS]
 

@@ -23,7 +23,12 @@ def write_run(out: Path, arm: str, seed: int, *, success: float, paid: dict[str,
     }
     (folder / "evaluation.json").write_text(json.dumps({**players, "episodes": 10}))
     curve = [
-        {"env_steps": steps, "episode_success_mean": value, "intrinsic_reward_mean": reward, "policy_state_information": 0.3}
+        {
+            "env_steps": steps,
+            "episode_success_mean": value,
+            "intrinsic_reward_mean": reward,
+            "policy_state_information": 0.3,
+        }
         for steps, value, reward in ((100, None, 1.0), (180, 0.0, None), (200, success, 0.002))
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))
@@ -86,7 +91,9 @@ def test_the_table_has_a_line_per_arm_and_per_comparison(results: dict[str, Any]
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path, "retrieval", 1, success=0.9, paid={})
-    (tmp_path / "captions.json").write_text(json.dumps({"threshold": 0.4, "captions": [["The door opens.", 9, 0.7], ["Hm.", 8, 0.39]]}))
+    (tmp_path / "captions.json").write_text(
+        json.dumps({"threshold": 0.4, "captions": [["The door opens.", 9, 0.7], ["Hm.", 8, 0.39]]})
+    )
     assert main(["--out", str(tmp_path), "--arms", "retrieval", "--seeds", "1", "--jobs", "1"]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["arms"]["retrieval"]["seeds"] == [1]

@@ -50,7 +50,9 @@ def test_an_environment_is_made_once_for_the_same_words(tmp_path: Path, monkeypa
     assert made == [[["a==1"]], [["a==2"]]]
 
 
-def test_torch_is_the_projects_build_only_where_the_peer_names_no_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_is_the_projects_build_only_where_the_peer_names_no_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(peer_environment.venv, "create", lambda *arguments, **options: None)
     done = subprocess.CompletedProcess([], 0, "", "")
     monkeypatch.setattr(peer_environment.subprocess, "run", lambda *arguments, **options: done)

@@ -35,7 +35,10 @@ def played() -> tuple[Rollout, PolicyNet, int]:
 def bytes_per_frame(rollout: Rollout) -> float:
     values = [getattr(rollout, field.name) for field in dataclasses.fields(rollout)]
     arrays = [
-        array for value in values for array in (value.values() if isinstance(value, dict) else [value]) if isinstance(array, np.ndarray)
+        array
+        for value in values
+        for array in (value.values() if isinstance(value, dict) else [value])
+        if isinstance(array, np.ndarray)
     ]
     return sum(array.nbytes for array in arrays) / rollout.actions.size
 

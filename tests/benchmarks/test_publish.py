@@ -34,7 +34,16 @@ def test_the_ratio_is_of_whole_publications() -> None:
 
 @pytest.mark.timeout(120)
 def test_the_benchmark_publishes_through_ray_to_another_process() -> None:
-    command = [sys.executable, "-m", "cluster.verbs.bench", "publish", "--json", "--repetitions", "2", "policy.core_size=16"]
+    command = [
+        sys.executable,
+        "-m",
+        "cluster.verbs.bench",
+        "publish",
+        "--json",
+        "--repetitions",
+        "2",
+        "policy.core_size=16",
+    ]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout)

@@ -27,7 +27,11 @@ def test_every_tasks_settings_are_a_configuration():
 @pytest.mark.parametrize(("goal", "right_branch"), [(0, 0), (2, 2)])
 def test_only_the_first_step_shows_the_side_and_only_the_junction_has_branches(goal: int, right_branch: int):
     maze = TMaze(length=3)
-    seed = next(seed for seed in range(100) if np.array_equal(maze.reset(seed=seed)[0], (maze.LEFT_SIGN, maze.RIGHT_SIGN)[goal // 2]))
+    seed = next(
+        seed
+        for seed in range(100)
+        if np.array_equal(maze.reset(seed=seed)[0], (maze.LEFT_SIGN, maze.RIGHT_SIGN)[goal // 2])
+    )
     maze.reset(seed=seed)
     assert maze.step(right_branch)[1:4] == (-0.1, False, False), "no branch at the start"
     seen = [maze.step(1)[0] for _ in range(3)]
@@ -56,7 +60,8 @@ def test_finished_runs_are_not_repeated_unless_their_settings_changed(tmp_path: 
 
     monkeypatch.setattr("tests.benchmarks.sanity_ours.evaluate", play)
     monkeypatch.setattr(
-        "tests.benchmarks.sanity_ours.train_and_evaluate", lambda task, seed, folder, more: play(load_config(), task, seed, {})
+        "tests.benchmarks.sanity_ours.train_and_evaluate",
+        lambda task, seed, folder, more: play(load_config(), task, seed, {}),
     )
     command = ["--out", str(tmp_path), "--tasks", "cartpole", "--seeds", "1", "2", "--json"]
     assert sanity.main([*command, "--arms", "random"]) == 0
@@ -76,7 +81,17 @@ def test_finished_runs_are_not_repeated_unless_their_settings_changed(tmp_path: 
 def test_a_missing_reference_is_said_with_what_it_needs(tmp_path: Path, capsys):
     with pytest.raises(ValueError, match=r"--reference-python is needed.*stable-baselines3"):
         sanity.main(["--out", str(tmp_path), "--tasks", "cartpole"])
-    command = ["--out", str(tmp_path), "--tasks", "cartpole", "--seeds", "1", "--arms", "reference", "--reference-python"]
+    command = [
+        "--out",
+        str(tmp_path),
+        "--tasks",
+        "cartpole",
+        "--seeds",
+        "1",
+        "--arms",
+        "reference",
+        "--reference-python",
+    ]
     assert sanity.main([*command, str(tmp_path / "python")]) == 1
     assert "No such file" in capsys.readouterr().err
     if not _has("stable_baselines3"):

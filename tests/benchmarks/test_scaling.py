@@ -19,7 +19,9 @@ from tests.benchmarks.whole_run import Window, configuration
 def window(settings: Any, **options: Any) -> Window:
     """Twice the workers, twice the frames."""
     rate = 500.0 * configuration(settings).actors.num_workers
-    return Window(frames_per_s=rate, seconds=20.0, cpu_us_per_frame={"worker": 40.0, "learner": 30.0, "ray": 2.0}, last_line={})
+    return Window(
+        frames_per_s=rate, seconds=20.0, cpu_us_per_frame={"worker": 40.0, "learner": 30.0, "ray": 2.0}, last_line={}
+    )
 
 
 def test_only_what_a_part_is_about_differs_from_the_working_point() -> None:
@@ -55,7 +57,9 @@ def test_points_that_parts_share_are_run_once_per_repetition(monkeypatch: pytest
 def test_tables_and_figure_show_the_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     wanted = points(["workers", "environments"], 2.0, [])
     windows = {point.settings: [window(point.settings)] * 2 for point in wanted}
-    tables = [{"captions": n, "look_up_us": 300.0, "relabel_us_per_frame": 0.1, "build_ms": 1.5} for n in (1000, 1_000_000)]
+    tables = [
+        {"captions": n, "look_up_us": 300.0, "relabel_us_per_frame": 0.1, "build_ms": 1.5} for n in (1000, 1_000_000)
+    ]
     result = summarise(wanted, windows, tables, {})
     assert (result["ratio"], result["ratio_of"]) == (16.0, ["workers 16", "workers 1"])
     text = markdown(result)
@@ -69,7 +73,9 @@ def test_tables_and_figure_show_the_report(monkeypatch: pytest.MonkeyPatch, tmp_
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_captions_alone_need_no_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_captions_alone_need_no_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(scaling, "CAPTIONS", (100, 2000))
     monkeypatch.setattr(scaling, "CAPTION_REPETITIONS", 2)
     assert main(["--parts", "captions", "--figure", str(tmp_path / "captions.png")]) == 0

@@ -43,5 +43,7 @@ def test_where_splits_are_too_many_a_random_part_of_them_decides() -> None:
 
 
 def test_holm_multiplies_the_least_p_by_the_number_of_tests_and_never_falls() -> None:
-    assert holm({"a": 0.04, "b": 0.01, "c": 0.03, "d": 0.9}) == pytest.approx({"b": 0.04, "c": 0.09, "a": 0.09, "d": 0.9})
+    assert holm({"a": 0.04, "b": 0.01, "c": 0.03, "d": 0.9}) == pytest.approx(
+        {"b": 0.04, "c": 0.09, "a": 0.09, "d": 0.9}
+    )
     assert holm({"a": 0.5, "b": 0.6}) == {"a": 1.0, "b": 1.0}

@@ -41,7 +41,9 @@ def test_a_fault_strikes_the_service_and_whichever_comes_after_it(fault: str) ->
         with pytest.raises(RuntimeError, match="no annotation service"):
             strike.check()
         for _ in range(2):
-            child = run.start([sys.executable, "-c", "import time; time.sleep(60)", "llm_server.serve"], run.folder / "output.txt")
+            child = run.start(
+                [sys.executable, "-c", "import time; time.sleep(60)", "llm_server.serve"], run.folder / "output.txt"
+            )
             deadline = time.monotonic() + 120
             while psutil.Process(child.pid).status() != wanted:
                 strike(run)

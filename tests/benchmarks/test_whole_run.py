@@ -35,7 +35,11 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         script = tmp_path / "run.py"
         script.write_text(FAKE.format(lines=LINES, stays=stays, exit_code=exit_code))
         start = Marked.start
-        monkeypatch.setattr(Marked, "start", lambda self, command, output: start(self, [sys.executable, str(script), *command[3:]], output))
+        monkeypatch.setattr(
+            Marked,
+            "start",
+            lambda self, command, output: start(self, [sys.executable, str(script), *command[3:]], output),
+        )
         return measure([], **{"seconds": 10.0, "warmup_s": 5.0} | options)
 
     return measured

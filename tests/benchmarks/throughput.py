@@ -52,7 +52,9 @@ class Fault:
     def check(self) -> None:
         """RuntimeError where there was no service to strike."""
         if self._struck is None:
-            raise RuntimeError("the run had no annotation service in its window, so nothing was measured; is reward_model.name set?")
+            raise RuntimeError(
+                "the run had no annotation service in its window, so nothing was measured; is reward_model.name set?"
+            )
 
 
 def sides(arguments: argparse.Namespace, peer_settings: dict[str, Any]) -> dict[str, Side]:
@@ -63,7 +65,9 @@ def sides(arguments: argparse.Namespace, peer_settings: dict[str, Any]) -> dict[
         configuration(settings)  # a wrong key shows at once
 
         def run() -> Window:
-            window = measure(settings, seconds=arguments.seconds, warmup_s=arguments.warmup, in_window=fault or (lambda run: None))
+            window = measure(
+                settings, seconds=arguments.seconds, warmup_s=arguments.warmup, in_window=fault or (lambda run: None)
+            )
             if fault is not None:
                 fault.check()
             return window
@@ -76,7 +80,9 @@ def sides(arguments: argparse.Namespace, peer_settings: dict[str, Any]) -> dict[
         command += ["--seconds", str(round(arguments.warmup + max(arguments.seconds, PEER_AVERAGE_S)))]
         return {
             "Delphi": delphi(),
-            "peer": lambda: run_peer(command, arguments.warmup + max(arguments.seconds, PEER_AVERAGE_S) + PEER_MARGIN_S, peer_settings),
+            "peer": lambda: run_peer(
+                command, arguments.warmup + max(arguments.seconds, PEER_AVERAGE_S) + PEER_MARGIN_S, peer_settings
+            ),
             "Delphi without re-use": delphi(REUSE_OFF),
         }
     if arguments.fault:
@@ -94,7 +100,9 @@ def run_peer(command: Sequence[str], limit_s: float, settings: dict[str, Any]) -
         try:
             process.wait(limit_s)
         except subprocess.TimeoutExpired:
-            raise RuntimeError(f"the peer was not done after {limit_s:.0f} s; its last lines:\n{_tail(output)}") from None
+            raise RuntimeError(
+                f"the peer was not done after {limit_s:.0f} s; its last lines:\n{_tail(output)}"
+            ) from None
         for line in reversed(output.read_text(errors="replace").splitlines()):
             with suppress(ValueError):
                 said = json.loads(line)
@@ -111,7 +119,11 @@ def take_turns(compared: Mapping[str, Side], pairs: int) -> dict[str, list["floa
         for name in list(compared) if repetition % 2 == 0 else reversed(list(compared)):
             result = compared[name]()
             taken[name].append(result)
-            print(f"{repetition + 1} of {pairs}, {name}: {frames_per_s(result):,.0f} frames/s", file=sys.stderr, flush=True)
+            print(
+                f"{repetition + 1} of {pairs}, {name}: {frames_per_s(result):,.0f} frames/s",
+                file=sys.stderr,
+                flush=True,
+            )
     return taken
 
 
@@ -127,7 +139,9 @@ def summarise(taken: Mapping[str, Sequence["float | Window"]], settings: Mapping
     more: dict[str, Any] = {}
     if others:
         ratios = [divide(a, b) for a, b in zip(measured[others[0]], measured[second], strict=True)]
-        more["ratio_without_reuse"] = divide(statistics.median(measured[others[0]]), statistics.median(measured[second]))
+        more["ratio_without_reuse"] = divide(
+            statistics.median(measured[others[0]]), statistics.median(measured[second])
+        )
         more["ratio_without_reuse_spread"] = spread(ratios)
     more["cpu_us_per_frame"] = {
         name: cpu_medians([result for result in results if isinstance(result, Window)])
@@ -140,7 +154,10 @@ def summarise(taken: Mapping[str, Sequence["float | Window"]], settings: Mapping
 def cpu_medians(windows: Sequence[Window]) -> dict[str, float]:
     """Median CPU time per frame (µs) of each role."""
     roles = sorted({role for window in windows for role in window.cpu_us_per_frame})
-    return {role: round(statistics.median(window.cpu_us_per_frame.get(role, 0.0) for window in windows), 2) for role in roles}
+    return {
+        role: round(statistics.median(window.cpu_us_per_frame.get(role, 0.0) for window in windows), 2)
+        for role in roles
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -167,7 +184,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments.json:
         if "ratio_without_reuse" in result:
             low, high = result["ratio_without_reuse_spread"]
-            print(f"without re-use of repeated crops: ratio {result['ratio_without_reuse']:.2f} ({low:.2f} to {high:.2f})")
+            print(
+                f"without re-use of repeated crops: ratio {result['ratio_without_reuse']:.2f} ({low:.2f} to {high:.2f})"
+            )
         for side, spent in result["cpu_us_per_frame"].items():
             print(f"CPU µs per frame, {side}: " + ", ".join(f"{role} {value:.1f}" for role, value in spent.items()))
     return 0
@@ -184,19 +203,42 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     compared = parser.add_mutually_exclusive_group()
-    compared.add_argument("--against", type=Path, metavar="SCRIPT", help="a peer's script, which takes --seconds; see below")
-    compared.add_argument("--fault", choices=sorted(FAULTS), help="hang (SIGSTOP) or kill the service once warm, against a healthy run")
     compared.add_argument(
-        "--reward-models", nargs=2, default=["retrieval", "none"], metavar=("NAME", "NAME"), help="reward_model.name of two sides"
+        "--against", type=Path, metavar="SCRIPT", help="a peer's script, which takes --seconds; see below"
     )
-    parser.add_argument("--against-python", type=Path, metavar="PATH", help="interpreter of the peer (default: an environment made for it)")
-    parser.add_argument("--against-options", default="", metavar="TEXT", help="further options for the peer's script, in one word")
+    compared.add_argument(
+        "--fault", choices=sorted(FAULTS), help="hang (SIGSTOP) or kill the service once warm, against a healthy run"
+    )
+    compared.add_argument(
+        "--reward-models",
+        nargs=2,
+        default=["retrieval", "none"],
+        metavar=("NAME", "NAME"),
+        help="reward_model.name of two sides",
+    )
+    parser.add_argument(
+        "--against-python",
+        type=Path,
+        metavar="PATH",
+        help="interpreter of the peer (default: an environment made for it)",
+    )
+    parser.add_argument(
+        "--against-options", default="", metavar="TEXT", help="further options for the peer's script, in one word"
+    )
     parser.add_argument("--seconds", type=float, default=60.0, metavar="S", help="length of a window (default: 60)")
     parser.add_argument(
-        "--warmup", type=float, default=15.0, metavar="S", help="between a run's first metric line and its window (default: 15)"
+        "--warmup",
+        type=float,
+        default=15.0,
+        metavar="S",
+        help="between a run's first metric line and its window (default: 15)",
     )
-    parser.add_argument("--pairs", type=int, default=3, metavar="N", help="measurements of each side, in turns (default: 3)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of every Delphi run, instead of the working point's")
+    parser.add_argument(
+        "--pairs", type=int, default=3, metavar="N", help="measurements of each side, in turns (default: 3)"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings of every Delphi run, instead of the working point's"
+    )
     return parser
 
 

@@ -72,7 +72,9 @@ def configuration(overrides: Sequence[str]) -> RunConfig:
     return load_config(overrides=[*EVERY_RUN, *overrides])
 
 
-def measure(overrides: Sequence[str], *, seconds: float, warmup_s: float, in_window: Callable[[Marked], None] = lambda run: None) -> Window:
+def measure(
+    overrides: Sequence[str], *, seconds: float, warmup_s: float, in_window: Callable[[Marked], None] = lambda run: None
+) -> Window:
     """Start a run, let it warm up, watch it for `seconds`, stop it. `in_window` is called every half second while the window is open.
 
     RuntimeError, with what the run wrote last, where it ends by itself or stands still.
@@ -116,7 +118,9 @@ class _Lines:
                     return values
             self._read = len(lines)
             if self._process.poll() is not None:
-                raise RuntimeError(f"the run ended by itself with exit code {self._process.returncode}:\n{_tail(self._output)}")
+                raise RuntimeError(
+                    f"the run ended by itself with exit code {self._process.returncode}:\n{_tail(self._output)}"
+                )
             if time.monotonic() > deadline:
                 raise RuntimeError(f"the run wrote no metric line for {limit_s:.0f} s:\n{_tail(self._output)}")
             meanwhile()

@@ -20,7 +20,9 @@ def quiet_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(package_checks, "_broken_imports", lambda names: {})
 
 
-def examine(capsys: pytest.CaptureFixture[str], *settings: str, preset: str = "debug") -> tuple[int, dict[str, list[dict[str, Any]]]]:
+def examine(
+    capsys: pytest.CaptureFixture[str], *settings: str, preset: str = "debug"
+) -> tuple[int, dict[str, list[dict[str, Any]]]]:
     """Exit code, and results by check."""
     code = cli.main(["doctor", "--quick", "--json", "--preset", preset, *settings])
     report = json.loads(capsys.readouterr().out)

@@ -52,11 +52,18 @@ def visit(requests: Mapping[str, Request]) -> dict[str, list[tuple[str, str | No
 def main() -> None:
     folder = tempfile.mkdtemp(prefix="dc-", dir="/tmp")  # short: Ray's sockets lie below it
     os.environ["RAY_TMPDIR"] = folder  # of sessions, and of what Ray's test cluster writes beside them
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "num_gpus": 0, "include_dashboard": False, **MEMORY})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 3, "num_gpus": 0, "include_dashboard": False, **MEMORY}
+    )
     cluster.add_node(num_cpus=3, num_gpus=0, **MEMORY)
     ray.init(address=cluster.address, log_to_driver=False)
     try:
-        settings = ["run_dir=/nowhere/delphi-placement", "actors.num_workers=4", "actors.rollouts_in_flight=1", "cluster.learner_gpus=1"]
+        settings = [
+            "run_dir=/nowhere/delphi-placement",
+            "actors.num_workers=4",
+            "actors.rollouts_in_flight=1",
+            "cluster.learner_gpus=1",
+        ]
         settings += [
             "cluster.mode=connect",
             "cluster.placement_timeout_s=60",
@@ -78,7 +85,14 @@ def main() -> None:
         grows = ray_placement.more_nodes_may_come("auto")
         print(
             json.dumps(
-                {"grows": grows, "said": said, "gpu_node": gpu_node, "went": went, "crowd": crowd, "nodes": len(ray_placement.nodes())}
+                {
+                    "grows": grows,
+                    "said": said,
+                    "gpu_node": gpu_node,
+                    "went": went,
+                    "crowd": crowd,
+                    "nodes": len(ray_placement.nodes()),
+                }
             )
         )
     finally:

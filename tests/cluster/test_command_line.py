@@ -23,7 +23,10 @@ from tests.refusals import assert_refused
         (["train", "--preset", "debug", "env.id=absent_module:Env-v0"], ["absent_module"]),
         (["train", "--preset", "debug", "env.captioner=info:note", "env.id=CartPole-v1"], ["note"]),
         (["train", "--preset", "debug", "annotator.rubric=nethack_progres"], ["nethack_progres", "nethack_progress"]),
-        (["train", "--preset", "debug", "service.engine=transformers", "service.model={absent}"], ["model", "absent-model"]),
+        (
+            ["train", "--preset", "debug", "service.engine=transformers", "service.model={absent}"],
+            ["model", "absent-model"],
+        ),
         (["train", "--preset", "debug", "policy.network=cnn"], ["cnn"]),
         (["train", "--preset", "debug", "learner.device=cuda:9"], ["learner.device", "cuda:9"]),
         (["train", "seed=1", "--preset", "debug", "run_dir=${HOME}/x"], ["run_dir"]),
@@ -31,7 +34,10 @@ from tests.refusals import assert_refused
         (["eval", "{absent}"], ["no run at", "config.json"]),
         (["eval", "{absent}", "--episodes", "0"], ["--episodes", "at least 1"]),
         (["serve", "--model", "{absent}", "--port", "0"], ["absent-model"]),
-        (["serve", "--engine", "scripted", "--port", "0", "--address-file", "{absent}/x"], ["--address-file", "a folder that exists"]),
+        (
+            ["serve", "--engine", "scripted", "--port", "0", "--address-file", "{absent}/x"],
+            ["--address-file", "a folder that exists"],
+        ),
         (["audit", "{absent}"], ["cannot read", "No such file"]),
         (["audit", "--min-auc", "7", "{absent}"], ["--min-auc", "7"]),
         (["annotate", "--out", "out.sqlite", "{absent}"], ["cannot read", "No such file"]),
@@ -42,7 +48,11 @@ from tests.refusals import assert_refused
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(
-    argv: list[str], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    argv: list[str],
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     argv = [argument.replace("{absent}", str(tmp_path / "absent-model")) for argument in argv]

@@ -81,10 +81,17 @@ def test_bounds_are_the_numbers_that_the_catalogue_calls_healthy() -> None:
 
 def test_thresholds_and_alerts_turn_at_the_same_values() -> None:
     alerts = {rule["expr"]: rule for group in rules()["groups"] for rule in group["rules"]}
-    bounds = [(m, sign, bound) for m in CATALOGUE for sign, bound in ((">", m.red_above), ("<", m.red_below)) if bound is not None]
+    bounds = [
+        (m, sign, bound)
+        for m in CATALOGUE
+        for sign, bound in ((">", m.red_above), ("<", m.red_below))
+        if bound is not None
+    ]
     assert len(alerts) == len(bounds)
     for metric, sign, bound in bounds:
-        (expression,) = [text for text in alerts if metric.exported_as in EXPORTED.findall(text) and f") {sign} " in text]
+        (expression,) = [
+            text for text in alerts if metric.exported_as in EXPORTED.findall(text) and f") {sign} " in text
+        ]
         assert float(expression.rpartition(" ")[2]) == bound
         assert ("delta(" in expression) == (metric.kind == "counter")
         (panel,) = [panel for panel in PANELS if metric in metrics_of(panel)]
@@ -96,7 +103,10 @@ def test_thresholds_and_alerts_turn_at_the_same_values() -> None:
 
 
 def test_groups_have_the_panels_that_their_names_promise() -> None:
-    assert {metric.name for metrics in families("faults").values() for metric in metrics} >= {"worker_restarts", "annotator_up"}
+    assert {metric.name for metrics in families("faults").values() for metric in metrics} >= {
+        "worker_restarts",
+        "annotator_up",
+    }
     assert len(families("throughput and bottleneck")["time of the learner"]) == 6
 
 
@@ -134,7 +144,9 @@ def test_ray_is_told_of_the_dashboard_only_while_it_starts(tmp_path: Path, monke
     assert RAY_FOLDER not in os.environ, "the next run of this process has a folder of its own"
 
 
-def test_the_users_own_folder_gets_the_dashboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_users_own_folder_gets_the_dashboard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv(RAY_FOLDER, str(tmp_path / "mine"))
     with provisioned(tmp_path / "run"):
         assert os.environ[RAY_FOLDER] == str(tmp_path / "mine")

@@ -57,11 +57,15 @@ def test_a_dropped_rollout_leaves_no_caption_unknown(config: RunConfig, pipeline
     workers.close()
 
 
-def test_a_new_book_learns_every_caption_that_the_old_one_had_acknowledged(config: RunConfig, pipelines: list[AnnotationPipeline]) -> None:
+def test_a_new_book_learns_every_caption_that_the_old_one_had_acknowledged(
+    config: RunConfig, pipelines: list[AnnotationPipeline]
+) -> None:
     workers = start(config, pipelines[0])
     before = [workers.take(0.0) for _ in range(5)]
     ids = np.unique(np.concatenate([rollout.caption_ids.ravel() for rollout in before if rollout is not None]))
-    workers._pipeline = pipelines[1]  # the learner and the annotator were killed before any checkpoint; the worker lives on
+    workers._pipeline = pipelines[
+        1
+    ]  # the learner and the annotator were killed before any checkpoint; the worker lives on
     assert unknown(pipelines[1], ids) > 0
     for _ in range(2):  # one rollout to learn of the new book, one to send what it lacks
         workers.take(0.0)
@@ -69,7 +73,9 @@ def test_a_new_book_learns_every_caption_that_the_old_one_had_acknowledged(confi
     workers.close()
 
 
-def test_the_last_caption_of_an_episode_is_rewarded_at_its_own_step(config: RunConfig, pipelines: list[AnnotationPipeline]) -> None:
+def test_the_last_caption_of_an_episode_is_rewarded_at_its_own_step(
+    config: RunConfig, pipelines: list[AnnotationPipeline]
+) -> None:
     workers = start(config, pipelines[0])
     seen = 0
     for _ in range(10):

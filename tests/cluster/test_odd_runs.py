@@ -15,8 +15,20 @@ from configs.schema import RunConfig
 
 
 def config_of(env_id: str, run_dir: Path, *settings: str) -> RunConfig:
-    small = ["actors.envs_per_worker=2", "actors.rollout_steps=4", "policy.core=none", "policy.hidden_size=8", "reward_model.name=none"]
-    quick = ["total_env_steps=16", "logging.console=plain", "logging.tensorboard=false", "learner.epochs=1", "learner.minibatches=1"]
+    small = [
+        "actors.envs_per_worker=2",
+        "actors.rollout_steps=4",
+        "policy.core=none",
+        "policy.hidden_size=8",
+        "reward_model.name=none",
+    ]
+    quick = [
+        "total_env_steps=16",
+        "logging.console=plain",
+        "logging.tensorboard=false",
+        "learner.epochs=1",
+        "learner.minibatches=1",
+    ]
     environment = [f"env.id=tests.odd_environments:{env_id}", "env.captioner=info:event"]
     return load_config(preset="debug", overrides=[*small, *quick, *environment, f"run_dir={run_dir}/run", *settings])
 
@@ -25,7 +37,9 @@ def doctors_findings(config: RunConfig) -> list[CheckResult]:
     return check_environment(Subject(config))
 
 
-def test_one_that_raises_as_it_starts_ends_the_command_with_one_line_and_its_traceback_is_in_the_log(tmp_path: Path) -> None:
+def test_one_that_raises_as_it_starts_ends_the_command_with_one_line_and_its_traceback_is_in_the_log(
+    tmp_path: Path,
+) -> None:
     config = config_of("Unreachable-v0", tmp_path)
     with pytest.raises(ConfigError) as caught:
         launch(config)
@@ -38,7 +52,9 @@ def test_one_that_raises_as_it_starts_ends_the_command_with_one_line_and_its_tra
     assert (result.status, result.found) == ("failed", line.partition(";")[0])
 
 
-def test_values_that_are_no_numbers_end_a_run_by_the_budget_and_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_values_that_are_no_numbers_end_a_run_by_the_budget_and_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = config_of("NotANumber-v0", tmp_path, "total_env_steps=1000")
     assert launch(config) == 1
     line = "environment 'NotANumber-v0': observation 'obs' in step got nan, wanted finite numbers of 32 bits"
@@ -50,7 +66,9 @@ def test_values_that_are_no_numbers_end_a_run_by_the_budget_and_are_counted(tmp_
     assert (result.status, result.found) == ("failed", line)
 
 
-def test_a_longer_limit_and_values_outside_the_space_are_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_longer_limit_and_values_outside_the_space_are_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = config_of("Unbounded-v0", tmp_path, "env.max_episode_steps=4")
     assert launch(config) == 0
     told, log = capsys.readouterr().out, (tmp_path / "run" / "log.txt").read_text()
@@ -60,4 +78,6 @@ def test_a_longer_limit_and_values_outside_the_space_are_said_once(tmp_path: Pat
     ):
         assert told.count(line) == 1
         assert log.count(line) == 1
-    assert any(result.status == "warning" and "its own limit of 2 steps" in result.found for result in doctors_findings(config))
+    assert any(
+        result.status == "warning" and "its own limit of 2 steps" in result.found for result in doctors_findings(config)
+    )

@@ -24,7 +24,9 @@ def test_every_gauge_that_can_be_red_has_a_row_and_every_row_a_gauge() -> None:
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row[1])}
     assert named <= NAMES, named - NAMES
     can_be_red = {
-        metric.name for metric in CATALOGUE if not NEVER_RED.match(metric.healthy) or (metric.red_above, metric.red_below) != (None, None)
+        metric.name
+        for metric in CATALOGUE
+        if not NEVER_RED.match(metric.healthy) or (metric.red_above, metric.red_below) != (None, None)
     }
     assert not can_be_red - named, f"the runbook does not say what to do about {sorted(can_be_red - named)}"
     assert all(row[2].strip() and row[3].strip() for row in rows)
@@ -33,15 +35,22 @@ def test_every_gauge_that_can_be_red_has_a_row_and_every_row_a_gauge() -> None:
 def test_every_setting_that_the_runbook_names_exists() -> None:
     keys = {key for key, _, _ in field_docs(RunConfig)}
     named = set(
-        re.findall(r"`(?:\w+=)?((?:cluster|actors|learner|annotator|service|reward_model|reward|env|checkpoint|logging)\.\w+)", RUNBOOK)
+        re.findall(
+            r"`(?:\w+=)?((?:cluster|actors|learner|annotator|service|reward_model|reward|env|checkpoint|logging)\.\w+)",
+            RUNBOOK,
+        )
     )
     assert len(named) > 20
-    assert not {name for name in named if name not in keys and not name.endswith((".yaml", ".txt", ".log"))} - {"service.log"}
+    assert not {name for name in named if name not in keys and not name.endswith((".yaml", ".txt", ".log"))} - {
+        "service.log"
+    }
 
 
 def test_every_link_of_the_runbook_leads_somewhere() -> None:
     headings = {
-        re.sub(r"[^\w\- ]", "", line.lstrip("# ")).lower().replace(" ", "-") for line in RUNBOOK.splitlines() if line.startswith("#")
+        re.sub(r"[^\w\- ]", "", line.lstrip("# ")).lower().replace(" ", "-")
+        for line in RUNBOOK.splitlines()
+        if line.startswith("#")
     }
     targets = re.findall(r"\]\(([^)]+)\)", RUNBOOK)
     assert targets

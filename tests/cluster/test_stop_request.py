@@ -67,7 +67,9 @@ def test_what_ray_starts_does_not_hear_a_terminal_close_and_sigterm_stays_the_ru
         with _own_signals():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as `ray.init` does with one of its own
             child = subprocess.run(["kill -HUP $$; echo alive"], shell=True, capture_output=True, text=True)
-            signal.pthread_kill(threading.get_ident(), signal.SIGHUP)  # other threads, which other tests may have left, hear it
+            signal.pthread_kill(
+                threading.get_ident(), signal.SIGHUP
+            )  # other threads, which other tests may have left, hear it
             assert not stop.requested
         assert child.stdout == "alive\n"
         assert signal.getsignal(signal.SIGTERM) == handler

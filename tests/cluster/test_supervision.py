@@ -25,7 +25,10 @@ def test_a_crash_loop_pauses_ever_longer_and_then_ends_the_run() -> None:
     budget = RestartBudget(7, "cluster.max_worker_restarts")
     pauses = [budget.failed(0, "worker 0 failed: bus error") for _ in range(7)]
     assert pauses == [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, LONGEST_PAUSE_S]
-    with pytest.raises(GiveUp, match=r"worker 0 failed: bus error \(8 times in a row without progress; cluster.max_worker_restarts = 7\)"):
+    with pytest.raises(
+        GiveUp,
+        match=r"worker 0 failed: bus error \(8 times in a row without progress; cluster.max_worker_restarts = 7\)",
+    ):
         budget.failed(0, "worker 0 failed: bus error")
 
 
@@ -45,7 +48,11 @@ def test_no_restarts_at_all_may_be_asked_for() -> None:
 
 def test_a_kind_of_failure_is_told_once_and_counted_afterwards() -> None:
     notices = Notices()
-    assert [notices.note(f"killed (process {pid})", f"worker 0.1-{pid} is replaced:\nkilled") for pid in range(3)] == [1, 2, 3]
+    assert [notices.note(f"killed (process {pid})", f"worker 0.1-{pid} is replaced:\nkilled") for pid in range(3)] == [
+        1,
+        2,
+        3,
+    ]
     assert notices.told == ["worker 0.1-0 is replaced: killed"]
     assert notices.note("out of memory", "worker 1.1-0 is replaced: out of memory") == 1
     assert len(notices.told) == 2
@@ -80,12 +87,16 @@ def test_environments_that_raise_now_and_then_are_counted_and_told_once() -> Non
         error = f"Traceback ...\nValueError: bad level {i}\n" if lost else ""
         budget.note(random_rollout(num_envs=4, lost=lost, environment_errors=len(lost), environment_error=error))
     assert budget.errors == 50
-    assert notices.told == ["an environment of worker 0.0 failed and is rebuilt, its sample dropped: ValueError: bad level 1"]
+    assert notices.told == [
+        "an environment of worker 0.0 failed and is rebuilt, its sample dropped: ValueError: bad level 1"
+    ]
 
 
 def test_environments_that_raise_all_the_time_end_the_run_with_what_they_raised() -> None:
     budget = EnvironmentBudget(0.5, Notices())
-    rollout = random_rollout(num_envs=4, lost=(0, 1, 3), environment_errors=3, environment_error="Traceback ...\nOSError: no game\n")
+    rollout = random_rollout(
+        num_envs=4, lost=(0, 1, 3), environment_errors=3, environment_error="Traceback ...\nOSError: no game\n"
+    )
     for _ in range(ENVIRONMENT_MINIMUM - 1):
         budget.note(rollout)
     with pytest.raises(GiveUp, match=r"75% of .* lost \(cluster.max_environment_loss = 0.5\): OSError: no game"):

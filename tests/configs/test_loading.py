@@ -36,7 +36,11 @@ def test_every_number_has_a_range_and_every_default_lies_in_its_own() -> None:
             else:
                 yield f"{prefix}{field.name}", field, value
 
-    numbers = {key: field for key, field, value in walk(RunConfig()) if isinstance(value, int | float) and not isinstance(value, bool)}
+    numbers = {
+        key: field
+        for key, field, value in walk(RunConfig())
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
     assert not [key for key, field in numbers.items() if "range" not in field.metadata]
     assert not [key for key, field, value in walk(RunConfig()) if complaint(field, value)]
 
@@ -92,12 +96,18 @@ def test_overrides_go_before_the_file_and_the_file_before_defaults(tmp_path: Pat
         (["policy.crop_size=8"], ["policy.crop_size", "odd"]),
         (["annotator.max_labels_per_s=5", "cluster.mode=inline"], ["annotator.max_labels_per_s", "labels_per_turn"]),
         (["reward_model.goals=['']"], ["reward_model.goals", "none empty"]),
-        (["reward_model.name=embedding", "reward_model.goal_once_per_episode=true", "reward_model.permute=true"], ["permute"]),
+        (
+            ["reward_model.name=embedding", "reward_model.goal_once_per_episode=true", "reward_model.permute=true"],
+            ["permute"],
+        ),
         (["reward_model.epsilon_quantile=-0.5"], ["reward_model.epsilon_quantile", "-0.5"]),
         (["reward_model.warmup_labels=9", "annotator.max_labels=5"], ["warmup_labels", "9", "max_labels (5)"]),
         (["reward.max_intrinsic_share=0"], ["reward.max_intrinsic_share", "got 0"]),
         (["actors.device=cuda:0"], ["actors.device", "got 'cuda:0'", "cluster.worker_gpus=0"]),
-        (["service.engine=vllm", "service.tensor_parallel=4"], ["service.tensor_parallel", "got 4", "cluster.service_gpus=0"]),
+        (
+            ["service.engine=vllm", "service.tensor_parallel=4"],
+            ["service.tensor_parallel", "got 4", "cluster.service_gpus=0"],
+        ),
         (["service.endpoint_key_env=sk-SECRET"], ["service.endpoint_key_env", "OPENAI_API_KEY", "is not repeated"]),
         (["service.engine=vlm"], ["service.engine", "'vlm'", "transformers, vllm, openai"]),
         (["annotator.batch_size=2000"], ["annotator.batch_size", "max_items_per_request"]),
@@ -162,7 +172,23 @@ def test_text_stays_what_was_typed(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["runs/exp #3", "[::1]:7431", "[Kk]ill=0.9", "*=0.9", "&a", "!x", "@x", "`x", "%a", "a: b", "{a}", "'a' or 'b'", "- a", "|"]
+    "text",
+    [
+        "runs/exp #3",
+        "[::1]:7431",
+        "[Kk]ill=0.9",
+        "*=0.9",
+        "&a",
+        "!x",
+        "@x",
+        "`x",
+        "%a",
+        "a: b",
+        "{a}",
+        "'a' or 'b'",
+        "- a",
+        "|",
+    ],
 )
 def test_signs_of_yaml_mean_nothing_in_the_text_of_an_override(text: str) -> None:
     assert load_config(preset="debug", overrides=[f"service.script={text}"]).service.script == text
@@ -199,7 +225,10 @@ def test_options_that_no_setting_describes_are_what_they_look_like(tmp_path: Pat
     ("content", "words"),
     [
         ("seed: 1\nseed: 7\n", "'seed' is given twice, in lines 1 and 2"),
-        ("env: {id: CartPole-v1}\nlearner: {gamma: 0.9}\nenv: {captioner: 'info:event'}\n", "'env' is given twice, in lines 1 and 3"),
+        (
+            "env: {id: CartPole-v1}\nlearner: {gamma: 0.9}\nenv: {captioner: 'info:event'}\n",
+            "'env' is given twice, in lines 1 and 3",
+        ),
         ("env:\n  options:\n    size: 3\n    'size': 3\n", "'size' is given twice, in lines 3 and 4"),
         ("learner: {gamma: 0.9}\nlearner.gamma: 0.8\n", "learner.gamma is given twice"),
         ("[a]: 1\n", "line 1: a key must be text"),
@@ -241,7 +270,13 @@ def test_only_keys_that_change_the_experiment_are_in_the_diff() -> None:
     new = to_dict(
         load_config(
             preset="debug",
-            overrides=["total_env_steps=5", "logging.console=plain", "cluster.mode=local", "env.stepping=gymnasium", "learner.gamma=0.5"],
+            overrides=[
+                "total_env_steps=5",
+                "logging.console=plain",
+                "cluster.mode=local",
+                "env.stepping=gymnasium",
+                "learner.gamma=0.5",
+            ],
         )
     )
     assert experiment_diff(old, new) == ["learner.gamma: 0.99 -> 0.5"]
@@ -256,14 +291,54 @@ def test_a_resumed_run_may_find_its_judge_elsewhere() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        *("learner.device=cuda:1", "actors.device=cuda", "service.device=cpu", "learner.torch_threads=4", "service.torch_threads=4"),
-        *("actors.torch_threads=2", "service.nice=0", "service.port=7431", "service.host=0.0.0.0", "service.store=/scratch/j.sqlite"),
-        *("service.endpoint=https://other.example/v1", "service.endpoint_key_env=OTHER_API_KEY", "service.endpoint_concurrency=4"),
-        *("service.vllm_python=/opt/vllm/bin/python", "service.gpu_memory_utilization=0.5", "service.tensor_parallel=2"),
-        *("service.max_model_len=2048", "service.batch_size=8", "service.engine_timeout_s=120", "service.hang_timeout_s=5"),
-        *("checkpoint.interval_s=60", "checkpoint.keep=5", "checkpoint.interval_env_steps=7", "annotator.max_in_flight=4"),
-        *("annotator.batch_size=8", "annotator.request_timeout_s=9", "annotator.wait_for_first_table_s=60", "annotator.max_labels_per_s=0"),
-        *("cluster.worker_timeout_s=300", "logging.console=quiet", "policy.reuse_crops=false", "env.stepping=gymnasium"),
+        *(
+            "learner.device=cuda:1",
+            "actors.device=cuda",
+            "service.device=cpu",
+            "learner.torch_threads=4",
+            "service.torch_threads=4",
+        ),
+        *(
+            "actors.torch_threads=2",
+            "service.nice=0",
+            "service.port=7431",
+            "service.host=0.0.0.0",
+            "service.store=/scratch/j.sqlite",
+        ),
+        *(
+            "service.endpoint=https://other.example/v1",
+            "service.endpoint_key_env=OTHER_API_KEY",
+            "service.endpoint_concurrency=4",
+        ),
+        *(
+            "service.vllm_python=/opt/vllm/bin/python",
+            "service.gpu_memory_utilization=0.5",
+            "service.tensor_parallel=2",
+        ),
+        *(
+            "service.max_model_len=2048",
+            "service.batch_size=8",
+            "service.engine_timeout_s=120",
+            "service.hang_timeout_s=5",
+        ),
+        *(
+            "checkpoint.interval_s=60",
+            "checkpoint.keep=5",
+            "checkpoint.interval_env_steps=7",
+            "annotator.max_in_flight=4",
+        ),
+        *(
+            "annotator.batch_size=8",
+            "annotator.request_timeout_s=9",
+            "annotator.wait_for_first_table_s=60",
+            "annotator.max_labels_per_s=0",
+        ),
+        *(
+            "cluster.worker_timeout_s=300",
+            "logging.console=quiet",
+            "policy.reuse_crops=false",
+            "env.stepping=gymnasium",
+        ),
     ],
 )
 def test_a_resumed_run_may_find_another_machine(change: str) -> None:
@@ -283,10 +358,32 @@ def test_a_resumed_run_may_find_another_machine(change: str) -> None:
             "actors.envs_per_worker=3",
             "actors.precision=bf16",
         ),
-        *("policy.core=gru", "learner.gamma=0.5", "learner.precision=bf16", "learner.rollouts_per_batch=2", "reward.count_exponent=1"),
-        *("annotator.rubric=nethack_gold", "annotator.policy=frequency", "annotator.labels_per_turn=1", "annotator.max_labels=9"),
-        *("service.engine=transformers", "service.model=other", "service.encoder=other", "service.dtype=bfloat16", "service.script=a=1"),
-        *("service.max_item_bytes=999", "reward_model.name=counts", "reward_model.threshold=0.3", "reward_model.labels=hard"),
+        *(
+            "policy.core=gru",
+            "learner.gamma=0.5",
+            "learner.precision=bf16",
+            "learner.rollouts_per_batch=2",
+            "reward.count_exponent=1",
+        ),
+        *(
+            "annotator.rubric=nethack_gold",
+            "annotator.policy=frequency",
+            "annotator.labels_per_turn=1",
+            "annotator.max_labels=9",
+        ),
+        *(
+            "service.engine=transformers",
+            "service.model=other",
+            "service.encoder=other",
+            "service.dtype=bfloat16",
+            "service.script=a=1",
+        ),
+        *(
+            "service.max_item_bytes=999",
+            "reward_model.name=counts",
+            "reward_model.threshold=0.3",
+            "reward_model.labels=hard",
+        ),
     ],
 )
 def test_a_resumed_run_stays_the_same_experiment(change: str) -> None:

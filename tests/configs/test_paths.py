@@ -19,7 +19,14 @@ from llm_server.rubrics.loading import load_rubric
 from llm_server.serve import ACCESS_FLAGS, DEFAULTS, FLAGS
 from llm_server.service.store import store_path
 
-NO_PATHS = {"env.id", "actors.device", "annotator.address", "service.endpoint", "cluster.address", "logging.tensorboard"}
+NO_PATHS = {
+    "env.id",
+    "actors.device",
+    "annotator.address",
+    "service.endpoint",
+    "cluster.address",
+    "logging.tensorboard",
+}
 """Settings whose help speaks of files, and that are none."""
 
 
@@ -31,7 +38,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("key", PATH_KEYS)
 def test_a_home_is_written_out_in_every_path(key: str, home: Path) -> None:
-    needed = {"annotator.tls": ["annotator.address=127.0.0.1:7431"], "annotator.tok": ["annotator.address=127.0.0.1:7431"]}
+    needed = {
+        "annotator.tls": ["annotator.address=127.0.0.1:7431"],
+        "annotator.tok": ["annotator.address=127.0.0.1:7431"],
+    }
     config = load_config(overrides=[f"{key}=~/a/file", *needed.get(key[:13], [])])
     assert operator.attrgetter(key)(config) == f"{home}/a/file"
 
@@ -72,7 +82,16 @@ def test_flags_of_the_service_expand_what_the_settings_expand(home: Path) -> Non
     texts = [name for name in (*FLAGS, *ACCESS_FLAGS) if isinstance(parser.get_default(name), str)]
     given = vars(parser.parse_args([f"{flag(name)}=~/x" for name in texts]))
     expanding = {name for name in texts if given[name] == f"{home}/x"}
-    assert expanding == {"model", "encoder", "store", "vllm_python", "tls_cert", "tls_key", "tls_client_ca", "token_file"}
+    assert expanding == {
+        "model",
+        "encoder",
+        "store",
+        "vllm_python",
+        "tls_cert",
+        "tls_key",
+        "tls_client_ca",
+        "token_file",
+    }
 
 
 def test_parts_used_by_themselves_expand_too(home: Path) -> None:

@@ -57,7 +57,9 @@ def submit(environment: dict[str, str], run_dir: Path, steps: int, *settings: st
     return ray_job(environment, "submit", *options, *files, "--", *job)
 
 
-def test_a_submitted_job_that_is_stopped_half_way_continues_when_it_is_submitted_again(cluster: dict[str, str], tmp_path: Path) -> None:
+def test_a_submitted_job_that_is_stopped_half_way_continues_when_it_is_submitted_again(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
     submit(cluster, run_dir, 10**9, options=["--no-wait", "--submission-id", "first"])
     deadline = time.monotonic() + 240
@@ -65,13 +67,18 @@ def test_a_submitted_job_that_is_stopped_half_way_continues_when_it_is_submitted
         assert time.monotonic() < deadline, ray_job(cluster, "logs", "first")[-3000:]
         time.sleep(0.3)
     ray_job(cluster, "stop", "first")  # waits until it has stopped
-    stopped = json.loads((run_dir / "summary.json").read_text())  # in time for the last checkpoint, which Ray's three seconds are not
+    stopped = json.loads(
+        (run_dir / "summary.json").read_text()
+    )  # in time for the last checkpoint, which Ray's three seconds are not
     assert not stopped["finished"]
     assert stopped["env_steps"] >= 2_000
     goal = stopped["env_steps"] + 6_000
     output = submit(cluster, run_dir, goal, "cluster.service_replicas=2")  # which speak TLS here, and want a token
     assert "continues (epoch 2)" in output
-    assert "the parts ask for 3.5 CPU, more than the cluster has or will get: each gets its share, 1 x learner (0.57 CPU)" in output
+    assert (
+        "the parts ask for 3.5 CPU, more than the cluster has or will get: each gets its share, 1 x learner (0.57 CPU)"
+        in output
+    )
     assert "succeeded" in output
     second = json.loads((run_dir / "summary.json").read_text())
     assert second["finished"]
@@ -81,4 +88,6 @@ def test_a_submitted_job_that_is_stopped_half_way_continues_when_it_is_submitted
     assert not any((run_dir / "credentials").iterdir())  # they went with the run
     by_epoch = [line["env_steps"] for line in lines(run_dir)]
     assert by_epoch == sorted(by_epoch)  # it began where it had stopped
-    assert (run_dir / "log.txt").read_text().count(f"resumed at {stopped['env_steps']} environment steps (0 metric lines superseded)") == 1
+    assert (run_dir / "log.txt").read_text().count(
+        f"resumed at {stopped['env_steps']} environment steps (0 metric lines superseded)"
+    ) == 1

@@ -39,5 +39,8 @@ def test_no_step_is_trained_before_the_first_table_and_sigterm_writes_a_checkpoi
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["steps_without_table_fraction"] == 0
     assert (summary["finished"], summary["rollouts_dropped_stale"]) == (False, 0)
-    assert "waiting for the first reward table (annotator.wait_for_first_table_s = 100 s at most)" in (run_dir / "log.txt").read_text()
+    assert (
+        "waiting for the first reward table (annotator.wait_for_first_table_s = 100 s at most)"
+        in (run_dir / "log.txt").read_text()
+    )
     assert "trained before the first reward table came: 0.0% of steps" in log.read_text()

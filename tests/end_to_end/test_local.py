@@ -14,7 +14,11 @@ from tests.run_processes import actors_of, end_processes, lines, processes_of, s
 
 def test_the_main_job_survives_what_dies_and_a_closed_terminal_leaves_nothing(tmp_path: Path) -> None:
     run_dir, log = tmp_path / "run", tmp_path / "output.txt"
-    settings = ["actors.envs_per_worker=8", "logging.interval_env_steps=1000", f"service.store={tmp_path / 'judgements.sqlite'}"]
+    settings = [
+        "actors.envs_per_worker=8",
+        "logging.interval_env_steps=1000",
+        f"service.store={tmp_path / 'judgements.sqlite'}",
+    ]
     settings += [
         "policy.hidden_size=32",
         "policy.core_size=32",
@@ -23,23 +27,41 @@ def test_the_main_job_survives_what_dies_and_a_closed_terminal_leaves_nothing(tm
     ]  # the machine is for the judge
     process = start_run(run_dir, log, "total_env_steps=1000000000", *settings)
     try:
-        wait_until(lambda: any(line["annotator_up"] == 1 and line["annotations_total"] >= 32 for line in lines(run_dir)), process, log)
+        wait_until(
+            lambda: any(line["annotator_up"] == 1 and line["annotations_total"] >= 32 for line in lines(run_dir)),
+            process,
+            log,
+        )
         service = service_of(run_dir)
         assert service is not None
         assert service.nice() > actors_of(run_dir, "WorkerActor")[0].nice()
         killed_at = lines(run_dir)[-1]
         service.kill()
-        wait_until(lambda: any(x["annotator_up"] == 0 and x["env_steps"] > killed_at["env_steps"] for x in lines(run_dir)), process, log)
+        wait_until(
+            lambda: any(x["annotator_up"] == 0 and x["env_steps"] > killed_at["env_steps"] for x in lines(run_dir)),
+            process,
+            log,
+        )
         recovered = wait_until(
-            lambda: [x for x in lines(run_dir) if (x["service_restarts"] or 0) >= 1 and x["annotator_up"] == 1], process, log
+            lambda: [x for x in lines(run_dir) if (x["service_restarts"] or 0) >= 1 and x["annotator_up"] == 1],
+            process,
+            log,
         )[0]
         wait_until(lambda: lines(run_dir)[-1]["annotations_total"] > recovered["annotations_total"], process, log)
         actors_of(run_dir, "WorkerActor")[0].kill()
         replaced = wait_until(lambda: [x for x in lines(run_dir) if x["worker_restarts"] == 1], process, log)[0]
         actors_of(run_dir, "AnnotatorActor")[0].kill()
-        wait_until(lambda: [x for x in lines(run_dir) if x["env_steps"] > replaced["env_steps"] and x["annotator_up"] == 0], process, log)
+        wait_until(
+            lambda: [x for x in lines(run_dir) if x["env_steps"] > replaced["env_steps"] and x["annotator_up"] == 0],
+            process,
+            log,
+        )
         last = lines(run_dir)[-1]
-        wait_until(lambda: [x for x in lines(run_dir) if x["env_steps"] > last["env_steps"] and x["annotator_up"] == 1], process, log)
+        wait_until(
+            lambda: [x for x in lines(run_dir) if x["env_steps"] > last["env_steps"] and x["annotator_up"] == 1],
+            process,
+            log,
+        )
         assert all(a["env_steps"] < b["env_steps"] for a, b in zip(lines(run_dir), lines(run_dir)[1:], strict=False))
         os.killpg(process.pid, signal.SIGHUP)  # all that a terminal's end reaches, Ray's processes among them
         os.killpg(process.pid, signal.SIGHUP)

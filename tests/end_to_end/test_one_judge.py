@@ -93,7 +93,9 @@ def probabilities(archive: Path) -> dict[str, float | None]:
     return found
 
 
-def test_an_edited_rubric_is_refused_and_another_model_brings_labels_of_its_own(tmp_path: Path, model: Path, capsys) -> None:
+def test_an_edited_rubric_is_refused_and_another_model_brings_labels_of_its_own(
+    tmp_path: Path, model: Path, capsys
+) -> None:
     rubric, run_dir = tmp_path / "rubric.yaml", tmp_path / "run"
     rubric.write_text(RUBRIC)
     assert train(tmp_path, model, 2 * STEPS) == 0
@@ -102,7 +104,9 @@ def test_an_edited_rubric_is_refused_and_another_model_brings_labels_of_its_own(
     assert len(labels) == 6, "two turns, which leave captions to be asked about"
 
     rubric.write_text(RUBRIC.replace("You advance.", "You go on."))
-    with pytest.raises(ConfigError, match=r"annotator.rubric: the labels of .*run were made by a rubric of hash \w+, this one has \w+"):
+    with pytest.raises(
+        ConfigError, match=r"annotator.rubric: the labels of .*run were made by a rubric of hash \w+, this one has \w+"
+    ):
         train(tmp_path, model, 12 * STEPS)
     assert probabilities(run_dir / "captions.sqlite") == before
 
@@ -133,7 +137,9 @@ def test_a_judge_replaced_behind_its_address_while_a_run_goes_on_leaves_no_label
     book = CaptionBook(100, 1000, CaptionArchive(tmp_path / "captions.sqlite"))
     address = ""
     annotator = Annotator(
-        lambda: AnnotationClient(address, rubric, 60.0), CaptionQuestions(book), AnnotatorConfig(batch_size=2, request_timeout_s=60.0)
+        lambda: AnnotationClient(address, rubric, 60.0),
+        CaptionQuestions(book),
+        AnnotatorConfig(batch_size=2, request_timeout_s=60.0),
     )
     settings = RewardModelConfig(output="probability")
     trainer = RewardTrainer(build_reward_model(settings), RewardOptions(settings, 0), book, 1)
@@ -154,7 +160,9 @@ def test_a_judge_replaced_behind_its_address_while_a_run_goes_on_leaves_no_label
 
     second = RunningService(rubric, other, port=int(address.rpartition(":")[2]))
     pipeline.report({4: "You fall."}, {4: 1}, "0.0", 1, 0)
-    assert rewards(pipeline.turn(1)) == [None, None, None, pytest.approx(anew[3], abs=1e-5)], "the former's are dropped at once"
+    assert rewards(pipeline.turn(1)) == [None, None, None, pytest.approx(anew[3], abs=1e-5)], (
+        "the former's are dropped at once"
+    )
     assert rewards(pipeline.turn(9)) == [pytest.approx(p, abs=1e-5) for p in anew]
     assert pipeline.metrics()["annotations_dropped"] == 3
     assert "3 are dropped, every caption is asked anew" in caplog.text

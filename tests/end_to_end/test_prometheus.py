@@ -49,7 +49,11 @@ def test_every_metric_is_at_rays_endpoint_and_every_panel_has_data(watched: Watc
     run, prometheus = watched.run_dir.name, watched.prometheus
 
     def annotated() -> list[dict]:
-        return [line for line in lines(watched.run_dir) if line["episodes_total"] and line["annotations_total"] and line["annotator_up"]]
+        return [
+            line
+            for line in lines(watched.run_dir)
+            if line["episodes_total"] and line["annotations_total"] and line["annotator_up"]
+        ]
 
     line = wait_until(annotated, watched.process, watched.log)[0]
     wait_until(lambda: watched.scraped(line["env_steps"]), watched.process, watched.log)
@@ -65,7 +69,9 @@ def test_every_metric_is_at_rays_endpoint_and_every_panel_has_data(watched: Watc
         assert not [panel for panel, series in found.items() if [one["metric"] for one in series] != [{"run": run}]]
         assert all(one["values"] for series in found.values() for one in series)
     nobody = {"run": ["nobody"], "SessionName": [".*"]}
-    assert not any(prometheus.series(filled(expression, nobody), minutes=5) for _, expression in QUERIES), "the choice of a run counts"
+    assert not any(prometheus.series(filled(expression, nobody), minutes=5) for _, expression in QUERIES), (
+        "the choice of a run counts"
+    )
 
 
 def _check_endpoint(watched: WatchedRun) -> None:
@@ -87,7 +93,9 @@ def test_prometheus_has_a_number_where_the_metric_lines_have_one_and_nan_elsewhe
     for metric in CATALOGUE:
         (series,) = watched.prometheus.series(filled(query(metric), EVERYTHING), minutes=5)
         numbers = {float(text) for _, text in series["values"] if not math.isnan(float(text))}
-        assert numbers <= {float(line[metric.name]) for line in lines(watched.run_dir) if line[metric.name] is not None}, metric.name
+        assert numbers <= {
+            float(line[metric.name]) for line in lines(watched.run_dir) if line[metric.name] is not None
+        }, metric.name
         defined |= {metric.name} if numbers else set()
     written = lines(watched.run_dir)
     until = next(i for i, line in enumerate(written) if line["env_steps"] == newest["env_steps"])
@@ -95,15 +103,21 @@ def test_prometheus_has_a_number_where_the_metric_lines_have_one_and_nan_elsewhe
     ever = {name for line in written for name, value in line.items() if value is not None}
     assert always <= defined <= ever
     assert {"env_steps_per_s", "entropy", "annotations_total", "annotator_up", "episode_in_game_score_mean"} <= defined
-    assert "episode_success_mean" not in defined, "NetHack's score task has no goal: not defined, and yet at the endpoint"
+    assert "episode_success_mean" not in defined, (
+        "NetHack's score task has no goal: not defined, and yet at the endpoint"
+    )
     (undefined,) = watched.prometheus.get("query", query="ray_delphi_episode_success_mean")["result"]
     assert undefined["metric"]["undefined"] == "yes"
 
 
 def test_prometheus_evaluates_every_alert_and_a_run_in_order_sets_off_none(watched: WatchedRun) -> None:
-    check = subprocess.run([programs() / "promtool", "check", "rules", str(watched.alerts)], capture_output=True, text=True)
+    check = subprocess.run(
+        [programs() / "promtool", "check", "rules", str(watched.alerts)], capture_output=True, text=True
+    )
     assert check.returncode == 0, check.stderr
-    expected = [rule["alert"] for group in yaml.safe_load(watched.alerts.read_text())["groups"] for rule in group["rules"]]
+    expected = [
+        rule["alert"] for group in yaml.safe_load(watched.alerts.read_text())["groups"] for rule in group["rules"]
+    ]
 
     def evaluated() -> list[dict]:
         (group,) = watched.prometheus.get("rules")["groups"]
@@ -116,7 +130,9 @@ def test_prometheus_evaluates_every_alert_and_a_run_in_order_sets_off_none(watch
 
 
 def test_ray_provisions_the_dashboard_beside_its_own(watched: WatchedRun) -> None:
-    (provider,) = yaml.safe_load((watched.session / "metrics/grafana/provisioning/dashboards/default.yml").read_text())["providers"]
+    (provider,) = yaml.safe_load((watched.session / "metrics/grafana/provisioning/dashboards/default.yml").read_text())[
+        "providers"
+    ]
     folder = Path(provider["options"]["path"])
     assert (folder / "delphi_grafana_dashboard.json").read_text() == files()["delphi_grafana_dashboard.json"]
     assert (folder / "default_grafana_dashboard.json").exists(), "and Ray's own"
@@ -139,13 +155,17 @@ def test_a_resumed_run_goes_on_with_its_counters_as_one_line_of_the_dashboard(tm
 
 def _check_counters_of_two_epochs(run: WatchedRun, resumed_at: dict) -> None:
     first, second = sorted(run.prometheus.label_values("SessionName", "ray_delphi_env_steps"))
-    counters = [metric for metric in CATALOGUE if metric.name in ("env_steps", "time_s", "learner_updates", "episodes_total")]
+    counters = [
+        metric for metric in CATALOGUE if metric.name in ("env_steps", "time_s", "learner_updates", "episodes_total")
+    ]
     assert len(counters) == 4
     for metric in counters:
         before, after = [
             [float(text) for _, text in series["values"] if not math.isnan(float(text))]
             for session in (first, second)
-            for series in run.prometheus.series(filled(query(metric), {"run": [".*"], "SessionName": [session]}), minutes=10)
+            for series in run.prometheus.series(
+                filled(query(metric), {"run": [".*"], "SessionName": [session]}), minutes=10
+            )
         ]
         assert max(before) <= resumed_at[metric.name] <= min(after), metric.name
         (whole,) = run.prometheus.series(filled(query(metric), EVERYTHING), minutes=10)

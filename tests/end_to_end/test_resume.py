@@ -80,7 +80,11 @@ TIMES_AND_EPOCHS = (
 EXPERIMENTS = {
     "one worker": ["learner.epochs=2", "learner.minibatches=4"],
     "two workers": ["actors.num_workers=2", "learner.rollouts_per_batch=2"],
-    "classification": ["reward_model.name=classification", "reward_model.steps_per_turn=5", "annotator.policy=uncertainty"],
+    "classification": [
+        "reward_model.name=classification",
+        "reward_model.steps_per_turn=5",
+        "annotator.policy=uncertainty",
+    ],
     "ranking": ["reward_model.name=ranking", "reward_model.steps_per_turn=5", "reward_model.warmup_labels=20"],
     "embedding": [
         "reward_model.name=embedding",
@@ -101,7 +105,9 @@ def test_training_2n_equals_training_n_stopping_and_training_n(name: str, tmp_pa
     whole = train(tmp_path / "whole", 2 * STEPS, *options)
     train(tmp_path / "halves", STEPS, *options)
     halves = train(tmp_path / "halves", 2 * STEPS, *options)
-    found = [line for line in differences(whole, halves) if not any(word in line.split(":")[0] for word in TIMES_AND_EPOCHS)]
+    found = [
+        line for line in differences(whole, halves) if not any(word in line.split(":")[0] for word in TIMES_AND_EPOCHS)
+    ]
     assert not found, found[:20]
     lines = [json.loads(line) for line in (tmp_path / "halves" / "metrics.jsonl").read_text().splitlines()]
     assert [line["env_steps"] for line in lines] == [STEPS, 2 * STEPS]
@@ -119,7 +125,9 @@ def test_a_run_may_go_on_in_another_mode(tmp_path: Path) -> None:
 def test_the_comparison_sees_a_difference(tmp_path: Path) -> None:
     one = train(tmp_path / "one", STEPS)
     other = train(tmp_path / "other", STEPS, "seed=2")
-    assert any(line.startswith("/learner/weights") for line in differences(one["learner"], other["learner"], "/learner"))
+    assert any(
+        line.startswith("/learner/weights") for line in differences(one["learner"], other["learner"], "/learner")
+    )
 
 
 def test_environments_that_cannot_save_themselves_start_new_episodes_and_the_rest_goes_on(tmp_path: Path) -> None:
@@ -132,8 +140,21 @@ def test_environments_that_cannot_save_themselves_start_new_episodes_and_the_res
 
 
 def start(run_dir: Path, steps: int) -> subprocess.Popen:
-    command = [sys.executable, "-m", "cluster.train", "--preset", "debug", f"run_dir={run_dir}", f"total_env_steps={steps}"]
-    command += ["logging.interval_env_steps=1", "logging.console=plain", "logging.tensorboard=false", "checkpoint.interval_env_steps=0"]
+    command = [
+        sys.executable,
+        "-m",
+        "cluster.train",
+        "--preset",
+        "debug",
+        f"run_dir={run_dir}",
+        f"total_env_steps={steps}",
+    ]
+    command += [
+        "logging.interval_env_steps=1",
+        "logging.console=plain",
+        "logging.tensorboard=false",
+        "checkpoint.interval_env_steps=0",
+    ]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

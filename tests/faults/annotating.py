@@ -12,7 +12,12 @@ from cluster.run.directory import RunDirectory
 from cluster.wiring import build_pipeline
 from configs.loading import load_config
 
-SETTINGS = ("cluster.mode=local", "annotator.batch_size=8", "annotator.max_backoff_s=1", "reward_model.publish_interval_s=0.05")
+SETTINGS = (
+    "cluster.mode=local",
+    "annotator.batch_size=8",
+    "annotator.max_backoff_s=1",
+    "reward_model.publish_interval_s=0.05",
+)
 LIMIT_S = 60.0
 
 

@@ -24,7 +24,9 @@ class SpoiltService(annotation_pb2_grpc.AnnotationServicer):
     def __init__(self, rubric: Rubric) -> None:
         self.spoil: Callable[[Any], Any] | None = None
         self.num_spoilt = 0
-        self.judge: Judge = build_judge(ServiceConfig(engine="scripted", script="kill|destroy|level|stairs=0.9", store="memory"), rubric)
+        self.judge: Judge = build_judge(
+            ServiceConfig(engine="scripted", script="kill|destroy|level|stairs=0.9", store="memory"), rubric
+        )
         self._server = grpc.server(ThreadPoolExecutor(8))
         annotation_pb2_grpc.add_AnnotationServicer_to_server(self, self._server)
         self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
@@ -33,7 +35,10 @@ class SpoiltService(annotation_pb2_grpc.AnnotationServicer):
     def Annotate(self, request: annotation_pb2.AnnotateRequest, context: Any) -> annotation_pb2.AnnotateResponse:
         said = self.judge.describe()
         response = annotate_response(
-            self.judge.annotate(list(request.items)), list(request.items), rubric_hash=said.rubric_hash, fingerprint=said.fingerprint
+            self.judge.annotate(list(request.items)),
+            list(request.items),
+            rubric_hash=said.rubric_hash,
+            fingerprint=said.fingerprint,
         )
         if self.spoil is not None:
             self.num_spoilt += len(request.items)

@@ -33,7 +33,13 @@ class SmallCluster:
         }
         command = [sys.executable, "-m", "tests.faults.small_cluster", self.folder, str(num_cpus)]
         self._process = subprocess.Popen(
-            command, cwd=ROOT, env=self.environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            command,
+            cwd=ROOT,
+            env=self.environment,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )
         self._num_nodes = 1
         self.address = self._answer()

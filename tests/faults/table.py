@@ -84,16 +84,23 @@ def rows_of(document: str) -> list[Row]:
 def fault_tests(folder: Path = ROOT / "tests") -> list[str]:
     """Every test that is marked `faults`, itself or with its module, and records; nothing is imported."""
     return [
-        f"{path.relative_to(ROOT)}::{name}" for path in sorted(folder.rglob("test_*.py")) for name in _marked(ast.parse(path.read_text()))
+        f"{path.relative_to(ROOT)}::{name}"
+        for path in sorted(folder.rglob("test_*.py"))
+        for name in _marked(ast.parse(path.read_text()))
     ]
 
 
 def _marked(module: ast.Module) -> Iterator[str]:
     whole = any(
-        isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark" and _is_mark(node.value) for node in module.body
+        isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark" and _is_mark(node.value)
+        for node in module.body
     )
     for node in module.body:
-        if not isinstance(node, ast.FunctionDef) or not node.name.startswith("test_") or "record_recovery" not in ast.unparse(node):
+        if (
+            not isinstance(node, ast.FunctionDef)
+            or not node.name.startswith("test_")
+            or "record_recovery" not in ast.unparse(node)
+        ):
             continue
         if whole or any(map(_is_mark, node.decorator_list)):
             yield node.name

@@ -130,7 +130,9 @@ def test_where_no_checkpoint_is_left_the_run_is_refused_and_nothing_starts_over(
     assert "no checkpoint in" in error
     assert "repair or move the folder to start anew" in error
     assert (run_dir / "metrics.jsonl").read_bytes() == metrics
-    record_recovery("every checkpoint corrupt", "refused, with what is wrong with each; nothing starts over by itself", None)
+    record_recovery(
+        "every checkpoint corrupt", "refused, with what is wrong with each; nothing starts over by itself", None
+    )
 
 
 def read(file: Path) -> list[dict[str, Any]]:

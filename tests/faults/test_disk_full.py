@@ -33,7 +33,9 @@ def can_mount() -> bool:
         return False
 
 
-needs_namespace = pytest.mark.skipif(not can_mount(), reason="no user and mount namespaces for this user: no small file system to fill")
+needs_namespace = pytest.mark.skipif(
+    not can_mount(), reason="no user and mount namespaces for this user: no small file system to fill"
+)
 
 
 class Disk:
@@ -77,7 +79,19 @@ def start(mount: Path, log: Path) -> subprocess.Popen:
         "logging.console=plain",
         "logging.console_interval_s=0.5",
     ]
-    command = [*UNSHARE, "sh", "-c", MOUNT, str(mount), sys.executable, "-m", "cluster.train", "--preset", "debug", *settings]
+    command = [
+        *UNSHARE,
+        "sh",
+        "-c",
+        MOUNT,
+        str(mount),
+        sys.executable,
+        "-m",
+        "cluster.train",
+        "--preset",
+        "debug",
+        *settings,
+    ]
     with log.open("a") as output:
         return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
 
@@ -89,7 +103,9 @@ def steps_shown(log: Path) -> int:
 
 
 @needs_namespace
-def test_a_full_disk_costs_no_progress_and_never_the_last_good_checkpoint(tmp_path: Path, record_recovery: Callable[..., None]) -> None:
+def test_a_full_disk_costs_no_progress_and_never_the_last_good_checkpoint(
+    tmp_path: Path, record_recovery: Callable[..., None]
+) -> None:
     mount, log, copy = tmp_path / "disk", tmp_path / "output.txt", tmp_path / "copy"
     mount.mkdir()
     process = start(mount, log)
@@ -116,7 +132,9 @@ def test_a_full_disk_costs_no_progress_and_never_the_last_good_checkpoint(tmp_pa
         after = int(disk.latest().removeprefix("step_"))
         wait_until(lambda: int(disk.latest().removeprefix("step_")) > after, process, log)
         lines = [json.loads(line) for line in (disk.run / "metrics.jsonl").read_text().splitlines()]
-        assert [line["env_steps"] for line in lines] == [INTERVAL // 2 * n for n in range(1, len(lines) + 1)], "no metric line is lost"
+        assert [line["env_steps"] for line in lines] == [INTERVAL // 2 * n for n in range(1, len(lines) + 1)], (
+            "no metric line is lost"
+        )
         assert lines[-1]["checkpoints_failed"] >= 2
         assert lines[-1]["checkpoint_age_s"] < lines[-1]["time_s"]
         assert log.read_text().count("Traceback") <= 1, "at most one, of TensorBoard's own thread"
@@ -142,7 +160,9 @@ def test_a_disk_that_is_still_full_at_the_end_is_an_exit_code_and_the_last_good_
     try:
         wait_until(disk.latest, process, log)
         # A second process in the namespace, so that the file system outlives the run.
-        holder = subprocess.Popen(["nsenter", "-U", "-m", "--preserve-credentials", "-t", str(process.pid), "sleep", "1000"])
+        holder = subprocess.Popen(
+            ["nsenter", "-U", "-m", "--preserve-credentials", "-t", str(process.pid), "sleep", "1000"]
+        )
         survivor = Path(f"/proc/{holder.pid}/root{mount}/run/checkpoints")
         wait_until(lambda: (survivor / "latest").exists(), process, log)
         disk.fill()
@@ -161,5 +181,7 @@ def test_a_disk_that_is_still_full_at_the_end_is_an_exit_code_and_the_last_good_
         for child in (process, *([holder] if holder else [])):
             child.kill()
             child.wait()
-    holds = "exit code 1 and one line that says why; the last good checkpoint is whole, the same command continues from it"
+    holds = (
+        "exit code 1 and one line that says why; the last good checkpoint is whole, the same command continues from it"
+    )
     record_recovery("disk full when the run ends", holds, None)

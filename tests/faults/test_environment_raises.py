@@ -61,7 +61,11 @@ def test_only_the_rollout_of_the_environment_that_raised_is_lost(
     healthy = collect(make_worker(ONCE, which=-1), 3)
     broken = collect(make_worker(ONCE, which=BROKEN, at_step=at_step), 3)
     assert [rollout.lost for rollout, _ in broken] == [(BROKEN,), (), ()]
-    assert [rollout.num_steps for rollout, _ in broken] == [NUM_STEPS * (NUM_ENVS - 1), NUM_STEPS * NUM_ENVS, NUM_STEPS * NUM_ENVS]
+    assert [rollout.num_steps for rollout, _ in broken] == [
+        NUM_STEPS * (NUM_ENVS - 1),
+        NUM_STEPS * NUM_ENVS,
+        NUM_STEPS * NUM_ENVS,
+    ]
     first = broken[0][0]
     assert first.environment_errors == 1
     assert "the level could not be drawn" in first.environment_error
@@ -73,10 +77,14 @@ def test_only_the_rollout_of_the_environment_that_raised_is_lost(
             np.testing.assert_allclose(left, right, rtol=0, atol=1e-6 if name == "final_values" else 0, err_msg=name)
         for name, array in one.obs.items():
             np.testing.assert_array_equal(array[:, others], other.obs[name][:, others], err_msg=name)
-    record_recovery("an environment that raises", "it is rebuilt, its rollout dropped, all others are as without the fault", None)
+    record_recovery(
+        "an environment that raises", "it is rebuilt, its rollout dropped, all others are as without the fault", None
+    )
 
 
-def test_where_it_raised_an_episode_is_cut_and_the_next_begins_afresh(make_worker: Callable[..., RolloutWorker]) -> None:
+def test_where_it_raised_an_episode_is_cut_and_the_next_begins_afresh(
+    make_worker: Callable[..., RolloutWorker],
+) -> None:
     (first, report), (second, _) = collect(make_worker(ONCE, which=BROKEN, at_step=3), 2)
     assert first.truncated[3, BROKEN]
     assert not first.terminated[3, BROKEN]
@@ -89,7 +97,9 @@ def test_where_it_raised_an_episode_is_cut_and_the_next_begins_afresh(make_worke
     assert report.counts == shown, "captions of lost steps were seen all the same"
 
 
-def test_one_that_raises_as_it_starts_is_tried_again_and_then_is_the_workers_failure(make_worker: Callable[..., RolloutWorker]) -> None:
+def test_one_that_raises_as_it_starts_is_tried_again_and_then_is_the_workers_failure(
+    make_worker: Callable[..., RolloutWorker],
+) -> None:
     worker = make_worker(ONCE, which=BROKEN, in_reset=True)
     (rollout, _), *_ = collect(worker, 1)
     assert rollout.lost == ()
@@ -140,13 +150,17 @@ def test_nothing_of_a_lost_environment_reaches_the_weights() -> None:
     for name, array in expected.items():
         np.testing.assert_array_equal(weights[name], array)
     trained, _ = learn(whole)
-    assert any((trained[name] != expected[name]).any() for name in expected), "the control: those columns would have mattered"
+    assert any((trained[name] != expected[name]).any() for name in expected), (
+        "the control: those columns would have mattered"
+    )
     assert [array.shape[1] for array in intrinsic] == [4, 2], "episodes went on in all of them"
 
 
 def test_a_rollout_without_any_whole_environment_fills_no_batch_and_keeps_its_place() -> None:
     stream = RolloutStream(LearnerConfig(rollouts_per_batch=2))
-    rollouts = [random_rollout(sequence_number=n, policy_version=(1, 0), lost=(0, 1, 2) if n == 1 else ()) for n in range(3)]
+    rollouts = [
+        random_rollout(sequence_number=n, policy_version=(1, 0), lost=(0, 1, 2) if n == 1 else ()) for n in range(3)
+    ]
     assert stream.put(rollouts[0], (1, 0)) is None
     assert stream.put(rollouts[1], (1, 0)) is None
     batch = stream.put(rollouts[2], (1, 0))
@@ -155,7 +169,13 @@ def test_a_rollout_without_any_whole_environment_fills_no_batch_and_keeps_its_pl
 
 
 def test_a_run_counts_only_what_it_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = [f"run_dir={tmp_path}/run", FAULTY, "env.options={raise_chance: 0.004}", "env.max_episode_steps=40", "total_env_steps=8000"]
+    settings = [
+        f"run_dir={tmp_path}/run",
+        FAULTY,
+        "env.options={raise_chance: 0.004}",
+        "env.max_episode_steps=40",
+        "total_env_steps=8000",
+    ]
     small = [
         "policy.core=none",
         "policy.hidden_size=16",
@@ -180,7 +200,12 @@ def test_a_run_counts_only_what_it_trained_on(tmp_path: Path, capsys: pytest.Cap
 def test_an_environment_that_raises_all_the_time_ends_the_run_with_its_error(
     chance: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = [f"run_dir={tmp_path}/run", FAULTY, f"env.options={{raise_chance: {chance}}}", "logging.tensorboard=false"]
+    settings = [
+        f"run_dir={tmp_path}/run",
+        FAULTY,
+        f"env.options={{raise_chance: {chance}}}",
+        "logging.tensorboard=false",
+    ]
     assert launch(load_config(preset="debug", overrides=[*settings, "reward_model.name=none", "policy.core=none"])) == 1
     error = capsys.readouterr().err
     assert "environment 'Faulty-v0' raised OSError in step: the level could not be drawn" in error

@@ -60,7 +60,11 @@ def test_a_killed_learner_is_started_again_within_the_run(tmp_path: Path, record
         assert run.output().count("the learner failed: it was killed") == 2
         starts = json.loads((run.run_dir / "provenance.json").read_text())
         assert [start["run_epoch"] for start in starts] == [1, 2, 3]
-    record_recovery("kill -9 of the learner", "started again within the run from the last checkpoint, steps exact", round(recovery_s, 1))
+    record_recovery(
+        "kill -9 of the learner",
+        "started again within the run from the last checkpoint, steps exact",
+        round(recovery_s, 1),
+    )
 
 
 @pytest.mark.slow
@@ -121,20 +125,26 @@ def test_killed_while_it_writes_a_checkpoint_it_goes_on_from_the_last_complete_o
         assert not unfinished[0].exists()
         assert_continued(run)
     record_recovery(
-        "kill -9 of the learner while it writes a checkpoint", "the same command goes on from the last complete one", round(recovery_s, 1)
+        "kill -9 of the learner while it writes a checkpoint",
+        "the same command goes on from the last complete one",
+        round(recovery_s, 1),
     )
 
 
 @pytest.mark.slow
 def test_a_learner_that_fails_before_it_has_learnt_anything_does_not_loop(tmp_path: Path) -> None:
-    with toy_run(tmp_path, LONG, "learner.device=cuda:7" if not os.path.exists("/dev/nvidia0") else "learner.device=cuda:99") as run:
+    with toy_run(
+        tmp_path, LONG, "learner.device=cuda:7" if not os.path.exists("/dev/nvidia0") else "learner.device=cuda:99"
+    ) as run:
         assert run.process.wait(120) in (1, 2)
         assert "learner.device" in run.output()
         assert "started again" not in run.output()
 
 
 @pytest.mark.slow
-def test_a_killed_driver_leaves_no_process_and_the_same_command_resumes(tmp_path: Path, record_recovery: Callable[..., None]) -> None:
+def test_a_killed_driver_leaves_no_process_and_the_same_command_resumes(
+    tmp_path: Path, record_recovery: Callable[..., None]
+) -> None:
     with toy_run(tmp_path, LONG, "checkpoint.interval_env_steps=1000") as run:
         wait_until(lambda: (run.run_dir / "checkpoints" / "latest").exists(), run.process, run.log)
         orphans = [process for process in processes_of(run.run_dir) if process.pid != run.process.pid]

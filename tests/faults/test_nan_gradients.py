@@ -53,7 +53,9 @@ def test_poisoned_rollouts_leave_no_trace_in_what_is_learnt(record_recovery: Cal
     record_recovery("NaN or infinite gradients", holds, None)
 
 
-def test_a_run_whose_environment_pays_no_numbers_still_learns(tmp_path: Path, record_recovery: Callable[..., None]) -> None:
+def test_a_run_whose_environment_pays_no_numbers_still_learns(
+    tmp_path: Path, record_recovery: Callable[..., None]
+) -> None:
     settings = [
         f"run_dir={tmp_path / 'run'}",
         "total_env_steps=20000",

@@ -19,7 +19,9 @@ def on(cluster: SmallCluster) -> list[str]:
 
 
 @pytest.mark.slow
-def test_workers_join_with_a_node_and_a_lost_nodes_are_replaced_elsewhere(tmp_path: Path, record_recovery: Callable[..., None]) -> None:
+def test_workers_join_with_a_node_and_a_lost_nodes_are_replaced_elsewhere(
+    tmp_path: Path, record_recovery: Callable[..., None]
+) -> None:
     budget = ["cluster.max_worker_restarts=0", "cluster.min_workers=1", "total_env_steps=1000000000"]
     with (
         small_cluster(1) as cluster,  # room for the learner alone

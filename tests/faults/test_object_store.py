@@ -61,7 +61,9 @@ def own_bytes(run_dir: Path) -> int:
     return total
 
 
-def test_a_full_object_store_holds_the_workers_back_and_memory_stays_flat(tmp_path: Path, record_recovery: Callable[..., None]) -> None:
+def test_a_full_object_store_holds_the_workers_back_and_memory_stays_flat(
+    tmp_path: Path, record_recovery: Callable[..., None]
+) -> None:
     run_dir, log = tmp_path / "run", tmp_path / "output.txt"
     settings = (*SETTINGS, f"cluster.object_store_bytes={STORE}")
     subject = Subject(load_config(preset="nethack_score", overrides=[f"run_dir={run_dir}", *settings]))

@@ -44,12 +44,18 @@ def service_pids(run_dir: Path) -> set[int]:
 
 @pytest.mark.faults
 @pytest.mark.slow
-def test_a_killed_replica_comes_back_and_no_answered_caption_is_asked_twice(tmp_path: Path, record_recovery: Callable[..., None]) -> None:
+def test_a_killed_replica_comes_back_and_no_answered_caption_is_asked_twice(
+    tmp_path: Path, record_recovery: Callable[..., None]
+) -> None:
     run_dir, log = tmp_path / "run", tmp_path / "log"
     run = start_run(run_dir, log, *SETTINGS, "total_env_steps=1e9", f"service.store={tmp_path}/judgements.sqlite")
     stores = [tmp_path / f"judgements-{index}.sqlite" for index in range(2)]
     try:
-        wait_until(lambda: newest(run_dir, "annotation_replicas_up") == 2 and newest(run_dir, "annotations_total") >= 60, run, log)
+        wait_until(
+            lambda: newest(run_dir, "annotation_replicas_up") == 2 and newest(run_dir, "annotations_total") >= 60,
+            run,
+            log,
+        )
         replicas, services = actors_of(run_dir, "ReplicaActor"), service_pids(run_dir)
         assert len(replicas) == len(services) == 2
         victim = replicas[0]
@@ -64,7 +70,11 @@ def test_a_killed_replica_comes_back_and_no_answered_caption_is_asked_twice(tmp_
         wait_until(is_back, run, log)
         recovery_s = time.monotonic() - killed_at
         steps = newest(run_dir, "env_steps")
-        wait_until(lambda: newest(run_dir, "annotations_total") > answered + 60 and newest(run_dir, "env_steps") > steps, run, log)
+        wait_until(
+            lambda: newest(run_dir, "annotations_total") > answered + 60 and newest(run_dir, "env_steps") > steps,
+            run,
+            log,
+        )
         assert newest(run_dir, "annotator_up") == 1
         assert newest(run_dir, "service_restarts") == 1
         assert len(service_pids(run_dir)) == 2  # the dead actor's service went with it

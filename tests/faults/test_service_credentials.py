@@ -72,7 +72,10 @@ def said(address, credentials, kind):
 def annotates(address, credentials):
     client = AnnotationClient(address, RUBRIC, WAIT_S, credentials)
     try:
-        return [round(judgement.probability, 1) for judgement in client.annotate([b"you kill", b"a wall"])] == [0.9, 0.1]
+        return [round(judgement.probability, 1) for judgement in client.annotate([b"you kill", b"a wall"])] == [
+            0.9,
+            0.1,
+        ]
     finally:
         client.close()
 
@@ -80,7 +83,9 @@ def annotates(address, credentials):
 @pytest.mark.parametrize("client_ca", [False, True], ids=["token", "token and client certificate"])
 def test_a_run_with_the_right_credentials_gets_its_labels_and_writes_no_secret_down(serve, files, tmp_path, client_ca):
     service = serve(client_ca=client_ca)
-    run = Annotating(tmp_path, f"annotator.address={service.address}", *keys(files, files, files if client_ca else None))
+    run = Annotating(
+        tmp_path, f"annotator.address={service.address}", *keys(files, files, files if client_ca else None)
+    )
     try:
         run.report(TEXTS)
         run.wait_for_rewards(TEXTS)
@@ -98,13 +103,18 @@ def test_a_wrong_token_is_a_problem_in_one_line_and_asks_no_more(serve, files, o
     try:
         run.report(TEXTS)
         run.wait_until(lambda: run.pipeline.problem)
-        assert "UNAUTHENTICATED: got another token than this service's, wanted the one in its --token-file" in run.pipeline.problem
+        assert (
+            "UNAUTHENTICATED: got another token than this service's, wanted the one in its --token-file"
+            in run.pipeline.problem
+        )
         assert (run.figure("annotator_up"), run.figure("annotations_total")) == (0, 0)
         assert others.token.read_text().strip() not in run.pipeline.problem
     finally:
         run.close()
     assert annotates(service.address, load_client_credentials(str(files.ca), token_file=str(files.token)))
-    record_recovery("wrong token", "refused in one line, shown as the run's problem; training goes on without labels", None)
+    record_recovery(
+        "wrong token", "refused in one line, shown as the run's problem; training goes on without labels", None
+    )
 
 
 def test_no_token_opens_nothing_but_health(serve, files):
@@ -138,8 +148,16 @@ def test_certificates_that_do_not_fit_are_said_to_be_so_and_to_whom(serve, files
             ClientCredentials(),
             "hangs up on a connection without TLS: if it was started with --tls-cert, set annotator.tls_ca",
         ),
-        (service.address, ClientCredentials(other_ca), "not signed by the CA in annotator.tls_ca: give the ca.pem that belongs"),
-        (service.address, ClientCredentials(ca, server_name="elsewhere"), "does not name the host in annotator.address"),
+        (
+            service.address,
+            ClientCredentials(other_ca),
+            "not signed by the CA in annotator.tls_ca: give the ca.pem that belongs",
+        ),
+        (
+            service.address,
+            ClientCredentials(ca, server_name="elsewhere"),
+            "does not name the host in annotator.address",
+        ),
         (
             strict.address,
             ClientCredentials(ca),
@@ -151,7 +169,9 @@ def test_certificates_that_do_not_fit_are_said_to_be_so_and_to_whom(serve, files
     assert annotates(service.address, ClientCredentials(ca))
     assert annotates(strict.address, ClientCredentials(ca, *pair))
     record_recovery(
-        "TLS: no certificate, one of another CA, one of another host", "one line says which and what to do; nobody else is harmed", None
+        "TLS: no certificate, one of another CA, one of another host",
+        "one line says which and what to do; nobody else is harmed",
+        None,
     )
 
 
@@ -165,9 +185,13 @@ def test_tls_to_a_service_that_speaks_none_is_said_to_be_so(files):
         service.close()
 
 
-def test_a_certificate_that_expires_is_said_and_a_new_one_at_the_same_address_ends_it(serve, files, tmp_path, record_recovery):
+def test_a_certificate_that_expires_is_said_and_a_new_one_at_the_same_address_ends_it(
+    serve, files, tmp_path, record_recovery
+):
     short = make_credentials(tmp_path / "short", days=2.0 / 86_400)
-    service = RunningService(RUBRIC, access=AccessConfig(tls_cert=str(short.server_cert), tls_key=str(short.server_key)), script=SCRIPT)
+    service = RunningService(
+        RUBRIC, access=AccessConfig(tls_cert=str(short.server_cert), tls_key=str(short.server_key)), script=SCRIPT
+    )
     try:
         time.sleep(2.5)
         complaint = said(service.address, ClientCredentials(short.ca.read_bytes()), ServiceUnavailable)
@@ -175,7 +199,9 @@ def test_a_certificate_that_expires_is_said_and_a_new_one_at_the_same_address_en
     finally:
         service.close()
     with pytest.raises(ValueError, match=r"expired on .* UTC: make a new one"):
-        RunningService(RUBRIC, access=AccessConfig(tls_cert=str(short.server_cert), tls_key=str(short.server_key)), script=SCRIPT)
+        RunningService(
+            RUBRIC, access=AccessConfig(tls_cert=str(short.server_cert), tls_key=str(short.server_key)), script=SCRIPT
+        )
     record_recovery("TLS: an expired certificate", "one line says so; a service does not start with one", None)
 
 
@@ -186,7 +212,10 @@ def test_a_message_that_is_too_large_is_one_clear_line_and_others_are_served(ser
     other = AnnotationClient(service.address, RUBRIC, WAIT_S, credentials)
     try:
         assert other.annotate([b"you kill"])
-        with pytest.raises(AnnotationRefused, match=r"got a message of \d+ bytes, wanted at most 67108864: ask for fewer or shorter items"):
+        with pytest.raises(
+            AnnotationRefused,
+            match=r"got a message of \d+ bytes, wanted at most 67108864: ask for fewer or shorter items",
+        ):
             client.annotate([b"x" * (65 << 20)])
         with pytest.raises(AnnotationRefused, match="item 0 has 5000 bytes, at most 4096 are taken: shorten it"):
             client.annotate([b"x" * 5000])
@@ -201,5 +230,7 @@ def test_a_message_that_is_too_large_is_one_clear_line_and_others_are_served(ser
         client.close()
         other.close()
     record_recovery(
-        "an oversized message", "one line says how large it was and may be; the sender's next and everybody else's are served", None
+        "an oversized message",
+        "one line says how large it was and may be; the sender's next and everybody else's are served",
+        None,
     )

@@ -58,7 +58,9 @@ def unknown_status(response: AnnotateResponse) -> AnnotateResponse:
     return response
 
 
-@pytest.mark.parametrize("spoil", [one_less, one_more, not_a_number, no_probability, swapped, another_rubric, unknown_status])
+@pytest.mark.parametrize(
+    "spoil", [one_less, one_more, not_a_number, no_probability, swapped, another_rubric, unknown_status]
+)
 def test_garbage_never_becomes_a_label_and_is_counted(run, service, spoil, record_recovery):
     run.report(TEXTS[:8])
     run.wait_for_rewards(TEXTS[:8])
@@ -75,15 +77,23 @@ def test_garbage_never_becomes_a_label_and_is_counted(run, service, spoil, recor
     assert run.figure("annotations_rejected") == service.num_spoilt
     assert run.pipeline.problem is None
     name = spoil.__name__.replace("_", " ")
-    record_recovery(f"garbage judgements: {name}", "rejected and counted (annotations_rejected), never labels; asked again", recovery_s)
+    record_recovery(
+        f"garbage judgements: {name}",
+        "rejected and counted (annotations_rejected), never labels; asked again",
+        recovery_s,
+    )
 
 
-def test_another_model_behind_the_same_address_takes_the_place_of_the_former_with_all_its_labels(run, service, record_recovery):
+def test_another_model_behind_the_same_address_takes_the_place_of_the_former_with_all_its_labels(
+    run, service, record_recovery
+):
     run.report(TEXTS[:8])
     run.wait_for_rewards(TEXTS[:8])
     before = run.figure("annotations_total")
     old = service.judge
-    service.judge = build_judge(ServiceConfig(engine="scripted", script="wall=0.9", store="memory"), load_rubric("nethack_progress"))
+    service.judge = build_judge(
+        ServiceConfig(engine="scripted", script="wall=0.9", store="memory"), load_rubric("nethack_progress")
+    )
     old.close()
     described = run.pipeline._annotator.judge.fingerprint
     run.report(TEXTS)

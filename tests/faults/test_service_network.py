@@ -21,7 +21,9 @@ def cable(service):
 @pytest.fixture
 def run(cable, tmp_path):
     # The back-off of the defaults, so that what is measured is what a run shows.
-    made = Annotating(tmp_path, f"annotator.address={cable.address}", "annotator.max_backoff_s=30", "annotator.request_timeout_s=120")
+    made = Annotating(
+        tmp_path, f"annotator.address={cable.address}", "annotator.max_backoff_s=30", "annotator.request_timeout_s=120"
+    )
     yield made
     made.close()
 

@@ -34,7 +34,9 @@ def test_a_service_killed_in_the_midst_of_requests_is_started_again_and_no_capti
     run.wait_until(lambda: run.figure("annotations_total") >= 40)
     killed, before = run.pid, run.figure("annotations_total")
     os.kill(killed, signal.SIGKILL)
-    recovery_s = run.wait_until(lambda: run.figure("annotations_total") > before + 16)  # what was under way may have arrived
+    recovery_s = run.wait_until(
+        lambda: run.figure("annotations_total") > before + 16
+    )  # what was under way may have arrived
     run.wait_for_rewards(TEXTS)
     assert run.rewarded(TEXTS) == expected(TEXTS)
     assert run.figure("annotations_total") == len(TEXTS), "every caption answered once"
@@ -87,18 +89,29 @@ def test_a_service_stopped_for_a_moment_is_left_alone(annotate, record_recovery)
     time.sleep(3.0)  # the canaries that were under way have been counted
     assert (run.pid, run.figure("service_restarts")) == (pid, 0)
     assert run.figure("annotation_requests_failed") == 0
-    record_recovery("SIGSTOP of the annotation service, SIGCONT after 2 s", "it is neither restarted nor asked anything twice", recovery_s)
+    record_recovery(
+        "SIGSTOP of the annotation service, SIGCONT after 2 s",
+        "it is neither restarted nor asked anything twice",
+        recovery_s,
+    )
 
 
 def test_an_engine_that_hangs_in_a_batch_is_replaced_although_the_service_answers(annotate, record_recovery, caplog):
     # Ten times the patience is the deadline of one batch.
-    run = annotate("service.hang_timeout_s=1", "service.script_delay_s=3600", "annotator.batch_size=1", "annotator.request_timeout_s=60")
+    run = annotate(
+        "service.hang_timeout_s=1",
+        "service.script_delay_s=3600",
+        "annotator.batch_size=1",
+        "annotator.request_timeout_s=60",
+    )
     run.report(["a hang"])
     recovery_s = run.wait_until(lambda: run.figure("service_restarts") == 1)
     assert recovery_s > 10
     assert "the annotation service has been at one batch for 1" in caplog.text
     record_recovery(
-        "the judge's engine hangs in a batch (deadline 10 s here, 600 s by default)", "the service is killed and started again", recovery_s
+        "the judge's engine hangs in a batch (deadline 10 s here, 600 s by default)",
+        "the service is killed and started again",
+        recovery_s,
     )
 
 

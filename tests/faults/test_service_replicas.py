@@ -45,7 +45,9 @@ class Recorder:
 def replicas(tmp_path):
     made = []
     for name in ("a", "b"):
-        config = ServiceConfig(engine="scripted", script="kill=0.9", script_delay_s=0.003, store=str(tmp_path / f"{name}.sqlite"))
+        config = ServiceConfig(
+            engine="scripted", script="kill=0.9", script_delay_s=0.003, store=str(tmp_path / f"{name}.sqlite")
+        )
         made.append(ServiceProcess(config, "nethack_progress", tmp_path / f"{name}.log"))
     yield made
     for each in made:
@@ -58,10 +60,14 @@ def address_of(process):
     return process.address()
 
 
-def test_a_killed_replica_costs_no_caption_and_takes_its_captions_again_once_it_is_back(replicas, tmp_path, monkeypatch, record_recovery):
+def test_a_killed_replica_costs_no_caption_and_takes_its_captions_again_once_it_is_back(
+    replicas, tmp_path, monkeypatch, record_recovery
+):
     recorder = Recorder(monkeypatch)
     first, second = (address_of(replica) for replica in replicas)
-    run = Annotating(tmp_path, f"annotator.address={first},{second}", "annotator.batch_size=32", "annotator.max_in_flight=3")
+    run = Annotating(
+        tmp_path, f"annotator.address={first},{second}", "annotator.batch_size=32", "annotator.max_in_flight=3"
+    )
     try:
         run.report(TEXTS)
         run.wait_until(lambda: recorder.by(first) and recorder.by(second) and run.figure("annotations_total") >= 64)
@@ -85,7 +91,9 @@ def test_a_killed_replica_costs_no_caption_and_takes_its_captions_again_once_it_
         )
 
         replicas[1] = restarted(replicas[1], second, tmp_path)
-        mine = [text for text in captions(4000, 10_000) if rendezvous_order([first, second], text.encode())[0] == second]
+        mine = [
+            text for text in captions(4000, 10_000) if rendezvous_order([first, second], text.encode())[0] == second
+        ]
         fed = iter(mine)
 
         def is_back():
@@ -96,7 +104,11 @@ def test_a_killed_replica_costs_no_caption_and_takes_its_captions_again_once_it_
         asked = [text for _, text in recorder.answered]
         run.wait_for_rewards([text for text in mine if text in asked])
         assert max(recorder.asked.values()) == 2
-        record_recovery("a killed annotation replica comes back at its old address", "it is asked about its own captions again", return_s)
+        record_recovery(
+            "a killed annotation replica comes back at its old address",
+            "it is asked about its own captions again",
+            return_s,
+        )
     finally:
         run.close()
 
@@ -105,7 +117,9 @@ def restarted(process, address, tmp_path):
     """The replica once more, at the same address and with the same store."""
     process.close()
     port = int(address.rpartition(":")[2])
-    config = ServiceConfig(engine="scripted", script="kill=0.9", script_delay_s=0.003, store=str(tmp_path / "b.sqlite"), port=port)
+    config = ServiceConfig(
+        engine="scripted", script="kill=0.9", script_delay_s=0.003, store=str(tmp_path / "b.sqlite"), port=port
+    )
     again = ServiceProcess(config, "nethack_progress", tmp_path / "b.log")
     assert address_of(again) == address
     return again

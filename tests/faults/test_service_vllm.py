@@ -13,7 +13,13 @@ START_S = 400.0
 
 
 def test_a_killed_vllm_engine_costs_no_caption_and_not_the_service(tmp_path, record_recovery):
-    run = Annotating(tmp_path, "service.engine=vllm", "service.model=smollm2", "service.torch_threads=2", "annotator.request_timeout_s=300")
+    run = Annotating(
+        tmp_path,
+        "service.engine=vllm",
+        "service.model=smollm2",
+        "service.torch_threads=2",
+        "annotator.request_timeout_s=300",
+    )
     try:
         run.report(TEXTS[:8])
         run.wait_for_rewards(TEXTS[:8], START_S)

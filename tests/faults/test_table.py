@@ -10,7 +10,9 @@ from tests.faults import table
 
 def test_every_fault_test_has_a_row_and_every_row_a_test() -> None:
     tests = table.fault_tests()
-    assert "tests/faults/test_disk_full.py::test_a_full_disk_costs_no_progress_and_never_the_last_good_checkpoint" in tests
+    assert (
+        "tests/faults/test_disk_full.py::test_a_full_disk_costs_no_progress_and_never_the_last_good_checkpoint" in tests
+    )
     rows = table.rows_of(table.DOCUMENT.read_text())
     assert {row.test for row in rows} == set(tests), "run `make faults` and then `python -m tests.faults.table`"
     assert all(row.fault and row.recovery for row in rows)
@@ -18,7 +20,9 @@ def test_every_fault_test_has_a_row_and_every_row_a_test() -> None:
 
 def test_every_file_of_fault_tests_records_what_it_measured() -> None:
     marked = [
-        path for path in (table.ROOT / "tests").rglob("test_*.py") if "pytest.mark.faults" in path.read_text() and path != Path(__file__)
+        path
+        for path in (table.ROOT / "tests").rglob("test_*.py")
+        if "pytest.mark.faults" in path.read_text() and path != Path(__file__)
     ]
     recorded = {test.partition("::")[0] for test in table.fault_tests()}
     assert {str(path.relative_to(table.ROOT)) for path in marked} == recorded
@@ -51,7 +55,12 @@ def test_new_measurements_replace_old_ones_and_tests_that_are_gone_leave(documen
     assert text.startswith("Before.\n")
     assert text.endswith("\n\nAfter.\n")
     rows = [(row.fault, row.recovery) for row in table.rows_of(text)]
-    assert rows == [("another", "3.0 s"), ("kill / -9", "2.3 s"), ("stop", "nothing to recover"), ("unmeasured", table.NOT_RUN)]
+    assert rows == [
+        ("another", "3.0 s"),
+        ("kill / -9", "2.3 s"),
+        ("stop", "nothing to recover"),
+        ("unmeasured", table.NOT_RUN),
+    ]
     assert "second" in text
     assert table.main([str(tmp_path / "absent")]) == 1
     assert document.read_text() == text, "without a report nothing changes"

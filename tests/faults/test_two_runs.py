@@ -30,17 +30,24 @@ def try_second(run_dir: Path | str, *settings: str, cwd: Path = ROOT) -> subproc
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120, env=environment)
 
 
-def test_a_second_run_on_the_directory_is_refused_and_the_first_is_unharmed(tmp_path: Path, record_recovery: Callable[..., None]) -> None:
+def test_a_second_run_on_the_directory_is_refused_and_the_first_is_unharmed(
+    tmp_path: Path, record_recovery: Callable[..., None]
+) -> None:
     run_dir, log = tmp_path / "run", tmp_path / "output.txt"
     process = start_run(run_dir, log, *SETTINGS, preset="debug")
     again = None
     try:
         wait_until(lambda: (run_dir / "checkpoints" / "latest").exists(), process, log)
         (tmp_path / "link").symlink_to(run_dir)
-        kept = {name: (run_dir / name).read_bytes() for name in ("config.json", "run_epoch", "provenance.json", "run.lock")}
+        kept = {
+            name: (run_dir / name).read_bytes() for name in ("config.json", "run_epoch", "provenance.json", "run.lock")
+        }
         for name, settings in (
             (run_dir, ()),
-            (run_dir, ("cluster.mode=connect", "cluster.address=127.0.0.1:1")),  # as a job would: refused before a cluster is asked
+            (
+                run_dir,
+                ("cluster.mode=connect", "cluster.address=127.0.0.1:1"),
+            ),  # as a job would: refused before a cluster is asked
             (tmp_path / "link", ("cluster.mode=connect", "cluster.address=127.0.0.1:1")),
         ):
             second = try_second(name, *settings)

@@ -48,14 +48,18 @@ def test_whatever_befalls_a_worker_it_is_replaced_and_no_partial_rollout_is_trai
             record_recovery(description, holds, round(recovery_s, 1))
         assert run.stop() == 0, run.output()
         run.assert_steps_are_exact()
-        assert run.output().count("is replaced") == 2, "a death and a hang are told once each, the other hangs are counted"
+        assert run.output().count("is replaced") == 2, (
+            "a death and a hang are told once each, the other hangs are counted"
+        )
         assert "it was killed, or exited at once" in run.output()
         assert f"no rollout within cluster.worker_timeout_s = {TIMEOUT_S} s" in run.output()
 
 
 @pytest.mark.slow
 def test_a_crash_loop_ends_the_run_and_says_why(tmp_path: Path, record_recovery: Callable[..., None]) -> None:
-    with toy_run(tmp_path, "env.options={abort_chance: 1.0}", "cluster.max_worker_restarts=1", "actors.num_workers=1") as run:
+    with toy_run(
+        tmp_path, "env.options={abort_chance: 1.0}", "cluster.max_worker_restarts=1", "actors.num_workers=1"
+    ) as run:
         assert run.process.wait(120) == 1
         output = run.output()
         assert "crashed in native code: Aborted" in output
@@ -64,12 +68,16 @@ def test_a_crash_loop_ends_the_run_and_says_why(tmp_path: Path, record_recovery:
         assert output.count("is replaced") == 1
         assert not lines(run.run_dir)
     record_recovery(
-        "an environment that aborts its process every time", "the run ends with exit code 1, saying what crashed and where", None
+        "an environment that aborts its process every time",
+        "the run ends with exit code 1, saying what crashed and where",
+        None,
     )
 
 
 @pytest.mark.slow
-def test_the_task_is_learnt_though_workers_are_killed_every_few_seconds(tmp_path: Path, record_recovery: Callable[..., None]) -> None:
+def test_the_task_is_learnt_though_workers_are_killed_every_few_seconds(
+    tmp_path: Path, record_recovery: Callable[..., None]
+) -> None:
     assert_who_learns_nothing_does_not_solve_it(tmp_path / "control")
     with toy_run(tmp_path / "killed", *learning_settings(), "total_env_steps=1000000000") as run:
         wait_until(lambda: run.last_line().get("workers_running") == 2, run.process, run.log)
@@ -86,7 +94,9 @@ def test_the_task_is_learnt_though_workers_are_killed_every_few_seconds(tmp_path
         assert run.last_line()["episode_return_extrinsic_mean"] > 0.9
         for line in lines(run.run_dir):
             assert line["env_steps"] == 16 * 20 * line["learner_updates"]
-    record_recovery(f"a worker killed every 2 to 6 s for 2 minutes, {kills} in all", "the toy task is learnt, steps exact", None)
+    record_recovery(
+        f"a worker killed every 2 to 6 s for 2 minutes, {kills} in all", "the toy task is learnt, steps exact", None
+    )
 
 
 @pytest.mark.slow
@@ -95,7 +105,9 @@ def test_the_task_is_learnt_though_the_environment_crashes_and_stalls_at_random(
 ) -> None:
     assert_who_learns_nothing_does_not_solve_it(tmp_path / "control")
     faults = "env.options={length: 6, raise_chance: 0.002, stall_chance: 0.0001, abort_chance: 0.0001}"
-    with toy_run(tmp_path / "faulty", *learning_settings(), faults, "cluster.worker_timeout_s=5", "total_env_steps=36000") as run:
+    with toy_run(
+        tmp_path / "faulty", *learning_settings(), faults, "cluster.worker_timeout_s=5", "total_env_steps=36000"
+    ) as run:
         assert run.process.wait(280) == 0, run.output()
         last = run.last_line()
         assert last["environment_errors"] > 20

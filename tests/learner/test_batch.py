@@ -9,7 +9,10 @@ CPU = torch.device("cpu")
 
 
 def test_joining_keeps_every_step_in_its_environments_column() -> None:
-    first, second = random_rollout(num_envs=2, seed=1, read_only=True), random_rollout(num_envs=3, seed=2, read_only=True)
+    first, second = (
+        random_rollout(num_envs=2, seed=1, read_only=True),
+        random_rollout(num_envs=3, seed=2, read_only=True),
+    )
     batch = BatchBuffers(CPU).join([first, second])  # a warning about read-only memory would be an error here
     for name in ("actions", "behaviour_logits", "behaviour_values", "terminated", "truncated"):
         joined = getattr(batch, name)

@@ -72,7 +72,9 @@ def assert_same(got, wanted):
         assert got == wanted or (math.isnan(got) and math.isnan(wanted))
 
 
-@pytest.mark.parametrize("leaf", [*TENSORS, *ARRAYS, *JSON_VALUES], ids=lambda leaf: f"{type(leaf).__name__}-{getattr(leaf, 'dtype', '')}")
+@pytest.mark.parametrize(
+    "leaf", [*TENSORS, *ARRAYS, *JSON_VALUES], ids=lambda leaf: f"{type(leaf).__name__}-{getattr(leaf, 'dtype', '')}"
+)
 def test_every_kind_of_leaf_comes_back_equal_in_type_dtype_shape_and_value(tmp_path, leaf):
     state = {"learner": {"nested": {"leaf": leaf, "list": [leaf, "x"]}}, "loop": leaf}
     path = save_checkpoint(tmp_path, 5, state, keep=1)

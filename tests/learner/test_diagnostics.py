@@ -19,13 +19,19 @@ def test_information_is_the_mean_divergence_from_the_mean_policy() -> None:
     torch.manual_seed(0)
     logits = torch.randn(6, 5, 3, dtype=torch.float64)
     pi = logits.softmax(-1).reshape(-1, 3)
-    assert state_information(logits).item() == pytest.approx((pi * (pi / pi.mean(0)).log()).sum(-1).mean().item(), rel=1e-5)
+    assert state_information(logits).item() == pytest.approx(
+        (pi * (pi / pi.mean(0)).log()).sum(-1).mean().item(), rel=1e-5
+    )
 
 
 def test_the_divergence_of_two_policies_has_a_direction() -> None:
     before, after = torch.log(torch.tensor([[0.5, 0.5]])), torch.log(torch.tensor([[0.9, 0.1]]))
-    assert mean_kl(before, after).item() == pytest.approx(0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1), rel=1e-5)
-    assert mean_kl(after, before).item() == pytest.approx(0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5), rel=1e-5)
+    assert mean_kl(before, after).item() == pytest.approx(
+        0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1), rel=1e-5
+    )
+    assert mean_kl(after, before).item() == pytest.approx(
+        0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5), rel=1e-5
+    )
 
 
 def test_a_cores_dead_and_saturated_units_are_told_apart() -> None:

@@ -79,7 +79,8 @@ def test_rollouts_that_are_dropped_move_the_ledger_on() -> None:
 def test_the_stream_tells_of_every_rollout_that_it_drops_for_its_age_and_of_no_other() -> None:
     told: list[int] = []
     stream = RolloutStream(
-        LearnerConfig(max_policy_lag=2, rollouts_per_batch=2), on_stale=lambda rollout: told.append(rollout.sequence_number)
+        LearnerConfig(max_policy_lag=2, rollouts_per_batch=2),
+        on_stale=lambda rollout: told.append(rollout.sequence_number),
     )
 
     def put(number: int, made_at: int, now: int, epoch: int = 1) -> list[int] | None:
@@ -101,19 +102,27 @@ def test_the_stream_tells_of_every_rollout_that_it_drops_for_its_age_and_of_no_o
 
 def test_what_waits_at_the_end_of_an_epoch_moves_the_ledger_on() -> None:
     told: list[int] = []
-    stream = RolloutStream(LearnerConfig(rollouts_per_batch=3), on_stale=lambda rollout: told.append(rollout.sequence_number))
+    stream = RolloutStream(
+        LearnerConfig(rollouts_per_batch=3), on_stale=lambda rollout: told.append(rollout.sequence_number)
+    )
     for number in range(2):
         assert stream.put(random_rollout(sequence_number=number, policy_version=(1, 0)), (1, 0)) is None
     stream.drop_waiting()
     stream.drop_waiting()
     assert told == [0, 1]
     assert stream.metrics()["rollouts_dropped_stale"] == 0
-    assert stream.put(random_rollout(sequence_number=2, policy_version=(1, 0)), (1, 0)) is None, "what was dropped is in no batch"
+    assert stream.put(random_rollout(sequence_number=2, policy_version=(1, 0)), (1, 0)) is None, (
+        "what was dropped is in no batch"
+    )
 
 
 def test_a_worker_that_begins_anew_has_been_paid_for_nothing() -> None:
     first = random_rollout(
-        1, 1, caption_ids=np.array([[11]], np.uint64), terminated=np.zeros((1, 1), bool), truncated=np.zeros((1, 1), bool)
+        1,
+        1,
+        caption_ids=np.array([[11]], np.uint64),
+        terminated=np.zeros((1, 1), bool),
+        truncated=np.zeros((1, 1), bool),
     )
     mixer = RewardMixer(CONFIG)
     assert mixer.mix([first], TABLE).intrinsic[0, 0] > 0
@@ -132,7 +141,9 @@ def test_ledger_and_cap_survive_a_checkpoint_exactly(share: float, tmp_path) -> 
     path = save_checkpoint(tmp_path, 1, {"rewards": first.state_dict()}, keep=1)
     resumed.load_state_dict(load_checkpoint(path)["rewards"])
     for rollout in rollouts[5:]:
-        again = dataclasses.replace(rollout, worker_id="0.2")  # the next epoch's name of the same worker, whose episodes go on
+        again = dataclasses.replace(
+            rollout, worker_id="0.2"
+        )  # the next epoch's name of the same worker, whose episodes go on
         np.testing.assert_array_equal(resumed.mix([again], TABLE).total, whole.mix([rollout], TABLE).total)
         assert resumed.intrinsic_scale == whole.intrinsic_scale
 
@@ -200,7 +211,8 @@ def test_the_cap_is_its_formula_and_scales_intrinsic_reward_alone() -> None:
 def test_before_the_first_success_exploration_is_not_capped(every_step: float) -> None:
     """A penalty for every step is none."""
     rollouts = [
-        dataclasses.replace(r, extrinsic_rewards=np.full_like(r.extrinsic_rewards, every_step)) for r in rollouts_of("0.1", 10, seed=7)
+        dataclasses.replace(r, extrinsic_rewards=np.full_like(r.extrinsic_rewards, every_step))
+        for r in rollouts_of("0.1", 10, seed=7)
     ]
     mixer = RewardMixer(dataclasses.replace(CONFIG, max_intrinsic_share=0.01))
     for rollout in rollouts:
@@ -212,13 +224,21 @@ def test_rare_success_sets_the_scale_by_what_a_success_is_worth_not_by_how_rare_
     ends = np.ones((1, 100), bool)
     mixer = RewardMixer(RewardConfig(extrinsic_coefficient=1.0, intrinsic_coefficient=1.0, max_intrinsic_share=0.5))
     base = random_rollout(
-        1, 100, caption_ids=np.full((1, 100), 11, np.uint64), caption_counts=np.ones((1, 100), np.int32), terminated=ends, truncated=~ends
+        1,
+        100,
+        caption_ids=np.full((1, 100), 11, np.uint64),
+        caption_counts=np.ones((1, 100), np.int32),
+        terminated=ends,
+        truncated=~ends,
     )
     for number in range(20):
         extrinsic = np.zeros((1, 100), np.float32)
         extrinsic[0, 0] = 0.5 if number == 3 else 0.0
         mixer.mix(
-            [dataclasses.replace(base, extrinsic_rewards=extrinsic, sequence_number=number)], RewardTable.build(IDS, np.ones(4), (0, 1))
+            [dataclasses.replace(base, extrinsic_rewards=extrinsic, sequence_number=number)],
+            RewardTable.build(IDS, np.ones(4), (0, 1)),
         )
-    assert mixer.intrinsic_scale == pytest.approx(0.5), "half of the total of an episode that succeeds, though 1 in 2,000 does"
+    assert mixer.intrinsic_scale == pytest.approx(0.5), (
+        "half of the total of an episode that succeeds, though 1 in 2,000 does"
+    )
     assert math.isfinite(mixer.intrinsic_scale)

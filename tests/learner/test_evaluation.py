@@ -43,7 +43,10 @@ def make(config: EnvConfig, num_envs: int) -> VectorEnvironment:
 
 
 def episodes_of(returns: dict[tuple[int, int], float], **info: float) -> Episodes:
-    return {game: EpisodeStatistics(episode_return=value, length=5, terminated=True, info=dict(info)) for game, value in returns.items()}
+    return {
+        game: EpisodeStatistics(episode_return=value, length=5, terminated=True, info=dict(info))
+        for game, value in returns.items()
+    }
 
 
 def test_every_environment_plays_the_same_episodes() -> None:
@@ -51,12 +54,16 @@ def test_every_environment_plays_the_same_episodes() -> None:
     player = Walker(3)
     episodes = play(env, player, 4)
     assert sorted(episodes) == [(i, n) for i in range(3) for n in range(4)]
-    assert {(episode.episode_return, episode.length, episode.info["success"]) for episode in episodes.values()} == {(1.0, 3, 1.0)}
+    assert {(episode.episode_return, episode.length, episode.info["success"]) for episode in episodes.values()} == {
+        (1.0, 3, 1.0)
+    }
     assert len(player.restarts) == 12
     env.close()
 
 
-@pytest.mark.parametrize("config", [dataclasses.replace(CORRIDOR, options={"slip": 0.4}), EnvConfig(max_episode_steps=30)])
+@pytest.mark.parametrize(
+    "config", [dataclasses.replace(CORRIDOR, options={"slip": 0.4}), EnvConfig(max_episode_steps=30)]
+)
 def test_a_game_is_the_same_whatever_is_played_beside_it(config: EnvConfig) -> None:
     class Beside(Walker):
         def act(self, obs, counted):
@@ -83,7 +90,9 @@ def test_an_environment_that_raises_loses_its_episode_and_disturbs_no_other(at_s
     def played(which: int) -> tuple[Episodes, list[int]]:
         OnceBroken.made = 0
         config = EnvConfig(
-            id="tests.faults.faulty_environments:OnceBroken-v0", max_episode_steps=40, options={"which": which, "at_step": at_step}
+            id="tests.faults.faulty_environments:OnceBroken-v0",
+            max_episode_steps=40,
+            options={"which": which, "at_step": at_step},
         )
         env, player = make(config, 3), Walker(3)
         episodes = play(env, player, 4)
@@ -116,7 +125,10 @@ def test_in_netHack_all_running_episodes_are_lost_together(monkeypatch: pytest.M
 
 
 def test_play_ends_where_every_episode_is_lost() -> None:
-    env = make(EnvConfig(id="tests.faults.faulty_environments:Faulty-v0", max_episode_steps=9, options={"raise_chance": 1.0}), 2)
+    env = make(
+        EnvConfig(id="tests.faults.faulty_environments:Faulty-v0", max_episode_steps=9, options={"raise_chance": 1.0}),
+        2,
+    )
     assert play(env, Walker(2), 3) == {}
     env.close()
 
@@ -125,7 +137,9 @@ def test_intervals_hold_the_mean_and_shrink_with_episodes() -> None:
     def interval(n: int, name: str) -> float:
         rng = np.random.default_rng(0)
         episodes = {
-            (0, i): EpisodeStatistics(episode_return=float(rng.normal()), length=5, terminated=True, info={"success": float(i % 4 == 0)})
+            (0, i): EpisodeStatistics(
+                episode_return=float(rng.normal()), length=5, terminated=True, info={"success": float(i % 4 == 0)}
+            )
             for i in range(n)
         }
         estimate = summarise(episodes)[name]
@@ -159,7 +173,9 @@ def test_the_blind_player_draws_with_the_given_frequencies() -> None:
 def test_differences_are_of_pairs_and_only_of_games_that_both_have_finished() -> None:
     rng = np.random.default_rng(0)
     hard = {(i, n): float(rng.normal(scale=100)) for i in range(10) for n in range(4)}
-    better = episodes_of({game: value + 1 + 0.1 * float(rng.normal()) for game, value in hard.items() if game != (3, 1)}, depth=2.0)
+    better = episodes_of(
+        {game: value + 1 + 0.1 * float(rng.normal()) for game, value in hard.items() if game != (3, 1)}, depth=2.0
+    )
     found = differences(better, episodes_of(hard, success=1.0) | episodes_of({(99, 0): 1e9}))
     assert sorted(found) == ["length", "return"], "what both say of their episodes"
     assert 0.9 < found["return"].low < found["return"].mean < found["return"].high < 1.1
@@ -186,7 +202,9 @@ def test_a_policys_player_sums_up_its_distributions_where_episodes_count() -> No
 
 
 @pytest.mark.parametrize("core", ["lstm", "none"])
-def test_a_policys_player_acts_alike_however_much_it_keeps_of_its_encodings(core: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_policys_player_acts_alike_however_much_it_keeps_of_its_encodings(
+    core: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def played(cached_steps: int) -> Episodes:
         monkeypatch.setattr("learner.evaluation.CACHED_STEPS", cached_steps)
         env = make(EnvConfig(max_episode_steps=15), 3)
@@ -224,7 +242,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_eval_sets_a_trained_policy_beside_a_blind_and_a_random_one(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_sets_a_trained_policy_beside_a_blind_and_a_random_one(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([str(trained), "--episodes", "40", "--envs", "8", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["episodes"] == 40
@@ -250,11 +270,15 @@ def test_a_finished_run_says_how_its_policy_plays(trained: Path) -> None:
     assert evaluation["policy"]["success"]["low"] > evaluation["random"]["success"]["high"]
 
 
-def test_within_a_time_the_same_whole_games_are_counted_for_all_players(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_within_a_time_the_same_whole_games_are_counted_for_all_players(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [0.0]  # a clock that every step moves on by a tenth of a second
     step = Corridor.step
     monkeypatch.setattr("cluster.verbs.evaluate.time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(Corridor, "step", lambda self, action: (now.__setitem__(0, now[0] + 0.1), step(self, action))[1])
+    monkeypatch.setattr(
+        Corridor, "step", lambda self, action: (now.__setitem__(0, now[0] + 0.1), step(self, action))[1]
+    )
     whole = evaluate(str(trained), episodes=12, num_envs=4, seed=0, seconds=10_000, say=lambda text: None)
     assert whole["episodes"] == 12
     assert whole["episodes_lost"] == {"policy": 0, "blind": 0, "random": 0}
@@ -267,7 +291,9 @@ def test_within_a_time_the_same_whole_games_are_counted_for_all_players(trained:
         evaluate(str(trained), episodes=12, num_envs=4, seed=0, seconds=all_s / 20, say=lambda text: None)
 
 
-def test_evals_table_shows_players_differences_and_information(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evals_table_shows_players_differences_and_information(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([str(trained), "--episodes", "4", "--envs", "2"]) == 0
     output = capsys.readouterr().out
     assert all(word in output for word in ("policy", "blind", "random", "success", "policy - blind", "nats"))

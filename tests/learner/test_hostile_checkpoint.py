@@ -42,7 +42,9 @@ def name_a_file(name: str) -> Callable[[Path], None]:
         secret = b'"what lies elsewhere"'
         (path.parent.parent / "secret.json").write_bytes(secret)
         entry = {"bytes": len(secret), "xxh3_128": xxhash.xxh3_128_hexdigest(secret)}
-        edit_manifest(path, lambda manifest: manifest["files"].update({name.replace("{root}", str(path.parent.parent)): entry}))
+        edit_manifest(
+            path, lambda manifest: manifest["files"].update({name.replace("{root}", str(path.parent.parent)): entry})
+        )
 
     return attack
 
@@ -146,7 +148,9 @@ def test_the_attacks_start_from_a_checkpoint_that_is_read(checkpoint: Path) -> N
     assert load_checkpoint(checkpoint) == {"learner": {"step": 3}}
 
 
-@pytest.mark.parametrize("name", ["../elsewhere/step_9", "{root}/elsewhere/step_9", "..", "", "step_9/../../elsewhere/step_9", "x" * 1000])
+@pytest.mark.parametrize(
+    "name", ["../elsewhere/step_9", "{root}/elsewhere/step_9", "..", "", "step_9/../../elsewhere/step_9", "x" * 1000]
+)
 def test_latest_names_nothing_outside_its_directory(checkpoint: Path, name: str) -> None:
     save_checkpoint(checkpoint.parent.parent / "elsewhere", 9, state_of(9), keep=1)
     (checkpoint.parent / "latest").write_text(name.replace("{root}", str(checkpoint.parent.parent)))
@@ -186,10 +190,14 @@ def test_a_save_that_could_not_be_read_again_is_refused(tmp_path: Path, monkeypa
         save_checkpoint(tmp_path, 1, {"learner": {"text": "x" * 200}}, keep=1)
 
 
-def test_the_directories_that_lead_to_the_first_checkpoint_are_made_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_directories_that_lead_to_the_first_checkpoint_are_made_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     synced = []
     real = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda number: (synced.append(os.readlink(f"/proc/self/fd/{number}")), real(number))[1])
+    monkeypatch.setattr(
+        os, "fsync", lambda number: (synced.append(os.readlink(f"/proc/self/fd/{number}")), real(number))[1]
+    )
     path = save_checkpoint(tmp_path / "run" / "checkpoints", 1, state_of(1), keep=1)
     order = [synced.index(str(folder)) for folder in (tmp_path, path.parent)]
     assert order == sorted(order)

@@ -120,5 +120,7 @@ def test_the_loss_equals_its_formula_in_plain_floats() -> None:
 
 def test_equal_advantages_are_normalised_to_zero_and_not_to_infinity() -> None:
     ratios = torch.ones(SHAPE, requires_grad=True)
-    loss, _ = loss_of(LearnerConfig(entropy_coefficient=0.0, value_coefficient=0.0), ratios=ratios, advantages=torch.full(SHAPE, 7.0))
+    loss, _ = loss_of(
+        LearnerConfig(entropy_coefficient=0.0, value_coefficient=0.0), ratios=ratios, advantages=torch.full(SHAPE, 7.0)
+    )
     assert loss.item() == 0.0

@@ -33,7 +33,11 @@ else:
 
 
 def page_faults(memory: str, thread: str) -> int:
-    return int(subprocess.run([sys.executable, "-c", PROGRAM, memory, thread], cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    return int(
+        subprocess.run(
+            [sys.executable, "-c", PROGRAM, memory, thread], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+    )
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is of glibc's allocator")

@@ -14,7 +14,11 @@ TABLE = RewardTable.build(np.array([KILL, DEATH], np.uint64), np.array([1.0, 0.5
 
 
 def mix(
-    captions: list[int], *, counts: list[int] | None = None, extrinsic: list[float] | None = None, config: RewardConfig = NO_EXTRINSIC
+    captions: list[int],
+    *,
+    counts: list[int] | None = None,
+    extrinsic: list[float] | None = None,
+    config: RewardConfig = NO_EXTRINSIC,
 ) -> MixedRewards:
     """One environment's rewards; [T, 1]."""
     return mix_rewards(
@@ -43,7 +47,9 @@ def test_an_unknown_caption_earns_nothing_and_is_counted() -> None:
     assert rewards.unknown_fraction == 0.5
 
 
-@pytest.mark.parametrize(("beta", "wanted"), [(3.0, [1.0, 1 / 8, 1 / 27]), (0.5, [1.0, 2**-0.5, 3**-0.5]), (0.0, [1.0, 1.0, 1.0])])
+@pytest.mark.parametrize(
+    ("beta", "wanted"), [(3.0, [1.0, 1 / 8, 1 / 27]), (0.5, [1.0, 2**-0.5, 3**-0.5]), (0.0, [1.0, 1.0, 1.0])]
+)
 def test_the_nth_occurrence_in_an_episode_earns_one_nth_to_the_beta(beta: float, wanted: list[float]) -> None:
     rewards = mix([KILL, KILL, KILL], counts=[1, 2, 3], config=dataclasses.replace(NO_EXTRINSIC, count_exponent=beta))
     assert rewards.intrinsic[:, 0].tolist() == pytest.approx(wanted)
@@ -54,7 +60,9 @@ def test_large_counts_do_not_overflow() -> None:
 
 
 def test_the_environments_reward_is_scaled_then_clipped_then_weighted() -> None:
-    config = RewardConfig(extrinsic_coefficient=0.1, intrinsic_coefficient=0.4, extrinsic_scale=2.0, extrinsic_clip=10.0)
+    config = RewardConfig(
+        extrinsic_coefficient=0.1, intrinsic_coefficient=0.4, extrinsic_scale=2.0, extrinsic_clip=10.0
+    )
     rewards = mix([KILL, 0, 0, 0], extrinsic=[1.0, 4.0, 50.0, -50.0], config=config)
     assert rewards.total[:, 0].tolist() == pytest.approx([0.1 * 2 + 0.4, 0.1 * 8, 0.1 * 10, -0.1 * 10])
     assert rewards.intrinsic[:, 0].tolist() == pytest.approx([0.4, 0.0, 0.0, 0.0])

@@ -16,17 +16,35 @@ from learner import update
 from learner.checkpoint import load_latest, save_checkpoint
 from learner.update import Learner
 from reward_models.table import RewardTable
-from tests.learner.toy_rollouts import RECALL_SPEC, RIGHT, SMALL_POLICY, WRONG, RecallGame, at_version, random_rollout, success_rate
+from tests.learner.toy_rollouts import (
+    RECALL_SPEC,
+    RIGHT,
+    SMALL_POLICY,
+    WRONG,
+    RecallGame,
+    at_version,
+    random_rollout,
+    success_rate,
+)
 
 FAST = LearnerConfig(
-    learning_rate=3e-3, gamma=0.9, epochs=1, minibatches=1, trace_lambda=1.0, normalize_returns=False, precision="fp32", device="cpu"
+    learning_rate=3e-3,
+    gamma=0.9,
+    epochs=1,
+    minibatches=1,
+    trace_lambda=1.0,
+    normalize_returns=False,
+    precision="fp32",
+    device="cpu",
 )
 INTRINSIC_ONLY = RewardConfig(extrinsic_coefficient=0.0, intrinsic_coefficient=1.0)
 KNOWN = np.array([RIGHT, WRONG], np.uint64)
 TABLE = RewardTable.build(KNOWN, np.array([1.0, 0.0]), (0, 1))
 
 
-def make_learner(config: LearnerConfig = FAST, *, policy: PolicyConfig = SMALL_POLICY, run_epoch: int = 0, seed: int = 1) -> Learner:
+def make_learner(
+    config: LearnerConfig = FAST, *, policy: PolicyConfig = SMALL_POLICY, run_epoch: int = 0, seed: int = 1
+) -> Learner:
     return Learner(RECALL_SPEC, policy, config, INTRINSIC_ONLY, run_epoch=run_epoch, seed=seed)
 
 
@@ -41,7 +59,10 @@ def train(learner: Learner, game: RecallGame, table: RewardTable, num_updates: i
 
 
 def step_n(learner: Learner, seeds: range) -> list[dict[str, float]]:
-    return [learner.step([random_rollout(seed=seed, policy_version=learner.policy_version)], TABLE).metrics for seed in seeds]
+    return [
+        learner.step([random_rollout(seed=seed, policy_version=learner.policy_version)], TABLE).metrics
+        for seed in seeds
+    ]
 
 
 def assert_same(left: Any, right: Any) -> None:
@@ -142,7 +163,9 @@ def test_several_passes_are_one_version_and_go_further_than_one() -> None:
 def test_targets_are_computed_once_per_batch_by_the_net_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
     real = update.vtrace_targets
-    monkeypatch.setattr(update, "vtrace_targets", lambda **inputs: seen.append(inputs["values"].clone()) or real(**inputs))
+    monkeypatch.setattr(
+        update, "vtrace_targets", lambda **inputs: seen.append(inputs["values"].clone()) or real(**inputs)
+    )
     learner, rollout = make_learner(dataclasses.replace(FAST, epochs=3, minibatches=2)), random_rollout(num_envs=4)
     with torch.no_grad():
         core_state = {name: torch.from_numpy(array) for name, array in rollout.core_state.items()}
@@ -188,11 +211,19 @@ def test_values_of_large_rewards_are_learnt_in_their_own_units(normalize_returns
 
 
 EVERYTHING = dataclasses.replace(
-    FAST, epochs=2, minibatches=2, trace_lambda=0.9, normalize_returns=True, final_learning_rate_fraction=0.5, entropy_coefficient=0.01
+    FAST,
+    epochs=2,
+    minibatches=2,
+    trace_lambda=0.9,
+    normalize_returns=True,
+    final_learning_rate_fraction=0.5,
+    entropy_coefficient=0.01,
 )
 
 
-@pytest.mark.parametrize("config", [dataclasses.replace(FAST, precision="fp32"), dataclasses.replace(FAST, precision="bf16"), EVERYTHING])
+@pytest.mark.parametrize(
+    "config", [dataclasses.replace(FAST, precision="fp32"), dataclasses.replace(FAST, precision="bf16"), EVERYTHING]
+)
 def test_resuming_continues_bit_for_bit_in_a_new_epoch(config: LearnerConfig) -> None:
     straight, first = make_learner(config), make_learner(config)
     straight_metrics = step_n(straight, range(6))
@@ -212,14 +243,18 @@ def test_a_resumed_policy_gives_the_outputs_that_were_saved(core: str, tmp_path:
     net = PolicyNet(RECALL_SPEC, policy)
     core_state = {name: tensor.numpy() for name, tensor in net.initial_state(3).items()}
     make = lambda epoch, seed: Learner(RECALL_SPEC, policy, EVERYTHING, rewarded, run_epoch=epoch, seed=seed)  # noqa: E731
-    learn = lambda seed: learner.step([random_rollout(seed=seed, policy_version=learner.policy_version, core_state=core_state)], TABLE)  # noqa: E731
+    learn = lambda seed: learner.step(
+        [random_rollout(seed=seed, policy_version=learner.policy_version, core_state=core_state)], TABLE
+    )  # noqa: E731
 
     def played(snapshot: PolicySnapshot) -> np.ndarray:
         """Logits and values that a worker acts by over some steps."""
         inference = BatchedInference(net, RECALL_SPEC, 3, ActorsConfig(precision="fp32"))
         inference.load(snapshot)
         with inference.rollout(4):
-            return np.stack([np.column_stack(inference.step({"sign": sign})) for sign in random_rollout(seed=9).obs["sign"][:4]])
+            return np.stack(
+                [np.column_stack(inference.step({"sign": sign})) for sign in random_rollout(seed=9).obs["sign"][:4]]
+            )
 
     learner = make(0, 1)
     for seed in range(3):
@@ -236,8 +271,12 @@ def test_a_resumed_policy_gives_the_outputs_that_were_saved(core: str, tmp_path:
 
 
 @pytest.mark.parametrize(("resumed_in", "is_told"), [("fp32", False), ("bf16", True)])
-def test_a_run_that_goes_on_in_other_numbers_says_so(caplog: pytest.LogCaptureFixture, resumed_in: str, is_told: bool) -> None:
-    make_learner(dataclasses.replace(FAST, precision=resumed_in), run_epoch=1).load_state_dict(make_learner().state_dict())
+def test_a_run_that_goes_on_in_other_numbers_says_so(
+    caplog: pytest.LogCaptureFixture, resumed_in: str, is_told: bool
+) -> None:
+    make_learner(dataclasses.replace(FAST, precision=resumed_in), run_epoch=1).load_state_dict(
+        make_learner().state_dict()
+    )
     assert ("computed in fp32 so far and goes on in bf16" in caplog.text) == is_told
 
 
@@ -274,12 +313,19 @@ def test_another_networks_state_is_refused() -> None:
 def test_a_step_reports_each_rollouts_lag_and_intrinsic_rewards() -> None:
     learner = make_learner()
     step_n(learner, range(4))
-    rollouts = [random_rollout(num_envs=2, seed=1, policy_version=(0, 4)), random_rollout(num_envs=3, seed=2, policy_version=(0, 1))]
+    rollouts = [
+        random_rollout(num_envs=2, seed=1, policy_version=(0, 4)),
+        random_rollout(num_envs=3, seed=2, policy_version=(0, 1)),
+    ]
     result = learner.step(rollouts, TABLE)
     assert result.lags == [0, 3]
     for rollout, intrinsic in zip(rollouts, result.intrinsic, strict=True):
-        np.testing.assert_allclose(intrinsic, (rollout.caption_ids == RIGHT) / rollout.caption_counts.astype(np.float64) ** 3, rtol=1e-6)
-    assert result.metrics["intrinsic_reward_mean"] == pytest.approx(np.mean(np.concatenate([i.ravel() for i in result.intrinsic])))
+        np.testing.assert_allclose(
+            intrinsic, (rollout.caption_ids == RIGHT) / rollout.caption_counts.astype(np.float64) ** 3, rtol=1e-6
+        )
+    assert result.metrics["intrinsic_reward_mean"] == pytest.approx(
+        np.mean(np.concatenate([i.ravel() for i in result.intrinsic]))
+    )
     assert result.metrics["intrinsic_unknown_fraction"] == 0.0
 
 
@@ -298,7 +344,9 @@ def test_the_rollouts_end_is_worth_what_the_learners_own_net_says() -> None:
     value, last_value = output.values.numpy()
     on_policy = dataclasses.replace(rollout, behaviour_logits=output.logits[:1].numpy(), behaviour_values=value[None])
     result = learner.step([on_policy], TABLE)
-    assert result.metrics["value_loss"] == pytest.approx(np.mean((result.intrinsic[0][0] + 0.9 * last_value - value) ** 2), rel=1e-4)
+    assert result.metrics["value_loss"] == pytest.approx(
+        np.mean((result.intrinsic[0][0] + 0.9 * last_value - value) ** 2), rel=1e-4
+    )
 
 
 def test_gradients_are_scaled_to_the_norm_limit() -> None:
@@ -319,7 +367,9 @@ def test_weights_move_by_adam_with_the_configured_rate_decays_and_epsilon() -> N
     for name, entry in moments.items():
         gradient = entry["exp_avg"] / (1 - 0.7)
         np.testing.assert_allclose(entry["exp_avg_sq"], (1 - 0.95) * gradient**2, rtol=1e-3, atol=1e-12)
-        step = 0.01 * gradient / (np.abs(gradient) + 0.003)  # bias-corrected, the first step's moments are the gradient and its square
+        step = (
+            0.01 * gradient / (np.abs(gradient) + 0.003)
+        )  # bias-corrected, the first step's moments are the gradient and its square
         np.testing.assert_allclose(after[name], before[name] - step, rtol=1e-4, atol=1e-6)
 
 

@@ -31,7 +31,9 @@ def by_the_formula(
     arguments: dict[str, torch.Tensor], *, rho_clip: float, c_clip: float, trace_lambda: float, rho_weighted: bool
 ) -> VtraceTargets:
     """vs = V + sum over t of gamma^(t-s) (product of lambda c) delta, up to the episode's or the rollout's end (IMPALA eq. 1, remark 2)."""
-    ratios, rewards, values, next_values, terminated, truncated, final_values = (tensor.tolist() for tensor in arguments.values())
+    ratios, rewards, values, next_values, terminated, truncated, final_values = (
+        tensor.tolist() for tensor in arguments.values()
+    )
     num_steps, num_envs = len(values), len(values[0])
 
     def done(t: int, b: int) -> bool:
@@ -45,7 +47,9 @@ def by_the_formula(
         terms = []
         for t in range(s, last + 1):
             delta = min(rho_clip, ratios[t][b]) * (rewards[t][b] + GAMMA * value_after(t, b) - values[t][b])
-            terms.append(GAMMA ** (t - s) * math.prod(trace_lambda * min(c_clip, ratios[i][b]) for i in range(s, t)) * delta)
+            terms.append(
+                GAMMA ** (t - s) * math.prod(trace_lambda * min(c_clip, ratios[i][b]) for i in range(s, t)) * delta
+            )
         return values[s][b] + math.fsum(terms)
 
     def advantage(s: int, b: int) -> float:
@@ -56,7 +60,10 @@ def by_the_formula(
         return weight * (rewards[s][b] + GAMMA * after - values[s][b])
 
     return VtraceTargets(
-        *(torch.tensor([[f(t, b) for b in range(num_envs)] for t in range(num_steps)], dtype=torch.float64) for f in (vs, advantage))
+        *(
+            torch.tensor([[f(t, b) for b in range(num_envs)] for t in range(num_steps)], dtype=torch.float64)
+            for f in (vs, advantage)
+        )
     )
 
 

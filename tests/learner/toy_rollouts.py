@@ -20,7 +20,9 @@ RECALL_SPEC = EnvironmentSpec(
 )
 
 
-def random_rollout(num_steps: int = 5, num_envs: int = 3, *, seed: int = 0, read_only: bool = False, **changes: Any) -> Rollout:
+def random_rollout(
+    num_steps: int = 5, num_envs: int = 3, *, seed: int = 0, read_only: bool = False, **changes: Any
+) -> Rollout:
     """A well-formed rollout of `RECALL_SPEC` with episode ends of both kinds; `changes` replace fields."""
     rng = np.random.default_rng(seed)
     shape = (num_steps, num_envs)
@@ -37,7 +39,9 @@ def random_rollout(num_steps: int = 5, num_envs: int = 3, *, seed: int = 0, read
         "truncated": truncated,
         "caption_ids": rng.choice(np.array([0, RIGHT, WRONG], np.uint64), shape),
         "caption_counts": rng.integers(1, 4, shape).astype(np.int32),
-        "core_state": {name: rng.normal(size=(num_envs, SMALL_POLICY.core_size)).astype(np.float32) for name in ("h", "c")},
+        "core_state": {
+            name: rng.normal(size=(num_envs, SMALL_POLICY.core_size)).astype(np.float32) for name in ("h", "c")
+        },
         "policy_version": (0, 0),
         "worker_id": "0.0",
         "sequence_number": 0,
@@ -47,7 +51,11 @@ def random_rollout(num_steps: int = 5, num_envs: int = 3, *, seed: int = 0, read
     }
     fields |= changes
     if read_only:
-        for array in [*fields["obs"].values(), *fields["core_state"].values(), *(a for a in fields.values() if isinstance(a, np.ndarray))]:
+        for array in [
+            *fields["obs"].values(),
+            *fields["core_state"].values(),
+            *(a for a in fields.values() if isinstance(a, np.ndarray)),
+        ]:
             array.flags.writeable = False
     return Rollout(**fields)
 
@@ -73,7 +81,9 @@ class RecallGame:
         """T steps of every game."""
         load_snapshot(self._net, snapshot)
         core_state = {name: tensor.numpy().copy() for name, tensor in self._core.items()}
-        columns: dict[str, list[np.ndarray]] = {name: [] for name in ("obs", "actions", "logits", "values", "terminated", "captions")}
+        columns: dict[str, list[np.ndarray]] = {
+            name: [] for name in ("obs", "actions", "logits", "values", "terminated", "captions")
+        }
         for _ in range(num_steps):
             sign = self._sign()
             logits, values, self._core = self._net.step({"sign": torch.from_numpy(sign)}, self._core)
@@ -84,7 +94,9 @@ class RecallGame:
             self._cue = np.where(over, self._rng.integers(0, NUM_CUES, len(over)), self._cue)
             for tensor in self._core.values():
                 tensor[torch.from_numpy(over)] = 0.0
-            for name, array in zip(columns, (sign, actions, logits.numpy(), values.numpy(), over, captions), strict=True):
+            for name, array in zip(
+                columns, (sign, actions, logits.numpy(), values.numpy(), over, captions), strict=True
+            ):
                 columns[name].append(array)
         stacked = {name: np.stack(arrays) for name, arrays in columns.items() if name != "obs"}
         shape = stacked["actions"].shape

@@ -75,7 +75,9 @@ class FakeEndpoint:
         return 200, {"choices": [self._choice(body, is_chat, 0 if self.ignores_logprobs else asked)]}
 
     def _choice(self, body: dict[str, Any], is_chat: bool, asked: int) -> dict[str, Any]:
-        prompt = [turn for turn in body["messages"] if turn["role"] == "user"][-1]["content"] if is_chat else body["prompt"]
+        prompt = (
+            [turn for turn in body["messages"] if turn["role"] == "user"][-1]["content"] if is_chat else body["prompt"]
+        )
         top = self.top or self._probabilities(prompt)
         said = self.text if self.text is not None else max(top, key=lambda token: top[token])
         tokens = {token: math.log(p) for token, p in sorted(top.items(), key=lambda item: -item[1])[:asked]}
@@ -123,7 +125,10 @@ class FakeEndpoint:
                     self.close_connection = True
                     return
                 if endpoint.key and self.headers["Authorization"] != f"Bearer {endpoint.key}":
-                    status, text = 401, json.dumps({"error": {"message": f"Incorrect key: {self.headers['Authorization']}"}})
+                    status, text = (
+                        401,
+                        json.dumps({"error": {"message": f"Incorrect key: {self.headers['Authorization']}"}}),
+                    )
                 elif failure:
                     status, headers, text = failure
                 else:
@@ -147,7 +152,13 @@ def engines_of(endpoint: FakeEndpoint, default: Rubric) -> Iterator[Callable[...
     engines = []
 
     def make(rubric: Rubric = default, **settings: Any) -> OpenAIEngine:
-        given = {"engine": "openai", "model": MODEL, "endpoint": endpoint.url, "endpoint_key_env": "TEST_KEY", "engine_timeout_s": 10.0}
+        given = {
+            "engine": "openai",
+            "model": MODEL,
+            "endpoint": endpoint.url,
+            "endpoint_key_env": "TEST_KEY",
+            "engine_timeout_s": 10.0,
+        }
         engines.append(OpenAIEngine(ServiceConfig(**given | settings), rubric))
         return engines[-1]
 

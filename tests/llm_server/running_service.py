@@ -29,7 +29,9 @@ class RunningService:
             self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
             on_serving: Callable[[Judge], None] = lambda judge: self._served.set()  # noqa: E731
             given = {} if access is None else {"access": access}
-            await serve(config, rubric, build, on_listening=address.set_result, on_serving=on_serving, stop=self._stop, **given)
+            await serve(
+                config, rubric, build, on_listening=address.set_result, on_serving=on_serving, stop=self._stop, **given
+            )
 
         def run() -> None:
             try:
@@ -38,7 +40,9 @@ class RunningService:
                 if not address.done():
                     address.set_exception(error)
 
-        self._thread = threading.Thread(target=run, daemon=True)  # a test that fails must not keep the others from ending
+        self._thread = threading.Thread(
+            target=run, daemon=True
+        )  # a test that fails must not keep the others from ending
         self._thread.start()
         self.address = address.result(WAIT_S)
         assert self._served.wait(WAIT_S)

@@ -64,7 +64,9 @@ def probe(port, timeout_s):
 def settings(folder, *behaviours, **changes):
     command = [sys.executable, "-S", "-c", PROGRAM]
     quick = {"probe": probe, "probe_timeout_s": 10.0, "first_backoff_s": 0.01, "start_timeout_s": WAIT_S}
-    return ChildSettings(name="the server", command=lambda port: [*command, str(port), str(folder), *behaviours], **quick | changes)
+    return ChildSettings(
+        name="the server", command=lambda port: [*command, str(port), str(folder), *behaviours], **quick | changes
+    )
 
 
 @pytest.fixture
@@ -156,7 +158,9 @@ def test_one_that_is_killed_with_its_guard_is_replaced_and_leaves_nothing(start,
 
 def test_one_that_never_answered_is_given_up_with_its_first_error_in_one_line(start, tmp_path):
     server = start("crash", max_first_starts=2)
-    with pytest.raises(ValueError, match=r"^the server ended with exit code 1: pydantic\.ValueError: 1 problem: no such weights: x$"):
+    with pytest.raises(
+        ValueError, match=r"^the server ended with exit code 1: pydantic\.ValueError: 1 problem: no such weights: x$"
+    ):
         server.wait_until_up(WAIT_S)
     assert len((tmp_path / "starts").read_text().splitlines()) == 2
 
@@ -190,14 +194,20 @@ def test_while_none_is_up_the_wait_ends_with_the_reason(start):
     first = server.wait_until_up(WAIT_S)
     ask(first, b"0")
     wait_until(lambda: server.pid is None)
-    with pytest.raises(RuntimeError, match=r"the server is down: ended with exit code 0: .*; it is being started again"):
+    with pytest.raises(
+        RuntimeError, match=r"the server is down: ended with exit code 0: .*; it is being started again"
+    ):
         server.wait_until_up(0.01)
 
 
 def test_a_program_that_does_not_exist_is_one_clear_line(tmp_path):
-    nowhere = ChildSettings(name="the server", command=lambda port: ["/no/such/program"], probe=probe, first_backoff_s=0.01)
+    nowhere = ChildSettings(
+        name="the server", command=lambda port: ["/no/such/program"], probe=probe, first_backoff_s=0.01
+    )
     server = ChildServer(nowhere)
-    with pytest.raises(ValueError, match=re.escape("exit code 127: /no/such/program cannot be run: [Errno 2] No such file")):
+    with pytest.raises(
+        ValueError, match=re.escape("exit code 127: /no/such/program cannot be run: [Errno 2] No such file")
+    ):
         server.wait_until_up(WAIT_S)
     server.close()
 
@@ -231,7 +241,9 @@ def test_it_dies_with_its_parent_even_when_that_is_killed(tmp_path):
         "input()\n"
     )
     root = Path(__file__).parents[2]
-    with subprocess.Popen([sys.executable, "-c", code], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as parent:
         assert parent.stdout.readline() == b"up\n"
         parent.kill()
     scratch = assert_nothing_is_left(tmp_path)

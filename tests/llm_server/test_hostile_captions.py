@@ -79,7 +79,9 @@ def test_a_pair_stays_two_lines_of_the_prompt(tokenizer, rubric, item, is_first)
     assert not special_ids(tokenizer) & set(own)
     assert tokenizer.decode(own).count("\n") == tokenizer.decode(harmless).count("\n")
     separator = f"\n{rubric.pairs.second_label} "
-    assert tokenizer.decode(own).strip() == (f"{text}{separator}{HARMLESS}" if is_first else f"{HARMLESS}{separator}{text}")
+    assert tokenizer.decode(own).strip() == (
+        f"{text}{separator}{HARMLESS}" if is_first else f"{HARMLESS}{separator}{text}"
+    )
 
 
 def test_every_special_token_of_the_model_is_read_as_plain_text(tokenizer, rubric):

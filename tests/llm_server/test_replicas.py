@@ -49,11 +49,16 @@ class ReplicaClient(FakeClient):
     def describe(self):
         self._service.describes += 1
         self._service.fail()
-        return dataclasses.replace(super().describe(), fingerprint=self._service.model, model=self._service.model, forward_passes=5)
+        return dataclasses.replace(
+            super().describe(), fingerprint=self._service.model, model=self._service.model, forward_passes=5
+        )
 
     def annotate_pairs(self, pairs):
         self._service.fail()
-        return [PairJudgement(status=Status.OK, preference=len(a) / 100, answer_mass=1.0, position_bias=0.0) for a, _ in pairs]
+        return [
+            PairJudgement(status=Status.OK, preference=len(a) / 100, answer_mass=1.0, position_bias=0.0)
+            for a, _ in pairs
+        ]
 
     def embed(self, items):
         self._service.fail()
@@ -101,7 +106,9 @@ def texts(items):
 def test_answers_come_in_the_order_asked_from_the_replica_that_each_item_prefers(made):
     services = {name: Replica() for name in ("a", "b", "c")}
     client = made(services)[1]()
-    assert [(j.status, j.probability) for j in client.annotate(ITEMS)] == [(Status.OK, judge(t).probability) for t in texts(ITEMS)]
+    assert [(j.status, j.probability) for j in client.annotate(ITEMS)] == [
+        (Status.OK, judge(t).probability) for t in texts(ITEMS)
+    ]
     for name, service in services.items():
         wanted = [item for item in ITEMS if rendezvous_order(list(services), item)[0] == name]
         assert service.requests == [texts(wanted)]
@@ -185,14 +192,18 @@ def test_what_was_answered_is_not_asked_again_although_the_rest_of_the_batch_fai
     assert set(asked.values()) == {1}
     assert len(asked) == len(ITEMS)
     again.annotate(ITEMS[:1])
-    assert Counter(text for service in services.values() for text in service.answered)[texts(ITEMS)[0]] == 2, "kept once, not for ever"
+    assert Counter(text for service in services.values() for text in service.answered)[texts(ITEMS)[0]] == 2, (
+        "kept once, not for ever"
+    )
 
 
 def test_replicas_that_judge_otherwise_are_refused_at_the_start(made):
     services = {name: Replica() for name in ("a", "b")}
     services["b"].model = "another"
     client = made(services)[1]()
-    with pytest.raises(AnnotationRefused, match=r"judges with \w+ \(fake, weights \w+\), wanted .* start both with the same model"):
+    with pytest.raises(
+        AnnotationRefused, match=r"judges with \w+ \(fake, weights \w+\), wanted .* start both with the same model"
+    ):
         client.describe()
 
 
@@ -320,8 +331,12 @@ def test_an_annotator_loses_no_caption_and_asks_none_twice_while_replicas_come_a
     _, make = made(services)
     captions = [f"kill {n}" for n in range(2000)]
     book = CaptionBook(10_000, 1000)
-    book.take_report({caption_id(text): text for text in captions}, {caption_id(text): 1 for text in captions}, "0.a", 0, 1)
-    annotator = Annotator(make, CaptionQuestions(book), AnnotatorConfig(batch_size=32, max_in_flight=3, max_backoff_s=0.1))
+    book.take_report(
+        {caption_id(text): text for text in captions}, {caption_id(text): 1 for text in captions}, "0.a", 0, 1
+    )
+    annotator = Annotator(
+        make, CaptionQuestions(book), AnnotatorConfig(batch_size=32, max_in_flight=3, max_backoff_s=0.1)
+    )
     annotator.start()
     labels = []
     try:

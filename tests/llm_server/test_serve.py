@@ -23,7 +23,10 @@ def start(tmp_path):
 
     def start(*arguments):
         process = subprocess.Popen(
-            command(f"--address-file={tmp_path / 'address'}", *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command(f"--address-file={tmp_path / 'address'}", *arguments),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         started.append(process)
         return process, process.stdout.readline(), tmp_path / "address"
@@ -42,7 +45,10 @@ def start(tmp_path):
         (["--model=/no/such/folder"], "model folder '/no/such/folder' does not exist"),
         (["--engine=scripted", "--host=0.0.0.0"], "--insecure-listen-anywhere"),
         (["--engine=scripted", "--port=70000"], "--port: got 70000, wanted 0 to 65535"),
-        (["--engine=scripted", "--store=/proc/no/such.sqlite"], "judgement store '/proc/no/such.sqlite' cannot be opened"),
+        (
+            ["--engine=scripted", "--store=/proc/no/such.sqlite"],
+            "judgement store '/proc/no/such.sqlite' cannot be opened",
+        ),
     ],
 )
 def test_what_is_wrong_is_one_line_and_exit_code_2(arguments, complaint):
@@ -85,7 +91,9 @@ def test_it_ends_at_once_while_the_model_is_loading(start):
     process, first_line, _ = start("--model=smollm2")
     assert "loading smollm2" in first_line
     maps = Path(f"/proc/{process.pid}/maps")
-    while "model.safetensors" not in maps.read_text():  # in the midst of it: ended in the ordinary way, the interpreter would abort
+    while (
+        "model.safetensors" not in maps.read_text()
+    ):  # in the midst of it: ended in the ordinary way, the interpreter would abort
         time.sleep(0.01)
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)

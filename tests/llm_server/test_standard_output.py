@@ -22,7 +22,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @contextlib.contextmanager
-def output(monkeypatch: pytest.MonkeyPatch, number: int, buffering: int = -1, encoding: str = "utf-8") -> Iterator[None]:
+def output(
+    monkeypatch: pytest.MonkeyPatch, number: int, buffering: int = -1, encoding: str = "utf-8"
+) -> Iterator[None]:
     """Standard output is descriptor `number`."""
     with contextlib.suppress(BrokenPipeError), open(number, "w", buffering=buffering, encoding=encoding) as stream:
         monkeypatch.setattr(sys, "stdout", stream)
@@ -57,7 +59,8 @@ def talk(code: int, *, may_be_lost: bool = False) -> int:
 
 @pytest.mark.parametrize("buffering", [1, 8192], ids=["line by line", "in blocks"])
 @pytest.mark.parametrize(
-    ("lost", "code", "code_of_a_result"), [(abandoned_pipe, 0, 0), (closed_terminal, 0, 0), (full_disk, 0, 1), (full_disk, 3, 3)]
+    ("lost", "code", "code_of_a_result"),
+    [(abandoned_pipe, 0, 0), (closed_terminal, 0, 0), (full_disk, 0, 1), (full_disk, 3, 3)],
 )
 def test_output_that_is_lost_ends_nothing(
     lost: Callable[[], int],
@@ -75,7 +78,9 @@ def test_output_that_is_lost_ends_nothing(
             assert guarded(lambda may_be_lost=may_be_lost: talk(code, may_be_lost=may_be_lost)) == (
                 code if may_be_lost else code_of_a_result
             )
-        assert [record.getMessage() for record in caplog.records if "cannot be written any more" in record.getMessage()] != []
+        assert [
+            record.getMessage() for record in caplog.records if "cannot be written any more" in record.getMessage()
+        ] != []
         assert len(caplog.records) == 1, "it is said once"
     assert ("No space left" in capsys.readouterr().err) == (lost is full_disk)
 
@@ -103,8 +108,14 @@ def test_help_that_is_lost_is_said_too(given: int | None, code: int, monkeypatch
     assert caught.value.code == code
 
 
-def test_characters_that_cannot_be_shown_are_shown_by_their_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for encoding, shown in (("ascii", r"\u2192 \xe9 \udcff"), ("latin-1", "\\u2192 é \\udcff"), ("utf-8", "→ é \\udcff")):
+def test_characters_that_cannot_be_shown_are_shown_by_their_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for encoding, shown in (
+        ("ascii", r"\u2192 \xe9 \udcff"),
+        ("latin-1", "\\u2192 é \\udcff"),
+        ("utf-8", "→ é \\udcff"),
+    ):
         file = os.open(tmp_path / encoding, os.O_WRONLY | os.O_CREAT)
         with output(monkeypatch, file, encoding=encoding):
             assert guarded(lambda: print("→ é \udcff") or 0) == 0

@@ -33,7 +33,9 @@ UNPARSED = Judgement(status=Status.UNPARSED, probability=math.nan, answer_mass=0
 
 
 def test_judgements_come_back_as_they_were_sent():
-    back = judgements_of(AnnotateResponse.FromString(annotate_response([OK, UNPARSED], ITEMS).SerializeToString()), ITEMS)
+    back = judgements_of(
+        AnnotateResponse.FromString(annotate_response([OK, UNPARSED], ITEMS).SerializeToString()), ITEMS
+    )
     assert back[0] == OK
     assert repr(back[1]) == repr(UNPARSED)
 
@@ -108,8 +110,12 @@ def test_the_generated_code_is_not_stale(tmp_path):
     stub = (ROOT / "llm_server" / "annotation_pb2_grpc.py").read_text()
     fields = (ROOT / "llm_server" / "annotation_pb2.pyi").read_text()
     is_stale = fresh != FileDescriptorProto.FromString(DESCRIPTOR.serialized_pb)
-    is_stale |= not all(f"/{fresh.package}.{service.name}/{m.name}'" in stub for service in fresh.service for m in service.method)
-    is_stale |= not all(re.search(rf"^    {field.name}: ", fields, re.MULTILINE) for m in fresh.message_type for field in m.field)
+    is_stale |= not all(
+        f"/{fresh.package}.{service.name}/{m.name}'" in stub for service in fresh.service for m in service.method
+    )
+    is_stale |= not all(
+        re.search(rf"^    {field.name}: ", fields, re.MULTILINE) for m in fresh.message_type for field in m.field
+    )
     assert not is_stale, f"annotation.proto has changed: run `{command}`"
 
 
@@ -119,8 +125,14 @@ def test_the_declared_ranges_leave_out_what_the_generated_code_refuses():
         for requirement in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
         if requirement.startswith(("grpcio>", "protobuf>"))
     )
-    grpc_version = re.search(r"GRPC_GENERATED_VERSION = '([\d.]+)'", (ROOT / "llm_server/annotation_pb2_grpc.py").read_text())
-    protobuf_version = re.search(r"# Protobuf Python Version: ([\d.]+)", (ROOT / "llm_server/annotation_pb2.py").read_text())
+    grpc_version = re.search(
+        r"GRPC_GENERATED_VERSION = '([\d.]+)'", (ROOT / "llm_server/annotation_pb2_grpc.py").read_text()
+    )
+    protobuf_version = re.search(
+        r"# Protobuf Python Version: ([\d.]+)", (ROOT / "llm_server/annotation_pb2.py").read_text()
+    )
     for package, generated in (("grpcio", grpc_version), ("protobuf", protobuf_version)):
-        wanted, given = ([int(part) for part in version.split(".")] for version in (generated.group(1), declared[package]))
+        wanted, given = (
+            [int(part) for part in version.split(".")] for version in (generated.group(1), declared[package])
+        )
         assert given >= wanted, f"the generated code needs {package}>={generated.group(1)}; say so in pyproject.toml"

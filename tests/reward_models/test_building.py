@@ -64,9 +64,25 @@ def test_a_new_model_is_a_file_and_a_line(tmp_path: Path) -> None:
     text = building.read_text()
     line = "CountsModel, NoneModel)\n"
     assert line in text
-    building.write_text(text.replace(line, "CountsModel, NoneModel, __import__('reward_models.short').short.ShortModel)\n"))
-    settings = ["env.id=toy_environments:Corridor-v0", "total_env_steps=1024", "actors.envs_per_worker=4", "logging.tensorboard=false"]
-    command = [sys.executable, "-m", "cluster.train", "--preset", "debug", "reward_model.name=short", "run_dir=run", *settings]
+    building.write_text(
+        text.replace(line, "CountsModel, NoneModel, __import__('reward_models.short').short.ShortModel)\n")
+    )
+    settings = [
+        "env.id=toy_environments:Corridor-v0",
+        "total_env_steps=1024",
+        "actors.envs_per_worker=4",
+        "logging.tensorboard=false",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "cluster.train",
+        "--preset",
+        "debug",
+        "reward_model.name=short",
+        "run_dir=run",
+        *settings,
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "reward model short" in done.stdout

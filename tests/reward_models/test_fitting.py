@@ -19,7 +19,9 @@ BAD = [f"The {monster} {verb}." for verb in ("bites you", "misses", "hits you") 
 
 def labels(texts: list[str], probability: float) -> list[JudgedCaption]:
     return [
-        JudgedCaption(caption=caption_of(text), judgement=Judgement(status=Status.OK, probability=probability, answer_mass=1.0))
+        JudgedCaption(
+            caption=caption_of(text), judgement=Judgement(status=Status.OK, probability=probability, answer_mass=1.0)
+        )
         for text in texts
     ]
 
@@ -30,7 +32,8 @@ def test_only_the_text_is_computed_and_the_result_is_that_of_all_256_bytes() -> 
     with torch.no_grad():
         short = [float(net([text])) for text in texts]
         full = [
-            float(net._outputs(torch.nn.functional.pad(tokens_of([text]), (0, 256 - tokens_of([text]).shape[1])), None)) for text in texts
+            float(net._outputs(torch.nn.functional.pad(tokens_of([text]), (0, 256 - tokens_of([text]).shape[1])), None))
+            for text in texts
         ]
         together = net(texts).tolist()
     np.testing.assert_allclose(short, full, atol=1e-6)
@@ -107,7 +110,9 @@ def test_training_stops_by_held_out_answers_and_the_best_weights_score() -> None
 
 
 def test_training_goes_on_with_new_labels_in_the_place_of_old_ones_and_the_state_keeps_their_number() -> None:
-    config = RewardModelConfig(name="classification", patience=1, steps_per_turn=50, batch_size=4, learning_rate=1e-9)  # never a gain
+    config = RewardModelConfig(
+        name="classification", patience=1, steps_per_turn=50, batch_size=4, learning_rate=1e-9
+    )  # never a gain
     model = ClassificationModel(config, seed=0)
     model.calibrate(0.5)
     model.learn([*labels(GOOD[:10], 0.7), *labels(BAD[:10], 0.2)])
@@ -161,22 +166,35 @@ def test_a_held_out_label_is_never_trained_on_whatever_comes_later() -> None:
 
 def test_soft_and_hard_targets_are_smoothed_towards_knowing_nothing() -> None:
     rows = np.arange(2)
-    for kind, smoothing, wanted in (("soft", 0.0, [0.8, 0.2]), ("soft", 0.5, [0.6, 0.3]), ("hard", 0.0, [1, 0]), ("hard", 0.2, [0.9, 0.1])):
-        model = ClassificationModel(RewardModelConfig(name="classification", labels=kind, label_smoothing=smoothing), seed=0)
+    for kind, smoothing, wanted in (
+        ("soft", 0.0, [0.8, 0.2]),
+        ("soft", 0.5, [0.6, 0.3]),
+        ("hard", 0.0, [1, 0]),
+        ("hard", 0.2, [0.9, 0.1]),
+    ):
+        model = ClassificationModel(
+            RewardModelConfig(name="classification", labels=kind, label_smoothing=smoothing), seed=0
+        )
         model.calibrate(0.4)
         model.learn([*labels(["a"], 0.8), *labels(["b"], 0.2)])
         np.testing.assert_allclose(model.targets(rows, False).numpy(), wanted, rtol=1e-6)
 
 
 def test_eta_is_theta_for_soft_labels_and_a_half_for_hard_ones_unless_configured() -> None:
-    for settings, eta in (({"labels": "soft"}, 0.4), ({"labels": "hard"}, 0.5), ({"labels": "hard", "threshold": 0.7}, 0.7)):
+    for settings, eta in (
+        ({"labels": "soft"}, 0.4),
+        ({"labels": "hard"}, 0.5),
+        ({"labels": "hard", "threshold": 0.7}, 0.7),
+    ):
         model = ClassificationModel(RewardModelConfig(name="classification", **settings), seed=0)
         model.calibrate(0.4)
         assert model._reward.threshold == eta
 
 
 def test_another_theta_wakes_training_on_hard_labels() -> None:
-    model = ClassificationModel(RewardModelConfig(name="classification", labels="hard", patience=1, steps_per_turn=300), seed=0)
+    model = ClassificationModel(
+        RewardModelConfig(name="classification", labels="hard", patience=1, steps_per_turn=300), seed=0
+    )
     model.calibrate(0.5)
     model.learn([*labels(GOOD[:4], 0.7), *labels(BAD[:4], 0.4)])
     while not model.is_settled:

@@ -25,7 +25,9 @@ def judged(number, probability=0.9, status=Status.OK):
 def trainer_of(**settings):
     config = RewardModelConfig(**settings)
     model, book = build_reward_model(config), CaptionBook(1000, 1000)
-    book.take_report({number: f"caption {number}" for number in range(1, 10)}, dict.fromkeys(range(1, 10), 1), "0.0", 0, 0)
+    book.take_report(
+        {number: f"caption {number}" for number in range(1, 10)}, dict.fromkeys(range(1, 10), 1), "0.0", 0, 0
+    )
     model.calibrate(0.5)
     return RewardTrainer(model, RewardOptions(config, 0), book, 1)
 
@@ -98,7 +100,9 @@ def test_too_few_newcomers_wait_and_the_unknown_and_the_empty_are_left_alone():
     permutation = Permutation(seed=1)
     assert np.isnan(sources(permutation, IDS[: BAND - 1], COUNTS[: BAND - 1])).all()
     assert np.isfinite(sources(permutation, IDS[:BAND], COUNTS[:BAND])).all()
-    rewards = permutation.apply(np.append(IDS[:BAND], np.uint64(0)), np.ones(BAND + 1, int), np.array([1, 1, 1, np.nan, 0], np.float32))
+    rewards = permutation.apply(
+        np.append(IDS[:BAND], np.uint64(0)), np.ones(BAND + 1, int), np.array([1, 1, 1, np.nan, 0], np.float32)
+    )
     assert rewards[-1] == 0
     assert np.isnan(rewards).sum() == 1
 
@@ -111,7 +115,9 @@ def test_captions_that_left_the_book_leave_the_permutation_and_take_no_reward_wi
     after = sources(permutation, staying, COUNTS[staying.astype(int) - 1])
     assert sorted(after.tolist()) == staying.tolist(), "every reward that is left is given once"
     assert not (after == staying).any()
-    assert all(got == before[number] for number, got in zip(staying.tolist(), after, strict=True) if before[number] in staying)
+    assert all(
+        got == before[number] for number, got in zip(staying.tolist(), after, strict=True) if before[number] in staying
+    )
     assert (after != [before[number] for number in staying.tolist()]).any()
 
 
@@ -147,7 +153,9 @@ def test_a_permuted_table_has_the_same_rewards_for_other_captions(name):
         else:
             trainer.learn(
                 [
-                    EmbeddedCaption(caption=judged(number).caption, cosines=np.array([0.9 if number < 4 else 0.1], np.float32))
+                    EmbeddedCaption(
+                        caption=judged(number).caption, cosines=np.array([0.9 if number < 4 else 0.1], np.float32)
+                    )
                     for number in range(1, 9)
                 ]
             )

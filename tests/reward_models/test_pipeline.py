@@ -45,7 +45,9 @@ def make(service, tmp_path):
         settings = RewardModelConfig(name=name, publish_interval_s=0.01)
         model = build_reward_model(settings)
         config = AnnotatorConfig(batch_size=2, max_backoff_s=0.01, request_timeout_s=0.05)
-        annotator = Annotator(service.connect, CaptionQuestions(book), config) if model.asks is not Asks.NOTHING else None
+        annotator = (
+            Annotator(service.connect, CaptionQuestions(book), config) if model.asks is not Asks.NOTHING else None
+        )
         trainer = RewardTrainer(model, RewardOptions(settings, 0), book, run_epoch)
         made.append(AnnotationPipeline(book, trainer, annotator=annotator, config=settings))
         return made[-1]
@@ -163,7 +165,9 @@ def test_a_run_resumes_with_the_same_rewards_in_a_new_epoch(make, tmp_path):
     first = make()
     first.report(TEXTS, COUNTS, "0.0", 0, 0)
     first.turn(2)
-    state = load_checkpoint(save_checkpoint(tmp_path / "checkpoints", 1, {"annotation": first.state_dict()}, keep=1))["annotation"]
+    state = load_checkpoint(save_checkpoint(tmp_path / "checkpoints", 1, {"annotation": first.state_dict()}, keep=1))[
+        "annotation"
+    ]
     first.close()
     second = make(run_epoch=2)
     second.load_state_dict(state)
@@ -177,7 +181,9 @@ def test_a_run_resumes_with_the_same_rewards_in_a_new_epoch(make, tmp_path):
 
 def test_a_resumed_run_goes_on_like_one_that_was_not_interrupted(make, tmp_path):
     """Turn by turn, table by table."""
-    reports = [({10 * n + i: f"{n} kill {i}" for i in range(1, 8)}, {10 * n + i: i for i in range(1, 8)}) for n in range(1, 7)]
+    reports = [
+        ({10 * n + i: f"{n} kill {i}" for i in range(1, 8)}, {10 * n + i: i for i in range(1, 8)}) for n in range(1, 7)
+    ]
     whole, first, second = make(), make(), make(run_epoch=2)
     for number, (texts, counts) in enumerate(reports[:3]):
         for pipeline in (whole, first):
@@ -299,7 +305,9 @@ def test_a_checkpoint_waits_for_a_slice_of_the_captions_not_for_all(make, monkey
     def prepare(captions):
         prepared.append(len(captions))
         if len(prepared) == 2:
-            thread = threading.Thread(target=lambda: saved.append((pipeline.state_dict(), len(prepared), len(published))))
+            thread = threading.Thread(
+                target=lambda: saved.append((pipeline.state_dict(), len(prepared), len(published)))
+            )
             threads.append(thread)
             thread.start()
             wait_until(pipeline._lock._door.locked)  # it waits for the lock
@@ -369,7 +377,9 @@ def test_captions_that_left_the_book_leave_the_questions(service):
     settings = RewardModelConfig(name="ranking", steps_per_turn=1)
     questions = PointwisePairs(book, AnnotatorConfig(), 1)
     trainer = RewardTrainer(build_reward_model(settings), RewardOptions(settings, 0), book, 1)
-    pipeline = AnnotationPipeline(book, trainer, annotator=Annotator(service.connect, questions, AnnotatorConfig()), config=settings)
+    pipeline = AnnotationPipeline(
+        book, trainer, annotator=Annotator(service.connect, questions, AnnotatorConfig()), config=settings
+    )
     for turn in range(2):
         numbers = range(8 * turn + 1, 8 * turn + 9)
         book.take_report({n: f"caption {n}" for n in numbers}, dict.fromkeys(numbers, 1), "0.0", turn, 100 * turn)
@@ -406,7 +416,9 @@ def test_close_is_prompt_while_the_service_hangs(make, service):
 def test_a_real_service_that_is_killed_comes_back_and_no_caption_is_lost(tmp_path):
     book = CaptionBook(1000, 1000)
     service = ServiceProcess(
-        ServiceConfig(engine="scripted", script="kill=0.9", store="memory"), "nethack_progress", tmp_path / "service.log"
+        ServiceConfig(engine="scripted", script="kill=0.9", store="memory"),
+        "nethack_progress",
+        tmp_path / "service.log",
     )
     rubric = load_rubric("nethack_progress")
     settings = RewardModelConfig(publish_interval_s=0.05)

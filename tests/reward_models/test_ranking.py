@@ -21,14 +21,33 @@ from tests.learner.toy_rollouts import RECALL_SPEC, SMALL_POLICY, random_rollout
 
 CAPTIONS = [Caption(id=number, text=f"caption {number}") for number in range(1, 8)]
 OUTPUTS = dict(zip(range(1, 8), (-1.0, 0.5, 2.0, 0.1, -0.3, 4.0, 0.0), strict=True))
-NAMES = ["newt", "jackal", "rat", "kobold", "gnome", "grid bug", "lichen", "fox", "orc", "bat", "dog", "cat", "imp", "ant", "bee", "owl"]
+NAMES = [
+    "newt",
+    "jackal",
+    "rat",
+    "kobold",
+    "gnome",
+    "grid bug",
+    "lichen",
+    "fox",
+    "orc",
+    "bat",
+    "dog",
+    "cat",
+    "imp",
+    "ant",
+    "bee",
+    "owl",
+]
 COUNTS = [900, 50, 3, 20, 300, 1, 7]
 
 
 def make_model(monkeypatch=None, **settings) -> RankingModel:
     model = RankingModel(RewardModelConfig(name="ranking", **settings), seed=0)
     if monkeypatch:
-        monkeypatch.setattr(model._fitting, "outputs", lambda captions: np.array([OUTPUTS.get(c.id, 9.0) for c in captions], np.float64))
+        monkeypatch.setattr(
+            model._fitting, "outputs", lambda captions: np.array([OUTPUTS.get(c.id, 9.0) for c in captions], np.float64)
+        )
     return model
 
 
@@ -106,7 +125,12 @@ def test_vtrace_consumes_the_normalised_thresholded_reward(monkeypatch) -> None:
     trainer = RewardTrainer(model, RewardOptions(settings, 0), book, run_epoch=0)
     reward = RewardConfig(extrinsic_coefficient=0.1, intrinsic_coefficient=0.5, count_exponent=2.0)
     learner = Learner(
-        RECALL_SPEC, SMALL_POLICY, LearnerConfig(epochs=1, minibatches=1, precision="fp32", device="cpu"), reward, run_epoch=0, seed=1
+        RECALL_SPEC,
+        SMALL_POLICY,
+        LearnerConfig(epochs=1, minibatches=1, precision="fp32", device="cpu"),
+        reward,
+        run_epoch=0,
+        seed=1,
     )
     seen = []
     real = update.vtrace_targets
@@ -115,7 +139,13 @@ def test_vtrace_consumes_the_normalised_thresholded_reward(monkeypatch) -> None:
     counts = [0] * 7
     for number, more in enumerate((COUNTS, [0, 0, 500, 0, 0, 90, 0])):
         counts = [a + b for a, b in zip(counts, more, strict=True)]
-        book.take_report({c.id: c.text for c in CAPTIONS}, {c.id: n for c, n in zip(CAPTIONS, more, strict=True) if n}, "0.0", number, 0)
+        book.take_report(
+            {c.id: c.text for c in CAPTIONS},
+            {c.id: n for c, n in zip(CAPTIONS, more, strict=True) if n},
+            "0.0",
+            number,
+            0,
+        )
         table = trainer.publish()
         assert table is not None, "new counts alone make a new table"
         rollout = random_rollout(
@@ -160,7 +190,9 @@ def pair_of(first: Caption, second: Caption, preference: float) -> JudgedPair:
 
 def test_a_judge_without_opinions_rewards_almost_nothing() -> None:
     model = make_model(steps_per_turn=100, batch_size=32)
-    captions = [Caption(id=n, text=f"{'You kill' if n % 2 else 'You see'} the {name}.") for n, name in enumerate(NAMES, 1)]
+    captions = [
+        Caption(id=n, text=f"{'You kill' if n % 2 else 'You see'} the {name}.") for n, name in enumerate(NAMES, 1)
+    ]
     model.learn([pair_of(a, b, 0.5) for a, b in itertools.combinations(captions, 2)])
     model.train()
     rewards = model.score(captions, np.ones(len(captions), np.int64))
@@ -170,10 +202,15 @@ def test_a_judge_without_opinions_rewards_almost_nothing() -> None:
 
 def test_preferences_that_differ_by_three_hundredths_are_learnt() -> None:
     model = make_model(steps_per_turn=25, batch_size=16, learning_rate=3e-4)
-    captions = [Caption(id=n, text=f"{'You kill' if n % 2 else 'You see'} the {name}.") for n, name in enumerate(NAMES, 1)]
+    captions = [
+        Caption(id=n, text=f"{'You kill' if n % 2 else 'You see'} the {name}.") for n, name in enumerate(NAMES, 1)
+    ]
     training = [caption for n, caption in enumerate(captions) if n % 4 < 2]
     model.learn(
-        [pair_of(a, b, 0.5 if a.id % 2 == b.id % 2 else 0.53 if a.id % 2 else 0.47) for a, b in itertools.combinations(training, 2)]
+        [
+            pair_of(a, b, 0.5 if a.id % 2 == b.id % 2 else 0.53 if a.id % 2 else 0.47)
+            for a, b in itertools.combinations(training, 2)
+        ]
     )
     for _ in range(10):
         model.train()
@@ -201,7 +238,9 @@ def test_a_pair_with_a_held_out_caption_is_not_trained_on() -> None:
     model = make_model(held_out_fraction=0.5)
     captions = [Caption(id=number, text=f"caption {number}") for number in range(1, 401)]
     judgement = PairJudgement(status=Status.OK, preference=0.7, answer_mass=1.0, position_bias=0.0)
-    model.learn([JudgedPair(pair=CaptionPair(first=a, second=b), judgement=judgement) for a, b in itertools.pairwise(captions)])
+    model.learn(
+        [JudgedPair(pair=CaptionPair(first=a, second=b), judgement=judgement) for a, b in itertools.pairwise(captions)]
+    )
     held_out = model._held_out_captions
     assert 50 < len(held_out) < 150
     for is_held_out, pairs in model._pairs.items():

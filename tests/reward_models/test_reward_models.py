@@ -9,7 +9,16 @@ import torch
 
 from configs.annotation_schema import RewardModelConfig
 from learner.checkpoint import load_checkpoint, save_checkpoint
-from llm_server.annotation import Caption, CaptionPair, EmbeddedCaption, JudgedCaption, JudgedPair, Judgement, PairJudgement, Status
+from llm_server.annotation import (
+    Caption,
+    CaptionPair,
+    EmbeddedCaption,
+    JudgedCaption,
+    JudgedPair,
+    Judgement,
+    PairJudgement,
+    Status,
+)
 from llm_server.annotator.caption_book import CaptionBook
 from reward_models.building import build_reward_model
 from reward_models.interface import Asks
@@ -30,10 +39,14 @@ MODELS = {
     "retrieval": RewardModelConfig(name="retrieval"),
     "retrieval soft": RewardModelConfig(name="retrieval", output="soft"),
     "classification": RewardModelConfig(name="classification", output="probability", steps_per_turn=25, patience=2),
-    "classification hard": RewardModelConfig(name="classification", labels="hard", label_smoothing=0.1, steps_per_turn=25, patience=2),
+    "classification hard": RewardModelConfig(
+        name="classification", labels="hard", label_smoothing=0.1, steps_per_turn=25, patience=2
+    ),
     "ranking": RewardModelConfig(name="ranking", epsilon_quantile=-1.0, steps_per_turn=25, patience=2),
     "embedding": RewardModelConfig(name="embedding", goals=["kill", "open"], goal_once_per_episode=True),
-    "embedding by words": RewardModelConfig(name="embedding", embedding="bag-of-words", goals=["caption 1", "open"], threshold=0.1),
+    "embedding by words": RewardModelConfig(
+        name="embedding", embedding="bag-of-words", goals=["caption 1", "open"], threshold=0.1
+    ),
     "counts": RewardModelConfig(name="counts"),
     "none": RewardModelConfig(name="none"),
 }
@@ -46,7 +59,9 @@ def caption(number):
 
 
 def judged(number, probability, status=Status.OK):
-    return JudgedCaption(caption=caption(number), judgement=Judgement(status=status, probability=probability, answer_mass=0.5))
+    return JudgedCaption(
+        caption=caption(number), judgement=Judgement(status=status, probability=probability, answer_mass=0.5)
+    )
 
 
 def paired(first, second, preference, status=Status.OK):
@@ -59,9 +74,14 @@ def evidence(asks, labels):
     if asks is Asks.JUDGEMENTS:
         return [judged(number, p) for number, p in labels.items()]
     if asks is Asks.PAIRS:
-        return [paired(a, b, 1 / (1 + math.exp(4 * (labels[b] - labels[a])))) for a, b in itertools.combinations(labels, 2)]
+        return [
+            paired(a, b, 1 / (1 + math.exp(4 * (labels[b] - labels[a])))) for a, b in itertools.combinations(labels, 2)
+        ]
     if asks is Asks.EMBEDDINGS:
-        return [EmbeddedCaption(caption=caption(number), cosines=np.array([p, 0.1], np.float32)) for number, p in labels.items()]
+        return [
+            EmbeddedCaption(caption=caption(number), cosines=np.array([p, 0.1], np.float32))
+            for number, p in labels.items()
+        ]
     return []
 
 
@@ -131,12 +151,21 @@ def test_answers_that_are_not_ok_and_empty_captions_change_nothing(make):
         model.learn([paired(1, 3, 0.9, Status.UNPARSED), paired(2, 3, 0.9, Status.REJECTED)])
         model.learn([JudgedPair(pair=CaptionPair(first=caption(1), second=caption(2)), judgement=bad_pair)])
         model.learn(
-            [JudgedPair(pair=CaptionPair(first=a, second=b), judgement=good) for a, b in ((EMPTY, caption(1)), (caption(1), caption(1)))]
+            [
+                JudgedPair(pair=CaptionPair(first=a, second=b), judgement=good)
+                for a, b in ((EMPTY, caption(1)), (caption(1), caption(1)))
+            ]
         )
     elif model.asks is Asks.EMBEDDINGS:
         model.learn([EmbeddedCaption(caption=caption(1), cosines=np.array([NAN, NAN], np.float32))])
     elif model.asks is Asks.JUDGEMENTS:
-        model.learn([judged(1, 0.0, Status.UNPARSED), judged(3, 0.99, Status.REJECTED), JudgedCaption(caption=caption(2), judgement=bad)])
+        model.learn(
+            [
+                judged(1, 0.0, Status.UNPARSED),
+                judged(3, 0.99, Status.REJECTED),
+                JudgedCaption(caption=caption(2), judgement=bad),
+            ]
+        )
         model.learn([JudgedCaption(caption=EMPTY, judgement=judged(1, 0.9).judgement)])
     for one in (model, untouched):
         one.train()
@@ -146,7 +175,9 @@ def test_answers_that_are_not_ok_and_empty_captions_change_nothing(make):
 def test_the_state_survives_a_checkpoint_exactly_and_training_goes_on_alike(make, tmp_path):
     model, restored = taught(make), make()
     score(model)
-    restored.load_state_dict(load_checkpoint(save_checkpoint(tmp_path, 1, {"model": model.state_dict()}, keep=1))["model"])
+    restored.load_state_dict(
+        load_checkpoint(save_checkpoint(tmp_path, 1, {"model": model.state_dict()}, keep=1))["model"]
+    )
     np.testing.assert_array_equal(score(restored), score(model))
     assert same_state(model.state_dict(), restored.state_dict())
     for one in (model, restored):

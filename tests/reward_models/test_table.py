@@ -16,7 +16,9 @@ def test_unknown_captions_earn_nothing_and_the_empty_one_is_known() -> None:
 
 def with_goals(rewards: dict[int, float], goals: dict[int, int], version: int) -> RewardTable:
     ids = np.array(list(rewards), np.uint64)
-    return RewardTable.build(ids, np.array(list(rewards.values())), (1, version), np.array([goals.get(n, -1) for n in rewards]))
+    return RewardTable.build(
+        ids, np.array(list(rewards.values())), (1, version), np.array([goals.get(n, -1) for n in rewards])
+    )
 
 
 def test_goals_stay_with_their_captions_whatever_the_order() -> None:

@@ -36,7 +36,10 @@ def read_only_part(library: bytes) -> ReadOnlyPart:
         ident, kind, _, _, _, at, _, _, _, entry_size, count, *_ = FILE_HEADER.unpack_from(library)
         if ident[:6] != b"\x7fELF\x02\x01" or kind != 3 or entry_size != PROGRAM_HEADER.size:
             raise ValueError("it is no 64-bit little-endian ELF shared object")
-        headers = [(place, *PROGRAM_HEADER.unpack_from(library, place)) for place in range(at, at + count * entry_size, entry_size)]
+        headers = [
+            (place, *PROGRAM_HEADER.unpack_from(library, place))
+            for place in range(at, at + count * entry_size, entry_size)
+        ]
         dynamic = next(header for header in headers if header[1] == PT_DYNAMIC)
         entries = list(struct.iter_unpack("<qQ", library[dynamic[3] : dynamic[3] + dynamic[6] // 16 * 16]))
     except (struct.error, StopIteration):
@@ -56,6 +59,12 @@ def read_only_part(library: bytes) -> ReadOnlyPart:
         segments.append((start, end - start, protection))
         length = end
     others = [header[4] for header in loaded[first_written:]]
-    if not segments or length > len(library) or any(address // mmap.PAGESIZE * mmap.PAGESIZE < length for address in others):
+    if (
+        not segments
+        or length > len(library)
+        or any(address // mmap.PAGESIZE * mmap.PAGESIZE < length for address in others)
+    ):
         raise ValueError("it does not begin with read-only segments of its own pages")
-    return ReadOnlyPart(length=length, segments=tuple(segments), dynamic=dynamic[4], alignment_at=loaded[0][0] + ALIGNMENT_OFFSET)
+    return ReadOnlyPart(
+        length=length, segments=tuple(segments), dynamic=dynamic[4], alignment_at=loaded[0][0] + ALIGNMENT_OFFSET
+    )

@@ -43,7 +43,11 @@ def make_screens(num_envs: int, layers: tuple[str, ...], inventory: tuple[str, .
     """Empty arrays for B engines to write into: maps [B, MAP_CELLS + 1], `blstats` [B, 27] i64, `message` [B, 256] u8,
     `program_state` [B, 6] i32, `internal` [B, 9] i32, and those of `inventory` [B, 55] u8."""
     flat = ("blstats", "message", "program_state", "internal", *inventory)
-    arrays = {key: np.zeros((num_envs, *desc["shape"]), desc["dtype"]) for key, desc in nethack.OBSERVATION_DESC.items() if key in flat}
+    arrays = {
+        key: np.zeros((num_envs, *desc["shape"]), desc["dtype"])
+        for key, desc in nethack.OBSERVATION_DESC.items()
+        if key in flat
+    }
     return make_maps(num_envs, layers) | arrays
 
 
@@ -77,7 +81,9 @@ class Game:
         """Copies of the arrays as the game showed them last, once it is over."""
         self.log = MessageLog()
         self._starting = False
-        self._shown = {name: array for name, array in arrays.items() if name in LAYERS or name in OBSERVED or name in INVENTORY}
+        self._shown = {
+            name: array for name, array in arrays.items() if name in LAYERS or name in OBSERVED or name in INVENTORY
+        }
         self._message = arrays["message"]
         engine = env.nethack
         self.engine = engine._pynethack
@@ -185,7 +191,10 @@ class GymnasiumStepping:
 def make_game(spec: EnvSpec, config: EnvConfig, arrays: Mapping[str, np.ndarray]) -> Game:
     """A game of the environment without gymnasium's own wrappers: NLE ignores seeds and limits that come through them. ValueError for
     options that it does not take, and for what it raises."""
-    for key, instead in (("max_episode_steps", "env.max_episode_steps"), ("observation_keys", "nothing: they are fixed")):
+    for key, instead in (
+        ("max_episode_steps", "env.max_episode_steps"),
+        ("observation_keys", "nothing: they are fixed"),
+    ):
         if key in config.options:
             raise ValueError(f"env.options has {key!r}, which the environment of a run sets itself; use {instead}")
     creator = load_creator(spec)

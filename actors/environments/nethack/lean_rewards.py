@@ -71,7 +71,11 @@ class ScoreRewards(Rewards):
     def max_penalty(env: Any, num_steps: int) -> float:
         """Game time stands still in every step, or passes in every step (one turn in each): whichever costs more."""
         n, mode = float(num_steps), env.penalty_mode
-        frozen = {"linear": n * (n + 1) / 2, "square": n * (n + 1) * (2 * n + 1) / 6, "exp": 2 ** min(n + 1, 1000) - 2}.get(mode, n)
+        frozen = {
+            "linear": n * (n + 1) / 2,
+            "square": n * (n + 1) * (2 * n + 1) / 6,
+            "exp": 2 ** min(n + 1, 1000) - 2,
+        }.get(mode, n)
         moving = n * (env.penalty_time + (env.penalty_step if mode in ("always", "exp") else 0.0))
         return min(0.0, frozen * env.penalty_step, moving)
 
@@ -207,4 +211,6 @@ def goal_reward(env: Any, step_limit: int) -> GoalReward | None:
     at_goal = None if rewards is None else rewards.at_goal(env)
     if rewards is None or at_goal is None:
         return None
-    return GoalReward(reward=float(at_goal), max_penalty=float(rewards.max_penalty(env, step_limit)), step_limit=step_limit)
+    return GoalReward(
+        reward=float(at_goal), max_penalty=float(rewards.max_penalty(env, step_limit)), step_limit=step_limit
+    )

@@ -21,7 +21,10 @@ logger = logging.getLogger(__name__)
 
 ASKING, WAITING_FOR_SPACE, ON_STAIRS_DOWN = 1, 3, 4  # indices into internal
 X, Y = 0, 1  # indices into blstats
-ONI_STEP, ONI_END = "actors.environments.nethack.tasks.ScoreExtended.step", "actors.environments.nethack.tasks.Goal._is_episode_end"
+ONI_STEP, ONI_END = (
+    "actors.environments.nethack.tasks.ScoreExtended.step",
+    "actors.environments.nethack.tasks.Goal._is_episode_end",
+)
 IMPATIENT = "nle.env.tasks.NetHackChallenge._check_abort"
 
 Places = Callable[["LeanStepping", list[int]], np.ndarray | list[int]]
@@ -121,7 +124,9 @@ class LeanStepping:
         else:
             self._attended.discard(i)
 
-    def _find_ends(self, attended: list[int], dones: np.ndarray, aborted: np.ndarray | None) -> tuple[np.ndarray, list[int]]:
+    def _find_ends(
+        self, attended: list[int], dones: np.ndarray, aborted: np.ndarray | None
+    ) -> tuple[np.ndarray, list[int]]:
         """End statuses [B], and the games in which one of ONI's goals pays."""
         statuses = np.zeros(len(dones), np.int64)
         goals = []
@@ -171,7 +176,10 @@ _AROUND = np.array([(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]).T
 _EVERYWHERE: Mapping[str, frozenset[str]] = {
     "step": frozenset({"nle.env.base.NLE.step", "minihack.base.MiniHack.step", ONI_STEP}),
     "_perform_known_steps": frozenset(
-        {"nle.env.base.NLE._perform_known_steps", "actors.environments.nethack.tasks.ScoreExtended._perform_known_steps"}
+        {
+            "nle.env.base.NLE._perform_known_steps",
+            "actors.environments.nethack.tasks.ScoreExtended._perform_known_steps",
+        }
     ),
     "_get_end_status": frozenset({"nle.env.base.NLE._get_end_status"}),
     "_get_information": frozenset({"nle.env.base.NLE._get_information"}),
@@ -201,14 +209,18 @@ PLACES: Mapping[str, Places] = {
 """By the method that decides there."""
 
 
-def make_stepping(games: list[Game], screens: dict[str, np.ndarray], wanted: str, env_id: str) -> LeanStepping | GymnasiumStepping:
+def make_stepping(
+    games: list[Game], screens: dict[str, np.ndarray], wanted: str, env_id: str
+) -> LeanStepping | GymnasiumStepping:
     """Lean stepping where it is `wanted` (`lean` or `gymnasium`) and knows the environment, else NLE's own."""
     if wanted == "gymnasium":
         return GymnasiumStepping(games)
     obstacle = f"the wrappers {wrapper_names(games[0].played)}" if games[0].is_wrapped else find_obstacle(games[0].env)
     if obstacle is None:
         return LeanStepping(games, screens)
-    logger.info("%s is stepped through its own class, which is slower: lean stepping does not know %s", env_id, obstacle)
+    logger.info(
+        "%s is stepped through its own class, which is slower: lean stepping does not know %s", env_id, obstacle
+    )
     return GymnasiumStepping(games)
 
 

@@ -80,7 +80,9 @@ class MessageLog:
         if line.startswith(b"Replace annotation"):
             return _ANNOTATION.sub(rb"\1" + TYPED + rb"\2", line)
         if self._typed:
-            line = _ENGRAVING.sub(rb"\1" + TYPED + rb"\2", line)  # engravings wear off letter by letter: no literal match
+            line = _ENGRAVING.sub(
+                rb"\1" + TYPED + rb"\2", line
+            )  # engravings wear off letter by letter: no literal match
             for typed in self._typed:
                 before = rb"(?<![0-9A-Za-z])" if len(typed) >= MIN_WORD else rb'(?<=named |alled |.... ")'
                 line = re.sub(before + re.escape(typed) + rb"(?![0-9A-Za-z])", TYPED, line)

@@ -58,7 +58,14 @@ class LibC:
         except AttributeError as error:
             raise OSError(f"the C library lacks a call: {error}") from None
         self._mmap.restype = self._dlopen.restype = ctypes.c_void_p
-        self._mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+        self._mmap.argtypes = (
+            ctypes.c_void_p,
+            ctypes.c_size_t,
+            ctypes.c_int,
+            ctypes.c_int,
+            ctypes.c_int,
+            ctypes.c_long,
+        )
         self._munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
         self._madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
         self._dlopen.argtypes = (ctypes.c_char_p, ctypes.c_int)
@@ -122,7 +129,9 @@ class SharedFile:
                 self._collapse(fd, num_bytes)
             except OSError as error:
                 self.no_huge_pages = error
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+            fcntl.fcntl(
+                fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            )
             # Of a sealed file older kernels map shared only what was opened for reading.
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         finally:
@@ -144,7 +153,9 @@ class SharedFile:
             try:
                 self._restore(base, path)
             except OSError as error:
-                raise RuntimeError(f"the engine's code at {path} got lost: it can neither be shared nor mapped again: {error}") from error
+                raise RuntimeError(
+                    f"the engine's code at {path} got lost: it can neither be shared nor mapped again: {error}"
+                ) from error
             raise
 
     def _restore(self, base: int, path: str) -> None:
@@ -191,7 +202,9 @@ class EnginePages:
                 self._libc = LibC()
                 self._file = SharedFile(copy, self._libc)
                 if self._file.no_huge_pages:
-                    self._notice(f"engine code is shared between environments, but not in huge pages ({self._file.no_huge_pages})")
+                    self._notice(
+                        f"engine code is shared between environments, but not in huge pages ({self._file.no_huge_pages})"
+                    )
             shared = self._file
             if copy[: shared.part.length] not in (shared.original, shared.aligned):
                 raise ValueError("it differs from the first engine's")

@@ -56,7 +56,9 @@ class ScoreExtended(NetHackScore):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Takes what NLE's tasks take; raises ValueError for `actions`, which are the task's own."""
         if "actions" in kwargs:
-            raise ValueError(f"the actions of {type(self).__name__} are part of the task; leave env.options.actions out")
+            raise ValueError(
+                f"the actions of {type(self).__name__} are part of the task; leave env.options.actions out"
+            )
         super().__init__(*args, actions=EXTENDED_ACTIONS, **kwargs)
         # Behind the agent's actions, the keys that only answers press: NLE's step looks a key up by its index.
         self.actions: Sequence[int] = (*map(int, EXTENDED_ACTIONS), *range(128))
@@ -97,7 +99,9 @@ class ScoreExtended(NetHackScore):
             elif internal[READING_LINE]:
                 key = ESCAPE
             elif internal[ASKING]:
-                if exceptions and (self._allow_all_yn_questions or any(word in message.lower() for word in LEFT_TO_THE_AGENT)):
+                if exceptions and (
+                    self._allow_all_yn_questions or any(word in message.lower() for word in LEFT_TO_THE_AGENT)
+                ):
                     break
                 key = ESCAPE
             elif confident and self._may_enhance and not observation[self._program_state_index][GAME_OVER]:
@@ -185,7 +189,10 @@ def register_tasks() -> None:
         "Oracle": (Oracle, {}),
         "OracleSober": (Oracle, {"sober": True}),
         **{f"Staircase{suffix}": (Staircase, {"level": level}) for suffix, level in stairs.items()},
-        **{f"Staircase{suffix}Continual": (Staircase, {"level": level, "continual": True}) for suffix, level in stairs.items()},
+        **{
+            f"Staircase{suffix}Continual": (Staircase, {"level": level, "continual": True})
+            for suffix, level in stairs.items()
+        },
     }
     for name, (task, kwargs) in tasks.items():
         env_id = f"{NAMESPACE}/NetHack{name}-v0"

@@ -17,7 +17,15 @@ from actors.environments.nethack.episode_stats import EpisodeStats
 from actors.environments.nethack.game import INVENTORY, Game, make_game, make_screens
 from actors.environments.nethack.lean_rewards import goal_reward
 from actors.environments.nethack.lean_stepping import X, Y, make_stepping
-from actors.environments.vector import START_ATTEMPTS, ArraySpec, EnvironmentLoss, EnvironmentSpec, EpisodeEnd, SeedStream, VectorStep
+from actors.environments.vector import (
+    START_ATTEMPTS,
+    ArraySpec,
+    EnvironmentLoss,
+    EnvironmentSpec,
+    EpisodeEnd,
+    SeedStream,
+    VectorStep,
+)
 from actors.environments.wrappers import step_limit, wrapper_names
 from configs.schema import EnvConfig
 
@@ -27,11 +35,20 @@ class NetHackEnvironment:
     asked for the inventory's `inv_letters` and `inv_oclasses` [55] u8."""
 
     def __init__(
-        self, spec: EnvSpec, config: EnvConfig, *, num_envs: int, seeds: SeedStream, view: CropView, inventory: bool = False
+        self,
+        spec: EnvSpec,
+        config: EnvConfig,
+        *,
+        num_envs: int,
+        seeds: SeedStream,
+        view: CropView,
+        inventory: bool = False,
     ) -> None:
         """Raises ValueError for options that the environment does not take."""
         if config.captioner != "message":
-            raise ValueError(f"captions of {spec.id!r} are its message lines: env.captioner must be 'message', got {config.captioner!r}")
+            raise ValueError(
+                f"captions of {spec.id!r} are its message lines: env.captioner must be 'message', got {config.captioner!r}"
+            )
         self.num_envs = num_envs
         self._seeds, self._view = seeds, view
         layers = dict.fromkeys(("glyphs", *view.layers))  # NLE's tasks read the glyphs, whatever the policy does
@@ -58,7 +75,9 @@ class NetHackEnvironment:
                 "blstats": ArraySpec(shape=self._blstats.shape[1:], dtype=np.dtype(np.float32)),
                 "message": ArraySpec(shape=self._screens["message"].shape[1:], dtype=np.dtype(np.uint8)),
                 **{
-                    name: ArraySpec(shape=self._screens[name].shape[1:], dtype=np.dtype(np.uint8), num_values=INVENTORY[name])
+                    name: ArraySpec(
+                        shape=self._screens[name].shape[1:], dtype=np.dtype(np.uint8), num_values=INVENTORY[name]
+                    )
                     for name in self._inventory
                 },
             },
@@ -99,7 +118,9 @@ class NetHackEnvironment:
         losses = [EnvironmentLoss(index=i, reset_caption=caption) for i, caption in enumerate(captions)]
         rewards = np.zeros(self.num_envs, np.float32)
         empty = [b""] * self.num_envs
-        return VectorStep(obs=self._obs, rewards=rewards, terminated=nowhere, truncated=everywhere, captions=empty, losses=losses)
+        return VectorStep(
+            obs=self._obs, rewards=rewards, terminated=nowhere, truncated=everywhere, captions=empty, losses=losses
+        )
 
     def _step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None) -> VectorStep:
         rewards, statuses, captions = self._stepping.step(actions)
@@ -185,9 +206,16 @@ class NetHackEnvironment:
         info = self._metrics.end(i, final_obs["blstats"][0])
         if game.has_goal:
             info["success"] = float(game.success(status))
-        return EpisodeEnd(index=i, final_obs={name: array[0] for name, array in final_obs.items()}, reset_caption=self._start(i), info=info)
+        return EpisodeEnd(
+            index=i,
+            final_obs={name: array[0] for name, array in final_obs.items()},
+            reset_caption=self._start(i),
+            info=info,
+        )
 
-    def _observe(self, screens: Mapping[str, np.ndarray], out: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+    def _observe(
+        self, screens: Mapping[str, np.ndarray], out: dict[str, np.ndarray] | None = None
+    ) -> dict[str, np.ndarray]:
         """Observations of rows of raw screens, in `out` or new arrays."""
         blstats = screens["blstats"]
         if out is None:

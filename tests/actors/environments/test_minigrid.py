@@ -32,7 +32,10 @@ def view(**cells: tuple[int, int, int]) -> dict[str, object]:
             view(carried=(KEY, YELLOW, 0), faced=(DOOR, YELLOW, 2)),
             "You have picked up a yellow key.  The yellow door in front of you is locked.",
         ),
-        (view(faced=(DOOR, YELLOW, 0), far=(GOAL, GREEN, 0)), "The yellow door in front of you is open.  The goal is in sight."),
+        (
+            view(faced=(DOOR, YELLOW, 0), far=(GOAL, GREEN, 0)),
+            "The yellow door in front of you is open.  The goal is in sight.",
+        ),
         (view(faced=(LAVA, 0, 0)), "There is lava in front of you."),
     ],
 )
@@ -49,10 +52,19 @@ def test_the_mission_may_be_part_of_the_caption() -> None:
 def test_the_environment_runs_as_it_is_and_its_key_is_seen() -> None:
     constants = pytest.importorskip("minigrid.core.constants")
     assert list(minigrid_captions.COLOURS) == sorted(constants.COLOR_TO_IDX, key=constants.COLOR_TO_IDX.get)
-    assert {**minigrid_captions.THINGS, DOOR: "door", GOAL: "goal", LAVA: "lava"}.items() <= constants.IDX_TO_OBJECT.items()
+    assert {
+        **minigrid_captions.THINGS,
+        DOOR: "door",
+        GOAL: "goal",
+        LAVA: "lava",
+    }.items() <= constants.IDX_TO_OBJECT.items()
     config = load_config(preset="minigrid_doorkey", overrides=["env.id=MiniGrid-DoorKey-5x5-v0"])
     env = make_environment(config.env, num_envs=4, run_seed=1, worker_index=0, policy=config.policy)
-    assert {name: spec.is_text for name, spec in env.spec.observations.items()} == {"direction": False, "image": False, "mission": True}
+    assert {name: spec.is_text for name, spec in env.spec.observations.items()} == {
+        "direction": False,
+        "image": False,
+        "mission": True,
+    }
     obs, _ = env.reset()
     assert bytes(obs["mission"][0]).rstrip(b"\0") == b"use the key to open the door and then get to the goal"
     rng, seen = np.random.default_rng(0), set()

@@ -20,7 +20,10 @@ SINGLE = "environment 'Odd-v0'"
 
 def make(env_id: str = "Odd-v0", num_envs: int = 2, **settings: Any) -> VectorEnvironment:
     config = EnvConfig(
-        id=ODD + env_id, captioner=settings.pop("captioner", "info:event"), max_episode_steps=settings.pop("limit", 0), options=settings
+        id=ODD + env_id,
+        captioner=settings.pop("captioner", "info:event"),
+        max_episode_steps=settings.pop("limit", 0),
+        options=settings,
     )
     return make_environment(config, num_envs=num_envs, run_seed=1, worker_index=0)
 
@@ -68,7 +71,11 @@ def test_one_number_in_whatever_form_is_a_reward(reward: Any) -> None:
     ("space", "obs", "message"),
     [
         (spaces.Box(-1, 1, (4,)), np.full(4, np.nan, np.float32), "got nan, wanted finite numbers"),
-        (spaces.Box(-1, 1, (4,), np.float64), np.array([0, 0, 0, 1e300]), "got 1e+300, wanted finite numbers of 32 bits"),
+        (
+            spaces.Box(-1, 1, (4,), np.float64),
+            np.array([0, 0, 0, 1e300]),
+            "got 1e+300, wanted finite numbers of 32 bits",
+        ),
         (spaces.Box(-1, 1, (4,)), None, "got None, wanted numbers of shape (4,)"),
         (spaces.Box(-1, 1, (4,)), [0, 0, None, 0], "got list [0, 0, None, 0], wanted numbers"),
         (spaces.Box(-1, 1, (4,)), np.zeros(5), "got shape (5,), wanted (4,)"),
@@ -79,7 +86,11 @@ def test_one_number_in_whatever_form_is_a_reward(reward: Any) -> None:
             np.full((2, 2, 3), 0.25),
             "got float64 values such as 0.25, which its declared uint8 cannot hold",
         ),
-        (spaces.Box(0, 255, (3,), np.uint8), np.array([0, 256, 0]), "got int64 values such as 256, which its declared uint8 cannot hold"),
+        (
+            spaces.Box(0, 255, (3,), np.uint8),
+            np.array([0, 256, 0]),
+            "got int64 values such as 256, which its declared uint8 cannot hold",
+        ),
         (spaces.Box(0, 255, (3,), np.uint8), np.array([0, -1, 0], np.int8), "got int8 values such as -1"),
         (spaces.Discrete(500), 500, "got 500, wanted 0 to 499"),
         (spaces.Discrete(3, start=-1), np.int64(2), "got 2, wanted -1 to 1"),
@@ -90,7 +101,9 @@ def test_one_number_in_whatever_form_is_a_reward(reward: Any) -> None:
         (spaces.Text(8), 5, "got int 5, wanted a text"),
     ],
 )
-def test_an_observation_that_is_not_as_declared_is_an_environment_error(space: spaces.Space, obs: Any, message: str) -> None:
+def test_an_observation_that_is_not_as_declared_is_an_environment_error(
+    space: spaces.Space, obs: Any, message: str
+) -> None:
     good = {spaces.Text: "ok"}.get(type(space), space.sample() if not isinstance(space, spaces.Text) else "ok")
     count, line = first_error(make(space=space, obs=lambda t: obs if t == 2 else good))
     assert count == 2
@@ -132,7 +145,14 @@ def test_values_outside_a_boxs_bounds_are_used_and_said_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [TypeError("no such\nthing"), SystemExit(3), ZeroDivisionError(), RuntimeError("x" * 10_000), BaseException("panic")]
+    "error",
+    [
+        TypeError("no such\nthing"),
+        SystemExit(3),
+        ZeroDivisionError(),
+        RuntimeError("x" * 10_000),
+        BaseException("panic"),
+    ],
 )
 @pytest.mark.parametrize("where", ["reset", "step", "making"])
 def test_whatever_it_raises_is_one_line_that_names_it(error: BaseException, where: str) -> None:
@@ -178,7 +198,10 @@ def test_a_users_interrupt_is_no_failure_of_the_environment() -> None:
             {"space": spaces.Dict(a=spaces.Discrete(2), b=spaces.Discrete(2)), "obs": lambda t: {"a": 0}},
             "observation 'b' in reset is missing (it has a)",
         ),
-        ({"space": spaces.Dict(a=spaces.Discrete(2)), "obs": lambda t: np.zeros(3)}, "observation 'a' in reset is missing"),
+        (
+            {"space": spaces.Dict(a=spaces.Discrete(2)), "obs": lambda t: np.zeros(3)},
+            "observation 'a' in reset is missing",
+        ),
     ],
 )
 def test_what_is_not_gymnasiums_protocol_is_said(settings: dict[str, Any], message: str) -> None:
@@ -192,7 +215,8 @@ def test_what_is_not_gymnasiums_protocol_is_said(settings: dict[str, Any], messa
 
 def test_a_reset_without_a_seed_says_what_is_missing() -> None:
     with pytest.raises(
-        EnvironmentFailure, match=r"'SeedlessReset-v0' raised TypeError in reset: .*'seed'; gymnasium's reset takes seed= and options="
+        EnvironmentFailure,
+        match=r"'SeedlessReset-v0' raised TypeError in reset: .*'seed'; gymnasium's reset takes seed= and options=",
     ):
         make("SeedlessReset-v0").reset()
 
@@ -207,7 +231,9 @@ def test_a_rebuilt_environment_that_cannot_be_made_is_tried_again() -> None:
     env = make(
         making=making,
         step=lambda t: (
-            raising(OSError("connection lost"))(t) if t == 1 and Odd.made == 2 else (np.zeros(4), 1.0, False, False, {"event": ""})
+            raising(OSError("connection lost"))(t)
+            if t == 1 and Odd.made == 2
+            else (np.zeros(4), 1.0, False, False, {"event": ""})
         ),
     )
     env.reset()
@@ -234,7 +260,10 @@ def silent_later(obs: Any, info: dict[str, Any]) -> Any:
             "tests.actors.environments.test_odd_environments:speechless",
             "environment 'Odd-v0' raised KeyError in its captioner tests.actors.environments.test_odd_environments:speechless: 'evnt'",
         ),
-        ("tests.actors.environments.test_odd_environments:silent_later", "gave NoneType None; captions are str, bytes or uint8 arrays"),
+        (
+            "tests.actors.environments.test_odd_environments:silent_later",
+            "gave NoneType None; captions are str, bytes or uint8 arrays",
+        ),
         ("info:words", "the info of 'Odd-v0' has no 'words' (it has event)"),
     ],
 )
@@ -247,7 +276,9 @@ def test_a_captioner_that_fails_is_said_like_an_environment(captioner: str, mess
     assert message in line
 
 
-def test_a_module_that_lacks_a_package_or_raises_as_it_is_imported_says_so(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_that_lacks_a_package_or_raises_as_it_is_imported_says_so(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "lacking.py").write_text("import no_such_simulator.core\n")
     (tmp_path / "broken.py").write_text("def f(:\n")
@@ -265,7 +296,9 @@ def test_a_module_that_lacks_a_package_or_raises_as_it_is_imported_says_so(tmp_p
 
 
 def test_a_package_that_is_missing_only_as_the_environment_is_made_is_named() -> None:
-    with pytest.raises(EnvironmentFailure, match=r"raised ModuleNotFoundError in making: .*; it needs the package box: install it"):
+    with pytest.raises(
+        EnvironmentFailure, match=r"raised ModuleNotFoundError in making: .*; it needs the package box: install it"
+    ):
         make(making=raising(ModuleNotFoundError("No module named 'box.core'", name="box.core")))
     words = "Box2D is not installed, you can install it by `pip install gymnasium[box2d]`"
     with pytest.raises(EnvironmentFailure, match=re.escape(f"{SINGLE} needs a package that is not installed: {words}")):
@@ -273,7 +306,8 @@ def test_a_package_that_is_missing_only_as_the_environment_is_made_is_named() ->
 
 
 @pytest.mark.parametrize(
-    ("env_id", "extra"), [("MiniGrid-DoorKey-8x8-v9", "minigrid"), ("ALE/Adventure-v99", "ale-py"), ("CrafterReward-v1", "crafter")]
+    ("env_id", "extra"),
+    [("MiniGrid-DoorKey-8x8-v9", "minigrid"), ("ALE/Adventure-v99", "ale-py"), ("CrafterReward-v1", "crafter")],
 )
 def test_ids_of_known_packages_say_what_installs_them(env_id: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("minigrid", "ale_py", "crafter"):
@@ -292,7 +326,13 @@ def test_nested_and_unusual_observations_are_entries_of_their_own() -> None:
             "none": spaces.Box(0, 1, (0,)),
         }
     )
-    value = {"type": 99, "a.b": np.zeros(2), "pack": {"items": [0, 1, 1], "weapon": (1, "axe")}, "graph": None, "none": np.zeros(0)}
+    value = {
+        "type": 99,
+        "a.b": np.zeros(2),
+        "pack": {"items": [0, 1, 1], "weapon": (1, "axe")},
+        "graph": None,
+        "none": np.zeros(0),
+    }
     env = make(space=space, obs=lambda t: value)
     assert set(env.spec.observations) == {"type", "a.b", "pack/items", "pack/weapon/0", "pack/weapon/1"}
     obs, _ = env.reset()
@@ -321,7 +361,8 @@ def test_a_step_limit_is_the_environments_own_and_lengthening_it_is_said() -> No
             ends = [bool(env.step(np.zeros(1, np.int64)).truncated[0]) for _ in range(4)]
             assert ends.index(True) == expected - 1
             assert [
-                f"env.max_episode_steps={limit}" in notice and f"its own limit of {own} steps" in notice for notice in env.spec.notices
+                f"env.max_episode_steps={limit}" in notice and f"its own limit of {own} steps" in notice
+                for notice in env.spec.notices
             ] == ([True] if limit > own else [])
             env.close()
     assert EnvConfig().max_episode_steps == 0

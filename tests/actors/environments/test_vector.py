@@ -13,8 +13,12 @@ from configs.schema import EnvConfig
 TOY = "tests.toy_environments:"
 
 
-def make(env_id: str, num_envs: int = 2, run_seed: int = 1, stream: str = "train", **config: object) -> VectorEnvironment:
-    return make_environment(EnvConfig(id=env_id, **config), num_envs=num_envs, run_seed=run_seed, worker_index=0, stream=stream)
+def make(
+    env_id: str, num_envs: int = 2, run_seed: int = 1, stream: str = "train", **config: object
+) -> VectorEnvironment:
+    return make_environment(
+        EnvConfig(id=env_id, **config), num_envs=num_envs, run_seed=run_seed, worker_index=0, stream=stream
+    )
 
 
 def walk(env: VectorEnvironment, actions: np.ndarray) -> list[VectorStep]:
@@ -63,7 +67,9 @@ def test_the_step_limit_truncates_and_a_goal_on_the_last_step_terminates() -> No
 
 
 def test_limit_zero_leaves_the_limit_to_the_environment() -> None:
-    registered = make("MountainCar-v0", num_envs=1, max_episode_steps=0, captioner="tests.actors.environments.test_vector:nothing")
+    registered = make(
+        "MountainCar-v0", num_envs=1, max_episode_steps=0, captioner="tests.actors.environments.test_vector:nothing"
+    )
     registered.reset()
     steps = walk(registered, np.zeros((200, 1), np.int64))
     assert [step.truncated[0] for step in steps].index(True) == 199, "the registered limit"
@@ -94,7 +100,9 @@ def test_every_supported_space_becomes_an_array() -> None:
     (end,) = last.ends
     assert end.info == {"success": 1.0}
     assert end.final_obs["angle"].tolist() == [9, -9]
-    assert {name: array.dtype for name, array in last.obs.items()} == {name: spec.dtype for name, spec in env.spec.observations.items()}
+    assert {name: array.dtype for name, array in last.obs.items()} == {
+        name: spec.dtype for name, spec in env.spec.observations.items()
+    }
     env.close()
 
 
@@ -209,7 +217,11 @@ def test_a_missing_nethack_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     ("env_id", "config", "message"),
     [
         (TOY + "Throttle-v0", {}, "policies here need Discrete actions"),
-        (TOY + "Corridor-v0", {"captioner": "massage"}, "no observation key of 'Corridor-v0': its keys are message, position"),
+        (
+            TOY + "Corridor-v0",
+            {"captioner": "massage"},
+            "no observation key of 'Corridor-v0': its keys are message, position",
+        ),
         (TOY + "Painting-v0", {}, "without keys; give one of the keys, info:KEY, or module:function"),
         (TOY + "Corridor-v0", {"captioner": "tests.toy_environments:nobody"}, "cannot be called"),
         (TOY + "Corridor-v0", {"captioner": "tests.toy_environments:encode_message"}, "cannot be called"),

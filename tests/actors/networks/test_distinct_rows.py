@@ -7,7 +7,9 @@ from actors.networks.repeated_rows import GRANULE, MAX_SIZES, RepeatedRows, enco
 
 
 def draw_rows(num_rows: int = 40, num_columns: int = 3, num_values: int = 2, seed: int = 0) -> Tensor:
-    return torch.randint(0, num_values, (num_rows, num_columns), generator=torch.Generator().manual_seed(seed), dtype=torch.int16)
+    return torch.randint(
+        0, num_values, (num_rows, num_columns), generator=torch.Generator().manual_seed(seed), dtype=torch.int16
+    )
 
 
 def make_layer(num_inputs: int, num_outputs: int, seed: int, dtype: torch.dtype = torch.float64) -> nn.Linear:
@@ -75,7 +77,9 @@ def test_outputs_and_gradients_are_those_of_encoding_every_row() -> None:
     )
 
 
-@pytest.mark.parametrize("encoders", [(encode_distinct, encode_all), (encode_distinct, encode_distinct), (encode_all, encode_all)])
+@pytest.mark.parametrize(
+    "encoders", [(encode_distinct, encode_all), (encode_distinct, encode_distinct), (encode_all, encode_all)]
+)
 def test_projecting_before_repeating_is_projecting_the_rows_side_by_side(encoders: tuple) -> None:
     first, second, layer = make_layer(3, 4, seed=1), make_layer(2, 5, seed=2), make_layer(9, 6, seed=3)
     columns = draw_rows(), draw_rows(num_columns=2, seed=1)
@@ -84,8 +88,12 @@ def test_projecting_before_repeating_is_projecting_the_rows_side_by_side(encoder
         encode(rows, lambda r, encoder=encoder: encoder(r.double()).tanh())
         for encode, rows, encoder in zip(encoders, columns, (first, second), strict=True)
     ]
-    side_by_side = torch.cat([encoder(rows.double()).tanh() for rows, encoder in zip(columns, (first, second), strict=True)], -1)
-    torch.testing.assert_close(with_gradients(project(parts, layer), parameters), with_gradients(layer(side_by_side), parameters))
+    side_by_side = torch.cat(
+        [encoder(rows.double()).tanh() for rows, encoder in zip(columns, (first, second), strict=True)], -1
+    )
+    torch.testing.assert_close(
+        with_gradients(project(parts, layer), parameters), with_gradients(layer(side_by_side), parameters)
+    )
 
 
 def test_gradients_of_many_equal_rows_are_added_without_bf16s_rounding() -> None:

@@ -29,7 +29,10 @@ def test_no_row_is_encoded_twice_however_often_and_wherever_it_comes_back() -> N
 
 def test_rows_that_differ_in_one_byte_are_told_apart() -> None:
     rows = torch.zeros(3, 4, dtype=torch.int16)
-    rows[1, 3], rows[2, 3] = 256, 1  # the last byte, the last but one: neither zeros at the end nor the order of bytes hide it
+    rows[1, 3], rows[2, 3] = (
+        256,
+        1,
+    )  # the last byte, the last but one: neither zeros at the end nor the order of bytes hide it
     encode = Doubling()
     assert torch.equal(EncodingCache(max_rows=3)(rows, encode), rows.float() * 2)
     assert len(encode.asked) == 3

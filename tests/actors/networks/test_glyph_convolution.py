@@ -11,7 +11,9 @@ NUM_CATEGORIES, WIDTH, CHANNELS = 40, 6, 5
 def make_parameters(side: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     shapes = (NUM_CATEGORIES, WIDTH), (CHANNELS, WIDTH, side, side), (CHANNELS,)
-    embedding, weight, bias = (torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes)
+    embedding, weight, bias = (
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes
+    )
     return embedding, weight, bias
 
 
@@ -21,7 +23,9 @@ def draw(*shape: int) -> Tensor:
 
 
 def embed_and_convolve(categories: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return F.conv2d(F.embedding(categories.long(), embedding).movedim(-1, 1), weight, bias, padding=weight.shape[-1] // 2)
+    return F.conv2d(
+        F.embedding(categories.long(), embedding).movedim(-1, 1), weight, bias, padding=weight.shape[-1] // 2
+    )
 
 
 def with_gradients(outputs: Tensor, parameters: tuple[Tensor, ...]) -> list[Tensor]:
@@ -31,7 +35,9 @@ def with_gradients(outputs: Tensor, parameters: tuple[Tensor, ...]) -> list[Tens
 
 @pytest.mark.parametrize("side", [1, 3, 5])
 @pytest.mark.parametrize("shape", [(4, 9, 9), (1, 3, 7), (30, 5, 5)])
-def test_sums_of_table_rows_equal_embedding_and_convolving_borders_and_gradients_included(shape: tuple[int, int, int], side: int) -> None:
+def test_sums_of_table_rows_equal_embedding_and_convolving_borders_and_gradients_included(
+    shape: tuple[int, int, int], side: int
+) -> None:
     categories, parameters = draw(*shape), make_parameters(side)
     got = with_gradients(convolve_categories(categories, *parameters), parameters)
     wanted = with_gradients(embed_and_convolve(categories, *parameters), parameters)
@@ -47,7 +53,10 @@ def test_in_bf16_it_rounds_no_more_than_the_convolution_does() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             outputs = compute(categories, *parameters)  # type: ignore[operator]
         assert outputs.dtype == torch.bfloat16
-        return [float((a.double() - b).norm() / b.norm()) for a, b in zip(with_gradients(outputs, parameters), wanted, strict=True)]
+        return [
+            float((a.double() - b).norm() / b.norm())
+            for a, b in zip(with_gradients(outputs, parameters), wanted, strict=True)
+        ]
 
     sums, convolution = errors(convolve_categories), errors(embed_and_convolve)
     assert max(sums) < 0.01
@@ -61,7 +70,9 @@ def test_channels_lie_last_in_memory_as_the_next_convolution_likes_them() -> Non
 
 
 @pytest.mark.parametrize(("rows", "columns", "side"), [(21, 45, 3), (4, 6, 2), (5, 5, 1)])
-def test_patches_equal_embedding_and_convolving_with_a_stride_gradients_included(rows: int, columns: int, side: int) -> None:
+def test_patches_equal_embedding_and_convolving_with_a_stride_gradients_included(
+    rows: int, columns: int, side: int
+) -> None:
     torch.manual_seed(0)
     embedding, layer = nn.Embedding(NUM_CATEGORIES, WIDTH).double(), nn.Conv2d(WIDTH, CHANNELS, side, side).double()
     parameters = (embedding.weight, layer.weight, layer.bias)
@@ -69,7 +80,9 @@ def test_patches_equal_embedding_and_convolving_with_a_stride_gradients_included
     outputs = embed_patches(glyphs, embedding, layer)
     assert outputs.is_contiguous(memory_format=torch.channels_last)
     wanted = layer(embedding(glyphs.long()).movedim(-1, 1))
-    torch.testing.assert_close(with_gradients(outputs, parameters), with_gradients(wanted, parameters), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        with_gradients(outputs, parameters), with_gradients(wanted, parameters), rtol=1e-10, atol=1e-10
+    )
 
 
 def test_a_category_that_there_is_not_is_refused() -> None:

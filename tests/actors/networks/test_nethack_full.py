@@ -72,7 +72,9 @@ def test_repeats_encoded_once_give_what_each_gives_alone_gradients_included(game
         encoder._reuses = reuses
         features = encoder(games)
         (features * weights).sum().backward()
-        return features.detach(), [parameter.grad.clone() for parameter in encoder.parameters() if parameter.grad is not None]
+        return features.detach(), [
+            parameter.grad.clone() for parameter in encoder.parameters() if parameter.grad is not None
+        ]
 
     (once, gradients), (each, wanted) = with_gradients(True), with_gradients(False)
     torch.testing.assert_close(once, each, rtol=1e-4, atol=1e-5)
@@ -139,11 +141,19 @@ def test_bf16_agrees_with_float32(games: dict[str, Tensor]) -> None:
     ("changes", "crop_size", "message"),
     [
         ({"glyph_window": None}, 9, r"reads glyph_window, .*has blstats \(27,\).*choose network 'auto'"),
-        ({"glyph_window": ArraySpec(shape=(21, 79), dtype=np.dtype(np.int16), num_values=5977)}, 9, r"has .*glyph_window \(21, 79\)"),
+        (
+            {"glyph_window": ArraySpec(shape=(21, 79), dtype=np.dtype(np.int16), num_values=5977)},
+            9,
+            r"has .*glyph_window \(21, 79\)",
+        ),
         ({}, 23, r"policy\.crop_size: got 23, wanted at most 21"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_words(changes: dict[str, ArraySpec | None], crop_size: int, message: str) -> None:
+def test_what_does_not_fit_is_refused_in_words(
+    changes: dict[str, ArraySpec | None], crop_size: int, message: str
+) -> None:
     observations = {name: spec for name, spec in (make_spec().observations | changes).items() if spec is not None}
     with pytest.raises(ValueError, match=message):
-        PolicyNet(EnvironmentSpec(observations=observations, num_actions=5), dataclasses.replace(SMALL, crop_size=crop_size))
+        PolicyNet(
+            EnvironmentSpec(observations=observations, num_actions=5), dataclasses.replace(SMALL, crop_size=crop_size)
+        )

@@ -8,7 +8,9 @@ KINDS = ["lstm", "gru"]
 STEPS, ENVS, INPUTS, SIZE = 6, 3, 4, 5
 
 
-def make_core(kind: str, num_inputs: int = INPUTS, size: int = SIZE, dtype: torch.dtype = torch.float64) -> RecurrentCore:
+def make_core(
+    kind: str, num_inputs: int = INPUTS, size: int = SIZE, dtype: torch.dtype = torch.float64
+) -> RecurrentCore:
     torch.manual_seed(0)
     core = RecurrentCore(kind, num_inputs, size).double()
     for parameter in core.parameters():
@@ -20,7 +22,11 @@ def make_sequence(
     core: RecurrentCore, num_steps: int = STEPS, num_envs: int = ENVS, dtype: torch.dtype = torch.float64
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     generator = torch.Generator().manual_seed(1)
-    inputs = torch.randn(num_steps, num_envs, core.input.in_features, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    inputs = (
+        torch.randn(num_steps, num_envs, core.input.in_features, generator=generator, dtype=torch.float64)
+        .to(dtype)
+        .requires_grad_()
+    )
     state = {
         name: torch.randn(num_envs, core.size, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
         for name in core.initial_state(1)
@@ -33,7 +39,8 @@ def make_sequence(
 def by_the_formula(core: RecurrentCore, x: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """One step as the papers write it, gate by gate."""
     weights, biases, recurrent = (
-        list(p.chunk(4 if core.kind == "lstm" else 3)) for p in (core.input.weight, core.input.bias, core.recurrent.weight)
+        list(p.chunk(4 if core.kind == "lstm" else 3))
+        for p in (core.input.weight, core.input.bias, core.recurrent.weight)
     )
     h = state["h"]
     from_input = [x @ w.T + b for w, b in zip(weights, biases, strict=True)]
@@ -48,21 +55,33 @@ def by_the_formula(core: RecurrentCore, x: Tensor, state: dict[str, Tensor]) -> 
     return {"h": (1 - z) * candidate + z * h}
 
 
-def loop(core: RecurrentCore, inputs: Tensor, state: dict[str, Tensor], reset_before: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def loop(
+    core: RecurrentCore, inputs: Tensor, state: dict[str, Tensor], reset_before: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
     outputs = []
     for x, reset in zip(inputs, reset_before, strict=True):
-        state = by_the_formula(core, x, {name: torch.where(reset[:, None], 0.0, tensor) for name, tensor in state.items()})
+        state = by_the_formula(
+            core, x, {name: torch.where(reset[:, None], 0.0, tensor) for name, tensor in state.items()}
+        )
         outputs.append(state["h"])
     return torch.stack(outputs), state
 
 
-def results_and_gradients(core: RecurrentCore, compute: object, sequence: tuple[Tensor, dict[str, Tensor], Tensor]) -> dict[str, Tensor]:
+def results_and_gradients(
+    core: RecurrentCore, compute: object, sequence: tuple[Tensor, dict[str, Tensor], Tensor]
+) -> dict[str, Tensor]:
     """Outputs, last state, and what a loss of all of them says of every parameter, the inputs and the first state."""
     inputs, state, reset_before = sequence
     outputs, last = compute(inputs, state, reset_before)  # type: ignore[operator]
     generator = torch.Generator().manual_seed(2)
-    loss = sum((t * torch.randn(t.shape, generator=generator, dtype=torch.float64)).sum() for t in (outputs, *last.values()))
-    wanted = {"inputs": inputs, **{f"first {name}": tensor for name, tensor in state.items()}, **dict(core.named_parameters())}
+    loss = sum(
+        (t * torch.randn(t.shape, generator=generator, dtype=torch.float64)).sum() for t in (outputs, *last.values())
+    )
+    wanted = {
+        "inputs": inputs,
+        **{f"first {name}": tensor for name, tensor in state.items()},
+        **dict(core.named_parameters()),
+    }
     gradients = torch.autograd.grad(loss, list(wanted.values()))  # type: ignore[arg-type]
     last = {f"last {name}": tensor.detach() for name, tensor in last.items()}
     return {"outputs": outputs.detach(), **last, **dict(zip(wanted, gradients, strict=True))}
@@ -74,7 +93,9 @@ def test_a_sequence_with_resets_equals_the_papers_formulas_step_by_step_gradient
     got = results_and_gradients(core, core, make_sequence(core))
     wanted = results_and_gradients(core, lambda *arguments: loop(core, *arguments), make_sequence(core))
     for name, tensor in wanted.items():
-        torch.testing.assert_close(got[name], tensor, rtol=1e-10, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            got[name], tensor, rtol=1e-10, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -86,7 +107,8 @@ def test_gradients_written_by_hand_agree_with_finite_differences(kind: str) -> N
     flags = reset_before.any(1).tolist()
     function = LstmSequence if kind == "lstm" else GruSequence
     assert torch.autograd.gradcheck(
-        lambda *arguments: function.apply(*arguments, reset_before.unsqueeze(-1), flags), (gates, *parameters, *state.values())
+        lambda *arguments: function.apply(*arguments, reset_before.unsqueeze(-1), flags),
+        (gates, *parameters, *state.values()),
     )
 
 
@@ -121,7 +143,9 @@ def test_whether_gradients_are_wanted_changes_no_bit(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_single_step_gives_the_same_bits_whether_or_not_it_keeps_anything_for_gradients(kind: str, dtype: torch.dtype) -> None:
+def test_a_single_step_gives_the_same_bits_whether_or_not_it_keeps_anything_for_gradients(
+    kind: str, dtype: torch.dtype
+) -> None:
     core = make_core(kind, num_inputs=48, size=32, dtype=torch.float32)
     inputs, state, _ = make_sequence(core, num_envs=32, dtype=torch.float32)
     acted_state = state

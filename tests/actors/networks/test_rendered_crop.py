@@ -10,12 +10,27 @@ from torch import Tensor, nn
 from actors.environments.factory import make_environment
 from actors.environments.nethack.crop import character_view
 from actors.environments.vector import ArraySpec, EnvironmentSpec
-from actors.networks.rendered_crop import BLSTATS_SCALES, CELL, PALETTE, RenderedCropEncoder, character_shapes, glyph_atlas
+from actors.networks.rendered_crop import (
+    BLSTATS_SCALES,
+    CELL,
+    PALETTE,
+    RenderedCropEncoder,
+    character_shapes,
+    glyph_atlas,
+)
 from actors.networks.repeated_rows import encode_distinct
 from actors.policy import PolicyNet, snapshot
 from configs.schema import EnvConfig, PolicyConfig
 
-ONI = PolicyConfig(network="rendered_crop", core="gru", core_size=512, hidden_size=512, head_gain=1.0, encoder_gain=1.0, core_skip=False)
+ONI = PolicyConfig(
+    network="rendered_crop",
+    core="gru",
+    core_size=512,
+    hidden_size=512,
+    head_gain=1.0,
+    encoder_gain=1.0,
+    core_skip=False,
+)
 SMALL = dataclasses.replace(ONI, core_size=16, hidden_size=24)
 OBSERVATIONS = {
     "character_crop": character_view().spec,
@@ -34,14 +49,20 @@ def make_net(config: PolicyConfig = SMALL) -> tuple[PolicyNet, RenderedCropEncod
 
 def random_windows(num: int, seed: int = 0) -> Tensor:
     rng = np.random.default_rng(seed)
-    return torch.from_numpy(np.stack([rng.integers(0, 256, (num, 12, 12)), rng.integers(0, 16, (num, 12, 12))], -1).astype(np.uint8))
+    return torch.from_numpy(
+        np.stack([rng.integers(0, 256, (num, 12, 12)), rng.integers(0, 16, (num, 12, 12))], -1).astype(np.uint8)
+    )
 
 
 def random_obs(*shape: int, seed: int = 0) -> dict[str, Tensor]:
     rng = np.random.default_rng(seed)
     windows = random_windows(int(np.prod(shape)), seed).unflatten(0, shape)
     blstats = torch.from_numpy((rng.normal(size=(*shape, 27)) * 20).astype(np.float32))
-    return {"character_crop": windows, "blstats": blstats, "message": torch.from_numpy(rng.integers(0, 256, (*shape, 256), np.uint8))}
+    return {
+        "character_crop": windows,
+        "blstats": blstats,
+        "message": torch.from_numpy(rng.integers(0, 256, (*shape, 256), np.uint8)),
+    }
 
 
 def test_the_layers_have_onis_sizes() -> None:
@@ -58,7 +79,10 @@ def test_the_layers_have_onis_sizes() -> None:
     assert encoder(random_obs(2)).shape == (2, 795)
     assert net.core.kind == "gru"
     assert net.core.input.weight.shape == (3 * 512, 795)
-    assert all(isinstance(layer, nn.Conv2d | nn.Linear | nn.ELU) for layer in (*encoder.convolutions, *encoder.blstats, *encoder.message))
+    assert all(
+        isinstance(layer, nn.Conv2d | nn.Linear | nn.ELU)
+        for layer in (*encoder.convolutions, *encoder.blstats, *encoder.message)
+    )
 
 
 def test_the_number_of_parameters_is_the_sum_over_the_layers() -> None:
@@ -70,9 +94,13 @@ def test_the_number_of_parameters_is_the_sum_over_the_layers() -> None:
     picture = linear(3 * 8 * 8, 32) + linear(32 * 4 * 4, 64) + linear(64 * 3 * 3, 128) + linear(1152, 512)
     blstats, message = linear(27, 128) + linear(128, 128), linear(256, 128) + linear(128, 128)
     gru = 3 * (linear(795, 512) + linear(512, 512))
-    assert sum(p.numel() for p in net.parameters()) == picture + blstats + message + gru + linear(512, 28) + linear(512, 1)
+    assert sum(p.numel() for p in net.parameters()) == picture + blstats + message + gru + linear(512, 28) + linear(
+        512, 1
+    )
     units = {"value_mean", "value_scale"}
-    assert set(snapshot(net, (0, 0)).weights) == units | {name for name, _ in net.named_parameters()}, "the atlas does not travel"
+    assert set(snapshot(net, (0, 0)).weights) == units | {name for name, _ in net.named_parameters()}, (
+        "the atlas does not travel"
+    )
 
 
 def test_first_weights_are_orthogonal_with_gain_1_everywhere() -> None:
@@ -165,7 +193,9 @@ def test_a_sequence_with_resets_equals_its_steps_one_by_one_and_every_parameter_
         torch.testing.assert_close(output.logits[t], logits, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(output.values[t], values, rtol=1e-4, atol=1e-5)
     (output.logits.logsumexp(-1).sum() + output.logits[..., 0].sum() + output.values.sum()).backward()
-    assert [name for name, parameter in net.named_parameters() if parameter.grad is None or not parameter.grad.any()] == []
+    assert [
+        name for name, parameter in net.named_parameters() if parameter.grad is None or not parameter.grad.any()
+    ] == []
 
 
 def test_bf16_agrees_with_float32_on_real_observations() -> None:
@@ -181,5 +211,7 @@ def test_bf16_agrees_with_float32_on_real_observations() -> None:
 
 def test_another_environment_is_refused_with_what_it_has() -> None:
     glyphs = ArraySpec(shape=(9, 9), dtype=np.dtype(np.int16), num_values=5977)
-    with pytest.raises(ValueError, match=r"reads character_crop \(12, 12, 2\).* has glyph_crop \(9, 9\).*choose network 'auto'"):
+    with pytest.raises(
+        ValueError, match=r"reads character_crop \(12, 12, 2\).* has glyph_crop \(9, 9\).*choose network 'auto'"
+    ):
         PolicyNet(EnvironmentSpec(observations={"glyph_crop": glyphs}, num_actions=2), ONI)

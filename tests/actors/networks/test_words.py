@@ -38,7 +38,9 @@ def make_encoder(seed: int = 0) -> WordEncoder:
 
 
 def split(text: str) -> list[bytes]:
-    return [re.sub(rb"\d", b"0", word.lower()) for word in re.findall(rb"[A-Za-z0-9\x80-\xff]+", text.encode()[:NUM_BYTES])]
+    return [
+        re.sub(rb"\d", b"0", word.lower()) for word in re.findall(rb"[A-Za-z0-9\x80-\xff]+", text.encode()[:NUM_BYTES])
+    ]
 
 
 def test_each_word_has_its_bucket_in_order_wherever_it_stands() -> None:
@@ -71,7 +73,9 @@ def test_a_texts_features_are_its_own_whatever_is_read_beside_it() -> None:
 
 def test_case_digits_spacing_and_punctuation_change_nothing_and_the_order_of_words_does() -> None:
     encoder = make_encoder()
-    one, same, other = encoder(encode("You have 12 gold pieces.", "you have  93 GOLD pieces!", "Pieces have you 12 gold."))
+    one, same, other = encoder(
+        encode("You have 12 gold pieces.", "you have  93 GOLD pieces!", "Pieces have you 12 gold.")
+    )
     assert torch.equal(one, same)
     assert (one - other).abs().max() > 0.05
 

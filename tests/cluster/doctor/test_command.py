@@ -38,7 +38,15 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def service(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, str]]:
     """A scripted annotation service of the default rubric, and its address."""
     file = tmp_path / "address"
-    command = [sys.executable, "-m", "llm_server.serve", "--engine=scripted", "--store=memory", "--port=0", f"--address-file={file}"]
+    command = [
+        sys.executable,
+        "-m",
+        "llm_server.serve",
+        "--engine=scripted",
+        "--store=memory",
+        "--port=0",
+        f"--address-file={file}",
+    ]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
@@ -61,7 +69,17 @@ def test_the_default_set_up_on_this_machine_has_nothing_that_fails() -> None:
     found = {result["check"]: result["found"] for result in report["checks"]}
     assert "single tokens" in found["judge"]
     assert "seeds are kept" in found["environment"]
-    assert {"python", "packages", "torch", "machine", "run directory", "temporary files", "object store", "ray", "ports"} <= found.keys()
+    assert {
+        "python",
+        "packages",
+        "torch",
+        "machine",
+        "run directory",
+        "temporary files",
+        "object store",
+        "ray",
+        "ports",
+    } <= found.keys()
     assert "with the extras local-llm, nle" in found["packages"]
 
 
@@ -96,14 +114,18 @@ def test_a_service_that_answers_and_one_that_was_stopped(
     assert f"delphi serve --rubric nethack_progress --port {address.rpartition(':')[2]}" in result["advice"]
 
 
-def test_a_service_with_another_rubric(service: tuple[subprocess.Popen, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_service_with_another_rubric(
+    service: tuple[subprocess.Popen, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     code, results = examine(capsys, f"annotator.address={service[1]}", "annotator.rubric=nethack_gold")
     assert code == 1
     assert "judges by rubric 'nethack_progress'" in results["annotation service"][0]["found"]
     assert "delphi serve --rubric nethack_gold" in results["annotation service"][0]["advice"]
 
 
-@pytest.mark.parametrize(("address", "words"), [("127.0.0.1", "wanted host:port"), ("absent.invalid:7431", "absent.invalid:7431: ")])
+@pytest.mark.parametrize(
+    ("address", "words"), [("127.0.0.1", "wanted host:port"), ("absent.invalid:7431", "absent.invalid:7431: ")]
+)
 def test_an_address_that_is_none(address: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, results = examine(capsys, f"annotator.address={address}")
     assert code == 1
@@ -121,7 +143,10 @@ def guarded(tmp_path: Path) -> Iterator[tuple[str, CredentialFiles]]:
 
 
 def test_tls_and_token_errors_in_words(
-    guarded: tuple[str, CredentialFiles], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    guarded: tuple[str, CredentialFiles],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(part_checks, "ANSWER_TIMEOUT_S", 5.0)
     address, files = guarded
@@ -147,7 +172,9 @@ def test_tls_and_token_errors_in_words(
         assert advice in result["advice"], result
 
 
-def test_each_of_several_services_is_asked(service: tuple[subprocess.Popen, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_of_several_services_is_asked(
+    service: tuple[subprocess.Popen, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     dead = f"127.0.0.1:{free_port()}"
     code, results = examine(capsys, f"annotator.address='{service[1]},{dead}'")
     assert code == 1
@@ -155,7 +182,9 @@ def test_each_of_several_services_is_asked(service: tuple[subprocess.Popen, str]
     assert dead in results["annotation service"][1]["found"]
 
 
-def test_something_else_that_listens_where_the_service_should(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_something_else_that_listens_where_the_service_should(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(part_checks, "ANSWER_TIMEOUT_S", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         code, results = examine(capsys, f"annotator.address=127.0.0.1:{listener.getsockname()[1]}")
@@ -179,7 +208,9 @@ def test_an_occupied_port_and_who_has_it(capsys: pytest.CaptureFixture[str]) -> 
     assert f"{port} is free" in results["ports"][0]["found"]
 
 
-def test_a_port_that_an_annotation_service_has(service: tuple[subprocess.Popen, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_that_an_annotation_service_has(
+    service: tuple[subprocess.Popen, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     process, address = service
     code, results = examine(capsys, *LOCAL, f"service.port={address.rpartition(':')[2]}", "cluster.dashboard=false")
     assert code == 1
@@ -187,7 +218,9 @@ def test_a_port_that_an_annotation_service_has(service: tuple[subprocess.Popen, 
     assert f"annotator.address={address}" in results["ports"][0]["advice"]
 
 
-def test_a_taken_dashboard_port_is_no_failure(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_taken_dashboard_port_is_no_failure(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         monkeypatch.setattr(ray_checks, "DASHBOARD_PORT", listener.getsockname()[1])
         code, results = examine(capsys, *LOCAL)
@@ -283,7 +316,9 @@ def test_an_answer_of_several_tokens(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "choose other answers" in results["judge"][0]["advice"]
 
 
-def test_a_model_that_would_have_to_be_fetched(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_would_have_to_be_fetched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     code, results = examine(capsys, *MODEL, "service.model=nobody/has-this-model")
     assert code == 0
     assert results["judge"][0]["status"] == "warning"
@@ -291,7 +326,9 @@ def test_a_model_that_would_have_to_be_fetched(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_vllm_without_vllm(capsys: pytest.CaptureFixture[str]) -> None:
-    code, results = examine(capsys, "service.engine=vllm", "cluster.mode=local", f"service.vllm_python={shutil.which('true')}")
+    code, results = examine(
+        capsys, "service.engine=vllm", "cluster.mode=local", f"service.vllm_python={shutil.which('true')}"
+    )
     assert code == 1
     assert "has no vLLM" in results["vllm"][0]["found"]
     assert "make vllm" in results["vllm"][0]["advice"]
@@ -327,9 +364,12 @@ def test_a_store_of_judgements_that_is_none(tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
-    ("size", "status", "word"), [(1_000_000, "failed", "no less than"), (80_000_000, "warning", "slow"), (0, "ok", "/dev/shm")]
+    ("size", "status", "word"),
+    [(1_000_000, "failed", "no less than"), (80_000_000, "warning", "slow"), (0, "ok", "/dev/shm")],
 )
-def test_an_object_store_that_is_too_small(size: int, status: str, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_object_store_that_is_too_small(
+    size: int, status: str, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     large = ("actors.envs_per_worker=256", "actors.rollout_steps=32", "learner.rollouts_per_batch=1")
     _, results = examine(capsys, *LOCAL, *large, f"cluster.object_store_bytes={size}")
     (result,) = results["object store"]
@@ -339,14 +379,18 @@ def test_an_object_store_that_is_too_small(size: int, status: str, word: str, ca
 
 
 def test_more_workers_than_cores(capsys: pytest.CaptureFixture[str]) -> None:
-    _, results = examine(capsys, *LOCAL, "actors.num_workers=16", "actors.envs_per_worker=1", "learner.rollouts_per_batch=4")
+    _, results = examine(
+        capsys, *LOCAL, "actors.num_workers=16", "actors.envs_per_worker=1", "learner.rollouts_per_batch=4"
+    )
     cores = len(os.sched_getaffinity(0))
     if cores < 17:
         assert f"actors.num_workers={max(1, cores - 1)}" in results["machine"][0]["advice"]
 
 
 def test_more_environments_than_memory(capsys: pytest.CaptureFixture[str]) -> None:
-    code, results = examine(capsys, *LOCAL, "actors.envs_per_worker=65536", "env.share_engine_code=false", "actors.rollout_steps=1")
+    code, results = examine(
+        capsys, *LOCAL, "actors.envs_per_worker=65536", "env.share_engine_code=false", "actors.rollout_steps=1"
+    )
     assert code == 1
     assert "actors.envs_per_worker" in results["machine"][0]["advice"]
 
@@ -435,7 +479,9 @@ def test_packages_that_are_missing_too_old_or_broken(
         "[project.optional-dependencies]\nnle = ['absent-game']\nminihack = ['absent-hack']\nlocal-llm = []\n"
     )
     monkeypatch.setattr(package_checks, "CHECKOUT", tmp_path)
-    monkeypatch.setattr(package_checks, "_broken_imports", lambda names: {"rich": "ImportError: no"} if "rich" in names else {})
+    monkeypatch.setattr(
+        package_checks, "_broken_imports", lambda names: {"rich": "ImportError: no"} if "rich" in names else {}
+    )
     code, results = examine(capsys)
     assert code == 1
     found = results["packages"][0]["found"]
@@ -471,7 +517,9 @@ def test_an_environment_that_says_nothing(capsys: pytest.CaptureFixture[str]) ->
     assert "set env.captioner" in results["environment"][0]["advice"]
 
 
-def test_a_check_that_breaks_is_a_finding_and_the_rest_goes_on(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_breaks_is_a_finding_and_the_rest_goes_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def explode(subject: object) -> None:
         raise RuntimeError("no\nreason")
 

@@ -53,7 +53,9 @@ def test_an_endpoint_is_asked_as_the_run_asks_it(
     assert "cannot be reached" in results["judge"][0]["found"]
 
 
-def test_an_endpoint_behind_a_proxy_is_asked_through_it(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_behind_a_proxy_is_asked_through_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(part_checks, "ANSWER_TIMEOUT_S", 0.5)
     proxy = FakeEndpoint()
     proxy.failures.extend([(502, {}, "the proxy cannot reach it")] * 100)
@@ -62,7 +64,12 @@ def test_an_endpoint_behind_a_proxy_is_asked_through_it(capsys: pytest.CaptureFi
     monkeypatch.setenv("NO_PROXY", "")
     monkeypatch.setenv("no_proxy", "")
     try:
-        settings = ("service.engine=openai", "service.model=m", "service.endpoint=http://192.0.2.77/v1", "service.endpoint_key_env=")
+        settings = (
+            "service.engine=openai",
+            "service.model=m",
+            "service.endpoint=http://192.0.2.77/v1",
+            "service.endpoint_key_env=",
+        )
         code, results = examine(capsys, *settings)
     finally:
         proxy.close()
@@ -92,7 +99,9 @@ def test_nothing_is_created_and_the_packaged_model_stays_packed(
 def test_a_store_is_found_whatever_its_folder_is_called(folder: str, tmp_path: Path) -> None:
     store = tmp_path / folder / "j.sqlite"
     subject = Subject(load_config(preset="debug", overrides=["service.engine=scripted"]))
-    subject.config = dataclasses.replace(subject.config, service=dataclasses.replace(subject.config.service, store=str(store)))
+    subject.config = dataclasses.replace(
+        subject.config, service=dataclasses.replace(subject.config.service, store=str(store))
+    )
     assert check_store(subject).found == f"{store}, new"
     judgement = Judgement(status=Status.OK, probability=0.5, answer_mass=1.0)
     with contextlib.closing(open_store(str(store))) as opened:

@@ -18,7 +18,9 @@ def scripted(monkeypatch):
     monkeypatch.setattr(label_rate, "ASK_S", 0.3)
 
     def subject(*settings: str) -> Subject:
-        return Subject(load_config(preset="debug", overrides=["service.engine=scripted", "service.script_delay_s=0.01", *settings]))
+        return Subject(
+            load_config(preset="debug", overrides=["service.engine=scripted", "service.script_delay_s=0.01", *settings])
+        )
 
     return subject
 
@@ -50,6 +52,8 @@ def test_a_judge_that_does_not_come_ends_the_measurement_in_time(scripted, monke
     assert "is starting" in result.found
 
 
-@pytest.mark.parametrize("setting", ["annotator.address=127.0.0.1:1", "reward_model.name=counts", "reward_model.name=embedding"])
+@pytest.mark.parametrize(
+    "setting", ["annotator.address=127.0.0.1:1", "reward_model.name=counts", "reward_model.name=embedding"]
+)
 def test_nothing_is_measured_where_the_run_loads_no_language_model(scripted, setting):
     assert check_label_rate(scripted(setting)).found.startswith("not measured")

@@ -15,7 +15,8 @@ GOAL = GoalReward(reward=1.0, max_penalty=-50.0, step_limit=5000)
 
 def weigh(goal: GoalReward | None, *settings: str) -> str | None:
     result = weigh_penalties(
-        load_config(preset="debug", overrides=settings), EnvironmentSpec(observations={}, num_actions=2, goal_reward=goal)
+        load_config(preset="debug", overrides=settings),
+        EnvironmentSpec(observations={}, num_actions=2, goal_reward=goal),
     )
     return None if result is None else f"{result.found}; {result.advice}"
 
@@ -41,8 +42,16 @@ def test_the_warning_says_what_is_lost_what_is_paid_and_what_to_set() -> None:
         (GoalReward(reward=1.0, max_penalty=-1.01, step_limit=101), (), True),
         (GoalReward(reward=1.0, max_penalty=0.0, step_limit=5000), (), False),
         (GoalReward(reward=60.0, max_penalty=-50.0, step_limit=5000), ("reward.extrinsic_clip=100",), False),
-        (GoalReward(reward=60.0, max_penalty=-50.0, step_limit=5000), ("reward.extrinsic_clip=10",), True),  # what is left of the goal
-        (GoalReward(reward=60.0, max_penalty=-50.0, step_limit=5000), ("reward.extrinsic_clip=10", "reward.extrinsic_scale=0.1"), False),
+        (
+            GoalReward(reward=60.0, max_penalty=-50.0, step_limit=5000),
+            ("reward.extrinsic_clip=10",),
+            True,
+        ),  # what is left of the goal
+        (
+            GoalReward(reward=60.0, max_penalty=-50.0, step_limit=5000),
+            ("reward.extrinsic_clip=10", "reward.extrinsic_scale=0.1"),
+            False,
+        ),
         (GOAL, ("reward.extrinsic_coefficient=0",), False),
         (None, (), False),
     ],
@@ -64,9 +73,22 @@ def test_no_preset_is_warned_about(name: str) -> None:
 
 
 @pytest.mark.parametrize(("penalty", "times"), [("-0.01", 1), ("0", 0)])
-def test_a_run_says_it_once_as_it_starts(penalty: str, times: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = ["env.id=NetHackStaircase-v0", f"env.options.penalty_step={penalty}", f"run_dir={tmp_path}", "total_env_steps=256"]
-    settings += ["actors.envs_per_worker=4", "policy.core=none", "policy.hidden_size=8", "reward_model.name=none", "logging.console=plain"]
+def test_a_run_says_it_once_as_it_starts(
+    penalty: str, times: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [
+        "env.id=NetHackStaircase-v0",
+        f"env.options.penalty_step={penalty}",
+        f"run_dir={tmp_path}",
+        "total_env_steps=256",
+    ]
+    settings += [
+        "actors.envs_per_worker=4",
+        "policy.core=none",
+        "policy.hidden_size=8",
+        "reward_model.name=none",
+        "logging.console=plain",
+    ]
     assert launch(load_config(preset="debug", overrides=settings)) == 0
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == times

@@ -38,7 +38,9 @@ class FakeRay:
             raise reference.value
         return reference.value
 
-    def wait(self, references: list[Reference], num_returns: int = 1, timeout: float | None = None) -> tuple[list, list]:
+    def wait(
+        self, references: list[Reference], num_returns: int = 1, timeout: float | None = None
+    ) -> tuple[list, list]:
         return [each for each in references if each.is_ready], [each for each in references if not each.is_ready]
 
 
@@ -79,7 +81,12 @@ class FakeAnnotator:
         return Acknowledgement(book_epoch="b", sequence_number=report.sequence_number)
 
     def _update(self, known: Any) -> tuple[RewardTable | None, dict[str, float | None], str | None, bool]:
-        return (None if self.table is None or self.table.reward_version == known else self.table), {}, None, self.judge_loads
+        return (
+            (None if self.table is None or self.table.reward_version == known else self.table),
+            {},
+            None,
+            self.judge_loads,
+        )
 
 
 @pytest.fixture
@@ -121,7 +128,9 @@ def counted(annotator: FakeAnnotator) -> dict[int, int]:
     return total
 
 
-def test_while_the_judge_loads_that_is_what_is_waited_for(annotators: list[FakeAnnotator], annotation: RayAnnotation) -> None:
+def test_while_the_judge_loads_that_is_what_is_waited_for(
+    annotators: list[FakeAnnotator], annotation: RayAnnotation
+) -> None:
     annotation.load_state_dict({})
     for loads, waited_for in ((True, "the judge, which loads smollm2"), (False, None)):
         annotators[0].judge_loads = loads
@@ -130,7 +139,9 @@ def test_while_the_judge_loads_that_is_what_is_waited_for(annotators: list[FakeA
         assert annotation.waiting == waited_for
 
 
-def test_no_count_is_lost_while_the_annotator_does_not_answer(annotators: list[FakeAnnotator], annotation: RayAnnotation) -> None:
+def test_no_count_is_lost_while_the_annotator_does_not_answer(
+    annotators: list[FakeAnnotator], annotation: RayAnnotation
+) -> None:
     annotators[0].is_answering = False
     for number in range(MAX_UNANSWERED_REPORTS + 6):
         annotation.report(report(number, {1: 1, 2 + number % 2: 10}), WORKER, 100 * number)

@@ -6,12 +6,16 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError,
 
 from cluster.on_ray.failures import NO_TRACE, failure_of
 
-KILLED = "The actor died unexpectedly before finishing this task. Its process has died because all references were dropped."
+KILLED = (
+    "The actor died unexpectedly before finishing this task. Its process has died because all references were dropped."
+)
 EXITED = "Worker unexpectedly exits with a connection error code 2. End of file. Its exit code 77, or so. exit code 77"
 
 
 def died(message: str) -> ActorDiedError:
-    return ActorDiedError(ActorDiedErrorContext(error_message=message, actor_id=b"a" * 16, class_name="WorkerActor", pid=7))
+    return ActorDiedError(
+        ActorDiedErrorContext(error_message=message, actor_id=b"a" * 16, class_name="WorkerActor", pid=7)
+    )
 
 
 def task_error(cause: Exception) -> RayTaskError:
@@ -22,7 +26,11 @@ def task_error(cause: Exception) -> RayTaskError:
     ("error", "stderr", "cause"),
     [
         (task_error(ValueError("first\nsecond")), "", "ValueError: second"),
-        (OutOfMemoryError("long\nthe node ran out of memory"), "", "out of memory, ended by Ray: the node ran out of memory"),
+        (
+            OutOfMemoryError("long\nthe node ran out of memory"),
+            "",
+            "out of memory, ended by Ray: the node ran out of memory",
+        ),
         (ActorUnavailableError("no answer", b"a" * 16), "", "it could not be reached any more"),
         (TimeoutError("no rollout within 5 s"), "", "no rollout within 5 s"),
         (died(KILLED), "Fatal Python error: Segmentation fault", "it crashed in native code: Segmentation fault"),

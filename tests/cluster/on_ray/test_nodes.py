@@ -26,4 +26,6 @@ def test_parts_go_where_the_plan_wants_them_on_a_cluster_that_a_gpu_node_joins_l
     assert sorted(Counter(workers).values()) == [2, 2]
     assert [gpus for _, gpus in went["worker"] + went["annotator"]] == [""] * 5  # given none, they see none
     assert all(gpus in ("0", "1") for _, gpus in went["learner"] + went["replica"])
-    assert [node for node, _ in seen["crowd"]].count(gpu_node) == 1  # a wish: where there is no room elsewhere, they go there all the same
+    assert [node for node, _ in seen["crowd"]].count(
+        gpu_node
+    ) == 1  # a wish: where there is no room elsewhere, they go there all the same

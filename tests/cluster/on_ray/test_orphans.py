@@ -46,13 +46,17 @@ def test_only_what_belonged_to_the_runs_cluster_is_ended(tmp_path: Path, started
 def watched_driver(directory: Path) -> subprocess.Popen:
     """A driver that has a watch and says so."""
     code = f"from pathlib import Path\nfrom cluster.on_ray.orphans import OrphanWatch\nwith OrphanWatch(Path({str(directory)!r})):\n    print('on', flush=True)\n    input()"
-    driver = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    driver = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert driver.stdout is not None
     assert driver.stdout.readline() == "on\n"
     return driver
 
 
-def test_the_watch_ends_a_killed_drivers_cluster_and_removes_its_directory(tmp_path: Path, started: list[subprocess.Popen]) -> None:
+def test_the_watch_ends_a_killed_drivers_cluster_and_removes_its_directory(
+    tmp_path: Path, started: list[subprocess.Popen]
+) -> None:
     directory = tmp_path / "run"
     directory.mkdir()
     driver, worker = watched_driver(directory), actor(directory)

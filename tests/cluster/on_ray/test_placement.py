@@ -17,7 +17,9 @@ def nodes(*shapes: tuple[float, float]) -> list[Node]:
     return [Node(id=f"n{index}", cpus=cpus, gpus=gpus) for index, (cpus, gpus) in enumerate(shapes)]
 
 
-def connect(workers: int, *there: Node, needs_service: bool = True, may_grow: bool = True, **settings: float) -> dict[str, Request]:
+def connect(
+    workers: int, *there: Node, needs_service: bool = True, may_grow: bool = True, **settings: float
+) -> dict[str, Request]:
     cluster = ClusterConfig(mode="connect", **settings)  # type: ignore[arg-type]
     actors = ActorsConfig(num_workers=workers)
     return plan(cluster, actors, needs_annotator=True, needs_service=needs_service, nodes=there, may_grow=may_grow)
@@ -32,7 +34,12 @@ def test_a_laptop_runs_everything_on_fractions_that_fit() -> None:
 
 
 def test_replicas_shrink_with_the_rest_of_a_laptop() -> None:
-    requests = plan(ClusterConfig(mode="local", service_replicas=2), ActorsConfig(num_workers=3), needs_annotator=True, nodes=nodes((2, 0)))
+    requests = plan(
+        ClusterConfig(mode="local", service_replicas=2),
+        ActorsConfig(num_workers=3),
+        needs_annotator=True,
+        nodes=nodes((2, 0)),
+    )
     assert requests["replica"].count == 2
     assert 1.99 < sum(request.cpus * request.count for request in requests.values()) <= 2
     assert not any(request.homes or request.avoid for request in requests.values())  # there is one node to go to
@@ -106,10 +113,18 @@ def test_a_run_begins_with_the_workers_that_it_needs(min_workers: int, fits: boo
             connect(8, *there, min_workers=min_workers)
 
 
-@pytest.mark.parametrize(("config", "shape"), [({"mode": "connect"}, (2, 0)), ({"mode": "local", "learner_gpus": 2}, (64, 1))])
+@pytest.mark.parametrize(
+    ("config", "shape"), [({"mode": "connect"}, (2, 0)), ({"mode": "local", "learner_gpus": 2}, (64, 1))]
+)
 def test_what_cannot_fit_is_refused_with_a_table(config: dict, shape: tuple[float, float]) -> None:
     with pytest.raises(RuntimeError) as caught:
-        plan(ClusterConfig(**config), ActorsConfig(num_workers=8), needs_annotator=True, nodes=nodes(shape), may_grow=True)
+        plan(
+            ClusterConfig(**config),
+            ActorsConfig(num_workers=8),
+            needs_annotator=True,
+            nodes=nodes(shape),
+            may_grow=True,
+        )
     message = str(caught.value)
     assert "8 x" in message
     assert "The cluster has" in message
@@ -120,7 +135,9 @@ def test_what_cannot_fit_is_refused_with_a_table(config: dict, shape: tuple[floa
 @pytest.mark.parametrize("mode", ["local", "connect"])
 @pytest.mark.parametrize("preset", preset_names())
 def test_every_preset_as_it_is_fits_a_small_cluster_that_cannot_grow(preset: str, mode: str, cpus: int) -> None:
-    config = load_config(preset=preset, overrides=[f"cluster.mode={mode}", "run_dir=/shared/run", "learner.max_policy_lag=20"])
+    config = load_config(
+        preset=preset, overrides=[f"cluster.mode={mode}", "run_dir=/shared/run", "learner.max_policy_lag=20"]
+    )
     needs_annotator = config.reward_model.name != "none"
     requests = plan(config.cluster, config.actors, needs_annotator=needs_annotator, nodes=nodes((cpus, 0)))
     asked = 1 + 0.5 * needs_annotator + config.actors.num_workers
@@ -136,7 +153,9 @@ def test_every_preset_as_it_is_fits_a_small_cluster_that_cannot_grow(preset: str
 
 
 def test_an_actor_finds_one_node_for_its_share() -> None:
-    requests = connect(1, *nodes((1, 0), (1, 0)), may_grow=False)  # 2.5 CPU, but two halves are no place for the third actor
+    requests = connect(
+        1, *nodes((1, 0), (1, 0)), may_grow=False
+    )  # 2.5 CPU, but two halves are no place for the third actor
     assert 0.6 < requests["worker"].cpus < 0.7
     assert {requests["learner"].homes[0], requests["worker"].homes[0]} == {"n0", "n1"}
     fits = connect(1, *nodes((1, 0), (2, 0)), may_grow=False)
@@ -167,13 +186,17 @@ class Small:
         monkeypatch.setattr(ray_placement, "_has_autoscaler", lambda: has_autoscaler)
         monkeypatch.setattr("time.monotonic", lambda: self.now)
         monkeypatch.setattr("time.sleep", self.sleep)
-        monkeypatch.setattr(ray_placement.placement.wait_for_room, "__kwdefaults__", {"clock": lambda: self.now, "sleep": self.sleep})
+        monkeypatch.setattr(
+            ray_placement.placement.wait_for_room, "__kwdefaults__", {"clock": lambda: self.now, "sleep": self.sleep}
+        )
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
 
     def place(self, *settings: str, is_restart: bool = False) -> dict[str, Request]:
-        config = load_config(preset="nethack_score", overrides=["cluster.mode=connect", "run_dir=/shared/run", *settings])
+        config = load_config(
+            preset="nethack_score", overrides=["cluster.mode=connect", "run_dir=/shared/run", *settings]
+        )
         return ray_placement.place(config, True, self.said.append, lambda: False, is_restart=is_restart)
 
 
@@ -218,7 +241,9 @@ def test_an_autoscaler_is_known_by_the_types_of_its_nodes(
     types: list[str], version: str, report: Any, found: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     named = [SimpleNamespace(ray_node_type_name=name) for name in types]
-    status = SimpleNamespace(active_nodes=named[:1], idle_nodes=named[1:], stats=SimpleNamespace(autoscaler_version=version))
+    status = SimpleNamespace(
+        active_nodes=named[:1], idle_nodes=named[1:], stats=SimpleNamespace(autoscaler_version=version)
+    )
     monkeypatch.setattr(ray_placement.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="127.0.0.1:1"))
     monkeypatch.setattr(ray_placement, "get_cluster_status", lambda address: status)
     monkeypatch.setattr(ray_placement, "_internal_kv_get", lambda key: json.dumps(report).encode() if report else None)

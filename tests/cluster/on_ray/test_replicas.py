@@ -32,7 +32,9 @@ class Stage:
         fake = SimpleNamespace(wait=self.wait, get=self.get, kill=self.kill, ObjectRef=object)
         monkeypatch.setattr(ray_replicas, "ray", fake)
         monkeypatch.setattr(ray_replicas, "time", SimpleNamespace(monotonic=lambda: self.now))
-        monkeypatch.setattr(ray_replicas, "ReplicaActor", SimpleNamespace(options=lambda **options: SimpleNamespace(remote=self.start)))
+        monkeypatch.setattr(
+            ray_replicas, "ReplicaActor", SimpleNamespace(options=lambda **options: SimpleNamespace(remote=self.start))
+        )
         config = RunConfig(cluster=ClusterConfig(mode="local", service_replicas=replicas))
         self.replicas = RayReplicas(config, Request(cpus=0.5, gpus=0, count=replicas))
 
@@ -106,7 +108,9 @@ def test_one_that_dies_at_every_start_is_started_ever_later(monkeypatch: pytest.
     assert MAX_PAUSE_S <= pauses[-1] < MAX_PAUSE_S + 4
 
 
-def test_a_silent_actor_is_replaced_but_one_that_waits_for_room_may_take_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_actor_is_replaced_but_one_that_waits_for_room_may_take_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     stage = Stage(monkeypatch)
     stage.says(1, "10.0.0.2:6")
     stage.pass_time(2)

@@ -72,10 +72,14 @@ def test_a_disk_that_refuses_is_said_once_and_its_end_too_and_a_notice_once(caps
     assert output.count("an older checkpoint is used") == 1
 
 
-def test_the_time_left_is_that_of_what_ends_the_run_first(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_left_is_that_of_what_ends_the_run_first(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [0.0]
     monkeypatch.setattr("cluster.run.console.time", SimpleNamespace(monotonic=lambda: now[0]))
-    console = Console(LoggingConfig(console="plain", console_interval_s=0.1), total_env_steps=1000, mode="local", max_time_s=600)
+    console = Console(
+        LoggingConfig(console="plain", console_interval_s=0.1), total_env_steps=1000, mode="local", max_time_s=600
+    )
     lines = [(0, 0, 5.0), (100, 10, 15.0), (990, 20, 25.0), (990, 580, 595.0)]
     for steps, at_s, trained_s in lines:
         now[0] = float(at_s)
@@ -88,7 +92,12 @@ def test_the_time_left_is_that_of_what_ends_the_run_first(capsys: pytest.Capture
 
 def test_without_a_step_the_time_left_is_the_limits(capsys: pytest.CaptureFixture[str]) -> None:
     for limit_s, left in ((0.0, "? left"), (600.0, "0:09:20 left")):
-        console = Console(LoggingConfig(console="plain", console_interval_s=0.0), total_env_steps=1000, mode="local", max_time_s=limit_s)
+        console = Console(
+            LoggingConfig(console="plain", console_interval_s=0.0),
+            total_env_steps=1000,
+            mode="local",
+            max_time_s=limit_s,
+        )
         console.update({"env_steps": 0, "time_s": 40.0})
         assert left in capsys.readouterr().out
 

@@ -36,7 +36,9 @@ def test_a_second_process_is_refused_and_told_who_holds_the_run(config: RunConfi
         "import sys; from configs.loading import load_config; from cluster.run.directory import open_run\n"
         "open_run(load_config(preset='debug', overrides=['run_dir=' + sys.argv[1]]))"
     )
-    result = subprocess.run([sys.executable, "-c", code, config.run_dir], capture_output=True, text=True, cwd=Path(__file__).parents[3])
+    result = subprocess.run(
+        [sys.executable, "-c", code, config.run_dir], capture_output=True, text=True, cwd=Path(__file__).parents[3]
+    )
     run.release()
     assert result.returncode != 0
     assert "in use by process" in result.stderr
@@ -48,7 +50,9 @@ def test_another_experiment_is_refused_with_a_diff_and_nothing_is_changed(config
     run.release()
     pretend_checkpoint(run.checkpoints)
     before = (Path(config.run_dir) / "config.json").read_text()
-    changed = dataclasses.replace(config, learner=dataclasses.replace(config.learner, learning_rate=0.5), total_env_steps=99)
+    changed = dataclasses.replace(
+        config, learner=dataclasses.replace(config.learner, learning_rate=0.5), total_env_steps=99
+    )
     with pytest.raises(ConfigError, match=r"learner.learning_rate: 0.0005 -> 0.5"):
         open_run(changed)
     assert (Path(config.run_dir) / "config.json").read_text() == before
@@ -56,7 +60,9 @@ def test_another_experiment_is_refused_with_a_diff_and_nothing_is_changed(config
     open_run(longer)[0].release()
 
 
-def test_before_the_first_checkpoint_any_settings_will_do_and_captions_met_with_others_are_put_aside(config: RunConfig) -> None:
+def test_before_the_first_checkpoint_any_settings_will_do_and_captions_met_with_others_are_put_aside(
+    config: RunConfig,
+) -> None:
     run, epoch = open_run(config, "abc")
     record_provenance(run, epoch, "abc")
     run.release()
@@ -71,7 +77,9 @@ def test_before_the_first_checkpoint_any_settings_will_do_and_captions_met_with_
         assert not list(run.path.glob("captions.sqlite*"))
         run.captions.write_bytes(content)
         changed = dataclasses.replace(changed, seed=changed.seed + 1)
-    assert [(path.name, path.read_bytes()) for path in run.path.glob("captions.superseded*")] == [("captions.superseded.sqlite", b"second")]
+    assert [(path.name, path.read_bytes()) for path in run.path.glob("captions.superseded*")] == [
+        ("captions.superseded.sqlite", b"second")
+    ]
 
 
 def test_a_reward_model_trained_before_the_policy_stays_with_what_decides_it(config: RunConfig) -> None:
@@ -112,7 +120,9 @@ def test_a_rubric_edited_between_two_starts_is_refused_and_the_same_one_is_not(c
     record_provenance(run, epoch, "abc")
     run.release()
     pretend_checkpoint(run.checkpoints)
-    with pytest.raises(ConfigError, match=r"made by a rubric of hash abc, this one has xyz: .* Undo the edit to continue"):
+    with pytest.raises(
+        ConfigError, match=r"made by a rubric of hash abc, this one has xyz: .* Undo the edit to continue"
+    ):
         open_run(config, "xyz")
     for rubric_hash in ("abc", None):
         again, number = open_run(config, rubric_hash)

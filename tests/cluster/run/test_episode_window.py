@@ -42,7 +42,11 @@ class Simulated:
             else:
                 terminated[t, i] = True
                 age = self._ages[i]
-                episodes.append(EpisodeStatistics(episode_return=float(age), length=age, terminated=True, info={"kills": float(age)}))
+                episodes.append(
+                    EpisodeStatistics(
+                        episode_return=float(age), length=age, terminated=True, info={"kills": float(age)}
+                    )
+                )
                 ends.append((t, i))
             self._left[i], self._ages[i] = self._draw(), 0
             self.began.append(self._left[i])
@@ -150,7 +154,10 @@ def test_a_resumed_window_goes_on_as_if_nothing_had_happened() -> None:
     for n in range(60):
         if n == 10 or n == 40:  # before the first episodes count, and after
             state = window.state_dict()
-            arrays = {index: {name: saved.pop(name) for name in ("intrinsic", "begun_at")} for index, saved in state["workers"].items()}
+            arrays = {
+                index: {name: saved.pop(name) for name in ("intrinsic", "begun_at")}
+                for index, saved in state["workers"].items()
+            }
             state = json.loads(json.dumps(state))
             for index, saved in state["workers"].items():
                 saved.update(arrays[index])

@@ -17,7 +17,9 @@ from cluster.run.metric_writer import LineAppender, MetricWriter
 def limit() -> Iterator[Callable[[int], None]]:
     """`limit(n)`: no file of this process grows beyond n bytes; -1 lifts it."""
     for handler in [existing for existing in logging.getLogger().handlers if isinstance(existing, logging.FileHandler)]:
-        logging.getLogger().removeHandler(handler)  # of a run that another test played in this process: a file of this process too
+        logging.getLogger().removeHandler(
+            handler
+        )  # of a run that another test played in this process: a file of this process too
         handler.close()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     on_limit = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -26,7 +28,9 @@ def limit() -> Iterator[Callable[[int], None]]:
     signal.signal(signal.SIGXFSZ, on_limit)
 
 
-def test_lines_that_the_disk_refuses_are_written_in_order_when_there_is_room(tmp_path: Path, limit: Callable[[int], None]) -> None:
+def test_lines_that_the_disk_refuses_are_written_in_order_when_there_is_room(
+    tmp_path: Path, limit: Callable[[int], None]
+) -> None:
     path = tmp_path / "lines"
     lines = LineAppender(path)
     lines.append("first")
@@ -63,7 +67,9 @@ def test_an_existing_file_grows(tmp_path: Path) -> None:
     assert (tmp_path / "lines").read_text() == "before\nafter\n"
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's writer is a thread, which dies of it
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)  # TensorBoard's writer is a thread, which dies of it
 def test_metrics_go_on_when_the_disk_refuses_them(tmp_path: Path, limit: Callable[[int], None]) -> None:
     writer = MetricWriter(tmp_path, tensorboard=True, run_name="run")
     writer.write({"env_steps": 1})

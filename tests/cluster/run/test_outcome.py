@@ -38,7 +38,11 @@ def figure(mean: float, half: float) -> dict[str, float]:
 
 def report(difference: float, **players: dict[str, dict[str, float]]) -> dict[str, Any]:
     names = players["policy"]
-    return {"episodes": 64, **players, "differences": {"policy - blind": {name: figure(difference, 2) for name in names}}}
+    return {
+        "episodes": 64,
+        **players,
+        "differences": {"policy - blind": {name: figure(difference, 2) for name in names}},
+    }
 
 
 @pytest.mark.parametrize(
@@ -54,7 +58,13 @@ def report(difference: float, **players: dict[str, dict[str, float]]) -> dict[st
             "in-game score 74 [66, 82], blind 50 [44, 56], random 34 [29, 39]; policy - blind, game by game: +24 [+22, +26]",
         ),
         (
-            report(0.5, **{name: {"return": figure(7, 1), "success": figure(0.5, 0.25)} for name in ("policy", "blind", "random")}),
+            report(
+                0.5,
+                **{
+                    name: {"return": figure(7, 1), "success": figure(0.5, 0.25)}
+                    for name in ("policy", "blind", "random")
+                },
+            ),
             "success 0.50 [0.25, 0.75], blind 0.50 [0.25, 0.75], random 0.50 [0.25, 0.75];"
             " policy - blind, game by game: +0.50 [-1.50, +2.50]",
         ),
@@ -86,7 +96,9 @@ def test_a_report_is_said_by_the_figure_that_says_most(played: dict[str, Any], w
         ({"annotations_total": 0}, ["reward_model.name=embedding"], "never answered"),
     ],
 )
-def test_a_judge_that_never_answered_is_found(figures: dict[str, Any], settings: list[str], problem: str | None) -> None:
+def test_a_judge_that_never_answered_is_found(
+    figures: dict[str, Any], settings: list[str], problem: str | None
+) -> None:
     found = judge_problem(configuration(*settings), {**SUMMARY, **figures})
     assert (found is None) == (problem is None)
     assert found is None or (problem is not None and problem in found and "\n" not in found)
@@ -106,7 +118,9 @@ def ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., t
     return end
 
 
-@pytest.mark.parametrize(("settings", "finished", "code"), [([], True, 1), (["annotator.must_answer=false"], True, 0), ([], False, 0)])
+@pytest.mark.parametrize(
+    ("settings", "finished", "code"), [([], True, 1), (["annotator.must_answer=false"], True, 0), ([], False, 0)]
+)
 def test_a_finished_run_whose_judge_never_answered_fails_unless_told_otherwise(
     settings: list[str], finished: bool, code: int, ended: Callable[..., tuple[int, dict[str, Any], str]]
 ) -> None:
@@ -126,7 +140,10 @@ def python(code: str) -> Callable[..., subprocess.Popen]:
 @pytest.mark.parametrize(
     ("code", "problem"),
     [
-        ("import sys; print('delphi eval: the level could not be drawn', file=sys.stderr); sys.exit(2)", "the level could not be drawn"),
+        (
+            "import sys; print('delphi eval: the level could not be drawn', file=sys.stderr); sys.exit(2)",
+            "the level could not be drawn",
+        ),
         ("import os; os.kill(os.getpid(), 11)", "exit code -11"),
         ("print('[')", "Expecting value"),
         ("print('{}')", "policy"),
@@ -172,10 +189,14 @@ def test_a_stop_request_ends_the_evaluation(tmp_path: Path, monkeypatch: pytest.
     assert found == {"problem": "stopped by hand"}
 
 
-def test_an_evaluation_may_take_its_share_of_the_time_and_half_a_minute_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_may_take_its_share_of_the_time_and_half_a_minute_in_any_case(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     given: list[float] = []
 
-    def play(config: RunConfig, run: RunDirectory, seconds: float, stop_requested: Callable[[], bool]) -> dict[str, Any]:
+    def play(
+        config: RunConfig, run: RunDirectory, seconds: float, stop_requested: Callable[[], bool]
+    ) -> dict[str, Any]:
         given.append(seconds)
         return report(0, **{name: {"return": figure(1, 1)} for name in ("policy", "blind", "random")})
 
@@ -183,5 +204,7 @@ def test_an_evaluation_may_take_its_share_of_the_time_and_half_a_minute_in_any_c
     config = configuration()
     config = replace(config, evaluation=replace(config.evaluation, time_share=0.2))
     for trained_s in (10.0, 600.0):
-        assert "words" in outcome.evaluate_in_time(config, RunDirectory(Path("x")), trained_s, lambda text: None, lambda: False)
+        assert "words" in outcome.evaluate_in_time(
+            config, RunDirectory(Path("x")), trained_s, lambda text: None, lambda: False
+        )
     assert given == [30.0, 120.0]

@@ -31,7 +31,11 @@ def test_shares_are_of_the_interval_and_the_rest_is_idle_or_other() -> None:
             "learner_other_fraction": 0.2,
         }
     )
-    assert not any(share for name, share in clock.take_line(10.0).items() if name not in ("worker_idle_fraction", "learner_other_fraction"))
+    assert not any(
+        share
+        for name, share in clock.take_line(10.0).items()
+        if name not in ("worker_idle_fraction", "learner_other_fraction")
+    )
 
 
 def test_a_stage_that_fails_is_counted_all_the_same() -> None:
@@ -52,7 +56,9 @@ def test_a_stage_that_fails_is_counted_all_the_same() -> None:
         (0.4, 0.3, 0.2, 0.4, "held up in between"),
     ],
 )
-def test_whoever_is_never_idle_is_the_bottleneck(wait: float, env: float, inference: float, idle: float, words: str) -> None:
+def test_whoever_is_never_idle_is_the_bottleneck(
+    wait: float, env: float, inference: float, idle: float, words: str
+) -> None:
     line = {
         "worker_env_fraction": env,
         "worker_inference_fraction": inference,

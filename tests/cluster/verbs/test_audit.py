@@ -58,8 +58,14 @@ def labelled(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def audit(tmp_path: Path, labelled: Path, capsys: pytest.CaptureFixture[str]):
-    def audit(*flags: str, script: str = "kill number [0-7]=0.9;wall number 3=0.9;kill=0.2;wall=0.1", pairs: bool | str = False):
-        (tmp_path / "rubric.yaml").write_text(RUBRIC + (PAIRS if pairs else "") + (pairs if isinstance(pairs, str) else ""))
+    def audit(
+        *flags: str,
+        script: str = "kill number [0-7]=0.9;wall number 3=0.9;kill=0.2;wall=0.1",
+        pairs: bool | str = False,
+    ):
+        (tmp_path / "rubric.yaml").write_text(
+            RUBRIC + (PAIRS if pairs else "") + (pairs if isinstance(pairs, str) else "")
+        )
         own = ["--rubric", str(tmp_path / "rubric.yaml"), "--engine", "scripted", "--script", script]
         code = main([*own, *flags, str(labelled)])
         captured = capsys.readouterr()
@@ -109,7 +115,15 @@ def test_examples_of_pairs_that_leave_one_class_cost_the_pairs_only(audit, tmp_p
 def test_the_table_says_what_counts(audit):
     code, out, _ = audit(pairs=True)
     assert code == 0
-    for words in ("AUC", "95 % interval", "balanced accuracy", "1 left out", "loading", "pairs: accuracy", "theta = 0.500"):
+    for words in (
+        "AUC",
+        "95 % interval",
+        "balanced accuracy",
+        "1 left out",
+        "loading",
+        "pairs: accuracy",
+        "theta = 0.500",
+    ):
         assert words in " ".join(out.split()), words
 
 
@@ -149,13 +163,20 @@ def save(tmp_path: Path):
     """Writes a run directory as training leaves it, with a reward model that has been taught."""
 
     def save(teach, *overrides: str) -> Path:
-        config = load_config(preset="debug", overrides=["env.fold_case=true", f"run_dir={tmp_path / 'run'}", *overrides])
+        config = load_config(
+            preset="debug", overrides=["env.fold_case=true", f"run_dir={tmp_path / 'run'}", *overrides]
+        )
         directory, _ = open_run(config)
         directory.release()
         model = build_reward_model(config.reward_model)
         teach(model)
         paid = PaidRewards()
-        texts = {"you kill number 1!": 3.0, "you kill number 2!  it's a door.": 2.0, "a wall number 3.": 1.0, "who knows?": 4.0}
+        texts = {
+            "you kill number 1!": 3.0,
+            "you kill number 2!  it's a door.": 2.0,
+            "a wall number 3.": 1.0,
+            "who knows?": 4.0,
+        }
         paid.note(np.array([caption_id(text) for text in texts], np.uint64), np.array(list(texts.values()), np.float32))
         state = {
             "loop": {"env_steps": 1234},
@@ -174,9 +195,13 @@ def save(tmp_path: Path):
 def teach_answers(model) -> None:
     """The judge's answers about all labelled captions but the last positive and the last negative one."""
     model.calibrate(0.5)
-    answers = {f"you kill number {n}!": 0.9 if n < 7 else 0.2 for n in range(9)} | {f"a wall number {n}.": 0.1 for n in range(9)}
+    answers = {f"you kill number {n}!": 0.9 if n < 7 else 0.2 for n in range(9)} | {
+        f"a wall number {n}.": 0.1 for n in range(9)
+    }
     ok = {text: Judgement(status=Status.OK, probability=p, answer_mass=1.0) for text, p in answers.items()}
-    model.learn([JudgedCaption(caption=Caption(id=caption_id(text), text=text), judgement=said) for text, said in ok.items()])
+    model.learn(
+        [JudgedCaption(caption=Caption(id=caption_id(text), text=text), judgement=said) for text, said in ok.items()]
+    )
 
 
 @pytest.fixture
@@ -202,7 +227,9 @@ def test_a_runs_reward_is_divided_by_what_people_call_progress(run, labelled, tm
     own.write_text("".join(json.dumps({"caption": text, "helpful": label}) + "\n" for text, label in rows))
     assert main(["--json", "--run", str(run), str(own)]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["reward_precision"] == pytest.approx((3 + 2) / 6), "a caption is progress where one of its messages is"
+    assert report["reward_precision"] == pytest.approx((3 + 2) / 6), (
+        "a caption is progress where one of its messages is"
+    )
     assert report["reward_labelled_fraction"] == pytest.approx(6 / 10)
     assert report["reward_unlabelled"] == [{"caption": "who knows?", "share": pytest.approx(0.4)}]
     assert main(["--run", str(run), str(own)]) == 0
@@ -257,12 +284,18 @@ def test_a_run_that_is_none_or_has_no_checkpoint_is_one_line(run, labelled, caps
     for path, complaint in ((run, "no complete checkpoint"), (tmp_path / "absent", "no run at")):
         assert_refused(main(["--run", str(path), str(labelled)]), capsys.readouterr().err, complaint)
     flags = ["--run", str(run), "--speed-captions", "9"]
-    assert_refused(main([*flags, str(labelled)]), capsys.readouterr().err, "--run audits a run's reward model, --speed-captions a judge")
+    assert_refused(
+        main([*flags, str(labelled)]),
+        capsys.readouterr().err,
+        "--run audits a run's reward model, --speed-captions a judge",
+    )
 
 
 def test_examples_alone_leave_nothing_to_audit():
     captions = [LabelledCaption(text="yes", is_positive=True), LabelledCaption(text="no", is_positive=False)]
-    with pytest.raises(ValueError, match="of 2 labelled captions 1 are no examples of the rubric, and those are all of one kind"):
+    with pytest.raises(
+        ValueError, match="of 2 labelled captions 1 are no examples of the rubric, and those are all of one kind"
+    ):
         without_examples(captions, ["YES"])
 
 

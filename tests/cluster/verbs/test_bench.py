@@ -91,17 +91,28 @@ def test_the_examples_of_the_generating_prompt_are_parsed_as_they_are_meant(with
     blocks = before.split("Message: ")[1:]
     assert [parse(block) for block in blocks] == [verdict == VERDICTS[0] for *_, verdict in EXAMPLES]
     assert all(after in block for block in blocks), "an answer begins as the examples do"
-    assert [parse(text) for text in ("", "HELPFUL", "<verdict>MAYBE</verdict>", "<verdict> IDLE </verdict>")] == [None, None, None, False]
+    assert [parse(text) for text in ("", "HELPFUL", "<verdict>MAYBE</verdict>", "<verdict> IDLE </verdict>")] == [
+        None,
+        None,
+        None,
+        False,
+    ]
 
 
 @pytest.fixture
 def tiny_model(tmp_path: Path) -> str:
     """A folder with an untrained model of two small layers and SmolLM2's tokenizer."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=49152, max_position_embeddings=2048, initializer_range=0.4, **sizes)).save_pretrained(
-        tmp_path / "tiny"
-    )
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=49152, max_position_embeddings=2048, initializer_range=0.4, **sizes)
+    ).save_pretrained(tmp_path / "tiny")
     for file in bundled_model_folder().glob("*token*"):
         shutil.copy(file, tmp_path / "tiny")
     return str(tmp_path / "tiny")
@@ -113,8 +124,12 @@ def test_answers_written_in_batches_are_those_written_alone(tiny_model, monkeypa
     before, after = prompt(True)
     alone = []
     for caption in captions:
-        ids = engine._tokenizer(f"{before} {caption}{after}", return_tensors="pt", add_special_tokens=False)["input_ids"]
-        output = engine._model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=50, pad_token_id=0)
+        ids = engine._tokenizer(f"{before} {caption}{after}", return_tensors="pt", add_special_tokens=False)[
+            "input_ids"
+        ]
+        output = engine._model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=50, pad_token_id=0
+        )
         alone.append(output[0, ids.shape[1] :])
     end = engine._tokenizer.decode(alone[0][20])
     texts = [engine._tokenizer.decode(tokens) for tokens in alone]
@@ -134,8 +149,19 @@ def test_the_annotation_benchmark_in_small(capsys):
     finally:
         torch.set_num_threads(threads)
     result = json.loads(capsys.readouterr().out)
-    assert result.keys() >= {"ratio", "medians", "spread", "settings", "machine", "commit", "parsed_fraction", "tokens_per_answer"}
-    assert (result["parsed_fraction"], result["ratio"]) == (0.0, None), "three tokens hold no verdict, and without labels there is no ratio"
+    assert result.keys() >= {
+        "ratio",
+        "medians",
+        "spread",
+        "settings",
+        "machine",
+        "commit",
+        "parsed_fraction",
+        "tokens_per_answer",
+    }
+    assert (result["parsed_fraction"], result["ratio"]) == (0.0, None), (
+        "three tokens hold no verdict, and without labels there is no ratio"
+    )
     assert result["ratio_with_unparsed"] > 1
     assert result["medians"]["one pass, batch 2"] > 0
     assert result["settings"]["batches"] == [2]

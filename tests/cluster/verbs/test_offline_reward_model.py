@@ -17,7 +17,11 @@ from llm_server.annotation import CaptionPair, JudgedCaption, JudgedPair, Judgem
 from llm_server.offline.judgement_file import Judgements, Provenance, caption_of
 from tests.judgement_files import write_judgements
 
-TEXTS = [*(f"You advance to cell {n}." for n in range(1, 6)), *(f"You retreat to cell {n}." for n in range(5)), "You bump into a wall."]
+TEXTS = [
+    *(f"You advance to cell {n}." for n in range(1, 6)),
+    *(f"You retreat to cell {n}." for n in range(5)),
+    "You bump into a wall.",
+]
 
 
 def is_progress(text: str) -> bool:
@@ -27,12 +31,21 @@ def is_progress(text: str) -> bool:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "judgements.sqlite"
-    ok = {text: Judgement(status=Status.OK, probability=0.8 if is_progress(text) else 0.2, answer_mass=1.0) for text in TEXTS}
+    ok = {
+        text: Judgement(status=Status.OK, probability=0.8 if is_progress(text) else 0.2, answer_mass=1.0)
+        for text in TEXTS
+    }
     unparsed = Judgement(status=Status.UNPARSED, probability=float("nan"), answer_mass=0.0)
     captions = [JudgedCaption(caption=caption_of(text), judgement=said) for text, said in ok.items()]
     captions.append(JudgedCaption(caption=caption_of("You reach the treasure!"), judgement=unparsed))
     provenance = Provenance(
-        rubric_id="toy", rubric_version="1", rubric_hash="0", pairs_hash="", model="toy", engine="scripted", fingerprint="0"
+        rubric_id="toy",
+        rubric_version="1",
+        rubric_hash="0",
+        pairs_hash="",
+        model="toy",
+        engine="scripted",
+        fingerprint="0",
     )
     counts = {caption_of(text).id: 3 for text in TEXTS}
     write_judgements(path, Judgements(captions=captions, pairs=[], counts=counts, threshold=0.5, provenance=provenance))
@@ -64,7 +77,9 @@ def train(run_dir: Path, file: Path, name: str, steps: int, *overrides: str) -> 
 
 
 @pytest.mark.parametrize("name", ["retrieval", "classification", "ranking"])
-def test_it_is_trained_first_and_frozen_and_a_resumed_run_does_not_train_it_again(name, file, tmp_path, capsys, monkeypatch):
+def test_it_is_trained_first_and_frozen_and_a_resumed_run_does_not_train_it_again(
+    name, file, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr(trained_model, "PROGRESS_INTERVAL_S", 0.0)
     summary = train(tmp_path / "run", file, name, 512)
     said = capsys.readouterr()
@@ -81,7 +96,9 @@ def test_it_is_trained_first_and_frozen_and_a_resumed_run_does_not_train_it_agai
     train(tmp_path / "run", file, name, 1024)
     again = load_latest(run.checkpoints)["annotation"]["trainer"]["model"]
     if name != "retrieval":
-        np.testing.assert_array_equal(first["fitting"]["best"]["layers.0.weight"], again["fitting"]["best"]["layers.0.weight"])
+        np.testing.assert_array_equal(
+            first["fitting"]["best"]["layers.0.weight"], again["fitting"]["best"]["layers.0.weight"]
+        )
     assert again["is_frozen"]
     model, config, env_steps, paid = load_reward_model(str(tmp_path / "run"))
     assert (config.reward_model.name, env_steps) == (name, 1024)
@@ -98,12 +115,17 @@ def test_pairs_of_the_file_go_before_pairs_made_of_its_single_judgements(file):
     assert len(made) > len(TEXTS)
     assert {is_progress(item.pair.first.text) - is_progress(item.pair.second.text) for item in made} <= {-1, 0, 1}
     assert all(
-        (item.judgement.preference > 0.9) == (is_progress(item.pair.first.text) > is_progress(item.pair.second.text)) for item in made
+        (item.judgement.preference > 0.9) == (is_progress(item.pair.first.text) > is_progress(item.pair.second.text))
+        for item in made
     )
     said = PairJudgement(status=Status.OK, preference=0.5, answer_mass=1.0, position_bias=0.0)
     pair = JudgedPair(pair=CaptionPair(first=caption_of(TEXTS[0]), second=caption_of(TEXTS[1])), judgement=said)
     with_pairs = Judgements(
-        captions=judgements.captions, pairs=[pair], counts=judgements.counts, threshold=0.5, provenance=judgements.provenance
+        captions=judgements.captions,
+        pairs=[pair],
+        counts=judgements.counts,
+        threshold=0.5,
+        provenance=judgements.provenance,
     )
     assert trained_model._evidence(config, model.asks, with_pairs) == [pair]
 

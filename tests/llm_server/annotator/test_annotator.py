@@ -46,7 +46,9 @@ def make(service, book):
 
 def fill(book, *texts, number=0):
     """Earlier texts are more frequent, so more urgent."""
-    book.take_report(dict(enumerate(texts, 1)), {i: 2 ** (len(texts) - i) for i in range(1, len(texts) + 1)}, "0.0", number, 0)
+    book.take_report(
+        dict(enumerate(texts, 1)), {i: 2 ** (len(texts) - i) for i in range(1, len(texts) + 1)}, "0.0", number, 0
+    )
 
 
 def take_until(annotator, enough):
@@ -206,7 +208,9 @@ def test_a_service_that_is_still_starting_is_no_failed_request(make, book, servi
     assert annotator.metrics()["annotation_requests_failed"] == 0
 
 
-@pytest.mark.parametrize("words", ["the annotation service is starting (its output: x)", f"UNAVAILABLE: {LOADING}; ask again"])
+@pytest.mark.parametrize(
+    "words", ["the annotation service is starting (its output: x)", f"UNAVAILABLE: {LOADING}; ask again"]
+)
 def test_a_service_that_loads_is_asked_again_soon_however_long_it_takes(make, book, service, monkeypatch, words):
     fill(book, "a")
     attempts: list[bool] = []
@@ -234,7 +238,9 @@ def test_a_service_that_loads_is_asked_again_soon_however_long_it_takes(make, bo
 def test_a_service_that_is_gone_is_asked_ever_more_rarely(make):
     annotator = make(max_backoff_s=30.0)
     assert [
-        round(annotator._pause_s(failures) / wanted, 3) for failures, wanted in ((1, 0.25), (4, 2.0), (20, 30.0)) for _ in range(9)
+        round(annotator._pause_s(failures) / wanted, 3)
+        for failures, wanted in ((1, 0.25), (4, 2.0), (20, 30.0))
+        for _ in range(9)
     ] == [pytest.approx(0.75, abs=0.251) for _ in range(27)]
 
 

@@ -26,7 +26,9 @@ def counts(book, *ids):
 
 
 def judged(number, probability=0.9, status=Status.OK):
-    judgement = Judgement(status=status, probability=probability if status is Status.OK else float("nan"), answer_mass=0.5)
+    judgement = Judgement(
+        status=status, probability=probability if status is Status.OK else float("nan"), answer_mass=0.5
+    )
     return JudgedCaption(caption=Caption(id=number, text=f"caption {number}"), judgement=judgement)
 
 
@@ -226,7 +228,12 @@ def test_the_age_is_from_a_captions_first_report_to_its_answer():
     report(book, {1: 1, 2: 1}, number=1)
     now[0] = 106.0
     book.record([judged(caption.id) for caption in book.next_batch(2)])
-    assert book.metrics() == {"captions_distinct": 2, "captions_evicted": 0, "annotations_pending": 0, "annotation_age_s": 4.0}
+    assert book.metrics() == {
+        "captions_distinct": 2,
+        "captions_evicted": 0,
+        "annotations_pending": 0,
+        "annotation_age_s": 4.0,
+    }
 
 
 def test_choosing_among_a_hundred_thousand_takes_milliseconds():

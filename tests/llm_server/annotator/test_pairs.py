@@ -48,7 +48,10 @@ class BiasedEngine:
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
         self.asked += pairs
-        return [Score(math.nan, math.nan) if "broken" in first else Score(self._p(first, second), 0.9) for first, second in pairs]
+        return [
+            Score(math.nan, math.nan) if "broken" in first else Score(self._p(first, second), 0.9)
+            for first, second in pairs
+        ]
 
     def close(self) -> None:
         pass
@@ -163,28 +166,41 @@ def test_the_first_answers_probability_is_that_of_a_plain_forward_pass(comparing
         comparing,
         examples=examples,
         calibration=Calibration(items=("It's a wall.",)),
-        pairs=dataclasses.replace(PAIRS, tie=" none", examples=(*PAIRS.examples, PairExample(first="A.", second="A.", better="tie"))),
+        pairs=dataclasses.replace(
+            PAIRS, tie=" none", examples=(*PAIRS.examples, PairExample(first="A.", second="A.", better="tie"))
+        ),
     )
     engine = build_engine(ServiceConfig(torch_threads=0, dtype="float32"), rubric)
-    pairs = [("You kill the jackal!", "It's a wall."), ("It's a wall.", "You see here a very long orcish helm named Bob.")]
+    pairs = [
+        ("You kill the jackal!", "It's a wall."),
+        ("It's a wall.", "You see here a very long orcish helm named Bob."),
+    ]
     for (first, second), score in zip(pairs, engine.score_pairs(pairs), strict=True):
         before, after = rubric.pair_question().completion_prompt()
         assert f"\n\nA: {first}\nB: {second}" not in before
         ids = engine._tokenizer(f"{before} {first}\nB: {second}{after}", return_tensors="pt")["input_ids"]
         with torch.no_grad():
             logits = engine._model(ids).logits[0, -1]
-        one, two, none = (logits.softmax(-1)[engine._tokenizer(word)["input_ids"][-1]].item() for word in (" A", " B", " none"))
+        one, two, none = (
+            logits.softmax(-1)[engine._tokenizer(word)["input_ids"][-1]].item() for word in (" A", " B", " none")
+        )
         assert score.answer_mass == pytest.approx(one + two + none, rel=1e-3)
         assert score.probability == pytest.approx((one + none / 2) / (one + two + none), rel=1e-3)
 
 
 def test_the_pairs_section_is_checked_and_leaves_the_hash_of_single_items_alone():
     alone = "id: x\nversion: 1\ngoal: g\nstyle: completion\ninstructions: I.\npositive: ' yes'\nnegative: ' no'\nthreshold: 0.5\n"
-    both = alone + "pairs: {instructions: P., first: ' 1', second: ' 2', examples: [{first: a, second: b, better: first}]}\n"
+    both = (
+        alone
+        + "pairs: {instructions: P., first: ' 1', second: ' 2', examples: [{first: a, second: b, better: first}]}\n"
+    )
     assert parse_rubric(alone, "r").content_hash == parse_rubric(both, "r").content_hash
     assert parse_rubric(alone, "r").pairs_hash == ""
     assert parse_rubric(both, "r").pairs_hash != parse_rubric(both.replace("P.", "Q."), "r").pairs_hash
-    assert parse_rubric(both, "r").pair_question().completion_prompt() == ("P.\n\nFirst: a\nSecond: b\nBetter: 1\n\nFirst:", "\nBetter:")
+    assert parse_rubric(both, "r").pair_question().completion_prompt() == (
+        "P.\n\nFirst: a\nSecond: b\nBetter: 1\n\nFirst:",
+        "\nBetter:",
+    )
     mistakes = {
         "first: ' 1'": ("first: '2'", "every answer must differ"),
         "second: ' 2'": ("second: ''", "an answer is empty"),

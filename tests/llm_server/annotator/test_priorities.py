@@ -11,7 +11,13 @@ from llm_server.annotation import Caption, JudgedCaption, JudgedPair, Judgement,
 from llm_server.annotator.annotator import Annotator
 from llm_server.annotator.caption_book import CaptionBook
 from llm_server.annotator.feedback import CaptionQuestions, EmbeddingQuestions
-from llm_server.annotator.pairs import ComparedPairs, PairSampler, PointwisePairs, pairs_of_judgements, pointwise_preference
+from llm_server.annotator.pairs import (
+    ComparedPairs,
+    PairSampler,
+    PointwisePairs,
+    pairs_of_judgements,
+    pointwise_preference,
+)
 from llm_server.annotator.priorities import AskingBudget, log_priorities
 from llm_server.client import ServiceUnavailable
 from tests.llm_server.fake_clients import FakeService
@@ -197,7 +203,9 @@ def test_members_are_drawn_by_the_square_root_of_their_priority():
     ids, _, log2 = book.ranked()
     drawn = [PairSampler(AnnotatorConfig(), seed=seed).draw(ids, log2, ids, log2, 1)[0] for seed in range(600)]
     share = np.mean([1 in pair for pair in drawn])
-    expected = 2 * (40 / 440) * (400 / 440) / (1 - (40 / 440) ** 2 - 400 / 440**2)  # one member of two, identical ones left out
+    expected = (
+        2 * (40 / 440) * (400 / 440) / (1 - (40 / 440) ** 2 - 400 / 440**2)
+    )  # one member of two, identical ones left out
     assert share == pytest.approx(expected, abs=0.05)
 
 
@@ -208,7 +216,9 @@ def test_pairs_come_either_way_round():
 
 def test_the_same_seed_draws_the_same_pairs_and_a_resumed_run_goes_on():
     def make():
-        return ComparedPairs(book_of({number: number for number in range(1, 31)}), AnnotatorConfig(pairs_per_caption=4), seed=5)
+        return ComparedPairs(
+            book_of({number: number for number in range(1, 31)}), AnnotatorConfig(pairs_per_caption=4), seed=5
+        )
 
     whole, halves = make(), make()
     first = [*whole.next_batch(20)]
@@ -267,7 +277,9 @@ def test_labels_whose_caption_is_evicted_in_the_midst_of_it_cost_no_other_pair(m
         result = real(*arguments)
         monkeypatch.undo()
         staying = [2, 4, 6, 8, 10, 12, 14, 16]
-        book.take_report(dict.fromkeys(range(100, 112), "new"), dict.fromkeys([*range(100, 112), *staying], 1), "0.0", 1, 1000)
+        book.take_report(
+            dict.fromkeys(range(100, 112), "new"), dict.fromkeys([*range(100, 112), *staying], 1), "0.0", 1, 1000
+        )
         return result
 
     monkeypatch.setattr(book, moment, then_evict)
@@ -280,7 +292,9 @@ def test_labels_whose_caption_is_evicted_in_the_midst_of_it_cost_no_other_pair(m
 
 def test_pairs_of_judgements_made_before_are_sound_too():
     labels = [judged(number, number / 30) for number in range(1, 25)] + [judged(25, status=Status.UNPARSED)]
-    pairs = pairs_of_judgements(labels, {number: number for number in range(1, 26)}, AnnotatorConfig(pairs_per_caption=4), seed=1)
+    pairs = pairs_of_judgements(
+        labels, {number: number for number in range(1, 26)}, AnnotatorConfig(pairs_per_caption=4), seed=1
+    )
     assert len(pairs) == 96
     assert len({key(item.pair) for item in pairs}) == 96
     assert all(25 not in key(item.pair) for item in pairs)
@@ -302,7 +316,9 @@ def test_a_service_is_asked_for_pairs_and_its_answers_are_counted():
             return client
 
     book = book_of(dict.fromkeys(range(1, 10), 1))
-    annotator = Annotator(Comparing().connect, ComparedPairs(book, AnnotatorConfig(pairs_per_caption=2), 1), AnnotatorConfig(batch_size=5))
+    annotator = Annotator(
+        Comparing().connect, ComparedPairs(book, AnnotatorConfig(pairs_per_caption=2), 1), AnnotatorConfig(batch_size=5)
+    )
     labels = annotator.turn(100)
     figures = annotator.metrics()
     assert figures["annotations_total"] == 18
@@ -321,7 +337,9 @@ def test_captions_are_held_against_the_goals_and_what_cannot_be_embedded_is_no_l
     class Embedding(FakeService):
         def connect(self):
             client = super().connect()
-            client.embed = lambda items: embedded.append(len(items)) or np.array([vectors[item.decode()] for item in items], np.float32)
+            client.embed = lambda items: (
+                embedded.append(len(items)) or np.array([vectors[item.decode()] for item in items], np.float32)
+            )
             return client
 
     embedded: list[int] = []

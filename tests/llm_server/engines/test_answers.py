@@ -31,8 +31,12 @@ def test_rounding_gives_no_mass_above_one():
 
 
 def test_an_unlisted_answer_has_no_more_than_the_least_listed_token_and_than_what_is_left():
-    assert score_of_top_tokens([("a", math.log(0.5)), ("x", math.log(0.3))], ["a", "b"]) == pytest.approx((0.5 / 0.7, 0.5))
-    assert score_of_top_tokens([("a", math.log(0.5)), ("x", math.log(0.01))], ["a", "b"]) == pytest.approx((0.5 / 0.51, 0.5))
+    assert score_of_top_tokens([("a", math.log(0.5)), ("x", math.log(0.3))], ["a", "b"]) == pytest.approx(
+        (0.5 / 0.7, 0.5)
+    )
+    assert score_of_top_tokens([("a", math.log(0.5)), ("x", math.log(0.01))], ["a", "b"]) == pytest.approx(
+        (0.5 / 0.51, 0.5)
+    )
     assert score_of_top_tokens([("x", 0.0)], ["a", "b"]) is NO_ANSWER
     assert score_of_top_tokens([("a", 0.0)], ["A", "B"]) is NO_ANSWER
     assert score_of_top_tokens([], ["a", "b"]) is NO_ANSWER

@@ -26,7 +26,9 @@ def _make_and_log(folder: Path, log: Path, barrier) -> None:
 def test_concurrent_processes_make_it_once(tmp_path):
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(3)
-    workers = [context.Process(target=_make_and_log, args=(tmp_path / "model", tmp_path / "log", barrier)) for _ in range(3)]
+    workers = [
+        context.Process(target=_make_and_log, args=(tmp_path / "model", tmp_path / "log", barrier)) for _ in range(3)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -15,7 +15,9 @@ LAYER = (576, 1536)
 
 
 @pytest.mark.parametrize("speed", [0.1, 1.0, 7.0])
-def test_every_cpu_computes_in_float32_unless_told_otherwise_and_the_log_says_what_bf16_would_give(monkeypatch, caplog, speed) -> None:
+def test_every_cpu_computes_in_float32_unless_told_otherwise_and_the_log_says_what_bf16_would_give(
+    monkeypatch, caplog, speed
+) -> None:
     monkeypatch.setattr(devices, "bfloat16_speed", lambda device, inputs, outputs: speed)
     with caplog.at_level(logging.INFO):
         assert resolve_dtype("auto", CPU, LAYER) == "float32"
@@ -30,7 +32,9 @@ def test_a_gpu_computes_in_what_is_measured_to_be_fast_there(monkeypatch, speed,
     assert resolve_dtype("float32", GPU, LAYER) == "float32"
 
 
-@pytest.mark.parametrize(("seen", "native", "wanted"), [(True, True, "bfloat16"), (True, False, "float32"), (False, False, "bfloat16")])
+@pytest.mark.parametrize(
+    ("seen", "native", "wanted"), [(True, True, "bfloat16"), (True, False, "float32"), (False, False, "bfloat16")]
+)
 def test_a_gpu_of_another_process_is_asked(monkeypatch, seen: bool, native: bool, wanted: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: seen)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
@@ -40,4 +44,6 @@ def test_a_gpu_of_another_process_is_asked(monkeypatch, seen: bool, native: bool
 def test_a_models_layer_is_what_its_configuration_says() -> None:
     assert layer_of(SimpleNamespace(hidden_size=576, intermediate_size=1536)) == (576, 1536)
     assert layer_of(SimpleNamespace(hidden_size=64)) == (64, 256)
-    assert layer_of(SimpleNamespace(hidden_size=64, intermediate_size=[128, 256])) == (64, 256), "some have one for each layer"
+    assert layer_of(SimpleNamespace(hidden_size=64, intermediate_size=[128, 256])) == (64, 256), (
+        "some have one for each layer"
+    )

@@ -42,13 +42,17 @@ def _string(text: str) -> bytes:
 def _value(value: object) -> bytes:
     if isinstance(value, list):
         items = [_value(item) for item in value]
-        return struct.pack("<I", 9) + items[0][:4] + struct.pack("<Q", len(items)) + b"".join(item[4:] for item in items)
+        return (
+            struct.pack("<I", 9) + items[0][:4] + struct.pack("<Q", len(items)) + b"".join(item[4:] for item in items)
+        )
     if isinstance(value, str):
         return struct.pack("<I", 8) + _string(value)
     return struct.pack("<If", 6, value) if isinstance(value, float) else struct.pack("<II", 4, value)
 
 
-def write_gguf(path: Path, values: dict[str, object], tensors: dict[str, tuple[np.ndarray, GGMLQuantizationType]]) -> None:
+def write_gguf(
+    path: Path, values: dict[str, object], tensors: dict[str, tuple[np.ndarray, GGMLQuantizationType]]
+) -> None:
     """The format as its specification has it, in the fewest lines."""
     header = struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(values))
     header += b"".join(_string(key) + _value(value) for key, value in values.items())
@@ -64,9 +68,18 @@ def write_gguf(path: Path, values: dict[str, object], tensors: dict[str, tuple[n
 @pytest.fixture
 def tensors() -> dict[str, tuple[np.ndarray, GGMLQuantizationType]]:
     random = np.random.default_rng(0)
-    shapes = {"attn_q": (64, 64), "attn_k": (32, 64), "attn_v": (32, 64), "attn_output": (64, 64), "attn_norm": (64,), "ffn_norm": (64,)}
+    shapes = {
+        "attn_q": (64, 64),
+        "attn_k": (32, 64),
+        "attn_v": (32, 64),
+        "attn_output": (64, 64),
+        "attn_norm": (64,),
+        "ffn_norm": (64,),
+    }
     shapes |= {"ffn_gate": (96, 64), "ffn_up": (96, 64), "ffn_down": (64, 96)}
-    full = {"token_embd.weight": (4, 64), "output_norm.weight": (64,)} | {f"blk.0.{name}.weight": shape for name, shape in shapes.items()}
+    full = {"token_embd.weight": (4, 64), "output_norm.weight": (64,)} | {
+        f"blk.0.{name}.weight": shape for name, shape in shapes.items()
+    }
     return {
         name: (
             random.standard_normal(shape).astype(np.float32),
@@ -105,7 +118,10 @@ def test_a_folder_holds_what_its_file_held(tmp_path, tensors):
 
 @pytest.mark.parametrize(
     ("change", "complaint"),
-    [({"general.architecture": "qwen2"}, "holds a qwen2 with a gpt2"), ({"tokenizer.ggml.model": "llama"}, "with a llama tokenizer")],
+    [
+        ({"general.architecture": "qwen2"}, "holds a qwen2 with a gpt2"),
+        ({"tokenizer.ggml.model": "llama"}, "with a llama tokenizer"),
+    ],
 )
 def test_another_kind_of_model_is_refused(tmp_path, tensors, change, complaint):
     write_gguf(tmp_path / "other.gguf", VALUES | change, tensors)

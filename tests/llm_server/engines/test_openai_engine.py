@@ -22,7 +22,16 @@ from llm_server.service.calibration import calibrate
 from tests.llm_server.fake_endpoint import MODEL, FakeEndpoint, engines_of
 
 KEY = "sk-secret-of-the-test"
-RUBRIC = Rubric(id="r", version="1", goal="g", style="completion", instructions="Judge.", positive=" yes", negative=" no", threshold=None)
+RUBRIC = Rubric(
+    id="r",
+    version="1",
+    goal="g",
+    style="completion",
+    instructions="Judge.",
+    positive=" yes",
+    negative=" no",
+    threshold=None,
+)
 COMPARING = dataclasses.replace(RUBRIC, pairs=PairRubric(instructions="Which?", first=" A", second=" B"))
 CHAT = dataclasses.replace(RUBRIC, style="chat", positive="Yes", negative="No")
 
@@ -148,7 +157,11 @@ def test_texts_cannot_write_the_markers_of_templates(make, endpoint):
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_passing_failures_are_repeated_after_the_time_the_endpoint_asks_for(make, endpoint, status):
     engine = make()
-    endpoint.failures += [(status, {"Retry-After": "0.2"}, "busy"), None, (status, {"Retry-After": email.utils.formatdate(0)}, "busy")]
+    endpoint.failures += [
+        (status, {"Retry-After": "0.2"}, "busy"),
+        None,
+        (status, {"Retry-After": email.utils.formatdate(0)}, "busy"),
+    ]
     asked, began = len(endpoint.requests), time.monotonic()
     (score,) = engine.score(["You kill it"])
     assert score.probability == pytest.approx(0.8)
@@ -280,7 +293,9 @@ def test_no_more_requests_than_allowed_are_under_way(make, endpoint):
 def test_a_wrong_key_is_one_line_that_names_the_variable_and_not_the_key(make, endpoint, monkeypatch, caplog):
     caplog.set_level(logging.DEBUG)
     endpoint.key = "another"
-    with pytest.raises(ValueError, match=r"answered 401: .*\*\*\*: the environment variable TEST_KEY .* is set but not accepted") as error:
+    with pytest.raises(
+        ValueError, match=r"answered 401: .*\*\*\*: the environment variable TEST_KEY .* is set but not accepted"
+    ) as error:
         make()
     monkeypatch.delenv("TEST_KEY")
     with pytest.raises(ValueError, match=r"the environment variable TEST_KEY .* is not set"):
@@ -308,7 +323,9 @@ def test_a_key_that_no_header_can_hold_is_one_line_that_names_the_variable_and_n
 
 def test_a_key_in_place_of_its_variable_is_refused_and_not_repeated(make):
     for name in ("sk-SECRET", "sk_secret_x", "hf_abcdef", "SECRET1234"):
-        with pytest.raises(ValueError, match=r"^service\.endpoint_key_env: wanted the name of an environment variable") as error:
+        with pytest.raises(
+            ValueError, match=r"^service\.endpoint_key_env: wanted the name of an environment variable"
+        ) as error:
             make(endpoint_key_env=name)
         assert name not in str(error.value)
 
@@ -327,7 +344,10 @@ def test_the_transports_own_errors_do_not_repeat_the_key(endpoint, monkeypatch):
 
 def test_a_key_does_not_go_over_a_network_unencrypted(make, monkeypatch):
     for host in ("example.com", "10.0.0.7:8000"):
-        with pytest.raises(ValueError, match=r"^endpoint 'http://.*' is reached over http, which shows the key to the network: use https"):
+        with pytest.raises(
+            ValueError,
+            match=r"^endpoint 'http://.*' is reached over http, which shows the key to the network: use https",
+        ):
             make(endpoint=f"http://{host}/v1")
     Endpoint("https://example.com/v1", KEY, attempt_s=1.0, patience_s=0.0).close()
     Endpoint("http://10.0.0.7/v1", "", attempt_s=1.0, patience_s=0.0).close()
@@ -339,19 +359,24 @@ def test_an_unknown_model_is_one_line_with_those_that_are_there(make):
 
 
 def test_a_wrong_address_is_one_line(make, endpoint):
-    with pytest.raises(ValueError, match=r"answered 404: no such path: correct service\.endpoint, it should end like https://host/v1"):
+    with pytest.raises(
+        ValueError, match=r"answered 404: no such path: correct service\.endpoint, it should end like https://host/v1"
+    ):
         make(endpoint=endpoint.url.removesuffix("/v1"))
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     with pytest.raises(
-        EndpointUnavailable, match=r"cannot be reached \(ConnectError: .*\): start the endpoint, or correct service.endpoint"
+        EndpointUnavailable,
+        match=r"cannot be reached \(ConnectError: .*\): start the endpoint, or correct service.endpoint",
     ):
         make(endpoint=f"http://127.0.0.1:{port}/v1", engine_timeout_s=0.1)
 
 
 def test_a_verb_says_that_asking_again_may_help_where_the_endpoint_is_away(endpoint):
     endpoint.failures.extend([(503, {"Retry-After": "2"}, "loading")] * 10)
-    config = ServiceConfig(engine="openai", model=MODEL, endpoint=endpoint.url, endpoint_key_env="", engine_timeout_s=0.1, store="memory")
+    config = ServiceConfig(
+        engine="openai", model=MODEL, endpoint=endpoint.url, endpoint_key_env="", engine_timeout_s=0.1, store="memory"
+    )
     with pytest.raises(ServiceUnavailable, match="answered 503: loading"), opened_judge(RUBRIC, config, Namespace()):
         pass
 

@@ -41,7 +41,9 @@ def refusal(message, status=400, **more):
 
 
 def said(content, finish_reason="stop", **message):
-    return 200, {"choices": [{"message": {"role": "assistant", "content": content, **message}, "finish_reason": finish_reason}]}
+    return 200, {
+        "choices": [{"message": {"role": "assistant", "content": content, **message}, "finish_reason": finish_reason}]
+    }
 
 
 def tokens(body):
@@ -59,9 +61,25 @@ NO_LOGPROBS = [
     refusal("Log-Probs unsupported", 501),
     refusal("No endpoints found that support logprobs", 404),
     refusal("Your API key may not request logprobs", 401),
-    refusal("Provider returned error", metadata={"raw": '{"detail": "top_logprobs: unknown field"}', "provider_name": "x"}),
-    (422, {"detail": [{"type": "extra_forbidden", "loc": ["body", "logprobs"], "msg": "Extra inputs are not permitted"}]}),
-    (400, [{"error": {"code": 400, "message": "Unknown name 'LOGPROBS': Cannot find field.", "status": "INVALID_ARGUMENT"}}]),
+    refusal(
+        "Provider returned error", metadata={"raw": '{"detail": "top_logprobs: unknown field"}', "provider_name": "x"}
+    ),
+    (
+        422,
+        {"detail": [{"type": "extra_forbidden", "loc": ["body", "logprobs"], "msg": "Extra inputs are not permitted"}]},
+    ),
+    (
+        400,
+        [
+            {
+                "error": {
+                    "code": 400,
+                    "message": "Unknown name 'LOGPROBS': Cannot find field.",
+                    "status": "INVALID_ARGUMENT",
+                }
+            }
+        ],
+    ),
     (200, {"error": {"code": 400, "message": "logprobs: not supported by this model"}}),
     (200, {"error": {"type": "invalid_request_error", "message": "unknown parameter: logprobs"}}),
     refusal("Unsupported parameter"),
@@ -190,7 +208,9 @@ def test_log_probabilities_that_go_missing_are_asked_for_again_then_fail_the_bat
     endpoint.answers = lambda body: answers.pop(0) if answers else None
     assert probabilities(engine) == BY_LOGPROBS, "another provider behind the same name answered once"
     endpoint.answers = lambda body: bare
-    with pytest.raises(EndpointRefused, match=r"refuses every request: .* gave no log-probabilities, as it did at first"):
+    with pytest.raises(
+        EndpointRefused, match=r"refuses every request: .* gave no log-probabilities, as it did at first"
+    ):
         engine.score(TEXTS)
     assert engine.name == "openai/chat/logprobs20"
 
@@ -199,7 +219,9 @@ def test_a_text_that_a_filter_withholds_is_no_answer_and_is_not_asked_again(make
     engine = make(endpoint_concurrency=1)
     for withheld in (said(None, "content_filter"), said(None, refusal="I cannot judge this.")):
         asked = len(endpoint.requests)
-        endpoint.answers = lambda body, withheld=withheld: withheld if "newt" in body["messages"][-1]["content"] else None
+        endpoint.answers = lambda body, withheld=withheld: (
+            withheld if "newt" in body["messages"][-1]["content"] else None
+        )
         assert [score.answer_mass for score in engine.score(TEXTS)] == [0.0, pytest.approx(0.9)]
         assert len(endpoint.requests) == asked + 2
 
@@ -226,7 +248,13 @@ def test_content_in_parts_is_read_without_its_thoughts(make, endpoint, content):
 
 @pytest.mark.parametrize(
     ("yes", "no"),
-    [("\u0120Yes", "\u0120No"), ("\u2581Yes", "\u2581No"), ("\u010aYes", "\u2581\u2581no"), (" Yes", "\tNo"), ("Yes", "\u0120no")],
+    [
+        ("\u0120Yes", "\u0120No"),
+        ("\u2581Yes", "\u2581No"),
+        ("\u010aYes", "\u2581\u2581no"),
+        (" Yes", "\tNo"),
+        ("Yes", "\u0120no"),
+    ],
 )
 def test_tokens_may_be_pieces_of_the_tokenizer(make, endpoint, yes, no):
     endpoint.top = {yes: 0.6, no: 0.3, "\u0120Well": 0.05}
@@ -264,7 +292,11 @@ def thinks_for(needed, unfinished):
         if tokens(body) < needed:
             return unfinished
         word = "Yes" if any(good in body["messages"][-1]["content"] for good in ("kill", "gold")) else "No"
-        return said(f"<think>Yes? No?</think>\n\n{word}") if unfinished == LOUD else said(word, reasoning_content="Yes? No?")
+        return (
+            said(f"<think>Yes? No?</think>\n\n{word}")
+            if unfinished == LOUD
+            else said(word, reasoning_content="Yes? No?")
+        )
 
     return answers
 
@@ -307,7 +339,9 @@ def test_a_model_whose_first_token_is_a_thought_is_read_from_text(make, endpoint
     def answers(body):
         if body.get("logprobs"):
             top = [{"token": "<think>", "logprob": -0.001}, {"token": "Yes", "logprob": -9.0}]
-            return 200, {"choices": [{"message": {"content": "<think>"}, "logprobs": {"content": [{"top_logprobs": top}]}}]}
+            return 200, {
+                "choices": [{"message": {"content": "<think>"}, "logprobs": {"content": [{"top_logprobs": top}]}}]
+            }
         return thinks_for(500, LOUD)(body)
 
     endpoint.answers = answers
@@ -340,7 +374,9 @@ def test_a_model_that_thinks_longer_than_the_deadline_says_what_to_raise(make, e
         return thinks_for(200, said("", "length"))(body)
 
     endpoint.answers = answers
-    with pytest.raises(EndpointUnavailable, match=r"the model thinks before it answers: raise service\.engine_timeout_s"):
+    with pytest.raises(
+        EndpointUnavailable, match=r"the model thinks before it answers: raise service\.engine_timeout_s"
+    ):
         make(engine_timeout_s=1.0)
 
 
@@ -361,7 +397,9 @@ NO_QUOTA = "You exceeded your current quota, please check your plan and billing 
 def test_no_credit_left_is_said_at_once(make, endpoint, refused):
     endpoint.answers = lambda body: refused
     began = time.monotonic()
-    with pytest.raises(ValueError, match=r"the account has no credit left; add some, or set the environment variable TEST_KEY"):
+    with pytest.raises(
+        ValueError, match=r"the account has no credit left; add some, or set the environment variable TEST_KEY"
+    ):
         make()
     assert len(endpoint.requests) == 1
     assert time.monotonic() - began < 5
@@ -386,7 +424,9 @@ def test_a_rate_limit_in_the_words_of_a_quota_is_asked_again(make, endpoint):
 )
 def test_a_wrong_key_is_said_in_whatever_words_it_is_refused(make, endpoint, monkeypatch, refused):
     endpoint.answers = lambda body: refused
-    with pytest.raises(ValueError, match=r"the environment variable TEST_KEY \(service\.endpoint_key_env\) is set but not accepted"):
+    with pytest.raises(
+        ValueError, match=r"the environment variable TEST_KEY \(service\.endpoint_key_env\) is set but not accepted"
+    ):
         make()
     monkeypatch.delenv("TEST_KEY")
     with pytest.raises(ValueError, match=r"the environment variable TEST_KEY .* is not set"):
@@ -395,7 +435,9 @@ def test_a_wrong_key_is_said_in_whatever_words_it_is_refused(make, endpoint, mon
 
 def test_a_key_that_may_not_use_the_model_and_one_that_expires_are_said(make, endpoint):
     endpoint.answers = lambda body: refusal("Country not supported", 403)
-    with pytest.raises(ValueError, match=r"Country not supported: the key in .* is not allowed this model, or not from here"):
+    with pytest.raises(
+        ValueError, match=r"Country not supported: the key in .* is not allowed this model, or not from here"
+    ):
         make()
     endpoint.answers = lambda body: None
     engine = make()
@@ -406,9 +448,12 @@ def test_a_key_that_may_not_use_the_model_and_one_that_expires_are_said(make, en
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirection_is_not_followed_and_says_where_it_leads(make, endpoint, status):
-    endpoint.failures.append((status, {"Location": "https://user:secret@api.example.com/v1/chat/completions?token=secret"}, "moved"))
+    endpoint.failures.append(
+        (status, {"Location": "https://user:secret@api.example.com/v1/chat/completions?token=secret"}, "moved")
+    )
     with pytest.raises(
-        ValueError, match=r"redirects to https://api\.example\.com/v1/chat/completions: .* service\.endpoint=https://api\.example\.com/v1$"
+        ValueError,
+        match=r"redirects to https://api\.example\.com/v1/chat/completions: .* service\.endpoint=https://api\.example\.com/v1$",
     ) as error:
         make()
     assert "secret" not in str(error.value)
@@ -428,7 +473,10 @@ def test_a_retry_after_that_is_no_number_is_passed_over(make, endpoint, monkeypa
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({"ALL_PROXY": "socks5://name:secret@127.0.0.1:1"}, r"the proxy in ALL_PROXY speaks SOCKS, .*`pip install socksio`"),
+        (
+            {"ALL_PROXY": "socks5://name:secret@127.0.0.1:1"},
+            r"the proxy in ALL_PROXY speaks SOCKS, .*`pip install socksio`",
+        ),
         ({"https_proxy": "socks5h://127.0.0.1:1"}, r"the proxy in https_proxy speaks SOCKS"),
         (
             {"HTTPS_PROXY": "ftp://name:secret@127.0.0.1:1"},

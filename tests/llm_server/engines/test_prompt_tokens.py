@@ -23,8 +23,12 @@ CHAT = Question(
 )
 PAIR = dataclasses.replace(CHAT, style="completion", answer_label="Better:", examples=(), answers=(" A", " B"))
 TURNS = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
-ASKING = TURNS.replace("<|im_start|>assistant\n", "{{ '<|im_start|>assistant\n' }}")  # a template's own last line break would be lost
-NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TURNS
+ASKING = TURNS.replace(
+    "<|im_start|>assistant\n", "{{ '<|im_start|>assistant\n' }}"
+)  # a template's own last line break would be lost
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TURNS
+)
 
 
 class BeginsEveryText:
@@ -69,7 +73,9 @@ def test_instructions_stand_in_the_first_user_turn_where_a_template_takes_no_sys
 
 def test_a_template_that_refuses_everything_is_one_line(tokenizer):
     tokenizer.chat_template = "{{ raise_exception('Never') }}"
-    with pytest.raises(ValueError, match="chat template of model 'toy' refuses the rubric \\(Never\\): use a completion rubric"):
+    with pytest.raises(
+        ValueError, match="chat template of model 'toy' refuses the rubric \\(Never\\): use a completion rubric"
+    ):
         prompt(tokenizer, CHAT)
 
 
@@ -86,8 +92,24 @@ GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
-CORPUS = ["You die.\nBetter: A\n\nMessage: Ouch!\nBetter: B\n", 'He says "no."\nBetter: A\n12?\nBetter: B\nuser\nassistant\nYes\nNo\n'] * 50
-ITEMS = ("You die.", "Ouch!", "12", "x", "-", '"no."', "What? (really?)", "Élan...", "a.b.c.", "$ - 5 gold pieces.", "He says it.'", "42.")
+CORPUS = [
+    "You die.\nBetter: A\n\nMessage: Ouch!\nBetter: B\n",
+    'He says "no."\nBetter: A\n12?\nBetter: B\nuser\nassistant\nYes\nNo\n',
+] * 50
+ITEMS = (
+    "You die.",
+    "Ouch!",
+    "12",
+    "x",
+    "-",
+    '"no."',
+    "What? (really?)",
+    "Élan...",
+    "a.b.c.",
+    "$ - 5 gold pieces.",
+    "He says it.'",
+    "42.",
+)
 
 
 def byte_level(pattern: str, *, prefix_space: bool = False):
@@ -102,9 +124,13 @@ def byte_level(pattern: str, *, prefix_space: bool = False):
     )
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
+    )
     backend.train_from_iterator(CORPUS, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, additional_special_tokens=list(SPECIAL), chat_template=ASKING)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, additional_special_tokens=list(SPECIAL), chat_template=ASKING
+    )
 
 
 def like_llama2():
@@ -112,14 +138,19 @@ def like_llama2():
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
     backend.train_from_iterator(
-        (line for text in CORPUS for line in text.splitlines()), trainers.BpeTrainer(vocab_size=300, show_progress=False)
+        (line for text in CORPUS for line in text.splitlines()),
+        trainers.BpeTrainer(vocab_size=300, show_progress=False),
     )
     learnt = json.loads(backend.to_str())["model"]
     names = ["<unk>", *learnt["vocab"], *(f"<0x{byte:02X}>" for byte in range(256))]
     vocab = {name: number for number, name in enumerate(names)}
-    backend = Tokenizer(models.BPE(vocab, [tuple(pair) for pair in learnt["merges"]], byte_fallback=True, unk_token="<unk>"))
+    backend = Tokenizer(
+        models.BPE(vocab, [tuple(pair) for pair in learnt["merges"]], byte_fallback=True, unk_token="<unk>")
+    )
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first", split=False)])
+    backend.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first", split=False)]
+    )
     backend.add_special_tokens(list(SPECIAL))
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, additional_special_tokens=list(SPECIAL), chat_template=ASKING, unk_token="<unk>"
@@ -143,7 +174,9 @@ def test_the_tokens_are_those_of_the_whole_prompt(name, question):
         before, after = question.completion_prompt()
         before += " "
     else:
-        before, after = tokenizer.apply_chat_template(question.chat_messages("\0"), tokenize=False, add_generation_prompt=True).split("\0")
+        before, after = tokenizer.apply_chat_template(
+            question.chat_messages("\0"), tokenize=False, add_generation_prompt=True
+        ).split("\0")
     for item in ITEMS:
         whole = tokenizer(f"{before}{item}{after}{question.answers[0]}", add_special_tokens=False)["input_ids"]
         assert tokens.prefix + tokens.tokens(item) + [tokens.answers[0]] == whole, item

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from configs.annotation_schema import ServiceConfig
-from llm_server.engines.sentence_encoder import BATCH_SIZE, MAX_PENDING_REQUESTS, SentenceEncoder, check_encoder, encoder_source
+from llm_server.engines.sentence_encoder import (
+    BATCH_SIZE,
+    MAX_PENDING_REQUESTS,
+    SentenceEncoder,
+    check_encoder,
+    encoder_source,
+)
 from llm_server.service.judge import build_judge
 from llm_server.service.pending import JudgeBusyError, JudgeClosedError
 
@@ -33,7 +39,11 @@ def test_near_sentences_have_a_high_cosine(encoder):
 
 
 def test_a_vector_depends_on_its_text_alone(encoder):
-    texts = ["You kill the newt!", "A very long sentence about a door that does not open however often one kicks it.", "x"]
+    texts = [
+        "You kill the newt!",
+        "A very long sentence about a door that does not open however often one kicks it.",
+        "x",
+    ]
     together = encoder.submit(texts).result()
     for text, vector in zip(texts, together, strict=True):
         np.testing.assert_allclose(encoder.submit([text]).result()[0], vector, atol=1e-5)

@@ -78,13 +78,21 @@ def test_a_pack_that_is_full_of_tokens_changes_no_answer(smollm2, monkeypatch):
 
 
 def test_what_texts_begin_with_is_computed_once_and_changes_no_answer(smollm2):
-    texts = ["You see here a lichen.", "You see here a newt corpse.", "You see here a lichen.", "You see here", "You kill the newt!"]
+    texts = [
+        "You see here a lichen.",
+        "You see here a newt corpse.",
+        "You see here a lichen.",
+        "You see here",
+        "You kill the newt!",
+    ]
     sequences = [smollm2._single.prompt.tokens(text) for text in texts]
     tree = transformers_engine._TokenTree(sequences)
     beginnings = {tuple(tokens[:number]) for tokens in sequences for number in range(1, len(tokens) + 1)}
     assert len(tree.tokens) == len(beginnings) < sum(map(len, sequences))
     for sequence, end in zip(sequences, tree.ends, strict=True):
-        assert [tree.tokens[place] for place in np.flatnonzero(tree.sees[end])] == sequence, "all of its own, nothing else"
+        assert [tree.tokens[place] for place in np.flatnonzero(tree.sees[end])] == sequence, (
+            "all of its own, nothing else"
+        )
         assert tree.depths[end] == len(sequence) - 1
     for text, score in zip(texts, smollm2.score(texts), strict=True):
         (alone,) = smollm2.score([text])
@@ -93,7 +101,9 @@ def test_what_texts_begin_with_is_computed_once_and_changes_no_answer(smollm2):
 
 def test_nothing_leaks_from_one_item_into_the_next(smollm2):
     (alone,) = smollm2.score(["You see here a rock."])
-    beside = smollm2.score(["You kill the jackal! Welcome to experience level 2.", "You see here a rock.", "It's a wall."])[1]
+    beside = smollm2.score(
+        ["You kill the jackal! Welcome to experience level 2.", "You see here a rock.", "It's a wall."]
+    )[1]
     assert beside.probability == pytest.approx(alone.probability, abs=1e-5)
 
 
@@ -134,7 +144,9 @@ def test_judgements_of_another_device_or_prompt_are_not_taken_for_these(smollm2,
 
 
 def test_an_answer_of_several_tokens_is_refused(short):
-    with pytest.raises(ValueError, match=r"the answer ' unquestionably' is \d tokens .*one token, mind its leading space"):
+    with pytest.raises(
+        ValueError, match=r"the answer ' unquestionably' is \d tokens .*one token, mind its leading space"
+    ):
         TransformersEngine(FEW, dataclasses.replace(short, positive=" unquestionably"))
 
 
@@ -146,7 +158,9 @@ def test_a_rubric_that_leaves_no_room_is_refused(short):
 def test_the_chat_style_asks_through_the_models_template(short):
     chat = dataclasses.replace(short, style="chat", positive="Yes", negative="No", answer_label="")
     engine = TransformersEngine(FEW, chat)
-    asked = engine._tokenizer.decode(engine._single.prompt.prefix + (engine._single.prompt.tokens("It's a wall.") or []))
+    asked = engine._tokenizer.decode(
+        engine._single.prompt.prefix + (engine._single.prompt.tokens("It's a wall.") or [])
+    )
     assert asked.count("<|im_start|>user") == 3
     assert asked.count("<|im_start|>assistant") == 3
     assert asked.endswith("Message: It's a wall.<|im_end|>\n<|im_start|>assistant\n")

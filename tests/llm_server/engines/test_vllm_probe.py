@@ -38,8 +38,16 @@ def test_the_answers_log_probabilities_are_an_answer(endpoint):
 @pytest.mark.parametrize(
     ("status", "body", "complaint"),
     [
-        (400, '{"error": {"message": "logprob_token_ids: extra inputs are not permitted"}}', "answered 400: logprob_token_ids: extra"),
-        (200, answer({" yes": -1.0}), r"no log-probabilities of the tokens asked for \(KeyError: 'token_id:7'\); is this vLLM older"),
+        (
+            400,
+            '{"error": {"message": "logprob_token_ids: extra inputs are not permitted"}}',
+            "answered 400: logprob_token_ids: extra",
+        ),
+        (
+            200,
+            answer({" yes": -1.0}),
+            r"no log-probabilities of the tokens asked for \(KeyError: 'token_id:7'\); is this vLLM older",
+        ),
         (200, '{"choices": [{"index": 0, "logprobs": null}]}', "no log-probabilities of the tokens asked for"),
         (200, '{"choices": []}', "the answer was Score"),
     ],

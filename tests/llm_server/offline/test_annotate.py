@@ -46,7 +46,16 @@ def run(tmp_path: Path, captions: Path):
     (tmp_path / "rubric.yaml").write_text(RUBRIC)
 
     def run(*flags: str, script: str = "kill=0.9", source: str = "") -> int:
-        own = ["--rubric", str(tmp_path / "rubric.yaml"), "--engine", "scripted", "--script", script, "--store", "memory"]
+        own = [
+            "--rubric",
+            str(tmp_path / "rubric.yaml"),
+            "--engine",
+            "scripted",
+            "--script",
+            script,
+            "--store",
+            "memory",
+        ]
         return annotate.main([*own, "--out", str(tmp_path / "out.sqlite"), *flags, source or str(captions)])
 
     return run
@@ -175,22 +184,47 @@ def test_an_empty_file_is_filled(run, tmp_path):
 def test_a_running_service_is_asked_by_its_address(tmp_path, captions, capsys):
     (tmp_path / "rubric.yaml").write_text(RUBRIC)
     own = ["--rubric", str(tmp_path / "rubric.yaml")]
-    service = [sys.executable, "-m", "llm_server.serve", *own, "--engine", "scripted", "--script", "kill=0.9", "--port", "0"]
+    service = [
+        sys.executable,
+        "-m",
+        "llm_server.serve",
+        *own,
+        "--engine",
+        "scripted",
+        "--script",
+        "kill=0.9",
+        "--port",
+        "0",
+    ]
     with subprocess.Popen([*service, "--store", "memory"], stdout=subprocess.PIPE, text=True) as process:
         try:
             address = process.stdout.readline().split("listening on ")[1].split(",")[0]
             assert "serving" in process.stdout.readline()
-            assert annotate.main([*own, "--address", address, "--pairs", "7", "--out", str(tmp_path / "out.sqlite"), str(captions)]) == 0
+            assert (
+                annotate.main(
+                    [*own, "--address", address, "--pairs", "7", "--out", str(tmp_path / "out.sqlite"), str(captions)]
+                )
+                == 0
+            )
             found = read_judgements(tmp_path / "out.sqlite")
             assert (len(found.captions), len(found.pairs), found.provenance.model) == (41, 7, "scripted")
             labelled = tmp_path / "labelled.jsonl"
-            labelled.write_text("".join(json.dumps({"caption": text, "helpful": int("kill" in text)}) + "\n" for text in COUNTS))
+            labelled.write_text(
+                "".join(json.dumps({"caption": text, "helpful": int("kill" in text)}) + "\n" for text in COUNTS)
+            )
             capsys.readouterr()
             assert audit.main([*own, "--address", address, "--json", "--pairs", "5", str(labelled)]) == 0
             report = json.loads(capsys.readouterr().out)
-            assert (report["auc"], report["pairs"], report["pair_accuracy"], report["labels_timed"]) == (1.0, 5, 1.0, 41)
+            assert (report["auc"], report["pairs"], report["pair_accuracy"], report["labels_timed"]) == (
+                1.0,
+                5,
+                1.0,
+                41,
+            )
             assert audit.main([*own, "--address", address, "--json", str(labelled)]) == 0
-            assert "pairs" not in json.loads(capsys.readouterr().out), "pairs that nobody asked for may cost money elsewhere"
+            assert "pairs" not in json.loads(capsys.readouterr().out), (
+                "pairs that nobody asked for may cost money elsewhere"
+            )
             assert annotate.main(["--address", address, "--out", str(tmp_path / "other.sqlite"), str(captions)]) == 2
             assert "start it with the same --rubric" in capsys.readouterr().err
         finally:

@@ -28,7 +28,11 @@ YES, NO = {"caption": "You kill the newt!", "helpful": 1}, {"caption": "It's a w
 
 def test_labelled_captions_come_once_each_in_their_order(write):
     rows = read_labelled(write(YES, "", NO, {"caption": "You win.", "helpful": True}, YES))
-    assert [(row.text, row.is_positive) for row in rows] == [("You kill the newt!", True), ("It's a wall.", False), ("You win.", True)]
+    assert [(row.text, row.is_positive) for row in rows] == [
+        ("You kill the newt!", True),
+        ("It's a wall.", False),
+        ("You win.", True),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +66,10 @@ def test_a_file_that_cannot_be_read_says_so(tmp_path):
 
 
 def test_counts_default_to_one_and_add_up(write):
-    assert read_counted(write({"caption": "a"}, {"caption": "b", "count": 5}, {"caption": "a", "count": 2})) == {"a": 3, "b": 5}
+    assert read_counted(write({"caption": "a"}, {"caption": "b", "count": 5}, {"caption": "a", "count": 2})) == {
+        "a": 3,
+        "b": 5,
+    }
     assert read_counted(write({"caption": "only a reset showed it", "count": 0})) == {"only a reset showed it": 1}
 
 

@@ -10,11 +10,24 @@ import sys
 import pytest
 
 from llm_server.annotation import CaptionPair, JudgedCaption, JudgedPair, Judgement, PairJudgement, Status
-from llm_server.offline.judgement_file import JudgementFile, Judgements, Provenance, caption_of, read_judgements, read_provenance
+from llm_server.offline.judgement_file import (
+    JudgementFile,
+    Judgements,
+    Provenance,
+    caption_of,
+    read_judgements,
+    read_provenance,
+)
 from tests.judgement_files import write_judgements
 
 OURS = Provenance(
-    rubric_id="progress", rubric_version="1", rubric_hash="aa", pairs_hash="bb", model="m", engine="scripted", fingerprint="f0f0f0f0f0f0f0"
+    rubric_id="progress",
+    rubric_version="1",
+    rubric_hash="aa",
+    pairs_hash="bb",
+    model="m",
+    engine="scripted",
+    fingerprint="f0f0f0f0f0f0f0",
 )
 NEWT, WALL, DOOR = (caption_of(text) for text in ("You kill the newt!", "It's a wall.", "The door opens."))
 YES = Judgement(status=Status.OK, probability=0.9, answer_mass=0.8, cached=True)
@@ -111,7 +124,9 @@ def test_what_a_killed_process_left_half_written_is_undone(path, tmp_path, monke
     assert (found.captions, found.counts) == ([JudgedCaption(caption=NEWT, judgement=YES)], {NEWT.id: 1})
     assert read_provenance(tmp_path / "reread") == OURS
     connect = sqlite3.connect
-    monkeypatch.setattr(sqlite3, "connect", lambda name, **settings: connect(name.replace("mode=rw", "mode=ro"), **settings))
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda name, **settings: connect(name.replace("mode=rw", "mode=ro"), **settings)
+    )
     with pytest.raises(ValueError, match=r"left half-written and may not be repaired: make it .* writable"):
         read_judgements(tmp_path / "protected")
 

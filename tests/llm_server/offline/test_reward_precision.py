@@ -4,7 +4,12 @@ import pytest
 
 from llm_server.offline.audit_metrics import label_of, precision_metrics
 
-LABELS = {"You kill the newt!": True, "It's a wall.": False, "The jackal bites!": False, "You kill the newt!  You die...": False}
+LABELS = {
+    "You kill the newt!": True,
+    "It's a wall.": False,
+    "The jackal bites!": False,
+    "You kill the newt!  You die...": False,
+}
 
 
 @pytest.mark.parametrize(

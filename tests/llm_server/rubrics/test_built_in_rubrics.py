@@ -28,11 +28,15 @@ def captions(name: str) -> set[str]:
 
 def texts_shown(rubric: Rubric) -> set[str]:
     pairs = rubric.pairs.examples if rubric.pairs else ()
-    return {example.item for example in rubric.examples} | {text for example in pairs for text in (example.first, example.second)}
+    return {example.item for example in rubric.examples} | {
+        text for example in pairs for text in (example.first, example.second)
+    }
 
 
 def test_every_goal_has_a_rubric_for_small_models_for_instruct_models_and_for_those_that_think_aloud():
-    assert built_in_rubrics() == sorted(f"{name}{style}" for name in COMPLETION for style in ("", "_chat", "_chat_thinking"))
+    assert built_in_rubrics() == sorted(
+        f"{name}{style}" for name in COMPLETION for style in ("", "_chat", "_chat_thinking")
+    )
     for name in COMPLETION:
         assert load_rubric(name).style == "completion"
         assert load_rubric(f"{name}_chat").style == load_rubric(f"{name}_chat_thinking").style == "chat"

@@ -14,7 +14,10 @@ from configs.annotation_schema import ServiceConfig
 from llm_server.service.judge import Judge
 
 ROOT = Path(__file__).resolve().parents[3]
-SETS = [Path(__file__).parents[1] / "data" / "nethack_labelled.jsonl", ROOT.parent / "shared" / "data" / "nethack_captions_dev.jsonl"]
+SETS = [
+    Path(__file__).parents[1] / "data" / "nethack_labelled.jsonl",
+    ROOT.parent / "shared" / "data" / "nethack_captions_dev.jsonl",
+]
 FREQUENT_NOTHINGS = [
     "It's a wall.",
     "It's solid stone.",
@@ -75,8 +78,12 @@ def test_it_ranks_and_divides_labelled_captions(path, judge, rubric):
     auc = sum((a > b) + 0.5 * (a == b) for a in yes for b in no) / (len(yes) * len(no))
     theta = judge.describe().pays_above
     balanced_accuracy = (sum(p > theta for p in yes) / len(yes) + sum(p <= theta for p in no) / len(no)) / 2
-    assert auc >= 0.85, f"AUC {auc:.3f}, balanced accuracy {balanced_accuracy:.3f} at theta {theta:.3f}, {len(rows)} captions"
-    assert balanced_accuracy >= 0.75, f"AUC {auc:.3f}, balanced accuracy {balanced_accuracy:.3f} at theta {theta:.3f}, {len(rows)} captions"
+    assert auc >= 0.85, (
+        f"AUC {auc:.3f}, balanced accuracy {balanced_accuracy:.3f} at theta {theta:.3f}, {len(rows)} captions"
+    )
+    assert balanced_accuracy >= 0.75, (
+        f"AUC {auc:.3f}, balanced accuracy {balanced_accuracy:.3f} at theta {theta:.3f}, {len(rows)} captions"
+    )
 
 
 def test_walls_questions_and_refusals_earn_nothing(judge):
@@ -95,7 +102,11 @@ def test_the_model_answers_in_the_allowed_words(smollm2, rubric):
     masses = [
         score.answer_mass
         for score in smollm2.score(
-            [rubric.item_text(part) for caption in FREQUENT_NOTHINGS + PROGRESS for part in rubric.parts(caption.encode())]
+            [
+                rubric.item_text(part)
+                for caption in FREQUENT_NOTHINGS + PROGRESS
+                for part in rubric.parts(caption.encode())
+            ]
         )
     ]
     assert min(masses) > rubric.min_answer_mass

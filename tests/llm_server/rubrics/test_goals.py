@@ -52,10 +52,14 @@ def judged(name: str) -> tuple[dict[str, float], float]:
     """Probabilities under one rubric, and its theta."""
     rubric = dataclasses.replace(load_rubric(name), pairs=None)
     engine = build_engine(ServiceConfig(torch_threads=0), rubric)
-    of_both = [text for side in gold_and_combat() for text in side] if name in ("nethack_gold", "nethack_combat") else []
+    of_both = (
+        [text for side in gold_and_combat() for text in side] if name in ("nethack_gold", "nethack_combat") else []
+    )
     captions = list(dict.fromkeys([*held_out(name), *NOTHINGS, *of_both]))
     scores = engine.score([rubric.item_text(text.encode()) for text in captions])
-    return {text: score.probability for text, score in zip(captions, scores, strict=True)}, calibrate(engine, rubric).threshold
+    return {text: score.probability for text, score in zip(captions, scores, strict=True)}, calibrate(
+        engine, rubric
+    ).threshold
 
 
 def auc(above: list[float], below: list[float]) -> float:
@@ -88,7 +92,9 @@ def test_what_a_goal_is_about_is_rewarded_under_it_and_not_under_another(goal, o
 @pytest.mark.parametrize("name", MIN_AUC)
 def test_a_goal_is_told_from_everything_else(name):
     given, theta = judged(name)
-    yes, no = ([given[text] for text, is_positive in held_out(name).items() if is_positive == label] for label in (True, False))
+    yes, no = (
+        [given[text] for text, is_positive in held_out(name).items() if is_positive == label] for label in (True, False)
+    )
     measured = auc(yes, no)
     assert measured >= MIN_AUC[name], f"AUC {measured:.3f} on {len(yes)} positive and {len(no)} negative captions"
     if not name.startswith("minigrid"):  # which shows no such message

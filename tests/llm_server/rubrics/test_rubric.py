@@ -57,7 +57,11 @@ def test_a_rubric_is_read_from_a_path(tmp_path):
         ("item: A hole.", "item: ' A  star.'", "example 'A star.' has two answers, 'positive' and 'negative'"),
         ("item: A hole.", "item: ' '", "is empty"),
         ("item: A hole.", "item: [A hole]", "item must be text"),
-        ("threshold: 0.5", "calibration: {items: [a], positives: [b, ' a']}", "calibration item 'a' has two answers, 'no' and 'yes'"),
+        (
+            "threshold: 0.5",
+            "calibration: {items: [a], positives: [b, ' a']}",
+            "calibration item 'a' has two answers, 'no' and 'yes'",
+        ),
         ("threshold: 0.5", "calibration: {items: [You see: a]}", "items must be a list of texts"),
         ("threshold: 0.5", "calibration: {items: ['']}", "calibration item '' is empty"),
         ("threshold: 0.5", "threshold: .nan", "a number or auto"),
@@ -96,10 +100,15 @@ examples:
 
 
 def test_text_without_quotes_stays_what_was_typed():
-    typed = MINIMAL.replace("version: 3", "version: 1.10").replace("id: tiny", "id: off").replace("positive: true", "positive: on")
+    typed = (
+        MINIMAL.replace("version: 3", "version: 1.10")
+        .replace("id: tiny", "id: off")
+        .replace("positive: true", "positive: on")
+    )
     typed = typed.replace("item: A star.", "item: no").replace("item: A hole.", "item: ~")
     rubric = parse_rubric(
-        typed.replace("threshold: 0.5", "threshold: auto\ncalibration: {items: [yes, null, 010, 2024-05-01]}"), "mine.yaml"
+        typed.replace("threshold: 0.5", "threshold: auto\ncalibration: {items: [yes, null, 010, 2024-05-01]}"),
+        "mine.yaml",
     )
     assert (rubric.id, rubric.version, rubric.threshold) == ("off", "1.10", None)
     assert [(shown.item, shown.positive) for shown in rubric.examples] == [("no", True), ("~", False)]
@@ -112,8 +121,16 @@ PAIRS = MINIMAL + "pairs: {instructions: P., first: ' 1', second: ' 2', tie: ' 0
 @pytest.mark.parametrize(
     ("examples", "items", "complaint"),
     [
-        ("{first: a, second: b, better: first}, {first: a, second: b, better: tie}", "", "has two answers, in this order or the other"),
-        ("{first: a, second: b, better: first}, {first: b, second: a, better: first}", "", "has two answers, in this order or the other"),
+        (
+            "{first: a, second: b, better: first}, {first: a, second: b, better: tie}",
+            "",
+            "has two answers, in this order or the other",
+        ),
+        (
+            "{first: a, second: b, better: first}, {first: b, second: a, better: first}",
+            "",
+            "has two answers, in this order or the other",
+        ),
         ("{first: a, second: ' a', better: second}", "", "has two answers, in this order or the other"),
         ("{first: a, second: '', better: second}", "", "is empty"),
         ("", "{item: a, positive: yes}, {item: a, positive: no}", "item of pairs 'a' has two answers"),
@@ -122,7 +139,9 @@ PAIRS = MINIMAL + "pairs: {instructions: P., first: ' 1', second: ' 2', tie: ' 0
 def test_a_pair_shown_both_ways_is_refused(examples, items, complaint):
     with pytest.raises(ValueError, match=complaint):
         parse_rubric(PAIRS % (examples, items), "mine.yaml")
-    parse_rubric(PAIRS % ("{first: a, second: b, better: first}, {first: b, second: a, better: second}", ""), "mine.yaml")
+    parse_rubric(
+        PAIRS % ("{first: a, second: b, better: first}, {first: b, second: a, better: second}", ""), "mine.yaml"
+    )
 
 
 def test_examples_answer_with_their_kind():
@@ -160,7 +179,9 @@ def test_a_rubric_may_differ_from_a_built_in_one_in_a_few_keys():
     base = load_rubric("nethack_gold")
     mine = parse_rubric("extends: nethack_gold\nid: mine\nversion: 7\nthreshold: 0.5", "mine.yaml")
     assert mine == dataclasses.replace(base, id="mine", version="7", threshold=0.5)
-    with pytest.raises(ValueError, match=r"rubric 'mine.yaml': extends is 'nethack_gould' \(did you mean 'nethack_gold'\?\)"):
+    with pytest.raises(
+        ValueError, match=r"rubric 'mine.yaml': extends is 'nethack_gould' \(did you mean 'nethack_gold'\?\)"
+    ):
         parse_rubric("extends: nethack_gould", "mine.yaml")
 
 

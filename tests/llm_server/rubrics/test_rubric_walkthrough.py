@@ -24,7 +24,9 @@ def caption():
 
 
 def test_its_labelled_captions_are_all_that_the_captioner_says(caption):
-    grid = [(position, velocity) for position in np.linspace(-1.2, 0.6, 400) for velocity in np.linspace(-0.07, 0.07, 57)]
+    grid = [
+        (position, velocity) for position in np.linspace(-1.2, 0.6, 400) for velocity in np.linspace(-0.07, 0.07, 57)
+    ]
     said = {caption(np.array(observation, np.float32), {}) for observation in grid}
     assert said == {row.text for row in read_labelled(str(FOLDER / "labelled.jsonl"))}
 

@@ -43,7 +43,12 @@ def files(tmp_path_factory):
 @pytest.fixture
 def access(files):
     def access(*names, **more):
-        paths = {"tls_cert": files.server_cert, "tls_key": files.server_key, "tls_client_ca": files.ca, "token_file": files.token}
+        paths = {
+            "tls_cert": files.server_cert,
+            "tls_key": files.server_key,
+            "tls_client_ca": files.ca,
+            "token_file": files.token,
+        }
         return AccessConfig(**{name: str(paths[name]) for name in names} | more)
 
     return access
@@ -89,7 +94,10 @@ def test_credentials_that_cannot_be_are_refused_at_the_start(access, files, tmp_
         (dataclasses.replace(access(*TLS), **{"tls_key": str(others.server_key)}), "do not belong together"),
         (dataclasses.replace(access(*TLS), **{"tls_cert": str(tmp_path / "garbage")}), "are no good"),
         (dataclasses.replace(access(*TLS), **{"tls_cert": str(tmp_path / "none")}), "--tls-cert: .* cannot be read"),
-        (dataclasses.replace(access(*TLS), **{"tls_key": str(files.server_cert)}), "holds no '-----BEGIN PRIVATE KEY-----'"),
+        (
+            dataclasses.replace(access(*TLS), **{"tls_key": str(files.server_cert)}),
+            "holds no '-----BEGIN PRIVATE KEY-----'",
+        ),
         (
             dataclasses.replace(access(), **{"token_file": str(tmp_path / "short")}),
             "--token-file: got .* with 6 characters, wanted one line of at least 16",
@@ -102,7 +110,14 @@ def test_credentials_that_cannot_be_are_refused_at_the_start(access, files, tmp_
 
 def test_made_credentials_are_for_their_owner_alone_and_are_never_overwritten(files):
     assert stat.S_IMODE(files.directory.stat().st_mode) == 0o700
-    assert {path.name for path in files.directory.iterdir()} == {"ca.pem", "server.pem", "server.key", "client.pem", "client.key", "token"}
+    assert {path.name for path in files.directory.iterdir()} == {
+        "ca.pem",
+        "server.pem",
+        "server.key",
+        "client.pem",
+        "client.key",
+        "token",
+    }
     assert {stat.S_IMODE(path.stat().st_mode) for path in files.directory.iterdir()} == {0o600}
     before = files.contents()
     with pytest.raises(ValueError, match="exists already and is not overwritten"):
@@ -114,7 +129,10 @@ def test_made_credentials_can_be_handed_to_another_machine(files, rubric, tmp_pa
     there = write_credentials(tmp_path / "there", files.contents())
     assert there.contents() == files.contents()
     access = AccessConfig(
-        tls_cert=str(there.server_cert), tls_key=str(there.server_key), tls_client_ca=str(there.ca), token_file=str(there.token)
+        tls_cert=str(there.server_cert),
+        tls_key=str(there.server_key),
+        tls_client_ca=str(there.ca),
+        token_file=str(there.token),
     )
     service = RunningService(rubric, access=access)
     client = AnnotationClient(service.address, rubric, WAIT_S, files.client())
@@ -159,7 +177,9 @@ def test_a_token_goes_nowhere_unencrypted(files):
     check_address("10.1.2.3:7431", load_client_credentials("system", token_file=str(files.token)))
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:7431", "localhost:1", "node-7.example.org:65535", "[::1]:7431", "[fe80::1%eth0]:7431"])
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:7431", "localhost:1", "node-7.example.org:65535", "[::1]:7431", "[fe80::1%eth0]:7431"]
+)
 def test_an_address_is_a_host_and_a_port(address):
     check_address(address, ClientCredentials())
 
@@ -167,7 +187,15 @@ def test_an_address_is_a_host_and_a_port(address):
 @pytest.mark.parametrize(
     "address",
     [
-        *("somewhere", "http://127.0.0.1:7431", "grpc://node:7431", "dns:///node:7431", "unix:/tmp/socket", "node:7431/", "user@node:7431"),
+        *(
+            "somewhere",
+            "http://127.0.0.1:7431",
+            "grpc://node:7431",
+            "dns:///node:7431",
+            "unix:/tmp/socket",
+            "node:7431/",
+            "user@node:7431",
+        ),
         *("127.0.0.1 :7431", "127.0.0.1: 7431", "a:1 b:2", "a:1;b:2", "a b:7431", "node\t:7431", " ", ",", " , "),
         *("::1:7431", "node::7431", "node:7431:", ":7431", "node:", "[::1]", "[]:7431", "[::1:7431", "::1]:7431"),
         *("node:0", "node:65536", "node:seven", "node:\u00b2", "node:-1", "node:7431.0", "good:7431,http://bad:7431"),
@@ -181,7 +209,9 @@ def test_what_is_no_address_is_refused_in_one_line(address):
 
 @pytest.mark.parametrize("mode", ["local", "connect"])
 def test_a_run_with_what_is_no_address_does_not_start(mode, tmp_path):
-    config = load_config(preset="debug", overrides=[f"cluster.mode={mode}", f"run_dir={tmp_path}", "annotator.address=http://node:7431"])
+    config = load_config(
+        preset="debug", overrides=[f"cluster.mode={mode}", f"run_dir={tmp_path}", "annotator.address=http://node:7431"]
+    )
     with pytest.raises(ConfigError, match=NO_ADDRESS):
         check_parts(config)
 
@@ -212,7 +242,10 @@ def test_more_requests_than_may_be_at_once_are_turned_away_and_served_later(rubr
         with ThreadPoolExecutor(1) as pool:
             under_way = pool.submit(first.annotate, [b"one"])
             assert engine.entered.acquire(timeout=WAIT_S)
-            with pytest.raises(ServiceUnavailable, match="RESOURCE_EXHAUSTED: 1 requests are under way, at most 1 may be: ask again later"):
+            with pytest.raises(
+                ServiceUnavailable,
+                match="RESOURCE_EXHAUSTED: 1 requests are under way, at most 1 may be: ask again later",
+            ):
                 second.annotate([b"two"])
             with grpc.insecure_channel(service.address) as channel:
                 health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=WAIT_S)
@@ -247,7 +280,19 @@ def test_malformed_method_paths_reach_nothing_and_the_service_stays_up(rubric, f
     service = RunningService(rubric, access=AccessConfig(token_file=str(files.token)))
     shown = load_client_credentials(token_file=str(files.token))
     known = f"/{SERVICE_NAME}/Describe"
-    paths = ["", "/", "//", "x", "*", "/../../etc/passwd", "/%2e/..", "/a b/c", "/\u2603/x", f"/{'a' * 5000}/b", "http://host" + known]
+    paths = [
+        "",
+        "/",
+        "//",
+        "x",
+        "*",
+        "/../../etc/passwd",
+        "/%2e/..",
+        "/a b/c",
+        "/\u2603/x",
+        f"/{'a' * 5000}/b",
+        "http://host" + known,
+    ]
     paths += [
         known[1:],
         known + "/",
@@ -261,13 +306,20 @@ def test_malformed_method_paths_reach_nothing_and_the_service_stays_up(rubric, f
     client = AnnotationClient(service.address, rubric, WAIT_S, shown)
     try:
         with grpc.insecure_channel(service.address) as channel:
-            for metadata, wanted in ((None, grpc.StatusCode.UNAUTHENTICATED), (call_metadata(shown), grpc.StatusCode.UNIMPLEMENTED)):
+            for metadata, wanted in (
+                (None, grpc.StatusCode.UNAUTHENTICATED),
+                (call_metadata(shown), grpc.StatusCode.UNIMPLEMENTED),
+            ):
                 for path in paths:
                     with pytest.raises(grpc.RpcError) as error:
                         channel.unary_unary(path)(b"", timeout=WAIT_S, metadata=metadata)
                     assert error.value.code() is wanted, path
             # Health needs no token: what merely begins like it must be health, or nothing.
-            for path in ("/grpc.health.v1.Health/", "/grpc.health.v1.Health/.." + known, "/grpc.health.v1.Health" + known):
+            for path in (
+                "/grpc.health.v1.Health/",
+                "/grpc.health.v1.Health/.." + known,
+                "/grpc.health.v1.Health" + known,
+            ):
                 with pytest.raises(grpc.RpcError) as error:
                     channel.unary_unary(path)(b"", timeout=WAIT_S)
                 assert error.value.code() in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAUTHENTICATED), path
@@ -284,9 +336,15 @@ def test_a_verb_asks_a_guarded_service_with_the_same_credentials(rubric, files, 
     asked = ["--address", service.address, "--out", str(tmp_path / "out.sqlite"), str(tmp_path / "captions.jsonl")]
     try:
         assert annotate.main(["--tls-ca", str(files.ca), "--token-file", str(files.token), *asked]) == 0
-        assert sorted(item.judgement.probability for item in read_judgements(tmp_path / "out.sqlite").captions) == [0.1, 0.9]
+        assert sorted(item.judgement.probability for item in read_judgements(tmp_path / "out.sqlite").captions) == [
+            0.1,
+            0.9,
+        ]
         capsys.readouterr()
-        assert annotate.main(["--tls-ca", str(files.ca), *asked[:2], "--out", str(tmp_path / "other.sqlite"), asked[-1]]) == 2
+        assert (
+            annotate.main(["--tls-ca", str(files.ca), *asked[:2], "--out", str(tmp_path / "other.sqlite"), asked[-1]])
+            == 2
+        )
         assert_refused(2, capsys.readouterr().err, "UNAUTHENTICATED: got no token")
     finally:
         service.close()
@@ -298,8 +356,14 @@ def test_a_verb_asks_a_guarded_service_with_the_same_credentials(rubric, files, 
     ("overrides", "complaint"),
     [
         (["annotator.address=10.1.2.3:7431", "annotator.token_file={token}"], "would travel unencrypted"),
-        (["annotator.address=127.0.0.1:7431,here", "annotator.tls_ca={ca}"], "annotator.address: got 'here', wanted host:port"),
-        (["annotator.address=127.0.0.1:7431", "annotator.tls_ca=/no/such.pem"], "annotator.tls_ca: /no/such.pem cannot be read"),
+        (
+            ["annotator.address=127.0.0.1:7431,here", "annotator.tls_ca={ca}"],
+            "annotator.address: got 'here', wanted host:port",
+        ),
+        (
+            ["annotator.address=127.0.0.1:7431", "annotator.tls_ca=/no/such.pem"],
+            "annotator.tls_ca: /no/such.pem cannot be read",
+        ),
     ],
 )
 def test_a_run_is_told_of_wrong_credentials_before_it_begins(files, overrides, complaint):
@@ -309,7 +373,15 @@ def test_a_run_is_told_of_wrong_credentials_before_it_begins(files, overrides, c
 
 
 def test_one_command_makes_credentials_and_says_how_to_use_them(tmp_path):
-    command = [sys.executable, "-m", "llm_server.serve", "--make-credentials", str(tmp_path / "made"), "--host", "node-7"]
+    command = [
+        sys.executable,
+        "-m",
+        "llm_server.serve",
+        "--make-credentials",
+        str(tmp_path / "made"),
+        "--host",
+        "node-7",
+    ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     for wanted in (

@@ -28,7 +28,9 @@ class TableEngine:
 
     def __init__(self, table, name="transformers/cpu/float32"):
         self.name = name
-        self._table = {text: shares if isinstance(shares, tuple) else (shares, 1 - shares) for text, shares in table.items()}
+        self._table = {
+            text: shares if isinstance(shares, tuple) else (shares, 1 - shares) for text, shares in table.items()
+        }
 
     def score(self, texts):
         return [Score(self._table[text][0], 0.9, self._table[text]) for text in texts]
@@ -51,16 +53,23 @@ def test_theta_lies_midway_in_the_gap_that_divides_best():
 
 def test_where_most_items_deserve_a_no_theta_keeps_more_of_them_out():
     table = {"wall": 0.1, "stone": 0.2, "odd": 0.45, "kill": 0.3, "gold": 0.5, "door": 0.5}
-    found = calibrated(YES_NO, table, items=("wall", "stone", "odd"), positives=("kill", "gold", "door"), negatives_per_positive=7.0)
+    found = calibrated(
+        YES_NO, table, items=("wall", "stone", "odd"), positives=("kill", "gold", "door"), negatives_per_positive=7.0
+    )
     assert odds(found.threshold) == pytest.approx((odds(0.45) + odds(0.5)) / 2)
     assert found.decided_by == ("odd", "gold")
 
 
 def test_one_odd_item_does_not_set_theta():
     items, positives = tuple(f"no {n}" for n in range(20)), tuple(f"yes {n}" for n in range(20))
-    table = {item: 0.15 + 0.001 * n for n, item in enumerate(items)} | {item: 0.5 + 0.001 * n for n, item in enumerate(positives)}
+    table = {item: 0.15 + 0.001 * n for n, item in enumerate(items)} | {
+        item: 0.5 + 0.001 * n for n, item in enumerate(positives)
+    }
     without = calibrated(YES_NO, table, items=items, positives=positives)
-    assert calibrated(YES_NO, table | {"odd": 0.58}, items=(*items, "odd"), positives=positives).threshold == without.threshold
+    assert (
+        calibrated(YES_NO, table | {"odd": 0.58}, items=(*items, "odd"), positives=positives).threshold
+        == without.threshold
+    )
 
 
 def test_of_equally_good_places_theta_takes_the_widest_gap():
@@ -90,14 +99,18 @@ def test_an_answer_that_every_item_gets_counts_for_nothing():
         "more of nothing": (0.01, 0.82, 0.08, 0.09),
     }
     found = calibrated(KINDS, table, items=("wall", "stone"), positives=("killed",))
-    killed, nothing = (found.probability(Score(sum(table[name][:2]), 0.9, table[name])) for name in ("killed", "more of nothing"))
+    killed, nothing = (
+        found.probability(Score(sum(table[name][:2]), 0.9, table[name])) for name in ("killed", "more of nothing")
+    )
     assert table["killed"][0] + table["killed"][1] < table["more of nothing"][0] + table["more of nothing"][1]
     assert killed > found.threshold > nothing
 
 
 def test_what_deserves_a_no_gets_the_same_on_average_whatever_the_model():
     for shares in ((0.01, 0.80, 0.09, 0.10), (0.4, 0.3, 0.2, 0.1)):
-        found = calibrated(KINDS, {"wall": shares, "killed": (0.9, 0.05, 0.03, 0.02)}, items=("wall",), positives=("killed",))
+        found = calibrated(
+            KINDS, {"wall": shares, "killed": (0.9, 0.05, 0.03, 0.02)}, items=("wall",), positives=("killed",)
+        )
         assert found.probability(Score(0.0, 0.9, shares)) == pytest.approx(NEGATIVE_PROBABILITY)
 
 
@@ -144,7 +157,10 @@ def test_answers_that_differ_by_less_than_the_noise_are_never_paid_here_and_refu
     said = described(noise=0.1)
     for distance in (-0.15, -0.05, 0.0, 0.05, 0.12, 0.2):
         here, there = (1 / (1 + math.exp(-(odds(0.4) + distance + rounding))) for rounding in (-0.045, 0.045))
-        verdicts = {"yes" if p > said.pays_above else "undecided" if abs(odds(p) - odds(0.4)) <= 0.1 else "no" for p in (here, there)}
+        verdicts = {
+            "yes" if p > said.pays_above else "undecided" if abs(odds(p) - odds(0.4)) <= 0.1 else "no"
+            for p in (here, there)
+        }
         assert verdicts != {"yes", "no"}
 
 

@@ -51,7 +51,12 @@ def test_a_failure_reaches_whoever_asked():
 
 def test_messages_are_found_between_two_spaces(rubric):
     parted = dataclasses.replace(rubric, separator="  ")
-    assert parted.parts(b"You kill the newt!  It's a wall.  You kill the newt!") == [b"You kill the newt!", b"It's a wall."]
+    assert parted.parts(b"You kill the newt!  It's a wall.  You kill the newt!") == [
+        b"You kill the newt!",
+        b"It's a wall.",
+    ]
     assert parted.parts(b"  ") == [b"  "]
-    assert dataclasses.replace(rubric, separator="").parts(b"You kill the newt!  It's a wall.") == [b"You kill the newt!  It's a wall."]
+    assert dataclasses.replace(rubric, separator="").parts(b"You kill the newt!  It's a wall.") == [
+        b"You kill the newt!  It's a wall."
+    ]
     assert parted.parts(b"  ".join(b"%d" % n for n in range(40))) == [b"%d" % n for n in range(40 - MAX_PARTS, 40)]

@@ -164,7 +164,11 @@ def test_a_failing_model_fails_those_items_only(make):
 
 @pytest.mark.parametrize(
     ("items", "complaint"),
-    [([], "no items"), ([b"x"] * 9, "9 items, at most 8 are taken: split"), ([b"ok", b"x" * 33], "item 1 has 33 bytes, at most 32")],
+    [
+        ([], "no items"),
+        ([b"x"] * 9, "9 items, at most 8 are taken: split"),
+        ([b"ok", b"x" * 33], "item 1 has 33 bytes, at most 32"),
+    ],
 )
 def test_a_request_that_breaks_a_limit_is_refused_with_the_limit(make, items, complaint):
     judge = make(max_items_per_request=8, max_item_bytes=32)
@@ -205,7 +209,11 @@ def test_closing_fails_what_was_not_answered(make, engine):
 
 def test_the_scripted_engine_needs_no_calibration(rubric):
     judge = build_judge(ServiceConfig(engine="scripted", store="memory", script="newt=0.9;wa..=0.2"), rubric)
-    assert [judgement.probability for judgement in judge.annotate([b"a newt in a wall", b"a wall", b"else"])] == [0.9, 0.2, 0.1]
+    assert [judgement.probability for judgement in judge.annotate([b"a newt in a wall", b"a wall", b"else"])] == [
+        0.9,
+        0.2,
+        0.1,
+    ]
     assert judge.describe().threshold == 0.5
     judge.close()
 

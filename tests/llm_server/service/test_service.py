@@ -75,7 +75,14 @@ def start(rubric):
                 handle.judge = judge
                 handle.served.set()
 
-            await serve(config, rubric, build_when_allowed, on_listening=address.set_result, on_serving=on_serving, stop=handle.stop)
+            await serve(
+                config,
+                rubric,
+                build_when_allowed,
+                on_listening=address.set_result,
+                on_serving=on_serving,
+                stop=handle.stop,
+            )
 
         def run():
             try:
@@ -134,7 +141,13 @@ def health_of(channel, name=""):
 
 def test_one_judgement_per_item_in_the_order_asked(start, connect):
     judgements = connect(start()).annotate([b"good", b"bad", b"\xff", b"", b"good"])
-    assert [judgement.status for judgement in judgements] == [Status.OK, Status.OK, Status.REJECTED, Status.REJECTED, Status.OK]
+    assert [judgement.status for judgement in judgements] == [
+        Status.OK,
+        Status.OK,
+        Status.REJECTED,
+        Status.REJECTED,
+        Status.OK,
+    ]
     assert [judgement.probability for judgement in judgements if judgement.status is Status.OK] == [0.9, 0.1, 0.9]
 
 
@@ -175,14 +188,26 @@ def test_describe_says_what_is_served(start, connect, rubric):
     client = connect(service)
     client.annotate([b"one", b"two"])
     said = client.describe()
-    assert (said.model, said.engine, said.rubric_id, said.rubric_version) == ("gated", "gated", rubric.id, rubric.version)
-    assert (said.rubric_hash, said.threshold, said.max_items_per_request, said.forward_passes) == (rubric.content_hash, 0.5, 8, 2)
+    assert (said.model, said.engine, said.rubric_id, said.rubric_version) == (
+        "gated",
+        "gated",
+        rubric.id,
+        rubric.version,
+    )
+    assert (said.rubric_hash, said.threshold, said.max_items_per_request, said.forward_passes) == (
+        rubric.content_hash,
+        0.5,
+        8,
+        2,
+    )
 
 
 def test_a_client_that_knows_only_reflection_and_health_finds_it_serving(start, channel):
     link = channel(start())
     stub = reflection_pb2_grpc.ServerReflectionStub(link)
-    ask = lambda **what: next(iter(stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(**what)]), timeout=WAIT_S)))  # noqa: E731
+    ask = lambda **what: next(
+        iter(stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(**what)]), timeout=WAIT_S))
+    )  # noqa: E731
     names = [service.name for service in ask(list_services="").list_services_response.service]
     assert SERVICE_NAME == "delphi.annotation.v1.Annotation"
     assert {SERVICE_NAME, "grpc.health.v1.Health"} <= set(names)
@@ -304,7 +329,9 @@ def test_a_request_whose_deadline_passed_leaves_no_work(start, connect):
         assert service.engine.entered.acquire(timeout=WAIT_S)
         with pytest.raises(ServiceUnavailable, match="DEADLINE_EXCEEDED"):
             connect(service, timeout_s=0.2).annotate([b"abandoned"])
-        connect(service).describe()  # the server has seen the end of that request by now, or sees it before the next batch
+        connect(
+            service
+        ).describe()  # the server has seen the end of that request by now, or sees it before the next batch
         time.sleep(0.1)
         service.engine.gate.set()
         first.result(WAIT_S)
@@ -357,7 +384,9 @@ def test_the_same_judge_answers_in_process(rubric):
 
 
 def test_the_real_model_judges_over_the_wire(start, connect, smollm2, rubric):
-    judgements = connect(start(engine=RealEngine(smollm2))).annotate([b"You kill the jackal!", b"You can't move there.", b"\xfe"])
+    judgements = connect(start(engine=RealEngine(smollm2))).annotate(
+        [b"You kill the jackal!", b"You can't move there.", b"\xfe"]
+    )
     assert [judgement.status for judgement in judgements] == [Status.OK, Status.OK, Status.REJECTED]
     assert judgements[0].probability > judgements[1].probability
     assert all(judgement.answer_mass > rubric.min_answer_mass for judgement in judgements[:2])

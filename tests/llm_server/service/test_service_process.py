@@ -216,7 +216,9 @@ def test_the_real_service_dies_with_its_parent_even_when_that_is_killed(tmp_path
         "print(p.pid, flush=True); time.sleep(600)"
     )
     root = Path(__file__).resolve().parents[3]
-    with subprocess.Popen([PYTHON, "-c", program, str(tmp_path / "log")], stdout=subprocess.PIPE, text=True, cwd=root) as parent:
+    with subprocess.Popen(
+        [PYTHON, "-c", program, str(tmp_path / "log")], stdout=subprocess.PIPE, text=True, cwd=root
+    ) as parent:
         child = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
     child.wait(timeout=120)

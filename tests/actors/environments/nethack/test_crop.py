@@ -6,7 +6,15 @@ from nle import nethack
 from nle.env.tasks import NetHackScore
 
 from actors.environments.factory import make_environment
-from actors.environments.nethack.crop import CHARACTER_WINDOW, MAP_HEIGHT, MAP_WIDTH, OUTSIDE_GLYPH, character_view, glyph_view, make_maps
+from actors.environments.nethack.crop import (
+    CHARACTER_WINDOW,
+    MAP_HEIGHT,
+    MAP_WIDTH,
+    OUTSIDE_GLYPH,
+    character_view,
+    glyph_view,
+    make_maps,
+)
 from actors.environments.nethack.vector import NetHackEnvironment
 from configs.schema import EnvConfig, PolicyConfig
 
@@ -32,7 +40,9 @@ def test_the_hero_is_at_row_6_and_column_6_of_the_character_window(x: int, y: in
         assert wanted[6, 6] == maps[name][1, y * MAP_WIDTH + x]
 
 
-@pytest.mark.parametrize("env_id", ["NetHackScore-v0", "Delphi/NetHackOracle-v0", "MiniHack-Room-5x5-v0", "MiniHack-KeyRoom-S5-v0"])
+@pytest.mark.parametrize(
+    "env_id", ["NetHackScore-v0", "Delphi/NetHackOracle-v0", "MiniHack-Room-5x5-v0", "MiniHack-KeyRoom-S5-v0"]
+)
 def test_the_character_window_of_a_game_has_the_hero_in_it_to_the_last_screen(env_id: str) -> None:
     config = EnvConfig(id=env_id, max_episode_steps=40)
     env = make_environment(config, num_envs=2, run_seed=0, worker_index=0, policy=PolicyConfig(network="rendered_crop"))
@@ -54,20 +64,28 @@ def test_the_character_window_of_a_game_has_the_hero_in_it_to_the_last_screen(en
 
 
 def test_the_character_window_is_what_the_terminal_shows_of_the_map() -> None:
-    env = NetHackScore(observation_keys=("glyphs", "chars", "colors", "blstats", "message", "tty_chars", "tty_colors"), fix_moon_phase=True)
+    env = NetHackScore(
+        observation_keys=("glyphs", "chars", "colors", "blstats", "message", "tty_chars", "tty_colors"),
+        fix_moon_phase=True,
+    )
     env.seed(1, 2, reseed=False)
     obs, _ = env.reset()
     view, rng = character_view(), np.random.default_rng(0)
     equal = []
     for action in rng.integers(23, size=1000):
         x, y = obs["blstats"][:2]
-        maps = {name: np.append(obs[name].ravel(), np.uint8(outside))[None] for name, outside in (("chars", 32), ("colors", 0))}
+        maps = {
+            name: np.append(obs[name].ravel(), np.uint8(outside))[None]
+            for name, outside in (("chars", 32), ("colors", 0))
+        }
         window = np.empty(view.spec.shape, view.spec.dtype)
         view.cut(maps, x[None], y[None], window[None])
         on_map = np.clip([y - 6, y + 6], 0, MAP_HEIGHT)
         rows = slice(*(on_map - (y - 6)))
         # The map begins at the terminal's second line.
-        screen = np.stack([np.pad(obs[name][1:22, :79], 6)[y : y + 12, x : x + 12] for name in ("tty_chars", "tty_colors")], -1)
+        screen = np.stack(
+            [np.pad(obs[name][1:22, :79], 6)[y : y + 12, x : x + 12] for name in ("tty_chars", "tty_colors")], -1
+        )
         screen[screen[..., 0] == 0] = 32, 0
         equal.append(np.array_equal(np.where(window == 32, 0, window)[rows], np.where(screen == 32, 0, screen)[rows]))
         obs, _, done, _, _ = env.step(action)

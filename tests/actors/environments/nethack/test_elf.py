@@ -8,7 +8,16 @@ from pathlib import Path
 import nle
 import pytest
 
-from actors.environments.nethack.elf import DF_TEXTREL, DT_FLAGS, DT_TEXTREL, PF_WRITE, PROGRAM_HEADER, PT_DYNAMIC, PT_LOAD, read_only_part
+from actors.environments.nethack.elf import (
+    DF_TEXTREL,
+    DT_FLAGS,
+    DT_TEXTREL,
+    PF_WRITE,
+    PROGRAM_HEADER,
+    PT_DYNAMIC,
+    PT_LOAD,
+    read_only_part,
+)
 
 LIBRARY = (Path(nle.__file__).parent / "libnethack.so").read_bytes()
 FIRST_HEADER = 64
@@ -55,11 +64,15 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "32 bits": lambda: with_bytes(4, b"\x01"),
     "big-endian": lambda: with_bytes(5, b"\x02"),
     "a program": lambda: with_bytes(16, b"\x02\x00"),
-    "no dynamic section": lambda: with_header(next(i for i, header in enumerate(headers(LIBRARY)) if header[0] == PT_DYNAMIC), kind=0),
+    "no dynamic section": lambda: with_header(
+        next(i for i, header in enumerate(headers(LIBRARY)) if header[0] == PT_DYNAMIC), kind=0
+    ),
     "relocated code": lambda: with_dynamic_entry(DT_TEXTREL, 0),
     "relocated code, by the flags": lambda: with_dynamic_entry(DT_FLAGS, DF_TEXTREL),
     "a first segment that is written": lambda: with_header(LOADED[0], flags=6),
-    "code that lies elsewhere in memory": lambda: with_header(LOADED[1], address=headers(LIBRARY)[LOADED[1]][3] + mmap.PAGESIZE),
+    "code that lies elsewhere in memory": lambda: with_header(
+        LOADED[1], address=headers(LIBRARY)[LOADED[1]][3] + mmap.PAGESIZE
+    ),
     "constants longer in memory": lambda: with_header(LOADED[2], memory_bytes=headers(LIBRARY)[LOADED[2]][6] + 1),
     "a written page within the code": lambda: with_header(LOADED[3], address=headers(LIBRARY)[LOADED[1]][3] + 0x228),
     "a cut file": lambda: LIBRARY[: len(LIBRARY) // 2],

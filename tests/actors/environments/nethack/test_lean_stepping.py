@@ -35,7 +35,11 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "Gold": ("NetHackGold-v0", {"penalty_time": 0.003}, USUAL | {"paid", "levels"}),
     "Eat": ("NetHackEat-v0", {**WEAK, "penalty_time": 0.003}, USUAL | {"paid"}),
     "Scout": ("NetHackScout-v0", {}, USUAL | {"paid", "levels"}),
-    "Challenge": ("NetHackChallenge-v0", {"no_progress_timeout": 60}, {"questions", "menus", "texts", "deaths", "aborts", "truncations"}),
+    "Challenge": (
+        "NetHackChallenge-v0",
+        {"no_progress_timeout": 60},
+        {"questions", "menus", "texts", "deaths", "aborts", "truncations"},
+    ),
     "ONI score": ("Delphi/NetHackScoreExtended-v0", {"character": "wiz-elf-cha-mal"}, USUAL | {"paid"}),
     "ONI oracle": ("Delphi/NetHackOracle-v0", {}, USUAL | {"levels"}),
     "ONI oracle, sober": ("Delphi/NetHackOracleSober-v0", WEAK, USUAL),
@@ -51,13 +55,27 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
         {**FULL, "allow_all_yn_questions": True, "penalty_mode": "square", "penalty_time": 0.003},
         USUAL | {"paid"},
     ),
-    "all modes": ("NetHackScore-v0", {**FULL, "allow_all_modes": True, "penalty_mode": "linear"}, {"menus", "texts", "questions"}),
-    "all modes of ONI": ("Delphi/NetHackScoreExtended-v0", {"allow_all_modes": True, "penalty_mode": "always"}, {"menus", "questions"}),
+    "all modes": (
+        "NetHackScore-v0",
+        {**FULL, "allow_all_modes": True, "penalty_mode": "linear"},
+        {"menus", "texts", "questions"},
+    ),
+    "all modes of ONI": (
+        "Delphi/NetHackScoreExtended-v0",
+        {"allow_all_modes": True, "penalty_mode": "always"},
+        {"menus", "questions"},
+    ),
     "debug mode": ("NetHackScore-v0", DEBUG, {"skipped", "levels", "questions", "paid"}),
     "debug mode, all modes": ("NetHackScore-v0", {**DEBUG, "allow_all_modes": True}, {"menus", "texts", "questions"}),
 }
 """Id, options, and what must happen in random play."""
-VARIANTS = {"ONI oracle, sober", "ONI stairs to 3", "ONI stairs to 4", "ONI stairs to 3, on and on", "ONI stairs to 4, on and on"}
+VARIANTS = {
+    "ONI oracle, sober",
+    "ONI stairs to 3",
+    "ONI stairs to 4",
+    "ONI stairs to 3, on and on",
+    "ONI stairs to 4, on and on",
+}
 """Cases that differ from another in a number alone, or in what random play hardly meets."""
 
 
@@ -65,12 +83,18 @@ class Pair:
     """One vector environment stepped leanly, and its like stepped through NLE's own class (and, where the games are few, with
     engines that share no code)."""
 
-    def __init__(self, env_id: str, options: dict[str, Any], *, num_envs: int = 1, limit: int = 0, network: str = "auto") -> None:
+    def __init__(
+        self, env_id: str, options: dict[str, Any], *, num_envs: int = 1, limit: int = 0, network: str = "auto"
+    ) -> None:
         self.envs: list[NetHackEnvironment] = []
         for stepping, kind in (("lean", LeanStepping), ("gymnasium", GymnasiumStepping)):
             sharing = stepping == "lean" or num_envs == NUM_ENVS
-            config = EnvConfig(id=env_id, stepping=stepping, options=options, max_episode_steps=limit, share_engine_code=sharing)
-            env = make_environment(config, num_envs=num_envs, run_seed=0, worker_index=0, policy=PolicyConfig(network=network))
+            config = EnvConfig(
+                id=env_id, stepping=stepping, options=options, max_episode_steps=limit, share_engine_code=sharing
+            )
+            env = make_environment(
+                config, num_envs=num_envs, run_seed=0, worker_index=0, policy=PolicyConfig(network=network)
+            )
             assert isinstance(env, NetHackEnvironment)
             assert isinstance(env._stepping, kind)
             self.envs.append(env)
@@ -317,7 +341,9 @@ def test_what_is_not_known_is_named(task: type[NetHackScore], options: dict[str,
     assert found is None or obstacle.split(".")[-1] in found
 
 
-@pytest.mark.parametrize(("env_id", "options"), [("MiniHack-KeyRoom-S5-v0", {}), ("NetHackScore-v0", {"penalty_mode": "exp"})])
+@pytest.mark.parametrize(
+    ("env_id", "options"), [("MiniHack-KeyRoom-S5-v0", {}), ("NetHackScore-v0", {"penalty_mode": "exp"})]
+)
 def test_what_is_not_known_is_stepped_through_its_own_class_and_said_so(
     env_id: str, options: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -47,7 +47,10 @@ def test_typed_commands_and_counts_are_masked_and_the_games_own_quotes_kept(line
 def test_typed_names_and_engravings_are_masked_for_the_rest_of_the_episode() -> None:
     log = MessageLog()
     name(log, b" Xq#;  zz")
-    assert show(log, b"a - a long sword named Xq#; zz (weapon in hand).") == b"a - a long sword named *** (weapon in hand)."
+    assert (
+        show(log, b"a - a long sword named Xq#; zz (weapon in hand).")
+        == b"a - a long sword named *** (weapon in hand)."
+    )
     assert show(log, b'You read: "X|# zz".') == b'You read: "***".'
     assert show(log, b"Xq#; zz bites the newt.") == b"*** bites the newt."
     assert (

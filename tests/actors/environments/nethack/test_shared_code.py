@@ -35,7 +35,10 @@ class Engines:
         self.open: list[Nethack] = []
 
     def __call__(self, number: int) -> list[Nethack]:
-        new = [Nethack(observation_keys=("glyphs", "blstats", "message"), ttyrec=None, fix_moon_phase=True) for _ in range(number)]
+        new = [
+            Nethack(observation_keys=("glyphs", "blstats", "message"), ttyrec=None, fix_moon_phase=True)
+            for _ in range(number)
+        ]
         self.open += new
         return new
 
@@ -145,7 +148,9 @@ def test_memory_stays_flat_over_hundreds_of_resets(pages: EnginePages, make_engi
     assert rss_after < rss + (1 << 20)
 
 
-def test_closing_an_engine_takes_its_mapping_along_and_leaves_the_others(pages: EnginePages, make_engines: Engines) -> None:
+def test_closing_an_engine_takes_its_mapping_along_and_leaves_the_others(
+    pages: EnginePages, make_engines: Engines
+) -> None:
     before, (first, second) = len(mapped()), make_engines(2)
     for engine in (first, second):
         pages.prepare(engine.dlpath)
@@ -198,7 +203,9 @@ def test_another_library_than_the_first_is_not_replaced_by_it(
     assert "differs" in caplog.text
 
 
-def test_what_is_no_library_is_refused_with_one_notice(pages: EnginePages, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_no_library_is_refused_with_one_notice(
+    pages: EnginePages, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "library.so"
     path.write_bytes(b"no library")
     for _ in range(3):
@@ -232,7 +239,9 @@ def test_where_the_system_refuses_games_go_on_with_one_notice(
     expected = [game(engine, None, seed) for seed, engine in enumerate(make_engines(3))]
     real_map, real_unmap, real_find = LibC.map, LibC.unmap, LibC.find_library
 
-    def refuse_in_place(libc: LibC, address: int | None, length: int, protection: int, flags: int, fd: int, offset: int = 0) -> int:
+    def refuse_in_place(
+        libc: LibC, address: int | None, length: int, protection: int, flags: int, fd: int, offset: int = 0
+    ) -> int:
         # Kernels before 6.12 unmap what was there before they refuse.
         if address is not None and flags == mmap.MAP_SHARED | MAP_FIXED and pages._file is not None:
             real_unmap(libc, address, length)
@@ -248,7 +257,9 @@ def test_where_the_system_refuses_games_go_on_with_one_notice(
         monkeypatch.delattr(os, "memfd_create")
     else:
         engines = make_engines(3)
-        stands_in = {"share": ("map", refuse_in_place), "misplaced": ("find_library", misplace)}.get(call, (call, refuse))
+        stands_in = {"share": ("map", refuse_in_place), "misplaced": ("find_library", misplace)}.get(
+            call, (call, refuse)
+        )
         monkeypatch.setattr(LibC, *stands_in)
     before = len(mapped())
     for engine in engines:
@@ -289,7 +300,12 @@ def digests(num_engines: int = 4) -> list[str]:
 def test_two_processes_share_pages_at_once_and_play_the_same_games() -> None:
     code = "from tests.actors.environments.nethack.test_shared_code import digests; print(*digests())"
     processes = [
-        subprocess.Popen([sys.executable, "-W", "error", "-c", code], cwd=Path(__file__).parents[4], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", code],
+            cwd=Path(__file__).parents[4],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for _ in range(2)
     ]
     first, second = (process.communicate(timeout=120)[0].split() for process in processes)

@@ -9,12 +9,28 @@ import pytest
 from nle import nethack
 
 from actors.environments.factory import make_environment
-from actors.environments.nethack.tasks import EXTENDED_ACTIONS, Oracle, Staircase, answer_key, is_beside, is_hallucinating, oracle_glyph
+from actors.environments.nethack.tasks import (
+    EXTENDED_ACTIONS,
+    Oracle,
+    Staircase,
+    answer_key,
+    is_beside,
+    is_hallucinating,
+    oracle_glyph,
+)
 from actors.environments.nethack.vector import NetHackEnvironment
 from actors.environments.vector import VectorStep, find_environment
 from configs.schema import EnvConfig
 
-TASKS = ["ScoreExtended", "Oracle", "OracleSober", "Staircase", "StaircaseLvl3", "StaircaseLvl4", "StaircaseLvl3Continual"]
+TASKS = [
+    "ScoreExtended",
+    "Oracle",
+    "OracleSober",
+    "Staircase",
+    "StaircaseLvl3",
+    "StaircaseLvl4",
+    "StaircaseLvl3Continual",
+]
 MONK = [*nethack.NETHACKOPTIONS, "role:Monk", "race:human", "gender:male", "align:neutral"]
 MAGE = [*nethack.NETHACKOPTIONS, "role:Wizard", "race:human", "gender:male", "align:neutral"]
 ASKING, READING_LINE, WAITING_FOR_SPACE = 1, 2, 3
@@ -110,7 +126,9 @@ def test_random_play_never_gets_stuck_in_a_prompt(task: str) -> None:
             assert not internal[READING_LINE]
             assert not internal[WAITING_FOR_SPACE]
             if internal[ASKING]:
-                assert any(word in message(step).lower() for word in (b"eat", b"attack", b"direction?", b"pray", b"drink"))
+                assert any(
+                    word in message(step).lower() for word in (b"eat", b"attack", b"direction?", b"pray", b"drink")
+                )
             turn = step.obs["blstats"][0, nethack.NLE_BL_TIME]
             standing = standing + 1 if turn == last_turn else 0
             assert standing < 60, "some keys take no time, but no game stands still that long"
@@ -169,7 +187,11 @@ def test_the_score_task_pays_the_difference_of_the_score() -> None:
 
 def test_levels_are_counted_within_a_branch_or_by_depth() -> None:
     blstats = np.zeros(27, np.int64)
-    blstats[[nethack.NLE_BL_DNUM, nethack.NLE_BL_DLEVEL, nethack.NLE_BL_DEPTH]] = 2, 3, 5  # the third level of the Mines
+    blstats[[nethack.NLE_BL_DNUM, nethack.NLE_BL_DLEVEL, nethack.NLE_BL_DEPTH]] = (
+        2,
+        3,
+        5,
+    )  # the third level of the Mines
     for by, level in (("branch", 3), ("depth", 5)):
         for wanted in (3, 4, 5):
             task = Staircase(level=wanted, count_levels_by=by)
@@ -183,7 +205,11 @@ def test_the_continual_variant_pays_once_and_goes_on() -> None:
     with debug("StaircaseLvl3Continual") as player:
         player.env._step_limit = 5
         player.stand_on_stairs_of(2)
-        assert [outcome(player.act(key)) for key in (b">", b"<", b">")] == [(50.0, False, False), (0.0, False, False), (0.0, False, False)]
+        assert [outcome(player.act(key)) for key in (b">", b"<", b">")] == [
+            (50.0, False, False),
+            (0.0, False, False),
+            (0.0, False, False),
+        ]
         player.act(b"s")
         step = player.act(b"s")
         assert outcome(step) == (0.0, False, True)
@@ -264,7 +290,9 @@ def test_casting_takes_the_first_spell_and_leaves_the_direction_to_the_agent() -
 
 def test_where_there_is_no_spell_nothing_is_chosen_from_the_next_prompt() -> None:
     with debug(
-        "ScoreExtended", [option.replace("Monk", "Samurai").replace("neutral", "lawful") for option in MONK], stepping="gymnasium"
+        "ScoreExtended",
+        [option.replace("Monk", "Samurai").replace("neutral", "lawful") for option in MONK],
+        stepping="gymnasium",
     ) as player:
         assert player.act(b"Z").captions == [b"You don't know any spells right now."]
         player.stand_on_stairs_of(1)
@@ -317,7 +345,10 @@ def test_questions_are_answered_by_what_they_offer(question: bytes, key: bytes, 
 
 @pytest.mark.parametrize(
     ("task", "options", "words"),
-    [("Staircase", {"count_levels_by": "floor"}, "got 'floor', wanted branch or depth"), ("Oracle", {"actions": [1]}, "part of the task")],
+    [
+        ("Staircase", {"count_levels_by": "floor"}, "got 'floor', wanted branch or depth"),
+        ("Oracle", {"actions": [1]}, "part of the task"),
+    ],
 )
 def test_options_that_a_task_does_not_take_are_refused(task: str, options: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):

@@ -27,7 +27,11 @@ def make(
     env_id: str = "NetHackScore-v0", num_envs: int = 1, worker_index: int = 0, crop_size: int = 9, **config: object
 ) -> VectorEnvironment:
     return make_environment(
-        EnvConfig(id=env_id, **config), num_envs=num_envs, run_seed=0, worker_index=worker_index, policy=PolicyConfig(crop_size=crop_size)
+        EnvConfig(id=env_id, **config),
+        num_envs=num_envs,
+        run_seed=0,
+        worker_index=worker_index,
+        policy=PolicyConfig(crop_size=crop_size),
     )
 
 
@@ -68,7 +72,9 @@ def histories_of_two_processes(env_id: str) -> list[list[str]]:
     command = [sys.executable, "-W", "error", "-c", code]
     processes = [
         # Python's own hashes differ between them, and so would anything that leaned on them.
-        subprocess.Popen(command, cwd=root, env={**os.environ, "PYTHONHASHSEED": salt}, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            command, cwd=root, env={**os.environ, "PYTHONHASHSEED": salt}, stdout=subprocess.PIPE, text=True
+        )
         for salt in ("1", "2")
     ]
     return [process.communicate(timeout=120)[0].split() for process in processes]
@@ -156,7 +162,10 @@ def test_every_task_plays_through_several_episodes(task: str) -> None:
     ends = [end for step in steps for end in step.ends]
     assert len(ends) >= 4
     figures = {"in_game_score", "depth", "experience_level", "turns", "gold", "tiles_seen", "kills"}
-    assert all(set(end.info) == figures | ({"success"} if task in ("Staircase", "StaircasePet", "Oracle") else set()) for end in ends)
+    assert all(
+        set(end.info) == figures | ({"success"} if task in ("Staircase", "StaircasePet", "Oracle") else set())
+        for end in ends
+    )
     for name, spec in env.spec.observations.items():
         assert steps[-1].obs[name].shape == (2, *spec.shape)
         assert steps[-1].obs[name].dtype == spec.dtype
@@ -185,7 +194,9 @@ def test_observations_rewards_and_captions_are_nles_own() -> None:
     env = make(crop_size=5)
     env.reset()
     spec = find_environment("NetHackScore-v0")
-    plain = spec.make(disable_env_checker=True, fix_moon_phase=True, observation_keys=("glyphs", "blstats", "message")).unwrapped
+    plain = spec.make(
+        disable_env_checker=True, fix_moon_phase=True, observation_keys=("glyphs", "blstats", "message")
+    ).unwrapped
     plain.seed(*(env._seeds.seed(0, 0, purpose) for purpose in ("core", "disp")), reseed=False)
     plain.reset()
     rng = np.random.default_rng(2)
@@ -222,7 +233,11 @@ def test_the_inventory_is_nles_own_and_looking_at_it_changes_no_game() -> None:
     env = make_environment(config, num_envs=1, run_seed=0, worker_index=0, policy=policy)
     blind = make(max_episode_steps=150)
     keys = ("glyphs", "blstats", "message", "inv_letters", "inv_oclasses")
-    plain = find_environment("NetHackScore-v0").make(disable_env_checker=True, fix_moon_phase=True, observation_keys=keys).unwrapped
+    plain = (
+        find_environment("NetHackScore-v0")
+        .make(disable_env_checker=True, fix_moon_phase=True, observation_keys=keys)
+        .unwrapped
+    )
     assert isinstance(env, NetHackEnvironment)
     plain.seed(*(env._seeds.seed(0, 0, purpose) for purpose in ("core", "disp")), reseed=False)
     wanted, _ = plain.reset()
@@ -285,7 +300,9 @@ def test_saved_counters_lead_to_the_episodes_after_the_saved_ones() -> None:
     other.close()
 
 
-def test_temporary_files_live_under_the_temporary_directory_until_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporary_files_live_under_the_temporary_directory_until_close(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     env = make(num_envs=3)
     env.reset()
@@ -338,7 +355,11 @@ def test_what_an_episode_can_lose_is_what_nle_takes_when_every_step_costs_most(m
         ("NetHackOracle-v0", {}, (1.0, -50.0)),
         ("NetHackStaircase-v0", {"penalty_step": 0.0}, (1.0, 0.0)),
         ("MiniHack-KeyRoom-S5-v0", {"reward_win": 3}, (3.0, -2.0)),  # in its own limit of 200 steps
-        ("Delphi/NetHackStaircaseLvl3-v0", {}, (50.0, 0.0)),  # ONI's goal tasks pay no penalty, though NLE's class has one
+        (
+            "Delphi/NetHackStaircaseLvl3-v0",
+            {},
+            (50.0, 0.0),
+        ),  # ONI's goal tasks pay no penalty, though NLE's class has one
         ("Delphi/NetHackOracle-v0", {}, (50.0, 0.0)),
         ("Delphi/NetHackScoreExtended-v0", {}, None),
         ("NetHackScore-v0", {}, None),

@@ -24,7 +24,9 @@ def play(env: VectorEnvironment, num_steps: int = 40) -> list[tuple[object, ...]
     for _ in range(num_steps):
         step = env.step(rng.integers(0, 2, 2) * 2 + 1 if env.spec.num_actions > 2 else rng.integers(0, 2, 2))
         ends = [(end.index, end.info["turns"], end.final_obs["message"].tobytes()) for end in step.ends]
-        history.append((step.rewards.tolist(), step.captions, step.truncated.tolist(), ends, step.obs["glyph_crop"].tobytes()))
+        history.append(
+            (step.rewards.tolist(), step.captions, step.truncated.tolist(), ends, step.obs["glyph_crop"].tobytes())
+        )
     env.close()
     return history
 
@@ -37,7 +39,9 @@ def test_a_function_makes_the_same_game_as_the_class_and_its_seeds_are_kept() ->
     assert not make("level").spec.notices
 
 
-@pytest.mark.parametrize(("name", "own"), [("level", 30), ("limited_level", 12), ("wrapped_level", 12), ("registered", 9)])
+@pytest.mark.parametrize(
+    ("name", "own"), [("level", 30), ("limited_level", 12), ("wrapped_level", 12), ("registered", 9)]
+)
 def test_the_lowest_limit_anywhere_is_its_own_and_a_longer_one_is_kept_and_said(name: str, own: int) -> None:
     for limit, expected in ((0, own), (own + 5, own + 5)):
         env = make(name, limit)
@@ -92,5 +96,7 @@ def test_a_level_that_pays_no_number_is_an_environment_error() -> None:
     assert [loss.index for loss in step.losses] == [0, 1]
     count, text = env.take_errors()
     assert count == 1
-    assert text.endswith("environment 'MiniHack-Odd-unpayable_level-v0' gave the reward nan in step, wanted a finite number")
+    assert text.endswith(
+        "environment 'MiniHack-Odd-unpayable_level-v0' gave the reward nan in step, wanted a finite number"
+    )
     env.close()
