@@ -111,9 +111,10 @@ def build_pipeline(
 def _remote(settings: AnnotatorConfig, rubric: Rubric) -> Callable[[], JudgeClient]:
     """Connects to the running service, or services, of `annotator.address`."""
     credentials, addresses = service_credentials(settings), split_addresses(settings.address)
-    reach: Callable[[str], JudgeClient] = lambda address: AnnotationClient(
-        address, rubric, settings.request_timeout_s, credentials
-    )  # noqa: E731
+
+    def reach(address: str) -> JudgeClient:
+        return AnnotationClient(address, rubric, settings.request_timeout_s, credentials)
+
     if len(addresses) == 1:
         return partial(reach, addresses[0])
     return partial(ReplicatedClient, Replicas(lambda: {address: address for address in addresses}, reach))

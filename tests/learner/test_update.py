@@ -243,9 +243,11 @@ def test_a_resumed_policy_gives_the_outputs_that_were_saved(core: str, tmp_path:
     net = PolicyNet(RECALL_SPEC, policy)
     core_state = {name: tensor.numpy() for name, tensor in net.initial_state(3).items()}
     make = lambda epoch, seed: Learner(RECALL_SPEC, policy, EVERYTHING, rewarded, run_epoch=epoch, seed=seed)  # noqa: E731
-    learn = lambda seed: learner.step(
-        [random_rollout(seed=seed, policy_version=learner.policy_version, core_state=core_state)], TABLE
-    )  # noqa: E731
+
+    def learn(seed):
+        return learner.step(
+            [random_rollout(seed=seed, policy_version=learner.policy_version, core_state=core_state)], TABLE
+        )
 
     def played(snapshot: PolicySnapshot) -> np.ndarray:
         """Logits and values that a worker acts by over some steps."""

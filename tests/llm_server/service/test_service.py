@@ -205,9 +205,12 @@ def test_describe_says_what_is_served(start, connect, rubric):
 def test_a_client_that_knows_only_reflection_and_health_finds_it_serving(start, channel):
     link = channel(start())
     stub = reflection_pb2_grpc.ServerReflectionStub(link)
-    ask = lambda **what: next(
-        iter(stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(**what)]), timeout=WAIT_S))
-    )  # noqa: E731
+
+    def ask(**what):
+        return next(
+            iter(stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(**what)]), timeout=WAIT_S))
+        )
+
     names = [service.name for service in ask(list_services="").list_services_response.service]
     assert SERVICE_NAME == "delphi.annotation.v1.Annotation"
     assert {SERVICE_NAME, "grpc.health.v1.Health"} <= set(names)
