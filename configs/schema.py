@@ -1,7 +1,7 @@
 """The whole configuration of a run as frozen dataclasses, one per folder or concern.
 
 Invariant: every field has a docstring under it (meaning, unit, range, source where one exists) and is read somewhere;
-`tests/configs` holds the schema to both. Values are checked by `configs.checks`, not here.
+`tests/configs` checks both. Values are validated by `configs.checks`, not here.
 """
 
 from dataclasses import dataclass, field
@@ -13,24 +13,25 @@ from configs.fields import number, one_of
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """Which environment is played and what counts as a caption."""
+    """Which environment is played and where its captions come from."""
 
     id: str = "NetHackScore-v0"
     """gymnasium environment id; `module:Id` imports the module first."""
     captioner: str = "message"
-    """Where captions come from: an observation key holding message bytes (`message`), which the policy reads too, `info:KEY`, or
-    `module:function` (called as function(obs, info) -> str)."""
+    """Where captions come from: an observation key that holds message bytes (`message`; the policy reads it too),
+    `info:KEY`, or `module:function`, called as function(obs, info) -> str."""
     max_episode_steps: int = number(0, 0, 1e9)
-    """Steps after which an episode is truncated; 0 takes the environment's own limit (most NetHack tasks: 5000). A higher one makes another
-    task of it, and the run says so."""
+    """Steps after which an episode is truncated; 0 uses the environment's own limit (most NetHack tasks: 5000). A
+    higher limit makes it another task, and the run prints a notice."""
     options: dict[str, Any] = field(default_factory=dict)
     """Extra keyword arguments for the environment's constructor, for example {character: mon-hum-neu-mal}."""
     stepping: str = one_of("lean", "gymnasium")
-    """How NetHack is stepped: `lean` (the engines alone, all environments of a worker together; tasks that it does not know fall back)
-    or `gymnasium` (NLE's own class for each environment: slower, and what `lean` equals)."""
+    """How NetHack is stepped: `lean` (through its engines alone, all environments of a worker together; tasks that it
+    does not support fall back to `gymnasium`) or `gymnasium` (NLE's own class for each environment: slower, with
+    results equal to those of `lean`)."""
     share_engine_code: bool = True
-    """Keep the code of NetHack's engines in memory once instead of once per environment (Linux; several times faster with many
-    environments). Turn it off to compare, or where a kernel misbehaves."""
+    """Keep the code of NetHack's engines in memory once instead of once per environment (Linux; several times faster
+    with many environments). Turn it off to compare, or where the kernel does not support it."""
     fold_case: bool = False
     """Lower-case captions before they are hashed."""
     fold_digits: bool = False
@@ -44,17 +45,19 @@ class ActorsConfig:
     num_workers: int = number(1, 1, 10_000)
     """Worker processes in `local` and `connect`; worker objects in `inline`."""
     envs_per_worker: int = number(64, 1, 65_536)
-    """Environments stepped together by one worker, B of a rollout."""
+    """Environments stepped together by one worker: B of a rollout."""
     rollout_steps: int = number(32, 1, 65_536)
     """Steps per rollout, T; also the length of back-propagation through time (ONI: 32)."""
     rollouts_in_flight: int = number(2, 1, 64)
-    """`collect` calls outstanding per worker; bounds the rollout queue at num_workers x this."""
+    """Outstanding `collect` calls per worker; the rollout queue holds at most num_workers x this."""
     device: str = "cpu"
-    """Where a worker runs the network: `cpu`, `cuda`, `cuda:N`, or `auto` (CUDA where there is a device); environments stay on the CPU."""
+    """Where a worker runs the network: `cpu`, `cuda`, `cuda:N`, or `auto` (CUDA if there is a device); environments
+    always run on the CPU."""
     precision: str = one_of("auto", "bf16", "fp32")
-    """Inference precision: `bf16`, `fp32`, or `auto` (bf16 where a measurement at the start says that it is clearly faster)."""
+    """Inference precision: `bf16`, `fp32`, or `auto` (bf16 if a measurement at the start shows that it is clearly
+    faster)."""
     torch_threads: int = number(1, 1, 1024)
-    """Threads torch may use in one worker process."""
+    """Threads that torch may use in one worker process."""
 
 
 @dataclass(frozen=True)
@@ -62,63 +65,71 @@ class PolicyConfig:
     """The network that workers run and the learner trains."""
 
     network: str = one_of("auto", "glyph_crop", "nethack_full", "rendered_crop", "cnn", "mlp")
-    """`glyph_crop` (NetHack), `nethack_full` (NetHack: besides the crop the 21 x 45 cells around the agent, the message by its words, the
-    inventory), `rendered_crop` (NetHack, ONI's: 12 x 12 characters drawn as a picture), `cnn` (image observations), `mlp` (everything else),
-    or `auto` (by the observation space: one of the others than `nethack_full` and `rendered_crop`)."""
+    """`glyph_crop` (NetHack), `nethack_full` (NetHack: in addition to the crop, the 21 x 45 cells around the agent, the
+    message word by word, the inventory), `rendered_crop` (NetHack, ONI's: 12 x 12 characters drawn as a picture), `cnn`
+    (image observations), `mlp` (everything else), or `auto` (chosen by the observation space; never `nethack_full` or
+    `rendered_crop`)."""
     core: str = one_of("lstm", "gru", "none")
     """Recurrent core: `lstm`, `gru` or `none`."""
     core_size: int = number(256, 1, 65_536)
     """Width of the recurrent core (ONI: 512)."""
     core_skip: bool = True
-    """Let the heads read the encoder's features beside the core's outputs (ONI: no). What is seen now then need not pass through the core,
-    which otherwise collapses to a constant before it has learnt to carry it (docs/learning.md)."""
+    """Let the heads read the encoder's features in addition to the core's outputs (ONI: no). The current observation
+    then need not pass through the core, which otherwise collapses to a constant before it has learnt to carry it
+    (docs/learning.md)."""
     hidden_size: int = number(256, 1, 65_536)
     """Width of the encoder's fully connected layer."""
     crop_size: int = number(9, 3, 41)
-    """Side of the glyph crop around the agent, in cells; odd, for `nethack_full` at most 21. `rendered_crop` always draws 12 x 12."""
+    """Side of the glyph crop around the agent, in cells; odd, and at most 21 for `nethack_full`. `rendered_crop` always
+    draws 12 x 12."""
     image_layout: str = one_of("auto", "channels_last", "channels_first")
-    """Which axis of an image observation holds its channels: `channels_last`, `channels_first`, or `auto`: the last, unless it has more
-    than 4 entries, the first two differ in length, and the last two do not or the first has at most 4."""
+    """Which axis of an image observation holds its channels: `channels_last`, `channels_first`, or `auto`: the last,
+    unless it has more than 4 entries, the first two differ in length, and either the last two are equal or the first
+    has at most 4."""
     image_scale: float = number(255.0, 1e-06, 1e9)
-    """What the values of image observations are divided by: 255 for pictures, the largest code for grids of small codes, which a network would
-    hardly see as fractions of 255."""
+    """Divisor of the values of image observations: 255 for pictures; for grids of small codes the largest code, because
+    a network could hardly distinguish them as fractions of 255."""
     embedding_size: int = number(32, 1, 4096)
-    """Width of a glyph's embedding and of the two convolutions over the crop (`glyph_crop`, `nethack_full`), and of large categorical
-    entries."""
+    """Width of a glyph's embedding and of the two convolutions over the crop (`glyph_crop`, `nethack_full`), and of the
+    embeddings of large categorical entries."""
     reuse_crops: bool = True
-    """Encode what repeats itself of NetHack's observations (crops, messages ...) only once, on a CPU: in a worker within a rollout, in the
-    learner within a batch. What is learnt stays the same up to rounding; false is for measuring what it saves."""
+    """Encode repeated rows of NetHack's observations (crops, messages ...) only once, on a CPU: per rollout in a
+    worker, per batch in the learner. Results are the same up to rounding; false is for measuring what it saves."""
     previous_action: bool = False
-    """Let the network see the action of the step before, as one of all actions (none at an episode's start), beside the encoder's features
-    (IMPALA, Espeholt et al. 2018; R2D2, Kapturowski et al. 2019). A policy that repeats itself then shows information between what it
-    observes and what it does, whatever the environment shows."""
+    """Give the network the previous action, one-hot (none at an episode's start), in addition to the encoder's features
+    (IMPALA, Espeholt et al. 2018; R2D2, Kapturowski et al. 2019). A policy that repeats itself then shows information
+    between observation and action, whatever the environment shows."""
     previous_reward: bool = False
-    """Let the network see the environment's reward of the step before, clipped to [-1, 1] (IMPALA)."""
+    """Give the network the environment's previous reward, clipped to [-1, 1] (IMPALA)."""
     head_gain: float = number(0.01, 0, 100)
-    """Gain of the policy head's orthogonal first weights; a small one makes all actions nearly equal at first (Andrychowicz et al. 2021;
-    ONI: 1, as everywhere else)."""
+    """Gain of the policy head's orthogonal initial weights; a small gain makes all actions nearly equally likely at
+    first (Andrychowicz et al. 2021; ONI: 1, as everywhere else)."""
     encoder_gain: float = number(1.4142, 0, 100)
-    """Gain of the encoder's orthogonal first weights; the square root of 2, as in the common implementations of PPO (Engstrom et al. 2020),
-    learns faster and more steadily than 1, which is ONI's (docs/results/sanity.md)."""
+    """Gain of the encoder's orthogonal initial weights; the square root of 2, as in the common implementations of PPO
+    (Engstrom et al. 2020), learns faster and more steadily than ONI's 1 (docs/results/sanity.md)."""
 
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """V-trace with a PPO-clipped surrogate. Passes, minibatches, step size, lambda and units of value are what learns in some million steps
-    (docs/learning.md); everything else is ONI's documented run, whose own settings are preset `oni_score`."""
+    """V-trace with a PPO-clipped surrogate. The defaults of epochs, minibatches, learning rate, lambda and return
+    normalisation are those that learn within a few million steps (docs/learning.md); everything else is ONI's
+    documented run, whose own settings are in preset `oni_score`."""
 
     rollouts_per_batch: int = number(1, 1, 10_000)
-    """Rollouts joined along the environment axis into one batch; batch size = this x rollout_steps x envs_per_worker."""
+    """Rollouts joined along the environment axis into one batch; batch size = this x rollout_steps x
+    envs_per_worker."""
     epochs: int = number(2, 1, 1000)
-    """Passes over each batch (PPO, Schulman et al. 2017; ONI: 1), all towards targets and advantages computed before the first."""
+    """Passes over each batch (PPO, Schulman et al. 2017; ONI: 1); targets and advantages are computed once, before the
+    first."""
     minibatches: int = number(4, 1, 65_536)
-    """Gradient steps per pass (ONI: 1), each on an equal share of the batch's environments, drawn anew in every pass; no more than there
-    are environments."""
+    """Gradient steps per pass (ONI: 1), each on an equal share of the batch's environments, drawn anew in every pass;
+    at most one per environment."""
     learning_rate: float = number(5e-4, 0, 10)
     """Adam's step size (ONI: 1e-4)."""
     final_learning_rate_fraction: float = number(1.0, 0, 1)
-    """What is left of learning_rate at the end, in [0, 1]; it falls linearly with the steps towards total_env_steps, or with the time where
-    max_time_s ends the run first. 1 keeps it constant, 0 is what many published runs of PPO do."""
+    """Fraction of learning_rate that is left at the end, in [0, 1]; the rate falls linearly with the steps towards
+    total_env_steps, or with the time if max_time_s ends the run first. 1 keeps it constant; many published runs of PPO
+    use 0."""
     adam_beta1: float = number(0.9, 0, 0.999999)
     """Adam's first-moment decay."""
     adam_beta2: float = number(0.999, 0, 0.9999999)
@@ -132,18 +143,18 @@ class LearnerConfig:
     vtrace_c_clip: float = number(1.0, 1e-06, 1e6)
     """Truncation level of the trace weights c (IMPALA eq. 1)."""
     trace_lambda: float = number(0.95, 0, 1)
-    """lambda, in [0, 1]: weight of each further step in targets and advantages (IMPALA remark 2; on-policy it is GAE's, Schulman et al.
-    2016, where 0.95 is usual; ONI: 1)."""
+    """lambda, in [0, 1]: weight of each further step in targets and advantages (IMPALA remark 2; on-policy it equals
+    GAE's, Schulman et al. 2016, where 0.95 is usual; ONI: 1)."""
     rho_weighted_advantage: bool = False
     """Multiply the policy advantage by rho as ONI does; off because the clipped ratio already is that weight."""
     ppo_clip: float = number(0.1, 1e-06, 1e6)
     """The ratio is clipped to [1/(1+x), 1+x]."""
     ratio_clamp: float = number(20.0, 1, 1e9)
-    """The ratio is clamped to [1/x, x] before anything else, against overflow."""
+    """The ratio is clamped to [1/x, x] first, against overflow."""
     value_clip: float = number(1.0, 1e-06, 1e9)
-    """The new value may leave the behaviour value by at most this before its loss is clipped."""
+    """The new value may differ from the behaviour value by at most this before its loss is clipped."""
     value_coefficient: float = number(0.1, 0, 1e6)
-    """Weight of the value loss (ONI: 0.5, of values in the rewards' own units)."""
+    """Weight of the value loss (ONI: 0.5, with values in the rewards' own units)."""
     entropy_coefficient: float = number(0.003, 0, 1e6)
     """Weight of the entropy bonus."""
     max_grad_norm: float = number(4.0, 1e-09, 1e9)
@@ -151,24 +162,27 @@ class LearnerConfig:
     normalize_advantages: bool = True
     """Standardise advantages within the batch (standard-deviation floor 1e-3)."""
     normalize_returns: bool = True
-    """Learn values in units of the targets' running mean and standard deviation, whatever the rewards' scale (PopArt, van Hasselt et al.
-    2016: the head is rescaled so that no value changes; ONI: no); value_clip is then in these units too."""
+    """Learn values in units of the targets' running mean and standard deviation, whatever the rewards' scale (PopArt,
+    van Hasselt et al. 2016: the head is rescaled so that no value changes; ONI: no); value_clip is then in these units
+    too."""
     max_policy_lag: int = number(20, 0, 1e9)
     """Rollouts older than this many policy versions are dropped and counted."""
     precision: str = one_of("auto", "bf16", "fp32")
-    """Autocast precision of training: `bf16`, `fp32`, or `auto` (bf16 where a measurement at the start says that it is clearly faster)."""
+    """Autocast precision of training: `bf16`, `fp32`, or `auto` (bf16 if a measurement at the start shows that it is
+    clearly faster)."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:N`, or `auto` (CUDA if there is a device)."""
     torch_threads: int = number(0, 0, 1024)
-    """Threads torch may use in the learner; 0 leaves torch's own choice."""
+    """Threads that torch may use in the learner; 0 keeps torch's default."""
 
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """r[t] = k_ext * clip(s * r_env[t], -c, c) + k_int * R(caption_ids[t]) / caption_counts[t]^beta (spec: ONI section 2)."""
+    """r[t] = k_ext * clip(s * r_env[t], -c, c) + k_int * R(caption_ids[t]) / caption_counts[t]^beta (spec: ONI section
+    2)."""
 
     extrinsic_coefficient: float = number(0.1, -1e6, 1e6)
-    """k_ext; 0 is the reward-free setting (ONI: 0.1 for the score task, 10 for the sparse tasks)."""
+    """k_ext; 0 trains without extrinsic reward (ONI: 0.1 for the score task, 10 for the sparse tasks)."""
     intrinsic_coefficient: float = number(0.4, -1e6, 1e6)
     """k_int (ONI's example: 0.4 for retrieval on the score task)."""
     extrinsic_scale: float = number(1.0, -1e9, 1e9)
@@ -178,38 +192,43 @@ class RewardConfig:
     count_exponent: float = number(3.0, 0, 100)
     """beta: the n-th occurrence of a caption in one episode earns 1/n^beta of its reward."""
     max_intrinsic_share: float = number(1.0, 0.001, 1)
-    """Cap s on intrinsic reward's share; 1 sets none. With I the mean of an episode's summed |intrinsic| reward, and E that of its summed
-    positive extrinsic reward over the episodes that had any (both running means that forget by 0.99 per episode), intrinsic reward is multiplied by
-    min(1, s / (1 - s) E / I). Until the first episode with a positive reward there is no cap: a sparse task must be explored first."""
+    """Cap s on the share of intrinsic reward; 1 sets none. With I the mean of an episode's summed |intrinsic| reward,
+    and E that of its summed positive extrinsic reward over the episodes that had any (both running means with decay
+    0.99 per episode), intrinsic reward is multiplied by min(1, s / (1 - s) E / I). There is no cap before the first
+    episode with a positive reward: a sparse task must be explored first."""
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When the run's state is written; besides, when it reaches its goal and when it is asked to stop."""
+    """When the run's state is written; in addition to the intervals, at the end of the run and when it is asked to
+    stop."""
 
     interval_env_steps: int = number(1_000_000, 0, 1e15)
-    """Environment steps between checkpoints; 0 writes none but the last."""
+    """Environment steps between checkpoints; 0 writes only the last."""
     interval_s: float = number(600.0, 0, 1e9)
-    """Seconds between checkpoints in `local` and `connect`; 0 switches this off (`inline` counts environment steps alone)."""
+    """Seconds between checkpoints in `local` and `connect`; 0 disables this (`inline` counts environment steps
+    only)."""
     keep: int = number(3, 1, 10_000)
     """Complete checkpoints kept; older ones are removed."""
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What a run that has reached its goal plays at its end: its policy, a blind and a random player, on held-out seeds (`delphi eval`)."""
+    """The evaluation at the end of a finished run: its policy, a blind and a random player, on held-out seeds (`delphi
+    eval`)."""
 
     at_end: bool = False
-    """Evaluate when the run has finished; one that is stopped by hand does not."""
+    """Evaluate when the run has finished; a run that is stopped by hand is not evaluated."""
     episodes: int = number(64, 1, 1e6)
-    """Games per player at most. They are played in rounds, the first of 16, which count where all three players have ended them in time."""
+    """Maximum games per player. They are played in rounds, the first of 16; a round counts if all three players finish
+    it in time."""
     time_share: float = number(0.1, 0.001, 1)
-    """Part of the time trained that the evaluation may take, in (0, 1]; half a minute in any case."""
+    """Maximum duration of the evaluation as a fraction of the training time, in (0, 1]; at least half a minute."""
 
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """What is written while the run goes on."""
+    """What is written during the run."""
 
     interval_env_steps: int = number(20_000, 1, 1e15)
     """Environment steps between lines of metrics.jsonl."""
@@ -220,56 +239,64 @@ class LoggingConfig:
     console_interval_s: float = number(10.0, 0.1, 1e6)
     """Seconds between plain progress lines."""
     episode_window: int = number(100, 1, 1e6)
-    """Finished episodes that returns and lengths are averaged over (ONI: 100)."""
+    """Finished episodes over which returns and lengths are averaged (ONI: 100)."""
 
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """Where the parts run."""
+    """Where the components run."""
 
     mode: str = one_of("local", "inline", "connect")
-    """`inline` (this process, no Ray), `local` (Ray started here), `connect` (an existing cluster)."""
+    """`inline` (this process, no Ray), `local` (Ray is started here), `connect` (an existing cluster)."""
     address: str = "auto"
-    """Ray address for `connect`; `auto` finds the cluster this process belongs to."""
+    """Ray address for `connect`; `auto` finds the cluster that this process belongs to."""
     worker_cpus: float = number(1.0, 0, 1024)
-    """CPUs requested per rollout worker; all requests shrink in proportion where their sum exceeds a cluster that cannot grow."""
+    """CPUs requested per rollout worker; all requests shrink in proportion if their sum exceeds a cluster that cannot
+    grow."""
     worker_gpus: float = number(0.0, 0, 64)
-    """GPUs requested per rollout worker, with `actors.device`; a fraction shares one among workers."""
+    """GPUs requested per rollout worker, together with `actors.device`; with a fraction, workers share a GPU."""
     learner_cpus: float = number(1.0, 0, 1024)
     """CPUs requested for the learner."""
     learner_gpus: float = number(-1.0, -1, 64)
-    """GPUs requested for the learner; -1 asks for one where the cluster has any at the start (an autoscaler's nodes are not there yet: say 1)."""
+    """GPUs requested for the learner; -1 requests one if the cluster has any at the start (an autoscaler's nodes are
+    not there yet: set 1)."""
     annotator_cpus: float = number(0.5, 0, 1024)
-    """CPUs requested for the annotator (its own service process runs niced beside it)."""
+    """CPUs requested for the annotator (its service is a separate process with low priority)."""
     service_gpus: float = number(0.0, 0, 64)
-    """GPUs requested for the annotation service: for the annotator, whose child it is, or for each replica."""
+    """GPUs requested for the annotation service: for the annotator, which starts it as a child process, or for each
+    replica."""
     service_replicas: int = number(0, 0, 1000)
-    """Annotation services in `local` and `connect`, spread over the nodes, each asked about its own share of the captions; 0 starts one,
-    as the annotator's child."""
+    """Annotation services in `local` and `connect`, spread over the nodes; each judges its own share of the captions. 0
+    starts one, as a child process of the annotator."""
     min_workers: int = number(0, 0, 10_000)
-    """Rollout workers that must fit before a run begins in `connect`; 0 waits for all. Those that do not fit join when there is room."""
+    """Rollout workers that must fit before a run begins in `connect`; 0 waits for all. The others join when there is
+    room."""
     more_nodes: str = one_of("auto", "expected", "never")
-    """Whether nodes may join the cluster of `connect`, which the run then waits for where it does not fit: `auto` (where an autoscaler runs),
-    `expected` (started by hand, say) or `never`."""
+    """Whether nodes may join the cluster of `connect`; if so, a run that does not fit waits for them. `auto` (if an
+    autoscaler runs), `expected` (for example if nodes are started by hand) or `never`."""
     placement_timeout_s: float = number(120.0, 1, 1e6)
-    """Seconds to wait for nodes to join where they may (`more_nodes`) before the run fails with a table of what was asked and what there is."""
+    """Seconds to wait for nodes that may join (`more_nodes`) before the run fails with a table of requested and
+    available resources."""
     shutdown_budget_s: float = number(15.0, 1, 3600)
-    """Seconds that stopping may take, the last checkpoint included, before processes are ended by force."""
+    """Seconds that shutdown may take, the last checkpoint included, before processes are killed."""
     max_worker_restarts: int = number(5, 0, 1e9)
-    """Replacements of one rollout worker in a row, without a rollout from it in between, before the run fails; each comes after a longer
-    pause. A crash now and then costs nothing, however long the run and however many its workers; nor does the loss of a node."""
+    """Consecutive replacements of one rollout worker, without a rollout in between, before the run fails; the pause
+    before each grows. Occasional crashes do not add up, however long the run is and however many workers it has; the
+    loss of a node is not counted."""
     worker_timeout_s: float = number(120.0, 1, 1e6)
-    """A worker whose `collect` takes longer than this is ended, by force if need be, and replaced."""
+    """A worker whose `collect` takes longer than this is stopped, by force if necessary, and replaced."""
     learner_timeout_s: float = number(300.0, 10, 1e6)
-    """A learner that answers nothing for longer than this, not even that it is busy, is ended and started again from the last checkpoint."""
+    """A learner that gives no answer for longer than this, not even that it is busy, is stopped and restarted from the
+    last checkpoint."""
     max_environment_loss: float = number(0.5, 0, 1)
-    """Share of the environments' rollouts that may be lost to failures of the environment, over the last 32 rollouts, before the run fails;
-    an environment that raises, or gives what is not finite or not as declared, is rebuilt, and the rollout of that one environment is not trained on."""
+    """Maximum share of the environments' rollouts lost to environment failures, over the last 32 rollouts, before the
+    run fails. An environment that raises, or returns values that are not finite or not as declared, is rebuilt, and its
+    rollout is not trained on."""
     max_learner_restarts: int = number(3, 0, 1e9)
-    """Restarts of a dead learner from the last checkpoint, in a row and without a new checkpoint in between, before the run fails; in `local`
-    and `connect`."""
+    """Consecutive restarts of a dead learner from the last checkpoint, without a new checkpoint in between, before the
+    run fails; in `local` and `connect`."""
     object_store_bytes: int = number(0, 0, 1e15)
-    """Object store size for `local`; 0 sizes it from the rollouts in flight (at least 200 MB)."""
+    """Object store size for `local`; 0 derives it from the rollouts in flight (at least 200 MB)."""
     dashboard: bool = True
     """Start Ray's dashboard in `local`."""
 
@@ -279,13 +306,14 @@ class RunConfig:
     """Everything that defines a run."""
 
     run_dir: str = ""
-    """Directory of the run; empty takes runs/<preset>. Absolute in `connect`, on a file system that all nodes share."""
+    """Directory of the run; empty means runs/<preset>. Absolute in `connect`, on a file system that all nodes share."""
     total_env_steps: int = number(10_000_000, 1, 1e15)
-    """Environment steps the learner consumes before the run ends; raise it to continue a finished run."""
+    """Environment steps that the learner consumes before the run ends; raise it to continue a finished run."""
     max_time_s: float = number(0.0, 0, 1e9)
-    """Seconds of training after which the run ends as at total_env_steps, whichever comes first; 0 sets no limit; raise it to continue a
-    finished run. Waiting for the first rewards counts, and so does the time of earlier starts up to the checkpoints that were continued from;
-    starting, and the evaluation at the end, do not. The learning rate falls with the time where that ends the run."""
+    """Seconds of training after which the run ends as at total_env_steps, whichever comes first; 0 sets no limit; raise
+    it to continue a finished run. It includes the wait for the first rewards and the time of earlier starts up to the
+    checkpoints that they were resumed from, but not startup or the evaluation at the end. If this limit ends the run,
+    the learning rate falls with the time."""
     seed: int = number(1, 0, 4_294_967_295)
     """Seed of everything random in the run."""
     env: EnvConfig = field(default_factory=EnvConfig)
@@ -297,7 +325,7 @@ class RunConfig:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     """The update."""
     reward: RewardConfig = field(default_factory=RewardConfig)
-    """How extrinsic and intrinsic reward are mixed."""
+    """How extrinsic and intrinsic reward are combined."""
     annotator: AnnotatorConfig = field(default_factory=AnnotatorConfig)
     """What the LLM is asked, and when."""
     service: ServiceConfig = field(default_factory=ServiceConfig)
@@ -305,10 +333,10 @@ class RunConfig:
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
     """How judgements become rewards."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    """When state is written."""
+    """When the run's state is written."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    """What is played at the end."""
+    """The evaluation at the end."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     """What is shown and recorded."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    """Where the parts run."""
+    """Where the components run."""
