@@ -1,10 +1,10 @@
-"""`ChildServer`: a server program as a supervised child process on loopback.
+"""`ChildServer`: a server program as a supervised child process on loopback, and what every supervised child shares.
 
-Invariant: it counts as up only while it answers its probe, a real question with a deadline, for a server that hangs may call
-itself healthy. One that ends, with whatever exit code, or owes the probe an answer is ended with all its processes and started
-again after a bounded back-off. It never outlives this process (see `child_guard`).
+Invariant: a server counts as up only while it answers its probe, a real question with a deadline: a server that hangs
+may report itself healthy. One that exits, with any exit code, or fails its probe is killed with all its processes and
+restarted after a bounded back-off. It never outlives this process (see `child_guard`).
 
-    supervisor thread:  start ──▶ probe until the first answer ──▶ up: probe when idle or doubted ──▶ end ──▶ back off ──▶ start
+    supervisor:  start ──▶ probe until it answers ──▶ up: probe when idle or doubted ──▶ end ──▶ back off ──▶ start
 """
 
 import logging
@@ -20,10 +20,10 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import IO
 
 from configs.backoff import backoff_s
 from configs.errors import named, one_line
@@ -32,41 +32,73 @@ from llm_server import child_guard
 LOG = logging.getLogger(__name__)
 POLL_S = 0.2
 OUTPUT_LINES = 40
-# An exception at the end of a traceback, or a program's complaint of its arguments; a log's prefixes may stand before.
+# An exception at the end of a traceback, or a program's complaint about its arguments, possibly after a log prefix.
 ERROR_LINE = re.compile(
     r"^(?:\([^)]*\) )?(?:ERROR [^\]]*\] )?\s*((?:[\w.]*\.)?[A-Z]\w*(?:Error|Exception)(?:: .*)?|[\w.]+: error: .*)$"
 )
 GUARD_BUDGET_S = child_guard.GRACE_S + child_guard.TRACKERS_S + 2.0
 
 
+def start_process_group(
+    command: Sequence[str], output: int | IO[bytes], environment: Mapping[str, str]
+) -> "subprocess.Popen[bytes]":
+    """Start `command` as the leader of its own session, which Ctrl-C does not reach; `output` takes stdout and stderr.
+
+    Its standard input is a pipe that ends with this process, whatever ends it. `environment` is added to this process's
+    own.
+    """
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"} | dict(environment),
+        start_new_session=True,
+    )
+
+
+def end_process_group(child: "subprocess.Popen[bytes]", budget_s: float) -> None:
+    """Wait `budget_s` for a child that was told to stop, kill it if it has not, and kill what is left of its group."""
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(budget_s)
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def output_tail(lines: Iterable[str], max_lines: int = OUTPUT_LINES) -> str:
+    """The last lines of a child's output, for a message."""
+    return "\n".join(deque(lines, max_lines)) or "(it wrote nothing)"
+
+
 class ProbeRefused(RuntimeError):
-    """The server answers, but not as it should, and asking again is of no use."""
+    """The server answers its probe with a permanent error; a retry cannot succeed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChildSettings:
-    """What runs, and how long things may take."""
+    """The program to run and its time limits."""
 
     name: str
     """For messages."""
     command: Callable[[int], list[str]]
-    """The program that listens on that port of 127.0.0.1."""
+    """The program that listens on the given port of 127.0.0.1."""
     probe: Callable[[int, float], None]
-    """Asks the server on that port a question; raises unless the right kind of answer comes within so many seconds.
-    ProbeRefused ends the start at once; with anything else the server is taken to be loading."""
+    """Asks the server on the given port a question; raises unless a valid answer comes within the given seconds.
+    ProbeRefused ends the start at once; any other exception means that the server is still loading."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Added to this process's own."""
     start_timeout_s: float = 900.0
     """From start to the first answered probe; loading a large model takes minutes."""
     probe_timeout_s: float = 60.0
     probe_interval_s: float = 30.0
-    """A server that has answered nothing for so long is asked."""
+    """A server that has answered nothing for this long is probed."""
     first_backoff_s: float = 0.5
     max_backoff_s: float = 60.0
     stable_s: float = 60.0
-    """What failed before is forgiven once it has been up for so long."""
+    """Earlier failures no longer count once the server has been up for this long."""
     max_first_starts: int = 2
-    """Children that may fail before the first has ever answered; then the configuration is taken to be wrong."""
+    """Children that may fail before the first has ever answered; then the configuration is assumed to be wrong."""
 
 
 class ChildServer:
@@ -91,14 +123,15 @@ class ChildServer:
 
     @property
     def pid(self) -> int | None:
-        """Of the guard that leads the living child's process group."""
+        """Of the guard that leads the running child's process group."""
         child = self._child
         return child.pid if child else None
 
     def wait_until_up(self, timeout_s: float) -> int:
-        """The port of the child that is up now; waits for it.
+        """Wait until a child is up; returns its port.
 
-        Raises ValueError where none has ever answered and none is started again, RuntimeError after `timeout_s` or `close`.
+        Raises ValueError where no child has ever answered and none is restarted, RuntimeError after `timeout_s` or
+        `close`.
         """
         deadline = time.monotonic() + timeout_s
         with self._changed:
@@ -114,18 +147,19 @@ class ChildServer:
                 self._changed.wait(max(0.0, deadline - time.monotonic()) + 0.01)
 
     def answered(self) -> None:
-        """An answer came, which is as good as a probe."""
+        """Note that the server answered a request, which makes the next probe unnecessary."""
         self._quiet_since = time.monotonic()
 
     def doubt(self, port: int) -> None:
-        """The child on `port` broke a connection or a deadline: its probe decides, until then nobody is told its port."""
+        """Probe the child on `port` now, after a failed connection or a missed deadline; until then no port is
+        returned."""
         with self._changed:
             if self._port == port:
                 self._doubted = True
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """End the child and all its processes within seconds; nothing is left of it."""
+        """End the child and all its processes within seconds."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -135,14 +169,12 @@ class ChildServer:
         self._supervisor.join(GUARD_BUDGET_S)
 
     def _supervise(self) -> None:
-        settings, failures, num_starts = self._settings, 0, 0
+        settings, failures = self._settings, 0
         while not self._closed:
-            self.restarts = num_starts
-            num_starts += 1
             self._up_since = math.inf
             try:
                 reason = self._run_one()
-            except Exception as error:  # no memory to fork, no disk for the folder: as bad as a child that ends
+            except Exception as error:  # no memory to fork, no disk space for the folder: a failure like any other
                 LOG.exception("%s cannot be run", settings.name)
                 reason = f"cannot be run ({named(error, 200)})"
             with self._changed:
@@ -156,35 +188,28 @@ class ChildServer:
                     self._changed.notify_all()
                     return
                 pause_s = backoff_s(failures, settings.first_backoff_s, settings.max_backoff_s)
-                self._changed.wait_for(lambda: self._closed, pause_s)
+                if not self._changed.wait_for(lambda: self._closed, pause_s):
+                    self.restarts += 1
 
     def _run_one(self) -> str:
         """Start a child and watch it to its end; why it ended or was ended."""
-        port, folder = _free_port(), tempfile.mkdtemp(prefix="delphi-child-")
+        settings, port, folder = self._settings, _free_port(), tempfile.mkdtemp(prefix="delphi-child-")
+        guard = [sys.executable, "-P", child_guard.__file__, folder]
         try:
-            return self._run_in(folder, port)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)  # a guard that was killed has left it
-
-    def _run_in(self, folder: str, port: int) -> str:
-        child = _start(self._settings, folder, port)
-        output = _Output(child, self._changed)
-        with self._changed:
-            self._child = child
-            if self._closed:  # `close` has not seen this child
-                _end(child)
-                return "was closed"
-        try:
-            reason = self._watch(child, port, output)
-        finally:
+            child = start_process_group([*guard, *settings.command(port)], subprocess.PIPE, settings.environment)
+            output = _Output(child, self._changed)
             with self._changed:
-                self._port = None
-            _end(child)
-            output.join()
-        if self._closed:
-            return "was closed"
-        complaint = output.complaint()
-        return reason or f"ended with exit code {child.returncode}: {complaint}"
+                self._child = child
+            try:
+                reason = self._watch(child, port, output)
+            finally:
+                with self._changed:
+                    self._port = None
+                _end(child)
+                output.join()
+            return reason or f"ended with exit code {child.returncode}: {output.complaint()}"
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)  # left behind by a guard that was killed
 
     def _watch(self, child: "subprocess.Popen[bytes]", port: int, output: "_Output") -> str:
         """Until the child is to be ended: why, or empty where it has ended by itself."""
@@ -192,16 +217,16 @@ class ChildServer:
         start_deadline = time.monotonic() + settings.start_timeout_s
         while not self._closed:
             if output.has_ended or child.poll() is not None:
-                return ""
+                break
             if not is_up or self._doubted or time.monotonic() - self._quiet_since > settings.probe_interval_s:
-                patience_s = settings.probe_timeout_s if is_up else max(1.0, start_deadline - time.monotonic())
+                timeout_s = settings.probe_timeout_s if is_up else max(1.0, start_deadline - time.monotonic())
                 try:
-                    settings.probe(port, patience_s)
+                    settings.probe(port, timeout_s)
                 except Exception as error:
                     if output.has_ended or child.poll() is not None:
-                        return ""
+                        break
                     if is_up:
-                        return f"did not answer a probe question within {patience_s:.0f} s ({named(error, 200)})"
+                        return f"did not answer a probe question within {timeout_s:.0f} s ({named(error, 200)})"
                     if isinstance(error, ProbeRefused):
                         return f"refuses its probe question: {one_line(error)}"
                     if time.monotonic() > start_deadline:
@@ -212,7 +237,7 @@ class ChildServer:
                     self._now_up(port, output)
             with self._changed:
                 self._changed.wait_for(lambda: self._closed or self._doubted or output.has_ended, POLL_S)
-        return "was closed"
+        return "was closed" if self._closed else ""
 
     def _now_up(self, port: int, output: "_Output") -> None:
         with self._changed:
@@ -226,7 +251,7 @@ class ChildServer:
 
 
 class _Output:
-    """A child's last lines, and the first that looks like an error: the others follow from it."""
+    """Reads a child's output and keeps its last lines and its first error: later errors follow from that one."""
 
     def __init__(self, child: "subprocess.Popen[bytes]", changed: threading.Condition) -> None:
         self.has_ended = False
@@ -237,16 +262,16 @@ class _Output:
         self._thread.start()
 
     def complaint(self) -> str:
-        """One line that says best what went wrong; all that is known goes to the log."""
-        LOG.error("the last lines were:\n%s", "\n".join(self._lines) or "(none)")
+        """The line that best explains the failure; all the lines kept go to the log."""
+        LOG.error("the last lines of its output were:\n%s", output_tail(self._lines))
         return self._first_error or next((line for line in reversed(self._lines) if line.strip()), "it wrote nothing")
 
     def forget(self) -> None:
-        """What was said before it was up explains nothing that comes after."""
+        """Drop the first error: what was written before the server was up explains no later failure."""
         self._first_error = ""
 
     def join(self) -> None:
-        """Until everything is read."""
+        """Wait until everything is read."""
         self._thread.join(2.0)
 
     def _read(self) -> None:
@@ -256,7 +281,9 @@ class _Output:
                 line = raw.decode(errors="replace").rstrip()[:1000]
                 LOG.debug("%s", line)
                 if self._first_error and self._lines[-1].endswith(self._first_error) and line.startswith(" "):
-                    self._first_error += f" {line.strip()}"[:500]  # some announce only how many errors follow
+                    self._first_error += f" {line.strip()}"[
+                        :500
+                    ]  # some programs first print only how many errors follow
                 self._lines.append(line)
                 if not self._first_error and (found := ERROR_LINE.match(line)):
                     self._first_error = found.group(1)
@@ -265,30 +292,11 @@ class _Output:
             self._changed.notify_all()
 
 
-def _start(settings: ChildSettings, folder: str, port: int) -> "subprocess.Popen[bytes]":
-    guard = [sys.executable, "-P", str(Path(child_guard.__file__)), folder, *settings.command(port)]
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"} | dict(settings.environment)
-    return subprocess.Popen(
-        guard,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=environment,
-        start_new_session=True,
-    )
-
-
 def _end(child: "subprocess.Popen[bytes]") -> None:
-    """End the guard, which ends the rest; then whatever of the group a dead guard has left."""
+    """End the guard, which ends the rest of its group."""
     if child.stdin and not child.stdin.closed:
         child.stdin.close()
-    try:
-        child.wait(GUARD_BUDGET_S)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
+    end_process_group(child, GUARD_BUDGET_S)
 
 
 def _free_port() -> int:

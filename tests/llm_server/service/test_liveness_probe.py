@@ -12,7 +12,7 @@ from llm_server.credentials import NO_CREDENTIALS
 from llm_server.service.child import LivenessProbe
 from llm_server.wire import LOADING
 
-PATIENCE_S = 0.3
+HANG_TIMEOUT_S = 0.3
 WAIT_S = 20.0
 
 
@@ -49,8 +49,8 @@ def service():
 def watch(service):
     made = []
 
-    def watch(watches_engine=True, **options):
-        made.append(LivenessProbe(service.address, NO_CREDENTIALS, PATIENCE_S, watches_engine, **options))
+    def watch(watches_engine=True, **settings):
+        made.append(LivenessProbe(service.address, NO_CREDENTIALS, HANG_TIMEOUT_S, watches_engine, **settings))
         return made[-1]
 
     yield watch
@@ -83,16 +83,16 @@ def test_silence_is_a_hang_once_it_has_judged(service, watch):
     service.answers.clear()
     began = time.monotonic()
     wait_until(lambda: probe.problem)
-    assert time.monotonic() - began >= PATIENCE_S * 0.9
-    assert "has given no sign of life for" in probe.problem
+    assert time.monotonic() - began >= HANG_TIMEOUT_S * 0.9
+    assert "has answered no liveness probe for" in probe.problem
 
 
-def test_silence_shorter_than_the_patience_is_none(service, watch):
+def test_silence_shorter_than_the_time_limit_is_no_hang(service, watch):
     probe = watch()
     asked(service, 2)
     for _ in range(5):
         service.answers.clear()
-        time.sleep(PATIENCE_S * 0.7)
+        time.sleep(HANG_TIMEOUT_S * 0.7)
         service.answers.set()
         before = service.num_asked
         asked(service, before + 2)
@@ -102,7 +102,7 @@ def test_silence_shorter_than_the_patience_is_none(service, watch):
 def test_a_service_that_is_still_loading_has_fifteen_times_as_long(service, watch):
     service.answers.clear()
     probe = watch()
-    time.sleep(PATIENCE_S * 5)
+    time.sleep(HANG_TIMEOUT_S * 5)
     assert probe.problem is None
     service.answers.set()
     service.refusal = grpc.StatusCode.UNAVAILABLE, f"{LOADING}; ask again"
@@ -112,7 +112,7 @@ def test_a_service_that_is_still_loading_has_fifteen_times_as_long(service, watc
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INTERNAL])
-def test_any_status_of_its_own_is_a_sign_of_life(service, watch, code):
+def test_any_status_of_its_own_is_an_answer(service, watch, code):
     probe = watch()
     asked(service, 2)
     service.refusal = code, "not now"
@@ -128,12 +128,12 @@ def test_a_port_on_which_nobody_listens_any_more_is_a_hang_of_a_process_that_liv
     wait_until(lambda: probe.problem)
 
 
-def test_a_batch_of_ten_times_the_patience_is_a_hang_of_its_own_engine_only(service, watch):
-    service.busy_s = PATIENCE_S * 10 - 0.1
+def test_a_batch_of_ten_times_the_limit_is_a_hang_of_its_own_engine_only(service, watch):
+    service.busy_s = HANG_TIMEOUT_S * 10 - 0.1
     probe, other = watch(), watch(watches_engine=False)
     asked(service, 6)
     assert probe.problem is None
-    service.busy_s = PATIENCE_S * 10 + 0.1
+    service.busy_s = HANG_TIMEOUT_S * 10 + 0.1
     wait_until(lambda: probe.problem == "has been at one batch for 3 s")
     before = service.num_asked
     asked(service, before + 4)
