@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from cluster import cli, package_checks, ray_checks
+from cluster import cli
+from cluster.doctor import packages, ray_cluster
 
 
 def quiet_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,8 +17,8 @@ def quiet_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(Path.home() / ".cache"))  # where the packaged model lies unpacked
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(ray_checks, "CURRENT_CLUSTER", tmp_path / "no-cluster")
-    monkeypatch.setattr(package_checks, "_broken_imports", lambda names: {})
+    monkeypatch.setattr(ray_cluster, "CURRENT_CLUSTER", tmp_path / "no-cluster")
+    monkeypatch.setattr(packages, "_broken_imports", lambda names: {})
 
 
 def examine(

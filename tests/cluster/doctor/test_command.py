@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
-from cluster import cli, doctor, machine_checks, package_checks, part_checks, ray_checks
+from cluster import cli
+from cluster.doctor import command, machine, packages, ray_cluster
+from cluster.doctor import service as service_checks
 from cluster.doctor.subject import Subject
 from configs.annotation_schema import AccessConfig
 from configs.loading import load_config
@@ -50,7 +52,7 @@ def service(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, str]]:
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
-        while not file.exists() or part_checks.unreachable("127.0.0.1", int(file.read_text().rpartition(":")[2])):
+        while not file.exists() or service_checks.unreachable("127.0.0.1", int(file.read_text().rpartition(":")[2])):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -94,7 +96,7 @@ def test_a_service_that_answers_and_one_that_was_stopped(
     service: tuple[subprocess.Popen, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process, address = service
-    monkeypatch.setattr(part_checks, "ANSWER_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(service_checks, "ANSWER_TIMEOUT_S", 2.0)
     code, results = examine(capsys, f"annotator.address={address}")
     assert code == 0
     assert "answered in" in results["annotation service"][0]["found"]
@@ -148,7 +150,7 @@ def test_tls_and_token_errors_in_words(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(part_checks, "ANSWER_TIMEOUT_S", 5.0)
+    monkeypatch.setattr(service_checks, "ANSWER_TIMEOUT_S", 5.0)
     address, files = guarded
     (tmp_path / "wrong").write_text("another-token-than-the-service-has")
     other = make_credentials(tmp_path / "other")
@@ -185,7 +187,7 @@ def test_each_of_several_services_is_asked(
 def test_something_else_that_listens_where_the_service_should(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(part_checks, "ANSWER_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(service_checks, "ANSWER_TIMEOUT_S", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         code, results = examine(capsys, f"annotator.address=127.0.0.1:{listener.getsockname()[1]}")
     assert code == 1
@@ -222,7 +224,7 @@ def test_a_taken_dashboard_port_is_no_failure(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        monkeypatch.setattr(ray_checks, "DASHBOARD_PORT", listener.getsockname()[1])
+        monkeypatch.setattr(ray_cluster, "DASHBOARD_PORT", listener.getsockname()[1])
         code, results = examine(capsys, *LOCAL)
     assert code == 0
     assert results["ports"][0]["status"] == "warning"
@@ -411,7 +413,7 @@ def test_no_cluster_a_dead_one_and_one_that_another_left(
     assert code == 1
     assert f"cluster.address={dead}: nothing listens there" in results["ray"][0]["found"]
     (tmp_path / "left").write_text(dead)
-    monkeypatch.setattr(ray_checks, "CURRENT_CLUSTER", tmp_path / "left")
+    monkeypatch.setattr(ray_cluster, "CURRENT_CLUSTER", tmp_path / "left")
     code, results = examine(capsys, *CONNECT)
     assert code == 1
     assert "is left over: `ray stop`, and delete it" in results["ray"][0]["advice"]
@@ -425,7 +427,7 @@ def test_no_cluster_a_dead_one_and_one_that_another_left(
 
 
 def test_something_that_is_no_cluster(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_checks, "JOIN_TIMEOUT_S", 4.0)
+    monkeypatch.setattr(ray_cluster, "JOIN_TIMEOUT_S", 4.0)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         code, results = examine(capsys, *CONNECT, f"cluster.address=127.0.0.1:{listener.getsockname()[1]}")
@@ -468,7 +470,7 @@ def test_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
 )
 def test_extras_are_those_of_the_environment(env_id: str, extras: set[str]) -> None:
     config = load_config(preset="debug", overrides=[f"env.id={env_id}"])
-    assert package_checks.needed_extras(Subject(config)) == extras
+    assert packages.needed_extras(Subject(config)) == extras
 
 
 def test_packages_that_are_missing_too_old_or_broken(
@@ -478,9 +480,9 @@ def test_packages_that_are_missing_too_old_or_broken(
         "[project]\ndependencies = ['numpy>=99', 'absent-package>=1', 'rich']\n"
         "[project.optional-dependencies]\nnle = ['absent-game']\nminihack = ['absent-hack']\nlocal-llm = []\n"
     )
-    monkeypatch.setattr(package_checks, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(packages, "CHECKOUT", tmp_path)
     monkeypatch.setattr(
-        package_checks, "_broken_imports", lambda names: {"rich": "ImportError: no"} if "rich" in names else {}
+        packages, "_broken_imports", lambda names: {"rich": "ImportError: no"} if "rich" in names else {}
     )
     code, results = examine(capsys)
     assert code == 1
@@ -498,10 +500,10 @@ def test_imports_are_tried_where_a_broken_one_does_no_harm(tmp_path: Path, monke
     (tmp_path / "half_installed.py").write_text("raise OSError('libabsent.so: cannot open\\nshared object')")
     (tmp_path / "deadly.py").write_text("import os; os._exit(7)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    broken = package_checks._broken_imports(["json", "half_installed", "not_there_at_all"])
+    broken = packages._broken_imports(["json", "half_installed", "not_there_at_all"])
     assert broken.keys() == {"half_installed", "not_there_at_all"}
     assert "libabsent.so: cannot open shared object" in broken["half_installed"]
-    assert "ended with 7" in str(package_checks._broken_imports(["json", "deadly"]))
+    assert "ended with 7" in str(packages._broken_imports(["json", "deadly"]))
 
 
 def test_an_environment_that_cannot_be_seeded(capsys: pytest.CaptureFixture[str]) -> None:
@@ -523,7 +525,7 @@ def test_a_check_that_breaks_is_a_finding_and_the_rest_goes_on(
     def explode(subject: object) -> None:
         raise RuntimeError("no\nreason")
 
-    monkeypatch.setattr(machine_checks, "check_torch", explode)
+    monkeypatch.setattr(machine, "check_torch", explode)
     code, results = examine(capsys)
     assert code == 1
     assert "RuntimeError: no reason" in results["torch"][0]["found"]
@@ -540,5 +542,5 @@ def test_a_missing_dependency_of_the_doctor_itself_is_said_in_a_line(
     assert "make setup" in error
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "cluster.doctor.service", None)
-    assert doctor.main(["--preset", "debug", "--json"]) == 1
+    assert command.main(["--preset", "debug", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["checks"][0]["check"] == "packages"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.doctor import service as part_checks
+from cluster.doctor import service as service_checks
 from cluster.doctor.service import check_store
 from cluster.doctor.subject import Subject
 from configs.loading import load_config
@@ -47,7 +47,7 @@ def test_an_endpoint_is_asked_as_the_run_asks_it(
         assert "export OPENAI_API_KEY" in results["judge"][0]["advice"]
     finally:
         endpoint.close()
-    monkeypatch.setattr(part_checks, "ANSWER_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(service_checks, "ANSWER_TIMEOUT_S", 0.5)
     code, results = examine(capsys, *settings)
     assert code == 1
     assert "cannot be reached" in results["judge"][0]["found"]
@@ -56,7 +56,7 @@ def test_an_endpoint_is_asked_as_the_run_asks_it(
 def test_an_endpoint_behind_a_proxy_is_asked_through_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(part_checks, "ANSWER_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(service_checks, "ANSWER_TIMEOUT_S", 0.5)
     proxy = FakeEndpoint()
     proxy.failures.extend([(502, {}, "the proxy cannot reach it")] * 100)
     for name in ("HTTP_PROXY", "http_proxy"):
