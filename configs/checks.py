@@ -1,10 +1,11 @@
-"""Checks of a configuration: each value by what its field declares, then combinations of several.
+"""Validates a configuration: each value against its field's range or choices, then combinations of several values.
 
-Invariant: a configuration that passes does not fail later for a reason that could have been seen here; each message says
-what was got, what was wanted, and what the check prevents.
+Invariant: a configuration that passes does not fail later for a reason that could have been detected here; each message
+says what was got, what was wanted, and what the check prevents.
 """
 
 import dataclasses
+import operator
 import os
 import re
 from typing import Any
@@ -14,7 +15,7 @@ from configs.schema import RunConfig
 
 
 class ConfigError(ValueError):
-    """What the user asked for cannot be; the message is one line for the terminal."""
+    """The configuration is invalid; the message is one line for the terminal."""
 
 
 def validate(config: RunConfig) -> None:
@@ -37,92 +38,64 @@ def _check_fields(section: Any, prefix: str) -> None:
 
 
 def check_key_variable(name: str) -> None:
-    """ValueError unless `name` is empty or reads like a variable's name; it may be the key itself, so it is not repeated."""
+    """ValueError unless `name` is empty or looks like a variable's name; not repeated: it may be the key."""
     if name and not re.fullmatch(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+", name):
         raise ValueError(
-            "service.endpoint_key_env: wanted the name of an environment variable, in capitals with an underscore, such as OPENAI_API_KEY;"
-            " what was given may be a key and is not repeated: put the key into that variable"
+            "service.endpoint_key_env: wanted the name of an environment variable, in capitals with an underscore, such"
+            " as OPENAI_API_KEY; what was given may be a key and is not repeated: put the key into that variable"
         )
 
 
 def _check_combinations(config: RunConfig) -> None:
-    def refuse(condition: bool, message: str) -> None:
-        if condition:
-            raise ConfigError(message)
+    def refuse(key: str, problem: str) -> None:
+        raise ConfigError(f"{key}: got {operator.attrgetter(key)(config)!r}{problem}")
 
-    cluster, actors, learner = config.cluster, config.actors, config.learner
-    refuse(
-        config.policy.crop_size % 2 == 0,
-        f"policy.crop_size: got {config.policy.crop_size}, wanted an odd number so that the agent is the centre",
-    )
-    refuse(
-        cluster.mode == "connect" and not os.path.isabs(config.run_dir),
-        f"run_dir: got {config.run_dir!r}, wanted an absolute path with cluster.mode=connect, because a job's working directory is a temporary copy",
-    )
-    refuse(
-        config.annotator.batch_size > config.service.max_items_per_request,
-        f"annotator.batch_size: got {config.annotator.batch_size}, wanted at most service.max_items_per_request"
-        f" ({config.service.max_items_per_request}), else the service refuses every request",
-    )
-    credentials = [name for name in ("tls_ca", "tls_cert", "tls_key", "token_file") if getattr(config.annotator, name)]
-    refuse(
-        bool(credentials) and not config.annotator.address,
-        f"annotator.{(credentials or [''])[0]}: got a file without annotator.address, wanted the address of the service that it is for: one that"
-        " the run starts listens to this machine alone",
-    )
-    starts_vllm = config.service.engine == "vllm" and not config.annotator.address and cluster.mode != "inline"
-    refuse(
-        starts_vllm and config.service.tensor_parallel > max(1.0, cluster.service_gpus),
-        f"service.tensor_parallel: got {config.service.tensor_parallel} with cluster.service_gpus={cluster.service_gpus:g}, wanted no more GPUs"
-        " than the service requests: it sees no others",
-    )
-    refuse(
-        actors.device.startswith("cuda") and cluster.mode != "inline" and cluster.worker_gpus == 0,
-        f"actors.device: got {actors.device!r} with cluster.worker_gpus=0, wanted the GPUs that a worker uses requested for it (a fraction shares one)",
-    )
-    refuse(
-        config.service.device.startswith("cuda")
-        and cluster.service_gpus == 0
-        and cluster.mode != "inline"
-        and not config.annotator.address,
-        f"service.device: got {config.service.device!r} with cluster.service_gpus=0, wanted the GPUs that the service uses requested for it (a"
-        " fraction shares one)",
-    )
-    refuse(
-        cluster.min_workers > actors.num_workers,
-        f"cluster.min_workers: got {cluster.min_workers}, wanted at most actors.num_workers ({actors.num_workers}); 0 waits for all of them",
-    )
-    refuse(
-        cluster.service_replicas > 0 and bool(config.annotator.address),
-        f"cluster.service_replicas: got {cluster.service_replicas} with annotator.address={config.annotator.address}, which starts no service;"
-        " leave one of the two out",
-    )
-    model = config.reward_model
-    refuse(
-        0 < config.annotator.max_labels < model.warmup_labels,
-        f"reward_model.warmup_labels: got {model.warmup_labels}, more than annotator.max_labels ({config.annotator.max_labels}): nothing would"
-        " ever be rewarded",
-    )
-    refuse(
-        config.annotator.max_labels_per_s > 0 and cluster.mode == "inline",
-        "annotator.max_labels_per_s: a run in turns asks by turns, not by the clock; set annotator.labels_per_turn with cluster.mode=inline",
-    )
-    refuse(
-        len(model.goals) > 64 or any(not goal.strip() for goal in model.goals),
-        f"reward_model.goals: got {len(model.goals)} sentences, wanted at most 64 and none empty",
-    )
-    refuse(
-        model.goal_once_per_episode and model.permute,
-        "reward_model.goal_once_per_episode: a caption whose reward is another's (reward_model.permute) reaches no goal; leave one of the two out",
-    )
-    refuse(
-        model.epsilon_quantile < 0 and model.epsilon_quantile not in (-1, -2),
-        f"reward_model.epsilon_quantile: got {model.epsilon_quantile}, wanted a quantile in [0, 1), -1 to take reward_model.epsilon, or -2 for"
-        " the judge's theta",
-    )
-    in_flight = actors.num_workers * actors.rollouts_in_flight
-    refuse(
-        -(-in_flight // learner.rollouts_per_batch) > learner.max_policy_lag and cluster.mode != "inline",
-        f"actors.num_workers x actors.rollouts_in_flight: got {in_flight} rollouts in flight, which lag more than learner.max_policy_lag"
-        f" ({learner.max_policy_lag}) updates of {learner.rollouts_per_batch} rollouts: they would be dropped; raise learner.rollouts_per_batch",
-    )
+    actors, learner, annotator, service = config.actors, config.learner, config.annotator, config.service
+    cluster, model = config.cluster, config.reward_model
+    is_inline, starts_service = cluster.mode == "inline", not annotator.address
+    if config.policy.crop_size % 2 == 0:
+        refuse("policy.crop_size", ", wanted an odd number so that the agent is the centre")
+    if cluster.mode == "connect" and not os.path.isabs(config.run_dir):
+        why = "because a job's working directory is a temporary copy"
+        refuse("run_dir", f", wanted an absolute path with cluster.mode=connect, {why}")
+    if annotator.batch_size > service.max_items_per_request:
+        limit = f"service.max_items_per_request ({service.max_items_per_request})"
+        refuse("annotator.batch_size", f", wanted at most {limit}, else the service refuses every request")
+    for name in ("tls_ca", "tls_cert", "tls_key", "token_file"):
+        if starts_service and getattr(annotator, name):
+            why = "a service that the run starts listens on this machine only"
+            refuse(f"annotator.{name}", f" without annotator.address, wanted the address that it is for: {why}")
+    if not is_inline and starts_service:
+        gpus = f" with cluster.service_gpus={cluster.service_gpus:g}, wanted"
+        if service.engine == "vllm" and service.tensor_parallel > max(1.0, cluster.service_gpus):
+            refuse("service.tensor_parallel", f"{gpus} no more GPUs than the service requests: it sees no others")
+        if service.device.startswith("cuda") and cluster.service_gpus == 0:
+            refuse("service.device", f"{gpus} a request for the GPUs that the service uses (a fraction shares one)")
+    if not is_inline and actors.device.startswith("cuda") and cluster.worker_gpus == 0:
+        gpus = " with cluster.worker_gpus=0, wanted"
+        refuse("actors.device", f"{gpus} a request for the GPUs that a worker uses (a fraction shares one)")
+    if cluster.min_workers > actors.num_workers:
+        limit = f"actors.num_workers ({actors.num_workers})"
+        refuse("cluster.min_workers", f", wanted at most {limit}; 0 waits for all of them")
+    if cluster.service_replicas > 0 and not starts_service:
+        refuse("cluster.service_replicas", f" with annotator.address={annotator.address}, which starts no service")
+    if 0 < annotator.max_labels < model.warmup_labels:
+        limit = f"annotator.max_labels ({annotator.max_labels})"
+        refuse("reward_model.warmup_labels", f", wanted at most {limit}: nothing would ever be rewarded")
+    if annotator.max_labels_per_s > 0 and is_inline:
+        refuse("annotator.max_labels_per_s", " with cluster.mode=inline, wanted 0: annotator.labels_per_turn limits it")
+    if len(model.goals) > 64 or any(not goal.strip() for goal in model.goals):
+        raise ConfigError(f"reward_model.goals: got {len(model.goals)} sentences, wanted at most 64 and none empty")
+    if model.goal_once_per_episode and model.permute:
+        why = "a caption whose reward is another's reaches no goal"
+        refuse("reward_model.goal_once_per_episode", f" with reward_model.permute=True, wanted one of the two: {why}")
+    if model.epsilon_quantile < 0 and model.epsilon_quantile not in (-1, -2):
+        wanted = "a quantile in [0, 1), -1 to use reward_model.epsilon, or -2 for the judge's theta"
+        refuse("reward_model.epsilon_quantile", f", wanted {wanted}")
+    in_flight, per_update = actors.num_workers * actors.rollouts_in_flight, learner.rollouts_per_batch
+    if -(-in_flight // per_update) > learner.max_policy_lag and not is_inline:
+        raise ConfigError(
+            f"actors.num_workers x actors.rollouts_in_flight: got {in_flight} rollouts in flight, which lag more than"
+            f" learner.max_policy_lag ({learner.max_policy_lag}) updates of {per_update} rollouts and would be dropped;"
+            " raise learner.rollouts_per_batch"
+        )

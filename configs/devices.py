@@ -1,10 +1,9 @@
-"""Where a network computes and in which numbers: what `device` settings name, and which number type is fast there.
+"""Resolves `device` settings, and measures which number type is faster on a device.
 
-What `auto` stands for is measured, not read from what a device says of itself.
-
-Invariant: importing this imports nothing heavy. A device that a setting names is used or refused, never replaced by another; only `auto`
-chooses. Measuring draws no random numbers and takes some milliseconds. A choice is float32 unless bfloat16 is clearly faster, so one near
-the tie is the same in every process; and within a process it is made once.
+Invariant: importing this imports nothing heavy. A device that a setting names is used or refused, never replaced by
+another; only `auto` chooses, by measurement, not by the device's description. Measuring draws no random numbers and
+takes some milliseconds. The choice is float32 unless bfloat16 is clearly faster, so a near tie gives the same choice in
+every process; within a process it is made once.
 """
 
 import functools
@@ -17,18 +16,18 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 CLEARLY_FASTER = 1.25
-"""Emulated bfloat16 was measured at 0.07 to 0.23 of float32's speed, that of processors which multiply in it at 1.6 to 7 times."""
+"""Emulated bfloat16 was measured at 0.07 to 0.23 of float32's speed, native bfloat16 at 1.6 to 7 times."""
 ROWS = {"cpu": 64, "cuda": 4096}
-"""Of a layer's input: on a GPU so many that its launch counts little."""
+"""Input rows of the measured layer: on a GPU enough to make the launch time negligible."""
 LARGEST = 1024
-"""Of a layer's inputs and outputs: larger ones say the same and take longer."""
+"""Maximum inputs and outputs of the measured layer: larger layers give the same ratio and take longer."""
 PAIRS = 4
 
 
 def resolve_device(name: str, setting: str) -> "torch.device":
-    """The device that `name` stands for; `auto` is CUDA where there is a device.
+    """The device for `name`; `auto` is CUDA if there is a CUDA device.
 
-    Raises ValueError, naming `setting`, for a name that is none and for a device that is not there.
+    Raises ValueError, naming `setting`, for an invalid name and for a device that does not exist.
     """
     import torch
 
@@ -49,13 +48,13 @@ def resolve_device(name: str, setting: str) -> "torch.device":
 
 @functools.cache
 def bfloat16_speed(device: "torch.device", inputs: int, outputs: int) -> float:
-    """How many times as fast as in float32 a linear layer of `inputs` x `outputs` is in bfloat16 on `device`."""
+    """Speed of a linear layer of `inputs` x `outputs` in bfloat16, relative to float32, on `device`."""
     import torch
 
     shape = min(outputs, LARGEST), min(inputs, LARGEST)
     weights = {dtype: torch.ones(shape, dtype=dtype, device=device) for dtype in (torch.float32, torch.bfloat16)}
     rows = {dtype: torch.ones(ROWS[device.type], shape[1], dtype=dtype, device=device) for dtype in weights}
-    # Processor time of one thread: what else runs on the machine decides nothing, not even through threads that wait for each other.
+    # Processor time of a single thread: neither the machine's load nor threads waiting for each other affect it.
     clock = time.thread_time if device.type == "cpu" else time.perf_counter
     threads = torch.get_num_threads()
     seconds: dict[torch.dtype, list[float]] = {dtype: [] for dtype in weights}
@@ -68,7 +67,7 @@ def bfloat16_speed(device: "torch.device", inputs: int, outputs: int) -> float:
                     torch.nn.functional.linear(rows[dtype], weight)
                     if device.type == "cuda":
                         torch.cuda.synchronize(device)
-                    if pair:  # in the first, libraries choose their kernels
+                    if pair:  # libraries choose their kernels in the first
                         seconds[dtype].append(clock() - started)
     finally:
         torch.set_num_threads(threads)
@@ -76,17 +75,9 @@ def bfloat16_speed(device: "torch.device", inputs: int, outputs: int) -> float:
 
 
 def bfloat16_is_faster(device: "torch.device", inputs: int, outputs: int, what: str) -> bool:
-    """Whether bfloat16 is clearly faster than float32 in such a layer on `device`; the log says so of `what`."""
+    """Whether bfloat16 is clearly faster than float32 in such a layer on `device`; logs the choice for `what`."""
     speed = bfloat16_speed(device, inputs, outputs)
-    is_faster = speed >= CLEARLY_FASTER
-    chosen = "bfloat16" if is_faster else "float32"
-    LOG.info(
-        "%s computes in %s on %s: bfloat16 is %.2g times as fast in a layer of %d x %d",
-        what,
-        chosen,
-        device,
-        speed,
-        inputs,
-        outputs,
-    )
-    return is_faster
+    chosen = "bfloat16" if speed >= CLEARLY_FASTER else "float32"
+    where = f"{device}: bfloat16 is {speed:.2g} times as fast in a layer of {inputs} x {outputs}"
+    LOG.info("%s computes in %s on %s", what, chosen, where)
+    return speed >= CLEARLY_FASTER

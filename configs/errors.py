@@ -1,4 +1,4 @@
-"""Parts of error messages: an exception or a text on one line, and the nearest known name to one that does not exist.
+"""Parts of error messages: an exception or a text on one line, and the nearest known name to an unknown one.
 
 Invariant: imports nothing heavy; every package may use it.
 """
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """` (did you mean 'X'?)`, or nothing where no name is near; of dotted names the last part alone may match too."""
+    """` (did you mean 'X'?)`, or empty if no name is near; a dotted name also matches by its last part alone."""
     names = list(known)
     last = given.rsplit(".", 1)[-1]
     near = difflib.get_close_matches(given, names, 1) or [name for name in names if name.rsplit(".", 1)[-1] == last]
@@ -25,5 +25,5 @@ def one_line(what: object, max_characters: int = 600) -> str:
 
 
 def named(error: BaseException, max_characters: int = 300) -> str:
-    """`TypeError: what it says`, on one line."""
+    """`TypeError: its message`, on one line."""
     return f"{type(error).__name__}: {one_line(error, max_characters)}"

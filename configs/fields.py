@@ -1,6 +1,7 @@
-"""Declares settings: a default together with the range or the choices that it belongs to.
+"""Declares settings: a default together with its range or choices.
 
-Invariant: a bound stands in one place, beside the field; the configuration, `delphi serve` and the judge's flags all read it here.
+Invariant: a bound is written once, beside its field; the configuration, `delphi serve` and the judge's flags all read
+it here.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ def one_of(default: str, *others: str) -> str:
 
 
 def complaint(field: dataclasses.Field[Any], value: Any) -> str:
-    """What is wrong with `value`, empty where nothing is: `got X, wanted Y`."""
+    """What is wrong with `value`: `got X, wanted Y`; empty if it is valid."""
     choices = field.metadata.get("choices")
     if choices and value not in choices:
         return f"got {value!r}, wanted one of {', '.join(choices)}"
@@ -46,7 +47,7 @@ def field_docs(section: type, prefix: str = "") -> Iterator[tuple[str, Any, str]
 
 @functools.cache
 def _docstrings(section: type) -> dict[str, str]:
-    """Field name -> the string literal under it; read from the source because Python keeps none at run time."""
+    """Field name -> the string literal under it, read from the source because Python keeps none at run time."""
     import ast
     import inspect
     import textwrap

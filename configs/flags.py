@@ -1,4 +1,4 @@
-"""Command-line flags made of settings: a flag's name, type, default, help and bounds are those of its field.
+"""Command-line flags made from settings: a flag's name, type, default, help and bounds are those of its field.
 
 Invariant: imports nothing heavy.
 """
@@ -20,7 +20,8 @@ def flag(name: str) -> str:
 
 
 def add_flags(parser: Parser, defaults: Any, names: Iterable[str], *, unset: bool = False) -> None:
-    """A flag for each of `names`, fields of the dataclass `defaults`; with `unset`, one that is not given is None."""
+    """Add a flag for each of `names`, fields of the dataclass `defaults`; with `unset`, a flag that is not given is
+    None."""
     docs = {key: doc for key, _, doc in field_docs(type(defaults))}
     for name in names:
         default = getattr(defaults, name)
@@ -31,14 +32,14 @@ def add_flags(parser: Parser, defaults: Any, names: Iterable[str], *, unset: boo
 
 
 def check_flags(section: type, values: Mapping[str, Any]) -> None:
-    """ValueError for the first of `values`, field of `section` -> value, that its field does not allow."""
+    """ValueError for the first of `values` (field of `section` -> value) that its field does not allow."""
     for field in dataclasses.fields(section):
         if field.name in values and (wrong := complaint(field, values[field.name])):
             raise ValueError(f"{flag(field.name)}: {wrong}")
 
 
 def add_configuration(parser: argparse.ArgumentParser, presets: str) -> None:
-    """How a command names a configuration: `--preset` (whose help is `presets`) or `--config`, and overrides."""
+    """Add `--preset` (with the help text `presets`), `--config` and overrides, which together name a configuration."""
     parser.add_argument("--preset", metavar="NAME", help=presets)
     parser.add_argument(
         "--config", type=path_argument, metavar="FILE", help="a YAML file of differences from the defaults"

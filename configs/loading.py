@@ -1,7 +1,7 @@
-"""Building a `RunConfig` from defaults, a preset or file, and `key=value` overrides.
+"""Builds a `RunConfig` from defaults, a preset or file, and `key=value` overrides.
 
-Invariant: whatever is wrong with the input, the error is one `ConfigError` that names the key, what was got, what was
-wanted, and the nearest thing that exists.
+Invariant: any error in the input is one `ConfigError` that names the key, what was got, what was wanted, and the
+nearest valid name.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from configs.yaml_text import TRUTH, Plain, guess, read_yaml
 
 PRESETS = Path(__file__).parent / "presets"
 FREE_KEYS = ("env.options",)
-"""Mappings whose inner keys the schema does not know."""
+"""Mappings whose inner keys are not in the schema."""
 WANTED = {
     bool: "true or false",
     int: "a whole number",
@@ -38,55 +38,45 @@ OF_THE_MACHINE = {
     "actors": "device torch_threads",
     "policy": "reuse_crops",
     "learner": "device torch_threads",
-    "annotator": "address tls_ca tls_cert tls_key token_file batch_size max_in_flight max_labels_per_s request_timeout_s max_backoff_s"
-    " wait_for_first_table_s must_answer",
-    "service": "device batch_size host port nice torch_threads store max_items_per_request script_delay_s hang_timeout_s engine_timeout_s"
-    " vllm_python tensor_parallel gpu_memory_utilization max_model_len endpoint endpoint_key_env endpoint_concurrency",
+    "annotator": "address tls_ca tls_cert tls_key token_file batch_size max_in_flight max_labels_per_s"
+    " request_timeout_s max_backoff_s wait_for_first_table_s must_answer",
+    "service": "device batch_size host port nice torch_threads store max_items_per_request script_delay_s"
+    " hang_timeout_s engine_timeout_s vllm_python tensor_parallel gpu_memory_utilization max_model_len endpoint"
+    " endpoint_key_env endpoint_concurrency",
 }
-"""Settings, by section, of what a machine is, has and can do at once: none of them decides what is learnt, but for rounding and timing."""
+"""Settings, by section, that describe the machine and its load: they affect what is learnt only through rounding and
+timing."""
 MAY_CHANGE_ON_RESUME = {
-    "total_env_steps",
-    "max_time_s",
-    "run_dir",
-    "cluster",
-    "logging",
-    "checkpoint",
-    "evaluation",
-} | {f"{section}.{name}" for section, names in OF_THE_MACHINE.items() for name in names.split()}
-"""Keys (or sections) that do not make a resumed run another experiment."""
+    *("total_env_steps", "max_time_s", "run_dir", "cluster", "logging", "checkpoint", "evaluation"),
+    *(f"{section}.{name}" for section, names in OF_THE_MACHINE.items() for name in names.split()),
+}
+"""Keys (or sections) that a resumed run may change and remain the same experiment."""
 DECIDE_THE_REWARD_MODEL = ("seed", "annotator", "reward_model")
-"""Keys and sections that a reward model trained on judgements before the policy depends on."""
+"""Keys and sections that affect a reward model trained on judgements before the policy."""
 
 
 def preset_names() -> list[str]:
-    """Names that `--preset` takes."""
+    """The names that `--preset` accepts."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
 def load_config(*, preset: str | None = None, file: str | None = None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Defaults, then the preset's or file's differences, then `key=value` overrides; validated.
+    """Defaults, then the differences of the preset or file, then `key=value` overrides; validated.
 
-    A preset or file that says `extends: PRESET` holds differences from that one. An empty `run_dir` becomes
-    runs/<preset or file name>. Raises ConfigError.
+    A preset or file with `extends: PRESET` holds differences from that preset. An empty `run_dir` becomes runs/<preset
+    or file name>. Raises ConfigError.
     """
-    layers: list[dict[str, Any]] = []
-    name = "run"
     if preset is not None and file is not None:
         raise ConfigError("--preset and --config were both given; give one")
-    if preset is not None:
-        layers = _read_layers(_preset_path(preset))
-        name = preset
-    if file is not None:
-        layers = _read_layers(Path(file).expanduser())
-        name = Path(file).stem
-    layers.extend(_parse_override(text) for text in overrides)
-    config = _built([_values(layer) for layer in layers])
+    path = _preset_path(preset) if preset is not None else None if file is None else Path(file).expanduser()
+    layers = [] if path is None else _read_layers(path)
+    config = _built([_values(layer) for layer in (*layers, *map(_parse_override, overrides))])
     try:
         config = with_user_paths(config)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if not config.run_dir:
-        config = dataclasses.replace(config, run_dir=str(Path("runs") / name))
+        config = dataclasses.replace(config, run_dir=str(Path("runs") / (path.stem if path else "run")))
     validate(config)
     return config
 
@@ -97,13 +87,13 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 
 def from_dict(values: Mapping[str, Any]) -> RunConfig:
-    """The inverse of `to_dict`; keys that this version does not know are refused."""
+    """The inverse of `to_dict`; ConfigError for unknown keys."""
     return _built([_values(values)])
 
 
 def experiment_diff(old: Mapping[str, Any], new: Mapping[str, Any], *, of_reward_model: bool = False) -> list[str]:
-    """One line `key: old -> new` per difference that would make a resumed run another experiment; with `of_reward_model`, per difference
-    that would make a reward model trained before the policy another one."""
+    """One line `key: old -> new` per difference that would make a resumed run another experiment; with
+    `of_reward_model`, only those that would change a reward model trained before the policy."""
     before, after = dict(_flatten(old)), dict(_flatten(new))
     keys = sorted(key for key in before.keys() | after.keys() if not {key, key.split(".")[0]} & MAY_CHANGE_ON_RESUME)
     absent = object()
@@ -117,18 +107,15 @@ def experiment_diff(old: Mapping[str, Any], new: Mapping[str, Any], *, of_reward
 
 def _preset_path(name: Any) -> Path:
     if name not in preset_names():
-        raise ConfigError(
-            f"unknown preset {name!r}{did_you_mean(str(name), preset_names())}; there are: {', '.join(preset_names())}"
-        )
+        near = did_you_mean(str(name), preset_names())
+        raise ConfigError(f"unknown preset {name!r}{near}; there are: {', '.join(preset_names())}")
     return PRESETS / f"{name}.yaml"
 
 
 def _read_layers(path: Path, extending: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
-    """The differences that a file holds, those of the preset that it extends first."""
+    """The differences in a file, after those of the preset that it extends."""
     if path in extending:
-        raise ConfigError(
-            f"preset {path.stem} extends itself, by way of {' and '.join(step.stem for step in extending)}"
-        )
+        raise ConfigError(f"preset {path.stem} extends itself, through {' and '.join(step.stem for step in extending)}")
     values = _read_yaml(path)
     below = _read_layers(_preset_path(values.pop("extends")), (*extending, path)) if "extends" in values else []
     return [*below, values]
@@ -151,7 +138,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _parse_override(text: str) -> dict[str, Any]:
-    """`a.b=1` -> {a: {b: 1}}. The value is what follows the sign, as it is, without the quotes around it; YAML only for lists and mappings."""
+    """`a.b=1` -> {a: {b: 1}}. The value is the text after the sign, without surrounding quotes; only lists and mappings
+    are read as YAML."""
     key, separator, raw = text.partition("=")
     if not separator or not key:
         raise ConfigError(f"got {text!r}, wanted key=value, for example learner.learning_rate=0.0002")
@@ -170,30 +158,29 @@ def _parse_override(text: str) -> dict[str, Any]:
 
 
 def _values(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted key -> value, each of the type that the schema wants. Raises ConfigError for the first that cannot be."""
+    """Dotted key -> value, each of the type in the schema. Raises ConfigError for the first invalid key or value."""
     defaults = _defaults()
     sections = {key.rsplit(".", 1)[0] for key in defaults if "." in key}
     values: dict[str, Any] = {}
     for key, value in _flatten(layer):
         if key in sections:
-            raise ConfigError(
-                f"{key} is a section, got {value!r}; set one of its keys, for example {next(k for k in defaults if k.startswith(key + '.'))}"
-            )
+            example = next(known for known in defaults if known.startswith(f"{key}."))
+            raise ConfigError(f"{key} is a section, got {value!r}; set one of its keys, for example {example}")
         if key not in defaults:
             raise ConfigError(f"unknown key {key}{did_you_mean(key, defaults)}; `delphi train --keys` lists them all")
         if key in values:
             raise ConfigError(
-                f"{key} is given twice, once within its section and once by its whole name; leave one of the two out"
+                f"{key} is given twice, once in its section and once by its full name; remove one of the two"
             )
         values[key] = _value(key, value, defaults[key])
     return values
 
 
 def _value(key: str, value: Any, default: Any) -> Any:
-    """`value` as what `default` is."""
+    """`value` converted to the type of `default`."""
     if isinstance(default, str) and isinstance(value, str):
         if "${" in value or value == "???":
-            raise ConfigError(f"{key}: got {str(value)!r}, for which nothing is put in here; give the value itself")
+            raise ConfigError(f"{key}: got {str(value)!r}, but nothing is interpolated; give the value itself")
         return str(value)
     if isinstance(default, bool):
         known = value if isinstance(value, bool) else TRUTH.get(str(value).strip().lower())
@@ -226,7 +213,7 @@ def _kind(value: Any) -> str:
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted key -> value, section by section."""
+    """Dotted key -> value, as nested sections."""
     nested: dict[str, Any] = {}
     for key, value in values.items():
         *sections, name = key.split(".")
@@ -238,7 +225,7 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _built(layers: Sequence[Mapping[str, Any]]) -> RunConfig:
-    """The defaults with dotted key -> value of each layer in turn in their place."""
+    """The defaults, overridden by the layers of dotted key -> value in turn."""
     try:
         config = OmegaConf.to_object(OmegaConf.merge(_schema(), *map(_nested, layers)))
     except OmegaConfBaseException as error:  # ${...} within a list or an option

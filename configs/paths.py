@@ -1,6 +1,6 @@
-"""Paths as people write them: `~` is their home wherever a setting or a flag names a file or a folder.
+"""User paths: `~` is expanded to the home directory wherever a setting or a flag names a file or a folder.
 
-Invariant: whatever is a path in a configuration has been through here, so that every process of a run sees the same one.
+Invariant: every path in a configuration is expanded here, so that all processes of a run use the same one.
 """
 
 import argparse
@@ -24,27 +24,28 @@ PATH_KEYS = (
 )
 """Settings that hold a path, or may hold one in place of a name."""
 NAMES = ("annotator.rubric", "service.model", "service.encoder")
-"""Those of them that hold a name where there is no slash."""
+"""The PATH_KEYS whose value is a name if it contains no slash."""
 Section = TypeVar("Section")
 
 
 def is_path_field(name: str) -> bool:
-    """Whether the last part of a setting's key, or a field of `AccessConfig`, holds a path."""
+    """Whether `name`, the last part of a setting's key or a field of `AccessConfig`, holds a path."""
     return name == "tls_client_ca" or any(key.endswith(f".{name}") for key in PATH_KEYS)
 
 
 def user_path(text: str) -> str:
-    """`text` with `~` or `~name` at its beginning replaced by that home; ValueError where there is no such user."""
+    """`text` with a leading `~` or `~name` replaced by that home directory; ValueError if there is no such user."""
     path = os.path.expanduser(text)
     if path.startswith("~"):
+        user = path.split("/")[0]
         raise ValueError(
-            f"got '{text}', and {path.split('/')[0]} is nobody's home here: write the path out, or ./{path} for a folder of that name"
+            f"got '{text}', but {user} is no user here: write the full path, or ./{path} for a folder of that name"
         )
     return path
 
 
 def path_argument(text: str) -> str:
-    """`user_path` as the type of a flag of argparse."""
+    """`user_path` as the type of an argparse flag."""
     try:
         return user_path(text)
     except ValueError as error:
@@ -52,11 +53,11 @@ def path_argument(text: str) -> str:
 
 
 def with_user_paths(config: Section) -> Section:
-    """A `RunConfig` whose PATH_KEYS are expanded; ValueError, which names the key, where one cannot be."""
+    """A `RunConfig` with its PATH_KEYS expanded; ValueError that names the key if one cannot be."""
     for key in PATH_KEYS:
         value = operator.attrgetter(key)(config)
         if key == "service.model" and operator.attrgetter("service.engine")(config) == "openai":
-            continue  # the endpoint's own name of it
+            continue  # the endpoint's own name for the model
         if key in NAMES and "/" not in value:
             continue
         try:

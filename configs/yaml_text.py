@@ -1,6 +1,7 @@
-"""YAML read as it was typed: what a value is, the setting that it is for decides.
+"""Reads YAML with scalars as text: the type of a value is decided by the setting that it is for.
 
-Invariant: no text turns into a number, a date, a truth value or nothing on the way, and no key is given twice unseen.
+Invariant: no text is converted to a number, a date, a truth value or null while reading, and a duplicate key is an
+error.
 """
 
 import re
@@ -8,36 +9,37 @@ from typing import Any
 
 import yaml
 
+from configs.errors import one_line
+
 TRUTH = dict.fromkeys(("true", "yes", "on"), True) | dict.fromkeys(("false", "no", "off"), False)
-"""Words for true and false, in small letters."""
-NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+"""Words for true and false, in lower case."""
+NUMBER = re.compile(r"[-+]?(?!0\d)(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 WHOLE = re.compile(r"[-+]?(0|[1-9]\d*)")
+TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
 
 
 class Plain(str):
-    """A value that stood without quotes."""
+    """A value without quotes."""
 
 
 def read_yaml(text: str) -> Any:
-    """Dicts with text for keys, lists, and values as text: `Plain` where it stood without quotes. Nothing at all is `Plain("")`.
+    """Dicts with text keys, lists, and values as text: `Plain` if it had no quotes. An empty document is `Plain("")`.
 
-    ValueError, in one line, for what is no YAML and for a key that stands twice in one mapping.
+    ValueError, in one line, for invalid YAML and for duplicate keys in one mapping.
     """
     try:
         node = yaml.compose(text, Loader=yaml.BaseLoader)
         return Plain() if node is None else _value(node)
     except yaml.YAMLError as error:
-        raise ValueError(
-            f"not YAML: {' '.join(str(error).split())}; text with signs that mean something in YAML goes in quotes"
-        ) from None
+        raise ValueError(f"not YAML: {one_line(error)}; text with YAML's special characters goes in quotes") from None
     except RecursionError:
-        raise ValueError("nested too deeply, or within itself") from None
+        raise ValueError("nested too deeply, or recursive") from None
 
 
 def guess(value: Any) -> Any:
-    """`value` with what stands in it without quotes turned into what it looks like: nothing, a truth value, a decimal number, or else text.
+    """`value` with unquoted text converted to what it looks like: null, a truth value, a decimal number, or else text.
 
-    For where no setting says what is wanted. A date, `1:30`, `0x1F`, `007` and `1_000` are text.
+    For values of which no setting declares the type. A date, `1:30`, `0x1F`, `007` and `1_000` are text.
     """
     if isinstance(value, dict):
         return {key: guess(inner) for key, inner in value.items()}
@@ -51,17 +53,12 @@ def guess(value: Any) -> Any:
         return TRUTH[value.lower()]
     if WHOLE.fullmatch(value):
         return int(value)
-    has_leading_zero = re.match(r"[-+]?0\d", value)
-    return float(value) if NUMBER.fullmatch(value) and not has_leading_zero else str(value)
+    return float(value) if NUMBER.fullmatch(value) else str(value)
 
 
 def _value(node: yaml.Node) -> Any:
-    if node.tag not in (
-        yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG,
-        "tag:yaml.org,2002:seq",
-        "tag:yaml.org,2002:map",
-    ):
-        raise ValueError(f"line {_line(node)} has the tag {node.tag}, and tags are not read; leave it out")
+    if node.tag not in TAGS:
+        raise ValueError(f"line {_line(node)} has the tag {node.tag}, but tags are not supported; remove it")
     if isinstance(node, yaml.ScalarNode):
         return Plain(node.value) if node.style is None else node.value
     if isinstance(node, yaml.SequenceNode):
@@ -73,9 +70,8 @@ def _value(node: yaml.Node) -> Any:
         if not isinstance(key, yaml.ScalarNode):
             raise ValueError(f"line {_line(key)}: a key must be text, got a {key.id}")
         if key.value in lines:
-            raise ValueError(
-                f"key '{key.value}' is given twice, in lines {lines[key.value]} and {_line(key)}; leave one of the two out"
-            )
+            where = f"lines {lines[key.value]} and {_line(key)}"
+            raise ValueError(f"key '{key.value}' is given twice, in {where}; remove one of the two")
         lines[key.value] = _line(key)
         if key.value == "<<" and key.style is None:
             for base in reversed(value.value if isinstance(value, yaml.SequenceNode) else [value]):

@@ -398,5 +398,5 @@ def test_what_may_change_on_a_resume_exists() -> None:
 
 
 def test_credentials_without_the_service_that_they_are_for_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"annotator\.token_file: got a file without annotator\.address"):
+    with pytest.raises(ConfigError, match=r"annotator\.token_file: got '.*' without annotator\.address"):
         load_config(preset="debug", overrides=["annotator.token_file=token"])

@@ -66,7 +66,7 @@ def test_nobodys_home_is_refused_and_a_folder_of_that_name_can_be_meant(home: Pa
     with pytest.raises(ConfigError, match=r"run_dir: got '~nobody-here/x'.*\./~nobody-here/x"):
         load_config(overrides=["run_dir=~nobody-here/x"])
     assert load_config(overrides=["run_dir=./~nobody-here/x"]).run_dir == "./~nobody-here/x"
-    with pytest.raises(argparse.ArgumentTypeError, match="nobody's home"):
+    with pytest.raises(argparse.ArgumentTypeError, match="is no user here"):
         path_argument("~nobody-here")
 
 
