@@ -236,9 +236,11 @@ def test_images_may_have_their_channels_first_or_last() -> None:
 @pytest.mark.parametrize(
     ("shape", "layout", "is_first"),
     [
-        ((7, 7, 20), "auto", False), ((10, 20, 15), "auto", False), ((8, 8, 8), "auto", False), ((10, 4, 4), "auto", False), ((3, 3, 3), "auto", False),
+        ((7, 7, 20), "auto", False), ((10, 20, 15), "auto", False), ((8, 8, 8), "auto", False),
+        ((10, 4, 4), "auto", False), ((3, 3, 3), "auto", False),
         ((210, 160, 3), "auto", False), ((84, 84, 12), "auto", False), ((2, 2, 5), "auto", False),
-        ((3, 210, 160), "auto", True), ((4, 84, 84), "auto", True), ((20, 7, 7), "auto", True), ((1, 20, 10), "auto", True),
+        ((3, 210, 160), "auto", True), ((4, 84, 84), "auto", True), ((20, 7, 7), "auto", True),
+        ((1, 20, 10), "auto", True),
         ((4, 84, 84), "channels_last", False), ((7, 7, 20), "channels_first", True),
     ],
 )  # fmt: skip

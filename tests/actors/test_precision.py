@@ -59,7 +59,8 @@ def test_measuring_draws_no_random_numbers_and_is_done_once() -> None:
 MEASURE = """
 import torch
 from configs.devices import bfloat16_speed
-print(bfloat16_speed(torch.device("cpu"), 512, 1024), torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {})
+capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+print(bfloat16_speed(torch.device("cpu"), 512, 1024), capabilities)
 """
 
 

@@ -199,7 +199,8 @@ def test_signs_of_yaml_mean_nothing_in_the_text_of_an_override(text: str) -> Non
 def test_numbers_and_truth_values_are_read_by_what_the_setting_wants(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(
-        "seed: 010\ntotal_env_steps: 1e6\nlearner: {gamma: 0, learning_rate: '1e-3'}\nenv: {fold_case: on, fold_digits: 'yes'}\n"
+        "seed: 010\ntotal_env_steps: 1e6\nlearner: {gamma: 0, learning_rate: '1e-3'}\n"
+        "env: {fold_case: on, fold_digits: 'yes'}\n"
     )
     config = load_config(file=str(file), overrides=["policy.core_skip=No", "actors.num_workers=2.0"])
     assert (config.seed, config.total_env_steps, config.actors.num_workers) == (10, 1_000_000, 2)
@@ -210,14 +211,15 @@ def test_numbers_and_truth_values_are_read_by_what_the_setting_wants(tmp_path: P
 def test_options_that_no_setting_describes_are_what_they_look_like(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(
-        "env: {options: {a: 1, b: -2.5, c: 1e-3, d: off, e: ~, f: '1', g: 2024-05-01, h: 007, i: [no, x], 3: {on: 1:30}, s: 00.5}}\n"
+        "env: {options: {a: 1, b: -2.5, c: 1e-3, d: off, e: ~, f: '1', g: 2024-05-01, h: 007, i: [no, x], 3: {on: 1:30},"
+        " s: 00.5}}\n"
     )
     options = load_config(
         file=str(file), overrides=["env.options.j=a #b", "env.options.k='2'", "env.options.l=", "env.options.i=[3]"]
     ).env.options
     assert options == {
-        "a": 1, "b": -2.5, "c": 1e-3, "d": False, "e": None, "f": "1", "g": "2024-05-01", "h": "007", "i": [3], "3": {"on": "1:30"},
-        "s": "00.5", "j": "a #b", "k": "2", "l": "",
+        "a": 1, "b": -2.5, "c": 1e-3, "d": False, "e": None, "f": "1", "g": "2024-05-01", "h": "007", "i": [3],
+        "3": {"on": "1:30"}, "s": "00.5", "j": "a #b", "k": "2", "l": "",
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Whatever a user's environment raises or gives is one line that names it; it is rebuilt, counted, and the others play on."""
+"""Failures and invalid values of a user's environment: one line that names it; it is rebuilt and counted, others go on."""
 
 import re
 from typing import Any
@@ -258,7 +258,8 @@ def silent_later(obs: Any, info: dict[str, Any]) -> Any:
     [
         (
             "tests.actors.environments.test_odd_environments:speechless",
-            "environment 'Odd-v0' raised KeyError in its captioner tests.actors.environments.test_odd_environments:speechless: 'evnt'",
+            "environment 'Odd-v0' raised KeyError in its captioner"
+            " tests.actors.environments.test_odd_environments:speechless: 'evnt'",
         ),
         (
             "tests.actors.environments.test_odd_environments:silent_later",

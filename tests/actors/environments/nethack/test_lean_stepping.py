@@ -80,8 +80,8 @@ VARIANTS = {
 
 
 class Pair:
-    """One vector environment stepped leanly, and its like stepped through NLE's own class (and, where the games are few, with
-    engines that share no code)."""
+    """One vector environment with lean stepping, and the same one stepped through NLE's own class (with few games also
+    with engines that share no code)."""
 
     def __init__(
         self, env_id: str, options: dict[str, Any], *, num_envs: int = 1, limit: int = 0, network: str = "auto"
