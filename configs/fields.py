@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
+from configs.errors import did_you_mean
+
 Number = TypeVar("Number", int, float)
 
 
@@ -27,7 +29,7 @@ def complaint(field: dataclasses.Field[Any], value: Any) -> str:
     """What is wrong with `value`: `got X, wanted Y`; empty if it is valid."""
     choices = field.metadata.get("choices")
     if choices and value not in choices:
-        return f"got {value!r}, wanted one of {', '.join(choices)}"
+        return f"got {value!r}{did_you_mean(value, choices)}, wanted one of {', '.join(choices)}"
     low, high = field.metadata.get("range", (-math.inf, math.inf))
     if isinstance(value, int | float) and not (math.isfinite(value) and low <= value <= high):
         return f"got {value}, wanted a number from {low:.10g} to {high:.10g}"

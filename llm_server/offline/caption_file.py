@@ -48,10 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(guarded(main))
-
-
 MAX_CAPTION_BYTES = 256
 """What workers cut captions to."""
 MAX_COUNT = 2**53
@@ -180,3 +176,7 @@ def _text(row: Mapping[str, Any], place: str) -> str:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{place}: caption is {text!r}, wanted text")
     return text
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -44,7 +44,7 @@ def start(tmp_path):
         (["--engine=transformer"], "did you mean 'transformers'"),
         (["--model=/no/such/folder"], "model folder '/no/such/folder' does not exist"),
         (["--engine=scripted", "--host=0.0.0.0"], "--insecure-listen-anywhere"),
-        (["--engine=scripted", "--port=70000"], "--port: got 70000, wanted 0 to 65535"),
+        (["--engine=scripted", "--port=70000"], "--port: got 70000, wanted a number from 0 to 65535"),
         (
             ["--engine=scripted", "--store=/proc/no/such.sqlite"],
             "judgement store '/proc/no/such.sqlite' cannot be opened",

@@ -1,4 +1,4 @@
-"""Failures and invalid values of a user's environment: one line that names it; it is rebuilt and counted, others go on."""
+"""Failures and invalid values of a user's environment: one line that names it; it is rebuilt, the others go on."""
 
 import re
 from typing import Any
@@ -10,7 +10,8 @@ from gymnasium.error import DependencyNotInstalled
 
 from actors.environments.errors import EnvironmentFailure
 from actors.environments.factory import make_environment
-from actors.environments.vector import VectorEnvironment, find_environment
+from actors.environments.lookup import find_environment
+from actors.environments.vector import VectorEnvironment
 from configs.schema import EnvConfig
 from tests.odd_environments import Odd, raising
 

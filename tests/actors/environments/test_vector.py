@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from actors.environments.factory import make_environment
-from actors.environments.vector import SeedStream, VectorEnvironment, VectorStep, find_environment
+from actors.environments.lookup import find_environment
+from actors.environments.vector import SeedStream, VectorEnvironment, VectorStep
 from configs.schema import EnvConfig
 
 TOY = "tests.toy_environments:"

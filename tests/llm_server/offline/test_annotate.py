@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from cluster.verbs import audit
-from llm_server import annotate, caption_file, export, pair_sampling
 from llm_server.annotation import Status
 from llm_server.annotator.caption_archive import CaptionArchive
 from llm_server.client import InProcessClient, ServiceUnavailable
+from llm_server.offline import annotate, caption_file
 from llm_server.offline.annotate import sample_pairs
 from llm_server.offline.judgement_file import read_judgements
 from tests.refusals import assert_refused
@@ -237,7 +237,7 @@ def test_a_run_is_annotated_directly_and_exported_with_counts(run, tmp_path, cap
     rows = [(n + 1, text, count, 1, 2, 0.9, 0.95, "LABELLED") for n, (text, count) in enumerate(COUNTS.items())]
     archive.write([*rows, (0, "", 10**6, 1, 2, math.nan, math.nan, "WAITING")])
     archive.close()
-    assert export.main([str(tmp_path / "run")]) == 0
+    assert caption_file.main([str(tmp_path / "run")]) == 0
     lines = capsys.readouterr().out
     exported = [json.loads(line) for line in lines.splitlines()]
     assert {row["caption"]: row["count"] for row in exported} == COUNTS
@@ -250,14 +250,16 @@ def test_a_run_is_annotated_directly_and_exported_with_counts(run, tmp_path, cap
         "answer_mass": 0.95,
         "status": "LABELLED",
     }
-    assert export.main([str(tmp_path / "run" / "captions.sqlite"), "--out", str(tmp_path / "exported.jsonl")]) == 0
+    assert (
+        caption_file.main([str(tmp_path / "run" / "captions.sqlite"), "--out", str(tmp_path / "exported.jsonl")]) == 0
+    )
     assert (tmp_path / "exported.jsonl").read_text() == lines
     found = []
     for number, source in enumerate(("run", "exported.jsonl")):
         assert run("--out", str(tmp_path / f"{number}.sqlite"), source=str(tmp_path / source)) == 0
         found.append(read_judgements(tmp_path / f"{number}.sqlite"))
     assert found[0] == found[1]
-    assert export.main([str(tmp_path / "absent")]) == 2
+    assert caption_file.main([str(tmp_path / "absent")]) == 2
     assert "no captions.sqlite" in capsys.readouterr().err
 
 
@@ -283,5 +285,5 @@ def test_an_export_is_utf_8_whatever_the_terminal_shows(monkeypatch):
     stream = io.TextIOWrapper(io.BytesIO(), "ascii")
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setattr(caption_file, "read_archive", lambda run: [{"caption": "Ünder the → \\"}])
-    assert export.main(["run"]) == 0
+    assert caption_file.main(["run"]) == 0
     assert json.loads(stream.buffer.getvalue().decode()) == {"caption": "Ünder the → \\"}

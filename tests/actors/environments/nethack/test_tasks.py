@@ -9,6 +9,7 @@ import pytest
 from nle import nethack
 
 from actors.environments.factory import make_environment
+from actors.environments.lookup import find_environment
 from actors.environments.nethack.tasks import (
     EXTENDED_ACTIONS,
     Oracle,
@@ -19,7 +20,7 @@ from actors.environments.nethack.tasks import (
     oracle_glyph,
 )
 from actors.environments.nethack.vector import NetHackEnvironment
-from actors.environments.vector import VectorStep, find_environment
+from actors.environments.vector import VectorStep
 from configs.schema import EnvConfig
 
 TASKS = [

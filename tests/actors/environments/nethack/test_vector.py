@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from actors.environments.factory import make_environment
+from actors.environments.lookup import find_environment
 from actors.environments.nethack.crop import MAP_HEIGHT, MAP_WIDTH, OUTSIDE_GLYPH
 from actors.environments.nethack.game import _warn_unseeded
 from actors.environments.nethack.vector import NetHackEnvironment
-from actors.environments.vector import GoalReward, VectorEnvironment, VectorStep, find_environment
+from actors.environments.vector import GoalReward, VectorEnvironment, VectorStep
 from configs.schema import EnvConfig, PolicyConfig
 
 TASKS = ["", "Score", "Staircase", "StaircasePet", "Oracle", "Gold", "Eat", "Scout", "Challenge"]
