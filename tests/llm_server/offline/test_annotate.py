@@ -264,7 +264,7 @@ def test_a_run_is_annotated_directly_and_exported_with_counts(run, tmp_path, cap
 
 
 def test_pairs_are_drawn_by_the_counts_of_both(monkeypatch):
-    monkeypatch.setattr(pair_sampling, "DRAWS_AT_ONCE", 16)
+    monkeypatch.setattr(annotate, "DRAWS_AT_ONCE", 16)
     counts = [1, 2, 4, 8, 16, 32]
     drawn = collections.Counter(frozenset(pair) for seed in range(3000) for pair in sample_pairs(counts, 1, seed))
     total = sum(counts) ** 2 - sum(count**2 for count in counts)
