@@ -1,6 +1,7 @@
-"""Builds the parts from a `RunConfig`: the one place where a section of the configuration meets the class that takes it.
+"""Builds the components of a run: the one place where a section of `RunConfig` meets the class that takes it.
 
-Invariant: every spawner builds through these functions, so the modes differ in where a part runs, never in what it is.
+Invariant: every spawner builds through these functions, so the modes differ in where a component runs, not in what it
+is.
 """
 
 import zlib
@@ -16,8 +17,9 @@ from actors.environments.factory import make_environment
 from actors.environments.vector import EnvironmentSpec
 from actors.policy import PolicyNet
 from actors.worker import RolloutWorker
+from cluster.plan import RunPlan, build_model, embedding_goals, plan_run
 from cluster.run.directory import RunDirectory
-from configs.annotation_schema import AccessConfig, AnnotatorConfig, ServiceConfig
+from configs.annotation_schema import AccessConfig, AnnotatorConfig
 from configs.checks import ConfigError
 from configs.devices import resolve_device
 from configs.schema import RunConfig
@@ -37,11 +39,9 @@ from llm_server.rubrics.loading import load_rubric
 from llm_server.rubrics.rubric import Rubric
 from llm_server.service.child import ServiceProcess
 from llm_server.service.judge import build_judge
-from reward_models.building import MODELS, check_reward_model
-from reward_models.embedding import MAX_GOALS
-from reward_models.interface import Asks, RewardModel
+from reward_models.interface import Asks
 from reward_models.pipeline import AnnotationPipeline
-from reward_models.shaping import RewardOptions
+from reward_models.shaping import RewardShaping
 from reward_models.training import RewardTrainer
 
 
@@ -69,40 +69,37 @@ def build_pipeline(
     replicas: Callable[[], Mapping[str, str]] | None = None,
     credentials: CredentialFiles | None = None,
 ) -> AnnotationPipeline:
-    """Caption book, annotator, reward model; and what judges: the service at `annotator.address`, the `replicas` that the run started
-    (see `Replicas`; `credentials` are what they want), one service that is this process's child, or in `inline` a judge in this
-    process. Raises ValueError for what is wrong with model, rubric or store."""
+    """Caption book, annotator, reward model, and the judge: the service at `annotator.address`, the `replicas` that the
+    run started (see `Replicas`; they require `credentials`), one service that is this process's child, or in `inline` a
+    judge in this process. Raises ValueError for an error in model, rubric or store."""
     model = build_model(config)
-    settings = config.annotator
+    plan, settings = RunPlan(config, model.asks), config.annotator
     book = CaptionBook(
         settings.max_captions,
         settings.recency_half_life_env_steps,
         CaptionArchive(run.captions),
         policy=settings.policy,
     )
-    trainer = RewardTrainer(model, RewardOptions(config.reward_model, config.seed), book, run_epoch)
+    trainer = RewardTrainer(model, RewardShaping(config.reward_model, config.seed), book, run_epoch)
     if config.reward_model.judgements:
         trainer.adopt(_trained_before(run))
     annotator = service = judge = None
-    if _needs_service(config, model.asks):
+    if plan.asks_judge:
         rubric, timeout_s = load_rubric(settings.rubric), settings.request_timeout_s
-        ours = service_config(config, model.asks)
         connect: Callable[[], JudgeClient]
         if settings.address:
             connect = _remote(settings, rubric)
         elif replicas is not None:
             shown = credentials.client() if credentials is not None else NO_CREDENTIALS
-            connect = partial(
-                ReplicatedClient,
-                Replicas(replicas, lambda address: AnnotationClient(address, rubric, timeout_s, shown)),
-            )
+            reach = lambda address: AnnotationClient(address, rubric, timeout_s, shown)  # noqa: E731
+            connect = partial(ReplicatedClient, Replicas(replicas, reach))
         elif config.cluster.mode == "inline":
-            judge = build_judge(ours, rubric)
+            judge = build_judge(plan.service, rubric)
             connect = partial(InProcessClient, judge)
         else:
-            service = ServiceProcess(ours, settings.rubric, run.path / "service.log")
+            service = ServiceProcess(plan.service, settings.rubric, run.path / "service.log")
             connect = lambda: AnnotationClient(service.address(), rubric, timeout_s)  # noqa: E731
-        annotator = Annotator(connect, _questions(config, model.asks, book), settings)
+        annotator = Annotator(connect, _questions(plan, book), settings)
     return AnnotationPipeline(
         book, trainer, annotator=annotator, service=service, judge=judge, config=config.reward_model
     )
@@ -121,32 +118,18 @@ def _remote(settings: AnnotatorConfig, rubric: Rubric) -> Callable[[], JudgeClie
 
 
 def service_credentials(settings: AnnotatorConfig) -> ClientCredentials:
-    """What `annotator.address` is shown, read from the files that are named. ValueError where they, or the addresses, are no good."""
+    """The client's credentials for `annotator.address`, from the configured files. Raises ValueError for invalid files
+    or addresses."""
     credentials = load_client_credentials(settings.tls_ca, settings.tls_cert, settings.tls_key, settings.token_file)
     check_addresses(settings.address, credentials)
     return credentials
 
 
 def check_addresses(setting: str, credentials: ClientCredentials = NO_CREDENTIALS) -> None:
-    """ValueError unless `setting`, an `annotator.address` that is not empty, holds addresses that may be shown these credentials."""
+    """ValueError unless `setting`, an `annotator.address` that is not empty, holds addresses that may be sent these
+    credentials."""
     for address in split_addresses(setting) or [setting]:
         check_address(address, credentials)
-
-
-def build_model(config: RunConfig) -> RewardModel:
-    """The reward model of a configuration, goals filled in. Raises ValueError for a wrong setting."""
-    model = MODELS.get(config.reward_model.name)
-    if model is not None and model.takes_goals:
-        config = replace(config, reward_model=replace(config.reward_model, goals=embedding_goals(config)))
-    return check_reward_model(config)
-
-
-def embedding_goals(config: RunConfig) -> list[str]:
-    """What `embedding` compares captions with: `reward_model.goals`, or else the rubric's positive examples, or else its goal."""
-    if config.reward_model.goals:
-        return list(config.reward_model.goals)
-    rubric = load_rubric(config.annotator.rubric)
-    return [example.item for example in rubric.examples if example.positive][:MAX_GOALS] or [rubric.goal]
 
 
 def _trained_before(run: RunDirectory) -> Mapping[str, Any]:
@@ -158,18 +141,15 @@ def _trained_before(run: RunDirectory) -> Mapping[str, Any]:
     return state["trainer"]
 
 
-def needs_service(config: RunConfig) -> bool:
-    """Whether the run starts annotation services: its reward model asks, and nobody else's service is named."""
-    return not config.annotator.address and _needs_service(config, build_model(config).asks)
-
-
 def replica_service(
     config: RunConfig, run: RunDirectory, index: int, host: str, credentials: CredentialFiles | None
 ) -> ServiceProcess:
-    """Annotation replica `index`, to listen on `host`, by TLS and for clients with certificate and token where there are `credentials`.
-    A store that the configuration names is divided into files, one per replica: they may be on a file system that several nodes share;
-    the user's own is each node's."""
-    settings = service_config(config, build_model(config).asks)
+    """Annotation replica `index`, which listens on `host`; with `credentials` it uses TLS and requires certificate and
+    token.
+
+    A configured store becomes one file per replica, because the file system may be shared by several nodes; the default
+    store in the user's cache is local to each node."""
+    settings = plan_run(config).service
     store = settings.store
     if store not in ("", "memory"):
         store = str(Path(store).with_name(f"{Path(store).stem}-{index}{Path(store).suffix}"))
@@ -186,64 +166,51 @@ def replica_service(
     return ServiceProcess(settings, config.annotator.rubric, log, access=access, credentials=credentials.client())
 
 
-def _needs_service(config: RunConfig, asks: Asks) -> bool:
-    return asks is not Asks.NOTHING and not config.reward_model.judgements
-
-
-def service_config(config: RunConfig, asks: Asks) -> ServiceConfig:
-    """Embedding takes no language model."""
-    return replace(config.service, engine="none") if asks is Asks.EMBEDDINGS else config.service
-
-
-def _questions(config: RunConfig, asks: Asks, book: CaptionBook) -> Questions:
-    if asks is Asks.EMBEDDINGS:
+def _questions(plan: RunPlan, book: CaptionBook) -> Questions:
+    config = plan.config
+    if plan.asks is Asks.EMBEDDINGS:
         return EmbeddingQuestions(book, embedding_goals(config))
-    if asks is Asks.PAIRS:
-        return (ComparedPairs if config.annotator.pairs == "compared" else PointwisePairs)(
-            book, config.annotator, config.seed
-        )
+    if plan.asks is Asks.PAIRS:
+        pairs = ComparedPairs if config.annotator.pairs == "compared" else PointwisePairs
+        return pairs(book, config.annotator, config.seed)
     return CaptionQuestions(book)
 
 
-def check_parts(config: RunConfig) -> tuple[EnvironmentSpec, str | None]:
-    """Build and drop what can be built cheaply, so that mistakes show before a run begins.
+def check_parts(config: RunConfig) -> tuple[EnvironmentSpec, RunPlan, str | None]:
+    """Build and drop what can be built cheaply, so that errors in the configuration show before a run begins.
 
-    The environment's specification, and the rubric's hash where one is used. Raises ConfigError.
+    The environment's specification, the run's plan, and the rubric's hash where one is used. Raises ConfigError.
     """
     try:
-        here = config.cluster.mode != "connect"  # elsewhere the learner and the service see other devices and folders
-        if here:
+        is_local = config.cluster.mode != "connect"  # else learner and service see other devices and folders
+        if is_local:
             resolve_device(config.learner.device, "learner.device")
             resolve_device(config.actors.device, "actors.device")
         env = make_environment(
-            config.env,
-            num_envs=1,
-            run_seed=config.seed,
-            worker_index=0,
-            stream="check",
-            policy=config.policy,
+            config.env, num_envs=1, run_seed=config.seed, worker_index=0, stream="check", policy=config.policy
         )
         try:
-            env.reset()  # a captioner can be wrong only in what an episode shows
+            env.reset()  # some errors of a captioner show only in an episode
         finally:
             env.close()
         PolicyNet(env.spec, config.policy)
-        asks = build_model(config).asks
-        if not _needs_service(config, asks):
-            return env.spec, None
+        plan = plan_run(config)
+        if not plan.asks_judge:
+            return env.spec, plan, None
         rubric = load_rubric(config.annotator.rubric)
-        if asks is Asks.PAIRS and config.annotator.pairs == "compared" and rubric.pairs is None:
+        if plan.asks is Asks.PAIRS and config.annotator.pairs == "compared" and rubric.pairs is None:
             raise ConfigError(
-                f"annotator.pairs: got compared, but rubric '{rubric.id}' has no `pairs` section; write one, or take annotator.pairs=pointwise"
+                f"annotator.pairs: got compared, but rubric '{rubric.id}' has no `pairs` section; write one, or take"
+                " annotator.pairs=pointwise"
             )
         if config.annotator.address:
             check_addresses(config.annotator.address)
-            if here:
+            if is_local:
                 service_credentials(config.annotator)
-        elif here:
-            check_engine(service_config(config, asks))
+        elif is_local:
+            check_engine(plan.service)
     except EnvironmentFailure as error:
         raise ConfigError(str(error)) from error
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return env.spec, "/".join(part for part in (rubric.content_hash, rubric.pairs_hash) if part)
+    return env.spec, plan, "/".join(hash for hash in (rubric.content_hash, rubric.pairs_hash) if hash)

@@ -1,7 +1,7 @@
 """The training batch: rollouts joined along the environment axis, on the learner's device.
 
-Invariant: every array is copied once on the host, into buffers that serve all updates (pinned where a GPU reads them by itself);
-the rollouts' own arrays, read-only ones of an object store too, stay as they are.
+Invariant: every array is copied once on the host, into buffers that all updates reuse (pinned if a GPU copies from
+them); the rollouts' own arrays, which may be read-only, are never written.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from actors.rollout import Rollout
+
+STEP_FIELDS = ("actions", "behaviour_logits", "behaviour_values", "final_values", "terminated", "truncated")
+"""Fields of `Rollout` and `Batch` with one entry per step: [T, B, ...]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,28 +36,24 @@ class Batch:
     truncated: Tensor
     """[T, B] bool."""
     reset_before: Tensor
-    """[T+1, B] bool, in host memory: whether the core state is zeroed before obs[t]; never at 0, where the worker has done it."""
+    """[T+1, B] bool, in host memory: whether the core state is zeroed before obs[t]; never at 0, where the worker did
+    it."""
     core_state: dict[str, Tensor]
     """name -> [B, H] f32, before step 0."""
 
     def columns(self, indices: Tensor) -> "Batch":
-        """The environments at `indices` [N] i64, in host memory: a copy."""
+        """A copy of the environments at `indices` [N] i64, in host memory."""
         on_device = indices.to(self.actions.device)
         return Batch(
             obs={name: tensor[:, on_device] for name, tensor in self.obs.items()},
-            actions=self.actions[:, on_device],
-            behaviour_logits=self.behaviour_logits[:, on_device],
-            behaviour_values=self.behaviour_values[:, on_device],
-            final_values=self.final_values[:, on_device],
-            terminated=self.terminated[:, on_device],
-            truncated=self.truncated[:, on_device],
             reset_before=self.reset_before[:, indices],
             core_state={name: tensor[on_device] for name, tensor in self.core_state.items()},
+            **{name: getattr(self, name)[:, on_device] for name in STEP_FIELDS},
         )
 
 
 class BatchBuffers:
-    """Host memory for one batch, and the way from it to the device; as large as the last batch."""
+    """Host memory for one batch, as large as the last one, from which it is copied to the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._on_gpu = device, device.type == "cuda"
@@ -62,33 +61,26 @@ class BatchBuffers:
         self._copied: torch.cuda.Event | None = None
 
     def join(self, rollouts: Sequence[Rollout]) -> Batch:
-        """One batch, valid until the next call; a GPU may still be copying it when this returns, ahead of whatever is asked of it next.
+        """One batch, valid until the next call; a GPU may still be copying it on the current stream when this returns.
 
-        Raises ValueError where the rollouts differ in length or observations.
+        Raises ValueError if the rollouts differ in length or observations.
         """
         if self._copied is not None:
             self._copied.synchronize()  # the last batch has left the buffers
         first = rollouts[0]
+        ends = np.concatenate([rollout.terminated | rollout.truncated for rollout in rollouts], axis=1)
         batch = Batch(
             obs={name: self._join(f"obs {name}", [rollout.obs[name] for rollout in rollouts]) for name in first.obs},
-            actions=self._field("actions", rollouts),
-            behaviour_logits=self._field("behaviour_logits", rollouts),
-            behaviour_values=self._field("behaviour_values", rollouts),
-            final_values=self._field("final_values", rollouts),
-            terminated=self._field("terminated", rollouts),
-            truncated=self._field("truncated", rollouts),
-            reset_before=_resets(rollouts),
+            reset_before=torch.from_numpy(np.concatenate([np.zeros_like(ends[:1]), ends])),
             core_state={
                 name: self._join(f"core {name}", [rollout.core_state[name] for rollout in rollouts], 0)
                 for name in first.core_state
             },
+            **{name: self._join(name, [getattr(rollout, name) for rollout in rollouts]) for name in STEP_FIELDS},
         )
         if self._on_gpu:
             self._copied = torch.cuda.current_stream(self._device).record_event()
         return batch
-
-    def _field(self, name: str, rollouts: Sequence[Rollout]) -> Tensor:
-        return self._join(f"rollout {name}", [getattr(rollout, name) for rollout in rollouts])
 
     def _join(self, name: str, arrays: Sequence[np.ndarray], axis: int = 1) -> Tensor:
         shape = list(arrays[0].shape)
@@ -99,8 +91,3 @@ class BatchBuffers:
             buffer = self._buffers[name] = buffer.pin_memory() if self._on_gpu else buffer
         np.concatenate(arrays, axis=axis, out=buffer.numpy())
         return buffer.to(self._device, non_blocking=True)
-
-
-def _resets(rollouts: Sequence[Rollout]) -> Tensor:
-    ends = np.concatenate([rollout.terminated | rollout.truncated for rollout in rollouts], axis=1)
-    return torch.from_numpy(np.concatenate([np.zeros_like(ends[:1]), ends]))

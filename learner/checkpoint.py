@@ -1,10 +1,12 @@
-"""Checkpoints: nested dicts of tensors, arrays and JSON values, in directories that are whole or absent.
+"""Checkpoints: nested dicts of tensors, arrays and JSON values, in directories that are complete or absent.
 
-Layout: `<directory>/step_<n>/` holds per top-level part `<part>.json` (the tree) and `<part>.safetensors` (its tensors and
-arrays), and `manifest.json` (format version, step, size and checksum of each file); `<directory>/latest` names the newest.
+Layout: `<directory>/step_<n>/` holds `<part>.json` (the tree) and `<part>.safetensors` (its tensors and arrays) for
+each top-level part, and `manifest.json` (format version, step, size and checksum of each file); `<directory>/latest`
+names the newest.
 
-Invariant: whatever interrupts a save, the checkpoints before it stay loadable. What is read is in the manifest, lies in its own
-directory, and has the manifest's checksum (see `learner.checkpoint_format`, which trusts no file).
+Invariant: whatever interrupts a save, the earlier checkpoints stay loadable. Only files are read that the manifest
+lists, that lie in the checkpoint's own directory, and that have the manifest's checksum (see
+`learner.checkpoint_format`, which trusts no file).
 """
 
 import contextlib
@@ -41,36 +43,31 @@ from learner.checkpoint_format import (
 LOG = logging.getLogger(__name__)
 UNFINISHED = ".saving-"
 SET_ASIDE = "set-aside-"
+EMPTY_TENSORS = safetensors.torch.save({})
+DECODING_ERRORS = (ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError)
 
 
 def save_checkpoint(directory: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
     """Write `state` as `<directory>/step_<step>`, make it the latest and return its path; keeps the `keep` newest.
 
-    Top-level keys are part names, their values nested dicts (or any leaf). Raises TypeError for a value that no
-    checkpoint can hold and CheckpointError where the disk refuses; the earlier checkpoints are then untouched.
+    Top-level keys are part names, their values nested dicts (or any leaf). Raises TypeError for a value that a
+    checkpoint cannot hold and CheckpointError for a failed write; the earlier checkpoints are then unchanged.
     """
     if keep < 1:
         raise ValueError(f"checkpoint.keep must be at least 1, got {keep}")
     files = _encode_parts(state)
     target, unfinished = directory / f"step_{step}", directory / f"{UNFINISHED}step_{step}"
+    entries = {name: {"bytes": len(data), "xxh3_128": xxhash.xxh3_128_hexdigest(data)} for name, data in files.items()}
+    manifest = {"format": FORMAT, "version": FORMAT_VERSION, "step": step, "files": entries}
     try:
         _make_durably(directory)
         _sweep(directory)
         unfinished.mkdir()
-        manifest = {
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
-            "step": step,
-            "files": {
-                name: {"bytes": len(data), "xxh3_128": xxhash.xxh3_128_hexdigest(data)} for name, data in files.items()
-            },
-        }
         for name, data in {**files, MANIFEST: json.dumps(manifest, indent=1).encode()}.items():
             _write_durably(unfinished / name, data)
         _sync_directory(unfinished)
-        if target.exists() and not _set_aside(
-            target
-        ):  # a directory cannot be replaced in one step: the old one steps aside, still loadable
+        # A directory cannot be replaced atomically: the old one is renamed first, and stays loadable under that name.
+        if target.exists() and not _set_aside(target):
             target.rename(directory / f"{REPLACED}step_{step}")
         unfinished.rename(target)
         _sync_directory(directory)
@@ -81,10 +78,10 @@ def save_checkpoint(directory: Path, step: int, state: Mapping[str, Any], keep: 
         shutil.rmtree(unfinished, ignore_errors=True)
         size = sum(map(len, files.values())) / 1e6
         raise CheckpointError(
-            f"checkpoint {target} ({size:.1f} MB) could not be written: {error}. Earlier checkpoints are intact; "
-            "make room or correct the permissions"
+            f"checkpoint {target} ({size:.1f} MB) could not be written: {error}. Earlier checkpoints are intact;"
+            " free some space or correct the permissions"
         ) from error
-    with contextlib.suppress(OSError):  # what is left now is swept by the next save
+    with contextlib.suppress(OSError):  # the next save removes what is left
         _prune(directory, step, keep)
     return target
 
@@ -92,9 +89,10 @@ def save_checkpoint(directory: Path, step: int, state: Mapping[str, Any], keep: 
 def load_latest(
     directory: Path, parts: Collection[str] = (), refused: list[str] | None = None
 ) -> dict[str, Any] | None:
-    """The state of the newest usable checkpoint, None where there is none at all; one that lacks any of `parts` is not usable.
+    """The state of the newest usable checkpoint, which has all of `parts`; None if there are no checkpoints.
 
-    One that is refused is passed over with a warning, and why is appended to `refused`; where all are, CheckpointError says it of each.
+    A refused checkpoint is skipped with a warning, and the reason is appended to `refused`. Raises CheckpointError,
+    with every reason, if all are refused.
     """
     problems = [] if refused is None else refused
     for path in candidates(directory):
@@ -102,21 +100,22 @@ def load_latest(
             state = load_checkpoint(path)
             lacking = [part for part in parts if part not in state]
             if lacking:
-                raise CheckpointError(f"checkpoint {path} is no run's: it lacks {', '.join(lacking)}")
+                raise CheckpointError(f"checkpoint {path} is not that of a run: it lacks {', '.join(lacking)}")
             return state
         except CheckpointError as error:
             LOG.warning("%s; trying the one before it", error)
             problems.append(str(error))
     if problems:
+        reasons = "\n".join(problems)
         raise CheckpointError(
-            f"no checkpoint in {directory} can be used; repair or move the folder to start anew:\n"
-            + "\n".join(problems)
+            f"no checkpoint in {directory} can be used; repair or move the folder to start anew:\n{reasons}"
         )
     return None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state saved at `path`, tensors on the CPU; raises CheckpointError where it is incomplete, damaged, hostile or of another format."""
+    """The state saved at `path`, tensors on the CPU. Raises CheckpointError for an incomplete, damaged or hostile
+    checkpoint, and for another format."""
     try:
         files = read_files(path, read_manifest(path))
         trees = {name.removesuffix(".json"): parse_json(data) for name, data in files.items() if name.endswith(".json")}
@@ -124,32 +123,20 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             part: decode_tree(tree, safetensors.torch.load(files.get(f"{part}.safetensors", EMPTY_TENSORS)))
             for part, tree in trees.items()
         }
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        MemoryError,
-        safetensors.SafetensorError,
-    ) as error:
+    except (OSError, safetensors.SafetensorError, *DECODING_ERRORS) as error:
         raise CheckpointError(f"checkpoint {path} is damaged ({type(error).__name__}: {error})") from error
-
-
-EMPTY_TENSORS = safetensors.torch.save({})
 
 
 def _encode_parts(state: Mapping[str, Any]) -> dict[str, bytes]:
     files = {}
     for part, value in state.items():
         if not isinstance(part, str) or not re.fullmatch(r"[A-Za-z0-9_]+", part) or f"{part}.json" == MANIFEST:
-            raise TypeError(f"a top-level key of a checkpoint is a plain name of letters, digits and _, not {part!r}")
+            raise TypeError(f"a top-level key of a checkpoint is a name of letters, digits and _, not {part!r}")
         tree, tensors = encode_tree(value, part)
         files[f"{part}.json"] = json.dumps(tree, allow_nan=False).encode()
         if len(files[f"{part}.json"]) > MAX_TREE_BYTES:
             raise TypeError(
-                f"{part} has more than {MAX_TREE_BYTES} bytes of JSON values, which would not be read again: use arrays"
+                f"{part} has more than {MAX_TREE_BYTES} bytes of JSON values, which could not be loaded: use arrays"
             )
         if tensors:
             files[f"{part}.safetensors"] = safetensors.torch.save(tensors)
@@ -157,31 +144,31 @@ def _encode_parts(state: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def _prune(directory: Path, step: int, keep: int) -> None:
-    """Remove what is too old, and what lies beyond `step`: a future that was given up when the run resumed before it.
+    """Remove all but the `keep` newest up to `step`, and those after `step`, which the run abandoned when it resumed
+    before them.
 
-    One of another format version is put aside instead: the version of Delphi that wrote it can still go on from it.
+    A later checkpoint of another format version is renamed instead: the version of Delphi that wrote it can still
+    continue from it.
     """
     steps = steps_of(directory)
     kept = sorted(number for number in steps if number <= step)[-keep:]
     for number, path in steps.items():
-        if number in kept:
-            continue
-        if number > step and _set_aside(path):
-            continue
-        shutil.rmtree(path, ignore_errors=True)
+        if number not in kept and not (number > step and _set_aside(path)):
+            shutil.rmtree(path, ignore_errors=True)
     for path in directory.glob(f"{REPLACED}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _set_aside(path: Path) -> bool:
-    """Give a checkpoint of another format version a name that is never pruned; False for any other."""
+    """Rename a checkpoint of another format version to a name that is never pruned; returns False for any other
+    checkpoint."""
     try:
         read_manifest(path)
     except OtherVersionError:
         aside = path.with_name(f"{SET_ASIDE}{path.name}")
         if not aside.exists():
             path.rename(aside)
-            LOG.warning("checkpoint %s is of another version of Delphi and was put aside as %s", path.name, aside)
+            LOG.warning("checkpoint %s is of another version of Delphi and was renamed to %s", path.name, aside)
             return True
     except CheckpointError:
         pass
@@ -189,7 +176,7 @@ def _set_aside(path: Path) -> bool:
 
 
 def _sweep(directory: Path) -> None:
-    """Remove what a save that crashed has left behind. The run's lock sees to it that no other save is under way."""
+    """Clean up after an interrupted save. The run's lock guarantees that no other save is in progress."""
     for path in directory.glob(f"{UNFINISHED}*"):
         if path.is_dir():
             shutil.rmtree(path)
@@ -204,7 +191,7 @@ def _sweep(directory: Path) -> None:
 
 
 def _make_durably(directory: Path) -> None:
-    """Create `directory`; each new name on the way to it is on disk afterwards."""
+    """Create `directory` and its missing parents, and flush each new directory entry to disk."""
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     for path in missing:

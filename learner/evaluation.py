@@ -1,7 +1,7 @@
-"""Plays episodes without learning, and sums them up with confidence intervals; the environments are passed in.
+"""Plays episodes without learning, and summarises them with confidence intervals; the environments are passed in.
 
-Invariant: every environment plays the same episodes, from its first to a given one, whoever plays: short episodes do not crowd out
-long ones, and what two players made of one game can be subtracted.
+Invariant: every player plays the same episodes, the first n of each environment, so short episodes are not
+over-represented and two players' results can be compared game by game.
 """
 
 import math
@@ -18,25 +18,26 @@ from actors.policy import PolicyNet
 from actors.rollout import EpisodeStatistics
 
 CACHED_STEPS = 32
-"""Steps after which a policy's player forgets the encodings that it keeps: they take memory."""
+"""Steps after which `PolicyPlayer` clears its cached encodings, to bound memory."""
 Episodes = dict[tuple[int, int], EpisodeStatistics]
-"""Finished episodes by environment and number, which name the game where the seeds are the same; in the order in which they ended."""
+"""Finished episodes by environment and episode number (with equal seeds the same game), in the order in which they
+ended."""
 
 
 class Player(Protocol):
     """Chooses actions for B environments."""
 
     def act(self, obs: Mapping[str, np.ndarray], counted: np.ndarray) -> np.ndarray:
-        """Actions [B] i64 for observations name -> [B, ...]; `counted` [B] bool: in which environments the episode counts."""
-        ...
+        """Actions [B] i64 for observations name -> [B, ...]; `counted` [B] bool is True where the episode is part of
+        the result."""
 
     def restart(self, rows: Sequence[int]) -> None:
-        """New episodes have begun in these environments."""
-        ...
+        """Called when new episodes have begun in the environments `rows`."""
 
 
 class BlindPlayer:
-    """Draws actions with fixed frequencies, whatever there is to see: what a policy must beat that claims to look."""
+    """Draws actions with fixed frequencies and ignores observations: the baseline for a claim that a policy uses
+    them."""
 
     def __init__(self, frequencies: np.ndarray, num_envs: int, seed: int) -> None:
         """`frequencies` [A], at least 0; they need not sum to 1."""
@@ -46,22 +47,23 @@ class BlindPlayer:
 
     def act(self, obs: Mapping[str, np.ndarray], counted: np.ndarray) -> np.ndarray:
         """See `Player`."""
-        # Each number in [0, 1) falls into one action's interval; an action of frequency 0 has an empty one.
+        # Each number in [0, 1) lies in the interval of one action; an action of frequency 0 has an empty interval.
         return np.searchsorted(self._upper_ends, self._rng.random(self._num_envs), side="right")
 
     def restart(self, rows: Sequence[int]) -> None:
-        """Nothing is remembered."""
+        """Has no state."""
 
 
 class RandomPlayer(BlindPlayer):
-    """Uniformly random actions: the control that any policy must beat."""
+    """Draws actions uniformly."""
 
     def __init__(self, num_actions: int, num_envs: int, seed: int) -> None:
         super().__init__(np.ones(num_actions), num_envs, seed)
 
 
 class PolicyPlayer:
-    """Samples from a policy's distribution, as the rollout workers do, in float32; and sums up how it acted where episodes count."""
+    """Samples from a policy's distribution in float32, as the rollout workers do, and averages the distributions where
+    episodes count."""
 
     def __init__(self, net: PolicyNet, num_envs: int, seed: int) -> None:
         self._net, self._rng = net.eval(), np.random.default_rng(seed)
@@ -91,29 +93,30 @@ class PolicyPlayer:
 
     @property
     def frequencies(self) -> np.ndarray:
-        """[A] f64: the mean of its action distributions over the states visited so far."""
+        """[A] f64: the mean action distribution over the states visited so far."""
         return self._probabilities / self._num_states
 
     @property
     def state_information(self) -> float:
-        """What the state says of the action, in nats, over the states visited so far: the entropy of the mean distribution minus the mean
-        entropy. A policy that does not look has 0."""
+        """Mutual information of state and action in nats over the states visited so far (see
+        `learner.loss.state_information`)."""
         return max(0.0, float(_entropies(self.frequencies) - self._entropies / self._num_states))
 
 
 def _entropies(probabilities: np.ndarray) -> np.ndarray:
-    """[...] nats of distributions [..., A]."""
+    """Entropies [...] in nats of distributions [..., A]."""
     return -(probabilities * np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))).sum(axis=-1)
 
 
 class OutOfTime(RuntimeError):
-    """Episodes were still going on when the time for them was up."""
+    """The time limit was reached before all episodes had ended."""
 
 
 def play(
     env: VectorEnvironment, player: Player, episodes_per_env: int, is_time_up: Callable[[], bool] = lambda: False
 ) -> Episodes:
-    """The first `episodes_per_env` episodes of every environment, but those that were lost because the environment raised. Raises OutOfTime."""
+    """The first `episodes_per_env` episodes of every environment, without those lost because it raised. Raises
+    OutOfTime."""
     finished: Episodes = {}
     returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
     obs, _ = env.reset()
@@ -151,7 +154,8 @@ class Estimate:
 
 
 def summarise(episodes: Episodes) -> dict[str, Estimate]:
-    """Return, length, and every metric that the environment adds, by name; proportions get Wilson's interval, others a bootstrap's."""
+    """Return, length, and every metric that the environment adds, by name; Wilson intervals for `success`, else
+    bootstrap intervals."""
     columns: dict[str, list[float]] = {}
     for episode in episodes.values():
         for name, value in _metrics(episode).items():
@@ -160,8 +164,8 @@ def summarise(episodes: Episodes) -> dict[str, Estimate]:
 
 
 def differences(first: Episodes, second: Episodes) -> dict[str, Estimate]:
-    """What the first player had more than the second, by name, over the games that both have finished: each game is one pair, so that how
-    hard it was drops out. A bootstrap's intervals, for proportions too."""
+    """Paired differences, first player minus second, by metric name over the games that both have finished, with
+    bootstrap intervals."""
     columns: dict[str, list[float]] = {}
     for game in first.keys() & second.keys():
         ours, theirs = _metrics(first[game]), _metrics(second[game])
@@ -182,7 +186,7 @@ def _bootstrap(values: np.ndarray, resamples: int = 2000) -> Estimate:
 
 
 def _wilson(values: np.ndarray, z: float = 1.96) -> Estimate:
-    """Wilson's score interval of a proportion (Wilson 1927): sensible at 0 and 1, where the bootstrap has no width."""
+    """Wilson's score interval of a proportion (Wilson 1927); at 0 and 1 the bootstrap interval would have no width."""
     n, p = len(values), float(values.mean())
     centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n

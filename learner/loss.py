@@ -1,7 +1,8 @@
-"""The loss of one update: PPO-clipped policy surrogate, clipped value loss, entropy bonus.
+"""The loss of one update (PPO-clipped policy surrogate, clipped value loss, entropy bonus) and diagnostics of the
+policy and its core.
 
-Invariant: a pure function of its arguments; the metrics that it returns are 0-dimensional tensors without gradient, so that the
-caller decides when to wait for the device.
+Invariant: pure functions; metrics are 0-dimensional tensors without gradient on the device of the arguments, so that
+the caller decides when to synchronise with the device.
 """
 
 import math
@@ -13,6 +14,9 @@ from configs.schema import LearnerConfig
 from learner.vtrace import VtraceTargets
 
 ADVANTAGE_STD_FLOOR = 1e-3
+SATURATED, DEAD = 0.95, 0.01
+"""A core output of at least this magnitude is saturated; a core unit whose standard deviation over states is lower is
+dead."""
 
 
 def action_log_probs(logits: Tensor, actions: Tensor) -> Tensor:
@@ -36,8 +40,8 @@ def policy_loss(
     config: LearnerConfig,
     value_scale: Tensor | float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss to minimise, and its metrics by metric name; `logits` [T, B, A], `value_scale` (the unit of the value loss) one number,
-    everything else [T, B].
+    """The loss to minimise, and its metrics by name; `logits` [T, B, A], `value_scale` (the unit of the value loss) a
+    scalar, everything else [T, B].
 
     Schulman et al. 2017, PPO, eq. 7, with ONI's bounds: the ratio is clipped to [1/(1+x), 1+x], the value to within
     `value_clip` of the behaviour value; the worse of clipped and unclipped counts.
@@ -60,11 +64,37 @@ def policy_loss(
             "policy_loss": -surrogate,
             "value_loss": value_loss,
             "entropy": entropy,
-            "approx_kl": (
-                ratios - 1 - ratios.log()
-            ).mean(),  # unbiased and never negative, since actions are drawn from mu
+            # Unbiased and never negative, because the actions are drawn from mu.
+            "approx_kl": (ratios - 1 - ratios.log()).mean(),
             "clip_fraction": ((ratios < low) | (ratios > high)).float().mean(),
             "rho_clipped_fraction": (ratios > config.vtrace_rho_clip).float().mean(),
             "explained_variance": 1 - (targets.vs - values).var(correction=0) / targets.vs.var(correction=0),
         }
     return loss, {name: metric.detach() for name, metric in metrics.items()}
+
+
+@torch.no_grad()
+def state_information(logits: Tensor) -> Tensor:
+    """Mutual information of state and action in nats, H(mean policy) - mean H(policy), of a policy with `logits` [...,
+    A] in the states visited; 0 for a policy that ignores its observations."""
+    log_pi = logits.flatten(0, -2).float().log_softmax(-1)
+    pi = log_pi.exp()
+    mean = pi.mean(0)
+    return (pi * log_pi).sum(-1).mean() - torch.special.xlogy(mean, mean).sum()
+
+
+@torch.no_grad()
+def mean_kl(before: Tensor, after: Tensor) -> Tensor:
+    """Mean of KL(before || after) in nats over the states of two policies' logits [..., A]."""
+    log_before = before.log_softmax(-1)
+    return (log_before.exp() * (log_before - after.log_softmax(-1))).sum(-1).mean()
+
+
+@torch.no_grad()
+def core_metrics(outputs: Tensor) -> dict[str, Tensor]:
+    """Fractions, by metric name, of a core's outputs [T, B, H] that are saturated and of its units that are dead."""
+    outputs = outputs.flatten(0, -2)
+    return {
+        "core_saturated_fraction": (outputs.abs() > SATURATED).float().mean(),
+        "core_dead_fraction": (outputs.std(0, correction=0) < DEAD).float().mean(),
+    }

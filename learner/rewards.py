@@ -1,9 +1,9 @@
-"""The reward that the learner trains on: the environment's and the reward model's, mixed when a rollout is consumed; and what each
-caption has been paid over the whole run.
+"""The reward that the learner trains on, extrinsic + intrinsic, computed when a rollout is consumed; and the total
+intrinsic reward paid per caption over the run.
 
-Invariant: step t is paid for the caption that action t led to, an episode's last one included; an empty caption earns nothing and is
-never unknown, and a caption that the table does not know yet earns nothing and is counted. Payments are one sum per caption that ever
-earned something, so they are bounded by the reward tables of the run.
+Invariant: step t is paid for the caption that action t led to, an episode's last one included. The empty caption has
+reward 0 and is never unknown; a caption that is not in the table yet has reward 0 and is counted. There is one sum per
+caption that was ever rewarded, so their number is bounded by the reward tables of the run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ class PaidRewards:
         self._sums: dict[int, float] = {}
 
     def note(self, caption_ids: np.ndarray, intrinsic: np.ndarray) -> None:
-        """Add the intrinsic rewards of some steps, `intrinsic` f32 in the shape of `caption_ids` u64."""
+        """Add the intrinsic rewards of some steps; `caption_ids` u64 and `intrinsic` f32 have the same shape."""
         earning = intrinsic != 0
         ids, places = np.unique(caption_ids[earning], return_inverse=True)
         sums = np.bincount(places.ravel(), np.abs(intrinsic[earning]).astype(np.float64), len(ids))
@@ -51,46 +51,49 @@ class MixedRewards:
     """Rewards of T steps of B environments."""
 
     total: np.ndarray
-    """[T, B] f32: what V-trace sees."""
+    """[T, B] f32: the reward in V-trace."""
     extrinsic: np.ndarray
     """[T, B] f32: the extrinsic part of `total`, k_ext included."""
     intrinsic: np.ndarray
     """[T, B] f32: the intrinsic part of `total`, k_int included."""
     unknown_fraction: float
-    """Share of steps whose caption is not in the table, in [0, 1]."""
+    """Fraction of steps whose caption is not in the table."""
 
 
 class RewardMixer:
-    """Mixes the rewards of rollouts, and keeps what depends on the episodes so far: goals already paid, and the cap's scale; what was paid for."""
+    """Mixes the rewards of rollouts, and keeps the goals already paid, the cap's scale and the rewards paid per
+    caption."""
 
     def __init__(self, config: RewardConfig) -> None:
         self._config = config
         self._ledger, self._cap, self._paid = GoalLedger(), ShareCap(config.max_intrinsic_share), PaidRewards()
 
     def mix(self, rollouts: Sequence[Rollout], table: RewardTable) -> MixedRewards:
-        """Rewards of `rollouts`, joined along the environment axis; each rollout of a worker passes here or in `pass_over`, once, in order."""
+        """Rewards of `rollouts`, joined along the environment axis. Every rollout of a worker is given once, in order,
+        to this method or to `pass_over`."""
         scale = self._cap.scale
         mixed = [self._mix(rollout, table, scale) for rollout in rollouts]
-        parts = {
-            name: np.concatenate([getattr(one, name) for one in mixed], axis=1)
-            for name in ("total", "extrinsic", "intrinsic")
-        }
         unknown = np.average([one.unknown_fraction for one in mixed], weights=[one.total.size for one in mixed])
-        return MixedRewards(**parts, unknown_fraction=float(unknown))
+        return MixedRewards(
+            total=np.concatenate([one.total for one in mixed], axis=1),
+            extrinsic=np.concatenate([one.extrinsic for one in mixed], axis=1),
+            intrinsic=np.concatenate([one.intrinsic for one in mixed], axis=1),
+            unknown_fraction=float(unknown),
+        )
 
     def note_paid(self, rollouts: Sequence[Rollout], rewards: MixedRewards) -> None:
-        """The rewards that `mix` gave these have been trained on."""
+        """Count the `rewards` that `mix` returned for `rollouts` as paid: the learner has trained on them."""
         kept = np.concatenate([rollout.kept for rollout in rollouts])
         caption_ids = np.concatenate([rollout.caption_ids for rollout in rollouts], axis=1)
         self._paid.note(caption_ids[:, kept], rewards.intrinsic[:, kept])
 
     def pass_over(self, rollout: Rollout, table: RewardTable) -> None:
-        """A rollout that is dropped: its episodes went on all the same."""
+        """Update the state of the running episodes with a rollout that is dropped."""
         self._mix(rollout, table, 1.0)
 
     @property
     def intrinsic_scale(self) -> float:
-        """What `reward.max_intrinsic_share` multiplies intrinsic reward by, in [0, 1]."""
+        """The factor of `reward.max_intrinsic_share` on intrinsic reward, in [0, 1]."""
         return self._cap.scale
 
     def _mix(self, rollout: Rollout, table: RewardTable, scale: float) -> MixedRewards:
@@ -109,7 +112,7 @@ class RewardMixer:
         return replace(mixed, intrinsic=intrinsic, total=mixed.extrinsic + intrinsic)
 
     def state_dict(self) -> dict[str, Any]:
-        """Ledger, cap, and what was paid for."""
+        """Ledger, cap, and rewards paid per caption."""
         return {"ledger": self._ledger.state_dict(), "cap": self._cap.state_dict(), "paid": self._paid.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -128,22 +131,20 @@ def mix_rewards(
     config: RewardConfig,
     is_due: np.ndarray | None = None,
 ) -> MixedRewards:
-    """r = k_ext clip(s r_env, -c, c) + k_int R(caption) / count^beta (ONI section 2); the arrays are those of a rollout, [T, B].
+    """r = k_ext clip(s r_env, -c, c) + k_int R(caption) / count^beta (ONI section 2), from a rollout's arrays [T, B].
 
-    `is_due` [T, B] bool is False where R is withheld because the caption's goal was paid before.
+    `is_due` [T, B] bool is False where R is withheld because the caption's goal was already paid.
     """
-    extrinsic = np.clip(config.extrinsic_scale * extrinsic_rewards, -config.extrinsic_clip, config.extrinsic_clip)
+    clipped = np.clip(config.extrinsic_scale * extrinsic_rewards, -config.extrinsic_clip, config.extrinsic_clip)
+    extrinsic = config.extrinsic_coefficient * clipped
     caption_rewards, known = table.look_up(caption_ids)
     if is_due is not None:
         caption_rewards = np.where(is_due, caption_rewards, np.float32(0))
-    intrinsic = (
-        config.intrinsic_coefficient
-        * caption_rewards
-        / caption_counts.astype(np.float32) ** np.float32(config.count_exponent)
-    )
+    discounts = caption_counts.astype(np.float32) ** np.float32(config.count_exponent)
+    intrinsic = config.intrinsic_coefficient * caption_rewards / discounts
     return MixedRewards(
-        total=(config.extrinsic_coefficient * extrinsic + intrinsic).astype(np.float32),
-        extrinsic=(config.extrinsic_coefficient * extrinsic).astype(np.float32),
+        total=(extrinsic + intrinsic).astype(np.float32),
+        extrinsic=extrinsic.astype(np.float32),
         intrinsic=intrinsic.astype(np.float32),
         unknown_fraction=float(1 - known.mean()),
     )

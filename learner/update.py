@@ -1,7 +1,7 @@
-"""The learner: owns the network in training and its optimiser, and turns rollouts and a reward table into new weights.
+"""The learner: owns the training network and its optimiser, and turns rollouts and a reward table into new weights.
 
-Invariant: a version is a finite update: a gradient step whose loss or gradient is not finite changes nothing but a counter. On
-a CPU the same state and the same rollouts give the same weights, bit for bit.
+Invariant: a gradient step whose loss or gradient is not finite changes only a counter, so every version is finite. On a
+CPU the same state and the same rollouts give the same weights, bit for bit.
 """
 
 import logging
@@ -22,36 +22,37 @@ from actors.rollout import Rollout, Version
 from configs.devices import resolve_device
 from configs.schema import LearnerConfig, PolicyConfig, RewardConfig
 from learner.batch import Batch, BatchBuffers
-from learner.diagnostics import core_metrics, mean_kl, state_information
-from learner.loss import action_log_probs, clamped_ratios, policy_loss
+from learner.loss import action_log_probs, clamped_ratios, core_metrics, mean_kl, policy_loss, state_information
 from learner.memory import keep_freed_memory
 from learner.rewards import RewardMixer
 from learner.vtrace import ReturnScale, VtraceTargets, vtrace_targets
+from reward_models.fitting import load_optimizer_state, optimizer_state
 from reward_models.table import RewardTable
 
 LOG = logging.getLogger(__name__)
 PROBE_INTERVAL, PROBE_COLUMNS = 8, 8
-"""One update in so many is measured by what it does to the policy in so many environments."""
+"""Every 8th update is compared with the policy before it, in the first 8 environments of the batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """What one update says of itself (learner -> metrics)."""
+    """The results of one update (learner -> metrics)."""
 
     metrics: dict[str, float]
-    """Finite metrics by metric name; one that this batch does not define (of a skipped update, say) is left out."""
+    """Finite metrics by metric name; without those that this batch does not define (of a skipped update, for
+    example)."""
     lags: list[int]
     """Policy lag of each rollout, in versions."""
     intrinsic: list[np.ndarray]
     """Each rollout's intrinsic rewards [T, B], k_int included."""
     skipped_fraction: float
-    """Share of its gradient steps that were skipped, because loss or gradient were not finite."""
+    """Fraction of gradient steps that were skipped because loss or gradient were not finite."""
     timings: dict[str, float]
-    """Seconds by stage: `transfer` (joining the rollouts on the device), `relabel` (rewards), `train` (all else)."""
+    """Seconds by stage: `transfer` (joining the rollouts on the device), `relabel` (rewards), `train` (the rest)."""
 
 
 class Learner:
-    """V-trace and PPO over rollouts; `step` moves `policy_version` on by one, unless the update had to be skipped."""
+    """V-trace and PPO over rollouts; `step` increments `policy_version`, unless every gradient step was skipped."""
 
     def __init__(
         self,
@@ -63,7 +64,7 @@ class Learner:
         run_epoch: int,
         seed: int,
     ) -> None:
-        """Raises ValueError for a network that cannot read the observations, and for a device that is not there."""
+        """Raises ValueError for a network that cannot read the observations and for an unavailable device."""
         self.config, self.run_epoch, self._seed = config, run_epoch, seed
         self.device = resolve_device(config.device, "learner.device")
         keep_freed_memory()
@@ -79,15 +80,12 @@ class Learner:
             eps=config.adam_epsilon,
             fused=True,
         )
-        self._rewards = RewardMixer(reward)
-        self._return_scale = ReturnScale()
-        self._updates = 0
-        self._gradient_steps = 0
-        self._skipped = 0
+        self._rewards, self._return_scale = RewardMixer(reward), ReturnScale()
+        self._updates = self._gradient_steps = self._skipped = 0
 
     @property
     def policy_version(self) -> Version:
-        """Of the weights as they are now."""
+        """The version of the current weights."""
         return self.run_epoch, self._updates
 
     @property
@@ -95,16 +93,15 @@ class Learner:
         return "bf16" if self._precision is not None else "fp32"
 
     def step(self, rollouts: Sequence[Rollout], table: RewardTable, progress: float = 0.0) -> StepResult:
-        """One update on the rollouts, all steps of which count equally but those of lost environments, which do not count; rewards are
-        computed here, with `table`. `progress`, in [0, 1], is the share of the run's steps that lie behind it."""
+        """One update on the rollouts, without the steps of lost environments; all other steps have equal weight.
+        Rewards are computed here, with `table`. `progress`, in [0, 1], is the fraction of the run's steps already
+        consumed."""
         began = time.perf_counter()
         batch = self._buffers.join([rollout.without_lost() for rollout in rollouts if rollout.num_steps])
-        transfer_s = time.perf_counter() - began
-        lags = [self._updates - rollout.policy_version[1] for rollout in rollouts]
-        looked_up = time.perf_counter()
+        joined = time.perf_counter()
         intrinsic_scale, rewards = self._rewards.intrinsic_scale, self._rewards.mix(rollouts, table)
         kept = np.concatenate([rollout.kept for rollout in rollouts])
-        relabel_s = time.perf_counter() - looked_up
+        mixed = time.perf_counter()
         updates, taken, skipped = self._updates, self._gradient_steps, self._skipped
         metrics = self._train(batch, torch.from_numpy(rewards.total[:, kept]).to(self.device), progress)
         if self._updates > updates:
@@ -114,18 +111,14 @@ class Learner:
         metrics["intrinsic_unknown_fraction"] = rewards.unknown_fraction
         return StepResult(
             metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
-            lags=lags,
+            lags=[updates - rollout.policy_version[1] for rollout in rollouts],
             intrinsic=np.split(rewards.intrinsic, np.cumsum([len(rollout.kept) for rollout in rollouts])[:-1], axis=1),
             skipped_fraction=(self._skipped - skipped) / max(self._gradient_steps - taken + self._skipped - skipped, 1),
-            timings={
-                "relabel": relabel_s,
-                "transfer": transfer_s,
-                "train": time.perf_counter() - began - transfer_s - relabel_s,
-            },
+            timings={"relabel": mixed - joined, "transfer": joined - began, "train": time.perf_counter() - mixed},
         )
 
     def pass_over(self, rollout: Rollout, table: RewardTable) -> None:
-        """A rollout that is dropped: nothing is learnt from it, but its episodes went on."""
+        """Update the state of the running episodes with a rollout that is dropped."""
         self._rewards.pass_over(rollout, table)
 
     def metrics(self) -> dict[str, float]:
@@ -133,11 +126,12 @@ class Learner:
         return {"learner_updates": self._gradient_steps, "updates_skipped_nonfinite": self._skipped}
 
     def snapshot(self) -> PolicySnapshot:
-        """A copy of the weights under their version."""
+        """A copy of the weights with their version."""
         return snapshot(self.net, self.policy_version)
 
     def state_dict(self) -> dict[str, Any]:
-        """Copies of weights and Adam's moments by parameter name, and counters: nested dicts of arrays and JSON values."""
+        """Copies of the weights and Adam's moments by parameter name, and counters: nested dicts of arrays and JSON
+        values."""
         return {
             "run_epoch": self.run_epoch,
             "updates": self._updates,
@@ -147,17 +141,14 @@ class Learner:
             "return_scale": self._return_scale.state_dict(),
             "rewards": self._rewards.state_dict(),
             "weights": self.snapshot().weights,
-            "adam": {
-                name: {key: tensor.cpu().numpy().copy() for key, tensor in self._optimizer.state[parameter].items()}
-                for name, parameter in self.net.named_parameters()
-                if parameter in self._optimizer.state
-            },
+            "adam": optimizer_state(self.net, self._optimizer),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly from `state_dict`, in this learner's own epoch.
 
-        Raises RuntimeError for another network's state, and for one of this epoch or a later one, whose versions would recur.
+        Raises RuntimeError for the state of another network, and for that of this epoch or a later one, whose versions
+        would recur.
         """
         if state["run_epoch"] >= self.run_epoch:
             raise RuntimeError(
@@ -166,50 +157,48 @@ class Learner:
             )
         if (before := state.get("precision", self._precision_name)) != self._precision_name:
             LOG.warning(
-                "this run computed in %s so far and goes on in %s: its updates round otherwise",
+                "this run computed in %s so far and goes on in %s: its updates are rounded differently",
                 before,
                 self._precision_name,
             )
         load_weights(self.net, state["weights"])
-        moments = {
-            index: {key: torch.from_numpy(np.array(array)) for key, array in state["adam"][name].items()}
-            for index, (name, _) in enumerate(self.net.named_parameters())
-            if name in state["adam"]
-        }
-        self._optimizer.load_state_dict(
-            {"state": moments, "param_groups": self._optimizer.state_dict()["param_groups"]}
-        )
+        load_optimizer_state(self.net, self._optimizer, state["adam"])
         self._rewards.load_state_dict(state["rewards"])
         self._updates, self._skipped = state["updates"], state["skipped"]
         self._gradient_steps = state.get("gradient_steps", self._updates)
         self._return_scale.load_state_dict(state.get("return_scale"))
 
     def _train(self, batch: Batch, rewards: Tensor, progress: float) -> dict[str, float]:
-        """All gradient steps on the batch; the means of their metrics."""
+        """All gradient steps on the batch; returns the means of their metrics."""
         config, before = self.config, self._gradient_steps
         for group in self._optimizer.param_groups:
             group["lr"] = config.learning_rate * (1 - (1 - config.final_learning_rate_fraction) * progress)
         is_probed = self._updates % PROBE_INTERVAL == 0
         is_single = config.epochs * config.minibatches == 1
-        with torch.set_grad_enabled(is_single), self._autocast():
-            output = self.net(batch.obs, batch.core_state, batch.reset_before)
+        with torch.set_grad_enabled(is_single):
+            output = self._forward(batch)
         targets = self._targets(batch, output, rewards)
         logits_before = output.logits[:, :PROBE_COLUMNS].detach()
         metrics: list[dict[str, Tensor]] = []
         for epoch in range(config.epochs):
             for columns in self._minibatches(rewards.shape[1], epoch):
-                part, of_part = (
-                    (batch, targets)
-                    if columns is None
-                    else (batch.columns(columns), targets.columns(columns.to(self.device)))
-                )
+                part, of_part = batch, targets
+                if columns is not None:
+                    part, of_part = batch.columns(columns), targets.columns(columns.to(self.device))
                 if not is_single:
-                    with self._autocast():
-                        output = self.net(part.obs, part.core_state, part.reset_before)
-                loss, of_step = self._loss(part, output, of_part)
+                    output = self._forward(part)
+                loss, of_step = policy_loss(
+                    logits=output.logits[:-1],
+                    ratios=self._ratios(part, output),
+                    values=output.values[:-1],
+                    behaviour_values=part.behaviour_values,
+                    targets=of_part,
+                    config=config,
+                    value_scale=self.net.value_scale,
+                )
                 of_step["grad_norm"] = self._apply(loss)
                 of_step["grad_clipped_fraction"] = (of_step["grad_norm"] > config.max_grad_norm).float()
-                if epoch:  # of a net that has seen these very steps
+                if epoch:  # the network has already trained on these steps
                     del of_step["explained_variance"]
                 metrics.append(of_step)
         if self._gradient_steps > before:
@@ -220,14 +209,12 @@ class Learner:
         of_batch = {"policy_state_information": state_information(batch.behaviour_logits)}
         if is_probed:
             of_batch |= self._compare(batch, logits_before)
-        means = {
-            name: torch.stack([of_step[name] for of_step in metrics if name in of_step]).nanmean()
-            for name in metrics[0]
-        }
-        return _numbers({**means, **of_batch})
+        means = {name: torch.stack([step[name] for step in metrics if name in step]).nanmean() for name in metrics[0]}
+        means |= of_batch
+        return dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))  # one wait for the device
 
     def _minibatches(self, num_columns: int, epoch: int) -> list[Tensor | None]:
-        """Which environments [N] i64 each gradient step of a pass is made on; None: all, as they are."""
+        """The environments [N] i64 of each gradient step of a pass; None means all, in order."""
         number = min(self.config.minibatches, num_columns)
         if number == 1:
             return [None]
@@ -236,8 +223,9 @@ class Learner:
 
     @torch.no_grad()
     def _targets(self, batch: Batch, output: PolicyOutput, rewards: Tensor) -> VtraceTargets:
-        """Of the batch with `rewards` [T, B], from what the net says of it: its values are newer than the worker's. Only an episode's own
-        last observation, which the rollout does not hold, keeps the worker's value."""
+        """V-trace targets of the batch with `rewards` [T, B], from the network's values, which are newer than the
+        worker's. Only the last observation of a truncated episode, which the rollout does not contain, keeps the
+        worker's value."""
         config = self.config
         return vtrace_targets(
             ratios=self._ratios(batch, output),
@@ -256,25 +244,12 @@ class Learner:
 
     def _ratios(self, batch: Batch, output: PolicyOutput) -> Tensor:
         """pi / mu [T, B] of the actions taken."""
+        log_probs = action_log_probs(output.logits[:-1], batch.actions)
         behaviour_log_probs = action_log_probs(batch.behaviour_logits, batch.actions)
-        return clamped_ratios(
-            action_log_probs(output.logits[:-1], batch.actions), behaviour_log_probs, self.config.ratio_clamp
-        )
-
-    def _loss(self, batch: Batch, output: PolicyOutput, targets: VtraceTargets) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of what the net says of the batch, and its metrics."""
-        return policy_loss(
-            logits=output.logits[:-1],
-            ratios=self._ratios(batch, output),
-            values=output.values[:-1],
-            behaviour_values=batch.behaviour_values,
-            targets=targets,
-            config=self.config,
-            value_scale=self.net.value_scale,
-        )
+        return clamped_ratios(log_probs, behaviour_log_probs, self.config.ratio_clamp)
 
     def _apply(self, loss: Tensor) -> Tensor:
-        """Take the optimiser's step if loss and gradient are finite; the gradient's norm before clipping."""
+        """Take one optimiser step if loss and gradient are finite; returns the gradient's norm before clipping."""
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.config.max_grad_norm)
@@ -285,19 +260,15 @@ class Learner:
             self._skipped += 1
         return grad_norm
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self._precision or torch.bfloat16, enabled=self._precision is not None)
+    def _forward(self, batch: Batch) -> PolicyOutput:
+        enabled = self._precision is not None
+        with torch.autocast(self.device.type, self._precision or torch.bfloat16, enabled=enabled):
+            return self.net(batch.obs, batch.core_state, batch.reset_before)
 
     @torch.no_grad()
     def _compare(self, batch: Batch, logits_before: Tensor) -> dict[str, Tensor]:
-        """Metrics of the update that turned `logits_before` [T+1, N, A], of the batch's first environments, into the net's, and of the core."""
-        part = batch.columns(torch.arange(logits_before.shape[1]))
-        with self._autocast():
-            after = self.net(part.obs, part.core_state, part.reset_before)
+        """The KL divergence of the update from `logits_before` [T+1, N, A], of the batch's first environments, and
+        metrics of the core."""
+        after = self._forward(batch.columns(torch.arange(logits_before.shape[1])))
         metrics = {"update_kl": mean_kl(logits_before, after.logits)}
         return metrics | core_metrics(after.core_outputs) if self.net.core.kind != "none" else metrics
-
-
-def _numbers(metrics: Mapping[str, Tensor]) -> dict[str, float]:
-    """The metrics as numbers, with one wait for the device."""
-    return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))

@@ -1,8 +1,9 @@
-"""V-trace targets and policy-gradient advantages, for episodes that end anywhere in a rollout; and `ReturnScale`, the running mean and
-standard deviation of the targets: the units in which values are learnt (PopArt, van Hasselt et al. 2016).
+"""V-trace targets and policy-gradient advantages for episodes that end anywhere in a rollout, and the running scale of
+the targets.
 
-Invariant: nothing flows over an episode's end but what belongs there: 0 after a termination, the value of the episode's own last
-observation after a truncation. The scale is a function of the targets observed, in order, so it is saved and resumed exactly.
+Invariant: no value crosses an episode's end: the bootstrap value is 0 after a termination and the value of the
+episode's own last observation after a truncation. The scale is a function of the targets observed, in order, so it is
+saved and resumed exactly.
 """
 
 import math
@@ -12,17 +13,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+HORIZON = 250
+"""Batches over which `ReturnScale` averages; fewer at the start of a run, where it is a plain mean."""
+SMALLEST_SCALE = 1e-4
+"""Lower bound of the standard deviation (van Hasselt et al. 2016): before the first reward the targets hardly
+differ."""
+
 
 class VtraceTargets(NamedTuple):
     """Targets of T steps of B environments."""
 
     vs: Tensor
-    """[T, B] f32: what the value of each step is trained towards."""
+    """[T, B] f32: the value targets."""
     pg_advantages: Tensor
-    """[T, B] f32: what the policy surrogate weighs each step's ratio with."""
+    """[T, B] f32: the advantages in the policy surrogate."""
 
     def columns(self, indices: Tensor) -> "VtraceTargets":
-        """Of the environments at `indices` [N] i64."""
+        """The targets of the environments at `indices` [N] i64."""
         return VtraceTargets(self.vs[:, indices], self.pg_advantages[:, indices])
 
 
@@ -42,11 +49,12 @@ def vtrace_targets(
     trace_lambda: float = 1.0,
     rho_weighted: bool = False,
 ) -> VtraceTargets:
-    """V-trace (Espeholt et al. 2018, IMPALA, eq. 1) by its backward recursion (remark 1), all arguments [T, B].
+    """V-trace (Espeholt et al. 2018, IMPALA, eq. 1) by its backward recursion (remark 1); all tensors are [T, B].
 
-    `ratios` are pi(a|x) / mu(a|x); `next_values[t]` is V(obs[t+1]), so its last row bootstraps the rollout's end; it is not
-    used where an episode ended at t. `final_values` is read only where truncated. An advantage is r + gamma vs' - V, times
-    rho only where `rho_weighted` (ONI's form; with a clipped-ratio surrogate the importance weight would count twice).
+    `ratios` are pi(a|x) / mu(a|x). `next_values[t]` is V(obs[t+1]): its last row bootstraps the rollout's end, and it
+    is ignored where an episode ended at t. `final_values` is read only where truncated. An advantage is r + gamma vs' -
+    V, multiplied by rho only if `rho_weighted` (ONI's form; the clipped-ratio surrogate already contains the importance
+    weight).
     """
     done = terminated | truncated
     next_values = torch.where(truncated, final_values, next_values).masked_fill(terminated, 0.0)
@@ -64,22 +72,15 @@ def vtrace_targets(
     return VtraceTargets(vs, rhos * advantages if rho_weighted else advantages)
 
 
-HORIZON = 250
-"""Observations that the running moments average over; of the first ones, all that there have been."""
-
-
-SMALLEST_SCALE = 1e-4
-"""Targets that hardly differ (no reward has come yet) are not blown up beyond this (PopArt, van Hasselt et al. 2016)."""
-
-
 class ReturnScale:
-    """First and second moment of the targets, as exponential means that begin as plain ones."""
+    """Mean and standard deviation of the targets, the units in which values are learnt (PopArt, van Hasselt et al.
+    2016)."""
 
     def __init__(self) -> None:
         self._count, self._mean, self._square = 0, 0.0, 0.0
 
     def observe(self, targets: Tensor) -> None:
-        """Take in the targets [T, B] of one batch; those that are no numbers are left out."""
+        """Update both moments with the finite targets [T, B] of one batch."""
         finite = targets[targets.isfinite()]
         if not len(finite):
             return
@@ -90,15 +91,15 @@ class ReturnScale:
         self._square += rate * (square - self._square)
 
     def unit(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, 0-dimensional f32; 0 and 1 before anything was observed."""
+        """Mean and standard deviation, 0-dimensional f32; 0 and 1 before the first observation."""
         deviation = math.sqrt(max(self._square - self._mean**2, SMALLEST_SCALE**2)) if self._count else 1.0
         return torch.tensor(self._mean, device=device), torch.tensor(deviation, device=device)
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """Counter and moments, as JSON values."""
         return {"count": self._count, "mean": self._mean, "square": self._square}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Continue from `state_dict`; None, of a run from before it was kept, begins anew."""
+        """Continue from `state_dict`; None, from a checkpoint that has no scale yet, starts at the beginning."""
         if state is not None:
             self._count, self._mean, self._square = state["count"], state["mean"], state["square"]

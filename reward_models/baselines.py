@@ -1,6 +1,6 @@
-"""The baselines that never ask the LLM: `counts` rewards every caption alike, `none` rewards nothing.
+"""The baselines that never ask the LLM: `counts` gives every caption the same reward, `none` gives no reward.
 
-Invariant: they hold no state, so every caption is scored the moment it is known.
+Invariant: they have no state, so every caption has a score as soon as it is known.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from reward_models.interface import Asks, RewardModel
 
 
 class CountsModel(RewardModel):
-    """R = 1 for every non-empty caption, so that of the intrinsic reward only 1 / N^beta is left: episodic novelty of captions."""
+    """R = 1 for every non-empty caption, so that intrinsic reward is 1 / N^beta: the episodic novelty of captions."""
 
     name = "counts"
     asks = Asks.NOTHING
@@ -23,7 +23,7 @@ class CountsModel(RewardModel):
         return np.array([self.reward if caption.id else 0.0 for caption in captions], np.float32)
 
     def margins(self, captions: Sequence[Caption]) -> np.ndarray:
-        """[N] f64: the constant, which tells no caption from another."""
+        """[N] f64: the constant."""
         return np.full(len(captions), self.reward)
 
 

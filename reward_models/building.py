@@ -1,6 +1,7 @@
-"""The reward models by name: to add one, write its class and put it into `MODELS`.
+"""The reward models by name: to add one, write its class and add it to `MODELS`.
 
-Invariant: whatever is wrong with the configuration is a ValueError here, before anything is asked or trained.
+Invariant: a configuration that does not fit the reward model raises ValueError here, before anything is asked or
+trained.
 """
 
 from configs.annotation_schema import RewardModelConfig
@@ -20,44 +21,38 @@ MODELS: dict[str, type[RewardModel]] = {
 
 
 def build_reward_model(config: RewardModelConfig, seed: int = 0) -> RewardModel:
-    """The reward model that `config` names, its weights drawn from `seed`; raises ValueError for an unknown name or a wrong setting."""
-    model = MODELS.get(config.name)
-    if model is None:
+    """The reward model that `config` names, with weights drawn from `seed`; raises ValueError for an unknown name or a
+    wrong setting."""
+    if config.name not in MODELS:
         raise ValueError(
-            f"reward_model.name: got {config.name!r}{did_you_mean(config.name, MODELS)}, wanted one of {', '.join(MODELS)}"
+            f"reward_model.name: got {config.name!r}{did_you_mean(config.name, MODELS)},"
+            f" wanted one of {', '.join(MODELS)}"
         )
-    return model(config, seed)
+    return MODELS[config.name](config, seed)
 
 
 def check_reward_model(config: RunConfig) -> RewardModel:
-    """The reward model of a run, against the rest of its configuration. ValueError for the first setting that does not fit it."""
-    settings, service = config.reward_model, config.service
+    """The reward model of a run; raises ValueError for the first setting of the configuration that does not fit it."""
+    settings, max_items = config.reward_model, config.service.max_items_per_request
     model = build_reward_model(settings, config.seed)
-
-    def refuse(condition: bool, message: str) -> None:
-        if condition:
-            raise ValueError(message)
-
+    named = f"with reward_model.name={model.name}, which"
     is_judged = model.asks in (Asks.JUDGEMENTS, Asks.PAIRS)
-    refuse(
-        bool(settings.judgements) and not is_judged,
-        f"reward_model.judgements: got a file with reward_model.name={model.name}, which learns from no judgements",
-    )
     asks_while_training = model.asks is not Asks.NOTHING and not settings.judgements
-    refuse(
-        is_judged and asks_while_training and service.engine == "none" and not config.annotator.address,
-        f"service.engine: got none with reward_model.name={model.name}, which learns from judgements and would get none",
-    )
-    refuse(
-        model.asks is Asks.EMBEDDINGS and len(settings.goals) > service.max_items_per_request,
-        f"service.max_items_per_request: got {service.max_items_per_request}, wanted at least the number of goals ({len(settings.goals)})",
-    )
-    refuse(
-        settings.warmup_labels > 0 and not asks_while_training,
-        f"reward_model.warmup_labels: got {settings.warmup_labels}, but this reward model asks nothing while the policy trains; leave it at 0",
-    )
-    refuse(
-        settings.goal_once_per_episode and not model.takes_goals,
-        f"reward_model.goal_once_per_episode: got true with reward_model.name={model.name}, which knows no goals",
-    )
+    has_judge = config.service.engine != "none" or config.annotator.address
+    problem = ""
+    if settings.judgements and not is_judged:
+        problem = f"reward_model.judgements: got a file {named} does not learn from judgements"
+    elif is_judged and asks_while_training and not has_judge:
+        problem = f"service.engine: got none {named} learns from judgements and would get none"
+    elif model.asks is Asks.EMBEDDINGS and len(settings.goals) > max_items:
+        problem = f"service.max_items_per_request: got {max_items}, wanted at least {len(settings.goals)}, one per goal"
+    elif settings.warmup_labels > 0 and not asks_while_training:
+        problem = (
+            f"reward_model.warmup_labels: got {settings.warmup_labels}, but this reward model asks nothing while the"
+            " policy trains; leave it at 0"
+        )
+    elif settings.goal_once_per_episode and not model.takes_goals:
+        problem = f"reward_model.goal_once_per_episode: got true {named} has no goals"
+    if problem:
+        raise ValueError(problem)
     return model

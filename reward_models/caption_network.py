@@ -1,6 +1,7 @@
-"""The byte-level caption network of classification and ranking: six convolutions over a caption's bytes, then a small MLP.
+"""The byte-level caption network of classification and ranking: six convolutions over a caption's bytes, then a small
+MLP.
 
-Invariant: what comes out is what a pass over all 256 zero-padded bytes would give; but only the text itself is paid for.
+Invariant: the output equals that of a pass over all 256 zero-padded bytes, but only the text is computed.
 """
 
 from collections.abc import Sequence
@@ -19,10 +20,11 @@ CHUNK = 32
 
 
 class CaptionEncoder(nn.Module):
-    """Bytes to 128 features: embedding 32, convolutions of 64 channels (kernels 7 7 3 3 3 3, without padding), one layer.
+    """Bytes to 128 features: embedding 32, convolutions of 64 channels (kernels 7 7 3 3 3 3, without padding), one
+    linear layer.
 
-    Captions are short and everything behind their end is padding, so each layer's output there is one vector: its `tail`. It is
-    computed once and put in place of the positions beyond the text, which makes a pass several times cheaper.
+    Captions are short, and after their end there is only padding, where each layer's output is one constant vector: its
+    `tail`. It is computed once and used for all positions beyond the text, which makes a pass several times cheaper.
     """
 
     def __init__(self) -> None:
@@ -50,7 +52,8 @@ class CaptionEncoder(nn.Module):
 
 
 class CaptionNet(nn.Module):
-    """A number per caption: the encoder, then layers of `sizes` with ReLU between them; dropout before the last one."""
+    """One output per caption: the encoder, then linear layers of `sizes` with ReLU between them and dropout before the
+    last one."""
 
     def __init__(self, sizes: Sequence[int], dropout: float, seed: int) -> None:
         super().__init__()
@@ -61,8 +64,8 @@ class CaptionNet(nn.Module):
         self._dropout = dropout
 
     def forward(self, texts: Sequence[bytes], generator: torch.Generator | None = None) -> Tensor:
-        """[N] f32 of captions given as their bytes; with a `generator` (training) there is dropout, drawn from it."""
-        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))  # like lengths together: less padding
+        """[N] f32 of captions given as bytes; with a `generator` (in training), from which dropout is drawn."""
+        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))  # similar lengths together: less padding
         chunks = [order[start : start + CHUNK] for start in range(0, len(order), CHUNK)]
         outputs = [self._outputs(tokens_of([texts[row] for row in chunk]), generator) for chunk in chunks]
         return torch.cat(outputs)[torch.from_numpy(np.argsort(order))] if outputs else torch.zeros(0)
@@ -77,7 +80,7 @@ class CaptionNet(nn.Module):
 
 
 def tokens_of(texts: Sequence[bytes]) -> Tensor:
-    """[N, L] i64, L the longest of `texts` (at least 1, at most 256): their bytes, zero-padded."""
+    """[N, L] i64: the bytes of `texts`, zero-padded to the longest of them, L in [1, 256]."""
     length = min(max(1, *map(len, texts)), CAPTION_BYTES) if texts else 1
     padded = b"".join(text[:length].ljust(length, b"\0") for text in texts)
     return torch.from_numpy(np.frombuffer(padded, np.uint8).reshape(len(texts), length).astype(np.int64))

@@ -1,6 +1,8 @@
-"""The classification reward model: a byte-level network learns the judge's answers and speaks about every caption, labelled or not.
+"""The classification reward model: a byte-level network learns the judge's answers and scores every caption, labelled
+or not.
 
-Invariant: what scores are the weights that did best on held-out answers of the judge; nobody else's labels are used.
+Invariant: captions are scored with the weights that were best on held-out answers of the judge; there are no other
+labels.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -11,22 +13,22 @@ import torch
 from torch import Tensor
 
 from configs.annotation_schema import RewardModelConfig
-from llm_server.annotation import Caption, JudgedCaption, Status
-from reward_models.fitting import Fitting, is_held_out, packed, unpacked
+from llm_server.annotation import Caption, JudgedCaption, Status, log_odds
+from reward_models.fitting import Fitting, is_held_out, saved_texts, text_arrays
 from reward_models.interface import Asks, Evidence, RewardModel
-from reward_models.thresholding import ProbabilityReward, log_odds
+from reward_models.thresholding import ProbabilityReward
 
 SIZES, DROPOUT = (512, 512), 0.1
 MAX_LABELS = 200_000
-"""Labels of each split that are kept; the oldest leave first."""
+"""Labels kept per split; the oldest are removed first."""
 
 
 class ClassificationModel(RewardModel):
     """R is a function of the network's probability q, after ONI-Classification (arXiv 2410.23022).
 
-    Trained on the judge's probabilities (`soft`) or on 1[p > theta] (`hard`, ONI's form). The threshold eta of `binary` and `soft`
-    output is by default theta for soft labels: q then imitates p, and a small judge's probabilities are not centred at 0.5.
-    For hard labels q is the probability of a positive label, and eta is 0.5.
+    Trained on the judge's probabilities (`soft`) or on 1[p > theta] (`hard`, ONI's form). The threshold eta of `binary`
+    and `soft` output is by default theta for soft labels, where q approximates p, because a small judge's probabilities
+    are not centred at 0.5. For hard labels q is the probability of a positive label, and eta is 0.5.
     """
 
     name = "classification"
@@ -43,16 +45,16 @@ class ClassificationModel(RewardModel):
 
     @property
     def num_train(self) -> int:
-        """Labels to train on; none before theta is known."""
+        """Training labels; 0 before theta is known."""
         return 0 if np.isnan(self._theta) else len(self._labels[False].labels)
 
     @property
     def num_held_out(self) -> int:
-        """Labels that are not trained on."""
+        """Held-out labels."""
         return len(self._labels[True].labels)
 
     def holds_out(self, num_captions: int) -> bool:
-        """One caption per label."""
+        """There is one caption per label."""
         return self.num_held_out >= num_captions
 
     @property
@@ -63,47 +65,41 @@ class ClassificationModel(RewardModel):
     def calibrate(self, threshold: float) -> None:
         """See `RewardModel`."""
         if threshold != self._theta and self._config.labels == "hard":
-            self._fitting.wake()  # every label may be another
+            self._fitting.wake()  # any label may change
         self._theta = threshold
         self._reward.calibrate(threshold if self._config.labels == "soft" else 0.5)
 
     def learn(self, evidence: Sequence[Evidence]) -> None:
-        """Take new labels in."""
-        for item in evidence:
-            if (
-                isinstance(item, JudgedCaption)
-                and item.judgement.status is Status.OK
-                and item.caption.id
-                and not self._is_frozen
+        """Add new labels."""
+        train, held_out = self._labels[False], self._labels[True]
+        for item in () if self._is_frozen else evidence:
+            if not isinstance(item, JudgedCaption) or item.judgement.status is not Status.OK or not item.caption.id:
+                continue
+            number, is_new = item.caption.id, item.caption.id not in train.labels
+            if number in held_out.labels or (
+                is_new and is_held_out(number, self._config.held_out_fraction, len(train.labels))
             ):
-                self._take(item.caption, item.judgement.probability)
+                held_out.put(item.caption, item.judgement.probability)
+            else:
+                train.put(item.caption, item.judgement.probability)
+                self._fitting.note_example()
 
     def train(self) -> Mapping[str, float]:
-        """Some gradient steps; how often the network sides with the judge on held-out captions."""
+        """Take some gradient steps; `accuracy` is the agreement with the judge on held-out captions."""
         if not self._is_frozen:
             self._fitting.train(self, self._config.steps_per_turn)
         return {} if self._fitting.accuracy is None else {"accuracy": self._fitting.accuracy}
-
-    def _take(self, caption: Caption, probability: float) -> None:
-        train, held_out = self._labels[False], self._labels[True]
-        if caption.id in held_out.labels or (
-            caption.id not in train.labels
-            and is_held_out(caption.id, self._config.held_out_fraction, len(train.labels))
-        ):
-            held_out.put(caption, probability)
-        else:
-            train.put(caption, probability)
-            self._fitting.note_example()
 
     def score(self, captions: Sequence[Caption], counts: np.ndarray) -> np.ndarray:
         """[N] f32: R of each caption, labelled or not; NaN before the first evaluation."""
         return self._reward.rewards(captions, 1.0 / (1.0 + np.exp(-self._fitting.outputs(captions))))
 
     def margins(self, captions: Sequence[Caption]) -> np.ndarray:
-        """[N] f64: log-odds above eta's."""
+        """[N] f64: log-odds minus those of eta."""
         return self._fitting.outputs(captions) - log_odds(self._reward.threshold)
 
-    # -- what is trained on (see `fitting.Examples`) --------------------------------------------------------------------
+    # -- training examples (see `fitting.Examples`)
+    # ---------------------------------------------------------------------
 
     def texts(self, rows: np.ndarray, held_out: bool) -> list[bytes]:
         """One caption per label."""
@@ -122,17 +118,17 @@ class ClassificationModel(RewardModel):
         return torch.from_numpy(p + smoothing * (self._reward.threshold - p)).float()
 
     def agreement(self, logits: Tensor, rows: np.ndarray, held_out: bool) -> float:
-        """Share of labels on the same side of the threshold as the network."""
-        judges = self._theta if self._config.labels == "hard" else self._reward.threshold
-        return float(
-            np.mean((logits.numpy() > log_odds(self._reward.threshold)) == (self._given(rows, held_out) > judges))
-        )
+        """Fraction of labels on the same side of the threshold as the network's output."""
+        theta = self._theta if self._config.labels == "hard" else self._reward.threshold
+        is_above = logits.numpy() > log_odds(self._reward.threshold)
+        return float(np.mean(is_above == (self._given(rows, held_out) > theta)))
 
     def _given(self, rows: np.ndarray, held_out: bool) -> np.ndarray:
         labels = self._labels[held_out].rows()
         return np.array([labels[row][1] for row in rows])
 
-    # -- keeping ----------------------------------------------------------------------------------------------------------
+    # -- state
+    # ----------------------------------------------------------------------------------------------------------
 
     def retain(self, ids: Set[int]) -> None:
         """Forget every other caption's label and output."""
@@ -141,7 +137,7 @@ class ClassificationModel(RewardModel):
         self._fitting.retain(ids)
 
     def freeze(self, captions: Sequence[Caption], counts: np.ndarray) -> None:
-        """Keep the weights as they are; labels are needed no more."""
+        """Stop training and remove all labels."""
         self._is_frozen = True
         self._labels = {False: _Split(), True: _Split()}
 
@@ -165,7 +161,7 @@ class ClassificationModel(RewardModel):
 
 
 class _Split:
-    """Labels in the order in which their captions came."""
+    """Labels in the order in which their captions arrived."""
 
     def __init__(self) -> None:
         self.labels: dict[int, tuple[bytes, float]] = {}
@@ -187,13 +183,12 @@ class _Split:
         self._rows = None
 
     def state_dict(self) -> dict[str, Any]:
-        texts = [text for text, _ in self.labels.values()]
         return {
             "ids": np.array(list(self.labels), np.uint64),
             "probabilities": np.array([p for _, p in self.labels.values()], np.float64),
-            **packed(texts),
+            **text_arrays([text for text, _ in self.labels.values()]),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        labels = zip(unpacked(state), state["probabilities"].tolist(), strict=True)
+        labels = zip(saved_texts(state), state["probabilities"].tolist(), strict=True)
         self.labels, self._rows = dict(zip(state["ids"].tolist(), labels, strict=True)), None

@@ -1,6 +1,7 @@
-"""The embedding reward model: how near a caption lies to one of the goal sentences, after ELLM (arXiv 2302.06692). No LLM judges.
+"""The embedding reward model: the similarity of a caption to the nearest goal sentence, after ELLM (arXiv 2302.06692),
+without a judge.
 
-Invariant: a caption's reward depends on its text and the goals alone, so it never changes once it is known.
+Invariant: a caption's reward depends only on its text and the goals, so it never changes once it is known.
 """
 
 import re
@@ -17,17 +18,18 @@ from reward_models.thresholding import without_empty
 
 MAX_GOALS = 64
 THRESHOLDS = {"sentences": 0.45, "bag-of-words": 0.35}
-"""Chosen with the goals of the NetHack presets on tests/llm_server/data/nethack_labelled.jsonl (balanced accuracy 0.76 and 0.72)."""
-_WORDS = re.compile(r"[a-z]+|\d+|\$")
-FILLERS = "a an and are at by for from has have in is it its of on the there to with you your"
-_FILLERS = frozenset(FILLERS.split())
+"""Chosen with the goals of the NetHack presets on tests/llm_server/data/nethack_labelled.jsonl (balanced accuracy 0.76
+and 0.72)."""
+WORDS = re.compile(r"[a-z]+|\d+|\$")
+STOP_WORDS = "a an and are at by for from has have in is it its of on the there to with you your"
 
 
 class EmbeddingModel(RewardModel):
-    """R = the largest cosine with a goal where it exceeds the threshold, else 0.
+    """R = the largest cosine with a goal if it exceeds the threshold, else 0.
 
-    `sentences`: cosines of sentence embeddings, computed in the annotation service. `bag-of-words`: of word counts without fillers,
-    computed here. With `goal_once_per_episode` a rewarded caption carries the goal it reaches, and the learner pays each once.
+    `sentences`: cosines of sentence embeddings, computed in the annotation service. `bag-of-words`: cosines of word
+    counts without stop words, computed here. With `goal_once_per_episode` the table holds the goal of each rewarded
+    caption, and the learner pays a goal once.
     """
 
     name = "embedding"
@@ -37,7 +39,7 @@ class EmbeddingModel(RewardModel):
         super().__init__(config, seed)
         if config.threshold != -1 and not -1 < config.threshold < 1:
             raise ValueError(
-                f"reward_model.threshold is a cosine in (-1, 1), got {config.threshold}; -1 takes the default"
+                f"reward_model.threshold is a cosine in (-1, 1), got {config.threshold}; -1 is the default"
             )
         if not 0 < len(config.goals) <= MAX_GOALS:
             raise ValueError(f"reward_model.goals must be 1 to {MAX_GOALS} sentences, got {len(config.goals)}")
@@ -48,25 +50,23 @@ class EmbeddingModel(RewardModel):
         self._nearest: dict[int, tuple[float, int]] = {}  # caption id -> largest cosine and its goal
 
     def learn(self, evidence: Sequence[Evidence]) -> None:
-        """Remember the cosines."""
-        for item in evidence:
-            if isinstance(item, EmbeddedCaption) and not np.isnan(item.cosines).any() and not self._is_frozen:
+        """Store the largest cosine of each caption."""
+        for item in () if self._is_frozen else evidence:
+            if isinstance(item, EmbeddedCaption) and not np.isnan(item.cosines).any():
                 goal = int(item.cosines.argmax())
                 self._nearest[item.caption.id] = float(item.cosines[goal]), goal
 
     def score(self, captions: Sequence[Caption], counts: np.ndarray) -> np.ndarray:
         """[N] f32: R of each caption, NaN before it was embedded."""
         cosines, _ = self._look_up(captions)
-        return without_empty(
-            captions, np.where(np.isnan(cosines), np.nan, np.where(cosines > self._threshold, cosines, 0.0))
-        )
+        return without_empty(captions, np.where(cosines <= self._threshold, 0.0, cosines))
 
     def margins(self, captions: Sequence[Caption]) -> np.ndarray:
-        """[N] f64: cosine above the threshold."""
+        """[N] f64: cosine minus the threshold."""
         return self._look_up(captions)[0] - self._threshold
 
     def goals(self, captions: Sequence[Caption]) -> np.ndarray | None:
-        """[N] i8 where goals are paid once per episode."""
+        """[N] i8 if goals are paid once per episode, else None."""
         if not self._is_once:
             return None
         cosines, goals = self._look_up(captions)
@@ -83,7 +83,7 @@ class EmbeddingModel(RewardModel):
         return np.array([cosine for cosine, _ in found], np.float64), np.array([goal for _, goal in found], np.int8)
 
     def retain(self, ids: Set[int]) -> None:
-        """Forget the other captions' cosines; of a frozen model none, since they would not come again."""
+        """Forget the other captions' cosines; a frozen model keeps all, because it would not get them again."""
         if not self._is_frozen:
             self._nearest = {number: nearest for number, nearest in self._nearest.items() if number in ids}
 
@@ -104,8 +104,8 @@ class EmbeddingModel(RewardModel):
 
 
 def _bag(text: str) -> Counter[str]:
-    """Words by number, lower case, without fillers and plural s."""
-    words = (word.removesuffix("s") for word in _WORDS.findall(text.lower()) if word not in _FILLERS)
+    """Word counts, in lower case, without stop words and plural s."""
+    words = (word.removesuffix("s") for word in WORDS.findall(text.lower()) if word not in STOP_WORDS.split())
     return Counter(word for word in words if word)
 
 

@@ -1,12 +1,14 @@
-"""`Fitting`: gradient training of a caption network in small turns, stopped by held-out answers, with the best weights kept for scoring.
+"""`Fitting`: gradient training of a caption network in small turns, with early stopping and the best weights kept for
+scoring.
 
-    every turn             `steps_per_turn` Adam steps on examples drawn uniformly
-    every 25 steps         newest and best weights are evaluated on the held-out answers (where these are about fewer than 20 captions,
-                           on those trained on); the better ones score
-    `patience` times       training rests until new answers have come, a tenth as many as it is trained on, and then goes on from the
-    without a gain         best weights
+    every turn              `steps_per_turn` AdamW steps on examples drawn uniformly
+    every 25 steps          the current and the best weights are evaluated on the held-out examples (on the training
+                            examples while fewer than 20 captions are held out); the better ones become the best
+    after `patience`        training pauses until new examples have come, a tenth of the training set, and then
+    evaluations in vain     continues from the best weights
 
-Invariant: a function of seed, turns and examples: batches and dropout are drawn from (seed, step), so no generator needs saving.
+Invariant: the result is a function of seed, turns and examples: batches and dropout are drawn from (seed, step), so no
+generator state is saved.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,74 +16,54 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from configs.annotation_schema import RewardModelConfig
 from llm_server.annotation import Caption
 from reward_models.caption_network import CaptionNet
 
-
-def packed(texts: Sequence[bytes]) -> dict[str, np.ndarray]:
-    """Texts as two arrays."""
-    return {
-        "text_bytes": np.frombuffer(b"".join(texts), np.uint8).copy(),
-        "text_ends": np.cumsum([len(text) for text in texts], dtype=np.int64),
-    }
-
-
-def unpacked(state: Mapping[str, Any]) -> list[bytes]:
-    """The texts that `packed` was given."""
-    blob, ends = np.asarray(state["text_bytes"]).tobytes(), np.asarray(state["text_ends"]).tolist()
-    return [blob[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-
-
 EVALUATION_INTERVAL_STEPS = 25
 MAX_EVALUATED = 512
 """Examples per evaluation, spread evenly over all."""
 MIN_HELD_OUT = 20
-"""Captions."""
+"""Held-out captions from which on the held-out examples are evaluated."""
 MIN_TRAINED_BEFORE_HOLDING_OUT = 200
 MIN_GAIN, LEAST_GAIN = 0.01, 1e-6
-"""What counts as a gain: the excess loss (cross-entropy less the entropy of the targets, which no weights can undercut) falls by this
-fraction, and by as many nats. Soft targets of a judge whose probabilities differ little are nearly all entropy."""
+"""An evaluation is a gain if the excess loss (cross-entropy minus the entropy of the targets, its lower bound) falls by
+this fraction and by this many nats. The soft targets of a judge whose probabilities differ little are nearly all
+entropy."""
 GROWTH = 10
-"""Rest ends when new answers are one in so many of those trained on."""
+"""Training resumes after a pause once new examples are more than 1/10 of the training set."""
 MAX_GRAD_NORM = 10.0
 
 
 class Examples(Protocol):
-    """What a network is trained on: logits against targets in [0, 1]."""
+    """The training and held-out examples of a network: logits and targets in [0, 1]."""
 
     @property
     def num_train(self) -> int:
-        """How many are trained on."""
-        ...
+        """Number of training examples."""
 
     @property
     def num_held_out(self) -> int:
-        """How many are not."""
-        ...
+        """Number of held-out examples."""
 
     def holds_out(self, num_captions: int) -> bool:
-        """Whether those that are not trained on are about at least so many captions that are not."""
-        ...
+        """Whether the held-out examples contain at least `num_captions` held-out captions."""
 
     def texts(self, rows: np.ndarray, held_out: bool) -> list[bytes]:
-        """The captions of these examples."""
-        ...
+        """The captions of the examples `rows`."""
 
     def logits(self, outputs: Tensor) -> Tensor:
         """[N] logits from the network's outputs for `texts`."""
-        ...
 
     def targets(self, rows: np.ndarray, held_out: bool) -> Tensor:
         """[N] f32 in [0, 1]."""
-        ...
 
     def agreement(self, logits: Tensor, rows: np.ndarray, held_out: bool) -> float:
-        """Share of examples on which the network sides with the judge; NaN where none takes a side."""
-        ...
+        """Fraction of examples on which the network agrees with the judge; NaN if the judge is undecided on all of
+        them."""
 
 
 class Fitting:
@@ -93,12 +75,12 @@ class Fitting:
         self._optimizer = self._new_optimizer()
         self.step = 0
         self.has_best = False
-        """Whether there are weights to score with."""
+        """Whether the best weights exist: False before the first evaluation."""
         self.accuracy: float | None = None
-        """Of the best weights on the held-out answers."""
+        """Of the best weights on the held-out examples."""
         self._num_without_gain = 0
-        self._num_learnt = 0  # examples that were ever new, those that left or were replaced included
-        self._rests_until = 0  # how many that must exceed; 0: training does not rest
+        self._num_learnt = 0  # every example ever added, those that were removed or replaced included
+        self._rests_until = 0  # `_num_learnt` at which training resumes after a pause; 0 if it is not paused
         self._outputs: dict[int, float] = {}  # of the best weights, by caption id
 
     def is_settled(self, examples: Examples) -> bool:
@@ -106,26 +88,28 @@ class Fitting:
         return examples.num_train == 0 or (self._rests_until > 0 and self._num_learnt <= self._rests_until)
 
     def note_example(self) -> None:
-        """There is a new example to train on, or another target of an old one."""
+        """Count a new training example, or a new target of an old one."""
         self._num_learnt += 1
 
     def wake(self) -> None:
-        """What is to be learnt has changed: do not rest."""
+        """End a pause because the targets have changed."""
         self._rests_until = self._num_without_gain = 0
 
     def train(self, examples: Examples, num_steps: int) -> None:
-        """At most `num_steps` steps, fewer where training comes to rest."""
+        """Take at most `num_steps` gradient steps, fewer if training pauses."""
         for _ in range(num_steps):
             if self.is_settled(examples):
                 return
             if self._rests_until:
-                self._begin_again()
+                self._net.load_state_dict(self._best.state_dict())
+                self._optimizer = self._new_optimizer()
+                self.wake()
             self._take_step(examples)
             if self.step % EVALUATION_INTERVAL_STEPS == 0:
                 self._evaluate(examples)
 
     def outputs(self, captions: Sequence[Caption]) -> np.ndarray:
-        """[N] f64 of the best weights, NaN before there are any; computed once per caption and weights."""
+        """[N] f64 outputs of the best weights, NaN before these exist; computed once per caption and weights."""
         if not self.has_best:
             return np.full(len(captions), np.nan)
         new = [caption for caption in captions if caption.id not in self._outputs]
@@ -156,9 +140,9 @@ class Fitting:
         total = examples.num_held_out if held_out else examples.num_train
         rows = np.unique(np.linspace(0, total - 1, min(total, MAX_EVALUATED)).astype(np.int64))
         excess, agreement = self._assess(self._net, examples, rows, held_out)
-        best_excess, best_agreement = (
-            self._assess(self._best, examples, rows, held_out) if self.has_best else (np.inf, np.nan)
-        )
+        best_excess, best_agreement = np.inf, np.nan
+        if self.has_best:
+            best_excess, best_agreement = self._assess(self._best, examples, rows, held_out)
         if excess < min((1.0 - MIN_GAIN) * best_excess, best_excess - LEAST_GAIN):
             self._best.load_state_dict(self._net.state_dict())
             self.has_best, best_agreement = True, agreement
@@ -173,18 +157,11 @@ class Fitting:
     @torch.no_grad()
     def _assess(self, net: CaptionNet, examples: Examples, rows: np.ndarray, held_out: bool) -> tuple[float, float]:
         """Excess loss in nats, and agreement."""
-        logits, targets = (
-            examples.logits(net(examples.texts(rows, held_out))),
-            examples.targets(rows, held_out).double(),
-        )
+        logits = examples.logits(net(examples.texts(rows, held_out)))
+        targets = examples.targets(rows, held_out).double()
         entropy = -(torch.xlogy(targets, targets) + torch.xlogy(1.0 - targets, 1.0 - targets)).mean()
         loss = binary_cross_entropy_with_logits(logits.double(), targets)
         return float(loss - entropy), examples.agreement(logits, rows, held_out)
-
-    def _begin_again(self) -> None:
-        self._net.load_state_dict(self._best.state_dict())
-        self._optimizer = self._new_optimizer()
-        self._rests_until = self._num_without_gain = 0
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         config = self._config
@@ -193,16 +170,11 @@ class Fitting:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights in training and best ones, Adam's moments, counters, and the outputs computed so far."""
-        moments = self._optimizer.state
+        """Current and best weights, Adam's moments, counters, and the outputs computed so far."""
         return {
-            "weights": _arrays(self._net),
-            "best": _arrays(self._best),
-            "adam": {
-                name: {key: tensor.numpy().copy() for key, tensor in moments[parameter].items()}
-                for name, parameter in self._net.named_parameters()
-                if parameter in moments
-            },
+            "weights": {name: tensor.numpy().copy() for name, tensor in self._net.state_dict().items()},
+            "best": {name: tensor.numpy().copy() for name, tensor in self._best.state_dict().items()},
+            "adam": optimizer_state(self._net, self._optimizer),
             "step": self.step,
             "has_best": self.has_best,
             "accuracy": self.accuracy,
@@ -217,29 +189,50 @@ class Fitting:
         """Continue from `state_dict`."""
         for net, name in ((self._net, "weights"), (self._best, "best")):
             net.load_state_dict({key: torch.from_numpy(np.array(array)) for key, array in state[name].items()})
-        moments = {
-            index: {key: torch.from_numpy(np.array(array)) for key, array in state["adam"][name].items()}
-            for index, (name, _) in enumerate(self._net.named_parameters())
-            if name in state["adam"]
-        }
         self._optimizer = self._new_optimizer()
-        self._optimizer.load_state_dict(
-            {"state": moments, "param_groups": self._optimizer.state_dict()["param_groups"]}
-        )
+        load_optimizer_state(self._net, self._optimizer, state["adam"])
         self.step, self.has_best, self.accuracy = state["step"], state["has_best"], state["accuracy"]
-        self._num_without_gain, self._num_learnt, self._rests_until = (
-            state["num_without_gain"],
-            state["num_learnt"],
-            state["rests_until"],
-        )
+        self._num_without_gain, self._num_learnt = state["num_without_gain"], state["num_learnt"]
+        self._rests_until = state["rests_until"]
         self._outputs = dict(zip(state["output_ids"].tolist(), state["outputs"].tolist(), strict=True))
 
 
 def is_held_out(caption_id: int, fraction: float, num_trained: int) -> bool:
-    """Whether a caption met now goes to the held-out split: by a hash of its id, and never among the first."""
+    """Whether a new caption goes to the held-out split, by a hash of its id; never one of the first 200."""
     position = (caption_id * 0x9E3779B97F4A7C15 % 2**64) / 2**64  # Fibonacci hashing: ids need not be hashes themselves
     return num_trained >= MIN_TRAINED_BEFORE_HOLDING_OUT and position < fraction
 
 
-def _arrays(net: CaptionNet) -> dict[str, np.ndarray]:
-    return {name: tensor.numpy().copy() for name, tensor in net.state_dict().items()}
+def text_arrays(texts: Sequence[bytes]) -> dict[str, np.ndarray]:
+    """The texts as two arrays, for a checkpoint."""
+    return {
+        "text_bytes": np.frombuffer(b"".join(texts), np.uint8).copy(),
+        "text_ends": np.cumsum([len(text) for text in texts], dtype=np.int64),
+    }
+
+
+def saved_texts(state: Mapping[str, Any]) -> list[bytes]:
+    """The texts in a state that contains `text_arrays`."""
+    joined, ends = np.asarray(state["text_bytes"]).tobytes(), np.asarray(state["text_ends"]).tolist()
+    return [joined[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def optimizer_state(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, np.ndarray]]:
+    """Copies of the optimiser's state by parameter name and key."""
+    return {
+        name: {key: tensor.cpu().numpy().copy() for key, tensor in optimizer.state[parameter].items()}
+        for name, parameter in net.named_parameters()
+        if parameter in optimizer.state
+    }
+
+
+def load_optimizer_state(
+    net: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, np.ndarray]]
+) -> None:
+    """Continue from `optimizer_state`, with the optimiser's own hyper-parameters."""
+    moments = {
+        index: {key: torch.from_numpy(np.array(array)) for key, array in state[name].items()}
+        for index, (name, _) in enumerate(net.named_parameters())
+        if name in state
+    }
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -2,11 +2,11 @@
 
     consumes              waits for                                  is unblocked by
     caption reports       nothing                                    -
-    answers               `Annotator.wait` (an interval at most)     an answer, or `close`
+    answers               `Annotator.wait` (at most an interval)     an answer, or `close`
     gradient steps        their share of the time                    -
     reward tables         nothing: latest only                       -
 
-Invariant: the learner never waits for any of it: whatever fails here leaves it the last table.
+Invariant: the learner never waits for any of this; if something fails here, it keeps the last table.
 """
 
 import logging
@@ -27,12 +27,20 @@ from reward_models.interface import Evidence
 from reward_models.table import RewardTable
 from reward_models.training import RewardTrainer
 
+LOG = logging.getLogger(__name__)
+MAX_FAILURES_IN_A_ROW = 10
+PUBLISHING_SHARE = 0.1
+SLICE = 256
+"""Captions scored at a time; a network needs a fraction of a second for them even on a busy core."""
+CLOSE_BUDGET_S = 2.0
+
 
 class FairLock:
-    """For `with`; not reentrant. A plain lock that is released and taken again at once may never change hands."""
+    """A context manager, not reentrant. With a plain lock, a thread that releases it and acquires it again at once can
+    starve others."""
 
     def __init__(self) -> None:
-        self._door = threading.Lock()  # held while waiting for the lock, so that the next in line waits here
+        self._door = threading.Lock()  # held while waiting for the lock, so that the next thread waits here
         self._lock = threading.Lock()
 
     def __enter__(self) -> None:
@@ -43,14 +51,6 @@ class FairLock:
         self._lock.release()
 
 
-LOG = logging.getLogger(__name__)
-MAX_FAILURES_IN_A_ROW = 10
-PUBLISHING_SHARE = 0.1
-SLICE = 256
-"""Captions scored at a time: a network takes a fraction of a second for them even on a busy core."""
-CLOSE_BUDGET_S = 2.0
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardedCaption:
     """One line of the end-of-run summary (annotation -> user)."""
@@ -59,16 +59,17 @@ class RewardedCaption:
     reward: float
     """R in the newest table."""
     probability: float | None
-    """The judge's; None where it was not asked."""
+    """The judge's probability; None if it was not asked."""
     count: int
     """Occurrences in the run."""
 
 
 class AnnotationPipeline:
-    """Caption book, annotator and trainer as one part of a run; every method may be called from any thread.
+    """Caption book, annotator and trainer of a run; every method may be called from any thread.
 
     Models that need no judgements get `annotator=None`: then nothing is asked and no service is started. A `service` is
-    started, watched and ended with the pipeline, a `judge` in this process is closed with it. Either `start` (asynchronous) or `turn` (one process), not both.
+    started, supervised and stopped by the pipeline; a `judge` in this process is closed by it. Use either `start`
+    (asynchronous) or `turn` (one process), not both.
     """
 
     def __init__(
@@ -82,19 +83,10 @@ class AnnotationPipeline:
         config: RewardModelConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._book, self._trainer, self._annotator, self._service, self._judge = (
-            book,
-            trainer,
-            annotator,
-            service,
-            judge,
-        )
+        self._book, self._trainer, self._annotator = book, trainer, annotator
+        self._service, self._judge, self._clock = service, judge, clock
         config = config or RewardModelConfig()
-        self._publish_interval_s, self._training_share, self._clock = (
-            config.publish_interval_s,
-            config.training_share,
-            clock,
-        )
+        self._publish_interval_s, self._training_share = config.publish_interval_s, config.training_share
         self._lock = FairLock()  # of the trainer
         self._unlearnt: list[Evidence] = []
         self._num_answers = self._num_judges_replaced = 0
@@ -108,22 +100,23 @@ class AnnotationPipeline:
 
     @property
     def problem(self) -> str | None:
-        """Why no caption is judged any more; None as long as all is well or may become well by itself."""
+        """Why captions are no longer judged; None while annotation works or may recover by itself."""
         return (self._annotator.problem if self._annotator else None) or self._failure
 
     @property
     def is_loading(self) -> bool:
-        """Whether the judge is on its way and only loads its model."""
+        """Whether the judge is still loading its model."""
         return self._annotator is not None and self._annotator.is_loading
 
     def report(
         self, texts: Mapping[int, str], counts: Mapping[int, int], worker_id: str, sequence_number: int, env_steps: int
     ) -> tuple[str, int]:
-        """Take in a worker's caption report; see `CaptionBook.take_report`."""
+        """Add a worker's caption report; see `CaptionBook.take_report`."""
         return self._book.take_report(texts, counts, worker_id, sequence_number, env_steps)
 
     def turn(self, max_labels: int) -> RewardTable:
-        """Ask for at most `max_labels` answers, learn them, train a little and return the newest table, all in this thread."""
+        """Ask for at most `max_labels` answers, learn them, train for one turn and return the newest table, all in this
+        thread."""
         answers = self._annotator.turn(max_labels) if self._annotator else []
         with self._lock:
             self._learn(answers)
@@ -139,15 +132,15 @@ class AnnotationPipeline:
             self._num_judges_replaced = self._annotator.num_judges_replaced
         if self._annotator.judge:
             self._trainer.calibrate(self._annotator.judge.pays_above)
-        num_answers = self._annotator.num_answers  # an answer need not be evidence: it may be no label, or make no pair
-        if num_answers > self._num_answers and self._service:
+        # Answers are counted, not evidence: an answer may not be a label, or not make a pair.
+        if self._annotator.num_answers > self._num_answers and self._service:
             self._service.served()
-        self._num_answers = num_answers
+        self._num_answers = self._annotator.num_answers
         self._trainer.learn(answers)
         self._trainer.note_labels(self._annotator.num_labels)
 
     def start(self) -> None:
-        """Begin to ask, learn and publish in the background."""
+        """Start to ask, learn and publish in the background."""
         if self._annotator:
             self._annotator.start()
         self._thread = threading.Thread(target=self._run, name="reward-training", daemon=True)
@@ -166,15 +159,16 @@ class AnnotationPipeline:
                 failures = 0
             except Exception as error:
                 failures += 1
-                LOG.exception("reward training failed (%d in a row); the run goes on with the last table", failures)
+                LOG.exception("reward training failed (%d in a row); the run continues with the last table", failures)
                 if failures == MAX_FAILURES_IN_A_ROW:
-                    self._failure = f"reward training failed {failures} times in a row, at last with {error!r}"
-                    LOG.error("%s: rewards stay as they are until the run is started again", self._failure)
+                    self._failure = f"reward training failed {failures} times in a row, most recently with {error!r}"
+                    LOG.error("%s: the reward table does not change until the run is restarted", self._failure)
                     return
                 self._stop.wait(self._publish_interval_s)
 
     def _next_time(self, work: Callable[[], object], share: float, interval_s: float) -> float:
-        """Do `work` now; when it is due again, so that it takes at most `share` of the time: the rest of the run needs the processor."""
+        """Do `work` now; returns when it is due again, so that it takes at most `share` of the time and leaves the CPU
+        to the run."""
         started = self._clock()
         work()
         return started + max(interval_s, (self._clock() - started) / share)
@@ -184,8 +178,9 @@ class AnnotationPipeline:
             self._trainer.train()
 
     def _publish(self) -> None:
-        """Captions are scored in slices, between which checkpoints find the lock free and answers are learnt. This thread alone trains,
-        so all slices are of the same weights; the table itself, with what normalises it, is made in one piece."""
+        """Score captions in slices, and between them release the lock for checkpoints and learn new answers. Only this
+        thread trains, so all slices have the same weights; normalisation and the table itself are computed under one
+        lock."""
         captions = self._book.captions() if self._trainer.is_due else []
         for start in range(0, len(captions), SLICE):
             if self._stop.is_set():
@@ -203,25 +198,23 @@ class AnnotationPipeline:
             self._stop.wait(timeout_s)
             return
         self._annotator.wait(timeout_s)
-        with self._lock:  # taken and learnt in one piece, so that no checkpoint falls between
-            came = self._annotator.take()
+        with self._lock:  # no checkpoint may be saved between taking and learning
+            answers = self._annotator.take()
             if self._annotator.num_judges_replaced != self._num_judges_replaced:
-                self._unlearnt = []  # by a former judge
-            self._unlearnt += came
+                self._unlearnt = []  # answers of a former judge
+            self._unlearnt += answers
             self._learn(self._unlearnt)
             self._unlearnt = []
 
     def latest_table(self) -> RewardTable:
-        """The newest table; waits for nothing."""
+        """The newest table; never blocks."""
         return self._trainer.table
 
     def metrics(self) -> dict[str, float | None]:
-        """Catalogue metrics of the book, annotation and the reward model."""
+        """Metrics of the book, annotation and the reward model by name."""
+        unasked = {"annotations_pending": None, "annotation_age_s": None}
         metrics: dict[str, float | None] = {**self._book.metrics(), **self._trainer.metrics()}
-        if self._annotator is None:
-            metrics |= {"annotations_pending": None, "annotation_age_s": None}
-        else:
-            metrics |= self._annotator.metrics()
+        metrics |= self._annotator.metrics() if self._annotator else unasked
         if self._service:
             metrics["service_restarts"] = self._service.restarts
         if self._failure:
@@ -229,7 +222,7 @@ class AnnotationPipeline:
         return metrics
 
     def top_rewarded(self, n: int, min_count: int) -> list[RewardedCaption]:
-        """The `n` captions of highest R > 0 among those seen at least `min_count` times; equal ones by count, then by id."""
+        """The `n` captions of highest R > 0 that occurred at least `min_count` times, ordered by R, count, id."""
         table = self.latest_table()
         counts, probabilities, texts = self._book.look_up(table.ids)
         rows = np.flatnonzero((table.rewards > 0) & (counts >= max(min_count, 1)))
@@ -245,12 +238,12 @@ class AnnotationPipeline:
         ]
 
     def interrupt(self) -> None:
-        """From a signal handler: a `turn` that waits for the service stops waiting."""
+        """End a `turn`'s wait for the service; called from a signal handler."""
         if self._annotator:
             self._annotator.interrupt()
 
     def state_dict(self) -> dict[str, Any]:
-        """Book, counters, model and table of one moment; brings captions.sqlite up to date as well."""
+        """A consistent state of book, counters, model and table; also updates captions.sqlite."""
         self._book.write_archive()
         with self._lock:
             return {
@@ -260,7 +253,8 @@ class AnnotationPipeline:
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`; before `start`. An empty state (of a run without annotation so far) changes nothing."""
+        """Continue from `state_dict`, before `start`. An empty state, of a run without annotation so far, changes
+        nothing."""
         if not state:
             return
         self._book.load_state_dict(state["book"])
@@ -271,7 +265,7 @@ class AnnotationPipeline:
             self._trainer.load_state_dict(state["trainer"])
 
     def close(self) -> None:
-        """Stop asking and training, end the service, and write the archive."""
+        """Stop asking and training, stop the service, and write the archive."""
         self._stop.set()
         if self._annotator:
             self._annotator.close()

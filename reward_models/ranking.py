@@ -1,7 +1,8 @@
-"""The ranking reward model: a byte-level network whose differences explain which of two captions is better (Bradley-Terry).
+"""The ranking reward model: a byte-level network whose output differences predict which of two captions is better
+(Bradley-Terry).
 
-Invariant: a version's rewards are normalised over exactly the caption table of that version, each caption weighted by how often it
-occurred; what is handed on is that normalised, thresholded value and nothing else.
+Invariant: the rewards of a version are normalised over exactly the caption table of that version, each caption weighted
+by its count; only the normalised, thresholded value leaves the model.
 """
 
 import math
@@ -14,29 +15,31 @@ from torch import Tensor
 
 from configs.annotation_schema import RewardModelConfig
 from llm_server.annotation import Caption, JudgedPair, Status
-from reward_models.fitting import Fitting, is_held_out, packed, unpacked
+from reward_models.fitting import Fitting, is_held_out, saved_texts, text_arrays
 from reward_models.interface import Asks, Evidence, RewardModel
 from reward_models.thresholding import without_empty
 
 SIZES, DROPOUT = (256, 512), 0.0
 MAX_PAIRS = 1_000_000
-"""Pairs of each split that are kept; the oldest leave first."""
+"""Pairs kept per split; the oldest are removed first."""
 FIXED, BY_THETA = -1.0, -2.0
-"""Values of `epsilon_quantile` that are no quantile."""
+"""Special values of `epsilon_quantile`, which are not quantiles."""
 COMPARED_QUANTILE = 0.5
-"""Motif's."""
+"""The quantile of Motif."""
 MIN_DEVIATION = 0.1
-"""Least sigma, in log-odds: a caption one such deviation above the average is preferred to it with probability 0.525. Where captions
-differ by less, the judge has no opinion, and what differs is the noise of training."""
+"""Lower bound of sigma, in log-odds: a caption one such deviation above the average is preferred to it with probability
+0.525. Smaller differences between captions are training noise, not the judge's opinion."""
 
 
 class RankingModel(RewardModel):
-    """R = z where z > epsilon, else 0, with z = (f(caption) - mu) / sigma (ONI-Ranking, arXiv 2410.23022; Motif, arXiv 2310.00166).
+    """R = z where z > epsilon, else 0, with z = (f(caption) - mu) / sigma (ONI-Ranking, arXiv 2410.23022; Motif, arXiv
+    2310.00166).
 
-    f is trained so that p(first is better) = s(f(first) - f(second)), s the logistic function, on soft preferences (a tie is 0.5).
-    mu and sigma are mean and deviation of f over all captions of the table but the empty one, weighted by their counts; sigma is at
-    least 0.1. By default epsilon divides the captions that the judge was asked about in the shares in which theta does, and is at least
-    0; otherwise it is `reward_model.epsilon`, or the `epsilon_quantile` of z over the distinct captions.
+    f is trained so that p(first is better) = s(f(first) - f(second)), s the logistic function, on soft preferences (a
+    tie is 0.5). mu and sigma are the mean and standard deviation of f over all non-empty captions of the table,
+    weighted by their counts; sigma is at least 0.1. By default epsilon is the quantile of z at which theta divides the
+    captions that the judge was asked about, and at least 0; otherwise it is `reward_model.epsilon`, or the
+    `epsilon_quantile` of z over the distinct captions.
     """
 
     name = "ranking"
@@ -47,23 +50,21 @@ class RankingModel(RewardModel):
         super().__init__(config, seed)
         if config.epsilon_quantile != FIXED and config.epsilon != RewardModelConfig().epsilon:
             raise ValueError(
-                f"reward_model.epsilon: got {config.epsilon}, which reward_model.epsilon_quantile={config.epsilon_quantile} overrides; set"
-                " reward_model.epsilon_quantile=-1 to use it"
+                f"reward_model.epsilon: got {config.epsilon}, which reward_model.epsilon_quantile="
+                f"{config.epsilon_quantile} overrides; set reward_model.epsilon_quantile=-1 to use it"
             )
         self._config = config
         self._pairs = {False: _Pairs(), True: _Pairs()}  # by whether they are held out
         self._texts: dict[int, bytes] = {}  # of every caption in a pair
         self._held_out_captions: set[int] = set()
         self._fitting = Fitting(SIZES, DROPOUT, config, seed)
-        self._judged: dict[
-            int, float
-        ] = {}  # the judge's probability of single captions, where pairs were made of those
+        self._judged: dict[int, float] = {}  # the judge's probability by caption id, if it judged single captions
         self._theta = math.nan
-        self._scale: tuple[float, float, float] = (math.nan, math.nan, math.nan)  # mu, sigma, epsilon of the last table
+        self._scale = (math.nan, math.nan, math.nan)  # mu, sigma, epsilon of the last table
 
     @property
     def num_train(self) -> int:
-        """Pairs to train on: both captions are in the training split."""
+        """Training pairs: both captions are in the training split."""
         return len(self._pairs[False])
 
     @property
@@ -72,7 +73,7 @@ class RankingModel(RewardModel):
         return len(self._pairs[True])
 
     def holds_out(self, num_captions: int) -> bool:
-        """Few captions can be in many pairs, so captions count."""
+        """Captions are counted, because a few captions can be in many pairs."""
         found: set[int] = set()
         for first, second in zip(self._pairs[True].firsts, self._pairs[True].seconds, strict=True):
             found |= {first, second} & self._held_out_captions
@@ -90,27 +91,29 @@ class RankingModel(RewardModel):
         self._theta = threshold
 
     def learn(self, evidence: Sequence[Evidence]) -> None:
-        """Take new pairs in."""
-        for item in evidence:
-            if isinstance(item, JudgedPair) and item.judgement.status is Status.OK and not self._is_frozen:
+        """Add new pairs."""
+        for item in () if self._is_frozen else evidence:
+            if isinstance(item, JudgedPair) and item.judgement.status is Status.OK:
                 first, second = item.pair.first, item.pair.second
                 self._judged.update(zip((first.id, second.id), item.judgement.singles or (), strict=False))
                 if first.id and second.id and first.id != second.id:
-                    held_out = [self._meets_held_out(caption) for caption in (first, second)]
-                    self._pairs[any(held_out)].put(first.id, second.id, item.judgement.preference)
-                    if not any(held_out):
+                    self._add_caption(first)
+                    self._add_caption(second)
+                    is_held_out_pair = bool({first.id, second.id} & self._held_out_captions)
+                    self._pairs[is_held_out_pair].put(first.id, second.id, item.judgement.preference)
+                    if not is_held_out_pair:
                         self._fitting.note_example()
 
-    def _meets_held_out(self, caption: Caption) -> bool:
+    def _add_caption(self, caption: Caption) -> None:
         if caption.id not in self._texts:
             num_trained = len(self._texts) - len(self._held_out_captions)
             if is_held_out(caption.id, self._config.held_out_fraction, num_trained):
                 self._held_out_captions.add(caption.id)
             self._texts[caption.id] = caption.text.encode()
-        return caption.id in self._held_out_captions
 
     def train(self) -> Mapping[str, float]:
-        """Some gradient steps; how often the network orders held-out pairs as the judge does, ties left out."""
+        """Take some gradient steps; `accuracy` is the agreement with the judge on the order of held-out pairs, without
+        ties."""
         if not self._is_frozen:
             self._fitting.train(self, self._config.steps_per_turn)
         return {} if self._fitting.accuracy is None else {"accuracy": self._fitting.accuracy}
@@ -127,7 +130,8 @@ class RankingModel(RewardModel):
         return without_empty(captions, np.where(np.isnan(z), np.nan, np.where(z > epsilon, z, 0.0)))
 
     def _measured(self, outputs: np.ndarray, counts: np.ndarray, judged: np.ndarray) -> tuple[float, float, float]:
-        """mu, sigma and epsilon over a table, of which the judge gave single captions the probabilities `judged`; NaN without outputs."""
+        """mu, sigma and epsilon over a table, `judged` the judge's probabilities of single captions (NaN if unknown);
+        NaN without outputs."""
         if not len(outputs) or np.isnan(outputs).any():
             return math.nan, math.nan, math.nan
         weights = counts if counts.sum() > 0 else np.ones(len(outputs))
@@ -139,7 +143,7 @@ class RankingModel(RewardModel):
         if self._config.epsilon_quantile != BY_THETA:
             return mu, sigma, float(np.quantile(z, self._config.epsilon_quantile))
         known = ~np.isnan(judged)
-        if math.isnan(self._theta) or not known.any():  # captions were compared: there is no theta
+        if math.isnan(self._theta) or not known.any():  # captions were compared in pairs, so theta does not apply
             return mu, sigma, float(np.quantile(z, COMPARED_QUANTILE))
         return mu, sigma, max(0.0, float(np.quantile(z[known], np.mean(judged[known] <= self._theta))))
 
@@ -148,7 +152,8 @@ class RankingModel(RewardModel):
         mu, sigma, epsilon = self._scale
         return (self._fitting.outputs(captions) - mu) / sigma - epsilon
 
-    # -- what is trained on (see `fitting.Examples`) --------------------------------------------------------------------
+    # -- training examples (see `fitting.Examples`)
+    # ---------------------------------------------------------------------
 
     def texts(self, rows: np.ndarray, held_out: bool) -> list[bytes]:
         """All first captions, then all second ones."""
@@ -156,7 +161,7 @@ class RankingModel(RewardModel):
         return [self._texts[ids[row]] for ids in (pairs.firsts, pairs.seconds) for row in rows]
 
     def logits(self, outputs: Tensor) -> Tensor:
-        """Differences."""
+        """Differences of the outputs, first minus second."""
         firsts, seconds = outputs.chunk(2)
         return firsts - seconds
 
@@ -166,18 +171,20 @@ class RankingModel(RewardModel):
         return torch.from_numpy(p + smoothing * (0.5 - p)).float()
 
     def agreement(self, logits: Tensor, rows: np.ndarray, held_out: bool) -> float:
-        """Share of pairs, ties left out, that network and judge order alike."""
+        """Fraction of pairs, without ties, that network and judge order alike."""
         p = self._given(rows, held_out)
-        return float(np.mean((logits.numpy() > 0)[p != 0.5] == (p > 0.5)[p != 0.5])) if (p != 0.5).any() else math.nan
+        decided = p != 0.5
+        return float(np.mean((logits.numpy() > 0)[decided] == (p > 0.5)[decided])) if decided.any() else math.nan
 
     def _given(self, rows: np.ndarray, held_out: bool) -> np.ndarray:
         preferences = self._pairs[held_out].preferences
         return np.array([preferences[row] for row in rows])
 
-    # -- keeping ----------------------------------------------------------------------------------------------------------
+    # -- state
+    # ----------------------------------------------------------------------------------------------------------
 
     def retain(self, ids: Set[int]) -> None:
-        """Forget every other caption, its output, and the pairs it is in."""
+        """Forget every other caption, its output and its pairs."""
         for pairs in self._pairs.values():
             pairs.retain(ids)
         self._texts = {number: text for number, text in self._texts.items() if number in ids}
@@ -186,7 +193,7 @@ class RankingModel(RewardModel):
         self._fitting.retain(ids)
 
     def freeze(self, captions: Sequence[Caption], counts: np.ndarray) -> None:
-        """Keep weights, mu, sigma and epsilon as they are over this table; pairs are needed no more."""
+        """Stop training, fix mu, sigma and epsilon at their values over this table, and remove all pairs."""
         self.score(captions, counts)
         self._is_frozen = True
         self.retain(frozenset())
@@ -198,7 +205,7 @@ class RankingModel(RewardModel):
             "held_out": self._pairs[True].state_dict(),
             "ids": np.array(list(self._texts), np.uint64),
             "held_out_ids": np.array(sorted(self._held_out_captions), np.uint64),
-            **packed(list(self._texts.values())),
+            **text_arrays(list(self._texts.values())),
             "judged_ids": np.array(list(self._judged), np.uint64),
             "judged": np.array(list(self._judged.values()), np.float64),
             "theta": self._theta,
@@ -211,7 +218,7 @@ class RankingModel(RewardModel):
         """Continue from `state_dict`."""
         self._pairs[False].load_state_dict(state["train"])
         self._pairs[True].load_state_dict(state["held_out"])
-        self._texts = dict(zip(state["ids"].tolist(), unpacked(state), strict=True))
+        self._texts = dict(zip(state["ids"].tolist(), saved_texts(state), strict=True))
         self._held_out_captions = set(state["held_out_ids"].tolist())
         self._judged = dict(zip(state["judged_ids"].tolist(), state["judged"].tolist(), strict=True))
         self._theta = state["theta"]
@@ -222,7 +229,7 @@ class RankingModel(RewardModel):
 
 
 class _Pairs:
-    """Pairs in the order in which they came."""
+    """Pairs in the order in which they arrived."""
 
     def __init__(self) -> None:
         self.firsts: list[int] = []

@@ -1,6 +1,6 @@
-"""The retrieval reward model: a caption's reward is the judge's own answer about it, nothing is learnt.
+"""The retrieval reward model: a caption's reward is the judge's own answer; there is no training.
 
-Invariant: memory is one probability per labelled caption still in the book; the order of judgements about different
+Invariant: the state is one probability per labelled caption of the book; the order of judgements about different
 captions does not matter.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from configs.annotation_schema import RewardModelConfig
-from llm_server.annotation import Caption, JudgedCaption, Status
+from llm_server.annotation import Caption, JudgedCaption, Status, log_odds
 from reward_models.interface import Asks, Evidence, RewardModel
 from reward_models.thresholding import ProbabilityReward
 
@@ -27,34 +27,34 @@ class RetrievalModel(RewardModel):
         self._probabilities: dict[int, float] = {}
 
     def calibrate(self, threshold: float) -> None:
-        """See `RewardModel`. Labels are kept as probabilities, so a new threshold holds for all of them."""
+        """See `RewardModel`. Labels are stored as probabilities, so a new threshold applies to all of them."""
         self._reward.calibrate(threshold)
 
     def learn(self, evidence: Sequence[Evidence]) -> None:
-        """Remember the labels."""
-        for item in evidence:
-            if isinstance(item, JudgedCaption) and item.judgement.status is Status.OK and not self._is_frozen:
+        """Store the labels."""
+        for item in () if self._is_frozen else evidence:
+            if isinstance(item, JudgedCaption) and item.judgement.status is Status.OK:
                 self._probabilities[item.caption.id] = item.judgement.probability
 
     def score(self, captions: Sequence[Caption], counts: np.ndarray) -> np.ndarray:
-        """[N] f32: R of each caption, NaN without a label or before there is a threshold, 0 for the empty caption."""
+        """[N] f32: R of each caption; NaN without a label or a threshold, 0 for the empty caption."""
         return self._reward.rewards(captions, self._given(captions))
 
     def margins(self, captions: Sequence[Caption]) -> np.ndarray:
-        """[N] f64, log-odds."""
-        return self._reward.margins(self._given(captions))
+        """[N] f64: log-odds minus those of the threshold."""
+        return log_odds(self._given(captions)) - log_odds(self._reward.threshold)
 
     def _given(self, captions: Sequence[Caption]) -> np.ndarray:
         p = np.array([self._probabilities.get(caption.id, np.nan) for caption in captions], np.float64)
         return p + self._smoothing * (self._reward.threshold - p) if self._smoothing else p
 
     def retain(self, ids: Set[int]) -> None:
-        """Forget every other caption's label; of a frozen model none, since it would not come again."""
+        """Forget every other caption's label; a frozen model keeps all, because it would not get them again."""
         if not self._is_frozen:
             self._probabilities = {number: p for number, p in self._probabilities.items() if number in ids}
 
     def state_dict(self) -> dict[str, Any]:
-        """Every label, and the threshold, so that a resumed run need not wait for the service to score them."""
+        """All labels, and the threshold, so that a resumed run can score them before the service answers."""
         return {
             "threshold": self._reward.threshold,
             "ids": np.array(list(self._probabilities), np.uint64),
@@ -63,7 +63,7 @@ class RetrievalModel(RewardModel):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`; a threshold that is configured stays."""
+        """Continue from `state_dict`; a configured threshold overrides the saved one."""
         self.calibrate(state["threshold"])
         self._probabilities = dict(zip(state["ids"].tolist(), state["probabilities"].tolist(), strict=True))
         self._is_frozen = state["is_frozen"]

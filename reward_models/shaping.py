@@ -1,9 +1,9 @@
-"""Options that any reward model takes, between its scores and the table: warm-up, clipping, and the permuted control of what the judge
-means, in which rewards are exchanged among captions of similar frequency, so that their amount and rarity stay.
+"""Shaping of any reward model's scores before they enter the table: warm-up, clipping, and a permutation of rewards
+among captions of similar frequency, which keeps their amount and rarity but removes the judge's opinion (an ablation).
 
-Invariant: applied once per version, to the whole table. Where a caption's permuted reward comes from changes only when that source leaves
-the book; each caption is the source of at most one other, never of itself; a function of the seed and of the order in which captions
-became known and left.
+Invariant: applied once per version, to the whole table. The source of a caption's permuted reward changes only when
+that source leaves the book; each caption is the source of at most one other, never of itself. The permutation is a
+function of the seed and of the order in which captions became known and left.
 """
 
 from collections.abc import Mapping, Set
@@ -14,45 +14,40 @@ import numpy as np
 from configs.annotation_schema import RewardModelConfig
 
 BAND = 4
-"""Captions that are neighbours in frequency and exchange their rewards."""
+"""Number of captions, neighbours in frequency, that exchange their rewards."""
 
 
 class Permutation:
-    """Who gets whose reward. Captions wait, unknown, until there are enough of them to exchange with."""
+    """The source of each caption's reward. New captions stay unknown until there are enough of them to exchange
+    rewards."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._sources: dict[int, int] = {}
 
     def apply(self, ids: np.ndarray, counts: np.ndarray, rewards: np.ndarray) -> np.ndarray:
-        """[N] f32: each caption's source's reward; NaN for captions that have none yet. `ids` [N] u64, NaN in `rewards`: unknown. Those of
-        count 0, which no step has shown, wait: nobody could be paid what they were given.
+        """[N] f32: the reward of each caption's source, NaN for captions without one. `ids` [N] u64; NaN in `rewards`
+        is unknown. A caption of count 0, which no step has shown, gets no source: the reward exchanged for it could not
+        be paid.
 
-        Those that became known since the last time are sorted by count and cut into bands of 4 neighbours; the last band takes the
-        rest. Within a band rewards move on by one place in an order drawn from the seed.
+        Captions that became known since the last call are sorted by count and divided into bands of 4 neighbours; the
+        last band also has the rest. Within a band rewards move by one place in an order drawn from the seed.
         """
         known = ~np.isnan(rewards)
-        new = np.array(
-            [row for row in np.flatnonzero(known & (ids != 0) & (counts > 0)) if int(ids[row]) not in self._sources],
-            np.int64,
-        )
+        has_source = np.array([number in self._sources for number in ids.tolist()], bool)
+        new = np.flatnonzero(known & (ids != 0) & (counts > 0) & ~has_source)
         if len(new) >= BAND:
             new = new[np.lexsort((ids[new], -counts[new]))]
-            for start in range(0, len(new) - BAND + 1, BAND):
-                end = start + BAND if len(new) - start - BAND >= BAND else len(new)
-                band = ids[new[start:end]]
+            for band in np.split(ids[new], range(BAND, len(new) - BAND + 1, BAND)):
                 band = band[np.random.default_rng((self._seed, int(band.min()))).permutation(len(band))]
                 self._sources.update(zip(band.tolist(), np.roll(band, 1).tolist(), strict=True))
-                if end == len(new):
-                    break
-        given = dict(zip(ids[known].tolist(), rewards[known].tolist(), strict=True))
-        return np.array(
-            [given.get(self._sources.get(number, -1), np.nan) if number else 0.0 for number in ids.tolist()], np.float32
-        )
+        by_id = dict(zip(ids[known].tolist(), rewards[known].tolist(), strict=True))
+        permuted = [by_id.get(self._sources.get(number, -1), np.nan) if number else 0.0 for number in ids.tolist()]
+        return np.array(permuted, np.float32)
 
     def retain(self, ids: Set[int]) -> None:
-        """Forget captions that left the book. Whose reward came from one of them gets what would have gone to it, so that no reward is
-        lost and none given twice; the last one of a band counts as new."""
+        """Forget captions that left the book. A caption whose source left gets the source of that source, so that no
+        reward is lost or given twice; the last remaining caption of a band counts as new."""
         before, self._sources = self._sources, {}
         for number, source in before.items():
             if number in ids:
@@ -73,8 +68,8 @@ class Permutation:
         self._sources = dict(zip(state["ids"].tolist(), state["sources"].tolist(), strict=True))
 
 
-class RewardOptions:
-    """What `reward_model.warmup_labels`, `permute` and `clip` do to rewards."""
+class RewardShaping:
+    """Applies `reward_model.warmup_labels`, `permute` and `clip` to rewards."""
 
     def __init__(self, config: RewardModelConfig, seed: int) -> None:
         self._config = config
@@ -82,16 +77,17 @@ class RewardOptions:
         self._num_labels = 0
 
     def note_labels(self, num: int) -> None:
-        """So many answers that are labels have come so far, whatever evidence was made of them."""
+        """Set the number of answers so far that are labels, whatever evidence was made of them."""
         self._num_labels = num
 
     @property
     def is_warm(self) -> bool:
-        """Whether there are labels enough to reward anything."""
+        """Whether there are enough labels to reward captions."""
         return self._num_labels >= self._config.warmup_labels
 
     def apply(self, ids: np.ndarray, counts: np.ndarray, rewards: np.ndarray) -> np.ndarray:
-        """[N] f32 from the model's `rewards` [N] f32 of captions `ids` [N] u64 with `counts` [N] i64; NaN is unknown."""
+        """Shaped rewards [N] f32 from the model's `rewards` [N] f32, `ids` [N] u64 and `counts` [N] i64; NaN is
+        unknown."""
         if self._permutation:
             rewards = self._permutation.apply(ids, counts, rewards)
         return np.clip(rewards, -self._config.clip, self._config.clip) if self._config.clip else rewards

@@ -1,8 +1,8 @@
-"""`RewardTable`: caption id -> intrinsic reward, what the learner reads; `IdIndex`: the look-up of ids in a sorted array, which keeps a
-table of a million captions cheap.
+"""`RewardTable`, caption id -> intrinsic reward, which the learner reads; and `IdIndex`, a fast look-up of ids in a
+sorted array.
 
-Invariant: immutable once built; the empty caption (id 0) is always known and always 0. A look-up answers as a binary search over the
-whole array does; ids that are hashes, as caption ids are, take two to four comparisons.
+Invariant: immutable once built; the empty caption (id 0) is always known, with reward 0. A look-up returns the same as
+a binary search over the whole array, and takes two to four comparisons for ids that are hashes, as caption ids are.
 """
 
 from dataclasses import dataclass, field
@@ -11,10 +11,10 @@ import numpy as np
 
 
 class IdIndex:
-    """Sorted ids split by their leading bits, as many buckets as there are ids or half as many."""
+    """Sorted ids in buckets by their leading bits, with one to two ids per bucket on average."""
 
     def __init__(self, ids: np.ndarray) -> None:
-        """`ids` [N] u64, strictly increasing, N >= 1; kept, not copied."""
+        """`ids` [N] u64, strictly increasing, N >= 1; not copied."""
         self._ids = ids
         bits = max(1, len(ids).bit_length() - 1)
         self._shift = np.uint64(64 - bits)
@@ -24,10 +24,11 @@ class IdIndex:
         self._depth = int(sizes.max()).bit_length()
 
     def find(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Positions int and known bool, both in the shape of `ids` (u64); the position of an unknown id is any valid one."""
+        """Positions int and known bool, both in the shape of `ids` (u64); the position of an unknown id is any valid
+        one."""
         buckets = (ids >> self._shift).astype(np.int64)
         low, high = self._starts.take(buckets), self._starts.take(buckets + 1)
-        # A binary search of all ids at once, each in its own bucket: random access to memory overlaps, a search one by one waits for each.
+        # One binary search for all ids at once, each in its own bucket, so that the random memory accesses overlap.
         for _ in range(self._depth):
             middle = (low + high) >> 1
             is_less = (self._ids.take(middle, mode="clip") < ids) & (middle < high)
@@ -47,7 +48,8 @@ class RewardTable:
     reward_version: tuple[int, int]
     """(run_epoch, n)."""
     goals: np.ndarray | None = None
-    """[N] i8: the goal that a caption reaches and that is paid once per episode, 0 to 63; -1 for none. None: no caption has one."""
+    """[N] i8: the goal, 0 to 63, that a caption reaches and that is paid once per episode; -1 for none. None if there
+    are no goals."""
     _index: IdIndex = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -57,7 +59,8 @@ class RewardTable:
     def build(
         ids: np.ndarray, rewards: np.ndarray, reward_version: tuple[int, int], goals: np.ndarray | None = None
     ) -> "RewardTable":
-        """A table from unordered distinct `ids` [N] u64, `rewards` [N] and `goals` [N]; captions with NaN rewards are left out.
+        """A table from unordered distinct `ids` [N] u64, `rewards` [N] and `goals` [N]; captions with NaN rewards are
+        left out.
 
         Raises ValueError for unequal lengths, repeated ids or infinite rewards.
         """
@@ -79,7 +82,7 @@ class RewardTable:
 
     @staticmethod
     def empty(run_epoch: int = 0) -> "RewardTable":
-        """The table of a run that has no judgement yet."""
+        """The table of a run before its first judgement."""
         return RewardTable.build(np.empty(0, np.uint64), np.empty(0, np.float32), (run_epoch, 0))
 
     def look_up_goals(self, ids: np.ndarray) -> np.ndarray:
@@ -88,7 +91,7 @@ class RewardTable:
         return np.where(known, self._all_goals()[positions], np.int8(-1))
 
     def equals(self, other: "RewardTable") -> bool:
-        """Whether both say the same of every caption, whatever their versions."""
+        """Whether both have the same captions, rewards and goals; versions are ignored."""
         return (
             np.array_equal(self.ids, other.ids)
             and np.array_equal(self.rewards, other.rewards)
@@ -100,7 +103,7 @@ class RewardTable:
 
     @property
     def knows_nothing(self) -> bool:
-        """Whether it holds no caption but the empty one, as before the first judgement."""
+        """Whether it contains only the empty caption, as before the first judgement."""
         return len(self.ids) == 1
 
     def look_up(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,6 @@
-"""From a probability that a caption is progress to its reward: what retrieval and classification share.
+"""The reward of a caption from the probability that it is progress, for retrieval and classification.
 
-Invariant: NaN (nothing known, or no threshold yet) stays NaN; the empty caption is always 0.
+Invariant: NaN (unknown, or no threshold yet) stays NaN; the empty caption is always 0.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from configs.annotation_schema import RewardModelConfig
-from llm_server.annotation import Caption, log_odds
+from llm_server.annotation import Caption
 
 OUTPUTS = ("binary", "soft", "probability")
 
@@ -17,21 +17,20 @@ class ProbabilityReward:
     """R = 1[p > threshold] (`binary`), max(0, p - threshold) / (1 - threshold) (`soft`) or p (`probability`)."""
 
     def __init__(self, config: RewardModelConfig) -> None:
-        """Raises ValueError for a threshold that is no probability and for an unknown output."""
+        """Raises ValueError for a threshold that is not a probability and for an unknown output."""
         if config.threshold != -1 and not 0 <= config.threshold < 1:
             raise ValueError(
-                f"reward_model.threshold is a probability in [0, 1), got {config.threshold}; -1 takes the rubric's"
+                f"reward_model.threshold is a probability in [0, 1), got {config.threshold}; -1 is the rubric's"
             )
         if config.output not in OUTPUTS:
             raise ValueError(f"reward_model.output is one of {', '.join(OUTPUTS)}, got {config.output!r}")
-        self._output = config.output
-        self.is_configured = config.threshold != -1
-        self.threshold = config.threshold if self.is_configured else np.nan
-        """NaN until `calibrate`: nothing can be said yet."""
+        self._output, self._is_configured = config.output, config.threshold != -1
+        self.threshold = config.threshold if self._is_configured else np.nan
+        """NaN until `calibrate`, unless it is configured."""
 
     def calibrate(self, threshold: float) -> None:
         """See `RewardModel`."""
-        if not self.is_configured:
+        if not self._is_configured:
             self.threshold = threshold
 
     def rewards(self, captions: Sequence[Caption], probabilities: np.ndarray) -> np.ndarray:
@@ -44,10 +43,6 @@ class ProbabilityReward:
         else:
             rewards = probabilities
         return without_empty(captions, np.where(np.isnan(above), np.nan, rewards))
-
-    def margins(self, probabilities: np.ndarray) -> np.ndarray:
-        """[N] f64: log-odds above the threshold's."""
-        return log_odds(probabilities) - log_odds(self.threshold)
 
 
 def without_empty(captions: Sequence[Caption], rewards: np.ndarray) -> np.ndarray:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from cluster.plan import RunPlan, build_model
 from cluster.run.directory import RunDirectory, find_run
-from cluster.wiring import build_model
 from configs.loading import from_dict
 from configs.schema import RunConfig
 from learner.checkpoint import CheckpointError, load_latest, save_checkpoint
@@ -21,7 +21,7 @@ from llm_server.annotation import Caption, Status
 from llm_server.annotator.pairs import pairs_of_judgements
 from llm_server.offline.judgement_file import Judgements, read_judgements
 from reward_models.interface import Asks, Evidence, RewardModel
-from reward_models.shaping import RewardOptions
+from reward_models.shaping import RewardShaping
 
 PROGRESS_INTERVAL_S = 5.0
 
@@ -73,7 +73,7 @@ def pretrain(
         return
     torch.set_num_threads(config.actors.torch_threads)
     judgements = read_judgements(path)
-    model, options = build_model(config), RewardOptions(config.reward_model, config.seed)
+    model, options = build_model(config), RewardShaping(config.reward_model, config.seed)
     evidence = _evidence(config, model.asks, judgements)
     model.calibrate(judgements.threshold)
     model.learn(evidence)
@@ -95,10 +95,11 @@ def pretrain(
     say(f"reward model {model.name} trained, {_progress(config, turns, metrics)}; frozen from here on")
 
 
-def check_judgements(config: RunConfig) -> None:
+def check_judgements(plan: RunPlan) -> None:
     """ValueError for a judgement file that cannot be used, unless the run was trained on it before."""
+    config = plan.config
     if config.reward_model.judgements and not RunDirectory(Path(config.run_dir)).reward_model.exists():
-        _evidence(config, build_model(config).asks, read_judgements(config.reward_model.judgements))
+        _evidence(config, plan.asks, read_judgements(config.reward_model.judgements))
 
 
 def _evidence(config: RunConfig, asks: Asks, judgements: Judgements) -> list[Evidence]:

@@ -26,7 +26,7 @@ from llm_server.engines.models import bundled_model_folder
 from llm_server.rubrics.loading import load_rubric
 from reward_models.building import build_reward_model
 from reward_models.pipeline import AnnotationPipeline
-from reward_models.shaping import RewardOptions
+from reward_models.shaping import RewardShaping
 from reward_models.table import RewardTable
 from reward_models.training import RewardTrainer
 from tests.llm_server.running_service import RunningService
@@ -142,7 +142,7 @@ def test_a_judge_replaced_behind_its_address_while_a_run_goes_on_leaves_no_label
         AnnotatorConfig(batch_size=2, request_timeout_s=60.0),
     )
     settings = RewardModelConfig(output="probability")
-    trainer = RewardTrainer(build_reward_model(settings), RewardOptions(settings, 0), book, 1)
+    trainer = RewardTrainer(build_reward_model(settings), RewardShaping(settings, 0), book, 1)
     pipeline = AnnotationPipeline(book, trainer, annotator=annotator, config=settings)
     texts = {1: "You advance.", 2: "It's a wall.", 3: "You stand still."}
     pipeline.report(texts, {1: 4, 2: 2, 3: 1}, "0.0", 0, 0)

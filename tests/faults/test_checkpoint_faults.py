@@ -73,10 +73,10 @@ def lead_elsewhere(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "damage", "reason"),
     [
-        ("the newest checkpoint cut short", cut_short, "bytes, written were"),
+        ("the newest checkpoint cut short", cut_short, "bytes instead of"),
         ("one bit of the newest checkpoint flipped", flip_a_bit, "checksum of learner.safetensors does not match"),
         ("the newest checkpoint of another format version", raise_version, "format version 99, this program reads"),
-        ("a hostile checkpoint whose manifest leads out of its folder", lead_elsewhere, "is no file of a checkpoint"),
+        ("a hostile checkpoint whose manifest leads out of its folder", lead_elsewhere, "is not a checkpoint file"),
     ],
     ids=["truncated", "corrupt", "version", "hostile"],
 )

@@ -171,11 +171,11 @@ def raise_version(path):
 @pytest.mark.parametrize(
     ("damage", "file", "reason"),
     [
-        (truncate, "learner.safetensors", "bytes, written were"),
+        (truncate, "learner.safetensors", "bytes instead of"),
         (flip_a_bit, "learner.safetensors", "checksum"),
         (flip_a_bit, "learner.json", "checksum"),
         (truncate, "manifest.json", "damaged"),
-        (lambda path: path.write_text("[]"), "manifest.json", "no Delphi checkpoint"),
+        (lambda path: path.write_text("[]"), "manifest.json", "not a Delphi checkpoint"),
         (lambda path: path.unlink(), "learner.safetensors", "damaged"),
         (raise_version, "learner.json", "version 99, this program reads"),
     ],

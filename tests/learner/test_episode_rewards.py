@@ -28,10 +28,15 @@ def rollouts_of(worker: str, num: int, seed: int, num_steps: int = 6, num_envs: 
         extrinsic = np.where(rng.random((num_steps, num_envs)) < 0.1, 3.0, -0.01).astype(np.float32)
         made.append(
             random_rollout(
-                num_steps, num_envs, seed=100 * seed + number, caption_ids=ids, worker_id=worker, sequence_number=number,
+                num_steps,
+                num_envs,
+                seed=100 * seed + number,
+                caption_ids=ids,
+                worker_id=worker,
+                sequence_number=number,
                 extrinsic_rewards=extrinsic,
             )
-        )  # fmt: skip
+        )
     return made
 
 
@@ -162,7 +167,8 @@ def test_a_table_without_goals_pays_every_time() -> None:
     np.testing.assert_array_equal(mixed.total, wanted.total)
 
 
-# -- the cap ------------------------------------------------------------------------------------------------------------------
+# -- the cap
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def slow_scales(rollouts: list[Rollout], share: float, table: RewardTable) -> list[float]:

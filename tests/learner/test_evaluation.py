@@ -263,7 +263,8 @@ def test_eval_sets_a_trained_policy_beside_a_blind_and_a_random_one(
 def test_a_finished_run_says_how_its_policy_plays(trained: Path) -> None:
     evaluation = json.loads((trained / "summary.json").read_text())["evaluation"]
     assert re.fullmatch(
-        r"success 1\.00 \[0\.8\d, 1\.00\], blind \d\.\d\d \[.*\], random 0\.\d\d \[.*\]; policy - blind, game by game: \+.*",
+        r"success 1\.00 \[0\.8\d, 1\.00\], blind \d\.\d\d \[.*\], random 0\.\d\d \[.*\];"
+        r" policy - blind, game by game: \+.*",
         evaluation["words"],
     )
     assert evaluation["episodes"] == 24

@@ -1,4 +1,5 @@
-"""A checkpoint that somebody else wrote is read as far as it is one, or refused: nothing outside it is opened, nothing hangs."""
+"""A checkpoint that somebody else wrote is read as far as it is one, or refused: nothing outside it is opened, nothing
+hangs."""
 
 import json
 import os
@@ -28,6 +29,10 @@ def edit_manifest(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     manifest = json.loads((path / "manifest.json").read_text())
     edit(manifest)
     (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def update_manifest(**entries: Any) -> Callable[[Path], None]:
+    return lambda path: edit_manifest(path, lambda manifest: manifest.update(entries))
 
 
 def replace(path: Path, name: str, data: bytes) -> None:
@@ -89,41 +94,41 @@ def write_tree(data: bytes) -> Callable[[Path], None]:
     return lambda path: replace(path, "learner.json", data)
 
 
-def write_tensors(header: dict[str, Any], data: bytes = b"") -> Callable[[Path], None]:
-    text = json.dumps(header).encode()
-    return lambda path: replace(path, "learner.safetensors", len(text).to_bytes(8, "little") + text + data)
+def write_tensor(dtype: str, shape: list[int], offsets: list[int], data: bytes = b"1234") -> Callable[[Path], None]:
+    header = json.dumps({"x": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}).encode()
+    return lambda path: replace(path, "learner.safetensors", len(header).to_bytes(8, "little") + header + data)
 
 
 ATTACKS = {
-    "a file above it": (name_a_file("../../secret.json"), "is no file of a checkpoint"),
-    "an absolute path": (name_a_file("{root}/secret.json"), "is no file of a checkpoint"),
-    "a path within": (name_a_file("./learner.json"), "is no file of a checkpoint"),
-    "the manifest as a part": (name_a_file("manifest.json"), "is no file of a checkpoint"),
+    "a file above it": (name_a_file("../../secret.json"), "is not a checkpoint file"),
+    "an absolute path": (name_a_file("{root}/secret.json"), "is not a checkpoint file"),
+    "a path within": (name_a_file("./learner.json"), "is not a checkpoint file"),
+    "the manifest as a part": (name_a_file("manifest.json"), "is not a checkpoint file"),
     "a linked file": (link_a_file, "damaged"),
     "a linked folder": (link_itself, "is a link"),
-    "a pipe": (put_a_pipe, "no plain file"),
-    "a pipe for a manifest": (pipe_the_manifest, "no plain file"),
-    "a manifest without end": (grow("manifest.json", 1 << 40), "at most 1048576 are read"),
+    "a pipe": (put_a_pipe, "not a regular file"),
+    "a pipe for a manifest": (pipe_the_manifest, "not a regular file"),
+    "a manifest without end": (grow("manifest.json", 1 << 40), "the limit is 1048576"),
     "a file larger than memory": (grow("learner.safetensors", 1 << 43), "larger than this machine's memory"),
-    "a tree larger than a tree can be": (grow("learner.json", (1 << 28) + 1), "at most 268435456 are read"),
-    "a size below nothing": (say_size(-1), "no number of bytes"),
-    "an infinite size": (say_size(float("1e999")), "Infinity is no JSON value"),
-    "a size in words": (say_size("many"), "no number of bytes"),
+    "a tree larger than a tree can be": (grow("learner.json", (1 << 28) + 1), "the limit is 268435456"),
+    "a size below nothing": (say_size(-1), "is not a number of bytes"),
+    "an infinite size": (say_size(float("1e999")), "Infinity is not a JSON value"),
+    "a size in words": (say_size("many"), "is not a number of bytes"),
     "a deep tree": (write_tree(b"[" * 100_000 + b"]" * 100_000), "RecursionError"),
     "a deep tree of tuples": (write_tree(b'{"$tuple":[' * 50_000 + b"]}" * 50_000), "RecursionError"),
     "a number of a million digits": (write_tree(b"1" * 1_000_000), "ValueError"),
-    "not a number": (write_tree(b"NaN"), "NaN is no JSON value"),
+    "not a number": (write_tree(b"NaN"), "NaN is not a JSON value"),
     "a tensor that is not there": (write_tree(b'{"$tensor": "absent"}'), "KeyError"),
     "a tensor named by a list": (write_tree(b'{"$tensor": []}'), "TypeError"),
     "a dict with lists for keys": (write_tree(b'{"$dict": [[[], 1]]}'), "TypeError"),
     "a dict of no pairs": (write_tree(b'{"$dict": 7}'), "TypeError"),
     "bytes that are no text": (write_tree(b"\xff\xfe\x00"), "damaged"),
-    "a tensor bomb": (write_tensors({"x": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}), "damaged"),
-    "a tensor of overflowing shape": (write_tensors({"x": {"dtype": "F32", "shape": [1 << 62, 1 << 62], "data_offsets": [0, 4]}}, b"1234"), "damaged"),
-    "a tensor beside its file": (write_tensors({"x": {"dtype": "U8", "shape": [4], "data_offsets": [4, 8]}}, b"1234"), "damaged"),
-    "another step's": (lambda path: edit_manifest(path, lambda manifest: manifest.update(step=7)), "of step 7"),
-    "a manifest of lists": (lambda path: edit_manifest(path, lambda manifest: manifest.update(files=[])), "lists no files"),
-    "an entry of no kind": (lambda path: edit_manifest(path, lambda manifest: manifest["files"].update({"learner.json": 3})), "damaged"),
+    "a tensor bomb": (write_tensor("F32", [1 << 40], [0, 1 << 42], b""), "damaged"),
+    "a tensor of overflowing shape": (write_tensor("F32", [1 << 62, 1 << 62], [0, 4]), "damaged"),
+    "a tensor beside its file": (write_tensor("U8", [4], [4, 8]), "damaged"),
+    "another step's": (update_manifest(step=7), "of step 7"),
+    "a manifest of lists": (update_manifest(files=[]), "lists no files"),
+    "an entry of no kind": (update_manifest(files={"learner.json": 3}), "damaged"),
 }  # fmt: skip
 
 

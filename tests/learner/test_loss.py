@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from configs.schema import LearnerConfig
-from learner.loss import action_log_probs, clamped_ratios, policy_loss
+from learner.loss import action_log_probs, clamped_ratios, core_metrics, mean_kl, policy_loss, state_information
 from learner.vtrace import VtraceTargets
 
 PLAIN = LearnerConfig(normalize_advantages=False, entropy_coefficient=0.0, value_coefficient=0.0)
@@ -49,11 +49,11 @@ def loss_of(
 )
 def test_a_ratio_outside_the_clip_range_moves_only_back_into_it(ratio: float, advantage: float, moves: bool) -> None:
     ratios = torch.full((1, 1), ratio, requires_grad=True)
-    loss, figures = loss_of(PLAIN, ratios=ratios, advantages=torch.full((1, 1), advantage))
+    loss, metrics = loss_of(PLAIN, ratios=ratios, advantages=torch.full((1, 1), advantage))
     loss.backward()
     assert ratios.grad is not None
     assert ratios.grad.item() == (-advantage if moves else 0.0)
-    assert figures["clip_fraction"].item() == (not 1 / 1.1 <= ratio <= 1.1)
+    assert metrics["clip_fraction"].item() == (not 1 / 1.1 <= ratio <= 1.1)
 
 
 def test_ratios_are_clamped_against_overflow_and_pass_no_gradient_there() -> None:
@@ -93,7 +93,7 @@ def test_the_loss_equals_its_formula_in_plain_floats() -> None:
         p = np.exp(logits[i]) / np.exp(logits[i]).sum()
         entropy -= sum(p * np.log(p))
     n = ratios.size
-    loss, figures = loss_of(
+    loss, metrics = loss_of(
         config,
         **{
             name: torch.tensor(array)
@@ -105,7 +105,7 @@ def test_the_loss_equals_its_formula_in_plain_floats() -> None:
         },
     )
     assert loss.item() == pytest.approx(policy / n + 0.5 * value / n - 0.1 * entropy / n)
-    assert {name: figure.item() for name, figure in figures.items()} == pytest.approx(
+    assert {name: metric.item() for name, metric in metrics.items()} == pytest.approx(
         {
             "policy_loss": policy / n,
             "value_loss": value / n,
@@ -124,3 +124,40 @@ def test_equal_advantages_are_normalised_to_zero_and_not_to_infinity() -> None:
         LearnerConfig(entropy_coefficient=0.0, value_coefficient=0.0), ratios=ratios, advantages=torch.full(SHAPE, 7.0)
     )
     assert loss.item() == 0.0
+
+
+def test_a_policy_that_does_the_same_everywhere_has_no_information() -> None:
+    assert state_information(torch.randn(5).expand(7, 3, 5)).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_policy_that_answers_each_state_with_its_own_action_has_all_there_is() -> None:
+    logits = 100 * torch.eye(4).reshape(2, 2, 4)
+    assert state_information(logits).item() == pytest.approx(math.log(4), rel=1e-5)
+
+
+def test_information_is_the_mean_divergence_from_the_mean_policy() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(6, 5, 3, dtype=torch.float64)
+    pi = logits.softmax(-1).reshape(-1, 3)
+    assert state_information(logits).item() == pytest.approx(
+        (pi * (pi / pi.mean(0)).log()).sum(-1).mean().item(), rel=1e-5
+    )
+
+
+def test_the_divergence_of_two_policies_has_a_direction() -> None:
+    before, after = torch.log(torch.tensor([[0.5, 0.5]])), torch.log(torch.tensor([[0.9, 0.1]]))
+    assert mean_kl(before, after).item() == pytest.approx(
+        0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1), rel=1e-5
+    )
+    assert mean_kl(after, before).item() == pytest.approx(
+        0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5), rel=1e-5
+    )
+
+
+def test_a_cores_dead_and_saturated_units_are_told_apart() -> None:
+    varied = torch.linspace(-0.5, 0.5, 6).reshape(3, 2)
+    outputs = torch.stack([varied, torch.full((3, 2), 0.3), torch.full((3, 2), -0.97), varied], -1)
+    assert {name: metric.item() for name, metric in core_metrics(outputs).items()} == {
+        "core_saturated_fraction": 0.25,
+        "core_dead_fraction": 0.5,
+    }

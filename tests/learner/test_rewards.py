@@ -5,7 +5,7 @@ import pytest
 
 from actors.captions import caption_id
 from configs.schema import RewardConfig
-from learner.rewards import MixedRewards, mix_rewards
+from learner.rewards import MixedRewards, PaidRewards, mix_rewards, paid_rewards
 from reward_models.table import RewardTable
 
 NO_EXTRINSIC = RewardConfig(extrinsic_coefficient=0.0, intrinsic_coefficient=1.0, count_exponent=3.0)
@@ -67,3 +67,19 @@ def test_the_environments_reward_is_scaled_then_clipped_then_weighted() -> None:
     assert rewards.total[:, 0].tolist() == pytest.approx([0.1 * 2 + 0.4, 0.1 * 8, 0.1 * 10, -0.1 * 10])
     assert rewards.intrinsic[:, 0].tolist() == pytest.approx([0.4, 0.0, 0.0, 0.0])
     assert rewards.total.dtype == rewards.intrinsic.dtype == np.float32
+
+
+def test_rewards_add_up_by_caption_whatever_their_sign() -> None:
+    paid = PaidRewards()
+    paid.note(np.array([[5, 7], [5, 0]], np.uint64), np.array([[0.5, -0.25], [0.0, 0.0]], np.float32))
+    paid.note(np.array([[7, 9]], np.uint64), np.array([[0.25, 0.0]], np.float32))
+    assert paid_rewards(paid.state_dict()) == {5: 0.5, 7: 0.5}
+
+
+def test_a_resumed_run_goes_on_adding() -> None:
+    first = PaidRewards()
+    first.note(np.array([5], np.uint64), np.array([0.5], np.float32))
+    again = PaidRewards()
+    again.load_state_dict(first.state_dict())
+    again.note(np.array([5, 2**63 + 1], np.uint64), np.array([0.25, 1.0], np.float32))
+    assert paid_rewards(again.state_dict()) == {5: 0.75, 2**63 + 1: 1.0}

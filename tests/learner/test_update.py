@@ -242,7 +242,9 @@ def test_a_resumed_policy_gives_the_outputs_that_were_saved(core: str, tmp_path:
     policy, rewarded = dataclasses.replace(SMALL_POLICY, core=core), RewardConfig(intrinsic_coefficient=300.0)
     net = PolicyNet(RECALL_SPEC, policy)
     core_state = {name: tensor.numpy() for name, tensor in net.initial_state(3).items()}
-    make = lambda epoch, seed: Learner(RECALL_SPEC, policy, EVERYTHING, rewarded, run_epoch=epoch, seed=seed)  # noqa: E731
+
+    def make(epoch: int, seed: int) -> Learner:
+        return Learner(RECALL_SPEC, policy, EVERYTHING, rewarded, run_epoch=epoch, seed=seed)
 
     def learn(seed):
         return learner.step(
@@ -369,9 +371,8 @@ def test_weights_move_by_adam_with_the_configured_rate_decays_and_epsilon() -> N
     for name, entry in moments.items():
         gradient = entry["exp_avg"] / (1 - 0.7)
         np.testing.assert_allclose(entry["exp_avg_sq"], (1 - 0.95) * gradient**2, rtol=1e-3, atol=1e-12)
-        step = (
-            0.01 * gradient / (np.abs(gradient) + 0.003)
-        )  # bias-corrected, the first step's moments are the gradient and its square
+        # Bias-corrected, the first step's moments are the gradient and its square.
+        step = 0.01 * gradient / (np.abs(gradient) + 0.003)
         np.testing.assert_allclose(after[name], before[name] - step, rtol=1e-4, atol=1e-6)
 
 

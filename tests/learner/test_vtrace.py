@@ -1,4 +1,4 @@
-"""V-trace against its formula, written out as sums and products over plain floats."""
+"""V-trace against its formula, written as sums and products over plain floats; and the running scale of its targets."""
 
 import math
 
@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from learner.vtrace import VtraceTargets, vtrace_targets
+from learner.vtrace import HORIZON, ReturnScale, VtraceTargets, vtrace_targets
 
 GAMMA = 0.9
+CPU = torch.device("cpu")
 
 
 def make_arguments(seed: int, *, num_steps: int = 12, num_envs: int = 7) -> dict[str, torch.Tensor]:
@@ -30,7 +31,8 @@ def make_arguments(seed: int, *, num_steps: int = 12, num_envs: int = 7) -> dict
 def by_the_formula(
     arguments: dict[str, torch.Tensor], *, rho_clip: float, c_clip: float, trace_lambda: float, rho_weighted: bool
 ) -> VtraceTargets:
-    """vs = V + sum over t of gamma^(t-s) (product of lambda c) delta, up to the episode's or the rollout's end (IMPALA eq. 1, remark 2)."""
+    """vs = V + sum over t of gamma^(t-s) (product of lambda c) delta, up to the episode's or the rollout's end (IMPALA
+    eq. 1, remark 2)."""
     ratios, rewards, values, next_values, terminated, truncated, final_values = (
         tensor.tolist() for tensor in arguments.values()
     )
@@ -102,7 +104,8 @@ def column(*numbers: float) -> torch.Tensor:
 
 
 def hand_case(*, terminated: tuple[bool, ...], truncated: tuple[bool, ...], ratios: tuple[float, ...]) -> VtraceTargets:
-    """Rewards 1, 2, 4; values 10, 20, 30, then 40; the truncated episode's own last observation is worth 100; gamma 1/2."""
+    """Rewards 1, 2, 4; values 10, 20, 30, then 40; the truncated episode's own last observation is worth 100; gamma
+    1/2."""
     return vtrace_targets(
         ratios=column(*ratios),
         rewards=column(1, 2, 4),
@@ -136,7 +139,8 @@ def test_a_truncation_is_worth_its_own_last_observation() -> None:
 
 def test_ratios_below_one_shrink_corrections_and_ratios_above_one_do_not_grow_them() -> None:
     targets = hand_case(terminated=NEVER, truncated=NEVER, ratios=(4, 0.5, 1))
-    # Step 1: 20 + (2 + 30/2 - 20)/2 + (24 - 30)/4 = 17. Step 0, where 4 counts as 1: 10 + (1 + 20/2 - 10) + (17 - 20)/2 = 9.5.
+    # Step 1: 20 + (2 + 30/2 - 20)/2 + (24 - 30)/4 = 17. Step 0, where 4 counts as 1: 10 + (1 + 20/2 - 10) + (17 - 20)/2
+    # = 9.5.
     torch.testing.assert_close(targets.vs, column(9.5, 17, 24))
     torch.testing.assert_close(targets.pg_advantages, column(-0.5, -6, -6))
 
@@ -147,3 +151,34 @@ def test_targets_carry_no_gradient() -> None:
     targets = vtrace_targets(**arguments, gamma=GAMMA)
     assert not targets.vs.requires_grad
     assert not targets.pg_advantages.requires_grad
+
+
+def test_the_units_are_the_mean_and_deviation_of_all_targets_at_first() -> None:
+    scale, targets = ReturnScale(), 40 * torch.randn(50, 8, 4) + 7
+    assert [unit.item() for unit in scale.unit(CPU)] == [0.0, 1.0]
+    for each in targets:
+        scale.observe(each)
+    mean, deviation = scale.unit(CPU)
+    assert mean.item() == pytest.approx(targets.mean().item(), rel=1e-4)
+    assert deviation.item() == pytest.approx(targets.std(correction=0).item(), rel=1e-3)
+
+
+def test_old_targets_are_forgotten() -> None:
+    scale = ReturnScale()
+    for number in range(6 * HORIZON):
+        scale.observe(torch.tensor([[-1.0, 1.0]]) * (100.0 if number < HORIZON else 1.0))
+    assert scale.unit(CPU)[1].item() == pytest.approx(8.2, abs=0.5)  # sqrt(1 + 9999 exp(-5))
+
+
+def test_without_any_reward_the_unit_does_not_vanish() -> None:
+    scale = ReturnScale()
+    scale.observe(torch.zeros(4, 4))
+    assert scale.unit(CPU)[1].item() > 0
+
+
+def test_targets_that_are_no_numbers_are_left_out_and_the_state_goes_on() -> None:
+    scale, resumed = ReturnScale(), ReturnScale()
+    scale.observe(torch.tensor([[1.0, 3.0], [float("nan"), float("inf")]]))
+    scale.observe(torch.tensor([[float("nan")]]))
+    resumed.load_state_dict(scale.state_dict())
+    assert [unit.item() for unit in resumed.unit(CPU)] == [2.0, 1.0]

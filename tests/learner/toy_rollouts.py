@@ -1,4 +1,5 @@
-"""Rollouts for learner tests: random ones of every shape, and ones played by a policy in a game small enough to write down."""
+"""Rollouts for learner tests: random ones of every shape, and ones played by a policy in a game small enough to write
+down."""
 
 import dataclasses
 from typing import Any
@@ -61,10 +62,11 @@ def random_rollout(
 
 
 class RecallGame:
-    """B games played by one policy: a cue, three blank signs, then the answer, whose caption says whether it was the cue's.
+    """B games played by one policy: a cue, three blank signs, then the answer, whose caption says whether it was the
+    cue's.
 
-    The cue can only be known from the core state, the answer is only rewarded by its caption, and that caption is on the
-    episode's last step: so a policy learns this only if memory, resets, credit and captions at the end all work.
+    The cue can only be known from the core state, the answer is only rewarded by its caption, and that caption is on
+    the episode's last step: so a policy learns this only if memory, resets, credit and captions at the end all work.
     """
 
     length = 4

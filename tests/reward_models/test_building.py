@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.wiring import build_model
+from cluster.plan import build_model
 from configs.loading import load_config
 
 ROOT = Path(__file__).parents[2]

@@ -23,7 +23,7 @@ from llm_server.service.child import ServiceProcess
 from reward_models.building import build_reward_model
 from reward_models.interface import Asks
 from reward_models.pipeline import SLICE, AnnotationPipeline
-from reward_models.shaping import RewardOptions
+from reward_models.shaping import RewardShaping
 from reward_models.training import RewardTrainer
 from tests.llm_server.fake_clients import FakeService
 
@@ -48,7 +48,7 @@ def make(service, tmp_path):
         annotator = (
             Annotator(service.connect, CaptionQuestions(book), config) if model.asks is not Asks.NOTHING else None
         )
-        trainer = RewardTrainer(model, RewardOptions(settings, 0), book, run_epoch)
+        trainer = RewardTrainer(model, RewardShaping(settings, 0), book, run_epoch)
         made.append(AnnotationPipeline(book, trainer, annotator=annotator, config=settings))
         return made[-1]
 
@@ -129,9 +129,9 @@ def test_the_background_threads_do_what_turns_do(make):
     pipeline.start()
     pipeline.report(TEXTS, COUNTS, "0.0", 0, 0)
     wait_until(lambda: rewards(pipeline.latest_table(), 1, 2, 3, 4) == [1, 0, None, 1])
-    figures = pipeline.metrics()
-    assert (figures["annotations_total"], figures["annotator_up"], figures["captions_distinct"]) == (4, 1, 4)
-    assert figures["reward_model_accuracy"] is None
+    metrics = pipeline.metrics()
+    assert (metrics["annotations_total"], metrics["annotator_up"], metrics["captions_distinct"]) == (4, 1, 4)
+    assert metrics["reward_model_accuracy"] is None
 
 
 def test_a_service_that_is_down_leaves_the_last_table_and_delays_no_report(make, service):
@@ -156,9 +156,9 @@ def test_baselines_ask_nobody_and_know_every_caption_at_once(make, service, name
     pipeline.report({5: "five"}, {5: 1}, "0.0", 1, 0)
     wait_until(lambda: rewards(pipeline.latest_table(), 5) == [reward])
     assert service.connections == 0
-    figures = pipeline.metrics()
-    assert figures.get("annotator_up") is None
-    assert figures["annotations_pending"] is None
+    metrics = pipeline.metrics()
+    assert metrics.get("annotator_up") is None
+    assert metrics["annotations_pending"] is None
 
 
 def test_a_run_resumes_with_the_same_rewards_in_a_new_epoch(make, tmp_path):
@@ -359,7 +359,7 @@ def test_pairs_of_one_judgement_are_none_but_it_counts_as_an_answer_and_as_a_lab
     book.take_report({1: "you kill the newt"}, {1: 1}, "0.0", 0, 0)
     settings = RewardModelConfig(name="ranking", warmup_labels=3, steps_per_turn=25)
     annotator = Annotator(service.connect, PointwisePairs(book, AnnotatorConfig(), 1), AnnotatorConfig())
-    trainer = RewardTrainer(build_reward_model(settings), RewardOptions(settings, 0), book, 1)
+    trainer = RewardTrainer(build_reward_model(settings), RewardShaping(settings, 0), book, 1)
     pipeline = AnnotationPipeline(book, trainer, annotator=annotator, service=watched, config=settings)
     pipeline.turn(10)
     assert watched.num_served == 1
@@ -376,7 +376,7 @@ def test_captions_that_left_the_book_leave_the_questions(service):
     book = CaptionBook(8, 1000)
     settings = RewardModelConfig(name="ranking", steps_per_turn=1)
     questions = PointwisePairs(book, AnnotatorConfig(), 1)
-    trainer = RewardTrainer(build_reward_model(settings), RewardOptions(settings, 0), book, 1)
+    trainer = RewardTrainer(build_reward_model(settings), RewardShaping(settings, 0), book, 1)
     pipeline = AnnotationPipeline(
         book, trainer, annotator=Annotator(service.connect, questions, AnnotatorConfig()), config=settings
     )
@@ -424,7 +424,7 @@ def test_a_real_service_that_is_killed_comes_back_and_no_caption_is_lost(tmp_pat
     settings = RewardModelConfig(publish_interval_s=0.05)
     connect = lambda: AnnotationClient(service.address(), rubric, 10.0)  # noqa: E731
     annotator = Annotator(connect, CaptionQuestions(book), AnnotatorConfig(max_backoff_s=0.1))
-    trainer = RewardTrainer(build_reward_model(settings), RewardOptions(settings, 0), book, 1)
+    trainer = RewardTrainer(build_reward_model(settings), RewardShaping(settings, 0), book, 1)
     pipeline = AnnotationPipeline(book, trainer, annotator=annotator, service=service, config=settings)
     try:
         pipeline.start()
@@ -434,8 +434,8 @@ def test_a_real_service_that_is_killed_comes_back_and_no_caption_is_lost(tmp_pat
         pipeline.report({5: "kill"}, {5: 1}, "0.0", 1, 0)
         wait_until(lambda: pipeline.metrics()["annotator_up"] == 0)
         wait_until(lambda: rewards(pipeline.latest_table(), 5) == [1])
-        figures = pipeline.metrics()
-        assert (figures["annotator_up"], figures["service_restarts"], figures["annotations_total"]) == (1, 1, 5)
+        metrics = pipeline.metrics()
+        assert (metrics["annotator_up"], metrics["service_restarts"], metrics["annotations_total"]) == (1, 1, 5)
     finally:
         pipeline.close()
     assert service.pid is None

@@ -15,7 +15,7 @@ from llm_server.annotation import Caption, CaptionPair, JudgedPair, PairJudgemen
 from llm_server.annotator.caption_book import CaptionBook
 from llm_server.annotator.pairs import pointwise_preference
 from reward_models.ranking import RankingModel
-from reward_models.shaping import RewardOptions
+from reward_models.shaping import RewardShaping
 from reward_models.training import RewardTrainer
 from tests.learner.toy_rollouts import RECALL_SPEC, SMALL_POLICY, random_rollout
 
@@ -83,7 +83,8 @@ def judged_pair(first: int, second: int, p: float, q: float) -> JudgedPair:
 
 
 def test_by_default_as_many_judged_captions_earn_as_the_judge_puts_above_theta(monkeypatch) -> None:
-    """Outputs of captions 1 to 7: -1, 0.5, 2, 0.1, -0.3, 4, 0. The judge knows 1 to 4, of which 2 and 3 lie above its theta."""
+    """Outputs of captions 1 to 7: -1, 0.5, 2, 0.1, -0.3, 4, 0. The judge knows 1 to 4, of which 2 and 3 lie above its
+    theta."""
     model = make_model(monkeypatch)
     model.calibrate(0.4)
     model.learn([judged_pair(1, 2, 0.2, 0.45), judged_pair(3, 4, 0.9, 0.4)])
@@ -122,7 +123,7 @@ def test_vtrace_consumes_the_normalised_thresholded_reward(monkeypatch) -> None:
     book = CaptionBook(100, 1000)
     settings = RewardModelConfig(name="ranking", epsilon_quantile=0.5, clip=0.0)
     model = make_model(monkeypatch, epsilon_quantile=0.5)
-    trainer = RewardTrainer(model, RewardOptions(settings, 0), book, run_epoch=0)
+    trainer = RewardTrainer(model, RewardShaping(settings, 0), book, run_epoch=0)
     reward = RewardConfig(extrinsic_coefficient=0.1, intrinsic_coefficient=0.5, count_exponent=2.0)
     learner = Learner(
         RECALL_SPEC,

@@ -22,7 +22,7 @@ from llm_server.annotation import (
 from llm_server.annotator.caption_book import CaptionBook
 from reward_models.building import build_reward_model
 from reward_models.interface import Asks
-from reward_models.shaping import RewardOptions
+from reward_models.shaping import RewardShaping
 from reward_models.training import RewardTrainer
 
 
@@ -208,7 +208,7 @@ def test_captions_that_left_the_book_are_forgotten(make):
 
 def test_a_model_that_begins_anew_is_one_that_was_never_taught(make):
     untaught, model = make(), make()
-    trainer = RewardTrainer(model, RewardOptions(RewardModelConfig(), 0), CaptionBook(10, 10), 1)
+    trainer = RewardTrainer(model, RewardShaping(RewardModelConfig(), 0), CaptionBook(10, 10), 1)
     model.learn(evidence(model.asks, LABELS))
     model.train()
     trainer.begin_anew()
@@ -258,7 +258,8 @@ def test_goals_are_small_numbers_or_none(make):
         assert goals.tolist() == [0, 0, -1, -1, -1, -1]
 
 
-# -- retrieval and the baselines ----------------------------------------------------------------------------------------------
+# -- retrieval and the baselines
+# ----------------------------------------------------------------------------------------------
 
 
 def scores(config, *probabilities, threshold=0.5):

@@ -8,7 +8,7 @@ from llm_server.annotation import Caption, EmbeddedCaption, JudgedCaption, Judge
 from llm_server.annotator.caption_book import CaptionBook
 from reward_models.building import build_reward_model
 from reward_models.interface import Asks
-from reward_models.shaping import BAND, Permutation, RewardOptions
+from reward_models.shaping import BAND, Permutation, RewardShaping
 from reward_models.training import RewardTrainer
 
 N = 42
@@ -29,7 +29,7 @@ def trainer_of(**settings):
         {number: f"caption {number}" for number in range(1, 10)}, dict.fromkeys(range(1, 10), 1), "0.0", 0, 0
     )
     model.calibrate(0.5)
-    return RewardTrainer(model, RewardOptions(config, 0), book, 1)
+    return RewardTrainer(model, RewardShaping(config, 0), book, 1)
 
 
 def test_nothing_is_rewarded_before_the_warm_up_is_over():
@@ -50,10 +50,10 @@ def test_nothing_is_rewarded_before_the_warm_up_is_over():
 def test_the_accuracy_is_the_newest_one_or_none(monkeypatch):
     trainer = trainer_of(name="classification")
     trainer.learn([judged(1), judged(2, 0.1)])
-    for figures in ({"accuracy": 0.7}, {}):
-        monkeypatch.setattr(trainer._model, "train", lambda figures=figures: figures)
+    for metrics in ({"accuracy": 0.7}, {}):
+        monkeypatch.setattr(trainer._model, "train", lambda metrics=metrics: metrics)
         trainer.train()
-        assert trainer.metrics()["reward_model_accuracy"] == figures.get("accuracy")
+        assert trainer.metrics()["reward_model_accuracy"] == metrics.get("accuracy")
 
 
 def test_models_that_ask_nothing_need_no_warm_up():
@@ -63,8 +63,8 @@ def test_models_that_ask_nothing_need_no_warm_up():
 
 
 def test_rewards_are_clipped_on_both_sides_and_unknown_ones_stay_unknown():
-    options = RewardOptions(RewardModelConfig(clip=0.5), 0)
-    rewards = options.apply(IDS[:4], COUNTS[:4], np.array([-2.0, 0.25, 3.0, np.nan], np.float32))
+    shaping = RewardShaping(RewardModelConfig(clip=0.5), 0)
+    rewards = shaping.apply(IDS[:4], COUNTS[:4], np.array([-2.0, 0.25, 3.0, np.nan], np.float32))
     np.testing.assert_array_equal(rewards, np.array([-0.5, 0.25, 0.5, np.nan], np.float32))
 
 
@@ -130,7 +130,8 @@ def test_a_caption_whose_whole_band_left_is_new():
 
 
 def test_rewards_are_exchanged_among_captions_that_steps_showed():
-    """What only resets showed is never paid: a reward given to it would be lost, and one given by it would come from nothing."""
+    """What only resets showed is never paid: a reward given to it would be lost, and one given by it would come from
+    nothing."""
     permutation, counts = Permutation(seed=1), COUNTS.copy()
     counts[[2, 7]] = 0
     got = sources(permutation, counts=counts)
