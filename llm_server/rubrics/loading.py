@@ -1,6 +1,6 @@
 """Rubrics as versioned YAML files: finding, reading and checking them.
 
-Invariant: a rubric that loads can be asked; what is wrong with one is said in a line that begins with its name.
+Invariant: a rubric that loads can be asked; an error in one is a one-line message that begins with its name.
 """
 
 import contextlib
@@ -18,19 +18,20 @@ from configs.yaml_text import TRUTH, read_yaml
 from llm_server.rubrics.rubric import Calibration, Example, PairExample, PairRubric, Rubric
 
 STYLES = ("completion", "chat")
-BETTER = ("first", "second", "tie")
 SWAPPED = {"first": "second", "second": "first", "tie": "tie"}
+FOLDER = resources.files("llm_server").joinpath("rubrics")
 
 
 def built_in_rubrics() -> list[str]:
     """Names of the rubrics that come with the package."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in _folder().iterdir() if entry.name.endswith(".yaml"))
+    return sorted(entry.name.removesuffix(".yaml") for entry in FOLDER.iterdir() if entry.name.endswith(".yaml"))
 
 
 def load_rubric(name_or_path: str) -> Rubric:
-    """The built-in rubric of that name, or the rubric in that YAML file; ValueError says what is wrong and what to do."""
+    """The built-in rubric of that name, or the rubric in that YAML file; ValueError says what is wrong and what to
+    do."""
     if name_or_path in built_in_rubrics():
-        return parse_rubric(_folder().joinpath(f"{name_or_path}.yaml").read_text("utf-8"), name_or_path)
+        return parse_rubric(FOLDER.joinpath(f"{name_or_path}.yaml").read_text("utf-8"), name_or_path)
     path = Path(name_or_path).expanduser()
     if not path.is_file():
         raise ValueError(
@@ -68,66 +69,68 @@ def parse_rubric(text: str, name: str) -> Rubric:
 
 
 def _extended(content: dict[str, Any], name: str) -> dict[str, Any]:
-    """The keys of the built-in rubric that `extends` names, where there is one, with those of `content` in their place."""
+    """The keys of the built-in rubric that `extends` names, if any, overridden by those of `content`."""
     values = dict(content)
     base = values.pop("extends", None)
     if base is None:
         return values
     if base not in built_in_rubrics():
         raise ValueError(
-            f"rubric '{name}': extends is '{base}'{did_you_mean(str(base), built_in_rubrics())}: use one of {', '.join(built_in_rubrics())}"
+            f"rubric '{name}': extends is '{base}'{did_you_mean(str(base), built_in_rubrics())}: use one of"
+            f" {', '.join(built_in_rubrics())}"
         )
-    return _extended(read_yaml(_folder().joinpath(f"{base}.yaml").read_text("utf-8")), base) | values
+    return _extended(read_yaml(FOLDER.joinpath(f"{base}.yaml").read_text("utf-8")), base) | values
 
 
 def _check(rubric: Rubric, name: str) -> None:
     kinds = rubric.positive_kinds + rubric.minor_kinds + rubric.negative_kinds
     has_kinds = bool(kinds)
+    negatives_per_positive, calibrates = rubric.calibration.negatives_per_positive, bool(rubric.calibration.items)
+    has_both, has_words = rubric.positive_kinds and rubric.negative_kinds, bool(rubric.positive or rubric.negative)
+    style_problem = f"style is '{rubric.style}'{did_you_mean(rubric.style, STYLES)}: use {' or '.join(STYLES)}"
     problems = {
-        f"style is '{rubric.style}'{did_you_mean(rubric.style, STYLES)}: use {' or '.join(STYLES)}": rubric.style
-        not in STYLES,
+        style_problem: rubric.style not in STYLES,
         "id and version must not be empty": not (rubric.id and rubric.version),
         "positive_kinds and negative_kinds go together, in place of positive and negative": has_kinds
-        and (not (rubric.positive_kinds and rubric.negative_kinds) or bool(rubric.positive or rubric.negative)),
+        and (not has_both or has_words),
         **_answer_problems(kinds or (rubric.positive, rubric.negative)),
         f"every example needs one of the kinds {', '.join(kinds)}": has_kinds
         and any(example.kind not in kinds for example in rubric.examples),
-        "an example has a kind, the rubric has none": not has_kinds
-        and any(example.kind for example in rubric.examples),
+        "an example has a kind, the rubric has none": not has_kinds and any(shown.kind for shown in rubric.examples),
         "kinds need calibration items: without them a model's bias towards each answer is unknown": has_kinds
-        and not rubric.calibration.items,
-        f"calibration: negatives_per_positive must be above 0, not {rubric.calibration.negatives_per_positive}": not (
-            rubric.calibration.negatives_per_positive > 0
+        and not calibrates,
+        f"calibration: negatives_per_positive must be above 0, not {negatives_per_positive}": not (
+            negatives_per_positive > 0
         ),
         f"max_item_chars must be at least 1, not {rubric.max_item_chars}": rubric.max_item_chars < 1,
         f"min_answer_mass must lie in 0 to 1, not {rubric.min_answer_mass}": not 0 <= rubric.min_answer_mass <= 1,
         f"threshold must be auto or lie in 0 to 1, not {rubric.threshold}": not 0 <= (rubric.threshold or 0) <= 1,
-        "threshold auto needs calibration items": rubric.threshold is None and not rubric.calibration.items,
+        "threshold auto needs calibration items": rubric.threshold is None and not calibrates,
         "answer_prefix is for style chat; put it into answer_label": bool(rubric.answer_prefix)
         and rubric.style == "completion",
     }
-    for problem, present in problems.items():
-        if present:
-            raise ValueError(f"rubric '{name}': {problem}")
+    _raise_first(problems, name)
     _check_shown(rubric, name)
 
 
+def _raise_first(problems: dict[str, bool], name: str) -> None:
+    for problem, present in problems.items():
+        if present:
+            raise ValueError(f"rubric '{name}': {problem}")
+
+
 def _answer_problems(answers: Collection[str]) -> dict[str, bool]:
-    """What is wrong with words that are to be told apart by what a model says."""
-    plain = {
-        "".join(char for char in word if unicodedata.category(char)[0] not in "CZ").casefold(): word for word in answers
-    }
+    """What is wrong with answers that must be distinguishable in what a model says."""
+    plain = {"".join(char for char in word if unicodedata.category(char)[0] not in "CZ").casefold() for word in answers}
+    shown = ", ".join(map(repr, answers))
     return {
         "an answer is empty": "" in plain,
-        f"every answer must differ from the others in more than case and space: {', '.join(map(repr, answers))}": len(
-            plain
-        )
-        < len(answers),
+        f"every answer must differ from the others in more than case and space: {shown}": len(plain) < len(answers),
     }
 
 
 def _check_shown(rubric: Rubric, name: str) -> None:
-    """ValueError where an item that the model is shown is empty, or stands there with two answers."""
+    """ValueError where an item that the model is shown is empty, or has two answers."""
 
     def refuse(problem: str) -> NoReturn:
         raise ValueError(f"rubric '{name}': {problem}")
@@ -147,16 +150,15 @@ def _check_shown(rubric: Rubric, name: str) -> None:
     for example in rubric.examples:
         if example.kind and example.positive != (example.kind in rubric.positive_kinds):
             refuse(
-                f"example '{example.item}' is {words[example.positive]}, and its kind '{example.kind}' is not; leave `positive` out"
+                f"example '{example.item}' is {words[example.positive]}, and its kind '{example.kind}' is not; leave"
+                " `positive` out"
             )
     examples = answers("example", ((shown.item, shown.kind or words[shown.positive]) for shown in rubric.examples))
-    calibration = rubric.calibration
-    for item in answers(
-        "calibration item",
-        [(item, "no") for item in calibration.items] + [(item, "yes") for item in calibration.positives],
-    ):
+    calibration = [(item, "no") for item in rubric.calibration.items]
+    calibration += [(item, "yes") for item in rubric.calibration.positives]
+    for item in answers("calibration item", calibration):
         if item in examples:
-            refuse(f"calibration item '{item}' is also an example: what the model was told says nothing of its bias")
+            refuse(f"calibration item '{item}' is also an example: the bias must be measured on items not shown")
     if rubric.pairs is None:
         return
     answers("item of pairs", ((shown.item, words[shown.positive]) for shown in rubric.pairs.items))
@@ -166,12 +168,13 @@ def _check_shown(rubric: Rubric, name: str) -> None:
         for order, answer in (((first, second), pair.better), ((second, first), SWAPPED[pair.better])):
             if better.setdefault(order, answer) != answer:
                 refuse(
-                    f"example of pairs '{first}' and '{second}' has two answers, in this order or the other; leave one of the two out"
+                    f"example of pairs '{first}' and '{second}' has two answers, in this order or the other; leave one"
+                    " of the two out"
                 )
 
 
 def _build(kind: type, values: dict[str, Any], name: str) -> Any:
-    """`kind(**values)` with its keys and the types of its plain values checked first."""
+    """`kind(**values)` after a check of its keys and of the types of its scalar values."""
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for key in values:
         if key not in fields:
@@ -185,7 +188,7 @@ def _build(kind: type, values: dict[str, Any], name: str) -> Any:
 
 
 def _read(wanted: Any, value: Any, name: str) -> Any:
-    """`value` as a field of that type wants it; ValueError, beginning with `name`, where it cannot be."""
+    """`value` converted to the type of its field; ValueError, beginning with `name`, where that is impossible."""
     if wanted is str:
         if not isinstance(value, str):
             raise ValueError(f"{name} must be text (in quotes where YAML would read it otherwise), got {value!r}")
@@ -197,9 +200,7 @@ def _read(wanted: Any, value: Any, name: str) -> Any:
             return TRUTH[value.strip().lower()]
         if wanted == float | None and value == "auto":
             return None
-        if wanted is int or re.fullmatch(
-            r"[-+]?\d+", value
-        ):  # a whole number stays one: it is part of the rubric's hash
+        if wanted is int or re.fullmatch(r"[-+]?\d+", value):  # an int stays an int: it enters the rubric's hash
             return int(value)
         if math.isfinite(float(value)):
             return float(value)
@@ -216,27 +217,21 @@ def _example(entry: Any, positive_kinds: frozenset[str], name: str) -> Example:
 
 def _pair_rubric(content: dict[str, Any], name: str) -> PairRubric:
     values = dict(content)
-    entries = enumerate(_list(values, "examples", name), 1)
-    values["examples"] = tuple(
-        _build(PairExample, _mapping(entry, f"{name}: example {n}"), f"{name}: example {n}") for n, entry in entries
-    )
+    places = [(f"{name}: example {n}", entry) for n, entry in enumerate(_list(values, "examples", name), 1)]
+    values["examples"] = tuple(_build(PairExample, _mapping(entry, place), place) for place, entry in places)
     shown = enumerate(_list(values, "items", name), 1)
     values["items"] = tuple(_example(entry, frozenset(), f"{name}: item {n}") for n, entry in shown)
     pairs = _build(PairRubric, values, name)
     words = [pairs.first, pairs.second] + [pairs.tie] * bool(pairs.tie)
+    better = [example.better for example in pairs.examples]
     problems = {
         **_answer_problems(words),
-        f"better is `first`, `second` or `tie`: {[e.better for e in pairs.examples]}": any(
-            e.better not in BETTER for e in pairs.examples
-        ),
-        "an example is a tie but there is no answer `tie`": not pairs.tie
-        and any(e.better == "tie" for e in pairs.examples),
+        f"better is `first`, `second` or `tie`: {better}": not set(better) <= set(SWAPPED),
+        "an example is a tie but there is no answer `tie`": not pairs.tie and "tie" in better,
         f"min_answer_mass must lie in 0 to 1, not {pairs.min_answer_mass}": not 0 <= pairs.min_answer_mass <= 1,
         f"tie_margin must lie in 0 to 0.5, not {pairs.tie_margin}": not 0 <= pairs.tie_margin < 0.5,
     }
-    for problem, present in problems.items():
-        if present:
-            raise ValueError(f"rubric '{name}': {problem}")
+    _raise_first(problems, name)
     return pairs
 
 
@@ -257,10 +252,7 @@ def _texts(values: dict[str, Any], key: str, name: str) -> tuple[str, ...]:
     content = _list(values, key, name)
     if other := [item for item in content if not isinstance(item, str)]:
         raise ValueError(
-            f"rubric '{name}': {key} must be a list of texts (in quotes where YAML would read one otherwise), got {other[0]!r}"
+            f"rubric '{name}': {key} must be a list of texts (in quotes where YAML would read one otherwise), got"
+            f" {other[0]!r}"
         )
     return tuple(str(item) for item in content)
-
-
-def _folder() -> Any:
-    return resources.files("llm_server").joinpath("rubrics")

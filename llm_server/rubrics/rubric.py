@@ -1,8 +1,9 @@
-"""`Rubric`: what the LLM is asked about single items and about pairs; `Question`: the prompt template of one such request, as a
-completion to continue or as a conversation.
+"""`Rubric`: what the LLM is asked about single items and about pairs; `Question`: the prompt template of one such
+request, as a completion to continue or as a conversation.
 
-Invariant: an item is put between two fixed pieces of prompt as plain text on one line, so it can change neither the prompt's structure
-nor its length beyond the rubric's limit; the examples look exactly like it, and answers are single words in a fixed place.
+Invariant: an item is plain text on one line between two fixed pieces of prompt, so it can change neither the prompt's
+structure nor its length beyond the rubric's limit; examples have exactly the same form, and answers are single words in
+a fixed place.
 """
 
 import dataclasses
@@ -15,40 +16,44 @@ from functools import cached_property
 from typing import Any
 
 PROMPT_VERSION = 2
-"""Raise whenever the same rubric and text make another prompt, here or in `prompt_tokens.py`: part of every engine's fingerprint, so
-that no judgement of an older prompt is taken for one of today's."""
+"""Raise whenever the same rubric and text make another prompt, here or in `prompt_tokens.py`. It is part of every
+engine's fingerprint, so that judgements of older prompts are not reused."""
+MINOR = 0.3
+"""The weight of a minor kind: an item that is nothing else stays below theta."""
+MAX_PARTS = 16
+"""At most this many parts of one item are asked about, the last ones: a step's outcome comes last."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """Everything around the text that is asked about (rubric -> engine)."""
+    """The prompt template around one text (rubric -> engine)."""
 
     style: str
     """`completion` or `chat`."""
     instructions: str
     label: str
-    """What stands before a text."""
+    """Precedes a text."""
     answer_label: str
-    """What stands before an answer in `completion` style, on a line of its own."""
+    """Precedes an answer in `completion` style, on a line of its own."""
     examples: tuple[tuple[str, str], ...]
     """Texts with their answers, shown in this order."""
     answers: tuple[str, ...]
-    """The answers that count, as they follow the prompt: by the default weights the one whose probability is wanted, its opposite, and
-    perhaps one that counts half."""
+    """The answers as they follow the prompt; with the default weights a positive one, its opposite, and optionally a
+    tie."""
     weights: tuple[float, ...] = (1.0, 0.0, 0.5)
-    """How much of each answer's share counts towards the probability that is wanted; more weights than answers are cut."""
+    """The weight of each answer in the item's probability; surplus weights are ignored."""
     answer_prefix: str = ""
     """Begins the model's turn in `chat` style."""
 
     def completion_prompt(self) -> tuple[str, str]:
-        """What stands before and after a text in `completion` style; the text follows the first piece after a space."""
+        """The prompt before and after a text in `completion` style; a space separates the first piece from the text."""
         parts = [f"{self.instructions.strip()}\n\n"] if self.instructions.strip() else []
         for text, answer in self.examples:
             parts.append(f"{self.label} {text}\n{self.answer_label}{answer}\n\n")
         return "".join(parts) + self.label, f"\n{self.answer_label}"
 
     def chat_messages(self, text: str) -> list[dict[str, str]]:
-        """The conversation that asks about `text` in `chat` style: instructions, examples as past turns, the question."""
+        """The conversation that asks about `text` in `chat` style: instructions, examples as past turns, question."""
         turns = [{"role": "system", "content": self.instructions.strip()}] if self.instructions.strip() else []
         for shown, answer in self.examples:
             turns.append({"role": "user", "content": f"{self.label} {shown}"})
@@ -57,46 +62,41 @@ class Question:
 
 
 def without_system_turn(conversation: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """The instructions at the head of the first user turn instead, for models that know no system turn."""
+    """The conversation with the instructions in the first user turn, for models that support no system turn."""
     if conversation[0]["role"] != "system":
         return list(conversation)
     system, first, *rest = conversation
     return [{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *rest]
 
 
-MINOR = 0.3
-"""What a minor kind counts: an item of nothing else stays below theta."""
-MAX_PARTS = 16
-"""Parts of one item that are asked about, the last ones: what came of a step stands last."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """An item with its answer, shown to the model before the item that is asked."""
+    """An item with its answer, shown to the model before the question."""
 
     item: str
     positive: bool
     kind: str = ""
-    """The answer, where the rubric has kinds."""
+    """The answer, if the rubric has kinds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """How a model's bias, and theta where the rubric says `threshold: auto`, are found (`llm_server.service.calibration`)."""
+    """Items for measuring a model's bias, and theta with `threshold: auto` (`llm_server.service.calibration`)."""
 
     items: tuple[str, ...] = ()
     """Items that deserve the negative answer; none may be an example."""
     positives: tuple[str, ...] = ()
-    """Items that deserve the positive answer, likewise. Without any, theta is what the likeliest of `items` gets, plus the margin."""
+    """Items that deserve the positive answer, likewise. Without any, theta is the highest probability of `items` plus
+    the margin."""
     negatives_per_positive: float = 1.0
-    """How many items that deserve a no come to one that deserves a yes, by what would be paid for them: theta is chosen for that mixture."""
+    """The ratio of negative to positive items, weighted by their reward, for which theta is chosen."""
     margin: float = 0.25
     """Log-odds added to the highest of `items` where there are no `positives`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairExample:
-    """Two items with the answer which is better, shown to the model before the pair that is asked."""
+    """Two items with the answer which is better, shown to the model before the question."""
 
     first: str
     second: str
@@ -115,37 +115,39 @@ class PairRubric:
     second: str
     """Likewise of the item shown second."""
     tie: str = ""
-    """The answer that neither is better, where the model may give one; it counts half for both."""
+    """The answer that neither is better, if ties are allowed; it counts half for both."""
     first_label: str = "First:"
-    """What stands before the item shown first."""
+    """Precedes the item shown first."""
     second_label: str = "Second:"
-    """What stands before the item shown second, on a line of its own."""
+    """Precedes the item shown second, on a line of its own."""
     answer_label: str = "Better:"
-    """What stands before an answer, on a line of its own."""
+    """Precedes an answer, on a line of its own."""
     examples: tuple[PairExample, ...] = ()
     """Shown in this order."""
     item_examples: bool = False
-    """Show the rubric's examples of single items before, under `first_label` and with their own answers."""
+    """Also show the rubric's examples of single items first, under `first_label` and with their own answers."""
     items: tuple[Example, ...] = ()
-    """Single items shown before in place of the rubric's: a positive one with the answer `second`, a negative one with `first`."""
+    """Single items to show first in place of the rubric's: positive ones with the answer `second`, negative ones with
+    `first`."""
     min_answer_mass: float = 0.1
-    """Below this probability of the answers together, the model has not answered."""
+    """Below this total probability of the answers, the model has not answered."""
     tie_margin: float = 0.0
-    """A preference this near to 0.5 is a tie."""
+    """A preference within this distance of 0.5 is a tie."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rubric:
-    """Goal, instructions, examples and answers: everything that decides a judgement besides the model."""
+    """Goal, instructions, examples and answers: everything besides the model that decides a judgement."""
 
     id: str
-    """Name by which requests ask for it."""
+    """The name in requests."""
     version: str
     """Changes whenever the answers may change."""
     goal: str
     """One sentence for people: what a positive answer means."""
     style: str
-    """`completion` (one text; right for small models) or `chat` (the model's chat template; right for large instruct models)."""
+    """`completion` (one text; right for small models) or `chat` (the model's chat template; right for large instruct
+    models)."""
     instructions: str
     """What the model reads first."""
     positive: str = ""
@@ -153,41 +155,41 @@ class Rubric:
     negative: str = ""
     """The negative answer, likewise."""
     positive_kinds: tuple[str, ...] = ()
-    """In place of `positive` and `negative`: the answers each of which names one kind of positive item, and each example its own. An
-    item's probability is that of all these together, once the model's bias towards each answer is taken off."""
+    """In place of `positive` and `negative`: one answer per kind of positive item. Examples answer with their kind, and
+    an item's probability is the sum over these answers after the model's bias towards each answer is removed."""
     minor_kinds: tuple[str, ...] = ()
-    """Answers that name what is better than nothing and less than what is sought: they rank such items between, and count `MINOR`."""
+    """Answers for items between positive and negative; they have the weight `MINOR`."""
     negative_kinds: tuple[str, ...] = ()
-    """The answers that name the kinds of negative items."""
+    """One answer per kind of negative item."""
     separator: str = ""
-    """Where set, an item is a series of parts between which this stands, such as the messages of one step; each part is asked about
-    by itself, and the item is what its likeliest part is."""
+    """If set, it separates the parts of an item, such as the messages of one step; each part is asked about by itself,
+    and the item has the judgement of its likeliest part."""
     item_label: str = "Message:"
-    """What stands before an item."""
+    """Precedes an item."""
     answer_label: str = "Answer:"
-    """What stands before an answer, on a line of its own."""
+    """Precedes an answer, on a line of its own."""
     examples: tuple[Example, ...] = ()
     """Shown in this order."""
     max_item_chars: int = 256
     """Longer items are cut."""
     min_answer_mass: float = 0.1
-    """Below this probability of the two answers together, the model has not answered."""
+    """Below this total probability of the answers, the model has not answered."""
     threshold: float | None = None
-    """Theta: the probability above which an item is positive; None (in YAML `auto`) finds it by `calibration`."""
+    """Theta, the probability above which an item is positive; None (in YAML `auto`) derives it from `calibration`."""
     calibration: Calibration = field(default_factory=Calibration)
     answer_prefix: str = ""
-    """Begins the model's turn in `chat` style, for example to close the thinking of a model that thinks aloud."""
+    """Begins the model's turn in `chat` style, for example to end the thoughts of a reasoning model."""
     pairs: PairRubric | None = None
-    """How two items are compared; without it, only single items can be asked."""
+    """How two items are compared; without it, only single items are judged."""
 
     @cached_property
     def content_hash(self) -> str:
-        """Hash of all that can change a judgement of a single item or theta: part of the store's key."""
+        """Hash of everything that can change a judgement of a single item, or theta; part of the store's key."""
         return _hash({key: value for key, value in dataclasses.asdict(self).items() if key != "pairs"})
 
     @cached_property
     def pairs_hash(self) -> str:
-        """Hash of all that can change a judgement of a pair: part of the store's key; empty where pairs are not asked."""
+        """Hash of everything that can change a judgement of a pair; part of the store's key; empty without `pairs`."""
         if self.pairs is None:
             return ""
         shared = {"style": self.style, "max_item_chars": self.max_item_chars, "answer_prefix": self.answer_prefix}
@@ -195,16 +197,15 @@ class Rubric:
         return _hash(shared | shown | dataclasses.asdict(self.pairs))
 
     def parts(self, item: bytes) -> list[bytes]:
-        """What is asked about, each once, to judge `item`: its parts, or the item itself where it has none."""
-        found = (
-            dict.fromkeys(part.strip() for part in item.split(self.separator.encode()))
-            if self.separator
-            else {item: None}
-        )
+        """The distinct texts to ask about in order to judge `item`: its parts, or the item itself if it has none."""
+        if not self.separator:
+            return [item]
+        found = dict.fromkeys(part.strip() for part in item.split(self.separator.encode()))
         return [part for part in found if part][-MAX_PARTS:] or [item]
 
     def item_text(self, item: bytes) -> str | None:
-        """`item` as one printable line within the limit; None where it is not valid UTF-8 or nothing is left of it."""
+        """`item` as one printable line within the limit; None where it is not valid UTF-8 or has no printable
+        character."""
         try:
             text = item.decode("utf-8")
         except UnicodeDecodeError:
@@ -217,45 +218,42 @@ class Rubric:
         return " ".join(printable.split())[: self.max_item_chars].rstrip()
 
     def pair_text(self, first: str, second: str) -> str:
-        """The text that is asked about where two items, each as `item_text` made it, are compared in this order."""
+        """The text that asks about two items, each as `item_text` makes it, in this order."""
         return f"{first}\n{self._pairs().second_label} {second}"
 
     def question(self) -> Question:
-        """How a single item is asked; the positive answers come first."""
+        """The question about a single item; the positive answers come first."""
         positives, negatives = self.positive_kinds or (self.positive,), self.negative_kinds or (self.negative,)
+        words = {True: self.positive, False: self.negative}
         return Question(
             style=self.style,
             instructions=self.instructions,
             label=self.item_label,
             answer_label=self.answer_label,
-            examples=tuple(
-                (self._one_line(shown.item), shown.kind or (self.positive if shown.positive else self.negative))
-                for shown in self.examples
-            ),
+            examples=tuple((self._one_line(s.item), s.kind or words[s.positive]) for s in self.examples),
             answers=positives + self.minor_kinds + negatives,
             weights=(1.0,) * len(positives) + (MINOR,) * len(self.minor_kinds) + (0.0,) * len(negatives),
             answer_prefix=self.answer_prefix,
         )
 
     def pair_question(self) -> Question:
-        """How a pair is asked; the first answer is that the item shown first is better. ValueError without a `pairs` section."""
+        """The question about a pair; the first answer is that the item shown first is better. ValueError without
+        `pairs`."""
         pairs = self._pairs()
         words = {"first": pairs.first, "second": pairs.second, "tie": pairs.tie}
-        items = tuple(
-            (self._one_line(shown.item), pairs.second if shown.positive else pairs.first) for shown in pairs.items
-        )
+        items = tuple((self._one_line(s.item), pairs.second if s.positive else pairs.first) for s in pairs.items)
         if pairs.item_examples:
             items = self.question().examples
+        compared = tuple(
+            (self.pair_text(self._one_line(pair.first), self._one_line(pair.second)), words[pair.better])
+            for pair in pairs.examples
+        )
         return Question(
             style=self.style,
             instructions=pairs.instructions,
             label=pairs.first_label,
             answer_label=pairs.answer_label,
-            examples=items
-            + tuple(
-                (self.pair_text(self._one_line(shown.first), self._one_line(shown.second)), words[shown.better])
-                for shown in pairs.examples
-            ),
+            examples=items + compared,
             answers=tuple(word for word in words.values() if word),
             answer_prefix=self.answer_prefix,
         )
