@@ -16,7 +16,7 @@ from cluster.doctor.subject import Subject
 from configs.errors import one_line
 from llm_server.client import AnnotationClient, AnnotationRefused, ServiceUnavailable
 from llm_server.engines.model_check import check_model
-from llm_server.engines.models import lent_model_folder
+from llm_server.engines.models import readable_model_folder
 from llm_server.rubrics.loading import load_rubric
 from llm_server.rubrics.rubric import Rubric
 from llm_server.service.child import ServiceProcess
@@ -39,7 +39,7 @@ def check_label_rate(subject: Subject) -> CheckResult:
         return ok(NAME, "not measured: no language model is loaded here")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as lent:
         try:
-            model = str(lent.enter_context(lent_model_folder())) if service.model == "smollm2" else service.model
+            model = str(lent.enter_context(readable_model_folder())) if service.model == "smollm2" else service.model
             settings = replace(service, model=model, store="memory", host="127.0.0.1", port=0)
             rubric = load_rubric(subject.config.annotator.rubric)
             check_model(settings, rubric)

@@ -1,7 +1,7 @@
 """From what a model said to a `Score`: log-probabilities of the answers, of the likeliest tokens, or plain text.
 
-Invariant: the answer mass is a probability over the whole vocabulary; where nothing allowed was said it is 0, and the probability
-is then NaN.
+Invariant: the answer mass is a probability over the whole vocabulary. Without any allowed answer the mass is 0 and the
+probability NaN.
 """
 
 import math
@@ -12,31 +12,31 @@ from llm_server.annotation import Score
 
 NO_ANSWER = Score(math.nan, 0.0)
 WEIGHTS = (1.0, 0.0, 0.5)
-"""The wanted answer, its opposite, and one that counts half."""
+"""The wanted answer, its opposite, and a tie, which counts half."""
 THOUGHTS = re.compile(r".*</think>", re.DOTALL)
 OPENING, CLOSING = r"[\s*_`\"'\u201c\u2018(\[]*", r"[*_`\"'\u201d\u2019)\]]*"
-"""What may stand around an answer."""
+"""Markup and quotes that may surround an answer."""
 END = rf"(?:\s*\Z|[^\S\n]*(?=\n)|[.:;!]{CLOSING}(?=\s|\Z)|(?P<goes_on>,|\s*[\u2013\u2014])(?=\s|\Z))"
 ANSWER_LABEL = "Answer:"
-_AS_THEY_ARE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
-_OTHERS = (byte for byte in range(0x100) if byte not in _AS_THEY_ARE)
-BYTES = {chr(byte): byte for byte in _AS_THEY_ARE} | {chr(0x100 + place): byte for place, byte in enumerate(_OTHERS)}
-"""Byte by the letter that stands for it in the pieces of a byte-level tokenizer: printable ones stand for themselves."""
+_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_OTHERS = (byte for byte in range(0x100) if byte not in _PRINTABLE)
+BYTES = {chr(byte): byte for byte in _PRINTABLE} | {chr(0x100 + place): byte for place, byte in enumerate(_OTHERS)}
+"""Byte by its character in the vocabulary of a byte-level tokenizer, in which printable bytes represent themselves."""
 
 
 def score_of_answers(log_probabilities: Sequence[float], weights: Sequence[float] = WEIGHTS) -> Score:
-    """From the log-probability of every answer, of which each counts with its weight."""
+    """The score from the log-probability of every answer, each counted with its weight."""
     return _score([math.exp(value) for value in log_probabilities], weights)
 
 
 def score_of_top_tokens(
     tokens: Iterable[tuple[str, float]], answers: Sequence[str], weights: Sequence[float] = WEIGHTS
 ) -> Score:
-    """From the likeliest tokens with their log-probabilities, as hosted models give them.
+    """The score from the likeliest tokens with their log-probabilities, as hosted models return them.
 
-    Tokens may be texts or a tokenizer's pieces. Spaces around a token and its case do not matter (save that "a" begins a sentence and is no A), and forms of one answer add up.
-    An answer that is not among them has at most the probability of the least likely one that is, and of all that are not together;
-    it is taken to have that.
+    Tokens may be texts or a tokenizer's pieces. Surrounding spaces and case are ignored (but "a" begins a sentence and
+    is not the answer A), and all forms of one answer are summed. The probability of an answer that is not listed is
+    estimated by its upper bound: that of the least likely listed token, and what all listed tokens together leave.
     """
     listed = [(text_of_piece(token), math.exp(min(value, 0.0))) for token, value in tokens]
     found = [math.fsum(p for token, p in listed if _plain(token) == _plain(answer)) for answer in answers]
@@ -48,8 +48,8 @@ def score_of_top_tokens(
 
 
 def text_of_piece(piece: str) -> str:
-    """What a token reads, where an endpoint gives it as its tokenizer writes it: `\u2581Yes` (SentencePiece) and `\u0120Yes` (bytes as
-    letters, GPT-2's) are ` Yes`."""
+    """The text of a token that an endpoint returns as its tokenizer's piece: both `\u2581Yes` (SentencePiece) and
+    `\u0120Yes` (byte-level, as in GPT-2) are ` Yes`."""
     if piece.isascii():
         return piece
     try:
@@ -61,10 +61,12 @@ def text_of_piece(piece: str) -> str:
 def score_of_text(
     text: str, answers: Sequence[str], label: str = ANSWER_LABEL, weights: Sequence[float] = WEIGHTS
 ) -> Score:
-    """From generated text: the answer that it is, or that it begins with before a full stop, a comma or the line's end.
+    """The score from generated text that is an answer, or begins with one followed by a full stop, a comma or the end
+    of the line.
 
-    `label` or "Answer:" may stand before it; thinking aloud is passed over up to its end. An answer of one letter counts in its own
-    case alone ("a better one" is no A). What else is said may hold an answer as a word without meaning it, so it is none.
+    `label` or "Answer:" may precede the answer, and so may thoughts that end in `</think>`. Answers of a single letter
+    are case-sensitive ("a better one" is not A). An answer later in the text is ignored, because any sentence may
+    contain that word.
     """
     said = THOUGHTS.sub("", text)
     words = [_pattern(answer) for answer in answers]
@@ -76,7 +78,7 @@ def score_of_text(
     number = next(place for place in range(len(words)) if found.group(place + 1) is not None)
     others = "|".join(word for place, word in enumerate(words) if place != number)
     rest = said[found.end() :].partition("\n")[0]
-    # "Yes. No." and "A, or rather B" are both and neither.
+    # "Yes. No." and "A, or rather B" are ambiguous.
     between = r"(?:.*\W)?" if found.group("goes_on") else OPENING
     if others and re.match(rf"{between}(?:{others})(?!\w)", rest):
         return NO_ANSWER
@@ -93,9 +95,8 @@ def _score(probabilities: Sequence[float], weights: Sequence[float]) -> Score:
     if not mass > 0.0:  # NaN too
         return NO_ANSWER
     shares = tuple(p / mass for p in probabilities)
-    return Score(
-        math.fsum(share * weight for share, weight in zip(shares, weights, strict=False)), min(mass, 1.0), shares
-    )
+    probability = math.fsum(share * weight for share, weight in zip(shares, weights, strict=False))
+    return Score(probability, min(mass, 1.0), shares)
 
 
 def _plain(word: str) -> str:

@@ -1,8 +1,10 @@
 """The engine that a configuration names, checked and built.
 
-Invariant: what can be seen to be wrong without loading anything is found without loading anything."""
+Invariant: mistakes that can be found without loading anything are found without loading anything.
+"""
 
 from collections.abc import Sequence
+from typing import Any
 
 from configs.annotation_schema import ServiceConfig
 from configs.errors import did_you_mean
@@ -17,31 +19,30 @@ ENGINES = ("transformers", "vllm", "openai", "scripted", "none")
 
 
 def check_engine(config: ServiceConfig) -> None:
-    """ValueError for what can be seen to be wrong without loading anything: the engine's name, the script, the model folder, the URL."""
+    """ValueError for mistakes that show without loading anything: in the engine's name, the script, the model folder or
+    the URL."""
     if config.engine not in ENGINES:
         raise ValueError(
             f"unknown engine '{config.engine}'{did_you_mean(config.engine, ENGINES)}: use one of {', '.join(ENGINES)}"
         )
     if config.engine == "scripted":
         ScriptedEngine(config)
-    if config.engine == "none":
-        from llm_server.engines.sentence_encoder import check_encoder
+    elif config.engine == "none":
+        from llm_server.engines.sentence_encoder import encoder_source
 
-        check_encoder(config.encoder)
-    if config.engine in ("scripted", "none"):
-        return
-    if config.engine == "openai":
+        encoder_source(config.encoder)
+    elif config.engine == "openai":
         from llm_server.engines.openai_http import check_url
 
         check_url(config.endpoint)
-        return
-    if config.dtype not in DTYPES:
-        raise ValueError(f"unknown dtype '{config.dtype}': use one of {', '.join(DTYPES)}")
-    model_source(config.model)
-    if config.engine == "vllm":
-        from llm_server.engines.vllm_program import vllm_python
+    else:
+        if config.dtype not in DTYPES:
+            raise ValueError(f"unknown dtype '{config.dtype}': use one of {', '.join(DTYPES)}")
+        model_source(config.model)
+        if config.engine == "vllm":
+            from llm_server.engines.vllm_program import vllm_python
 
-        vllm_python(config.vllm_python)
+            vllm_python(config.vllm_python)
 
 
 def build_engine(config: ServiceConfig, rubric: Rubric) -> Engine:
@@ -65,19 +66,16 @@ def build_engine(config: ServiceConfig, rubric: Rubric) -> Engine:
 
 
 class NoEngine:
-    """Stands where a service only embeds sentences; a judge refuses to ask it."""
+    """The engine of a service that only embeds sentences; judges refuse to ask it."""
 
     name = model = fingerprint = "none"
-    judges = False
-    needs_calibration = False
+    judges = needs_calibration = False
 
-    def score(self, texts: Sequence[str]) -> list[Score]:
+    def score(self, texts: Sequence[Any]) -> list[Score]:
         """Never called."""
-        raise RuntimeError("there is no engine here")
+        raise RuntimeError("engine 'none' only embeds sentences, it scores nothing")
 
-    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
-        """Never called."""
-        raise RuntimeError("there is no engine here")
+    score_pairs = score
 
     def close(self) -> None:
         """Nothing to free."""

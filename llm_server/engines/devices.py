@@ -1,11 +1,11 @@
 """In which numbers a language model computes: what `service.dtype` stands for on this machine.
 
-Invariant: importing this imports nothing heavy. `auto` is float32 on every CPU, so that a caption gets the same label on each, and on a
-GPU what is measured to be fast there.
+Invariant: importing this imports nothing heavy. `auto` is float32 on every CPU, so that a caption gets the same label
+on each, and on a GPU the dtype that is measured to be fast there.
 
-Whether a CPU multiplies in bf16 by itself decides speed only, and the log says how much (57 labels/s against 24 on one core that does,
-3 against 15 on one that emulates it). But its rounding moves a probability by up to 0.014 with the other texts of the pass, where
-float32 moves it by 1e-5.
+bfloat16 on a CPU changes speed (57 labels/s against 24 on a core with native bf16, 3 against 15 on one that emulates
+it; the log states it) and accuracy: its rounding moves a probability by up to 0.014 with the other texts of the batch,
+where float32 moves it by 1e-5.
 """
 
 import logging
@@ -21,9 +21,9 @@ DTYPES = ("auto", "bfloat16", "float32")
 
 
 def resolve_dtype(name: str, device: "torch.device | None", layer: tuple[int, int]) -> str:
-    """`bfloat16` or `float32`: what `ServiceConfig.dtype` names; for `auto` float32 on a CPU, and on a GPU unless bfloat16 is clearly
-    faster in a layer of so many inputs and outputs. None is a GPU of another process, which is asked and not measured: to measure
-    takes memory on it."""
+    """`bfloat16` or `float32` for `ServiceConfig.dtype`. `auto` is float32 on a CPU, and on a GPU unless bfloat16 is
+    clearly faster in a layer of that many inputs and outputs. Device None is a GPU of another process: measuring would
+    take memory on it, so only its capabilities are queried."""
     if name != "auto":
         return name
     if device is None:
@@ -31,8 +31,8 @@ def resolve_dtype(name: str, device: "torch.device | None", layer: tuple[int, in
     if device.type != "cpu":
         return "bfloat16" if bfloat16_is_faster(device, *layer, "the judge") else "float32"
     LOG.info(
-        "the judge computes in float32, as on every CPU; bfloat16, which service.dtype=bfloat16 takes, is %.2g times as fast in a layer of"
-        " %d x %d, and rounds labels by the batch they are in",
+        "the judge computes in float32, as on every CPU; bfloat16 (service.dtype=bfloat16) is %.2g times as fast in a"
+        " layer of %d x %d, but then labels depend on the batch",
         bfloat16_speed(device, *layer),
         *layer,
     )
@@ -40,7 +40,7 @@ def resolve_dtype(name: str, device: "torch.device | None", layer: tuple[int, in
 
 
 def layer_of(settings: Any) -> tuple[int, int]:
-    """Inputs and outputs of a model's usual linear layer, by its configuration in the words of Hugging Face."""
+    """Inputs and outputs of a model's usual linear layer, from its Hugging Face configuration."""
     hidden, inner = getattr(settings, "hidden_size", None), getattr(settings, "intermediate_size", None)
     hidden = hidden if isinstance(hidden, int) else 1024
     return hidden, inner if isinstance(inner, int) else 4 * hidden
@@ -49,5 +49,5 @@ def layer_of(settings: Any) -> tuple[int, int]:
 def _gpu_computes_in_bf16() -> bool:
     import torch
 
-    # No GPU seen from here: one of a process with another torch, which is asked for what all of today's compute in.
+    # A GPU that this torch cannot see belongs to a process with another torch; all current ones compute in bf16.
     return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)

@@ -8,6 +8,9 @@ from typing import Protocol
 
 from llm_server.annotation import Score
 
+PROBE = "You see here a lichen."
+"""The harmless text with which engines check that a model answers."""
+
 
 class Engine(Protocol):
     """One model with one rubric. Used from one thread at a time."""
@@ -17,22 +20,23 @@ class Engine(Protocol):
     model: str
     """The model as it was asked for."""
     fingerprint: str
-    """Changes whenever the same text may get another answer: weights, tokenizer, prompt's version, engine, device, dtype."""
-
+    """Changes whenever the same text may get another answer: weights, tokenizer, prompt version, engine, device,
+    dtype."""
     judges: bool
-    """False where only sentences are embedded here."""
+    """False for a service that only embeds sentences."""
     needs_calibration: bool
-    """Whether its probabilities carry a bias that `threshold: auto` must find; otherwise theta is then 0.5."""
+    """Whether its probabilities carry a bias that `threshold: auto` must find; otherwise theta is 0.5."""
 
     def score(self, texts: Sequence[str]) -> list[Score]:
         """One score per text, in their order; texts are single lines as `Rubric.item_text` makes them."""
         ...
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
-        """One score per pair in the order it is shown: the probability of the answer that the first is better, a tie's half
-        included. ValueError where the rubric has no `pairs`."""
+        """One score per pair in the order it is shown: the probability that the first is better, plus half that of a
+        tie. ValueError where the rubric has no `pairs`."""
         ...
 
     def close(self) -> None:
-        """Free what it holds outside this process; may be called from any thread, and ends a `score` under way where that waits."""
+        """Free resources outside this process; may be called from any thread, and ends a running `score` that waits for
+        one."""
         ...

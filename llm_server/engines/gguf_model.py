@@ -1,7 +1,8 @@
-"""Reads a GGUF file of a Llama with a byte-level BPE tokenizer, and writes it as a model folder of plain bf16 safetensors.
+"""Reads a GGUF file of a Llama with a byte-level BPE tokenizer, and writes it as a model folder of plain bf16
+safetensors.
 
-Invariant: what is written depends on the file alone, not on which version of which library reads it. The header is parsed here, once:
-the readers of `gguf` and `transformers` take a hundred times as long for a vocabulary, and read it again for each part.
+Invariant: the output depends on the file alone, not on the versions of libraries. The header is parsed here, once: the
+readers of `gguf` and `transformers` take a hundred times as long for a vocabulary, and read it again for each part.
 """
 
 import json
@@ -33,7 +34,7 @@ NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "outpu
 
 
 class GgufFile:
-    """The header of a GGUF file; `tensor` reads its tensors. ValueError for another kind of file."""
+    """The header of a GGUF file, whose tensors `tensor` reads. ValueError for another kind of file."""
 
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
@@ -43,18 +44,14 @@ class GgufFile:
         self._at = 8
         num_tensors, num_values = self._number("Q"), self._number("Q")
         self.values: dict[str, Any] = {self._string(): self._value(self._number("I")) for _ in range(num_values)}
-        """By key, as the file has them."""
+        """Metadata by key."""
         self._tensors = {self._string(): self._tensor_info() for _ in range(num_tensors)}
+        self.names = list(self._tensors)
         alignment = self.values.get("general.alignment", 32)
         self._data = -(-self._at // alignment) * alignment
 
-    @property
-    def names(self) -> list[str]:
-        """Of all tensors."""
-        return list(self._tensors)
-
     def tensor(self, name: str) -> torch.Tensor:
-        """One tensor in float32, whatever it was quantised to."""
+        """One tensor in float32, dequantised."""
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize, quant_shape_to_byte_shape
 
@@ -88,22 +85,19 @@ class GgufFile:
 
 
 def write_model_folder(packed: Path, folder: Path) -> None:
-    """Weights, config.json, tokenizer and chat template of `packed` in `folder`. ValueError for a file of another architecture."""
+    """Weights, config.json, tokenizer and chat template of `packed` in `folder`. ValueError for a file of another
+    architecture."""
     file = GgufFile(packed)
     architecture, tokenizer = (file.values.get(key) for key in ("general.architecture", "tokenizer.ggml.model"))
     if (architecture, tokenizer) != ("llama", "gpt2"):
         raise ValueError(
             f"{packed} holds a {architecture} with a {tokenizer} tokenizer, wanted a llama with a gpt2 one"
         )
-    _write_json(folder / "config.json", _config(file))
-    _write_json(folder / "tokenizer.json", _tokenizer(file))
-    _write_json(folder / "tokenizer_config.json", _tokenizer_config(file))
+    contents = {"config": _config(file), "tokenizer": _tokenizer(file), "tokenizer_config": _tokenizer_config(file)}
+    for name, content in contents.items():
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
     (folder / "chat_template.jinja").write_text(file.values["tokenizer.chat_template"])
     save_file(_weights(file), folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _config(file: GgufFile) -> dict[str, Any]:
@@ -130,7 +124,7 @@ def _config(file: GgufFile) -> dict[str, Any]:
 
 
 def _tokenizer(file: GgufFile) -> dict[str, Any]:
-    """In the form of the `tokenizers` library."""
+    """The tokenizer in the format of the `tokenizers` library."""
     values = file.values
     tokens: list[str] = values["tokenizer.ggml.tokens"]
     byte_level = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
@@ -173,10 +167,8 @@ def _tokenizer_config(file: GgufFile) -> dict[str, Any]:
 
 
 def _weights(file: GgufFile) -> dict[str, torch.Tensor]:
-    heads = {
-        "attn_q": file.values["llama.attention.head_count"],
-        "attn_k": file.values["llama.attention.head_count_kv"],
-    }
+    names = {"attn_q": "head_count", "attn_k": "head_count_kv"}
+    heads = {part: file.values[f"llama.attention.{name}"] for part, name in names.items()}
     weights = {}
     for name in file.names:
         stem = name.removesuffix(".weight")

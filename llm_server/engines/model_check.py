@@ -1,7 +1,8 @@
-"""What can be found out about a model before it is loaded: whether its files are whole, and whether the rubric's answers fit it.
+"""What can be found out about a model before it is loaded: whether its files are whole, and whether the rubric's
+answers fit it.
 
-Invariant: nothing is downloaded and no weights are read, so it takes seconds whatever the model's size; weights are found, and found
-wanting, by the same code as when they are loaded.
+Invariant: nothing is downloaded and no weights are read, so it takes seconds whatever the model's size; missing weights
+are found by the same code as when the model is loaded.
 """
 
 from collections.abc import Sequence
@@ -10,43 +11,42 @@ from pathlib import Path
 from typing import Any
 
 from configs.annotation_schema import ServiceConfig
-from configs.errors import named
 from llm_server.engines.models import (
     MODEL_WANTED,
     IncompleteWeights,
-    lent_model_folder,
+    load_tokenizer,
     load_whole,
+    loading,
     model_source,
     packed_model,
+    readable_model_folder,
     unpacked_model,
 )
 from llm_server.engines.sentence_encoder import UNREAD, encoder_source
 from llm_server.rubrics.rubric import Rubric
 
-MAX_TEXT_TOKENS = 2048
-
 
 class ModelNotHere(ValueError):
-    """A Hugging Face id whose files are not on this machine yet, or the packaged model before it is unpacked."""
+    """The files of a Hugging Face id are not on this machine yet, or the packaged model is not unpacked yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """A model folder as far as its rubric and this machine care (model check -> `delphi doctor`)."""
+    """What a model folder holds (model check -> `delphi doctor`)."""
 
     folder: Path
     weights_bytes: int
     answers: list[str]
-    """The tokens that are read, of single judgements and then of pairs."""
+    """The answer tokens, of single judgements and then of pairs."""
     unused: Sequence[str] = ()
-    """Tensors in its files that it has no place for."""
+    """Tensors in its files that the model does not use."""
 
 
 def check_model(config: ServiceConfig, rubric: Rubric) -> ModelFacts:
-    """The facts of `config.model` under `rubric`. Raises ModelNotHere; ValueError where files or weights are missing or damaged, or an
-    answer is more than one token where it stands."""
+    """The facts of `config.model` under `rubric`. Raises ModelNotHere; ValueError where files or weights are missing or
+    damaged, or an answer is more than one token in its context."""
     if config.model == "smollm2" and unpacked_model() is None:
-        with lent_model_folder() as folder:
+        with readable_model_folder() as folder:
             return replace(_facts(folder, config, rubric), folder=packed_model().parent)
     return _facts(local_folder(config.model), config, rubric)
 
@@ -58,17 +58,17 @@ def _facts(folder: Path, config: ServiceConfig, rubric: Rubric) -> ModelFacts:
 
 
 def check_encoder_model(encoder: str) -> Path:
-    """Its folder. Raises ModelNotHere; ValueError where files or weights are missing or damaged."""
+    """The encoder's folder. Raises ModelNotHere; ValueError where files or weights are missing or damaged."""
     from transformers import AutoModel
 
     folder = Path(encoder_source(encoder)) if encoder == "minilm" else local_folder(encoder)
     _check_weights(folder, encoder)
-    _load_nothing(AutoModel, folder, encoder, unread=UNREAD)
+    _load_without_weights(AutoModel, folder, encoder, unread=UNREAD)
     return folder
 
 
 def local_folder(model: str) -> Path:
-    """Where the files of `model` lie on this machine. Raises ModelNotHere and ValueError."""
+    """The folder of `model` on this machine. Raises ModelNotHere and ValueError."""
     if model == "smollm2":
         unpacked = unpacked_model()
         if unpacked is None:
@@ -88,7 +88,7 @@ def local_folder(model: str) -> Path:
 
 
 def _check_weights(folder: Path, model: str) -> int:
-    """Bytes of all weights; ValueError for a file that is cut short, or none at all."""
+    """Bytes of all weights; ValueError for a truncated file, or none at all."""
     import safetensors
 
     files = sorted(folder.glob("*.safetensors"))
@@ -104,14 +104,13 @@ def _check_weights(folder: Path, model: str) -> int:
 
 
 def unused_tensors(folder: Path, config: ServiceConfig) -> list[str]:
-    """Tensors in the files of a language model that it has no place for; ValueError where weights are missing."""
+    """Tensors in the files of a language model that it does not use; ValueError where weights are missing."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    is_quantized = hasattr(AutoConfig.from_pretrained(folder, local_files_only=True), "quantization_config")
-    if is_quantized:  # what its weights are called is known to its kernels alone
-        return []
+    if hasattr(AutoConfig.from_pretrained(folder, local_files_only=True), "quantization_config"):
+        return []  # only the kernels of a quantized model know the names of its weights
     try:
-        return _load_nothing(AutoModelForCausalLM, folder, config.model)
+        return _load_without_weights(AutoModelForCausalLM, folder, config.model)
     except IncompleteWeights:
         raise
     except ValueError:
@@ -120,32 +119,18 @@ def unused_tensors(folder: Path, config: ServiceConfig) -> list[str]:
         raise
 
 
-def _load_nothing(auto_class: Any, folder: Path, model: str, *, unread: str = "") -> list[str]:
-    """Loads the model onto no device; raises what `load_whole` does, as ValueError, and returns the tensors without a place."""
-    try:
+def _load_without_weights(auto_class: Any, folder: Path, model: str, *, unread: str = "") -> list[str]:
+    """Tensors that the model does not use, found by loading it onto the meta device; raises what `load_whole` does, as
+    ValueError."""
+    with loading(f"model '{model}'"):
         return load_whole(auto_class, folder, model, unread=unread, device_map="meta", local_files_only=True)[1]
-    except IncompleteWeights:
-        raise
-    except Exception as error:  # the loader raises whatever the files provoke
-        raise ValueError(f"model '{model}' cannot be loaded ({named(error)}): {MODEL_WANTED}") from None
 
 
 def _answers(folder: Path, model: str, rubric: Rubric) -> list[str]:
-    from transformers import AutoConfig, AutoTokenizer
-
     from llm_server.engines.prompt_tokens import PromptTokens
 
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        settings = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
-    except Exception as error:  # the loader raises whatever the files provoke
-        raise ValueError(
-            f"the tokenizer of model '{model}' cannot be loaded ({named(error)}): {MODEL_WANTED}"
-        ) from None
-    context = getattr(settings, "max_position_embeddings", None) or 1 << 20
+    tokenizer, _, context = load_tokenizer(folder, model, local_files_only=True)
     tokens: list[int] = []
     for question in (rubric.question(), *([rubric.pair_question()] if rubric.pairs else [])):
-        tokens += PromptTokens(
-            tokenizer, question, model=model, max_text_tokens=MAX_TEXT_TOKENS, context=context
-        ).answers
+        tokens += PromptTokens(tokenizer, question, model=model, context=context).answers
     return [tokenizer.decode([token]) for token in tokens]

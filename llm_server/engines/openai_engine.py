@@ -1,10 +1,10 @@
 """The OpenAI engine: any endpoint that speaks OpenAI's protocol, a hosted model or a `vllm serve` elsewhere.
 
-Invariant: a text that an endpoint answers badly is no answer, an endpoint that does not answer fails the batch within its deadline;
-what had come of it is not asked again; texts cannot write the markers by which templates separate turns; the key is read from the
-environment and written nowhere.
+Invariant: a bad answer to one text is no answer; an endpoint that does not answer fails the batch within its deadline,
+and what it had answered is not asked again; texts cannot write the markers by which templates separate turns; the key
+is read from the environment and written nowhere.
 
-How an endpoint wants to be asked is found out once (`llm_server/engines/openai_forms.py`), and nothing that goes wrong later changes it. Answers
+The form of request is found once (`llm_server/engines/openai_forms.py`), and later failures do not change it. Answers
 read from text are certain (0, 0.5 or 1), so their threshold is 0.5 instead of a calibrated one.
 """
 
@@ -21,6 +21,7 @@ from configs.annotation_schema import ServiceConfig
 from configs.checks import check_key_variable
 from llm_server.annotation import Score
 from llm_server.engines.answers import NO_ANSWER, score_of_text, score_of_top_tokens
+from llm_server.engines.engine import PROBE
 from llm_server.engines.openai_forms import (
     THINKING_TOKENS,
     Form,
@@ -38,19 +39,22 @@ from llm_server.rubrics.rubric import PROMPT_VERSION, Question, Rubric
 
 LOG = logging.getLogger(__name__)
 ATTEMPTS_PER_DEADLINE = 3
-PROBE = "You see here a lichen."
 REFUSING = (400, 413, 422)
-"""Statuses that may be about one request's text."""
+"""Statuses that may be about the text of one request."""
 ATTEMPTS = 3
-"""Requests about one text that bring nothing to be read, before it counts as refused."""
+"""Requests about one text without a readable answer, after which it counts as refused."""
 MAX_KEPT = 4096
-"""Answers of failed batches that are kept until they are asked for again."""
+"""Answers of failed batches that are kept for a retry."""
+POLL_S = 0.1
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class OpenAIEngine:
     """Scores texts at one endpoint under one rubric.
 
-    At construction ValueError where it cannot be asked, EndpointUnavailable where it does not answer within the deadline.
+    At construction, ValueError where it refuses the first question, EndpointUnavailable where it does not answer within
+    the deadline.
     """
 
     judges = True
@@ -78,44 +82,42 @@ class OpenAIEngine:
         read_from = f"logprobs{self._form.top_logprobs}" if self._form.top_logprobs else "text"
         self.name = f"openai/{rubric.style}/{read_from}"
         self.needs_calibration = self._form.top_logprobs > 0
-        # The weights behind an endpoint cannot be seen: a model that changes under one name keeps its stored judgements.
-        told_apart_by = [self.name, self._endpoint.url, self.model, str(PROMPT_VERSION)]
-        if not self._form.has_system:
-            told_apart_by.append("without a system turn")
-        self.fingerprint = hashlib.sha256("\n".join(told_apart_by).encode()).hexdigest()[:32]
+        # The weights behind an endpoint are unknown: a model that changes under the same name keeps its stored
+        # judgements.
+        identity = [self.name, self._endpoint.url, self.model, str(PROMPT_VERSION)]
+        identity += [] if self._form.has_system else ["without a system turn"]
+        self.fingerprint = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:32]
 
     def score(self, texts: Sequence[str]) -> list[Score]:
-        """One score per text, in their order; NaN for a text that got no usable answer.
-
-        RuntimeError where the endpoint does not answer within the deadline, or refuses whatever it is asked.
-        """
-        return self._score(False, texts)
+        """One score per text, in their order; NaN for a text without a usable answer. RuntimeError where the endpoint
+        does not answer within the deadline, or refuses every request."""
+        return self._score(self._single, texts)
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
         """One score per pair as it is shown; ValueError where the rubric has no pairs. Raises what `score` does."""
-        if self._pair is None:
-            self._rubric.pair_question()  # says what is missing
-        return self._score(True, [self._rubric.pair_text(first, second) for first, second in pairs])
+        question = self._pair or self._rubric.pair_question()  # the latter raises
+        return self._score(question, [self._rubric.pair_text(first, second) for first, second in pairs])
 
     def close(self) -> None:
-        """Wait no longer for requests under way."""
+        """End running requests; a `score` that waits for them fails."""
         self._closed.set()
         self._endpoint.close()
 
-    def _score(self, is_pair: bool, texts: Sequence[str]) -> list[Score]:
+    def _score(self, question: Question, texts: Sequence[str]) -> list[Score]:
         refusals: list[EndpointRefused] = []
-        scores = concurrent_map(partial(self._score_one, is_pair, refusals), texts, self._concurrency, self._closed)
+        scores = concurrent_map(partial(self._score_one, question, refusals), texts, self._concurrency, self._closed)
         if texts and len(refusals) == len(texts):
-            self._check_that_it_answers(is_pair)
+            self._check_probe(question)
         for text in texts:
-            self._kept.pop((is_pair, text), None)
+            self._kept.pop((question is self._pair, text), None)
         return scores
 
-    def _score_one(self, is_pair: bool, refusals: list[EndpointRefused], text: str) -> Score:
-        if kept := self._kept.get((is_pair, text)):
+    def _score_one(self, question: Question, refusals: list[EndpointRefused], text: str) -> Score:
+        key = question is self._pair, text
+        if kept := self._kept.get(key):
             return kept
         try:
-            score = self._ask(self._question(is_pair), text)
+            score = self._ask(question, text)
         except EndpointRefused as error:
             if error.status not in REFUSING:
                 raise EndpointRefused(self._explained(error), error.status) from None
@@ -123,25 +125,20 @@ class OpenAIEngine:
             refusals.append(error)
             return NO_ANSWER
         if len(self._kept) < MAX_KEPT:
-            self._kept[is_pair, text] = score
+            self._kept[key] = score
         return score
 
-    def _check_that_it_answers(self, is_pair: bool) -> None:
-        """EndpointRefused where it refuses a harmless text too: then it is not about the texts, whose judgements would all be lost."""
-        probe = self._rubric.pair_text(PROBE, PROBE) if is_pair else PROBE
+    def _check_probe(self, question: Question) -> None:
+        """EndpointRefused where the endpoint also refuses a harmless text: then the texts are not the reason, and the
+        batch must fail."""
         try:
-            self._ask(self._question(is_pair), probe)
+            self._ask(question, self._rubric.pair_text(PROBE, PROBE) if question is self._pair else PROBE)
         except EndpointRefused as error:
             raise EndpointRefused(f"the endpoint refuses every request: {error}", error.status) from None
 
-    def _question(self, is_pair: bool) -> Question:
-        question = self._pair if is_pair else self._single
-        assert question is not None
-        return question
-
     def _ask(self, question: Question, text: str) -> Score:
-        """The judgement of one text, NO_ANSWER where the model says something else. EndpointRefused where the endpoint will not have it, or
-        gives no log-probabilities though it did at first."""
+        """The score of one text, NO_ANSWER where the model says something else. EndpointRefused where the endpoint
+        refuses the text, or no longer gives log-probabilities."""
         form = self._form
         for _ in range(ATTEMPTS):
             try:
@@ -150,7 +147,7 @@ class OpenAIEngine:
                 if is_too_short(error.said) and (longer := form.longer()):
                     form = longer
                     continue
-                if form is not self._form and error.status in REFUSING:  # it gives no more room than it did
+                if form is not self._form and error.status in REFUSING:  # the larger token limit is refused
                     return NO_ANSWER
                 raise
             score = _read(question, answer, form)
@@ -186,8 +183,8 @@ class OpenAIEngine:
         if not holds_answer(form, answer):
             said = top_tokens(answer) if form.top_logprobs else answer_text(answer)
             LOG.warning(
-                "model '%s' answers a first question with none of %s but with %r: should that go on, all its judgements are unparsed;"
-                " use another rubric or model",
+                "model '%s' answers a first question with none of %s but with %r: if that continues, all its"
+                " judgements are unparsed; use another rubric or model",
                 self.model,
                 list(self._single.answers),
                 said[:8] if isinstance(said, list) else said[:200],
@@ -197,41 +194,43 @@ class OpenAIEngine:
     def _explained(self, error: EndpointRefused) -> str:
         variable = f"the environment variable {self._key_env} (service.endpoint_key_env)"
         if error.status == NO_CREDIT:
-            return f"{error}: the account has no credit left; add some, or set {variable} to another's key"
+            return f"{error}: the account has no credit left; add some, or set {variable} to the key of another account"
         if error.status in (WRONG_KEY, 403) and not self._key:
-            return (
-                f"{error}: {variable} is not set"
-                if self._key_env
-                else f"{error}: service.endpoint_key_env names no variable with a key"
+            problem = (
+                f"{variable} is not set" if self._key_env else "service.endpoint_key_env names no variable with a key"
             )
+            return f"{error}: {problem}"
         if error.status == WRONG_KEY:
             return f"{error}: {variable} is set but not accepted"
         if error.status == 403:
             return f"{error}: the key in {variable} is not allowed this model, or not from here"
         if error.status == 404:
-            return f"{error}: {self._what_is_there()}"
+            return f"{error}: {self._advice_on_model()}"
         if self._single.answer_prefix:
-            return f"{error}: the rubric has an answer_prefix, which only some endpoints take (vLLM does)"
+            return f"{error}: the rubric has an answer_prefix, which only some endpoints support (vLLM does)"
         return str(error)
 
-    def _what_is_there(self) -> str:
+    def _advice_on_model(self) -> str:
         try:
             models = ", ".join(str(entry["id"]) for entry in self._endpoint.get("models")["data"][:20])
         except (EndpointRefused, EndpointUnavailable, KeyError, TypeError):
             return "correct service.endpoint, it should end like https://host/v1"
         kind = self._single.style
         other = "chat" if kind == "completion" else "completion"
-        return f"it has the models {models}; where service.model is one of them, it offers no {kind} requests: use a rubric of style {other}"
+        return (
+            f"it has the models {models}; if service.model is one of them, it offers no {kind} requests:"
+            f" use a rubric of style {other}"
+        )
 
 
 def _read_key(variable: str) -> str:
-    """The key; empty without one. ValueError, which never repeats it, for what no header can hold."""
+    """The key; empty without one. ValueError, which never repeats it, for characters that no header can hold."""
     check_key_variable(variable)
     key = os.environ.get(variable, "").strip() if variable else ""
     if not all("!" <= char <= "~" for char in key):
         raise ValueError(
-            f"the environment variable {variable} (service.endpoint_key_env) holds a space, a control character or a letter beyond ASCII:"
-            " set it to the key alone"
+            f"the environment variable {variable} (service.endpoint_key_env) holds a space, a control character or a"
+            " non-ASCII letter: set it to the key alone"
         )
     return key
 
@@ -242,22 +241,11 @@ def _read(question: Question, answer: dict[str, Any], form: Form) -> Score:
     return score_of_text(answer_text(answer), question.answers, question.answer_label, question.weights)
 
 
-Item = TypeVar("Item")
-
-
-Result = TypeVar("Result")
-
-
-POLL_S = 0.1
-
-
 def concurrent_map(
     function: Callable[[Item], Result], items: Sequence[Item], max_threads: int, stop: threading.Event
 ) -> list[Result]:
-    """`function` of each item, in their order, at most `max_threads` at once.
-
-    Raises the first error; RuntimeError once `stop` is set.
-    """
+    """`function` of each item, in their order, at most `max_threads` at once; raises the first error, and RuntimeError
+    once `stop` is set."""
     waiting = iter(enumerate(items))
     lock, is_over = threading.Lock(), threading.Event()
     done: queue.SimpleQueue[tuple[int, Result | None, BaseException | None]] = queue.SimpleQueue()

@@ -1,9 +1,11 @@
-"""How one endpoint wants to be asked, found out with a question; requests in that form, and what is read from the answers.
+"""The form of request that one endpoint accepts, found with a first question; requests in that form, and what is read
+from the answers.
 
-Invariant: an answer is read by log-probabilities wherever the endpoint gives them and the model answers at once, else from text that may
-be as long as the model needs; an endpoint's parameter that is refused is left out, and nothing else is.
+Invariant: answers are read from log-probabilities if the endpoint gives them and the model answers at once, else from
+text that may be as long as the model needs. Only parameters that the endpoint refuses are left out.
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -13,15 +15,16 @@ from llm_server.engines.openai_http import EndpointRefused, EndpointUnavailable
 from llm_server.rubrics.rubric import Question, without_system_turn
 
 TOP_LOGPROBS = (20, 5, 0)
-"""What is asked for, in turn; OpenAI's own completions give 5, its chats 20, some endpoints none."""
+"""The numbers to try, in this order; OpenAI's own completions give 5, its chats 20, some endpoints none."""
 TEXT_TOKENS = 32
 TOKENS = (1, 16, TEXT_TOKENS, 1024, 4096, 8192, 16_384)
-"""The most that may be generated: one token, the least that some endpoints take, a short text, and texts with thoughts before them."""
+"""Limits of generated tokens: one token, the least that some endpoints accept, a short text, and texts that begin with
+thoughts."""
 THINKING_TOKENS = TOKENS[3]
 ADJUSTED = (400, 401, 403, 404, 405, 422, 501)
-"""Statuses that may mean a parameter, where the words name it."""
+"""Statuses that may refuse a parameter which the message names."""
 TRIED = (400, 403, 405, 422, 501)
-"""And those that may where they name none."""
+"""Statuses that may refuse a parameter which the message does not name."""
 TOO_SHORT = re.compile(
     r"(?:max\w*_tokens|maxoutputtokens|output (?:token )?limit|output tokens)"
     r".*(?:minimum|at least|>=|greater than|higher|too (?:few|small|low)|could not finish|limit was reached)"
@@ -29,7 +32,8 @@ TOO_SHORT = re.compile(
     re.DOTALL,
 )
 NO_SYSTEM = re.compile(
-    r"system (?:role|message|prompt|instruction|turn)|developer instruction|role\W+system|roles must alternate|only user and assistant"
+    r"system (?:role|message|prompt|instruction|turn)|developer instruction|role\W+system|roles must alternate"
+    r"|only user and assistant"
 )
 # Templates write their markers as <|im_start|>, <s>, <start_of_turn>, [INST].
 MARKER = re.compile(r"<(?=\S)|\[(?=/?[A-Z_]{3,}\])")
@@ -37,7 +41,7 @@ MARKER = re.compile(r"<(?=\S)|\[(?=/?[A-Z_]{3,}\])")
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How an endpoint wants to be asked."""
+    """The parameters of a request."""
 
     top_logprobs: int = TOP_LOGPROBS[0]
     tokens: int = TOKENS[0]
@@ -46,15 +50,16 @@ class Form:
     has_system: bool = True
 
     def longer(self) -> "Form | None":
-        """With room for a longer answer; None where that is all."""
+        """With the next larger token limit; None for the largest."""
         return next((replace(self, tokens=tokens) for tokens in TOKENS if tokens > self.tokens), None)
 
     def in_text(self) -> "Form":
-        """Read from text."""
+        """With answers read from text."""
         return replace(self, top_logprobs=0, tokens=max(self.tokens, TEXT_TOKENS))
 
     def adjusted(self, said: str) -> "Form | None":
-        """With what the endpoint complains of changed; None where its words name nothing that can be."""
+        """With the parameter changed that the endpoint's message is about; None where it names none that can be
+        changed."""
         words = said.lower()
         if "max_completion_tokens" in words and self.length_key == "max_tokens":
             return replace(self, length_key="max_completion_tokens")
@@ -70,7 +75,7 @@ class Form:
         return None
 
     def variants(self) -> Iterator["Form"]:
-        """Forms to try where a refusal does not say what it is about: each thing changed alone, then all."""
+        """Forms to try where a refusal does not name a parameter: each parameter changed alone, then all of them."""
         plainest = replace(self.in_text(), has_temperature=False, has_system=False)
         yield from (
             replace(self, top_logprobs=TOP_LOGPROBS[1]) if self.top_logprobs > TOP_LOGPROBS[1] else self,
@@ -85,24 +90,22 @@ class Form:
 
 
 Ask = Callable[[Form], dict[str, Any]]
-"""Puts one question in a form."""
+"""Asks one question in a form."""
+HoldsAnswer = Callable[[Form, dict[str, Any]], bool]
+"""Whether one of the rubric's answers can be read from a response."""
 
 
-def find_form(
-    ask: Ask, holds_answer: Callable[[Form, dict[str, Any]], bool], *, is_chat: bool
-) -> tuple[Form, dict[str, Any]]:
-    """How to ask, and what a question asked so brings. `holds_answer` says whether one of the rubric's answers can be read from it.
-
-    Raises EndpointRefused and EndpointUnavailable where no form is answered.
-    """
+def find_form(ask: Ask, holds_answer: HoldsAnswer, *, is_chat: bool) -> tuple[Form, dict[str, Any]]:
+    """The form to ask in, and the response to a question in that form. Raises EndpointRefused and EndpointUnavailable
+    where none works."""
     form, answer = _accepted(ask, Form())
-    if form.top_logprobs and not top_tokens(answer):  # accepted and ignored
+    if form.top_logprobs and not top_tokens(answer):  # the parameter was ignored
         form, answer = _accepted(ask, form.in_text())
     if holds_answer(form, answer):
         return form, answer
     if not form.top_logprobs:
         return _with_room(ask, holds_answer, form, answer) if is_chat else (form, answer)
-    if is_chat:  # a model that thinks first, or begins with another word
+    if is_chat:  # the model thinks first, or begins with another word
         try:
             in_text = _with_room(ask, holds_answer, *_accepted(ask, form.in_text()))
         except (EndpointRefused, EndpointUnavailable):
@@ -112,10 +115,8 @@ def find_form(
     return form, answer
 
 
-def _with_room(
-    ask: Ask, holds_answer: Callable[[Form, dict[str, Any]], bool], form: Form, answer: dict[str, Any]
-) -> tuple[Form, dict[str, Any]]:
-    """As much room as the model needs to come to an answer; where it comes to none, as much as it thinks in."""
+def _with_room(ask: Ask, holds_answer: HoldsAnswer, form: Form, answer: dict[str, Any]) -> tuple[Form, dict[str, Any]]:
+    """The form with as many tokens as the model needs to answer, or with the most that it only thinks in."""
     short = form, answer
     while not holds_answer(form, answer) and is_unfinished(answer) and (longer := form.longer()):
         try:
@@ -125,14 +126,14 @@ def _with_room(
         except EndpointUnavailable as error:
             if not is_thinking(answer):
                 break
-            raise EndpointUnavailable(
-                f"{error}, the model thinks before it answers: raise service.engine_timeout_s"
-            ) from None
+            advice = "the model thinks before it answers: raise service.engine_timeout_s"
+            raise EndpointUnavailable(f"{error}, {advice}") from None
     return (form, answer) if holds_answer(form, answer) or is_thinking(answer) else short
 
 
 def _accepted(ask: Ask, form: Form) -> tuple[Form, dict[str, Any]]:
-    """The first form that is not refused, and its answer; EndpointRefused with the endpoint's first words where all are."""
+    """The first form that is accepted, and its response; EndpointRefused with the endpoint's first message where none
+    is."""
     while True:
         try:
             return form, ask(form)
@@ -141,17 +142,13 @@ def _accepted(ask: Ask, form: Form) -> tuple[Form, dict[str, Any]]:
             if adjusted is None:
                 if error.status not in TRIED:
                     raise
-                return _tried(ask, form, error)
+                refusal = error
+                break
             form = adjusted
-
-
-def _tried(ask: Ask, form: Form, refusal: EndpointRefused) -> tuple[Form, dict[str, Any]]:
     for variant in dict.fromkeys(form.variants()):
         if variant != form:
-            try:
+            with contextlib.suppress(EndpointRefused):
                 return variant, ask(variant)
-            except EndpointRefused:
-                continue
     raise refusal
 
 
@@ -170,7 +167,7 @@ def request_body(model: str, question: Question, text: str, form: Form) -> dict[
     turns = question.chat_messages(plain)
     body["messages"] = turns if form.has_system else without_system_turn(turns)
     if question.answer_prefix:
-        # vLLM's words for letting the model go on in its own turn.
+        # vLLM's parameters for continuing the model's own turn.
         body["messages"] = [*body["messages"], {"role": "assistant", "content": question.answer_prefix}]
         body |= {"add_generation_prompt": False, "continue_final_message": True}
     if form.top_logprobs:
@@ -179,7 +176,8 @@ def request_body(model: str, question: Question, text: str, form: Form) -> dict[
 
 
 def top_tokens(answer: dict[str, Any]) -> list[tuple[str, float]]:
-    """The likeliest first tokens with their log-probabilities, of a completion or a chat; empty where there are none."""
+    """The likeliest first tokens with their log-probabilities, of a completion or a chat; empty where there are
+    none."""
     try:
         offered = answer["choices"][0]["logprobs"]
         if "content" in offered:
@@ -190,38 +188,36 @@ def top_tokens(answer: dict[str, Any]) -> list[tuple[str, float]]:
 
 
 def answer_text(answer: dict[str, Any]) -> str:
-    """The generated text of a completion or a chat, in one piece or in parts, without thoughts; empty where there is none."""
+    """The generated text of a completion or a chat, whole or in parts, without thoughts; empty where there is none."""
     choice = answer["choices"][0]
     content = _message(answer).get("content") if "message" in choice else choice.get("text")
     parts = content if isinstance(content, list) else [content]
-    texts = [part if isinstance(part, str) else _text_of_part(part) for part in parts]
-    return "".join(texts)
+    texts = [part.get("text") if _is_text(part) else part for part in parts]
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 def is_too_short(said: str) -> bool:
-    """Whether an endpoint complains that too little may be generated."""
+    """Whether an endpoint's message is about a token limit that is too low."""
     return bool(TOO_SHORT.search(said.lower()))
 
 
 def is_unfinished(answer: dict[str, Any]) -> bool:
-    """Whether the text ends before the model has come to an end."""
+    """Whether the token limit cut the text off."""
     text = answer_text(answer)
-    ended = str(answer["choices"][0].get("finish_reason")).lower()
-    return not is_withheld(answer) and (ended in ("length", "max_tokens") or not text.strip() or _is_in_thought(text))
+    return not is_withheld(answer) and (_is_cut(answer) or not text.strip() or _is_in_thought(text))
 
 
 def is_thinking(answer: dict[str, Any]) -> bool:
-    """Whether the model thinks and has not said anything else yet."""
+    """Whether the text holds only the model's thoughts."""
     text, message = answer_text(answer), _message(answer)
-    ended = str(answer["choices"][0].get("finish_reason")).lower()
-    thoughts = message.get("reasoning_content") or message.get("reasoning") or ended in ("length", "max_tokens")
+    thoughts = message.get("reasoning_content") or message.get("reasoning") or _is_cut(answer)
     return _is_in_thought(text) or (not text.strip() and bool(thoughts))
 
 
 def is_withheld(answer: dict[str, Any]) -> bool:
-    """Whether a filter, or the model, will say nothing to this text."""
-    ended = str(answer["choices"][0].get("finish_reason")).lower()
-    return ended in ("content_filter", "safety", "prohibited_content") or bool(_message(answer).get("refusal"))
+    """Whether a filter or the model refuses to answer this text."""
+    is_filtered = _finish_reason(answer) in ("content_filter", "safety", "prohibited_content")
+    return is_filtered or bool(_message(answer).get("refusal"))
 
 
 def _message(answer: dict[str, Any]) -> dict[str, Any]:
@@ -229,13 +225,16 @@ def _message(answer: dict[str, Any]) -> dict[str, Any]:
     return message if isinstance(message, dict) else {}
 
 
-def _text_of_part(part: Any) -> str:
-    said = (
-        part.get("text")
-        if isinstance(part, dict) and str(part.get("type", "text")) in ("text", "output_text")
-        else None
-    )
-    return said if isinstance(said, str) else ""
+def _finish_reason(answer: dict[str, Any]) -> str:
+    return str(answer["choices"][0].get("finish_reason")).lower()
+
+
+def _is_cut(answer: dict[str, Any]) -> bool:
+    return _finish_reason(answer) in ("length", "max_tokens")
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, dict) and str(part.get("type", "text")) in ("text", "output_text")
 
 
 def _is_in_thought(text: str) -> bool:

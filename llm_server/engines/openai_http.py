@@ -1,12 +1,11 @@
 """`Endpoint`: JSON over HTTP to a server that speaks OpenAI's protocol, and what its error answers mean.
 
-Invariant: a request ends within its deadline or soon after, with an answer, `EndpointRefused` (asking again is no use) or
-`EndpointUnavailable` (it was asked again until then). An answer that holds an error, or no choice where one was asked for, is never
-taken for an answer, whatever its HTTP status. The key appears in no message and is sent unencrypted to no other machine.
+Invariant: a request ends within its deadline or soon after, with an answer, `EndpointRefused` (a retry is useless) or
+`EndpointUnavailable` (it was retried until the deadline). A response that holds an error, or lacks a required choice,
+is an error whatever its HTTP status. The key appears in no message and is sent unencrypted only to this machine.
 """
 
 import email.utils
-import ipaddress
 import json
 import os
 import re
@@ -14,34 +13,42 @@ import threading
 import time
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import httpx2
 import tenacity
 
+from llm_server.credentials import is_loopback
+
 UNKNOWN = 502
-"""Of an error under status 200 that does not say what it is: asked again."""
+"""The status assumed for an error under HTTP 200 that does not name one; it is retried."""
 NO_CREDIT, WRONG_KEY = 402, 401
 _NO_CREDIT = re.compile(
-    r"insufficient[ _](?:quota|balance|credit|funds)|billing_(?:hard_limit|not_active)|(?:credit|account) balance|(?:no|out of) credit"
+    r"insufficient[ _](?:quota|balance|credit|funds)|billing_(?:hard_limit|not_active)|(?:credit|account) balance"
+    r"|(?:no|out of) credit"
 )
 _WRONG_KEY = re.compile(
-    r"invalid_api_key|authenticat(?:e|ion)|(?:incorrect|invalid|wrong|missing|expired|revoked|no|valid) (?:\w+ )?api[ _-]?key"
+    r"invalid_api_key|authenticat(?:e|ion)"
+    r"|(?:incorrect|invalid|wrong|missing|expired|revoked|no|valid) (?:\w+ )?api[ _-]?key"
     r"|api[ _-]?key(?: \w+)? (?:not valid|invalid|incorrect|missing|expired|revoked|not found|required)"
 )
-_STATUS_OF_WORDS = (
+_STATUS_OF_KIND = (
     (429, r"rate.?limit|resource.?exhausted|too.?many.?requests"),
     (503, r"overloaded|unavailable|timeout|internal|server.?error"),
     (404, r"not.?found"),
     (403, r"permission|forbidden"),
     (400, r"invalid|bad.?request|unsupported|not.?supported"),
 )
-"""By the first that occurs in an error's type or code."""
+"""The first pattern that occurs in an error's type or code gives its status."""
+RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+MAX_MESSAGE_CHARS = 300
+HOST_LABEL = re.compile(r"[^\x00-,/:-@\[-^`{-\x7f]{1,63}")
+"""One part of a host name between dots: letters of any script, digits, hyphens, underscores."""
 
 
 def error_of(content: Any, *, wants_choice: bool) -> Any:
-    """The error in an answer: text or an object; None where there is none."""
-    if isinstance(content, list) and content:  # Google wraps errors so
+    """The error in a response, a text or an object; None where there is none."""
+    if isinstance(content, list) and content:  # Google wraps errors in a list
         content = content[0]
     if not isinstance(content, dict):
         return None
@@ -57,7 +64,7 @@ def error_of(content: Any, *, wants_choice: bool) -> Any:
 
 
 def words_of(error: Any) -> str:
-    """What an error says, on one line; with what a provider behind the endpoint said, where that is passed on."""
+    """An error's message on one line, with that of the provider behind the endpoint where it is passed on."""
     if not isinstance(error, dict):
         return " ".join(str(error).split())
     metadata = error.get("metadata")
@@ -66,61 +73,55 @@ def words_of(error: Any) -> str:
     return " ".join(f"{said} ({raw})".split() if raw else str(said).split())
 
 
-def status_of(error: Any, status: int) -> int:
-    """The status that an error under HTTP `status` stands for: 402 where no credit is left and 401 where the key is wrong, whatever the
-    server calls it; under 200 the error's own number, or what its words say, else UNKNOWN."""
-    kinds = (
-        [str(error.get(key) or "") for key in ("code", "type", "status", "status_code")]
-        if isinstance(error, dict)
-        else []
-    )
+def error_status(error: Any, status: int) -> int:
+    """The actual status of an error under HTTP `status`: 402 where no credit is left and 401 where the key is wrong,
+    whatever the server calls it; under 200 the number in the error, or the status that its words mean, else UNKNOWN."""
+    fields = error if isinstance(error, dict) else {}
+    kinds = [str(fields.get(key) or "") for key in ("code", "type", "status", "status_code")]
     kind = " ".join(kinds).lower()
     text = f"{kind} {words_of(error)}".lower()
     if status == 200:
         numbers = [int(found) for found in kinds if re.fullmatch(r"[45]\d\d", found)]
-        words = next((number for number, pattern in _STATUS_OF_WORDS if re.search(pattern, kind)), UNKNOWN)
-        status = numbers[0] if numbers else words
+        numbers += [number for number, pattern in _STATUS_OF_KIND if re.search(pattern, kind)]
+        status = next(iter(numbers), UNKNOWN)
     if status in (400, 403, 429, UNKNOWN) and _NO_CREDIT.search(text):
         return NO_CREDIT
     return WRONG_KEY if status in (400, 403, UNKNOWN) and _WRONG_KEY.search(text) else status
 
 
-RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-MAX_MESSAGE_CHARS = 300
-HOST_LABEL = re.compile(r"[^\x00-,/:-@\[-^`{-\x7f]{1,63}")
-"""Between the dots of a host's name: letters of any script, digits, hyphens, underscores."""
-
-
 class EndpointRefused(RuntimeError):
-    """The server understood and will not: a wrong key, model or request."""
+    """The server refuses the request: a wrong key, model or parameter."""
 
     def __init__(self, message: str, status: int, said: str = "") -> None:
         super().__init__(message)
         self.status, self.said = status, said
-        """As `llm_server.engines.openai_http.status_of` has it, and the server's own words, in full."""
+        """The status by `error_status`, and the server's full message."""
 
 
 class EndpointUnavailable(RuntimeError):
-    """No usable answer came."""
+    """No usable answer came within the deadline."""
 
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
-        """What the server asked to wait."""
+        """How long the server asked to wait."""
 
 
 class Endpoint:
     """One base URL with one key; thread-safe."""
 
     def __init__(self, url: str, key: str, *, attempt_s: float, patience_s: float, connections: int = 1) -> None:
-        """`attempt_s` is the deadline of one attempt; attempts are repeated as long as `patience_s` is not over, never where it is 0.
+        """`attempt_s` is the deadline of one attempt; a failed attempt is repeated until `patience_s` is over, never if
+        it is 0.
 
-        ValueError where the key would go over a network unencrypted, or the environment names a proxy or certificates that cannot be used.
+        ValueError where the key would be sent unencrypted over a network, or the environment names an unusable proxy or
+        certificates.
         """
-        if key and urlsplit(url).scheme == "http" and not is_loopback(url):
+        is_local = is_loopback(urlsplit(url).hostname or "")
+        if key and urlsplit(url).scheme == "http" and not is_local:
             raise ValueError(
-                f"endpoint '{url}' is reached over http, which shows the key to the network: use https, or a tunnel to a port of this"
-                " machine; service.endpoint_key_env= (empty) sends no key"
+                f"endpoint '{url}' is reached over http, which shows the key to the network: use https, or a tunnel to"
+                " a port of this machine; service.endpoint_key_env= (empty) sends no key"
             )
         self.url = url.rstrip("/")
         self._attempt_s, self._patience_s = attempt_s, patience_s
@@ -129,21 +130,21 @@ class Endpoint:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
         try:
-            # A proxy is for other machines.
-            self._client = httpx2.Client(headers=headers, limits=limits, trust_env=not is_loopback(url))
+            # Proxies are for other machines.
+            self._client = httpx2.Client(headers=headers, limits=limits, trust_env=not is_local)
         except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
             raise ValueError(f"endpoint '{url}' cannot be reached: {_wrong_surroundings(error)}") from None
 
     def post(self, path: str, body: dict[str, Any], *, wants_choice: bool = False) -> dict[str, Any]:
-        """The JSON object that comes back; with `wants_choice` one without a choice is an error that may pass."""
+        """The JSON object that the server returns; with `wants_choice`, one without a choice is a temporary error."""
         return self._retried("POST", path, body, self._patience_s, wants_choice)
 
     def get(self, path: str) -> dict[str, Any]:
-        """The JSON object that lies there; asked for once."""
+        """The JSON object at `path`, without a retry."""
         return self._retried("GET", path, None, 0.0, False)
 
     def close(self) -> None:
-        """End requests under way and waits for the next attempt."""
+        """End running requests and pauses between attempts."""
         self._closed.set()
         self._client.close()
 
@@ -163,28 +164,22 @@ class Endpoint:
         url = f"{self.url}/{path}"
         deadline = time.monotonic() + self._attempt_s
         try:
-            # The timeout is one of each operation on the socket: a server that sends byte after byte never breaks it.
+            # The timeout is per socket operation: a server that sends single bytes never exceeds it.
             with self._client.stream(method, url, json=body, timeout=self._attempt_s) as response:
                 received = b"".join(_until(deadline, response.iter_bytes()))
         except (httpx2.TimeoutException, TimeoutError):
             raise EndpointUnavailable(f"{url} did not answer within {self._attempt_s:.3g} s") from None
-        except (
-            httpx2.HTTPError,
-            httpx2.InvalidURL,
-            UnicodeError,
-            RuntimeError,
-        ) as error:  # RuntimeError: the client was closed
-            raise EndpointUnavailable(
-                self._without_key(f"{url} cannot be reached ({type(error).__name__}: {error})")
-            ) from None
+        # httpx2 raises RuntimeError once the client is closed.
+        except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError, RuntimeError) as error:
+            problem = self._without_key(f"{url} cannot be reached ({type(error).__name__}: {error})")
+            raise EndpointUnavailable(problem) from None
         return self._content(url, response, received, wants_choice=wants_choice)
 
     def _content(self, url: str, response: httpx2.Response, received: bytes, *, wants_choice: bool) -> dict[str, Any]:
-        """What the server answered; raises where that is an error, under whatever status."""
+        """The server's answer; raises where it is an error, under whatever status."""
         if response.has_redirect_location:
-            raise EndpointRefused(
-                f"{url} {self._without_key(_redirected(url, response.headers['Location']))}", response.status_code
-            )
+            problem = self._without_key(_redirected(url, response.headers["Location"]))
+            raise EndpointRefused(f"{url} {problem}", response.status_code)
         try:
             content = json.loads(received)
         except ValueError:
@@ -199,10 +194,8 @@ class Endpoint:
         elif received.strip():
             error = None
         if error is None:
-            raise EndpointRefused(
-                f"{url} answered something that is no JSON object; is it the base URL of an API?", 200
-            )
-        status, said = status_of(error, response.status_code), self._without_key(words_of(error))
+            raise EndpointRefused(f"{url} answered with no JSON object; is it the base URL of an API?", 200)
+        status, said = error_status(error, response.status_code), self._without_key(words_of(error))
         shown = status if status == response.status_code else f"{response.status_code}, an error {status}"
         problem = f"{url} answered {shown}: {said[:MAX_MESSAGE_CHARS] or 'nothing'}"
         if status in RETRIED:
@@ -216,7 +209,7 @@ class Endpoint:
 
 
 def check_url(url: str) -> None:
-    """ValueError unless `url` is the base URL of an API that holds no key."""
+    """ValueError unless `url` is the base URL of an API and contains no key."""
     example = "give a base URL such as http://127.0.0.1:8000/v1 in service.endpoint"
     shown = re.sub(r"//[^/]*@", "//***@", url).partition("?")[0]
     try:
@@ -226,34 +219,19 @@ def check_url(url: str) -> None:
         raise ValueError(f"endpoint '{shown}' is no URL: {example}") from None
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError(
-            "the endpoint's URL holds a name, a key or a query: put the key into the variable that service.endpoint_key_env names"
+            "the endpoint's URL holds a user name, a key or a query: put the key into the variable that"
+            " service.endpoint_key_env names"
         )
     if re.search(r"[\s\x00-\x1f\x7f]", url):
         raise ValueError(f"endpoint {shown!r} holds a space or a control character: {example}")
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine:
         raise ValueError(f"endpoint '{shown}' is no URL of an API: {example}")
-    if (
-        parts.netloc.endswith(":")
-        or parts.path.startswith("//")
-        or not all(HOST_LABEL.fullmatch(label) for label in _labels(parts))
-    ):
+    labels = [] if "[" in parts.netloc else parts.hostname.removesuffix(".").split(".")  # none for an IPv6 address
+    are_labels = all(HOST_LABEL.fullmatch(label) for label in labels)
+    if parts.netloc.endswith(":") or parts.path.startswith("//") or not are_labels:
         raise ValueError(f"endpoint '{shown}' is no URL of an API, its host is '{parts.netloc}': {example}")
     if found := re.search(r"/(?:chat/)?completions/?$", parts.path):
-        raise ValueError(f"endpoint '{shown}' is the URL of one request: give what stands before {found.group()}")
-
-
-def _labels(parts: SplitResult) -> list[str]:
-    """Of the host, where that is a name or an IPv4 address."""
-    return [] if "[" in parts.netloc else (parts.hostname or "").removesuffix(".").split(".")
-
-
-def is_loopback(url: str) -> bool:
-    """Whether `url` names this machine."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        raise ValueError(f"endpoint '{shown}' is the URL of one kind of request: give the part before {found.group()}")
 
 
 def _until(deadline: float, chunks: Iterable[bytes]) -> Iterable[bytes]:
@@ -273,7 +251,7 @@ def _wait(state: tenacity.RetryCallState) -> float:
 
 
 def _retry_after_s(response: httpx2.Response) -> float | None:
-    """The header's seconds, or the seconds until its date; None for anything else."""
+    """The seconds in the header, or the seconds until its date; None for anything else."""
     value = response.headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?", value):
         return float(value)
@@ -284,19 +262,23 @@ def _retry_after_s(response: httpx2.Response) -> float | None:
 
 
 def _redirected(url: str, location: str) -> str:
-    """What to say of a redirection, which is not followed: it would take the key along."""
+    """The message about a redirection, which is not followed because it would receive the key."""
     parts = urlsplit(urljoin(url, location))
     leads_to = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     base = re.sub(r"/((chat/)?completions|models)/?$", "", leads_to)
-    return f"redirects to {leads_to}: if that is meant, set service.endpoint={base}"
+    return f"redirects to {leads_to}: if that is intended, set service.endpoint={base}"
 
 
 def _wrong_surroundings(error: Exception) -> str:
-    """Which variable of the environment keeps an HTTP client from being made, and what to do; its value may hold a password."""
+    """Which environment variable prevents the HTTP client, without its value, which may hold a password, and what to
+    do."""
     if isinstance(error, OSError):
         return f"SSL_CERT_FILE or SSL_CERT_DIR names certificates that cannot be read ({error}): correct or unset it"
     proxies = [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")]
     names = " or ".join(sorted(proxies))
     if isinstance(error, ImportError):
-        return f"the proxy in {names} speaks SOCKS, for which a package is missing: run `pip install socksio`, or name the endpoint's host in NO_PROXY"
+        return (
+            f"the proxy in {names} speaks SOCKS, for which a package is missing: run `pip install socksio`, or name the"
+            " endpoint's host in NO_PROXY"
+        )
     return f"{names} names no proxy that can be used, wanted a URL such as http://host:3128: correct or unset it"

@@ -1,11 +1,11 @@
 """`PromptTokens`: a question in the tokens of one model.
 
-Invariant: the tokens are those of the whole prompt, also where a text and what follows it share one (Llama 3 and Qwen have one for a
-full stop and the end of its line); yet a text is read as plain text, so none can write a special token, and the tokens before it are
-the same for every text; each answer is one token where it stands.
+Invariant: the tokens are those of the whole prompt, also where a text and what follows it share one (Llama 3 and Qwen
+have one for a full stop and the end of its line). Yet a text is tokenised as plain text, so it cannot write a special
+token, and the tokens before it are the same for every text. Each answer is one token in its context.
 
-A text is tokenised within its own line, together with what stands beside it there and up to the next special token: no token
-reaches over one, and whether any reaches over the beginning of the line is tried out.
+A text is tokenised with the rest of its line, up to the next special token: no token spans a special one, and PROBES
+show whether any spans the beginning of the line.
 """
 
 from collections.abc import Sequence
@@ -13,27 +13,30 @@ from itertools import takewhile
 from typing import Any
 
 from configs.errors import one_line
+from llm_server.engines.engine import PROBE
 from llm_server.rubrics.rubric import Question, without_system_turn
 
 TEXT_MARK = "\u2063text\u2063"
-"""Stands for the text while the chat template is applied; texts cannot contain it (it is a format character)."""
-PROBES = ("You see here a lichen.", "x", "12 gold pieces", '"Hello!"', "$ - 5", "-", "(Really?)", "Élan: 7,", "y n q?")
-"""Texts that begin and end as differently as texts do."""
+"""Placeholder for the text while the chat template is applied; texts cannot contain it (it has a format character)."""
+MAX_TEXT_TOKENS = 2048
+PROBES = (PROBE, "x", "12 gold pieces", '"Hello!"', "$ - 5", "-", "(Really?)", "Élan: 7,", "y n q?")
+"""Texts that cover the ways in which texts begin and end."""
 
 
 class PromptTokens:
     """A question tokenised by `tokenizer` (a Hugging Face one); ValueError where question and model do not fit."""
 
-    def __init__(self, tokenizer: Any, question: Question, *, model: str, max_text_tokens: int, context: int) -> None:
+    def __init__(
+        self, tokenizer: Any, question: Question, *, model: str, context: int, max_text_tokens: int = MAX_TEXT_TOKENS
+    ) -> None:
         self._tokenizer, self._model = tokenizer, model
-        # Only a template's own text may contain special tokens; a text's may not.
         self._special = frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.added_tokens_decoder)
         before, after = self._prompt(question)
         if question.style == "completion" or before.endswith(question.label):
             before += " "
         self._answer = question.answers[0]
         self.suffix: list[int] = self._with_special(after + self._answer)[:-1]
-        """Tokens after a text that shares none with what follows it."""
+        """Tokens after a text that shares no token with what follows it."""
         whole = [self._with_special(f"{before}{text}{after}{self._answer}")[:-1] for text in PROBES]
         self._find_line(before, after, whole)
         self.prefix: list[int] = self._begun(whole[0][: len(whole[0]) - len(self._read(PROBES[0]) or [])])
@@ -47,13 +50,14 @@ class PromptTokens:
         room = context - len(self.prefix) - len(self.suffix) - 1
         if room < 64:
             raise ValueError(
-                f"the rubric takes {len(self.prefix)} of the {context} tokens that model '{model}' can read: use fewer examples"
+                f"the rubric takes {len(self.prefix)} of the {context} tokens that model '{model}' can read: use fewer"
+                " examples"
             )
         self._max_tokens = min(room, max_text_tokens) + len(self.suffix)
 
     def tokens(self, text: str) -> list[int] | None:
-        """Tokens of a text and of what follows it, a long one cut; None where plain text gives a special token all the same, or where
-        the cut would take a line away, such as a pair's second item."""
+        """Tokens of a text, truncated if long, and of what follows it; None where even plain text gives a special
+        token, or where truncation would remove a line, such as a pair's second item."""
         while (tokens := self._read(text)) is not None and len(tokens) > self._max_tokens:
             if "\n" in text:
                 return None
@@ -61,10 +65,10 @@ class PromptTokens:
         return tokens
 
     def _find_line(self, before: str, after: str, whole: Sequence[list[int]]) -> None:
-        """How much of `before` and `after` to tokenise with a text, so that the tokens are those of the `whole` prompts of PROBES."""
-        special = {token.content for token in self._tokenizer.added_tokens_decoder.values()} | set(
-            self._tokenizer.all_special_tokens
-        )
+        """How much of `before` and `after` to tokenise with a text, so that the tokens are those of the `whole` prompts
+        of PROBES."""
+        special = {token.content for token in self._tokenizer.added_tokens_decoder.values()}
+        special |= set(self._tokenizer.all_special_tokens)
         begin = max((end + len(token) for token in special if (end := before.rfind(token)) >= 0), default=0)
         ends = [end for token in special if (end := after.find(token)) >= 0]
         self._ends_with_answer = not ends
@@ -94,7 +98,8 @@ class PromptTokens:
         return self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def _read(self, text: str) -> list[int] | None:
-        """Tokens of a text, however long, and of what follows it; None where it changes those before it or has a special one."""
+        """Tokens of a text of any length and of what follows it; None where it changes the tokens before it or has a
+        special one."""
         line = self._line(text)
         begins, tokens = line[: len(self._begins)], line[len(self._begins) :]
         if begins != self._begins or self._special.intersection(tokens):
@@ -111,12 +116,13 @@ class PromptTokens:
         conversation = question.chat_messages(TEXT_MARK)
         try:
             whole = self._in_template(conversation)
-        except Exception:  # some templates refuse a system turn, with whatever error they like
+        except Exception:  # some templates refuse a system turn, by any kind of exception
             try:
                 whole = self._in_template(without_system_turn(conversation))
             except Exception as error:
                 raise ValueError(
-                    f"the chat template of model '{self._model}' refuses the rubric ({one_line(error, 200)}): use a completion rubric"
+                    f"the chat template of model '{self._model}' refuses the rubric ({one_line(error, 200)}): use a"
+                    " completion rubric"
                 ) from error
         before, _, after = whole.rpartition(TEXT_MARK)
         return before.rstrip(" "), after + question.answer_prefix
@@ -125,7 +131,7 @@ class PromptTokens:
         return self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
 
     def _begun(self, tokens: list[int]) -> list[int]:
-        """With the token that begins every text of this model, where it has one and the chat template has not written it."""
+        """`tokens` after the model's BOS token, if its tokenizer adds one and the chat template has not."""
         begin = self._tokenizer("a")["input_ids"][:1]
         return tokens if begin != [self._tokenizer.bos_token_id] or tokens[:1] == begin else begin + tokens
 
@@ -133,13 +139,14 @@ class PromptTokens:
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _answer_token(self, word: str, prompt: str, tokens: list[int]) -> int:
-        """The one token of an answer to `prompt`, whose `tokens` are those that the first answer follows; ValueError where it is more."""
+        """The one token of an answer that follows the `tokens` of `prompt`; ValueError where it is several."""
         answered, alone = self._with_special(prompt + word), self._with_special(prompt)
         if answered[:-1] != tokens or self._tokenizer.decode(tokens) != self._tokenizer.decode(alone):
             single = answered[len(alone) :] if answered[: len(alone)] == alone else answered[-2:]
             raise ValueError(
-                f"the answer '{word}' is {len(single)} tokens for model '{self._model}' where it stands "
-                f"({[self._tokenizer.decode([t]) for t in single]}): choose a word that is one token, mind its leading space"
+                f"the answer '{word}' is {len(single)} tokens for model '{self._model}' where it stands"
+                f" ({[self._tokenizer.decode([t]) for t in single]}): choose a word that is one token, mind its leading"
+                " space"
             )
         return answered[-1]
 

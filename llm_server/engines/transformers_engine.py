@@ -1,16 +1,17 @@
-"""The transformers engine: any causal language model of Hugging Face, read by the log-probabilities of two answer tokens.
+"""The transformers engine: any causal language model of Hugging Face, read by the log-probabilities of two answer
+tokens.
 
-Invariant: one forward pass over an item's own tokens gives its answer, and that answer is the one a plain forward pass over
-the whole prompt gives (checked when the engine is built).
+Invariant: one forward pass over an item's own tokens gives its answer, and that answer is the one a plain forward pass
+over the whole prompt gives (checked when the engine is built).
 
-The rubric's part of the prompt is computed once. The items of a pass stand behind that prefix as one sequence, a tree of tokens in
-which what several of them begin with stands once ("You see here a"): positions count from the prefix, and the attention mask lets a
-token see the prefix and what stands before it in its own items. So nothing is copied for each item, and there is no padding.
+The rubric's part of the prompt is computed once. The items of a pass follow that prefix as one sequence, a tree of
+tokens in which a beginning that several items share ("You see here a") occurs once: positions count from the prefix,
+and the attention mask lets a token see the prefix and the tokens before it in its own items. So nothing is copied for
+each item, and there is no padding.
 """
 
 import copy
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,18 +19,19 @@ from typing import Any
 import numpy as np
 import torch
 import xxhash
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from configs.annotation_schema import ServiceConfig
 from configs.devices import resolve_device
-from configs.errors import named
 from llm_server.annotation import Score
+from llm_server.engines.answers import NO_ANSWER
 from llm_server.engines.devices import layer_of, resolve_dtype
+from llm_server.engines.engine import PROBE
 from llm_server.engines.models import (
-    MODEL_WANTED,
-    IncompleteWeights,
     bundled_model_folder,
+    load_tokenizer,
     load_whole,
+    loading,
     model_source,
     unused_advice,
 )
@@ -39,8 +41,7 @@ from llm_server.rubrics.rubric import PROMPT_VERSION, Question, Rubric
 LOG = logging.getLogger(__name__)
 MAX_PACK_TOKENS = 2048
 """Item tokens in one forward pass: bounds the attention mask."""
-FIRST_TEXT = "You see here a lichen."
-TEXT_BESIDE = "You see here a newt."
+SECOND_PROBE = "You see here a newt."
 
 
 class TransformersEngine:
@@ -52,15 +53,14 @@ class TransformersEngine:
     def __init__(self, config: ServiceConfig, rubric: Rubric):
         self._device = resolve_device(config.device, "service.device")
         self._batch_size = config.batch_size
-        self._model, self._tokenizer, dtype = _load(config.model, config.dtype, self._device)
+        self._model, self._tokenizer, self._context, dtype = _load(config.model, config.dtype, self._device)
         self.model = config.model
         self.name = f"transformers/{self._device.type}/{dtype}"
         self.fingerprint = _fingerprint(self._model, self._tokenizer, self.name)
         self._head = self._model.get_output_embeddings()
-        single, pair = rubric.question(), rubric.pair_question() if rubric.pairs else None
-        self._single = self._asking(self._prompt(single))
-        self._pair_prompt = self._prompt(pair) if pair else None
-        self._pair: _Asking | None = None
+        self._single = self._prepared(self._prompt(rubric.question()))
+        self._pair_prompt = self._prompt(rubric.pair_question()) if rubric.pairs else None
+        self._pair: _PreparedPrompt | None = None
         self._rubric = rubric
 
     def score(self, texts: Sequence[str]) -> list[Score]:
@@ -69,50 +69,44 @@ class TransformersEngine:
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
         """One score per pair as it is shown; ValueError where the rubric has no pairs."""
-        if self._pair_prompt is None:
-            self._rubric.pair_question()  # says what is missing
-        if self._pair is None:  # a second of computing that few runs need
-            assert self._pair_prompt is not None
-            self._pair = self._asking(self._pair_prompt)
+        prompt = self._pair_prompt or self._prompt(self._rubric.pair_question())  # the latter raises
+        self._pair = self._pair or self._prepared(prompt)  # prepared late: it takes a second, and few runs need it
         return self._score(self._pair, [self._rubric.pair_text(first, second) for first, second in pairs])
 
     def close(self) -> None:
         """Nothing outside this process to free."""
 
     def _prompt(self, question: Question) -> PromptTokens:
-        context = getattr(self._model.config, "max_position_embeddings", None) or 1 << 20
-        return PromptTokens(
-            self._tokenizer, question, model=self.model, max_text_tokens=MAX_PACK_TOKENS, context=context
-        )
+        return PromptTokens(self._tokenizer, question, model=self.model, context=self._context)
 
-    def _asking(self, prompt: PromptTokens) -> "_Asking":
-        """Ready for texts. Computing the prefix and a first text in one plain pass tells whether this model can be asked in packs:
-        some change their logits afterwards or ignore a packed mask, and would answer wrongly in silence. ValueError for such."""
-        first = prompt.tokens(FIRST_TEXT) or []
+    def _prepared(self, prompt: PromptTokens) -> "_PreparedPrompt":
+        """The prompt with its prefix computed. A plain pass over prefix and probe shows whether packed answers are
+        right: some models process their logits afterwards or ignore a packed mask, and would silently answer wrongly.
+        ValueError for those."""
+        first = prompt.tokens(PROBE) or []
         cache = DynamicCache()
         with torch.no_grad():
             ids = torch.tensor([prompt.prefix + first], device=self._device)
             last = self._model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
             logits = last.logits[:, -1].float()
         cache.crop(-len(first))
-        asking = _Asking(prompt, cache, self._head.weight[prompt.answers].float())
+        prepared = _PreparedPrompt(prompt, cache, self._head.weight[prompt.answers].float())
         plain = _scores(logits, prompt.answers, logits[:, prompt.answers], prompt.weights)[0]
-        packed = self._score_pack(asking, [prompt.tokens(TEXT_BESIDE) or [], first])[1]
+        packed = self._score_pack(prepared, [prompt.tokens(SECOND_PROBE) or [], first])[1]
         difference = max(abs(a - b) for a, b in zip(packed[:2], plain[:2], strict=True))
         if not difference < (0.1 if self._model.dtype is torch.bfloat16 else 0.001):  # NaN fails too
             raise ValueError(
                 f"model '{self.model}' does not work with a shared prefix (packed {packed}, plain {plain}): "
                 "choose a plain decoder-only transformer without logit post-processing, or dtype float32"
             )
-        return asking
+        return prepared
 
-    def _score(self, asking: "_Asking", texts: Sequence[str]) -> list[Score]:
-        sequences = [asking.prompt.tokens(text) for text in texts]
-        scores = [Score(math.nan, 0.0)] * len(texts)
+    def _score(self, prepared: "_PreparedPrompt", texts: Sequence[str]) -> list[Score]:
+        sequences = [prepared.prompt.tokens(text) for text in texts]
+        scores = [NO_ANSWER] * len(texts)
         for pack in self._packs(sequences):
-            for index, score in zip(
-                pack, self._score_pack(asking, [sequences[index] or [] for index in pack]), strict=True
-            ):
+            answers = self._score_pack(prepared, [sequences[index] or [] for index in pack])
+            for index, score in zip(pack, answers, strict=True):
                 scores[index] = score
         return scores
 
@@ -132,45 +126,45 @@ class TransformersEngine:
             yield pack
 
     @torch.no_grad()
-    def _score_pack(self, asking: "_Asking", sequences: Sequence[list[int]]) -> list[Score]:
-        num_prefix = len(asking.prompt.prefix)
+    def _score_pack(self, prepared: "_PreparedPrompt", sequences: Sequence[list[int]]) -> list[Score]:
+        prompt = prepared.prompt
+        num_prefix = len(prompt.prefix)
         tree = _TokenTree(sequences)
         positions = torch.from_numpy(tree.depths) + num_prefix
         visible = torch.ones(len(tree.tokens), num_prefix + len(tree.tokens), dtype=torch.bool)  # [Q, P+Q]
         visible[:, num_prefix:] = torch.from_numpy(tree.sees)
-        mask = torch.zeros(visible.shape, dtype=self._model.dtype).masked_fill_(
-            ~visible, torch.finfo(self._model.dtype).min
-        )
+        dtype = self._model.dtype
+        mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
         ids, ends = torch.tensor(tree.tokens), torch.tensor(tree.ends)
         hidden = self._model.base_model(
             input_ids=ids[None].to(self._device),
             attention_mask=mask[None, None].to(self._device),
             position_ids=positions[None].to(self._device),
-            past_key_values=copy.deepcopy(asking.prefix_cache),
+            past_key_values=copy.deepcopy(prepared.prefix_cache),
             use_cache=True,
         ).last_hidden_state[0, ends.to(self._device)]  # [N, H]
         logits = self._head(hidden).float()  # [N, V]
-        # bf16 logits lie on a grid of 1/8, too coarse to rank by: the answers' own are computed again in fp32.
-        return _scores(logits, asking.prompt.answers, hidden.float() @ asking.answer_rows.T, asking.prompt.weights)
+        # bf16 logits lie on a grid of 1/8, too coarse to rank by: those of the answers are computed again in fp32.
+        return _scores(logits, prompt.answers, hidden.float() @ prepared.answer_rows.T, prompt.weights)
 
 
 @dataclass(frozen=True, slots=True)
-class _Asking:
-    """One way of asking, ready for texts."""
+class _PreparedPrompt:
+    """A prompt whose prefix is computed."""
 
     prompt: PromptTokens
     prefix_cache: DynamicCache
     answer_rows: torch.Tensor
-    """[A, H] f32: the output matrix's rows of the answers."""
+    """[A, H] f32: the rows of the output matrix that belong to the answers."""
 
 
 class _TokenTree:
-    """Q tokens for all sequences: what several begin with stands once."""
+    """Q tokens for all sequences, in which shared beginnings occur once."""
 
     def __init__(self, sequences: Sequence[list[int]]) -> None:
         self.tokens: list[int] = []
         self.ends: list[int] = []
-        """Where each sequence's last token stands."""
+        """Index of each sequence's last token."""
         places: dict[tuple[int, int], int] = {}
         parents: list[int] = []
         for sequence in sequences:
@@ -182,18 +176,18 @@ class _TokenTree:
                     parents.append(parent)
             self.ends.append(place)
         self.sees = np.eye(len(self.tokens), dtype=bool)
-        """[Q, Q] bool: which tokens each sees, itself and those before it in its sequences."""
+        """[Q, Q] bool: which tokens each token sees, itself and those before it in its sequences."""
         for place, parent in enumerate(parents):
             if parent >= 0:
                 self.sees[place] |= self.sees[parent]
         self.depths = self.sees.sum(1) - 1
-        """[Q] i64: how many tokens stand before each."""
+        """[Q] i64: how many tokens precede each."""
 
 
 def _scores(
     logits: torch.Tensor, answers: list[int], fine_logits: torch.Tensor, weights: Sequence[float]
 ) -> list[Score]:
-    """Scores from all logits [N, V] and the answers' logits [N, A] as precisely as they are known, each answer with its weight."""
+    """Scores from all logits [N, V], the answers' logits [N, A] in full precision, and the answers' weights."""
     shares = fine_logits.softmax(-1)
     probabilities = shares @ torch.tensor(weights[: len(answers)], dtype=shares.dtype, device=shares.device)
     mass = logits.softmax(-1)[:, answers].sum(-1)
@@ -203,28 +197,22 @@ def _scores(
     ]
 
 
-def _load(model: str, dtype: str, device: torch.device) -> tuple[Any, Any, str]:
-    """Model, tokenizer, and the number type that `dtype` stands for."""
+def _load(model: str, dtype: str, device: torch.device) -> tuple[Any, Any, int, str]:
+    """Model, tokenizer, the most tokens that the model reads, and the resolved dtype."""
     source = model_source(str(bundled_model_folder()) if model == "smollm2" else model)
-    logging.getLogger("huggingface_hub").setLevel(
-        logging.ERROR
-    )  # without a network it tells of each of a dozen attempts
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        dtype = resolve_dtype(dtype, device, layer_of(AutoConfig.from_pretrained(source).get_text_config()))
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # without a network it logs each of a dozen attempts
+    tokenizer, settings, context = load_tokenizer(source, model)
+    with loading(f"model '{model}'"):
+        dtype = resolve_dtype(dtype, device, layer_of(settings))
         loaded, unused = load_whole(AutoModelForCausalLM, source, model, dtype=getattr(torch, dtype))
         if unused:
             LOG.warning("model '%s': %s", model, unused_advice(unused))
-        return loaded.to(device).eval(), tokenizer, dtype
-    except IncompleteWeights:
-        raise
-    except Exception as error:  # the loader raises whatever the files provoke: OSError, KeyError, SafetensorError, ...
-        raise ValueError(f"model '{model}' cannot be loaded ({named(error)}): {MODEL_WANTED}") from error
+        return loaded.to(device).eval(), tokenizer, context, dtype
 
 
 def _fingerprint(model: Any, tokenizer: Any, engine: str) -> str:
-    """Hash of all that decides an answer; weights enter by shape and 4096 evenly spaced values each (all of a small model takes longer
-    to move off a GPU than to load)."""
+    """Hash of everything that decides an answer; weights enter by shape and 4096 evenly spaced values each (moving all
+    weights of even a small model off a GPU takes longer than loading it)."""
     digest = xxhash.xxh3_128(f"{engine}/prompt {PROMPT_VERSION}".encode())
     for name, weights in model.state_dict().items():
         sample = weights.flatten()[:: max(1, weights.numel() // 4096)].float().cpu().numpy()

@@ -1,4 +1,4 @@
-"""How a vLLM server is started: with which Python, arguments and environment. What concerns GPUs is untested.
+"""How a vLLM server is started: with which Python, arguments and environment. The GPU settings are untested.
 
 Invariant: importing this imports nothing heavy, and never vllm.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from configs.annotation_schema import ServiceConfig
 
-# `vllm serve` looks up the metadata of a distribution called vllm, which the one for CPUs is not.
+# `vllm serve` looks up the metadata of a distribution named vllm, but the one for CPUs has another name.
 PROGRAM = """
 try:
     from vllm.entrypoints.launchers.api_server.entry import main
@@ -24,26 +24,26 @@ main()
 
 
 def vllm_python(setting: str) -> str:
-    """The interpreter that has vLLM: the one set, this one, or .venv-vllm's beside this one's environment; ValueError for none."""
+    """An interpreter that has vLLM: the configured one, this one, or that of .venv-vllm beside this environment;
+    ValueError for none."""
     if setting:
         if found := shutil.which(str(Path(setting).expanduser())):
             return found
-        raise ValueError(
-            f"service.vllm_python: '{setting}' is no program: give the Python of an environment that has vLLM"
-        )
-    if importlib.util.find_spec("vllm"):  # found, not imported
+        raise ValueError(f"service.vllm_python: '{setting}' is no program: give the Python of an environment with vLLM")
+    if importlib.util.find_spec("vllm"):  # does not import it
         return sys.executable
     beside = Path(sys.prefix).parent / ".venv-vllm" / "bin" / "python"
     if beside.exists():
         return str(beside)
     raise ValueError(
-        "the engine 'vllm' needs vLLM, which is not installed: run `make vllm` in a checkout (CPU), `pip install vllm` (GPU; in an"
-        " environment of its own if need be), and name that environment's Python in service.vllm_python"
+        "the engine 'vllm' needs vLLM, which is not installed: run `make vllm` in a checkout (CPU), `pip install vllm`"
+        " (GPU; in an environment of its own if need be), and name that environment's Python in service.vllm_python"
     )
 
 
 def vllm_command(python: str, config: ServiceConfig, folder: Path, dtype: str, context: int, port: int) -> list[str]:
-    """The command line of a vLLM server that computes in `dtype`, for the model in `folder` and prompts of `context` tokens."""
+    """The command line of a vLLM server that computes in `dtype`, for the model in `folder` and prompts of `context`
+    tokens."""
     arguments = {
         "--model": str(folder),
         "--served-model-name": "delphi",
@@ -60,18 +60,19 @@ def vllm_command(python: str, config: ServiceConfig, folder: Path, dtype: str, c
         "--tensor-parallel-size": str(config.tensor_parallel),
         "--gpu-memory-utilization": str(config.gpu_memory_utilization),
     }
-    # Small blocks: what of the rubric's part does not fill a block is computed again for every text.
+    # Small blocks: the part of the rubric that does not fill a block is computed again for every text.
     on_cpu = {"--block-size": "32"} if is_on_cpu(config.device) else {}
     flags = ["--disable-uvicorn-access-log", "--disable-log-stats", *(["--enforce-eager"] if on_cpu else [])]
     return [python, "-c", PROGRAM, *(f"{name}={value}" for name, value in (arguments | on_cpu).items()), *flags]
 
 
 def vllm_environment(config: ServiceConfig) -> dict[str, str]:
-    """What vLLM reads from its environment; whatever of it the user has set goes before, save the threads and the device."""
+    """What vLLM reads from its environment; the user's own variables override these defaults, except threads and
+    device."""
     wanted = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "2"}
     forced = {}
     if is_on_cpu(config.device):
-        # Compiling the sampler's one helper takes 20 s and gains nothing for a single token.
+        # Compiling the sampler takes 20 s and gains nothing for a single token.
         wanted |= {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         forced = {"OMP_NUM_THREADS": str(config.torch_threads)} if config.torch_threads else {}
     elif config.device.startswith("cuda:"):
@@ -80,7 +81,8 @@ def vllm_environment(config: ServiceConfig) -> dict[str, str]:
 
 
 def is_on_cpu(device: str) -> bool:
-    """Whether vLLM will run on the CPU; `auto` takes a GPU where one is seen, which vLLM's own environment must then support."""
+    """Whether vLLM will run on the CPU; `auto` uses a GPU if the machine has one, which vLLM's environment must then
+    support."""
     if device != "auto":
         return device == "cpu"
     return not any(Path("/dev").glob("nvidia[0-9]*")) and not Path("/dev/kfd").exists()

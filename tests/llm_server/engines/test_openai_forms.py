@@ -8,7 +8,7 @@ import pytest
 
 from llm_server.engines.answers import text_of_piece
 from llm_server.engines.openai_forms import answer_text
-from llm_server.engines.openai_http import Endpoint, EndpointRefused, EndpointUnavailable, error_of, status_of
+from llm_server.engines.openai_http import Endpoint, EndpointRefused, EndpointUnavailable, error_of, error_status
 from llm_server.offline.annotate import main as annotate
 from llm_server.rubrics.rubric import Example, Rubric
 from tests.llm_server.fake_endpoint import FakeEndpoint, engines_of
@@ -518,5 +518,5 @@ def test_an_answer_is_no_error():
     ):
         assert error_of(answer, wants_choice=True) is None
     assert error_of({"data": []}, wants_choice=False) is None
-    assert status_of({"code": "7"}, 200) == status_of("?", 200) == 502
-    assert status_of({"code": 429}, 503) == 503
+    assert error_status({"code": "7"}, 200) == error_status("?", 200) == 502
+    assert error_status({"code": 429}, 503) == 503
