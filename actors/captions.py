@@ -1,7 +1,8 @@
-"""Captions where they arise: normalised, hashed, counted per episode, and reported until the caption book has their text.
+"""Captions at their source: normalised, hashed, counted per episode, and reported until the caption book has their
+text.
 
-Invariant: equal captions have equal ids everywhere and in every run, and a text leaves memory unacknowledged only where more
-than `MAX_TEXTS` distinct ones wait; seen again, it is sent again.
+Invariant: equal captions have equal ids everywhere and in every run. An unacknowledged text is forgotten only if more
+than `MAX_TEXTS` distinct ones wait; when the caption is seen again, its text is sent again.
 """
 
 import itertools
@@ -17,27 +18,27 @@ import xxhash
 from actors.rollout import Acknowledgement
 
 MAX_CAPTION_BYTES = 256
-"""UTF-8 bytes of a normalised caption; of a longer one its last are kept."""
+"""UTF-8 bytes of a normalised caption; a longer one is cut at its beginning."""
 MAX_TEXTS = 32_768
-"""Texts a tracker holds (about 10 MB); the least recently seen is forgotten first."""
+"""Texts that a tracker holds (about 10 MB); the least recently seen is forgotten first."""
 MAX_RAW = 4_096
-"""Raw captions in each of the two generations of the look-up cache (some 3 MB in all). In 600,000 steps of 64
-NetHack games two captions were looked for after they had left it."""
+"""Raw captions in each of the two generations of the look-up cache (some 3 MB in all). In 600,000 steps of 64 NetHack
+games, two captions were looked up after they had been evicted."""
 MAX_EPISODE_CAPTIONS = 65_536
-"""Distinct captions counted in one episode; beyond that the one first seen is forgotten, and counts from 1 again."""
+"""Distinct captions counted in one episode; then the one first seen is forgotten, and counts from 1 again."""
 
 _DIGITS = re.compile(r"\d+")
 _SPACES = re.compile(r"\s{2,}")
 _SEPARATOR = b"  "
 _NOT_TEXT = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"})
-"""Unicode categories that become spaces: control, format (bidi, zero-width), surrogate, separators."""
+"""Unicode categories replaced by spaces: control, format (bidi, zero-width), surrogate, separators."""
 
 
 def normalize(raw: bytes, *, fold_case: bool = False, fold_digits: bool = False) -> str:
     """The text that is hashed, shown and judged: at most 256 UTF-8 bytes without control or format characters.
 
-    Runs of spaces become two, which is what separates the messages of one step; single spaces stay. What is too long loses its head,
-    whole messages where there are several: what came of the step stands last.
+    Runs of spaces become two, which separate the messages of one step; single spaces stay. A text that is too long
+    loses its beginning (whole messages if there are several), because the outcome of the step comes last.
     """
     text = raw.decode("utf-8", "replace")
     if not text.isascii() or not text.isprintable():
@@ -55,7 +56,7 @@ def normalize(raw: bytes, *, fold_case: bool = False, fold_digits: bool = False)
 
 
 def caption_id(text: str) -> int:
-    """64-bit xxh3 of a normalised caption; 0 is kept for the empty one."""
+    """64-bit xxh3 hash of a normalised caption; 0 is reserved for the empty one."""
     return (xxhash.xxh3_64_intdigest(text.encode()) or 1) if text else 0
 
 
@@ -75,9 +76,10 @@ class CaptionTracker:
         self._book_epoch: str | None = None
 
     def observe(self, raw_captions: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids [B] u64 and counts [B] i32 of what one step showed in each environment.
+        """Ids [B] u64 and counts [B] i32 of the captions of one step.
 
-        A count is how often the caption has occurred in the environment's running episode, this time included: at least 1.
+        A count is how often the caption has occurred in the environment's running episode, this time included: at least
+        1.
         """
         ids, counts = np.empty(self.num_envs, np.uint64), np.empty(self.num_envs, np.int32)
         for i, raw in enumerate(raw_captions):
@@ -88,13 +90,13 @@ class CaptionTracker:
         return ids, counts
 
     def restart(self, env_index: int, reset_caption: bytes) -> None:
-        """A new episode begins in one environment: its counts start afresh with the caption of its first observation."""
+        """Start a new episode in one environment: its counts restart with the caption of its first observation."""
         self._counts[env_index].clear()
         self._count(env_index, reset_caption)
 
     def report(self, sequence_number: int) -> tuple[dict[int, str], dict[int, int]]:
-        """Every text not yet acknowledged, and by id how many steps showed it since the last report (0: only resets did); both without the
-        empty caption."""
+        """All unacknowledged texts, and by id how many steps showed the caption since the last report (0: only resets
+        did); both without the empty caption."""
         for id_, text in self._occurred_texts.items():
             if id_ not in self._texts:
                 self._unacknowledged[id_] = None
@@ -110,7 +112,7 @@ class CaptionTracker:
         return {id_: self._texts[id_] for id_ in self._unacknowledged}, counts
 
     def acknowledge(self, acknowledgement: Acknowledgement) -> None:
-        """Stop sending what the book holds; to a book with another epoch than before, send everything held again."""
+        """Stop sending what the book holds; if the book's epoch has changed, send all held texts again."""
         if self._book_epoch not in (None, acknowledgement.book_epoch):
             self._unacknowledged = dict.fromkeys(self._texts)
         else:
@@ -122,7 +124,7 @@ class CaptionTracker:
         self._book_epoch = acknowledgement.book_epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """State from which the same captions get the same counts and reports: nested dict of arrays and JSON values."""
+        """State that reproduces counts and reports for the same captions: nested dict of arrays and JSON values."""
         return {
             "episode_ids": _ids(itertools.chain.from_iterable(self._counts)),
             "episode_counts": np.array([n for counts in self._counts for n in counts.values()], np.int32),
@@ -137,12 +139,11 @@ class CaptionTracker:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict` of a tracker for as many environments; a resumed worker numbers its reports from 0 again, so
-        what was not acknowledged counts as not sent."""
+        """Continue from `state_dict` of a tracker for as many environments. A resumed worker numbers its reports from 0
+        again, so unacknowledged texts count as not sent."""
         if len(state["episode_sizes"]) != self.num_envs:
-            raise ValueError(
-                f"the saved captions are of {len(state['episode_sizes'])} environments, this tracker has {self.num_envs}"
-            )
+            saved = len(state["episode_sizes"])
+            raise ValueError(f"the saved captions are of {saved} environments, this tracker has {self.num_envs}")
         pairs = zip(state["episode_ids"].tolist(), state["episode_counts"].tolist(), strict=True)
         self._counts = [dict(itertools.islice(pairs, size)) for size in state["episode_sizes"].tolist()]
         occurred = state["occurred_ids"].tolist()
@@ -165,7 +166,7 @@ class CaptionTracker:
         return id_, count
 
     def _look_up(self, raw: bytes) -> tuple[int, str]:
-        """Id and text of a raw caption that the younger generation of the cache does not hold."""
+        """Id and text of a raw caption that is not in the younger generation of the cache."""
         known = self._known_before.get(raw)
         if known is None:
             text = normalize(raw, fold_case=self._fold_case, fold_digits=self._fold_digits)

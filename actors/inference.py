@@ -1,10 +1,10 @@
-"""A worker's policy at work: all environments of a step through the network at once, on the worker's device.
+"""Batched policy inference of a worker: all environments of a step in one forward pass, on the worker's device.
 
-Invariant: the recurrent state lives here, in float32 and in place, and moves on by one step with each `step`; a rollout is
-computed under the weights loaded before it, and what is remembered within it ends with it.
+Invariant: the recurrent state is kept here, in float32 and in place, and advances with each `step`; a rollout is
+computed under the weights loaded before it, and caches end with it.
 
-The path over CUDA (pinned copies, the step recorded once as a CUDA graph) has not run on a GPU in this repository's tests unless
-they find one: see tests/actors/test_inference.py.
+The CUDA path (pinned copies, the step recorded as a CUDA graph) is tested only where the tests find a GPU: see
+tests/actors/test_inference.py.
 """
 
 import contextlib
@@ -21,18 +21,18 @@ from configs.devices import resolve_device
 from configs.schema import ActorsConfig
 
 WARM_UP_STEPS = 3
-"""Steps before a CUDA graph is recorded, in which libraries choose their kernels and allocate."""
+"""Steps before a CUDA graph is recorded, in which libraries choose their kernels and allocate memory."""
 
 
 class BatchedInference:
-    """The policy, its recurrent state and its precision, for B environments that are stepped together."""
+    """The policy, its recurrent state and its precision, for B environments stepped together."""
 
     def __init__(self, net: PolicyNet, spec: EnvironmentSpec, num_envs: int, config: ActorsConfig) -> None:
-        """Raises ValueError for a device that is not there."""
+        """Raises ValueError for a device that does not exist."""
         self.device = resolve_device(config.device, "actors.device")
         self._autocast = resolve_precision(config.precision, self.device, net, "the policy")
         self._net, self._num_envs, self._on_gpu = net.to(self.device).eval(), num_envs, self.device.type == "cuda"
-        # From host memory that the device reads by itself; on a CPU the two are one.
+        # Host memory that the device reads by itself; on a CPU host and device tensors are the same.
         self._host = {
             name: torch.empty(num_envs, *array.shape, dtype=_torch_dtype(array.dtype), pin_memory=self._on_gpu)
             for name, array in spec.observations.items()
@@ -45,14 +45,14 @@ class BatchedInference:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def load(self, snapshot: PolicySnapshot) -> None:
-        """Take over the snapshot's weights; raises RuntimeError for another network's."""
+        """Load the snapshot's weights; raises RuntimeError for those of another network."""
         load_snapshot(self._net, snapshot)
 
     @contextlib.contextmanager
     def rollout(self, num_steps: int) -> Iterator[None]:
-        """In it at most `num_steps` calls of `step`, all under the weights as they are now."""
+        """Context for at most `num_steps` calls of `step` under unchanged weights."""
         self._caches = self._net.make_caches(num_steps * self._num_envs)
-        # One autocast context for all steps: the weights are cast once. A CUDA graph must cast them itself, to see new ones.
+        # With one autocast context for all steps, the weights are cast once. A CUDA graph must cast them itself.
         autocast = torch.autocast(
             self.device.type,
             self._autocast or torch.bfloat16,
@@ -64,7 +64,7 @@ class BatchedInference:
         self._caches = {}
 
     def step(self, obs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Logits [B, A] and values [B] f32 of observations name -> [B, ...], valid until the next step; the core state moves on."""
+        """Logits [B, A] and values [B] f32 of observations name -> [B, ...], valid until the next step."""
         for name, array in obs.items():
             np.copyto(self._host[name].numpy(), array)
         if self._on_gpu:
@@ -75,13 +75,13 @@ class BatchedInference:
         return outputs[:, :-1], outputs[:, -1]
 
     def values(self, obs: Mapping[str, np.ndarray], rows: Sequence[int]) -> np.ndarray:
-        """Values [N] f32 of other observations name -> [N, ...], each from the core state of its environment in `rows`."""
+        """Values [N] f32 of other observations name -> [N, ...], with the core states of the environments `rows`."""
         inputs = {name: torch.from_numpy(array).to(self.device) for name, array in obs.items()}
         _, values, _ = self._net.step(inputs, {name: tensor[rows] for name, tensor in self._core.items()})
         return values.float().cpu().numpy()
 
     def reset(self, rows: Sequence[int]) -> None:
-        """New episodes begin in the environments `rows`: their core state is zeroed."""
+        """Zero the core state of the environments `rows`, where new episodes begin."""
         for tensor in self._core.values():
             tensor[rows] = 0.0
 
@@ -90,7 +90,7 @@ class BatchedInference:
         return {name: tensor.cpu().numpy().copy() for name, tensor in self._core.items()}
 
     def load_core_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take over what `core_state` gave."""
+        """Restore a copy made by `core_state`."""
         for name, tensor in self._core.items():
             tensor.copy_(torch.as_tensor(state[name]))
 
@@ -111,7 +111,7 @@ class BatchedInference:
         torch.cuda.current_stream(self.device).synchronize()
 
     def _record(self) -> torch.cuda.CUDAGraph:
-        """The step as a CUDA graph, over this object's own tensors; the core state is afterwards as it was."""
+        """The step as a CUDA graph over this object's own tensors; restores the core state."""
         before = {name: tensor.clone() for name, tensor in self._core.items()}
         beside, graph = torch.cuda.Stream(self.device), torch.cuda.CUDAGraph()
         beside.wait_stream(torch.cuda.current_stream(self.device))

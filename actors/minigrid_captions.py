@@ -1,7 +1,8 @@
-"""Captioners of MiniGrid and BabyAI (`env.captioner=actors.minigrid_captions:describe`): what the agent carries, faces and has in sight, in words.
+"""Captioners of MiniGrid and BabyAI (`env.captioner=actors.minigrid_captions:describe`): what the agent carries, faces
+and sees, in words.
 
-Invariant: reads nothing but the agent's own view as the environments give it (7 x 7 cells of type, colour and state, and the mission), so a
-caption tells no more than the policy sees; there are few of them, whatever the layout.
+Invariant: reads only the agent's own view as the environments give it (7 x 7 cells of type, colour and state, and the
+mission), so a caption tells no more than the policy sees, and there are few of them, whatever the layout.
 """
 
 from collections.abc import Mapping
@@ -12,19 +13,17 @@ import numpy as np
 COLOURS = ("red", "green", "blue", "purple", "yellow", "grey")
 DOOR, GOAL, LAVA = 4, 8, 9
 THINGS = {5: "key", 6: "ball", 7: "box"}
-"""Of the view's first layer; 0 to 3 are unseen, empty, wall and floor."""
+"""Object codes in the view's first layer; 0 to 3 are unseen, empty, wall and floor."""
 DOOR_STATES = ("open", "closed", "locked")
 SEPARATOR = "  "
 """Between the messages of one caption."""
 
 
 def describe(obs: Mapping[str, Any], info: Mapping[str, Any]) -> str:
-    """The caption of one observation; empty where there is nothing but floor and walls."""
+    """The caption of one observation; empty if only floor and walls are near."""
     view = np.asarray(obs["image"])
-    middle, last = (
-        view.shape[0] // 2,
-        view.shape[1] - 1,
-    )  # the agent's own cell, which shows what it carries; it looks towards row 0
+    # The agent's own cell, which shows what it carries; it looks towards row 0.
+    middle, last = view.shape[0] // 2, view.shape[1] - 1
     told = [_carried(view[middle, last]), _faced(view[middle, last - 1])]
     if (view[..., 0] == GOAL).any():
         told.append("The goal is in sight.")
@@ -32,7 +31,7 @@ def describe(obs: Mapping[str, Any], info: Mapping[str, Any]) -> str:
 
 
 def describe_for_mission(obs: Mapping[str, Any], info: Mapping[str, Any]) -> str:
-    """`describe`, after the mission: for environments whose mission changes from episode to episode."""
+    """`describe`, preceded by the mission: for environments whose mission changes between episodes."""
     told = describe(obs, info)
     return f"Mission: {obs['mission']}.{SEPARATOR}{told}" if told else ""
 

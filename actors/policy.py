@@ -1,6 +1,7 @@
-"""The policy network that workers run and the learner trains, and the snapshots in which its weights travel.
+"""The policy network, run by workers and trained by the learner, and the snapshots that carry its weights.
 
-Invariant: for equal weights `step`, taken T times, and `forward` over the T steps are the same function, up to rounding.
+Invariant: for equal weights, T calls of `step` and one `forward` over the T steps give the same results, up to
+rounding.
 """
 
 import functools
@@ -29,7 +30,7 @@ from configs.schema import PolicyConfig
 
 
 class PolicyOutput(NamedTuple):
-    """What the network says of T steps of B environments."""
+    """The network's results for T steps of B environments."""
 
     logits: Tensor
     """[T, B, A] f32."""
@@ -38,13 +39,14 @@ class PolicyOutput(NamedTuple):
     core_state: dict[str, Tensor]
     """After the last step: name -> [B, H] f32."""
     core_outputs: Tensor
-    """[T, B, H]: what the heads read of the core; without a core, the encoder's features."""
+    """[T, B, H]: the heads' input from the core; without a core, the encoder's features."""
 
 
 class PolicyNet(nn.Module):
     """Encoder, recurrent core, and linear heads for the logits and the value.
 
-    The value head's own output is in units of `value_scale` around `value_mean`, which the learner sets where it normalises returns.
+    The value head's own output is in units of `value_scale` around `value_mean`, which the learner sets if it
+    normalises returns.
     """
 
     value_mean: Tensor
@@ -57,9 +59,8 @@ class PolicyNet(nn.Module):
         self._previous = previous_step_entries(spec.num_actions, config)
         missing = [name for name in self._previous if name not in spec.observations]
         if missing:
-            raise ValueError(
-                f"policy.{missing[0]} is true, but the observations have no such entry: make the environment with this policy"
-            )
+            fix = "make the environment with this policy"
+            raise ValueError(f"policy.{missing[0]} is true, but the observations have no such entry: {fix}")
         self.encoder = make_encoder(
             {name: array for name, array in spec.observations.items() if name not in self._previous}, config
         )
@@ -71,16 +72,10 @@ class PolicyNet(nn.Module):
         self.skip_head = nn.Linear(num_features, spec.num_actions + 1, bias=False) if has_skip else None
         self.register_buffer("value_mean", torch.zeros(()))
         self.register_buffer("value_scale", torch.ones(()))
+        gains = {self.policy_head: config.head_gain, self.value_head: 1.0}
         for layer in (*self.encoder.modules(), self.policy_head, self.value_head):
             if isinstance(layer, nn.Linear | nn.Conv2d):
-                gain = (
-                    config.head_gain
-                    if layer is self.policy_head
-                    else 1.0
-                    if layer is self.value_head
-                    else config.encoder_gain
-                )
-                nn.init.orthogonal_(layer.weight, gain)
+                nn.init.orthogonal_(layer.weight, gains.get(layer, config.encoder_gain))
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
         if self.skip_head is not None:
@@ -88,7 +83,7 @@ class PolicyNet(nn.Module):
             nn.init.orthogonal_(self.skip_head.weight.detach()[-1:], 1.0)
 
     def initial_state(self, batch_size: int) -> dict[str, Tensor]:
-        """The core's state at the start of an episode: `h` (and `c` for an LSTM) [B, H] f32 zeros; empty without a core."""
+        """The core's state at an episode's start: `h` (and `c` for an LSTM) [B, H] f32 zeros; empty without a core."""
         return self.core.initial_state(batch_size)
 
     def forward(
@@ -101,12 +96,12 @@ class PolicyNet(nn.Module):
         num_steps, num_envs = next(iter(obs.values())).shape[:2]
         flat = {name: array.flatten(0, 1) for name, array in obs.items()}
         if self.core.kind != "none" and isinstance(self.encoder, RepeatingEncoder):
-            parts = [*self.encoder.parts(flat), *self._encode_previous(flat)]
-            gates = project(parts, self.core.input).unflatten(0, (num_steps, num_envs))
+            encoded = [*self.encoder.encode_branches(flat), *self._encode_previous(flat)]
+            gates = project(encoded, self.core.input).unflatten(0, (num_steps, num_envs))
             outputs, core_state = self.core.run(gates, core_state, reset_before)
             features = None
             if self.skip_head is not None:
-                features = torch.cat([part.rows() for part in parts], -1).unflatten(0, (num_steps, num_envs))
+                features = torch.cat([branch.rows() for branch in encoded], -1).unflatten(0, (num_steps, num_envs))
         else:
             features = self._append_previous(self.encoder(flat), flat).unflatten(0, (num_steps, num_envs))
             outputs, core_state = self.core(features, core_state, reset_before)
@@ -120,7 +115,7 @@ class PolicyNet(nn.Module):
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Logits [B, A], values [B] and the next core state for one step's observations name -> [B, ...].
 
-        `caches`, of `make_caches`, are for steps one after another under the same weights, without gradients.
+        `caches` (from `make_caches`) are for consecutive steps under the same weights, without gradients.
         """
         features = self._append_previous(self.encoder(obs, caches) if caches else self.encoder(obs), obs).unsqueeze(0)
         outputs, core_state = self.core(features, core_state, None)
@@ -128,7 +123,7 @@ class PolicyNet(nn.Module):
         return output.logits[0], output.values[0], output.core_state
 
     def make_caches(self, max_rows: int) -> dict[str, EncodingCache]:
-        """For `step`, for at most `max_rows` observations in all; none where this network has nothing to keep, or not on this device."""
+        """Caches for `step`, for at most `max_rows` observations; empty if network or device do not use them."""
         encoder, on_cpu = self.encoder, next(self.parameters()).device.type == "cpu"
         if not (self._reuses and on_cpu and isinstance(encoder, RepeatingEncoder)):
             return {}
@@ -136,7 +131,7 @@ class PolicyNet(nn.Module):
 
     @torch.no_grad()
     def rescale_values(self, mean: Tensor, scale: Tensor) -> None:
-        """From here on the value head's own output is in units of `scale` around `mean` (0-dim); no value changes (PopArt, eq. 9)."""
+        """Set the units of the value head's output to `scale` around `mean` (0-dim), keeping values (PopArt, eq. 9)."""
         ratio = self.value_scale / scale
         self.value_head.bias.mul_(ratio).add_((self.value_mean - mean) / scale)
         self.value_head.weight.mul_(ratio)
@@ -146,7 +141,7 @@ class PolicyNet(nn.Module):
         self.value_scale.copy_(scale)
 
     def _encode_previous(self, obs: Mapping[str, Tensor]) -> list[RepeatedRows]:
-        """The previous action and reward, where they are observed, as rows [N, features] beside the encoder's."""
+        """The features of the previous action and reward, if observed, as rows [N, features]."""
         encode = encode_distinct if self._reuses else encode_all
         return [
             encode(obs[name].unsqueeze(1), functools.partial(encode_previous_step, name, entry))
@@ -154,12 +149,12 @@ class PolicyNet(nn.Module):
         ]
 
     def _append_previous(self, features: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
-        """The encoder's features [N, F], and after them those of the previous action and reward."""
+        """The encoder's features [N, F], followed by those of the previous action and reward."""
         previous = [encode_previous_step(name, entry, obs[name].unsqueeze(1)) for name, entry in self._previous.items()]
         return torch.cat([features, *previous], -1) if previous else features
 
     def _after_core(self, outputs: Tensor, core_state: dict[str, Tensor], features: Tensor | None) -> PolicyOutput:
-        """The heads over the core's outputs [T, B, H], and over the encoder's features [T, B, F] where they skip the core."""
+        """The heads over the core's outputs [T, B, H] and, if they skip the core, the encoder's features [T, B, F]."""
         # The heads stay in float32: they are small, and bf16 would round values and log-probabilities to three digits.
         with torch.autocast(outputs.device.type, enabled=False):
             outputs = outputs.float()
@@ -188,14 +183,11 @@ def snapshot(net: PolicyNet, policy_version: Version) -> PolicySnapshot:
 
 
 def load_weights(net: PolicyNet, weights: Mapping[str, np.ndarray]) -> None:
-    """Copy weights by parameter name into the net; raises RuntimeError where names or shapes are another network's."""
-    units = {
-        "value_mean": np.float32(0),
-        "value_scale": np.float32(1),
-    }  # as they were before there was anything to say of them
+    """Copy weights by parameter name into the net; raises RuntimeError for names or shapes of another network."""
+    units = {"value_mean": np.float32(0), "value_scale": np.float32(1)}  # of weights that do not have them
     net.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in {**units, **weights}.items()})
 
 
 def load_snapshot(net: PolicyNet, snapshot: PolicySnapshot) -> None:
-    """Copy the snapshot's weights into the net; raises RuntimeError where names or shapes are another network's."""
+    """`load_weights` of the snapshot's weights."""
     load_weights(net, snapshot.weights)

@@ -1,7 +1,7 @@
-"""What the agent did in the step before and what it was paid for it, as entries of the observation (`policy.previous_action`,
-`policy.previous_reward`): a policy that sees them can tell what its own action changed (Espeholt et al. 2018; Kapturowski et al. 2019).
+"""The previous action and reward as observation entries (`policy.previous_action`, `policy.previous_reward`): with them
+a policy can tell what its own action changed (Espeholt et al. 2018; Kapturowski et al. 2019).
 
-Invariant: they belong to the running episode. At its first observation there is no action and a reward of 0; an episode's own last
+Invariant: they belong to the running episode. Its first observation has no action and a reward of 0; its own last
 observation has the action and the reward that led to it.
 """
 
@@ -20,37 +20,33 @@ ACTION, REWARD = "previous_action", "previous_reward"
 
 
 def previous_step_entries(num_actions: int, config: PolicyConfig) -> dict[str, ArraySpec]:
-    """The entries that `config` asks for, beside the environment's own: the action's number plus one (0: there was none), and the
-    environment's reward as it is."""
+    """The entries that `config` adds: the action's number plus one (0: none), and the unscaled reward."""
     entries = {}
     if config.previous_action:
-        entries[ACTION] = ArraySpec(
-            shape=(), dtype=np.dtype(np.uint8 if num_actions < 256 else np.int32), num_values=num_actions + 1
-        )
+        dtype = np.dtype(np.uint8 if num_actions < 256 else np.int32)
+        entries[ACTION] = ArraySpec(shape=(), dtype=dtype, num_values=num_actions + 1)
     if config.previous_reward:
         entries[REWARD] = ArraySpec(shape=(), dtype=np.dtype(np.float32))
     return entries
 
 
 def encode_previous_step(name: str, spec: ArraySpec, array: Tensor) -> Tensor:
-    """[N, 1] -> [N, features]: the action as one of `num_values`, the reward clipped to [-1, 1] (Espeholt et al. 2018)."""
+    """[N, 1] -> [N, features]: the action one-hot, the reward clipped to [-1, 1] (Espeholt et al. 2018)."""
     if name == ACTION:
         return F.one_hot(array[:, 0].long(), spec.num_values).float()
     return array.clamp(-1, 1)
 
 
 class PreviousStepEnvironment:
-    """Another vector environment with these entries added to its observations."""
+    """Wraps a vector environment and adds these entries to its observations."""
 
     def __init__(self, env: VectorEnvironment, config: PolicyConfig) -> None:
-        """Raises ValueError where the environment has entries of these names itself."""
+        """Raises ValueError if the environment already has entries of these names."""
         self._env, self.num_envs = env, env.num_envs
         self._specs = previous_step_entries(env.spec.num_actions, config)
-        taken = sorted(set(self._specs) & set(env.spec.observations))
-        if taken:
-            raise ValueError(
-                f"the environment observes {', '.join(taken)} itself; leave policy.{' and policy.'.join(taken)} false"
-            )
+        if taken := sorted(set(self._specs) & set(env.spec.observations)):
+            wanted = f"leave policy.{' and policy.'.join(taken)} false"
+            raise ValueError(f"the environment observes {', '.join(taken)} itself; {wanted}")
         self.spec = replace(env.spec, observations=env.spec.observations | self._specs)
         self._entries = self._make_entries()
 
@@ -68,12 +64,10 @@ class PreviousStepEnvironment:
         for name, values in ((ACTION, actions + 1), (REWARD, step.rewards)):
             if name in self._entries:
                 self._entries[name][:] = values
-        ends = [
-            replace(
-                end, final_obs=end.final_obs | {name: array[end.index].copy() for name, array in self._entries.items()}
-            )
-            for end in step.ends
-        ]
+        ends = []
+        for end in step.ends:
+            own = {name: array[end.index].copy() for name, array in self._entries.items()}
+            ends.append(replace(end, final_obs=end.final_obs | own))
         for array in self._entries.values():
             array[step.terminated | step.truncated] = 0
         return replace(step, obs=step.obs | self._entries, ends=ends)
@@ -92,14 +86,12 @@ class PreviousStepEnvironment:
         return self._env.take_notices()
 
     def state_dict(self) -> dict[str, Any]:
-        """The environment's, with the entries as they are now."""
-        return {
-            **self._env.state_dict(),
-            "previous_step": {name: array.copy() for name, array in self._entries.items()},
-        }
+        """The environment's state and the current entries."""
+        entries = {name: array.copy() for name, array in self._entries.items()}
+        return {**self._env.state_dict(), "previous_step": entries}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
-        """Continue from `state_dict`: all current observations, where the environment's state was exact."""
+        """Continue from `state_dict`: all current observations if the environment's state was exact, else None."""
         obs = self._env.load_state_dict(state)
         if obs is None:
             return None

@@ -1,7 +1,8 @@
-"""The rollout worker: steps B environments under the newest policy it was given and hands over rollouts and caption reports.
+"""The rollout worker: steps B environments under the newest policy it has received and returns rollouts and caption
+reports.
 
-Invariant: a rollout is made under one set of weights, its captions and rewards belong to the actions that led to them, and
-every caption counted in it is in the report that comes with it.
+Invariant: a rollout is made under one set of weights, its captions and rewards belong to the actions that led to them,
+and every caption counted in it is in the report returned with it.
 """
 
 import logging
@@ -13,7 +14,7 @@ import numpy as np
 
 from actors.captions import CaptionTracker
 from actors.environments.errors import EnvironmentFailure, traceback_of
-from actors.environments.vector import EnvironmentLoss, VectorEnvironment, VectorStep
+from actors.environments.vector import VectorEnvironment, VectorStep
 from actors.inference import BatchedInference
 from actors.policy import PolicyNet, PolicySnapshot
 from actors.rollout import Acknowledgement, CaptionReport, EpisodeStatistics, Rollout, Version
@@ -21,11 +22,11 @@ from configs.schema import ActorsConfig
 
 LOG = logging.getLogger(__name__)
 MAX_LOSSES = 3
-"""Times the number of environments that they may raise in one rollout: beyond it, rebuilding them leads nowhere."""
+"""Environment failures allowed in one rollout, per environment; with more, rebuilding does not help."""
 
 
 class RolloutWorker:
-    """Collects rollouts; a plain class, whoever calls it (this process or a Ray actor)."""
+    """Collects rollouts; a plain class, called in this process or by a Ray actor."""
 
     def __init__(
         self,
@@ -37,7 +38,7 @@ class RolloutWorker:
         worker_id: str,
         seed: int,
     ) -> None:
-        """`seed` is of action sampling; the environments bring their own seeds. Raises ValueError for a device that is not there."""
+        """`seed` is for action sampling only. Raises ValueError for a device that does not exist."""
         self.env, self.captions, self.config, self.worker_id = env, captions, config, worker_id
         self.inference = BatchedInference(net, env.spec, env.num_envs, config)
         self._rng = np.random.default_rng(seed)
@@ -50,7 +51,7 @@ class RolloutWorker:
     def collect(
         self, snapshot: PolicySnapshot | None, acknowledgement: Acknowledgement | None
     ) -> tuple[Rollout, CaptionReport]:
-        """T steps under `snapshot` (None: the weights of the last call); raises RuntimeError where no weights ever came."""
+        """T steps under `snapshot` (None: the weights of the last call); raises RuntimeError without any weights."""
         began = time.perf_counter()
         if acknowledgement is not None:
             self.captions.acknowledge(acknowledgement)
@@ -66,10 +67,9 @@ class RolloutWorker:
         except EnvironmentFailure as failure:
             LOG.error("%s\n%s", failure, traceback_of(failure))
             raise
-        texts, counts = self.captions.report(self._sequence_number)
-        report = CaptionReport(
-            texts=texts, counts=counts, worker_id=self.worker_id, sequence_number=self._sequence_number
-        )
+        number = self._sequence_number
+        texts, counts = self.captions.report(number)
+        report = CaptionReport(texts=texts, counts=counts, worker_id=self.worker_id, sequence_number=number)
         self._sequence_number += 1
         timings["other"] = time.perf_counter() - began - timings["env"] - timings["inference"]
         return rollout, report
@@ -115,7 +115,9 @@ class RolloutWorker:
                 self._end_episodes(step, final_values[t], episodes)
                 episode_ends += [(t, end.index) for end in step.ends]
             if step.losses:
-                self._give_up_episodes(step.losses)
+                for loss in step.losses:  # their episodes have no statistics: they did not end
+                    self.captions.restart(loss.index, loss.reset_caption)
+                self._forget([loss.index for loss in step.losses])
                 lost |= {loss.index for loss in step.losses}
                 num_losses += len(step.losses)
                 if num_losses > MAX_LOSSES * num_envs:
@@ -125,15 +127,15 @@ class RolloutWorker:
         environment_errors, environment_error = self.env.take_errors()
         return Rollout(
             obs=obs, actions=actions, behaviour_logits=logits, behaviour_values=values, final_values=final_values,
-            extrinsic_rewards=rewards, terminated=terminated, truncated=truncated, caption_ids=ids, caption_counts=counts,
-            core_state=core_state, policy_version=policy_version, worker_id=self.worker_id,
-            sequence_number=self._sequence_number, episodes=tuple(episodes), episode_ends=tuple(episode_ends), timings=timings,
-            lost=tuple(sorted(lost)), environment_errors=environment_errors, environment_error=environment_error,
-            environment_notices=self.env.take_notices(),
+            extrinsic_rewards=rewards, terminated=terminated, truncated=truncated, caption_ids=ids,
+            caption_counts=counts, core_state=core_state, policy_version=policy_version, worker_id=self.worker_id,
+            sequence_number=self._sequence_number, episodes=tuple(episodes), episode_ends=tuple(episode_ends),
+            timings=timings, lost=tuple(sorted(lost)), environment_errors=environment_errors,
+            environment_error=environment_error, environment_notices=self.env.take_notices(),
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        """State from which the next rollout is the same bit for bit, where the environments can save theirs."""
+        """State from which the next rollout is bit-identical, if the environments can save theirs."""
         return {
             "env": self.env.state_dict(),
             "captions": self.captions.state_dict(),
@@ -145,14 +147,14 @@ class RolloutWorker:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`; environments that cannot restore theirs start new episodes, and all else is restored."""
+        """Continue from `state_dict`; environments that cannot restore their state start new episodes."""
         self._rng.bit_generator.state = state["rng"]
         self.captions.load_state_dict(state["captions"])
         self._obs = self.env.load_state_dict(state["env"])
         if self._obs is not None:
             self.inference.load_core_state(state["core"])
             self._returns[:], self._lengths[:] = state["returns"], state["lengths"]
-            # Number 0 would say that new episodes have begun.
+            # Number 0 means that new episodes have begun.
             self._sequence_number = state["sequence_number"]
 
     def close(self) -> None:
@@ -166,7 +168,7 @@ class RolloutWorker:
         return obs
 
     def _end_episodes(self, step: VectorStep, final_values: np.ndarray, episodes: list[EpisodeStatistics]) -> None:
-        """Value truncated episodes' own last observations, record all ended ones, and start their successors afresh."""
+        """Value truncated episodes' last observations, record statistics, and start the next episodes."""
         cut = [end for end in step.ends if step.truncated[end.index]]
         if cut:
             rows = [end.index for end in cut]
@@ -174,29 +176,18 @@ class RolloutWorker:
             final_values[rows] = self.inference.values(last_obs, rows)
         for end in step.ends:
             i = end.index
+            total, length, terminated = float(self._returns[i]), int(self._lengths[i]), bool(step.terminated[i])
             episodes.append(
-                EpisodeStatistics(
-                    episode_return=float(self._returns[i]),
-                    length=int(self._lengths[i]),
-                    terminated=bool(step.terminated[i]),
-                    info=end.info,
-                )
+                EpisodeStatistics(episode_return=total, length=length, terminated=terminated, info=end.info)
             )
             self.captions.restart(i, end.reset_caption)
         self._forget([end.index for end in step.ends])
 
-    def _give_up_episodes(self, losses: list[EnvironmentLoss]) -> None:
-        """Episodes whose environment raised have no statistics: they did not end."""
-        for loss in losses:
-            self.captions.restart(loss.index, loss.reset_caption)
-        self._forget([loss.index for loss in losses])
-
     def _refuse(self, num_losses: int) -> NoReturn:
         error = self.env.take_errors()[1].strip()
-        LOG.error("environments of worker %s fail again and again:\n%s", self.worker_id, error)
-        raise RuntimeError(
-            f"environments failed {num_losses} times in one rollout of {self.env.num_envs}, the first time: {error.splitlines()[-1]}"
-        )
+        LOG.error("the environments of worker %s fail repeatedly:\n%s", self.worker_id, error)
+        what = f"environments failed {num_losses} times in one rollout of {self.env.num_envs}"
+        raise RuntimeError(f"{what}, the first time: {error.splitlines()[-1]}")
 
     def _forget(self, indices: list[int]) -> None:
         self._returns[indices] = 0.0

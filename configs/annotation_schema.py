@@ -1,5 +1,4 @@
-"""Configuration of annotation and of the reward model: what the LLM is asked, by which service, and how answers become
-rewards."""
+"""Configuration of annotation and of the reward model: what the LLM is asked, where, and how answers become rewards."""
 
 from dataclasses import dataclass, field
 
@@ -14,15 +13,13 @@ class AnnotatorConfig:
     """host:port of a running annotation service, or several, separated by commas: each caption is assigned to one of
     them, and goes to another only while that one is down. Empty starts a service with the run."""
     tls_ca: str = ""
-    """PEM file of the CA that signed the certificate of the service at `address`; enables TLS. `system`: gRPC's default
-    roots."""
+    """PEM file of the CA that signed the certificate of `address`; enables TLS. `system`: gRPC's default roots."""
     tls_cert: str = ""
     """PEM file of this client's certificate, for a service that requires one (mTLS)."""
     tls_key: str = ""
     """PEM file of the private key of tls_cert."""
     token_file: str = ""
-    """File with the token that the service at `address` requires; the token itself is never written to the run
-    directory."""
+    """File with the token that the service at `address` requires; the token itself is never written down."""
     rubric: str = "nethack_progress"
     """Name of a built-in rubric or path of a rubric YAML file."""
     batch_size: int = number(32, 1, 4096)
@@ -30,8 +27,7 @@ class AnnotatorConfig:
     max_in_flight: int = number(2, 1, 1024)
     """Concurrent requests."""
     max_captions: int = number(1_000_000, 16, 1e9)
-    """Captions that the caption book holds; the least recently seen are evicted (their texts stay in
-    captions.sqlite)."""
+    """Size of the caption book; the least recently seen are evicted (their texts stay in captions.sqlite)."""
     recency_half_life_env_steps: int = number(200_000, 1, 1e15)
     """A caption's priority is its count, halved for each such span since it was last seen."""
     policy: str = one_of("recency_frequency", "frequency", "uncertainty")
@@ -70,15 +66,12 @@ class ServiceConfig:
     """The annotation service, started by a run or by `delphi serve`."""
 
     engine: str = one_of("transformers", "vllm", "openai", "scripted", "none")
-    """`transformers`, `vllm` (a vLLM server as a child process), `openai` (an endpoint that implements OpenAI's
-    protocol), `scripted` (deterministic, for tests and debugging only) or `none` (embeds sentences and judges
-    nothing)."""
+    """`transformers`, `vllm` (a vLLM server as a child process), `openai` (an endpoint with OpenAI's protocol),
+    `scripted` (deterministic, for tests and debugging only) or `none` (embeds sentences, judges nothing)."""
     model: str = "smollm2"
-    """`smollm2` (the packaged SmolLM2-135M-Instruct), a folder, or a Hugging Face id; with `openai`, the endpoint's
-    name for the model."""
+    """`smollm2` (the packaged SmolLM2-135M-Instruct), a folder, or a Hugging Face id; with `openai`, its name there."""
     encoder: str = "minilm"
-    """Sentence encoder behind `Embed`, loaded at the first request: `minilm` (the packaged all-MiniLM-L6-v2), a folder,
-    or a Hugging Face id."""
+    """Sentence encoder of `Embed`: `minilm` (the packaged all-MiniLM-L6-v2), a folder, or a Hugging Face id."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:N`, or `auto`."""
     dtype: str = one_of("auto", "bfloat16", "float32")
@@ -106,8 +99,7 @@ class ServiceConfig:
     max_item_bytes: int = number(4096, 256, 1e7)
     """Requests with a longer item are refused."""
     script: str = ""
-    """Rules of the `scripted` engine, `regex=probability` separated by `;`; the first match applies, default
-    probability 0.1."""
+    """Rules of the `scripted` engine, `regex=probability` separated by `;`; the first match applies, default 0.1."""
     script_delay_s: float = number(0.0, 0, 3600)
     """Seconds the `scripted` engine takes per item."""
     hang_timeout_s: float = number(60.0, 1, 86_400)
@@ -118,18 +110,15 @@ class ServiceConfig:
     weights. For a batch of `vllm` and `openai`, see `engine_timeout_s`."""
     engine_timeout_s: float = number(60.0, 1, 3600)
     """For `vllm` and `openai`: deadline of one answer; then vLLM is considered hung and replaced, and a request to an
-    endpoint fails. One attempt at an endpoint may take a third of it: a model that reasons before it answers may need
-    more."""
+    endpoint fails. An attempt at an endpoint may take a third: a model that reasons first may need more."""
     vllm_python: str = ""
-    """Python of the environment that has vLLM; empty uses this one, or that of .venv-vllm beside this one's
-    environment."""
+    """Python of an environment with vLLM; empty uses this one, or that of .venv-vllm beside this environment."""
     tensor_parallel: int = number(1, 1, 1024)
     """GPUs over which vLLM distributes the model."""
     gpu_memory_utilization: float = number(0.8, 0.01, 1)
     """Fraction of a GPU's memory that vLLM uses; lower it if the learner trains on the same GPU."""
     max_model_len: int = number(0, 0, 1e7)
-    """Tokens of the longest prompt that vLLM allocates memory for; 0 uses 4096, or less if the model's context is
-    shorter."""
+    """Longest prompt that vLLM allocates memory for, in tokens; 0 uses 4096, or the model's maximum if shorter."""
     endpoint: str = ""
     """Base URL for the `openai` engine, for example http://127.0.0.1:8000/v1."""
     endpoint_key_env: str = "OPENAI_API_KEY"
@@ -203,8 +192,7 @@ class RewardModelConfig:
     """Fraction of one core's time that gradient training may use in `local` and `connect`."""
     held_out_fraction: float = number(0.1, 0, 0.9)
     """Fraction of captions, chosen by a hash, whose answers are never trained on: they decide early stopping and
-    measure the model's quality. Only captions after the first 200 are held out, so that small vocabularies are learnt
-    completely."""
+    measure quality. The first 200 captions are not held out, so that small vocabularies are learnt fully."""
     patience: int = number(10, 1, 1e6)
     """Early stopping: training pauses after this many evaluations (one every 25 steps) without a better held-out loss,
     until the number of answers has grown by a tenth."""
@@ -215,11 +203,9 @@ class RewardModelConfig:
     were compared and not judged, Motif's quantile); a value in [0, 1) uses that quantile of the z-scores over the
     distinct captions as threshold (Motif: 0.5); -1 uses `epsilon`."""
     embedding: str = one_of("sentences", "bag-of-words")
-    """For `embedding`: `sentences` (a sentence encoder in the annotation service) or `bag-of-words` (shared words;
-    needs no service)."""
+    """For `embedding`: `sentences` (an encoder in the annotation service) or `bag-of-words` (needs no service)."""
     goals: list[str] = field(default_factory=list)
-    """For `embedding`: the goals, worded like captions, at most 64 sentences; empty uses the rubric's positive
-    examples."""
+    """For `embedding`: at most 64 goal sentences, worded like captions; empty uses the rubric's positive examples."""
     goal_once_per_episode: bool = False
     """For `embedding`: each goal is rewarded once per episode (after ELLM). A caption counts for its nearest goal only:
     if that goal has been rewarded, the caption earns nothing, even if it is close to another."""

@@ -20,8 +20,7 @@ def flag(name: str) -> str:
 
 
 def add_flags(parser: Parser, defaults: Any, names: Iterable[str], *, unset: bool = False) -> None:
-    """Add a flag for each of `names`, fields of the dataclass `defaults`; with `unset`, a flag that is not given is
-    None."""
+    """Add a flag per field `names` of the dataclass `defaults`; with `unset`, a flag that is not given is None."""
     docs = {key: doc for key, _, doc in field_docs(type(defaults))}
     for name in names:
         default = getattr(defaults, name)

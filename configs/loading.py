@@ -44,8 +44,7 @@ OF_THE_MACHINE = {
     " hang_timeout_s engine_timeout_s vllm_python tensor_parallel gpu_memory_utilization max_model_len endpoint"
     " endpoint_key_env endpoint_concurrency",
 }
-"""Settings, by section, that describe the machine and its load: they affect what is learnt only through rounding and
-timing."""
+"""Settings, by section, of the machine and its load: they affect what is learnt only through rounding and timing."""
 MAY_CHANGE_ON_RESUME = {
     *("total_env_steps", "max_time_s", "run_dir", "cluster", "logging", "checkpoint", "evaluation"),
     *(f"{section}.{name}" for section, names in OF_THE_MACHINE.items() for name in names.split()),
@@ -138,8 +137,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _parse_override(text: str) -> dict[str, Any]:
-    """`a.b=1` -> {a: {b: 1}}. The value is the text after the sign, without surrounding quotes; only lists and mappings
-    are read as YAML."""
+    """`a.b=1` -> {a: {b: 1}}. The value is the unquoted text; only lists and mappings are read as YAML."""
     key, separator, raw = text.partition("=")
     if not separator or not key:
         raise ConfigError(f"got {text!r}, wanted key=value, for example learner.learning_rate=0.0002")

@@ -51,11 +51,9 @@ class ActorsConfig:
     rollouts_in_flight: int = number(2, 1, 64)
     """Outstanding `collect` calls per worker; the rollout queue holds at most num_workers x this."""
     device: str = "cpu"
-    """Where a worker runs the network: `cpu`, `cuda`, `cuda:N`, or `auto` (CUDA if there is a device); environments
-    always run on the CPU."""
+    """Device of inference: `cpu`, `cuda`, `cuda:N`, or `auto` (CUDA if available); environments run on the CPU."""
     precision: str = one_of("auto", "bf16", "fp32")
-    """Inference precision: `bf16`, `fp32`, or `auto` (bf16 if a measurement at the start shows that it is clearly
-    faster)."""
+    """Inference precision: `bf16`, `fp32`, or `auto` (bf16 if measured to be clearly faster at the start)."""
     torch_threads: int = number(1, 1, 1024)
     """Threads that torch may use in one worker process."""
 
@@ -65,27 +63,24 @@ class PolicyConfig:
     """The network that workers run and the learner trains."""
 
     network: str = one_of("auto", "glyph_crop", "nethack_full", "rendered_crop", "cnn", "mlp")
-    """`glyph_crop` (NetHack), `nethack_full` (NetHack: in addition to the crop, the 21 x 45 cells around the agent, the
-    message word by word, the inventory), `rendered_crop` (NetHack, ONI's: 12 x 12 characters drawn as a picture), `cnn`
-    (image observations), `mlp` (everything else), or `auto` (chosen by the observation space; never `nethack_full` or
-    `rendered_crop`)."""
+    """`glyph_crop` (NetHack), `nethack_full` (NetHack: also the 21 x 45 cells around the agent, the message word by
+    word, the inventory), `rendered_crop` (NetHack, ONI's: 12 x 12 characters drawn as a picture), `cnn` (images), `mlp`
+    (everything else), or `auto` (by observation space; never `nethack_full` or `rendered_crop`)."""
     core: str = one_of("lstm", "gru", "none")
     """Recurrent core: `lstm`, `gru` or `none`."""
     core_size: int = number(256, 1, 65_536)
     """Width of the recurrent core (ONI: 512)."""
     core_skip: bool = True
-    """Let the heads read the encoder's features in addition to the core's outputs (ONI: no). The current observation
-    then need not pass through the core, which otherwise collapses to a constant before it has learnt to carry it
+    """Let the heads read the encoder's features beside the core's outputs (ONI: no). The current observation then need
+    not pass through the core, which otherwise collapses to a constant before it learns to carry it
     (docs/learning.md)."""
     hidden_size: int = number(256, 1, 65_536)
     """Width of the encoder's fully connected layer."""
     crop_size: int = number(9, 3, 41)
-    """Side of the glyph crop around the agent, in cells; odd, and at most 21 for `nethack_full`. `rendered_crop` always
-    draws 12 x 12."""
+    """Side of the glyph crop around the agent, in cells; odd, at most 21 for `nethack_full` (`rendered_crop`: 12)."""
     image_layout: str = one_of("auto", "channels_last", "channels_first")
-    """Which axis of an image observation holds its channels: `channels_last`, `channels_first`, or `auto`: the last,
-    unless it has more than 4 entries, the first two differ in length, and either the last two are equal or the first
-    has at most 4."""
+    """Which axis of an image holds its channels: `channels_last`, `channels_first`, or `auto`: the last, unless it has
+    more than 4 entries, the first two differ in length, and the last two are equal or the first has at most 4."""
     image_scale: float = number(255.0, 1e-06, 1e9)
     """Divisor of the values of image observations: 255 for pictures; for grids of small codes the largest code, because
     a network could hardly distinguish them as fractions of 255."""
@@ -116,20 +111,16 @@ class LearnerConfig:
     documented run, whose own settings are in preset `oni_score`."""
 
     rollouts_per_batch: int = number(1, 1, 10_000)
-    """Rollouts joined along the environment axis into one batch; batch size = this x rollout_steps x
-    envs_per_worker."""
+    """Rollouts joined into one batch, whose size is this x rollout_steps x envs_per_worker."""
     epochs: int = number(2, 1, 1000)
-    """Passes over each batch (PPO, Schulman et al. 2017; ONI: 1); targets and advantages are computed once, before the
-    first."""
+    """Passes over each batch (PPO, Schulman et al. 2017; ONI: 1), with targets and advantages from before the first."""
     minibatches: int = number(4, 1, 65_536)
-    """Gradient steps per pass (ONI: 1), each on an equal share of the batch's environments, drawn anew in every pass;
-    at most one per environment."""
+    """Gradient steps per pass (ONI: 1), each on an equal share of the batch's environments, drawn anew per pass."""
     learning_rate: float = number(5e-4, 0, 10)
     """Adam's step size (ONI: 1e-4)."""
     final_learning_rate_fraction: float = number(1.0, 0, 1)
-    """Fraction of learning_rate that is left at the end, in [0, 1]; the rate falls linearly with the steps towards
-    total_env_steps, or with the time if max_time_s ends the run first. 1 keeps it constant; many published runs of PPO
-    use 0."""
+    """Final fraction of learning_rate, in [0, 1]; the rate falls linearly with the steps towards total_env_steps, or
+    with the time if max_time_s ends the run first. 1 keeps it constant; many published runs of PPO use 0."""
     adam_beta1: float = number(0.9, 0, 0.999999)
     """Adam's first-moment decay."""
     adam_beta2: float = number(0.999, 0, 0.9999999)
@@ -163,13 +154,11 @@ class LearnerConfig:
     """Standardise advantages within the batch (standard-deviation floor 1e-3)."""
     normalize_returns: bool = True
     """Learn values in units of the targets' running mean and standard deviation, whatever the rewards' scale (PopArt,
-    van Hasselt et al. 2016: the head is rescaled so that no value changes; ONI: no); value_clip is then in these units
-    too."""
+    van Hasselt et al. 2016: rescales the head so that no value changes; ONI: no); value_clip is then in these units."""
     max_policy_lag: int = number(20, 0, 1e9)
     """Rollouts older than this many policy versions are dropped and counted."""
     precision: str = one_of("auto", "bf16", "fp32")
-    """Autocast precision of training: `bf16`, `fp32`, or `auto` (bf16 if a measurement at the start shows that it is
-    clearly faster)."""
+    """Training precision: `bf16` autocast, `fp32`, or `auto` (bf16 if measured to be clearly faster at the start)."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:N`, or `auto` (CUDA if there is a device)."""
     torch_threads: int = number(0, 0, 1024)
@@ -178,8 +167,7 @@ class LearnerConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """r[t] = k_ext * clip(s * r_env[t], -c, c) + k_int * R(caption_ids[t]) / caption_counts[t]^beta (spec: ONI section
-    2)."""
+    """r[t] = k_ext * clip(s * r_env[t], -c, c) + k_int * R(caption_ids[t]) / caption_counts[t]^beta (ONI section 2)."""
 
     extrinsic_coefficient: float = number(0.1, -1e6, 1e6)
     """k_ext; 0 trains without extrinsic reward (ONI: 0.1 for the score task, 10 for the sparse tasks)."""
@@ -200,28 +188,24 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When the run's state is written; in addition to the intervals, at the end of the run and when it is asked to
-    stop."""
+    """When the run's state is written; also at the end of the run and when it is asked to stop."""
 
     interval_env_steps: int = number(1_000_000, 0, 1e15)
     """Environment steps between checkpoints; 0 writes only the last."""
     interval_s: float = number(600.0, 0, 1e9)
-    """Seconds between checkpoints in `local` and `connect`; 0 disables this (`inline` counts environment steps
-    only)."""
+    """Seconds between checkpoints in `local` and `connect`; 0 disables this (`inline` counts steps only)."""
     keep: int = number(3, 1, 10_000)
     """Complete checkpoints kept; older ones are removed."""
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """The evaluation at the end of a finished run: its policy, a blind and a random player, on held-out seeds (`delphi
-    eval`)."""
+    """The evaluation of a finished run: its policy, a blind and a random player, on held-out seeds (`delphi eval`)."""
 
     at_end: bool = False
     """Evaluate when the run has finished; a run that is stopped by hand is not evaluated."""
     episodes: int = number(64, 1, 1e6)
-    """Maximum games per player. They are played in rounds, the first of 16; a round counts if all three players finish
-    it in time."""
+    """Maximum games per player, in rounds, the first of 16; a round counts if all three players finish it in time."""
     time_share: float = number(0.1, 0.001, 1)
     """Maximum duration of the evaluation as a fraction of the training time, in (0, 1]; at least half a minute."""
 
@@ -251,47 +235,39 @@ class ClusterConfig:
     address: str = "auto"
     """Ray address for `connect`; `auto` finds the cluster that this process belongs to."""
     worker_cpus: float = number(1.0, 0, 1024)
-    """CPUs requested per rollout worker; all requests shrink in proportion if their sum exceeds a cluster that cannot
-    grow."""
+    """CPUs requested per rollout worker; all requests shrink in proportion if they exceed a cluster of fixed size."""
     worker_gpus: float = number(0.0, 0, 64)
     """GPUs requested per rollout worker, together with `actors.device`; with a fraction, workers share a GPU."""
     learner_cpus: float = number(1.0, 0, 1024)
     """CPUs requested for the learner."""
     learner_gpus: float = number(-1.0, -1, 64)
-    """GPUs requested for the learner; -1 requests one if the cluster has any at the start (an autoscaler's nodes are
-    not there yet: set 1)."""
+    """GPUs requested for the learner; -1 requests one if the cluster has any at the start (with autoscaling, set 1)."""
     annotator_cpus: float = number(0.5, 0, 1024)
     """CPUs requested for the annotator (its service is a separate process with low priority)."""
     service_gpus: float = number(0.0, 0, 64)
-    """GPUs requested for the annotation service: for the annotator, which starts it as a child process, or for each
-    replica."""
+    """GPUs requested for the annotation service: for the annotator, its parent process, or for each replica."""
     service_replicas: int = number(0, 0, 1000)
     """Annotation services in `local` and `connect`, spread over the nodes; each judges its own share of the captions. 0
     starts one, as a child process of the annotator."""
     min_workers: int = number(0, 0, 10_000)
-    """Rollout workers that must fit before a run begins in `connect`; 0 waits for all. The others join when there is
-    room."""
+    """Rollout workers that must fit before a run begins in `connect`, 0: all. The others join when there is room."""
     more_nodes: str = one_of("auto", "expected", "never")
     """Whether nodes may join the cluster of `connect`; if so, a run that does not fit waits for them. `auto` (if an
     autoscaler runs), `expected` (for example if nodes are started by hand) or `never`."""
     placement_timeout_s: float = number(120.0, 1, 1e6)
-    """Seconds to wait for nodes that may join (`more_nodes`) before the run fails with a table of requested and
-    available resources."""
+    """Seconds to wait for nodes (`more_nodes`) before the run fails with a table of requests and resources."""
     shutdown_budget_s: float = number(15.0, 1, 3600)
     """Seconds that shutdown may take, the last checkpoint included, before processes are killed."""
     max_worker_restarts: int = number(5, 0, 1e9)
     """Consecutive replacements of one rollout worker, without a rollout in between, before the run fails; the pause
-    before each grows. Occasional crashes do not add up, however long the run is and however many workers it has; the
-    loss of a node is not counted."""
+    before each grows. Occasional crashes of any number of workers do not add up; the loss of a node is not counted."""
     worker_timeout_s: float = number(120.0, 1, 1e6)
     """A worker whose `collect` takes longer than this is stopped, by force if necessary, and replaced."""
     learner_timeout_s: float = number(300.0, 10, 1e6)
-    """A learner that gives no answer for longer than this, not even that it is busy, is stopped and restarted from the
-    last checkpoint."""
+    """A learner without any answer (not even busy) for longer is stopped and restarted from the last checkpoint."""
     max_environment_loss: float = number(0.5, 0, 1)
-    """Maximum share of the environments' rollouts lost to environment failures, over the last 32 rollouts, before the
-    run fails. An environment that raises, or returns values that are not finite or not as declared, is rebuilt, and its
-    rollout is not trained on."""
+    """Maximum share of the environments' last 32 rollouts lost to failures before the run fails. An environment that
+    raises, or returns values that are not finite or not as declared, is rebuilt, and its rollout is not trained on."""
     max_learner_restarts: int = number(3, 0, 1e9)
     """Consecutive restarts of a dead learner from the last checkpoint, without a new checkpoint in between, before the
     run fails; in `local` and `connect`."""

@@ -1,6 +1,6 @@
-"""What says in words what happened: an observation key, a key of `info`, or a function of both.
+"""Reads captions from an environment: from an observation key, a key of `info`, or a function of both.
 
-Invariant: whatever the environment or the function gives is a caption as bytes of UTF-8, or is refused in one line.
+Invariant: a caption from an environment or a function is returned as UTF-8 bytes, or refused with a one-line error.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from actors.environments.errors import EnvironmentFailure, fail
-from configs.errors import one_line
+from configs.errors import named
 
 Captioner = Callable[[Any, Mapping[str, Any]], bytes]
 """(observation, info) -> raw caption, UTF-8."""
@@ -20,10 +20,10 @@ Captioner = Callable[[Any, Mapping[str, Any]], bytes]
 def make_captioner(
     captioner: str, entries: Mapping[str, Callable[[Any], Any]], there: str, env_id: str
 ) -> tuple[Captioner, str | None]:
-    """The function that reads captions, and the observation entry that holds them as texts, if one does.
+    """The function that reads captions, and the observation entry that holds them as texts, if there is one.
 
-    `entries`: name -> what picks it from an observation; `there` says in words what the environment observes. Raises ValueError where
-    `captioner` names nothing.
+    `entries`: name -> function that picks it from an observation; `there` describes the observation space. Raises
+    ValueError if `captioner` names nothing.
     """
     if captioner in entries:
         pick = entries[captioner]
@@ -40,8 +40,7 @@ def make_captioner(
 
 
 def to_bytes(caption: Any) -> bytes | None:
-    """UTF-8 of a caption given as str, bytes, or uint8 array padded with zeros (UTF-8, or Latin-1 where it is not that); None for
-    anything else."""
+    """UTF-8 of a caption (str, bytes, or zero-padded uint8 array of UTF-8 or Latin-1); None for any other value."""
     if isinstance(caption, str):
         return caption.encode("utf-8", "replace")
     if isinstance(caption, np.ndarray) and caption.dtype == np.uint8:
@@ -67,9 +66,10 @@ def _checked(caption: Any, captioner: str, env_id: str) -> bytes:
 
 def _from_info(info: Mapping[str, Any], key: str, captioner: str, env_id: str) -> bytes:
     if key not in info:
+        has = ", ".join(map(str, info)) or "nothing"
         raise EnvironmentFailure(
-            f"env.captioner {captioner!r}: the info of {env_id!r} has no {key!r} (it has {', '.join(map(str, info)) or 'nothing'}); "
-            "it must be there after every reset and step ('' where there is nothing to say), else use module:function"
+            f"env.captioner {captioner!r}: the info of {env_id!r} has no {key!r} (it has {has}); it must be there after"
+            " every reset and step ('' if there is no caption), else use module:function"
         )
     return _checked(info[key], captioner, env_id)
 
@@ -81,9 +81,8 @@ def _from_function(module: str, name: str, captioner: str, env_id: str) -> Capti
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise ValueError(
-            f"env.captioner {captioner!r} cannot be called as function(obs, info): {type(error).__name__}: {one_line(error)}"
-        ) from error
+        why = named(error, 600)
+        raise ValueError(f"env.captioner {captioner!r} cannot be called as function(obs, info): {why}") from error
 
     def caption(obs: Any, info: Mapping[str, Any]) -> bytes:
         try:

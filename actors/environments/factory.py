@@ -1,4 +1,4 @@
-"""The factory that builds the vector environment which a configuration describes."""
+"""Builds the vector environment that a configuration describes."""
 
 from actors.environments.errors import close_quietly
 from actors.environments.lookup import find_environment, load_creator
@@ -15,11 +15,12 @@ def make_environment(
     stream: str = "train",
     policy: PolicyConfig | None = None,
 ) -> VectorEnvironment:
-    """`num_envs` environments as `config` describes them, seeded by (run_seed, stream, worker_index, environment, episode).
+    """`num_envs` environments as `config` describes them, seeded by (run_seed, stream, worker_index, environment,
+    episode).
 
-    `policy` (None: the defaults) says what is to be observed: NetHack's window, and the previous action and reward. Raises
-    ValueError, in one line, for an id that does not exist, options the environment does not take, a captioner that does not
-    fit, spaces that no network here reads, and (EnvironmentFailure) whatever the environment raises.
+    `policy` (None: the defaults) decides what is observed: NetHack's window, and the previous action and reward. Raises
+    ValueError, in one line, for an unknown id, options that the environment does not take, a captioner that does not
+    fit, and spaces that no network here reads; EnvironmentFailure for whatever the environment raises.
     """
     policy = policy or PolicyConfig()
     env = _make(config, policy, num_envs, SeedStream(run_seed=run_seed, stream=stream, worker_index=worker_index))
@@ -41,7 +42,7 @@ def _make(config: EnvConfig, policy: PolicyConfig, num_envs: int, seeds: SeedStr
     spec, first = find_environment(config.id), None
     notices: tuple[str, ...] = ()
     is_nethack = descends_from_nethack(load_creator(spec)) and not spec.additional_wrappers
-    if not is_nethack:  # what it makes decides, not how it is registered
+    if not is_nethack:  # it may still make one, whatever its registration says
         first = make_single(spec, config)
         is_nethack, notices = nethack_within(first, spec.id, config.captioner)
     if not is_nethack:
@@ -51,7 +52,5 @@ def _make(config: EnvConfig, policy: PolicyConfig, num_envs: int, seeds: SeedStr
     from actors.environments.nethack.crop import view_for
     from actors.environments.nethack.vector import NetHackEnvironment
 
-    view = view_for(policy.network, policy.crop_size)
-    return NetHackEnvironment(
-        spec, config, num_envs=num_envs, seeds=seeds, view=view, inventory=policy.network == "nethack_full"
-    )
+    view, inventory = view_for(policy.network, policy.crop_size), policy.network == "nethack_full"
+    return NetHackEnvironment(spec, config, num_envs=num_envs, seeds=seeds, view=view, inventory=inventory)

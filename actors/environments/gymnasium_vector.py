@@ -1,8 +1,9 @@
-"""Any gymnasium environment with discrete actions as a vector environment, its captions read by a captioner.
+"""Any gymnasium environment with discrete actions as a vector environment; a captioner reads its captions.
 
-Invariant: the step limit is kept here and reported as `truncated` with the episode's own last observation, and where the
-environment can save itself (`state_dict` / `load_state_dict` on the unwrapped one), the whole vector continues bit for bit. One that
-raises, or gives what it did not declare or is not finite, is rebuilt, the others play on.
+Invariant: the step limit is enforced here and reported as `truncated` with the episode's own last observation. If the
+environment can save itself (`state_dict` / `load_state_dict` on the unwrapped one), the whole vector continues bit for
+bit. An environment that raises, or returns values that are not finite or not as declared, is rebuilt; the others play
+on.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from actors.environments.captioner import make_captioner
-from actors.environments.errors import EnvironmentErrors, EnvironmentFailure, close_quietly, fail, failure_of
+from actors.environments.errors import EnvironmentErrors, EnvironmentFailure, close_quietly, environment_failure, fail
 from actors.environments.observations import ObservationReader, entry_name, leaves, pick
 from actors.environments.vector import (
     START_ATTEMPTS,
@@ -46,20 +47,19 @@ class GymnasiumEnvironment:
         first: gymnasium.Env | None = None,
         notices: tuple[str, ...] = (),
     ) -> None:
-        """`first`: an environment of `make_single` to begin with; `notices`: what is known of it that the user must be told. Raises
-        ValueError for spaces and captioners that do not fit, for options that the environment does not take, and for what it raises."""
+        """`first`: an existing environment from `make_single`; `notices`: its notices for the user. Raises ValueError
+        for unsuitable spaces and captioners, for options that the environment does not take, and for what it raises."""
         self.num_envs = num_envs
         self._seeds, self._gymnasium_spec, self._config = seeds, spec, config
         self._errors = EnvironmentErrors()
         self._notices: list[str] = []
-        self._envs: list[gymnasium.Env | None] = [] if first is None else [first]
+        self._envs: list[Any] = [] if first is None else [first]  # gymnasium environments; None: to be made anew
         try:
             while len(self._envs) < num_envs:
                 self._envs.append(make_single(spec, config))
             inside = max((lift_time_limits(env) for env in self._envs), default=0)
             self._step_limit, of_limit = step_limit(config, lowest(spec.max_episode_steps, inside), spec.id)
             model = self._envs[0]
-            assert model is not None
             space, self._first_action, num_actions = model.observation_space, *discrete_actions(model, spec.id)
             self._captioner, text = make_captioner(config.captioner, *_keys(space), spec.id)
             self._reader = ObservationReader(space, spec.id, text)
@@ -77,7 +77,7 @@ class GymnasiumEnvironment:
 
     @property
     def running_episodes(self) -> np.ndarray:
-        """The number of the episode that each environment plays."""
+        """See `VectorEnvironment`."""
         return self._episodes - 1
 
     def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
@@ -109,7 +109,7 @@ class GymnasiumEnvironment:
             try:
                 reward, terminates, truncates, caption, info = self._step(i, action + self._first_action)
             except BaseException as error:
-                self._lose(i, failure_of(self._gymnasium_spec.id, error, "step"))
+                self._lose(i, environment_failure(self._gymnasium_spec.id, error, "step"))
                 truncated[i] = True
                 captions.append(b"")
                 losses.append(EnvironmentLoss(index=i, reset_caption=self._start(i)))
@@ -132,29 +132,27 @@ class GymnasiumEnvironment:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Exact where the environment offers `state_dict`; otherwise how many episodes each environment has started."""
+        """Exact if the environment has `state_dict`; otherwise how many episodes each environment has started."""
         state: dict[str, Any] = {"exact": self._can_save, "episodes": self._episodes.copy()}
         if self._can_save:
             state["steps"] = self._steps.copy()
             state["obs"] = {name: array.copy() for name, array in self._obs.items()}
-            state["envs"] = {str(i): _savable(env).state_dict() for i, env in enumerate(self._envs)}
+            state["envs"] = {str(i): env.unwrapped.state_dict() for i, env in enumerate(self._envs)}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
-        """The current observations where the state is exact, else None: then the next `reset` starts the episodes after it."""
+        """The current observations if the state is exact, else None: `reset` then starts the episodes after it."""
         if len(state["episodes"]) != self.num_envs:
-            raise ValueError(
-                f"the saved state is of {len(state['episodes'])} environments, this vector has {self.num_envs}"
-            )
+            saved = len(state["episodes"])
+            raise ValueError(f"the saved state is of {saved} environments, this vector has {self.num_envs}")
         self._episodes[:] = state["episodes"]
         if not state["exact"]:
             return None
         self._steps[:] = state["steps"]
         self._obs = {name: np.array(state["obs"][name], array.dtype) for name, array in self._obs.items()}
         for i, env in enumerate(self._envs):
-            assert env is not None
             env.reset()  # gymnasium's order check wants one reset before the first step
-            _savable(env).load_state_dict(state["envs"][str(i)])
+            env.unwrapped.load_state_dict(state["envs"][str(i)])
         return self._obs
 
     def close(self) -> None:
@@ -165,13 +163,9 @@ class GymnasiumEnvironment:
 
     def _step(self, i: int, action: int) -> tuple[float, bool, bool, bytes, Mapping[str, Any]]:
         """Reward, terminated, truncated, raw caption and info; the observation is written into row `i`."""
-        env = self._envs[i]
-        assert env is not None  # it was started, and so made
-        given = env.step(action)
+        given = self._envs[i].step(action)
         if not isinstance(given, tuple) or len(given) != 5:
-            raise self._failure(
-                f"returned {_described(given)} from step, wanted {STEP_GIVES} as gymnasium's environments do"
-            )
+            raise self._failure(f"returned {_described(given)} from step, wanted {STEP_GIVES}, as in gymnasium")
         obs, reward, terminates, truncates, info = given
         self._reader.write(self._obs, i, obs, "step")
         number = _number(reward)
@@ -182,7 +176,7 @@ class GymnasiumEnvironment:
         return number, bool(terminates), bool(truncates), self._captioner(obs, info), info
 
     def _start(self, i: int) -> bytes:
-        """Start the next episode, in a rebuilt environment where this one fails; its first raw caption."""
+        """Start the next episode, in a rebuilt environment if this one fails; returns its first raw caption."""
         for attempt in range(START_ATTEMPTS):
             # Some environments hand the seed to generators that take 32 bits.
             seed = self._seeds.seed(i, int(self._episodes[i])) % 2**31
@@ -190,7 +184,7 @@ class GymnasiumEnvironment:
             try:
                 caption = self._reset(i, seed)
             except BaseException as error:
-                failure = failure_of(self._gymnasium_spec.id, error, "reset")
+                failure = environment_failure(self._gymnasium_spec.id, error, "reset")
                 if attempt == START_ATTEMPTS - 1:
                     raise failure from failure.__cause__
                 self._lose(i, failure)
@@ -206,15 +200,13 @@ class GymnasiumEnvironment:
             lift_time_limits(env)
         given = env.reset(seed=seed)
         if not isinstance(given, tuple) or len(given) != 2 or not isinstance(given[1], Mapping):
-            raise self._failure(
-                f"returned {_described(given)} from reset, wanted (observation, info) as gymnasium's environments do"
-            )
+            raise self._failure(f"returned {_described(given)} from reset, wanted (observation, info), as in gymnasium")
         obs, info = given
         self._reader.write(self._obs, i, obs, "reset")
         return self._captioner(obs, info)
 
     def _lose(self, i: int, failure: EnvironmentFailure) -> None:
-        """Count it and give the environment up; the next start makes another."""
+        """Count the failure and discard the environment; the next start makes a new one."""
         self._errors.note(failure, i)
         env, self._envs[i] = self._envs[i], None
         if env is not None:
@@ -225,28 +217,24 @@ class GymnasiumEnvironment:
 
 
 def make_single(spec: EnvSpec, config: EnvConfig) -> gymnasium.Env:
-    """One environment, without gymnasium's step limit; ValueError for options that it does not take, and for what it raises."""
+    """One environment, without gymnasium's step limit; ValueError for unknown options, and for what it raises."""
     if "max_episode_steps" in config.options:
-        raise ValueError(
-            "env.options has 'max_episode_steps', which the environment of a run sets itself; use env.max_episode_steps"
-        )
+        raise ValueError("env.options has 'max_episode_steps', which a run sets itself; use env.max_episode_steps")
     try:
-        # -1 takes gymnasium's own step limit away: it could not be saved.
+        # -1 removes gymnasium's own step limit: its state could not be saved.
         return gymnasium.make(spec, max_episode_steps=-1, disable_env_checker=True, **config.options)
     except BaseException as error:
         refuse_making(spec.id, config.options, error)
 
 
 def refuse_making(env_id: str, options: Mapping[str, Any], error: BaseException) -> NoReturn:
-    """Raise, as ValueError of one line, what making an environment raised."""
-    if error.__context__ is not None and "was raised from the environment creator" in str(
-        error
-    ):  # gymnasium's, in its place
+    """Raise the error of making an environment as a one-line ValueError."""
+    is_wrapped = "was raised from the environment creator" in str(error)  # by gymnasium
+    if is_wrapped and error.__context__ is not None:
         error = error.__context__
     if isinstance(error, TypeError) and options and "argument" in str(error):
-        raise ValueError(
-            f"environment {env_id!r} cannot be made with env.options {dict(options)}: {one_line(error)}"
-        ) from error
+        what = f"environment {env_id!r} cannot be made with env.options {dict(options)}"
+        raise ValueError(f"{what}: {one_line(error)}") from error
     fail(env_id, error, "making")
 
 
@@ -258,13 +246,8 @@ def discrete_actions(env: Any, env_id: str) -> tuple[int, int]:
     return int(actions.start), int(actions.n)
 
 
-def _savable(env: Any) -> Any:
-    """The bare environment; gymnasium's type knows neither `state_dict` nor `load_state_dict`."""
-    return env.unwrapped
-
-
 def _keys(space: spaces.Space) -> tuple[dict[str, Any], str]:
-    """What captions may be read from: entry name -> what picks it; and what the environment observes, in words."""
+    """Sources of captions: entry name -> function that picks it; and a description of the observation space."""
     paths = {entry_name(path): path for path, _ in leaves(space)}
     named = isinstance(space, spaces.Dict | spaces.Tuple)
     there = f"its keys are {', '.join(paths)}" if named else f"its observation space is {space}, without keys"
@@ -272,14 +255,13 @@ def _keys(space: spaces.Space) -> tuple[dict[str, Any], str]:
 
 
 def _number(reward: Any) -> float | None:
-    """A finite reward of 32 bits; also of an array of one number. None for anything else."""
+    """A finite reward within 32-bit range, also from an array of one number; None for anything else."""
     if not isinstance(reward, float):
         if isinstance(reward, str | bytes):
             return None
         try:
-            reward = float(
-                np.asarray(reward).item() if hasattr(reward, "shape") or isinstance(reward, list | tuple) else reward
-            )
+            is_array = hasattr(reward, "shape") or isinstance(reward, list | tuple)
+            reward = float(np.asarray(reward).item() if is_array else reward)
         except (TypeError, ValueError, OverflowError):
             return None
     return float(reward) if abs(reward) <= LARGEST_FLOAT else None  # neither is NaN
@@ -290,7 +272,7 @@ def _described(value: Any) -> str:
 
 
 def _metrics(info: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of an episode's end that are logged."""
+    """The metrics logged at an episode's end."""
     for key in SUCCESS_KEYS:
         if isinstance(info.get(key), bool | int | float | np.number | np.bool_):
             return {"success": float(info[key])}

@@ -1,6 +1,6 @@
-"""From an environment's id to what makes it: imports the package that registers it, and says what is missing.
+"""Finds what makes an environment by its id: imports the package that registers it, and says what is missing.
 
-Invariant: builds nothing; every error is one line that names the id and what to do.
+Invariant: builds no environment; every error is one line that names the id and what to do.
 """
 
 import difflib
@@ -26,11 +26,11 @@ HOMES: Mapping[str, tuple[str, str]] = {
     "tw-": ("textworld", "textworld"),
     "jericho": ("jericho", "jericho"),
 }
-"""How ids begin, in lower case -> the module that knows them, and what pip installs it by."""
+"""Prefixes of ids, in lower case -> the module that registers them, and its name for pip."""
 
 
 def find_environment(env_id: str) -> EnvSpec:
-    """The registered specification of `env_id`; builds nothing. Raises ValueError saying what was given and what to do."""
+    """The registered specification of `env_id`; builds nothing. Raises ValueError that says what to do."""
     module, _, name = env_id.rpartition(":")
     if module:
         _import_named(env_id, module)
@@ -41,47 +41,42 @@ def find_environment(env_id: str) -> EnvSpec:
         return gymnasium.spec(name)
     except gymnasium.error.Error:
         pass
-    except Exception as error:  # a plug-in of gymnasium's, perhaps
+    except Exception as error:  # for example of a plug-in of gymnasium
         fail(env_id, error, "import")
     raise ValueError(f"unknown environment id {env_id!r}; {_hint(name, home)}")
 
 
 def load_creator(spec: EnvSpec) -> Callable[..., Any]:
-    """The class or function that makes the environment, without gymnasium's wrappers; ValueError where it cannot be loaded."""
+    """The class or function that makes the environment, without gymnasium's wrappers; ValueError if not loadable."""
     try:
         creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
     except (ImportError, AttributeError) as error:
-        raise EnvironmentFailure(
-            f"environment {spec.id!r} cannot be loaded ({error}); install the package it belongs to"
-        ) from error
+        advice = "install the package it belongs to"
+        raise EnvironmentFailure(f"environment {spec.id!r} cannot be loaded ({error}); {advice}") from error
     except BaseException as error:
         fail(spec.id, error, "import")
     if creator is None:
-        raise ValueError(
-            f"environment {spec.id!r} has only a vectorised entry point; choose one that makes single environments"
-        )
+        wanted = "choose one that makes single environments"
+        raise ValueError(f"environment {spec.id!r} has only a vectorised entry point; {wanted}")
     return creator
 
 
 def _import_named(env_id: str, module: str) -> None:
+    what = f"environment id {env_id!r} names the module {module!r}, which"
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name and not f"{module}.".startswith(f"{error.name}."):
             package = error.name.partition(".")[0]
-            raise EnvironmentFailure(
-                f"environment id {env_id!r} names the module {module!r}, which needs the package {package} ({error}); install it"
-            ) from error
-        raise ValueError(
-            f"environment id {env_id!r} names the module {module!r}, which cannot be imported ({error}); "
-            "install it, or put it on the Python path (PYTHONPATH=. for a file in this folder)"
-        ) from None
+            raise EnvironmentFailure(f"{what} needs the package {package} ({error}); install it") from error
+        advice = "install it, or put it on the Python path (PYTHONPATH=. for a file in this folder)"
+        raise ValueError(f"{what} cannot be imported ({error}); {advice}") from None
     except BaseException as error:
         fail(env_id, error, "import")
 
 
 def _import_home(env_id: str, module: str, package: str) -> None:
-    """Let the package that `env_id` belongs to register it; ValueError with the command that installs what is missing."""
+    """Import the package that registers `env_id`; ValueError with the command that installs it if it is missing."""
     try:
         if module in ("nle", "minihack"):
             from actors.environments.nethack.tasks import register_environments
@@ -90,22 +85,21 @@ def _import_home(env_id: str, module: str, package: str) -> None:
         else:
             importlib.import_module(module)
     except ImportError as error:
-        raise ValueError(
-            f"environment {env_id!r} needs the package {module}, which cannot be imported ({error}); install it with: pip install '{package}'"
-        ) from None
+        what = f"environment {env_id!r} needs the package {module}, which cannot be imported ({error})"
+        raise ValueError(f"{what}; install it with: pip install '{package}'") from None
     except BaseException as error:
         fail(env_id, error, "import")
 
 
 def _hint(name: str, home: tuple[str, str] | None) -> str:
-    old = sys.modules.get("gym")
-    if old is not None and name in getattr(getattr(getattr(old, "envs", None), "registration", None), "registry", ()):
+    old = getattr(getattr(sys.modules.get("gym"), "envs", None), "registration", None)
+    if name in getattr(old, "registry", ()):
         return f"it is registered with the old package gym; {WRAP_IT}"
     matches = difflib.get_close_matches(name, list(gymnasium.registry), n=3, cutoff=0.6)
     if matches:
         return f"did you mean {' or '.join(matches)}?"
     if home is not None:
-        return f"the package {home[0]} is installed, and registers no such environment with gymnasium; {WRAP_IT}"
+        return f"the package {home[0]} is installed, but registers no such environment with gymnasium; {WRAP_IT}"
     return "give a registered id, or module:Id to import its module first"
 
 

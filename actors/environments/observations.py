@@ -1,7 +1,8 @@
-"""A gymnasium observation space as the flat entries that networks read, and each observation held to what the space declares.
+"""Flattens a gymnasium observation space into the entries that networks read, and validates each observation against
+the space.
 
-Invariant: what is written into a rollout is, value for value, what the environment gave: no cast that loses values, no shape that merely
-broadcasts, nothing that is not finite, no category outside its range. Values outside a Box's bounds can be written, and are said once.
+Invariant: a rollout holds, value for value, what the environment returned: no lossy cast, no broadcast shape, nothing
+that is not finite, no category outside its range. Values outside a Box's bounds are kept, with one notice.
 """
 
 import math
@@ -19,15 +20,15 @@ from actors.environments.vector import ArraySpec
 SINGLE = "obs"
 """Name of an observation that is neither a Dict nor a Tuple."""
 TEXT_BYTES = 256
-"""Of a text that is no array, what the policy reads of it."""
+"""Bytes that the policy reads of a text that is not an array."""
 MAX_CATEGORIES = 65_536
 """Integers with more values than this are read as numbers, not as categories."""
 KEPT_INTEGERS = ("uint8", "int8", "int16", "int32", "int64", "bool")
-"""Those that torch computes with everywhere; others become int64."""
+"""Integer dtypes that torch supports everywhere; others become int64."""
 
 
 class Misfit(Exception):
-    """What was got and what was wanted, of one entry."""
+    """A mismatch of one entry: what was got and what was wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +40,22 @@ class Entry:
     space: spaces.Space
     spec: ArraySpec
     convert: Callable[[Any], Any]
-    """What the environment gave -> an array of the spec's shape and dtype, or a scalar; raises Misfit."""
+    """The environment's value -> an array of the spec's shape and dtype, or a scalar; raises Misfit."""
 
 
 class ObservationReader:
-    """What a policy reads of an environment's observations."""
+    """Reads the policy's entries from an environment's observations."""
 
     def __init__(self, space: spaces.Space, env_id: str, text: str | None) -> None:
-        """`text`: the entry that captions are read from, which is then read as a text. Raises ValueError where no entry can be read."""
+        """`text`: the entry of the captions, read as a text. Raises ValueError if no entry is readable."""
         self._env_id = env_id
         self.entries: dict[str, Entry] = {}
         self.notices: list[str] = []
-        """Of what is left out."""
+        """Which entries the policy does not see."""
         left_out = []
         for path, leaf in leaves(space):
             name = entry_name(path)
-            made = _text(leaf) if name == text else _make(leaf)
+            made = _read_as_text(leaf) if name == text else _entry_format(leaf)
             if made is None:
                 left_out.append(f"{name!r} ({leaf!r:.60})")
                 continue
@@ -63,13 +64,11 @@ class ObservationReader:
             self.entries[name] = Entry(path, leaf, *made)
         readable = "Box, Discrete, MultiDiscrete, MultiBinary and texts, in any nesting of Dict and Tuple"
         if not self.entries:
-            raise ValueError(
-                f"environment {env_id!r} observes nothing that a network here reads: {', '.join(left_out)}; they read {readable}"
-            )
+            what = f"environment {env_id!r} observes nothing that a network here reads: {', '.join(left_out)}"
+            raise ValueError(f"{what}; they read {readable}")
         if left_out:
-            self.notices.append(
-                f"environment {env_id!r}: the policy does not see {', '.join(left_out)}: networks read {readable}; captioners see everything"
-            )
+            what = f"environment {env_id!r}: the policy does not see {', '.join(left_out)}"
+            self.notices.append(f"{what}: networks read {readable}; captioners see everything")
         self._bounded = {name: bounds for name, entry in self.entries.items() if (bounds := _bounds(entry))}
 
     @property
@@ -78,26 +77,24 @@ class ObservationReader:
         return {name: entry.spec for name, entry in self.entries.items()}
 
     def write(self, arrays: Mapping[str, np.ndarray], i: int, obs: Any, where: str) -> None:
-        """Write an observation into row `i` of arrays name -> [B, ...]; EnvironmentFailure where it is not what the space declares."""
+        """Write an observation into row `i` of arrays name -> [B, ...]; EnvironmentFailure if its space differs."""
         for name, entry in self.entries.items():
             try:
                 arrays[name][i] = entry.convert(pick(obs, entry.path))
             except Misfit as misfit:
-                raise EnvironmentFailure(
-                    f"environment {self._env_id!r}: observation {name!r} in {where} {misfit}"
-                ) from None
+                what = f"environment {self._env_id!r}: observation {name!r} in {where} {misfit}"
+                raise EnvironmentFailure(what) from None
 
     def outside_bounds(self, arrays: Mapping[str, np.ndarray]) -> list[str]:
-        """One line for each Box whose bounds the rows of name -> [B, ...] leave, the first time."""
+        """One notice per Box whose bounds the rows of name -> [B, ...] exceed for the first time."""
         found = []
         for name, (low, high) in list(self._bounded.items()):
             outside = (arrays[name] < low) | (arrays[name] > high)
             if outside.any():
                 del self._bounded[name]
-                found.append(
-                    f"environment {self._env_id!r}: observation {name!r} got {arrays[name][outside].flat[0]}, outside"
-                    f" {self.entries[name].space!r:.80}; it is used as it is"
-                )
+                what = f"observation {name!r} got {arrays[name][outside].flat[0]}, outside"
+                space = self.entries[name].space
+                found.append(f"environment {self._env_id!r}: {what} {space!r:.80}; it is used unchanged")
         return found
 
 
@@ -111,7 +108,7 @@ def leaves(space: spaces.Space, path: tuple[Any, ...] = ()) -> Iterator[tuple[tu
 
 
 def pick(obs: Any, path: tuple[Any, ...]) -> Any:
-    """The value at the end of a path in a whole observation; Misfit where it is missing."""
+    """The value at a path in a whole observation; Misfit if it is missing."""
     for key in path:
         try:
             obs = obs[key]
@@ -127,12 +124,12 @@ def entry_name(path: tuple[Any, ...]) -> str:
 
 
 def is_text(space: spaces.Space) -> bool:
-    """Whether its values are strings: a Text, or a space of somebody's own such as MiniGrid's missions."""
+    """Whether its values are strings: a Text, or a custom space such as MiniGrid's missions."""
     return isinstance(space, spaces.Text) or getattr(space.dtype, "kind", "") == "U"
 
 
-def _make(space: spaces.Space) -> tuple[ArraySpec, Callable[[Any], Any]] | None:
-    """How one leaf is handed on; None where no network reads it."""
+def _entry_format(space: spaces.Space) -> tuple[ArraySpec, Callable[[Any], Any]] | None:
+    """Spec and converter of one leaf; None if no network reads it."""
     if isinstance(space, spaces.Discrete):
         first, last = int(space.start), int(space.start + space.n) - 1
         num_values = int(space.n) if space.n <= MAX_CATEGORIES else 0
@@ -152,15 +149,14 @@ def _make(space: spaces.Space) -> tuple[ArraySpec, Callable[[Any], Any]] | None:
             spec = ArraySpec(shape=space.shape, dtype=np.dtype(np.float32))
             return spec, lambda value: _floats(value, spec)
         if declared.kind in "biu":
-            spec = ArraySpec(
-                shape=space.shape, dtype=declared if declared.name in KEPT_INTEGERS else np.dtype(np.int64)
-            )
+            kept = declared if declared.name in KEPT_INTEGERS else np.dtype(np.int64)
+            spec = ArraySpec(shape=space.shape, dtype=kept)
             return spec, lambda value: _integers(value, spec)
-    return _text(space) if is_text(space) else None
+    return _read_as_text(space) if is_text(space) else None
 
 
-def _text(space: spaces.Space) -> tuple[ArraySpec, Callable[[Any], np.ndarray]]:
-    """As the bytes of a text, as many as the environment gives at most."""
+def _read_as_text(space: spaces.Space) -> tuple[ArraySpec, Callable[[Any], np.ndarray]]:
+    """Spec and converter to the bytes of a text, of the environment's maximum length."""
     shape = space.shape if isinstance(space, spaces.Box) and len(space.shape) == 1 else (TEXT_BYTES,)
     return ArraySpec(shape=shape, dtype=np.dtype(np.uint8), is_text=True), lambda value: _characters(value, shape[0])
 
@@ -195,7 +191,7 @@ def _floats(value: Any, spec: ArraySpec) -> np.ndarray:
     if array.dtype != spec.dtype:
         with np.errstate(over="ignore"):
             cast = array.astype(spec.dtype)
-    # The sum of squares is much the quickest look at all of them; where it is not finite, it may be for their size.
+    # The sum of squares is the fastest test of all values; if it is not finite, the values may still be, but large.
     if not math.isfinite(np.vdot(cast, cast)):
         finite = np.isfinite(cast)
         if not finite.all():
@@ -211,9 +207,8 @@ def _integers(value: Any, spec: ArraySpec) -> np.ndarray:
         cast = array.astype(spec.dtype)
         lost = cast != array
     if lost.any():
-        raise Misfit(
-            f"got {array.dtype} values such as {array[lost].flat[0]:.6g}, which its declared {spec.dtype} cannot hold"
-        )
+        got = f"{array.dtype} values such as {array[lost].flat[0]:.6g}"
+        raise Misfit(f"got {got}, which its declared {spec.dtype} cannot hold")
     return cast
 
 
@@ -235,7 +230,7 @@ SCALAR = ArraySpec(shape=(), dtype=np.dtype(np.int64))
 
 
 def _bounds(entry: Entry) -> tuple[np.ndarray, np.ndarray] | None:
-    """Of a numeric Box that its dtype does not hold to them anyway."""
+    """The bounds of a numeric Box, unless its dtype guarantees them."""
     space, spec = entry.space, entry.spec
     if not isinstance(space, spaces.Box) or spec.is_text or spec.dtype == bool:
         return None

@@ -1,7 +1,7 @@
-"""The vector environment that a worker steps: its contract, the values that it exchanges, and its seeds.
+"""The vector environment that a worker steps: its interface, the values that it exchanges, and its seeds.
 
-Invariant: environments reset within the same step (SAME_STEP), and what an episode's last step showed (observation, caption) is kept
-apart from the first observation of the next. A seed depends on where an episode belongs, on nothing else.
+Invariant: environments reset within the same step (SAME_STEP), and the observation and caption of an episode's last
+step are kept apart from the first observation of the next. A seed depends only on the episode's place.
 """
 
 import hashlib
@@ -17,11 +17,9 @@ class SeedStream:
     """The seeds of one worker's episodes."""
 
     run_seed: int
-    """The run's seed."""
     stream: str
-    """What the episodes are for (`train`, `eval`): different streams share no episode."""
+    """Purpose of the episodes (`train`, `eval`): different streams share no episode."""
     worker_index: int
-    """Which worker."""
 
     def seed(self, env_index: int, episode: int, purpose: str = "episode") -> int:
         """A seed in [0, 2^63) for one episode of one environment; `purpose` separates several generators within it."""
@@ -30,7 +28,7 @@ class SeedStream:
 
 
 START_ATTEMPTS = 3
-"""Episodes that an environment may fail to start in a row."""
+"""Attempts to start an episode in one environment before the vector fails."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,33 +40,33 @@ class ArraySpec:
     num_values: int = 0
     """For categorical integers: values lie in [0, num_values); 0 means a numeric array."""
     is_text: bool = False
-    """Whether it is the bytes of a text, padded with zeros (one axis of u8)."""
+    """Whether it holds the bytes of a text, padded with zeros (one axis of u8)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoalReward:
-    """What an environment pays for its goal, and what an episode can lose to its time penalty."""
+    """How an environment rewards its goal, and what an episode can lose to its time penalty."""
 
     reward: float
     """Paid once, at the goal."""
     max_penalty: float
-    """The penalties of an episode of `step_limit` steps each of which costs most; at most 0."""
+    """Sum of the penalties of `step_limit` steps, each at its worst; at most 0."""
     step_limit: int
     """Steps after which an episode is truncated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvironmentSpec:
-    """What a network must know of an environment, and what is known of its reward."""
+    """What a network needs to know about an environment, and what is known about its reward."""
 
     observations: dict[str, ArraySpec]
     """Entries that the network reads."""
     num_actions: int
     """Size of the discrete action set."""
     goal_reward: GoalReward | None = None
-    """None where the environment has no goal that is paid once, or how it pays is not known."""
+    """None if the environment has no goal that is rewarded once, or its reward is unknown."""
     notices: tuple[str, ...] = ()
-    """What the user must be told of how it is played, one line each: what the policy does not see, a limit that is not its own."""
+    """Notices for the user, one line each: what the policy does not see, a step limit that is not its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +74,12 @@ class EpisodeEnd:
     """The end of one environment's episode, before its reset."""
 
     index: int
-    """Which environment."""
     final_obs: dict[str, np.ndarray]
     """The episode's own last observation, name -> [...]."""
     reset_caption: bytes
     """Raw caption of the new episode's first observation: counted, not rewarded."""
     info: dict[str, float]
-    """End-of-episode metrics for the logs."""
+    """Metrics for the logs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +87,6 @@ class EnvironmentLoss:
     """One environment that failed in a step: it has been rebuilt, and its next episode has begun."""
 
     index: int
-    """Which environment."""
     reset_caption: bytes
     """As in `EpisodeEnd`."""
 
@@ -100,7 +96,7 @@ class VectorStep:
     """One step of B environments (environment -> worker)."""
 
     obs: dict[str, np.ndarray]
-    """name -> [B, ...], after the reset where an episode ended: the arrays that `step` was given, or new ones."""
+    """name -> [B, ...], after the reset if an episode ended: the arrays passed to `step`, or new ones."""
     rewards: np.ndarray
     """[B] f32."""
     terminated: np.ndarray
@@ -112,7 +108,7 @@ class VectorStep:
     ends: list[EpisodeEnd] = field(default_factory=list)
     """One per environment whose episode ended in this step."""
     losses: list[EnvironmentLoss] = field(default_factory=list)
-    """One per environment that failed in this step: its reward is 0, its caption empty, its episode `truncated` without an end."""
+    """One per environment that failed in this step: reward 0, an empty caption, `truncated` without an end."""
 
 
 class VectorEnvironment(Protocol):
@@ -123,38 +119,30 @@ class VectorEnvironment(Protocol):
 
     @property
     def running_episodes(self) -> np.ndarray:
-        """[B] i64: the number of the episode that each environment plays. With its index it names the game: every start takes the next
-        number, also one that fails; -1 before the first."""
-        ...
+        """[B] i64: the number of each environment's current episode. Together with its index it identifies the game:
+        every start uses the next number, also a failed one; -1 before the first."""
 
     def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
         """Start an episode everywhere: observations name -> [B, ...] and the raw captions of what they show."""
-        ...
 
     def step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None = None) -> VectorStep:
-        """Take one action in each environment; `actions` is [B] i64. Observations are written into `out` where it is given
-        (name -> [B, ...], C-contiguous, unchanged by the caller until the next step has returned)."""
-        ...
+        """Take one action in each environment; `actions` is [B] i64. Observations are written into `out` if given (name
+        -> [B, ...], C-contiguous, unchanged by the caller until the next step has returned)."""
 
     def take_errors(self) -> tuple[int, str]:
-        """How many failures of environments since the last call, and the first one's traceback, whose last line names it. An environment
-        that fails is rebuilt; `reset` and `step` raise EnvironmentFailure only where it fails again and again as it starts."""
-        ...
+        """Number of failures since the last call, and the first one's traceback, whose last line names it. A failed
+        environment is rebuilt; `reset` and `step` raise EnvironmentFailure only if it fails to start repeatedly."""
 
     def take_notices(self) -> tuple[str, ...]:
-        """What was found out since the last call that the user must be told, one line each."""
-        ...
+        """New notices for the user since the last call, one line each."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Nested dict of arrays and JSON values. `exact` says whether it continues bit for bit (the environments can save
+        """Nested dict of arrays and JSON values. `exact`: whether it continues bit for bit (the environments can save
         themselves) or holds only how many episodes each environment has started, so that none is played twice."""
-        ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
-        """Continue from `state_dict`: the current observations, name -> [B, ...], where it was exact; otherwise None, and
-        the caller resets: `reset` then starts the episodes after the saved ones."""
-        ...
+        """Continue from `state_dict`: the current observations, name -> [B, ...], if it was exact; otherwise None, and
+        the caller's `reset` starts the episodes after the saved ones."""
 
     def close(self) -> None:
         """Release engines, processes and temporary files."""
-        ...

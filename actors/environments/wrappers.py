@@ -1,12 +1,11 @@
-"""What lies inside an environment that wrappers surround: NetHack, and step limits.
+"""Looks inside environments that wrappers surround: for NetHack, and for step limits.
 
-Invariant: a limit that a wrapper keeps is read and lifted, so that Delphi's own is the only one, whichever way it was registered.
+Invariant: a wrapper's step limit is read and lifted, so that Delphi's own is the only one, however it was registered.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
-from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from configs.schema import EnvConfig
@@ -17,7 +16,7 @@ TRANSPARENT = (OrderEnforcing, PassiveEnvChecker, TimeLimit)
 
 
 def layers(env: Any) -> Iterator[Any]:
-    """The environment and, within it, whatever it wraps, outermost first."""
+    """The environment and everything that it wraps, outermost first."""
     seen: set[int] = set()
     while env is not None and id(env) not in seen:
         seen.add(id(env))
@@ -28,19 +27,19 @@ def layers(env: Any) -> Iterator[Any]:
 
 
 def innermost(env: Any) -> Any:
-    """What is wrapped, or the environment itself."""
+    """The innermost wrapped environment, or the environment itself."""
     return list(layers(env))[-1]
 
 
 def descends_from_nethack(creator: Any) -> bool:
-    """Whether a class is one of NLE's, whatever package it is from."""
+    """Whether a class derives from one of NLE's, whatever its package."""
     return isinstance(creator, type) and any(base.__module__.partition(".")[0] == "nle" for base in creator.__mro__)
 
 
 def nethack_within(env: Any, env_id: str, captioner: str) -> tuple[bool, tuple[str, ...]]:
-    """Whether an environment is played as NetHack, and what the user must be told where it is one and is not.
+    """Whether an environment is played as NetHack, and the user's notices if it is NetHack but is not played as such.
 
-    It is not where wrappers make observations of their own, or its captions are to be others than the messages.
+    It is not if wrappers change its observations, or its captions are not the messages.
     """
     game, played = innermost(env), strip(env)
     if not descends_from_nethack(type(game)):
@@ -49,10 +48,11 @@ def nethack_within(env: Any, env_id: str, captioner: str) -> tuple[bool, tuple[s
     if played is game or (captioner == "message" and not own):
         return True, ()
     why = "their observations are not NetHack's" if own else f"env.captioner is {captioner}"
-    how = "leave the wrappers out, or register the class itself" if own else "take env.captioner=message"
+    how = "remove the wrappers, or register the class itself" if own else "set env.captioner=message"
     return False, (
-        f"environment {env_id!r} is NetHack within {wrapper_names(played)}, and is played as any other, since {why}: the last messages of episodes"
-        f" are lost, the run's seed is ignored, and there is no glyph network; {how} to have them",
+        f"environment {env_id!r} is NetHack within {wrapper_names(played)}, and is played as any other, since {why}:"
+        " the last messages of episodes are lost, the run's seed is ignored, and there is no glyph network;"
+        f" {how} to have them",
     )
 
 
@@ -62,14 +62,14 @@ def wrapper_names(played: Any) -> str:
 
 
 def strip(env: Any) -> Any:
-    """Without the outermost wrappers that change nothing."""
+    """The environment without outermost wrappers that change nothing."""
     while isinstance(env, TRANSPARENT):
         env = env.env
     return env
 
 
 def lift_time_limits(env: Any) -> int:
-    """Take away the limits of all TimeLimit wrappers within; the lowest of them, 0 where there is none."""
+    """Remove the limits of all TimeLimit wrappers within; returns the lowest of them, 0 if there is none."""
     limits = []
     for layer in layers(env):
         if isinstance(layer, TimeLimit):
@@ -78,24 +78,17 @@ def lift_time_limits(env: Any) -> int:
     return min(limits, default=0)
 
 
-def add_registered_wrappers(env: Any, spec: EnvSpec) -> Any:
-    """The wrappers that the environment was registered with."""
-    for wrapper in spec.additional_wrappers:
-        env = load_env_creator(wrapper.entry_point)(env=env, **(wrapper.kwargs or {}))
-    return env
-
-
 def lowest(*limits: int | None) -> int:
-    """The lowest step limit; 0 or None is none."""
+    """The lowest step limit; 0 and None mean no limit."""
     return min((limit for limit in limits if limit), default=0)
 
 
 def step_limit(config: EnvConfig, own: int, env_id: str) -> tuple[int, list[str]]:
-    """The limit that is kept (0: none), and what the user must be told where it lets episodes run longer than the environment's `own`."""
+    """The step limit to enforce (0: none), and notices for the user if it exceeds the environment's `own`."""
     wanted = config.max_episode_steps
     if not wanted or not own or wanted <= own:
         return wanted or own, []
     return wanted, [
-        f"environment {env_id!r}: env.max_episode_steps={wanted} lets episodes run longer than its own limit of {own} steps, which makes it"
-        " another task; env.max_episode_steps=0 keeps its own"
+        f"environment {env_id!r}: env.max_episode_steps={wanted} lets episodes run longer than its own limit of {own}"
+        " steps, which makes it another task; env.max_episode_steps=0 keeps its own"
     ]

@@ -1,7 +1,7 @@
-"""The encoders: what turns one step's observation into a feature vector, one class per kind of observation.
+"""The encoders, which turn one step's observation into a feature vector: one class per kind of observation.
 
-Invariant: an encoder maps observations name -> [N, ...] in the environment's own dtypes to features [N, num_features], each
-row on its own, so a batch of any make-up encodes a step alike.
+Invariant: an encoder maps observations name -> [N, ...] in the environment's own dtypes to features [N, num_features],
+each row by itself, so a row's features do not depend on the rest of the batch.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from actors.networks.nethack_encoders import NUM_BLSTATS, NUM_SCALED, NetHackFul
 from actors.networks.rendered_crop import RenderedCropEncoder
 from actors.networks.repeated_rows import (
     SIDE_FEATURES,
-    Part,
+    Branch,
     RepeatingEncoder,
     convolve_glyphs,
     encode_all,
@@ -28,11 +28,11 @@ from configs.schema import PolicyConfig
 LARGEST_ONE_HOT = 32
 """Categorical entries with more values are embedded."""
 MOST_CHANNELS_FIRST = 4
-"""Channels that an image has at most whose first axis is taken for them on their number alone."""
+"""Maximum size of an image's first axis for it to count as channels by its size alone."""
 
 
 class GlyphCropEncoder(RepeatingEncoder):
-    """NetHack's and MiniHack's: convolutions over the glyphs around the agent, and one small MLP each over blstats and message."""
+    """NetHack and MiniHack: convolutions over the glyphs around the agent, and small MLPs over blstats and message."""
 
     entries = ("glyph_crop", "blstats", "message")
     repeating = ("glyph_crop", "message")
@@ -63,13 +63,13 @@ class GlyphCropEncoder(RepeatingEncoder):
         self.message = two_layers(message.shape[0])
         self.num_features = config.hidden_size + 2 * SIDE_FEATURES
 
-    def split(self, obs: Mapping[str, Tensor]) -> dict[str, Part]:
+    def branches(self, obs: Mapping[str, Tensor]) -> dict[str, Branch]:
         """See `RepeatingEncoder`."""
         crops, blstats, messages = (obs[name] for name in self.entries)
         return {
             "glyph_crop": (crops.flatten(1), self._convolve),
-            "blstats": (blstats, self._measure),
-            "message": (messages, self._read),
+            "blstats": (blstats, lambda rows: self.blstats(self.scale_blstats(rows))),
+            "message": (messages, lambda rows: self.message(rows.float() / 255)),
         }
 
     def _convolve(self, crops: Tensor) -> Tensor:
@@ -77,33 +77,22 @@ class GlyphCropEncoder(RepeatingEncoder):
         maps = convolve_glyphs(crops.unflatten(1, self._crop_shape), self.embedding, self.convolutions)
         return self.project(maps.movedim(1, -1).flatten(1))
 
-    def _read(self, message: Tensor) -> Tensor:
-        """[N, bytes] -> [N, SIDE_FEATURES]."""
-        return self.message(message.float() / 255)
-
-    def _measure(self, blstats: Tensor) -> Tensor:
-        """[N, 27] -> [N, SIDE_FEATURES]."""
-        return self.blstats(self.scale_blstats(blstats))
-
 
 class ImageEncoder(nn.Module):
-    """uint8 images, channels last or first, through convolutions; whatever else is observed through a `VectorEncoder`."""
+    """Convolutions over uint8 images, channels last or first; a `VectorEncoder` over all other entries."""
 
     def __init__(self, observations: Mapping[str, ArraySpec], config: PolicyConfig) -> None:
         super().__init__()
         images = {name: spec for name, spec in observations.items() if is_image(spec)}
         if not images:
             shapes = {name: (spec.shape, str(spec.dtype)) for name, spec in observations.items()}
-            raise ValueError(
-                f"network 'cnn' wants a uint8 image of three dimensions among the observations, got {shapes}; choose 'mlp'"
-            )
+            wanted = "a uint8 image of three dimensions among the observations"
+            raise ValueError(f"network 'cnn' wants {wanted}, got {shapes}; choose 'mlp'")
         self._scale = config.image_scale
-        self._channels_first = {
-            name: is_channels_first(spec.shape, config.image_layout) for name, spec in images.items()
-        }
-        self.stacks = nn.ModuleDict(
-            {module_name(name): self._make_stack(name, spec, config) for name, spec in images.items()}
-        )
+        layout = config.image_layout
+        self._channels_first = {name: is_channels_first(spec.shape, layout) for name, spec in images.items()}
+        stacks = {module_name(name): self._make_stack(name, spec, config) for name, spec in images.items()}
+        self.stacks = nn.ModuleDict(stacks)
         rest = {name: spec for name, spec in observations.items() if name not in images}
         self.rest = VectorEncoder(rest, config) if rest else None
         self.num_features = config.hidden_size * len(images) + (self.rest.num_features if self.rest else 0)
@@ -112,17 +101,11 @@ class ImageEncoder(nn.Module):
         channels, height, width = spec.shape if self._channels_first[name] else (spec.shape[2], *spec.shape[:2])
         side = min(height, width)
         if side >= 36:  # DQN's convolutions (Mnih et al. 2015)
-            convolutions = [
-                nn.Conv2d(channels, 32, 8, 4),
-                nn.ELU(),
-                nn.Conv2d(32, 64, 4, 2),
-                nn.ELU(),
-                nn.Conv2d(64, 64, 3, 1),
-                nn.ELU(),
-            ]
+            kernels = [nn.Conv2d(channels, 32, 8, 4), nn.Conv2d(32, 64, 4, 2), nn.Conv2d(64, 64, 3, 1)]
         else:
             stride = 1 if side <= 12 else 2
-            convolutions = [nn.Conv2d(channels, 32, 3, stride, 1), nn.ELU(), nn.Conv2d(32, 64, 3, stride, 1), nn.ELU()]
+            kernels = [nn.Conv2d(channels, 32, 3, stride, 1), nn.Conv2d(32, 64, 3, stride, 1)]
+        convolutions = [layer for kernel in kernels for layer in (kernel, nn.ELU())]
         with torch.no_grad():
             num_cells = nn.Sequential(*convolutions)(torch.zeros(1, channels, height, width)).numel()
         return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(num_cells, config.hidden_size), nn.ELU())
@@ -139,7 +122,7 @@ class ImageEncoder(nn.Module):
 
 
 class VectorEncoder(nn.Module):
-    """Any mixture of numeric and categorical arrays, flattened, and of texts, by their words, through an MLP of two layers."""
+    """An MLP of two layers over numeric and categorical arrays, flattened, and texts, read word by word."""
 
     def __init__(self, observations: Mapping[str, ArraySpec], config: PolicyConfig) -> None:
         super().__init__()
@@ -164,16 +147,15 @@ class VectorEncoder(nn.Module):
 
     def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
         """Features [N, num_features]."""
-        return self.layers(
-            torch.cat([self._inputs(name, spec, obs[name]).flatten(1) for name, spec in self._specs.items()], -1)
-        )
+        inputs = [self._inputs(name, spec, obs[name]).flatten(1) for name, spec in self._specs.items()]
+        return self.layers(torch.cat(inputs, -1))
 
     def _inputs(self, name: str, spec: ArraySpec, array: Tensor) -> Tensor:
-        """Numbers of moderate size: bytes as fractions, other numbers on a signed log scale, since nothing says what they range over."""
+        """Numbers of moderate size: bytes as fractions, others, of unknown range, on a signed log scale."""
         module = module_name(name)
         if spec.is_text:
             return self._encode_texts(array, self.texts[module]).rows()
-        array = array.unsqueeze(-1)  # so that a scalar entry has something to flatten
+        array = array.unsqueeze(-1)  # so that a scalar entry can be flattened
         if module in self.embeddings:
             return self.embeddings[module](array.long())
         if spec.num_values:
@@ -192,7 +174,7 @@ ENCODERS: dict[str, type[Encoder]] = {
 
 
 def make_encoder(observations: Mapping[str, ArraySpec], config: PolicyConfig) -> Encoder:
-    """The encoder that `config.network` names, or for `auto` the first that fits; raises ValueError where it cannot read `observations`."""
+    """The encoder of `config.network`, for `auto` the first that fits; ValueError if it cannot read `observations`."""
     if not observations:
         raise ValueError("the environment offers no observation entry that a network could read")
     network = config.network
@@ -210,7 +192,7 @@ def is_image(spec: ArraySpec) -> bool:
 
 
 def is_channels_first(shape: tuple[int, ...], layout: str) -> bool:
-    """Which axis of an image [_, _, _] holds the channels, by `policy.image_layout`; `auto` as its description says."""
+    """Whether the first axis of an image [_, _, _] holds the channels, by the rule of `policy.image_layout`."""
     if layout != "auto":
         return layout == "channels_first"
     first, middle, last = shape
@@ -220,8 +202,7 @@ def is_channels_first(shape: tuple[int, ...], layout: str) -> bool:
 
 
 def module_name(entry: str) -> str:
-    """A name for an entry's module, one to one: torch takes neither dots, nor names that its own attributes have, nor none."""
+    """A unique module name for an entry: torch refuses dots, names of its own attributes, and the empty name."""
     escaped = entry.replace("%", "%25").replace(".", "%2E")
-    return (
-        f"%{escaped}" if not escaped or hasattr(nn.ModuleDict, escaped) or escaped in vars(nn.ModuleDict()) else escaped
-    )
+    is_taken = not escaped or hasattr(nn.ModuleDict, escaped) or escaped in vars(nn.ModuleDict())
+    return f"%{escaped}" if is_taken else escaped

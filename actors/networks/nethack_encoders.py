@@ -1,5 +1,5 @@
-"""Encoders of NetHack: the status line as numbers of moderate size, and the network `nethack_full`, which reads the cells around the
-agent in detail, most of the level in outline, the status line, the message by its words, and the inventory.
+"""Encoders of NetHack: the scaled status line, and the network `nethack_full`, which reads the cells around the agent
+in detail, most of the level coarsely, the status line, the message word by word, and the inventory.
 
 Invariant: positions are relative to the agent; every number is finite, and status values lie within [-5, 5].
 """
@@ -13,7 +13,7 @@ from actors.environments.nethack.crop import WINDOW_SHAPE
 from actors.environments.vector import ArraySpec
 from actors.networks.repeated_rows import (
     SIDE_FEATURES,
-    Part,
+    Branch,
     RepeatingEncoder,
     convolve_glyphs,
     embed_patches,
@@ -28,32 +28,19 @@ HP, MAX_HP, ENERGY, MAX_ENERGY, CONDITION = 10, 11, 14, 15, 25
 SCALES = (
     *(1 / 79, 1 / 21),  # x, y
     *(1 / 25, 1 / 125, 1 / 18, 1 / 18, 1 / 18, 1 / 18, 1 / 18),  # strength (two ways), dexterity ... charisma
-    *(
-        1 / 8,
-        1 / 5,
-        1 / 5,
-        1 / 10,
-        1 / 8,
-        1 / 5,
-        1 / 5,
-    ),  # score, hit points, their maximum, depth, gold, energy, its maximum
+    *(1 / 8, 1 / 5, 1 / 5, 1 / 10),  # score, hit points, their maximum, depth
+    *(1 / 8, 1 / 5, 1 / 5),  # gold, energy, its maximum
     *(1 / 10, 1 / 10, 1 / 10, 1 / 8, 1 / 8),  # armour class, monster level, experience level, experience points, time
-    *(
-        1 / 3,
-        1 / 3,
-        1 / 8,
-        1 / 10,
-        0.0,
-        1.0,
-    ),  # hunger, load, branch, level in it, condition (read as bits instead), alignment
+    *(1 / 3, 1 / 3, 1 / 8, 1 / 10),  # hunger, load, branch, level in it
+    *(0.0, 1.0),  # condition (read as bits instead), alignment
 )
-"""Bring each entry of NLE's `blstats` to about [-1, 1]."""
+"""Factors that bring each entry of NLE's `blstats` to about [-1, 1]."""
 LOGARITHMIC = (9, HP, MAX_HP, 13, ENERGY, MAX_ENERGY, 19, 20)
-"""Entries that grow by orders of magnitude (score, points, gold, experience, time): scaled after sign(x) log(1 + |x|)."""
+"""Entries of wide range (score, points, gold, experience, time): scaled after sign(x) log(1 + |x|)."""
 
 
 class ScaledBlstats(nn.Module):
-    """Every entry scaled, the shares of hit points and energy left, and the bits of the condition."""
+    """All entries scaled, the fractions of hit points and energy left, and the bits of the condition."""
 
     _scales: Tensor
     _logarithmic: Tensor
@@ -69,9 +56,8 @@ class ScaledBlstats(nn.Module):
         """[N, 27] -> [N, 42]."""
         blstats = blstats.float()
         scaled = torch.where(self._logarithmic, signed_log(blstats), blstats) * self._scales
-        shares = blstats[:, HP : ENERGY + 1 : ENERGY - HP] / blstats[
-            :, MAX_HP : MAX_ENERGY + 1 : MAX_ENERGY - MAX_HP
-        ].clamp(min=1)
+        greatest = blstats[:, MAX_HP : MAX_ENERGY + 1 : MAX_ENERGY - MAX_HP].clamp(min=1)
+        shares = blstats[:, HP : ENERGY + 1 : ENERGY - HP] / greatest  # slices, not lists: for the CUDA graph
         bits = blstats[:, CONDITION, None].long() >> torch.arange(NUM_CONDITIONS, device=blstats.device) & 1
         return torch.cat([scaled, shares, bits], -1).clamp(-5, 5)
 
@@ -82,35 +68,35 @@ def signed_log(x: Tensor) -> Tensor:
 
 
 PATCH = 3
-"""Side of the cells that the outline takes as one."""
+"""Side, in cells, of the patches of the coarse outline."""
 OUTLINE_CHANNELS = (16, 32)
 NUM_CLASSES = 19
-"""NetHack's classes of objects, and one for a slot without any."""
+"""NetHack's object classes, and one for an empty slot."""
 NO_CLASS = NUM_CLASSES - 1
 NUM_LETTERS = 53
-"""a to z, A to Z, and one for what has another sign (gold's `$`)."""
+"""a to z, A to Z, and one for any other letter (gold's `$`)."""
 
 
 class NetHackFullEncoder(RepeatingEncoder):
-    """Two convolutions over the crop; over the window one of stride 3 and one of stride 2; small networks over the rest."""
+    """Two convolutions over the crop, two of strides 3 and 2 over the window, small networks over the rest."""
 
     entries = ("glyph_window", "blstats", "message", "inv_letters", "inv_oclasses")
     repeating = ("crop", "window", "message", "inventory")
 
     def __init__(self, observations: Mapping[str, ArraySpec], config: PolicyConfig) -> None:
-        """Raises ValueError for observations other than NetHack's with the wide window, and for a crop larger than that."""
+        """Raises ValueError for observations without NetHack's wide window, and for a crop larger than it."""
         super().__init__(reuses=config.reuse_crops)
         missing = [name for name in self.entries if name not in observations]
         if missing or observations["glyph_window"].shape != WINDOW_SHAPE:
+            has = ", ".join(f"{name} {spec.shape}" for name, spec in observations.items())
             raise ValueError(
-                f"network 'nethack_full' reads {', '.join(self.entries)}, which NetHack and MiniHack have where it is chosen; this environment"
-                f" has {', '.join(f'{name} {spec.shape}' for name, spec in observations.items())}; choose network 'auto'"
+                f"network 'nethack_full' reads {', '.join(self.entries)}, which NetHack and MiniHack have if it is"
+                f" chosen; this environment has {has}; choose network 'auto'"
             )
         rows, columns = WINDOW_SHAPE
         if config.crop_size > rows:
-            raise ValueError(
-                f"policy.crop_size: got {config.crop_size}, wanted at most {rows}, the height of what 'nethack_full' sees"
-            )
+            wanted = f"wanted at most {rows}, the height of the window of 'nethack_full'"
+            raise ValueError(f"policy.crop_size: got {config.crop_size}, {wanted}")
         top, left = (rows - config.crop_size) // 2, (columns - config.crop_size) // 2
         self._crop = slice(top, top + config.crop_size), slice(left, left + config.crop_size)
         width, (fine, coarse) = config.embedding_size, OUTLINE_CHANNELS
@@ -128,17 +114,16 @@ class NetHackFullEncoder(RepeatingEncoder):
         self.blstats = two_layers(NUM_SCALED)
         self.message = WordEncoder(observations["message"].shape[0])
         self.inventory = InventoryEncoder()
-        self.num_features = (
-            config.hidden_size + 2 * SIDE_FEATURES + self.message.num_features + self.inventory.num_features
-        )
+        texts_and_items = self.message.num_features + self.inventory.num_features
+        self.num_features = config.hidden_size + 2 * SIDE_FEATURES + texts_and_items
 
-    def split(self, obs: Mapping[str, Tensor]) -> dict[str, Part]:
+    def branches(self, obs: Mapping[str, Tensor]) -> dict[str, Branch]:
         """See `RepeatingEncoder`."""
         windows, blstats, messages, letters, classes = (obs[name] for name in self.entries)
         return {
             "crop": (windows[:, *self._crop].flatten(1), self._look_around),
             "window": (windows.flatten(1), self._look_far),
-            "blstats": (blstats, self._measure),
+            "blstats": (blstats, lambda rows: self.blstats(self.scale_blstats(rows))),
             "message": (messages, self.message),
             "inventory": (torch.cat([letters, classes], 1), self.inventory),
         }
@@ -146,25 +131,17 @@ class NetHackFullEncoder(RepeatingEncoder):
     def _look_around(self, crops: Tensor) -> Tensor:
         """[N, cells] glyphs -> [N, hidden_size]."""
         side = self._crop[0].stop - self._crop[0].start
-        return self.project(
-            convolve_glyphs(crops.unflatten(1, (side, side)), self.embedding, self.convolutions)
-            .movedim(1, -1)
-            .flatten(1)
-        )
+        maps = convolve_glyphs(crops.unflatten(1, (side, side)), self.embedding, self.convolutions)
+        return self.project(maps.movedim(1, -1).flatten(1))
 
     def _look_far(self, windows: Tensor) -> Tensor:
         """[N, cells] glyphs -> [N, SIDE_FEATURES]."""
-        return self.project_outline(
-            self.outline(embed_patches(windows.unflatten(1, WINDOW_SHAPE), self.embedding, self.patches))
-        )
-
-    def _measure(self, blstats: Tensor) -> Tensor:
-        """[N, 27] -> [N, SIDE_FEATURES]."""
-        return self.blstats(self.scale_blstats(blstats))
+        patches = embed_patches(windows.unflatten(1, WINDOW_SHAPE), self.embedding, self.patches)
+        return self.project_outline(self.outline(patches))
 
 
 class InventoryEncoder(nn.Module):
-    """The sum over the inventory's slots of a vector of the object's class and one of its class under its letter, through two layers."""
+    """Two layers over the inventory's sum of embeddings of each object's class and of its class and letter."""
 
     _letters: Tensor
 
@@ -172,9 +149,7 @@ class InventoryEncoder(nn.Module):
         super().__init__()
         self.num_features = num_features
         self.vectors = nn.EmbeddingBag((NUM_LETTERS + 1) * NUM_CLASSES, num_features, mode="sum", padding_idx=NO_CLASS)
-        nn.init.normal_(
-            self.vectors.weight, std=0.25
-        )  # so that the sum over the eight objects or so of a start has unit variance
+        nn.init.normal_(self.vectors.weight, std=0.25)  # unit variance of the sum over the initial, about eight objects
         self.layers = two_layers(num_features, num_features)
         places = torch.full((256,), NUM_LETTERS)
         for first, place in ((ord("a"), 1), (ord("A"), 27)):

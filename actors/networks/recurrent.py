@@ -1,11 +1,11 @@
 """The recurrent core, LSTM or GRU, over whole sequences with resets in mid-sequence; gradients are written by hand.
 
-PyTorch's own differentiation of a loop over steps makes one product per step for the gradient of the recurrent weights, and casts,
-copies and stores intermediate results at every operation. Here the backward loop keeps only the product that the recurrence needs; the
-weights' gradient is one product over the whole sequence.
+PyTorch's automatic differentiation of a loop over steps computes one product per step for the gradient of the recurrent
+weights, and casts, copies and stores intermediate results at every operation. Here the backward loop keeps only the
+product that the recurrence needs; the weights' gradient is one product over the whole sequence.
 
-Invariant: a sequence gives what its steps give one after another, whatever its length, with or without gradients. Products are in the
-dtype of the gates (bf16 under autocast), everything else and the state in the state's dtype.
+Invariant: a sequence gives the same results as its steps one after another, for any length, with or without gradients.
+Products are in the dtype of the gates (bf16 under autocast), everything else and the state in the state's dtype.
 """
 
 from collections.abc import Sequence
@@ -33,8 +33,9 @@ class LstmSequence(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Outputs h [T, B, H] and the last c [B, H].
 
-        `gates` [T, B, 4H] is the input's half of the gates, `weight` [4H, H] of the same dtype; `h`, `c` [B, H] the state before
-        step 0; `resets` [T, B, 1] bool zeroes the state before a step, and is looked at where `steps_with_reset` [T] says so.
+        `gates` [T, B, 4H] is the input's half of the gates, `weight` [4H, H] of the same dtype; `h`, `c` [B, H] the
+        state before step 0; `resets` [T, B, 1] bool zeroes the state before a step, and is used only at
+        `steps_with_reset` [T].
         """
         num_steps, num_rows, size = len(gates), *h.shape
         h_before = gates.new_empty(num_steps, num_rows, size)
@@ -65,11 +66,8 @@ class LstmSequence(torch.autograd.Function):
     def backward(ctx: Any, d_outputs: Tensor, d_last_c: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of `gates`, `weight`, `h` and `c`."""
         weight, h_before, c_before, activations, squashed, resets = ctx.saved_tensors
-        d_gates, d_step, product = (
-            torch.empty_like(activations, dtype=weight.dtype),
-            torch.empty_like(activations[0]),
-            torch.empty_like(d_last_c),
-        )
+        d_gates = torch.empty_like(activations, dtype=weight.dtype)
+        d_step, product = torch.empty_like(activations[0]), torch.empty_like(d_last_c)
         d_i, d_f, d_g, d_o = d_step.chunk(4, -1)
         d_h, d_c = torch.zeros_like(d_last_c), d_last_c.clone()
         for t in reversed(range(len(activations))):
@@ -90,9 +88,10 @@ class LstmSequence(torch.autograd.Function):
 
 
 def lstm_step(gates: Tensor, weight: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """`LstmSequence` over one step without a reset, bit for bit, where no gradient is asked for and so nothing kept: h, c [B, H].
+    """`LstmSequence` over one step without a reset, bit-identical, without gradients and so without stored results: h,
+    c [B, H].
 
-    `gates` is [B, 4H]; the rest as there.
+    `gates` is [B, 4H]; the other arguments as there.
     """
     activated = torch.addmm(gates, h.to(gates.dtype), weight.t()).to(c.dtype)
     i, f, g, o = activated.chunk(4, -1)
@@ -104,7 +103,7 @@ def lstm_step(gates: Tensor, weight: Tensor, h: Tensor, c: Tensor) -> tuple[Tens
 
 
 class GruSequence(torch.autograd.Function):
-    """GRU (Cho et al. 2014; the reset gate acts on the recurrent product); gates in the order reset, update, candidate."""
+    """GRU (Cho et al. 2014; the reset gate acts on the recurrent product); gate order: reset, update, candidate."""
 
     @staticmethod
     def forward(
@@ -118,8 +117,9 @@ class GruSequence(torch.autograd.Function):
     ) -> Tensor:
         """Outputs h [T, B, H].
 
-        `gates` [T, B, 3H] is the input's half of the gates, `weight` [3H, H] and `bias` [3H] of the same dtype; `h` [B, H] the state
-        before step 0; `resets` [T, B, 1] bool zeroes the state before a step, and is looked at where `steps_with_reset` [T] says so.
+        `gates` [T, B, 3H] is the input's half of the gates, `weight` [3H, H] and `bias` [3H] of the same dtype; `h` [B,
+        H] the state before step 0; `resets` [T, B, 1] bool zeroes the state before a step, and is used only at
+        `steps_with_reset` [T].
         """
         num_steps, num_rows, size = len(gates), *h.shape
         h_before, kept_h = gates.new_empty(num_steps, num_rows, size), h.new_empty(num_steps, num_rows, size)
@@ -148,11 +148,8 @@ class GruSequence(torch.autograd.Function):
         """Gradients of `gates`, `weight`, `bias` and `h`."""
         weight, h_before, kept_h, hidden, activations, resets = ctx.saved_tensors
         size = kept_h.shape[-1]
-        d_gates, d_hidden = (
-            torch.empty_like(activations, dtype=weight.dtype),
-            torch.empty_like(activations, dtype=weight.dtype),
-        )
-        d_step = torch.empty_like(activations[0])
+        d_gates = torch.empty_like(activations, dtype=weight.dtype)
+        d_hidden, d_step = torch.empty_like(d_gates), torch.empty_like(activations[0])
         d_r, d_z, d_n = d_step.chunk(3, -1)
         d_h = torch.zeros_like(kept_h[0])
         for t in reversed(range(len(activations))):
@@ -172,7 +169,7 @@ class GruSequence(torch.autograd.Function):
 
 
 def tanh(x: Tensor, out: Tensor) -> Tensor:
-    """The hyperbolic tangent, which on CPUs takes torch three times as long as a sigmoid."""
+    """The hyperbolic tangent by a sigmoid: on CPUs torch's own takes three times as long."""
     return torch.mul(x, 2, out=out).sigmoid_().mul_(2).sub_(1)
 
 
@@ -182,7 +179,7 @@ GATES = {"lstm": 4, "gru": 3}
 class RecurrentCore(nn.Module):
     """LSTM or GRU of one layer (or `none`, which passes its input on), with a float32 state.
 
-    A loop over steps, because on CPUs it is as fast as `nn.LSTM` in bf16, keeps the state in float32, needs no
+    It loops over steps, because on CPUs that is as fast as `nn.LSTM` in bf16, keeps the state in float32, needs no
     splitting at resets, and is the same arithmetic for one step and for many.
     """
 
@@ -196,14 +193,11 @@ class RecurrentCore(nn.Module):
             return
         num_gates = GATES[kind] * size
         self.input = nn.Linear(num_inputs, num_gates)
-        self.recurrent = nn.Linear(
-            size, num_gates, bias=kind == "gru"
-        )  # a GRU's candidate has its recurrent bias inside the reset gate
-        for gate in (
-            *self.input.weight.detach().chunk(GATES[kind]),
-            *self.recurrent.weight.detach().chunk(GATES[kind]),
-        ):
-            nn.init.orthogonal_(gate)
+        # A GRU's candidate has a separate recurrent bias, inside the reset gate.
+        self.recurrent = nn.Linear(size, num_gates, bias=kind == "gru")
+        for layer in (self.input, self.recurrent):
+            for gate in layer.weight.detach().chunk(GATES[kind]):
+                nn.init.orthogonal_(gate)
         nn.init.zeros_(self.input.bias)
         if kind == "lstm":
             nn.init.ones_(self.input.bias.detach()[size : 2 * size])  # forget gates start open (Jozefowicz et al. 2015)
@@ -219,8 +213,8 @@ class RecurrentCore(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Outputs [T, B, H] and the state after the last step, from inputs [T, B, F].
 
-        `reset_before` [T, B] bool zeroes the state before a step (None: nowhere). Keep it on the CPU: the host asks it at
-        which steps there is anything to mask.
+        `reset_before` [T, B] bool zeroes the state before a step (None: nowhere). Keep it on the CPU: the host looks up
+        the steps with resets.
         """
         if self.kind == "none":
             return inputs, state
@@ -230,10 +224,9 @@ class RecurrentCore(nn.Module):
         self, gates: Tensor, state: dict[str, Tensor], reset_before: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """`forward` from the input's half of the gates, `self.input(inputs)` [T, B, gates]; not for `none`."""
-        steps_with_reset = [False] * len(gates) if reset_before is None else reset_before.any(1).tolist()
-        resets = (
-            reset_before.to(gates.device).unsqueeze(-1) if reset_before is not None and any(steps_with_reset) else None
-        )
+        steps_with_reset, resets = [False] * len(gates), None
+        if reset_before is not None and any(steps_with_reset := reset_before.any(1).tolist()):
+            resets = reset_before.to(gates.device).unsqueeze(-1)
         weight = self.recurrent.weight.to(gates.dtype)
         if self.kind == "lstm" and len(gates) == 1 and resets is None and not torch.is_grad_enabled():
             h, c = lstm_step(gates[0], weight, state["h"], state["c"])
@@ -241,7 +234,6 @@ class RecurrentCore(nn.Module):
         if self.kind == "lstm":
             outputs, c = LstmSequence.apply(gates, weight, state["h"], state["c"], resets, steps_with_reset)
             return outputs, {"h": outputs[-1], "c": c}
-        outputs = GruSequence.apply(
-            gates, weight, self.recurrent.bias.to(gates.dtype), state["h"], resets, steps_with_reset
-        )
+        bias = self.recurrent.bias.to(gates.dtype)
+        outputs = GruSequence.apply(gates, weight, bias, state["h"], resets, steps_with_reset)
         return outputs, {"h": outputs[-1]}

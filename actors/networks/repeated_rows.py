@@ -1,15 +1,15 @@
 """Computes each distinct row of a batch once: most rows of a NetHack batch repeat.
 
-- `distinct_rows` encodes each distinct row once and copies the result to its repeats.
-- `EncodingCache` keeps encodings through a rollout, for as long as the weights that made them are in use.
-- `GlyphConvolution` convolves embedded categories as sums of table rows. The product of a category's embedding with one tap of the
-  kernel is the same wherever the category stands, so it is computed once per category; a cell's output is the sum of its neighbours'
-  rows, and a row's gradient the sum over the cells that it went to. In training this takes a CPU about half the time of embedding and
-  convolving.
-- `RepeatingEncoder` is the base class of the encoders made of such parts.
+- `encode_distinct` encodes each distinct row once and copies the result to its repeats.
+- `EncodingCache` keeps encodings during a rollout, while the weights stay the same.
+- `convolve_categories` convolves embedded categories as sums of table rows. The product of a category's embedding with
+  one tap of the kernel is the same at every position, so it is computed once per category; a cell's output is the sum
+  of its neighbours' rows, and a row's gradient the sum over the cells that used it. In training this takes a CPU about
+  half the time of embedding and convolving.
+- `RepeatingEncoder` is the base class of the encoders built from such branches.
 
-Invariant: rows share a result only where all their bytes are equal; a row's result, gradients included, is that of the row encoded
-alone, up to rounding.
+Invariant: rows share a result only if all their bytes are equal; a row's result, gradients included, is that of the row
+encoded alone, up to rounding.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,39 +24,39 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 GRANULE, MAX_SIZES = 64, 32
-"""Distinct rows are filled up to a multiple of the granule, within the number of all rows; where these are so many that it would be one
-of more sizes than this, to a multiple of the granule doubled as often as needed."""
+"""The number of distinct rows is padded to a multiple of GRANULE, at most the number of all rows. If that would allow
+more than MAX_SIZES sizes, the granule is doubled as often as needed."""
 
 
 @dataclass(frozen=True, slots=True)
 class RepeatedRows:
-    """N rows of features, of which equal ones are there once."""
+    """N rows of features, with equal rows stored once."""
 
     distinct: Tensor
-    """[M, F], some of them in no place."""
+    """[M, F]; padding rows occur in no place."""
     places: np.ndarray | None = None
-    """[N] i64: which of them each row is; None where each is its own."""
+    """[N] i64: index of each row in `distinct`; None if each row is stored by itself."""
 
     def rows(self) -> Tensor:
-        """All of them, [N, F]."""
+        """All rows, [N, F]."""
         return self.distinct if self.places is None else sum_of_rows([self.places], [self.distinct])
 
 
 def encode_all(rows: Tensor, encode: Callable[[Tensor], Tensor]) -> RepeatedRows:
-    """What `encode` makes of `rows`, each by itself: the form of `encode_distinct` without its saving."""
+    """`encode` applied to every row: the same form as `encode_distinct`, without its saving."""
     return RepeatedRows(encode(rows))
 
 
 def encode_distinct(rows: Tensor, encode: Callable[[Tensor], Tensor]) -> RepeatedRows:
-    """What `encode` ([M, columns] -> [M, F]) makes of `rows` [N, columns]; on a CPU it is asked for distinct rows only."""
-    if rows.device.type != "cpu":  # the number of distinct rows would have to come back to the host first
+    """`encode` ([M, columns] -> [M, F]) of `rows` [N, columns]; on a CPU it is called for distinct rows only."""
+    if rows.device.type != "cpu":  # counting distinct rows would need a transfer to the host
         return RepeatedRows(encode(rows))
     array = np.ascontiguousarray(rows.numpy())
     ranks: dict[bytes, int] = {}
     places = np.array(
         [ranks.setdefault(key, len(ranks)) for key in array.view(f"V{array.strides[0]}").ravel().tolist()]
     )
-    # Some rows are encoded for nobody: libraries prepare, and keep, code for every number of rows that they meet.
+    # The padding rows are unused: libraries compile and cache code for every number of rows that they meet.
     granule = GRANULE
     while len(places) > granule * MAX_SIZES:
         granule *= 2
@@ -65,26 +65,24 @@ def encode_distinct(rows: Tensor, encode: Callable[[Tensor], Tensor]) -> Repeate
     return RepeatedRows(encode(rows[torch.from_numpy(first)]), places)
 
 
-def project(parts: Sequence[RepeatedRows], layer: nn.Linear) -> Tensor:
-    """[N, O]: what `layer` makes of the parts' rows side by side; a distinct row is multiplied once."""
-    if all(part.places is None for part in parts):
-        return layer(torch.cat([part.distinct for part in parts], -1))
-    columns = layer.weight.split([part.distinct.shape[1] for part in parts], 1)
-    biases = [layer.bias, *[None] * (len(parts) - 1)]
+def project(branches: Sequence[RepeatedRows], layer: nn.Linear) -> Tensor:
+    """[N, O]: `layer` applied to the concatenated features of all branches; a distinct row is multiplied once."""
+    if all(branch.places is None for branch in branches):
+        return layer(torch.cat([branch.distinct for branch in branches], -1))
+    columns = layer.weight.split([branch.distinct.shape[1] for branch in branches], 1)
+    biases = [layer.bias, *[None] * (len(branches) - 1)]
     projected = [
-        F.linear(part.distinct, weight, bias) for part, weight, bias in zip(parts, columns, biases, strict=True)
+        F.linear(branch.distinct, weight, bias) for branch, weight, bias in zip(branches, columns, biases, strict=True)
     ]
-    return sum_of_rows([part.places for part in parts], projected)
+    return sum_of_rows([branch.places for branch in branches], projected)
 
 
 def sum_of_rows(places: Sequence[np.ndarray | None], tables: Sequence[Tensor]) -> Tensor:
-    """[N, F]: the sum over tables [M, F] of their rows `places` [N] (None: of row n for n); on a CPU."""
+    """[N, F]: the sum over tables [M, F] of their rows `places` [N] (None: row n for n); on a CPU."""
     return _SumOfRows.apply(places, *tables)
 
 
 class _SumOfRows(torch.autograd.Function):
-    """See `sum_of_rows`."""
-
     @staticmethod
     def forward(ctx: Any, places: Sequence[np.ndarray | None], *tables: Tensor) -> Tensor:
         ctx.places, ctx.sizes = places, [len(table) for table in tables]
@@ -106,27 +104,27 @@ class _SumOfRows(torch.autograd.Function):
 
 
 def _add_up(gradients: Tensor, places: np.ndarray, num_rows: int) -> Tensor:
-    """[num_rows, F]: the sum of the gradients [N, F] of each row's `places` [N]; a bag is summed in float32, whatever its dtype."""
+    """[num_rows, F]: the sum of the gradients [N, F] with each of `places` [N]; in float32, whatever the dtype."""
     counts = np.bincount(places, minlength=num_rows)
     order = np.argsort(places.astype(np.min_scalar_type(num_rows)), kind="stable")
     return F.embedding_bag(torch.from_numpy(order), gradients, torch.from_numpy(np.cumsum(counts) - counts), mode="sum")
 
 
 class EncodingCache:
-    """The encodings of all distinct rows since it was made: for one set of weights, on a CPU, and without gradients.
+    """The encodings of all distinct rows since its creation: for one set of weights, on a CPU, without gradients.
 
-    It serves the rows that stay as they were in the last step (most of a NetHack batch), those that come back later, and
-    those that several environments share.
+    It serves rows that did not change since the last step (most of a NetHack batch), that reappear later, or that
+    several environments share.
     """
 
     def __init__(self, max_rows: int) -> None:
-        """`max_rows`: how many rows it will be asked for at most, all calls together."""
+        """`max_rows`: maximum number of rows in all calls together."""
         self._max_rows = max_rows
         self._places: dict[bytes, int] = {}
         self._encodings: Tensor | None = None
 
     def __call__(self, rows: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        """What `encode` ([M, columns] -> [M, F]) makes of `rows` [N, columns], as [N, F]; it is asked only for rows not seen before."""
+        """`encode` ([M, columns] -> [M, F]) of `rows` [N, columns], as [N, F]; it is called for new rows only."""
         array = np.ascontiguousarray(rows.numpy())
         known, places, fresh = self._places, [], []
         for index, key in enumerate(array.view(f"V{array.strides[0]}").ravel().tolist()):
@@ -145,16 +143,16 @@ class EncodingCache:
 
 
 SIDE_FEATURES = 128
-"""Width of the parts beside the main one (blstats, message)."""
-Part = tuple[Tensor, Callable[[Tensor], Tensor]]
-"""Rows [N, columns], and what makes [M, features] of M of them."""
+"""Width of the side branches (blstats, message)."""
+Branch = tuple[Tensor, Callable[[Tensor], Tensor]]
+"""Rows [N, columns], and the function that encodes M of them as [M, features]."""
 
 
 class RepeatingEncoder(nn.Module):
-    """Encodes window, blstats, message and the like by themselves, each distinct row once where it was made with `reuses`."""
+    """Encodes window, blstats, message ... in separate branches, each distinct row once if made with `reuses`."""
 
     repeating: tuple[str, ...]
-    """Parts whose rows seldom change from one step to the next."""
+    """Branches whose rows seldom change from one step to the next."""
     num_features: int
 
     def __init__(self, *, reuses: bool) -> None:
@@ -162,21 +160,20 @@ class RepeatingEncoder(nn.Module):
         self._reuses = reuses
 
     def forward(self, obs: Mapping[str, Tensor], caches: Mapping[str, EncodingCache] | None = None) -> Tensor:
-        """Features [N, num_features] f32 or the autocast dtype; `caches` (of `repeating`) remember from one call to the next."""
+        """Features [N, num_features] f32 or the autocast dtype; `caches` (of `repeating`) persist between calls."""
         if not caches:
-            return torch.cat([part.rows() for part in self.parts(obs)], -1)
-        split = self.split(obs).items()
-        return torch.cat(
-            [caches[name](rows, encode) if name in caches else encode(rows) for name, (rows, encode) in split], -1
-        )
+            return torch.cat([branch.rows() for branch in self.encode_branches(obs)], -1)
+        branches = self.branches(obs).items()
+        features = [caches[name](rows, encode) if name in caches else encode(rows) for name, (rows, encode) in branches]
+        return torch.cat(features, -1)
 
-    def parts(self, obs: Mapping[str, Tensor]) -> list[RepeatedRows]:
-        """The features of `forward`, side by side, before what repeats itself is repeated."""
+    def encode_branches(self, obs: Mapping[str, Tensor]) -> list[RepeatedRows]:
+        """The features of `forward`, branch by branch, with repeated rows stored once."""
         encode = encode_distinct if self._reuses else encode_all
-        return [encode(*part) for part in self.split(obs).values()]
+        return [encode(*branch) for branch in self.branches(obs).values()]
 
-    def split(self, obs: Mapping[str, Tensor]) -> dict[str, Part]:
-        """The observations [N, ...] part by part, in the order of their features."""
+    def branches(self, obs: Mapping[str, Tensor]) -> dict[str, Branch]:
+        """The observations [N, ...] by branch, in the order of their features."""
         raise NotImplementedError
 
 
@@ -188,9 +185,8 @@ def two_layers(num_inputs: int, width: int = SIDE_FEATURES) -> nn.Sequential:
 def convolve_glyphs(glyphs: Tensor, embedding: nn.Embedding, convolutions: nn.Sequential) -> Tensor:
     """[N, O, rows, columns], channels last in memory: `convolutions` over the embedded `glyphs` [N, rows, columns]."""
     first, *rest = convolutions
-    if (
-        glyphs.device.type != "cpu" or not torch.is_grad_enabled()
-    ):  # sums of rows pay on the way back, and for many crops at once
+    # Sums of rows are faster only in the backward pass and for many crops at once.
+    if glyphs.device.type != "cpu" or not torch.is_grad_enabled():
         return convolutions(embedding(glyphs.long()).movedim(-1, 1))  # channels last in memory
     assert isinstance(first, nn.Conv2d)
     assert first.bias is not None
@@ -201,51 +197,48 @@ def convolve_glyphs(glyphs: Tensor, embedding: nn.Embedding, convolutions: nn.Se
 
 
 def embed_patches(glyphs: Tensor, embedding: nn.Embedding, layer: nn.Conv2d) -> Tensor:
-    """[N, O, rows / k, columns / k], channels last in memory: `layer`, whose kernel and stride are k, over `glyphs` [N, rows, columns]."""
+    """[N, O, rows / k, columns / k], channels last: `layer` (kernel and stride k) over `glyphs` [N, rows, columns]."""
     if glyphs.device.type != "cpu":
         return layer(embedding(glyphs.long()).movedim(-1, 1))
     assert layer.bias is not None
     side = layer.kernel_size[0]
-    there, ranks = _rank(glyphs.numpy(), len(embedding.weight))
-    # Of each cell within a patch, in all patches: [k * k, N * rows / k * columns / k].
+    present, ranks = _rank(glyphs.numpy(), len(embedding.weight))
     num, rows, columns = glyphs.shape
-    places = (
-        ranks.reshape(num, rows // side, side, columns // side, side).transpose(2, 4, 0, 1, 3).reshape(side * side, -1)
-    )
-    table = _tap_table(embedding.weight, there, layer.weight, layer.bias)
+    patches = ranks.reshape(num, rows // side, side, columns // side, side)
+    places = patches.transpose(2, 4, 0, 1, 3).reshape(side * side, -1)  # [k * k, N * rows / k * columns / k]
+    table = _tap_table(embedding.weight, present, layer.weight, layer.bias)
     sums = sum_of_rows(list(places), table.unbind(1))
     return sums.unflatten(0, (num, rows // side, columns // side)).movedim(-1, 1)
 
 
 def convolve_categories(categories: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """[N, O, rows, columns], channels last in memory, in the autocast dtype or that of the parameters; on a CPU, with zero padding.
+    """[N, O, rows, columns], channels last in memory, in the autocast dtype or that of the parameters; on a CPU, with
+    zero padding.
 
     `categories` [N, rows, columns] integers, `embedding` [V, E], `weight` [O, E, k, k] with odd k, `bias` [O].
     """
     radius = weight.shape[-1] // 2
-    there, ranks = _rank(categories.numpy(), len(embedding))
-    padded = np.pad(ranks, ((0, 0), (radius, radius), (radius, radius)), constant_values=len(there))
-    table = F.pad(
-        _tap_table(embedding, there, weight, bias), (0, 0, 0, 0, 0, 1)
-    )  # the last category is what lies outside
+    present, ranks = _rank(categories.numpy(), len(embedding))
+    padded = np.pad(ranks, ((0, 0), (radius, radius), (radius, radius)), constant_values=len(present))
+    table = F.pad(_tap_table(embedding, present, weight, bias), (0, 0, 0, 0, 0, 1))  # the last row: outside the map
     return _SumOfTaps.apply(table, padded).unflatten(0, categories.shape).movedim(-1, 1)
 
 
 def _rank(maps: np.ndarray, num_categories: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which categories there are, and `maps` with each as its place among them (i32)."""
-    there = np.flatnonzero(np.bincount(maps.ravel(), minlength=num_categories))
+    """The categories that occur, and `maps` with each category replaced by its rank among them (i32)."""
+    present = np.flatnonzero(np.bincount(maps.ravel(), minlength=num_categories))
     ranks = np.zeros(num_categories, np.int32)
-    ranks[there] = np.arange(len(there))
-    return there, ranks[maps]
+    ranks[present] = np.arange(len(present))
+    return present, ranks[maps]
 
 
-def _tap_table(embedding: Tensor, there: np.ndarray, weight: Tensor, bias: Tensor) -> Tensor:
-    """[categories, k * k, O]: what each category `there` adds to an output by each tap of the kernel, in the autocast dtype or that of the
-    parameters; the bias is in the middle tap, which each output has once."""
+def _tap_table(embedding: Tensor, present: np.ndarray, weight: Tensor, bias: Tensor) -> Tensor:
+    """[categories, k * k, O]: the contribution of each category `present` to an output, per tap of the kernel, in the
+    autocast dtype or that of the parameters. The bias is in the middle tap, which every output uses once."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
     with torch.autocast("cpu", enabled=False):
         taps = weight.permute(1, 2, 3, 0).flatten(1)  # [E, k * k * O]
-        table = (embedding[torch.from_numpy(there)] @ taps).unflatten(1, (-1, len(bias)))
+        table = (embedding[torch.from_numpy(present)] @ taps).unflatten(1, (-1, len(bias)))
         centre = table.shape[1] // 2
         return (table + F.pad(bias.unsqueeze(0), (0, 0, centre, table.shape[1] - 1 - centre))).to(dtype)
 
@@ -268,9 +261,9 @@ class _SumOfTaps(torch.autograd.Function):
         padded, (num_categories, num_taps) = ctx.padded, ctx.shape
         side, columns = int(num_taps**0.5), padded.shape[2]
         inner = (slice(None), *[slice(side // 2, -(side // 2) or None)] * 2)
-        gradients = d_outputs.new_zeros(*padded.shape, d_outputs.shape[-1])  # with nothing outside
+        gradients = d_outputs.new_zeros(*padded.shape, d_outputs.shape[-1])  # zero outside the map
         gradients[inner] = d_outputs.view_as(gradients[inner])
-        # The cells of each category in turn, and for each tap the outputs in which it saw them.
+        # The cells of each category in turn, and for each tap the outputs that used them.
         seen = np.ascontiguousarray(padded[inner]).ravel()
         by_category = np.argsort(seen.astype(np.min_scalar_type(num_categories)), kind="stable")
         places = np.arange(padded.size, dtype=np.int32).reshape(padded.shape)[inner].ravel()[by_category]

@@ -134,7 +134,7 @@ def test_only_what_was_not_seen_before_in_the_rollout_is_encoded(games: Games) -
     encoder = inference._net.encoder
     assert isinstance(encoder, RepeatingEncoder)
     obs = {name: torch.from_numpy(array.reshape(-1, *array.shape[2:]).copy()) for name, array in games.obs.items()}
-    rows = {name: part[0].numpy() for name, part in encoder.split(obs).items() if name in encoder.repeating}
+    rows = {name: branch[0].numpy() for name, branch in encoder.branches(obs).items() if name in encoder.repeating}
     names = {name: MODULES.get(name, name) for name in rows}
     distinct = {names[name]: len(np.unique(array, axis=0)) for name, array in rows.items()}
     asked = dict.fromkeys(distinct, 0)

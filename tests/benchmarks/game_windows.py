@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 
 from actors.environments.factory import make_environment
-from actors.environments.nethack.crop import MAP_CELLS, glyph_view, make_maps
+from actors.environments.nethack.crop import MAP_CELLS, make_maps, view_for
 from actors.environments.vector import SeedStream, VectorEnvironment
 from configs.schema import EnvConfig, PolicyConfig
 
@@ -86,7 +86,7 @@ class GymnasiumGames:
         self.num_actions = int(self._envs[0].action_space.n)
         self._seeds = SeedStream(run_seed=seed, stream="train", worker_index=0)
         self._episodes = [0] * num_envs
-        self._view, self._maps = glyph_view(CROP_SIZE), make_maps(num_envs, ("glyphs",))
+        self._view, self._maps = view_for("glyph_crop", CROP_SIZE), make_maps(num_envs, ("glyphs",))
         self._glyphs = self._maps["glyphs"][:, :MAP_CELLS]
         self._blstats = np.zeros((num_envs, 27), np.int64)
 

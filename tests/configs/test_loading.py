@@ -211,8 +211,8 @@ def test_numbers_and_truth_values_are_read_by_what_the_setting_wants(tmp_path: P
 def test_options_that_no_setting_describes_are_what_they_look_like(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(
-        "env: {options: {a: 1, b: -2.5, c: 1e-3, d: off, e: ~, f: '1', g: 2024-05-01, h: 007, i: [no, x], 3: {on: 1:30},"
-        " s: 00.5}}\n"
+        "env: {options: {a: 1, b: -2.5, c: 1e-3, d: off, e: ~, f: '1', g: 2024-05-01, h: 007, i: [no, x],"
+        " 3: {on: 1:30}, s: 00.5}}\n"
     )
     options = load_config(
         file=str(file), overrides=["env.options.j=a #b", "env.options.k='2'", "env.options.l=", "env.options.i=[3]"]

@@ -1,6 +1,6 @@
-"""What the policy sees around the agent, cut out of the engine's maps: glyphs, or characters with their colours.
+"""Cuts the policy's view around the agent out of the engine's maps: glyphs, or characters with their colours.
 
-Invariant: the agent's cell has the same place in every window, also where the window reaches over the map's edge.
+Invariant: the agent's cell has the same place in every window, also if the window extends beyond the map's edge.
 """
 
 import functools
@@ -15,24 +15,25 @@ MAP_CELLS = MAP_HEIGHT * MAP_WIDTH
 OUTSIDE_GLYPH = 5976
 """The glyph of cells outside the map; real glyphs are smaller (NetHack's MAX_GLYPH)."""
 WINDOW_SHAPE = 21, 45
-"""Rows and columns of the wide window: as high as the map, more than half as wide, and of whole squares of 3 x 3 cells."""
+"""Rows and columns of the wide window: as high as the map, half as wide, and divisible into squares of 3 x 3 cells."""
 OUTSIDE_CHARACTER, OUTSIDE_COLOUR = ord(" "), 0
 """Outside the map is black, as unlit stone is; no character is drawn there in either case."""
 CHARACTER_WINDOW = 12
-"""Side of the character window, in cells (ONI); six cells lie above and left of the agent, five below and right."""
+"""Side of the character window, in cells (ONI); six cells are above and left of the agent, five below and right."""
 LAYERS: Mapping[str, tuple[type, int]] = {
     "glyphs": (np.int16, OUTSIDE_GLYPH),
     "chars": (np.uint8, OUTSIDE_CHARACTER),
     "colors": (np.uint8, OUTSIDE_COLOUR),
 }
-"""The engine's maps: dtype, and value outside."""
+"""The engine's maps: dtype, and value of cells outside the map."""
 
 
 class CropView:
-    """A window on one or more maps; observation `glyph_crop` [c, c] i16, `glyph_window` [21, 45] i16 or `character_crop` [12, 12, 2] u8.
+    """A window on one or more maps; observation `glyph_crop` [c, c] i16, `glyph_window` [21, 45] i16 or
+    `character_crop` [12, 12, 2] u8.
 
-    The character window is cut out of the map alone, where ONI cuts it out of the terminal's screen: the terminal adds the
-    message line and the status lines where the agent is near the map's edge, which the network reads as text and numbers anyway.
+    The character window shows the map only. ONI cuts it out of the terminal's screen, which adds the message line and
+    the status lines near the map's edge; the network reads those as text and numbers anyway.
     """
 
     def __init__(self, entry: str, layers: tuple[str, ...], size: tuple[int, int]) -> None:
@@ -43,9 +44,9 @@ class CropView:
         self.spec = ArraySpec(shape=shape, dtype=np.dtype(dtype), num_values=num_values)
 
     def cut(self, maps: Mapping[str, np.ndarray], x: np.ndarray, y: np.ndarray, out: np.ndarray) -> None:
-        """Write the windows around the heroes at `x`, `y` [N] into `out` [N, *spec.shape] (C-contiguous), from maps
+        """Write the windows around the agents at `x`, `y` [N] into `out` [N, *spec.shape] (C-contiguous), from maps
         name -> [N, MAP_CELLS + 1] (the last cell is outside; C-contiguous)."""
-        # Between two levels the agent may stand nowhere, at -1.
+        # Between two levels the agent's position may be -1.
         cells = self._cells.take(np.maximum(y, 0) * MAP_WIDTH + np.maximum(x, 0), axis=0, mode="clip")
         cells += _row_starts(len(cells))
         for i, layer in enumerate(self.layers):
@@ -55,43 +56,30 @@ class CropView:
                 out.reshape(*cells.shape, -1)[..., i] = maps[layer].reshape(-1)[cells]
 
 
-def view_for(network: str, crop_size: int) -> CropView:
-    """What `policy.network` looks at; ValueError for an even `crop_size`, which has no middle."""
+def view_for(network: str, crop_size: int = CHARACTER_WINDOW) -> CropView:
+    """What `policy.network` sees; ValueError for an even `crop_size` of a glyph crop, which has no centre."""
     if network == "rendered_crop":
-        return character_view()
-    return glyph_window() if network == "nethack_full" else glyph_view(crop_size)
-
-
-def glyph_view(size: int) -> CropView:
-    """The glyphs around the agent; ValueError for an even `size`, which has no middle."""
-    if size % 2 == 0:
-        raise ValueError(f"the glyph crop has the agent in its middle: its side must be odd, got {size}")
-    return CropView("glyph_crop", ("glyphs",), (size, size))
-
-
-def glyph_window() -> CropView:
-    """The glyphs around the agent, 21 x 45 cells."""
-    return CropView("glyph_window", ("glyphs",), WINDOW_SHAPE)
-
-
-def character_view() -> CropView:
-    """The characters and colours around the agent, 12 x 12 cells."""
-    return CropView("character_crop", ("chars", "colors"), (CHARACTER_WINDOW, CHARACTER_WINDOW))
+        return CropView("character_crop", ("chars", "colors"), (CHARACTER_WINDOW, CHARACTER_WINDOW))
+    if network == "nethack_full":
+        return CropView("glyph_window", ("glyphs",), WINDOW_SHAPE)
+    if crop_size % 2 == 0:
+        raise ValueError(f"the agent is the centre of the glyph crop: its side must be odd, got {crop_size}")
+    return CropView("glyph_crop", ("glyphs",), (crop_size, crop_size))
 
 
 def make_maps(num_envs: int, layers: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Empty maps name -> [B, MAP_CELLS + 1]: one more cell per row than the map has, which a window reads beyond the edge."""
+    """Empty maps name -> [B, MAP_CELLS + 1]: the additional cell is read by windows that extend beyond the edge."""
     return {layer: np.full((num_envs, MAP_CELLS + 1), LAYERS[layer][1], LAYERS[layer][0]) for layer in layers}
 
 
 @functools.cache
 def _row_starts(num_rows: int) -> np.ndarray:
-    """[N, 1]: where the rows of maps begin."""
+    """[N, 1]: offsets of the rows of maps."""
     return np.arange(num_rows)[:, None] * (MAP_CELLS + 1)
 
 
 def _window_cells(rows: int, columns: int) -> np.ndarray:
-    """For every cell the agent may stand on, the cells of the window around it: [MAP_CELLS, rows * columns], MAP_CELLS = outside."""
+    """The window's cells for every cell of the agent: [MAP_CELLS, rows * columns], with MAP_CELLS for outside."""
     y = np.arange(MAP_HEIGHT)[:, None, None, None] + (np.arange(rows) - rows // 2)[:, None]
     x = np.arange(MAP_WIDTH)[:, None, None] + np.arange(columns) - columns // 2
     inside = (y >= 0) & (y < MAP_HEIGHT) & (x >= 0) & (x < MAP_WIDTH)

@@ -1,6 +1,6 @@
-"""Which pages of a shared library nothing ever writes to, read from the headers of its file.
+"""Finds the pages of a shared library that are never written, from its file's headers.
 
-Invariant: a file in which that is not plain to see, whatever the reason, is refused.
+Invariant: a file in which that is not certain, for whatever reason, is refused.
 """
 
 import mmap
@@ -13,29 +13,29 @@ DT_TEXTREL, DT_FLAGS, DF_TEXTREL = 22, 30, 4
 FILE_HEADER = struct.Struct("<16s2HI3QI6H")
 PROGRAM_HEADER = struct.Struct("<2I6Q")
 ALIGNMENT_OFFSET = 48
-"""Of p_align in a program header."""
+"""Offset of p_align in a program header."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadOnlyPart:
-    """The pages at the start of a library that nothing writes to."""
+    """The pages at the start of a library that are never written."""
 
     length: int
-    """Bytes, whole pages, from the library's first on."""
+    """Bytes, whole pages, from the library's start."""
     segments: tuple[tuple[int, int, int], ...]
-    """(start, bytes, protection) of each segment in it; a start counts in the file as in memory, from the library's base."""
+    """(start, bytes, protection) of each segment; its start is the same in the file and from the library's base."""
     dynamic: int
     """Address of the dynamic section, from the library's base."""
     alignment_at: int
-    """Place in the file of the alignment that the first segment asks for."""
+    """File offset of the alignment that the first segment requests."""
 
 
 def read_only_part(library: bytes) -> ReadOnlyPart:
-    """What may be shared of a library's file. Raises ValueError, with what is wrong, for a file of which nothing may be."""
+    """The part of a library's file that may be shared. Raises ValueError with the reason if there is none."""
     try:
         ident, kind, _, _, _, at, _, _, _, entry_size, count, *_ = FILE_HEADER.unpack_from(library)
         if ident[:6] != b"\x7fELF\x02\x01" or kind != 3 or entry_size != PROGRAM_HEADER.size:
-            raise ValueError("it is no 64-bit little-endian ELF shared object")
+            raise ValueError("it is not a 64-bit little-endian ELF shared object")
         headers = [
             (place, *PROGRAM_HEADER.unpack_from(library, place))
             for place in range(at, at + count * entry_size, entry_size)
@@ -58,12 +58,8 @@ def read_only_part(library: bytes) -> ReadOnlyPart:
         protection = mmap.PROT_READ | (mmap.PROT_EXEC if flags & PF_EXECUTE else 0)
         segments.append((start, end - start, protection))
         length = end
-    others = [header[4] for header in loaded[first_written:]]
-    if (
-        not segments
-        or length > len(library)
-        or any(address // mmap.PAGESIZE * mmap.PAGESIZE < length for address in others)
-    ):
+    shares_pages = any(header[4] // mmap.PAGESIZE * mmap.PAGESIZE < length for header in loaded[first_written:])
+    if not segments or length > len(library) or shares_pages:
         raise ValueError("it does not begin with read-only segments of its own pages")
     return ReadOnlyPart(
         length=length, segments=tuple(segments), dynamic=dynamic[4], alignment_at=loaded[0][0] + ALIGNMENT_OFFSET

@@ -1,6 +1,6 @@
 """Metrics of NetHack episodes for the logs, kept for B games at once.
 
-Invariant: what is handed out describes one episode, from its first screen to the last one inside the game.
+Invariant: the metrics describe one episode, from its first screen to the last one inside the game.
 """
 
 from collections.abc import Sequence
@@ -9,14 +9,15 @@ import numpy as np
 
 SCORE, DEPTH, GOLD, EXPERIENCE_LEVEL, TIME, BRANCH, LEVEL = 9, 12, 13, 18, 20, 23, 24  # indices into blstats
 UNSEEN_GLYPH = 2359
-"""Stone, which is also what has not been seen."""
+"""Stone, which is also the glyph of unseen cells."""
 KILL, DESTROY = b"You kill ", b"You destroy "
 
 
 class EpisodeStats:
-    """`in_game_score`, `depth` (the greatest), `experience_level`, `turns`, `gold`, `tiles_seen` and `kills` of running episodes.
+    """`in_game_score`, `depth` (maximum), `experience_level`, `turns`, `gold`, `tiles_seen` and `kills` of running
+    episodes.
 
-    Tiles are summed over the levels visited, each as it was last seen (NLE's scout task); kills are counted from messages.
+    Tiles are summed over the levels visited, each as last seen (NLE's scout task); kills are counted from messages.
     """
 
     def __init__(self, num_envs: int) -> None:
@@ -24,18 +25,18 @@ class EpisodeStats:
         self._kills = np.zeros(num_envs, np.int64)
         self._level = np.zeros(num_envs, np.int64)
         self._tiles = np.zeros(num_envs, np.int64)
-        """Of the level that the agent is on."""
+        """On the agent's current level."""
         self._tiles_elsewhere: list[dict[int, int]] = [{} for _ in range(num_envs)]
 
     def start(self, i: int, glyphs: np.ndarray, blstats: np.ndarray) -> None:
-        """A new episode in game `i`, from rows of its first screen."""
+        """Start a new episode in game `i`, from the glyphs and blstats of its first screen."""
         self._max_depth[i] = blstats[DEPTH]
         self._kills[i] = 0
         self._tiles_elsewhere[i].clear()
         self._level[i], self._tiles[i] = level_number(blstats), np.count_nonzero(glyphs != UNSEEN_GLYPH)
 
     def update(self, glyphs: np.ndarray, blstats: np.ndarray, captions: Sequence[bytes]) -> None:
-        """Take in a step of every game: `glyphs` [B, cells], `blstats` [B, 27]; an emptied screen changes nothing but kills."""
+        """Record a step of every game: `glyphs` [B, cells], `blstats` [B, 27]; an empty screen updates only kills."""
         np.maximum(self._max_depth, blstats[:, DEPTH], out=self._max_depth)
         levels, playing = level_number(blstats), blstats[:, TIME] > 0
         for i in ((levels != self._level) & playing).nonzero()[0].tolist():
@@ -48,7 +49,7 @@ class EpisodeStats:
                 self._kills[i] += kills
 
     def end(self, i: int, blstats: np.ndarray) -> dict[str, float]:
-        """The metrics of game `i`, whose last screen showed `blstats` [27]."""
+        """The metrics of game `i`, whose last screen had `blstats` [27]."""
         return {
             "in_game_score": float(blstats[SCORE]),
             "depth": float(max(self._max_depth[i], blstats[DEPTH])),
@@ -61,7 +62,7 @@ class EpisodeStats:
 
 
 def count_unlike(values: np.ndarray, value: int) -> np.ndarray:
-    """In each row of `values` [N, M], how many are not `value`: [N] i16; M < 2^15."""
+    """The number of entries other than `value` in each row of `values` [N, M]: [N] i16; M < 2^15."""
     return np.add.reduce(values != value, axis=1, dtype=np.int16)  # four times as fast as counting along an axis
 
 

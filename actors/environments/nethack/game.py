@@ -1,8 +1,9 @@
-"""One game of NetHack or MiniHack: NLE's own environment, whose engine writes into given arrays and is watched at each step.
+"""One game of NetHack or MiniHack: NLE's own environment, whose engine writes into given arrays and is observed at each
+step.
 
-Invariant: what an episode showed last stays readable after its end, and a step's caption holds every message line shown
-during it, those that NLE skips past included. Playing through NLE's `step` is the specification: whatever steps faster
-equals it, bit for bit.
+Invariant: an episode's last screen stays readable after its end, and a step's caption holds every message line shown
+during it, those that NLE skips included. Playing through NLE's `step` is the specification: faster stepping is
+bit-identical to it.
 """
 
 import functools
@@ -13,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
-from gymnasium.envs.registration import EnvSpec
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 from nle import nethack
 from nle.env import NLE
 
@@ -22,16 +23,16 @@ from actors.environments.lookup import load_creator
 from actors.environments.nethack.crop import LAYERS, MAP_CELLS, MAP_HEIGHT, MAP_WIDTH, make_maps
 from actors.environments.nethack.messages import MessageLog
 from actors.environments.nethack.shared_code import engine_pages
-from actors.environments.wrappers import NO_LIMIT, add_registered_wrappers, innermost, lift_time_limits, lowest, strip
+from actors.environments.wrappers import NO_LIMIT, innermost, lift_time_limits, lowest, strip
 from configs.schema import EnvConfig
 
 logger = logging.getLogger(__name__)
 
 OBSERVED = ("glyphs", "blstats", "message")
 INVENTORY: Mapping[str, int] = {"inv_letters": 128, "inv_oclasses": 19}
-"""The inventory's entries, a slot after the other, and how many values they have; an empty slot is of the last class."""
+"""The inventory's entries, one value per slot, and their numbers of values; an empty slot has the last class."""
 NEEDED = frozenset({*OBSERVED, "program_state", "internal"})
-"""What NLE's own stepping and its tasks read."""
+"""The arrays that NLE's own stepping and its tasks read."""
 STOCK_MODULES = frozenset({"nle.env.base", "nle.env.tasks", "minihack.base", "actors.environments.nethack.tasks"})
 ESCAPE = 27
 ABORTED, DEATH = -1, 1  # end statuses
@@ -42,17 +43,15 @@ READING_LINE, WAITING_FOR_SPACE = 2, 3  # indices into internal
 def make_screens(num_envs: int, layers: tuple[str, ...], inventory: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     """Empty arrays for B engines to write into: maps [B, MAP_CELLS + 1], `blstats` [B, 27] i64, `message` [B, 256] u8,
     `program_state` [B, 6] i32, `internal` [B, 9] i32, and those of `inventory` [B, 55] u8."""
-    flat = ("blstats", "message", "program_state", "internal", *inventory)
-    arrays = {
-        key: np.zeros((num_envs, *desc["shape"]), desc["dtype"])
-        for key, desc in nethack.OBSERVATION_DESC.items()
-        if key in flat
-    }
-    return make_maps(num_envs, layers) | arrays
+    arrays = make_maps(num_envs, layers)
+    for key in ("blstats", "message", "program_state", "internal", *inventory):
+        description = nethack.OBSERVATION_DESC[key]
+        arrays[key] = np.zeros((num_envs, *description["shape"]), description["dtype"])
+    return arrays
 
 
 class Game:
-    """One NLE environment whose engine writes into given buffers and is watched at each of its steps."""
+    """One NLE environment whose engine writes into given buffers and is observed at each of its steps."""
 
     def __init__(
         self,
@@ -64,26 +63,25 @@ class Game:
         observes_more: bool,
         registered_limit: int | None,
     ) -> None:
-        """`played`: NLE's environment, or wrappers around it. `arrays` are one row of each of `make_screens`, contiguous; the last cell of
-        a map stays as it is. `share_code`: the engine's code lies in memory once for all games of the process. `observes_more`: it was not
-        made to observe `OBSERVED` alone. `registered_limit`: of steps, where its registration has one."""
+        """`played`: NLE's environment, or wrappers around it. `arrays`: one row of each of `make_screens`, contiguous;
+        the last cell of a map stays unchanged. `share_code`: keep the engine's code in memory once per process.
+        `observes_more`: it was made to observe more than `OBSERVED`. `registered_limit`: its registered step limit."""
         env = innermost(played)
         self.env, self._env_id = env, env_id
         self.step_limit = lowest(int(env._max_episode_steps), registered_limit, lift_time_limits(played))
-        """The environment's own limit; NLE itself would report it as a termination, on an emptied screen."""
+        """The environment's own limit; NLE itself would report it as a termination, with an empty screen."""
         self.played = strip(played)
         """What is stepped: the environment, or wrappers around it that change something."""
         env._max_episode_steps = NO_LIMIT
-        # A won game is left as it stands, so that its last screen can be read; the next reset starts a new one anyway.
+        # A won game is not quit, so that its last screen can be read; the next reset starts a new one anyway.
         env._quit_game = lambda observation, done: None
         self.has_goal = hasattr(type(env).StepStatus, "TASK_SUCCESSFUL")
         self.last_screen: dict[str, np.ndarray] | None = None
-        """Copies of the arrays as the game showed them last, once it is over."""
+        """Copies of the arrays at the game's last screen, once it is over."""
         self.log = MessageLog()
         self._starting = False
-        self._shown = {
-            name: array for name, array in arrays.items() if name in LAYERS or name in OBSERVED or name in INVENTORY
-        }
+        shown = {*LAYERS, *OBSERVED, *INVENTORY}
+        self._shown = {name: array for name, array in arrays.items() if name in shown}
         self._message = arrays["message"]
         engine = env.nethack
         self.engine = engine._pynethack
@@ -93,7 +91,7 @@ class Game:
         self._program_state, self._internal = buffers["program_state"], buffers["internal"]
         wanted = buffers if observes_more or _reads_all(env) else {key: buffers[key] for key in NEEDED | arrays.keys()}
         self.engine.set_buffers(**wanted)
-        # MiniHack always makes NLE fill and copy every observation there is; what nobody reads becomes an empty array.
+        # MiniHack makes NLE fill and copy every observation; those that nothing reads become empty arrays.
         self.screen = engine._obs = tuple(wanted.get(key, np.empty(0, np.uint8)) for key in env._observation_keys)
         """The engine's arrays in the order in which NLE's methods expect them."""
         self._engine_reset, engine.reset, engine.step = engine.reset, self._reset_engine, self._step_engine
@@ -103,11 +101,11 @@ class Game:
 
     @property
     def is_wrapped(self) -> bool:
-        """Whether a wrapper that changes something is around the game."""
+        """Whether a wrapper that changes something surrounds the game."""
         return self.played is not self.env
 
     def reset(self, core: int, disp: int) -> bytes:
-        """Start a game with these seeds and return its first raw caption."""
+        """Start a game with these seeds; returns its first raw caption."""
         self.log.start_episode()
         self.last_screen = None
         self._starting = True
@@ -132,7 +130,7 @@ class Game:
         self.log.start_step()
         _, reward, terminated, truncated, info = self.played.step(action)
         status = int(info.get("end_status", 0))
-        if not status and (terminated or truncated):  # a wrapper ends the episode
+        if not status and (terminated or truncated):  # a wrapper ended the episode
             status = ABORTED if truncated else DEATH
         return reward, status, self.log.caption()
 
@@ -141,7 +139,7 @@ class Game:
         return status == type(self.env).StepStatus.TASK_SUCCESSFUL or getattr(self.env, "succeeded", False)
 
     def watch(self) -> None:
-        """Log the message line and, once the game is over, keep the screen until the engine empties it."""
+        """Log the message line and, once the game is over, save the screen before the engine empties it."""
         message = self._message
         if self._program_state[GAME_OVER]:
             if not self.engine.in_normal_game():
@@ -164,8 +162,8 @@ class Game:
 
     def _step_engine(self, action: int) -> tuple[tuple[np.ndarray, ...], bool]:
         if self._starting and self._internal[READING_LINE] and not self._internal[WAITING_FOR_SPACE]:
-            # A game may begin by asking what to call a thing picked up on the first square. NLE types a thousand spaces into
-            # that question, gives up, and resets again, unseeded.
+            # A game may begin by asking for the name of a thing picked up on the first square. NLE types a thousand
+            # spaces into that prompt, gives up, and resets again, unseeded.
             action = ESCAPE
         self.engine.step(action)
         self.watch()
@@ -173,13 +171,13 @@ class Game:
 
 
 class GymnasiumStepping:
-    """Each game through its environment's own `step`, one after the other."""
+    """Steps each game through its environment's own `step`, one after the other."""
 
     def __init__(self, games: list[Game]) -> None:
         self._games = games
 
     def start(self, i: int, core: int, disp: int) -> bytes:
-        """Start game `i` with these seeds; its first raw caption."""
+        """Start game `i` with these seeds; returns its first raw caption."""
         return self._games[i].reset(core, disp)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[bytes]]:
@@ -189,39 +187,35 @@ class GymnasiumStepping:
 
 
 def make_game(spec: EnvSpec, config: EnvConfig, arrays: Mapping[str, np.ndarray]) -> Game:
-    """A game of the environment without gymnasium's own wrappers: NLE ignores seeds and limits that come through them. ValueError for
-    options that it does not take, and for what it raises."""
-    for key, instead in (
-        ("max_episode_steps", "env.max_episode_steps"),
-        ("observation_keys", "nothing: they are fixed"),
-    ):
+    """A game of the environment without gymnasium's own wrappers: NLE ignores seeds and limits that come through them.
+    ValueError for options that it does not take, and for what it raises."""
+    for key, instead in (("max_episode_steps", "use env.max_episode_steps"), ("observation_keys", "remove it")):
         if key in config.options:
-            raise ValueError(f"env.options has {key!r}, which the environment of a run sets itself; use {instead}")
+            raise ValueError(f"env.options has {key!r}, which a run sets itself; {instead}")
     creator = load_creator(spec)
     arguments = {**spec.kwargs, **config.options}
     is_class = isinstance(creator, type) and issubclass(creator, NLE)
-    if is_class:  # what another maker observes may be what its wrappers read
+    if is_class:  # the wrappers of another entry point may read more observations
         # Without fix_moon_phase a seeded game would depend on the date and the hour at which it is played.
         arguments = {"observation_keys": OBSERVED, "fix_moon_phase": True, **arguments}
     try:
         with nullcontext() if is_class else _fixed_moon_phase():
-            env = add_registered_wrappers(creator(**arguments), spec)
+            env = creator(**arguments)
+            for wrapper in spec.additional_wrappers:
+                env = load_env_creator(wrapper.entry_point)(env=env, **(wrapper.kwargs or {}))
     except BaseException as error:
         refuse_making(spec.id, config.options, error)
-    observes_more = not is_class or bool(spec.additional_wrappers)
     return Game(
-        env,
-        spec.id,
-        arrays,
+        *(env, spec.id, arrays),
         share_code=config.share_engine_code,
-        observes_more=observes_more,
+        observes_more=not is_class or bool(spec.additional_wrappers),
         registered_limit=spec.max_episode_steps,
     )
 
 
 @contextmanager
 def _fixed_moon_phase() -> Iterator[None]:
-    """Games made in it have their moon fixed, by whatever function, and whatever arguments that takes."""
+    """Games made within it have a fixed moon phase, whatever function makes them."""
     make = nethack.Nethack.__init__
 
     @functools.wraps(make)
@@ -236,7 +230,7 @@ def _fixed_moon_phase() -> Iterator[None]:
 
 
 def _reads_all(env: NLE) -> bool:
-    """Whether the task may read more than NLE's own tasks do: a MiniHack reward manager, or an end or reward of its own."""
+    """Whether the task may read more than NLE's own tasks do: a MiniHack reward manager, or a custom end or reward."""
     kind = type(env)
     own = {method.__module__ for method in (kind._is_episode_end, kind._reward_fn, kind.step)}
     return getattr(env, "reward_manager", None) is not None or not own <= STOCK_MODULES

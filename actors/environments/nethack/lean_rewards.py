@@ -1,7 +1,8 @@
-"""Rewards of B games at once, in the arithmetic of the tasks' own `_reward_fn` (NLE 1.3.0, MiniHack 1.0.2, ONI's tasks).
+"""Rewards of B games at once, with the same arithmetic as the tasks' own `_reward_fn` (NLE 1.3.0, MiniHack 1.0.2, ONI's
+tasks).
 
-Invariant: only the arrays that the engines write are read, before a step and after it, so what a game pays does not depend
-on the games beside it; sums are taken in the order and precision (f64) in which the task takes them.
+Invariant: only the arrays that the engines write are read, before a step and after it, so a game's reward does not
+depend on the other games; sums have the task's order and precision (f64).
 """
 
 from typing import Any
@@ -22,6 +23,9 @@ PENALTY_MODES = ("constant", "linear", "square", "always")
 class Rewards:
     """The score difference, without a time penalty (NLE's environment without a task)."""
 
+    goal: float | None = None
+    """The reward for the task's goal; None if it has none that is paid once, or the environment decides it."""
+
     def __init__(self, env: Any, screens: dict[str, np.ndarray]) -> None:
         self._blstats, self._internal = screens["blstats"], screens["internal"]
         self._glyphs = screens["glyphs"][:, :MAP_CELLS]
@@ -31,22 +35,17 @@ class Rewards:
         """Game `i` has been reset."""
 
     def begin(self) -> None:
-        """Keep what the step about to be taken is compared with."""
+        """Save the values that the next step is compared with."""
         self._last = self._blstats.copy()
 
     def pay(self, statuses: np.ndarray, playing: np.ndarray, goals: list[int]) -> np.ndarray:
-        """Rewards [B] f64 of the step just taken. `statuses` [B]: how episodes end; `playing` [B] bool: the engine is in a
-        normal game; `goals`: games that have reached the goal of one of ONI's tasks in this step."""
+        """Rewards [B] f64 of the last step. `statuses` [B]: how episodes end; `playing` [B] bool: the engine is in a
+        normal game; `goals`: games that reached the goal of one of ONI's tasks in this step."""
         return self._difference(SCORE, playing)
 
     @staticmethod
-    def at_goal(env: Any) -> float | None:
-        """What `env` pays for its goal; None where it has none that is paid once."""
-        return None
-
-    @staticmethod
     def max_penalty(env: Any, num_steps: int) -> float:
-        """The penalties of `num_steps` steps each of which costs most; at most 0."""
+        """Sum of the penalties of `num_steps` steps, each at its worst; at most 0."""
         return 0.0
 
     def _difference(self, index: int, playing: np.ndarray) -> np.ndarray:
@@ -55,7 +54,7 @@ class Rewards:
 
 
 class ScoreRewards(Rewards):
-    """The score difference and the penalty for steps that take no game time; the penalty also where the game has ended."""
+    """The score difference and the penalty for steps that take no game time, also after the game has ended."""
 
     def __init__(self, env: Any, screens: dict[str, np.ndarray]) -> None:
         super().__init__(env, screens)
@@ -69,7 +68,7 @@ class ScoreRewards(Rewards):
 
     @staticmethod
     def max_penalty(env: Any, num_steps: int) -> float:
-        """Game time stands still in every step, or passes in every step (one turn in each): whichever costs more."""
+        """The worse of two cases: game time stands still in every step, or one turn passes in every step."""
         n, mode = float(num_steps), env.penalty_mode
         frozen = {
             "linear": n * (n + 1) / 2,
@@ -80,7 +79,7 @@ class ScoreRewards(Rewards):
         return min(0.0, frozen * env.penalty_step, moving)
 
     def _penalty(self, where: np.ndarray | bool = True) -> np.ndarray:
-        """The time penalty; frozen steps are counted in the games of `where` alone."""
+        """The time penalty; frozen steps are counted only in the games of `where`."""
         turns = self._blstats[:, TIME] - self._last[:, TIME]
         frozen = (self._frozen_steps + 1) * (turns == 0)
         if where is True:
@@ -96,10 +95,10 @@ class ScoreRewards(Rewards):
 
 
 class GoldRewards(ScoreRewards):
-    """The gold difference and the penalty, both in a normal game alone."""
+    """The gold difference and the penalty, both in a normal game only."""
 
     def pay(self, statuses: np.ndarray, playing: np.ndarray, goals: list[int]) -> np.ndarray:
-        """Zero where the game has ended."""
+        """Zero if the game has ended."""
         return np.where(playing, self._gain(playing) + self._penalty(playing), 0.0)
 
     def _gain(self, playing: np.ndarray) -> np.ndarray:
@@ -107,10 +106,10 @@ class GoldRewards(ScoreRewards):
 
 
 class EatRewards(GoldRewards):
-    """What was eaten, and the penalty."""
+    """The nutrition eaten, and the penalty."""
 
     def begin(self) -> None:
-        """Keep the status lines and how well fed the agents are."""
+        """Save the status lines and the agents' nutrition."""
         super().begin()
         self._hunger = self._internal[:, HUNGER].copy()
 
@@ -119,7 +118,7 @@ class EatRewards(GoldRewards):
 
 
 class ScoutRewards(GoldRewards):
-    """Tiles seen that had not been seen on the level, and the penalty."""
+    """Tiles seen for the first time on the level, and the penalty."""
 
     def __init__(self, env: Any, screens: dict[str, np.ndarray]) -> None:
         super().__init__(env, screens)
@@ -128,7 +127,7 @@ class ScoutRewards(GoldRewards):
         self._elsewhere: list[dict[int, int]] = [{} for _ in self._level]
 
     def start(self, i: int) -> None:
-        """Nothing has been seen in game `i`."""
+        """No tile has been seen in game `i`."""
         self._level[i], self._here[i] = -1, 0
         self._elsewhere[i].clear()
 
@@ -144,16 +143,13 @@ class ScoutRewards(GoldRewards):
 
 
 class StaircaseRewards(ScoreRewards):
-    """1 where the episode ends at its goal, and the penalty."""
+    """1 if the episode ends at its goal, and the penalty."""
+
+    goal = 1.0
 
     def pay(self, statuses: np.ndarray, playing: np.ndarray, goals: list[int]) -> np.ndarray:
         """NLE's staircase and oracle tasks."""
         return (statuses == GOAL) + self._penalty()
-
-    @staticmethod
-    def at_goal(env: Any) -> float:
-        """1."""
-        return 1.0
 
 
 class MiniHackRewards(ScoreRewards):
@@ -167,14 +163,11 @@ class MiniHackRewards(ScoreRewards):
         """MiniHack without a reward manager."""
         return np.where(statuses == GOAL, self._win, np.where(statuses == 0, 0, self._lose)) + self._penalty()
 
-    @staticmethod
-    def at_goal(env: Any) -> float | None:
-        """`reward_win`; None where a reward manager decides."""
-        return None if env.reward_manager is not None else env.reward_win
-
 
 class GoalRewards(Rewards):
-    """ONI's goals: what the task pays once, unless the agent died in the same step."""
+    """ONI's goals: paid once, unless the agent died in the same step."""
+
+    goal = GOAL_REWARD
 
     def begin(self) -> None:
         """Goals compare nothing."""
@@ -184,11 +177,6 @@ class GoalRewards(Rewards):
         rewards = np.zeros(len(statuses))
         rewards[[i for i in goals if statuses[i] != 1]] = GOAL_REWARD
         return rewards
-
-    @staticmethod
-    def at_goal(env: Any) -> float:
-        """50."""
-        return GOAL_REWARD
 
 
 REWARDS: dict[str, type[Rewards]] = {
@@ -201,16 +189,19 @@ REWARDS: dict[str, type[Rewards]] = {
     "minihack.base.MiniHack._reward_fn": MiniHackRewards,
     "actors.environments.nethack.tasks.Goal._reward_fn": GoalRewards,
 }
-"""By the method that they stand for."""
+"""By the task's `_reward_fn`."""
 
 
 def goal_reward(env: Any, step_limit: int) -> GoalReward | None:
-    """How the task of `env` pays for its goal in episodes of `step_limit` steps; None where it has no such goal, or rewards of its own."""
+    """How the task of `env` rewards its goal in episodes of `step_limit` steps; None without goal, or if custom."""
     function = env._reward_fn
     rewards = REWARDS.get(f"{function.__module__}.{function.__qualname__}")
-    at_goal = None if rewards is None else rewards.at_goal(env)
-    if rewards is None or at_goal is None:
+    if rewards is None:
         return None
-    return GoalReward(
-        reward=float(at_goal), max_penalty=float(rewards.max_penalty(env, step_limit)), step_limit=step_limit
-    )
+    at_goal = rewards.goal
+    if rewards is MiniHackRewards and env.reward_manager is None:
+        at_goal = env.reward_win
+    if at_goal is None:
+        return None
+    penalty = float(rewards.max_penalty(env, step_limit))
+    return GoalReward(reward=float(at_goal), max_penalty=penalty, step_limit=step_limit)

@@ -1,11 +1,11 @@
-"""B games of NetHack stepped through their engines alone: all engines take a key, then the batch is looked at as a whole.
+"""Steps B games of NetHack through their engines alone: all engines take a key, then the batch is examined as a whole.
 
-Invariant: what `GymnasiumStepping` gives is given here, bit for bit. The batch decides in which games something may have
-happened beyond the move (a prompt, a line, a goal, an end), and there the task's own methods decide what.
+Invariant: results are bit-identical to those of `GymnasiumStepping`. Vectorised checks find the games in which
+something beyond the move may have happened (a prompt, a line, a goal, an end), and there the task's own methods decide.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,18 +21,16 @@ logger = logging.getLogger(__name__)
 
 ASKING, WAITING_FOR_SPACE, ON_STAIRS_DOWN = 1, 3, 4  # indices into internal
 X, Y = 0, 1  # indices into blstats
-ONI_STEP, ONI_END = (
-    "actors.environments.nethack.tasks.ScoreExtended.step",
-    "actors.environments.nethack.tasks.Goal._is_episode_end",
-)
+TASKS = "actors.environments.nethack.tasks"
+ONI_STEP, ONI_END = f"{TASKS}.ScoreExtended.step", f"{TASKS}.Goal._is_episode_end"
 IMPATIENT = "nle.env.tasks.NetHackChallenge._check_abort"
 
 Places = Callable[["LeanStepping", list[int]], np.ndarray | list[int]]
-"""(stepping, games whose prompts were looked at) -> the games where the episode may have reached its goal, or more."""
+"""(stepping, games whose prompts were handled) -> the games whose episode may have reached its goal, or a superset."""
 
 
 class LeanStepping:
-    """The games of one environment together; use `make_stepping`, which knows what is supported."""
+    """The games of one environment together; `make_stepping` checks what is supported."""
 
     def __init__(self, games: list[Game], screens: dict[str, np.ndarray]) -> None:
         """`screens` are the arrays [B, ...] whose rows the engines write."""
@@ -50,13 +48,13 @@ class LeanStepping:
         self._has_oni_goal = _name(env, "_is_episode_end") == ONI_END
         self._telling = TELLING if self._is_oni else ()
         self._attended: set[int] = set()
-        """Games to look at again in the next step, whatever they show: a text prompt is open, or the game over but not ended."""
+        """Games to handle in the next step too: a text prompt is open, or the game is over but has not ended."""
         self._places = PLACES[_deciding(env)]
         self._rewards = REWARDS[_name(env, "_reward_fn")](env, screens)
         self._progress = Progress(games, self.blstats) if _name(env, "_check_abort") == IMPATIENT else None
 
     def start(self, i: int, core: int, disp: int) -> bytes:
-        """Start game `i` with these seeds; its first raw caption."""
+        """Start game `i` with these seeds; returns its first raw caption."""
         caption = self._games[i].reset(core, disp)
         self._rewards.start(i)
         self._note(i)
@@ -86,8 +84,8 @@ class LeanStepping:
             keys[i] = answer_key(self._lines[i], keys[i])
 
     def _look(self, keys: list[int], dones: list[bool]) -> tuple[list[bytes], list[int]]:
-        """The captions of the step, once every prompt is passed that the agent does not see, and which games were not just
-        read; `dones` is brought up to date."""
+        """The captions of the step, after every prompt that the agent does not see has been passed, and the games
+        handled individually; updates `dones`."""
         captions = [b""] * len(keys)
         flags = np.bitwise_or.reduce(self.internal[:, ASKING : WAITING_FOR_SPACE + 1], axis=1)
         flags |= self._game_over
@@ -106,7 +104,7 @@ class LeanStepping:
         return captions, attended
 
     def _attend(self, i: int, keys: list[int], dones: list[bool]) -> bytes:
-        """Let the task pass the prompts of game `i`; the caption of its step."""
+        """Let the task pass the prompts of game `i`; returns the caption of its step."""
         game = self._games[i]
         game.log.start_step()
         game.watch()
@@ -127,7 +125,7 @@ class LeanStepping:
     def _find_ends(
         self, attended: list[int], dones: np.ndarray, aborted: np.ndarray | None
     ) -> tuple[np.ndarray, list[int]]:
-        """End statuses [B], and the games in which one of ONI's goals pays."""
+        """End statuses [B], and the games in which one of ONI's goals is rewarded."""
         statuses = np.zeros(len(dones), np.int64)
         goals = []
         for i in self._places(self, attended):
@@ -140,20 +138,24 @@ class LeanStepping:
         statuses[dones] = DEATH
         return statuses, goals
 
-    def beside(self, glyph: int) -> np.ndarray:
-        """The games that show `glyph` on the agent's cell or next to it."""
+    def on_stairs(self, attended: list[int]) -> np.ndarray:
+        """The games with the agent on stairs down."""
+        return np.flatnonzero(self.internal[:, ON_STAIRS_DOWN])
+
+    def beside_the_oracle(self, attended: list[int]) -> np.ndarray:
+        """The games with the Oracle's glyph on the agent's cell or next to it."""
         x, y = self.blstats[:, X, None], self.blstats[:, Y, None]
         rows, columns = (y + _AROUND[0]).clip(0, MAP_HEIGHT - 1), (x + _AROUND[1]).clip(0, MAP_WIDTH - 1)
         cells = rows * MAP_WIDTH + columns + np.arange(len(x))[:, None] * (MAP_CELLS + 1)
-        return np.flatnonzero((self.glyphs.reshape(-1)[cells] == glyph).any(axis=1))
+        return np.flatnonzero((self.glyphs.reshape(-1)[cells] == oracle_glyph()).any(axis=1))
 
     def descended(self, attended: list[int]) -> list[int]:
-        """Of the games looked at, those that said "You descend the stairs."; that line always has a game looked at."""
+        """Those of the handled games with "You descend the stairs."; that line always causes a game to be handled."""
         return [i for i in attended if self._envs[i].descended]
 
 
 class Progress:
-    """NetHackChallenge's patience with a game whose clock stands still: NLE checks it twice in every step."""
+    """NetHackChallenge's limit on steps without game time: NLE checks it twice in every step."""
 
     def __init__(self, games: list[Game], blstats: np.ndarray) -> None:
         self._games, self._blstats = games, blstats
@@ -165,7 +167,7 @@ class Progress:
         self._turns[i], self._count[i] = self._games[i].env._turns, self._games[i].env._no_progress_count
 
     def check(self) -> np.ndarray:
-        """Where patience is at its end, [B] bool."""
+        """Games that have reached the limit, [B] bool."""
         turns = self._blstats[:, TIME]
         self._count = np.where(turns == self._turns, self._count + 1, 0)
         np.copyto(self._turns, turns)
@@ -173,60 +175,48 @@ class Progress:
 
 
 _AROUND = np.array([(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]).T
-_EVERYWHERE: Mapping[str, frozenset[str]] = {
-    "step": frozenset({"nle.env.base.NLE.step", "minihack.base.MiniHack.step", ONI_STEP}),
-    "_perform_known_steps": frozenset(
-        {
-            "nle.env.base.NLE._perform_known_steps",
-            "actors.environments.nethack.tasks.ScoreExtended._perform_known_steps",
-        }
-    ),
-    "_get_end_status": frozenset({"nle.env.base.NLE._get_end_status"}),
-    "_get_information": frozenset({"nle.env.base.NLE._get_information"}),
-    "_check_abort": frozenset({"nle.env.base.NLE._check_abort", IMPATIENT}),
-    "_get_time_penalty": frozenset({"nle.env.tasks.NetHackScore._get_time_penalty"}),
-    "_reward_fn": frozenset(REWARDS),
+_SUPPORTED: Mapping[str, Collection[str]] = {
+    "step": ("nle.env.base.NLE.step", "minihack.base.MiniHack.step", ONI_STEP),
+    "_perform_known_steps": ("nle.env.base.NLE._perform_known_steps", f"{TASKS}.ScoreExtended._perform_known_steps"),
+    "_get_end_status": ("nle.env.base.NLE._get_end_status",),
+    "_get_information": ("nle.env.base.NLE._get_information",),
+    "_check_abort": ("nle.env.base.NLE._check_abort", IMPATIENT),
+    "_get_time_penalty": ("nle.env.tasks.NetHackScore._get_time_penalty",),
+    "_reward_fn": REWARDS,
 }
-
-
-def _on_stairs(stepping: LeanStepping, attended: list[int]) -> np.ndarray:
-    return np.flatnonzero(stepping.internal[:, ON_STAIRS_DOWN])
-
-
-def _beside_the_oracle(stepping: LeanStepping, attended: list[int]) -> np.ndarray:
-    return stepping.beside(oracle_glyph())
+"""Methods of an environment, and the implementations that lean stepping supports."""
 
 
 PLACES: Mapping[str, Places] = {
     "nle.env.base.NLE._is_episode_end": lambda stepping, attended: [],
-    "nle.env.tasks.NetHackStaircase._is_episode_end": _on_stairs,
-    "nle.env.tasks.NetHackStaircasePet._is_episode_end": _on_stairs,
-    "nle.env.tasks.NetHackOracle._is_episode_end": _beside_the_oracle,
-    "minihack.base.MiniHack._is_episode_end": _on_stairs,
-    "actors.environments.nethack.tasks.Oracle._reached": _beside_the_oracle,
-    "actors.environments.nethack.tasks.Staircase._reached": LeanStepping.descended,
+    "nle.env.tasks.NetHackStaircase._is_episode_end": LeanStepping.on_stairs,
+    "nle.env.tasks.NetHackStaircasePet._is_episode_end": LeanStepping.on_stairs,
+    "nle.env.tasks.NetHackOracle._is_episode_end": LeanStepping.beside_the_oracle,
+    "minihack.base.MiniHack._is_episode_end": LeanStepping.on_stairs,
+    f"{TASKS}.Oracle._reached": LeanStepping.beside_the_oracle,
+    f"{TASKS}.Staircase._reached": LeanStepping.descended,
 }
-"""By the method that decides there."""
+"""By the method that decides whether the goal is reached."""
 
 
 def make_stepping(
     games: list[Game], screens: dict[str, np.ndarray], wanted: str, env_id: str
 ) -> LeanStepping | GymnasiumStepping:
-    """Lean stepping where it is `wanted` (`lean` or `gymnasium`) and knows the environment, else NLE's own."""
+    """Lean stepping if it is `wanted` (`lean` or `gymnasium`) and supports the environment, else NLE's own."""
     if wanted == "gymnasium":
         return GymnasiumStepping(games)
     obstacle = f"the wrappers {wrapper_names(games[0].played)}" if games[0].is_wrapped else find_obstacle(games[0].env)
     if obstacle is None:
         return LeanStepping(games, screens)
-    logger.info(
-        "%s is stepped through its own class, which is slower: lean stepping does not know %s", env_id, obstacle
-    )
+    what = "stepped through its own class, which is slower: lean stepping does not support"
+    logger.info("%s is %s %s", env_id, what, obstacle)
     return GymnasiumStepping(games)
 
 
 def find_obstacle(env: Any) -> str | None:
-    """What of an environment lean stepping does not know: the name of a method that is not NLE's, MiniHack's or ours, or a setting."""
-    for method, known in _EVERYWHERE.items():
+    """The method or setting of an environment that lean stepping does not support (a method other than NLE's,
+    MiniHack's or ours); None if there is none."""
+    for method, known in _SUPPORTED.items():
         if hasattr(env, method) and _name(env, method) not in known:
             return _name(env, method)
     if _deciding(env) not in PLACES:

@@ -1,6 +1,7 @@
-"""The message lines that one game of NetHack shows during an environment step, joined to a raw caption.
+"""Joins the message lines that one game of NetHack shows during an environment step to a raw caption.
 
-Invariant: nothing that the player typed reaches a caption, so an agent that can type cannot create captions without bound.
+Invariant: no text that the player typed reaches a caption, so an agent that can type cannot create captions without
+bound.
 """
 
 import re
@@ -8,14 +9,14 @@ import re
 SEPARATOR = b"  "
 """Between the lines of one caption; NetHack itself puts two spaces between messages that share a line."""
 TYPED = b"***"
-"""Stands for text that the player typed."""
+"""Replaces text that the player typed."""
 MAX_TYPED = 64
 """Typed texts remembered per episode; the oldest is forgotten."""
 MIN_WORD = 3
-"""A typed text of at least so many bytes is masked wherever it stands as a word, a shorter one only where names stand."""
+"""A typed text of at least this many bytes is masked wherever it occurs as a word, a shorter one only as a name."""
 
 _ECHOES = {b"# ": b"#", b"Count: ": b"Count:", b"Search for: ": b"Search for:"}
-"""Prompts that the game reads without saying so (extended commands, counts, searching a menu), and what is left of them."""
+"""Prompts that echo typed text unannounced (extended commands, counts, menu searches), and their replacements."""
 _ECHOING = tuple(_ECHOES)
 _UNKNOWN_COMMAND = b": unknown extended command"
 _ENGRAVING = re.compile(rb'(You read: ").*(")', re.DOTALL)
@@ -30,10 +31,10 @@ class MessageLog:
         self._typed: dict[bytes, None] = {}
         self._answer = b""
         self.prompt: bytes | None = None
-        """The text prompt that is open, as it read before anything was typed."""
+        """The open text prompt, as it read before anything was typed."""
 
     def start_episode(self) -> None:
-        """Forget everything of the last episode."""
+        """Forget the last episode."""
         self._typed.clear()
         self._answer, self.prompt = b"", None
         self._lines.clear()
@@ -43,7 +44,7 @@ class MessageLog:
         self._lines.clear()
 
     def add(self, line: bytes, text_prompt: bool) -> None:
-        """Take in what the message line shows after one engine step; `text_prompt`: the game is reading a line of text."""
+        """Record the message line after one engine step; `text_prompt`: the game is reading a line of text."""
         if text_prompt:
             if self.prompt is None:
                 self.prompt = line
@@ -53,7 +54,7 @@ class MessageLog:
             self._remember(b" ".join(self._answer.split()))
             self._answer, self.prompt = b"", None
         line = self._mask(line)
-        # A line that merely stays on the screen while the engine goes on is shown once.
+        # A line that stays on the screen while the engine continues is recorded once.
         if line and not (self._lines and self._lines[-1] == line):
             self._lines.append(line)
 
@@ -62,8 +63,7 @@ class MessageLog:
         return _to_utf8(SEPARATOR.join(self._lines))
 
     def caption_of(self, line: bytes) -> bytes:
-        """The raw caption of a step that shows one line and no text prompt, with none open before: what `start_step`, `add`
-        and `caption` would give."""
+        """The raw caption of a step with one line and no text prompt: as from `start_step`, `add` and `caption`."""
         return _to_utf8(self._mask(line))
 
     def _remember(self, typed: bytes) -> None:
@@ -80,9 +80,7 @@ class MessageLog:
         if line.startswith(b"Replace annotation"):
             return _ANNOTATION.sub(rb"\1" + TYPED + rb"\2", line)
         if self._typed:
-            line = _ENGRAVING.sub(
-                rb"\1" + TYPED + rb"\2", line
-            )  # engravings wear off letter by letter: no literal match
+            line = _ENGRAVING.sub(rb"\1" + TYPED + rb"\2", line)  # engravings lose letters: no literal match
             for typed in self._typed:
                 before = rb"(?<![0-9A-Za-z])" if len(typed) >= MIN_WORD else rb'(?<=named |alled |.... ")'
                 line = re.sub(before + re.escape(typed) + rb"(?![0-9A-Za-z])", TYPED, line)

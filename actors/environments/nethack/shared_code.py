@@ -1,9 +1,9 @@
-"""NetHack's code and constants in memory once for all engines of a process, in huge pages.
+"""Keeps NetHack's code and constants in memory once for all engines of a process, in huge pages.
 
-Every NLE engine loads a private copy of the engine library, so many engines are as many copies of the same machine code, and
-instruction cache and TLB misses dominate. The read-only segments of all copies are replaced by one sealed shared memory file, which
-the kernel is asked to back by huge pages. NLE loads the library at an engine's first reset and opens it again at each later one,
-which undoes the mapping:
+Every NLE engine loads a private copy of the engine library, so with many engines instruction cache and TLB misses
+dominate. The read-only segments of all copies are replaced by one sealed shared memory file, which the kernel is asked
+to back by huge pages. NLE loads the library at an engine's first reset and reopens it at each later one, which undoes
+the mapping:
 
     pages = engine_pages()              # the one of this process
     env = NLE(...)                      # its nethack.dlpath is the path of the private copy
@@ -11,10 +11,11 @@ which undoes the mapping:
     env.reset()
     pages.share(env.nethack.dlpath)     # after every reset of the engine, about 0.01 ms
 
-There is nothing to close: a mapping goes when NLE closes its library, the shared file with the process.
+Nothing needs closing: a mapping ends when NLE closes its library, the shared file with the process.
 
-Invariant: only pages that are byte-identical to the private copy's, never written and free of relocations are replaced. Whatever the
-library, the loader or the kernel does not allow leaves engines as NLE made them, with one line of notice per process.
+Invariant: only pages that are byte-identical to the private copy's, never written and free of relocations are replaced.
+If the library, the loader or the kernel does not allow it, the engines stay as NLE made them, with one warning per
+process.
 """
 
 import ctypes
@@ -25,6 +26,7 @@ import logging
 import mmap
 import os
 import struct
+from pathlib import Path
 
 from actors.environments.nethack.elf import read_only_part
 
@@ -42,13 +44,13 @@ COLLAPSE_ATTEMPTS = 3
 
 
 class _LinkMap(ctypes.Structure):
-    """What the dynamic loader tells of a library (link.h)."""
+    """The dynamic loader's record of a library (link.h)."""
 
     _fields_ = (("l_addr", ctypes.c_size_t), ("l_name", ctypes.c_char_p), ("l_ld", ctypes.c_size_t))
 
 
 class LibC:
-    """The few calls needed of the C library; OSError where one is refused."""
+    """The required calls of the C library; OSError if one is refused."""
 
     def __init__(self) -> None:
         library = ctypes.CDLL(None, use_errno=True)
@@ -58,21 +60,14 @@ class LibC:
         except AttributeError as error:
             raise OSError(f"the C library lacks a call: {error}") from None
         self._mmap.restype = self._dlopen.restype = ctypes.c_void_p
-        self._mmap.argtypes = (
-            ctypes.c_void_p,
-            ctypes.c_size_t,
-            ctypes.c_int,
-            ctypes.c_int,
-            ctypes.c_int,
-            ctypes.c_long,
-        )
+        self._mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
         self._munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
         self._madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
         self._dlopen.argtypes = (ctypes.c_char_p, ctypes.c_int)
         self._dlclose.argtypes = (ctypes.c_void_p,)
 
     def map(self, address: int | None, length: int, protection: int, flags: int, fd: int, offset: int = 0) -> int:
-        """mmap(2): the address mapped at."""
+        """mmap(2): the mapped address."""
         mapped = self._mmap(address, length, protection, flags, fd, offset)
         if mapped == MAP_FAILED:
             raise _last_error("mmap")
@@ -84,12 +79,12 @@ class LibC:
             raise _last_error("munmap")
 
     def collapse(self, address: int, length: int) -> None:
-        """Put a mapped range into huge pages: madvise(2) with MADV_COLLAPSE."""
+        """Move a mapped range into huge pages: madvise(2) with MADV_COLLAPSE."""
         if self._madvise(address, length, MADV_COLLAPSE):
             raise _last_error("madvise(MADV_COLLAPSE)")
 
     def find_library(self, path: str) -> tuple[int, int] | None:
-        """Base and address of the dynamic section of a library that is loaded already; None for one that is not."""
+        """Base and address of the dynamic section of a loaded library; None if it is not loaded."""
         handle = self._dlopen(os.fsencode(path), os.RTLD_LAZY | RTLD_NOLOAD)
         if not handle:
             return None
@@ -105,19 +100,19 @@ def _last_error(call: str) -> OSError:
 
 
 class SharedFile:
-    """The read-only part of a library in a sealed memory file, in huge pages where the kernel gives them."""
+    """The read-only part of a library in a sealed memory file, in huge pages if the kernel provides them."""
 
     def __init__(self, library: bytes, libc: LibC) -> None:
-        """OSError or ValueError, with the reason, where there cannot be one."""
+        """OSError or ValueError, with the reason, if it cannot be made."""
         self.part = part = read_only_part(library)
         self._libc = libc
         self.original = library[: part.length]
         aligned = bytearray(self.original)
         struct.pack_into("<Q", aligned, part.alignment_at, HUGE_PAGE_BYTES)
         self.aligned = bytes(aligned)
-        """`original`, but asking for a place where its addresses and the file's huge pages are congruent."""
+        """`original`, but requesting a place where its addresses and the file's huge pages are congruent."""
         self.no_huge_pages: OSError | None = None
-        """Why there are none."""
+        """Why there are no huge pages."""
         if not hasattr(os, "memfd_create"):
             raise ValueError("this system has no memory files")
         num_bytes = -(-part.length // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
@@ -129,33 +124,32 @@ class SharedFile:
                 self._collapse(fd, num_bytes)
             except OSError as error:
                 self.no_huge_pages = error
-            fcntl.fcntl(
-                fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-            )
-            # Of a sealed file older kernels map shared only what was opened for reading.
+            resizing = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL | resizing)
+            # Older kernels map a sealed file as shared only if it was opened for reading.
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         finally:
             os.close(fd)
-        try:  # `map_over` is not to be the first to learn that such a mapping is forbidden
+        try:  # so that a forbidden mapping is detected here, not in `map_over`
             libc.unmap(libc.map(None, part.length, READ_EXECUTE, mmap.MAP_SHARED, self._fd), part.length)
         except OSError:
             os.close(self._fd)
             raise
 
     def map_over(self, base: int, path: str) -> None:
-        """Replace the read-only part of the library loaded at `base` from `path`; OSError, with nothing changed, where refused.
+        """Replace the read-only part of the library loaded at `base` from `path`; OSError, with nothing changed, if
+        that is refused.
 
-        RuntimeError where the refusal left a hole that cannot be filled again: the engine must not run on.
+        RuntimeError if the refusal left a hole that cannot be filled again: the engine must not continue.
         """
         try:
             self._libc.map(base, self.part.length, READ_EXECUTE, mmap.MAP_SHARED | MAP_FIXED, self._fd)
-        except OSError:  # which may have left a hole: the private copy comes back as the loader had mapped it
+        except OSError:  # which may have left a hole: map the private copy again, as the loader did
             try:
                 self._restore(base, path)
             except OSError as error:
-                raise RuntimeError(
-                    f"the engine's code at {path} got lost: it can neither be shared nor mapped again: {error}"
-                ) from error
+                what = f"the engine's code at {path} is lost: it can be neither shared nor mapped again"
+                raise RuntimeError(f"{what}: {error}") from error
             raise
 
     def _restore(self, base: int, path: str) -> None:
@@ -184,7 +178,7 @@ class SharedFile:
 
 
 class EnginePages:
-    """The shared pages of one process, made of the first library that is prepared."""
+    """The shared pages of one process, made from the first library that is prepared."""
 
     def __init__(self) -> None:
         self._libc: LibC | None = None
@@ -193,18 +187,16 @@ class EnginePages:
         self._off = self._noticed = False
 
     def prepare(self, path: str) -> None:
-        """Get the private copy of an engine that has not been reset yet ready for `share`."""
+        """Prepare the private copy of an engine that has not been reset yet for `share`."""
         if self._off:
             return
         try:
-            copy = _read(path)
+            copy = Path(path).read_bytes()
             if self._libc is None or self._file is None:
                 self._libc = LibC()
                 self._file = SharedFile(copy, self._libc)
-                if self._file.no_huge_pages:
-                    self._notice(
-                        f"engine code is shared between environments, but not in huge pages ({self._file.no_huge_pages})"
-                    )
+                if reason := self._file.no_huge_pages:
+                    self._notice(f"engine code is shared between environments, but not in huge pages ({reason})")
             shared = self._file
             if copy[: shared.part.length] not in (shared.original, shared.aligned):
                 raise ValueError("it differs from the first engine's")
@@ -217,7 +209,7 @@ class EnginePages:
             self._notice(f"engine code is not shared between environments: {path}: {error}")
 
     def share(self, path: str) -> None:
-        """Replace the read-only pages of an engine that has just been reset; does nothing for one that was not prepared."""
+        """Replace the read-only pages of an engine just reset; does nothing for one that was not prepared."""
         if self._off or self._libc is None or self._file is None or path not in self._prepared:
             return
         try:
@@ -243,11 +235,6 @@ class EnginePages:
 def _identity(path: str) -> tuple[int, int]:
     status = os.stat(path)
     return status.st_dev, status.st_ino
-
-
-def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
 
 
 def _write(path: str, content: bytes, offset: int) -> None:

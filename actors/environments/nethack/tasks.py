@@ -1,7 +1,7 @@
 """ONI's NetHack tasks: 28 actions, prompts that they can answer, and goals worth 50.
 
-Invariant: a step ends where the game waits for a command, or for an answer that the next action gives. Everything else that
-it asks is answered here, so no action is lost to a prompt.
+Invariant: a step ends when the game waits for a command, or for an answer that the next action gives. All other prompts
+are answered here, so no action is lost to a prompt.
 """
 
 import functools
@@ -17,22 +17,18 @@ from nle import nethack
 from nle.env.tasks import TASK_ACTIONS, NetHackScore, NetHackStaircase
 
 NAMESPACE = "Delphi"
-"""Of the tasks' ids; NLE's own tasks have the same names with other actions and rewards."""
+"""Namespace of the tasks' ids; NLE's own tasks have the same names with other actions and rewards."""
 EXTENDED_ACTIONS = (
     *TASK_ACTIONS,
-    nethack.Command.CAST,
-    nethack.Command.QUAFF,
-    nethack.Command.PRAY,
-    nethack.Command.PICKUP,
-    nethack.Command.PAY,
+    *(nethack.Command.CAST, nethack.Command.QUAFF, nethack.Command.PRAY, nethack.Command.PICKUP, nethack.Command.PAY),
 )
-"""The 23 actions of NLE's tasks (more, 8 moves, 8 runs, up, down, wait, kick, eat, search), then cast, quaff, pray, pick up, pay."""
+"""NLE's 23 (more, 8 moves, 8 runs, up, down, wait, kick, eat, search), then cast, quaff, pray, pick up, pay."""
 GOAL_REWARD = 50.0
 ASKING, READING_LINE, WAITING_FOR_SPACE = 1, 2, 3  # indices into internal
 GAME_OVER = 0  # index into program_state
 ESCAPE, SPACE, FIRST_ENTRY, YES = 27, ord(" "), ord("a"), ord("y")
 LEFT_TO_THE_AGENT = (b"eat", b"attack", b"direction?", b"pray", b"drink")
-"""A question with one of these words is the agent's to answer; all others are declined."""
+"""The agent answers questions with one of these words; all others are declined."""
 DESCENDED, MAY_ENHANCE = b"You descend the stairs.", b"You feel more confident"
 TELLING = (DESCENDED, MAY_ENHANCE)
 """Lines that the tasks act on, whether or not a prompt is open."""
@@ -41,33 +37,33 @@ _ITEM = re.compile(rb"[A-Za-z$#]")
 
 
 class ScoreExtended(NetHackScore):
-    """NLE's score task with 28 actions (ONI's NetHackScoreExtendedActions): score difference, -0.01 where game time stood still.
+    """NLE's score task with 28 actions (ONI's NetHackScoreExtendedActions): score difference, -0.01 if game time stood
+    still.
 
-    What ONI's wrappers do, and done here: at a prompt for something to eat or drink the `y` move takes the first item offered
-    and any other action escapes; casting takes the first spell; a skill is enhanced as soon as the game says that it may be;
-    text prompts are escaped; questions are declined unless they are about eating, attacking, a direction, praying or drinking;
-    "You descend the stairs." is shown again where a `--More--` took it off the screen.
+    As ONI's wrappers do: at a prompt for something to eat or drink the `y` move selects the first item offered and any
+    other action escapes; casting selects the first spell; a skill is enhanced as soon as the game says that it may be;
+    text prompts are escaped; questions are declined unless they are about eating, attacking, a direction, praying or
+    drinking; "You descend the stairs." is shown again if a `--More--` removed it from the screen.
 
-    Done otherwise, so that no action is lost: what still waits after a declined question is passed as well, and an action that
-    is no answer to a question open to the agent escapes from it (NetHack would go on waiting). As in ONI, of several objects
-    in one place none can be picked up, and no bill be paid: that takes menus, or questions that are declined.
+    Unlike ONI, so that no action is lost: prompts that remain after a declined question are passed as well, and an
+    action that does not answer a question open to the agent escapes from it (NetHack would keep waiting). As in ONI,
+    none of several objects in one place can be picked up, and no bill can be paid: that needs menus, or questions that
+    are declined.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Takes what NLE's tasks take; raises ValueError for `actions`, which are the task's own."""
+        """Takes the arguments of NLE's tasks; raises ValueError for `actions`, which are fixed."""
         if "actions" in kwargs:
-            raise ValueError(
-                f"the actions of {type(self).__name__} are part of the task; leave env.options.actions out"
-            )
+            raise ValueError(f"the actions of {type(self).__name__} are fixed; remove env.options.actions")
         super().__init__(*args, actions=EXTENDED_ACTIONS, **kwargs)
-        # Behind the agent's actions, the keys that only answers press: NLE's step looks a key up by its index.
+        # The agent's actions, then the keys of answers: NLE's step looks a key up by its index.
         self.actions: Sequence[int] = (*map(int, EXTENDED_ACTIONS), *range(128))
         self.descended = False
         """Whether the agent has arrived on a level by stairs in this step."""
         self._may_enhance = self._in_menu_of_choice = False
 
     def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """One action of the agent, or its answer to the question that the last step ended with."""
+        """One action of the agent, or its answer to the question at which the last step ended."""
         key = self.actions[action]
         if self.last_observation[self._internal_index][ASKING]:
             key = answer_key(self._message(self.last_observation), key)
@@ -75,7 +71,7 @@ class ScoreExtended(NetHackScore):
         return super().step(self.actions.index(key))
 
     def begin_step(self, key: int) -> None:
-        """Forget the last step; `key` is what this one presses first."""
+        """Reset the state of the last step; `key` is the first key of this one."""
         self.descended = False
         self._may_enhance = True  # once a step: the line that says so may stay on the screen
         self._in_menu_of_choice = key == nethack.Command.CAST
@@ -86,7 +82,7 @@ class ScoreExtended(NetHackScore):
         return super().reset(*args, **kwargs)
 
     def _perform_known_steps(self, observation: Any, done: bool, exceptions: bool = True) -> tuple[Any, bool]:
-        """Go on until the game waits for the agent; in place of NLE's, which leaves what follows a declined question."""
+        """Continue until the game waits for the agent; NLE's leaves prompts after a declined question."""
         confident = False
         while not done:
             message = self._message(observation)
@@ -94,14 +90,13 @@ class ScoreExtended(NetHackScore):
             confident |= MAY_ENHANCE in message
             internal = observation[self._internal_index]
             if internal[WAITING_FOR_SPACE]:
-                # A key that the prompt does not know is ignored, so nothing is lost where this is no menu yet.
+                # A prompt ignores unknown keys, so nothing is lost if this is not the menu yet.
                 key, self._in_menu_of_choice = (FIRST_ENTRY if self._in_menu_of_choice else SPACE), False
             elif internal[READING_LINE]:
                 key = ESCAPE
             elif internal[ASKING]:
-                if exceptions and (
-                    self._allow_all_yn_questions or any(word in message.lower() for word in LEFT_TO_THE_AGENT)
-                ):
+                is_left = self._allow_all_yn_questions or any(word in message.lower() for word in LEFT_TO_THE_AGENT)
+                if exceptions and is_left:
                     break
                 key = ESCAPE
             elif confident and self._may_enhance and not observation[self._program_state_index][GAME_OVER]:
@@ -120,12 +115,12 @@ class ScoreExtended(NetHackScore):
 
 
 class Goal(ScoreExtended):
-    """A task that is rewarded with 50 when its goal is reached, and with nothing else; no time penalty."""
+    """A task with reward 50 when its goal is reached, and no other reward or penalty."""
 
     StepStatus = NetHackStaircase.StepStatus
 
     def __init__(self, *args: Any, continual: bool = False, **kwargs: Any) -> None:
-        """`continual`: the goal pays once, and only death (or the step limit) ends the episode."""
+        """`continual`: the goal is rewarded once, and only death (or the step limit) ends the episode."""
         super().__init__(*args, **kwargs)
         self._continual = continual
         self.succeeded = False
@@ -151,10 +146,10 @@ class Goal(ScoreExtended):
 
 
 class Oracle(Goal):
-    """Reach the Oracle: her glyph is next to the agent (or on the same cell). Hallucination can show her where she is not."""
+    """Reach the Oracle: her glyph is on the agent's cell or next to it. Hallucination can show her in a wrong place."""
 
     def __init__(self, *args: Any, sober: bool = False, **kwargs: Any) -> None:
-        """`sober`: what is seen while hallucinating does not count."""
+        """`sober`: glyphs seen while hallucinating do not count."""
         super().__init__(*args, **kwargs)
         self._sober, self._glyph = sober, oracle_glyph()
 
@@ -166,11 +161,11 @@ class Oracle(Goal):
 
 
 class Staircase(Goal):
-    """Arrive on a level by ordinary stairs down; holes, trapdoors, ladders and being thrown down print other messages."""
+    """Arrive on a level by ordinary stairs down; holes, trapdoors, ladders and being thrown down do not count."""
 
     def __init__(self, *args: Any, level: int = 2, count_levels_by: str = "branch", **kwargs: Any) -> None:
-        """`level` is the level to arrive on, counted by `branch` (ONI: the level's number in its own branch of the dungeon, so
-        the first level of the Gnomish Mines is 1 again, and Mines level 3 counts as level 3 though it lies deeper) or by `depth`."""
+        """`level` is the level to arrive on, counted by `branch` (ONI: within its branch of the dungeon, so the Gnomish
+        Mines begin at 1 again, and Mines level 3 counts as level 3 although it is deeper) or by `depth`."""
         indices = {"branch": nethack.NLE_BL_DLEVEL, "depth": nethack.NLE_BL_DEPTH}
         if count_levels_by not in indices:
             raise ValueError(f"env.options.count_levels_by: got {count_levels_by!r}, wanted branch or depth")
@@ -181,28 +176,30 @@ class Staircase(Goal):
         return self.descended and observation[self._blstats_index][self._level_index] == self._level
 
 
-def register_tasks() -> None:
-    """Make the tasks known to gymnasium as `Delphi/NetHack...-v0`; again is no harm."""
+def register_environments(package: str) -> None:
+    """Register this module's tasks as `Delphi/NetHack...-v0`, and the environments of `nle` (its own: by importing this
+    module) or `minihack`; ImportError if the package is missing. May be called again."""
     stairs = {"": 2, "Lvl3": 3, "Lvl4": 4}
     tasks: dict[str, tuple[type[ScoreExtended], dict[str, Any]]] = {
         "ScoreExtended": (ScoreExtended, {}),
         "Oracle": (Oracle, {}),
         "OracleSober": (Oracle, {"sober": True}),
-        **{f"Staircase{suffix}": (Staircase, {"level": level}) for suffix, level in stairs.items()},
-        **{
-            f"Staircase{suffix}Continual": (Staircase, {"level": level, "continual": True})
-            for suffix, level in stairs.items()
-        },
     }
+    for suffix, level in stairs.items():
+        tasks[f"Staircase{suffix}"] = Staircase, {"level": level}
+        tasks[f"Staircase{suffix}Continual"] = Staircase, {"level": level, "continual": True}
     for name, (task, kwargs) in tasks.items():
         env_id = f"{NAMESPACE}/NetHack{name}-v0"
         if env_id not in gymnasium.registry:
             gymnasium.register(env_id, entry_point=task, kwargs=kwargs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # minihack imports setuptools' pkg_resources, which warns that it is deprecated
+        importlib.import_module(package)
 
 
 def answer_key(question: bytes, key: int) -> int:
-    """The key that answers an open question when the agent presses `key`: at a choice of items `y` takes the first one offered;
-    what is not offered escapes. A question without a list of answers (a direction) takes any key."""
+    """The key that answers an open question when the agent presses `key`: at a choice of items `y` selects the first
+    one offered; a key that is not offered escapes. A question without a list of answers (a direction) takes any key."""
     offered = _OFFERED.search(question)
     if offered is None:
         return key
@@ -220,7 +217,7 @@ def is_beside(glyphs: np.ndarray, blstats: np.ndarray, glyph: int) -> bool:
 
 
 def is_hallucinating(blstats: np.ndarray) -> bool:
-    """Whether the agent hallucinates, whatever else ails it: a bit of the condition (ONI compares all of it with that bit)."""
+    """Whether the agent hallucinates: one bit of its condition (ONI compares the whole condition with it)."""
     return bool(blstats[nethack.NLE_BL_CONDITION] & nethack.BL_MASK_HALLU)
 
 
@@ -229,11 +226,3 @@ def oracle_glyph() -> int:
     """The glyph of the Oracle as a monster."""
     glyphs = range(nethack.GLYPH_MON_OFF, nethack.GLYPH_PET_OFF)
     return next(glyph for glyph in glyphs if nethack.permonst(nethack.glyph_to_mon(glyph)).mname == "Oracle")
-
-
-def register_environments(package: str) -> None:
-    """Register the environments of `nle` (its own: by importing this module) or `minihack`; ImportError where it is missing."""
-    register_tasks()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # minihack imports setuptools' pkg_resources, which warns that it is deprecated
-        importlib.import_module(package)

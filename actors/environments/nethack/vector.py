@@ -1,7 +1,7 @@
 """NetHack and MiniHack as vector environments: B games in arrays that their engines write.
 
-Invariant: what an episode showed last (observation, message, metrics) is from inside the game, its step limit is kept here
-and truncates, and how the games are stepped (`env.stepping`) changes nothing but the speed.
+Invariant: an episode's last observation, message and metrics are from inside the game; its step limit is enforced here
+and truncates; and `env.stepping` changes only the speed.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from actors.environments.errors import EnvironmentErrors, EnvironmentFailure, close_quietly, failure_of, named
+from actors.environments.errors import EnvironmentErrors, EnvironmentFailure, close_quietly, environment_failure
 from actors.environments.gymnasium_vector import discrete_actions
 from actors.environments.nethack.crop import MAP_CELLS, CropView
 from actors.environments.nethack.episode_stats import EpisodeStats
@@ -31,8 +31,8 @@ from configs.schema import EnvConfig
 
 
 class NetHackEnvironment:
-    """B games; observations: the window that `view` cuts out around the agent, `blstats` [27] f32, `message` [256] u8, and where they are
-    asked for the inventory's `inv_letters` and `inv_oclasses` [55] u8."""
+    """B games; observations: the window that `view` cuts out around the agent, `blstats` [27] f32, `message` [256] u8,
+    and if requested the inventory's `inv_letters` and `inv_oclasses` [55] u8."""
 
     def __init__(
         self,
@@ -46,12 +46,11 @@ class NetHackEnvironment:
     ) -> None:
         """Raises ValueError for options that the environment does not take."""
         if config.captioner != "message":
-            raise ValueError(
-                f"captions of {spec.id!r} are its message lines: env.captioner must be 'message', got {config.captioner!r}"
-            )
+            wanted = f"env.captioner must be 'message', got {config.captioner!r}"
+            raise ValueError(f"captions of {spec.id!r} are its message lines: {wanted}")
         self.num_envs = num_envs
         self._seeds, self._view = seeds, view
-        layers = dict.fromkeys(("glyphs", *view.layers))  # NLE's tasks read the glyphs, whatever the policy does
+        layers = dict.fromkeys(("glyphs", *view.layers))  # NLE's tasks always read the glyphs
         self._inventory = tuple(INVENTORY) if inventory else ()
         self._screens = make_screens(num_envs, tuple(layers), self._inventory)
         self._glyphs, self._blstats = self._screens["glyphs"][:, :MAP_CELLS], self._screens["blstats"]
@@ -62,24 +61,25 @@ class NetHackEnvironment:
         self._step_limit, notices = step_limit(config, model.step_limit, spec.id)
         if model.is_wrapped:
             notices.append(
-                f"environment {spec.id!r} is NetHack within {wrapper_names(model.played)}: rewards, actions and ends are theirs; observations are"
-                " NetHack's own, not what they make of them, and stepping is slower; register the class itself to have neither"
+                f"environment {spec.id!r} is NetHack within {wrapper_names(model.played)}: rewards, actions and ends"
+                " are theirs; observations are NetHack's own, unchanged by the wrappers, and stepping is slower;"
+                " register the class itself to avoid both"
             )
         self._episodes = np.zeros(num_envs, np.int64)
         self._steps = np.zeros(num_envs, np.int64)
         self._metrics = EpisodeStats(num_envs)
         self._obs: dict[str, np.ndarray] = {}
+        u8 = np.dtype(np.uint8)
+        inventory_specs = {
+            name: ArraySpec(shape=self._screens[name].shape[1:], dtype=u8, num_values=INVENTORY[name])
+            for name in self._inventory
+        }
         self.spec = EnvironmentSpec(
             observations={
                 view.entry: view.spec,
                 "blstats": ArraySpec(shape=self._blstats.shape[1:], dtype=np.dtype(np.float32)),
-                "message": ArraySpec(shape=self._screens["message"].shape[1:], dtype=np.dtype(np.uint8)),
-                **{
-                    name: ArraySpec(
-                        shape=self._screens[name].shape[1:], dtype=np.dtype(np.uint8), num_values=INVENTORY[name]
-                    )
-                    for name in self._inventory
-                },
+                "message": ArraySpec(shape=self._screens["message"].shape[1:], dtype=u8),
+                **inventory_specs,
             },
             num_actions=discrete_actions(model.played, spec.id)[1],
             goal_reward=None if model.is_wrapped else goal_reward(model.env, self._step_limit),
@@ -88,7 +88,7 @@ class NetHackEnvironment:
 
     @property
     def running_episodes(self) -> np.ndarray:
-        """The number of the episode that each environment plays."""
+        """See `VectorEnvironment`."""
         return self._episodes - 1
 
     def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
@@ -106,20 +106,21 @@ class NetHackEnvironment:
         return ()
 
     def step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None = None) -> VectorStep:
-        """Take one action in each game. Where one raises, some have taken theirs and some have not: all are made anew."""
+        """Take one action in each game. If one raises, some have taken theirs and some have not: all are rebuilt."""
         try:
             return self._step(actions, out)
         except BaseException as error:
-            self._errors.note(failure_of(self._gymnasium_spec.id, error, "step"))
+            self._errors.note(environment_failure(self._gymnasium_spec.id, error, "step"))
             self._make_games()
             captions = self._start_all()
             self._obs = self._observe(self._screens, out)
-        everywhere, nowhere = np.ones(self.num_envs, bool), np.zeros(self.num_envs, bool)
-        losses = [EnvironmentLoss(index=i, reset_caption=caption) for i, caption in enumerate(captions)]
-        rewards = np.zeros(self.num_envs, np.float32)
-        empty = [b""] * self.num_envs
         return VectorStep(
-            obs=self._obs, rewards=rewards, terminated=nowhere, truncated=everywhere, captions=empty, losses=losses
+            obs=self._obs,
+            rewards=np.zeros(self.num_envs, np.float32),
+            terminated=np.zeros(self.num_envs, bool),
+            truncated=np.ones(self.num_envs, bool),
+            captions=[b""] * self.num_envs,
+            losses=[EnvironmentLoss(index=i, reset_caption=caption) for i, caption in enumerate(captions)],
         )
 
     def _step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None) -> VectorStep:
@@ -127,22 +128,17 @@ class NetHackEnvironment:
         self._check(rewards)
         self._steps += 1
         self._metrics.update(self._glyphs, self._blstats, captions)
-        # With the step limit out of reach NLE aborts only where NetHackChallenge sees no progress: no end of the task either.
+        # Without a step limit NLE aborts only if NetHackChallenge sees no progress: the task has not ended then either.
         terminated = statuses > 0
         truncated = ((statuses < 0) | (self._steps >= self._step_limit)) & ~terminated
         ends = [self._end(i, int(statuses[i])) for i in (terminated | truncated).nonzero()[0].tolist()]
         self._obs = self._observe(self._screens, out)
         return VectorStep(
-            obs=self._obs,
-            rewards=rewards,
-            terminated=terminated,
-            truncated=truncated,
-            captions=captions,
-            ends=ends,
+            obs=self._obs, rewards=rewards, terminated=terminated, truncated=truncated, captions=captions, ends=ends
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """How many games each environment has started: NetHack cannot save the state of a running one for another engine."""
+        """How many games each environment has started: NetHack cannot save a running game for another engine."""
         return {"exact": False, "episodes": self._episodes.copy()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -150,18 +146,16 @@ class NetHackEnvironment:
         self._episodes[:] = state["episodes"]
 
     def close(self) -> None:
-        """End the engines and remove their temporary directories."""
+        """Close the engines and remove their temporary directories."""
         for game in self._games:
             close_quietly(game.played)
 
     def _check(self, rewards: np.ndarray) -> None:
-        """A level's own rewards may be anything."""
+        """Custom rewards of a level may have any value."""
         finite = np.isfinite(rewards)
         if not finite.all():
-            (i, *_) = np.flatnonzero(~finite)
-            raise EnvironmentFailure(
-                f"environment {self._gymnasium_spec.id!r} gave the reward {rewards[i]} in step, wanted a finite number"
-            )
+            what = f"gave the reward {rewards[~finite][0]} in step, wanted a finite number"
+            raise EnvironmentFailure(f"environment {self._gymnasium_spec.id!r} {what}")
 
     def _make_games(self) -> None:
         self.close()
@@ -176,15 +170,17 @@ class NetHackEnvironment:
         self._stepping = make_stepping(self._games, self._screens, self._config.stepping, self._gymnasium_spec.id)
 
     def _start_all(self) -> list[bytes]:
-        """Start the next game everywhere, in new games where one raises; the first raw captions."""
-        for _ in range(START_ATTEMPTS - 1):
+        """Start the next game everywhere, in new games if one raises; returns the first raw captions."""
+        for attempt in range(START_ATTEMPTS):
             try:
                 return [self._start(i) for i in range(self.num_envs)]
             except BaseException as error:
-                self._errors.note(failure_of(self._gymnasium_spec.id, error, "reset"))
+                failure = environment_failure(self._gymnasium_spec.id, error, "reset")
+                if attempt == START_ATTEMPTS - 1:
+                    raise failure from failure.__cause__
+                self._errors.note(failure)
                 self._make_games()
-        with named(self._gymnasium_spec.id, "reset"):
-            return [self._start(i) for i in range(self.num_envs)]
+        raise AssertionError  # the last attempt returns or raises
 
     def _start(self, i: int) -> bytes:
         episode = int(self._episodes[i])
@@ -195,23 +191,19 @@ class NetHackEnvironment:
         return caption
 
     def _end(self, i: int, status: int) -> EpisodeEnd:
-        """Keep what the episode showed last, then start the next one."""
+        """Save the episode's last screen and metrics, then start the next episode."""
         game = self._games[i]
         if game.last_screen is not None:
             final_obs = self._observe({name: array[None] for name, array in game.last_screen.items()})
         elif self._blstats[i].any():
             final_obs = self._observe({name: array[i : i + 1] for name, array in self._screens.items()})
-        else:  # the engine stopped within one of its steps: the step before showed the game last
+        else:  # the engine stopped within one of its steps: the previous step showed the last screen
             final_obs = {name: array[i : i + 1].copy() for name, array in self._obs.items()}
         info = self._metrics.end(i, final_obs["blstats"][0])
         if game.has_goal:
             info["success"] = float(game.success(status))
-        return EpisodeEnd(
-            index=i,
-            final_obs={name: array[0] for name, array in final_obs.items()},
-            reset_caption=self._start(i),
-            info=info,
-        )
+        last_obs = {name: array[0] for name, array in final_obs.items()}
+        return EpisodeEnd(index=i, final_obs=last_obs, reset_caption=self._start(i), info=info)
 
     def _observe(
         self, screens: Mapping[str, np.ndarray], out: dict[str, np.ndarray] | None = None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from actors.environments.factory import make_environment
-from actors.environments.nethack.crop import glyph_view, glyph_window, make_maps
+from actors.environments.nethack.crop import make_maps, view_for
 from actors.environments.vector import ArraySpec, EnvironmentSpec
 from actors.networks.nethack_encoders import NO_CLASS, InventoryEncoder, NetHackFullEncoder
 from actors.policy import PolicyNet
@@ -21,7 +21,7 @@ SLOTS = 55
 def make_spec() -> EnvironmentSpec:
     u8 = np.dtype(np.uint8)
     observations = {
-        "glyph_window": glyph_window().spec,
+        "glyph_window": view_for("nethack_full").spec,
         "blstats": ArraySpec(shape=(27,), dtype=np.dtype(np.float32)),
         "message": ArraySpec(shape=(256,), dtype=u8),
         "inv_letters": ArraySpec(shape=(SLOTS,), dtype=u8, num_values=128),
@@ -54,12 +54,12 @@ def test_the_crop_is_the_middle_of_the_window(crop_size: int) -> None:
     maps["glyphs"][:, :-1] = np.random.default_rng(0).integers(0, 5000, maps["glyphs"][:, :-1].shape)
     x, y = np.array([0, 40, 78]), np.array([20, 10, 0])
     shown = []
-    for view in (glyph_view(crop_size), glyph_window()):
+    for view in (view_for("glyph_crop", crop_size), view_for("nethack_full")):
         shown.append(np.empty((3, *view.spec.shape), view.spec.dtype))
         view.cut(maps, x, y, shown[-1])
     obs = {name: torch.zeros(3, *spec.shape, dtype=torch.uint8) for name, spec in make_spec().observations.items()}
     obs["glyph_window"] = torch.from_numpy(shown[1])
-    crops, _ = make_encoder(dataclasses.replace(SMALL, crop_size=crop_size)).split(obs)["crop"]
+    crops, _ = make_encoder(dataclasses.replace(SMALL, crop_size=crop_size)).branches(obs)["crop"]
     assert np.array_equal(crops.numpy(), shown[0].reshape(3, -1))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from actors.environments.factory import make_environment
-from actors.environments.nethack.crop import character_view
+from actors.environments.nethack.crop import view_for
 from actors.environments.vector import ArraySpec, EnvironmentSpec
 from actors.networks.rendered_crop import (
     BLSTATS_SCALES,
@@ -33,7 +33,7 @@ ONI = PolicyConfig(
 )
 SMALL = dataclasses.replace(ONI, core_size=16, hidden_size=24)
 OBSERVATIONS = {
-    "character_crop": character_view().spec,
+    "character_crop": view_for("rendered_crop").spec,
     "blstats": ArraySpec(shape=(27,), dtype=np.dtype(np.float32)),
     "message": ArraySpec(shape=(256,), dtype=np.dtype(np.uint8)),
 }

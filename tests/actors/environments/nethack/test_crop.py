@@ -11,9 +11,8 @@ from actors.environments.nethack.crop import (
     MAP_HEIGHT,
     MAP_WIDTH,
     OUTSIDE_GLYPH,
-    character_view,
-    glyph_view,
     make_maps,
+    view_for,
 )
 from actors.environments.nethack.vector import NetHackEnvironment
 from configs.schema import EnvConfig, PolicyConfig
@@ -26,7 +25,7 @@ def test_the_maps_are_nethacks() -> None:
 
 @pytest.mark.parametrize(("x", "y"), [(0, 0), (78, 20), (40, 10), (3, 19)])
 def test_the_hero_is_at_row_6_and_column_6_of_the_character_window(x: int, y: int) -> None:
-    view, maps = character_view(), make_maps(2, ("chars", "colors"))
+    view, maps = view_for("rendered_crop"), make_maps(2, ("chars", "colors"))
     rng = np.random.default_rng(0)
     for name, padding in (("chars", 32), ("colors", 0)):
         maps[name][:, :-1] = rng.integers(33, 127, (2, MAP_HEIGHT * MAP_WIDTH))
@@ -70,7 +69,7 @@ def test_the_character_window_is_what_the_terminal_shows_of_the_map() -> None:
     )
     env.seed(1, 2, reseed=False)
     obs, _ = env.reset()
-    view, rng = character_view(), np.random.default_rng(0)
+    view, rng = view_for("rendered_crop"), np.random.default_rng(0)
     equal = []
     for action in rng.integers(23, size=1000):
         x, y = obs["blstats"][:2]
@@ -98,4 +97,4 @@ def test_the_character_window_is_what_the_terminal_shows_of_the_map() -> None:
 @pytest.mark.parametrize("size", [8, 12])
 def test_a_glyph_crop_without_a_middle_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match=f"must be odd, got {size}"):
-        glyph_view(size)
+        view_for("glyph_crop", size)

@@ -71,7 +71,7 @@ def test_reaching_the_stairs_succeeds_with_the_last_screen_kept() -> None:
     [("MiniHack-Room-5x5-v0", False), ("MiniHack-KeyRoom-S5-v0", True), ("MiniHack-Eat-v0", True)],
 )
 def test_only_what_a_task_reads_is_filled(env_id: str, reads_more: bool) -> None:
-    """Custom reward managers and steps may read descriptions of the whole screen; for other tasks they are not filled."""
+    """Custom reward managers and steps may read descriptions of the whole screen; other tasks do not fill them."""
     env = make(env_id)
     assert isinstance(env, NetHackEnvironment)
     env.reset()

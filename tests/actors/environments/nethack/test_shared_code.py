@@ -278,7 +278,7 @@ def test_code_that_cannot_be_brought_back_is_an_error_before_the_next_step(
     pages.prepare(engine.dlpath)
     engine.reset()
     monkeypatch.setattr(LibC, "map", refuse)
-    with pytest.raises(RuntimeError, match="got lost"):
+    with pytest.raises(RuntimeError, match="is lost"):
         pages.share(engine.dlpath)
 
 

@@ -319,7 +319,7 @@ def test_temporary_files_live_under_the_temporary_directory_until_close(
         ({"captioner": "info:text"}, "env.captioner must be 'message'"),
         ({"options": {"charakter": "x"}}, "cannot be made with env.options {'charakter': 'x'}"),
         ({"options": {"max_episode_steps": 3}}, "use env.max_episode_steps"),
-        ({"options": {"observation_keys": ["chars"]}}, "they are fixed"),
+        ({"options": {"observation_keys": ["chars"]}}, "remove it"),
     ],
 )
 def test_what_nethack_does_not_take_is_refused(config: dict[str, object], message: str) -> None:
