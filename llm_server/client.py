@@ -1,6 +1,6 @@
 """Clients of a judge: over gRPC, or in this process; both with the same methods and errors.
 
-Invariant: a batch of judgements is handed on only if there is exactly one sound judgement per item; every call has a deadline.
+Invariant: a batch of judgements is returned only if it has exactly one valid one per item; every call has a deadline.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,23 +10,13 @@ from typing import Any, TypeVar
 import grpc
 import numpy as np
 
-from llm_server import annotation_pb2, annotation_pb2_grpc
+from llm_server import annotation_pb2 as pb
+from llm_server import annotation_pb2_grpc, wire
 from llm_server.annotation import Judgement, PairJudgement, ServiceDescription
 from llm_server.channel import advice, call_metadata, open_channel
 from llm_server.credentials import NO_CREDENTIALS, ClientCredentials
 from llm_server.rubrics.rubric import Rubric
 from llm_server.service.judge import Judge
-from llm_server.wire import (
-    LOADING,
-    MAX_MESSAGE_BYTES,
-    STARTING,
-    annotate_request,
-    description_of,
-    judgements_of,
-    pair_judgements_of,
-    pairs_request,
-    vectors_of,
-)
 
 RETRYABLE = {
     grpc.StatusCode.UNAVAILABLE,
@@ -38,34 +28,34 @@ RETRYABLE = {
     grpc.StatusCode.ABORTED,
 }
 DESCRIBE_TIMEOUT_S = 10.0
-"""Instead of the deadline of a request, where that is longer: `Describe` waits for no model."""
+"""Upper limit of a `Describe` call's deadline: it waits for no model."""
 
 T = TypeVar("T")
 
 
 class AnnotationError(RuntimeError):
-    """No judgements came."""
+    """The request brought no judgements."""
 
 
 class ServiceUnavailable(AnnotationError):
-    """The service is down, slow, or gave a broken answer; asking again may help."""
+    """The service is down, slow, or gave an invalid answer; a retry may succeed."""
 
 
 def is_loading(error: Exception) -> bool:
-    """Whether the service is up or on its way and only has no model yet: there is nothing wrong, and it may answer any moment."""
-    return isinstance(error, ServiceUnavailable) and any(words in str(error) for words in (LOADING, STARTING))
+    """Whether the service is starting or loading its model, which is no failure."""
+    return isinstance(error, ServiceUnavailable) and any(words in str(error) for words in (wire.LOADING, wire.STARTING))
 
 
 class BrokenAnswer(ServiceUnavailable):
-    """The service gave an answer that breaks the contract, and that nobody gets to see."""
+    """The service gave an answer that breaks the contract and is discarded."""
 
 
 class AnnotationRefused(AnnotationError):
-    """The service understood and will not; asking the same again is of no use."""
+    """The service refused the request; the same request will be refused again."""
 
 
 class AnnotationClient:
-    """Asks the service at `address` (host:port) under one rubric; thread-safe, blocking. ValueError where the credentials do not fit it."""
+    """Asks the service at `address` (host:port) under one rubric; thread-safe, blocking. Raises as `open_channel`."""
 
     def __init__(
         self, address: str, rubric: Rubric, timeout_s: float, credentials: ClientCredentials = NO_CREDENTIALS
@@ -74,43 +64,41 @@ class AnnotationClient:
         self._channel = open_channel(address, credentials)
         self._stub = annotation_pb2_grpc.AnnotationStub(self._channel)
         self._metadata = call_metadata(credentials)
+        self._named_rubric = {"rubric_id": rubric.id, "rubric_version": rubric.version}
         self._fingerprint: str | None = None  # of the judge that described itself
         self._rejected = 0
 
     def annotate(self, items: Sequence[bytes], *, bypass_store: bool = False) -> list[Judgement]:
         """One judgement per item, in order. Raises ServiceUnavailable or AnnotationRefused."""
-        request = annotate_request(self._rubric.id, self._rubric.version, items, bypass_store)
-        return self._asked(
-            self._stub.Annotate,
-            request,
-            partial(judgements_of, items=items, rubric_hash=self._rubric.content_hash),
-            len(items),
-        )
+        request = pb.AnnotateRequest(**self._named_rubric, items=items, bypass_store=bypass_store)
+        read = partial(wire.judgements_of, items=items, rubric_hash=self._rubric.content_hash)
+        return self._asked(self._stub.Annotate, request, read, len(items))
 
     def annotate_pairs(
         self, pairs: Sequence[tuple[bytes, bytes]], *, bypass_store: bool = False
     ) -> list[PairJudgement]:
-        """One judgement per pair, in order, each asked in both orders. Raises ServiceUnavailable or AnnotationRefused."""
-        request = pairs_request(self._rubric.id, self._rubric.version, pairs, bypass_store)
-        read = partial(pair_judgements_of, pairs=pairs, rubric_hash=self._rubric.pairs_hash)
+        """One judgement per pair, in order, each asked in both orders. Raises as `annotate`."""
+        wire_pairs = [pb.Pair(first=first, second=second) for first, second in pairs]
+        request = pb.AnnotatePairsRequest(**self._named_rubric, pairs=wire_pairs, bypass_store=bypass_store)
+        read = partial(wire.pair_judgements_of, pairs=pairs, rubric_hash=self._rubric.pairs_hash)
         return self._asked(self._stub.AnnotatePairs, request, read, len(pairs))
 
     def embed(self, items: Sequence[bytes]) -> np.ndarray:
-        """[N, D] f32 of unit length, in order, NaN for an item that is no text. Raises ServiceUnavailable or AnnotationRefused."""
-        return self._asked(
-            self._stub.Embed, annotation_pb2.EmbedRequest(items=items), partial(vectors_of, items=items), len(items)
-        )
+        """[N, D] f32 of unit length, in order, NaN for an item that is no text. Raises as `annotate`."""
+        request = pb.EmbedRequest(items=items)
+        return self._asked(self._stub.Embed, request, partial(wire.vectors_of, items=items), len(items))
 
     def describe(self) -> ServiceDescription:
-        """What the service says of itself. Raises AnnotationRefused where it judges by another rubric than this client's."""
-        timeout_s = min(self._timeout_s, DESCRIBE_TIMEOUT_S)
-        description = description_of(self._call(self._stub.Describe, annotation_pb2.DescribeRequest(), timeout_s))
+        """The service's description of itself. Raises as `annotate`, and for another rubric."""
+        rubric, timeout_s = self._rubric, min(self._timeout_s, DESCRIBE_TIMEOUT_S)
+        description = wire.description_of(self._call(self._stub.Describe, pb.DescribeRequest(), timeout_s))
         theirs = f"{description.rubric_hash}/{description.pairs_hash}"
-        ours = f"{self._rubric.content_hash}/{self._rubric.pairs_hash}"
+        ours = f"{rubric.content_hash}/{rubric.pairs_hash}"
         if theirs != ours:
             raise AnnotationRefused(
-                f"the annotation service at {self._address} judges by rubric {description.rubric_id!r} version {description.rubric_version!r}"
-                f" ({theirs}), this run by {self._rubric.id!r} version {self._rubric.version!r} ({ours}); start it with the same --rubric"
+                f"the annotation service at {self._address} judges by rubric {description.rubric_id!r} version"
+                f" {description.rubric_version!r} ({theirs}), this run by {rubric.id!r} version {rubric.version!r}"
+                f" ({ours}); start it with the same --rubric"
             )
         self._fingerprint = description.fingerprint
         return description
@@ -130,11 +118,11 @@ class AnnotationClient:
             answers = read(response)
         except ValueError as error:
             self._rejected += num_items
-            raise BrokenAnswer(f"the annotation service at {self._address} gave a broken answer: {error}") from None
+            raise BrokenAnswer(f"the annotation service at {self._address} gave an invalid answer: {error}") from None
         if self._fingerprint not in (None, response.fingerprint):
             raise ServiceUnavailable(
-                f"the annotation service at {self._address} has become another judge ({self._fingerprint} before, {response.fingerprint} now):"
-                " it is asked anew what it is"
+                f"the annotation service at {self._address} now has another judge ({response.fingerprint}, before"
+                f" {self._fingerprint}): the client connects again and reads its description"
             )
         return answers
 
@@ -145,11 +133,12 @@ class AnnotationClient:
             details = error.details() or ""
             is_too_large = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details
             if is_too_large:
-                details = f"got a message of {request.ByteSize()} bytes, wanted at most {MAX_MESSAGE_BYTES}: ask for fewer or shorter items ({details})"
+                limits = f"got a message of {request.ByteSize()} bytes, wanted at most {wire.MAX_MESSAGE_BYTES}"
+                details = f"{limits}: send fewer or shorter items ({details})"
             kind = ServiceUnavailable if error.code() in RETRYABLE and not is_too_large else AnnotationRefused
-            what_to_do = advice(details, self._credentials)
-            said = f"{what_to_do} ({details})" if what_to_do else details
-            raise kind(f"annotation service at {self._address}: {error.code().name}: {said}") from None
+            if what_to_do := advice(details, self._credentials):
+                details = f"{what_to_do} ({details})"
+            raise kind(f"annotation service at {self._address}: {error.code().name}: {details}") from None
         except ValueError as error:  # the channel was closed by another thread
             raise ServiceUnavailable(f"annotation service at {self._address}: {error}") from None
 
@@ -175,11 +164,11 @@ class InProcessClient:
         return _asked(lambda: self._judge.embed(items))
 
     def describe(self) -> ServiceDescription:
-        """Of the judge."""
+        """The judge's description."""
         return self._judge.describe()
 
     def take_rejected(self) -> int:
-        """None: nothing travels."""
+        """Always 0: nothing is sent over a network."""
         return 0
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """Judgements, vectors and descriptions to protobuf and back.
 
-Invariant: what `llm_server/annotation.py` says and what travels are the same; a message that breaks the contract raises
-`ValueError` instead of becoming a judgement.
+Invariant: messages hold the same fields as the types of `llm_server/annotation.py`; a message that breaks the contract
+raises `ValueError` instead of becoming a judgement.
 """
 
 import math
@@ -10,58 +10,42 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
+from llm_server import annotation_pb2 as pb
 from llm_server.annotation import Judgement, PairJudgement, ServiceDescription, Status
-from llm_server.annotation_pb2 import (
-    AnnotatePairsRequest,
-    AnnotatePairsResponse,
-    AnnotateRequest,
-    AnnotateResponse,
-    DescribeResponse,
-    EmbedResponse,
-    Pair,
-)
-from llm_server.annotation_pb2 import Judgement as WireJudgement
-from llm_server.annotation_pb2 import PairJudgement as WirePairJudgement
 
 MAX_MESSAGE_BYTES = 64 << 20
-"""Limit of one message, both ways: far above the largest legal request, so that one too large is refused with a reason."""
+"""Limit of one message, both ways: far above the largest legal request, so that the service can refuse one."""
 
 LOADING = "the model is being loaded"
 STARTING = "the annotation service is starting"
-"""How the details of UNAVAILABLE begin where a service is alive and has no judge yet."""
+"""How the details of UNAVAILABLE begin where a service is alive and its judge is not loaded yet."""
 
-_TO_WIRE = {
-    Status.OK: WireJudgement.OK,
-    Status.UNPARSED: WireJudgement.UNPARSED,
-    Status.REJECTED: WireJudgement.REJECTED,
-}
+_TO_WIRE = {status: pb.Judgement.Status.Value(status.name) for status in Status}
 _FROM_WIRE = {wire: status for status, wire in _TO_WIRE.items()}
 
 
-def annotate_request(
-    rubric_id: str, rubric_version: str, items: Sequence[bytes], bypass_store: bool
-) -> AnnotateRequest:
-    """The request that asks for one judgement per item."""
-    return AnnotateRequest(rubric_id=rubric_id, rubric_version=rubric_version, items=items, bypass_store=bypass_store)
-
-
 def item_hash(item: bytes) -> int:
-    """What an answer carries to say which item it is about."""
+    """The hash by which an answer names its item."""
     return xxh3_64_intdigest(item)
 
 
+def pair_bytes(first: bytes, second: bytes) -> bytes:
+    """The pair as one distinct byte string, order included."""
+    return b"%d:%b%b" % (len(first), first, second)
+
+
 def pair_hash(pair: tuple[bytes, bytes]) -> int:
-    """What an answer carries to say which pair it is about, and which way round."""
-    return xxh3_64_intdigest(b"%d:%b%b" % (len(pair[0]), *pair))
+    """The hash by which an answer names its pair, order included."""
+    return xxh3_64_intdigest(pair_bytes(*pair))
 
 
 def annotate_response(
     judgements: Iterable[Judgement], items: Sequence[bytes], *, rubric_hash: str = "", fingerprint: str = ""
-) -> AnnotateResponse:
+) -> pb.AnnotateResponse:
     """The response that carries the `judgements` of `items` in their order."""
-    return AnnotateResponse(
+    return pb.AnnotateResponse(
         judgements=[
-            WireJudgement(
+            pb.Judgement(
                 status=_TO_WIRE[j.status],
                 probability=j.probability,
                 answer_mass=j.answer_mass,
@@ -75,33 +59,22 @@ def annotate_response(
     )
 
 
-def judgements_of(response: AnnotateResponse, items: Sequence[bytes], rubric_hash: str = "") -> list[Judgement]:
-    """The judgements of a response to `items`; ValueError unless there is exactly one sound judgement for each, in order, by this rubric."""
+def judgements_of(response: pb.AnnotateResponse, items: Sequence[bytes], rubric_hash: str = "") -> list[Judgement]:
+    """The judgements of `items`; ValueError unless there is one valid one each, in order, by this rubric."""
     if len(response.judgements) != len(items):
         raise ValueError(f"{len(items)} items were asked and {len(response.judgements)} judgements came back")
     _check_rubric(response.rubric_hash, rubric_hash)
-    for position, (wire, item) in enumerate(zip(response.judgements, items, strict=True)):
-        _check_hash(position, wire.item_hash, item_hash(item))
+    _check_hashes([wire.item_hash for wire in response.judgements], map(item_hash, items))
     return [_judgement(position, wire) for position, wire in enumerate(response.judgements)]
 
 
-def _judgement(position: int, wire: WireJudgement) -> Judgement:
-    status = _status(position, wire.status)
+def _judgement(position: int, wire: pb.Judgement) -> Judgement:
+    status, probability = _status(position, wire.status), math.nan
     _check_share(position, "answer mass", wire.answer_mass)
-    if status is not Status.OK:
-        return Judgement(status=status, probability=math.nan, answer_mass=wire.answer_mass, cached=wire.cached)
-    _check_share(position, "probability", wire.probability)
-    return Judgement(status=status, probability=wire.probability, answer_mass=wire.answer_mass, cached=wire.cached)
-
-
-def pairs_request(
-    rubric_id: str, rubric_version: str, pairs: Sequence[tuple[bytes, bytes]], bypass_store: bool
-) -> AnnotatePairsRequest:
-    """The request that asks for one judgement per pair."""
-    wire = [Pair(first=first, second=second) for first, second in pairs]
-    return AnnotatePairsRequest(
-        rubric_id=rubric_id, rubric_version=rubric_version, pairs=wire, bypass_store=bypass_store
-    )
+    if status is Status.OK:
+        probability = wire.probability
+        _check_share(position, "probability", probability)
+    return Judgement(status=status, probability=probability, answer_mass=wire.answer_mass, cached=wire.cached)
 
 
 def pairs_response(
@@ -110,11 +83,11 @@ def pairs_response(
     *,
     pairs_hash: str = "",
     fingerprint: str = "",
-) -> AnnotatePairsResponse:
+) -> pb.AnnotatePairsResponse:
     """The response that carries the `judgements` of `pairs` in their order."""
-    return AnnotatePairsResponse(
+    return pb.AnnotatePairsResponse(
         judgements=[
-            WirePairJudgement(
+            pb.PairJudgement(
                 status=_TO_WIRE[j.status],
                 preference=j.preference,
                 answer_mass=j.answer_mass,
@@ -130,18 +103,17 @@ def pairs_response(
 
 
 def pair_judgements_of(
-    response: AnnotatePairsResponse, pairs: Sequence[tuple[bytes, bytes]], rubric_hash: str = ""
+    response: pb.AnnotatePairsResponse, pairs: Sequence[tuple[bytes, bytes]], rubric_hash: str = ""
 ) -> list[PairJudgement]:
-    """The judgements of a response to `pairs`; ValueError unless there is exactly one sound judgement for each, in order, by this rubric."""
+    """The judgements of `pairs`; ValueError unless there is one valid one each, in order, by this rubric."""
     if len(response.judgements) != len(pairs):
         raise ValueError(f"{len(pairs)} pairs were asked and {len(response.judgements)} judgements came back")
     _check_rubric(response.pairs_hash, rubric_hash)
-    for position, (wire, pair) in enumerate(zip(response.judgements, pairs, strict=True)):
-        _check_hash(position, wire.pair_hash, pair_hash(pair))
+    _check_hashes([wire.pair_hash for wire in response.judgements], map(pair_hash, pairs))
     return [_pair_judgement(position, wire) for position, wire in enumerate(response.judgements)]
 
 
-def _pair_judgement(position: int, wire: WirePairJudgement) -> PairJudgement:
+def _pair_judgement(position: int, wire: pb.PairJudgement) -> PairJudgement:
     status = _status(position, wire.status)
     _check_share(position, "answer mass", wire.answer_mass)
     preference, bias = math.nan, math.nan
@@ -155,7 +127,7 @@ def _pair_judgement(position: int, wire: WirePairJudgement) -> PairJudgement:
     )
 
 
-def _status(position: int, wire: WireJudgement.Status) -> Status:
+def _status(position: int, wire: pb.Judgement.Status) -> Status:
     status = _FROM_WIRE.get(wire)
     if status is None:
         raise ValueError(f"judgement {position} has the unknown status {wire}")
@@ -164,44 +136,40 @@ def _status(position: int, wire: WireJudgement.Status) -> Status:
 
 def _check_share(position: int, name: str, value: float) -> None:
     if not 0.0 <= value <= 1.0:  # NaN fails too
-        raise ValueError(f"judgement {position} is unsound: its {name} is {value}, outside 0 to 1")
+        raise ValueError(f"judgement {position} is invalid: its {name} is {value}, outside 0 to 1")
 
 
 def _check_rubric(theirs: str, ours: str) -> None:
     if theirs != ours:
-        older = "; the service may be older than this client: start it anew with the same version" if not theirs else ""
-        raise ValueError(f"it was judged by a rubric of hash {theirs!r}, wanted {ours!r}{older}")
+        older = "" if theirs else "; the service may be older than this client: restart it with the same version"
+        raise ValueError(f"the answers are by a rubric of hash {theirs!r}, wanted {ours!r}{older}")
 
 
-def _check_hash(position: int, theirs: int, ours: int) -> None:
-    if theirs != ours:
-        raise ValueError(
-            f"answer {position} is about another item than was asked there (hash {theirs:016x}, wanted {ours:016x})"
-        )
+def _check_hashes(got: Iterable[int], wanted: Iterable[int]) -> None:
+    for position, (theirs, ours) in enumerate(zip(got, wanted, strict=True)):
+        if theirs != ours:
+            raise ValueError(
+                f"answer {position} is about another item than was asked there (hash {theirs:016x}, wanted {ours:016x})"
+            )
 
 
-def embed_response(vectors: np.ndarray, items: Sequence[bytes], *, fingerprint: str = "") -> EmbedResponse:
+def embed_response(vectors: np.ndarray, items: Sequence[bytes], *, fingerprint: str = "") -> pb.EmbedResponse:
     """`vectors` [N, D] f32 of `items` as a message."""
     hashes = [item_hash(item) for item in items]
-    return EmbedResponse(
+    return pb.EmbedResponse(
         dimensions=vectors.shape[1], values=vectors.ravel().tolist(), item_hashes=hashes, fingerprint=fingerprint
     )
 
 
-def vectors_of(response: EmbedResponse, items: Sequence[bytes]) -> np.ndarray:
-    """[N, D] f32; ValueError unless there is exactly one row of unit length, or of NaN, for each of `items`, in order."""
-    values = np.array(response.values, np.float32)
-    if (
-        response.dimensions < 1
-        or len(values) != len(items) * response.dimensions
-        or len(response.item_hashes) != len(items)
-    ):
+def vectors_of(response: pb.EmbedResponse, items: Sequence[bytes]) -> np.ndarray:
+    """[N, D] f32; ValueError unless there is one row of unit length, or of NaN, for each of `items`, in order."""
+    values, num_hashes = np.array(response.values, np.float32), len(response.item_hashes)
+    if response.dimensions < 1 or len(values) != len(items) * response.dimensions or num_hashes != len(items):
         raise ValueError(
-            f"{len(items)} items were asked and {len(values)} numbers of {response.dimensions} dimensions with {len(response.item_hashes)}"
-            " hashes came back"
+            f"{len(items)} items were asked and {len(values)} numbers of {response.dimensions} dimensions with"
+            f" {num_hashes} hashes came back"
         )
-    for position, item in enumerate(items):
-        _check_hash(position, response.item_hashes[position], item_hash(item))
+    _check_hashes(response.item_hashes, map(item_hash, items))
     vectors = values.reshape(len(items), response.dimensions)
     lengths = np.linalg.norm(vectors, axis=1)
     if not (np.isnan(vectors).all(1) | (np.abs(lengths - 1) < 1e-3)).all():
@@ -209,11 +177,11 @@ def vectors_of(response: EmbedResponse, items: Sequence[bytes]) -> np.ndarray:
     return vectors
 
 
-def describe_response(description: ServiceDescription) -> DescribeResponse:
+def describe_response(description: ServiceDescription) -> pb.DescribeResponse:
     """`description` as a message: both have the same fields."""
-    return DescribeResponse(**{name: getattr(description, name) for name in description.__slots__})
+    return pb.DescribeResponse(**{name: getattr(description, name) for name in description.__slots__})
 
 
-def description_of(response: DescribeResponse) -> ServiceDescription:
+def description_of(response: pb.DescribeResponse) -> ServiceDescription:
     """A service's description of itself."""
     return ServiceDescription(**{field.name: getattr(response, field.name) for field in response.DESCRIPTOR.fields})

@@ -1,7 +1,7 @@
-"""Who may use an annotation service, and how much at once: TLS, client certificates, a bearer token, admission.
+"""Access to an annotation service: TLS, client certificates, a bearer token, limits on requests.
 
-Invariant: a service that other machines reach serves nobody who shows no credentials, unless it was told so in words; whoever is turned
-away is told why and costs no forward pass. Health checks alone are open: they say no more than serving or not.
+Invariant: a service that other machines reach serves no client without credentials, unless a flag allows it; a refused
+call gets the reason and costs no forward pass. Only health checks are open: they reveal no more than serving or not.
 """
 
 import hmac
@@ -15,20 +15,20 @@ import grpc
 
 from configs.annotation_schema import AccessConfig
 from llm_server.credentials import is_loopback, read_pem, read_token
+from llm_server.token_bucket import TokenBucket
 
 HEALTH = "/grpc.health.v1.Health/"
+EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 def check_access(host: str, access: AccessConfig) -> None:
-    """ValueError where the credentials are no good or `host` needs more of them; one line that says what to do."""
+    """ValueError, with what to do, where the credentials are invalid or `host` requires more of them."""
     if bool(access.tls_cert) != bool(access.tls_key):
-        raise ValueError(
-            "--tls-cert and --tls-key: got one of the two, wanted both (the service's certificate and its key) or neither"
-        )
+        both = "both (the service's certificate and its key)"
+        raise ValueError(f"--tls-cert and --tls-key: got one of the two, wanted {both} or neither")
     if access.tls_client_ca and not access.tls_cert:
-        raise ValueError(
-            "--tls-client-ca: got it without --tls-cert and --tls-key, wanted all three: client certificates are part of TLS"
-        )
+        reason = "client certificates are part of TLS"
+        raise ValueError(f"--tls-client-ca: got it without --tls-cert and --tls-key, wanted all three: {reason}")
     if access.token_file:
         read_token(access.token_file, "--token-file")
     if access.tls_cert:
@@ -39,11 +39,13 @@ def check_access(host: str, access: AccessConfig) -> None:
     if not access.tls_cert:
         missing.append("--tls-cert and --tls-key (without them a token could be read on the way)")
     if not (access.token_file or access.tls_client_ca):
-        missing.append("--token-file or --tls-client-ca (without them whoever reaches the port may use the model)")
+        missing.append(
+            "--token-file or --tls-client-ca (without them any machine that reaches the port may use the model)"
+        )
     if missing:
         raise ValueError(
-            f"--host: got {host}, which other machines reach, wanted {' and '.join(missing)}; `delphi serve --make-credentials DIR --host"
-            f" {host}` makes them. On a network where everybody is trusted, add --insecure-listen-anywhere"
+            f"--host: got {host}, which other machines reach, wanted {' and '.join(missing)}; `delphi serve"
+            f" --make-credentials DIR --host {host}` makes them. On a trusted network, add --insecure-listen-anywhere"
         )
 
 
@@ -57,19 +59,20 @@ def _check_certificate(access: AccessConfig) -> None:
         end = x509.load_pem_x509_certificate(certificate).not_valid_after_utc
     except (ssl.SSLError, ValueError) as error:
         raise ValueError(
-            f"--tls-cert: {access.tls_cert} and --tls-key {access.tls_key} do not belong together or are no good ({error}): give a certificate"
-            " and its own key, not encrypted"
+            f"--tls-cert: {access.tls_cert} and --tls-key {access.tls_key} do not belong together or are invalid"
+            f" ({error}): give a certificate and its own key, not encrypted"
         ) from None
     if end < datetime.now(UTC):
         raise ValueError(
-            f"--tls-cert: {access.tls_cert} expired on {end:%Y-%m-%d %H:%M} UTC: make a new one, `delphi serve --make-credentials DIR`"
+            f"--tls-cert: {access.tls_cert} expired on {end:%Y-%m-%d %H:%M} UTC: make a new one, `delphi serve"
+            " --make-credentials DIR`"
         )
     if access.tls_client_ca:
         read_pem(access.tls_client_ca, "--tls-client-ca", "CERTIFICATE")
 
 
 def add_port(server: grpc.aio.Server, address: str, access: AccessConfig) -> int:
-    """Let the server listen on host:port as `access` wants it; the port. RuntimeError where it cannot."""
+    """Let the server listen on host:port with the TLS settings of `access`; the port. RuntimeError where it cannot."""
     if not access.tls_cert:
         return server.add_insecure_port(address)
     pair = read_pem(access.tls_key, "--tls-key", "PRIVATE KEY"), read_pem(access.tls_cert, "--tls-cert", "CERTIFICATE")
@@ -79,32 +82,31 @@ def add_port(server: grpc.aio.Server, address: str, access: AccessConfig) -> int
     )
 
 
-def said(access: AccessConfig) -> str:
-    """What a client needs, for the line that says where the service listens."""
-    parts = [("TLS", access.tls_cert), ("client certificate", access.tls_client_ca), ("token", access.token_file)]
-    return f"clients need {', '.join(name for name, is_wanted in parts if is_wanted) or 'no credentials'}"
+def requirements(access: AccessConfig) -> str:
+    """What a client needs, for the line that gives the service's address."""
+    needs = {"TLS": access.tls_cert, "client certificate": access.tls_client_ca, "token": access.token_file}
+    return f"clients need {', '.join(name for name, is_needed in needs.items() if is_needed) or 'no credentials'}"
 
 
 class Gate(grpc.aio.ServerInterceptor):
-    """Turns away calls without the token, before their message is read, and calls beyond the limits."""
+    """Refuses calls without the token, before their message is read, and calls beyond the limits."""
 
     def __init__(self, access: AccessConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self._token = f"Bearer {read_token(access.token_file, '--token-file')}".encode() if access.token_file else None
-        self._max_requests, self._rate, self._clock = access.max_requests, access.max_requests_per_s, clock
-        self._under_way = 0
-        self._tokens, self._filled_at = max(1.0, self._rate), clock()
+        self._max_requests, self._rate = access.max_requests, access.max_requests_per_s
+        self._under_way, self._rate_limit = 0, TokenBucket(self._rate, clock)
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
         handler_call_details: Any,
     ) -> grpc.RpcMethodHandler:
-        """The handler of the call, one that refuses, or one that is counted."""
+        """The handler of the call, wrapped so that it is counted, or one that refuses."""
         if handler_call_details.method.startswith(HEALTH):
             return await continuation(handler_call_details)
-        if not self._is_known(handler_call_details.invocation_metadata):
-            # A stream is not read before it is asked for: nobody unknown makes the service hold a message.
-            return grpc.stream_stream_rpc_method_handler(_refuse_unknown)
+        if not self._has_token(handler_call_details.invocation_metadata):
+            # A stream's messages are read on demand: an unauthenticated client cannot fill the service's memory.
+            return grpc.stream_stream_rpc_method_handler(_refuse_unauthenticated)
         handler = await continuation(handler_call_details)
         if handler is None or handler.unary_unary is None:
             return handler
@@ -112,25 +114,22 @@ class Gate(grpc.aio.ServerInterceptor):
             self._counted(handler.unary_unary), handler.request_deserializer, handler.response_serializer
         )
 
-    def _is_known(self, metadata: Any) -> bool:
+    def _has_token(self, metadata: Any) -> bool:
         if self._token is None:
             return True
         shown = [value for key, value in metadata or () if key == "authorization"]
-        return any(
-            hmac.compare_digest(value.encode() if isinstance(value, str) else value, self._token) for value in shown
-        )
+        shown = [value.encode() if isinstance(value, str) else value for value in shown]
+        return any(hmac.compare_digest(value, self._token) for value in shown)
 
     def _counted(
         self, behaviour: Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]
     ) -> Callable[..., Awaitable[Any]]:
         async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
             if self._under_way >= self._max_requests:
-                await _turn_away(
-                    context,
-                    f"{self._under_way} requests are under way, at most {self._max_requests} may be: ask again later",
-                )
-            if not self._is_in_rate():
-                await _turn_away(context, f"more than {self._rate:g} requests per second: ask again later")
+                limit = f"at most {self._max_requests} may be: ask again later"
+                await context.abort(EXHAUSTED, f"{self._under_way} requests are under way, {limit}")
+            if not self._rate_limit.take(1):
+                await context.abort(EXHAUSTED, f"more than {self._rate:g} requests per second: ask again later")
             self._under_way += 1
             try:
                 return await behaviour(request, context)
@@ -139,23 +138,8 @@ class Gate(grpc.aio.ServerInterceptor):
 
         return call
 
-    def _is_in_rate(self) -> bool:
-        if not self._rate:
-            return True
-        now = self._clock()
-        self._tokens = min(max(1.0, self._rate), self._tokens + (now - self._filled_at) * self._rate)
-        self._filled_at = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
 
-
-async def _turn_away(context: grpc.aio.ServicerContext, why: str) -> None:
-    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, why)
-
-
-async def _refuse_unknown(_: Any, context: grpc.aio.ServicerContext) -> None:
+async def _refuse_unauthenticated(_: Any, context: grpc.aio.ServicerContext) -> None:
     shown = any(key == "authorization" for key, _ in context.invocation_metadata() or ())
     got = "another token than this service's" if shown else "no token"
     await context.abort(

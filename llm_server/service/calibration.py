@@ -1,6 +1,6 @@
-"""What one model makes of one rubric before anything is asked: its bias towards each answer, theta, and the noise of its answers.
+"""The calibration of one model under one rubric: its bias towards each answer, theta, and the noise of its answers.
 
-Invariant: a function of model and rubric alone, so the same wherever the same model computes alike; theta lies in `BOUNDS`.
+Invariant: a function of model and rubric alone, so equal where the model's numbers are equal; theta lies in `BOUNDS`.
 """
 
 import logging
@@ -14,30 +14,29 @@ from llm_server.annotation import Score, log_odds
 from llm_server.engines.engine import Engine
 from llm_server.rubrics.rubric import Rubric
 
-logger = logging.getLogger(__name__)
-
+LOG = logging.getLogger(__name__)
 BOUNDS = (0.1, 0.6)
-"""Where theta may lie: below, the model says yes to next to nothing, above, to nearly everything."""
+"""Range of theta: outside, the model says yes to almost nothing (below), or to almost everything (above)."""
 NEGATIVE_PROBABILITY = 0.1
-"""What items that deserve a no get on average, in log-odds, once the bias is taken off."""
+"""The probability of negative items on average (taken over log-odds), once the bias is subtracted."""
 NOISE = {"float32": 1e-3, "bfloat16": 0.25, "logprobs": 0.25}
-"""Log-odds by which answers differ between processors and batches, by how the engine's name ends. Measured: float32 at most 1e-4;
-bfloat16 0.06 between batches and 0.23 from float32. Endpoints say nothing of theirs: taken to be bfloat16's."""
+"""Log-odds by which answers differ between processors and batches, by the ending of the engine's name. Measured:
+float32 at most 1e-4; bfloat16 0.06 between batches and 0.23 from float32; endpoints are assumed to use bfloat16."""
 SMALLEST_SHARE = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrated:
-    """A model's answers under one rubric, read without its bias."""
+    """How to read a model's answers under one rubric without its bias."""
 
     threshold: float
     """Theta."""
     noise: float
     """See `ServiceDescription.noise`."""
     decided_by: tuple[str, ...] = ()
-    """The calibration items next to theta, below and above; empty for a theta that the rubric sets."""
+    """The calibration items nearest to theta, below and above; empty where the rubric sets theta."""
     bias: tuple[float, ...] = field(default=(), repr=False)
-    """Log-odds to take off each answer; empty where two answers leave nothing to weigh against each other."""
+    """Log-odds to subtract from each answer; empty for two answers, whose bias theta absorbs."""
     weights: tuple[float, ...] = field(default=(), repr=False)
 
     def probability(self, score: Score) -> float:
@@ -50,46 +49,38 @@ def calibrate(engine: Engine, rubric: Rubric) -> Calibrated:
     noise = next((value for name, value in NOISE.items() if name in engine.name.rpartition("/")[2]), 0.0)
     if not engine.needs_calibration:
         return Calibrated(threshold=0.5 if rubric.threshold is None else rubric.threshold, noise=noise)
-    negatives = (
-        _asked(engine, rubric, rubric.calibration.items) if rubric.threshold is None or rubric.positive_kinds else {}
-    )
+    is_needed = rubric.threshold is None or rubric.positive_kinds
+    negatives = _scores(engine, rubric, rubric.calibration.items) if is_needed else {}
     weights = rubric.question().weights
     bias = _bias(list(negatives.values()), weights) if rubric.positive_kinds else ()
     if rubric.threshold is not None:
         return Calibrated(threshold=rubric.threshold, noise=noise, bias=bias, weights=weights)
-    positives = _asked(engine, rubric, rubric.calibration.positives)
+    positives = _scores(engine, rubric, rubric.calibration.positives)
     below = {item: _unbiased(score, bias, weights) if bias else score.probability for item, score in negatives.items()}
     above = {item: _unbiased(score, bias, weights) if bias else score.probability for item, score in positives.items()}
     theta, decided_by = _threshold(below, above, rubric)
-    if not BOUNDS[0] <= theta <= BOUNDS[1]:
-        bounded = min(max(theta, BOUNDS[0]), BOUNDS[1])
-        logger.warning(
-            "rubric '%s' would have theta %.3f for model '%s', set by %s: it is held at %.1f; change the calibration items",
-            rubric.id,
-            theta,
-            engine.model,
-            " and ".join(map(repr, decided_by)),
-            bounded,
-        )
+    bounded = min(max(theta, BOUNDS[0]), BOUNDS[1])
+    if bounded != theta:
+        said = f"rubric '{rubric.id}' would have theta {theta:.3f} for model '{engine.model}'"
+        items = " and ".join(map(repr, decided_by))
+        LOG.warning("%s, set by %s: it is held at %.1f; change the calibration items", said, items, bounded)
         theta = bounded
     return Calibrated(threshold=theta, noise=noise, decided_by=decided_by, bias=bias, weights=weights)
 
 
-def _asked(engine: Engine, rubric: Rubric, items: Sequence[str]) -> dict[str, Score]:
+def _scores(engine: Engine, rubric: Rubric, items: Sequence[str]) -> dict[str, Score]:
     texts = [text for item in items if (text := rubric.item_text(item.encode()))]
-    scores = {
-        text: score for text, score in zip(texts, engine.score(texts), strict=True) if math.isfinite(score.probability)
-    }
+    answers = zip(texts, engine.score(texts), strict=True)
+    scores = {text: score for text, score in answers if math.isfinite(score.probability)}
     if texts and not scores:
-        raise ValueError(
-            f"'{engine.model}' gives no usable answer to any calibration item of rubric '{rubric.id}': use another model or dtype"
-        )
+        items_of = f"any calibration item of rubric '{rubric.id}'"
+        raise ValueError(f"'{engine.model}' gives no usable answer to {items_of}: use another model or dtype")
     return scores
 
 
 def _bias(negatives: Sequence[Score], weights: Sequence[float]) -> tuple[float, ...]:
-    """The mean logarithm of each answer's share over items that deserve a no, so that what an answer gets from any of them alike counts
-    for nothing (Zhao et al. 2021, "Calibrate Before Use"); shifted so that these items get `NEGATIVE_PROBABILITY` on average."""
+    """The mean logarithm of each answer's share over negative items, so that what every item gives an answer cancels
+    (Zhao et al. 2021, "Calibrate Before Use"); shifted so that these items get `NEGATIVE_PROBABILITY` on average."""
     shares = [score.shares for score in negatives if len(score.shares) == len(weights)]
     if not shares:
         return ()
@@ -112,14 +103,16 @@ def _threshold(
 ) -> tuple[float, tuple[str, ...]]:
     """Theta and the items that set it.
 
-    Without positives the highest negative's log-odds and a margin. With them, of all midpoints between neighbours the one that is right
-    most often, a negative counting `negatives_per_positive` times; of equals, the one in the widest gap.
+    Without positives, the highest negative's log-odds plus a margin. With them, the midpoint between neighbours that is
+    right most often, a negative counting `negatives_per_positive` times; of equally good ones, the midpoint of the
+    widest gap.
     """
     if not positives:
         item = max(negatives, key=lambda name: negatives[name])
         return _probability(float(log_odds(negatives[item])) + rubric.calibration.margin), (item,)
-    ordered = sorted(negatives | positives, key=lambda name: (negatives | positives)[name])
-    odds = log_odds(np.array([(negatives | positives)[name] for name in ordered]))
+    probabilities = negatives | positives
+    ordered = sorted(probabilities, key=lambda name: probabilities[name])
+    odds = log_odds(np.array([probabilities[name] for name in ordered]))
     is_positive = np.array([name in positives for name in ordered])
     kept = is_positive[::-1].cumsum()[::-1] / is_positive.sum()  # positives at or above each place
     let_in = (~is_positive)[::-1].cumsum()[::-1] / max((~is_positive).sum(), 1)

@@ -1,8 +1,8 @@
 """`Judge`: the annotation service without its network. Items in, judgements out.
 
-Invariant: an item is asked of the model at most once at a time, whoever asks for it, and not at all where the store knows it; whatever
-fails, the worker thread, which does everything slow, lives on. An item whose parts are judged one by one has the judgement of its
-likeliest part; parts without a label neither add nor take away.
+Invariant: the model answers an item once for all concurrent requests, and not at all where the store holds the answer;
+the worker thread, which does all slow work, survives every failure. An item split into parts has the judgement of its
+most probable part; parts without a label are ignored.
 
     submit (any thread) ──▶ queue ──store look-up──▶ queue ──engine, `batch_size` at a time──▶ store, queue ──▶ futures
 """
@@ -12,8 +12,9 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -25,70 +26,50 @@ from llm_server.engines.engine import Engine
 from llm_server.engines.sentence_encoder import SentenceEncoder
 from llm_server.rubrics.rubric import Rubric
 from llm_server.service.calibration import calibrate
-from llm_server.service.pair_debiasing import both_orders, combine_orders
-from llm_server.service.pending import Key, PendingQuestion, PendingQuestions
+from llm_server.service.pair_debiasing import combine_orders
+from llm_server.service.pending import Key, PendingQuestion, PendingQuestions, map_future
 from llm_server.service.store import JudgementStore, open_store
 
-
-def judgement_of_parts(parts: Sequence[Judgement]) -> Judgement:
-    """The judgement of the part with the highest probability; without a label among `parts`, the first of them."""
-    best = max(parts, key=lambda part: -math.inf if part.status is not Status.OK else part.probability)
-    return Judgement(
-        status=best.status,
-        probability=best.probability,
-        answer_mass=best.answer_mass,
-        cached=all(part.cached for part in parts),
-    )
-
-
-def combine_parts(answers: "Future[list[Judgement]]", parts: Sequence[Sequence[bytes]]) -> "Future[list[Judgement]]":
-    """A future of one judgement per item from `answers` about all `parts`, item after item. Cancelling it cancels `answers`."""
-    if all(len(found) == 1 for found in parts):
-        return answers
-    combined: Future[list[Judgement]] = Future()
-
-    def finish(done: "Future[list[Judgement]]") -> None:
-        with suppress(InvalidStateError):  # cancelled in the meantime
-            if done.cancelled():
-                combined.cancel()
-            elif error := done.exception():
-                combined.set_exception(error)
-            else:
-                rest = iter(done.result())
-                combined.set_result([judgement_of_parts([next(rest) for _ in found]) for found in parts])
-
-    answers.add_done_callback(finish)
-    combined.add_done_callback(lambda future: answers.cancel() if future.cancelled() else None)
-    return combined
-
-
-logger = logging.getLogger(__name__)
-
+LOG = logging.getLogger(__name__)
 MAX_PENDING_REQUESTS = 8
 """Items of this many of the largest requests may wait; more are refused."""
 CLOSE_TIMEOUT_S = 5.0
 
 
+def judgement_of_parts(judged: Sequence[Judgement]) -> Judgement:
+    """The judgement of the part with the highest probability; where no part has a label, the first."""
+    best = max(judged, key=lambda part: -math.inf if part.status is not Status.OK else part.probability)
+    return replace(best, cached=all(part.cached for part in judged))
+
+
+def combine_parts(answers: "Future[list[Judgement]]", split: Sequence[Sequence[bytes]]) -> "Future[list[Judgement]]":
+    """A future of one judgement per item from `answers` about the parts of all items, item after item; cancelling it
+    cancels `answers`. `split` holds each item's parts."""
+
+    def combine(judged: list[Judgement]) -> list[Judgement]:
+        rest = iter(judged)
+        return [judgement_of_parts([next(rest) for _ in found]) for found in split]
+
+    return answers if all(len(found) == 1 for found in split) else map_future(answers, combine)
+
+
 def build_judge(config: ServiceConfig, rubric: Rubric) -> "Judge":
-    """A judge that is ready to answer: engine loaded, theta found, store open. ValueError for a bad configuration."""
+    """A judge with its engine loaded, theta computed, store open. ValueError for a bad configuration."""
     if config.batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {config.batch_size}")
     store = open_store(config.store)
-    try:
-        engine = build_engine(config, rubric)
-        try:
-            return Judge(engine, rubric, store, config)
-        except BaseException:
-            engine.close()
-            raise
-    except BaseException:
+    with ExitStack() as on_failure:
         if store:
-            store.close()
-        raise
+            on_failure.callback(store.close)
+        engine = build_engine(config, rubric)
+        on_failure.callback(engine.close)
+        judge = Judge(engine, rubric, store, config)
+        on_failure.pop_all()
+    return judge
 
 
 class Judge:
-    """Judges items, and pairs of them, under one rubric, and embeds them; thread-safe. It owns the engine's thread and the store."""
+    """Judges items and pairs under one rubric, and embeds them; thread-safe. It owns engine, thread and store."""
 
     def __init__(self, engine: Engine, rubric: Rubric, store: JudgementStore | None, config: ServiceConfig):
         self._engine, self._rubric, self._store, self._config = engine, rubric, store, config
@@ -111,50 +92,45 @@ class Judge:
         JudgeBusyError, JudgeClosedError; the future raises JudgeClosedError or JudgeFailedError.
         """
         self._check(len(items), items)
-        parts = [self._rubric.parts(item) for item in items]
-        return combine_parts(self._submit([Key(part, bypass_store) for found in parts for part in found]), parts)
+        split = [self._rubric.parts(item) for item in items]
+        answers = self._submit([Key(part, bypass_store) for found in split for part in found])
+        return combine_parts(answers, split)
 
     def annotate_pairs(self, pairs: Sequence[tuple[bytes, bytes]], bypass_store: bool = False) -> list[PairJudgement]:
-        """One judgement per pair, in the order asked; waits for them. Raises what `submit_pairs` and its future raise."""
+        """One judgement per pair, in the order asked; waits for them. Raises as `submit_pairs` and its future."""
         return self.submit_pairs(pairs, bypass_store).result()
 
     def submit_pairs(
         self, pairs: Sequence[tuple[bytes, bytes]], bypass_store: bool = False
     ) -> "Future[list[PairJudgement]]":
-        """A future of one judgement per pair; like `submit`, each pair being asked in both orders. ValueError also where the
-        rubric compares no pairs. Two items that read alike are a tie and are not asked."""
+        """A future of one judgement per pair; like `submit`, each pair being asked in both orders. ValueError also
+        where the rubric compares no pairs. Two items with equal texts are a tie and are not asked."""
         self._rubric.pair_question()
         self._check(len(pairs), [item for pair in pairs for item in pair])
         texts = [(self._rubric.item_text(first), self._rubric.item_text(second)) for first, second in pairs]
         asked = [position for position, (first, second) in enumerate(texts) if first != second]
-        orders = self._submit(
-            [
-                Key(first, bypass_store, second)
-                for pair in (pairs[n] for n in asked)
-                for first, second in both_orders(pair)
-            ]
-        )
+        both_orders = [order for n in asked for order in (pairs[n], pairs[n][::-1])]
+        orders = self._submit([Key(first, bypass_store, second) for first, second in both_orders])
         assert self._rubric.pairs is not None
         return combine_orders(orders, texts, asked, self._rubric.pairs.tie_margin)
 
     def embed(self, items: Sequence[bytes]) -> np.ndarray:
-        """[N, D] f32 of unit length, one row per item in their order; waits for them. Raises what `submit_embedding` and its future raise."""
+        """[N, D] f32 of unit length, one row per item in order; waits. Raises as `submit_embedding` and its future."""
         return self.submit_embedding(items).result()
 
     def submit_embedding(self, items: Sequence[bytes]) -> "Future[np.ndarray]":
-        """A future of [N, D] f32 of unit length, one row per item in their order, NaN for an item that is no text.
+        """A future of [N, D] f32 of unit length, one row per item in order, NaN for an item that is no text.
 
-        Raises ValueError where the request breaks a limit, JudgeBusyError; the future ValueError where no encoder can be loaded (the
-        first request loads it), JudgeClosedError.
+        Raises ValueError where the request breaks a limit, JudgeBusyError; the future ValueError where no encoder can
+        be loaded (the first request loads it), JudgeClosedError.
         """
         self._check(len(items), items)
         return self._encoder.submit([self._rubric.item_text(item) for item in items])
 
     def _submit(self, keys: list[Key]) -> "Future[list[Judgement]]":
         if not self._engine.judges:
-            raise ValueError(
-                "this service was started with engine none: it embeds and does not judge; start one with an engine"
-            )
+            embeds = "this service was started with engine none: it embeds and does not judge"
+            raise ValueError(f"{embeds}; start one with an engine")
         return self._queue.admit({key: self._question(key) for key in keys}, keys)
 
     def _question(self, key: Key) -> PendingQuestion | None:
@@ -163,7 +139,7 @@ class Judge:
         return None if text is None or second is None else PendingQuestion(text, second)
 
     def describe(self) -> ServiceDescription:
-        """What judges here, and within which limits."""
+        """Model, engine, rubric and limits of this judge."""
         return ServiceDescription(
             model=self._engine.model,
             engine=self._engine.name,
@@ -181,7 +157,7 @@ class Judge:
         )
 
     def close(self) -> None:
-        """Stop after the batch under way, or before where the engine waits for another process; unanswered requests fail with JudgeClosedError."""
+        """Stop after the current batch (at once where the engine can); open requests fail with JudgeClosedError."""
         self._queue.close()
         self._engine.close()
         self._encoder.close()
@@ -190,7 +166,7 @@ class Judge:
             self._store.close()
 
     def _check(self, num: int, items: Sequence[bytes]) -> None:
-        """ValueError where a request of `num` items or pairs, which hold `items`, breaks a limit."""
+        """ValueError where a request of `num` items, or pairs of `items`, breaks a limit."""
         most, longest = self._config.max_items_per_request, self._config.max_item_bytes
         if not num:
             raise ValueError("the request has no items: send at least one")
@@ -209,20 +185,19 @@ class Judge:
                     self._guarded(list(same), partial(self._ask, same, is_pair))
 
     def _guarded(self, keys: Sequence[Key], work: Callable[[], None]) -> None:
-        """Whatever the model or the store raises, the other items and the service live on."""
+        """Run `work`; where it raises, only the requests for `keys` fail."""
         try:
             if keys:
                 work()
         except Exception as error:
-            logger.exception("the model failed on %d items", len(keys))
+            LOG.exception("the model failed on %d items", len(keys))
             self._queue.fail(keys, error)
 
     def _look_up(self, keys: Sequence[Key]) -> None:
         assert self._store is not None
         found: dict[Key, Judgement] = {}
         for is_pair in (False, True):
-            wanted = {key.stored_as: key for key in keys if key.is_pair == is_pair}
-            if wanted:
+            if wanted := {key.stored_as: key for key in keys if key.is_pair == is_pair}:
                 stored = self._store.look_up(self._engine.fingerprint, self._rubric_hash(is_pair), list(wanted))
                 found |= {wanted[name]: judgement for name, judgement in stored.items()}
         self._queue.to_be_asked(key for key in keys if key not in found)
@@ -244,12 +219,9 @@ class Judge:
         minimum = self._rubric.pairs.min_answer_mass if is_pair and self._rubric.pairs else self._rubric.min_answer_mass
         read = (lambda score: score.probability) if is_pair else self._calibrated.probability
         answers = {key: _judgement(score, read(score), minimum) for key, score in zip(batch, scores, strict=True)}
-        # Numbers that broke are no answer of this model: they may come out whole the next time.
-        keep = {
-            key.stored_as: judgement
-            for key, judgement in answers.items()
-            if not key.bypass_store and judgement.answer_mass > 0
-        }
+        # Non-finite numbers, whose answer mass is 0, are not stored: the next attempt may give finite ones.
+        storable = [(key, judgement) for key, judgement in answers.items() if not key.bypass_store]
+        keep = {key.stored_as: judgement for key, judgement in storable if judgement.answer_mass > 0}
         if self._store and keep:
             self._store.put(self._engine.fingerprint, self._rubric_hash(is_pair), keep)
         self._queue.answer(answers)

@@ -1,24 +1,29 @@
-"""`PendingQuestions`: what was asked of a judge and is not answered yet.
+"""`PendingQuestions`: the questions of a judge that are not answered yet.
 
-Invariant: a question waits once, however many requests want it; one that no request wants any more is forgotten, wherever it
-stands; every request's future is finished exactly once, outside the lock; what waits is bounded, and more is refused.
+Invariant: a question is queued once, however many requests want it; one that no request wants any more is dropped from
+every queue; every request's future is completed exactly once, outside the lock; the queue is bounded, and refuses more.
 
     admit ──▶ fresh ──take_fresh, to_be_asked──▶ waiting ──take_batch──▶ with the engine ──answer or fail──▶ futures
 """
 
 import math
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TypeVar
 
 from llm_server.annotation import Judgement, Status
+from llm_server.wire import pair_bytes
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 class JudgeBusyError(RuntimeError):
-    """Too much is waiting already; ask again later."""
+    """Too many items are waiting already; retry later."""
 
 
 class JudgeClosedError(RuntimeError):
@@ -31,12 +36,12 @@ class JudgeFailedError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What makes two questions the same."""
+    """Identity of a question: requests with equal keys share one answer."""
 
     item: bytes
     bypass_store: bool
     second: bytes | None = None
-    """The item shown after it, where the two are compared."""
+    """The item shown after `item`, where the two are compared."""
 
     @property
     def is_pair(self) -> bool:
@@ -45,13 +50,13 @@ class Key:
 
     @property
     def stored_as(self) -> bytes:
-        """The item's, or the pair's, name in the judgement store."""
-        return self.item if self.second is None else b"%d:%b%b" % (len(self.item), self.item, self.second)
+        """The item's, or the pair's, key in the judgement store."""
+        return self.item if self.second is None else pair_bytes(self.item, self.second)
 
 
 @dataclass(eq=False, slots=True)
 class PendingQuestion:
-    """The texts of one key, and who waits for the answer."""
+    """The texts of one key, and the requests that wait for the answer."""
 
     text: str
     second: str = ""
@@ -67,18 +72,18 @@ class _Request:
 
 
 class PendingQuestions:
-    """Thread-safe; one thread works it off."""
+    """Thread-safe; one worker thread takes from it."""
 
     def __init__(self, max_questions: int, *, has_store: bool) -> None:
         self._max_questions, self._has_store = max_questions, has_store
         self._changed = threading.Condition()
-        self._questions: dict[Key, PendingQuestion] = {}  # asked for and not answered yet, those in the engine included
-        self._fresh: dict[Key, None] = {}  # not looked up yet, in the order asked
-        self._waiting: dict[Key, None] = {}  # not in the store, in the order asked
+        self._questions: dict[Key, PendingQuestion] = {}  # not answered yet, those in the engine included
+        self._fresh: dict[Key, None] = {}  # not looked up yet, oldest first
+        self._waiting: dict[Key, None] = {}  # not in the store, oldest first
         self._closed = False
 
     def admit(self, questions: Mapping[Key, PendingQuestion | None], keys: Sequence[Key]) -> "Future[list[Judgement]]":
-        """A future of one judgement per key, in their order; a key without a question is REJECTED. Cancelling it withdraws the request.
+        """A future of one judgement per key, in order; REJECTED without a question. Cancelling withdraws the request.
 
         Raises JudgeClosedError and JudgeBusyError.
         """
@@ -89,9 +94,8 @@ class PendingQuestions:
             if self._closed:
                 raise JudgeClosedError("the judge is closed")
             if len(self._questions.keys() | asked.keys()) > self._max_questions:
-                raise JudgeBusyError(
-                    f"{len(self._questions)} items wait already, at most {self._max_questions} may: ask again later"
-                )
+                limit = f"at most {self._max_questions} may: ask again later"
+                raise JudgeBusyError(f"{len(self._questions)} items wait already, {limit}")
             for key, question in asked.items():
                 if key not in self._questions:
                     self._questions[key] = question
@@ -104,7 +108,7 @@ class PendingQuestions:
         return request.future
 
     def take_fresh(self) -> list[Key] | None:
-        """Keys that were not looked up yet, none where only others wait; waits for either. None once the queue is closed."""
+        """Wait for keys and return those that were not looked up yet (perhaps none). None once the queue is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._fresh or self._waiting or self._closed)
             fresh = list(self._fresh)
@@ -112,12 +116,12 @@ class PendingQuestions:
             return None if self._closed else fresh
 
     def to_be_asked(self, keys: Iterable[Key]) -> None:
-        """These are not in the store; those that nobody wants any more are passed over."""
+        """Queue keys that are not in the store for the engine; those that no request wants any more are skipped."""
         with self._changed:
             self._waiting.update((key, None) for key in keys if key in self._questions)
 
     def take_batch(self, size: int) -> list[tuple[Key, PendingQuestion]]:
-        """The `size` keys that have waited longest, for the engine."""
+        """Take the `size` keys that have waited longest, for the engine."""
         with self._changed:
             batch = [(key, self._questions[key]) for key in islice(self._waiting, size)]
             for key, _ in batch:
@@ -125,7 +129,7 @@ class PendingQuestions:
             return batch
 
     def answer(self, answers: Mapping[Key, Judgement]) -> None:
-        """Hand the answers to whoever waits for them by now."""
+        """Give the answers to the requests that wait for them."""
         complete = []
         with self._changed:
             for key, judgement in answers.items():
@@ -138,7 +142,7 @@ class PendingQuestions:
             _finish(request)
 
     def fail(self, keys: Iterable[Key], error: Exception) -> None:
-        """Fail all requests that wait for one of these, with JudgeFailedError."""
+        """Fail all requests that wait for one of `keys`, with JudgeFailedError."""
         with self._changed:
             requests = {request for key in keys for request in self._forget(key)}
         for request in requests:
@@ -163,14 +167,32 @@ class PendingQuestions:
                 if question and request in question.requests:
                     question.requests.remove(request)
                     if not question.requests:
-                        self._forget(key)  # one that is with the engine already goes into the store all the same
+                        self._forget(key)  # if the engine has it already, its answer is stored all the same
 
     def _forget(self, key: Key) -> list[_Request]:
-        """Take the question out, wherever it stands: it may wait again while an earlier one is with the engine. Its requests."""
+        """Remove the question from every queue (an earlier one may be with the engine); returns its requests."""
         self._fresh.pop(key, None)
         self._waiting.pop(key, None)
         question = self._questions.pop(key, None)
         return question.requests if question else []
+
+
+def map_future(source: "Future[S]", transform: Callable[[S], T]) -> "Future[T]":
+    """A future of `transform` of the result of `source`. Cancelling it cancels `source`."""
+    mapped: Future[T] = Future()
+
+    def finish(done: "Future[S]") -> None:
+        with suppress(InvalidStateError):  # cancelled in the meantime
+            if done.cancelled():
+                mapped.cancel()
+            elif error := done.exception():
+                mapped.set_exception(error)
+            else:
+                mapped.set_result(transform(done.result()))
+
+    source.add_done_callback(finish)
+    mapped.add_done_callback(lambda future: source.cancel() if future.cancelled() else None)
+    return mapped
 
 
 def _finish(request: _Request, error: Exception | None = None) -> None:

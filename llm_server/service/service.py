@@ -1,7 +1,7 @@
 """The annotation service: a judge behind gRPC, with health and reflection.
 
-Invariant: the event loop never waits for the model; whatever a request holds, the server stays up and the status says what to
-do; health is SERVING exactly while `Annotate` can be answered.
+Invariant: the event loop never waits for the model; no request can bring the server down, and the status of a failed
+one says what to do; health is SERVING exactly while `Annotate` can be answered.
 """
 
 import asyncio
@@ -10,107 +10,86 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from configs.annotation_schema import AccessConfig, ServiceConfig
-from llm_server import annotation_pb2, annotation_pb2_grpc
-from llm_server.annotation import Judgement, PairJudgement
+from llm_server import annotation_pb2 as pb
+from llm_server import annotation_pb2_grpc, wire
 from llm_server.rubrics.rubric import Rubric
 from llm_server.service.auth import Gate, add_port, check_access
 from llm_server.service.judge import Judge
 from llm_server.service.pending import JudgeBusyError, JudgeClosedError, JudgeFailedError
-from llm_server.wire import (
-    LOADING,
-    MAX_MESSAGE_BYTES,
-    annotate_response,
-    describe_response,
-    embed_response,
-    pairs_response,
-)
 
 T = TypeVar("T")
 LOG = logging.getLogger(__name__)
-SERVICE_NAME = annotation_pb2.DESCRIPTOR.services_by_name["Annotation"].full_name
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Annotation"].full_name
 STOP_GRACE_S = 2.0
-OWN_PROCESSES = AccessConfig()
+LOOPBACK_ACCESS = AccessConfig()
 
 
 class AnnotationServicer(annotation_pb2_grpc.AnnotationServicer):
-    """Checks requests and hands them to the judge; refuses them while there is none yet."""
+    """Checks requests and passes them to the judge; refuses them while it is not loaded."""
 
     def __init__(self, rubric: Rubric) -> None:
         self.judge: Judge | None = None
         self._rubric = rubric
 
-    async def Annotate(
-        self, request: annotation_pb2.AnnotateRequest, context: grpc.aio.ServicerContext
-    ) -> annotation_pb2.AnnotateResponse:
+    async def Annotate(self, request: pb.AnnotateRequest, context: grpc.aio.ServicerContext) -> pb.AnnotateResponse:
         """One judgement per item; see annotation.proto for the statuses."""
         judge = await self._ready_judge(context)
         await self._check_rubric(request, context)
         items = list(request.items)
-        judgements: list[Judgement] = await _answer(context, lambda: judge.submit(items, request.bypass_store))
+        judgements = await _answer(context, lambda: judge.submit(items, request.bypass_store))
         said = judge.describe()
-        return annotate_response(judgements, items, rubric_hash=said.rubric_hash, fingerprint=said.fingerprint)
+        return wire.annotate_response(judgements, items, rubric_hash=said.rubric_hash, fingerprint=said.fingerprint)
 
     async def AnnotatePairs(
-        self, request: annotation_pb2.AnnotatePairsRequest, context: grpc.aio.ServicerContext
-    ) -> annotation_pb2.AnnotatePairsResponse:
+        self, request: pb.AnnotatePairsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.AnnotatePairsResponse:
         """One judgement per pair."""
         judge = await self._ready_judge(context)
         await self._check_rubric(request, context)
         pairs = [(pair.first, pair.second) for pair in request.pairs]
-        judgements: list[PairJudgement] = await _answer(
-            context, lambda: judge.submit_pairs(pairs, request.bypass_store)
-        )
+        judgements = await _answer(context, lambda: judge.submit_pairs(pairs, request.bypass_store))
         said = judge.describe()
-        return pairs_response(judgements, pairs, pairs_hash=said.pairs_hash, fingerprint=said.fingerprint)
+        return wire.pairs_response(judgements, pairs, pairs_hash=said.pairs_hash, fingerprint=said.fingerprint)
 
-    async def Embed(
-        self, request: annotation_pb2.EmbedRequest, context: grpc.aio.ServicerContext
-    ) -> annotation_pb2.EmbedResponse:
+    async def Embed(self, request: pb.EmbedRequest, context: grpc.aio.ServicerContext) -> pb.EmbedResponse:
         """One vector per item."""
         judge = await self._ready_judge(context)
         items = list(request.items)
         vectors = await _answer(context, lambda: judge.submit_embedding(items))
-        return embed_response(vectors, items, fingerprint=judge.describe().fingerprint)
+        return wire.embed_response(vectors, items, fingerprint=judge.describe().fingerprint)
 
-    async def Describe(
-        self, request: annotation_pb2.DescribeRequest, context: grpc.aio.ServicerContext
-    ) -> annotation_pb2.DescribeResponse:
-        """What is served here."""
-        return describe_response((await self._ready_judge(context)).describe())
+    async def Describe(self, request: pb.DescribeRequest, context: grpc.aio.ServicerContext) -> pb.DescribeResponse:
+        """The judge's description."""
+        return wire.describe_response((await self._ready_judge(context)).describe())
 
     async def _ready_judge(self, context: grpc.aio.ServicerContext) -> Judge:
         if self.judge is None:
-            await context.abort(
-                grpc.StatusCode.UNAVAILABLE, f"{LOADING}; ask again in a few seconds, or watch grpc.health.v1"
-            )
+            retry = "ask again in a few seconds, or watch grpc.health.v1"
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"{wire.LOADING}; {retry}")
         assert self.judge is not None  # abort raises
         return self.judge
 
-    async def _check_rubric(
-        self,
-        request: annotation_pb2.AnnotateRequest | annotation_pb2.AnnotatePairsRequest,
-        context: grpc.aio.ServicerContext,
-    ) -> None:
+    async def _check_rubric(self, request: Any, context: grpc.aio.ServicerContext) -> None:
         rubric = self._rubric
         if (request.rubric_id, request.rubric_version) != (rubric.id, rubric.version):
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION,
-                f"rubric {request.rubric_id!r} version {request.rubric_version!r} was asked for, this service has {rubric.id!r} version"
-                f" {rubric.version!r}; start a service with that rubric, or ask for this one",
+                f"rubric {request.rubric_id!r} version {request.rubric_version!r} was requested, this service has"
+                f" {rubric.id!r} version {rubric.version!r}; start a service with that rubric, or request this one",
             )
 
 
 async def _answer(context: grpc.aio.ServicerContext, ask: "Callable[[], Future[T]]") -> T:
-    """What the future of `ask` holds; its errors become the call's status."""
+    """The result of the future that `ask` returns; its errors become the call's status."""
     try:
-        # Cancelled with the request (the client has gone, or its deadline has passed), the future withdraws the items.
+        # The future is cancelled with the request (client gone, deadline passed), and then withdraws the items.
         return await asyncio.wrap_future(ask())
     except ValueError as error:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
@@ -128,26 +107,24 @@ async def serve(
     rubric: Rubric,
     build: Callable[[ServiceConfig, Rubric], Judge],
     *,
-    access: AccessConfig = OWN_PROCESSES,
+    access: AccessConfig = LOOPBACK_ACCESS,
     on_listening: Callable[[str], None],
     on_serving: Callable[[Judge], None],
     stop: asyncio.Event,
 ) -> bool:
-    """Listen at once, load the model, answer until `stop`; False where `stop` came first and `build` still runs in its thread.
+    """Listen, load the model, answer until `stop`; False if `stop` came first and `build` still runs in its thread.
 
-    Raises ValueError for an address that cannot be listened on, credentials that `access` lacks for it, and what `build` finds wrong.
+    Raises ValueError for an address that is taken or needs credentials that `access` lacks, and where `build` does.
     """
     check_access(config.host, access)
-    options = [
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.so_reuseport", 0),  # a port that another service has is an error, not a share of its clients
-        (
-            "grpc.http2.min_recv_ping_interval_without_data_ms",
-            10_000,
-        ),  # clients ping while the model thinks; that is no abuse
+    arguments = [
+        ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", wire.MAX_MESSAGE_BYTES),
+        ("grpc.so_reuseport", 0),  # a port in use is an error; its clients are not shared with the other service
+        # Clients may ping while they wait for the model.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ]
-    server = grpc.aio.server(options=options, interceptors=[Gate(access)])
+    server = grpc.aio.server(options=arguments, interceptors=[Gate(access)])
     servicer, health_servicer = AnnotationServicer(rubric), health.aio.HealthServicer()
     annotation_pb2_grpc.add_AnnotationServicer_to_server(servicer, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
@@ -156,9 +133,8 @@ async def serve(
     try:
         port = add_port(server, f"{host}:{config.port}", access)
     except RuntimeError as error:
-        raise ValueError(
-            f"cannot listen on {host}:{config.port} ({error}); give another --port, 0 for a free one"
-        ) from None
+        what_to_do = "give another --port, 0 for a free one"
+        raise ValueError(f"cannot listen on {host}:{config.port} ({error}); {what_to_do}") from None
     await _set_health(health_servicer, health_pb2.HealthCheckResponse.NOT_SERVING)
     await server.start()
     on_listening(f"{host}:{port}")
@@ -180,16 +156,14 @@ async def serve(
 
 
 def _in_daemon_thread(build: Callable[[], Judge]) -> "asyncio.Future[Judge]":
-    """Its result; neither the event loop's end nor the interpreter's waits for it, as they would for an executor's thread."""
+    """The result of `build`. Unlike an executor's, this thread delays neither the loop's nor the process's exit."""
     future: Future[Judge] = Future()
 
     def run() -> None:
         try:
-            judge = build()
+            future.set_result(build())
         except BaseException as error:
             future.set_exception(error)
-        else:
-            future.set_result(judge)
 
     threading.Thread(target=run, name="load", daemon=True).start()
     return asyncio.wrap_future(future)

@@ -1,8 +1,8 @@
 """The judgement store: a SQLite file in which nothing is asked twice, across restarts and across runs.
 
-Invariant: a judgement is found again only by the same weights, tokenizer, prompt, engine, device and dtype (`fingerprint`), the same rubric
-content and the same item bytes. The store is an economy, never a reason to fail: once open, an error of it is logged and
-costs forward passes. It is bounded: the newest `MAX_JUDGEMENTS` are kept, trimmed whenever it is opened.
+Invariant: a judgement is found only by the same weights, tokenizer, prompt, engine, device and dtype (`fingerprint`),
+the same rubric content and the same item bytes. The store is optional: once open, its errors are logged and only cost
+forward passes. It is bounded: the newest `MAX_JUDGEMENTS` are kept, trimmed whenever it is opened.
 """
 
 import logging
@@ -10,15 +10,14 @@ import math
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import platformdirs
 
 from llm_server.annotation import Judgement, Status
 
-logger = logging.getLogger(__name__)
-
+LOG = logging.getLogger(__name__)
 MAX_JUDGEMENTS = 5_000_000
 """About 0.6 GB of captions."""
 CHUNK = 500
@@ -26,7 +25,9 @@ CHUNK = 500
 BUSY_TIMEOUT_S = 10.0
 
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS judges (id INTEGER PRIMARY KEY, fingerprint TEXT NOT NULL, rubric_hash TEXT NOT NULL, UNIQUE (fingerprint, rubric_hash));
+CREATE TABLE IF NOT EXISTS judges (
+    id INTEGER PRIMARY KEY, fingerprint TEXT NOT NULL, rubric_hash TEXT NOT NULL, UNIQUE (fingerprint, rubric_hash)
+);
 CREATE TABLE IF NOT EXISTS judgements (
     number INTEGER PRIMARY KEY AUTOINCREMENT, judge INTEGER NOT NULL, item BLOB NOT NULL,
     status TEXT NOT NULL, probability REAL, answer_mass REAL NOT NULL, UNIQUE (judge, item)
@@ -36,9 +37,7 @@ CREATE TABLE IF NOT EXISTS judgements (
 
 def open_store(setting: str) -> "JudgementStore | None":
     """The store that `ServiceConfig.store` names: a file, the user's own where it is empty, or None for `memory`."""
-    if setting == "memory":
-        return None
-    return JudgementStore(store_path(setting))
+    return None if setting == "memory" else JudgementStore(store_path(setting))
 
 
 def store_path(setting: str) -> Path:
@@ -67,7 +66,7 @@ class JudgementStore:
             self._connection = self._open()
 
     def look_up(self, fingerprint: str, rubric_hash: str, items: Sequence[bytes]) -> dict[bytes, Judgement]:
-        """What is known of `items`, marked as cached."""
+        """The stored judgements of `items`, marked as cached."""
         query = (
             "SELECT item, status, probability, answer_mass FROM judgements JOIN judges ON judges.id = judge "
             "WHERE fingerprint = ? AND rubric_hash = ? AND item IN ({})"
@@ -77,14 +76,13 @@ class JudgementStore:
             with self._lock:
                 for start in range(0, len(items), CHUNK):
                     chunk = items[start : start + CHUNK]
-                    marks = ",".join("?" * len(chunk))
-                    for item, status, probability, mass in self._connection.execute(
-                        query.format(marks), (fingerprint, rubric_hash, *chunk)
-                    ):
+                    statement = query.format(",".join("?" * len(chunk)))
+                    rows = self._connection.execute(statement, (fingerprint, rubric_hash, *chunk))
+                    for item, status, probability, mass in rows:
                         p = math.nan if probability is None else probability
                         found[item] = Judgement(status=Status[status], probability=p, answer_mass=mass, cached=True)
         except sqlite3.Error as error:
-            logger.warning("judgement store %s cannot be read, so judgements are made anew: %s", self.path, error)
+            LOG.warning("judgement store %s cannot be read, so the model is asked again: %s", self.path, error)
         return found
 
     def put(self, fingerprint: str, rubric_hash: str, judgements: Mapping[bytes, Judgement]) -> None:
@@ -101,22 +99,19 @@ class JudgementStore:
                 (judge,) = self._connection.execute(
                     "SELECT id FROM judges WHERE fingerprint = ? AND rubric_hash = ?", (fingerprint, rubric_hash)
                 ).fetchone()
-                self._insert(judge, rows)
+                self._connection.executemany(
+                    "INSERT OR REPLACE INTO judgements (judge, item, status, probability, answer_mass)"
+                    " VALUES (?, ?, ?, ?, ?)",
+                    [(judge, *row) for row in rows],
+                )
         except sqlite3.Error as error:
-            logger.warning(
-                "judgement store %s cannot be written, so %d judgements are not kept: %s", self.path, len(rows), error
-            )
+            what = f"{len(rows)} judgements are not kept"
+            LOG.warning("judgement store %s cannot be written, so %s: %s", self.path, what, error)
 
     def close(self) -> None:
-        """Close the file; nothing may be asked of the store afterwards."""
+        """Close the file; the store must not be used afterwards."""
         with self._lock:
             self._connection.close()
-
-    def _insert(self, judge: int, rows: Iterable[tuple[bytes, str, float | None, float]]) -> None:
-        self._connection.executemany(
-            "INSERT OR REPLACE INTO judgements (judge, item, status, probability, answer_mass) VALUES (?, ?, ?, ?, ?)",
-            [(judge, *row) for row in rows],
-        )
 
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
@@ -124,10 +119,9 @@ class JudgementStore:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.executescript(SCHEMA)
+            trim = "DELETE FROM judgements WHERE number <= (SELECT max(number) FROM judgements) - ?"
             with connection:
-                connection.execute(
-                    "DELETE FROM judgements WHERE number <= (SELECT max(number) FROM judgements) - ?", (MAX_JUDGEMENTS,)
-                )
+                connection.execute(trim, (MAX_JUDGEMENTS,))
         except sqlite3.Error:
             connection.close()
             raise
@@ -138,6 +132,5 @@ class JudgementStore:
         self.path.rename(aside)
         for suffix in ("-wal", "-shm"):
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
-        logger.warning(
-            "judgement store %s is damaged (%s): moved to %s, starting an empty one", self.path, error, aside
-        )
+        said = f"is damaged ({error}): moved to {aside}, starting an empty one"
+        LOG.warning("judgement store %s %s", self.path, said)

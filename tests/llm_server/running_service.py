@@ -1,4 +1,4 @@
-"""A real annotation service in a thread of this process, with whatever engine and access a test wants."""
+"""A real annotation service in a thread of this process, with any engine and access settings."""
 
 import asyncio
 import threading
@@ -15,39 +15,55 @@ WAIT_S = 20.0
 
 
 class RunningService:
-    """Serving once it is made; `close` ends it."""
+    """Serving once it is made, unless `load` holds the judge back or `build` replaces it; `close` ends it."""
 
-    def __init__(self, rubric: Rubric, engine: Any = None, access: AccessConfig | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        rubric: Rubric,
+        engine: Any = None,
+        access: AccessConfig | None = None,
+        load: threading.Event | None = None,
+        build: Callable[[], Judge] | None = None,
+        **settings: Any,
+    ) -> None:
         config = ServiceConfig(**{"engine": "scripted", "script": "good=0.9", "store": "memory"} | settings)
         address: Future[str] = Future()
-        self._served = threading.Event()
+        self.engine, self.served = engine, threading.Event()
+        self.ended: Future[bool] = Future()
 
-        def build(config: ServiceConfig, rubric: Rubric) -> Judge:
+        def build_when_allowed(config: ServiceConfig, rubric: Rubric) -> Judge:
+            assert load is None or load.wait(WAIT_S)
+            if build is not None:
+                return build()
             return build_judge(config, rubric) if engine is None else Judge(engine, rubric, None, config)
 
-        async def session() -> None:
-            self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-            on_serving: Callable[[Judge], None] = lambda judge: self._served.set()  # noqa: E731
+        def on_serving(judge: Judge) -> None:
+            self.judge = judge
+            self.served.set()
+
+        async def session() -> bool:
+            self.loop, self.stop = asyncio.get_running_loop(), asyncio.Event()
             given = {} if access is None else {"access": access}
-            await serve(
-                config, rubric, build, on_listening=address.set_result, on_serving=on_serving, stop=self._stop, **given
-            )
+            listening: dict[str, Any] = {"on_listening": address.set_result, "on_serving": on_serving}
+            return await serve(config, rubric, build_when_allowed, stop=self.stop, **listening, **given)
 
         def run() -> None:
             try:
-                asyncio.run(session())
+                self.ended.set_result(asyncio.run(session()))
             except BaseException as error:
-                if not address.done():
-                    address.set_exception(error)
+                for future in (address, self.ended):
+                    if not future.done():
+                        future.set_exception(error)
 
-        self._thread = threading.Thread(
-            target=run, daemon=True
-        )  # a test that fails must not keep the others from ending
+        # A daemon: a test that fails must not keep the others from ending.
+        self._thread = threading.Thread(target=run, daemon=True)
         self._thread.start()
         self.address = address.result(WAIT_S)
-        assert self._served.wait(WAIT_S)
+        if load is None and build is None:
+            assert self.served.wait(WAIT_S)
 
     def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self.stop.set)
         self._thread.join(WAIT_S)
         assert not self._thread.is_alive()

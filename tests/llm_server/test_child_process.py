@@ -1,4 +1,4 @@
-"""A server as a child: whatever way it dies or hangs, it is replaced, says why, and leaves no process behind."""
+"""A server as a child: however it dies or hangs, it is replaced, says why, and leaves no process behind."""
 
 import os
 import re
@@ -6,16 +6,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from llm_server.child_process import ChildServer, ChildSettings, ProbeRefused
+from tests.llm_server.waiting import wait_until
 
 WAIT_S = 30.0
-# It has a process of its own, as vLLM has; each start plays the next behaviour; a connection's first byte says what to do.
+# It has a process of its own, as vLLM has; each start plays the next behaviour; a connection's first byte says what to
+# do.
 PROGRAM = """
 import os, signal, socket, subprocess, sys, time
 port, folder = int(sys.argv[1]), sys.argv[2]
@@ -28,8 +29,9 @@ behaviours = sys.argv[3:]
 behaviour = behaviours[min(number, len(behaviours) - 1)]
 if behaviour == "crash":
     print("(Server pid=7) WARNING 01-01 [a.py:1] This can cause errors like `OSError: too many open files`.")
-    print("(Core pid=8) ERROR 01-01 [b.py:2] Traceback (most recent call last):\\n(Core pid=8) ERROR 01-01 [b.py:2]   raise ValueError: no")
-    print("(Core pid=8) ERROR 01-01 [b.py:2] pydantic.ValueError: 1 problem:\\n  no such weights: x\\nRuntimeError: it all failed")
+    prefix = "(Core pid=8) ERROR 01-01 [b.py:2]"
+    print(f"{prefix} Traceback (most recent call last):\\n{prefix}   raise ValueError: no")
+    print(f"{prefix} pydantic.ValueError: 1 problem:\\n  no such weights: x\\nRuntimeError: it all failed")
     sys.exit(1)
 if behaviour == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -83,16 +85,9 @@ def start(tmp_path):
 
 
 def incarnations(folder):
-    """(server's pid, its own child's pid, its temporary folder) of every start that got so far."""
+    """(server's pid, its own child's pid, its temporary folder) of every start that listened."""
     rows = [line.split() for line in (folder / "pids").read_text().splitlines()]
     return [(int(server), int(core), Path(scratch)) for server, core, scratch in rows]
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def is_gone(pid):
@@ -106,7 +101,7 @@ def assert_nothing_is_left(folder, number=-1):
 
 
 def next_port(server, port):
-    """Where it is up after the child on `port` has broken."""
+    """The port after the child on `port` has failed."""
     server.doubt(port)
     return server.wait_until_up(WAIT_S)
 

@@ -1,8 +1,7 @@
-"""Several services asked as one: each item has its replica, what fails goes to the next, nothing that was answered is asked again."""
+"""Several services asked as one: routing, failover, and no answered item asked again."""
 
 import dataclasses
 import threading
-import time
 from collections import Counter
 
 import numpy as np
@@ -18,6 +17,7 @@ from llm_server.client import AnnotationRefused, ServiceUnavailable
 from llm_server.replicas import Replicas, rendezvous_order, split_addresses
 from llm_server.replicated_client import ReplicatedClient
 from tests.llm_server.fake_clients import FakeClient, FakeService, judge
+from tests.llm_server.waiting import wait_until
 
 ITEMS = [b"kill %d" % n if n % 3 else b"wall %d" % n for n in range(64)]
 WAIT_S = 10.0
@@ -90,13 +90,6 @@ def made():
         if thread.name.startswith("replica-probe"):
             thread.join(WAIT_S)
             assert not thread.is_alive()
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def texts(items):

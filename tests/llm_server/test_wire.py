@@ -1,4 +1,4 @@
-"""What travels is what was meant, or an error; and the generated code is that of the proto file."""
+"""Messages round-trip or raise an error, and the generated code is that of the proto file."""
 
 import math
 import re
@@ -99,10 +99,8 @@ def test_the_generated_code_is_not_stale(tmp_path):
     proto = ROOT / "llm_server" / "annotation.proto"
     (command,) = re.findall(r"^//\s+(python -m grpc_tools\.protoc .*)$", proto.read_text(), re.MULTILINE)
     target = tmp_path / "set"
-    subprocess.run(
-        [sys.executable, "-m", "grpc_tools.protoc", "-I.", f"--descriptor_set_out={target}", "llm_server/annotation.proto"],
-        cwd=ROOT, check=True,
-    )  # fmt: skip
+    protoc = [sys.executable, "-m", "grpc_tools.protoc", "-I.", f"--descriptor_set_out={target}"]
+    subprocess.run([*protoc, "llm_server/annotation.proto"], cwd=ROOT, check=True)
     (fresh,) = FileDescriptorSet.FromString(target.read_bytes()).file
     for message in fresh.message_type:
         for field in message.field:

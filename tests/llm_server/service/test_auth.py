@@ -1,10 +1,9 @@
-"""Who may use a service: what it refuses to start with, credentials that it can be given, and how much it takes at once."""
+"""Access to a service: what it refuses at the start, credentials, and limits on requests."""
 
 import dataclasses
 import stat
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -15,7 +14,6 @@ from cluster.wiring import check_addresses, check_parts
 from configs.annotation_schema import AccessConfig
 from configs.checks import ConfigError
 from configs.loading import load_config
-from llm_server.annotation import Score
 from llm_server.channel import call_metadata, check_address
 from llm_server.client import AnnotationClient, ServiceUnavailable
 from llm_server.credentials import (
@@ -31,6 +29,7 @@ from llm_server.offline import annotate
 from llm_server.offline.judgement_file import read_judgements
 from llm_server.service.auth import check_access
 from llm_server.service.service import SERVICE_NAME
+from tests.llm_server.gated_engine import GatedEngine
 from tests.llm_server.running_service import WAIT_S, RunningService
 from tests.refusals import assert_refused
 
@@ -92,7 +91,7 @@ def test_credentials_that_cannot_be_are_refused_at_the_start(access, files, tmp_
         (access("tls_cert"), "wanted both"),
         (access("tls_client_ca"), "--tls-client-ca: got it without --tls-cert"),
         (dataclasses.replace(access(*TLS), **{"tls_key": str(others.server_key)}), "do not belong together"),
-        (dataclasses.replace(access(*TLS), **{"tls_cert": str(tmp_path / "garbage")}), "are no good"),
+        (dataclasses.replace(access(*TLS), **{"tls_cert": str(tmp_path / "garbage")}), "are invalid"),
         (dataclasses.replace(access(*TLS), **{"tls_cert": str(tmp_path / "none")}), "--tls-cert: .* cannot be read"),
         (
             dataclasses.replace(access(*TLS), **{"tls_key": str(files.server_cert)}),
@@ -121,7 +120,7 @@ def test_made_credentials_are_for_their_owner_alone_and_are_never_overwritten(fi
     assert {stat.S_IMODE(path.stat().st_mode) for path in files.directory.iterdir()} == {0o600}
     before = files.contents()
     with pytest.raises(ValueError, match="exists already and is not overwritten"):
-        make_credentials(files.directory)
+        make_credentials(files.ca.parent)
     assert files.contents() == before
 
 
@@ -216,27 +215,10 @@ def test_a_run_with_what_is_no_address_does_not_start(mode, tmp_path):
         check_parts(config)
 
 
-class Gated:
-    """Answers once `gate` is open."""
-
-    name = model = fingerprint = "gated"
-    judges, needs_calibration = True, False
-
-    def __init__(self):
-        self.entered, self.gate = threading.Semaphore(0), threading.Event()
-
-    def score(self, texts):
-        self.entered.release()
-        assert self.gate.wait(WAIT_S)
-        return [Score(0.9, 1.0) for _ in texts]
-
-    def close(self):
-        self.gate.set()
-
-
 def test_more_requests_than_may_be_at_once_are_turned_away_and_served_later(rubric):
-    engine = Gated()
+    engine = GatedEngine()
     service = RunningService(rubric, engine, AccessConfig(max_requests=1))
+    engine.gate.clear()
     first, second = (AnnotationClient(service.address, rubric, WAIT_S) for _ in range(2))
     try:
         with ThreadPoolExecutor(1) as pool:
@@ -254,6 +236,7 @@ def test_more_requests_than_may_be_at_once_are_turned_away_and_served_later(rubr
             assert under_way.result(WAIT_S)
         assert second.annotate([b"two"])
     finally:
+        engine.gate.set()
         first.close()
         second.close()
         service.close()

@@ -1,4 +1,4 @@
-"""A model's bias comes off its answers, and theta is set by items of both sides, within bounds."""
+"""A model's bias is removed from its answers, and theta is set by items of both sides, within bounds."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ KINDS = Rubric(
 
 
 class TableEngine:
-    """Gives each text what a table says: the shares of the answers, or the probability of the first of two."""
+    """Answers from a table: the shares of the answers, or the probability of the first of two."""
 
     model, judges, needs_calibration, fingerprint = "table", True, True, "table"
 
@@ -91,7 +91,7 @@ def test_theta_is_held_within_its_bounds_and_the_items_that_set_it_are_named(no,
 
 
 def test_an_answer_that_every_item_gets_counts_for_nothing():
-    """`gold` is what this model says to everything; `kill` gets little, but from one item far more than from the others."""
+    """This model answers `gold` to everything, and `kill` rarely, but for one item far more than for the others."""
     table = {
         "wall": (0.01, 0.80, 0.09, 0.10),
         "stone": (0.01, 0.80, 0.10, 0.09),

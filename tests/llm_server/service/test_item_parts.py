@@ -1,4 +1,4 @@
-"""An item of several messages is asked message by message and is what its likeliest message is."""
+"""An item of several messages is asked message by message and judged by its most probable message."""
 
 import dataclasses
 import math

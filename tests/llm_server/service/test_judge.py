@@ -1,50 +1,16 @@
-"""The judge asks the model once for what several want, never for what the store knows, and leaves no work behind."""
+"""The judge asks the model once for concurrent requests, never for stored items, and leaves no work behind."""
 
 import math
 import threading
-from collections.abc import Sequence
 
 import pytest
 
 from configs.annotation_schema import ServiceConfig
-from llm_server.annotation import Score, Status
+from llm_server.annotation import Status
 from llm_server.service.judge import MAX_PENDING_REQUESTS, Judge, build_judge
 from llm_server.service.pending import JudgeBusyError, JudgeClosedError, JudgeFailedError
 from llm_server.service.store import open_store
-
-
-class GatedEngine:
-    """Answers 0.9 to texts with `good`; waits at `gate` before it answers and records every batch."""
-
-    name = model = fingerprint = "gated"
-    judges, needs_calibration = True, False
-
-    def __init__(self) -> None:
-        self.batches: list[list[str]] = []
-        self.entered = threading.Semaphore(0)
-        self.gate = threading.Event()
-        self.gate.set()
-        self.is_closed = False
-
-    def score(self, texts: Sequence[str]) -> list[Score]:
-        self.batches.append(list(texts))
-        self.entered.release()
-        assert self.gate.wait(60)
-        if "poison" in texts:
-            raise ArithmeticError("the model broke")
-        return [self._answer(text) for text in texts]
-
-    def close(self) -> None:
-        self.is_closed = True
-
-    def _answer(self, text: str) -> Score:
-        if text == "broken":
-            return Score(math.nan, math.nan)
-        return Score(0.9 if "good" in text else 0.1, 0.01 if text == "mumble" else 0.95)
-
-    @property
-    def asked(self) -> list[str]:
-        return [text for batch in self.batches for text in batch]
+from tests.llm_server.gated_engine import GatedEngine
 
 
 @pytest.fixture

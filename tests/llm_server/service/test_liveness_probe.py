@@ -1,4 +1,4 @@
-"""What is taken for a hang, and what is not. The service here is a bare gRPC server whose answers are played."""
+"""What counts as a hang. The service here is a bare gRPC server with scripted answers."""
 
 import threading
 import time
@@ -11,6 +11,7 @@ from llm_server import annotation_pb2, annotation_pb2_grpc
 from llm_server.credentials import NO_CREDENTIALS
 from llm_server.service.child import LivenessProbe
 from llm_server.wire import LOADING
+from tests.llm_server.waiting import wait_until
 
 HANG_TIMEOUT_S = 0.3
 WAIT_S = 20.0
@@ -58,13 +59,6 @@ def watch(service):
         probe.close()
         probe._thread.join(WAIT_S)
         assert not probe._thread.is_alive()
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def asked(service, number):

@@ -1,11 +1,10 @@
-"""The service over real gRPC: statuses that say what to do, health that tells the truth, nothing left behind, always up."""
+"""The service over real gRPC: statuses say what to do, health is right, nothing is left behind."""
 
-import asyncio
 import dataclasses
 import math
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from types import SimpleNamespace
 
@@ -17,96 +16,34 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from configs.annotation_schema import ServiceConfig
-from llm_server.annotation import Score, Status
+from llm_server.annotation import Status
 from llm_server.annotation_pb2 import AnnotateRequest
 from llm_server.annotation_pb2_grpc import AnnotationStub
 from llm_server.client import AnnotationClient, AnnotationRefused, InProcessClient, ServiceUnavailable
 from llm_server.rubrics.rubric import PairRubric
 from llm_server.service.judge import Judge
-from llm_server.service.service import SERVICE_NAME, serve
+from llm_server.service.service import SERVICE_NAME
+from tests.llm_server.gated_engine import GatedEngine
+from tests.llm_server.running_service import RunningService
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 WAIT_S = 20.0
 
 
-class GatedEngine:
-    """Answers 0.9 where it reads `good`, else 0.1; waits at `gate` first."""
-
-    name = model = fingerprint = "gated"
-    judges, needs_calibration = True, False
-
-    def __init__(self):
-        self.asked, self.entered, self.gate = [], threading.Semaphore(0), threading.Event()
-        self.gate.set()
-
-    def score(self, texts):
-        self.asked += texts
-        self.entered.release()
-        assert self.gate.wait(WAIT_S)
-        if "poison" in texts:
-            raise ArithmeticError("the model broke")
-        return [Score(0.9 if "good" in text else 0.1, 0.95) for text in texts]
-
-    def close(self):
-        pass
-
-    def score_pairs(self, pairs):
-        return [Score(0.8 if "good" in first else 0.3, 0.95) for first, _ in pairs]
-
-
 @pytest.fixture
 def start(rubric):
-    """Starts services, each with its event loop in a thread; `load` is when the model may be ready."""
+    """Starts services; `load` is set when the model may be ready."""
     running = []
 
-    def start(engine=None, load=None, build=None, rubric=rubric, **settings):
-        engine, address, ended = engine or GatedEngine(), Future(), Future()
-        config = ServiceConfig(**{"store": "memory", "max_items_per_request": 8, "max_item_bytes": 64, **settings})
-        handle = SimpleNamespace(engine=engine, served=threading.Event(), ended=ended)
-
-        def build_when_allowed(config, rubric):
-            assert load is None or load.wait(WAIT_S)
-            return build() if build else Judge(engine, rubric, None, config)
-
-        async def session():
-            handle.loop, handle.stop = asyncio.get_running_loop(), asyncio.Event()
-
-            def on_serving(judge):
-                handle.judge = judge
-                handle.served.set()
-
-            await serve(
-                config,
-                rubric,
-                build_when_allowed,
-                on_listening=address.set_result,
-                on_serving=on_serving,
-                stop=handle.stop,
-            )
-
-        def run():
-            try:
-                ended.set_result(asyncio.run(session()))
-            except BaseException as error:
-                for future in (address, ended):
-                    if not future.done():
-                        future.set_exception(error)
-
-        handle.thread = threading.Thread(target=run)
-        handle.thread.start()
-        running.append(handle)
-        handle.address = address.result(WAIT_S)
-        if load is None and build is None:
-            assert handle.served.wait(WAIT_S)
-        return handle
+    def start(engine=None, rubric=rubric, **settings):
+        limits = {"max_items_per_request": 8, "max_item_bytes": 64}
+        running.append(RunningService(rubric, engine or GatedEngine(), **limits | settings))
+        return running[-1]
 
     yield start
-    for handle in running:
-        handle.engine.gate.set()
-        if handle.thread.is_alive() and hasattr(handle, "stop"):
-            handle.loop.call_soon_threadsafe(handle.stop.set)
-        handle.thread.join(WAIT_S)
-        assert not handle.thread.is_alive()
+    for service in running:
+        service.engine.gate.set()
+        service.close()
 
 
 @pytest.fixture

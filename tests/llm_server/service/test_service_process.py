@@ -1,4 +1,4 @@
-"""The service as a child: started, watched, started again, given up with its own words, and never left behind."""
+"""The service as a child: started, watched, restarted, given up with the reason, never left behind."""
 
 import logging
 import os
@@ -16,11 +16,13 @@ from configs.annotation_schema import ServiceConfig
 from llm_server.client import AnnotationClient, AnnotationRefused, ServiceUnavailable
 from llm_server.rubrics.loading import load_rubric
 from llm_server.service.child import MAX_FAILED_STARTS, ServiceProcess, serve_command
+from tests.llm_server.waiting import wait_until
 
 PYTHON = sys.executable
 SCRIPTED = ServiceConfig(engine="scripted", script="kill=0.9", store="memory")
 
-# Stands in for the interpreter, so that each way of dying can be played; `ServiceProcess` runs it as it runs the service.
+# Stands in for the interpreter, so that each way of dying can be played; `ServiceProcess` runs it as it runs the
+# service.
 PROGRAM = """#!{python}
 import signal, sys, time
 from pathlib import Path
@@ -29,7 +31,10 @@ address_file = Path(sys.argv[sys.argv.index("--address-file") + 1])
 print("starting up", file=sys.stderr, flush=True)
 {behaviour}
 """
-LISTEN = "temporary = address_file.with_suffix('.new'); temporary.write_text('127.0.0.1:%d'); temporary.rename(address_file); "
+LISTEN = (
+    "temporary = address_file.with_suffix('.new'); temporary.write_text('127.0.0.1:%d');"
+    " temporary.rename(address_file); "
+)
 SERVE = LISTEN + "sys.stdin.read()"
 STUBBORN = "signal.signal(signal.SIGTERM, signal.SIG_IGN); " + LISTEN + "time.sleep(600)"
 
@@ -57,7 +62,7 @@ def write_program(folder, behaviour):
 
 
 class SteppingClock:
-    """Every look is half a minute later, so no back-off is waited for."""
+    """Every reading is half a minute later, so that no back-off is waited for."""
 
     now = 0.0
 
@@ -69,13 +74,6 @@ class SteppingClock:
 def address_of(process):
     wait_until(process.ensure_running)
     return process.address()
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_it_is_unavailable_until_it_listens_and_nothing_is_left_after_close(make, tmp_path):

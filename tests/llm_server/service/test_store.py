@@ -1,4 +1,4 @@
-"""The judgement store finds what it was given, under the same judge only, and never stands in the way."""
+"""The judgement store finds what it was given, under the same judge only, and its errors stop nothing."""
 
 import logging
 import math
