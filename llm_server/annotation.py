@@ -1,6 +1,6 @@
-"""The words of annotation: `Caption`, `Judgement`, and the same of pairs.
+"""The types of annotation: `Caption`, `Judgement`, and their counterparts for pairs.
 
-Invariant: a judgement that is not OK carries no probability that anything may use as a label.
+Invariant: a judgement that is not OK carries no probability that could be used as a label.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 EDGE = 1e-6
-"""Probabilities nearer to 0 or 1 have no finite log-odds to speak of."""
+"""Probabilities are clipped to [EDGE, 1 - EDGE], so that log-odds are finite."""
 
 
 def log_odds(probabilities: np.ndarray | float) -> np.ndarray:
@@ -20,7 +20,7 @@ def log_odds(probabilities: np.ndarray | float) -> np.ndarray:
 
 
 class Status(Enum):
-    """What became of one item."""
+    """The outcome for one item."""
 
     OK = 1
     """The probability is a label."""
@@ -48,14 +48,14 @@ class _Answered(NamedTuple):
 
 
 class Score(_Answered):
-    """A model's answer about one text as it is read off (engine -> judge); NaN where the model's numbers broke. As a tuple it is
-    the probability and the answer mass."""
+    """A model's raw answer about one text (engine -> judge); NaN where the model's numbers are not finite. As a tuple
+    it is the probability and the answer mass."""
 
     shares: tuple[float, ...]
-    """Each answer's part of the answer mass, in the order of `Question.answers`; empty where the engine does not say."""
+    """Each answer's part of the answer mass, in the order of `Question.answers`; empty where the engine gives none."""
 
     def __new__(cls, probability: float, answer_mass: float, shares: tuple[float, ...] = ()) -> "Score":
-        """`shares` is kept beside the tuple."""
+        """`shares` is an attribute, not an element of the tuple."""
         score = super().__new__(cls, probability, answer_mass)
         score.shares = shares
         return score
@@ -69,14 +69,14 @@ class Judgement:
     probability: float
     """p(positive answer) / (p(positive) + p(negative)); NaN unless OK."""
     answer_mass: float
-    """p(positive) + p(negative): how much of the model's belief lies on the allowed answers."""
+    """p(positive) + p(negative): the probability mass on the allowed answers."""
     cached: bool = False
     """Read from the store; no forward pass was made for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedCaption:
-    """A caption and what was said of it (annotator -> reward model)."""
+    """A caption and its judgement (annotator -> reward model)."""
 
     caption: Caption
     judgement: Judgement
@@ -97,21 +97,20 @@ class PairJudgement:
     status: Status
     """OK where both orders were answered."""
     preference: float
-    """p(the first is better): the two orders averaged in log-odds, so that what the place alone is worth cancels; 0.5 is a
-    tie; NaN unless OK."""
+    """p(the first is better), the mean of both orders in log-odds, free of position bias; 0.5: a tie; NaN unless OK."""
     answer_mass: float
-    """The smaller of both orders' probability of the allowed answers together."""
+    """The smaller of the two orders' answer masses."""
     position_bias: float
-    """Log-odds that being shown first is worth, positive where the model favours the first place; NaN unless OK."""
+    """Log-odds gained by being shown first, positive where the model favours the first place; NaN unless OK."""
     cached: bool = False
     """Both orders were read from the store."""
     singles: tuple[float, float] | None = None
-    """The judgements of both items alone, where the preference was made of those."""
+    """The probabilities of both items judged alone, where the preference was computed from them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedPair:
-    """A pair and what was said of it (annotator -> reward model)."""
+    """A pair and its judgement (annotator -> reward model)."""
 
     pair: CaptionPair
     judgement: PairJudgement
@@ -119,7 +118,7 @@ class JudgedPair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddedCaption:
-    """A caption and how near it lies to each goal sentence (annotator -> reward model)."""
+    """A caption and its similarity to each goal sentence (annotator -> reward model)."""
 
     caption: Caption
     cosines: np.ndarray
@@ -128,7 +127,7 @@ class EmbeddedCaption:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceDescription:
-    """What a service says of itself (`Describe`)."""
+    """A service's description of itself (`Describe`)."""
 
     model: str
     engine: str
@@ -139,45 +138,41 @@ class ServiceDescription:
     rubric_hash: str
     """Hash of the rubric's content: part of the store's key."""
     pairs_hash: str
-    """Likewise of how the rubric compares pairs; empty where it does not."""
+    """Hash of the rubric's `pairs` section; empty where it has none."""
     threshold: float
     """The rubric's theta for this model."""
     max_items_per_request: int
     max_item_bytes: int
     forward_passes: int
-    """Items that a forward pass was spent on since the service started."""
+    """Items that went through the model since the service started."""
     engine_busy_s: float = 0.0
-    """Seconds that the engine has been at its present batch; 0 where it waits for one."""
+    """Seconds that the engine has spent on its current batch; 0 where it has none."""
     noise: float = 0.0
-    """Log-odds by which an answer may differ between processors and batches: so near to theta an item is undecided."""
+    """Log-odds by which answers differ between processors and batches; an item this near to theta is undecided."""
 
     @property
     def pays_above(self) -> float:
-        """The probability above which an item is positive on every processor: theta and the noise above it."""
-        return (
-            float(1.0 / (1.0 + np.exp(-(log_odds(self.threshold) + self.noise))))
-            if 0.0 < self.threshold < 1.0
-            else self.threshold
-        )
+        """The probability above which an item is positive on every processor: theta plus the noise."""
+        if not 0.0 < self.threshold < 1.0:
+            return self.threshold
+        return float(1.0 / (1.0 + np.exp(-(log_odds(self.threshold) + self.noise))))
 
     def is_undecided(self, judgement: Judgement) -> bool:
         """Whether a label lies within the noise of theta: neither a yes nor a no."""
-        return (
-            judgement.status is Status.OK
-            and abs(float(log_odds(judgement.probability) - log_odds(self.threshold))) <= self.noise
-        )
+        distance = abs(float(log_odds(judgement.probability) - log_odds(self.threshold)))
+        return judgement.status is Status.OK and distance <= self.noise
 
     @property
     def identity(self) -> tuple[str, str, str]:
-        """What must be equal for labels to be mixed. Theta follows from it but for rounding, and is not part of it."""
+        """Labels may be mixed only where this is equal. It determines theta, up to rounding, which is left out."""
         return self.fingerprint, self.rubric_hash, self.pairs_hash
 
 
 def signed_id(caption_id: int) -> int:
-    """A caption id as SQLite keeps it, whose integers are signed: the upper half of the 64-bit ids is negative."""
+    """A caption id as SQLite's signed 64-bit integer: the upper half of the ids becomes negative."""
     return caption_id - 2**64 if caption_id >= 2**63 else caption_id
 
 
 def unsigned_id(number: int) -> int:
-    """The caption id that `signed_id` made `number` of."""
+    """The caption id of a signed id; the inverse of `signed_id`."""
     return number % 2**64

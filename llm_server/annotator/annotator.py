@@ -1,11 +1,11 @@
-"""The annotator: asks the annotation service about what the caption book holds, most urgent first, within the budget.
+"""The annotator: asks the annotation service about the captions of the book, highest priority first, within the budget.
 
     owns              bound                          when full
     requests          max_in_flight                  nothing more is asked
     results           4 x max_in_flight x batch_size the asking threads wait until `take`
 
-Invariant: a caption is lost by no failure: what was not answered is pending again, what was answered is recorded when it
-is taken, and an answer that is not OK is never asked about again and never handed on as a label. All labels are of one judge.
+Invariant: no failure loses a caption: unanswered captions are pending again, answers are recorded when they are taken,
+and an answer that is not OK is neither asked again nor returned as a label. All labels are of one judge.
 """
 
 import logging
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from configs.annotation_schema import AnnotatorConfig
 from configs.backoff import backoff_s
 from llm_server.annotation import JudgedCaption, ServiceDescription, Status
-from llm_server.annotator.feedback import Answer, JudgeClient, Questions, passes_of, question_of, status_of
+from llm_server.annotator.feedback import Answer, JudgeClient, Questions, passes_of, question_of, status_and_cached
 from llm_server.annotator.label_origin import JudgeOfLabels
 from llm_server.annotator.priorities import AskingBudget
 from llm_server.client import AnnotationRefused, ServiceUnavailable, is_loading
@@ -29,7 +29,7 @@ IDLE_S = 0.1
 PROBE_INTERVAL_S = 2.0
 FIRST_BACKOFF_S = 0.25
 LOADING_INTERVAL_S = 1.0
-"""Between attempts at a service that loads its model: it is about to answer, and to be turned away costs it nothing."""
+"""Between attempts while the service loads its model: it will answer soon, and a refused request costs it nothing."""
 REMIND_INTERVAL_S = 60.0
 CLOSE_BUDGET_S = 1.5
 COUNTERS = (
@@ -45,17 +45,17 @@ COUNTERS = (
 
 
 class _Batch(NamedTuple):
-    """Answers, and whose they are."""
+    """Answers, and the judge that gave them."""
 
     judge: ServiceDescription
     answers: list[Any]
 
 
 class Annotator:
-    """Asks in its own threads after `start` (answers wait in `take`), or in the caller's with `turn`; not both.
+    """Asks in its own threads after `start` (`take` returns the answers), or in the caller's with `turn`; not both.
 
-    `connect` makes a client for the service's present address or raises ServiceUnavailable (there is none yet) or
-    AnnotationRefused (there will be none). Every failure asks it for a new one, so a service may come back elsewhere.
+    `connect` makes a client for the service's current address or raises ServiceUnavailable (there is none yet) or
+    AnnotationRefused (there will be none). It is called again after every failure, so a service may return elsewhere.
     """
 
     def __init__(
@@ -66,18 +66,18 @@ class Annotator:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.problem: str | None = None
-        """Why nothing is asked any more; None as long as asking makes sense."""
+        """Why nothing is asked any more; None as long as requests may succeed."""
         self.is_loading = False
-        """Whether the service was found to load its model when it was last asked."""
+        """Whether the service was loading its model at the last attempt."""
         self.num_judges_replaced = 0
-        """How often all labels were dropped for those of another judge, in this life of the run. What was learnt from answers is then to
-        be forgotten before the next are learnt."""
+        """How often all labels were dropped because another judge answered, since this process started. A reward model
+        must then be reset before it learns from the next labels."""
         self._judge = JudgeOfLabels()
         self._connect, self._questions, self._config, self._clock = connect, questions, config, clock
         self._budget = AskingBudget(config.max_labels, config.max_labels_per_s, clock)
         self._counters = dict.fromkeys(COUNTERS, 0)
         self._is_up: bool | None = None
-        self._is_patient = True
+        self._may_wait = True  # whether `turn` waits for a service that fails
         self._reminded_at = -REMIND_INTERVAL_S
         self._stop = threading.Event()
         self._interrupted = False
@@ -104,12 +104,10 @@ class Annotator:
             self._changed.wait_for(lambda: self._results or self._stop.is_set(), timeout_s)
 
     def take(self) -> list[Answer]:
-        """What is to be learnt from the answers that came since the last call, now recorded; nothing of those that are no labels or
-        whose caption has been evicted."""
+        """The labels among the answers since the last call, now recorded; those of evicted captions are dropped."""
         with self._changed:
-            results = list(self._results)
+            results, self._num_results = list(self._results), 0
             self._results.clear()
-            self._num_results = 0
             self._changed.notify_all()
         return self._record(results)
 
@@ -142,10 +140,10 @@ class Annotator:
     # -- turn by turn -------------------------------------------------------------------------------------------------
 
     def turn(self, max_labels: int) -> list[Answer]:
-        """Ask about the `max_labels` most urgent items here and now and return their labels as `take` does.
+        """Ask about the `max_labels` items of highest priority and wait; returns their labels as `take` does.
 
-        A service that fails is waited for, `request_timeout_s` at most and then not again until it has answered, so that
-        a run whose service starts slowly or restarts is the same run; after that a turn costs one attempt.
+        A service that fails is waited for, `request_timeout_s` at most and then not again until it has answered, so
+        that a slow start or a restart of the service does not change the run; after that a turn costs one attempt.
         """
         judged: list[Answer] = []
         asked = 0
@@ -153,8 +151,7 @@ class Annotator:
             batch = self._next_batch(min(self._config.batch_size, max_labels - asked))
             if not batch:
                 break
-            answered = self._attempt_patiently(batch)
-            if answered is None:
+            if (answered := self._attempt_and_wait(batch)) is None:
                 break
             asked += len(batch)
             num_replaced = self.num_judges_replaced
@@ -163,35 +160,35 @@ class Annotator:
         return judged
 
     def interrupt(self) -> None:
-        """End `turn`'s waiting for a service that is down; safe in a signal handler (takes no lock)."""
+        """End the wait of `turn` for a service that is down; safe in a signal handler (takes no lock)."""
         self._interrupted = True
 
-    def _attempt_patiently(self, batch: Sequence[Any]) -> "_Batch | None":
+    def _attempt_and_wait(self, batch: Sequence[Any]) -> "_Batch | None":
         deadline, failures = self._clock() + self._config.request_timeout_s, 0
-        while (answered := self._attempt(batch)) is None and self._is_patient and self.problem is None:
+        while (answered := self._attempt(batch)) is None and self._may_wait and self.problem is None:
             failures = 0 if self.is_loading else failures + 1
             retry_at = self._clock() + self._pause_s(failures)
             while self._clock() < retry_at and not self._interrupted and not self._stop.is_set():
                 time.sleep(0.02)
             if self._interrupted or self._stop.is_set():
                 return None
-            self._is_patient = self._clock() < deadline
+            self._may_wait = self._clock() < deadline
             batch = self._next_batch(len(batch))  # the failed attempt put it back
         if answered is not None:
-            self._is_patient = True
+            self._may_wait = True
         return answered
 
     # -- both ---------------------------------------------------------------------------------------------------------
 
     def _next_batch(self, max_items: int) -> Sequence[Any]:
-        """The most urgent items that the budget allows."""
+        """The items of highest priority that the budget allows."""
         reserved = self._budget.reserve(max_items)
         batch = self._questions.next_batch(reserved) if reserved else []
         self._budget.refund(reserved - len(batch))
         return batch
 
     def _attempt(self, batch: Sequence[Any]) -> "_Batch | None":
-        """One request (a mere sign of life for an empty batch); None where it failed, with the batch pending again."""
+        """One request (a liveness probe for an empty batch); None where it failed, with the batch pending again."""
         is_request, client = False, None
         try:
             client, judge = self._client()
@@ -200,21 +197,21 @@ class Annotator:
             if batch:
                 answers = self._questions.ask(client, batch)
             elif client.describe().identity != judge.identity or self._judge.was_replaced(judge):
-                raise ServiceUnavailable("another judge answers there now: it is asked anew what it is")
+                raise ServiceUnavailable("another judge answers at the address now: its description is read again")
         except Exception as error:
             self._questions.put_back(batch)
             self._budget.refund(len(batch))
             self._failed(error, is_request)
             return None
         finally:
-            if client is not None:  # replicas reject answers of one and take those of another
+            if client is not None:  # of several replicas some answers may be invalid although the request succeeded
                 with self._lock:
                     self._counters["annotations_rejected"] += client.take_rejected()
         self._succeeded()
         return _Batch(judge, answers)
 
     def _client(self) -> tuple[JudgeClient, ServiceDescription]:
-        """This thread's client, and the judge that it asks. One each, so that dropping a broken one disturbs no other request."""
+        """This thread's client and its judge; with one per thread, closing a failed one affects no other request."""
         thread = threading.current_thread()
         with self._lock:
             known = self._clients.get(thread)
@@ -226,7 +223,7 @@ class Annotator:
             self._judge.connected(judge, has_labels=self.num_labels > 0)
             with self._lock:
                 self._clients[thread] = client, judge
-            if self._stop.is_set():  # `close` may have looked before this client was there
+            if self._stop.is_set():  # `close` may have run before this client was registered
                 raise ServiceUnavailable("the annotator is closed")
         except BaseException:
             _close_quietly(client)
@@ -245,14 +242,14 @@ class Annotator:
                     LOG.error("no caption is judged any more: %s", error)
                 self.problem = self.problem or str(error)
             else:
-                self._counters["annotation_requests_failed"] += is_request  # failing to connect is waiting, not failing
-                # The first failure, and then a reminder now and again.
+                self._counters["annotation_requests_failed"] += is_request  # a failure to connect counts as waiting
                 if was_up or self._clock() - self._reminded_at >= REMIND_INTERVAL_S:
                     self._reminded_at = self._clock()
-                    unexpected = not isinstance(error, ServiceUnavailable)
-                    LOG.warning(
-                        "the annotation service does not answer; training goes on: %s", error, exc_info=unexpected
+                    said, is_unexpected = (
+                        "the annotation service does not answer",
+                        not isinstance(error, ServiceUnavailable),
                     )
+                    LOG.warning("%s; training goes on: %s", said, error, exc_info=is_unexpected)
         if client is not None:
             _close_quietly(client)
 
@@ -263,16 +260,16 @@ class Annotator:
             self._is_up, self.is_loading = True, False
 
     def _record(self, batches: Sequence["_Batch"]) -> list[Answer]:
-        """Labels of these, all by one judge: where the last is another's than the first, of the last alone."""
+        """The labels of these batches, all by one judge: where another judge takes over, by that one alone."""
         labels: list[Answer] = []
         for judge, answers in batches:
-            if self._judge.was_replaced(judge):  # was under way when another took over
+            if self._judge.was_replaced(judge):  # the request was under way when another judge took over
                 self._questions.put_back([question_of(answer) for answer in answers])
                 self._budget.refund(len(answers))
                 continue
             if self._judge.takes_over(judge, self.num_labels):
                 labels.clear()
-                self._questions.begin_anew()
+                self._questions.forget_answers()
                 self.num_judges_replaced += 1
                 with self._lock:
                     self._counters["annotations_dropped"] += self._num_labels
@@ -282,53 +279,47 @@ class Annotator:
     def _record_answers(self, answers: list[Any]) -> list[Answer]:
         labels = self._questions.record(answers)
         self._budget.spend(len(answers))
-        said = [status_of(answer) for answer in answers]
+        statuses = [status_and_cached(answer) for answer in answers]
+        judged = [answer.judgement for answer in answers if isinstance(answer, JudgedCaption)]
+        judge, counters = self.judge, self._counters
         with self._lock:
-            self._counters["annotations_total"] += len(said)
-            self._counters["annotations_unparsed"] += sum(status is not Status.OK for status, _ in said)
-            self._counters["annotations_undecided"] += sum(self._is_undecided(answer) for answer in answers)
-            self._counters["annotations_cached"] += sum(cached for _, cached in said)
-            self._counters["forward_passes"] += sum(passes_of(answer) for answer in answers)
+            counters["annotations_total"] += len(answers)
+            counters["annotations_unparsed"] += sum(status is not Status.OK for status, _ in statuses)
+            counters["annotations_undecided"] += sum(map(judge.is_undecided, judged)) if judge is not None else 0
+            counters["annotations_cached"] += sum(cached for _, cached in statuses)
+            counters["forward_passes"] += sum(map(passes_of, answers))
         return labels
 
-    def _is_undecided(self, answer: Any) -> bool:
-        return (
-            self.judge is not None and isinstance(answer, JudgedCaption) and self.judge.is_undecided(answer.judgement)
-        )
-
     def _pause_s(self, failures: int) -> float:
-        """Doubles from a quarter of a second up to `max_backoff_s`, but stays short while the service loads (no failure); a random half
-        is taken off: clients spread out."""
+        """Doubles from a quarter of a second up to `max_backoff_s`, but is short while the service loads (0 failures);
+        the random factor spreads clients out."""
         pause_s = backoff_s(failures, FIRST_BACKOFF_S, self._config.max_backoff_s) or LOADING_INTERVAL_S
         return pause_s * random.uniform(0.5, 1.0)
 
     @property
     def num_answers(self) -> int:
-        """Answers taken so far, earlier lives of the run included."""
+        """Answers taken so far, before a resume included."""
         with self._lock:
             return self._counters["annotations_total"]
 
     @property
     def num_labels(self) -> int:
-        """Those of them that are labels of the present judge."""
+        """Those of them that are labels of the current judge."""
         with self._lock:
             return self._num_labels
 
     @property
     def _num_labels(self) -> int:
-        return (
-            self._counters["annotations_total"]
-            - self._counters["annotations_unparsed"]
-            - self._counters["annotations_dropped"]
-        )
+        counters = self._counters
+        return counters["annotations_total"] - counters["annotations_unparsed"] - counters["annotations_dropped"]
 
     @property
     def judge(self) -> ServiceDescription | None:
-        """By whom the labels are, known before the first of them; None until a service has answered."""
+        """The judge of the labels, known before the first of them; None until a service has answered."""
         return self._judge.now
 
     def retain(self, ids: Set[int]) -> None:
-        """Forget what was remembered of captions other than these."""
+        """Forget captions other than these."""
         self._questions.retain(ids)
 
     def metrics(self) -> dict[str, float | None]:
@@ -336,15 +327,11 @@ class Annotator:
         pending = self._questions.pending()
         with self._lock:
             is_up = None if self._is_up is None else int(self._is_up and self.problem is None)
-            metrics: dict[str, float | None] = {
-                **self._counters,
-                "annotator_up": is_up,
-                "annotation_results_waiting": self._num_results,
-            }
-            return metrics if pending is None else {**metrics, "annotations_pending": pending}
+            metrics = self._counters | {"annotator_up": is_up, "annotation_results_waiting": self._num_results}
+        return metrics if pending is None else metrics | {"annotations_pending": pending}
 
     def state_dict(self) -> dict[str, Any]:
-        """The counters, and what the book does not keep. What was asked and not yet taken counts as not asked."""
+        """The counters, and what the book does not keep. Answers that were not taken yet count as not asked."""
         questions = self._questions.state_dict()
         with self._lock:
             return {"counters": dict(self._counters), "questions": questions, "judge": self._judge.state_dict()}
@@ -355,10 +342,10 @@ class Annotator:
             self._counters.update(state["counters"])
         self._budget.restore(self._counters["annotations_total"])
         self._questions.load_state_dict(state["questions"])
-        self._judge.load_state_dict(state.get("judge") or {})  # older checkpoints do not say; their labels are dropped
+        self._judge.load_state_dict(state.get("judge") or {})  # older checkpoints lack it; their labels are dropped
 
     def close(self) -> None:
-        """Stop asking, within two seconds even where a request hangs (its daemon thread is left behind, its answer dropped)."""
+        """Stop asking, within two seconds even where a request hangs (its daemon thread stays, its answer is lost)."""
         self._stop.set()
         with self._changed:
             self._changed.notify_all()

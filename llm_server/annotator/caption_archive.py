@@ -1,4 +1,4 @@
-"""`captions.sqlite` of a run: every caption the run has seen, also those that its caption book has evicted.
+"""`captions.sqlite` of a run: every caption the run has seen, including those evicted from its caption book.
 
 Invariant: a row holds the newest state written of its caption; a failing disk costs rows of the archive, never the run.
 """
@@ -44,33 +44,29 @@ class CaptionArchive:
             self._connection.execute("PRAGMA synchronous=NORMAL")
             self._connection.execute(SCHEMA)
         except sqlite3.Error as error:
-            raise ValueError(
-                f"caption archive {path} cannot be opened ({error}); move it away or choose another run_dir"
-            ) from error
+            what_to_do = "move it away or choose another run_dir"
+            raise ValueError(f"caption archive {path} cannot be opened ({error}); {what_to_do}") from error
 
     def write(self, rows: Iterable[ArchivedRow]) -> bool:
-        """Insert or replace rows in one transaction; False where the disk refused (logged once until it works again)."""
+        """Insert or replace rows in one transaction; False where the disk refused (only the first time is logged)."""
         try:
             with self._lock, self._connection:
                 self._connection.executemany(UPSERT, ((signed_id(row[0]), *row[1:]) for row in rows))
         except sqlite3.Error as error:
             if not self._failing:
-                LOG.error(
-                    "captions.sqlite could not be written (%s); training goes on, the archive lacks what is evicted meanwhile",
-                    error,
-                )
+                effect = "training goes on, the archive lacks what is evicted meanwhile"
+                LOG.error("captions.sqlite could not be written (%s); %s", error, effect)
             self._failing = True
             return False
         self._failing = False
         return True
 
     def forget_answers(self) -> None:
-        """No caption has an answer any more."""
+        """Remove the answers of all captions."""
+        update = "UPDATE captions SET probability = NULL, answer_mass = NULL, status = 'PENDING'"
         try:
             with self._lock, self._connection:
-                self._connection.execute(
-                    "UPDATE captions SET probability = NULL, answer_mass = NULL, status = 'PENDING'"
-                )
+                self._connection.execute(update)
         except sqlite3.Error as error:
             LOG.error("captions.sqlite could not be written (%s): answers of a former judge stay in it", error)
 
@@ -81,16 +77,13 @@ class CaptionArchive:
             with self._lock:
                 for start in range(0, len(ids), MAX_IDS_PER_QUERY):
                     chunk = [signed_id(number) for number in ids[start : start + MAX_IDS_PER_QUERY]]
-                    query = (
-                        f"SELECT id, text, count, first_seen FROM captions WHERE id IN ({','.join('?' * len(chunk))})"
-                    )
+                    marks = ",".join("?" * len(chunk))
+                    query = f"SELECT id, text, count, first_seen FROM captions WHERE id IN ({marks})"
                     for number, text, count, first_seen in self._connection.execute(query, chunk):
                         found[unsigned_id(number)] = (text, count, first_seen)
         except sqlite3.Error as error:
-            LOG.error(
-                "captions.sqlite could not be read (%s); evicted captions stay unknown until workers send their texts again",
-                error,
-            )
+            effect = "evicted captions stay unknown until workers send their texts again"
+            LOG.error("captions.sqlite could not be read (%s); %s", error, effect)
         return found
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""The caption book: the bounded record of every distinct caption, how often it was seen, and what became of asking about it.
+"""The caption book: the bounded record of every distinct caption, how often it was seen, and its judgement.
 
 Invariant: a report is counted once; a caption with a text is asked about at most once at a time and, once answered, not
-again while it is in the book; at most `max_captions` are held, the least recently seen leave first (to the archive).
+again while it is in the book; at most `max_captions` are held, and the least recently seen are evicted to the archive.
 """
 
 import secrets
@@ -23,7 +23,7 @@ ARCHIVE_CHUNK = 10_000
 
 
 class CaptionState(IntEnum):
-    """Where a caption stands on its way to a label."""
+    """How far a caption is on the way to a label."""
 
     NO_TEXT = 0
     PENDING = 1
@@ -41,13 +41,12 @@ COLUMNS: dict[str, Any] = {
     "state": np.uint8,
     "probability": np.float64,
     "answer_mass": np.float64,
-    "margin": np.float64,  # the reward model's newest opinion
+    "margin": np.float64,  # of the newest reward model
 }
 ARCHIVED = [name for name in COLUMNS if name != "margin"]
-LOCAL_COLUMNS: dict[str, Any] = {
-    "entered_s": np.float64,
-    "archived": np.bool_,
-}  # meaningless to another process, so not in the state
+# Meaningless to another process, so not part of the state.
+LOCAL_COLUMNS: dict[str, Any] = {"entered_s": np.float64, "archived": np.bool_}
+NEW_ROW = {"state": CaptionState.NO_TEXT, "probability": np.nan, "answer_mass": np.nan, "margin": np.nan}
 
 
 class CaptionBook:
@@ -62,13 +61,12 @@ class CaptionBook:
         policy: str = "recency_frequency",
     ) -> None:
         if max_captions < 1 or recency_half_life_env_steps < 1:
-            raise ValueError(
-                f"max_captions and recency_half_life_env_steps must be at least 1, got {max_captions} and {recency_half_life_env_steps}"
-            )
+            got = f"{max_captions} and {recency_half_life_env_steps}"
+            raise ValueError(f"max_captions and recency_half_life_env_steps must be at least 1, got {got}")
         self.book_epoch = secrets.token_hex(8)
-        """Identity of this book. A restored one has a new identity too: it lacks the reports that came after the checkpoint."""
+        """Identity of this book. A restored book has a new one: it lacks the reports that came after the checkpoint."""
         self.revision = 0
-        """Goes up whenever the set of captions with a text changes."""
+        """Increases whenever the set of captions with a text changes."""
         self.num_evicted = 0
         """Captions evicted in the run."""
         self.wants_margins = policy == "uncertainty"
@@ -76,7 +74,7 @@ class CaptionBook:
         self._max_captions, self._half_life, self._policy = max_captions, recency_half_life_env_steps, policy
         self._archive, self._clock = archive, clock
         self._lock = threading.RLock()
-        self._columns = {name: np.zeros(1024, dtype) for name, dtype in (COLUMNS | LOCAL_COLUMNS).items()}
+        self._columns = _empty_columns(1024)
         self._captions: list[Caption | None] = []  # row -> caption, None while its text is missing
         self._rows: dict[int, int] = {}
         self._reports = ReportWindow()
@@ -87,10 +85,10 @@ class CaptionBook:
     def take_report(
         self, texts: Mapping[int, str], counts: Mapping[int, int], worker_id: str, sequence_number: int, env_steps: int
     ) -> tuple[str, int]:
-        """Take in one worker's report (id -> text, id -> occurrences), seen at `env_steps`; a report already held changes nothing.
+        """Add one worker's report (id -> text, id -> occurrences), seen at `env_steps`; a repeated one changes nothing.
 
-        Returns `(book_epoch, sequence_number)`: the newest report held of this worker. Because a report carries every text
-        that its worker has no acknowledgement for, the texts of all earlier reports are then held as well.
+        Returns `(book_epoch, sequence_number)` of the newest report held of this worker. Because a report carries every
+        text that its worker has no acknowledgement for, the texts of all earlier reports are then held as well.
         """
         with self._lock:
             if self._reports.admit(worker_id, sequence_number):
@@ -99,7 +97,7 @@ class CaptionBook:
 
     def _take(self, texts: Mapping[int, str], counts: Mapping[int, int], env_steps: int) -> None:
         new = [number for number in {**counts, **texts} if number and number not in self._rows]
-        # Workers do not send an acknowledged text again, so an evicted caption that comes back is read from the archive.
+        # Workers do not send an acknowledged text again, so an evicted caption that returns is read from the archive.
         archived = self._archive.look_up(new) if self._archive and self.num_evicted else {}
         for number in new:
             text, count, first_seen = archived.get(number, ("", 0, env_steps))
@@ -119,23 +117,8 @@ class CaptionBook:
         row = len(self._captions)
         if row == len(self._columns["id"]):
             self._columns = {name: np.resize(column, 2 * row) for name, column in self._columns.items()}
-        values = {
-            "id": number,
-            "count": count,
-            "first_seen": first_seen,
-            "last_seen": first_seen,
-            "state": CaptionState.NO_TEXT,
-        }
-        for name, value in (
-            values
-            | {
-                "probability": np.nan,
-                "answer_mass": np.nan,
-                "margin": np.nan,
-                "entered_s": self._clock(),
-                "archived": False,
-            }
-        ).items():
+        known = {"id": number, "count": count, "first_seen": first_seen, "last_seen": first_seen}
+        for name, value in (NEW_ROW | known | {"entered_s": self._clock(), "archived": False}).items():
             self._columns[name][row] = value
         self._rows[number] = row
         self._captions.append(None)
@@ -143,13 +126,13 @@ class CaptionBook:
 
     def _set_text(self, row: int, number: int, text: str) -> None:
         if text:
-            valid = text.encode("utf-8", "replace").decode()  # lone surrogates could be neither sent nor archived
+            valid = text.encode("utf-8", "replace").decode()  # lone surrogates can be neither sent nor archived
             self._captions[row] = Caption(id=number, text=valid)
             self._columns["state"][row] = CaptionState.PENDING
             self.revision += 1
 
     def _evict(self) -> None:
-        """Drop the least recently seen, a 64th more than needed so that this happens rarely."""
+        """Evict the least recently seen, a 64th more than needed so that this happens rarely."""
         excess = min(len(self) - self._max_captions + self._max_captions // 64, len(self) - 1)
         leaving = np.argpartition(self._column("last_seen"), excess - 1)[:excess]
         self._write_archive(leaving[~self._column("archived")[leaving]])
@@ -163,8 +146,8 @@ class CaptionBook:
     # -- asking -------------------------------------------------------------------------------------------------------
 
     def next_batch(self, max_captions: int) -> list[Caption]:
-        """The pending captions of highest priority (`asking_policy`), at most `max_captions`, highest first; they count as asked
-        from now on. Equal priorities go by caption id, so the order is a function of the reports."""
+        """The pending captions of highest priority, at most `max_captions`, highest first; they count as asked from now
+        on. Equal priorities are ordered by caption id, so the order is a function of the reports."""
         with self._lock:
             pending = np.flatnonzero(self._column("state") == CaptionState.PENDING)
             if not len(pending) or max_captions < 1:
@@ -178,14 +161,14 @@ class CaptionBook:
             return [caption for row in rows if (caption := self._captions[row])]
 
     def ranked(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of every caption whose text is known, whatever became of asking about it: id [N] u64, probability [N] f64 (NaN: no label) and
-        the logarithm of its priority [N] f64."""
+        """For all captions with a text, ids [N] u64, probabilities [N] f64 (NaN: no label), log2 of priorities [N]
+        f64."""
         with self._lock:
             rows = np.flatnonzero(self._column("state") != CaptionState.NO_TEXT)
             return self._columns["id"][rows], self._columns["probability"][rows], self._log_priorities(rows)
 
     def captions_of(self, ids: Iterable[int]) -> dict[int, Caption]:
-        """Those of `ids` that are in the book and have a text."""
+        """The captions among `ids` that are in the book and have a text."""
         with self._lock:
             rows = {number: self._rows[number] for number in ids if number in self._rows}
             return {number: caption for number, row in rows.items() if (caption := self._captions[row])}
@@ -193,12 +176,9 @@ class CaptionBook:
     def note_margins(self, ids: np.ndarray, margins: np.ndarray) -> None:
         """The reward model's newest margins [N] f64 of captions `ids` [N] u64, for the policy `uncertainty`."""
         with self._lock:
-            rows = [
-                (self._rows[number], margin)
-                for number, margin in zip(ids.tolist(), margins.tolist(), strict=True)
-                if number in self._rows
-            ]
-            self._columns["margin"][[row for row, _ in rows]] = [margin for _, margin in rows]
+            by_id = zip(ids.tolist(), margins.tolist(), strict=True)
+            by_row = {self._rows[number]: margin for number, margin in by_id if number in self._rows}
+            self._columns["margin"][list(by_row)] = list(by_row.values())
 
     def _log_priorities(self, rows: np.ndarray) -> np.ndarray:
         columns = self._columns
@@ -207,7 +187,7 @@ class CaptionBook:
         )
 
     def put_back(self, captions: Sequence[Caption]) -> None:
-        """Captions whose request failed wait again."""
+        """Make captions whose request failed pending again."""
         with self._lock:
             for caption in captions:
                 row = self._rows.get(caption.id)
@@ -215,25 +195,25 @@ class CaptionBook:
                     self._columns["state"][row] = CaptionState.PENDING
 
     def record(self, judged: Sequence[JudgedCaption]) -> list[JudgedCaption]:
-        """Note answers; returns those whose caption is still in the book. No status is asked about again."""
+        """Record answers; returns those whose caption is still in the book. An answered caption is not asked again."""
         kept = []
         with self._lock:
-            now = self._clock()
+            now, columns = self._clock(), self._columns
             for item in judged:
                 row = self._rows.get(item.caption.id)
                 if row is None:
                     continue
                 is_label = item.judgement.status is Status.OK
-                self._columns["state"][row] = CaptionState[item.judgement.status.name]
-                self._columns["probability"][row] = item.judgement.probability if is_label else np.nan
-                self._columns["answer_mass"][row] = item.judgement.answer_mass
-                self._columns["archived"][row] = False
-                self._ages_s.append(now - self._columns["entered_s"][row])
+                columns["state"][row] = CaptionState[item.judgement.status.name]
+                columns["probability"][row] = item.judgement.probability if is_label else np.nan
+                columns["answer_mass"][row] = item.judgement.answer_mass
+                columns["archived"][row] = False
+                self._ages_s.append(now - columns["entered_s"][row])
                 kept.append(item)
         return kept
 
     def forget_answers(self) -> None:
-        """Every answer recorded is dropped, in the archive too, and its caption asked about again: another judge answers from now on."""
+        """Drop all answers, in the archive too, and make their captions pending: another judge answers from now on."""
         with self._lock:
             answered = np.isin(self._column("state"), (CaptionState.OK, CaptionState.UNPARSED, CaptionState.REJECTED))
             self._column("state")[answered] = CaptionState.PENDING
@@ -246,7 +226,7 @@ class CaptionBook:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def captions(self) -> list[Caption]:
-        """Every caption whose text is known, in the order in which they entered."""
+        """Every caption whose text is known, in order of arrival."""
         with self._lock:
             return [caption for caption in self._captions if caption is not None]
 
@@ -257,13 +237,12 @@ class CaptionBook:
             return self.captions(), self._column("count")[has_text]
 
     def look_up(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        """Counts [N] i64, probabilities [N] f64 (NaN: no label) and texts of `ids` [N] u64; zero, NaN and "" for unknown ones."""
+        """Counts [N] i64, probabilities [N] f64 (NaN: no label), texts of `ids` [N] u64; if unknown, 0, NaN and ""."""
         with self._lock:
             rows = [self._rows.get(number, -1) for number in np.asarray(ids, np.uint64).tolist()]
-            counts = np.array([self._columns["count"][row] if row >= 0 else 0 for row in rows], np.int64)
-            probabilities = np.array(
-                [self._columns["probability"][row] if row >= 0 else np.nan for row in rows], np.float64
-            )
+            count, probability = self._columns["count"], self._columns["probability"]
+            counts = np.array([count[row] if row >= 0 else 0 for row in rows], np.int64)
+            probabilities = np.array([probability[row] if row >= 0 else np.nan for row in rows], np.float64)
             found = [self._captions[row] if row >= 0 else None for row in rows]
             return counts, probabilities, [caption.text if caption else "" for caption in found]
 
@@ -286,7 +265,7 @@ class CaptionBook:
     # -- keeping ------------------------------------------------------------------------------------------------------
 
     def write_archive(self) -> None:
-        """Bring the archive up to date, in pieces so that reports are not held up."""
+        """Bring the archive up to date, in chunks so that reports are not blocked for long."""
         while self._archive:
             with self._lock:
                 rows = np.flatnonzero(~self._column("archived"))[:ARCHIVE_CHUNK]
@@ -300,33 +279,20 @@ class CaptionBook:
             self._archive.close()
 
     def _write_archive(self, rows: np.ndarray) -> bool:
-        values = zip(
-            *(self._columns[name][rows].tolist() for name in ARCHIVED),
-            (self._captions[row] for row in rows),
-            strict=True,
-        )
-        # A caption without a text has nothing that could be looked up later; one that is being asked about has no answer yet.
-        archived: list[ArchivedRow] = [
-            (
-                number,
-                caption.text,
-                count,
-                first,
-                last,
-                probability,
-                mass,
-                CaptionState(state).name.replace("ASKED", "PENDING"),
-            )
-            for number, count, first, last, state, probability, mass, caption in values
-            if caption is not None
-        ]
+        # Captions without a text are left out; one that is being asked about has no answer yet.
+        archived: list[ArchivedRow] = []
+        columns = (self._columns[name][rows].tolist() for name in ARCHIVED)
+        for row, number, count, first, last, state, probability, mass in zip(rows, *columns, strict=True):
+            if (caption := self._captions[row]) is not None:
+                status = CaptionState(state).name.replace("ASKED", "PENDING")
+                archived.append((number, caption.text, count, first, last, probability, mass, status))
         written = self._archive is not None and self._archive.write(archived)
         self._columns["archived"][rows] = written
         return written
 
     def state_dict(self) -> dict[str, Any]:
-        """Columns and one text blob. Captions that are being asked about are saved as pending; workers' report numbers are not
-        saved: after a resume the same worker id may start again at 0."""
+        """Columns and one text blob. Captions that are being asked about are saved as pending; workers' report numbers
+        are not saved: after a resume the same worker id may start again at 0."""
         with self._lock:
             columns = {name: self._column(name).copy() for name in COLUMNS}
             columns["state"][columns["state"] == CaptionState.ASKED] = CaptionState.PENDING
@@ -349,9 +315,7 @@ class CaptionBook:
                 for number, start, end in zip(ids, starts, ends, strict=True)
             ]
             self._rows = {number: row for row, number in enumerate(ids)}
-            self._columns = {
-                name: np.zeros(max(1024, len(ids)), dtype) for name, dtype in (COLUMNS | LOCAL_COLUMNS).items()
-            }
+            self._columns = _empty_columns(max(1024, len(ids)))
             for name in COLUMNS:
                 self._columns[name][: len(ids)] = state["columns"][name]
             self._columns["entered_s"][:] = self._clock()
@@ -362,3 +326,7 @@ class CaptionBook:
             self._ages_s.clear()
             if len(self) > self._max_captions:
                 self._evict()
+
+
+def _empty_columns(num_rows: int) -> dict[str, np.ndarray]:
+    return {name: np.zeros(num_rows, dtype) for name, dtype in (COLUMNS | LOCAL_COLUMNS).items()}

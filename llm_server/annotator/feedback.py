@@ -1,6 +1,6 @@
-"""What the annotator asks about, and how: single captions judged, or captions embedded beside goal sentences.
+"""What the annotator asks, and how: judgements of single captions, or embeddings of captions and goal sentences.
 
-Invariant: what was handed out is handed out again only after it was put back; what was recorded is never asked again.
+Invariant: an item is handed out again only after it was put back; a recorded item is never asked again.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -27,75 +27,60 @@ Answer: TypeAlias = JudgedCaption | JudgedPair | EmbeddedCaption
 
 
 class JudgeClient(Protocol):
-    """What asking needs of `llm_server.client.AnnotationClient`."""
+    """The methods of `llm_server.client.AnnotationClient` that the annotator uses."""
 
     def annotate(self, items: Sequence[bytes]) -> list[Judgement]:
         """One judgement per item, in order; raises ServiceUnavailable or AnnotationRefused."""
-        ...
 
     def annotate_pairs(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[PairJudgement]:
         """One judgement per pair, in order; the same errors."""
-        ...
 
     def embed(self, items: Sequence[bytes]) -> np.ndarray:
         """[N, D] f32 of unit length, in order, NaN for an item that is no text; the same errors."""
-        ...
 
     def describe(self) -> ServiceDescription:
-        """What the service says of itself; the same errors."""
-        ...
+        """The service's description of itself; the same errors."""
 
     def take_rejected(self) -> int:
-        """Items whose answers broke the contract since the last call; nobody got to see them."""
-        ...
+        """Items whose answers broke the contract, and were discarded, since the last call."""
 
     def close(self) -> None:
         """Release the connection; requests under way fail."""
-        ...
 
 
 class Questions(Protocol):
-    """One way of asking; used from several threads at once."""
+    """One kind of question; used by several threads at once."""
 
     def next_batch(self, max_items: int) -> Sequence[Any]:
-        """The most urgent items, at most `max_items`; they count as asked from now on."""
-        ...
+        """The items of highest priority, at most `max_items`; they count as asked from now on."""
 
     def put_back(self, items: Sequence[Any]) -> None:
-        """Items whose request failed wait again."""
-        ...
+        """Make items whose request failed pending again."""
 
     def ask(self, client: JudgeClient, items: Sequence[Any]) -> list[Any]:
         """One answer per item, in order; raises what the client raises."""
-        ...
 
     def record(self, answers: Sequence[Any]) -> list[Answer]:
-        """Note that these came; what a reward model may learn from them."""
-        ...
+        """Record answers; returns what a reward model may learn from."""
 
-    def begin_anew(self) -> None:
-        """Another judge answers: all that was recorded is forgotten, and asked again."""
-        ...
+    def forget_answers(self) -> None:
+        """Forget all answers and ask again, because another judge answers."""
 
     def pending(self) -> int | None:
-        """Items that wait to be asked; None where the caption book says it."""
-        ...
+        """Number of items that wait to be asked; None where the caption book's metrics hold it."""
 
     def retain(self, ids: Set[int]) -> None:
-        """Forget what was remembered of captions other than these: the rest has left the caption book."""
-        ...
+        """Forget captions other than these: the caption book has evicted the rest."""
 
     def state_dict(self) -> dict[str, Any]:
         """What the caption book does not keep; items that are being asked count as not asked."""
-        ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
-        ...
 
 
 class CaptionQuestions:
-    """Every caption of the book is judged by itself."""
+    """Every caption of the book is judged on its own."""
 
     def __init__(self, book: CaptionBook) -> None:
         self._book = book
@@ -112,21 +97,19 @@ class CaptionQuestions:
         """`Annotate`."""
         judgements = client.annotate([caption.text.encode() for caption in items])
         check_number(len(judgements), len(items))
-        return [
-            JudgedCaption(caption=caption, judgement=judgement)
-            for caption, judgement in zip(items, judgements, strict=True)
-        ]
+        pairs = zip(items, judgements, strict=True)
+        return [JudgedCaption(caption=caption, judgement=judgement) for caption, judgement in pairs]
 
     def record(self, answers: Sequence[JudgedCaption]) -> list[Answer]:
-        """Those that are labels, of captions still in the book."""
+        """The labels among `answers`, of captions still in the book."""
         return [item for item in self._book.record(answers) if item.judgement.status is Status.OK]
 
-    def begin_anew(self) -> None:
+    def forget_answers(self) -> None:
         """See `CaptionBook.forget_answers`."""
         self._book.forget_answers()
 
     def pending(self) -> None:
-        """The book says it."""
+        """See `CaptionBook.metrics`."""
 
     def retain(self, ids: Set[int]) -> None:
         """The book keeps all."""
@@ -140,14 +123,13 @@ class CaptionQuestions:
 
 
 class EmbeddingQuestions(CaptionQuestions):
-    """Every caption of the book is embedded and held against `goals`."""
+    """Every caption of the book is embedded and compared with `goals`."""
 
     def __init__(self, book: CaptionBook, goals: Sequence[str]) -> None:
         super().__init__(book)
         self._goals = [goal.encode() for goal in goals]
-        self._embedded: WeakKeyDictionary[JudgeClient, np.ndarray] = (
-            WeakKeyDictionary()
-        )  # the goals, by each client's encoder
+        # The goals' vectors [G, D], by the client that embedded them.
+        self._embedded: WeakKeyDictionary[JudgeClient, np.ndarray] = WeakKeyDictionary()
 
     def ask(self, client: JudgeClient, items: Sequence[Caption]) -> list[Any]:
         """`Embed`: cosines of each caption with each goal."""
@@ -162,34 +144,32 @@ class EmbeddingQuestions(CaptionQuestions):
         return [EmbeddedCaption(caption=caption, cosines=row) for caption, row in zip(items, cosines, strict=True)]
 
     def record(self, answers: Sequence[Any]) -> list[Answer]:
-        """Those of captions still in the book that could be embedded."""
-        said = {answer.caption.id: answer for answer in answers}
-        kept = self._book.record(
-            [JudgedCaption(caption=answer.caption, judgement=as_judgement(answer)) for answer in answers]
-        )
-        return [said[item.caption.id] for item in kept if item.judgement.status is Status.OK]
+        """The answers with an embedding, of captions still in the book."""
+        by_id = {answer.caption.id: answer for answer in answers}
+        judged = [JudgedCaption(caption=answer.caption, judgement=as_judgement(answer)) for answer in answers]
+        return [by_id[item.caption.id] for item in self._book.record(judged) if item.judgement.status is Status.OK]
 
 
 def as_judgement(answer: EmbeddedCaption) -> Judgement:
-    """An embedding in the words of judgements: it has no probability."""
+    """An embedding as a judgement, which has no probability."""
     status = Status.REJECTED if np.isnan(answer.cosines).any() else Status.OK
     return Judgement(status=status, probability=np.nan, answer_mass=np.nan)
 
 
 def question_of(answer: Answer) -> Item:
-    """What was asked."""
+    """The item that was asked."""
     return answer.pair if isinstance(answer, JudgedPair) else answer.caption
 
 
-def status_of(answer: Answer) -> tuple[Status, bool]:
-    """What became of a question, and whether no forward pass was made for it."""
+def status_and_cached(answer: Answer) -> tuple[Status, bool]:
+    """The status of an answer, and whether it was made without a forward pass."""
     judgement = as_judgement(answer) if isinstance(answer, EmbeddedCaption) else answer.judgement
     return judgement.status, judgement.cached
 
 
 def passes_of(answer: Answer) -> int:
-    """Forward passes that an answer took; a pair is asked in both orders, and a rejected item never reaches the model."""
-    status, cached = status_of(answer)
+    """Forward passes of an answer: 2 for a pair, which is asked in both orders; 0 for a cached or rejected item."""
+    status, cached = status_and_cached(answer)
     return 0 if cached or status is Status.REJECTED else 2 if isinstance(answer, JudgedPair) else 1
 
 

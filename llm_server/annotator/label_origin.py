@@ -1,7 +1,8 @@
-"""`JudgeOfLabels`: by which judge the labels of a run are.
+"""`JudgeOfLabels`: the judge that gave the labels of a run.
 
-Invariant: labels of one judge only are kept, over restarts of the service and of the run. Another judge at the same address takes the
-place of the former, whose labels are all dropped, in words, with its first answer (until then all are of the former); one that returns after that is refused, since two would answer there in turn.
+Invariant: labels of one judge only are kept, over restarts of the service and of the run. With the first answer of
+another judge at the same address the former's labels are all dropped, with a warning. A former judge that returns is
+refused, since two would answer at the address in turn.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ LOG = logging.getLogger(__name__)
 
 
 class JudgeOfLabels:
-    """Who judges and who did; thread-safe."""
+    """The current judge and the former ones; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -26,51 +27,46 @@ class JudgeOfLabels:
 
     @property
     def now(self) -> ServiceDescription | None:
-        """As it first described itself: its theta holds for all its labels. None until a service has answered."""
+        """The current judge's first description, whose theta holds for all its labels. None before any answer."""
         return self._now
 
     def connected(self, said: ServiceDescription, has_labels: bool) -> None:
-        """A service has described itself. AnnotationRefused for a judge whose labels were dropped."""
+        """Note a service's description. AnnotationRefused for a judge whose labels were dropped."""
         with self._lock:
             if said.identity in self._former:
                 assert self._now is not None
                 raise AnnotationRefused(
-                    f"two judges answer in turn: {_named(said)}, whose labels were dropped, is back in place of {_named(self._now)};"
-                    " let one of them answer, and start the run again"
+                    f"two judges answer in turn: {_named(said)}, whose labels were dropped, is back in place of"
+                    f" {_named(self._now)}; let one of them answer, and start the run again"
                 )
             if self._now is None and not has_labels:
                 self._now = said
 
     def was_replaced(self, said: ServiceDescription) -> bool:
-        """Whether `said` is of a judge whose labels were dropped."""
+        """Whether `said` describes a judge whose labels were dropped."""
         with self._lock:
             return said.identity in self._former
 
     def takes_over(self, said: ServiceDescription, num_labels: int) -> bool:
-        """Whether an answer by `said` is the first of another judge than the `num_labels` labels so far, which are then to be dropped."""
+        """Whether another judge than that of the `num_labels` labels so far answers; they must then be dropped."""
         with self._lock:
             if self._now is not None and self._now.identity == said.identity:
                 return False
             if self._now is not None:
                 self._former.add(self._now.identity)
-            LOG.warning(
-                "another judge answers: %s in place of %s. Its labels are not mixed with the former's: %d are dropped, every caption is asked"
-                " anew, and the reward model starts again",
-                _named(said),
-                _named(self._now) if self._now else "one that is not known",
-                num_labels,
-            )
+            former = _named(self._now) if self._now else "an unknown one"
+            effect = f"{num_labels} are dropped, every caption is asked anew, and the reward model starts again"
+            judges = f"{_named(said)} in place of {former}"
+            LOG.warning("another judge answers: %s. Its labels are not mixed with the former's: %s", judges, effect)
             self._now = said
             return True
 
     def state_dict(self) -> dict[str, Any]:
-        """The present judge."""
+        """The current judge."""
         with self._lock:
-            return (
-                {}
-                if self._now is None
-                else dataclasses.asdict(dataclasses.replace(self._now, forward_passes=0, engine_busy_s=0.0))
-            )
+            if self._now is None:
+                return {}
+            return dataclasses.asdict(dataclasses.replace(self._now, forward_passes=0, engine_busy_s=0.0))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""

@@ -1,7 +1,7 @@
-"""Pairs of captions: which are made, and what is asked to learn which of the two is better.
+"""Pairs of captions: how they are drawn, and how the preference between the two is obtained.
 
-Invariant: no caption is paired with itself, the empty caption with none, and none of the last `max_pairs` pairs comes again, whichever
-way round; per caption of the book at most `pairs_per_caption` are made.
+Invariant: no caption is paired with itself or the empty caption, and none of the last `max_pairs` pairs is drawn again,
+in either order; on average at most `pairs_per_caption` pairs are made per caption of the book.
 """
 
 import math
@@ -18,19 +18,19 @@ from llm_server.annotator.caption_book import CaptionBook
 from llm_server.annotator.feedback import Answer, CaptionQuestions, JudgeClient, check_number
 
 ROUNDS = 6
-"""Attempts to draw new pairs, each with weights flattened by a square root."""
+"""Attempts to draw new pairs, each with weights flattened by one more square root."""
 
 
 class PairSampler:
     """Draws new pairs of caption ids; a function of seed and calls. Not thread-safe.
 
-    A caption's weight is the square root of its priority under `annotator.policy` (with `frequency`: the square root of its count), so
+    A caption's weight is the square root of its priority under `annotator.policy` (with `frequency`: of its count), so
     that frequent captions are compared more often, but rare ones too.
     """
 
     def __init__(self, config: AnnotatorConfig, seed: int) -> None:
         self._max_pairs, self._seed = config.max_pairs, seed
-        self._taken: dict[tuple[int, int], None] = {}  # in the order in which they were drawn
+        self._taken: dict[tuple[int, int], None] = {}  # in the order of drawing
         self._num_draws = 0
 
     def __len__(self) -> int:
@@ -40,9 +40,9 @@ class PairSampler:
     def draw(
         self, firsts: np.ndarray, first_log2: np.ndarray | None, others: np.ndarray, log2: np.ndarray, num: int
     ) -> list[tuple[int, int]]:
-        """At most `num` new pairs: one of `firsts` [N] u64 with one of `others` [M] u64, the latter drawn by priorities 2^log2 [M].
+        """At most `num` new pairs: `firsts` [N] u64 with `others` [M] u64, the latter drawn by priorities 2^log2 [M].
 
-        With `first_log2` [N] the first is drawn likewise; without, each of `firsts` in turn gets its share.
+        With `first_log2` [N] the first is drawn likewise; without, each of `firsts` is used in turn.
         """
         pairs: list[tuple[int, int]] = []
         for flattening in range(1, ROUNDS + 1):
@@ -98,9 +98,8 @@ class ComparedPairs:
         self._lock = threading.Lock()
         self._returned: deque[CaptionPair] = deque()
         self._asked: dict[tuple[int, int], CaptionPair] = {}
-        self._num_pairs: Counter[int] = (
-            Counter()
-        )  # by caption: outlasts the sampler's memory, and leaves with the caption
+        # Pairs by caption id; kept longer than the sampler's pairs, until the caption is evicted.
+        self._num_pairs: Counter[int] = Counter()
 
     def next_batch(self, max_items: int) -> Sequence[CaptionPair]:
         """Pairs whose request failed, then new ones."""
@@ -118,13 +117,12 @@ class ComparedPairs:
     def _num_wanted(self) -> int:
         num_captions = len(self._book)
         existing = num_captions * (num_captions - 1) // 2
-        per_caption = (
-            self._config.pairs_per_caption * num_captions - self._num_pairs.total() // 2
-        )  # a pair is half each member's
+        # A pair counts for both of its captions.
+        per_caption = self._config.pairs_per_caption * num_captions - self._num_pairs.total() // 2
         return max(0, min(per_caption, existing - len(self._sampler)))
 
     def put_back(self, items: Sequence[CaptionPair]) -> None:
-        """Asked again before any new pair."""
+        """Keep pairs whose request failed, to be asked before any new pair."""
         with self._lock:
             self._returned.extend(items)
 
@@ -135,20 +133,20 @@ class ComparedPairs:
         return [JudgedPair(pair=pair, judgement=judgement) for pair, judgement in zip(items, judgements, strict=True)]
 
     def record(self, answers: Sequence[JudgedPair]) -> list[Answer]:
-        """Those that are labels."""
+        """The labels among `answers`."""
         with self._lock:
             for answer in answers:
                 self._asked.pop(_key(answer.pair.first.id, answer.pair.second.id), None)
         return [answer for answer in answers if answer.judgement.status is Status.OK]
 
-    def begin_anew(self) -> None:
-        """Pairs may be drawn again, save those that wait or are being asked."""
+    def forget_answers(self) -> None:
+        """Allow all pairs to be drawn again, except those that wait or are being asked."""
         with self._lock:
             self._sampler.forget(without=self._asked.keys())
             self._num_pairs = Counter(number for key in self._asked for number in key)
 
     def pending(self) -> int:
-        """Pairs that wait, and pairs still to be drawn."""
+        """Number of pairs that wait, and of pairs still to be drawn."""
         with self._lock:
             return len(self._returned) + self._num_wanted()
 
@@ -157,10 +155,11 @@ class ComparedPairs:
         with self._lock:
             self._sampler.retain(ids)
             self._num_pairs = Counter({number: num for number, num in self._num_pairs.items() if number in ids})
-            waiting = list(self._returned)
-            self._returned = deque(pair for pair in waiting if pair.first.id in ids and pair.second.id in ids)
+            waiting, self._returned = self._returned, deque()
             for pair in waiting:
-                if pair.first.id not in ids or pair.second.id not in ids:
+                if pair.first.id in ids and pair.second.id in ids:
+                    self._returned.append(pair)
+                else:
                     self._asked.pop(_key(pair.first.id, pair.second.id), None)
 
     def state_dict(self) -> dict[str, Any]:
@@ -180,9 +179,9 @@ class ComparedPairs:
 
 
 class PointwisePairs(CaptionQuestions):
-    """Captions are judged by themselves, and preferences made of the judgements p and q: s(logit p - logit q), s the logistic function.
+    """Captions are judged on their own; judgements p and q give the preference sigmoid(logit p - logit q).
 
-    Each new label is paired with `pairs_per_caption` captions that have one.
+    Each caption with a new label is paired with `pairs_per_caption` captions that have one.
     """
 
     def __init__(self, book: CaptionBook, config: AnnotatorConfig, seed: int) -> None:
@@ -191,7 +190,7 @@ class PointwisePairs(CaptionQuestions):
         self._lock = threading.Lock()  # of the sampler
 
     def record(self, answers: Sequence[JudgedCaption]) -> list[Answer]:
-        """New pairs, each with at least one of the new labels; reports may evict captions at any moment of it."""
+        """New pairs, each with at least one of the new labels; reports may evict captions at any moment meanwhile."""
         new = [item for item in self._book.record(answers) if item.judgement.status is Status.OK]
         if not new:
             return []
@@ -207,9 +206,9 @@ class PointwisePairs(CaptionQuestions):
         captions = self._book.captions_of(given) | {item.caption.id: item.caption for item in new}
         return [_judged(pair, given) for pair in _pairs_of(drawn, captions)]
 
-    def begin_anew(self) -> None:
-        """Captions are asked again, and pairs made of the new answers."""
-        super().begin_anew()
+    def forget_answers(self) -> None:
+        """Ask about all captions again, and allow all pairs again."""
+        super().forget_answers()
         with self._lock:
             self._sampler.forget()
 
@@ -232,9 +231,10 @@ class PointwisePairs(CaptionQuestions):
 def pairs_of_judgements(
     judged: Sequence[JudgedCaption], counts: Mapping[int, int], config: AnnotatorConfig, seed: int
 ) -> list[JudgedPair]:
-    """As `PointwisePairs` makes them, of captions that were all judged before; weights are the square roots of the counts."""
-    captions = {item.caption.id: item.caption for item in judged if item.judgement.status is Status.OK}
-    given = {item.caption.id: item.judgement.probability for item in judged if item.judgement.status is Status.OK}
+    """Pairs as by `PointwisePairs`, of captions judged before; weights are the square roots of the counts."""
+    labels = [item for item in judged if item.judgement.status is Status.OK]
+    captions = {item.caption.id: item.caption for item in labels}
+    given = {item.caption.id: item.judgement.probability for item in labels}
     ids = np.array(list(captions), np.uint64)
     log2 = np.log2(np.maximum([counts.get(number, 1) for number in captions], 0.5))
     num = min(config.pairs_per_caption * len(captions), len(captions) * (len(captions) - 1) // 2)
@@ -243,7 +243,7 @@ def pairs_of_judgements(
 
 
 def pointwise_preference(p: float, q: float) -> PairJudgement:
-    """What two single judgements say of the pair."""
+    """The preference that two single judgements imply."""
     difference = float(log_odds(p) - log_odds(q))
     preference = 1.0 / (1.0 + math.exp(-difference))
     return PairJudgement(
@@ -252,13 +252,12 @@ def pointwise_preference(p: float, q: float) -> PairJudgement:
 
 
 def _judged(pair: CaptionPair, probabilities: Mapping[int, float]) -> JudgedPair:
-    return JudgedPair(
-        pair=pair, judgement=pointwise_preference(probabilities[pair.first.id], probabilities[pair.second.id])
-    )
+    preference = pointwise_preference(probabilities[pair.first.id], probabilities[pair.second.id])
+    return JudgedPair(pair=pair, judgement=preference)
 
 
 def _pairs_of(drawn: Sequence[tuple[int, int]], captions: Mapping[int, Caption]) -> list[CaptionPair]:
-    """The pairs whose captions are there."""
+    """The pairs of which both captions are known."""
     return [CaptionPair(first=captions[a], second=captions[b]) for a, b in drawn if a in captions and b in captions]
 
 

@@ -1,4 +1,4 @@
-"""Which reports of each worker have been taken in, so that each is counted once.
+"""Which reports of each worker have been received, so that each is counted once.
 
 Invariant: memory is two integers per worker, for the newest `MAX_WORKERS` workers.
 """
@@ -10,22 +10,19 @@ REPORT_WINDOW = 64
 
 
 class ReportWindow:
-    """Newest report number and the bits of the last 64, by worker; not thread-safe."""
+    """The newest report number and a bit mask of the last 64, by worker; not thread-safe."""
 
     def __init__(self) -> None:
         self._newest: OrderedDict[str, tuple[int, int]] = OrderedDict()
 
     def admit(self, worker_id: str, sequence_number: int) -> bool:
-        """Whether this report is new; it counts as held from now on. One too old to tell counts as held before."""
+        """Whether this report is new; it counts as held from now on. One older than the mask counts as held before."""
         newest, held = self._newest.get(worker_id, (sequence_number - 1, 0))
         ahead = sequence_number - newest
         if ahead > 0:
-            is_new, newest, held = (
-                True,
-                sequence_number,
-                (held << ahead | 1) & (2**REPORT_WINDOW - 1) if ahead < REPORT_WINDOW else 1,
-            )
-        else:  # overtaken by a later one: new unless its bit is set
+            is_new, newest = True, sequence_number
+            held = (held << ahead | 1) & (2**REPORT_WINDOW - 1) if ahead < REPORT_WINDOW else 1
+        else:  # a later report came first: new unless its bit is set
             bit = 1 << -ahead
             is_new = -ahead < REPORT_WINDOW and not held & bit
             held |= bit if is_new else 0

@@ -1,4 +1,4 @@
-"""A judge without a model: its answer is a function of the text, and it fails, hangs or refuses when told to."""
+"""A judge without a model: its answer is a function of the text, and it fails, hangs or refuses on request."""
 
 import threading
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from llm_server.client import ServiceUnavailable
 
 
 class FakeService:
-    """The state that all clients share. `fail_next` errors are raised one by one; requests wait while `gate` is cleared."""
+    """State shared by all clients. `fail_next` errors are raised one by one; requests wait while `gate` is cleared."""
 
     def __init__(self) -> None:
         self.fail_next: list[Exception] = []
@@ -52,7 +52,7 @@ class FakeClient:
             with service.lock:
                 service.fail()
                 if self._model not in (None, service.model):
-                    raise ServiceUnavailable("has become another judge")
+                    raise ServiceUnavailable("now has another judge")
                 service.answered += [item.decode() for item in items]
             return [judge(item.decode()) for item in items]
         finally:

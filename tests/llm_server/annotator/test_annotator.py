@@ -1,4 +1,4 @@
-"""The annotator: nothing is lost, nothing is asked twice, and a service that is down, hung or hostile stops nothing else."""
+"""The annotator loses nothing, asks nothing twice, and survives a service that is down, hung or hostile."""
 
 import json
 import logging
@@ -15,6 +15,7 @@ from llm_server.annotator.feedback import CaptionQuestions
 from llm_server.client import AnnotationRefused, ServiceUnavailable
 from llm_server.wire import LOADING
 from tests.llm_server.fake_clients import FakeService
+from tests.llm_server.waiting import wait_until
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def make(service, book):
 
 
 def fill(book, *texts, number=0):
-    """Earlier texts are more frequent, so more urgent."""
+    """Earlier texts are more frequent, so of higher priority."""
     book.take_report(
         dict(enumerate(texts, 1)), {i: 2 ** (len(texts) - i) for i in range(1, len(texts) + 1)}, "0.0", number, 0
     )
@@ -58,13 +59,6 @@ def take_until(annotator, enough):
         annotator.wait(0.5)
         taken += annotator.take()
     return taken
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def texts_of(judged):
@@ -85,11 +79,11 @@ def test_cached_and_fresh_answers_come_in_the_same_order_and_are_counted_apart(m
     fill(book, "old kill", "new", "odd", "bad", "old odd")
     annotator = make()
     assert texts_of(annotator.turn(10)) == ["old kill", "new"]
-    figures = annotator.metrics()
-    assert figures["annotations_total"] == 5
-    assert figures["annotations_cached"] == 2
-    assert figures["annotations_unparsed"] == 3
-    assert figures["forward_passes"] == 2
+    metrics = annotator.metrics()
+    assert metrics["annotations_total"] == 5
+    assert metrics["annotations_cached"] == 2
+    assert metrics["annotations_unparsed"] == 3
+    assert metrics["forward_passes"] == 2
 
 
 def test_unparsed_and_rejected_answers_are_no_labels_and_not_asked_again(make, service, book):
@@ -125,7 +119,7 @@ def test_a_turn_gives_up_after_the_deadline_and_then_tries_once_until_the_servic
     assert texts_of(annotator.turn(2)) == list("ab")
     service.fail_next = [ServiceUnavailable("gone")]
     fill(book, *"abc", number=1)
-    assert texts_of(annotator.turn(2)) == ["c"]  # patient again
+    assert texts_of(annotator.turn(2)) == ["c"]  # it waits again
 
 
 def test_an_interrupt_ends_a_turns_waiting(make, service, book):
@@ -146,8 +140,8 @@ def test_every_caption_is_answered_once_through_failures_of_all_kinds(make, serv
     taken = take_until(annotator, lambda taken: len(taken) == 100)
     assert Counter(texts_of(taken)) == Counter(names)
     assert Counter(service.answered) == Counter(names)
-    figures = annotator.metrics()
-    assert (figures["annotations_total"], figures["annotation_requests_failed"], figures["annotator_up"]) == (100, 3, 1)
+    metrics = annotator.metrics()
+    assert (metrics["annotations_total"], metrics["annotation_requests_failed"], metrics["annotator_up"]) == (100, 3, 1)
 
 
 def test_no_more_than_max_in_flight_requests_are_under_way(make, service, book):

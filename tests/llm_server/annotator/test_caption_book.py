@@ -1,4 +1,4 @@
-"""The caption book: counted once, asked by priority, bounded, and whole after a resume."""
+"""The caption book: reports counted once, asked by priority, bounded, and complete after a resume."""
 
 import sqlite3
 import time

@@ -1,4 +1,4 @@
-"""Pairs are asked in both orders, once, and what the place alone is worth cancels."""
+"""Pairs are asked in both orders, once, and the position bias cancels."""
 
 import dataclasses
 import math
@@ -35,7 +35,7 @@ def sigmoid(x: float) -> float:
 
 
 class BiasedEngine:
-    """Log-odds of `first`: the number that the first text ends with less the second's, plus 1.5 for the place."""
+    """Log-odds of `first`: the first text's final number minus the second's, plus a position bias of 1.5."""
 
     name = model = fingerprint = "biased"
     judges, needs_calibration = True, False
@@ -189,11 +189,12 @@ def test_the_first_answers_probability_is_that_of_a_plain_forward_pass(comparing
 
 
 def test_the_pairs_section_is_checked_and_leaves_the_hash_of_single_items_alone():
-    alone = "id: x\nversion: 1\ngoal: g\nstyle: completion\ninstructions: I.\npositive: ' yes'\nnegative: ' no'\nthreshold: 0.5\n"
-    both = (
-        alone
-        + "pairs: {instructions: P., first: ' 1', second: ' 2', examples: [{first: a, second: b, better: first}]}\n"
+    alone = (
+        "id: x\nversion: 1\ngoal: g\nstyle: completion\ninstructions: I.\n"
+        "positive: ' yes'\nnegative: ' no'\nthreshold: 0.5\n"
     )
+    examples = "[{first: a, second: b, better: first}]"
+    both = f"{alone}pairs: {{instructions: P., first: ' 1', second: ' 2', examples: {examples}}}\n"
     assert parse_rubric(alone, "r").content_hash == parse_rubric(both, "r").content_hash
     assert parse_rubric(alone, "r").pairs_hash == ""
     assert parse_rubric(both, "r").pairs_hash != parse_rubric(both.replace("P.", "Q."), "r").pairs_hash

@@ -1,4 +1,4 @@
-"""What is asked next: priorities as formulas, budgets that hold, pairs that are sound and never twice."""
+"""What is asked next: priorities match their formulas, budgets hold, pairs are valid and never repeated."""
 
 import itertools
 import math
@@ -34,7 +34,8 @@ def judged(number, probability=0.9, status=Status.OK):
     return JudgedCaption(caption=Caption(id=number, text=f"caption {number}"), judgement=judgement)
 
 
-# -- policies -------------------------------------------------------------------------------------------------------------------
+# -- policies
+# -------------------------------------------------------------------------------------------------------------------
 
 
 def test_priorities_are_their_formulas():
@@ -59,7 +60,8 @@ def test_uncertainty_asks_first_where_most_rewards_are_in_doubt():
     assert [caption.id for caption in restored.next_batch(3)] == [2, 3, 1]
 
 
-# -- budgets --------------------------------------------------------------------------------------------------------------------
+# -- budgets
+# --------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_budget_is_reserved_spent_and_given_back():
@@ -111,7 +113,8 @@ def test_a_run_asks_no_more_than_max_labels_failures_and_resumes_included():
     resumed.close()
 
 
-# -- pairs ----------------------------------------------------------------------------------------------------------------------
+# -- pairs
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def key(pair):
@@ -320,15 +323,16 @@ def test_a_service_is_asked_for_pairs_and_its_answers_are_counted():
         Comparing().connect, ComparedPairs(book, AnnotatorConfig(pairs_per_caption=2), 1), AnnotatorConfig(batch_size=5)
     )
     labels = annotator.turn(100)
-    figures = annotator.metrics()
-    assert figures["annotations_total"] == 18
-    assert figures["annotations_unparsed"] == 18 - len(labels) > 0
-    assert figures["annotations_pending"] == 0
+    metrics = annotator.metrics()
+    assert metrics["annotations_total"] == 18
+    assert metrics["annotations_unparsed"] == 18 - len(labels) > 0
+    assert metrics["annotations_pending"] == 0
     assert all(isinstance(item, JudgedPair) and 7 not in key(item.pair) for item in labels)
     annotator.close()
 
 
-# -- embeddings -----------------------------------------------------------------------------------------------------------------
+# -- embeddings
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def test_captions_are_held_against_the_goals_and_what_cannot_be_embedded_is_no_label():
@@ -350,8 +354,8 @@ def test_captions_are_held_against_the_goals_and_what_cannot_be_embedded_is_no_l
     assert label.caption.id == 1
     np.testing.assert_allclose(label.cosines, [0.6, 0.8], rtol=1e-6)
     assert annotator.turn(10) == []
-    figures = annotator.metrics()
-    assert (figures["annotations_total"], figures["annotations_unparsed"], figures["forward_passes"]) == (2, 1, 1)
+    metrics = annotator.metrics()
+    assert (metrics["annotations_total"], metrics["annotations_unparsed"], metrics["forward_passes"]) == (2, 1, 1)
     book.take_report({3: "caption 1"}, {3: 1}, "0.0", 1, 0)
     annotator.turn(10)
     assert embedded == [2, 2, 1], "goals are embedded once per client"
