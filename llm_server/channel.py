@@ -1,6 +1,6 @@
-"""Connections to an annotation service: TLS and token as the credentials say, and what is wrong with a connection in one line.
+"""Connections to an annotation service: TLS and token from the credentials, and one line of advice where one fails.
 
-Invariant: a token is sent encrypted, or to this machine; what cannot be kept private is refused before anything is sent.
+Invariant: a token is sent encrypted, or to this machine only; anything else is refused before a byte is sent.
 """
 
 import re
@@ -10,75 +10,79 @@ import grpc
 from llm_server.credentials import ClientCredentials, is_loopback
 from llm_server.wire import MAX_MESSAGE_BYTES
 
-OPTIONS: list[tuple[str, int | str]] = [
+CHANNEL_ARGUMENTS: list[tuple[str, int | str]] = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.enable_http_proxy", 0),
-    ("grpc.use_local_subchannel_pool", 1),  # a new client tries anew, whatever back-off an older one's connection is in
+    ("grpc.use_local_subchannel_pool", 1),  # a new client does not wait out an older one's back-off
     ("grpc.initial_reconnect_backoff_ms", 250),
     ("grpc.max_reconnect_backoff_ms", 5_000),  # gRPC's own two minutes would outlast any outage
 ]
 ADDRESS = re.compile(r"(?P<host>[^\s:/@\[\]\x00-\x1f]+|\[[0-9A-Fa-f:.]+(?:%[\w.]+)?\]):(?P<port>[0-9]{1,5})")
 CERTIFICATE_ADVICE = {
-    "certificate has expired": "the service's certificate has expired, wanted one that is valid: make new ones (`delphi serve"
-    " --make-credentials DIR`) and start the service with them",
+    "certificate has expired": "the service's certificate has expired, wanted one that is valid: make new ones"
+    " (`delphi serve --make-credentials DIR`) and start the service with them",
     "certificate is not yet valid": "the service's certificate is not valid yet: set the clocks of both machines",
-    "CERTIFICATE_VERIFY_FAILED": "the service's certificate is not signed by the CA in annotator.tls_ca: give the ca.pem that belongs to"
-    " the service's certificate",
-    "Hostname Verification": "the service's certificate does not name the host in annotator.address: use a name that it has, or make one"
-    " for this host (`delphi serve --make-credentials DIR --host HOST`)",
-    "WRONG_VERSION_NUMBER": "the service speaks no TLS: start it with --tls-cert and --tls-key, or leave annotator.tls_ca empty",
+    "CERTIFICATE_VERIFY_FAILED": "the service's certificate is not signed by the CA in annotator.tls_ca: give the"
+    " ca.pem that belongs to the service's certificate",
+    "Hostname Verification": "the service's certificate does not name the host in annotator.address: use a name that it"
+    " has, or make one for this host (`delphi serve --make-credentials DIR --host HOST`)",
+    "WRONG_VERSION_NUMBER": "the service speaks no TLS: start it with --tls-cert and --tls-key, or leave"
+    " annotator.tls_ca empty",
 }
-"""By what gRPC says of a failed handshake, the first that fits."""
+"""By the text of gRPC's handshake error; the first match applies."""
 
 
 def check_address(address: str, credentials: ClientCredentials) -> None:
-    """ValueError unless `address` is host:port and may be shown these credentials."""
+    """ValueError unless `address` is host:port and these credentials may be sent to it."""
     found = ADDRESS.fullmatch(address)
     if not found or not 0 < int(found["port"]) < 65_536:
         raise ValueError(
-            f"annotator.address: got {address!r}, wanted host:port without a scheme, spaces or further colons, for example 127.0.0.1:7431"
-            " or [::1]:7431; several are separated by commas"
+            f"annotator.address: got {address!r}, wanted host:port without a scheme, spaces or further colons, for"
+            " example 127.0.0.1:7431 or [::1]:7431; several are separated by commas"
         )
-    host = found["host"]
-    if credentials.token and credentials.ca is None and not is_loopback(host):
+    if credentials.token and credentials.ca is None and not is_loopback(found["host"]):
         raise ValueError(
-            f"annotator.token_file: got a token for {address} without annotator.tls_ca: it would travel unencrypted; give the CA file of the"
-            " service's certificate"
+            f"annotator.token_file: got a token for {address} without annotator.tls_ca: it would travel unencrypted;"
+            " give the CA file of the service's certificate"
         )
 
 
 def open_channel(address: str, credentials: ClientCredentials) -> grpc.Channel:
-    """A channel to the service at `address`; it connects when first used. ValueError as `check_address`."""
+    """A channel to the service at `address`; it connects when first used. Raises as `check_address`."""
     check_address(address, credentials)
-    options = list(OPTIONS)
+    arguments = list(CHANNEL_ARGUMENTS)
     if credentials.ca is None:
-        return grpc.insecure_channel(address, options=options)
+        return grpc.insecure_channel(address, options=arguments)
     if credentials.server_name:
-        options.append(("grpc.ssl_target_name_override", credentials.server_name))
-    return grpc.secure_channel(
-        address,
-        grpc.ssl_channel_credentials(credentials.ca or None, credentials.key, credentials.cert),
-        options=options,
-    )
+        arguments.append(("grpc.ssl_target_name_override", credentials.server_name))
+    tls = grpc.ssl_channel_credentials(credentials.ca or None, credentials.key, credentials.cert)
+    return grpc.secure_channel(address, tls, options=arguments)
 
 
 def call_metadata(credentials: ClientCredentials) -> list[tuple[str, str]]:
-    """What every call carries."""
+    """The metadata of every call."""
     return [("authorization", f"Bearer {credentials.token}")] if credentials.token else []
 
 
 def advice(details: str, credentials: ClientCredentials) -> str:
-    """What to do about a connection that failed with `details`; empty where nothing more can be said than that."""
-    for sign, text in CERTIFICATE_ADVICE.items():
-        if sign in details:
+    """What to do about a connection that failed with `details`; empty where the details suffice."""
+    for symptom, text in CERTIFICATE_ADVICE.items():
+        if symptom in details:
             return text
     if "failed to connect" in details and "Socket closed" in details:
         if credentials.ca is None:
-            return "the service hangs up on a connection without TLS: if it was started with --tls-cert, set annotator.tls_ca"
+            without_tls = "the service hangs up on a connection without TLS"
+            return f"{without_tls}: if it was started with --tls-cert, set annotator.tls_ca"
         if credentials.cert is None:
-            return "the service hangs up on a connection without a client certificate: if it was started with --tls-client-ca, set annotator.tls_cert and annotator.tls_key"
-        return "the service hangs up on this client certificate: annotator.tls_cert must be valid and signed by its --tls-client-ca"
+            return (
+                "the service hangs up on a connection without a client certificate: if it was started with"
+                " --tls-client-ca, set annotator.tls_cert and annotator.tls_key"
+            )
+        return (
+            "the service hangs up on this client certificate: annotator.tls_cert must be valid and signed by its"
+            " --tls-client-ca"
+        )
     return ""

@@ -1,10 +1,10 @@
 """Runs a command as a child and leaves nothing of it behind: `python -P child_guard.py FOLDER PROGRAM ARGUMENT...`.
 
-Invariant: when standard input ends (the parent that holds its other end has died or asks for it), SIGTERM comes or the command
-ends by itself, every process of the group is ended and FOLDER, the command's temporary folder, removed; the exit code is the command's.
+Invariant: when standard input ends (the parent has died or closed its end), SIGTERM arrives or the command exits, every
+process of the group is ended and FOLDER, the command's temporary folder, removed; the exit code is the command's.
 
-It needs the standard library alone, so that any interpreter can run it by its path. Its parent starts it in a session of its
-own. SIGKILL of the guard itself takes the command along; what the command had started, and FOLDER, are left to the parent.
+It uses the standard library alone, so that any interpreter can run it by its path. Its parent starts it in a session of
+its own. SIGKILL of the guard also kills the command; the command's own children, and FOLDER, are left to the parent.
 """
 
 import ctypes
@@ -22,16 +22,17 @@ from pathlib import Path
 GRACE_S = 3.0
 """Between SIGTERM and SIGKILL."""
 TRACKERS_S = 5.0
-"""For Python's resource trackers, once all others are gone."""
+"""For Python's resource trackers to exit after all other processes."""
 POLL_S = 0.05
 PR_SET_PDEATHSIG = 1
 
 
 def main(folder: str, command: Sequence[str]) -> int:
-    """Run `command`, with `folder` for its temporary files, until it or standard input ends; its exit code, 128 + n where signal n ended it."""
+    """Run `command`, with `folder` for its temporary files, until it or standard input ends. The exit code is the
+    command's, 128 + n where signal n ended it."""
     if os.getpgrp() != os.getpid():
-        os.setsid()  # the group that is ended at the end must hold nobody else
-    wake_end, wake = os.pipe()  # one byte on it ends the wait; an Event that a signal handler sets can deadlock
+        os.setsid()  # the group that is killed must hold no other process
+    wake_end, wake = os.pipe()  # one byte on it ends the wait; an Event set by a signal handler can deadlock
     signal.signal(signal.SIGTERM, lambda *_: os.write(wake, b"."))
     try:
         child = subprocess.Popen(
@@ -65,8 +66,8 @@ def _end_with_parent() -> None:
 
 
 def _end_group() -> None:
-    """SIGTERM to all others of the group, SIGKILL to those that stay; Python's resource trackers last, for they remove what the
-    others have left in shared memory once those are gone."""
+    """SIGTERM to all others of the group, then SIGKILL to those that remain; Python's resource trackers last, since
+    they free the shared memory of the others once those have exited."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.killpg(0, signal.SIGTERM)
     if _gone_within(GRACE_S):
@@ -89,7 +90,7 @@ def _gone_within(seconds: float) -> bool:
 
 
 def _others() -> list[int]:
-    """The living processes of this one's group besides itself (none where there is no /proc)."""
+    """The running processes of this one's group besides itself (none where there is no /proc)."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):

@@ -44,8 +44,7 @@ def start_process_group(
 ) -> "subprocess.Popen[bytes]":
     """Start `command` as the leader of its own session, which Ctrl-C does not reach; `output` takes stdout and stderr.
 
-    Its standard input is a pipe that ends with this process, whatever ends it. `environment` is added to this process's
-    own.
+    Its standard input is a pipe that closes when this process ends in any way. `environment` is added to our own.
     """
     return subprocess.Popen(
         command,
@@ -130,8 +129,7 @@ class ChildServer:
     def wait_until_up(self, timeout_s: float) -> int:
         """Wait until a child is up; returns its port.
 
-        Raises ValueError where no child has ever answered and none is restarted, RuntimeError after `timeout_s` or
-        `close`.
+        Raises ValueError where no child ever answered and none is restarted, RuntimeError on `timeout_s` or `close`.
         """
         deadline = time.monotonic() + timeout_s
         with self._changed:
@@ -151,8 +149,7 @@ class ChildServer:
         self._quiet_since = time.monotonic()
 
     def doubt(self, port: int) -> None:
-        """Probe the child on `port` now, after a failed connection or a missed deadline; until then no port is
-        returned."""
+        """Probe the child on `port` after a failed request; no port is returned until the probe is answered."""
         with self._changed:
             if self._port == port:
                 self._doubted = True

@@ -1,7 +1,7 @@
-"""Credentials of the annotation service: certificates and a token, made, and read for a client.
+"""Credentials of the annotation service: certificates and a token, generated, and loaded for a client.
 
-Invariant: secrets are read from files that the configuration names and are never part of it, of a message or of a `repr`; files made here
-are for their owner alone; a token travels encrypted or stays on this machine.
+Invariant: secrets are read from files that the configuration names; they are never part of it, of a message or of a
+`repr`; files written here are readable by their owner alone; a token is sent encrypted or stays on this machine.
 """
 
 import ipaddress
@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from cryptography import x509
 
 SERVER_NAME = "delphi-annotation"
-"""A name in every certificate made here, by which a client that trusts its CA alone may know a server wherever it runs."""
+"""A name in every server certificate made here: clients that trust only its CA accept the server on any host by it."""
 SYSTEM = "system"
-"""In place of a CA file: the roots that come with gRPC, for a certificate of a public authority."""
+"""In place of a CA file: gRPC's built-in roots, for a certificate of a public authority."""
 CLOCK_SKEW = timedelta(minutes=10)
 MIN_TOKEN_CHARS = 16
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`."""
+    """Whether `host`, a name or an address, is reached by this machine alone."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -35,76 +35,50 @@ def is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ClientCredentials:
-    """What a client shows and trusts; the empty one is for a service on this machine that asks for nothing."""
+    """What a client presents and trusts; the default is for a service on this machine that requires nothing."""
 
     ca: bytes | None = None
-    """PEM of the authorities that are trusted; None without TLS, empty for gRPC's own roots."""
+    """PEM of the trusted authorities; None without TLS, empty for gRPC's own roots."""
     cert: bytes | None = field(default=None, repr=False)
     key: bytes | None = field(default=None, repr=False)
-    """The client's own certificate and key, where the service wants one (mTLS)."""
+    """The client's own certificate and key, where the service requires them (mTLS)."""
     token: str = field(default="", repr=False)
     server_name: str = ""
     """The name that the server's certificate must have, in place of the address's host."""
 
 
 NO_CREDENTIALS = ClientCredentials()
-"""For a service on this machine that asks for none."""
 
 
-@dataclass(frozen=True, slots=True)
 class CredentialFiles:
     """The files that `make_credentials` writes into a directory."""
 
-    directory: Path
-
-    @property
-    def ca(self) -> Path:
+    def __init__(self, directory: Path) -> None:
+        self.ca = directory / "ca.pem"
         """What clients trust."""
-        return self.directory / "ca.pem"
-
-    @property
-    def server_cert(self) -> Path:
-        """`--tls-cert` of the service."""
-        return self.directory / "server.pem"
-
-    @property
-    def server_key(self) -> Path:
-        """`--tls-key` of the service."""
-        return self.directory / "server.key"
-
-    @property
-    def client_cert(self) -> Path:
-        """`annotator.tls_cert`, for mTLS."""
-        return self.directory / "client.pem"
-
-    @property
-    def client_key(self) -> Path:
-        """`annotator.tls_key`, for mTLS."""
-        return self.directory / "client.key"
-
-    @property
-    def token(self) -> Path:
+        self.server_cert, self.server_key = directory / "server.pem", directory / "server.key"
+        """`--tls-cert` and `--tls-key` of the service."""
+        self.client_cert, self.client_key = directory / "client.pem", directory / "client.key"
+        """`annotator.tls_cert` and `annotator.tls_key`, for mTLS."""
+        self.token = directory / "token"
         """`--token-file` and `annotator.token_file`."""
-        return self.directory / "token"
 
     def contents(self) -> dict[str, bytes]:
         """The files by name, for a service on another machine; `write_credentials` is the reverse."""
-        return {path.name: path.read_bytes() for path in self._paths()}
+        return {path.name: path.read_bytes() for path in vars(self).values()}
 
     def client(self) -> ClientCredentials:
-        """For clients of services that use these files, on whatever host they run."""
+        """For clients of services that use these files, on any host."""
         read = load_client_credentials(str(self.ca), str(self.client_cert), str(self.client_key), str(self.token))
-        return ClientCredentials(read.ca, read.cert, read.key, read.token, SERVER_NAME)
-
-    def _paths(self) -> list[Path]:
-        return [self.ca, self.server_cert, self.server_key, self.client_cert, self.client_key, self.token]
+        return replace(read, server_name=SERVER_NAME)
 
 
 def make_credentials(directory: Path, hosts: Sequence[str] = (), days: float = 365.0) -> CredentialFiles:
-    """Write a new authority's certificate, a server's, a client's and a token into `directory`, each readable by its owner alone.
+    """Write a new CA's certificate, a server's, a client's and a token into `directory`, readable by their owner alone.
 
-    The server's certificate holds for `hosts` (names or addresses), this machine's name, loopback and SERVER_NAME. The authority's key is
-    dropped, so nobody can issue another one. Raises ValueError where the directory holds any of the files or cannot be written.
+    The server's certificate is valid for `hosts` (names or addresses), this machine's name, loopback and SERVER_NAME.
+    The CA's key is discarded, so no further certificate can be issued. Raises ValueError where the directory holds any
+    of the files or cannot be written.
     """
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
@@ -112,41 +86,33 @@ def make_credentials(directory: Path, hosts: Sequence[str] = (), days: float = 3
 
     now = datetime.now(UTC)
 
-    def certificate(
-        name: str,
-        key: ec.EllipticCurvePrivateKey,
-        issuer: str,
-        issuer_key: ec.EllipticCurvePrivateKey,
-        *extensions: x509.ExtensionType,
-    ) -> bytes:
-        builder = (
-            x509.CertificateBuilder().subject_name(_name(name)).issuer_name(_name(issuer)).public_key(key.public_key())
-        )
+    authority, server, client = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
+    ca_name = f"Delphi annotation {secrets.token_hex(4)}"
+
+    def certificate(name: str, key: ec.EllipticCurvePrivateKey, *extensions: x509.ExtensionType) -> bytes:
+        subject, issuer = (x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)]) for text in (name, ca_name))
+        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key.public_key())
         builder = builder.serial_number(x509.random_serial_number())
         builder = builder.not_valid_before(now - CLOCK_SKEW).not_valid_after(now + timedelta(days=days))
-        builder = builder.add_extension(x509.BasicConstraints(ca=name == issuer, path_length=None), critical=True)
+        builder = builder.add_extension(x509.BasicConstraints(ca=name == ca_name, path_length=None), critical=True)
         for extension in extensions:
             builder = builder.add_extension(extension, critical=False)
-        return builder.sign(issuer_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-    def _name(text: str) -> x509.Name:
-        return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
+        return builder.sign(authority, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
     def private(key: ec.EllipticCurvePrivateKey) -> bytes:
         return key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
 
-    authority, server, client = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
-    ca_name = f"Delphi annotation {secrets.token_hex(4)}"
-    names = x509.SubjectAlternativeName([_general_name(host) for host in _hosts(hosts)])
+    all_hosts = dict.fromkeys([SERVER_NAME, "localhost", "127.0.0.1", "::1", socket.gethostname(), *hosts])
+    names = x509.SubjectAlternativeName([_general_name(host) for host in all_hosts])
     serving = x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH])
     asking = x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.CLIENT_AUTH])
     contents = {
-        "ca.pem": certificate(ca_name, authority, ca_name, authority),
-        "server.pem": certificate(SERVER_NAME, server, ca_name, authority, names, serving),
+        "ca.pem": certificate(ca_name, authority),
+        "server.pem": certificate(SERVER_NAME, server, names, serving),
         "server.key": private(server),
-        "client.pem": certificate("delphi-client", client, ca_name, authority, asking),
+        "client.pem": certificate("delphi-client", client, asking),
         "client.key": private(client),
         "token": secrets.token_urlsafe(32).encode() + b"\n",
     }
@@ -154,7 +120,7 @@ def make_credentials(directory: Path, hosts: Sequence[str] = (), days: float = 3
 
 
 def write_credentials(directory: Path, contents: Mapping[str, bytes]) -> CredentialFiles:
-    """Write the files of `CredentialFiles.contents`, for their owner alone; ValueError where one is there already."""
+    """Write the files of `CredentialFiles.contents`, readable by their owner alone; ValueError where one exists."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name, content in contents.items():
@@ -172,10 +138,6 @@ def write_credentials(directory: Path, contents: Mapping[str, bytes]) -> Credent
     return CredentialFiles(directory)
 
 
-def _hosts(hosts: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys([SERVER_NAME, "localhost", "127.0.0.1", "::1", socket.gethostname(), *hosts]))
-
-
 def _general_name(host: str) -> "x509.GeneralName":
     from cryptography import x509
 
@@ -188,14 +150,16 @@ def _general_name(host: str) -> "x509.GeneralName":
 def load_client_credentials(
     tls_ca: str = "", tls_cert: str = "", tls_key: str = "", token_file: str = ""
 ) -> ClientCredentials:
-    """Credentials from files, each optional. ValueError, naming the key, where a file or the combination is no good."""
+    """Credentials from files, each optional. ValueError, naming the key, where a file or the combination is invalid."""
     if bool(tls_cert) != bool(tls_key):
         raise ValueError(
-            "annotator.tls_cert and annotator.tls_key: got one of the two, wanted both (a client's certificate and its key) or neither"
+            "annotator.tls_cert and annotator.tls_key: got one of the two, wanted both (a client's certificate and its"
+            " key) or neither"
         )
     if tls_cert and not tls_ca:
         raise ValueError(
-            f"annotator.tls_cert: got a certificate without annotator.tls_ca, wanted the CA file that the service's own is checked by ('{SYSTEM}' for public ones)"
+            "annotator.tls_cert: got a certificate without annotator.tls_ca, wanted the CA file that verifies the"
+            f" service's own certificate ('{SYSTEM}' for public ones)"
         )
     return ClientCredentials(
         None if not tls_ca else b"" if tls_ca == SYSTEM else read_pem(tls_ca, "annotator.tls_ca", "CERTIFICATE"),
@@ -214,12 +178,12 @@ def read_pem(path: str, key: str, kind: str) -> bytes:
 
 
 def read_token(path: str, key: str) -> str:
-    """The token in a file, which is one line; ValueError, which names `key` and never repeats it, where it cannot be one."""
+    """The one-line token in a file; ValueError, which names `key` and never quotes the content, unless it is one."""
     token = _read(path, key).decode("ascii", "replace").strip()
     if len(token) < MIN_TOKEN_CHARS or not token.isprintable() or " " in token or not token.isascii():
         raise ValueError(
-            f"{key}: got {path} with {len(token)} characters, wanted one line of at least {MIN_TOKEN_CHARS} printable ASCII characters"
-            " without spaces: `openssl rand -hex 32` makes one"
+            f"{key}: got {path} with {len(token)} characters, wanted one line of at least {MIN_TOKEN_CHARS} printable"
+            " ASCII characters without spaces: `openssl rand -hex 32` makes one"
         )
     return token
 

@@ -1,7 +1,8 @@
-"""`Replicas`: which of several annotation services are up, shared by all clients of them (`llm_server/replicated_client.py`).
+"""`Replicas`: which of several annotation services are up, shared by all their clients
+(`llm_server/replicated_client.py`).
 
-Invariant: a replica that fails is left out until it has answered a thread of its own, so it costs one attempt, not one per batch; all
-that are asked judge alike; what is remembered is bounded.
+Invariant: a replica that fails is left out until it has answered a probe by a background thread, so it costs one
+attempt, not one per batch; all replicas in use have the same judge; the number of remembered answers is bounded.
 
     up ──a request fails──▶ left out, probed at growing intervals ──a probe is answered──▶ up
 """
@@ -12,7 +13,9 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from xxhash import xxh3_64_intdigest
@@ -26,7 +29,7 @@ LOG = logging.getLogger(__name__)
 FIRST_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 10.0
 MAX_REMEMBERED = 65_536
-"""Answers kept of batches that failed in part: far above what an annotator has in flight, and a few MB."""
+"""Answers kept of batches that failed in part: far more than an annotator has in flight, a few MB."""
 
 
 def split_addresses(text: str) -> list[str]:
@@ -35,7 +38,7 @@ def split_addresses(text: str) -> list[str]:
 
 
 def rendezvous_order(names: Sequence[str], key: bytes) -> list[str]:
-    """`names` in the order in which `key` prefers them: each item's order is its own, and a name that comes or goes moves no other item."""
+    """`names` in the order in which `key` prefers them (rendezvous hashing); a new name reorders no others."""
     return sorted(names, key=lambda name: (-xxh3_64_intdigest(key, seed=xxh3_64_intdigest(name.encode())), name))
 
 
@@ -43,7 +46,7 @@ def rendezvous_order(names: Sequence[str], key: bytes) -> list[str]:
 class _Replica:
     address: str
     failures: int = 0
-    """In a row; an answered request forgives them, an answered probe does not."""
+    """In a row; an answered request resets them, an answered probe does not."""
     trouble: Exception | None = None
     """Why nothing is sent to it; None while it is up."""
     down_since: float = 0.0
@@ -51,11 +54,12 @@ class _Replica:
 
 
 class Replicas:
-    """What all clients of a set of replicas share: who is up, and answers that came while the rest of a batch failed; thread-safe.
+    """State shared by all clients of some replicas: which are up, answers of partly failed batches; thread-safe.
 
-    `addresses()` gives the replicas of this moment by name, host:port each; it is called for every batch, so it must not wait. A name
-    stands for a store: a replica that comes back elsewhere under its name gets its items again. It raises ServiceUnavailable while there
-    are none yet and AnnotationRefused where there will be none. `connect` makes a client of one address.
+    `addresses()` returns host:port of the current replicas by name; it is called for every batch, so it must not block.
+    A name identifies a judgement store: a replica that returns at another address under its name gets the same items.
+    `addresses` raises ServiceUnavailable while there are no replicas yet and AnnotationRefused where there will be
+    none. `connect` makes a client of one address.
     """
 
     def __init__(
@@ -70,27 +74,27 @@ class Replicas:
         self._addresses, self._first_backoff_s, self._max_backoff_s = addresses, first_backoff_s, max_backoff_s
         self._changed = threading.Condition()
         self._replicas: dict[str, _Replica] = {}
-        self._judge: tuple[str, ServiceDescription] | None = None  # the first to describe itself, and how
+        self._judge: tuple[str, ServiceDescription] | None = None  # of the first replica that described itself
         self._remembered: OrderedDict[Hashable, Any] = OrderedDict()
         self._num_clients = 0
         self.has_answered = False
         """Whether any replica has answered a batch."""
 
     def attach(self) -> None:
-        """A client begins to use them."""
+        """Register a client."""
         with self._changed:
             self._num_clients += 1
             for name, replica in self._replicas.items():
                 self._begin_probing(name, replica)
 
     def release(self) -> None:
-        """A client was closed; without any, no replica is probed."""
+        """Unregister a client; without clients, no replica is probed."""
         with self._changed:
             self._num_clients -= 1
             self._changed.notify_all()
 
     def up(self) -> dict[str, str]:
-        """Address by name of the replicas that may be asked."""
+        """Address by name of the replicas that are up."""
         return {name: address for name, (address, trouble) in self._current().items() if trouble is None}
 
     def all(self) -> dict[str, str]:
@@ -101,7 +105,7 @@ class Replicas:
         current = self._addresses()
         with self._changed:
             known = self._replicas
-            # A replica that has moved is another process: nothing is held against it.
+            # A replica at another address is another process: it starts without failures.
             self._replicas = {
                 name: known[name] if name in known and known[name].address == address else _Replica(address)
                 for name, address in current.items()
@@ -118,16 +122,18 @@ class Replicas:
         return ServiceUnavailable(f"no annotation replica answers: {said or 'there is none'}")
 
     def agree(self, name: str, said: ServiceDescription) -> ServiceDescription:
-        """`said` with the first replica's theta, which all labels are held to: each finds its own, up to rounding. AnnotationRefused where
-        it is of another judge than the first replica's: their judgements must not be mixed."""
+        """The description `said` with the first replica's theta, which applies to all labels (each replica computes
+        theta itself, equal up to rounding). AnnotationRefused where its judge is not the first replica's: their
+        judgements must not be mixed."""
         with self._changed:
             if self._judge is None:
                 self._judge = name, said
             first, judge = self._judge
         if said.identity != judge.identity:
             raise AnnotationRefused(
-                f"annotation replica {name} judges with {said.model} ({said.engine}, weights {said.fingerprint}), wanted"
-                f" {judge.model} ({judge.engine}, weights {judge.fingerprint}) as {first} does: start both with the same model and rubric"
+                f"annotation replica {name} judges with {said.model} ({said.engine}, weights {said.fingerprint}),"
+                f" wanted {judge.model} ({judge.engine}, weights {judge.fingerprint}) as {first} does: start both with"
+                " the same model and rubric"
             )
         return replace(said, threshold=judge.threshold)
 
@@ -143,7 +149,7 @@ class Replicas:
         LOG.warning("annotation replica %s is left out, the others take its captions: %s", name, error)
 
     def is_well(self, name: str, address: str) -> None:
-        """It has described itself: it may be asked."""
+        """Use the replica again: it has described itself."""
         with self._changed:
             replica = self._replicas.get(name)
             if replica is None or replica.address != address or replica.trouble is None:
@@ -152,30 +158,29 @@ class Replicas:
         LOG.info("annotation replica %s answers again after %.1f s", name, time.monotonic() - replica.down_since)
 
     def answered(self, name: str) -> None:
-        """What failed before is forgiven."""
+        """Note that the replica answered a batch, which resets its failures."""
         with self._changed:
             self.has_answered = True
             if name in self._replicas:
                 self._replicas[name].failures = 0
 
     def remember(self, answers: Mapping[Hashable, Any]) -> None:
-        """Keep answers that cannot be handed on yet; the oldest leave."""
+        """Keep answers whose batch is not complete yet; the oldest are dropped when there are too many."""
         with self._changed:
             self._remembered |= answers
             while len(self._remembered) > MAX_REMEMBERED:
                 self._remembered.popitem(last=False)
 
     def recall(self, key: Hashable) -> Any:
-        """The answer remembered under `key`, which is forgotten with that; None where there is none."""
+        """Take out the answer remembered under `key`; None where there is none."""
         with self._changed:
             return self._remembered.pop(key, None)
 
     def _begin_probing(self, name: str, replica: _Replica) -> None:
         if replica.trouble is not None and not replica.is_probed and self._num_clients:
             replica.is_probed = True
-            threading.Thread(
-                target=self._probe, args=(name, replica), name=f"replica-probe-{name}", daemon=True
-            ).start()
+            probe = partial(self._probe, name, replica)
+            threading.Thread(target=probe, name=f"replica-probe-{name}", daemon=True).start()
 
     def _probe(self, name: str, replica: _Replica) -> None:
         while True:
@@ -186,11 +191,8 @@ class Replicas:
                     replica.is_probed = False
                     return
             try:
-                client = self.connect(replica.address)
-                try:
+                with closing(self.connect(replica.address)) as client:
                     self.agree(name, client.describe())
-                finally:
-                    client.close()
             except Exception as error:
                 with self._changed:
                     replica.failures = 1 if is_loading(error) else replica.failures + 1

@@ -1,16 +1,18 @@
-"""`ReplicatedClient`: several annotation services asked as one. `partial(ReplicatedClient, Replicas(addresses, connect))` is a
-`connect` for `Annotator`.
+"""`ReplicatedClient`: several annotation services asked as one.
 
-Invariant: an item goes to the same replica as long as that one answers, so each replica's store is a shard; what a replica answered is
-never asked again, even where the rest of its batch failed; answers come in the order asked.
+For `Annotator`, `connect=partial(ReplicatedClient, Replicas(addresses, connect))`.
 
-    item ──rendezvous order──▶ first replica that is up ──fails──▶ the next ──none is left──▶ ServiceUnavailable, answers that came are kept
+Invariant: an item goes to the same replica as long as that one answers, so each replica's store is a shard; what a
+replica answered is never asked again, even where the rest of its batch failed; answers come in the order asked.
+
+    item ──rendezvous order──▶ first replica that is up ──fails──▶ next ──none left──▶ ServiceUnavailable, answers kept
 """
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -19,9 +21,11 @@ from llm_server.annotator.feedback import JudgeClient, check_number
 from llm_server.client import AnnotationRefused, ServiceUnavailable
 from llm_server.replicas import Replicas, rendezvous_order
 
+Send: TypeAlias = Callable[[JudgeClient, list[Any]], Sequence[Any]]
+
 
 class ReplicatedClient:
-    """The methods of `llm_server.client.AnnotationClient`, asked of all replicas of a `Replicas`; for one thread, closed by any."""
+    """`llm_server.client.AnnotationClient`'s methods on all of `replicas`; used by one thread, closed by any."""
 
     def __init__(self, replicas: Replicas) -> None:
         self._replicas = replicas
@@ -32,12 +36,12 @@ class ReplicatedClient:
         self._rejected = 0
 
     def annotate(self, items: Sequence[bytes]) -> list[Judgement]:
-        """One judgement per item, in order. Raises ServiceUnavailable or AnnotationRefused, and then keeps the answers that came."""
+        """One judgement per item, in order. ServiceUnavailable or AnnotationRefused, with received answers kept."""
         return self._ask("item", items, items, lambda client, part: client.annotate(part))
 
     def annotate_pairs(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[PairJudgement]:
         """One judgement per pair, in order; the same errors."""
-        routes = [b"".join(sorted(pair)) for pair in pairs]  # both ways round to the same replica
+        routes = [b"".join(sorted(pair)) for pair in pairs]  # both orders go to the same replica
         return self._ask("pair", pairs, routes, lambda client, part: client.annotate_pairs(part))
 
     def embed(self, items: Sequence[bytes]) -> np.ndarray:
@@ -51,14 +55,14 @@ class ReplicatedClient:
         return np.stack(rows) if rows else np.empty((0, 0), np.float32)
 
     def describe(self) -> ServiceDescription:
-        """What the replicas that are up say of themselves, limits and counts joined; they must all judge alike. Where none is up, all are
-        asked once more: whoever connects anew has waited long enough."""
+        """The common description of the replicas that are up, with the smallest limits and summed counts; they must
+        have the same judge. Where none is up, all are tried: a client that connects again has already waited."""
         up = self._replicas.up() or self._replicas.all()
-        said = self._at_once({name: self._describing(name, up[name]) for name in up}, up)
+        said = self._at_once({name: partial(self._describe, name, up[name]) for name in up}, up)
         descriptions = [answer for answer in said.values() if isinstance(answer, ServiceDescription)]
         refusals = [answer for answer in said.values() if isinstance(answer, AnnotationRefused)]
         if refusals and not self._replicas.has_answered:
-            raise refusals[0]  # better said at the start than served by half; later, the others go on
+            raise refusals[0]  # at the start a refusal is an error; later, the other replicas go on
         if not descriptions:
             raise self._replicas.error()
         return replace(
@@ -85,16 +89,9 @@ class ReplicatedClient:
             client.close()
         self._replicas.release()
 
-    def _ask(
-        self,
-        kind: str,
-        items: Sequence[Any],
-        routes: Sequence[bytes],
-        send: Callable[[JudgeClient, list[Any]], Sequence[Any]],
-    ) -> list[Any]:
-        answers = {
-            n: answer for n, item in enumerate(items) if (answer := self._replicas.recall((kind, item))) is not None
-        }
+    def _ask(self, kind: str, items: Sequence[Any], routes: Sequence[bytes], send: Send) -> list[Any]:
+        recalled = ((n, self._replicas.recall((kind, item))) for n, item in enumerate(items))
+        answers = {n: answer for n, answer in recalled if answer is not None}
         tried: set[str] = set()
         while missing := [n for n in range(len(items)) if n not in answers]:
             up = self._replicas.up()
@@ -102,22 +99,22 @@ class ReplicatedClient:
             if not names or self._is_closed:
                 self._replicas.remember({(kind, items[n]): answer for n, answer in answers.items()})
                 raise self._replicas.error()
-            parts: dict[str, list[int]] = {}
+            shards: dict[str, list[int]] = {}
             for n in missing:
-                parts.setdefault(rendezvous_order(names, routes[n])[0], []).append(n)
-            calls = {name: _sending(send, [items[n] for n in part]) for name, part in parts.items()}
+                shards.setdefault(rendezvous_order(names, routes[n])[0], []).append(n)
+            calls = {name: partial(_send, send, [items[n] for n in shard]) for name, shard in shards.items()}
             for name, result in self._at_once(calls, up).items():
                 if isinstance(result, Exception):
                     tried.add(name)
                 else:
-                    answers |= zip(parts[name], result, strict=True)
+                    answers |= zip(shards[name], result, strict=True)
                     self._replicas.answered(name)
         return [answers[n] for n in range(len(items))]
 
     def _at_once(
         self, calls: Mapping[str, Callable[[JudgeClient], Any]], addresses: Mapping[str, str]
     ) -> dict[str, Any]:
-        """What each replica's call returned, or its exception, after which the replica is left out; one thread per call."""
+        """Each replica's result, or its exception, after which the replica is left out; one thread per call."""
         results: dict[str, Any] = {}
 
         def call(name: str) -> None:
@@ -129,20 +126,19 @@ class ReplicatedClient:
                 if not self._is_closed:
                     self._replicas.failed(name, addresses[name], error)
 
-        # Daemons: every call has a deadline, but the process need not wait for it at its end.
-        threads = [
-            threading.Thread(target=call, args=(name,), name=f"replica-{name}", daemon=True) for name in list(calls)[1:]
-        ]
+        # Daemon threads: every call has a deadline, but the process need not wait for it at exit.
+        names = list(calls)
+        threads = [threading.Thread(target=call, args=(n,), name=f"replica-{n}", daemon=True) for n in names[1:]]
         for thread in threads:
             thread.start()
-        for name in list(calls)[:1]:
+        for name in names[:1]:
             call(name)
         for thread in threads:
             thread.join()
         return results
 
     def _connected(self, name: str, address: str) -> JudgeClient:
-        """The connection to a replica; a new one is first asked whether it judges as the others do."""
+        """The connection to a replica; a new one is first checked to have the same judge as the others."""
         with self._lock:
             known = self._connections.get(name)
         if known is not None and known[0] == address:
@@ -150,7 +146,7 @@ class ReplicatedClient:
         self._drop(name)
         client = self._replicas.connect(address)
         try:
-            self._describing(name, address)(client)
+            self._describe(name, address, client)
         except BaseException:
             client.close()
             raise
@@ -161,28 +157,20 @@ class ReplicatedClient:
         client.close()
         raise ServiceUnavailable("the client of the annotation replicas is closed")
 
-    def _describing(self, name: str, address: str) -> Callable[[JudgeClient], ServiceDescription]:
-        def call(client: JudgeClient) -> ServiceDescription:
-            said = self._replicas.agree(name, client.describe())
-            self._replicas.is_well(name, address)
-            return said
-
-        return call
+    def _describe(self, name: str, address: str, client: JudgeClient) -> ServiceDescription:
+        said = self._replicas.agree(name, client.describe())
+        self._replicas.is_well(name, address)
+        return said
 
     def _drop(self, name: str) -> None:
         with self._lock:
-            known = self._connections.pop(name, None)
-            self._rejected += known[1].take_rejected() if known is not None else 0
-        if known is not None:
-            known[1].close()
+            _, client = self._connections.pop(name, (None, None))
+            self._rejected += client.take_rejected() if client is not None else 0
+        if client is not None:
+            client.close()
 
 
-def _sending(
-    send: Callable[[JudgeClient, list[Any]], Sequence[Any]], part: list[Any]
-) -> Callable[[JudgeClient], Sequence[Any]]:
-    def call(client: JudgeClient) -> Sequence[Any]:
-        answers = send(client, part)
-        check_number(len(answers), len(part))
-        return answers
-
-    return call
+def _send(send: Send, shard: list[Any], client: JudgeClient) -> Sequence[Any]:
+    answers = send(client, shard)
+    check_number(len(answers), len(shard))
+    return answers

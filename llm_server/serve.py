@@ -1,6 +1,7 @@
 """`delphi serve`: the annotation service as a process of its own, without Ray.
 
-Invariant: it ends within seconds of SIGTERM, SIGINT, SIGHUP (unless ignored) or, if asked, its parent's death; a mistake is one line and exit code 2.
+Invariant: it ends within seconds of SIGTERM, SIGINT, SIGHUP (unless ignored) or, with `--exit-with-parent`, its
+parent's death; a configuration error is one line and exit code 2.
 """
 
 import argparse
@@ -9,7 +10,8 @@ import dataclasses
 import os
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from configs.annotation_schema import AccessConfig, ServiceConfig
@@ -18,20 +20,20 @@ from configs.paths import path_argument
 from llm_server.standard_output import guarded, output_may_be_lost
 
 FLAGS = tuple(field.name for field in dataclasses.fields(ServiceConfig) if field.name != "hang_timeout_s")
-"""Fields of `ServiceConfig` that are flags; the other is for whoever watches a service."""
+"""Fields of `ServiceConfig` that are flags; the other one is for the process that supervises a service."""
 ACCESS_FLAGS = tuple(
     field.name for field in dataclasses.fields(AccessConfig) if field.name != "insecure_listen_anywhere"
 )
 DEFAULTS = dataclasses.replace(ServiceConfig(), port=7431, nice=0, torch_threads=0)
-"""Alone on a machine the service may use all of it; one that a run starts is told otherwise."""
+"""Started by hand, the service may use the whole machine; a run starts its own with other values."""
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "[::]": "[::1]"}
-"""What listens on every address of a machine, and where the machine itself finds it."""
+"""Addresses that mean every interface of a machine, and where the machine itself reaches them."""
 PREPARING = {"scripted": "answering by its script", "none": "embedding sentences only"}
-"""What engines do that load no model."""
+"""What the engines without a model do at the start, for a message."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until told to stop; exit code 0, 2 where the command, the model or the rubric is wrong, 1 where trying again may help."""
+    """Serve until told to stop; exit code 0, 2 for a wrong command, model or rubric, 1 where a retry may succeed."""
     arguments = _parser().parse_args(argv)
     config = ServiceConfig(**{name: getattr(arguments, name) for name in FLAGS})
     access = AccessConfig(
@@ -60,13 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _make_credentials(directory: Path, config: ServiceConfig) -> int:
     from llm_server.credentials import is_loopback, make_credentials
 
-    files = make_credentials(directory, [] if config.host in ANY_ADDRESS or is_loopback(config.host) else [config.host])
-    host = "HOST" if config.host in ANY_ADDRESS or is_loopback(config.host) else config.host
+    hosts = [] if config.host in ANY_ADDRESS or is_loopback(config.host) else [config.host]
+    files, host = make_credentials(directory, hosts), hosts[0] if hosts else "HOST"
     print(
-        f"made credentials for a year in {directory}, readable by you alone. Keep server.key here, copy ca.pem and token to where runs are.\n"
+        f"made credentials for a year in {directory}, readable by you alone. Keep server.key here, copy ca.pem and"
+        " token to where runs are.\n"
         f"  delphi serve --host {host} --port {config.port} --tls-cert {files.server_cert} --tls-key {files.server_key}"
         f" --token-file {files.token} ...\n"
-        f"  delphi train annotator.address={host}:{config.port} annotator.tls_ca={files.ca} annotator.token_file={files.token} ...\n"
+        f"  delphi train annotator.address={host}:{config.port} annotator.tls_ca={files.ca}"
+        f" annotator.token_file={files.token} ...\n"
         f"For client certificates as well: --tls-client-ca {files.ca}, and annotator.tls_cert={files.client_cert}"
         f" annotator.tls_key={files.client_key}"
     )
@@ -86,7 +90,7 @@ def _run(config: ServiceConfig, access: AccessConfig, arguments: argparse.Namesp
     import signal
 
     from llm_server.engines.building import check_engine
-    from llm_server.service.auth import check_access, said
+    from llm_server.service.auth import check_access, requirements
     from llm_server.service.judge import Judge, build_judge
     from llm_server.service.service import serve
 
@@ -94,7 +98,7 @@ def _run(config: ServiceConfig, access: AccessConfig, arguments: argparse.Namesp
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # it writes a line per request
     output_may_be_lost()
     check_access(config.host, access)
-    check_engine(config)  # what can be seen to be wrong is said before anybody is told an address
+    check_engine(config)  # an error in the configuration is reported before an address is
 
     def build(config: ServiceConfig, rubric: Rubric) -> Judge:
         if config.engine in ("transformers", "none") and config.torch_threads:
@@ -115,31 +119,27 @@ def _run(config: ServiceConfig, access: AccessConfig, arguments: argparse.Namesp
         def on_listening(address: str) -> None:
             if address_file:
                 _write_atomically(address_file, address)
-            print(
-                f"listening on {address}, {PREPARING.get(config.engine, f'loading {config.model}')}; {said(access)}",
-                flush=True,
-            )
+            doing = PREPARING.get(config.engine, f"loading {config.model}")
+            print(f"listening on {address}, {doing}; {requirements(access)}", flush=True)
 
         def on_serving(judge: Judge) -> None:
             if arguments.nice_once_ready:
                 be_nice(config.nice)
             judging = judge.describe()
-            print(
-                f"serving {judging.model} ({judging.engine}), rubric {judging.rubric_id} version {judging.rubric_version},"
-                f" threshold {judging.threshold:.3f}",
-                flush=True,
-            )
+            rubric_name = f"rubric {judging.rubric_id} version {judging.rubric_version}"
+            threshold = f"threshold {judging.threshold:.3f}"
+            print(f"serving {judging.model} ({judging.engine}), {rubric_name}, {threshold}", flush=True)
 
         return await serve(
             config, rubric, build, access=access, on_listening=on_listening, on_serving=on_serving, stop=stop
         )
 
     if not asyncio.run(session()):
-        os._exit(0)  # a thread in the midst of loading a model aborts an interpreter that ends in the ordinary way
+        os._exit(0)  # an ordinary exit aborts where a thread is loading a model
 
 
 def be_nice(niceness: int) -> None:
-    """Lower the priority of this process by so much: of all its threads, which on Linux have one each, and of those that they start."""
+    """Raise the niceness of all threads of this process (each has its own on Linux), and of those they start."""
     threads = Path("/proc/self/task")
     if not threads.is_dir():
         os.nice(niceness)
@@ -150,16 +150,15 @@ def be_nice(niceness: int) -> None:
             os.setpriority(os.PRIO_PROCESS, int(thread.name), wanted)
 
 
-def _watch_parent(on_end: "object") -> None:
-    """Call `on_end` when standard input ends, as it does when the parent that holds its other end dies; then insist."""
+def _watch_parent(on_end: Callable[[], object]) -> None:
+    """Call `on_end` when standard input ends, as it does when the parent dies; ten seconds later exit by force."""
 
     def watch() -> None:
-        while os.read(
-            0, 4096
-        ):  # not sys.stdin: its lock, held by a thread that waits, aborts the interpreter at its end
+        # Not sys.stdin: a thread that waits for it holds its lock, which aborts the interpreter at exit.
+        while os.read(0, 4096):
             pass
-        on_end()  # type: ignore[operator]
-        threading.Event().wait(10.0)
+        on_end()
+        time.sleep(10.0)
         os._exit(1)  # the orderly end hangs, perhaps in a forward pass
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
@@ -184,33 +183,23 @@ def _refuse(message: str, code: int = 2) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="delphi serve",
-        description="Run the annotation service: an LLM's judgements about short texts, over gRPC (llm_server/annotation.proto).",
+        description="Run the annotation service: an LLM's judgements about short texts, over gRPC"
+        " (llm_server/annotation.proto).",
         epilog="example: delphi serve --model smollm2 --rubric nethack_progress --port 7431\n"
         "         delphi train --preset nethack_score annotator.address=127.0.0.1:7431",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--rubric",
-        type=path_argument,
-        default="nethack_progress",
-        help="a built-in rubric or a YAML file (default: nethack_progress)",
-    )
+    add, built_in = parser.add_argument, "a built-in rubric or a YAML file (default: nethack_progress)"
+    add("--rubric", type=path_argument, default="nethack_progress", help=built_in)
     add_flags(parser, DEFAULTS, FLAGS)
     add_flags(parser, AccessConfig(), ACCESS_FLAGS)
-    parser.add_argument("--address-file", type=path_argument, help="write host:port here once listening")
-    parser.add_argument("--nice-once-ready", action="store_true", help="take --nice only when the model is loaded")
-    parser.add_argument("--exit-with-parent", action="store_true", help="stop when standard input ends")
-    parser.add_argument(
-        "--insecure-listen-anywhere",
-        action="store_true",
-        help="allow a --host that other machines reach without TLS and token",
-    )
-    parser.add_argument(
-        "--make-credentials",
-        type=path_argument,
-        metavar="DIR",
-        help="write a CA, certificates for --host and a token into DIR, say how to use them, and end",
-    )
+    add("--address-file", type=path_argument, help="write host:port here once listening")
+    add("--nice-once-ready", action="store_true", help="apply --nice only when the model is loaded")
+    add("--exit-with-parent", action="store_true", help="stop when standard input ends")
+    insecure = "allow a --host that other machines reach without TLS and token"
+    add("--insecure-listen-anywhere", action="store_true", help=insecure)
+    making = "write a CA, certificates for --host and a token into DIR, print how to use them, and exit"
+    add("--make-credentials", type=path_argument, metavar="DIR", help=making)
     return parser
 
 

@@ -1,6 +1,6 @@
-"""Standard output and error that may go away while a command goes on: `head` has read enough, the disk is full, the terminal is closed.
+"""Standard output and error that may fail during a command: `head` has exited, the disk is full, no terminal.
 
-Invariant: no `print` fails for where it goes or for a character that cannot be shown; what is printed after a failure goes nowhere.
+Invariant: no `print` fails because of its stream or a character in it; output after a failure is dropped.
 """
 
 import contextlib
@@ -14,14 +14,12 @@ from collections.abc import Callable
 
 LOG = logging.getLogger(__name__)
 READER_LEFT = (errno.EPIPE, errno.EIO)
-"""Of a pipe, and of a terminal."""
-
-
+"""Errors of a pipe, and of a terminal, without a reader."""
 _is_result = True
 
 
 def output_may_be_lost() -> None:
-    """Say that from here on output only shows how something else goes on, so that losing it is no failure of the command."""
+    """Declare that from here on output only reports progress, so that losing it is no failure of the command."""
     global _is_result
     _is_result = False
 
@@ -29,7 +27,8 @@ def output_may_be_lost() -> None:
 def guarded(command: Callable[[], int]) -> int:
     """The exit code of `command`, run with both streams guarded.
 
-    Output that is lost although a reader is there (a full disk) makes it 1 at least, unless it may be lost. argparse's exits stay exits.
+    Output that is lost although a reader exists (a full disk) turns exit code 0 into 1, unless it may be lost. A
+    SystemExit, as argparse raises it, stays one.
     """
     global _is_result
     _is_result = True
@@ -48,15 +47,14 @@ def guarded(command: Callable[[], int]) -> int:
 
 def _code_of_loss(output: "_Guarded") -> int:
     output.flush()
-    error = output.error
-    if error is None or not _is_result or error.errno in READER_LEFT:
+    if (error := output.error) is None or not _is_result or error.errno in READER_LEFT:
         return 0
     print(f"standard output cannot be written ({error.strerror}): make room, or send it elsewhere", file=sys.stderr)
     return 1
 
 
 class _Guarded:
-    """Puts a text stream that cannot fail in the place of `sys.stdout` or `sys.stderr`, and the old one back."""
+    """Replaces `sys.stdout` or `sys.stderr` by a text stream that cannot fail, and restores the old one."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -72,7 +70,8 @@ class _Guarded:
         self._raw = _Unfailing(number, logs=self._name == "stdout")
         buffered = io.BufferedWriter(self._raw)
         line_buffering = self._old.line_buffering or self._old.write_through or self._name == "stderr"
-        # backslashreplace: a character that the encoding lacks, or half of one from a file name, is shown by its number
+        # backslashreplace: a character that the encoding lacks, or a lone surrogate of a file name, is shown by its
+        # code
         stream = io.TextIOWrapper(buffered, self._old.encoding, "backslashreplace", line_buffering=line_buffering)
         setattr(sys, self._name, stream)
         return self
@@ -83,17 +82,17 @@ class _Guarded:
 
     @property
     def error(self) -> OSError | None:
-        """What the first failed write met."""
+        """The error of the first failed write."""
         return self._raw.error if self._raw else None
 
     def flush(self) -> None:
         """Write what is buffered."""
-        with contextlib.suppress(OSError, ValueError):  # ValueError: whoever had it before has closed it
+        with contextlib.suppress(OSError, ValueError):  # ValueError: the stream was closed before
             getattr(sys, self._name).flush()
 
 
 class _Unfailing(io.RawIOBase):
-    """A file descriptor whose failed writes are forgotten: it then leads to the null device, for child processes too."""
+    """A file descriptor that turns into the null device at the first failed write, for child processes too."""
 
     def __init__(self, number: int, *, logs: bool) -> None:
         self.error: OSError | None = None
@@ -108,15 +107,15 @@ class _Unfailing(io.RawIOBase):
         return True
 
     def isatty(self) -> bool:
-        """Whether a terminal is (still) there."""
+        """Whether the descriptor is (still) a terminal."""
         return os.isatty(self._number)
 
     def write(self, data) -> int:  # type: ignore[no-untyped-def]
-        """How many bytes were taken: all of them where they cannot be written."""
+        """The number of bytes accepted: all of them where they cannot be written."""
         while True:
             try:
                 return os.write(self._number, data)
-            except BlockingIOError:  # whoever gave this stream does not wait; `print` does
+            except BlockingIOError:  # the stream is non-blocking; `print` must wait
                 select.select([], [self._number], [])
             except OSError as error:
                 self._lose(error)
@@ -129,16 +128,16 @@ class _Unfailing(io.RawIOBase):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._number)
         os.close(nowhere)
-        if self._logs:  # the other stream's loss has nowhere to be told
+        if self._logs:  # the log goes to standard error, so its own loss cannot be logged
             LOG.info("standard output cannot be written any more (%s): nothing more is shown", error.strerror)
 
 
 def _fill_missing_streams() -> None:
-    """Give descriptors 0 to 2 to the null device where they are closed (`>&-`), or the next file to be opened would be printed into."""
+    """Open the null device as each closed descriptor (`>&-`) of 0 to 2, or the next file would get the output."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "w" if number else "r"))

@@ -1,4 +1,4 @@
-"""What the tests of the annotation service share: the real model, loaded once."""
+"""Fixtures of the tests of the annotation service; the real model is loaded once."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""An endpoint that speaks OpenAI's protocol, in this process: what it answers, and how it fails, is a test's to say."""
+"""An endpoint with OpenAI's protocol, in this process, with answers and failures set by the test."""
 
 import json
 import math
@@ -17,25 +17,25 @@ POSITIVE = ("kill", "descend", "gold")
 
 
 class FakeEndpoint:
-    """Says the first answer where the text holds one of POSITIVE, else the second; of pairs likewise of each text's better one."""
+    """Gives the first answer where the text holds one of POSITIVE, else the second; for pairs likewise."""
 
     def __init__(self) -> None:
         self.key = ""
         self.logprobs = 20
-        """Most likely tokens it gives at most; asked for more it refuses, 0 gives none at all."""
+        """Maximum number of log-probabilities; more are refused, 0 gives none at all."""
         self.ignores_logprobs = False
         self.wants: dict[str, str] = {}
-        """Parameters it refuses, each with what it says then."""
+        """Refused parameters, each with its error message."""
         self.top: dict[str, float] | None = None
-        """Probabilities of the likeliest tokens, in place of its own."""
+        """Probabilities of the most likely tokens, overriding the default."""
         self.text: str | None = None
-        """What it says, in place of its own answer."""
+        """The text of its answer, overriding the default."""
         self.answers: Callable[[dict[str, Any]], tuple[int, Any] | None] = lambda body: None
-        """Status and content in answer to a request's body, in place of all that; None leaves it to that."""
+        """Status and content for a request's body, overriding all of the above; None for no override."""
         self.failures: deque[tuple[int, dict[str, str], str] | None] = deque()
         """Status, headers and body of the next answers; None breaks the connection."""
         self.hold = threading.Event()
-        """Requests wait for it."""
+        """Requests wait for this event."""
         self.hold.set()
         self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
         self.most_at_once = 0
@@ -148,7 +148,7 @@ class FakeEndpoint:
 
 
 def engines_of(endpoint: FakeEndpoint, default: Rubric) -> Iterator[Callable[..., OpenAIEngine]]:
-    """The body of a fixture: a function that makes engines which ask `endpoint`, with its key in $TEST_KEY; they are closed afterwards."""
+    """The body of a fixture: makes engines that ask `endpoint`, with its key in $TEST_KEY, and closes them."""
     engines = []
 
     def make(rubric: Rubric = default, **settings: Any) -> OpenAIEngine:

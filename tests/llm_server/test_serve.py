@@ -1,4 +1,4 @@
-"""`python -m llm_server.serve` alone: it says where it listens, refuses what is wrong in one line, and ends when told."""
+"""`python -m llm_server.serve`: its address, one-line errors, and its end."""
 
 import signal
 import socket

@@ -1,4 +1,4 @@
-"""No command ends for where its output goes or what it cannot show; whose result is its output says that it was lost."""
+"""No command fails because of its output stream or a character; lost results change the exit code."""
 
 import contextlib
 import fcntl
@@ -151,8 +151,8 @@ def test_a_stream_in_memory_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) ->
 def test_closed_descriptors_are_not_given_to_the_next_file(tmp_path: Path) -> None:
     code = (
         "import os, sys\nfrom llm_server.standard_output import guarded\n"
-        "def command():\n    number = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)\n    print('lost')\n    os.write(number, str(number).encode())\n"
-        "    return 0\n"
+        "def command():\n    number = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)\n"
+        "    print('lost')\n    os.write(number, str(number).encode())\n    return 0\n"
         "sys.exit(guarded(command))"
     )
     line = f'exec "{sys.executable}" -c "$1" "{tmp_path}/file" <&- >&- 2>&-'
