@@ -48,8 +48,8 @@ def score_of_top_tokens(
 
 
 def text_of_piece(piece: str) -> str:
-    """The text of a token that an endpoint returns as its tokenizer's piece: both `\u2581Yes` (SentencePiece) and
-    `\u0120Yes` (byte-level, as in GPT-2) are ` Yes`."""
+    """The text of a tokenizer's piece: both `\u2581Yes` (SentencePiece) and `\u0120Yes` (byte-level, GPT-2) are `
+    Yes`."""
     if piece.isascii():
         return piece
     try:
@@ -61,12 +61,10 @@ def text_of_piece(piece: str) -> str:
 def score_of_text(
     text: str, answers: Sequence[str], label: str = ANSWER_LABEL, weights: Sequence[float] = WEIGHTS
 ) -> Score:
-    """The score from generated text that is an answer, or begins with one followed by a full stop, a comma or the end
-    of the line.
+    """The score from generated text that is an answer, or begins with one and a full stop, comma or line break.
 
     `label` or "Answer:" may precede the answer, and so may thoughts that end in `</think>`. Answers of a single letter
-    are case-sensitive ("a better one" is not A). An answer later in the text is ignored, because any sentence may
-    contain that word.
+    are case-sensitive ("a better one" is not A). Later words are ignored, since any sentence may contain an answer.
     """
     said = THOUGHTS.sub("", text)
     words = [_pattern(answer) for answer in answers]

@@ -19,8 +19,7 @@ ENGINES = ("transformers", "vllm", "openai", "scripted", "none")
 
 
 def check_engine(config: ServiceConfig) -> None:
-    """ValueError for mistakes that show without loading anything: in the engine's name, the script, the model folder or
-    the URL."""
+    """ValueError for a mistake that shows without loading: in engine name, script, model folder, encoder or URL."""
     if config.engine not in ENGINES:
         raise ValueError(
             f"unknown engine '{config.engine}'{did_you_mean(config.engine, ENGINES)}: use one of {', '.join(ENGINES)}"

@@ -27,7 +27,11 @@ def resolve_dtype(name: str, device: "torch.device | None", layer: tuple[int, in
     if name != "auto":
         return name
     if device is None:
-        return "bfloat16" if _gpu_computes_in_bf16() else "float32"
+        import torch
+
+        # A GPU that this torch cannot see belongs to a process with another torch; all current ones compute in bf16.
+        has_bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bfloat16" if has_bf16 else "float32"
     if device.type != "cpu":
         return "bfloat16" if bfloat16_is_faster(device, *layer, "the judge") else "float32"
     LOG.info(
@@ -44,10 +48,3 @@ def layer_of(settings: Any) -> tuple[int, int]:
     hidden, inner = getattr(settings, "hidden_size", None), getattr(settings, "intermediate_size", None)
     hidden = hidden if isinstance(hidden, int) else 1024
     return hidden, inner if isinstance(inner, int) else 4 * hidden
-
-
-def _gpu_computes_in_bf16() -> bool:
-    import torch
-
-    # A GPU that this torch cannot see belongs to a process with another torch; all current ones compute in bf16.
-    return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)

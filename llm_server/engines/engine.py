@@ -20,8 +20,7 @@ class Engine(Protocol):
     model: str
     """The model as it was asked for."""
     fingerprint: str
-    """Changes whenever the same text may get another answer: weights, tokenizer, prompt version, engine, device,
-    dtype."""
+    """Hash of everything that may change an answer: weights, tokenizer, prompt version, engine, device, dtype."""
     judges: bool
     """False for a service that only embeds sentences."""
     needs_calibration: bool
@@ -29,14 +28,11 @@ class Engine(Protocol):
 
     def score(self, texts: Sequence[str]) -> list[Score]:
         """One score per text, in their order; texts are single lines as `Rubric.item_text` makes them."""
-        ...
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
         """One score per pair in the order it is shown: the probability that the first is better, plus half that of a
         tie. ValueError where the rubric has no `pairs`."""
-        ...
 
     def close(self) -> None:
-        """Free resources outside this process; may be called from any thread, and ends a running `score` that waits for
-        one."""
+        """Free resources outside this process, from any thread; a `score` that waits for them ends."""
         ...

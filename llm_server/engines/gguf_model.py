@@ -85,8 +85,7 @@ class GgufFile:
 
 
 def write_model_folder(packed: Path, folder: Path) -> None:
-    """Weights, config.json, tokenizer and chat template of `packed` in `folder`. ValueError for a file of another
-    architecture."""
+    """Write the model of `packed` to `folder`, all but its metadata. ValueError for another architecture."""
     file = GgufFile(packed)
     architecture, tokenizer = (file.values.get(key) for key in ("general.architecture", "tokenizer.ggml.model"))
     if (architecture, tokenizer) != ("llama", "gpt2"):

@@ -22,6 +22,7 @@ from llm_server.engines.models import (
     readable_model_folder,
     unpacked_model,
 )
+from llm_server.engines.prompt_tokens import PromptTokens
 from llm_server.engines.sentence_encoder import UNREAD, encoder_source
 from llm_server.rubrics.rubric import Rubric
 
@@ -53,7 +54,11 @@ def check_model(config: ServiceConfig, rubric: Rubric) -> ModelFacts:
 
 def _facts(folder: Path, config: ServiceConfig, rubric: Rubric) -> ModelFacts:
     weights_bytes = _check_weights(folder, config.model)
-    answers, unused = _answers(folder, config.model, rubric), unused_tensors(folder, config)
+    tokenizer, _, context = load_tokenizer(folder, config.model, local_files_only=True)
+    tokens: list[int] = []
+    for question in (rubric.question(), *([rubric.pair_question()] if rubric.pairs else [])):
+        tokens += PromptTokens(tokenizer, question, model=config.model, context=context).answers
+    answers, unused = [tokenizer.decode([token]) for token in tokens], unused_tensors(folder, config)
     return ModelFacts(folder=folder, weights_bytes=weights_bytes, answers=answers, unused=unused)
 
 
@@ -120,17 +125,6 @@ def unused_tensors(folder: Path, config: ServiceConfig) -> list[str]:
 
 
 def _load_without_weights(auto_class: Any, folder: Path, model: str, *, unread: str = "") -> list[str]:
-    """Tensors that the model does not use, found by loading it onto the meta device; raises what `load_whole` does, as
-    ValueError."""
+    """Tensors that the model does not use, found by loading it onto the meta device; all errors are ValueErrors."""
     with loading(f"model '{model}'"):
         return load_whole(auto_class, folder, model, unread=unread, device_map="meta", local_files_only=True)[1]
-
-
-def _answers(folder: Path, model: str, rubric: Rubric) -> list[str]:
-    from llm_server.engines.prompt_tokens import PromptTokens
-
-    tokenizer, _, context = load_tokenizer(folder, model, local_files_only=True)
-    tokens: list[int] = []
-    for question in (rubric.question(), *([rubric.pair_question()] if rubric.pairs else [])):
-        tokens += PromptTokens(tokenizer, question, model=model, context=context).answers
-    return [tokenizer.decode([token]) for token in tokens]

@@ -56,8 +56,7 @@ def loading(what: str, wanted: str = MODEL_WANTED) -> Iterator[None]:
 
 
 def load_tokenizer(source: str | Path, model: str, **options: Any) -> tuple[Any, Any, int]:
-    """Tokenizer, text configuration, and the most tokens that the model reads; ValueError where the files cannot be
-    loaded."""
+    """Tokenizer, text configuration, and the most tokens that the model reads; ValueError for unreadable files."""
     from transformers import AutoConfig, AutoTokenizer
 
     with loading(f"the tokenizer of model '{model}'"):
@@ -80,8 +79,7 @@ def model_folder(model: str) -> Path:
 
 
 def folder_fingerprint(folder: Path, engine: str) -> str:
-    """Hash of `engine`, the prompt version and all files that decide an answer; weights enter by size and evenly spaced
-    samples."""
+    """Hash of `engine`, the prompt version and all files that decide an answer; weights enter by size and samples."""
     digest = xxhash.xxh3_128(f"{engine}/prompt {PROMPT_VERSION}".encode())
     for path in sorted({path for pattern in FILES for path in folder.glob(pattern)}):
         size = path.stat().st_size
@@ -107,8 +105,7 @@ def bundled_model_folder(cache: Path | None = None) -> Path:
 
 
 def unpacked_model() -> Path | None:
-    """The folder that `bundled_model_folder` gives, if it exists already; nothing is created. Raises ValueError as that
-    does."""
+    """The folder of `bundled_model_folder` if it exists already; nothing is created. Raises the same ValueError."""
     packed_model()
     folder = _unpacked_folder()
     return folder if folder.is_dir() else None
@@ -116,8 +113,7 @@ def unpacked_model() -> Path | None:
 
 @contextmanager
 def readable_model_folder() -> Iterator[Path]:
-    """The folder that `bundled_model_folder` gives if it exists already, else a temporary one, so that checks leave
-    nothing behind."""
+    """The folder of `bundled_model_folder` if it exists already, else a temporary one, so that checks leave nothing."""
     unpacked = unpacked_model()
     if unpacked is not None:
         yield unpacked
@@ -164,8 +160,7 @@ def packed_model() -> Path:
 
 
 def packaged_file(module: str, pattern: str, package: str, kind: str, name: str) -> Path:
-    """The first file that matches `pattern` beside an installed `module`, which is found without importing it;
-    ValueError, which says how to install the `package`, where there is none."""
+    """The first file that matches `pattern` beside `module`, which is not imported; ValueError if not installed."""
     spec = importlib.util.find_spec(module)
     files = sorted(Path(spec.origin).parent.glob(pattern)) if spec and spec.origin else []
     if not files:
@@ -184,8 +179,7 @@ def _convert(packed: Path, folder: Path) -> None:
 
 
 def model_source(model: str) -> str:
-    """What to load `model` from: a Hugging Face id unchanged, or a folder that holds the files of a model; else
-    ValueError."""
+    """What to load `model` from: a Hugging Face id, or a folder with the files of a model; else ValueError."""
     folder = Path(model).expanduser()
     if not folder.is_dir():
         if model.startswith((".", "/", "~")) or model.count("/") > 1 or not model:
@@ -224,8 +218,7 @@ def _check_files(folder: Path, model: str) -> None:
 def load_whole(
     auto_class: Any, source: str | Path, model: str, *, unread: str = "", **options: Any
 ) -> tuple[Any, list[str]]:
-    """`auto_class.from_pretrained(source, **options)`, and the names of tensors in the files that the model does not
-    use.
+    """`auto_class.from_pretrained(source, **options)`, and the names of the tensors that the model does not use.
 
     Raises IncompleteWeights, which names them, for weights that are missing or have another shape than config.json
     says, except missing ones whose names match the pattern `unread`. Error messages call the model `model`. Other
@@ -270,8 +263,7 @@ def load_whole(
 
 
 def unused_advice(unused: Sequence[str]) -> str:
-    """A warning about tensors that the model does not use: an extra head does no harm, a config.json with fewer layers
-    does."""
+    """A warning about unused tensors: an extra head does no harm, a config.json with fewer layers does."""
     return (
         f"{len(unused)} tensors of its files are not used ({_listed(unused)}): check that config.json belongs to them"
     )

@@ -51,11 +51,8 @@ Result = TypeVar("Result")
 
 
 class OpenAIEngine:
-    """Scores texts at one endpoint under one rubric.
-
-    At construction, ValueError where it refuses the first question, EndpointUnavailable where it does not answer within
-    the deadline.
-    """
+    """Scores texts at one endpoint under one rubric. Its construction raises ValueError where the endpoint refuses the
+    first question, EndpointUnavailable where it does not answer within the deadline."""
 
     judges = True
 
@@ -129,8 +126,8 @@ class OpenAIEngine:
         return score
 
     def _check_probe(self, question: Question) -> None:
-        """EndpointRefused where the endpoint also refuses a harmless text: then the texts are not the reason, and the
-        batch must fail."""
+        """EndpointRefused where a harmless text is refused too: then the batch must fail, the texts are not the
+        reason."""
         try:
             self._ask(question, self._rubric.pair_text(PROBE, PROBE) if question is self._pair else PROBE)
         except EndpointRefused as error:
@@ -244,8 +241,7 @@ def _read(question: Question, answer: dict[str, Any], form: Form) -> Score:
 def concurrent_map(
     function: Callable[[Item], Result], items: Sequence[Item], max_threads: int, stop: threading.Event
 ) -> list[Result]:
-    """`function` of each item, in their order, at most `max_threads` at once; raises the first error, and RuntimeError
-    once `stop` is set."""
+    """`function` of each item, in their order; raises the first error, and RuntimeError once `stop` is set."""
     waiting = iter(enumerate(items))
     lock, is_over = threading.Lock(), threading.Event()
     done: queue.SimpleQueue[tuple[int, Result | None, BaseException | None]] = queue.SimpleQueue()

@@ -18,8 +18,7 @@ TOP_LOGPROBS = (20, 5, 0)
 """The numbers to try, in this order; OpenAI's own completions give 5, its chats 20, some endpoints none."""
 TEXT_TOKENS = 32
 TOKENS = (1, 16, TEXT_TOKENS, 1024, 4096, 8192, 16_384)
-"""Limits of generated tokens: one token, the least that some endpoints accept, a short text, and texts that begin with
-thoughts."""
+"""Limits of generated tokens: one, the least that some endpoints accept, a short text, texts after thoughts."""
 THINKING_TOKENS = TOKENS[3]
 ADJUSTED = (400, 401, 403, 404, 405, 422, 501)
 """Statuses that may refuse a parameter which the message names."""
@@ -58,8 +57,7 @@ class Form:
         return replace(self, top_logprobs=0, tokens=max(self.tokens, TEXT_TOKENS))
 
     def adjusted(self, said: str) -> "Form | None":
-        """With the parameter changed that the endpoint's message is about; None where it names none that can be
-        changed."""
+        """With the parameter changed that the endpoint's message names; None if it names none that can be changed."""
         words = said.lower()
         if "max_completion_tokens" in words and self.length_key == "max_tokens":
             return replace(self, length_key="max_completion_tokens")
@@ -96,8 +94,7 @@ HoldsAnswer = Callable[[Form, dict[str, Any]], bool]
 
 
 def find_form(ask: Ask, holds_answer: HoldsAnswer, *, is_chat: bool) -> tuple[Form, dict[str, Any]]:
-    """The form to ask in, and the response to a question in that form. Raises EndpointRefused and EndpointUnavailable
-    where none works."""
+    """The form that works, and the response to a question in it; else EndpointRefused or EndpointUnavailable."""
     form, answer = _accepted(ask, Form())
     if form.top_logprobs and not top_tokens(answer):  # the parameter was ignored
         form, answer = _accepted(ask, form.in_text())
@@ -132,8 +129,7 @@ def _with_room(ask: Ask, holds_answer: HoldsAnswer, form: Form, answer: dict[str
 
 
 def _accepted(ask: Ask, form: Form) -> tuple[Form, dict[str, Any]]:
-    """The first form that is accepted, and its response; EndpointRefused with the endpoint's first message where none
-    is."""
+    """The first accepted form and its response; EndpointRefused with the endpoint's first message if there is none."""
     while True:
         try:
             return form, ask(form)
@@ -176,8 +172,7 @@ def request_body(model: str, question: Question, text: str, form: Form) -> dict[
 
 
 def top_tokens(answer: dict[str, Any]) -> list[tuple[str, float]]:
-    """The likeliest first tokens with their log-probabilities, of a completion or a chat; empty where there are
-    none."""
+    """The likeliest first tokens of a completion or a chat with their log-probabilities; may be empty."""
     try:
         offered = answer["choices"][0]["logprobs"]
         if "content" in offered:

@@ -111,12 +111,8 @@ class Endpoint:
     """One base URL with one key; thread-safe."""
 
     def __init__(self, url: str, key: str, *, attempt_s: float, patience_s: float, connections: int = 1) -> None:
-        """`attempt_s` is the deadline of one attempt; a failed attempt is repeated until `patience_s` is over, never if
-        it is 0.
-
-        ValueError where the key would be sent unencrypted over a network, or the environment names an unusable proxy or
-        certificates.
-        """
+        """`attempt_s` is the deadline of one attempt, which is repeated until `patience_s` is over, never if that is 0.
+        ValueError where a network would see the key, or the environment names an unusable proxy or certificates."""
         is_local = is_loopback(urlsplit(url).hostname or "")
         if key and urlsplit(url).scheme == "http" and not is_local:
             raise ValueError(
@@ -270,8 +266,7 @@ def _redirected(url: str, location: str) -> str:
 
 
 def _wrong_surroundings(error: Exception) -> str:
-    """Which environment variable prevents the HTTP client, without its value, which may hold a password, and what to
-    do."""
+    """Which environment variable prevents the HTTP client (not its value, which may be a password) and what to do."""
     if isinstance(error, OSError):
         return f"SSL_CERT_FILE or SSL_CERT_DIR names certificates that cannot be read ({error}): correct or unset it"
     proxies = [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")]

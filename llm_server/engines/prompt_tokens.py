@@ -65,8 +65,7 @@ class PromptTokens:
         return tokens
 
     def _find_line(self, before: str, after: str, whole: Sequence[list[int]]) -> None:
-        """How much of `before` and `after` to tokenise with a text, so that the tokens are those of the `whole` prompts
-        of PROBES."""
+        """Find how much of `before` and `after` to tokenise with a text to get the tokens of the `whole` prompts."""
         special = {token.content for token in self._tokenizer.added_tokens_decoder.values()}
         special |= set(self._tokenizer.all_special_tokens)
         begin = max((end + len(token) for token in special if (end := before.rfind(token)) >= 0), default=0)
@@ -98,8 +97,7 @@ class PromptTokens:
         return self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def _read(self, text: str) -> list[int] | None:
-        """Tokens of a text of any length and of what follows it; None where it changes the tokens before it or has a
-        special one."""
+        """Tokens of a text and of what follows it; None where it changes the tokens before it or has a special one."""
         line = self._line(text)
         begins, tokens = line[: len(self._begins)], line[len(self._begins) :]
         if begins != self._begins or self._special.intersection(tokens):

@@ -79,8 +79,7 @@ class SentenceEncoder:
 
 
 def encoder_source(encoder: str) -> str:
-    """What to load it from: a folder, or a Hugging Face id unchanged; ValueError for a missing folder or package.
-    Nothing is loaded."""
+    """What to load it from: a folder, or a Hugging Face id; ValueError for a missing folder or package."""
     if encoder != "minilm":
         return model_source(encoder)
     return str(packaged_file(MODULE, "model", PACKAGE, "sentence encoder", encoder))

@@ -37,8 +37,7 @@ OLDEST_VLLM = "0.32"
 
 
 class VllmEngine:
-    """Scores texts with one model under one rubric; ValueError at construction where vLLM, model and rubric do not
-    fit."""
+    """Scores texts with one model under one rubric; ValueError where vLLM, model and rubric do not fit."""
 
     judges = True
     needs_calibration = True
@@ -86,11 +85,8 @@ class VllmEngine:
             raise
 
     def score(self, texts: Sequence[str]) -> list[Score]:
-        """One score per text, in their order; NaN for a text that cannot be asked as plain text.
-
-        Waits while vLLM is being replaced; RuntimeError where it does not come back, or fails repeatedly on these
-        texts.
-        """
+        """One score per text, in their order; NaN for a text that cannot be asked as plain text. Waits while vLLM is
+        replaced; RuntimeError where it does not come back, or fails repeatedly on these texts."""
         return self._score(self._single, texts)
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:

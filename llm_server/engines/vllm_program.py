@@ -24,8 +24,7 @@ main()
 
 
 def vllm_python(setting: str) -> str:
-    """An interpreter that has vLLM: the configured one, this one, or that of .venv-vllm beside this environment;
-    ValueError for none."""
+    """A Python with vLLM: the configured one, this one, or that of .venv-vllm beside it; ValueError for none."""
     if setting:
         if found := shutil.which(str(Path(setting).expanduser())):
             return found
@@ -42,8 +41,7 @@ def vllm_python(setting: str) -> str:
 
 
 def vllm_command(python: str, config: ServiceConfig, folder: Path, dtype: str, context: int, port: int) -> list[str]:
-    """The command line of a vLLM server that computes in `dtype`, for the model in `folder` and prompts of `context`
-    tokens."""
+    """The command of a vLLM server that computes in `dtype`, for the model in `folder` and `context` tokens."""
     arguments = {
         "--model": str(folder),
         "--served-model-name": "delphi",
@@ -67,8 +65,7 @@ def vllm_command(python: str, config: ServiceConfig, folder: Path, dtype: str, c
 
 
 def vllm_environment(config: ServiceConfig) -> dict[str, str]:
-    """What vLLM reads from its environment; the user's own variables override these defaults, except threads and
-    device."""
+    """Environment variables of vLLM; the user's own override these defaults, except threads and device."""
     wanted = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "2"}
     forced = {}
     if is_on_cpu(config.device):
@@ -81,8 +78,7 @@ def vllm_environment(config: ServiceConfig) -> dict[str, str]:
 
 
 def is_on_cpu(device: str) -> bool:
-    """Whether vLLM will run on the CPU; `auto` uses a GPU if the machine has one, which vLLM's environment must then
-    support."""
+    """Whether vLLM runs on the CPU; `auto` uses the machine's GPU, if any, which vLLM's environment must support."""
     if device != "auto":
         return device == "cpu"
     return not any(Path("/dev").glob("nvidia[0-9]*")) and not Path("/dev/kfd").exists()

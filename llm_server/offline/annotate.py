@@ -1,7 +1,8 @@
-"""`delphi annotate`: judges the captions of a file or a run, and pairs of them, into a judgement file for offline training.
+"""`delphi annotate`: judges the captions of a file or a run, and pairs of them, into a judgement file for offline
+training.
 
-Invariant: every answer is written before the next batch is asked; run again, the command asks what is missing and nothing twice. Pairs
-are drawn by how often both captions occur, each at most once in either order, as a function of the seed.
+Invariant: every answer is written before the next batch is asked, and a repeated command asks only what is missing.
+Pairs are drawn by how often both captions occur, each at most once in either order, as a function of the seed.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import tenacity
 from configs.paths import path_argument
 from llm_server.annotation import CaptionPair, JudgedCaption, JudgedPair, Status
 from llm_server.offline.caption_file import read_counted
-from llm_server.offline.judge_flags import JudgeClient, add_judge_flags, opened_judge, read_judge_flags
+from llm_server.offline.judge_flags import OfflineJudgeClient, add_judge_flags, opened_judge, read_judge_flags
 from llm_server.offline.judgement_file import JudgementFile, Provenance, caption_of, read_judgements, read_provenance
 from llm_server.offline.progress import progress
 from llm_server.rubrics.rubric import Rubric
@@ -26,16 +27,22 @@ from llm_server.standard_output import guarded, output_may_be_lost
 
 DRAWS_AT_ONCE = 4096
 LEAST_NEW_FRACTION = 0.05
+ITEMS_PER_REQUEST = 64
+"""Two batches of the usual size: few items are asked again after a kill."""
+NUM_ATTEMPTS = 5
+"""Attempts of one request to an unavailable service; with the pauses between them, half a minute."""
+Question = TypeVar("Question")
+Answer = TypeVar("Answer")
 
 
 def sample_pairs(
     counts: Sequence[int], num_pairs: int, seed: int, taken: Iterable[tuple[int, int]] = ()
 ) -> list[tuple[int, int]]:
-    """`num_pairs` new pairs of different places in `counts`, fewer only where no more exist; none is in `taken`, either way round.
+    """`num_pairs` new pairs of different indices of `counts`, not in `taken` in either order; fewer if no more exist.
 
-    Both members are drawn with probability proportional to their counts, as in a sample of pairs of observations (Motif), without
-    identical pairs and repetitions. Where a few captions are so frequent that hardly a draw is new, the weights are flattened by a
-    square root, again and again if need be.
+    Both members are drawn with probability proportional to their counts, as in a sample of pairs of observations
+    (Motif), without pairs of equal members and repetitions. When a few captions are so frequent that hardly any draw is
+    new, the weights are replaced by their square roots, repeatedly if necessary.
     """
     seen = {frozenset(pair) for pair in taken}
     wanted = min(num_pairs, len(counts) * (len(counts) - 1) // 2 - len(seen))
@@ -55,16 +62,8 @@ def sample_pairs(
     return chosen[:wanted]
 
 
-ITEMS_PER_REQUEST = 64
-"""Two batches of the usual size: little is asked again after a kill."""
-NUM_ATTEMPTS = 5
-"""Of one request to a service that is away; with the pauses between them half a minute."""
-Question = TypeVar("Question")
-Answer = TypeVar("Answer")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 interrupted (the same command continues), 2 the command, the model or a file is wrong."""
+    """Exit code: 0 done, 1 interrupted (the same command continues), 2 an error in the command, the model or a file."""
     arguments = _parser().parse_args(argv)
     from llm_server.client import AnnotationRefused, ServiceUnavailable
 
@@ -74,13 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, AnnotationRefused) as error:
         return _say(str(error), 2)
     except ServiceUnavailable as error:
-        return _say(f"{error}; what was answered is kept, run the same command again to continue", 1)
+        return _say(f"{error}; all answers are kept, run the same command again to continue", 1)
     except sqlite3.Error as error:
-        return _say(
-            f"{arguments.out} cannot be written ({error}); make room and run the same command again to continue", 1
-        )
+        problem = f"{arguments.out} cannot be written ({error})"
+        return _say(f"{problem}; free some disk space and run the same command again to continue", 1)
     except KeyboardInterrupt:
-        return _say("interrupted; what was answered is kept, run the same command again to continue", 1)
+        return _say("interrupted; all answers are kept, run the same command again to continue", 1)
     return 0
 
 
@@ -105,55 +103,44 @@ def _annotate(arguments: argparse.Namespace) -> None:
     _sum_up(arguments.out)
 
 
-def judge_captions(judge: JudgeClient, file: JudgementFile, size: int) -> None:
-    """Ask about every caption of the file that has no answer, the most frequent first."""
+def judge_captions(judge: OfflineJudgeClient, file: JudgementFile, size: int) -> None:
+    """Ask about every caption of the file without an answer, the most frequent first."""
     missing = file.unjudged()
     with progress("captions", len(missing)) as advance:
         for batch in _batches(missing, size):
-            answers = _patiently(judge.annotate, [caption.text.encode() for caption in batch])
-            file.write_captions(
-                JudgedCaption(caption=caption, judgement=answer) for caption, answer in zip(batch, answers, strict=True)
-            )
+            answers = _retried(judge.annotate, [caption.text.encode() for caption in batch])
+            file.write_captions(JudgedCaption(caption=c, judgement=a) for c, a in zip(batch, answers, strict=True))
             advance(len(batch))
 
 
 def plan_pairs(file: JudgementFile, counts: dict[str, int], num_pairs: int, seed: int) -> None:
-    """Fill the file's pairs up to `num_pairs`, drawn by the counts; fewer where no more exist."""
+    """Fill the file's pairs up to `num_pairs`, drawn by the counts; fewer if no more exist."""
     texts = list(counts)
     places = {text: place for place, text in enumerate(texts)}
     planned = file.pairs()
-    taken = [
-        (places[pair.first.text], places[pair.second.text])
-        for pair in planned
-        if pair.first.text in places and pair.second.text in places
-    ]
-    # Another stream for what is added later, or it would draw the same pairs first.
+    known = [(pair.first.text, pair.second.text) for pair in planned]
+    taken = [(places[first], places[second]) for first, second in known if first in places and second in places]
+    # Later additions need another random stream, or the same pairs would be drawn first.
     drawn = sample_pairs(list(counts.values()), max(0, num_pairs - len(planned)), seed + len(planned), taken)
-    file.add_pairs(
-        CaptionPair(first=caption_of(texts[first]), second=caption_of(texts[second])) for first, second in drawn
-    )
+    file.add_pairs(CaptionPair(first=caption_of(texts[i]), second=caption_of(texts[j])) for i, j in drawn)
     if len(planned) + len(drawn) < num_pairs:
-        print(
-            f"{len(texts)} captions make no more than {len(planned) + len(drawn)} pairs; all are asked", file=sys.stderr
-        )
+        total = len(planned) + len(drawn)
+        print(f"{len(texts)} captions make no more than {total} pairs; all are asked", file=sys.stderr)
 
 
-def judge_pairs(judge: JudgeClient, file: JudgementFile, size: int) -> None:
-    """Ask about every pair of the file that has no answer."""
+def judge_pairs(judge: OfflineJudgeClient, file: JudgementFile, size: int) -> None:
+    """Ask about every pair of the file without an answer."""
     missing = file.pairs(unjudged=True)
     with progress("pairs", len(missing)) as advance:
         for batch in _batches(missing, size):
-            answers = _patiently(
-                judge.annotate_pairs, [(pair.first.text.encode(), pair.second.text.encode()) for pair in batch]
-            )
-            file.write_pairs(
-                JudgedPair(pair=pair, judgement=answer) for pair, answer in zip(batch, answers, strict=True)
-            )
+            texts = [(pair.first.text.encode(), pair.second.text.encode()) for pair in batch]
+            answers = _retried(judge.annotate_pairs, texts)
+            file.write_pairs(JudgedPair(pair=p, judgement=a) for p, a in zip(batch, answers, strict=True))
             advance(len(batch))
 
 
-def _patiently(ask: Callable[[Question], Answer], question: Question) -> Answer:
-    """The answer to the question, asking again while the service is away; ServiceUnavailable after `NUM_ATTEMPTS`."""
+def _retried(ask: Callable[[Question], Answer], question: Question) -> Answer:
+    """The answer to the question, retried while the service is unavailable; ServiceUnavailable after `NUM_ATTEMPTS`."""
     from llm_server.client import ServiceUnavailable
 
     retrying = tenacity.Retrying(
@@ -175,8 +162,9 @@ def _check_out(rubric: Rubric, out: Path) -> None:
     theirs = read_provenance(out)
     if theirs and (theirs.rubric_hash, theirs.pairs_hash) != (rubric.content_hash, rubric.pairs_hash):
         raise ValueError(
-            f"judgement file '{out}' holds answers to rubric '{theirs.rubric_id}' version {theirs.rubric_version} ({theirs.rubric_hash}),"
-            f" asked for is '{rubric.id}' version {rubric.version} ({rubric.content_hash}): give another --out"
+            f"judgement file '{out}' holds answers to rubric '{theirs.rubric_id}' version {theirs.rubric_version}"
+            f" ({theirs.rubric_hash}), requested is '{rubric.id}' version {rubric.version} ({rubric.content_hash}):"
+            " give another --out"
         )
     if not out.absolute().parent.is_dir():
         raise ValueError(f"--out: there is no folder {out.parent}")
@@ -185,19 +173,15 @@ def _check_out(rubric: Rubric, out: Path) -> None:
 def _sum_up(out: str) -> None:
     found = read_judgements(out)
     positive = sum(judged.judgement.probability > found.threshold for judged in found.captions)
-    statuses = [judged.judgement.status for judged in found.captions] + [
-        judged.judgement.status for judged in found.pairs
-    ]
-    lacking = sum(status is not Status.OK for status in statuses)
+    lacking = sum(judged.judgement.status is not Status.OK for judged in (*found.captions, *found.pairs))
     print(
-        f"{out}: {len(found.captions)} captions ({positive} above theta {found.threshold:.3f}), {len(found.pairs)} pairs,"
-        f" {lacking} of all without a usable answer; train on it with reward_model.judgements={out}"
+        f"{out}: {len(found.captions)} captions ({positive} above theta {found.threshold:.3f}), {len(found.pairs)}"
+        f" pairs, {lacking} of all without a usable answer; train on it with reward_model.judgements={out}"
     )
 
 
 def _batches(items: Sequence[Question], size: int) -> Iterator[Sequence[Question]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _say(message: str, code: int) -> int:
@@ -208,26 +192,20 @@ def _say(message: str, code: int) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="delphi annotate",
-        description="Judge captions, and pairs of them, into a file that offline training reads. Running the same command again continues.",
-        epilog='CAPTIONS is JSON lines, {"caption": "You kill the newt!", "count": 3} (count may be left out), a run directory, or its\n'
-        "captions.sqlite; `delphi export RUN` writes such lines.\n"
+        description="Judge captions, and pairs of them, into a file that offline training reads. Running the same"
+        " command again continues.",
+        epilog='CAPTIONS is JSON lines, {"caption": "You kill the newt!", "count": 3} (count is optional), a run\n'
+        "directory, or its captions.sqlite; `delphi export RUN` writes such lines.\n"
         "example: delphi annotate runs/nethack_score --rubric nethack_progress --pairs 5000 --out judgements.sqlite\n"
-        "         delphi train --preset nethack_score reward_model.name=ranking reward_model.judgements=judgements.sqlite",
+        "         delphi train --preset nethack_score reward_model.name=ranking"
+        " reward_model.judgements=judgements.sqlite",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "captions", type=path_argument, metavar="CAPTIONS", help="JSON lines, a run directory, or its captions.sqlite"
-    )
-    parser.add_argument(
-        "--out", type=path_argument, required=True, metavar="FILE", help="the judgement file; continued where it exists"
-    )
-    parser.add_argument(
-        "--pairs",
-        type=int,
-        default=0,
-        metavar="N",
-        help="pairs to compare, drawn by their captions' counts (default: 0)",
-    )
+    captions, out = "JSON lines, a run directory, or its captions.sqlite", "the judgement file; continued if it exists"
+    pairs = "pairs to compare, drawn by their captions' counts (default: 0)"
+    parser.add_argument("captions", type=path_argument, metavar="CAPTIONS", help=captions)
+    parser.add_argument("--out", type=path_argument, required=True, metavar="FILE", help=out)
+    parser.add_argument("--pairs", type=int, default=0, metavar="N", help=pairs)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="which pairs are drawn (default: 0)")
     add_judge_flags(parser, with_store=True)
     return parser

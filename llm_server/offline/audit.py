@@ -1,12 +1,12 @@
 """The judge's audit: its answers about labelled captions and pairs of them, measured by agreement and speed.
 
-Invariant: every answer is the model's own (the store is neither read nor written), captions that the rubric shows as examples
-are left out, and answers that are no labels are counted, never guessed.
+Invariant: every answer comes from the model (the store is neither read nor written), captions that the rubric shows as
+examples are left out, and unparsed answers are counted, never guessed.
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -20,14 +20,15 @@ from llm_server.offline.audit_metrics import (
     pair_agreement,
 )
 from llm_server.offline.caption_file import LabelledCaption
-from llm_server.offline.judge_flags import MAX_ITEMS_PER_REQUEST, JudgeClient
+from llm_server.offline.judge_flags import MAX_ITEMS_PER_REQUEST, OfflineJudgeClient
 from llm_server.rubrics.rubric import Rubric
 
 WARM_UP_CAPTIONS = 32
+Answer = TypeVar("Answer")
 
 
 def audit_judge(
-    judge: JudgeClient,
+    judge: OfflineJudgeClient,
     rubric: Rubric,
     labelled: Sequence[LabelledCaption],
     *,
@@ -35,20 +36,20 @@ def audit_judge(
     num_timed: int,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """All measures of one judge as JSON values, None where there is none.
+    """All metrics of one judge as JSON values, None where undefined.
 
-    `num_pairs` pairs of a positive and a negative caption are compared; at least `num_timed` captions are timed, made of the
-    labelled ones' words where those are fewer. ValueError where too few captions are left.
+    `num_pairs` pairs of a positive and a negative caption are compared. At least `num_timed` captions are timed;
+    missing ones are made of the words of the labelled ones. ValueError where too few captions are left.
     """
     captions = without_examples(labelled, [example.item for example in rubric.examples])
     said = judge.describe()
     size = min(MAX_ITEMS_PER_REQUEST, said.max_items_per_request)
     texts = [caption.text for caption in captions]
     others = shuffled_words(texts, WARM_UP_CAPTIONS + max(0, num_timed - len(texts)), seed)
-    _ask(judge, others[:WARM_UP_CAPTIONS], size)
-    timed = texts + others[WARM_UP_CAPTIONS:]
+    _ask(judge.annotate, [text.encode() for text in others[:WARM_UP_CAPTIONS]], size)
+    timed = [text.encode() for text in texts + others[WARM_UP_CAPTIONS:]]
     began = time.perf_counter()
-    judgements = _ask(judge, timed, size)
+    judgements = _ask(judge.annotate, timed, size)
     seconds = time.perf_counter() - began
     report = {
         "rubric": rubric.id,
@@ -73,10 +74,8 @@ def audit_judge(
 def judgement_metrics(
     judgements: Sequence[Judgement], captions: Sequence[LabelledCaption], threshold: float
 ) -> dict[str, Any]:
-    """Agreement of `judgements` with the captions' labels; those that are not OK count as unparsed."""
-    probabilities = np.array(
-        [judgement.probability if judgement.status is Status.OK else np.nan for judgement in judgements]
-    )
+    """Agreement of `judgements` with the captions' labels; judgements that are not OK count as unparsed."""
+    probabilities = np.array([j.probability if j.status is Status.OK else np.nan for j in judgements])
     masses = [judgement.answer_mass for judgement in judgements]
     return score_metrics(probabilities, captions, threshold, are_probabilities=True) | {
         "answer_mass_mean": float(np.mean(masses)),
@@ -87,7 +86,7 @@ def judgement_metrics(
 def score_metrics(
     scores: np.ndarray, captions: Sequence[LabelledCaption], threshold: float, *, are_probabilities: bool
 ) -> dict[str, Any]:
-    """Agreement of `scores` [N] with the captions' labels, None where undefined; a NaN score is none and counts as unparsed."""
+    """Agreement of `scores` [N] with the captions' labels, None where undefined; a NaN score counts as unparsed."""
     labels = np.array([caption.is_positive for caption in captions])
     answered = ~np.isnan(scores)
     scores, labels = scores[answered].astype(np.float64), labels[answered]
@@ -112,19 +111,20 @@ def score_metrics(
 
 
 def without_examples(labelled: Sequence[LabelledCaption], examples: Iterable[str]) -> list[LabelledCaption]:
-    """The captions that no example repeats, whatever its case and spacing. ValueError where a class is then missing."""
+    """The captions that are no example, ignoring case and spacing. ValueError where a class is then missing."""
     shown = {_folded(example) for example in examples}
     kept = [caption for caption in labelled if _folded(caption.text) not in shown]
     if len({caption.is_positive for caption in kept}) < 2:
         raise ValueError(
-            f"of {len(labelled)} labelled captions {len(kept)} are no examples of the rubric, and those are all of one kind: add more"
+            f"of {len(labelled)} labelled captions {len(kept)} are no examples of the rubric, and those are all of one"
+            " kind: add more"
         )
     return kept
 
 
 def shuffled_words(texts: Sequence[str], number: int, seed: int) -> list[str]:
-    """Up to `number` texts that have the lengths and the words of `texts` and are none of them, all distinct: neither the judge nor
-    an engine's cache answers one from another. Fewer where `texts` have too few words for that."""
+    """Up to `number` distinct texts with the lengths and the words of `texts`, none of which they repeat, so that no
+    cache answers them. Fewer where `texts` have too few words."""
     rng = np.random.default_rng(seed)
     lengths = [len(text.split()) for text in texts]
     words = np.array([word for text in texts for word in text.split()])
@@ -138,7 +138,7 @@ def shuffled_words(texts: Sequence[str], number: int, seed: int) -> list[str]:
     return list(made)
 
 
-def sample_pairs(captions: Sequence[LabelledCaption], num_pairs: int, seed: int) -> list[tuple[str, str]]:
+def sample_labelled_pairs(captions: Sequence[LabelledCaption], num_pairs: int, seed: int) -> list[tuple[str, str]]:
     """Up to `num_pairs` distinct (positive, negative) pairs, uniformly."""
     positives = [caption.text for caption in captions if caption.is_positive]
     negatives = [caption.text for caption in captions if not caption.is_positive]
@@ -159,34 +159,31 @@ def pair_metrics(judgements: Sequence[PairJudgement]) -> dict[str, Any]:
 
 
 def _pair_metrics(
-    judge: JudgeClient,
+    judge: OfflineJudgeClient,
     captions: Sequence[LabelledCaption],
     examples: Sequence[str],
     num_pairs: int,
     size: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Metrics without a pair, and the reason in `pairs_remark`, where captions that are no examples of pairs lack a class."""
+    """The metrics of pairs; of no pairs, with the reason in `pairs_remark`, where the captions that are no examples
+    lack a class."""
     try:
         captions = without_examples(captions, examples)
     except ValueError as error:
         return pair_metrics([]) | {"pairs_remark": f"none asked: {error}"}
-    pairs = [(first.encode(), second.encode()) for first, second in sample_pairs(captions, num_pairs, seed)]
-    judgements: list[PairJudgement] = []
+    pairs = [(first.encode(), second.encode()) for first, second in sample_labelled_pairs(captions, num_pairs, seed)]
     began = time.perf_counter()
-    for start in range(0, len(pairs), max(1, size)):
-        judgements += judge.annotate_pairs(pairs[start : start + max(1, size)], bypass_store=True)
+    judgements = _ask(judge.annotate_pairs, pairs, max(1, size))
     return pair_metrics(judgements) | {
         "pair_labels_per_s": len(pairs) / (time.perf_counter() - began),
         "pairs_remark": f"{len(pairs)} pairs of a positive and a negative caption, both orders",
     }
 
 
-def _ask(judge: JudgeClient, texts: Sequence[str], size: int) -> list[Judgement]:
-    judgements: list[Judgement] = []
-    for start in range(0, len(texts), size):
-        judgements += judge.annotate([text.encode() for text in texts[start : start + size]], bypass_store=True)
-    return judgements
+def _ask(ask: Callable[..., list[Answer]], items: Sequence[Any], size: int) -> list[Answer]:
+    batches = (items[start : start + size] for start in range(0, len(items), size))
+    return [answer for batch in batches for answer in ask(batch, bypass_store=True)]
 
 
 def _folded(text: str) -> str:
@@ -198,9 +195,9 @@ class Row(NamedTuple):
 
     label: str
     remark: str = ""
-    """With the report's values filled in; so is the next."""
+    """A format string over the report; so is the next."""
     remark_if_none: str = ""
-    """Where the metric is None."""
+    """The remark if the metric is None."""
 
 
 ROWS: dict[str, Row] = {
@@ -223,18 +220,15 @@ ROWS: dict[str, Row] = {
     "pair_order_flips": Row("pairs: answers that the order decides"),
     "pairs_unparsed": Row("pairs: unparsed"),
 }
-"""What the table shows, in this order."""
+"""The rows of the table by metric, in this order."""
 
 
 def print_table(report: Mapping[str, Any]) -> None:
-    """The report for people, on standard output."""
+    """Print the report as a table."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(title=report["title"], title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column()
+    table = Table("", Column(justify="right"), "", title=report["title"], title_justify="left", show_header=False)
     for name, row in ROWS.items():
         if name in report:
             value = report[name]

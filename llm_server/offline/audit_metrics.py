@@ -1,9 +1,9 @@
-"""How well scores agree with labels: area under the ROC curve with an interval, accuracy at a threshold, calibration, pairs; and
-`reward_precision`, the share of the intrinsic reward paid that went to captions labelled as progress.
+"""How well scores agree with labels: area under the ROC curve with an interval, accuracy at a threshold, calibration,
+pairs; and `reward_precision`, the share of the intrinsic reward paid that went to captions labelled as progress.
 
-Invariant: pure functions of numpy arrays; what cannot be computed (one class only, nothing at all) is NaN, never a guess. Labels are bool
-[N], scores and probabilities f64 [N] and finite throughout. Captions without a label count on neither side of `reward_precision`, and
-the share of reward that they leave out is reported.
+Invariant: pure functions of numpy arrays; undefined values (of a single class, or no item) are NaN. Labels are bool
+[N], scores and probabilities f64 [N] and finite throughout. Captions without a label do not enter `reward_precision`,
+and their share of the reward is reported.
 """
 
 import math
@@ -13,13 +13,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 SEPARATOR = "  "
-"""Between the messages of one caption."""
+"""Separates the messages of one caption."""
 NUM_SHOWN = 20
+NUM_RESAMPLES = 2000
+NUM_BINS = 10
+MAX_TABLE = 4_000_000
+"""Counts held at once while resampling."""
 
 
 def precision_metrics(paid: Mapping[str, float], labels: Mapping[str, bool]) -> dict[str, Any]:
-    """Metrics of the reward `paid` by caption, `labels` being those of captions or messages: its precision (None where
-    nothing paid is labelled), the share of it that is labelled, and the captions without a label that were paid most."""
+    """Metrics of the reward `paid` by caption, with `labels` of captions or messages: its precision (None without a
+    label), the share of it that is labelled, and the captions without a label that were paid most."""
     mass: dict[bool | None, float] = {True: 0.0, False: 0.0, None: 0.0}
     unlabelled: dict[str, float] = {}
     for text, reward in paid.items():
@@ -38,17 +42,11 @@ def precision_metrics(paid: Mapping[str, float], labels: Mapping[str, bool]) -> 
 
 
 def label_of(text: str, labels: Mapping[str, bool]) -> bool | None:
-    """A caption's own label, or its messages': progress where one of them is, none where all are labelled and none is."""
+    """A caption's own label, else that of its messages: True if one is, False if all are False, else None."""
     if text in labels:
         return labels[text]
     verdicts = [labels.get(message.strip()) for message in text.split(SEPARATOR)]
     return True if True in verdicts else None if None in verdicts else False
-
-
-NUM_RESAMPLES = 2000
-NUM_BINS = 10
-MAX_TABLE = 4_000_000
-"""Counts held at once while resampling."""
 
 
 class Interval(NamedTuple):
@@ -80,16 +78,15 @@ def auc_interval(
     resampled = []
     for start in range(0, num_resamples, at_once):
         size = min(at_once, num_resamples - start)
-        drawn = [
-            rng.multinomial(counts.sum(), counts / counts.sum(), size) for counts in (positives, negatives)
-        ]  # [size, V] each
+        # [size, V] each
+        drawn = [rng.multinomial(counts.sum(), counts / counts.sum(), size) for counts in (positives, negatives)]
         resampled.append(_auc(*drawn))
     low, high = np.percentile(np.concatenate(resampled), [2.5, 97.5])
     return Interval(float(_auc(positives[None], negatives[None])[0]), float(low), float(high))
 
 
 def accuracy(scores: np.ndarray, labels: np.ndarray, threshold: float) -> float:
-    """Share of items whose `score > threshold` is their label; NaN for none."""
+    """Share of items whose `score > threshold` equals their label; NaN without items."""
     return _mean((scores > threshold) == labels)
 
 
@@ -100,8 +97,8 @@ def balanced_accuracy(scores: np.ndarray, labels: np.ndarray, threshold: float) 
 
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS) -> float:
-    """Expected calibration error: over bins of equal width, the gap between mean probability and share of positives, weighted by
-    the items in the bin (Naeini et al. 2015; Guo et al. 2017, eq. 3). 0 is perfect; NaN for no items."""
+    """Expected calibration error: over bins of equal width, the gap between mean probability and share of positives,
+    weighted by the items in the bin (Naeini et al. 2015; Guo et al. 2017, eq. 3). 0 is perfect; NaN for no items."""
     if not len(labels):
         return math.nan
     bins = np.minimum((probabilities * num_bins).astype(int), num_bins - 1)
@@ -118,11 +115,12 @@ class PairAgreement(NamedTuple):
     position_bias: float
     """Mean log-odds that being shown first is worth."""
     order_flips: float
-    """Share of pairs whose answer changes sides with the order in which they are shown."""
+    """Share of pairs whose answer changes with the order in which they are shown."""
 
 
 def pair_agreement(preferences: np.ndarray, position_biases: np.ndarray) -> PairAgreement:
-    """From p(the positive item is better) [N], both orders averaged in log-odds, and the position's log-odds [N]; NaN for none."""
+    """From p(the positive item is better) [N], averaged over both orders in log-odds, and the position's log-odds
+    [N]."""
     safe = np.clip(preferences, 1e-12, 1 - 1e-12)
     flips = np.abs(position_biases) > np.abs(np.log(safe / (1 - safe)))
     wins = (preferences > 0.5) + 0.5 * (preferences == 0.5)
@@ -130,7 +128,7 @@ def pair_agreement(preferences: np.ndarray, position_biases: np.ndarray) -> Pair
 
 
 def _histograms(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many positives and negatives have each distinct score, in ascending order: [V] each."""
+    """The numbers of positives and of negatives with each distinct score, in ascending order: [V] each."""
     values, places = np.unique(scores, return_inverse=True)
     return np.bincount(places[labels], minlength=len(values)), np.bincount(places[~labels], minlength=len(values))
 

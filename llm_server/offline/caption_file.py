@@ -1,8 +1,8 @@
-"""Caption files: JSON lines of captions with labels (for audits) or counts (for offline annotation), a run's captions.sqlite, and
-`delphi export`, which writes a run's captions as such a file.
+"""Caption files: JSON lines of captions with labels (for audits) or counts (for offline annotation), a run's
+captions.sqlite, and `delphi export`, which writes a run's captions as such a file.
 
-Invariant: what is read is sound to the last line; the first that is not is named with its number, what was got and what was wanted. An
-export has one line per distinct caption, the most frequent first; what has no answer is null.
+Invariant: a file is read whole or refused, by the number of its first wrong line, what it holds and what was wanted. An
+export has one line per distinct caption, the most frequent first, with null for missing answers.
 """
 
 import argparse
@@ -20,39 +20,35 @@ from configs.errors import did_you_mean
 from configs.paths import path_argument
 from llm_server.standard_output import guarded
 
+MAX_CAPTION_BYTES = 256
+"""The limit to which workers truncate captions."""
+MAX_COUNT = 2**53
+"""The largest count that sampling in float64 represents exactly."""
+ARCHIVE_COLUMNS = ("caption", "count", "first_seen", "last_seen", "probability", "answer_mass", "status")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 2 there is no such run or the file cannot be written."""
+    """Exit code: 0 done, 2 the run does not exist or the file cannot be written."""
     parser = argparse.ArgumentParser(
         prog="delphi export",
-        description="Write every caption of a run as one JSON object a line: caption, count, first_seen and last_seen (environment steps),"
-        " and the judge's probability, answer_mass and status.",
+        description="Write every caption of a run as one JSON object per line: caption, count, first_seen and last_seen"
+        " (environment steps), and the judge's probability, answer_mass and status.",
         epilog="example: delphi export runs/nethack_score > captions.jsonl",
     )
     parser.add_argument("run", type=path_argument, metavar="RUN", help="a run directory or its captions.sqlite")
-    parser.add_argument("--out", type=path_argument, metavar="FILE", help="write here in place of standard output")
+    parser.add_argument("--out", type=path_argument, metavar="FILE", help="write to FILE instead of standard output")
     arguments = parser.parse_args(argv)
-
     try:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in read_archive(arguments.run)]
         if arguments.out:
             Path(arguments.out).write_text("".join(lines), "utf-8")
         else:
             sys.stdout.flush()
-            sys.stdout.buffer.writelines(
-                line.encode() for line in lines
-            )  # JSON Lines are UTF-8, whatever the terminal shows
+            sys.stdout.buffer.writelines(line.encode() for line in lines)  # UTF-8 whatever the terminal's encoding
     except (ValueError, OSError) as error:
         print(f"delphi export: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-MAX_CAPTION_BYTES = 256
-"""What workers cut captions to."""
-MAX_COUNT = 2**53
-"""What sampling by counts, in float64, holds exactly."""
-ARCHIVE_COLUMNS = ("caption", "count", "first_seen", "last_seen", "probability", "answer_mass", "status")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,19 +60,15 @@ class LabelledCaption:
 
 
 def read_labelled(path: str) -> list[LabelledCaption]:
-    """The captions of a JSON-lines file with rows {"caption": text, "helpful": 0 or 1}, both kinds present.
-
-    Raises ValueError for a file that cannot be read or holds anything else, the same caption with two labels included.
-    """
+    """The captions of a JSON-lines file with rows {"caption": text, "helpful": 0 or 1}, of both labels. Raises
+    ValueError for a file that cannot be read or holds anything else, or a caption with two labels."""
     labels: dict[str, bool] = {}
     for place, row in _rows(path, {"caption", "helpful"}, required={"caption", "helpful"}):
         if row["helpful"] not in (0, 1, True, False):
             raise ValueError(f"{place}: helpful is {row['helpful']!r}, wanted 0 or 1")
         text, is_positive = _text(row, place), bool(row["helpful"])
         if labels.setdefault(text, is_positive) != is_positive:
-            raise ValueError(
-                f"{place}: caption {text!r} was labelled {int(not is_positive)} before: keep one of the two"
-            )
+            raise ValueError(f"{place}: caption {text!r} was labelled {int(not is_positive)} before: keep one of them")
     if len(set(labels.values())) < 2:
         got = "no captions" if not labels else f"only captions with helpful = {int(next(iter(labels.values())))}"
         raise ValueError(f"{path} has {got}: an audit needs some with 1 and some with 0")
@@ -84,17 +76,18 @@ def read_labelled(path: str) -> list[LabelledCaption]:
 
 
 def read_counted(path: str) -> dict[str, int]:
-    """Captions by text with their counts, from JSON lines {"caption": text, "count": n (default 1)}, a run directory, or its
-    captions.sqlite; counts of repeated lines add up, 0 (only a reset showed it) is taken as 1, and the empty caption is left out.
+    """Captions by text with their counts, from JSON lines {"caption": text, "count": n (default 1)}, a run directory,
+    or its captions.sqlite. Counts of repeated lines are summed, 0 (shown by a reset only) counts as 1, and the empty
+    caption is left out.
 
-    Raises ValueError for what cannot be read, and for captions that are not normalised: training would never meet those.
+    Raises ValueError for unreadable files, and for captions that are not normalised, which training never produces.
     """
     source = Path(path)
     if (source / "captions.sqlite").exists() or source.suffix == ".sqlite":
         return {row["caption"]: max(row["count"], 1) for row in read_archive(path)}
     if source.is_dir():
         raise ValueError(
-            f"{path} is a folder without captions.sqlite: give a run directory that `delphi train` made, or a JSON-lines file"
+            f"{path} is a folder without captions.sqlite: give a run directory of `delphi train`, or a JSON-lines file"
         )
     counts: dict[str, int] = {}
     for place, row in _rows(path, {*ARCHIVE_COLUMNS, "helpful"}, required={"caption"}):
@@ -107,8 +100,8 @@ def read_counted(path: str) -> dict[str, int]:
             )
         if not is_normalised(text):
             raise ValueError(
-                f"{place}: {text[:60]!r} is not a caption as training makes them: wanted at most {MAX_CAPTION_BYTES} bytes of printable"
-                " text, no space at either end, at most two in a row"
+                f"{place}: {text[:60]!r} is not a caption as training makes them: wanted at most {MAX_CAPTION_BYTES}"
+                " bytes of printable text, no space at either end, at most two in a row"
             )
         counts[text] = counts.get(text, 0) + max(count, 1)
     if not counts:
@@ -117,14 +110,13 @@ def read_counted(path: str) -> dict[str, int]:
 
 
 def read_archive(path: str) -> list[dict[str, Any]]:
-    """A run's captions but the empty one, most frequent first, as rows with `ARCHIVE_COLUMNS`; `path` is the run directory or its captions.sqlite.
-
-    Raises ValueError where there is none or it is damaged.
-    """
+    """The captions of a run except the empty one, most frequent first, as rows with `ARCHIVE_COLUMNS`; `path` is the
+    run directory or its captions.sqlite. Raises ValueError where that is missing or damaged."""
     file = Path(path) / "captions.sqlite" if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        raise ValueError(f"no captions.sqlite at {path}: give a run directory that `delphi train` made")
-    query = "SELECT text, count, first_seen, last_seen, probability, answer_mass, status FROM captions WHERE text <> '' ORDER BY count DESC, text"
+        raise ValueError(f"no captions.sqlite at {path}: give a run directory of `delphi train`")
+    columns = ", ".join(["text", *ARCHIVE_COLUMNS[1:]])
+    query = f"SELECT {columns} FROM captions WHERE text <> '' ORDER BY count DESC, text"
     try:
         with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=10.0)) as connection:
             return [dict(zip(ARCHIVE_COLUMNS, row, strict=True)) for row in connection.execute(query)]
@@ -140,12 +132,12 @@ def is_normalised(text: str) -> bool:
 
 
 def _rows(path: str, known: set[str], required: set[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each non-blank line with its place in words."""
+    """Each non-blank line's object, with its place for error messages."""
     try:
         text = Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ValueError(f"cannot read {path}: {reason}; give a file with one JSON object a line") from None
+        raise ValueError(f"cannot read {path}: {reason}; give a file with one JSON object per line") from None
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -155,19 +147,14 @@ def _rows(path: str, known: set[str], required: set[str]) -> Iterator[tuple[str,
         except json.JSONDecodeError as error:
             raise ValueError(f"{place} is not JSON: {error.msg} at column {error.colno}") from None
         except (ValueError, RecursionError):
-            raise ValueError(
-                f"{place} has a number too long or brackets too deep to be read: correct the line"
-            ) from None
+            raise ValueError(f"{place} has a number too long or brackets too deep to parse: correct the line") from None
         if not isinstance(row, dict):
             raise ValueError(f"{place} is {type(row).__name__}, wanted an object with {' and '.join(sorted(required))}")
-        for key in row:
-            if key not in known:
-                raise ValueError(
-                    f"{place}: unknown key '{key}'{did_you_mean(key, known)}: wanted {', '.join(sorted(known))}"
-                )
-        for key in sorted(required):
-            if key not in row:
-                raise ValueError(f"{place} has no '{key}': wanted {', '.join(sorted(required))}")
+        for key in [key for key in row if key not in known]:
+            wanted = ", ".join(sorted(known))
+            raise ValueError(f"{place}: unknown key '{key}'{did_you_mean(key, known)}: wanted {wanted}")
+        for key in sorted(required - set(row)):
+            raise ValueError(f"{place} has no '{key}': wanted {', '.join(sorted(required))}")
         yield place, row
 
 

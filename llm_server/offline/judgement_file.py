@@ -1,6 +1,7 @@
-"""The judgement file: captions with counts, their judgements and judged pairs, made by `delphi annotate` and read by offline training.
+"""The judgement file: captions with counts, their judgements and judged pairs, made by `delphi annotate` and read by
+offline training.
 
-Invariant: one file holds the answers of one rubric asked of one model (`Provenance`); it is refused for any other, and every
+Invariant: one file holds the answers of one model to one rubric (`Provenance`) and is refused for any other; every
 answer is on disk before the next question, so an interrupted annotation continues where it stopped.
 """
 
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -27,7 +29,7 @@ from llm_server.annotation import (
 )
 
 APPLICATION_ID = 0x44454C50
-"""`DELP` in SQLite's header: tells a judgement file from any other database."""
+"""`DELP` in SQLite's header, which distinguishes a judgement file from other databases."""
 FORMAT_VERSION = 1
 SCHEMA = """
 CREATE TABLE provenance (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -46,14 +48,14 @@ CREATE TABLE pairs (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """What was asked of which model."""
+    """The rubric and the model of a file's answers."""
 
     rubric_id: str
     rubric_version: str
     rubric_hash: str
-    """Hash of all that decides a judgement of a single caption."""
+    """Hash of everything that decides a judgement of a single caption."""
     pairs_hash: str
-    """Hash of all that decides a judgement of a pair; empty where the rubric compares none."""
+    """Hash of everything that decides a judgement of a pair; empty if the rubric has no pairs."""
     model: str
     engine: str
     fingerprint: str
@@ -61,74 +63,68 @@ class Provenance:
 
     @staticmethod
     def of(description: ServiceDescription) -> "Provenance":
-        """What a judge says of itself."""
+        """The provenance of a judge's answers."""
         return Provenance(**{field.name: getattr(description, field.name) for field in fields(Provenance)})
 
     def __str__(self) -> str:
-        return f"rubric '{self.rubric_id}' version {self.rubric_version} ({self.rubric_hash}), model '{self.model}' ({self.engine}, {self.fingerprint[:12]})"
+        rubric = f"rubric '{self.rubric_id}' version {self.rubric_version} ({self.rubric_hash})"
+        return f"{rubric}, model '{self.model}' ({self.engine}, {self.fingerprint[:12]})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgements:
-    """What a judgement file holds (annotate -> frozen reward models)."""
+    """The content of a judgement file (annotate -> frozen reward models)."""
 
     captions: list[JudgedCaption]
-    """Those that were asked, whatever became of it, the most frequent first."""
+    """The captions that were asked, of any status, the most frequent first."""
     pairs: list[JudgedPair]
-    """Those that were asked, whatever became of it."""
+    """The pairs that were asked, of any status."""
     counts: dict[int, int]
-    """Occurrences by caption id, of captions that were not asked too."""
+    """Occurrences by caption id, including captions that were not asked."""
     threshold: float
     """Theta of this rubric and model."""
     provenance: Provenance
 
 
 def caption_of(text: str) -> Caption:
-    """A caption by its normalised text: the id is the one that workers give it."""
+    """The caption of a normalised text, with the id that workers give it."""
     return Caption(id=(xxhash.xxh3_64_intdigest(text.encode()) or 1) if text else 0, text=text)
 
 
 def read_judgements(path: str | Path) -> Judgements:
-    """What the file holds; ValueError where there is none, or it is damaged or something else."""
+    """The content of the file; ValueError where it is missing, damaged or something else."""
+    captions_query = "SELECT id, text, count, status, probability, answer_mass FROM captions ORDER BY count DESC, id"
+    pairs_query = (
+        "SELECT first, second, status, preference, answer_mass, position_bias FROM pairs WHERE status IS NOT NULL"
+        " ORDER BY rowid"
+    )
     with closing(_open(Path(path), "rw")) as connection:
         try:
             _check_format(connection, path)
             provenance, threshold = _provenance(connection)
-            rows = list(
-                connection.execute(
-                    "SELECT id, text, count, status, probability, answer_mass FROM captions ORDER BY count DESC, id"
-                )
-            )
+            rows = list(connection.execute(captions_query))
             captions = {row[0]: Caption(id=unsigned_id(row[0]), text=row[1]) for row in rows}
-            pairs = [
-                JudgedPair(
-                    pair=CaptionPair(first=captions[first], second=captions[second]),
-                    judgement=_pair_judgement(*judgement),
-                )
-                for first, second, *judgement in connection.execute(
-                    "SELECT first, second, status, preference, answer_mass, position_bias FROM pairs WHERE status IS NOT NULL ORDER BY rowid"
-                )
+            judged = [(captions[row[0]], _judgement(*row[3:])) for row in rows if row[3] is not None]
+            compared = [
+                (CaptionPair(first=captions[first], second=captions[second]), _pair_judgement(*judgement))
+                for first, second, *judgement in connection.execute(pairs_query)
             ]
-            return Judgements(
-                captions=[
-                    JudgedCaption(caption=captions[row[0]], judgement=_judgement(*row[3:]))
-                    for row in rows
-                    if row[3] is not None
-                ],
-                pairs=pairs,
-                counts={unsigned_id(row[0]): row[2] for row in rows},
-                threshold=threshold,
-                provenance=provenance,
-            )
         except (sqlite3.DatabaseError, KeyError, TypeError) as error:
             raise _damaged(path, error) from None
+    return Judgements(
+        captions=[JudgedCaption(caption=caption, judgement=judgement) for caption, judgement in judged],
+        pairs=[JudgedPair(pair=pair, judgement=judgement) for pair, judgement in compared],
+        counts={unsigned_id(row[0]): row[2] for row in rows},
+        threshold=threshold,
+        provenance=provenance,
+    )
 
 
 class JudgementFile:
-    """A judgement file being written: created, or continued where it holds the same rubric's and model's answers.
+    """A judgement file being written: created, or continued if it holds answers of the same rubric and model.
 
-    Not thread-safe; other processes are kept out while it is open. Raises ValueError where the file cannot be opened, is
-    something else, or holds another rubric's or model's answers.
+    Not thread-safe; it is locked against other processes while it is open. Raises ValueError where the file cannot be
+    opened, is something else, or holds answers of another rubric or model.
     """
 
     def __init__(self, path: Path, provenance: Provenance, threshold: float) -> None:
@@ -136,57 +132,45 @@ class JudgementFile:
         self._connection = _open(path, "rwc")
         try:
             self._enter(provenance, threshold)
-        except (sqlite3.DatabaseError, KeyError) as error:
+        except BaseException as error:
             self._connection.close()
-            raise _damaged(path, error) from None
-        except BaseException:
-            self._connection.close()
+            if isinstance(error, sqlite3.DatabaseError | KeyError):
+                raise _damaged(path, error) from None
             raise
 
     def add_captions(self, counts: Mapping[str, int]) -> None:
-        """Captions by text with how often each occurred; of those that are there already the count is replaced."""
+        """Add captions with their numbers of occurrences; the counts of existing captions are replaced."""
         rows = [(signed_id(caption_of(text).id), text, count) for text, count in counts.items() if text]
-        with self._connection:
-            self._connection.executemany(
-                "INSERT INTO captions (id, text, count) VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET count = excluded.count",
-                rows,
-            )
+        insert = "INSERT INTO captions (id, text, count) VALUES (?, ?, ?)"
+        self._write(f"{insert} ON CONFLICT (id) DO UPDATE SET count = excluded.count", rows)
 
     def unjudged(self) -> list[Caption]:
-        """Captions not asked yet, the most frequent first."""
+        """The captions not asked yet, the most frequent first."""
         query = "SELECT id, text FROM captions WHERE status IS NULL ORDER BY count DESC, id"
         return [Caption(id=unsigned_id(number), text=text) for number, text in self._connection.execute(query)]
 
     def write_captions(self, judged: Iterable[JudgedCaption]) -> None:
-        """Keep judgements of captions that were added."""
+        """Write judgements of captions that were added."""
         rows = [
             (j.judgement.status.name, _null(j.judgement.probability), j.judgement.answer_mass, signed_id(j.caption.id))
             for j in judged
         ]
-        with self._connection:
-            self._connection.executemany(
-                "UPDATE captions SET status = ?, probability = ?, answer_mass = ? WHERE id = ?", rows
-            )
+        self._write("UPDATE captions SET status = ?, probability = ?, answer_mass = ? WHERE id = ?", rows)
 
     def add_pairs(self, pairs: Iterable[CaptionPair]) -> None:
-        """Pairs to be asked, of captions that were added; those that are there already stay as they are."""
+        """Add pairs of captions that were added; existing pairs are unchanged."""
         rows = [(signed_id(pair.first.id), signed_id(pair.second.id)) for pair in pairs]
-        with self._connection:
-            self._connection.executemany("INSERT OR IGNORE INTO pairs (first, second) VALUES (?, ?)", rows)
+        self._write("INSERT OR IGNORE INTO pairs (first, second) VALUES (?, ?)", rows)
 
     def pairs(self, *, unjudged: bool = False) -> list[CaptionPair]:
         """All pairs in the order added, or those not asked yet."""
-        texts = dict(self._connection.execute("SELECT id, text FROM captions"))
+        rows = self._connection.execute("SELECT id, text FROM captions")
+        captions = {number: Caption(id=unsigned_id(number), text=text) for number, text in rows}
         query = f"SELECT first, second FROM pairs {'WHERE status IS NULL' if unjudged else ''} ORDER BY rowid"
-        return [
-            CaptionPair(
-                first=Caption(id=unsigned_id(a), text=texts[a]), second=Caption(id=unsigned_id(b), text=texts[b])
-            )
-            for a, b in self._connection.execute(query)
-        ]
+        return [CaptionPair(first=captions[a], second=captions[b]) for a, b in self._connection.execute(query)]
 
     def write_pairs(self, judged: Iterable[JudgedPair]) -> None:
-        """Keep judgements of pairs that were added."""
+        """Write judgements of pairs that were added."""
         rows = [
             (
                 j.judgement.status.name,
@@ -198,13 +182,16 @@ class JudgementFile:
             )
             for j in judged
         ]
-        statement = "UPDATE pairs SET status = ?, preference = ?, answer_mass = ?, position_bias = ? WHERE first = ? AND second = ?"
-        with self._connection:
-            self._connection.executemany(statement, rows)
+        update = "UPDATE pairs SET status = ?, preference = ?, answer_mass = ?, position_bias = ?"
+        self._write(f"{update} WHERE first = ? AND second = ?", rows)
 
     def close(self) -> None:
-        """Let other processes at the file."""
+        """Close the file and unlock it."""
         self._connection.close()
+
+    def _write(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
+        with self._connection:
+            self._connection.executemany(statement, rows)
 
     def _enter(self, provenance: Provenance, threshold: float) -> None:
         self._connection.execute("PRAGMA locking_mode=EXCLUSIVE")
@@ -222,12 +209,13 @@ class JudgementFile:
             theirs, _ = _provenance(self._connection)
             if theirs != provenance:
                 raise ValueError(
-                    f"judgement file '{self.path}' holds answers by {theirs}, asked for is {provenance}: give another --out"
+                    f"judgement file '{self.path}' holds answers by {theirs}, requested is {provenance}: give another"
+                    " --out"
                 )
 
 
 def read_provenance(path: Path) -> Provenance | None:
-    """Whose answers the file holds, None where there is no file yet or an empty one; ValueError where it is damaged or something else."""
+    """The provenance of the file, None if it is missing or empty; ValueError if it is damaged or something else."""
     if not path.exists():
         return None
     with closing(_open(path, "rw")) as connection:
@@ -241,8 +229,8 @@ def read_provenance(path: Path) -> Provenance | None:
 
 
 def _open(path: Path, mode: str) -> sqlite3.Connection:
-    """`rw` is also for reading: SQLite then undoes what a killed process left half-written, and where the file may not be written it
-    falls back to reading by itself."""
+    """A connection; `rw` also serves reading, because SQLite then undoes a killed process's incomplete transaction, and
+    falls back to read-only access by itself where the file is not writable."""
     if path.is_dir():
         raise ValueError(f"'{path}' is a folder and no judgement file: give a file")
     if mode == "rw" and not path.is_file():
@@ -278,17 +266,16 @@ def _provenance(connection: sqlite3.Connection) -> tuple[Provenance, float]:
 
 
 def _damaged(path: str | Path, error: Exception) -> ValueError:
-    if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
-        return ValueError(
-            f"judgement file '{path}' is being written: wait until the `delphi annotate` that is at work on it has ended"
-        )
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY:
-        return ValueError(
-            f"judgement file '{path}' was left half-written and may not be repaired: make it and its folder writable"
-        )
-    return ValueError(
+    problem = (
         f"'{path}' is no sound judgement file ({error}): give one that `delphi annotate --out` wrote, or annotate anew"
     )
+    if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+        problem = f"judgement file '{path}' is being written: wait until the `delphi annotate` that writes it has ended"
+    elif getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY:
+        problem = (
+            f"judgement file '{path}' was left half-written and may not be repaired: make it and its folder writable"
+        )
+    return ValueError(problem)
 
 
 def _judgement(status: str, probability: float | None, answer_mass: float) -> Judgement:
@@ -298,13 +285,8 @@ def _judgement(status: str, probability: float | None, answer_mass: float) -> Ju
 def _pair_judgement(
     status: str, preference: float | None, answer_mass: float, position_bias: float | None
 ) -> PairJudgement:
-    return PairJudgement(
-        status=Status[status],
-        preference=_nan(preference),
-        answer_mass=answer_mass,
-        position_bias=_nan(position_bias),
-        cached=True,
-    )
+    answer = {"preference": _nan(preference), "answer_mass": answer_mass, "position_bias": _nan(position_bias)}
+    return PairJudgement(status=Status[status], **answer, cached=True)
 
 
 def _null(value: float) -> float | None:

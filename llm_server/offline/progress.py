@@ -1,6 +1,6 @@
-"""How far a long piece of work is: a bar on a terminal, a line now and then elsewhere.
+"""The progress of a long task: a bar on a terminal, otherwise a line every ten seconds.
 
-Invariant: goes to standard error only, and says nothing where nothing is to be done.
+Invariant: it is printed on standard error only, and not at all for a task without items.
 """
 
 import sys
@@ -18,7 +18,7 @@ LINE_EVERY_S = 10.0
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Gives what to call with how many more are done."""
+    """Yields the function to call with each number of further items done."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield Lines(what, total).advance
@@ -29,14 +29,14 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 class Lines:
-    """A line every ten seconds, and one at the end, with rate and time left."""
+    """Prints a line every ten seconds, and one at the end, with rate and time left."""
 
     def __init__(self, what: str, total: int) -> None:
         self._what, self._total, self._done = what, total, 0
         self._began = self._said = time.monotonic()
 
     def advance(self, number: int) -> None:
-        """Count `number` more as done."""
+        """Count `number` further items as done."""
         self._done += number
         now = time.monotonic()
         if now - self._said > LINE_EVERY_S or self._done == self._total:
@@ -47,8 +47,8 @@ class Lines:
 
 
 class RateColumn(ProgressColumn):
-    """How many are done in a second."""
+    """The items done per second."""
 
     def render(self, task: Task) -> Text:
-        """For example `12.3/s, left:`; empty as long as nothing is known."""
+        """For example `12.3/s, left:`; empty until the rate is known."""
         return Text(f"{task.speed:.1f}/s, left:" if task.speed else "")

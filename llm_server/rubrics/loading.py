@@ -28,8 +28,7 @@ def built_in_rubrics() -> list[str]:
 
 
 def load_rubric(name_or_path: str) -> Rubric:
-    """The built-in rubric of that name, or the rubric in that YAML file; ValueError says what is wrong and what to
-    do."""
+    """The built-in rubric of that name, or the rubric in that YAML file; ValueError for any mistake."""
     if name_or_path in built_in_rubrics():
         return parse_rubric(FOLDER.joinpath(f"{name_or_path}.yaml").read_text("utf-8"), name_or_path)
     path = Path(name_or_path).expanduser()

@@ -38,8 +38,7 @@ class Question:
     examples: tuple[tuple[str, str], ...]
     """Texts with their answers, shown in this order."""
     answers: tuple[str, ...]
-    """The answers as they follow the prompt; with the default weights a positive one, its opposite, and optionally a
-    tie."""
+    """The answers as they follow the prompt; with the default weights a positive one, a negative one, and a tie."""
     weights: tuple[float, ...] = (1.0, 0.0, 0.5)
     """The weight of each answer in the item's probability; surplus weights are ignored."""
     answer_prefix: str = ""
@@ -86,8 +85,8 @@ class Calibration:
     items: tuple[str, ...] = ()
     """Items that deserve the negative answer; none may be an example."""
     positives: tuple[str, ...] = ()
-    """Items that deserve the positive answer, likewise. Without any, theta is the highest probability of `items` plus
-    the margin."""
+    """Items that deserve the positive answer, likewise. Without any, theta is the maximum of `items` plus the
+    margin."""
     negatives_per_positive: float = 1.0
     """The ratio of negative to positive items, weighted by their reward, for which theta is chosen."""
     margin: float = 0.25
@@ -127,8 +126,7 @@ class PairRubric:
     item_examples: bool = False
     """Also show the rubric's examples of single items first, under `first_label` and with their own answers."""
     items: tuple[Example, ...] = ()
-    """Single items to show first in place of the rubric's: positive ones with the answer `second`, negative ones with
-    `first`."""
+    """Single items to show instead of the rubric's: positive ones with the answer `second`, others with `first`."""
     min_answer_mass: float = 0.1
     """Below this total probability of the answers, the model has not answered."""
     tie_margin: float = 0.0
@@ -204,8 +202,7 @@ class Rubric:
         return [part for part in found if part][-MAX_PARTS:] or [item]
 
     def item_text(self, item: bytes) -> str | None:
-        """`item` as one printable line within the limit; None where it is not valid UTF-8 or has no printable
-        character."""
+        """`item` as one printable line within the limit; None if it is not UTF-8 or has no printable character."""
         try:
             text = item.decode("utf-8")
         except UnicodeDecodeError:
@@ -237,7 +234,7 @@ class Rubric:
         )
 
     def pair_question(self) -> Question:
-        """The question about a pair; the first answer is that the item shown first is better. ValueError without
+        """The question about a pair; its first answer means that the first item is better. ValueError without
         `pairs`."""
         pairs = self._pairs()
         words = {"first": pairs.first, "second": pairs.second, "tie": pairs.tie}

@@ -17,7 +17,7 @@ from learner.rewards import PaidRewards
 from llm_server.annotation import Caption, JudgedCaption, Judgement, Status
 from llm_server.annotator.caption_archive import CaptionArchive
 from llm_server.engines.sentence_encoder import SentenceEncoder
-from llm_server.offline.audit import sample_pairs, shuffled_words, without_examples
+from llm_server.offline.audit import sample_labelled_pairs, shuffled_words, without_examples
 from llm_server.offline.audit_metrics import auc
 from llm_server.offline.caption_file import LabelledCaption
 from reward_models.building import build_reward_model
@@ -311,7 +311,7 @@ def test_made_up_captions_are_distinct_and_as_long_as_the_files():
 
 def test_sampled_pairs_are_distinct_and_of_both_kinds():
     captions = [LabelledCaption(text=str(n), is_positive=n < 3) for n in range(7)]
-    pairs = sample_pairs(captions, 100, seed=0)
+    pairs = sample_labelled_pairs(captions, 100, seed=0)
     assert len(pairs) == len(set(pairs)) == 12
-    assert sample_pairs(captions, 5, seed=1) == sample_pairs(captions, 5, seed=1)
+    assert sample_labelled_pairs(captions, 5, seed=1) == sample_labelled_pairs(captions, 5, seed=1)
     assert all(int(first) < 3 <= int(second) for first, second in pairs)
