@@ -1,39 +1,37 @@
 """The run directory: its lock, its configuration, the run epoch, and what a resume does to it.
 
-Invariant: one process at a time owns it; what goes on from a checkpoint is the same experiment or is refused with a diff.
-"""
+Invariant: one process at a time owns it; what goes on from a checkpoint is the same experiment or is refused with a
+diff."""
 
 import contextlib
 import fcntl
-import importlib.metadata
 import json
 import logging
 import os
 import platform
 import secrets
 import socket
-import subprocess
 import time
 from pathlib import Path
 from typing import IO, Any
 
+from cluster.run.provenance import PACKAGES, commit, packages
 from configs.checks import ConfigError
 from configs.loading import experiment_diff, to_dict
 from configs.schema import RunConfig
 from learner.checkpoint_format import candidates
 
 LOG = logging.getLogger(__name__)
-PACKAGES = ("torch", "ray", "transformers", "nle", "minihack", "minigrid", "gymnasium", "numpy", "grpcio")
 
 
 class RunDirectory:
-    """Paths of one run and the rules for entering it; made by `open_run`, or by path in a process that the owner started."""
+    """Paths of one run, and its checks; made by `open_run`, or by path in a process that the owner started."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.captions = path / "captions.sqlite"
-        self.reward_model = path / "reward_model"  # where it was trained before the policy
+        self.reward_model = path / "reward_model"  # of a model that was trained before the policy
         self.log = path / "log.txt"
         self.summary = path / "summary.json"
         self._metrics = path / "metrics.jsonl"
@@ -45,7 +43,7 @@ class RunDirectory:
         return self.path.name
 
     def supersede_metrics(self, env_steps: int) -> int:
-        """Move metric lines beyond `env_steps` (of the checkpoint resumed from) to metrics.superseded.jsonl; how many."""
+        """Move metric lines beyond `env_steps`, the checkpoint's, to metrics.superseded.jsonl; returns how many."""
         if not self._metrics.exists():
             return 0
         kept: list[str] = []
@@ -53,7 +51,7 @@ class RunDirectory:
         for line in self._metrics.read_text(errors="replace").splitlines():
             try:
                 beyond = (json.loads(line).get("env_steps") or 0) > env_steps
-            except (ValueError, AttributeError, TypeError, RecursionError):  # a line cut short by a kill, or damaged
+            except (ValueError, AttributeError, TypeError, RecursionError):  # truncated by a kill, or damaged
                 beyond = True
             (moved if beyond else kept).append(line + "\n")
         if moved:
@@ -63,8 +61,9 @@ class RunDirectory:
         return len(moved)
 
     def check_epoch(self, run_epoch: int) -> None:
-        """RuntimeError where the run has been started again since: a learner taken for dead, cut off from its driver for a while perhaps,
-        writes nothing into what is its successor's. A file that cannot be read now proves nothing."""
+        """RuntimeError where the run has been started again since: a learner that was declared dead, perhaps cut off
+        from its driver for a while, must not write into its successor's run. A file that cannot be read now is
+        ignored."""
         now = 0
         with contextlib.suppress(OSError, ConfigError):
             now = _starts_so_far(self.path / "run_epoch")
@@ -74,13 +73,13 @@ class RunDirectory:
             )
 
     def write_nonce(self) -> str:
-        """Leave a random word for `check_nonce` in another process."""
+        """Write a random token, which `check_nonce` in another process compares."""
         nonce = secrets.token_hex(16)
         write_atomically(self.path / "nonce", nonce)
         return nonce
 
     def check_nonce(self, nonce: str) -> None:
-        """RuntimeError where this process sees another directory than the one that wrote `nonce`."""
+        """RuntimeError where this process sees another directory than the process that wrote `nonce`."""
         file = self.path / "nonce"
         if not file.exists() or file.read_text() != nonce:
             raise RuntimeError(
@@ -89,7 +88,7 @@ class RunDirectory:
             )
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -98,9 +97,8 @@ class RunDirectory:
 def open_run(config: RunConfig, rubric_hash: str | None = None) -> tuple[RunDirectory, int]:
     """Create or re-enter `config.run_dir`: the directory, locked, and this start's run epoch (1 for the first).
 
-    Raises ConfigError where another process owns it, where it cannot be written, or where it holds a checkpoint and the configuration is
-    another experiment's or the rubric has been edited since.
-    """
+    Raises ConfigError where another process owns it, where it cannot be written, or where it holds a checkpoint of
+    another experiment or of an earlier version of the rubric."""
     run = RunDirectory(Path(config.run_dir).absolute())
     try:
         run.path.mkdir(parents=True, exist_ok=True)
@@ -110,7 +108,7 @@ def open_run(config: RunConfig, rubric_hash: str | None = None) -> tuple[RunDire
             f"run_dir: cannot write {config.run_dir}: {error.strerror}; choose another run_dir="
         ) from None
     resolved = to_dict(config)
-    config_file, epoch_file = run.path / "config.json", run.path / "run_epoch"
+    epoch_file = run.path / "run_epoch"
     try:
         run_epoch = _starts_so_far(epoch_file) + 1
         if candidates(run.checkpoints):
@@ -118,7 +116,7 @@ def open_run(config: RunConfig, rubric_hash: str | None = None) -> tuple[RunDire
             _check_rubric(run, rubric_hash)
         else:
             _begin_anew(run, resolved)
-        write_atomically(config_file, json.dumps(resolved, indent=2) + "\n")
+        write_atomically(run.path / "config.json", json.dumps(resolved, indent=2) + "\n")
         write_atomically(epoch_file, f"{run_epoch}\n")
     except OSError as error:
         run.release()
@@ -132,7 +130,7 @@ def open_run(config: RunConfig, rubric_hash: str | None = None) -> tuple[RunDire
 
 
 def begin_epoch(run: RunDirectory) -> int:
-    """The next run epoch, for a part that starts again within one start of the run; call only while holding its lock."""
+    """The next run epoch, for a learner that is restarted within one start of the run; requires the run's lock."""
     file = run.path / "run_epoch"
     run_epoch = _starts_so_far(file) + 1
     write_atomically(file, f"{run_epoch}\n")
@@ -140,7 +138,7 @@ def begin_epoch(run: RunDirectory) -> int:
 
 
 def find_run(path: str) -> tuple[RunDirectory, dict[str, Any]]:
-    """An existing run and its configuration as saved; ConfigError with what is nearby where there is none."""
+    """An existing run and its saved configuration; where there is none, a ConfigError that lists the runs nearby."""
     run = RunDirectory(Path(path).expanduser().absolute())
     config_file = run.path / "config.json"
     if not config_file.exists():
@@ -154,11 +152,11 @@ def find_run(path: str) -> tuple[RunDirectory, dict[str, Any]]:
 
 
 def _check_experiment(run: RunDirectory, resolved: dict[str, Any], of_reward_model: bool = False) -> None:
-    """ConfigError where the run's checkpoint, or the reward model trained before the policy, is another experiment's."""
+    """ConfigError where the checkpoint, or the reward model trained before the policy, is another experiment's."""
     file = run.path / "config.json"
-    differences = (
-        experiment_diff(_saved_config(file), resolved, of_reward_model=of_reward_model) if file.exists() else []
-    )
+    if not file.exists():
+        return
+    differences = experiment_diff(_saved_config(file), resolved, of_reward_model=of_reward_model)
     if differences:
         raise ConfigError(
             f"{run.path} holds a run with another configuration: {'; '.join(differences)}."
@@ -167,33 +165,33 @@ def _check_experiment(run: RunDirectory, resolved: dict[str, Any], of_reward_mod
 
 
 def _begin_anew(run: RunDirectory, resolved: dict[str, Any]) -> None:
-    """Nothing was trained here yet, so any settings will do; captions that were met with others are put aside."""
+    """Nothing was trained yet, so any configuration is accepted; captions of another one are moved aside."""
     if candidates(run.reward_model):
         _check_experiment(run, resolved, of_reward_model=True)
     is_same = False
     with contextlib.suppress(ConfigError):
         is_same = not experiment_diff(_saved_config(run.path / "config.json"), resolved)
     if not is_same and run.captions.exists():
-        for ending in ("", "-wal", "-shm"):  # SQLite's own files go with it
-            met, aside = (
-                Path(f"{run.captions}{ending}"),
-                Path(f"{run.captions.with_suffix('.superseded.sqlite')}{ending}"),
-            )
+        for ending in ("", "-wal", "-shm"):  # with SQLite's own files
+            old = Path(f"{run.captions}{ending}")
+            aside = Path(f"{run.captions.with_suffix('.superseded.sqlite')}{ending}")
             aside.unlink(missing_ok=True)
-            if met.exists():
-                met.replace(aside)
+            if old.exists():
+                old.replace(aside)
 
 
 def _check_rubric(run: RunDirectory, rubric_hash: str | None) -> None:
-    """ConfigError where the rubric that this run's labels were made by has been edited since; a damaged record proves nothing."""
+    """ConfigError where the rubric has been edited since it gave this run's labels; a damaged record is ignored."""
     before: list[str] = []
     with contextlib.suppress(OSError, ValueError, RecursionError, TypeError, KeyError):
         starts = json.loads((run.path / "provenance.json").read_bytes())
         before = [start["rubric_hash"] for start in starts if start["rubric_hash"]]
     if rubric_hash and before and before[-1] != rubric_hash:
         raise ConfigError(
-            f"annotator.rubric: the labels of {run.path} were made by a rubric of hash {before[-1]}, this one has {rubric_hash}: labels of"
-            " two rubrics are not mixed. Undo the edit to continue the run, or give another run_dir= for a new one"
+            f"annotator.rubric: the labels of {run.path} were made by a rubric of hash {before[-1]}, this one has"
+            f" {rubric_hash}: labels of two rubrics are not mixed. Undo the edit to continue the run, or give another"
+            " run_dir="
+            " for a new one"
         )
 
 
@@ -204,7 +202,7 @@ def record_provenance(run: RunDirectory, run_epoch: int, rubric_hash: str | None
         starts = json.loads(file.read_bytes()) if file.exists() else []
         if not isinstance(starts, list):
             raise ValueError("it is no list")
-    except (ValueError, RecursionError) as error:  # a record, which nothing depends on
+    except (ValueError, RecursionError) as error:  # nothing depends on this record
         aside = file.with_name("provenance.damaged.json")
         LOG.warning("%s is damaged (%s): moved to %s, starting an empty one", file, error, aside.name)
         file.replace(aside)
@@ -213,8 +211,8 @@ def record_provenance(run: RunDirectory, run_epoch: int, rubric_hash: str | None
         {
             "run_epoch": run_epoch,
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "commit": _commit(),
-            "packages": {name: _version(name) for name in PACKAGES},
+            "commit": commit(),
+            "packages": dict.fromkeys(PACKAGES) | packages(),
             "python": platform.python_version(),
             "rubric_hash": rubric_hash,
             "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "host": socket.gethostname()},
@@ -224,7 +222,7 @@ def record_provenance(run: RunDirectory, run_epoch: int, rubric_hash: str | None
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text` so that a reader sees the old content or the new, never a part, whatever ends the machine."""
+    """Replace `path` by `text`; a reader sees the old content or the new, never a part, even after a power loss."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w") as file:
@@ -244,8 +242,9 @@ def _saved_config(file: Path) -> dict[str, Any]:
             raise ValueError(f"it holds a {type(saved).__name__}, not an object")
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
-            f"{file} is damaged ({error}); put a copy back, or, where this run's settings are known to be the same as before, delete it:"
-            " the next start writes it, and goes on from the checkpoints"
+            f"{file} is damaged ({error}); put a copy back, or, where this run's settings are known to be the same as"
+            " before,"
+            " delete it: the next start writes it, and goes on from the checkpoints"
         ) from None
     return saved
 
@@ -259,7 +258,8 @@ def _starts_so_far(file: Path) -> int:
             raise ValueError(f"got {starts}")
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{file} is damaged ({error}); write the largest run_epoch of provenance.json beside it into it, and start again"
+            f"{file} is damaged ({error}); write the largest run_epoch of provenance.json beside it into it, and start"
+            " again"
         ) from None
     return starts
 
@@ -279,20 +279,3 @@ def _lock(path: Path) -> IO[str]:
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
     return file
-
-
-def _commit() -> str | None:
-    root = Path(__file__).parents[2]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        result = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
-        )
-        return result.stdout.strip()
-    return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

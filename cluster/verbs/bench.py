@@ -1,31 +1,24 @@
-"""`delphi bench`: runs a benchmark of the checkout, by name; and what every benchmark reports: medians and spread of repeated
-measurements, a ratio, and what they were taken on.
+"""`delphi bench`: runs a benchmark of the checkout by name; and the report of every benchmark: medians and spread of
+repeated measurements, a ratio, and the machine.
 
-Invariant: a benchmark is a module of tests/benchmarks with a `main(argv)`; its docstring's first line is its help. A result comes with
-its settings, machine and commit; both sides of a ratio are measured in the same run, in turns.
+Invariant: a benchmark is a module of tests/benchmarks with a `main(argv)`; its docstring's first line is its help. A
+result comes with its settings, machine and commit; both sides of a ratio are measured in the same run, in turns.
 """
 
 import argparse
 import ast
-import contextlib
 import importlib
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from cluster.run.provenance import CHECKOUT, commit, machine, packages
 from configs.errors import did_you_mean
 from llm_server.standard_output import guarded
-
-CHECKOUT = Path(__file__).parents[2]
-PACKAGES = ("torch", "transformers", "ray", "nle", "gymnasium", "numpy")
 
 
 def report(
@@ -39,8 +32,8 @@ def report(
 ) -> dict[str, Any]:
     """A benchmark's result as JSON values.
 
-    `measured` has one value per repetition and measure, in `unit`; the ratio is that of the medians of the two measures that
-    `ratio_of` names, its spread that of the single repetitions.
+    `measured` has one value per repetition and measure, in `unit`; the ratio is that of the medians of the two measures
+    in `ratio_of`, its spread that of single repetitions.
     """
     numerator, denominator = ratio_of
     medians = {measure: statistics.median(values) for measure, values in measured.items()}
@@ -64,47 +57,14 @@ def report(
 
 
 def divide(a: float, b: float) -> float | None:
-    """a / b, None where there is none."""
+    """a / b; None where b is 0."""
     return a / b if b else None
 
 
 def spread(values: Sequence[float | None]) -> list[float | None]:
-    """The least and the greatest of the values that there are."""
+    """The least and the greatest of the values that are not None."""
     there = [value for value in values if value is not None]
     return [min(there), max(there)] if there else [None, None]
-
-
-def machine() -> dict[str, Any]:
-    """The processor, how many cores this process may use, memory, and how busy the machine has been for a minute."""
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {
-        "processor": model,
-        "cores": cores,
-        "memory_gib": round(memory, 1),
-        "load_average": round(os.getloadavg()[0], 2),
-    }
-
-
-def commit() -> str | None:
-    """The checkout's commit, marked `-dirty` where files differ from it; None outside a checkout."""
-    command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    return None
-
-
-def packages() -> dict[str, str]:
-    """Versions of the packages that decide speed, of those that are installed."""
-    found = {}
-    for name in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def print_report(result: Mapping[str, Any], as_json: bool) -> None:
@@ -115,9 +75,8 @@ def print_report(result: Mapping[str, Any], as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        title=f"{result['benchmark']}, {result['unit']}, {result['repetitions']} repetitions", title_justify="left"
-    )
+    title = f"{result['benchmark']}, {result['unit']}, {result['repetitions']} repetitions"
+    table = Table(title=title, title_justify="left")
     for heading in ("", "median", "spread"):
         table.add_column(heading, justify="right" if heading else "left")
     for measure, median in result["medians"].items():
@@ -130,21 +89,18 @@ def print_report(result: Mapping[str, Any], as_json: bool) -> None:
     console = Console(soft_wrap=True, markup=False, emoji=False)
     console.print(table)
     on = result["machine"]
-    console.print(
-        f"{on['processor']}, {on['cores']} cores, load {on['load_average']}; commit {result['commit']}; {result['date']}",
-        highlight=False,
-    )
+    where = f"{on['processor']}, {on['cores']} cores, load {on['load_average']}"
+    console.print(f"{where}; commit {result['commit']}; {result['date']}", highlight=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: the benchmark's own; 2 where there is none of that name, or no checkout."""
+    """Exit code: the benchmark's own; 2 for an unknown name, or without a checkout."""
     known = benchmarks()
     arguments = _parser(known).parse_args(argv)
     name = arguments.name
     if not known:
-        return _refuse(
-            "benchmarks lie in tests/benchmarks of a checkout, which an installed package lacks: run it in a checkout"
-        )
+        where = "tests/benchmarks of a checkout, which an installed package lacks"
+        return _refuse(f"benchmarks lie in {where}: run it in a checkout")
     if name not in known:
         return _refuse(f"unknown benchmark '{name}'{did_you_mean(name, known)}; there are: {', '.join(known)}")
     if str(CHECKOUT) not in sys.path:
@@ -156,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def benchmarks(folder: Path | None = None) -> dict[str, str]:
-    """Name and purpose of each benchmark in the checkout, none where there is no checkout; nothing is imported."""
+    """Name and purpose of each benchmark in the checkout, empty without one; nothing is imported."""
     found = {}
     for path in sorted((folder or CHECKOUT / "tests" / "benchmarks").glob("*.py")):
         module = ast.parse(path.read_text())
@@ -166,9 +122,8 @@ def benchmarks(folder: Path | None = None) -> dict[str, str]:
 
 
 def _parser(known: dict[str, str]) -> argparse.ArgumentParser:
-    lines = [f"  {name:<18}{purpose}" for name, purpose in known.items()] or [
-        "  none: they lie in tests/benchmarks of a checkout"
-    ]
+    lines = [f"  {name:<18}{purpose}" for name, purpose in known.items()]
+    lines = lines or ["  none: they lie in tests/benchmarks of a checkout"]
     parser = argparse.ArgumentParser(
         prog="delphi bench",
         usage="delphi bench NAME [--json] [options]",
