@@ -1,6 +1,6 @@
 """Builds Prometheus' alert rules from the catalogue of metrics: one for each bound that it declares.
 
-Invariant: a metric that is not defined sets off nothing, nor does a run's end.
+Invariant: neither an undefined metric nor the end of a run raises an alert.
 """
 
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from cluster.metrics import CATALOGUE, UNDEFINED, Metric
 
 WINDOW = "10m"
-"""How long a gauge must be beyond its bound, and over what a counter's growth is taken."""
+"""How long a gauge must be beyond its bound, and the window of a counter's growth."""
 
 
 def rules() -> dict[str, Any]:
@@ -23,7 +23,7 @@ def rules() -> dict[str, Any]:
 
 
 def _rule(metric: Metric, sign: str, bound: float) -> dict[str, Any]:
-    """`delta`, not `increase`: where a resumed run sets a counter back, `increase` would take all that came before for growth."""
+    """`delta`, not `increase`, which counts all of a counter as growth where a resumed run sets it back."""
     gauge = metric.kind == "gauge"
     defined = f'{metric.exported_as}{{{UNDEFINED}=""}}'
     value = defined if gauge else f"delta({defined}[{WINDOW}])"
@@ -32,7 +32,7 @@ def _rule(metric: Metric, sign: str, bound: float) -> dict[str, Any]:
     return {
         "alert": f"Delphi{name}{'High' if sign == '>' else 'Low'}",
         "expr": f"max by (run, SessionName) ({value}) {sign} {bound:g}",
-        **({"for": WINDOW} if gauge or sign == "<" else {}),  # a counter that has just come has not grown either
+        **({"for": WINDOW} if gauge or sign == "<" else {}),  # a new counter has not grown either
         "labels": {"severity": "warning" if metric.group == "faults" or not gauge else "info"},
         "annotations": {
             "summary": f"{metric.name} of run {{{{ $labels.run }}}} {what} (healthy: {metric.healthy})",

@@ -1,6 +1,6 @@
-"""`delphi dashboard`: writes the Grafana dashboard and the Prometheus alerts where they are wanted.
+"""`delphi dashboard`: writes the Grafana dashboard and the Prometheus alerts.
 
-Invariant: the files beside this module are what it writes, byte for byte.
+Invariant: both are generated from the catalogue of metrics alone.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from llm_server.standard_output import guarded
 
 LOG = logging.getLogger(__name__)
 RAY_FOLDER = "RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR"
-"""Where a Ray head writes its own dashboards as it starts, and what it tells Grafana to provision from."""
+"""The folder where a Ray head writes its own dashboards, and from which Grafana provisions them."""
 GENERATED = "# Generated from cluster/metrics.py by `delphi dashboard`.\n"
 
 
@@ -35,7 +35,7 @@ def files() -> dict[str, str]:
 
 
 def manifests(namespace: str) -> str:
-    """The same for Kubernetes: a ConfigMap that the Grafana chart's sidecar loads, and a PrometheusRule for the Prometheus operator."""
+    """The same for Kubernetes: a ConfigMap for Grafana's sidecar and a PrometheusRule for Prometheus' operator."""
     content = files()["delphi_grafana_dashboard.json"]
     kinds: list[dict[str, Any]] = [
         {"apiVersion": "v1", "kind": "ConfigMap", "data": {"delphi_grafana_dashboard.json": content}},
@@ -52,13 +52,13 @@ def manifests(namespace: str) -> str:
 
 @contextlib.contextmanager
 def provisioned(directory: Path) -> Iterator[None]:
-    """A Ray head that starts meanwhile shows Grafana this dashboard beside its own: from the folder that the user's environment
-    names, or else from one in `directory`."""
+    """A Ray head that starts meanwhile gives Grafana this dashboard beside its own: from the folder that the user's
+    environment names, or else from one in `directory`."""
     chosen = os.environ.get(RAY_FOLDER)
     folder = Path(chosen) if chosen else directory / "grafana"
     try:
         _write(folder)
-    except OSError as error:  # nobody's run shall end for it
+    except OSError as error:  # no reason to end a run
         LOG.warning("no dashboard for Grafana: cannot write to %s: %s", folder, error)
     if chosen:
         yield
@@ -72,16 +72,16 @@ def provisioned(directory: Path) -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0; 2 where the folder cannot be written."""
-    options = _parser().parse_args(argv)
-    if options.kubernetes:
-        print(manifests(options.namespace), end="")
+    arguments = _parser().parse_args(argv)
+    if arguments.kubernetes:
+        print(manifests(arguments.namespace), end="")
         return 0
     try:
-        for path in _write(Path(options.out)):
+        for path in _write(Path(arguments.out)):
             print(path)
     except OSError as error:
         print(
-            f"delphi dashboard: cannot write to --out {options.out}: {error.strerror}; name a folder of your own",
+            f"delphi dashboard: cannot write to --out {arguments.out}: {error.strerror}; name a folder of your own",
             file=sys.stderr,
         )
         return 2
@@ -104,8 +104,10 @@ def _yaml(value: Any) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="delphi dashboard",
-        description="Write Delphi's Grafana dashboard and Prometheus alert rules, both made from the catalogue of metrics."
-        " `cluster.mode=local` puts the dashboard where Ray tells Grafana to look by itself; cluster/README.md says how on a cluster.",
+        description="Write Delphi's Grafana dashboard and Prometheus alert rules, both made from the catalogue of"
+        " metrics. `cluster.mode=local` puts the dashboard where Ray tells Grafana to look by itself; cluster/README.md"
+        " says how"
+        " on a cluster.",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(

@@ -1,17 +1,17 @@
-"""Builds Delphi's Grafana dashboard from the catalogue of metrics: a row for each group, a panel for each metric or family of metrics.
+"""Builds Delphi's Grafana dashboard from the catalogue of metrics: a row for each group, a panel for each metric or
+family of metrics.
 
-Invariant: every catalogue metric is on exactly one panel and no panel asks for anything else; what a panel says of a metric is what
-the catalogue says.
+Invariant: every catalogue metric is on exactly one panel, no panel queries anything else, and descriptions are the
+catalogue's.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
-from cluster.metrics import CATALOGUE, GROUPS, UNDEFINED, Group, Metric
+from cluster.metrics import CATALOGUE, GROUPS, LEARNERS_TIME, UNDEFINED, WORKERS_TIME, Group, Metric
 
 UID = "delphi"
-STACKED = ("time of the workers", "time of the learner")
-"""Panels whose metrics are shares of one whole."""
+STACKED = (WORKERS_TIME, LEARNERS_TIME)
 SELECTION = 'run=~"$run", SessionName=~"$SessionName"'
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 GRAFANA_UNITS = {
@@ -21,7 +21,7 @@ GRAFANA_UNITS = {
     "reward": "short",
     "reward/step": "short",
 } | dict.fromkeys(("factor", "loss", "nats", "norm"), "short")
-"""The catalogue's units that are no count of something, as Grafana writes them."""
+"""Grafana's names of the catalogue's units that are not counts."""
 GRAPH_SIZE, STAT_SIZE, ROW_WIDTH = (8, 7), (4, 4), 24
 """Width and height of panels on Grafana's grid, and its width."""
 GREEN, ORANGE, RED = "green", "orange", "red"
@@ -32,7 +32,8 @@ def dashboard() -> dict[str, Any]:
     return {
         "uid": UID,
         "title": "Delphi",
-        "description": "A run's learning, speed, annotation, reward model and faults; generated from Delphi's catalogue of metrics.",
+        "description": "A run's learning, speed, annotation, reward model and faults; generated from Delphi's catalogue of"
+        " metrics.",
         "tags": ["delphi", "ray"],
         "schemaVersion": 39,
         "editable": True,
@@ -45,10 +46,12 @@ def dashboard() -> dict[str, Any]:
 
 
 def query(metric: Metric) -> str:
-    """PromQL for the chosen runs' values, NaN while undefined: one line per run, also where a resumed run is another process or another
-    Ray session."""
-    name = metric.exported_as
-    return f'max by (run) ({name}{{{SELECTION}, {UNDEFINED}=""}}) or NaN * max by (run) ({name}{{{SELECTION}, {UNDEFINED}="yes"}})'
+    """PromQL for the chosen runs' values, NaN while undefined: one line per run, also where a resumed run is another
+    process or another Ray session."""
+    defined, undefined = (
+        f'max by (run) ({metric.exported_as}{{{SELECTION}, {UNDEFINED}="{is_}"}})' for is_ in ("", "yes")
+    )
+    return f"{defined} or NaN * {undefined}"
 
 
 def families(group: Group) -> dict[str, list[Metric]]:
@@ -61,17 +64,10 @@ def families(group: Group) -> dict[str, list[Metric]]:
 
 
 def _variables() -> list[dict[str, Any]]:
-    datasource = {
-        "name": "datasource",
-        "label": "Prometheus",
-        "type": "datasource",
-        "query": "prometheus",
-        "refresh": 1,
-        "hide": 0,
-    }
+    datasource = {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus"}
     start = CATALOGUE[0].exported_as
     return [
-        datasource,
+        {**datasource, "refresh": 1, "hide": 0},
         _label_values("SessionName", "Ray session", f"label_values({start}, SessionName)"),
         _label_values("run", "run", f'label_values({start}{{SessionName=~"$SessionName"}}, run)'),
     ]
@@ -85,7 +81,7 @@ def _label_values(name: str, label: str, definition: str) -> dict[str, Any]:
         "datasource": DATASOURCE,
         "definition": definition,
         "query": {"query": definition, "refId": name},
-        "refresh": 2,  # with every change of the time range: runs come and go
+        "refresh": 2,  # on every change of the time range, because runs come and go
         "sort": 2,
         "multi": True,
         "includeAll": True,
@@ -98,15 +94,8 @@ def _panels() -> Iterator[dict[str, Any]]:
     y, number = 0, 0
     for group in GROUPS:
         number += 1
-        position = {"h": 1, "w": ROW_WIDTH, "x": 0, "y": y}
-        yield {
-            "id": number,
-            "type": "row",
-            "title": group.capitalize(),
-            "collapsed": False,
-            "gridPos": position,
-            "panels": [],
-        }
+        row = {"id": number, "type": "row", "title": group.capitalize(), "collapsed": False}
+        yield {**row, "gridPos": {"h": 1, "w": ROW_WIDTH, "x": 0, "y": y}, "panels": []}
         y += 1
         draw, (width, height) = (_stat, STAT_SIZE) if group == "faults" else (_graph, GRAPH_SIZE)
         per_line = ROW_WIDTH // width
@@ -137,7 +126,7 @@ def _panel(title: str, metrics: list[Metric]) -> dict[str, Any]:
 
 
 def _graph(title: str, metrics: list[Metric]) -> dict[str, Any]:
-    """Lines over time; a metric that has the panel to itself shows where it turns red."""
+    """Lines over time; a metric alone on its panel shows its threshold."""
     stacked = title in STACKED
     drawn: dict[str, Any] = {
         "lineWidth": 1,
@@ -164,7 +153,7 @@ def _graph(title: str, metrics: list[Metric]) -> dict[str, Any]:
 
 
 def _stat(title: str, metrics: list[Metric]) -> dict[str, Any]:
-    """The newest value, coloured: a gauge red where it is unhealthy, a counter orange once it is above what is healthy."""
+    """The newest value, coloured: a gauge is red where it is unhealthy, a counter orange above its healthy growth."""
     (metric,) = metrics
     mappings: list[dict[str, Any]] = [
         {"type": "special", "options": {"match": "null+nan", "result": {"text": "not defined"}}}
@@ -190,7 +179,7 @@ def _stat(title: str, metrics: list[Metric]) -> dict[str, Any]:
 
 
 def _thresholds(metric: Metric) -> dict[str, Any]:
-    """Grafana colours from a step's value upwards; counters are whole numbers, so that above 0 is from 1."""
+    """Grafana colours from a step's value upwards; counters are whole numbers, so above 0 means from 1."""
     alarm = ORANGE if metric.kind == "counter" else RED
     steps: list[dict[str, Any]] = [{"color": GREEN, "value": None}]
     if metric.red_below is not None:
@@ -205,11 +194,11 @@ def _unit(metric: Metric) -> str:
 
 
 def _short(metric: Metric, family: list[Metric]) -> str:
-    """What tells a metric from those that it shares a panel with."""
-    words = [m.name.split("_") for m in family]
-    parts = metric.name.split("_")
-    while all(len(word) > 1 for word in words) and len({word[0] for word in words}) == 1:
-        words, parts = [word[1:] for word in words], parts[1:]
-    while all(len(word) > 1 for word in words) and len({word[-1] for word in words}) == 1:
-        words, parts = [word[:-1] for word in words], parts[:-1]
-    return " ".join(parts)
+    """The metric's name without the first and last words that all metrics of its panel share."""
+    names = [m.name.split("_") for m in family]
+    own = metric.name.split("_")
+    while all(len(name) > 1 for name in names) and len({name[0] for name in names}) == 1:
+        names, own = [name[1:] for name in names], own[1:]
+    while all(len(name) > 1 for name in names) and len({name[-1] for name in names}) == 1:
+        names, own = [name[:-1] for name in names], own[:-1]
+    return " ".join(own)
