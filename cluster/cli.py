@@ -1,6 +1,6 @@
-"""The console script `delphi`: finds the verb and hands over.
+"""The console script `delphi`: finds the verb and calls it.
 
-Invariant: imports nothing heavy, so `--help` answers at once; every mistake of the user is one line and exit code 2.
+Invariant: imports nothing heavy, so that `--help` answers at once; every invalid command is one line and exit code 2.
 """
 
 import importlib
@@ -13,11 +13,11 @@ from llm_server.standard_output import guarded
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("cluster.train", "train an agent; running the same command again continues the run"),
     "serve": ("llm_server.serve", "run the annotation service alone, without Ray"),
-    "eval": (
-        "cluster.verbs.evaluate",
-        "play a run's latest checkpoint on held-out seeds, beside a blind player and a random one",
+    "eval": ("cluster.verbs.evaluate", "play a checkpoint on held-out seeds, beside a blind and a random player"),
+    "audit": (
+        "cluster.verbs.audit",
+        "compare a judge, or a run's reward model, with captions that people have labelled",
     ),
-    "audit": ("cluster.verbs.audit", "hold a judge, or a run's reward model, to captions that people have labelled"),
     "annotate": ("llm_server.offline.annotate", "judge captions, and pairs of them, into a file for offline training"),
     "export": ("llm_server.offline.caption_file", "write a run's captions with counts and judgements as JSON lines"),
     "dashboard": ("cluster.dashboards.command", "write the Grafana dashboard and Prometheus alerts"),
@@ -42,9 +42,8 @@ def _main(arguments: list[str]) -> int:
         print(f"delphi {version('delphi-rl')}")
         return 0
     if verb not in VERBS:
-        print(
-            f"delphi: unknown verb {verb!r}{did_you_mean(verb, VERBS)}; there are: {', '.join(VERBS)}", file=sys.stderr
-        )
+        known = f"there are: {', '.join(VERBS)}"
+        print(f"delphi: unknown verb {verb!r}{did_you_mean(verb, VERBS)}; {known}", file=sys.stderr)
         return 2
     return importlib.import_module(VERBS[verb][0]).main(arguments[1:])
 

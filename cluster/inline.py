@@ -1,7 +1,8 @@
-"""The spawner for one process: workers, annotation and learner take turns, so a run is deterministic and a breakpoint works anywhere.
+"""The spawner for one process: workers, annotation and learner take turns, so that a run is deterministic and
+breakpoints work.
 
 Invariant: one turn is collect -> report -> at most `labels_per_turn` judgements -> reward model -> table; nothing runs
-beside it.
+concurrently.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,6 @@ import torch
 
 from actors.policy import PolicySnapshot
 from actors.rollout import Acknowledgement, Rollout
-from actors.worker import RolloutWorker
 from cluster.supervision import EnvironmentBudget, Notices
 from cluster.wiring import build_worker
 from configs.schema import RunConfig
@@ -24,7 +24,7 @@ class InlineWorkers:
     def __init__(self, config: RunConfig, pipeline: AnnotationPipeline, *, run_epoch: int) -> None:
         torch.set_num_threads(config.actors.torch_threads)
         self._pipeline, self._labels_per_turn = pipeline, config.annotator.labels_per_turn
-        self._workers: list[RolloutWorker] = [
+        self._workers = [
             build_worker(config, index, incarnation=f"{run_epoch}", stream="train")
             for index in range(config.actors.num_workers)
         ]
@@ -34,7 +34,7 @@ class InlineWorkers:
         self._collected_steps = 0
         self._notices = Notices()
         self._environments = EnvironmentBudget(config.cluster.max_environment_loss, self._notices)
-        self.waiting: str | None = None  # nothing ever is
+        self.waiting: str | None = None
         self.spec = self._workers[0].env.spec
 
     @property
@@ -43,11 +43,11 @@ class InlineWorkers:
         return self._notices.told
 
     def publish(self, snapshot: PolicySnapshot) -> None:
-        """What the next turn acts with."""
+        """Set the policy of the next turn."""
         self._snapshot = snapshot
 
     def take(self, timeout_s: float) -> Rollout | None:
-        """One turn: its rollout. Never None. Raises GiveUp where the environments raise too often."""
+        """Run one turn; its rollout, never None. Raises GiveUp where the environments raise too often."""
         index = self._turn
         self._turn = (index + 1) % len(self._workers)
         rollout, report = self._workers[index].collect(self._snapshot, self._acknowledgements[index])
@@ -61,7 +61,7 @@ class InlineWorkers:
         return rollout
 
     def metrics(self) -> Mapping[str, float | None]:
-        """No queue and no restarts here."""
+        """There is no queue, and there are no restarts."""
         return {"rollouts_waiting": 0, "worker_restarts": 0, "environment_errors": self._environments.errors}
 
     def state_dict(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class InlineWorkers:
         """Continue from `state_dict`."""
         self._collected_steps = state["collected_steps"]
         self._turn = state.get("turn", 0)
-        # A run that went on Ray so far has no workers' states: its episodes begin anew.
+        # A run that was on Ray before has no workers' states: its episodes start again.
         for worker, saved in zip(self._workers, state.get("workers", ()), strict=False):
             worker.load_state_dict(saved)
 

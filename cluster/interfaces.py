@@ -1,7 +1,7 @@
 """What the training loop needs of the parts around it; `cluster.inline` and `cluster.on_ray.driver` provide both.
 
-Invariant: the loop cannot tell the spawners apart: nothing here blocks longer than it says, and nothing here raises because
-a worker or the annotator is down, until a budget of `cluster.supervision` is spent.
+Invariant: the loop cannot tell the spawners apart: nothing here blocks longer than it says, and nothing here raises
+because a worker or the annotator is down, until a budget of `cluster.supervision` is spent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,33 +21,26 @@ class Workers(Protocol):
 
     @property
     def problems(self) -> Sequence[str]:
-        """What the user must be told of workers and environments that failed: each kind once, oldest first."""
-        ...
+        """Messages for the user about failed workers and environments: each kind once, oldest first."""
 
     @property
     def waiting(self) -> str | None:
-        """What workers wait for before they can work; None where all do."""
-        ...
+        """What workers wait for before they can start; None where all run."""
 
     def publish(self, snapshot: PolicySnapshot) -> None:
         """Make `snapshot` what the next `collect` calls act with; latest only."""
-        ...
 
     def take(self, timeout_s: float) -> Rollout | None:
         """The next rollout, or None where none came within `timeout_s`."""
-        ...
 
     def metrics(self) -> Mapping[str, float | None]:
         """Catalogue metrics of the workers."""
-        ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resume can restore of the workers; empty where they live elsewhere and start new episodes."""
-        ...
+        """The workers' state that a resume restores; without episodes where workers start new ones."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
-        ...
 
 
 class Annotation(Protocol):
@@ -55,25 +48,19 @@ class Annotation(Protocol):
 
     @property
     def problem(self) -> str | None:
-        """Why no caption is judged any more, for the user; None as long as all is well or may become well by itself."""
-        ...
+        """Why captions are no longer judged, for the user; None while annotation works or may recover by itself."""
 
     def latest_table(self) -> RewardTable:
         """The newest reward table; never waits for a judgement."""
-        ...
 
     def metrics(self) -> Mapping[str, float | None]:
         """Catalogue metrics of annotation and the reward model."""
-        ...
 
     def top_rewarded(self, n: int, min_count: int) -> Sequence[RewardedCaption]:
         """The `n` captions with the highest reward among those seen at least `min_count` times."""
-        ...
 
     def state_dict(self) -> dict[str, Any]:
         """Caption book, reward model and table."""
-        ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
-        ...

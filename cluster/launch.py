@@ -1,7 +1,24 @@
 """Launches a run in any mode: checks what can be checked, enters the run directory, trains, and sums up.
 
-Invariant: a mistake of the user is found before anything is created; whatever happens after, the lock and the temporary
-directory are given back.
+           caption reports              judgements                  reward table (latest only)
+    worker ───────────────▶ annotator ────────────▶ reward model ──────────────────────────┐
+     ▲   │                      │ ▲                                                        ▼
+     │   │              service (LLM)                                                   learner ──▶ checkpoints, metrics
+     │   └── rollouts (FIFO, `rollouts_in_flight` per worker) ────────────────────────────▶│
+     └────── policy snapshot (latest only) ◀───────────────────────────────────────────────┘
+
+    loop          consumes                     waits for                    is unblocked by
+    worker        the latest policy snapshot   the next `collect` call      the learner, which takes one of its rollouts
+    learner       rollouts, the latest table   `Workers.take`               a worker that finishes `collect`
+    annotator     captions not judged yet      the service, or free space   an answer or a time-out; the reward model
+    reward model  judgements                   new judgements, an interval  the annotator
+    driver        metric lines of the learner  the end of the learner       its end, a stop request, or a time-out
+
+`inline` takes one turn of each loop after the other in this process; `local` and `connect` run worker, annotator with
+reward model, and learner as Ray actors. The learner waits for workers only, never for the annotator or the service.
+
+Invariant: an error in the configuration is found before anything is created; whatever happens after, the lock and the
+temporary directory are released.
 """
 
 import contextlib
@@ -20,32 +37,32 @@ from actors.environments.vector import EnvironmentSpec
 from cluster.doctor.reward_balance import weigh_penalties
 from cluster.on_ray.orphans import OrphanWatch, end_orphans
 from cluster.on_ray.placement import Interrupted
+from cluster.plan import RunPlan
 from cluster.run import temporary
 from cluster.run.console import Console
 from cluster.run.directory import RunDirectory, begin_epoch, open_run, record_provenance
 from cluster.run.logs import log_to_file
 from cluster.run.outcome import conclude
-from cluster.run.temporary import use_private_token
 from cluster.verbs.offline_reward_model import check_judgements, pretrain
-from cluster.wiring import check_parts
+from cluster.wiring import build_pipeline, check_parts
 from configs.checks import ConfigError
 from configs.schema import RunConfig
 
 LOG = logging.getLogger(__name__)
-TELL_INTERVAL_S = 10.0
+WAIT_MESSAGE_INTERVAL_S = 10.0
 
 
 class StopRequest:
-    """Turns SIGINT, SIGTERM and SIGHUP into a polite request; a second SIGINT or SIGTERM ends the process at once.
+    """Turns SIGINT, SIGTERM and SIGHUP into a request to stop; a second SIGINT or SIGTERM ends the process at once.
 
-    A closed terminal sends SIGHUP more than once, and systemd one after SIGTERM: it never counts as the second. Where it is
-    ignored (nohup) it stays so.
+    SIGHUP never counts as the second signal: a closed terminal sends it more than once, and systemd sends it after
+    SIGTERM. Where SIGHUP is ignored (nohup) it stays ignored.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.requested = False
         self.on_request: Callable[[], None] = lambda: None
-        """Called in the signal handler: takes no lock."""
+        """Called in the signal handler; must take no lock."""
         self._say = say
         self._previous: dict[int, Any] = {}
 
@@ -66,19 +83,23 @@ class StopRequest:
             raise KeyboardInterrupt
         self.requested = True
         self.on_request()
-        with contextlib.suppress(RuntimeError):  # in the midst of another line, which is not to be entered again
+        with contextlib.suppress(
+            RuntimeError
+        ):  # raised where the signal interrupts another print, which is not reentrant
             self._say("stopping: writing a checkpoint (once more to end at once)")
 
 
 def launch(config: RunConfig) -> int:
-    """Train as `config` says; the exit code: 0 finished or stopped on request, 1 failed. Raises ConfigError before anything is made."""
+    """Train as `config` says; the exit code: 0 finished or stopped on request, 1 failed.
+
+    Raises ConfigError before anything is created."""
     console = Console(config.logging, config.total_env_steps, config.cluster.mode, max_time_s=config.max_time_s)
     try:
-        spec, rubric_hash = check_parts(config)
+        spec, plan, rubric_hash = check_parts(config)
     except ConfigError as error:
         raise ConfigError(f"{error}{_keep_traceback(config, error.__cause__)}") from None
     try:
-        check_judgements(config)
+        check_judgements(plan)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     run, run_epoch = open_run(config, rubric_hash)
@@ -92,7 +113,8 @@ def launch(config: RunConfig) -> int:
         word = "starts" if run_epoch == 1 else f"continues (epoch {run_epoch})"
         limit = f" or {config.max_time_s:g} s" if config.max_time_s else ""
         console.say(
-            f"run {config.run_dir} {word}: {config.env.id}, reward model {config.reward_model.name}, to {config.total_env_steps:,} steps{limit}"
+            f"run {config.run_dir} {word}: {config.env.id}, reward model {config.reward_model.name},"
+            f" to {config.total_env_steps:,} steps{limit}"
         )
         result = weigh_penalties(config, spec)
         if result is not None:
@@ -110,8 +132,11 @@ def launch(config: RunConfig) -> int:
                 record_provenance(run, epoch, rubric_hash)
                 return epoch
 
-            summary = _train(config, spec, run, run_epoch, directory, stop, console, begin_next_epoch)
-            return conclude(config, run, summary, console, lambda: stop.requested)
+            if config.cluster.mode == "inline":
+                summary = _train_inline(plan, run, run_epoch, stop, console)
+            else:
+                summary = _train_on_ray(plan, spec, run, run_epoch, directory, stop, console, begin_next_epoch)
+            return conclude(plan, run, summary, console, lambda: stop.requested)
     except Interrupted as stopped:
         console.close()
         print(f"delphi train: {stopped}; the same command begins, or goes on, as before", file=sys.stderr)
@@ -123,10 +148,8 @@ def launch(config: RunConfig) -> int:
     except Exception as error:
         LOG.exception("the run failed")
         console.close()
-        print(
-            f"delphi train: the run failed: {error}\nMore in {run.log}; the same command continues from the last checkpoint",
-            file=sys.stderr,
-        )
+        advice = f"More in {run.log}; the same command continues from the last checkpoint"
+        print(f"delphi train: the run failed: {error}\n{advice}", file=sys.stderr)
         return 1
     finally:
         temporary.sweep(config.run_dir)
@@ -134,7 +157,7 @@ def launch(config: RunConfig) -> int:
 
 
 def _keep_traceback(config: RunConfig, error: BaseException | None) -> str:
-    """Write what the user's own environment raised into the log of the run that it prevents; where to find it, in words."""
+    """Write the traceback of the user's environment into the run's log; returns where it is, to end a message."""
     trace = traceback_of(error) if isinstance(error, EnvironmentFailure) else ""
     if not trace:
         return ""
@@ -143,13 +166,13 @@ def _keep_traceback(config: RunConfig, error: BaseException | None) -> str:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as file:
             file.write(f"{error}\n{trace}")
-    except OSError:  # the line itself is told
+    except OSError:  # the error itself is still printed
         return ""
     return f"; its traceback is in {log}"
 
 
-def _train(
-    config: RunConfig,
+def _train_on_ray(
+    plan: RunPlan,
     spec: EnvironmentSpec,
     run: RunDirectory,
     run_epoch: int,
@@ -158,21 +181,17 @@ def _train(
     console: Console,
     begin_next_epoch: Callable[[], int],
 ) -> dict[str, Any]:
-    if config.cluster.mode == "inline":
-        return _train_inline(config, run, run_epoch, stop, console)
-    if config.cluster.mode == "local":
-        token = use_private_token(directory)
+    orphan_watch: contextlib.AbstractContextManager = contextlib.nullcontext()
+    if plan.config.cluster.mode == "local":
+        token = temporary.use_private_token(directory)
         if token is not None:
             console.say(f"Ray asks for a token, in {token}")
-    from cluster.on_ray.driver import train
+        orphan_watch = OrphanWatch(directory, temporary.ray_directory(plan.config.run_dir))
+    from cluster.on_ray.driver import train  # imports Ray, after the token is set
 
-    with (
-        OrphanWatch(directory, temporary.ray_directory(config.run_dir))
-        if config.cluster.mode == "local"
-        else contextlib.nullcontext()
-    ):
+    with orphan_watch:
         return train(
-            config,
+            plan,
             spec,
             run,
             run_epoch,
@@ -185,15 +204,15 @@ def _train(
 
 
 @contextlib.contextmanager
-def _told_every(interval_s: float, what: str, console: Console) -> Iterator[None]:
-    """Tell that `what` is waited for, and how long already, as long as the body runs."""
+def _report_waiting(interval_s: float, what: str, console: Console) -> Iterator[None]:
+    """Say every `interval_s` that the run waits for `what`, and for how long already, while the body runs."""
     over, began = threading.Event(), time.monotonic()
 
-    def tell() -> None:
+    def report() -> None:
         while not over.wait(interval_s):
             console.say(f"waiting for {what}, {time.monotonic() - began:.0f} s")
 
-    thread = threading.Thread(target=tell, name="waiting", daemon=True)
+    thread = threading.Thread(target=report, name="waiting", daemon=True)
     thread.start()
     try:
         yield
@@ -203,18 +222,17 @@ def _told_every(interval_s: float, what: str, console: Console) -> Iterator[None
 
 
 def _train_inline(
-    config: RunConfig, run: RunDirectory, run_epoch: int, stop: StopRequest, console: Console
+    plan: RunPlan, run: RunDirectory, run_epoch: int, stop: StopRequest, console: Console
 ) -> dict[str, Any]:
     from cluster.inline import InlineWorkers
     from cluster.loop import TrainingLoop
-    from cluster.wiring import build_pipeline, needs_service
 
-    loads = needs_service(config) and config.service.engine in ("transformers", "vllm")
-    with (
-        _told_every(TELL_INTERVAL_S, f"the judge, which loads {config.service.model}", console)
-        if loads
-        else contextlib.nullcontext()
-    ):
+    config = plan.config
+    waiting: contextlib.AbstractContextManager = contextlib.nullcontext()
+    if plan.loads_language_model:
+        what = f"the judge, which loads {config.service.model}"
+        waiting = _report_waiting(WAIT_MESSAGE_INTERVAL_S, what, console)
+    with waiting:
         pipeline = build_pipeline(config, run, run_epoch)
     workers = None
     try:

@@ -1,4 +1,4 @@
-"""The training loop: rollouts in, updates, policy snapshots out, metrics and checkpoints on the way.
+"""The training loop: consumes rollouts, updates the policy, publishes snapshots, writes metrics and checkpoints.
 
     consumes             waits for                     is unblocked by
     rollouts             `Workers.take` (1 s at most)  a worker that finishes `collect`
@@ -6,8 +6,9 @@
     the first table      `wait_for_first_table_s`      a table that knows a caption, `stop`
     stop requests        nothing, read once a turn     `stop` from any thread
 
-Invariant: `env_steps` counts exactly the steps that updates consumed; the LLM is never waited for once training has begun; a disk that refuses what is
-written on the way costs no progress, only the last checkpoint has to be written; a loop whose successor has begun writes nothing.
+Invariant: `env_steps` counts exactly the steps that updates consumed; training never waits for the LLM once it has
+begun; a disk error costs no progress, because only the last checkpoint must be written; a loop whose successor has
+started writes nothing.
 """
 
 import contextlib
@@ -35,14 +36,14 @@ LOG = logging.getLogger(__name__)
 SLOW_WAIT_S = 10.0
 TABLE_POLL_S = 0.1
 IDLE_TIME = 0.05
-"""Share of max_time_s by which the learning rate's schedule by time stays behind: in it a judge loads, and a run that its steps end goes by
-them alone."""
-PARTS = ("learner", "annotation", "workers", "stream", "metrics")
-"""What a run's checkpoint holds, besides `loop`."""
+"""Share of max_time_s by which the learning rate's schedule by time is delayed: a judge may load in it, and a run that
+ends by its steps follows them alone."""
+CHECKPOINTED = ("learner", "annotation", "workers", "stream", "metrics")
+"""The attributes whose states a checkpoint holds, besides `loop`."""
 
 
 class TrainingLoop:
-    """One epoch of a run: restores the newest checkpoint, trains to `total_env_steps`, `max_time_s` or `stop`, checkpoints, sums up."""
+    """One epoch of a run: restores a checkpoint, trains to `total_env_steps`, `max_time_s` or `stop`, sums up."""
 
     def __init__(
         self, config: RunConfig, run: RunDirectory, run_epoch: int, workers: Workers, annotation: Annotation
@@ -94,12 +95,12 @@ class TrainingLoop:
                 raise GiveUp(
                     f"nothing was learnt: every update was skipped, because loss or gradient were not finite; {CAUSES}"
                 )
-            self.stream.drop_waiting()  # their episodes went on, and so must what is known of them
+            self.stream.drop_waiting()  # their episodes continued, and the statistics include them
             self._checkpoint(is_last=True)
             return self._summary(reached)
         except Exception:
             if self._told_at != self.env_steps:
-                with contextlib.suppress(Exception):  # the failure itself is what is told
+                with contextlib.suppress(Exception):  # the failure itself is reported
                     self._write_line()
             raise
         finally:
@@ -110,8 +111,8 @@ class TrainingLoop:
         self._stop.set()
 
     def progress(self) -> dict[str, Any]:
-        """The newest metric line, with the step counter of this moment, and in words: annotation's `problem`, the disk's, a `notice`,
-        and the workers' `problems` and `waiting`."""
+        """The newest metric line with the present step counter, and as text: annotation's `problem`, the disk's
+        `storage_problem`, a `notice`, and the workers' `problems` and `waiting`."""
         words = {
             "problem": self.annotation.problem,
             "storage_problem": self._storage_problem or self._writer.problem,
@@ -122,17 +123,17 @@ class TrainingLoop:
         return {**self._latest, "env_steps": self.env_steps, "time_s": self._seconds(), **words}
 
     def _seconds(self) -> float:
-        """Of training so far, earlier starts up to the checkpoints that were continued from included."""
+        """Seconds of training so far, earlier starts included up to the checkpoints that were resumed from."""
         return self._seconds_before + time.monotonic() - self._started
 
     def _goal(self) -> str | None:
-        """The setting whose limit has been reached, which ends the run; None before."""
+        """The setting whose limit has been reached and ends the run; None before."""
         if self.env_steps >= self.config.total_env_steps:
             return "total_env_steps"
         return "max_time_s" if 0 < self.config.max_time_s <= self._seconds() else None
 
     def _share_done(self) -> float:
-        """Of the run, in [0, 1], by whichever of steps and time is ahead."""
+        """The completed share of the run in [0, 1], by steps or by time, whichever is ahead."""
         limit_s = self.config.max_time_s
         of_time = (self._seconds() / limit_s - IDLE_TIME) / (1 - IDLE_TIME) if limit_s else 0.0
         return min(max(self.env_steps / self.config.total_env_steps, of_time), 1.0)
@@ -154,10 +155,10 @@ class TrainingLoop:
         return None
 
     def _first_table_came(self, batch: list[Rollout]) -> bool:
-        """Hold the first batch until a reward table knows a caption, or time is up; False where the run is to end, and then the batch is
-        dropped.
+        """Hold the first batch until a reward table knows a caption, or the time limit; False where the run is to end,
+        which drops the batch.
 
-        Nothing is published meanwhile, so what the workers have collected stays fresh; they collect no more than may be in flight.
+        Nothing is published meanwhile, so collected rollouts stay fresh; workers collect no more than may be in flight.
         """
         limit_s, began = self._first_table_limit_s, time.monotonic()
         self._first_table_limit_s = 0.0
@@ -199,11 +200,9 @@ class TrainingLoop:
         if self._watch.failure:
             raise GiveUp(self._watch.failure)
         checkpoint = self.config.checkpoint
-        due = (
-            self.config.cluster.mode != "inline"
-            and 0 < checkpoint.interval_s <= time.monotonic() - self._last_checkpoint_s
-        )
-        if due or _crossed(before, self.env_steps, checkpoint.interval_env_steps):
+        is_due = 0 < checkpoint.interval_s <= time.monotonic() - self._last_checkpoint_s
+        is_due = is_due and self.config.cluster.mode != "inline"
+        if is_due or _crossed(before, self.env_steps, checkpoint.interval_env_steps):
             self._checkpoint()
 
     def _write_line(self) -> None:
@@ -238,10 +237,10 @@ class TrainingLoop:
         self._latest, self._told_at = self._writer.write(line), self.env_steps
 
     def _checkpoint(self, *, is_last: bool = False) -> None:
-        """Write a checkpoint. Where the disk refuses, the next one is due as ever; only of the last one CheckpointError is raised."""
+        """Write a checkpoint. Only the last one raises CheckpointError; otherwise the next one is due as usual."""
         self.run_directory.check_epoch(self.learner.run_epoch)
         state = {
-            **{part: getattr(self, part).state_dict() for part in PARTS},
+            **{name: getattr(self, name).state_dict() for name in CHECKPOINTED},
             "loop": {
                 "env_steps": self.env_steps,
                 "steps_without_table": self._steps_without_table,
@@ -262,13 +261,13 @@ class TrainingLoop:
 
     def _restore(self) -> None:
         refused: list[str] = []
-        state = load_latest(self.run_directory.checkpoints, parts=(*PARTS, "loop"), refused=refused)
+        state = load_latest(self.run_directory.checkpoints, parts=(*CHECKPOINTED, "loop"), refused=refused)
         if state is None:
             self.run_directory.supersede_metrics(0)
             return
         try:
-            for part in PARTS:
-                getattr(self, part).load_state_dict(state[part])
+            for name in CHECKPOINTED:
+                getattr(self, name).load_state_dict(state[name])
             loop = state["loop"]
             self.env_steps, self._seconds_before, self._latest = (
                 loop["env_steps"],
@@ -278,7 +277,8 @@ class TrainingLoop:
             self._steps_without_table = loop.get("steps_without_table", 0)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
-                f"the newest checkpoint in {self.run_directory.checkpoints} does not fit this version of Delphi or this run"
+                f"the newest checkpoint in {self.run_directory.checkpoints} does not fit this version of Delphi or this"
+                " run"
                 f" ({type(error).__name__}: {error}); move its folder away to go on from the one before it"
             ) from error
         if refused:

@@ -1,9 +1,10 @@
-"""What supervision decides: when a failed part is started again, when the run gives up instead, what the user is told, and what the latest
-updates say of the run as a whole (its policy is blind, or nothing can be learnt).
+"""Supervision: when a failed component is restarted, when the run gives up, what the user is told, and what the latest
+updates say about the run (its policy ignores its observations, or nothing can be learnt).
 
-Invariant: pure policy over a given clock; no Ray, no processes. A part that makes progress between its failures may fail as often as it
-likes; one that does not is started ever later, and after a bounded number of times ends the run. Updates are judged over many in a row of
-this start of the run, so that a bad batch now and then alarms nobody.
+Invariant: pure policy over a given clock; no Ray, no processes. A component that makes progress between its failures
+may fail any number of times; one that does not is restarted after growing pauses, and ends the run after a bounded
+number of failures. Updates are judged over many in a row since this start, so that an occasional bad batch raises no
+alarm.
 """
 
 import logging
@@ -23,32 +24,39 @@ LOG = logging.getLogger(__name__)
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 MAX_NOTICES = 20
-"""Kinds of failures that are told; beyond it they are only counted, in a run in which everything fails in its own way."""
+"""Kinds of failures that the user is told; further kinds are only counted."""
 ENVIRONMENT_WINDOW, ENVIRONMENT_MINIMUM = 32, 4
-"""Rollouts that the share of lost environments is taken over, and the fewest that say anything."""
+"""Rollouts over which the share of lost environments is taken, and the fewest that are evaluated."""
+
+
+BLIND_UPDATES = 200
+"""Updates in a row whose policy ignored its observations, after which the user is told."""
+SKIPPED_WINDOW = 32
+"""Updates over which the share of skipped gradient steps is taken."""
+CAUSES = "rewards too large to add up, or a learner.learning_rate too high, are what makes them so"
 
 
 class GiveUp(RuntimeError):
-    """The run has to end, and starting its parts again would not help; the message is for the user."""
+    """The run has to end, and a restart would not help; the message is for the user."""
 
 
 class RestartBudget:
-    """Failures in a row, without progress between, by what failed: a rate would either end a run of many workers and rare crashes
-    or let a single worker crash for ever."""
+    """Counts failures in a row, without progress in between, by component: a rate would either end a run of many
+    workers with rare crashes or let a single worker crash for ever."""
 
     def __init__(self, limit: int, setting: str) -> None:
-        """`limit` restarts in a row; `setting` is the configuration key that says so."""
+        """`limit`: restarts in a row, set by the configuration key `setting`."""
         self._limit, self._setting = limit, setting
         self._in_a_row: dict[Hashable, int] = {}
 
-    def progressed(self, who: Hashable) -> None:
-        """It has done something useful since it was started."""
-        self._in_a_row.pop(who, None)
+    def progressed(self, component: Hashable) -> None:
+        """Reset the count: the component has done something useful since its start."""
+        self._in_a_row.pop(component, None)
 
-    def failed(self, who: Hashable, what: str) -> float:
-        """Seconds to wait before it is started again: none where it had made progress, then twice as long each time. Raises GiveUp."""
-        failures = self._in_a_row.get(who, 0) + 1
-        self._in_a_row[who] = failures
+    def failed(self, component: Hashable, what: str) -> float:
+        """Seconds to wait before its restart: none after progress, then twice as long each time. Raises GiveUp."""
+        failures = self._in_a_row.get(component, 0) + 1
+        self._in_a_row[component] = failures
         if failures > self._limit:
             again = f"{failures} times in a row without progress" if failures > 1 else "and may not be started again"
             raise GiveUp(f"{what} ({again}; {self._setting} = {self._limit})")
@@ -56,7 +64,7 @@ class RestartBudget:
 
 
 class Notices:
-    """What the user is told: the first failure of each kind, in full and once; equal ones are counted."""
+    """Messages for the user: the first failure of each kind, in full; later ones are counted."""
 
     def __init__(self) -> None:
         self.told: list[str] = []
@@ -64,7 +72,7 @@ class Notices:
         self._counts: dict[str, int] = {}
 
     def note(self, kind: str, text: str) -> int:
-        """How often this kind has been seen by now; the first time `text` joins `told`. Kinds that differ only in numbers are equal."""
+        """How often this kind has occurred, apart from numbers in it; the first time `text` is added to `told`."""
         key = re.sub(r"0x[0-9a-f]+|\d+", "#", kind)
         if key not in self._counts and len(self._counts) >= MAX_NOTICES:
             key = ""
@@ -75,14 +83,14 @@ class Notices:
 
 
 class Deadline:
-    """Whether something has made progress within its time."""
+    """Whether something has made progress within a time limit."""
 
     def __init__(self, limit_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit_s, self._clock = limit_s, clock
         self._since = clock()
 
     def progressed(self) -> None:
-        """Its time begins anew."""
+        """Restart the clock."""
         self._since = self._clock()
 
     @property
@@ -92,12 +100,12 @@ class Deadline:
 
     @property
     def is_over(self) -> bool:
-        """No progress for longer than the limit."""
+        """Whether there was no progress for longer than the limit."""
         return self.waited_s > self._limit_s
 
 
 class EnvironmentBudget:
-    """How many of the environments' samples may be lost because the environment failed."""
+    """Bounds the share of the environments' samples that are lost to failures of environments."""
 
     def __init__(self, max_share: float, notices: Notices) -> None:
         self._max_share, self._notices = max_share, notices
@@ -106,7 +114,7 @@ class EnvironmentBudget:
         """Failures so far."""
 
     def note(self, rollout: Rollout) -> None:
-        """Take in a worker's next rollout; raises GiveUp where too many environments of the last ones are lost."""
+        """Count a worker's next rollout; raises GiveUp where too many environments of the latest rollouts are lost."""
         for notice in rollout.environment_notices:
             if self._notices.note(notice, notice) == 1:
                 LOG.warning("%s", notice)
@@ -117,65 +125,59 @@ class EnvironmentBudget:
         cause = last_line(rollout.environment_error)
         text = f"an environment of worker {rollout.worker_id} failed and is rebuilt, its sample dropped: {cause}"
         if self._notices.note(cause, text) == 1:
-            LOG.error(
-                "an environment of worker %s failed and is rebuilt:\n%s", rollout.worker_id, rollout.environment_error
-            )
+            message = "an environment of worker %s failed and is rebuilt:\n%s"
+            LOG.error(message, rollout.worker_id, rollout.environment_error)
         share = sum(self._lost) / len(self._lost)
         if len(self._lost) >= ENVIRONMENT_MINIMUM and share > self._max_share:
             raise GiveUp(
-                f"the environment fails too often: {share:.0%} of the environments' last {len(self._lost)} rollouts are lost"
+                f"the environment fails too often: {share:.0%} of the environments' last {len(self._lost)} rollouts are"
+                " lost"
                 f" (cluster.max_environment_loss = {self._max_share:g}): {cause}"
             )
 
 
 def last_line(text: str) -> str:
-    """The last line that says something: of a traceback, the exception."""
+    """The last line that is not empty: of a traceback, the exception."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "no message"
 
 
-BLIND_UPDATES = 200
-"""Updates in a row whose policy did not look at its observations, after which the user is told."""
-
-
-SKIPPED_WINDOW = 32
-"""Updates that the share of skipped gradient steps is taken over."""
-
-
-CAUSES = "rewards too large to add up, or a learner.learning_rate too high, are what makes them so"
-
-
 class UpdateWatch:
-    """Takes in every update's result; `problems` and `failure` are of the newest ones."""
+    """Watches the results of updates; `problems` and `failure` are about the newest ones."""
 
     def __init__(self) -> None:
-        self._blind = 0  # since the policy last looked at its observations
+        self._blind = 0  # updates since the policy last used its observations
         self._skipped: deque[float] = deque(maxlen=SKIPPED_WINDOW)
 
     def note(self, result: StepResult) -> None:
-        """One more update."""
+        """Count one more update."""
         self._blind = self._blind + 1 if result.metrics.get("policy_state_information", math.inf) < LOOKING_ABOVE else 0
         self._skipped.append(result.skipped_fraction)
 
     @property
     def problems(self) -> list[str]:
-        """What the user must be told, a line each."""
+        """Messages for the user, a line each."""
         problems = []
         if self._blind >= BLIND_UPDATES:
             problems.append(
-                f"the policy hardly looks at what it sees: policy_state_information has been below {LOOKING_ABOVE} nats for {BLIND_UPDATES}"
+                f"the policy hardly looks at what it sees: policy_state_information has been below {LOOKING_ABOVE} nats"
+                f" for {BLIND_UPDATES}"
                 " updates; unless the task needs no looking, a blind player (`delphi eval`) does as well"
             )
-        if sum(self._skipped) >= SKIPPED_WINDOW / 2:  # also of a run that has not come to so many updates yet
+        if sum(self._skipped) >= SKIPPED_WINDOW / 2:  # also in a run of fewer updates so far
             problems.append(
-                f"at least half of the last {SKIPPED_WINDOW} updates were skipped, because loss or gradient were not finite"
+                f"at least half of the last {SKIPPED_WINDOW} updates were skipped, because loss or gradient were not"
+                " finite"
                 f" (updates_skipped_nonfinite counts them); {CAUSES}"
             )
         return problems
 
     @property
     def failure(self) -> str | None:
-        """Why the run must end; None as long as something is learnt."""
+        """Why the run must end; None while something is learnt."""
         if len(self._skipped) < SKIPPED_WINDOW or min(self._skipped) < 1.0:
             return None
-        return f"nothing is learnt: all of the last {SKIPPED_WINDOW} updates were skipped, because loss or gradient were not finite; {CAUSES}"
+        return (
+            f"nothing is learnt: all of the last {SKIPPED_WINDOW} updates were skipped, because loss or gradient were"
+            f" not finite; {CAUSES}"
+        )

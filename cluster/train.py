@@ -1,6 +1,6 @@
 """`delphi train`: reads the command line, resolves the configuration, and launches the run.
 
-Invariant: nothing heavy is imported before the configuration is known to be good.
+Invariant: nothing heavy is imported before the configuration has been checked.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from llm_server.standard_output import guarded, output_may_be_lost
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 finished or stopped on request, 1 the run failed or its judge never answered, 2 the command was wrong."""
+    """Exit code: 0 finished or stopped on request, 1 the run failed or its judge never answered, 2 invalid command."""
     arguments = _parser().parse_intermixed_args(argv)
     if arguments.keys:
         print(_keys())
@@ -41,9 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="delphi train",
-        description="Train an agent on extrinsic reward plus an LLM's judgements. Running the same command again continues the run, which ends"
-        " at total_env_steps or after max_time_s seconds of training, whichever comes first; then, with evaluation.at_end=true, its policy, a"
-        " blind and a random player play held-out games, and their scores are the last line.",
+        description="Train an agent on extrinsic reward plus an LLM's judgements. Running the same command again continues"
+        " the run, which ends at total_env_steps or after max_time_s seconds of training, whichever comes first; then,"
+        " with"
+        " evaluation.at_end=true, its policy, a blind and a random player play held-out games, and their scores are the"
+        " last line.",
         epilog="examples:\n"
         "  delphi train --preset debug\n"
         "  delphi train --preset nethack_score run_dir=runs/first max_time_s=3600 seed=7\n"

@@ -118,16 +118,14 @@ def _remote(settings: AnnotatorConfig, rubric: Rubric) -> Callable[[], JudgeClie
 
 
 def service_credentials(settings: AnnotatorConfig) -> ClientCredentials:
-    """The client's credentials for `annotator.address`, from the configured files. Raises ValueError for invalid files
-    or addresses."""
+    """The client's credentials for `annotator.address`. Raises ValueError for invalid files or addresses."""
     credentials = load_client_credentials(settings.tls_ca, settings.tls_cert, settings.tls_key, settings.token_file)
     check_addresses(settings.address, credentials)
     return credentials
 
 
 def check_addresses(setting: str, credentials: ClientCredentials = NO_CREDENTIALS) -> None:
-    """ValueError unless `setting`, an `annotator.address` that is not empty, holds addresses that may be sent these
-    credentials."""
+    """ValueError unless `setting`, a non-empty `annotator.address`, holds addresses that may get these credentials."""
     for address in split_addresses(setting) or [setting]:
         check_address(address, credentials)
 

@@ -1,6 +1,6 @@
-"""`delphi doctor`: checks this machine and what a configuration needs, and says what to do.
+"""`delphi doctor`: checks this machine and what a configuration needs, and gives advice.
 
-Invariant: changes nothing and never stops half-way: a check that itself fails is one more result.
+Invariant: changes nothing and always completes: a check that itself fails is one more result.
 """
 
 import argparse
@@ -22,7 +22,7 @@ STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 nothing failed, 1 something did, 2 the command was wrong."""
+    """Exit code: 0 nothing failed, 1 something did, 2 invalid command."""
     arguments = _parser().parse_intermixed_args(argv)
     started = time.monotonic()
     try:
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"delphi doctor: {error}", file=sys.stderr)
         return 2
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("llm_server").setLevel(logging.INFO)  # unpacking a model takes a while, and says so
+    logging.getLogger("llm_server").setLevel(logging.INFO)  # it logs when it unpacks a model, which takes a while
     results = []
     for result in examine(config, is_quick=arguments.quick):
         results.append(result)
@@ -51,14 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(_report(results, preset or arguments.config, seconds)))
     else:
         word = "all is well" if not num_failed + num_warnings else f"{num_failed} failed, {num_warnings} warnings"
-        print(
-            f"{preset or arguments.config}, run_dir {config.run_dir}: {len(results)} checks in {seconds:.1f} s, {word}"
-        )
+        name = preset or arguments.config
+        print(f"{name}, run_dir {config.run_dir}: {len(results)} checks in {seconds:.1f} s, {word}")
     return 1 if num_failed else 0
 
 
 def examine(config: Any, *, is_quick: bool = False) -> Iterator[CheckResult]:
-    """Every result about a `RunConfig`, as it is found; a quick look measures no speed of the judge."""
+    """Every result about a `RunConfig`, as it is found; `is_quick` leaves out the judge's labels per second."""
     try:
         from cluster.doctor.label_rate import check_label_rate
         from cluster.doctor.machine import check_disks, check_limits, check_machine, check_torch
@@ -90,9 +89,9 @@ def examine(config: Any, *, is_quick: bool = False) -> Iterator[CheckResult]:
             found = check(subject)
         except ImportError as error:
             found = failed(name, f"cannot be checked: {error}", "install what `packages` lists first")
-        except ValueError as error:  # what the parts themselves say of a wrong setting is one line with what to do
+        except ValueError as error:  # errors in settings are one line with advice
             found = failed(name, str(error), "correct that setting")
-        except Exception as error:  # of a library that this check touches
+        except Exception as error:  # of any library that this check uses
             reason = named(error, 400)
             found = failed(name, f"the check ended with {reason}", "put that right first: a run would end with it too")
         yield from found if isinstance(found, list) else [found]
@@ -121,7 +120,8 @@ def _print(result: CheckResult) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="delphi doctor",
-        description="Check this machine and what a configuration needs of it, and say what to do. Takes the arguments of `delphi train`.",
+        description="Check this machine and what a configuration needs of it, and say what to do. Takes the arguments"
+        " of `delphi train`.",
         epilog="examples:\n"
         "  delphi doctor\n"
         "  delphi doctor --preset nethack_score annotator.address=127.0.0.1:7431\n"
@@ -129,9 +129,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_configuration(parser, f"a built-in configuration (default {DEFAULT_PRESET})")
-    parser.add_argument(
-        "--quick", action="store_true", help="do not load the judge's model to measure its labels per second"
-    )
+    quick = "do not load the judge's model to measure its labels per second"
+    parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     return parser
 

@@ -1,7 +1,7 @@
-"""How many labels a second this machine's judge gives, which `delphi doctor` says: the service that a run would start, asked for seconds.
+"""How `delphi doctor` measures labels per second: it asks the service that a run would start for a few seconds.
 
-Invariant: nothing is downloaded, the judgement store is neither read nor written, and nothing is left behind; it ends in time whatever
-the model does.
+Invariant: nothing is downloaded, the judgement store is neither read nor written, nothing is left behind, and it ends
+in time whatever the model does.
 """
 
 import contextlib
@@ -20,22 +20,19 @@ from llm_server.engines.models import readable_model_folder
 from llm_server.rubrics.loading import load_rubric
 from llm_server.rubrics.rubric import Rubric
 from llm_server.service.child import ServiceProcess
-from reward_models.interface import Asks
 
 NAME = "labels"
-MEASURED_ENGINES = ("transformers", "vllm")
-"""Those that load a language model on this machine."""
 START_LIMIT_S = 120.0
 ASK_S = 5.0
 REQUEST_TIMEOUT_S = 30.0
 FEW_LABELS_PER_S = 2.0
-"""What the main job's new messages need on average is about 4 in a second; what does not keep up asks the most frequent first."""
+"""The main job needs about 4 a second for its new messages; below that the most frequent are asked first."""
 
 
 def check_label_rate(subject: Subject) -> CheckResult:
     """Seconds to the first label and labels per second; not measured where the run starts no model of its own."""
-    service = subject.service
-    if not subject.starts_service or subject.asks is Asks.EMBEDDINGS or service.engine not in MEASURED_ENGINES:
+    service = subject.plan.service
+    if not subject.plan.loads_language_model:
         return ok(NAME, "not measured: no language model is loaded here")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as lent:
         try:
@@ -43,24 +40,20 @@ def check_label_rate(subject: Subject) -> CheckResult:
             settings = replace(service, model=model, store="memory", host="127.0.0.1", port=0)
             rubric = load_rubric(subject.config.annotator.rubric)
             check_model(settings, rubric)
-        except ValueError:  # said by the check of the judge
+        except ValueError:  # reported by the check of the judge
             return ok(NAME, "not measured: the judge has to be put right first")
         process = ServiceProcess(settings, subject.config.annotator.rubric, Path(folder) / "service.log")
         try:
             return _measure(process, rubric, subject)
         except (AnnotationRefused, ServiceUnavailable) as error:
-            text = one_line(error, 100_000)
-            return warning(
-                NAME,
-                f"the judge gave no label ({text[-300:]})",
-                "correct the service.* keys, or give it a quieter machine",
-            )
+            found = f"the judge gave no label ({one_line(error, 100_000)[-300:]})"
+            return warning(NAME, found, "correct the service.* keys, or give it a quieter machine")
         finally:
             process.close()
 
 
 def _measure(process: ServiceProcess, rubric: Rubric, subject: Subject) -> CheckResult:
-    batch_size, model = subject.config.annotator.batch_size, subject.service.model
+    batch_size, model = subject.config.annotator.batch_size, subject.plan.service.model
     texts = rubric.calibration.items + rubric.calibration.positives + tuple(example.item for example in rubric.examples)
     items = list(dict.fromkeys(text.encode() for text in texts))
     began = time.monotonic()
@@ -77,18 +70,16 @@ def _measure(process: ServiceProcess, rubric: Rubric, subject: Subject) -> Check
     finally:
         client.close()
     rate = number / seconds
-    threads = subject.service.torch_threads
-    found = f"{model} ({engine}): {rate:.1f} labels/s" + (
-        f" by {threads} thread{'s' * (threads > 1)}" if threads else ""
-    )
-    found += f", the first {first_s:.0f} s after the start"
+    threads = subject.plan.service.torch_threads
+    by = f" by {threads} thread{'s' * (threads > 1)}" if threads else ""
+    found = f"{model} ({engine}): {rate:.1f} labels/s{by}, the first {first_s:.0f} s after the start"
     if rate < FEW_LABELS_PER_S:
         return warning(NAME, found, "take a smaller service.model, more service.torch_threads, a GPU, or an endpoint")
     return ok(NAME, found)
 
 
 def _connected(process: ServiceProcess, rubric: Rubric, may_wait: Callable[[], bool]) -> AnnotationClient:
-    """A client of the service, which answers. Raises what the last attempt did once `may_wait` says no."""
+    """A client of the service once it answers. Raises the error of the last attempt when `may_wait` returns False."""
     while True:
         try:
             client = AnnotationClient(process.address(), rubric, REQUEST_TIMEOUT_S)

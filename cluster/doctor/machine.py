@@ -1,6 +1,6 @@
-"""What `delphi doctor` looks at in the machine: torch, cores, memory, disks, limits, the clock.
+"""`delphi doctor`'s checks of the machine: torch, cores, memory, disks, limits, the clock.
 
-Invariant: nothing is changed; what is written to try a folder is removed again.
+Invariant: nothing is changed; a file written to test a folder is removed again.
 """
 
 import os
@@ -21,35 +21,21 @@ from cluster.on_ray.placement import SMALLEST_BYTES, rollout_bytes, rollouts_at_
 from cluster.run import temporary
 from configs.devices import resolve_device
 
-REMOTE_FILE_SYSTEMS = (
-    "nfs",
-    "nfs4",
-    "cifs",
-    "smb3",
-    "fuse.sshfs",
-    "lustre",
-    "ceph",
-    "9p",
-    "glusterfs",
-    "fuse.glusterfs",
-    "beegfs",
+REMOTE_FILE_SYSTEMS = frozenset(
+    ["nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre", "ceph", "9p", "glusterfs", "fuse.glusterfs", "beegfs"]
 )
 USUAL_LAYER = torch.nn.Linear(512, 1024)
-"""About the largest of a policy's network, by which precision is chosen."""
+"""About the largest layer of a policy, by which precision is chosen."""
 PROCESS_BYTES = 450e6
-"""About what torch and Delphi take in a process, measured on Linux."""
+"""Approximate memory of torch and Delphi in one process, measured on Linux."""
 ENGINE_BYTES = {True: 1.2e6, False: 4e6}
-"""About what one NetHack engine takes, with and without shared code."""
+"""Approximate memory of one NetHack engine, with and without shared code."""
 
 
 def check_torch(subject: Subject) -> CheckResult:
     """Devices and precision, as the learner and the workers would choose them."""
-    config = subject.config
-    cuda = (
-        f"CUDA {torch.version.cuda}, {torch.cuda.device_count()} devices"
-        if torch.cuda.is_available()
-        else "no CUDA device"
-    )
+    config, has_cuda = subject.config, torch.cuda.is_available()
+    cuda = f"CUDA {torch.version.cuda}, {torch.cuda.device_count()} devices" if has_cuda else "no CUDA device"
     found = f"{torch.__version__}, {cuda}"
     if config.cluster.mode == "connect":
         return ok("torch", f"{found} (on this machine; the run uses the cluster's)")
@@ -60,42 +46,32 @@ def check_torch(subject: Subject) -> CheckResult:
     except ValueError as error:
         return failed("torch", found, str(error))
     found += f"; the learner computes on {learner} in {'bf16' if precision else 'fp32'}"
-    if not torch.cuda.is_available() and any(Path("/dev").glob("nvidia[0-9]*")):
-        reason = (
-            "this torch is built without CUDA"
-            if torch.version.cuda is None
-            else f"it is built for CUDA {torch.version.cuda}"
-        )
-        return warning(
-            "torch",
-            f"{found}, although there is an NVIDIA device ({reason})",
-            "install a torch that fits the driver (nvidia-smi)",
-        )
-    if (
-        precision is not None
-        and learner.type == "cpu"
-        and config.learner.precision == "bf16"
-        and resolve_precision("auto", learner, USUAL_LAYER, "the learner") is None
-    ):
+    if not has_cuda and any(Path("/dev").glob("nvidia[0-9]*")):
+        version = torch.version.cuda
+        reason = "this torch is built without CUDA" if version is None else f"it is built for CUDA {version}"
+        found += f", although there is an NVIDIA device ({reason})"
+        return warning("torch", found, "install a torch that fits the driver (nvidia-smi)")
+    is_bf16_on_cpu = precision is not None and learner.type == "cpu" and config.learner.precision == "bf16"
+    if is_bf16_on_cpu and resolve_precision("auto", learner, USUAL_LAYER, "the learner") is None:
         return warning("torch", f"{found}, which is no faster here", "set learner.precision=auto")
     return ok("torch", found)
 
 
 def check_machine(subject: Subject) -> CheckResult:
-    """Cores and memory against what the run's parts take."""
+    """Cores and memory against the run's estimated need."""
     config = subject.config
     cores, memory = len(os.sched_getaffinity(0)), psutil.virtual_memory()
     need = memory_bytes(subject)
-    found = f"{cores} cores, {memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB of memory free; the run takes about {need / 1e9:.1f}"
+    free = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB of memory free"
+    found = f"{cores} cores, {free}; the run takes about {need / 1e9:.1f}"
     if config.cluster.mode == "connect":
         return ok("machine", f"{found} (spread over the cluster)")
     if need > memory.total:
-        advice = "lower actors.num_workers, actors.envs_per_worker or cluster.object_store_bytes, or take a smaller service.model"
-        return failed("machine", found, advice)
+        keys = "actors.num_workers, actors.envs_per_worker or cluster.object_store_bytes"
+        return failed("machine", found, f"lower {keys}, or take a smaller service.model")
     if need > memory.available:
-        return warning(
-            "machine", found, "end what else uses memory, or lower actors.num_workers or actors.envs_per_worker"
-        )
+        advice = "end what else uses memory, or lower actors.num_workers or actors.envs_per_worker"
+        return warning("machine", found, advice)
     if config.cluster.mode == "local" and config.actors.num_workers + 1 > cores:
         advice = f"set actors.num_workers={max(1, cores - 1)}: more workers than that take turns on the cores"
         return warning("machine", f"{found}; {config.actors.num_workers} workers and a learner share the cores", advice)
@@ -103,20 +79,22 @@ def check_machine(subject: Subject) -> CheckResult:
 
 
 def memory_bytes(subject: Subject) -> float:
-    """About what the whole run takes, its own service included."""
+    """The estimated memory of the whole run, its own service included."""
     config = subject.config
     num_envs = config.actors.num_workers * config.actors.envs_per_worker
     is_inline = config.cluster.mode == "inline"
     total = num_envs * ENGINE_BYTES[config.env.share_engine_code] + 2 * PROCESS_BYTES
     if not is_inline:
         total += config.actors.num_workers * PROCESS_BYTES + 1.2e9 + subject.object_store_bytes
-    if subject.starts_service and subject.config.service.engine in ("transformers", "vllm"):
+    if subject.plan.loads_language_model:
         from llm_server.engines.model_check import local_folder
 
         try:
-            weights = sum(file.stat().st_size for file in local_folder(subject.service.model).glob("*.safetensors"))
+            weights = sum(
+                file.stat().st_size for file in local_folder(subject.plan.service.model).glob("*.safetensors")
+            )
         except (ValueError, OSError):
-            weights = 0  # the model's own check says what is wrong
+            weights = 0  # the model's own check reports the error
         total += weights + 0.5e9
     return total
 
@@ -130,7 +108,7 @@ def check_disks(subject: Subject) -> list[CheckResult]:
 
 
 def checkpoint_bytes(subject: Subject) -> float:
-    """Of one checkpoint: the largest that the run has, or else weights with Adam's two moments, and a caption book."""
+    """The size of the run's largest checkpoint, or else of weights with Adam's two moments and a caption book."""
     folder = Path(subject.config.run_dir) / "checkpoints"
     sizes = [sum(file.stat().st_size for file in path.glob("*")) for path in folder.glob("step_*")]
     if sizes:
@@ -144,118 +122,90 @@ def _check_run_dir(subject: Subject) -> CheckResult:
     path = Path(config.run_dir).absolute()
     place = next(parent for parent in (path, *path.parents) if parent.exists())
     problem = _why_not_writable(place)
+    name = "run directory"
     if problem:
         return failed(
-            "run directory",
-            f"{path} cannot be written ({problem})",
-            "correct the permissions, or give another run_dir=",
+            name, f"{path} cannot be written ({problem})", "correct the permissions, or give another run_dir="
         )
-    one = checkpoint_bytes(subject)
-    need = (config.checkpoint.keep + 1) * one + 200e6
-    free = shutil.disk_usage(place).free
-    kind = file_system(place)
-    found = f"{path}, {free / 1e9:.1f} GB free ({kind}); {config.checkpoint.keep} checkpoints of {one / 1e6:.0f} MB and captions take {need / 1e9:.1f}"
+    one, keep = checkpoint_bytes(subject), config.checkpoint.keep
+    need = (keep + 1) * one + 200e6
+    free, kind = shutil.disk_usage(place).free, file_system(place)
+    found = f"{path}, {free / 1e9:.1f} GB free ({kind}); {keep} checkpoints of {one / 1e6:.0f} MB and captions take"
+    found += f" {need / 1e9:.1f}"
     if free < need:
-        return failed("run directory", found, "make room, lower checkpoint.keep, or give another run_dir=")
+        return failed(name, found, "make room, lower checkpoint.keep, or give another run_dir=")
     if free < 2 * need:
-        return warning(
-            "run directory",
-            found,
-            "make room before it fills up: a run goes on without checkpoints, and fails at its end",
-        )
+        advice = "make room before it fills up: a run goes on without checkpoints, and fails at its end"
+        return warning(name, found, advice)
     if kind in REMOTE_FILE_SYSTEMS and config.cluster.mode != "connect":
-        advice = (
-            "a local disk is safer: on some network file systems locks do not keep two runs on different machines apart"
-        )
-        return warning("run directory", found, advice)
-    return ok("run directory", found)
+        reason = "on some network file systems locks do not keep two runs on different machines apart"
+        return warning(name, found, f"a local disk is safer: {reason}")
+    return ok(name, found)
 
 
 def _check_temporary(subject: Subject) -> CheckResult:
-    num_envs = subject.config.actors.num_workers * subject.config.actors.envs_per_worker
-    need = num_envs * 4e6 + (1e9 if subject.config.cluster.mode == "local" else 0)
-    root, sessions = temporary.root(), temporary.ray_directory(subject.config.run_dir)
+    name, config = "temporary files", subject.config
+    is_local = config.cluster.mode == "local"
+    need = config.actors.num_workers * config.actors.envs_per_worker * 4e6 + (1e9 if is_local else 0)
+    root, sessions = temporary.root(), temporary.ray_directory(config.run_dir)
     problem = _why_not_writable(root)
     if problem:
-        return failed(
-            "temporary files",
-            f"{root} cannot be written ({problem})",
-            "correct its permissions (mode 1777), or set TMPDIR",
-        )
+        advice = "correct its permissions (mode 1777), or set TMPDIR"
+        return failed(name, f"{root} cannot be written ({problem})", advice)
     usage = shutil.disk_usage(root)
     found = f"{root}, {usage.free / 1e9:.1f} GB free; the run takes up to {need / 1e9:.1f}"
-    if subject.config.cluster.mode == "local" and not sessions.is_relative_to(root):
+    if is_local and not sessions.is_relative_to(root):
         found += f"; too long a path for Ray's sockets, so its session goes to {temporary.SHORT_ROOT}"
     if usage.free < need:
-        return failed("temporary files", found, f"make room on the disk of {root}, or set TMPDIR")
-    if subject.config.cluster.mode == "local" and usage.free < 0.05 * usage.total:
-        return warning(
-            "temporary files",
-            f"{found}, and Ray spills nothing to a disk that is 95 % full",
-            f"make room on the disk of {root}",
-        )
-    return ok("temporary files", found)
+        return failed(name, found, f"make room on the disk of {root}, or set TMPDIR")
+    if is_local and usage.free < 0.05 * usage.total:
+        found += ", and Ray spills nothing to a disk that is 95 % full"
+        return warning(name, found, f"make room on the disk of {root}")
+    return ok(name, found)
 
 
 def _check_shared_memory(subject: Subject) -> CheckResult:
-    need = subject.object_store_bytes
+    name, need = "object store", subject.object_store_bytes
     number, one = rollouts_at_once(subject.config), rollout_bytes(subject.config, subject.spec)
     if need < SMALLEST_BYTES:
-        return failed(
-            "object store",
-            f"cluster.object_store_bytes={need}, and Ray takes no less than {SMALLEST_BYTES}",
-            "set it to 0, or higher",
-        )
+        found = f"cluster.object_store_bytes={need}, and Ray takes no less than {SMALLEST_BYTES}"
+        return failed(name, found, "set it to 0, or higher")
     if need < number * one:
         found = f"{need / 1e6:.0f} MB, and {number} rollouts of {one / 1e6:.0f} MB may lie in it"
-        return warning(
-            "object store",
-            found,
-            "Ray moves what does not fit to disk, which is slow: set cluster.object_store_bytes=0, or higher",
-        )
+        advice = "Ray moves what does not fit to disk, which is slow: set cluster.object_store_bytes=0, or higher"
+        return warning(name, found, advice)
     shared = Path("/dev/shm")
     free = shutil.disk_usage(shared).free if shared.is_dir() else 0
     found = f"{need / 1e6:.0f} MB in /dev/shm, which has {free / 1e6:.0f} MB free"
     if free < need:
-        return warning(
-            "object store",
-            found,
-            "Ray uses /tmp in its place, which is slower: enlarge /dev/shm (docker run --shm-size=4g)",
-        )
-    return ok("object store", found)
+        advice = "Ray uses /tmp in its place, which is slower: enlarge /dev/shm (docker run --shm-size=4g)"
+        return warning(name, found, advice)
+    return ok(name, found)
 
 
 def check_limits(subject: Subject) -> CheckResult:
-    """Open files, and a clock that certificates and TensorBoard can live with."""
+    """The limit on open files, and the clock, which certificates and TensorBoard depend on."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     need = 512 + 4 * subject.config.actors.envs_per_worker + (3584 if subject.config.cluster.mode == "local" else 0)
     newest = max(path.stat().st_mtime for path in Path(__file__).parent.glob("*.py"))
     if time.time() < newest - 86_400:
-        return warning(
-            "limits",
-            f"the clock says {time.strftime('%Y-%m-%d')}, which is before this program was written",
-            "set the clock",
-        )
+        found = f"the clock says {time.strftime('%Y-%m-%d')}, which is before this program was written"
+        return warning("limits", found, "set the clock")
     if soft < need:
-        return warning(
-            "limits",
-            f"at most {soft} open files, the run may need {need}",
-            f"raise it before starting: ulimit -n {min(hard, 65536)}",
-        )
+        advice = f"raise it before starting: ulimit -n {min(hard, 65536)}"
+        return warning("limits", f"at most {soft} open files, the run may need {need}", advice)
     return ok("limits", f"{soft} open files, clock {time.strftime('%Y-%m-%d %H:%M %Z')}")
 
 
 def file_system(path: Path) -> str:
-    """The kind of file system that `path` lies on, as the kernel calls it."""
+    """The kind of file system of `path`, by the kernel's name."""
     around = [partition for partition in psutil.disk_partitions(all=True) if path.is_relative_to(partition.mountpoint)]
     return max(reversed(around), key=lambda partition: len(partition.mountpoint)).fstype if around else "?"
 
 
 def _why_not_writable(folder: Path) -> str | None:
     try:
-        with tempfile.TemporaryFile(
-            dir=folder, prefix=".delphi-doctor-"
-        ) as file:  # without a name where the file system can
+        with tempfile.TemporaryFile(dir=folder, prefix=".delphi-doctor-") as file:
             file.write(b"x" * 4096)
             file.flush()
             os.fsync(file.fileno())

@@ -1,6 +1,6 @@
-"""What `delphi doctor` looks at in Python: its version, and the packages that pyproject.toml asks for.
+"""`delphi doctor`'s checks of Python: its version, and the packages that pyproject.toml requires.
 
-Invariant: nothing is imported into this process that it does not have already; a package that crashes crashes another.
+Invariant: nothing new is imported into this process; a package that crashes crashes another process.
 """
 
 import importlib.metadata
@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 
 from cluster.doctor.result import CheckResult, failed, ok
 from cluster.doctor.subject import Subject
+from reward_models.interface import Asks
 
 CHECKOUT = Path(__file__).parents[2]
 OLDEST_PYTHON = (3, 11)
@@ -40,7 +41,7 @@ IMPORT_TIMEOUT_S = 120.0
 
 
 def check_python(subject: Subject) -> CheckResult:
-    """Its version."""
+    """The version of Python."""
     found = f"{sys.version.split()[0]} ({sys.executable})"
     if sys.version_info < OLDEST_PYTHON:
         return failed("python", found, "install Python 3.11 or newer, and Delphi in it")
@@ -48,7 +49,7 @@ def check_python(subject: Subject) -> CheckResult:
 
 
 def check_packages(subject: Subject) -> CheckResult:
-    """What pyproject.toml asks for, and the extras that this configuration uses: there, of a fitting version, importable."""
+    """The required packages and the extras that this configuration uses: installed, compatible, importable."""
     extras = needed_extras(subject)
     requirements = [requirement for requirement, extra in _requirements() if not extra or extra in extras]
     missing, unfit, names = [], [], []
@@ -69,26 +70,25 @@ def check_packages(subject: Subject) -> CheckResult:
     ]
     if wrong:
         chosen = f"[{','.join(sorted(extras))}]" if extras else ""
-        return failed(
-            "packages", "; ".join(wrong), f"run `make setup` in a checkout, or `pip install 'delphi-rl{chosen}'`"
-        )
+        advice = f"run `make setup` in a checkout, or `pip install 'delphi-rl{chosen}'`"
+        return failed("packages", "; ".join(wrong), advice)
     used = f", with the extras {', '.join(sorted(extras))}" if extras else ""
     return ok("packages", f"{len(requirements)} packages fit and can be imported{used}")
 
 
 def needed_extras(subject: Subject) -> set[str]:
-    """Of pyproject.toml, as far as this configuration uses them."""
+    """The extras of pyproject.toml that this configuration uses."""
     game = subject.config.env.id.rpartition(":")[2].lower().rpartition("/")[2]
     kinds = {"nethack": {"nle"}, "minihack": {"nle", "minihack"}, "minigrid-": {"minigrid"}, "babyai-": {"minigrid"}}
     extras = next((set(extras) for start, extras in kinds.items() if game.startswith(start)), set())
-    local = subject.config.service.engine in ("transformers", "vllm") or subject.asks.name == "EMBEDDINGS"
-    if local and subject.starts_service:
+    plan = subject.plan
+    if plan.loads_language_model or (plan.starts_service and plan.asks is Asks.EMBEDDINGS):
         extras.add("local-llm")
     return extras
 
 
 def _requirements() -> list[tuple[Requirement, str]]:
-    """With the extra that each belongs to, `` for none: of the checkout, or else of the installed package."""
+    """Requirements with their extra ("" for none), of the checkout or else of the installed package."""
     file = CHECKOUT / "pyproject.toml"
     if file.is_file():
         project = tomllib.loads(file.read_text())["project"]
@@ -107,11 +107,10 @@ def _requirements() -> list[tuple[Requirement, str]]:
 
 
 def _broken_imports(names: list[str]) -> dict[str, str]:
-    """Import name -> reason; in another process, which a broken library may take with it."""
+    """Import name -> reason; imported in another process, which a broken library may crash."""
+    command = [sys.executable, "-c", PROBE, *names]
     try:
-        result = subprocess.run(
-            [sys.executable, "-c", PROBE, *names], capture_output=True, text=True, timeout=IMPORT_TIMEOUT_S
-        )
+        result = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return {"one of them": f"not done after {IMPORT_TIMEOUT_S:.0f} s"}
     if result.returncode != 0:

@@ -1,6 +1,7 @@
-"""What a check of `delphi doctor` returns.
+"""The result of a check of `delphi doctor`.
 
-Invariant: a result that is not `ok` says what to do; importing this imports nothing that may be missing."""
+Invariant: a result that is not `ok` has advice; importing this imports nothing that may be missing.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,19 +17,19 @@ class CheckResult:
     status: Literal["ok", "warning", "failed"]
     found: str
     advice: str = ""
-    """What to do; empty where all is well."""
+    """What to do; empty where the status is ok."""
 
 
 def ok(check: str, found: str) -> CheckResult:
-    """All is well."""
+    """A result without a problem."""
     return CheckResult(check=check, status="ok", found=one_line(found))
 
 
 def warning(check: str, found: str, advice: str) -> CheckResult:
-    """A run will start, and may fare badly."""
+    """A run will start, but may not work well."""
     return CheckResult(check=check, status="warning", found=one_line(found), advice=advice)
 
 
 def failed(check: str, found: str, advice: str) -> CheckResult:
-    """A run will not start, or will not do what it is for."""
+    """A run will not start, or cannot reach its purpose."""
     return CheckResult(check=check, status="failed", found=one_line(found), advice=advice)

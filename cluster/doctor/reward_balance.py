@@ -1,6 +1,6 @@
-"""Whether the time penalty of an environment outweighs its goal: what a run warns of as it starts, and `delphi doctor` finds.
+"""Checks whether the time penalty of an environment outweighs its goal, at the start of a run and for `delphi doctor`.
 
-Invariant: silent where it is not known how the environment pays.
+Invariant: no warning where the environment's rewards are not known.
 """
 
 from actors.environments.vector import EnvironmentSpec
@@ -9,17 +9,20 @@ from configs.schema import RunConfig
 
 
 def weigh_penalties(config: RunConfig, spec: EnvironmentSpec) -> CheckResult | None:
-    """A warning where an episode can lose more to penalties than its goal pays, as the learner is paid: scaled, clipped, times k_ext."""
+    """A warning where an episode's penalties can exceed its goal's reward, both scaled, clipped and times k_ext."""
     goal, reward = spec.goal_reward, config.reward
-    if goal is None or reward.extrinsic_coefficient * reward.extrinsic_scale <= 0:
+    factor = reward.extrinsic_coefficient * reward.extrinsic_scale
+    if goal is None or factor <= 0:
         return None
-    penalty = reward.extrinsic_coefficient * reward.extrinsic_scale * goal.max_penalty
+    penalty = factor * goal.max_penalty
     paid = reward.extrinsic_coefficient * min(reward.extrinsic_scale * goal.reward, reward.extrinsic_clip)
     if -penalty <= paid:
         return None
     return warning(
         "rewards",
-        f"{config.env.id}: the time penalty can cost an episode of {goal.step_limit:,} steps {-penalty:,.4g} and the goal pays {paid:,.4g}"
-        f" (with reward.extrinsic_coefficient={reward.extrinsic_coefficient:g}), so what is learnt is to avoid the penalty",
+        f"{config.env.id}: the time penalty can cost an episode of {goal.step_limit:,} steps {-penalty:,.4g} and the"
+        f" goal pays {paid:,.4g}"
+        f" (with reward.extrinsic_coefficient={reward.extrinsic_coefficient:g}), so what is learnt is to avoid the"
+        " penalty",
         "set env.options.penalty_step=0 (and penalty_time=0 where it was set)",
     )

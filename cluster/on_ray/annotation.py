@@ -1,10 +1,12 @@
-"""The annotator actor as the training loop sees it: reports go in, the latest table and metrics come out, nothing is waited for.
+"""The training loop's handle of the annotator actor: takes reports, gives the latest table and metrics, and never
+waits.
 
-Invariant: a dead or slow annotator costs the loop nothing but newer tables; a dead one is replaced, and its successor's new
+Invariant: a dead or slow annotator costs the loop only newer tables; a dead one is replaced, and its successor's new
 book epoch makes the workers send their captions again.
 """
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,8 +17,8 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayError, RayTaskEr
 
 from actors.rollout import Acknowledgement, CaptionReport, Version
 from cluster.on_ray.actors import AnnotatorActor
-from cluster.on_ray.nodes import options
-from cluster.on_ray.placement import Request, in_words
+from cluster.on_ray.nodes import ray_options
+from cluster.on_ray.placement import Request, as_text
 from cluster.on_ray.replicas import RayReplicas
 from configs.schema import RunConfig
 from reward_models.pipeline import RewardedCaption
@@ -27,65 +29,65 @@ LOG = logging.getLogger(__name__)
 POLL_INTERVAL_S = 0.5
 STATE_TIMEOUT_S = 4.0
 START_TIMEOUT_S = 9.0
-"""Instead of it while the annotator has not been heard of yet: it still imports and restores."""
+"""The same before the annotator's first answer, while it still imports and restores."""
 MAX_UNANSWERED_REPORTS = 64
 MAX_WITHHELD = 100_000
-"""Distinct captions whose counts wait for an annotator that does not answer."""
+"""Distinct captions whose counts are kept for an annotator that does not answer."""
 INHERITED_S = 300.0
-"""How long a new annotator may take to know as many captions as the table of the one before it, which is used until then."""
+"""How long a previous annotator's table is used while the new annotator's knows fewer captions."""
 RESTART_INTERVAL_S = 5.0
 SILENCE_S = 30.0
 """An annotator that has not answered for so long is shown as down."""
 
 
 class RayAnnotation:
-    """Handle of the annotator actor, and of the annotation replicas where there are any; without a request for an annotator (reward
-    model `none`), an empty table and no metrics. Both are asked for at once, so that what comes later leaves them room."""
+    """Handle of the annotator actor and of the annotation replicas, if any; without a request for an annotator (reward
+    model `none`) an empty table and no metrics. Both are requested at once, before the workers take their resources."""
 
     def __init__(
         self, config: RunConfig, run_epoch: int, request: Request | None, replicas: Request | None = None
     ) -> None:
         self.problem: str | None = None
-        self._is_loading = False  # the judge, its model
-        self._is_silent = False  # it left a question unanswered and has not been heard of since
+        self._is_loading = False  # the judge's model is being loaded
+        self._is_silent = False  # a call timed out, and none was answered since
         self._config, self._run_epoch, self._request = config, run_epoch, request
         self._state: Mapping[str, Any] | None = None
         self._table = RewardTable.empty(run_epoch)
         self._metrics: dict[str, float | None] = {}
         self._acknowledgements: dict[str, Acknowledgement] = {}
         self._reports: dict[ray.ObjectRef, str] = {}
-        self._withheld: dict[int, int] = {}  # counts of reports that were not handed over
+        self._withheld: dict[int, int] = {}  # counts of reports that were not forwarded
         self._update: ray.ObjectRef | None = None
-        self._known: Version | None = None  # the annotator's number of the table
-        self._offered: RewardTable | None = None  # a new annotator's, which does not know enough yet
-        self._lost_at: float | None = None  # when the annotator died whose table is used
+        self._known: Version | None = None  # the annotator's own version of the newest table received
+        self._offered: RewardTable | None = None  # a new annotator's, not in use yet
+        self._lost_at: float | None = None  # when the annotator whose table is in use died
         self._polled_at = 0.0
         self._started_at = -RESTART_INTERVAL_S
         self._actor: Any = None
-        self._began: ray.ObjectRef | None = None  # it has its state and asks; None where it was not told to yet
+        self._began: ray.ObjectRef | None = None  # the call of `begin`; None before it
         self._is_placed = False
         self._replicas = RayReplicas(config, replicas) if replicas is not None else None
-        self._told: tuple[Mapping[str, str], str | None] | None = None  # what the annotator knows of them
+        self._told: tuple[Mapping[str, str], str | None] | None = None  # what the annotator was last told of them
         self._start_actor()
 
     @property
     def waiting(self) -> str | None:
-        """What has been asked for and has not started yet, for lack of room perhaps; None where all is there."""
+        """What has been requested and has not started yet, perhaps for lack of resources; None where all is running."""
         missing = {}
         if self._replicas is not None and self._replicas.num_waiting:
             missing["replica"] = replace(self._replicas.request, count=self._replicas.num_waiting)
         if self._request is not None and self._actor is not None and not self._is_placed:
             missing["annotator"] = self._request
         if missing:
-            return f"{in_words(missing)} to start"
+            return f"{as_text(missing)} to start"
         model = "its model" if self._config.annotator.address else self._config.service.model
         return f"the judge, which loads {model}" if self._is_loading else None
 
     def report(self, report: ray.ObjectRef, worker_id: str, env_steps: int) -> None:
         """Forward a worker's caption report.
 
-        Where the annotator has not answered the last 64, or there is none, it is left out: its texts are not acknowledged, so the
-        worker sends them again, and its counts go with the next report.
+        Where there is no annotator, or it has not answered the last 64, the report is withheld: the worker sends its
+        unacknowledged texts again, and its counts are added to the next report.
         """
         actor = self._running_actor()
         if actor is None or len(self._reports) >= MAX_UNANSWERED_REPORTS:
@@ -148,7 +150,7 @@ class RayAnnotation:
                 self._withheld[number] = self._withheld.get(number, 0) + count
 
     def _with_withheld(self, report: ray.ObjectRef, worker_id: str) -> ray.ObjectRef | CaptionReport:
-        """The report with the counts that wait, whoever's they are: a caption book takes counts of captions without a text, too."""
+        """The report with all withheld counts, of any worker: the caption book takes counts without texts, too."""
         if not self._withheld or (content := self._fetch(report, worker_id)) is None:
             return report
         counts, self._withheld = self._withheld, {}
@@ -157,7 +159,7 @@ class RayAnnotation:
         return replace(content, counts=counts)
 
     def _fetch(self, report: ray.ObjectRef, worker_id: str) -> CaptionReport | None:
-        """A report that came with a rollout which is here; None where its node has been lost since."""
+        """The report itself, which came with a rollout; None where its node has been lost since."""
         try:
             return ray.get(report, timeout=STATE_TIMEOUT_S)
         except RayError as error:
@@ -165,24 +167,18 @@ class RayAnnotation:
             return None
 
     def _start_actor(self) -> None:
-        """Where there is none, unless none is wanted or the last start was a moment ago."""
-        if (
-            self._actor is None
-            and self._request is not None
-            and time.monotonic() - self._started_at > RESTART_INTERVAL_S
-        ):
-            self._actor = (
-                cast(Any, AnnotatorActor)
-                .options(**options(self._request))
-                .remote(
-                    self._config, self._run_epoch, self._replicas.credentials if self._replicas is not None else None
-                )
-            )
+        """Start an actor if one is wanted, none runs, and the last start is long enough ago."""
+        if self._actor is not None or self._request is None:
+            return
+        if time.monotonic() - self._started_at > RESTART_INTERVAL_S:
+            credentials = self._replicas.credentials if self._replicas is not None else None
+            actor_class = cast(Any, AnnotatorActor).options(**ray_options(self._request))
+            self._actor = actor_class.remote(self._config, self._run_epoch, credentials)
             self._started_at = time.monotonic()
             self._began, self._told, self._is_placed = None, None, False
 
     def _running_actor(self) -> Any:
-        """The actor, at work; None where there is none."""
+        """The actor after `begin`; None where there is none."""
         self._start_actor()
         if self._actor is not None and self._began is None:
             self._began = self._actor.begin.remote(self._state)
@@ -225,7 +221,7 @@ class RayAnnotation:
                     worker_id = self._reports.pop(reference)
                     try:
                         self._acknowledgements[worker_id] = ray.get(reference)
-                    except (ObjectLostError, RayTaskError) as error:  # the report went down with its worker's node
+                    except (ObjectLostError, RayTaskError) as error:  # the report was lost with its worker's node
                         LOG.warning(
                             "a caption report of worker %s was lost; its texts are sent again: %s", worker_id, error
                         )
@@ -246,18 +242,15 @@ class RayAnnotation:
             self._lost(error)
 
     def _take_offered(self) -> None:
-        """Use the newest table. A new annotator's may be normalised otherwise than the one in use, so they cannot be mixed; and until it
-        knows as many captions, the one in use says more."""
+        """Use the newest table. A new annotator's may be normalised differently, so the two cannot be merged; the one
+        in use is kept until the new one knows as many captions, for at most INHERITED_S."""
         table = self._offered
         if table is None:
             return
-        if (
-            self._lost_at is not None
-            and len(table) < len(self._table)
-            and time.monotonic() - self._lost_at < INHERITED_S
-        ):
+        lost_s = math.inf if self._lost_at is None else time.monotonic() - self._lost_at
+        if len(table) < len(self._table) and lost_s < INHERITED_S:
             return
-        # The annotator's numbers begin again with each of its lives; what the learner sees only goes up.
+        # The annotator's versions restart with each new actor; the learner's only go up.
         self._table = replace(table, reward_version=(self._run_epoch, self._table.reward_version[1] + 1))
         self._offered = self._lost_at = None
 

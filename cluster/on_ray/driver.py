@@ -1,6 +1,6 @@
-"""The spawner for Ray: starts or joins a cluster, and has the learner actor started and watched.
+"""The spawner for Ray: starts or joins a cluster, and starts and watches the learner actor.
 
-Invariant: the driver holds the run's lock and nothing else of value; whatever ends it, the actors die with it.
+Invariant: the driver holds the run's lock and no other state; whatever ends it, the actors die with it.
 """
 
 import contextlib
@@ -17,20 +17,20 @@ from ray.exceptions import RayError
 from actors.environments.vector import EnvironmentSpec
 from cluster.dashboards.command import provisioned
 from cluster.on_ray.learner_actor import LearnerActor
-from cluster.on_ray.learner_watch import LearnerWatch, RunFailed, reason
-from cluster.on_ray.nodes import options, place
+from cluster.on_ray.learner_watch import LearnerWatch, RunFailed, remote_cause
+from cluster.on_ray.nodes import place, ray_options
 from cluster.on_ray.placement import object_store_bytes
 from cluster.on_ray.sweep import sweep_other_machines
+from cluster.plan import RunPlan
 from cluster.run.directory import RunDirectory
 from cluster.run.temporary import ray_directory
-from cluster.wiring import needs_service
 from configs.schema import RunConfig
 
 LOG = logging.getLogger(__name__)
 
 
 def train(
-    config: RunConfig,
+    plan: RunPlan,
     spec: EnvironmentSpec,
     run: RunDirectory,
     run_epoch: int,
@@ -41,15 +41,18 @@ def train(
     on_line: Callable[[Mapping[str, Any]], None],
     begin_epoch: Callable[[], int],
 ) -> dict[str, Any]:
-    """Run on Ray from `run_epoch` on; the summary. `begin_epoch` gives the next epoch where the learner has to be started again. Raises RunFailed."""
+    """Run on Ray from `run_epoch` on; the summary. `begin_epoch` gives the epoch of a learner that is restarted.
+
+    Raises RunFailed."""
+    config = plan.config
     _connect(config, spec, temporary, say)
     try:
         sweep_other_machines(config.run_dir)
 
         def start(epoch: int) -> Any:
-            # Anew each time: the node that was lost may not be back.
-            requests = place(config, needs_service(config), say, stop_requested, is_restart=epoch != run_epoch)
-            learner = cast(Any, LearnerActor).options(**options(requests["learner"]))
+            # A new plan each time, because a lost node may not be back.
+            requests = place(config, plan.starts_service, say, stop_requested, is_restart=epoch != run_epoch)
+            learner = cast(Any, LearnerActor).options(**ray_options(requests["learner"]))
             return learner.remote(config, spec, epoch, requests, run.write_nonce())
 
         watch = LearnerWatch(config, run, start, begin_epoch, stop_requested=stop_requested, say=say, on_line=on_line)
@@ -57,14 +60,16 @@ def train(
         sweep_other_machines(config.run_dir)
         return summary
     except RayError as error:
-        raise RunFailed(reason(error)) from error
+        raise RunFailed(remote_cause(error)) from error
     finally:
         ray.shutdown()
 
 
 def _connect(config: RunConfig, spec: EnvironmentSpec, temporary: Path, say: Callable[[str], None]) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # actors hide GPUs themselves; Ray's own way warns
+    os.environ.setdefault(
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
+    )  # actors hide GPUs themselves; Ray's own way prints warnings
     cluster = config.cluster
     with _own_signals():
         if cluster.mode == "connect":
@@ -72,14 +77,15 @@ def _connect(config: RunConfig, spec: EnvironmentSpec, temporary: Path, say: Cal
                 context = ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.WARNING)
             except ConnectionError as error:
                 raise RunFailed(
-                    f"cluster.address={cluster.address}: no Ray cluster answers there ({error}); start one with `ray start --head`"
+                    f"cluster.address={cluster.address}: no Ray cluster answers there ({error}); start one with"
+                    " `ray start --head`"
                 ) from None
         else:
             with provisioned(temporary):
                 sessions = ray_directory(config.run_dir)
                 sessions.parent.mkdir(mode=0o700, exist_ok=True)
                 context = ray.init(
-                    address="local",  # whatever RAY_ADDRESS says
+                    address="local",  # regardless of RAY_ADDRESS
                     include_dashboard=cluster.dashboard,
                     object_store_memory=object_store_bytes(config, spec),
                     log_to_driver=False,
@@ -92,8 +98,9 @@ def _connect(config: RunConfig, spec: EnvironmentSpec, temporary: Path, say: Cal
 
 @contextlib.contextmanager
 def _own_signals() -> Iterator[None]:
-    """Around `ray.init`: SIGTERM keeps its handler, in whose place Ray puts one that exits without a checkpoint, and the processes that Ray
-    starts are born with SIGHUP blocked, because a terminal that closes sends it to all of them before the driver can stop in order."""
+    """For use around `ray.init`: keeps the handler of SIGTERM, which Ray replaces by one that exits without a
+    checkpoint, and blocks SIGHUP in the processes that Ray starts, because a closing terminal would end them before the
+    driver can stop."""
     on_terminate = signal.getsignal(signal.SIGTERM)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:

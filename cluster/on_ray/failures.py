@@ -1,6 +1,6 @@
-"""What a Ray error says of the actor that failed, in words for the user.
+"""Turns a Ray error into the cause of an actor's failure, in a line for the user.
 
-Invariant: a node's loss is told apart from a crash, which alone is the actor's own fault.
+Invariant: the loss of a node is distinguished from a crash, which is the actor's own fault.
 """
 
 import os
@@ -13,7 +13,7 @@ from ray.exceptions import ActorUnavailableError, NodeDiedError, OutOfMemoryErro
 from cluster.supervision import last_line
 
 KILL_S = 6.0
-"""`ray.kill` ends a process within this, also one that hangs in C (at once) or is stopped (its node waits 5 s before it uses force)."""
+"""`ray.kill` ends any process in this time: one that hangs in C at once, a stopped one after its node's 5 s."""
 NODE_DIED = re.compile(
     r"node (was|is|has) (died|dead|terminated|unreachable)|its node has died|owner's? node has died", re.IGNORECASE
 )
@@ -35,46 +35,40 @@ class ProcessId:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an actor is no more."""
+    """Why an actor has failed."""
 
     cause: str
     is_node_loss: bool
 
 
 def this_process() -> ProcessId:
-    """The process that calls."""
+    """The calling process."""
     return ProcessId(ray.get_runtime_context().get_node_id(), os.uname().nodename, os.getpid())
 
 
-def failure_of(error: Exception, process: ProcessId | None, stderr: str) -> Failure:
-    """What `error` (a RayError, or a TimeoutError of our own) says of an actor; `stderr` are its last words."""
-    text = str(error)
-    if (
-        isinstance(error, NodeDiedError)
-        or NODE_DIED.search(text)
-        or (process is not None and not _is_alive(process.node_id))
-    ):
+def actor_failure(error: Exception, process: ProcessId | None, stderr: str) -> Failure:
+    """The failure that `error` (a RayError, or our own TimeoutError) reports; `stderr` is the actor's stderr tail."""
+    text, is_lost = str(error), process is not None and not _is_alive(process.node_id)
+    if is_lost or isinstance(error, NodeDiedError) or NODE_DIED.search(text):
         return Failure(f"its node{f' {process.host}' if process else ''} is gone", True)
+    return Failure(_crash_cause(error, text, stderr), False)
+
+
+def _crash_cause(error: Exception, text: str, stderr: str) -> str:
     if isinstance(error, RayTaskError):
         cause = error.cause
-        return Failure(
-            f"{type(cause).__name__}: {last_line(str(cause))}" if isinstance(cause, Exception) else last_line(text),
-            False,
-        )
+        return f"{type(cause).__name__}: {last_line(str(cause))}" if isinstance(cause, Exception) else last_line(text)
     if isinstance(error, OutOfMemoryError):
-        return Failure(f"out of memory, ended by Ray: {last_line(text)}", False)
+        return f"out of memory, ended by Ray: {last_line(text)}"
     if isinstance(error, ActorUnavailableError):
-        return Failure("it could not be reached any more", False)
+        return "it could not be reached any more"
     if not isinstance(error, RayError):
-        return Failure(text, False)
-    fatal, code = FATAL.search(stderr), EXIT_CODE.search(text)
-    if fatal:
-        return Failure(f"it crashed in native code: {fatal[1]}", False)
-    if code:
-        return Failure(f"it exited with code {code[1]}", False)
-    if "Traceback" in text or getattr(error, "actor_init_failed", False):
-        return Failure(last_line(text), False)
-    return Failure(NO_TRACE, False)
+        return text
+    if fatal := FATAL.search(stderr):
+        return f"it crashed in native code: {fatal[1]}"
+    if code := EXIT_CODE.search(text):
+        return f"it exited with code {code[1]}"
+    return last_line(text) if "Traceback" in text or getattr(error, "actor_init_failed", False) else NO_TRACE
 
 
 def _is_alive(node_id: str) -> bool:

@@ -1,6 +1,6 @@
 """The learner actor: the training loop in a process of its own.
 
-Invariant: workers and annotator are its children and die with it; control calls have a concurrency group of their own, so
+Invariant: workers and annotator are its children and die with it; control calls have their own concurrency group, so
 they are answered while it trains.
 """
 
@@ -24,12 +24,12 @@ from cluster.run.logs import log_to_file
 from configs.schema import RunConfig
 
 KEPT_KERNELS = 16
-"""Fewer than an update uses: 110 MB less than all of them, and memory that does not grow with the shapes met, for updates that take 4 % longer."""
+"""Fewer than an update uses: 110 MB less, and no growth with new shapes, for updates that take 4 % longer."""
 
 
 @ray.remote(max_restarts=0, concurrency_groups={"control": 2})  # type: ignore[call-overload]
 class LearnerActor:
-    """The training loop, with the workers and the annotator as its own children: they die with it."""
+    """The training loop, which owns workers and annotator."""
 
     def __init__(
         self, config: RunConfig, spec: EnvironmentSpec, run_epoch: int, requests: dict[str, Request], nonce: str
@@ -64,14 +64,10 @@ class LearnerActor:
 
     @ray.method(concurrency_group="control")
     def progress(self) -> dict[str, Any]:
-        """The newest metrics, and what is waited for; only which process this is before training began."""
+        """The newest metrics, and what is waited for; before training only the process and what is waited for."""
         line = {"process": this_process(), **(self._loop.progress() if self._loop is not None else {})}
-        waiting = [
-            text
-            for text in (line.get("waiting"), self._annotation.waiting if self._annotation is not None else None)
-            if text
-        ]
-        return {**line, "waiting": "; ".join(waiting) or None}
+        annotation = self._annotation.waiting if self._annotation is not None else None
+        return {**line, "waiting": "; ".join(filter(None, (line.get("waiting"), annotation))) or None}
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:

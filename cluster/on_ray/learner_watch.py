@@ -1,7 +1,8 @@
-"""The learner actor as the driver sees it: shows its progress, passes a stop on, and starts a dead one again from the last checkpoint.
+"""The driver's view of the learner actor: shows its progress, forwards stop requests, and restarts it from the last
+checkpoint.
 
-Invariant: each start is a run epoch of its own, exactly as if the command had been given again; a learner that leaves no new
-checkpoint between its deaths, or whose failure would only recur, ends the run.
+Invariant: each start is its own run epoch, as if the command had been run again; a learner that writes no new
+checkpoint between two failures, or whose failure would recur, ends the run.
 """
 
 import logging
@@ -13,7 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 
-from cluster.on_ray.failures import KILL_S, ProcessId, failure_of
+from cluster.on_ray.failures import KILL_S, ProcessId, actor_failure
 from cluster.run.directory import RunDirectory
 from cluster.supervision import GiveUp, RestartBudget
 from configs.errors import one_line
@@ -26,11 +27,11 @@ SAY_INTERVAL_S, LONGEST_SAY_INTERVAL_S = 10.0, 600.0
 
 
 class RunFailed(RuntimeError):
-    """The run ended by itself before its goal; the message is for the user."""
+    """The run failed before its goal; the message is for the user."""
 
 
 class LearnerWatch:
-    """One run's learners, one after the other."""
+    """Runs one learner after the other until the run ends."""
 
     def __init__(
         self,
@@ -63,11 +64,11 @@ class LearnerWatch:
                 return self._watch(learner)
             except (RayError, TimeoutError) as error:
                 ray.kill(learner)
-                self._rest(error)
+                self._back_off(error)
             run_epoch = self._begin_epoch()
 
     def _watch(self, learner: Any) -> dict[str, Any]:
-        """Show progress until the learner ends; on a stop request give it the shutdown budget."""
+        """Show progress until the learner ends; after a stop request it has the shutdown budget."""
         run = learner.run.remote()
         started = answered = time.monotonic()
         deadline: float | None = None
@@ -81,24 +82,21 @@ class LearnerWatch:
                 learner.stop.remote()
                 deadline = now + cluster.shutdown_budget_s
             if deadline is not None and now > deadline:
-                raise RunFailed(
-                    f"the learner did not stop within cluster.shutdown_budget_s = {cluster.shutdown_budget_s:g} s; ended by force"
-                )
+                limit = f"cluster.shutdown_budget_s = {cluster.shutdown_budget_s:g} s"
+                raise RunFailed(f"the learner did not stop within {limit}; ended by force")
             try:
                 line = ray.get(learner.progress.remote(), timeout=2 * POLL_INTERVAL_S)
             except GetTimeoutError:
-                if self._process is None and now - started > cluster.placement_timeout_s:
-                    raise RunFailed(
-                        f"the learner was not placed within cluster.placement_timeout_s = {cluster.placement_timeout_s:g} s;"
-                        f" free resources: {ray.available_resources()}"
-                    ) from None
-                if self._process is None and deadline is None:
-                    self._say_waiting("the learner to start")
-                # Control calls are answered while it trains.
-                if self._process is not None and now - answered > cluster.learner_timeout_s:
-                    raise TimeoutError(
-                        f"it answered nothing within cluster.learner_timeout_s = {cluster.learner_timeout_s:g} s; the process is ended"
-                    ) from None
+                if self._process is None:
+                    if now - started > cluster.placement_timeout_s:
+                        limit = f"cluster.placement_timeout_s = {cluster.placement_timeout_s:g} s"
+                        free = ray.available_resources()
+                        raise RunFailed(f"the learner was not placed within {limit}; free resources: {free}") from None
+                    if deadline is None:
+                        self._say_waiting("the learner to start")
+                elif now - answered > cluster.learner_timeout_s:  # control calls are answered while it trains
+                    limit = f"cluster.learner_timeout_s = {cluster.learner_timeout_s:g} s"
+                    raise TimeoutError(f"it answered nothing within {limit}; the process is ended") from None
                 continue
             answered = now
             self._process = line.pop("process")
@@ -109,7 +107,7 @@ class LearnerWatch:
                 self._on_line(line)
 
     def _say_waiting(self, what: str | None) -> None:
-        """Tell what is waited for, after 10 s and then ever more rarely; the seconds are those of this wait, not of one before it."""
+        """Say what the run waits for, after 10 s and then at doubling intervals, with the seconds of this wait."""
         now = time.monotonic()
         if what != self._waits_for:
             self._waits_for, self._waits_since, self._say_after_s = what, now, SAY_INTERVAL_S
@@ -117,25 +115,25 @@ class LearnerWatch:
             self._say_after_s += min(self._say_after_s, LONGEST_SAY_INTERVAL_S)
             self._say(f"waiting for {what}, {now - self._waits_since:.0f} s")
 
-    def _rest(self, error: Exception) -> None:
-        """Let a dead learner rest until its successor may start; raises RunFailed where it should have none."""
-        failure = failure_of(error, self._process, "")
-        # What its own code raised before it had learnt anything would be raised again.
+    def _back_off(self, error: Exception) -> None:
+        """Wait until the failed learner may be restarted; raises RunFailed where it must not be."""
+        failure = actor_failure(error, self._process, "")
+        # An error of its own code before the first update would recur.
         is_final = isinstance(error, RayTaskError) and (
             isinstance(error.cause, GiveUp | CheckpointError | ValueError) or not self._has_trained
         )
         if is_final or getattr(error, "actor_init_failed", False) or self._stop_requested():
-            raise RunFailed(reason(error)) from error
+            raise RunFailed(remote_cause(error)) from error
         if failure.is_node_loss and self._config.cluster.mode == "local":
             raise RunFailed("Ray's own processes on this machine have ended, and everything on them") from error
         newest = self._newest_checkpoint()
         if newest != self._newest:
             self._newest = newest
             self._budget.progressed("learner")
+        pause_s = 0.0
         try:
-            pause_s = (
-                0.0 if failure.is_node_loss else self._budget.failed("learner", f"the learner failed: {failure.cause}")
-            )
+            if not failure.is_node_loss:
+                pause_s = self._budget.failed("learner", f"the learner failed: {failure.cause}")
         except GiveUp as spent:
             raise RunFailed(str(spent)) from error
         LOG.error("the learner failed: %s", error)
@@ -143,10 +141,9 @@ class LearnerWatch:
         self._say(
             one_line(f"the learner failed: {failure.cause}; it is started again, and the run goes on from {where}")
         )
-        # The two would write the same checkpoints: one that had to be ended is given the time.
-        deadline = time.monotonic() + max(
-            pause_s, KILL_S if isinstance(error, TimeoutError | ActorUnavailableError) else 0.0
-        )
+        # Both would write the same checkpoints, so a learner that was killed gets the time to end.
+        kill_s = KILL_S if isinstance(error, TimeoutError | ActorUnavailableError) else 0.0
+        deadline = time.monotonic() + max(pause_s, kill_s)
         while time.monotonic() < deadline and not self._stop_requested():
             time.sleep(0.1)
 
@@ -156,8 +153,8 @@ class LearnerWatch:
         return ""
 
 
-def reason(error: Exception) -> str:
-    """The cause as a person wants it: the remote exception's own last line where there is one."""
+def remote_cause(error: Exception) -> str:
+    """The cause for the user: the remote exception's text, or the last line of a traceback."""
     cause = getattr(error, "cause", None)
     text = str(cause or error).strip()
     return text.splitlines()[-1] if cause is None and "Traceback" in text else text

@@ -1,6 +1,6 @@
-"""Placement on a real cluster: its nodes as the plan sees them, the wait for room, and requests as Ray's options.
+"""Placement on a real cluster: its nodes for the plan, the wait for free resources, and requests as Ray's options.
 
-Invariant: an actor that was given no GPU sees none, whatever Ray leaves in its environment.
+Invariant: an actor that was assigned no GPU sees none, whatever Ray leaves in its environment.
 """
 
 import json
@@ -38,10 +38,10 @@ def place(
     *,
     is_restart: bool = False,
 ) -> dict[str, Request]:
-    """Requests that fit the cluster that this process is connected to. Where they do not as they are, room is waited for if nodes may join,
-    and else they shrink. After a restart (`is_restart`) a lost node may come back, which is waited for first. `needs_service` is whether the
-    run starts annotation services.
+    """Requests that fit the cluster that this process is connected to.
 
+    Where they do not fit, it waits for nodes if any may join, and else shrinks the requests. After a restart
+    (`is_restart`) it first waits for a lost node to come back. `needs_service`: the run starts annotation services.
     Raises `placement.DoesNotFit` and `placement.Interrupted`.
     """
 
@@ -79,8 +79,8 @@ def place(
 
 
 def more_nodes_may_come(setting: str) -> bool:
-    """Whether nodes may join the cluster that this process is connected to, by `cluster.more_nodes`; `auto` looks for an autoscaler, for a
-    moment where there is no sign of one: it may have been started just now."""
+    """Whether nodes may join the cluster that this process is connected to, by `cluster.more_nodes`; `auto` looks for
+    an autoscaler, and waits a few seconds for its first report."""
     if setting != "auto":
         return setting == "expected"
     deadline = time.monotonic() + AUTOSCALER_PATIENCE_S
@@ -90,8 +90,8 @@ def more_nodes_may_come(setting: str) -> bool:
 
 
 def _has_autoscaler() -> bool | None:
-    """Whether something starts nodes; None where nothing has reported yet. What starts nodes gives them types by name; a cluster started by
-    hand has a monitor that only looks on, and calls each node a type of its own."""
+    """Whether an autoscaler starts nodes; None where nothing has reported yet. An autoscaler names node types; a
+    cluster started by hand has a monitor without them, which calls each node its own type."""
     try:
         status = get_cluster_status(ray.get_runtime_context().gcs_address)
         types = {node.ray_node_type_name for node in [*status.active_nodes, *status.idle_nodes]}
@@ -100,7 +100,7 @@ def _has_autoscaler() -> bool | None:
             before = json.loads(report).get("autoscaler_report")
             has_reported |= before is not None
             types |= set((before or {}).get("active_nodes", ()))
-    except Exception as error:  # what Ray makes of it differs from version to version
+    except Exception as error:  # the exceptions differ between versions of Ray
         LOG.warning("it could not be found out whether an autoscaler runs; cluster.more_nodes says so: %s", error)
         return None
     if any(not OWN_TYPE.fullmatch(name) for name in types):
@@ -109,7 +109,7 @@ def _has_autoscaler() -> bool | None:
 
 
 def nodes() -> list[Node]:
-    """The nodes of the cluster with all they have, busy or not."""
+    """The nodes of the cluster with their total resources, free or not."""
     return [
         Node(
             id=node["NodeID"],
@@ -122,17 +122,17 @@ def nodes() -> list[Node]:
 
 
 def _ask_autoscaler(bundles: list[dict[str, float]]) -> None:
-    """Tell an autoscaler, where there is one, what the whole run wants; an empty list takes it back."""
+    """Request the whole run's resources from an autoscaler, if there is one; an empty list withdraws them."""
     try:
         request_resources(bundles=bundles)
-    except Exception as error:  # a hint: without it the run waits for nodes all the same
+    except Exception as error:  # a hint only: the run waits for nodes without it, too
         LOG.warning("the autoscaler could not be asked for resources: %s", error)
 
 
-def options(request: Request, index: int = 0) -> dict[str, Any]:
-    """Ray's options for the actor number `index` of `request`. What it prefers is a wish: it goes elsewhere where there is no room."""
-    wishes = [*request.homes[index : index + 1], *([f"!in({', '.join(request.avoid)})"] if request.avoid else [])]
-    selectors: list[dict[str, str]] = [*({NODE_ID: wish} for wish in wishes), {}]
+def ray_options(request: Request, index: int = 0) -> dict[str, Any]:
+    """Ray's options for actor number `index` of `request`; preferred nodes are hints, with other nodes as fallback."""
+    preferred = [*request.homes[index : index + 1], *([f"!in({', '.join(request.avoid)})"] if request.avoid else [])]
+    selectors: list[dict[str, str]] = [*({NODE_ID: nodes} for nodes in preferred), {}]
     return {
         "num_cpus": request.cpus,
         "num_gpus": request.gpus,
@@ -143,9 +143,10 @@ def options(request: Request, index: int = 0) -> dict[str, Any]:
 
 
 def keep_to_assigned_gpus() -> None:
-    """Hide the node's GPUs from this actor and its children where it was given none: `auto` must not take another part's.
+    """Hide the node's GPUs from this actor and its children where it was assigned none, so that `auto` takes no other
+    actor's.
 
-    To be called before CUDA is first used.
+    Must be called before CUDA is first used.
     """
     if not ray.get_runtime_context().get_accelerator_ids().get("GPU"):
         os.environ.update(dict.fromkeys(GPU_VARIABLES, ""))

@@ -1,7 +1,9 @@
-"""Ends what a killed driver leaves behind of the Ray cluster that it had started: `python -P orphans.py DIRECTORY SESSIONS` watches over one.
+"""Ends the processes of a Ray cluster whose driver was killed: `python -P orphans.py DIRECTORY SESSIONS` watches one
+driver.
 
-Invariant: only processes that carry the run's own temporary directory in their command or environment are touched, and only when
-its driver is dead: the watch learns that from the end of its standard input, a new start from holding the run's lock.
+Invariant: it ends only processes that have the run's own temporary directory in their command or environment, and only
+when the driver is dead: the watch learns that from the end of its standard input, a new start from holding the run's
+lock.
 
 It needs the standard library alone, so that the watch is small.
 """
@@ -16,16 +18,16 @@ from contextlib import suppress
 from pathlib import Path
 
 GRACE_S = 2.0
-"""For Ray's processes to notice by themselves that the driver is gone."""
+"""The time in which Ray's processes may end by themselves after the driver."""
 LIMIT_S = 10.0
 
 
 class OrphanWatch:
-    """A child that outlives this process for as long as it takes to end what is left; use it around a cluster's life."""
+    """A child process that outlives this one until it has ended the orphans; use it around a cluster's life."""
 
     def __init__(self, directory: Path, sessions: Path | None = None) -> None:
-        """`directory` is the run's temporary directory on this node, `sessions` that of its cluster (default: `ray` in it)."""
-        # In a session of its own: Ctrl-C in the terminal is not meant for it.
+        """`directory`: the run's temporary directory on this node; `sessions`: its cluster's (default: `ray` in it)."""
+        # In its own session, so that Ctrl-C in the terminal does not reach it.
         command = [sys.executable, "-P", __file__, str(directory), str(sessions or directory / "ray")]
         self._child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
@@ -43,7 +45,7 @@ class OrphanWatch:
 
 
 def end_orphans(directory: Path, sessions: Path | None = None) -> int:
-    """End every process of a Ray cluster that lived in `directory`, or in `sessions` in place of `ray` in it; how many there were."""
+    """End every process of a Ray cluster of `directory`, with sessions there or in `sessions`; returns how many."""
     ended = set()
     deadline = time.monotonic() + LIMIT_S
     while time.monotonic() < deadline:
@@ -59,8 +61,8 @@ def end_orphans(directory: Path, sessions: Path | None = None) -> int:
 
 
 def _processes_of(directory: Path, sessions: Path) -> list[int]:
-    """Ray's own processes name its session directory, its workers have been given the temporary directory; and the watch of a killed driver,
-    which must not take a new start's processes for that one's."""
+    """Ray's own processes, which name its session directory; its workers, which have the temporary directory in their
+    environment; and the watch of the killed driver, which would end a new start's processes."""
     session, variable, watch = (
         os.fsencode(text) for text in (sessions, f"TMPDIR={directory}", f"{__file__}\0{directory}\0")
     )
@@ -77,7 +79,7 @@ def _processes_of(directory: Path, sessions: Path) -> list[int]:
 
 
 def main(directory: str, sessions: str) -> int:
-    """Wait for the driver's word or its end."""
+    """Wait until the driver is done, or dead."""
     if os.read(0, 16):
         return 0
     time.sleep(GRACE_S)

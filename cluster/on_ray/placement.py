@@ -1,12 +1,13 @@
-"""Where the parts of a run go: what each asks for, on which nodes it fits, and what is still missing.
+"""The placement of a run's actors: what each kind requests, on which nodes it fits, and what is missing.
 
-Invariant: pure functions; a plan either fits the nodes, each actor on one of them, or says in a table what does not.
+Invariant: pure functions; a plan either fits the nodes, each actor on one of them, or DoesNotFit lists in a table what
+does not.
 
-    part        wants                                             hint
-    learner     a GPU where the cluster has any                   the smallest node that does
+    kind        prefers                                           hint
+    learner     a GPU where the cluster has any                   the smallest node that fits
     replica     `service_gpus`                                    the emptiest node each
-    annotator   with replicas: the learner's node; else as them   its node
-    worker      nodes without GPUs, away from the learner         the emptiest such node each; else not those of learner and replicas
+    annotator   with replicas the learner's node; else as they    its node
+    worker      nodes without GPUs, away from the learner         the emptiest such node each; else away from the others
 """
 
 import math
@@ -19,40 +20,37 @@ from actors.environments.vector import EnvironmentSpec
 from configs.schema import ActorsConfig, ClusterConfig, RunConfig
 
 STEP_BYTES = 4096
-"""At least this much is reckoned for one environment's step in a rollout: more than NetHack's observations take."""
+"""The least estimate for one environment's step in a rollout: more than NetHack's observations take."""
 SMALLEST_BYTES = 75 * 2**20
-"""Ray takes no less."""
+"""The least size of an object store that Ray accepts."""
 DEFAULT_BYTES = 200_000_000
+EPSILON = 1e-6
+SAY_INTERVAL_S = 10.0
+LEAST_SHARE = 0.001
+"""The smallest share of the requested CPUs that is tried."""
 
 
 def rollout_bytes(config: RunConfig, spec: EnvironmentSpec) -> int:
-    """About what one rollout takes."""
+    """The estimated size of one rollout."""
     observations = sum(entry.dtype.itemsize * math.prod(entry.shape) for entry in spec.observations.values())
     per_step = max(STEP_BYTES, observations + 4 * spec.num_actions + 64)
     return per_step * config.actors.envs_per_worker * (config.actors.rollout_steps + 1)
 
 
 def rollouts_at_once(config: RunConfig) -> int:
-    """Calls in flight, one more per worker that the learner has taken, and the batch that it gathers."""
+    """The most rollouts in memory: calls in flight, one more per worker (taken by the learner), and its batch."""
     return config.actors.num_workers * (config.actors.rollouts_in_flight + 1) + config.learner.rollouts_per_batch
 
 
 def object_store_bytes(config: RunConfig, spec: EnvironmentSpec) -> int:
-    """`cluster.object_store_bytes`, or what it is where that is 0."""
-    return config.cluster.object_store_bytes or max(
-        DEFAULT_BYTES, 2 * rollouts_at_once(config) * rollout_bytes(config, spec)
-    )
-
-
-EPSILON = 1e-6
-SAY_INTERVAL_S = 10.0
-LEAST_SHARE = 0.001
-"""Of the CPUs asked for, below which a share is none."""
+    """`cluster.object_store_bytes`, or its default where that is 0."""
+    needed = 2 * rollouts_at_once(config) * rollout_bytes(config, spec)
+    return config.cluster.object_store_bytes or max(DEFAULT_BYTES, needed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A node of the cluster and all that it has."""
+    """A node of the cluster with its total resources."""
 
     id: str
     cpus: float
@@ -62,30 +60,30 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What one actor of a part asks for, and where it would best go; hints hold as long as there is room."""
+    """The actors of one kind: what each requests, and on which nodes it should run; nodes are hints."""
 
     cpus: float
     gpus: float
     count: int
     homes: tuple[str, ...] = ()
-    """Ids of the nodes to prefer: of each actor in turn, as far as they reach."""
+    """Ids of preferred nodes: the first actor's, the second's, …; may be fewer than actors."""
     avoid: tuple[str, ...] = ()
-    """Ids of nodes to leave alone, for an actor without such a node or whose node has no room."""
+    """Ids of nodes to avoid, for an actor without a preferred node or whose node is full."""
 
 
 class DoesNotFit(RuntimeError):
-    """What was asked for does not fit the nodes there are; the message has the table."""
+    """The requests do not fit the nodes; the message has the table."""
 
     def __init__(self, message: str, missing: Mapping[str, Request], bundles: Sequence[Mapping[str, float]]) -> None:
         super().__init__(message)
         self.missing = dict(missing)
-        """What found no room: parts with the number of actors left over."""
+        """The actors that found no node, by kind."""
         self.bundles = [dict(bundle) for bundle in bundles]
-        """All that was asked for, an actor each, by Ray's names of resources."""
+        """All requested resources, one bundle per actor, by Ray's names."""
 
 
 class Interrupted(RuntimeError):
-    """The user asked to stop while resources were waited for."""
+    """The user requested a stop while the run waited for resources."""
 
 
 def plan(
@@ -97,10 +95,10 @@ def plan(
     nodes: Sequence[Node],
     may_grow: bool = False,
 ) -> dict[str, Request]:
-    """Requests per part, with hints for the `nodes` there are. Raises DoesNotFit.
+    """Requests per kind of actor, with hints for the present `nodes`. Raises DoesNotFit.
 
-    CPU requests that do not fit nodes to which none will be added shrink in proportion: a laptop runs everything, slower. Where nodes
-    `may_grow` in number they are kept. In `connect`, of the workers only `cluster.min_workers` must fit now, where that is not 0.
+    Unless nodes may join (`may_grow`), CPU requests that do not fit shrink in proportion, so that a laptop runs
+    everything, slower. In `connect` only `cluster.min_workers` of the workers must fit now, where that is not 0.
     """
     nodes = [node for node in nodes if node.alive]
     replicas = cluster.service_replicas if needs_annotator and needs_service else 0
@@ -114,8 +112,10 @@ def plan(
         missing = _missing(requests, required, nodes)
     if missing:
         raise DoesNotFit(
-            f"the parts do not fit the cluster: no room for {in_words(missing)}\n{table(requests)}\nThe cluster has {_have(nodes)}, and"
-            " each actor must fit on one node. Add nodes, or lower actors.num_workers, cluster.*_cpus or cluster.*_gpus",
+            f"the parts do not fit the cluster: no room for {as_text(missing)}\n{table(requests)}\nThe cluster has"
+            f" {_have(nodes)}, and"
+            " each actor must fit on one node. Add nodes, or lower actors.num_workers, cluster.*_cpus or"
+            " cluster.*_gpus",
             missing,
             [
                 {name: amount for name, amount in (("CPU", request.cpus), ("GPU", request.gpus)) if amount}
@@ -127,14 +127,15 @@ def plan(
 
 
 def shortage(cluster: ClusterConfig, requests: Mapping[str, Request]) -> str | None:
-    """What a plan grants where that is less than what `cluster` asks for; None where it is not."""
+    """Says what a plan grants where that is less than `cluster` requests; else None."""
     asked = {"learner": cluster.learner_cpus, "worker": cluster.worker_cpus} | dict.fromkeys(
         ("annotator", "replica"), cluster.annotator_cpus
     )
     if all(request.cpus >= asked[part] for part, request in requests.items()):
         return None
     wanted = sum(asked[part] * request.count for part, request in requests.items())
-    return f"the parts ask for {wanted:g} CPU, more than the cluster has or will get: each gets its share, {in_words(requests)}"
+    got = f"each gets its share, {as_text(requests)}"
+    return f"the parts ask for {wanted:g} CPU, more than the cluster has or will get: {got}"
 
 
 def _missing(requests: Mapping[str, Request], required: Mapping[str, int], nodes: Sequence[Node]) -> dict[str, Request]:
@@ -144,7 +145,7 @@ def _missing(requests: Mapping[str, Request], required: Mapping[str, int], nodes
 
 
 def _shrunk(requests: Mapping[str, Request], nodes: Sequence[Node]) -> dict[str, Request] | None:
-    """The requests with CPUs scaled down together, as little as lets every actor find a node; None where that does not help."""
+    """The requests with all CPUs scaled down just enough for every actor to find a node; None where no scale does."""
     cpus_there = sum(node.cpus for node in nodes)
     cpus_wanted = sum(request.cpus * request.count for request in requests.values())
     share = min(1.0, cpus_there / cpus_wanted) if cpus_wanted else 0.0
@@ -176,7 +177,7 @@ def _requests(
 
 
 def _pack(requests: Mapping[str, Request], nodes: Sequence[Node]) -> dict[str, list[str]]:
-    """Per part the nodes of those actors that find room, in the order of `requests`: who comes first chooses first."""
+    """The nodes of those actors that fit, per kind; kinds choose in the order of `requests`."""
     cpus = {node.id: node.cpus for node in nodes}
     gpus = {node.id: node.gpus for node in nodes}
     with_gpus = {node.id for node in nodes if node.gpus}
@@ -189,21 +190,15 @@ def _pack(requests: Mapping[str, Request], nodes: Sequence[Node]) -> dict[str, l
             if not room:
                 break
             learner = next(iter(homes.get("learner", [])), None)
-            if part == "learner":  # the smallest that does: what is large is left for replicas and workers
+            if part == "learner":  # the smallest that fits, which leaves large nodes to replicas and workers
                 home = min(room, key=lambda id: (gpus[id], cpus[id], id))
             elif part == "annotator" and not request.gpus and "replica" in requests:
                 home = min(room, key=lambda id: (id != learner, id in with_gpus, -cpus[id], id))
-            else:  # without need of GPUs: away from them and from the learner; and spread
+            else:  # spread; without GPUs also away from GPU nodes and the learner
+                wastes_gpus = set() if request.gpus else with_gpus
                 home = min(
                     room,
-                    key=lambda id: (
-                        not request.gpus and id in with_gpus,
-                        id == learner,
-                        taken[id],
-                        -gpus[id],
-                        -cpus[id],
-                        id,
-                    ),
+                    key=lambda id: (id in wastes_gpus, id == learner, taken[id], -gpus[id], -cpus[id], id),
                 )
             cpus[home] -= request.cpus
             gpus[home] -= request.gpus
@@ -215,7 +210,7 @@ def _pack(requests: Mapping[str, Request], nodes: Sequence[Node]) -> dict[str, l
 def _with_hints(
     requests: Mapping[str, Request], homes: Mapping[str, Sequence[str]], nodes: Sequence[Node]
 ) -> dict[str, Request]:
-    """Hints matter where there is a choice of nodes."""
+    """Adds hints where there is a choice of nodes."""
     if len(nodes) < 2:
         return dict(requests)
     hinted = {part: replace(request, homes=tuple(homes[part])) for part, request in requests.items()}
@@ -240,8 +235,9 @@ def wait_for_room(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, Request]:
-    """The first plan that fits, for at most `timeout_s`: nodes may join, started perhaps by an autoscaler that `ask` tells what is
-    wanted. Says what it waits for at once and every ten seconds. Raises DoesNotFit (the last one) or Interrupted."""
+    """The first plan that fits; for at most `timeout_s` it waits for nodes to join, which `ask` requests from an
+    autoscaler. Says what it waits for at once and every ten seconds. Raises DoesNotFit (the last one) or
+    Interrupted."""
     started, said = clock(), -SAY_INTERVAL_S
     asked: list[dict[str, float]] = []
     try:
@@ -261,14 +257,14 @@ def wait_for_room(
                 if waited - said >= SAY_INTERVAL_S:
                     said = waited
                     alive = [node for node in there if node.alive]
-                    say(f"waiting for {in_words(error.missing)}, {waited:.0f} s; the cluster has {_have(alive)}")
+                    say(f"waiting for {as_text(error.missing)}, {waited:.0f} s; the cluster has {_have(alive)}")
             sleep(min(1.0, timeout_s))
     finally:
         if asked:
             ask([])
 
 
-def in_words(requests: Mapping[str, Request]) -> str:
+def as_text(requests: Mapping[str, Request]) -> str:
     """`2 x replica (0.5 CPU, 1 GPU), 1 x annotator (0.5 CPU)`."""
     return ", ".join(
         f"{request.count} x {part} ({_amounts(request.cpus, request.gpus)})" for part, request in requests.items()
@@ -291,7 +287,6 @@ def table(requests: Mapping[str, Request]) -> str:
     for part, request in requests.items():
         hints = [f"{count} on {id[:8]}" for id, count in Counter(request.homes).items()]
         hints += [f"else not on {', '.join(id[:8] for id in request.avoid)}"] if request.avoid else []
-        rows.append(
-            f"  {part:<10} {request.count:>4} x  {request.cpus:>6g} CPU  {request.gpus:>4g} GPU  {'; '.join(hints)}".rstrip()
-        )
+        amounts = f"{request.count:>4} x  {request.cpus:>6g} CPU  {request.gpus:>4g} GPU"
+        rows.append(f"  {part:<10} {amounts}  {'; '.join(hints)}".rstrip())
     return "\n".join(rows)

@@ -1,6 +1,7 @@
-"""Sweeps a run's temporary directories on the nodes of a cluster that the driver's own sweep does not reach.
+"""Removes a run's temporary directories on the other nodes of a cluster.
 
-Invariant: the driver, which holds the run's lock, calls it while no actor of the run lives; a node that does not answer holds nothing up.
+Invariant: the driver, which holds the run's lock, calls it while no actor of the run lives; a node that does not answer
+blocks nothing.
 """
 
 import logging
@@ -29,16 +30,12 @@ def sweep_other_machines(run_dir: str) -> None:
         if node["Alive"] and node["NodeManagerAddress"] != here
     }
     try:
-        sweeping = [
-            _sweep.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(run_dir)
-            for node_id in others.values()
-        ]
+        pinned = [NodeAffinitySchedulingStrategy(node_id, soft=False) for node_id in others.values()]
+        sweeping = [_sweep.options(scheduling_strategy=strategy).remote(run_dir) for strategy in pinned]
         if sweeping:
             _, unfinished = ray.wait(sweeping, num_returns=len(sweeping), timeout=BUDGET_S)
             if unfinished:
-                LOG.warning(
-                    "%d nodes did not sweep their temporary files in time; the next start of this run does",
-                    len(unfinished),
-                )
+                message = "%d nodes did not sweep their temporary files in time; the next start of this run does"
+                LOG.warning(message, len(unfinished))
     except RayError as error:
         LOG.warning("temporary files on other nodes were not swept; the next start of this run does: %s", error)

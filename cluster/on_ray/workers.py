@@ -1,14 +1,15 @@
 """The rollout worker actors as one FIFO of rollouts, with replacement of dead and hung workers.
 
-A worker's place, its slot, is one of
+A worker's slot is in one of these states:
 
-    pending   its actor waits for room in the cluster, or still starts     nothing is asked of it, and it may take as long as it likes
-    running   its process has answered                                     it delivers within `cluster.worker_timeout_s`, or is replaced
-    suspect   it cannot be reached, and Ray does not know why yet          it is asked again until it is known, within the same time
-    resting   it failed                                                    its successor is started when its pause is over
+    pending   its actor waits for resources, or still starts    no calls, and no time limit
+    running   its process has answered                          delivers within `cluster.worker_timeout_s`, or is replaced
+    suspect   it is unreachable, and Ray does not know why yet  polled until Ray knows, within the same time limit
+    waiting   it failed                                         its successor starts after the back-off
 
-Invariant: at most `rollouts_in_flight` calls are outstanding per running worker, each carrying the newest snapshot; a worker that
-dies takes its unfinished rollouts with it and is replaced by a new incarnation, within the budget. A lost node costs no budget.
+Invariant: at most `rollouts_in_flight` calls are outstanding per running worker, each carrying the newest snapshot; a
+worker that dies takes its unfinished rollouts with it and is replaced by a new incarnation, within the budget. A lost
+node costs no budget.
 """
 
 import logging
@@ -27,10 +28,10 @@ from actors.policy import PolicySnapshot
 from actors.rollout import Rollout
 from cluster.on_ray.actors import WorkerActor
 from cluster.on_ray.annotation import RayAnnotation
-from cluster.on_ray.failures import ProcessId, failure_of
-from cluster.on_ray.nodes import options
+from cluster.on_ray.failures import ProcessId, actor_failure
+from cluster.on_ray.nodes import ray_options
 from cluster.on_ray.placement import Request
-from cluster.run.logs import last_words, prune, stderr_path
+from cluster.run.logs import prune, stderr_path, stderr_tail
 from cluster.supervision import Deadline, EnvironmentBudget, GiveUp, Notices, RestartBudget
 from configs.errors import one_line
 from configs.schema import RunConfig
@@ -40,24 +41,24 @@ SUSPECT_INTERVAL_S = 0.5
 
 
 @dataclass(slots=True)
-class _Slot:
-    """One worker's place: the actor of the moment and its outstanding calls, oldest first."""
+class _WorkerSlot:
+    """One worker: its present actor and its outstanding calls, oldest first."""
 
     index: int
     deadline: Deadline
     incarnation: int = 0
     worker_id: str = ""
     actor: Any = None
-    """None while it rests."""
+    """None while it waits for its back-off."""
     hello: ray.ObjectRef | None = None
-    """Set while it is pending, and now and then while it is suspect."""
+    """Set while it is pending, and during polls while it is suspect."""
     process: ProcessId | None = None
-    """Set once it has run."""
+    """Set once it has answered."""
     suspicion: RayError | None = None
     """Set while it is suspect."""
     calls: deque[tuple[ray.ObjectRef, ray.ObjectRef]] = field(default_factory=deque)
     starts_at: float = 0.0
-    """When the successor of a resting worker is started, or a suspect one asked again."""
+    """When a waiting worker's successor is started, or a suspect one polled again."""
 
     @property
     def is_running(self) -> bool:
@@ -66,7 +67,7 @@ class _Slot:
 
 
 class RayWorkers:
-    """Handle of all rollout workers; owned by the learner's process, so that it owns the rollouts."""
+    """Handle of all rollout workers; lives in the learner's process, which so owns the rollouts."""
 
     def __init__(
         self, config: RunConfig, spec: EnvironmentSpec, run_epoch: int, request: Request, annotation: RayAnnotation
@@ -85,7 +86,7 @@ class RayWorkers:
         self._has_begun = False
         self._created_at = time.monotonic()
         prune(self._run_dir)
-        self._slots = [_Slot(index, Deadline(config.cluster.worker_timeout_s)) for index in range(request.count)]
+        self._slots = [_WorkerSlot(index, Deadline(config.cluster.worker_timeout_s)) for index in range(request.count)]
         for slot in self._slots:
             self._start(slot)
 
@@ -102,8 +103,8 @@ class RayWorkers:
 
     def take(self, timeout_s: float) -> Rollout | None:
         """The next finished rollout; its caption report goes to the annotator. Raises GiveUp when a budget is spent."""
-        self._start_rested()
-        self._welcome()
+        self._start_due()
+        self._admit_started()
         self._replace_hung()
         expected = {slot.hello or slot.calls[0][0]: slot for slot in self._slots if slot.hello or slot.calls}
         if not expected:
@@ -115,7 +116,7 @@ class RayWorkers:
         return self._take(expected[ready[0]])
 
     def metrics(self) -> Mapping[str, float | None]:
-        """Finished rollouts not yet taken, workers that run, replacements, and exceptions of environments so far."""
+        """Finished rollouts not yet taken, running workers, replacements, and exceptions of environments so far."""
         outstanding = [reference for slot in self._slots for reference, _ in slot.calls]
         waiting = len(ray.wait(outstanding, num_returns=len(outstanding), timeout=0)[0]) if outstanding else 0
         return {
@@ -126,15 +127,15 @@ class RayWorkers:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Workers start new episodes on a resume; only the step clock of captions goes on."""
+        """Workers start new episodes on a resume; only the step count of captions continues."""
         return {"collected_steps": self._collected_steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue the step clock."""
+        """Continue from `state_dict`."""
         self._collected_steps = state["collected_steps"]
 
     def close(self) -> None:
-        """End all workers; their environments are closed first where they answer."""
+        """End all workers; those that answer close their environments first."""
         closing = [slot.actor.close.remote() for slot in self._slots if slot.is_running]
         if closing:
             ray.wait(closing, num_returns=len(closing), timeout=2.0)
@@ -146,7 +147,7 @@ class RayWorkers:
     def _num_running(self) -> int:
         return sum(slot.is_running for slot in self._slots)
 
-    def _take(self, slot: _Slot) -> Rollout | None:
+    def _take(self, slot: _WorkerSlot) -> Rollout | None:
         rollout_reference, report_reference = slot.calls.popleft()
         try:
             rollout: Rollout = ray.get(rollout_reference)
@@ -158,23 +159,20 @@ class RayWorkers:
         self._collected_steps += rollout.num_steps
         self._annotation.report(report_reference, slot.worker_id, self._collected_steps)
         self._fill(slot)
-        # Slots take turns: a fast worker must not starve the oldest rollout of a slow one.
+        # Round robin: a fast worker must not starve the oldest rollout of a slow one.
         self._slots.remove(slot)
         self._slots.append(slot)
         self._environments.note(rollout)
         return rollout
 
-    def _start(self, slot: _Slot) -> None:
+    def _start(self, slot: _WorkerSlot) -> None:
         incarnation = f"{self._run_epoch}-{slot.incarnation}"
-        slot.actor = (
-            cast(Any, WorkerActor)
-            .options(**options(self._request, slot.index))
-            .remote(self._config, slot.index, incarnation)
-        )
+        actor_class = cast(Any, WorkerActor).options(**ray_options(self._request, slot.index))
+        slot.actor = actor_class.remote(self._config, slot.index, incarnation)
         slot.hello = slot.actor.hello.remote()
         slot.worker_id = f"{slot.index}.{incarnation}"
 
-    def _start_rested(self) -> None:
+    def _start_due(self) -> None:
         now = time.monotonic()
         for slot in self._slots:
             if now >= slot.starts_at and slot.actor is None:
@@ -182,18 +180,18 @@ class RayWorkers:
             elif now >= slot.starts_at and slot.suspicion is not None and slot.hello is None:
                 slot.hello = slot.actor.hello.remote()
 
-    def _welcome(self) -> None:
-        """Pending workers that have answered are running; all begin together, once as many as are needed run."""
-        greeting = {slot.hello: slot for slot in self._slots if slot.hello is not None}
-        for reference in ray.wait([*greeting], num_returns=len(greeting), timeout=0)[0] if greeting else ():
-            slot = greeting[reference]
+    def _admit_started(self) -> None:
+        """Mark pending workers that have answered as running; all begin together, once enough of them run."""
+        hellos = {slot.hello: slot for slot in self._slots if slot.hello is not None}
+        for reference in ray.wait([*hellos], num_returns=len(hellos), timeout=0)[0] if hellos else ():
+            slot = hellos[reference]
             slot.hello = None
             try:
                 slot.process = ray.get(reference)
             except RayError as error:
                 self._failed(slot, error)
                 continue
-            if slot.suspicion is not None:  # it is there again, but what it had been asked for is lost
+            if slot.suspicion is not None:  # it is reachable again, but its calls are lost
                 self._replace(slot, slot.suspicion)
                 continue
             slot.deadline.progressed()
@@ -204,9 +202,9 @@ class RayWorkers:
             for slot in self._slots:
                 slot.deadline.progressed()
                 self._fill(slot)
-        self._note_what_is_missing()
+        self._update_waiting()
 
-    def _note_what_is_missing(self) -> None:
+    def _update_waiting(self) -> None:
         pending = sum(slot.hello is not None and slot.suspicion is None for slot in self._slots)
         if not pending:
             self.waiting = None
@@ -216,18 +214,17 @@ class RayWorkers:
         limit_s = self._config.cluster.placement_timeout_s
         if not self._has_begun and time.monotonic() - self._created_at > limit_s:
             raise GiveUp(
-                f"{self._num_running} workers were up within cluster.placement_timeout_s = {limit_s:g} s, wanted {self._needed}"
+                f"{self._num_running} workers were up within cluster.placement_timeout_s = {limit_s:g} s, wanted"
+                f" {self._needed}"
                 f" (cluster.min_workers): waiting for {self.waiting}; free resources: {ray.available_resources()}"
             )
 
-    def _fill(self, slot: _Slot) -> None:
+    def _fill(self, slot: _WorkerSlot) -> None:
         if self._snapshot is None or not self._has_begun or not slot.is_running:
             return
         while len(slot.calls) < self._config.actors.rollouts_in_flight:
-            rollout, report = slot.actor.collect.remote(
-                self._snapshot, self._annotation.acknowledgement(slot.worker_id)
-            )
-            slot.calls.append((rollout, report))
+            acknowledgement = self._annotation.acknowledgement(slot.worker_id)
+            slot.calls.append(tuple(slot.actor.collect.remote(self._snapshot, acknowledgement)))
 
     def _replace_hung(self) -> None:
         for slot in self._slots:
@@ -235,17 +232,14 @@ class RayWorkers:
                 continue
             if slot.suspicion is not None:
                 self._replace(slot, slot.suspicion)
-            elif ray.wait([slot.calls[0][0]], timeout=0)[0]:  # it has done its part: the learner is what takes long
+            elif ray.wait([slot.calls[0][0]], timeout=0)[0]:  # its rollout is ready: the learner is what takes long
                 slot.deadline.progressed()
             else:
-                limit_s = self._config.cluster.worker_timeout_s
-                self._replace(
-                    slot,
-                    TimeoutError(f"no rollout within cluster.worker_timeout_s = {limit_s:g} s; the process is ended"),
-                )
+                limit = f"cluster.worker_timeout_s = {self._config.cluster.worker_timeout_s:g} s"
+                self._replace(slot, TimeoutError(f"no rollout within {limit}; the process is ended"))
 
-    def _failed(self, slot: _Slot, error: RayError) -> None:
-        """A call has failed: replace the worker, or, where its node may be lost and Ray is still finding out, wait for that."""
+    def _failed(self, slot: _WorkerSlot, error: RayError) -> None:
+        """After a failed call: replace the worker, or suspect it while Ray may still find its node lost."""
         if not isinstance(error, ActorUnavailableError) or slot.deadline.is_over:
             self._replace(slot, error)
             return
@@ -255,26 +249,25 @@ class RayWorkers:
         slot.calls.clear()
         slot.starts_at = time.monotonic() + SUSPECT_INTERVAL_S
 
-    def _replace(self, slot: _Slot, error: Exception) -> None:
-        """End what is left of a worker, tell why, and let the slot rest until its successor may start; raises GiveUp."""
-        stderr = last_words(stderr_path(self._run_dir, slot.worker_id))
-        failure = failure_of(error, slot.process, stderr)
+    def _replace(self, slot: _WorkerSlot, error: Exception) -> None:
+        """Kill the worker, report why, and schedule its successor after the back-off; raises GiveUp."""
+        stderr = stderr_tail(stderr_path(self._run_dir, slot.worker_id))
+        failure = actor_failure(error, slot.process, stderr)
         where = f" on {slot.process.host}" if slot.process else ""
         text = f"worker {slot.worker_id}{where} is replaced: {failure.cause}"
-        words = f"; its last words: {stderr}" if stderr else ""
-        times = self._notices.note(failure.cause, text + words)
+        tail = f"; its last words: {stderr}" if stderr else ""
+        times = self._notices.note(failure.cause, text + tail)
         if times == 1:
-            LOG.error("%s%s\n%s", text, words, error)
+            LOG.error("%s%s\n%s", text, tail, error)
         else:
             LOG.error("%s (%d times by now)", text, times)
-        ray.kill(slot.actor)  # ends a process that hangs in C or is stopped, too
+        ray.kill(slot.actor)  # also ends a process that hangs in C or is stopped
         self._restarts += 1
         slot.calls.clear()
         slot.actor = slot.hello = slot.process = slot.suspicion = None
         slot.incarnation += 1
-        pause_s = (
-            0.0
-            if failure.is_node_loss
-            else self._budget.failed(slot.index, one_line(f"worker {slot.worker_id} failed: {failure.cause}{words}"))
-        )
+        pause_s = 0.0
+        if not failure.is_node_loss:
+            what = one_line(f"worker {slot.worker_id} failed: {failure.cause}{tail}")
+            pause_s = self._budget.failed(slot.index, what)
         slot.starts_at = time.monotonic() + pause_s

@@ -1,6 +1,6 @@
-"""What the user sees while a run goes on: a live display on a terminal, plain lines elsewhere, and the summary at the end.
+"""The run's output for the user: a live display on a terminal, plain lines elsewhere, and the summary at the end.
 
-Invariant: printing never slows training: a display is refreshed by time, from metrics that exist already.
+Invariant: printing never slows training: a display is refreshed by time, from existing metrics.
 """
 
 import math
@@ -33,10 +33,10 @@ ROWS = (
 
 
 class Console:
-    """One run's progress display; `update` may be called as often as one likes."""
+    """The display of a run's progress; `update` may be called at any rate."""
 
     def __init__(self, config: LoggingConfig, total_env_steps: int, mode: str, *, max_time_s: float = 0.0) -> None:
-        """`mode` is `cluster.mode`: in one process stages take turns, elsewhere they hold each other up."""
+        """`mode` is `cluster.mode`, which decides how the bottleneck is described."""
         self._rich = RichConsole(soft_wrap=True)
         kind = config.console
         self._kind = ("rich" if self._rich.is_terminal else "plain") if kind == "auto" else kind
@@ -71,7 +71,7 @@ class Console:
             )
         if line.get("notice") != self._notice:
             self._notice = line["notice"]
-            if self._notice:  # a learner that is started again may have none
+            if self._notice:  # a restarted learner may have none
                 self.say(self._notice)
         if line.get("storage_problem") != self._storage_problem:
             self._storage_problem = line["storage_problem"]
@@ -112,12 +112,15 @@ class Console:
             summary.get("episode_return_intrinsic_mean"),
         )
         self.say(
-            f"{run_dir}: {word} at {summary['env_steps']:,} environment steps, {summary.get('episodes_total') or 0:,} episodes"
+            f"{run_dir}: {word} at {summary['env_steps']:,} environment steps, {summary.get('episodes_total') or 0:,}"
+            " episodes"
         )
         self.say(f"mean return of the last episodes: {_number(extrinsic)} extrinsic, {_number(intrinsic)} intrinsic")
         self.say(
-            f"captions: {_number(summary.get('captions_distinct'), ',.0f')} distinct, {_number(summary.get('annotations_total'), ',.0f')} labels"
-            f" ({_number(summary.get('forward_passes'), ',.0f')} forward passes), unknown {_number(summary.get('intrinsic_unknown_fraction'), '.1%')} of steps"
+            f"captions: {_number(summary.get('captions_distinct'), ',.0f')} distinct,"
+            f" {_number(summary.get('annotations_total'), ',.0f')} labels"
+            f" ({_number(summary.get('forward_passes'), ',.0f')} forward passes), unknown"
+            f" {_number(summary.get('intrinsic_unknown_fraction'), '.1%')} of steps"
         )
         without_table = summary.get("steps_without_table_fraction")
         if without_table is not None:
@@ -149,14 +152,13 @@ class Console:
         return table
 
     def _plain(self, line: Mapping[str, Any], now: float) -> str:
-        parts = [
+        fields = [
             f"{line['env_steps']:,}/{self._total:,} steps",
             f"{self._rate(line, now):,.0f} steps/s",
             f"{self._eta(line, now)} left",
         ]
-        parts += [f"{title} {form.format(line[name])}" for title, name, form in ROWS if line.get(name) is not None]
-        words = bottleneck(line, self._mode)
-        return " | ".join([*parts, words] if words else parts)
+        fields += [f"{title} {form.format(line[name])}" for title, name, form in ROWS if line.get(name) is not None]
+        return " | ".join(filter(None, [*fields, bottleneck(line, self._mode)]))
 
     def _rate(self, line: Mapping[str, Any], now: float) -> float:
         return (line["env_steps"] - (self._first_step or 0)) / max(now - self._started, 1e-9)

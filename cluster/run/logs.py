@@ -1,10 +1,10 @@
-"""Log files of a run: every process appends to the run's log.txt, and a worker's standard error goes to a file of its own under
-`<run_dir>/logs`, so that its stderr tail can be shown wherever it ran.
+"""Log files of a run: every process appends to the run's log.txt, and a worker's standard error goes to its own file
+under `<run_dir>/logs`, so that its stderr tail can be shown wherever it ran.
 
-Invariant: set up by processes when they start, never at import; a disk that refuses log lines disturbs nothing else.
+Invariant: set up by processes when they start, never at import; a full or failing disk loses log lines and nothing
+else.
 """
 
-import contextlib
 import faulthandler
 import logging
 import os
@@ -12,22 +12,25 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+MAX_BYTES, MAX_FILES = 1_000_000, 20
+"""Of a worker's stderr file, and of such files in a run."""
+TAIL_BYTES, TAIL_LINES = 16_384, 6
+FATAL, LEFT_OUT = "Fatal Python error", "Extension modules:"
+
 
 class _LogFile(logging.FileHandler):
-    """Says once that lines are lost, where Python's own handler writes a traceback for each."""
+    """Reports lost lines once, where Python's own handler writes a traceback for each."""
 
     _error: OSError | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One line, or none where the disk refuses."""
+        """Write one line; if the disk fails, report that once."""
         before, self._error = self._error, None
         super().emit(record)
         if self._error is not None and before is None:
-            with contextlib.suppress(OSError):  # the disk of both
-                print(
-                    f"{self.baseFilename} could not be written ({self._error}): lines are lost until it can",
-                    file=sys.stderr,
-                )
+            with suppress(OSError):  # standard error may be on the same disk
+                message = f"{self.baseFilename} could not be written ({self._error}): lines are lost until it can"
+                print(message, file=sys.stderr)
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Called by `emit` while it handles the error."""
@@ -48,26 +51,14 @@ def log_to_file(path: Path) -> None:
         old.close()
     root.addHandler(handler)
     root.setLevel(logging.INFO)
-    logging.getLogger("nle").setLevel(logging.WARNING)  # one line per environment that says nothing is saved
-
-
-MAX_BYTES = 1_000_000
-
-
-MAX_FILES = 20
-
-
-TAIL_BYTES, NUM_LINES = 16_384, 6
-
-
-FATAL, NOT_TOLD = "Fatal Python error", "Extension modules:"
+    logging.getLogger("nle").setLevel(logging.WARNING)  # else one line per environment that nothing is saved
 
 
 class StderrFile:
-    """This process's standard error from now on; tracebacks of crashes in C go there too."""
+    """Redirects this process's standard error to a file, tracebacks of crashes in C included."""
 
     def __init__(self, path: Path) -> None:
-        """Where the file cannot be written, standard error stays as it is."""
+        """Standard error stays as it is where the file cannot be written."""
         self._path: Path | None = None
         with suppress(OSError):
             path.parent.mkdir(exist_ok=True)
@@ -75,15 +66,15 @@ class StderrFile:
             os.dup2(descriptor, 2)
             os.close(descriptor)
             self._path = path
-        faulthandler.enable(file=2, all_threads=False)  # only where it happened
+        faulthandler.enable(file=2, all_threads=False)  # of the thread that crashed alone
 
     def trim(self) -> None:
-        """Empty the file where it has grown too large."""
+        """Truncate the file where it exceeds MAX_BYTES."""
         if self._path is not None and os.fstat(2).st_size > MAX_BYTES:
             os.ftruncate(2, 0)
 
     def discard(self) -> None:
-        """Remove the file: there is nothing to tell."""
+        """Remove the file."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
@@ -93,22 +84,22 @@ def stderr_path(run_dir: Path, worker_id: str) -> Path:
     return run_dir / "logs" / f"worker-{worker_id}.err"
 
 
-def last_words(path: Path) -> str:
-    """The last lines of such a file, or where it ends with a crash in C the crash and where it happened; empty where there is nothing."""
+def stderr_tail(path: Path) -> str:
+    """The last lines of a stderr file, or of a crash in C its message and traceback; empty where there is nothing."""
     with suppress(OSError), path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL_BYTES))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
-        lines = [line for line in lines if line and not line.startswith(NOT_TOLD)]
+        lines = [line for line in lines if line and not line.startswith(LEFT_OUT)]
         crashes = [index for index, line in enumerate(lines) if line.startswith(FATAL)]
-        return "\n".join(lines[crashes[-1] :][:NUM_LINES] if crashes else lines[-NUM_LINES:])
+        return "\n".join(lines[crashes[-1] :][:TAIL_LINES] if crashes else lines[-TAIL_LINES:])
     return ""
 
 
 def prune(run_dir: Path) -> None:
-    """Remove empty files, and all but the newest few."""
+    """Remove empty stderr files, and all but the newest MAX_FILES."""
     dated = []
     for path in (run_dir / "logs").glob("worker-*.err"):
-        with suppress(OSError):  # a worker that ends removes its own
+        with suppress(OSError):  # a worker that ends removes its file
             status = path.stat()
             dated.append((status.st_mtime if status.st_size else 0.0, path))
     for index, (when, path) in enumerate(sorted(dated, reverse=True)):

@@ -1,7 +1,8 @@
 """Writes metric lines to metrics.jsonl, TensorBoard and, inside a Ray process, Ray's metrics endpoint.
 
-Invariant: every line holds every catalogue name (null where undefined) and no other; the file holds whole lines, in order. A line is on
-disk when `write` returns; one that the disk refuses waits in memory, within a bound, and is written as soon as there is room.
+Invariant: every line holds every catalogue name (null where undefined) and no other; the file holds whole lines, in
+order. A line is on disk when `write` returns; one that cannot be written is kept in memory, within a bound, and written
+as soon as there is room.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ MAX_WAITING = 10_000
 
 
 class LineAppender:
-    """Appends to a file that no other process writes; `problem` says why lines wait, None while none do."""
+    """Appends to a file that no other process writes; `problem` says why lines are not written, None if they are."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -32,12 +33,12 @@ class LineAppender:
         self.problem: str | None = None
 
     def append(self, line: str) -> None:
-        """Write `line`, after those that wait."""
+        """Write `line`, after lines not written yet."""
         self._waiting.append(line.encode() + b"\n")
         self._write_waiting()
 
     def close(self) -> None:
-        """Try once more to write what waits, and close."""
+        """Try once more to write all lines, and close."""
         self._write_waiting()
         os.close(self._descriptor)
 
@@ -49,15 +50,14 @@ class LineAppender:
             self.problem = None
         except OSError as error:
             if self.problem is None:
-                LOG.error(
-                    "%s could not be written (%s); training goes on, and its lines wait in memory", self._path, error
-                )
+                message = "%s could not be written (%s); training goes on, and its lines wait in memory"
+                LOG.error(message, self._path, error)
             self.problem = f"{self._path} could not be written ({error.strerror}): make room; its lines wait in memory"
 
     def _write(self, data: bytes) -> None:
         size = os.fstat(self._descriptor).st_size
         written = os.write(self._descriptor, data)
-        if written < len(data):  # a disk that fills up takes a part
+        if written < len(data):  # a disk that fills up writes a part
             os.ftruncate(self._descriptor, size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -66,7 +66,7 @@ class MetricWriter:
     """One run's metric outputs; `close` flushes them."""
 
     def __init__(self, directory: Path, *, tensorboard: bool, run_name: str, env_steps: int = 0) -> None:
-        """`env_steps` is where the run goes on from: TensorBoard drops what was written beyond it."""
+        """`env_steps` is where the run resumes: TensorBoard drops what was written beyond it."""
         self._file = LineAppender(directory / "metrics.jsonl")
         self._tensorboard = _TensorBoard(directory / "tensorboard", env_steps) if tensorboard else None
         self._gauges = _ray_gauges(run_name)
@@ -99,7 +99,7 @@ class MetricWriter:
 
 
 class _TensorBoard:
-    """Event files; where the disk refuses, lines are left out until it takes a new file."""
+    """TensorBoard's event files; after a disk error lines are left out until a new file can be written."""
 
     def __init__(self, directory: Path, env_steps: int) -> None:
         self._directory, self._steps_before, self._is_failing = directory, env_steps, False
@@ -116,11 +116,10 @@ class _TensorBoard:
                 if value is not None:
                     self._writer.add_scalar(name, value, line["env_steps"])
             self._steps_before, self._is_failing = line["env_steps"], False
-        except OSError as error:  # its thread has ended with what it could not write
+        except OSError as error:  # its writer thread has ended with the error
             if not self._is_failing:
-                LOG.error(
-                    "TensorBoard's file could not be written (%s); lines are left out of it until there is room", error
-                )
+                message = "TensorBoard's file could not be written (%s); lines are left out of it until there is room"
+                LOG.error(message, error)
             self._is_failing = True
             self.close()
 
@@ -138,7 +137,7 @@ def _finite(value: Any) -> Any:
 
 def _ray_gauges(run_name: str) -> Any:
     """The run's gauges inside a Ray process; None elsewhere."""
-    if "ray" not in sys.modules:  # `inline` does without it, its import included
+    if "ray" not in sys.modules:  # `inline` never imports it
         return None
     import ray
 

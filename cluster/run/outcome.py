@@ -1,7 +1,8 @@
-"""What came of a run that has ended: whether its judge ever answered, and how its policy plays beside a blind and a random player.
+"""The result of a run that has ended: whether its judge ever answered, and how its policy compares with a blind and a
+random player.
 
-Invariant: all of a run's state is written before; whatever becomes of the evaluation, which runs in a process of its own and within its
-time, a finished run stays finished.
+Invariant: all of a run's state is written before; a failed evaluation, which runs in its own process and within a time
+limit, leaves the run finished.
 """
 
 import contextlib
@@ -15,31 +16,30 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster.plan import RunPlan
 from cluster.run.console import Console
 from cluster.run.directory import RunDirectory, write_atomically
-from cluster.wiring import build_model
 from configs.errors import one_line
 from configs.schema import RunConfig
-from reward_models.interface import Asks
 
 LOG = logging.getLogger(__name__)
 METRICS = {"in_game_score": "in-game score", "success": "success", "return": "episode return"}
-"""What a report says in words: the first of these that it has."""
+"""The metrics that a report is summed up by: the first of these that it has."""
 GAMES_AT_ONCE = 16
 LEAST_S, GRACE_S = 30.0, 20.0
-"""Of an evaluation: what it may take however short the run, and how long its process may take to start and to end besides."""
+"""Of an evaluation: its least time limit, and the time that its process may take in addition to start and to end."""
 
 
 def conclude(
-    config: RunConfig,
+    plan: RunPlan,
     run: RunDirectory,
     summary: Mapping[str, Any],
     console: Console,
     stop_requested: Callable[[], bool],
 ) -> int:
-    """Sum the run up on the console and in its summary file, evaluate it where that is asked for; the exit code: 1 where its judge had to
-    answer and did not."""
-    unjudged = judge_problem(config, summary)
+    """Sum the run up on the console and in its summary file, and evaluate it if configured; the exit code: 1 where its
+    judge had to answer and did not."""
+    config, unjudged = plan.config, judge_problem(plan, summary)
     summary = {**summary, "judge_problem": unjudged, "evaluation": None}
     _write(run, summary, console)
     console.summarise(summary, config.run_dir)
@@ -60,23 +60,16 @@ def conclude(
     return int(fails)
 
 
-def judge_problem(config: RunConfig, summary: Mapping[str, Any]) -> str | None:
-    """That no answer of the judge could be used in all of the run, and why; None where one could, where nothing is asked, and where there
-    was nothing to ask."""
-    if (
-        config.reward_model.judgements
-        or build_model(config).asks is Asks.NOTHING
-        or summary.get("captions_distinct") == 0
-    ):
+def judge_problem(plan: RunPlan, summary: Mapping[str, Any]) -> str | None:
+    """Why no answer of the judge was usable in the whole run; None where one was, or nothing was to be asked."""
+    if not plan.asks_judge or summary.get("captions_distinct") == 0:
         return None
     answers, unparsed = (int(summary.get(f"annotations_{name}") or 0) for name in ("total", "unparsed"))
     if answers > unparsed:
         return None
-    what = (
-        f"all {answers:,} answers of the judge were unusable (annotations_unparsed)"
-        if answers
-        else "the judge never answered"
-    )
+    what = "the judge never answered"
+    if answers:
+        what = f"all {answers:,} answers of the judge were unusable (annotations_unparsed)"
     why = one_line(summary.get("annotation_problem") or "")
     return f"{what}, so that no caption was ever rewarded" + (f": {why}" if why else "")
 
@@ -88,30 +81,26 @@ def evaluate_in_time(
     say: Callable[[str], None],
     stop_requested: Callable[[], bool],
 ) -> dict[str, Any]:
-    """`delphi eval`'s report on the run, with its main metric in `words`; or only `problem`, why there is none. Never raises for what goes
-    wrong in playing."""
+    """`delphi eval`'s report, with its main metric in `words`; or only the `problem` that occurred. Never raises."""
     seconds = max(config.evaluation.time_share * trained_s, LEAST_S)
     say(f"evaluating on held-out games, for {seconds:.0f} s at most (Ctrl-C leaves it out)")
     try:
-        report = _play(config, run, seconds, stop_requested)
-        return {"words": in_words(report), **report}
+        report = _run_evaluation(config, run, seconds, stop_requested)
+        return {"words": scores_as_text(report), **report}
     except Exception as error:
         LOG.warning("the run is finished, but could not be evaluated", exc_info=True)
         return {"problem": one_line(error) or type(error).__name__}
 
 
-def in_words(report: Mapping[str, Any]) -> str:
-    """`in-game score 74 [66, 83], blind 50 [44, 57], random 34 [29, 40]; policy - blind, game by game: +24 [+15, +33]`."""
+def scores_as_text(report: Mapping[str, Any]) -> str:
+    """`in-game score 74 [66, 83], blind 50 [44, 57], …; policy - blind, game by game: +24 [+15, +33]`."""
     name = next(name for name in METRICS if name in report["policy"])
     players = {player: report[player][name] for player in ("policy", "blind", "random") if name in report[player]}
     difference = report["differences"]["policy - blind"].get(name)
     largest = max(abs(metric[end]) for metric in players.values() for end in ("low", "high"))
     digits = 0 if largest >= 20 else 1 if largest >= 2 else 2
-    said = [
-        f"{'' if player == 'policy' else player + ' '}{_metric(metric, f'.{digits}f')}"
-        for player, metric in players.items()
-    ]
-    words = f"{METRICS[name]} {', '.join(said)}"
+    scores = [f"{player} {_metric(metric, f'.{digits}f')}" for player, metric in players.items()]
+    words = f"{METRICS[name]} {', '.join(scores).removeprefix('policy ')}"
     return f"{words}; policy - blind, game by game: {_metric(difference, f'+.{digits}f')}" if difference else words
 
 
@@ -119,15 +108,15 @@ def _metric(metric: Mapping[str, float], form: str) -> str:
     return f"{metric['mean']:{form}} [{metric['low']:{form}}, {metric['high']:{form}}]"
 
 
-def _play(config: RunConfig, run: RunDirectory, seconds: float, stop_requested: Callable[[], bool]) -> dict[str, Any]:
-    """The report of `delphi eval` in a process of its own, so that nothing in an environment can end this one. RuntimeError without one."""
+def _run_evaluation(
+    config: RunConfig, run: RunDirectory, seconds: float, stop_requested: Callable[[], bool]
+) -> dict[str, Any]:
+    """The report of `delphi eval` in its own process, so that no environment ends this one. Raises RuntimeError."""
     command = [sys.executable, "-m", "cluster.verbs.evaluate", str(run.path), "--json", f"--seconds={seconds:g}"]
     command += [f"--episodes={config.evaluation.episodes}", f"--envs={GAMES_AT_ONCE}"]
-    # What this process can import, that one can: modules of the user's environments, too.
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-        "PYTHONSAFEPATH": "1",
-    }
+    # It can import what this process can, the modules of the user's environments included.
+    search_path = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    environment = os.environ | {"PYTHONPATH": search_path, "PYTHONSAFEPATH": "1"}
     log = run.path / "evaluation.log"
     began = time.monotonic()
     with log.open("wb") as output:
@@ -142,7 +131,7 @@ def _play(config: RunConfig, run: RunDirectory, seconds: float, stop_requested: 
     try:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                said, _ = process.communicate(timeout=0.2)
+                report, _ = process.communicate(timeout=0.2)
                 break
             if stop_requested():
                 raise RuntimeError("stopped by hand")
@@ -156,7 +145,7 @@ def _play(config: RunConfig, run: RunDirectory, seconds: float, stop_requested: 
             process.stdout.close()
     if process.returncode:
         raise RuntimeError(f"it ended with exit code {process.returncode}: {_last_line(log)}")
-    return json.loads(said.splitlines()[-1])
+    return json.loads(report.splitlines()[-1])
 
 
 def _last_line(log: Path) -> str:
@@ -167,5 +156,5 @@ def _last_line(log: Path) -> str:
 def _write(run: RunDirectory, summary: Mapping[str, Any], console: Console) -> None:
     try:
         write_atomically(run.summary, json.dumps(summary, indent=2) + "\n")
-    except OSError as error:  # everything is in the last checkpoint
+    except OSError as error:  # the last checkpoint holds everything
         console.say(f"{run.summary} could not be written ({error.strerror}); the checkpoint was")

@@ -1,8 +1,8 @@
-"""A run's metrics as gauges of `ray.util.metrics`, on every node's metrics endpoint that Ray tells Prometheus of.
+"""A run's metrics as gauges of `ray.util.metrics`, at the metrics endpoints of nodes that Ray gives to Prometheus.
 
-Invariant: while it is open every catalogue metric is at the endpoint; one that is undefined as 0 with the label `undefined="yes"`,
-since NaN does not get through Ray. Ray passes a gauge on only in the report interval in which it was set and forgets it two intervals
-later, so that one set once, or never, is not there: all are set again and again.
+Invariant: while it is open every catalogue metric is at the endpoint; an undefined one as 0 with the label
+`undefined="yes"`, because Ray drops NaN. Ray exports a gauge only in the report interval in which it was set and drops
+it two intervals later, so all are set repeatedly.
 """
 
 import threading
@@ -18,15 +18,14 @@ REPEAT_S = 1.0
 
 
 class RayGauges:
-    """Gauges tagged with the run, counters too: Ray's own counters begin at 0 in every process and can only be added to, so that a
-    resumed run could not set one to where it was. `close` ends the thread that repeats them."""
+    """Gauges tagged with the run, for counters too: Ray's own counters start at 0 in every process and can only be
+    added to, so a resumed run could not restore one. `close` ends the thread that sets them repeatedly."""
 
     def __init__(self, run_name: str) -> None:
         self._gauges = {}
         for metric in CATALOGUE:
-            gauge = Gauge(
-                RAY_PREFIX + metric.name, description=f"{metric.meaning} [{metric.unit}]", tag_keys=("run", UNDEFINED)
-            )
+            description = f"{metric.meaning} [{metric.unit}]"
+            gauge = Gauge(RAY_PREFIX + metric.name, description=description, tag_keys=("run", UNDEFINED))
             self._gauges[metric.name] = gauge.set_default_tags({"run": run_name})
         self._line: Mapping[str, Any] = {}
         self._closed = threading.Event()
@@ -34,11 +33,11 @@ class RayGauges:
         self._thread.start()
 
     def show(self, line: Mapping[str, Any]) -> None:
-        """From now on, at the latest in REPEAT_S, the gauges are this metric line's values; None is undefined."""
+        """Set the gauges to this metric line's values, within REPEAT_S; None is undefined."""
         self._line = line
 
     def close(self) -> None:
-        """Stop; Ray forgets the values by itself."""
+        """End the thread; Ray then drops the values."""
         self._closed.set()
         self._thread.join()
 

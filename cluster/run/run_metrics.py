@@ -1,11 +1,11 @@
-"""Gathers one metric line from updates, finished episodes, and the metrics of the other parts.
+"""Computes the learner's part of a metric line from updates and finished episodes.
 
-Environments that start together end their short episodes first, and wherever some tasks take long, an average over what has ended is an
-average over what is short. So an episode counts only when no earlier one of its worker still runs (`EpisodeWindow`): the means are
+Environments that start together end their short episodes first, so a mean over ended episodes is biased towards short
+ones. Therefore an episode counts only when no earlier one of its worker still runs (`EpisodeWindow`): the means are
 undefined until the first episodes have all ended, and unbiased from then on.
 
-Invariant: every metric covers exactly the log interval or episode window that the catalogue says; every episode counts once and whole,
-none that an exception cut and none that a replaced worker left unfinished; state survives a resume.
+Invariant: every metric covers exactly the log interval or episode window of the catalogue; every complete episode
+counts once, those cut by an exception or left by a replaced worker never; state survives a resume.
 """
 
 import math
@@ -20,44 +20,44 @@ from actors.rollout import Rollout
 from cluster.metrics import NAMES
 
 MAX_WAITING = 10_000
-"""Finished episodes that wait, per worker, for earlier ones to end; beyond it the first count: some episodes may never end."""
+"""Finished episodes per worker that wait for earlier ones, some of which may never end; beyond it the first count."""
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedEpisode:
-    """What one episode adds to the means."""
+    """One episode's contribution to the means."""
 
     extrinsic: float
     length: int
     intrinsic: float
     """NaN where some of its rollouts were dropped."""
     info: Mapping[str, float]
-    """What the environment says of its end."""
+    """The environment's metrics at its end."""
 
 
 @dataclass(slots=True)
 class _Worker:
-    """The episodes of one worker's environments, on its clock of steps per environment."""
+    """The episodes of one worker's environments; times are in steps per environment."""
 
     intrinsic: np.ndarray
-    """[B] f64: what the running episodes have earned."""
+    """[B] f64: intrinsic return of the running episodes so far."""
     begun_at: np.ndarray
-    """[B] i64: when they began."""
+    """[B] i64: their start times."""
     next_number: int = 0
-    """Of the rollout that is to come."""
+    """The sequence number of the next rollout."""
     waiting: list[tuple[int, FinishedEpisode]] = field(default_factory=list)
-    """Finished episodes with the time at which they began, earliest first."""
+    """Finished episodes with their start times, earliest first."""
 
 
 class EpisodeWindow:
-    """The last `size` episodes that count."""
+    """The last `size` counted episodes."""
 
     def __init__(self, size: int) -> None:
         self.episodes: deque[FinishedEpisode] = deque(maxlen=size)
         self._workers: dict[str, _Worker] = {}
 
     def add_rollout(self, rollout: Rollout, intrinsic: np.ndarray) -> None:
-        """Take in a consumed rollout's episodes; `intrinsic` [T, B] is what its steps earned, weighted."""
+        """Add a consumed rollout's episodes; `intrinsic` [T, B]: the weighted intrinsic reward of its steps."""
         worker = self._worker(rollout, intrinsic.shape[1])
         number_of_steps = len(intrinsic)
         clock = rollout.sequence_number * number_of_steps
@@ -68,9 +68,8 @@ class EpisodeWindow:
             for i in done[t].nonzero()[0].tolist():
                 if episode := ended.get((t, i)):  # else the environment raised
                     begun_at = clock + t + 1 - episode.length
-                    record = FinishedEpisode(
-                        episode.episode_return, episode.length, float(worker.intrinsic[i]), episode.info
-                    )
+                    intrinsic_return = float(worker.intrinsic[i])
+                    record = FinishedEpisode(episode.episode_return, episode.length, intrinsic_return, episode.info)
                     worker.waiting.append((begun_at, record))
                 worker.intrinsic[i], worker.begun_at[i] = 0.0, clock + t + 1
         worker.next_number = rollout.sequence_number + 1
@@ -111,12 +110,11 @@ class EpisodeWindow:
         index = rollout.worker_id.partition(".")[0]
         worker, number = self._workers.get(index), rollout.sequence_number
         if worker is None or number == 0:
-            if worker is not None:  # what its predecessor had not finished will never end
+            if worker is not None:  # its predecessor's unfinished episodes never end
                 self._count(worker, len(worker.waiting))
-            worker = self._workers[index] = _Worker(
-                np.zeros(num_envs), np.full(num_envs, number * len(rollout.actions))
-            )
-        if number != worker.next_number:  # what the running episodes earned in between is not known
+            begun_at = np.full(num_envs, number * len(rollout.actions))
+            worker = self._workers[index] = _Worker(np.zeros(num_envs), begun_at)
+        if number != worker.next_number:  # the rewards of the missing rollouts are unknown
             worker.intrinsic[:] = math.nan
         return worker
 
@@ -136,7 +134,7 @@ def _from_json(entry: list[Any]) -> FinishedEpisode:
 
 
 class RunMetrics:
-    """Running means over one log interval, and the window of finished episodes."""
+    """Means over the running log interval, and the window of finished episodes."""
 
     def __init__(self, episode_window: int) -> None:
         self.episodes_total = 0
@@ -147,7 +145,7 @@ class RunMetrics:
         self._lag_max: float | None = None
 
     def add_update(self, metrics: Mapping[str, float], lags: Sequence[int]) -> None:
-        """Take in one learner step's scalar metrics and the policy lag of each rollout in it."""
+        """Add one learner step's scalar metrics and the policy lag of each of its rollouts."""
         for name, value in {**metrics, "policy_lag_mean": float(np.mean(lags))}.items():
             entry = self._sums.setdefault(name, [0.0, 0])
             entry[0] += value
@@ -155,7 +153,7 @@ class RunMetrics:
         self._lag_max = max(self._lag_max or 0, *lags)
 
     def add_rollout(self, rollout: Rollout, intrinsic: np.ndarray) -> None:
-        """Take in a consumed rollout's rewards and episodes; `intrinsic` [T, B] is what its steps earned, weighted."""
+        """Add a consumed rollout's rewards and episodes; `intrinsic` [T, B] is its weighted intrinsic reward."""
         self.episodes_total += len(rollout.episodes)
         self._window.add_rollout(rollout, intrinsic)
         self._steps += rollout.num_steps
@@ -166,10 +164,8 @@ class RunMetrics:
         """The metrics of the interval that ends now; starts the next interval."""
         line: dict[str, Any] = {name: total / n for name, (total, n) in self._sums.items()}
         line |= {"policy_lag_max": self._lag_max, "episodes_total": self.episodes_total}
-        if self._steps:
-            line |= {
-                f"reward_{kind}_per_1000_steps": 1000 * total / self._steps for kind, total in self._rewards.items()
-            }
+        for kind, total in self._rewards.items() if self._steps else ():
+            line[f"reward_{kind}_per_1000_steps"] = 1000 * total / self._steps
         line |= self._of_episodes()
         self._sums, self._lag_max = {}, None
         self._rewards, self._steps = dict.fromkeys(self._rewards, 0.0), 0
@@ -194,11 +190,10 @@ class RunMetrics:
         self._rewards, self._steps = dict(state["rewards"]), state["steps"]
 
     def _of_episodes(self) -> dict[str, float]:
-        """Means over the window, and what happened in it per 1,000 of its steps."""
-        episodes = self._window.episodes
+        """Means over the window's episodes, and totals per 1,000 of their steps."""
         columns: dict[str, list[float]] = {}
         totals: dict[str, list[float]] = {}  # name -> [sum, steps of the episodes that have it]
-        for episode in episodes:
+        for episode in self._window.episodes:
             metrics = {"return_extrinsic": episode.extrinsic, "length": float(episode.length), **episode.info}
             if not math.isnan(episode.intrinsic):
                 metrics["return_intrinsic"] = episode.intrinsic
@@ -207,6 +202,6 @@ class RunMetrics:
                 total = totals.setdefault(f"{name}_per_1000_steps", [0.0, 0.0])
                 total[0] += value
                 total[1] += episode.length
-        with np.errstate(invalid="ignore"):  # an environment's metrics may be no numbers
+        with np.errstate(invalid="ignore"):  # an environment's metrics may be NaN or infinite
             means = {name: float(np.mean(values)) for name, values in columns.items() if name in NAMES}
         return means | {name: 1000 * total / steps for name, (total, steps) in totals.items() if name in NAMES}

@@ -1,6 +1,7 @@
-"""Where the time goes: what share of an interval each stage of workers and learner took, and which of them holds the others up.
+"""Time shares of the stages of workers and learner in an interval, and the bottleneck that follows from them.
 
-Invariant: the shares of one part add up to 1 at most; what no stage claims is its `other`, or, of the workers, idleness.
+Invariant: the shares of workers or of the learner add up to at most 1; the rest is the learner's `other`, or the
+workers' idle time.
 """
 
 import time
@@ -11,7 +12,7 @@ from typing import Any
 WORKER_STAGES = ("env", "inference", "other")
 LEARNER_STAGES = ("wait", "relabel", "transfer", "train", "publish")
 SATURATED = 0.1
-"""A part that is idle for less than this share of the time is what holds the others up."""
+"""Workers or a learner that are idle for less than this share of the time are the bottleneck."""
 
 
 class StageClock:
@@ -42,7 +43,7 @@ class StageClock:
             self._learner[stage] += time.perf_counter() - started
 
     def take_line(self, seconds: float) -> dict[str, float]:
-        """Shares of the `seconds` since the last line, as metrics; the clock starts anew."""
+        """Shares of the `seconds` since the last line, as metrics; resets the clock."""
         workers = {stage: spent / (seconds * self._num_workers) for stage, spent in self._worker.items()}
         learner = {stage: spent / seconds for stage, spent in self._learner.items()}
         learner["other"] = max(0.0, 1.0 - sum(learner.values()))
@@ -55,18 +56,15 @@ class StageClock:
 
 
 def bottleneck(line: Mapping[str, Any], mode: str) -> str | None:
-    """In plain words what more of would make the run faster, from a metric line; None before there is one."""
-    shares = {
-        name: line.get(name) for name in ("worker_env_fraction", "worker_inference_fraction", "worker_idle_fraction")
-    }
-    wait, train = line.get("learner_wait_fraction"), line.get("learner_train_fraction")
-    if wait is None or train is None or None in shares.values():
+    """The bottleneck in a metric line, as text for the user; None before the first line."""
+    stages = ("worker_env", "worker_inference", "worker_idle", "learner_wait", "learner_train")
+    shares = [line.get(f"{stage}_fraction") for stage in stages]
+    if None in shares:
         return None
-    env, inference, idle = (float(share or 0.0) for share in shares.values())
+    env, inference, idle, wait, train = (float(share or 0.0) for share in shares)
     if mode == "inline":
-        return (
-            f"one process for all: environments {env:.0%}, inference {inference:.0%}, training {train:.0%} of the time"
-        )
+        stages_text = f"environments {env:.0%}, inference {inference:.0%}, training {train:.0%}"
+        return f"one process for all: {stages_text} of the time"
     if wait < SATURATED:
         return f"learner-bound: it trains {train:.0%} of the time, workers idle {idle:.0%}"
     if idle < SATURATED:

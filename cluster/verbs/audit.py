@@ -1,6 +1,7 @@
 """`delphi audit`: how well a judge, or a run's trained reward model, agrees with captions that people have labelled.
 
-Invariant: the metrics are the model's own, on captions it was not shown; nothing of the audit enters the judgement store.
+Invariant: metrics are on captions that are not among the model's examples; nothing of the audit enters the judgement
+store.
 """
 
 import argparse
@@ -58,24 +59,25 @@ def _audit_judge(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.pairs and rubric.pairs is None:
         raise ValueError(f"--pairs: rubric '{rubric.id}' has no `pairs` section, so it compares nothing")
     is_here = config is not None and config.engine != "openai"
-    # What was not asked for is free where the model is here, and somebody's money where it is not.
+    # By default only where the model runs here: elsewhere it may cost money.
     num_pairs = (NUM_PAIRS if is_here else 0) if arguments.pairs is None else arguments.pairs
     num_timed = (NUM_TIMED if is_here else 0) if arguments.speed_captions is None else arguments.speed_captions
     with opened_judge(rubric, config, arguments) as judge:
         report = audit_judge(judge, rubric, labelled, num_pairs=num_pairs, num_timed=num_timed)
-    left_out = (
-        f", {report['examples_left_out']} left out as examples of the rubric" if report["examples_left_out"] else ""
-    )
-    title = f"{report['rubric']} version {report['rubric_version']}, {report['model']} ({report['engine']}): {report['captions']} captions"
-    return {"title": title + left_out, **report}
+    judge_name = f"{report['rubric']} version {report['rubric_version']}, {report['model']} ({report['engine']})"
+    return {"title": _title(f"{judge_name}: {report['captions']} captions", report["examples_left_out"]), **report}
+
+
+def _title(text: str, examples_left_out: int) -> str:
+    return text + (f", {examples_left_out} left out as examples of the rubric" if examples_left_out else "")
 
 
 def _audit_run(run_dir: str, labelled_path: str) -> dict[str, Any]:
-    """The reward model of the run's latest checkpoint by its margins: what it thinks before that becomes a reward; captions it has
-    nothing to say about count as unparsed. Examples of the run's rubric are left out, as they are for its judge."""
+    """Audits the reward model of the run's latest checkpoint by its margins, which rewards are made of; captions
+    without a margin count as unparsed. Examples of the run's rubric are left out, as for its judge."""
     from actors.captions import caption_id, normalize
+    from cluster.plan import embedding_goals
     from cluster.verbs.offline_reward_model import load_reward_model
-    from cluster.wiring import embedding_goals
     from llm_server.annotation import Caption
     from llm_server.offline.audit import score_metrics, without_examples
     from llm_server.offline.audit_metrics import precision_metrics
@@ -86,9 +88,8 @@ def _audit_run(run_dir: str, labelled_path: str) -> dict[str, Any]:
     labelled = read_labelled(labelled_path)
     model, config, env_steps, paid = load_reward_model(run_dir)
     is_judged = model.asks in (Asks.JUDGEMENTS, Asks.PAIRS)
-    kept = without_examples(
-        labelled, [example.item for example in load_rubric(config.annotator.rubric).examples] if is_judged else []
-    )
+    examples = [example.item for example in load_rubric(config.annotator.rubric).examples] if is_judged else []
+    kept = without_examples(labelled, examples)
     as_met = partial(normalize, fold_case=config.env.fold_case, fold_digits=config.env.fold_digits)
     texts = [as_met(row.text.encode()) for row in kept]
     captions = [Caption(id=caption_id(text), text=text) for text in texts]
@@ -97,23 +98,20 @@ def _audit_run(run_dir: str, labelled_path: str) -> dict[str, Any]:
         model.learn(_embedded(captions, embedding_goals(config), config.service))
     margins = model.margins(captions)
     seconds = time.perf_counter() - began
+    labels = {as_met(row.text.encode()): row.is_positive for row in labelled}
     report = {
         "run": run_dir,
         "env_steps": env_steps,
         "reward_model": model.name,
         "examples_left_out": len(labelled) - len(kept),
         **score_metrics(margins, kept, 0.0, are_probabilities=False),
-        **precision_metrics(
-            _paid_by_text(run_dir, paid), {as_met(row.text.encode()): row.is_positive for row in labelled}
-        ),
+        **precision_metrics(_paid_by_text(run_dir, paid), labels),
         "labels_per_s": len(kept) / seconds,
         "labels_timed": len(kept),
         "seconds_timed": seconds,
     }
-    left_out = (
-        f", {report['examples_left_out']} left out as examples of the rubric" if report["examples_left_out"] else ""
-    )
-    return {"title": f"{model.name} of {run_dir} at {env_steps:,} steps: {len(kept)} captions{left_out}", **report}
+    title = f"{model.name} of {run_dir} at {env_steps:,} steps: {len(kept)} captions"
+    return {"title": _title(title, len(labelled) - len(kept)), **report}
 
 
 def _paid_by_text(run_dir: str, paid: Mapping[int, float]) -> dict[str, float]:
@@ -125,7 +123,7 @@ def _paid_by_text(run_dir: str, paid: Mapping[int, float]) -> dict[str, float]:
 
 
 def _embedded(captions: "Sequence[Caption]", goals: Sequence[str], service: "ServiceConfig") -> "list[EmbeddedCaption]":
-    """What the annotation service would say of the captions."""
+    """The captions with the cosines that the annotation service would return."""
     from llm_server.annotation import EmbeddedCaption
     from llm_server.engines.sentence_encoder import SentenceEncoder
 
@@ -160,31 +158,16 @@ def _parser() -> argparse.ArgumentParser:
         "  delphi audit --run runs/nethack_score labelled.jsonl",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "labelled",
-        type=path_argument,
-        metavar="LABELLED",
-        help="JSON lines of captions with helpful = 1 (progress) or 0",
-    )
-    parser.add_argument(
-        "--run",
-        type=path_argument,
-        metavar="RUN",
-        help="audit the reward model of this run's latest checkpoint in place of a judge",
-    )
-    parser.add_argument(
-        "--pairs",
-        type=int,
-        metavar="N",
-        help=f"pairs to compare where the rubric compares pairs (default: {NUM_PAIRS}; with --address or engine openai 0, none)",
-    )
-    parser.add_argument(
-        "--speed-captions",
-        type=int,
-        metavar="N",
-        help="captions to time at least; where the file has fewer, others are made of its words"
-        f" (default: {NUM_TIMED}; with --address or engine openai 0, the file's own)",
-    )
+    remote = "with --address or engine openai 0"
+    labelled = "JSON lines of captions with helpful = 1 (progress) or 0"
+    run = "audit the reward model of this run's latest checkpoint in place of a judge"
+    pairs = f"pairs to compare where the rubric compares pairs (default: {NUM_PAIRS}; {remote}, none)"
+    timed = "captions to time at least; where the file has fewer, others are made of its words"
+    timed += f" (default: {NUM_TIMED}; {remote}, the file's own)"
+    parser.add_argument("labelled", type=path_argument, metavar="LABELLED", help=labelled)
+    parser.add_argument("--run", type=path_argument, metavar="RUN", help=run)
+    parser.add_argument("--pairs", type=int, metavar="N", help=pairs)
+    parser.add_argument("--speed-captions", type=int, metavar="N", help=timed)
     parser.add_argument("--min-auc", type=float, metavar="X", help="exit with code 1 where the AUC is below X")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     add_judge_flags(parser, with_store=False)

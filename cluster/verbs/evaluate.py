@@ -20,32 +20,28 @@ from configs.paths import path_argument
 from configs.schema import RunConfig
 from llm_server.standard_output import guarded
 
-if TYPE_CHECKING:  # --help is to show without loading torch
+if TYPE_CHECKING:  # --help must not load torch
     from learner.evaluation import Episodes, Estimate, Player
 
 PLAYERS = ("policy", "blind", "random")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 2 the command or the run was wrong."""
+    """Exit code: 0 done, 2 an invalid command or run."""
     parser = argparse.ArgumentParser(
         prog="delphi eval",
-        description="Play a run's latest checkpoint on held-out seeds; beside it on the same seeds a blind player, which draws from the"
-        " policy's average action frequencies without looking, and a random one.",
+        description="Play a run's latest checkpoint on held-out seeds; beside it on the same seeds a blind player, which"
+        " draws from the policy's average action frequencies without looking, and a random one.",
     )
     parser.add_argument("run", type=path_argument, metavar="RUN", help="a run directory")
     parser.add_argument("--episodes", type=int, default=64, metavar="N", help="episodes per player (default 64)")
-    parser.add_argument(
-        "--envs", type=int, default=16, metavar="N", help="environments played side by side (default 16)"
-    )
+    envs = "environments played side by side (default 16)"
+    parser.add_argument("--envs", type=int, default=16, metavar="N", help=envs)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="which held-out seeds (default 0)")
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=0.0,
-        metavar="S",
-        help="play in rounds of one episode per environment, and count those that all three players finish in S seconds (default: no limit)",
+    seconds = (
+        "play in rounds of one episode per environment, and count those that all three players finish in S seconds"
     )
+    parser.add_argument("--seconds", type=float, default=0.0, metavar="S", help=f"{seconds} (default: no limit)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args(argv)
     from learner.checkpoint import CheckpointError
@@ -56,13 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise ConfigError(f"--{name}: got {getattr(arguments, name)}, wanted at least {least}")
         if not 0 <= arguments.seconds < math.inf:
             raise ConfigError(f"--seconds: got {arguments.seconds:g}, wanted a number from 0 on")
-        report = evaluate(
-            arguments.run,
-            episodes=arguments.episodes,
-            num_envs=arguments.envs,
-            seed=arguments.seed,
-            seconds=arguments.seconds,
-        )
+        sizes = {"episodes": arguments.episodes, "num_envs": arguments.envs}
+        report = evaluate(arguments.run, **sizes, seed=arguments.seed, seconds=arguments.seconds)
     except (ValueError, CheckpointError) as error:
         print(f"delphi eval: {error}", file=sys.stderr)
         return 2
@@ -84,8 +75,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Metrics of the three players and their differences as JSON values: each a mean with its 95 % interval.
 
-    With `seconds` it plays in rounds, one episode per environment and player: the first with `num_envs` environments, a further one with as
-    many as are likely to end in time. A round that does not is left out for all players. Raises ConfigError.
+    With `seconds` it plays in rounds, one episode per environment and player: the first with `num_envs` environments,
+    each further one with as many as are likely to end in time. A round that does not end in time is left out for all
+    players. Raises ConfigError.
     """
     from cluster.run.directory import find_run
     from configs.loading import from_dict
@@ -97,28 +89,19 @@ def evaluate(
     config = from_dict(saved)
     state = load_latest(run.checkpoints)
     if state is None:
-        raise ConfigError(
-            f"{run_dir} has no complete checkpoint yet; train it for a while, or stop it with Ctrl-C, which writes one"
-        )
+        advice = "train it for a while, or stop it with Ctrl-C, which writes one"
+        raise ConfigError(f"{run_dir} has no complete checkpoint yet; {advice}")
     num_envs = min(num_envs, episodes)
     per_env = 1 if seconds else -(-episodes // num_envs)
     played: dict[str, Episodes] = {name: {} for name in PLAYERS}
     information: list[float] = []
     num_played = first = 0  # episodes; the number of a round's first environment
+    weights, is_time_up = state["learner"]["weights"], lambda: time.monotonic() > deadline
     with _threads(config.actors.torch_threads):
         while num_envs > 0:
-            began = time.monotonic()
+            began, number = time.monotonic(), len(information)
             try:
-                games, of_round = _play(
-                    config,
-                    state["learner"]["weights"],
-                    num_envs,
-                    per_env,
-                    seed,
-                    len(information),
-                    lambda: time.monotonic() > deadline,
-                    say,
-                )
+                games, of_round = _play_round(config, weights, num_envs, per_env, seed, number, is_time_up, say)
             except OutOfTime:
                 break
             information.append(of_round)
@@ -126,12 +109,11 @@ def evaluate(
                 played[name] |= {(first + i, episode): metrics for (i, episode), metrics in finished.items()}
             first, num_played = first + num_envs, num_played + num_envs * per_env
             now = time.monotonic()
-            # One that is n times as large takes less than n times as long.
+            # A round n times as large takes less than n times as long.
             num_envs = min(int((deadline - now) / (now - began) * num_envs), episodes - num_played) if seconds else 0
     if not information:
-        raise ConfigError(
-            f"one game in each of {num_envs} environments takes all players together more than {seconds:.0f} s"
-        )
+        games = f"one game in each of {num_envs} environments"
+        raise ConfigError(f"{games} takes all players together more than {seconds:.0f} s")
     return {
         "run": str(run.path),
         "env_steps": state["loop"]["env_steps"],
@@ -148,7 +130,7 @@ def evaluate(
     }
 
 
-def _play(
+def _play_round(
     config: RunConfig,
     weights: Mapping[str, Any],
     num_envs: int,
@@ -158,8 +140,8 @@ def _play(
     is_time_up: Callable[[], bool],
     say: Callable[[str], None],
 ) -> tuple[dict[str, "Episodes"], float]:
-    """What each player made of the games of round `number`; and the policy's information between state and action, in nats. The blind
-    player's frequencies are the policy's in this round. Raises OutOfTime."""
+    """Each player's episodes of round `number`, and the policy's information between state and action, in nats. The
+    blind player has the policy's action frequencies of this round. Raises OutOfTime."""
 
     from actors.environments.factory import make_environment
     from actors.policy import PolicyNet, load_weights
@@ -188,7 +170,7 @@ def _play(
 
 @contextlib.contextmanager
 def _threads(number: int) -> Iterator[None]:
-    """For so small batches more threads do no good, and on a busy machine much harm."""
+    """Limits torch's threads: for such small batches more threads do not help, and slow a busy machine."""
     import torch
 
     before = torch.get_num_threads()
@@ -203,8 +185,8 @@ def _as_json(estimates: Mapping[str, "Estimate"]) -> dict[str, Any]:
     return {name: asdict(estimate) for name, estimate in estimates.items()}
 
 
-def _in_words(mean: float, low: float, high: float) -> str:
-    """Short enough for three in a line of 80 characters."""
+def _interval_text(mean: float, low: float, high: float) -> str:
+    """Mean and interval, short enough for three on a line of 80 characters."""
     largest = max(abs(low), abs(high))
     digits = 0 if largest >= 100 else 1 if largest >= 10 else 2
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
@@ -215,10 +197,9 @@ def _print_table(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console(soft_wrap=True, markup=False, emoji=False)
+    title = f"{report['environment']}, {report['episodes']} episodes, checkpoint at {report['env_steps']:,} steps"
     tables = {
-        f"{report['environment']}, {report['episodes']} episodes, checkpoint at {report['env_steps']:,} steps (mean, 95 % interval)": {
-            name: report[name] for name in PLAYERS
-        },
+        f"{title} (mean, 95 % interval)": {name: report[name] for name in PLAYERS},
         "the same games, one player minus another": report["differences"],
     }
     for title, columns in tables.items():
@@ -227,11 +208,10 @@ def _print_table(report: dict[str, Any]) -> None:
             table.add_column(heading, justify="right" if heading else "left")
         for name in report["policy"]:
             cells = [metrics.get(name) for metrics in columns.values()]
-            table.add_row(name, *("-" if cell is None else _in_words(**cell) for cell in cells))
+            table.add_row(name, *("-" if cell is None else _interval_text(**cell) for cell in cells))
         console.print(table)
-    console.print(
-        f"information between state and action: {report['policy_state_information']:.4f} nats (a policy that does not look has 0)"
-    )
+    information = f"{report['policy_state_information']:.4f} nats"
+    console.print(f"information between state and action: {information} (a policy that does not look has 0)")
     if any(report["episodes_lost"].values()):
         lost = ", ".join(f"{name} {number}" for name, number in report["episodes_lost"].items())
         console.print(f"episodes lost because the environment raised: {lost}")

@@ -1,6 +1,6 @@
-"""The reward model of a run, wherever it lies: in the newest checkpoint, or, trained on a judgement file, beside it.
+"""The reward model of a run, in the newest checkpoint, or, trained on a judgement file, beside the checkpoints.
 
-Invariant: a model that was trained before the policy is trained once per run directory; whoever starts the run again finds it.
+Invariant: a model that is trained before the policy is trained once per run directory; later starts of the run load it.
 """
 
 import time
@@ -27,18 +27,18 @@ PROGRESS_INTERVAL_S = 5.0
 
 
 class TrainedModel(NamedTuple):
-    """A run's reward model as it would score now."""
+    """A run's reward model in its present state."""
 
     model: RewardModel
     config: RunConfig
     env_steps: int
-    """How far the policy had been trained beside it."""
+    """Environment steps of the policy's training so far."""
     paid: Mapping[int, float]
-    """Intrinsic reward that has been paid so far, by caption id."""
+    """Intrinsic reward given so far, by caption id."""
 
 
 def load_reward_model(run_dir: str) -> TrainedModel:
-    """The reward model of a run's newest checkpoint, or the one trained before it. Raises ValueError where there is none yet."""
+    """A run's reward model, of its newest checkpoint or trained before it. Raises ValueError where there is none."""
     run, saved = find_run(run_dir)
     config = from_dict(saved)
     model = build_model(config)
@@ -49,9 +49,8 @@ def load_reward_model(run_dir: str) -> TrainedModel:
         raise ValueError(str(error)) from None
     if state and state["annotation"]:
         model.load_state_dict(state["annotation"]["trainer"]["model"])
-        return TrainedModel(
-            model, config, state["loop"]["env_steps"], paid_rewards(state["learner"]["rewards"]["paid"])
-        )
+        paid = paid_rewards(state["learner"]["rewards"]["paid"])
+        return TrainedModel(model, config, state["loop"]["env_steps"], paid)
     if trained_before:
         model.load_state_dict(trained_before["trainer"]["model"])
         return TrainedModel(model, config, 0, {})
@@ -63,10 +62,10 @@ def load_reward_model(run_dir: str) -> TrainedModel:
 def pretrain(
     config: RunConfig, run: RunDirectory, say: Callable[[str], None], stop_requested: Callable[[], bool]
 ) -> None:
-    """Train the reward model on `reward_model.judgements` until it comes to rest, freeze it and save it with the run.
+    """Train the reward model on `reward_model.judgements` until it has converged, freeze it and save it with the run.
 
-    Does nothing where the run has it already, or has no such file. Raises ValueError for a file that cannot be used, and
-    KeyboardInterrupt where a stop is requested meanwhile.
+    Does nothing where the run has it already, or no such file is configured. Raises ValueError for a file that cannot
+    be used, and KeyboardInterrupt on a stop request.
     """
     path = config.reward_model.judgements
     if not path or load_latest(run.reward_model) is not None:
@@ -111,8 +110,9 @@ def _evidence(config: RunConfig, asks: Asks, judgements: Judgements) -> list[Evi
     else:
         evidence += pairs_of_judgements(judgements.captions, judgements.counts, config.annotator, config.seed)
     if not evidence:
+        settings = config.reward_model
         raise ValueError(
-            f"reward_model.judgements: {config.reward_model.judgements} holds no answers that `{config.reward_model.name}` learns from"
+            f"reward_model.judgements: {settings.judgements} holds no answers that `{settings.name}` learns from"
         )
     return evidence
 

@@ -1,4 +1,4 @@
-"""A Ray cluster of three nodes on this machine, one of which joins late; prints where things went as JSON. Run by test_ray_placement.py:
+"""A Ray cluster of three nodes on this machine, one of which joins late; prints where things went as JSON. Run by test_ray_nodes.py:
 Ray reads how it is to authenticate when it is first imported, so it has a process of its own."""
 
 import json
@@ -16,7 +16,7 @@ os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster.on_ray import nodes as ray_placement
+from cluster.on_ray import nodes as ray_nodes
 from cluster.on_ray.placement import Request
 from cluster.on_ray.sweep import sweep_other_machines
 from configs.loading import load_config
@@ -29,7 +29,7 @@ class Visitor:
     """Says where it is and what it sees."""
 
     def __init__(self) -> None:
-        ray_placement.keep_to_assigned_gpus()
+        ray_nodes.keep_to_assigned_gpus()
 
     def where(self) -> tuple[str, str | None]:
         """Node, and the GPUs that CUDA would see."""
@@ -39,7 +39,7 @@ class Visitor:
 def visit(requests: Mapping[str, Request]) -> dict[str, list[tuple[str, str | None]]]:
     """Where the actors of a plan go, and what they see, all there at once."""
     actors = {
-        part: [Visitor.options(**ray_placement.options(request, index)).remote() for index in range(request.count)]
+        part: [Visitor.options(**ray_nodes.ray_options(request, index)).remote() for index in range(request.count)]
         for part, request in requests.items()
     }
     seen = {part: ray.get([actor.where.remote() for actor in there], timeout=120) for part, there in actors.items()}
@@ -74,15 +74,15 @@ def main() -> None:
         config = load_config(preset="nethack_score", overrides=settings)
         said: list[str] = []
         with ThreadPoolExecutor(1) as pool:
-            placing = pool.submit(ray_placement.place, config, True, said.append, lambda: False)
+            placing = pool.submit(ray_nodes.place, config, True, said.append, lambda: False)
             time.sleep(3)
             cluster.add_node(num_cpus=4, num_gpus=2, **MEMORY)
             requests = placing.result(60)
-        gpu_node = next(node.id for node in ray_placement.nodes() if node.gpus)
+        gpu_node = next(node.id for node in ray_nodes.nodes() if node.gpus)
         went = visit(requests)
         crowd = visit({"worker": replace(requests["worker"], count=7)})["worker"]  # more than fit away from the learner
         sweep_other_machines(config.run_dir)  # all nodes are this machine: nothing is swept from under the run
-        grows = ray_placement.more_nodes_may_come("auto")
+        grows = ray_nodes.more_nodes_may_come("auto")
         print(
             json.dumps(
                 {
@@ -91,7 +91,7 @@ def main() -> None:
                     "gpu_node": gpu_node,
                     "went": went,
                     "crowd": crowd,
-                    "nodes": len(ray_placement.nodes()),
+                    "nodes": len(ray_nodes.nodes()),
                 }
             )
         )

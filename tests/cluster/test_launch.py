@@ -2,7 +2,7 @@
 
 import threading
 
-from cluster.launch import _told_every
+from cluster.launch import _report_waiting
 
 
 class Console:
@@ -19,7 +19,7 @@ class Console:
 
 def test_what_is_waited_for_is_said_with_the_seconds_until_it_is_there() -> None:
     console = Console(enough=2)
-    with _told_every(0.01, "the judge, which loads smollm2", console):  # type: ignore[arg-type]
+    with _report_waiting(0.01, "the judge, which loads smollm2", console):  # type: ignore[arg-type]
         assert console.has_said_enough.wait(60)
     number = len(console.said)
     assert set(console.said) <= {f"waiting for the judge, which loads smollm2, {seconds} s" for seconds in range(20)}

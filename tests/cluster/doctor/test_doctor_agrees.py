@@ -126,7 +126,7 @@ def test_a_device_and_an_encoder_that_the_service_would_not_find(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     _, results = examine(capsys, *MODEL, "cluster.mode=inline", "service.device=cuda:9")
     assert results["judge"][0]["status"] == "failed"
-    assert "device 'cuda:9' was asked for" in results["judge"][0]["found"]
+    assert "service.device: got 'cuda:9'" in results["judge"][0]["found"]
     _, results = examine(capsys, "reward_model.name=embedding", "service.encoder=nobody/has-this-encoder")
     assert results["judge"][0]["status"] == "warning"
     assert "hf download nobody/has-this-encoder" in results["judge"][0]["advice"]

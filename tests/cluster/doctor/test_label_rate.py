@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from cluster import plan
 from cluster.doctor import label_rate
 from cluster.doctor.label_rate import check_label_rate
 from cluster.doctor.subject import Subject
@@ -13,7 +14,7 @@ from configs.loading import load_config
 @pytest.fixture
 def scripted(monkeypatch):
     """The scripted engine stands in for one that loads a model."""
-    monkeypatch.setattr(label_rate, "MEASURED_ENGINES", ("scripted",))
+    monkeypatch.setattr(plan, "LOCAL_ENGINES", ("scripted",))
     monkeypatch.setattr(label_rate, "check_model", lambda service, rubric: SimpleNamespace())
     monkeypatch.setattr(label_rate, "ASK_S", 0.3)
 

@@ -67,7 +67,7 @@ def test_no_preset_is_warned_about(name: str) -> None:
     if name.startswith("minigrid"):
         pytest.importorskip("minigrid")
     config = load_config(preset=name)
-    spec, _ = check_parts(config)
+    spec, *_ = check_parts(config)
     assert weigh_penalties(config, spec) is None
     assert not spec.notices
 

@@ -4,7 +4,7 @@ import pytest
 from ray.core.generated.common_pb2 import ActorDiedErrorContext
 from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, OutOfMemoryError, RayTaskError
 
-from cluster.on_ray.failures import NO_TRACE, failure_of
+from cluster.on_ray.failures import NO_TRACE, actor_failure
 
 KILLED = (
     "The actor died unexpectedly before finishing this task. Its process has died because all references were dropped."
@@ -41,7 +41,7 @@ def task_error(cause: Exception) -> RayTaskError:
     ],
 )
 def test_the_cause_is_said_in_a_line_and_is_the_actors_own(error: Exception, stderr: str, cause: str) -> None:
-    failure = failure_of(error, None, stderr)
+    failure = actor_failure(error, None, stderr)
     assert (failure.cause, failure.is_node_loss) == (cause, False)
 
 
@@ -54,6 +54,6 @@ def test_the_cause_is_said_in_a_line_and_is_the_actors_own(error: Exception, std
     ],
 )
 def test_a_lost_node_is_not_the_actors_fault(error: Exception) -> None:
-    failure = failure_of(error, None, "")
+    failure = actor_failure(error, None, "")
     assert failure.is_node_loss
     assert failure.cause == "its node is gone"

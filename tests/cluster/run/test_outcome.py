@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from cluster.plan import plan_run
 from cluster.run import outcome
 from cluster.run.console import Console
 from cluster.run.directory import RunDirectory
-from cluster.run.outcome import conclude, in_words, judge_problem
+from cluster.run.outcome import conclude, judge_problem, scores_as_text
 from configs.loading import load_config
 from configs.schema import RunConfig
 
@@ -76,7 +77,7 @@ def report(difference: float, **players: dict[str, dict[str, float]]) -> dict[st
     ],
 )
 def test_a_report_is_said_by_the_figure_that_says_most(played: dict[str, Any], words: str) -> None:
-    assert in_words(played) == words
+    assert scores_as_text(played) == words
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_a_report_is_said_by_the_figure_that_says_most(played: dict[str, Any], w
 def test_a_judge_that_never_answered_is_found(
     figures: dict[str, Any], settings: list[str], problem: str | None
 ) -> None:
-    found = judge_problem(configuration(*settings), {**SUMMARY, **figures})
+    found = judge_problem(plan_run(configuration(*settings)), {**SUMMARY, **figures})
     assert (found is None) == (problem is None)
     assert found is None or (problem is not None and problem in found and "\n" not in found)
 
@@ -111,7 +112,7 @@ def ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., t
     def end(config: RunConfig, stop_requested: bool = False, **figures: Any) -> tuple[int, dict[str, Any], str]:
         run = RunDirectory(tmp_path)
         console = Console(config.logging, config.total_env_steps, config.cluster.mode)
-        code = conclude(config, run, {**SUMMARY, **figures}, console, lambda: stop_requested)
+        code = conclude(plan_run(config), run, {**SUMMARY, **figures}, console, lambda: stop_requested)
         said = capsys.readouterr()
         return code, json.loads(run.summary.read_text()), said.out + said.err
 
@@ -200,7 +201,7 @@ def test_an_evaluation_may_take_its_share_of_the_time_and_half_a_minute_in_any_c
         given.append(seconds)
         return report(0, **{name: {"return": figure(1, 1)} for name in ("policy", "blind", "random")})
 
-    monkeypatch.setattr(outcome, "_play", play)
+    monkeypatch.setattr(outcome, "_run_evaluation", play)
     config = configuration()
     config = replace(config, evaluation=replace(config.evaluation, time_share=0.2))
     for trained_s in (10.0, 600.0):

@@ -3,7 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cluster.run.logs import MAX_BYTES, MAX_FILES, last_words, prune, stderr_path
+from cluster.run.logs import MAX_BYTES, MAX_FILES, prune, stderr_path, stderr_tail
 
 ROOT = Path(__file__).parents[3]
 
@@ -19,8 +19,8 @@ def test_a_crash_in_c_leaves_its_traceback(tmp_path: Path) -> None:
     assert path == tmp_path / "logs" / "worker-0.1-2.err"
     assert run(path, "def crash():\n    ctypes.string_at(0)\ncrash()") < 0
     assert "Fatal Python error: Segmentation fault" in path.read_text()
-    assert last_words(path).startswith("Fatal Python error: Segmentation fault")
-    assert "in crash" in last_words(path)
+    assert stderr_tail(path).startswith("Fatal Python error: Segmentation fault")
+    assert "in crash" in stderr_tail(path)
 
 
 def test_what_is_written_outside_python_is_there_too_and_the_file_stays_small(tmp_path: Path) -> None:
@@ -28,15 +28,15 @@ def test_what_is_written_outside_python_is_there_too_and_the_file_stays_small(tm
     flood = f"for _ in range(40):\n    os.write(2, b'x' * {MAX_BYTES // 10} + b'\\n')\n    file.trim()\nos.system('echo last >&2')"
     assert run(path, flood) == 0
     assert path.stat().st_size < 2 * MAX_BYTES
-    assert last_words(path).endswith("last")
-    assert len(last_words(path)) < 20_000
+    assert stderr_tail(path).endswith("last")
+    assert len(stderr_tail(path)) < 20_000
 
 
 def test_a_worker_that_ends_well_leaves_no_file(tmp_path: Path) -> None:
     path = stderr_path(tmp_path, "0.1-0")
     assert run(path, "print('a warning', file=sys.stderr)\nfile.discard()") == 0
     assert not path.exists()
-    assert last_words(path) == ""
+    assert stderr_tail(path) == ""
 
 
 def test_a_folder_that_cannot_be_written_disturbs_nobody(tmp_path: Path) -> None:
