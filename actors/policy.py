@@ -32,10 +32,8 @@ from configs.schema import PolicyConfig
 class PolicyOutput(NamedTuple):
     """The network's results for T steps of B environments."""
 
-    logits: Tensor
-    """[T, B, A] f32."""
-    values: Tensor
-    """[T, B] f32."""
+    logits: Tensor  # [T, B, A] f32
+    values: Tensor  # [T, B] f32
     core_state: dict[str, Tensor]
     """After the last step: name -> [B, H] f32."""
     core_outputs: Tensor
@@ -72,7 +70,7 @@ class PolicyNet(nn.Module):
         self.skip_head = nn.Linear(num_features, spec.num_actions + 1, bias=False) if has_skip else None
         self.register_buffer("value_mean", torch.zeros(()))
         self.register_buffer("value_scale", torch.ones(()))
-        gains = {self.policy_head: config.head_gain, self.value_head: 1.0}
+        gains: dict[nn.Module, float] = {self.policy_head: config.head_gain, self.value_head: 1.0}
         for layer in (*self.encoder.modules(), self.policy_head, self.value_head):
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 nn.init.orthogonal_(layer.weight, gains.get(layer, config.encoder_gain))

@@ -43,6 +43,7 @@ class PreviousStepEnvironment:
     def __init__(self, env: VectorEnvironment, config: PolicyConfig) -> None:
         """Raises ValueError if the environment already has entries of these names."""
         self._env, self.num_envs = env, env.num_envs
+        self.take_errors, self.take_notices, self.close = env.take_errors, env.take_notices, env.close
         self._specs = previous_step_entries(env.spec.num_actions, config)
         if taken := sorted(set(self._specs) & set(env.spec.observations)):
             wanted = f"leave policy.{' and policy.'.join(taken)} false"
@@ -77,14 +78,6 @@ class PreviousStepEnvironment:
         """See `VectorEnvironment`."""
         return self._env.running_episodes
 
-    def take_errors(self) -> tuple[int, str]:
-        """See `VectorEnvironment`."""
-        return self._env.take_errors()
-
-    def take_notices(self) -> tuple[str, ...]:
-        """See `VectorEnvironment`."""
-        return self._env.take_notices()
-
     def state_dict(self) -> dict[str, Any]:
         """The environment's state and the current entries."""
         entries = {name: array.copy() for name, array in self._entries.items()}
@@ -97,10 +90,6 @@ class PreviousStepEnvironment:
             return None
         self._entries = {name: np.array(state["previous_step"][name], spec.dtype) for name, spec in self._specs.items()}
         return obs | self._entries
-
-    def close(self) -> None:
-        """Close the environment."""
-        self._env.close()
 
     def _make_entries(self) -> dict[str, np.ndarray]:
         return {name: np.zeros((self.num_envs, *spec.shape), spec.dtype) for name, spec in self._specs.items()}

@@ -31,20 +31,14 @@ class Rollout:
 
     obs: dict[str, np.ndarray]
     """The network's observations: name -> [T+1, B, ...]."""
-    actions: np.ndarray
-    """[T, B] i64."""
-    behaviour_logits: np.ndarray
-    """[T, B, A] f32."""
-    behaviour_values: np.ndarray
-    """[T, B] f32."""
+    actions: np.ndarray  # [T, B] i64
+    behaviour_logits: np.ndarray  # [T, B, A] f32
+    behaviour_values: np.ndarray  # [T, B] f32
     final_values: np.ndarray
     """[T, B] f32: the worker's value of an episode's own last observation if truncated, else NaN."""
-    extrinsic_rewards: np.ndarray
-    """[T, B] f32."""
-    terminated: np.ndarray
-    """[T, B] bool."""
-    truncated: np.ndarray
-    """[T, B] bool."""
+    extrinsic_rewards: np.ndarray  # [T, B] f32
+    terminated: np.ndarray  # [T, B] bool
+    truncated: np.ndarray  # [T, B] bool
     caption_ids: np.ndarray
     """[T, B] u64; 0 is the empty caption."""
     caption_counts: np.ndarray

@@ -21,10 +21,7 @@ class ConfigError(ValueError):
 def validate(config: RunConfig) -> None:
     """Raise ConfigError for the first value out of range, unknown choice, or combination that cannot work."""
     _check_fields(config, "")
-    try:
-        check_key_variable(config.service.endpoint_key_env)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    check_key_variable(config.service.endpoint_key_env)
     _check_combinations(config)
 
 
@@ -38,9 +35,9 @@ def _check_fields(section: Any, prefix: str) -> None:
 
 
 def check_key_variable(name: str) -> None:
-    """ValueError unless `name` is empty or looks like a variable's name; not repeated: it may be the key."""
+    """ConfigError unless `name` is empty or looks like a variable's name; not repeated: it may be the key."""
     if name and not re.fullmatch(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+", name):
-        raise ValueError(
+        raise ConfigError(
             "service.endpoint_key_env: wanted the name of an environment variable, in capitals with an underscore, such"
             " as OPENAI_API_KEY; what was given may be a key and is not repeated: put the key into that variable"
         )

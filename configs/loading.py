@@ -69,11 +69,7 @@ def load_config(*, preset: str | None = None, file: str | None = None, overrides
         raise ConfigError("--preset and --config were both given; give one")
     path = _preset_path(preset) if preset is not None else None if file is None else Path(file).expanduser()
     layers = [] if path is None else _read_layers(path)
-    config = _built([_values(layer) for layer in (*layers, *map(_parse_override, overrides))])
-    try:
-        config = with_user_paths(config)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    config = with_user_paths(_built([_values(layer) for layer in (*layers, *map(_parse_override, overrides))]))
     if not config.run_dir:
         config = dataclasses.replace(config, run_dir=str(Path("runs") / (path.stem if path else "run")))
     validate(config)

@@ -9,6 +9,8 @@ import operator
 import os
 from typing import TypeVar
 
+from configs.checks import ConfigError
+
 PATH_KEYS = (
     "run_dir",
     "annotator.tls_ca",
@@ -53,7 +55,7 @@ def path_argument(text: str) -> str:
 
 
 def with_user_paths(config: Section) -> Section:
-    """A `RunConfig` with its PATH_KEYS expanded; ValueError that names the key if one cannot be."""
+    """A `RunConfig` with its PATH_KEYS expanded; ConfigError that names the key if one cannot be."""
     for key in PATH_KEYS:
         value = operator.attrgetter(key)(config)
         if key == "service.model" and operator.attrgetter("service.engine")(config) == "openai":
@@ -63,7 +65,7 @@ def with_user_paths(config: Section) -> Section:
         try:
             config = _replaced(config, key.split("."), user_path(value))
         except ValueError as error:
-            raise ValueError(f"{key}: {error}") from None
+            raise ConfigError(f"{key}: {error}") from None
     return config
 
 

@@ -1,6 +1,6 @@
 """The whole configuration of a run as frozen dataclasses, one per folder or concern.
 
-Invariant: every field has a docstring under it (meaning, unit, range, source where one exists) and is read somewhere;
+Invariant: every setting has a docstring under it (meaning, unit, range, source where one exists) and is read somewhere;
 `tests/configs` checks both. Values are validated by `configs.checks`, not here.
 """
 
@@ -293,26 +293,14 @@ class RunConfig:
     seed: int = number(1, 0, 4_294_967_295)
     """Seed of everything random in the run."""
     env: EnvConfig = field(default_factory=EnvConfig)
-    """The environment."""
     actors: ActorsConfig = field(default_factory=ActorsConfig)
-    """The rollout workers."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
-    """The network."""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
-    """The update."""
     reward: RewardConfig = field(default_factory=RewardConfig)
-    """How extrinsic and intrinsic reward are combined."""
     annotator: AnnotatorConfig = field(default_factory=AnnotatorConfig)
-    """What the LLM is asked, and when."""
     service: ServiceConfig = field(default_factory=ServiceConfig)
-    """The annotation service that the run starts."""
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
-    """How judgements become rewards."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    """When the run's state is written."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    """The evaluation at the end."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)
-    """What is shown and recorded."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    """Where the components run."""

@@ -97,12 +97,9 @@ class VectorStep:
 
     obs: dict[str, np.ndarray]
     """name -> [B, ...], after the reset if an episode ended: the arrays passed to `step`, or new ones."""
-    rewards: np.ndarray
-    """[B] f32."""
-    terminated: np.ndarray
-    """[B] bool."""
-    truncated: np.ndarray
-    """[B] bool."""
+    rewards: np.ndarray  # [B] f32
+    terminated: np.ndarray  # [B] bool
+    truncated: np.ndarray  # [B] bool
     captions: list[bytes]
     """Raw captions of what this step led to (before normalisation; UTF-8)."""
     ends: list[EpisodeEnd] = field(default_factory=list)
