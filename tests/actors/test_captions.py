@@ -1,4 +1,4 @@
-"""Captions: normalisation, ids, counts per episode, and the protocol that gets every text to the caption book."""
+"""Captions: normalisation, ids, counts per episode, and the protocol that delivers every text to the caption book."""
 
 import json
 import random

@@ -126,7 +126,7 @@ def test_steps_and_the_learners_whole_sequence_agree(games: Games) -> None:
 
 
 MODULES = {"glyph_crop": "convolutions", "crop": "convolutions", "character_crop": "convolutions", "window": "outline"}
-"""What encodes a part, where it is called otherwise."""
+"""The encoding function of a branch, where its name differs."""
 
 
 def test_only_what_was_not_seen_before_in_the_rollout_is_encoded(games: Games) -> None:

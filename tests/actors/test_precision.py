@@ -1,4 +1,4 @@
-"""What `precision: auto` stands for: what is measured to be fast, never what a processor says it can."""
+"""`precision: auto` selects by measured speed, never by the processor's description."""
 
 import logging
 import os

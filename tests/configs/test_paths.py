@@ -1,4 +1,4 @@
-"""`~` is the home of whoever asks, in every setting and flag that may hold a path."""
+"""`~` is the user's home directory, in every setting and flag that may hold a path."""
 
 import argparse
 import dataclasses
@@ -27,7 +27,7 @@ NO_PATHS = {
     "cluster.address",
     "logging.tensorboard",
 }
-"""Settings whose help speaks of files, and that are none."""
+"""Settings whose help mentions files but that hold none."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""MiniGrid as it is: its captioner, and where the package is installed the environment itself."""
+"""MiniGrid: its captioner, and the environment itself if the package is installed."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ YELLOW, GREEN = 4, 1
 
 
 def view(**cells: tuple[int, int, int]) -> dict[str, object]:
-    """What the agent sees: empty cells but for its own, the one that it faces, and one far away."""
+    """The agent's view: empty cells except its own, the one that it faces, and one far away."""
     image = np.ones((7, 7, 3), np.uint8) * (1, 0, 0)
     places = {"carried": (3, 6), "faced": (3, 5), "far": (5, 1)}
     for name, cell in cells.items():

@@ -28,10 +28,10 @@ def walk(env: VectorEnvironment, actions: np.ndarray) -> list[VectorStep]:
 
 def same(left: VectorStep, right: VectorStep) -> bool:
     arrays = all(np.array_equal(left.obs[name], right.obs[name]) for name in left.obs)
-    figures = np.array_equal(left.rewards, right.rewards) and np.array_equal(left.truncated, right.truncated)
+    rewards_and_ends = np.array_equal(left.rewards, right.rewards) and np.array_equal(left.truncated, right.truncated)
     return (
         arrays
-        and figures
+        and rewards_and_ends
         and left.captions == right.captions
         and [end.reset_caption for end in left.ends] == [end.reset_caption for end in right.ends]
     )

@@ -84,7 +84,7 @@ def test_projecting_before_repeating_is_projecting_the_rows_side_by_side(encoder
     first, second, layer = make_layer(3, 4, seed=1), make_layer(2, 5, seed=2), make_layer(9, 6, seed=3)
     columns = draw_rows(), draw_rows(num_columns=2, seed=1)
     parameters = [*first.parameters(), *second.parameters(), *layer.parameters()]
-    parts = [
+    branches = [
         encode(rows, lambda r, encoder=encoder: encoder(r.double()).tanh())
         for encode, rows, encoder in zip(encoders, columns, (first, second), strict=True)
     ]
@@ -92,7 +92,7 @@ def test_projecting_before_repeating_is_projecting_the_rows_side_by_side(encoder
         [encoder(rows.double()).tanh() for rows, encoder in zip(columns, (first, second), strict=True)], -1
     )
     torch.testing.assert_close(
-        with_gradients(project(parts, layer), parameters), with_gradients(layer(side_by_side), parameters)
+        with_gradients(project(branches, layer), parameters), with_gradients(layer(side_by_side), parameters)
     )
 
 

@@ -6,7 +6,7 @@ from actors.networks.repeated_rows import EncodingCache
 
 
 class Doubling:
-    """An encoder that remembers what it was asked."""
+    """An encoder that records its calls."""
 
     def __init__(self) -> None:
         self.asked: list[list[int]] = []

@@ -18,7 +18,7 @@ def make_parameters(side: int, dtype: torch.dtype = torch.float64) -> tuple[Tens
 
 
 def draw(*shape: int) -> Tensor:
-    """Categories of which some are frequent, and some never there."""
+    """Categories of which some are frequent and some never occur."""
     return torch.randint(0, 6, shape, generator=torch.Generator().manual_seed(1), dtype=torch.int16).square() + 3
 
 

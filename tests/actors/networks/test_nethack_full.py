@@ -1,4 +1,4 @@
-"""The encoder `nethack_full`, part by part against plain ways of computing it."""
+"""The encoder `nethack_full`, branch by branch against plain implementations."""
 
 import dataclasses
 

@@ -70,7 +70,7 @@ def loop(
 def results_and_gradients(
     core: RecurrentCore, compute: object, sequence: tuple[Tensor, dict[str, Tensor], Tensor]
 ) -> dict[str, Tensor]:
-    """Outputs, last state, and what a loss of all of them says of every parameter, the inputs and the first state."""
+    """Outputs, last state, and the gradients of a loss over them for all parameters, inputs and the first state."""
     inputs, state, reset_before = sequence
     outputs, last = compute(inputs, state, reset_before)  # type: ignore[operator]
     generator = torch.Generator().manual_seed(2)

@@ -1,4 +1,4 @@
-"""Texts read by their words, against splitting them with Python's own means."""
+"""Texts read word by word, compared with splitting them in Python."""
 
 import itertools
 import re
@@ -90,7 +90,7 @@ def test_gradients_are_finite_for_texts_without_a_word() -> None:
 
 
 def test_what_was_learnt_of_some_messages_holds_for_others_with_the_same_verb() -> None:
-    """A linear reading of the first features tells a kill from a miss for monsters that it has never met."""
+    """A linear classifier on initial features separates kills from misses for unseen monsters."""
     monsters = [
         "newt",
         "jackal",

@@ -1,4 +1,4 @@
-"""Windows around the hero, against cutting them out of a padded map."""
+"""Windows around the agent, against cutting them out of a padded map."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Headers of real and of damaged libraries: only what is plainly never written is offered for sharing."""
+"""Headers of real and of damaged libraries: only pages that are certainly never written are shared."""
 
 import mmap
 import struct

@@ -1,4 +1,4 @@
-"""Episode figures of real games, against NLE's own tasks and the games' messages."""
+"""Episode metrics of real games, against NLE's own tasks and the games' messages."""
 
 import numpy as np
 import pytest
@@ -37,20 +37,20 @@ def test_gold_is_the_purse_at_the_end() -> None:
 
 
 def test_kills_are_counted_from_messages_of_this_episode_alone() -> None:
-    figures = EpisodeStats(2)
+    stats = EpisodeStats(2)
     screen, blstats = np.zeros((2, 1660), np.int16), np.ones((2, 27), np.int64)
     for i in range(2):
-        figures.start(i, screen[i], blstats[i])
-    figures.update(screen, blstats, [b"You kill the newt!  You kill it!", b"You destroy the gas spore!"])
-    figures.update(screen, blstats, [b"", b"The kitten kills the newt.  You hear a door open."])
-    assert [figures.end(i, blstats[i])["kills"] for i in range(2)] == [2, 1]
-    figures.start(0, screen[0], blstats[0])
-    assert [figures.end(i, blstats[i])["kills"] for i in range(2)] == [0, 1]
+        stats.start(i, screen[i], blstats[i])
+    stats.update(screen, blstats, [b"You kill the newt!  You kill it!", b"You destroy the gas spore!"])
+    stats.update(screen, blstats, [b"", b"The kitten kills the newt.  You hear a door open."])
+    assert [stats.end(i, blstats[i])["kills"] for i in range(2)] == [2, 1]
+    stats.start(0, screen[0], blstats[0])
+    assert [stats.end(i, blstats[i])["kills"] for i in range(2)] == [0, 1]
 
 
 def test_an_emptied_screen_takes_nothing_away() -> None:
-    figures = EpisodeStats(1)
+    stats = EpisodeStats(1)
     screen, blstats = np.zeros((1, 1660), np.int16), np.ones((1, 27), np.int64)
-    figures.start(0, screen[0], blstats[0])
-    figures.update(np.full_like(screen, 2359), np.zeros_like(blstats), [b"You die..."])
-    assert figures.end(0, blstats[0])["tiles_seen"] == 1660
+    stats.start(0, screen[0], blstats[0])
+    stats.update(np.full_like(screen, 2359), np.zeros_like(blstats), [b"You die..."])
+    assert stats.end(0, blstats[0])["tiles_seen"] == 1660

@@ -1,4 +1,4 @@
-"""Lean stepping against NLE's own step: the same seeds and actions give the same of everything, to the last bit."""
+"""Lean stepping against NLE's own step: the same seeds and actions give bit-identical results."""
 
 import logging
 from collections import Counter
@@ -76,7 +76,7 @@ VARIANTS = {
     "ONI stairs to 3, on and on",
     "ONI stairs to 4, on and on",
 }
-"""Cases that differ from another in a number alone, or in what random play hardly meets."""
+"""Cases that differ from another in a number only, or in events that are rare in random play."""
 
 
 class Pair:
@@ -131,7 +131,7 @@ class Pair:
         return self.step(np.full(self.envs[0].num_envs, actions.index(ord(key))))
 
     def press(self, keys: bytes) -> None:
-        """Keys straight into the engines, past the environments."""
+        """Send keys directly to the engines."""
         for env in self.envs:
             for game in env._games:
                 for key in keys:
@@ -176,7 +176,7 @@ def assert_same_ends(one: EpisodeEnd, other: EpisodeEnd) -> None:
 
 
 def play_at_random(case: str, num_steps: int, *, limit: int) -> None:
-    """A third of the games have a liking for going down; what should happen did."""
+    """A third of the games prefer to go down; the expected events occurred."""
     env_id, options, expected = CASES[case]
     pair = Pair(env_id, options, num_envs=NUM_ENVS, limit=limit)
     num_actions = pair.envs[0].spec.num_actions
@@ -311,14 +311,14 @@ def test_what_other_networks_see_is_the_same_to_the_last_screen(network: str) ->
 
 
 class Hoarder(NetHackScore):
-    """A task of somebody else's."""
+    """A custom task."""
 
     def _reward_fn(self, last_observation: Any, action: int, observation: Any, end_status: int) -> float:
         return 7.0
 
 
 class Impatient(NetHackScore):
-    """Passes prompts in its own way."""
+    """Passes prompts differently."""
 
     def step(self, action: int) -> Any:
         return super().step(action)

@@ -1,4 +1,4 @@
-"""Message lines of a step: their order, and that nothing the player typed gets through."""
+"""Message lines of a step: their order, and that no typed text gets through."""
 
 import pytest
 

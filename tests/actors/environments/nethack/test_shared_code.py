@@ -1,4 +1,4 @@
-"""Real engines on shared pages: resets, refusals and other processes change nothing in how their games go."""
+"""Real engines on shared pages: resets, refusals and other processes do not change their games."""
 
 import hashlib
 import logging
@@ -52,7 +52,7 @@ def make_engines() -> Iterator[Engines]:
 
 
 def mapped(name: str = "nethack-pages") -> list[str]:
-    """The maps of this process of memory files of that name."""
+    """This process's mappings of memory files of that name."""
     return [line for line in Path("/proc/self/maps").read_text().splitlines() if f"memfd:{name}" in line]
 
 
@@ -61,7 +61,7 @@ def executable_copies() -> int:
 
 
 def game(engine: Nethack, pages: EnginePages | None, seed: int, num_steps: int = 150) -> bytes:
-    """A digest of all that a short game shows, from a reset on."""
+    """A digest of all observations of a short game, from a reset on."""
     engine.set_initial_seeds(seed, seed, False)
     engine.reset()
     if pages is not None:

@@ -41,7 +41,7 @@ WEST, EAST, NORTH, SOUTH = b"hlkj"
 
 
 class Player:
-    """One seeded game, played with the keys that its 28 actions stand for, or (in debug mode) with any key at all."""
+    """One seeded game, played with the keys of its 28 actions, or (in debug mode) with any key at all."""
 
     def __init__(self, task: str, stepping: str = "lean", **options: object) -> None:
         config = EnvConfig(id=f"Delphi/NetHack{task}-v0", options=options, stepping=stepping)
@@ -58,7 +58,7 @@ class Player:
         return self.env.step(np.array([index]))
 
     def press(self, *keys: int | bytes) -> None:
-        """Keys straight into the engine, past the environment."""
+        """Send keys directly to the engine."""
         for key in b"".join(bytes([key]) if isinstance(key, int) else key for key in keys):
             self.game.env.nethack.step(key)
 
@@ -66,7 +66,7 @@ class Player:
         return self.env._blstats[0]
 
     def teleport(self, x: int, y: int) -> None:
-        """Within the level, moving the cursor that debug mode asks with."""
+        """Teleport within the level, by moving debug mode's cursor."""
         dx, dy = x - int(self.blstats()[0]), y - int(self.blstats()[1])
         moves = (b"l" if dx > 0 else b"h") * abs(dx) + (b"j" if dy > 0 else b"k") * abs(dy)
         self.press(TELEPORT, moves, b".")
@@ -103,7 +103,7 @@ def outcome(step: VectorStep) -> tuple[float, bool, bool]:
 
 
 def message(step: VectorStep) -> bytes:
-    """What the policy is shown, on an episode's last screen where it ended."""
+    """The policy's observation, on an episode's last screen if it ended."""
     shown = step.ends[0].final_obs["message"] if step.ends else step.obs["message"][0]
     return shown.tobytes().partition(b"\0")[0]
 

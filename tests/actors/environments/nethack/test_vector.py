@@ -1,4 +1,4 @@
-"""Real NetHack: what NLE loses at an episode's end and between its steps is kept, and seeds decide everything."""
+"""Real NetHack: what NLE loses at an episode's end and between steps is kept, and seeds determine everything."""
 
 import hashlib
 import logging
@@ -72,7 +72,7 @@ def histories_of_two_processes(env_id: str) -> list[list[str]]:
     root = Path(__file__).parents[4]
     command = [sys.executable, "-W", "error", "-c", code]
     processes = [
-        # Python's own hashes differ between them, and so would anything that leaned on them.
+        # Python's own hashes differ between processes, and so would anything that depends on them.
         subprocess.Popen(
             command, cwd=root, env={**os.environ, "PYTHONHASHSEED": salt}, stdout=subprocess.PIPE, text=True
         )
@@ -162,9 +162,9 @@ def test_every_task_plays_through_several_episodes(task: str) -> None:
     steps = play(env, 90, seed=1)
     ends = [end for step in steps for end in step.ends]
     assert len(ends) >= 4
-    figures = {"in_game_score", "depth", "experience_level", "turns", "gold", "tiles_seen", "kills"}
+    metrics = {"in_game_score", "depth", "experience_level", "turns", "gold", "tiles_seen", "kills"}
     assert all(
-        set(end.info) == figures | ({"success"} if task in ("Staircase", "StaircasePet", "Oracle") else set())
+        set(end.info) == metrics | ({"success"} if task in ("Staircase", "StaircasePet", "Oracle") else set())
         for end in ends
     )
     for name, spec in env.spec.observations.items():
@@ -335,7 +335,7 @@ def test_an_even_crop_is_refused() -> None:
 @pytest.mark.parametrize("mode", ["constant", "linear", "square", "exp", "always"])
 @pytest.mark.parametrize("turns", [0, 1])
 def test_what_an_episode_can_lose_is_what_nle_takes_when_every_step_costs_most(mode: str, turns: int) -> None:
-    """Game time that never passes (`turns` 0), or passes in each step and is what is penalised."""
+    """Game time that never passes (`turns` 0), or passes in each step and is penalised."""
     options = {"penalty_mode": mode, "penalty_step": [-0.01, 0.0][turns], "penalty_time": [0.0, -0.02][turns]}
     env = make("NetHackStaircase-v0", max_episode_steps=12, options=options)
     env.reset()

@@ -18,7 +18,7 @@ def make(name: str, limit: int = 0, seed: int = 1) -> NetHackEnvironment:
 
 
 def play(env: VectorEnvironment, num_steps: int = 40) -> list[tuple[object, ...]]:
-    """What is shown and paid, always by the same actions."""
+    """Observations and rewards of the same sequence of actions."""
     rng, history = np.random.default_rng(0), []
     env.reset()
     for _ in range(num_steps):
