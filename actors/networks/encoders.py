@@ -64,7 +64,6 @@ class GlyphCropEncoder(RepeatingEncoder):
         self.num_features = config.hidden_size + 2 * SIDE_FEATURES
 
     def branches(self, obs: Mapping[str, Tensor]) -> dict[str, Branch]:
-        """See `RepeatingEncoder`."""
         crops, blstats, messages = (obs[name] for name in self.entries)
         return {
             "glyph_crop": (crops.flatten(1), self._convolve),

@@ -118,7 +118,6 @@ class NetHackFullEncoder(RepeatingEncoder):
         self.num_features = config.hidden_size + 2 * SIDE_FEATURES + texts_and_items
 
     def branches(self, obs: Mapping[str, Tensor]) -> dict[str, Branch]:
-        """See `RepeatingEncoder`."""
         windows, blstats, messages, letters, classes = (obs[name] for name in self.entries)
         return {
             "crop": (windows[:, *self._crop].flatten(1), self._look_around),

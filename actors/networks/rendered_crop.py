@@ -65,7 +65,6 @@ class RenderedCropEncoder(RepeatingEncoder):
         self.num_features = config.hidden_size + SIDE_FEATURES + NUM_BLSTATS + SIDE_FEATURES
 
     def branches(self, obs: Mapping[str, Tensor]) -> dict[str, Branch]:
-        """See `RepeatingEncoder`."""
         return {
             "character_crop": (obs["character_crop"].flatten(1), self._convolve),
             "blstats": (obs["blstats"], self._measure),

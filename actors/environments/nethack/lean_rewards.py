@@ -54,7 +54,7 @@ class Rewards:
 
 
 class ScoreRewards(Rewards):
-    """The score difference and the penalty for steps that take no game time, also after the game has ended."""
+    """The score difference, then the penalty for steps that take no game time, also after the game has ended."""
 
     def __init__(self, env: Any, screens: dict[str, np.ndarray]) -> None:
         super().__init__(env, screens)
@@ -63,7 +63,6 @@ class ScoreRewards(Rewards):
         self._frozen_steps = np.zeros(len(self._blstats), np.int64)
 
     def pay(self, statuses: np.ndarray, playing: np.ndarray, goals: list[int]) -> np.ndarray:
-        """The score difference, then the penalty."""
         return self._difference(SCORE, playing) + self._penalty()
 
     @staticmethod
@@ -95,10 +94,9 @@ class ScoreRewards(Rewards):
 
 
 class GoldRewards(ScoreRewards):
-    """The gold difference and the penalty, both in a normal game only."""
+    """The gold difference and the penalty, both in a normal game only, else zero."""
 
     def pay(self, statuses: np.ndarray, playing: np.ndarray, goals: list[int]) -> np.ndarray:
-        """Zero if the game has ended."""
         return np.where(playing, self._gain(playing) + self._penalty(playing), 0.0)
 
     def _gain(self, playing: np.ndarray) -> np.ndarray:
@@ -109,7 +107,6 @@ class EatRewards(GoldRewards):
     """The nutrition eaten, and the penalty."""
 
     def begin(self) -> None:
-        """Save the status lines and the agents' nutrition."""
         super().begin()
         self._hunger = self._internal[:, HUNGER].copy()
 
@@ -127,7 +124,6 @@ class ScoutRewards(GoldRewards):
         self._elsewhere: list[dict[int, int]] = [{} for _ in self._level]
 
     def start(self, i: int) -> None:
-        """No tile has been seen in game `i`."""
         self._level[i], self._here[i] = -1, 0
         self._elsewhere[i].clear()
 
@@ -143,29 +139,27 @@ class ScoutRewards(GoldRewards):
 
 
 class StaircaseRewards(ScoreRewards):
-    """1 if the episode ends at its goal, and the penalty."""
+    """NLE's staircase and oracle tasks: 1 if the episode ends at its goal, and the penalty."""
 
     goal = 1.0
 
     def pay(self, statuses: np.ndarray, playing: np.ndarray, goals: list[int]) -> np.ndarray:
-        """NLE's staircase and oracle tasks."""
         return (statuses == GOAL) + self._penalty()
 
 
 class MiniHackRewards(ScoreRewards):
-    """`reward_win` at the goal, `reward_lose` at any other end, and the penalty."""
+    """MiniHack without a reward manager: `reward_win` at the goal, `reward_lose` at any other end, and the penalty."""
 
     def __init__(self, env: Any, screens: dict[str, np.ndarray]) -> None:
         super().__init__(env, screens)
         self._win, self._lose = env.reward_win, env.reward_lose
 
     def pay(self, statuses: np.ndarray, playing: np.ndarray, goals: list[int]) -> np.ndarray:
-        """MiniHack without a reward manager."""
         return np.where(statuses == GOAL, self._win, np.where(statuses == 0, 0, self._lose)) + self._penalty()
 
 
 class GoalRewards(Rewards):
-    """ONI's goals: paid once, unless the agent died in the same step."""
+    """ONI's goals: paid once, unless the agent died in the same step; zero otherwise."""
 
     goal = GOAL_REWARD
 
@@ -173,7 +167,6 @@ class GoalRewards(Rewards):
         """Goals compare nothing."""
 
     def pay(self, statuses: np.ndarray, playing: np.ndarray, goals: list[int]) -> np.ndarray:
-        """Zero everywhere else."""
         rewards = np.zeros(len(statuses))
         rewards[[i for i in goals if statuses[i] != 1]] = GOAL_REWARD
         return rewards

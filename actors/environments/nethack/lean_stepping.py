@@ -66,7 +66,8 @@ class LeanStepping:
         """One action [B] i64 in each game: rewards [B] f32, end statuses [B] i64 (0: goes on), raw captions."""
         keys = self._keys[actions].tolist()
         if self._is_oni:
-            self._answer_questions(keys)
+            for i in np.flatnonzero(self.internal[:, ASKING]).tolist():
+                keys[i] = answer_key(self._lines[i], keys[i])
         self._rewards.begin()
         for press, key in zip(self._press, keys, strict=True):
             press(key)
@@ -78,10 +79,6 @@ class LeanStepping:
         statuses, goals = self._find_ends(attended, np.array(dones, bool), aborted)
         playing = np.array([is_playing() for is_playing in self._is_playing], bool)
         return self._rewards.pay(statuses, playing, goals).astype(np.float32), statuses, captions
-
-    def _answer_questions(self, keys: list[int]) -> None:
-        for i in np.flatnonzero(self.internal[:, ASKING]).tolist():
-            keys[i] = answer_key(self._lines[i], keys[i])
 
     def _look(self, keys: list[int], dones: list[bool]) -> tuple[list[bytes], list[int]]:
         """The captions of the step, after every prompt that the agent does not see has been passed, and the games

@@ -51,7 +51,10 @@ class MessageLog:
             self._answer = line.removeprefix(self.prompt)
             line = self.prompt
         elif self.prompt is not None:
-            self._remember(b" ".join(self._answer.split()))
+            if typed := b" ".join(self._answer.split()):
+                self._typed[typed] = None
+            if len(self._typed) > MAX_TYPED:
+                self._typed.pop(next(iter(self._typed)))
             self._answer, self.prompt = b"", None
         line = self._mask(line)
         # A line that stays on the screen while the engine continues is recorded once.
@@ -65,12 +68,6 @@ class MessageLog:
     def caption_of(self, line: bytes) -> bytes:
         """The raw caption of a step with one line and no text prompt: as from `start_step`, `add` and `caption`."""
         return _to_utf8(self._mask(line))
-
-    def _remember(self, typed: bytes) -> None:
-        if typed:
-            self._typed[typed] = None
-            if len(self._typed) > MAX_TYPED:
-                self._typed.pop(next(iter(self._typed)))
 
     def _mask(self, line: bytes) -> bytes:
         if line.startswith(_ECHOING):
