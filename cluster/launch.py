@@ -181,15 +181,14 @@ def _train_on_ray(
     console: Console,
     begin_next_epoch: Callable[[], int],
 ) -> dict[str, Any]:
-    orphan_watch: contextlib.AbstractContextManager = contextlib.nullcontext()
-    if plan.config.cluster.mode == "local":
-        token = temporary.use_private_token(directory)
-        if token is not None:
-            console.say(f"Ray asks for a token, in {token}")
-        orphan_watch = OrphanWatch(directory, temporary.ray_directory(plan.config.run_dir))
+    is_local = plan.config.cluster.mode == "local"
+    token = temporary.use_private_token(directory) if is_local else None
+    if token is not None:
+        console.say(f"Ray asks for a token, in {token}")
     from cluster.on_ray.driver import train  # imports Ray, after the token is set
 
-    with orphan_watch:
+    sessions = temporary.ray_directory(plan.config.run_dir)
+    with OrphanWatch(directory, sessions) if is_local else contextlib.nullcontext():
         return train(
             plan,
             spec,

@@ -94,14 +94,9 @@ class Deadline:
         self._since = self._clock()
 
     @property
-    def waited_s(self) -> float:
-        """Seconds since the last progress."""
-        return self._clock() - self._since
-
-    @property
     def is_over(self) -> bool:
         """Whether there was no progress for longer than the limit."""
-        return self.waited_s > self._limit_s
+        return self._clock() - self._since > self._limit_s
 
 
 class EnvironmentBudget:

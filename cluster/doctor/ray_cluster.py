@@ -216,10 +216,10 @@ def _check_service_port(host: str, port: int) -> CheckResult:
 def holder(port: int) -> str:
     """The process that listens on `port`, for the user."""
     try:
-        listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr and c.pid]
+        sockets = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
     except psutil.AccessDenied:
-        listening = []
-    for pid in sorted({connection.pid for connection in listening if connection.laddr.port == port}):
+        sockets = []
+    for pid in sorted({c.pid for c in sockets if c.laddr and c.laddr.port == port and c.pid}):
         try:
             return f"process {pid} ({' '.join(psutil.Process(pid).cmdline())[:120]})"
         except (psutil.NoSuchProcess, psutil.AccessDenied):

@@ -14,10 +14,8 @@ from actors.policy import PolicySnapshot
 from actors.rollout import Acknowledgement, CaptionReport, Rollout, Version
 from actors.worker import RolloutWorker
 from cluster.on_ray.failures import ProcessId, this_process
-from cluster.on_ray.nodes import keep_to_assigned_gpus
-from cluster.run import temporary
-from cluster.run.directory import RunDirectory
-from cluster.run.logs import StderrFile, log_to_file, stderr_path
+from cluster.on_ray.nodes import enter_run
+from cluster.run.logs import StderrFile, stderr_path
 from cluster.wiring import build_pipeline, build_worker
 from configs.schema import RunConfig
 from llm_server.client import AnnotationRefused, ServiceUnavailable
@@ -39,11 +37,9 @@ class WorkerActor:
 
         self._config, self._index, self._incarnation = config, index, incarnation
         self._stderr = StderrFile(stderr_path(Path(config.run_dir), f"{index}.{incarnation}"))
-        keep_to_assigned_gpus()
+        enter_run(config)
         bound_kept_kernels(KEPT_KERNELS)
         torch.set_num_threads(config.actors.torch_threads)
-        temporary.enter(config.run_dir)
-        log_to_file(RunDirectory(Path(config.run_dir)).log)
         self._worker: RolloutWorker | None = None  # environments are made in the first `collect`, which has a deadline
 
     def hello(self) -> ProcessId:
@@ -76,11 +72,8 @@ class AnnotatorActor:
     def __init__(self, config: RunConfig, run_epoch: int, credentials: CredentialFiles | None) -> None:
         import torch
 
-        keep_to_assigned_gpus()
+        run = enter_run(config)
         torch.set_num_threads(1)  # reward_model.training_share is of one core
-        temporary.enter(config.run_dir)
-        run = RunDirectory(Path(config.run_dir))
-        log_to_file(run.log)
         self._replicas: Mapping[str, str] = {}
         self._replicas_problem: str | None = None
         addresses = self._addresses if config.cluster.service_replicas else None

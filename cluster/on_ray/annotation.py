@@ -10,14 +10,14 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayError, RayTaskError
 
 from actors.rollout import Acknowledgement, CaptionReport, Version
 from cluster.on_ray.actors import AnnotatorActor
-from cluster.on_ray.nodes import ray_options
+from cluster.on_ray.nodes import start_actor
 from cluster.on_ray.placement import Request, as_text
 from cluster.on_ray.replicas import RayReplicas
 from configs.schema import RunConfig
@@ -172,8 +172,7 @@ class RayAnnotation:
             return
         if time.monotonic() - self._started_at > RESTART_INTERVAL_S:
             credentials = self._replicas.credentials if self._replicas is not None else None
-            actor_class = cast(Any, AnnotatorActor).options(**ray_options(self._request))
-            self._actor = actor_class.remote(self._config, self._run_epoch, credentials)
+            self._actor = start_actor(AnnotatorActor, self._request, self._config, self._run_epoch, credentials)
             self._started_at = time.monotonic()
             self._began, self._told, self._is_placed = None, None, False
 

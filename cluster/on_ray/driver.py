@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -18,9 +18,8 @@ from actors.environments.vector import EnvironmentSpec
 from cluster.dashboards.command import provisioned
 from cluster.on_ray.learner_actor import LearnerActor
 from cluster.on_ray.learner_watch import LearnerWatch, RunFailed, remote_cause
-from cluster.on_ray.nodes import place, ray_options
+from cluster.on_ray.nodes import place, start_actor, sweep_other_machines
 from cluster.on_ray.placement import object_store_bytes
-from cluster.on_ray.sweep import sweep_other_machines
 from cluster.plan import RunPlan
 from cluster.run.directory import RunDirectory
 from cluster.run.temporary import ray_directory
@@ -52,8 +51,7 @@ def train(
         def start(epoch: int) -> Any:
             # A new plan each time, because a lost node may not be back.
             requests = place(config, plan.starts_service, say, stop_requested, is_restart=epoch != run_epoch)
-            learner = cast(Any, LearnerActor).options(**ray_options(requests["learner"]))
-            return learner.remote(config, spec, epoch, requests, run.write_nonce())
+            return start_actor(LearnerActor, requests["learner"], config, spec, epoch, requests, run.write_nonce())
 
         watch = LearnerWatch(config, run, start, begin_epoch, stop_requested=stop_requested, say=say, on_line=on_line)
         summary = watch.run(run_epoch)

@@ -48,8 +48,9 @@ def this_process() -> ProcessId:
 
 def actor_failure(error: Exception, process: ProcessId | None, stderr: str) -> Failure:
     """The failure that `error` (a RayError, or our own TimeoutError) reports; `stderr` is the actor's stderr tail."""
-    text, is_lost = str(error), process is not None and not _is_alive(process.node_id)
-    if is_lost or isinstance(error, NodeDiedError) or NODE_DIED.search(text):
+    text = str(error)
+    is_lost = isinstance(error, NodeDiedError) or NODE_DIED.search(text)
+    if is_lost or (process is not None and not _is_alive(process.node_id)):
         return Failure(f"its node{f' {process.host}' if process else ''} is gone", True)
     return Failure(_crash_cause(error, text, stderr), False)
 

@@ -15,12 +15,10 @@ from actors.environments.vector import EnvironmentSpec
 from cluster.loop import TrainingLoop
 from cluster.on_ray.annotation import RayAnnotation
 from cluster.on_ray.failures import this_process
-from cluster.on_ray.nodes import keep_to_assigned_gpus
+from cluster.on_ray.nodes import enter_run
 from cluster.on_ray.placement import Request
 from cluster.on_ray.workers import RayWorkers
-from cluster.run import temporary
 from cluster.run.directory import RunDirectory
-from cluster.run.logs import log_to_file
 from configs.schema import RunConfig
 
 KEPT_KERNELS = 16
@@ -37,12 +35,9 @@ class LearnerActor:
         bound_kept_kernels(KEPT_KERNELS)
         if config.learner.torch_threads:
             torch.set_num_threads(config.learner.torch_threads)
-        run = RunDirectory(Path(config.run_dir))
-        run.check_nonce(nonce)
-        keep_to_assigned_gpus()
-        temporary.enter(config.run_dir)
-        log_to_file(run.log)
-        self._config, self._spec, self._run, self._run_epoch, self._requests = config, spec, run, run_epoch, requests
+        RunDirectory(Path(config.run_dir)).check_nonce(nonce)
+        self._run = enter_run(config)
+        self._config, self._spec, self._run_epoch, self._requests = config, spec, run_epoch, requests
         self._loop: TrainingLoop | None = None
         self._annotation: RayAnnotation | None = None
         self._stop_requested = False

@@ -1,4 +1,5 @@
-"""Placement on a real cluster: its nodes for the plan, the wait for free resources, and requests as Ray's options.
+"""The nodes of a real cluster: what the plan knows of them, the wait for free resources, requests as Ray's options,
+clean-up.
 
 Invariant: an actor that was assigned no GPU sees none, whatever Ray leaves in its environment.
 """
@@ -9,16 +10,22 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray.autoscaler.sdk import request_resources
 from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.exceptions import RayError
 from ray.experimental.internal_kv import _internal_kv_get
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.on_ray import placement
 from cluster.on_ray.placement import Node, Request
+from cluster.run import temporary
+from cluster.run.directory import RunDirectory
+from cluster.run.logs import log_to_file
 from configs.schema import RunConfig
 
 LOG = logging.getLogger(__name__)
@@ -26,6 +33,7 @@ NODE_ID = "ray.io/node-id"
 """Ray's own label of every node."""
 AUTOSCALER_PATIENCE_S = 8.0
 """It reports every five seconds."""
+SWEEP_BUDGET_S = 5.0
 OWN_TYPE = re.compile("(node_|local_node_)[0-9a-f]{16,}")
 GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 
@@ -142,6 +150,20 @@ def ray_options(request: Request, index: int = 0) -> dict[str, Any]:
     }
 
 
+def start_actor(actor_class: Any, request: Request, *arguments: Any, index: int = 0) -> Any:
+    """Start actor number `index` of `request` as an `actor_class` of these arguments."""
+    return actor_class.options(**ray_options(request, index)).remote(*arguments)
+
+
+def enter_run(config: RunConfig) -> RunDirectory:
+    """The run's directory, in an actor's process, which gets its assigned GPUs, temporary directory and log file."""
+    keep_to_assigned_gpus()
+    temporary.enter(config.run_dir)
+    run = RunDirectory(Path(config.run_dir))
+    log_to_file(run.log)
+    return run
+
+
 def keep_to_assigned_gpus() -> None:
     """Hide the node's GPUs from this actor and its children where it was assigned none, so that `auto` takes no other
     actor's.
@@ -150,3 +172,31 @@ def keep_to_assigned_gpus() -> None:
     """
     if not ray.get_runtime_context().get_accelerator_ids().get("GPU"):
         os.environ.update(dict.fromkeys(GPU_VARIABLES, ""))
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _sweep(run_dir: str) -> None:
+    temporary.sweep(run_dir)
+
+
+def sweep_other_machines(run_dir: str) -> None:
+    """Remove the run's temporary directories on all living nodes of other machines; a node that does not answer blocks
+    nothing.
+
+    The driver calls it while it holds the run's lock and no actor of the run lives."""
+    here = ray.util.get_node_ip_address()
+    others = {
+        node["NodeManagerAddress"]: node["NodeID"]
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeManagerAddress"] != here
+    }
+    try:
+        pinned = [NodeAffinitySchedulingStrategy(node_id, soft=False) for node_id in others.values()]
+        sweeping = [_sweep.options(scheduling_strategy=strategy).remote(run_dir) for strategy in pinned]
+        if sweeping:
+            _, unfinished = ray.wait(sweeping, num_returns=len(sweeping), timeout=SWEEP_BUDGET_S)
+            if unfinished:
+                message = "%d nodes did not sweep their temporary files in time; the next start of this run does"
+                LOG.warning(message, len(unfinished))
+    except RayError as error:
+        LOG.warning("temporary files on other nodes were not swept; the next start of this run does: %s", error)

@@ -10,16 +10,13 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from cluster.on_ray.nodes import keep_to_assigned_gpus, ray_options
+from cluster.on_ray.nodes import enter_run, start_actor
 from cluster.on_ray.placement import Request
-from cluster.run import temporary
-from cluster.run.directory import RunDirectory
-from cluster.run.logs import log_to_file
 from cluster.wiring import replica_service
 from configs.backoff import backoff_s
 from configs.schema import RunConfig
@@ -51,10 +48,7 @@ class ReplicaActor:
     """Runs and watches one annotation service."""
 
     def __init__(self, config: RunConfig, index: int, credentials: CredentialFiles | None) -> None:
-        keep_to_assigned_gpus()
-        temporary.enter(config.run_dir)
-        run = RunDirectory(Path(config.run_dir))
-        log_to_file(run.log)
+        run = enter_run(config)
         host = "127.0.0.1" if config.cluster.mode == "local" else ray.util.get_node_ip_address()
         self._service = replica_service(config, run, index, host, credentials)
         self._listening_since: float | None = None
@@ -159,11 +153,11 @@ class RayReplicas:
         for slot in slots:
             ray.kill(slot.actor)
         if self.credentials is not None:
-            shutil.rmtree(self.credentials.directory, ignore_errors=True)
+            shutil.rmtree(self.credentials.token.parent, ignore_errors=True)
 
     def _start(self, slot: _ReplicaSlot) -> None:
-        actor_class = cast(Any, ReplicaActor).options(**ray_options(self.request, slot.index))
-        slot.actor = actor_class.remote(self._config, slot.index, self.credentials)
+        arguments = (self._config, slot.index, self.credentials)
+        slot.actor = start_actor(ReplicaActor, self.request, *arguments, index=slot.index)
         slot.starts += 1
         slot.asked_at, slot.pending = time.monotonic(), slot.actor.status.remote()
 

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayError
@@ -29,7 +29,7 @@ from actors.rollout import Rollout
 from cluster.on_ray.actors import WorkerActor
 from cluster.on_ray.annotation import RayAnnotation
 from cluster.on_ray.failures import ProcessId, actor_failure
-from cluster.on_ray.nodes import ray_options
+from cluster.on_ray.nodes import start_actor
 from cluster.on_ray.placement import Request
 from cluster.run.logs import prune, stderr_path, stderr_tail
 from cluster.supervision import Deadline, EnvironmentBudget, GiveUp, Notices, RestartBudget
@@ -167,8 +167,8 @@ class RayWorkers:
 
     def _start(self, slot: _WorkerSlot) -> None:
         incarnation = f"{self._run_epoch}-{slot.incarnation}"
-        actor_class = cast(Any, WorkerActor).options(**ray_options(self._request, slot.index))
-        slot.actor = actor_class.remote(self._config, slot.index, incarnation)
+        arguments = (self._config, slot.index, incarnation)
+        slot.actor = start_actor(WorkerActor, self._request, *arguments, index=slot.index)
         slot.hello = slot.actor.hello.remote()
         slot.worker_id = f"{slot.index}.{incarnation}"
 
@@ -224,7 +224,8 @@ class RayWorkers:
             return
         while len(slot.calls) < self._config.actors.rollouts_in_flight:
             acknowledgement = self._annotation.acknowledgement(slot.worker_id)
-            slot.calls.append(tuple(slot.actor.collect.remote(self._snapshot, acknowledgement)))
+            rollout, report = slot.actor.collect.remote(self._snapshot, acknowledgement)
+            slot.calls.append((rollout, report))
 
     def _replace_hung(self) -> None:
         for slot in self._slots:

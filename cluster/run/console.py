@@ -31,6 +31,13 @@ ROWS = (
     ("state information", "policy_state_information", "{:.4f}"),
 )
 
+STATES = (
+    ("problem", "no more rewards from the judge, training goes on: {}", "the judge is back"),
+    ("notice", "{}", ""),
+    ("storage_problem", "training goes on, but: {}", "the disk takes what is written again"),
+)
+"""What is said when the text of a state changes, and when it ends."""
+
 
 class Console:
     """The display of a run's progress; `update` may be called at any rate."""
@@ -45,14 +52,12 @@ class Console:
         self._started = self._shown = time.monotonic()
         self._first_step: int | None = None
         self._live: Live | None = None
-        self._problem: str | None = None
         self._told: set[str] = set()
-        self._storage_problem: str | None = None
-        self._notice: str | None = None
+        self._states: dict[str, str | None] = {}
 
     def say(self, text: str) -> None:
-        """One line for the user, above the live display where there is one."""
-        if self._kind != "quiet":
+        """One line for the user, above the live display where there is one; nothing for an empty text."""
+        if text and self._kind != "quiet":
             self._rich.print(text, highlight=False, markup=False, emoji=False)
 
     def update(self, line: Mapping[str, Any]) -> None:
@@ -62,24 +67,10 @@ class Console:
             if text not in self._told:
                 self._told.add(text)
                 self.say(text)
-        if line.get("problem") != self._problem:
-            self._problem = line["problem"]
-            self.say(
-                f"no more rewards from the judge, training goes on: {self._problem}"
-                if self._problem
-                else "the judge is back"
-            )
-        if line.get("notice") != self._notice:
-            self._notice = line["notice"]
-            if self._notice:  # a restarted learner may have none
-                self.say(self._notice)
-        if line.get("storage_problem") != self._storage_problem:
-            self._storage_problem = line["storage_problem"]
-            self.say(
-                f"training goes on, but: {self._storage_problem}"
-                if self._storage_problem
-                else "the disk takes what is written again"
-            )
+        for name, text, recovery in STATES:
+            if line.get(name) != self._states.get(name):
+                self._states[name] = line[name]
+                self.say(text.format(line[name]) if line[name] else recovery)
         if self._first_step is None:
             self._first_step, self._started = line["env_steps"], now
         if self._kind == "rich":

@@ -112,8 +112,8 @@ def evaluate(
             # A round n times as large takes less than n times as long.
             num_envs = min(int((deadline - now) / (now - began) * num_envs), episodes - num_played) if seconds else 0
     if not information:
-        games = f"one game in each of {num_envs} environments"
-        raise ConfigError(f"{games} takes all players together more than {seconds:.0f} s")
+        round_ = f"one game in each of {num_envs} environments"
+        raise ConfigError(f"{round_} takes all players together more than {seconds:.0f} s")
     return {
         "run": str(run.path),
         "env_steps": state["loop"]["env_steps"],

@@ -1,5 +1,5 @@
-"""A Ray cluster of three nodes on this machine, one of which joins late; prints where things went as JSON. Run by test_ray_nodes.py:
-Ray reads how it is to authenticate when it is first imported, so it has a process of its own."""
+"""A Ray cluster of three nodes on this machine, one of which joins late; prints where things went as JSON. Run by
+test_ray_nodes.py: Ray reads how it is to authenticate when it is first imported, so it has a process of its own."""
 
 import json
 import os
@@ -18,7 +18,6 @@ from ray.cluster_utils import Cluster
 
 from cluster.on_ray import nodes as ray_nodes
 from cluster.on_ray.placement import Request
-from cluster.on_ray.sweep import sweep_other_machines
 from configs.loading import load_config
 
 MEMORY = {"object_store_memory": 80_000_000}
@@ -81,7 +80,9 @@ def main() -> None:
         gpu_node = next(node.id for node in ray_nodes.nodes() if node.gpus)
         went = visit(requests)
         crowd = visit({"worker": replace(requests["worker"], count=7)})["worker"]  # more than fit away from the learner
-        sweep_other_machines(config.run_dir)  # all nodes are this machine: nothing is swept from under the run
+        ray_nodes.sweep_other_machines(
+            config.run_dir
+        )  # all nodes are this machine: nothing is swept from under the run
         grows = ray_nodes.more_nodes_may_come("auto")
         print(
             json.dumps(

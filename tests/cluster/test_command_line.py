@@ -1,4 +1,5 @@
-"""Every mistake on the command line is one clear message and exit code 2, without a traceback, and leaves nothing behind."""
+"""Every mistake on the command line is one clear message and exit code 2, without a traceback, and leaves nothing
+behind."""
 
 import os
 import sys

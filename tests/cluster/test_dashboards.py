@@ -1,4 +1,5 @@
-"""Dashboard and alerts are the catalogue in another form: nothing forgotten, nothing made up; and the verb that writes them."""
+"""Dashboard and alerts are the catalogue in another form: nothing forgotten, nothing made up; and the verb that writes
+them."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""The training loop in this process: who may write into a run and when it must not, and what is trained before there are rewards."""
+"""The training loop in this process: who may write into a run and when it must not, and what is trained before there
+are rewards."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ def loops(tmp_path: Path) -> Iterator[tuple[TrainingLoop, RunDirectory]]:
 def test_a_learner_whose_successor_has_begun_writes_nothing_and_ends(loops: tuple[TrainingLoop, RunDirectory]) -> None:
     loop, run = loops
 
-    def successor_begins(figures: object) -> None:
+    def successor_begins(line: object) -> None:
         if loop.env_steps > 2000 and begun == []:
             begun.append(written(run))
             begin_epoch(run)
@@ -59,7 +60,7 @@ def test_a_learner_whose_successor_has_begun_writes_nothing_and_ends(loops: tupl
 def test_an_epoch_that_cannot_be_read_for_a_while_ends_nothing(loops: tuple[TrainingLoop, RunDirectory]) -> None:
     loop, run = loops
     (run.path / "run_epoch").write_text("")
-    loop.run(lambda figures: loop.stop() if loop.env_steps > 2000 else None)
+    loop.run(lambda line: loop.stop() if loop.env_steps > 2000 else None)
     assert (run.checkpoints / "latest").exists()
 
 
@@ -68,7 +69,8 @@ def written(run: RunDirectory) -> list[str]:
 
 
 class LateAnnotation:
-    """A pipeline whose tables come only from the `come_at`-th look at the latest one on; `on_look` is called at each, with its number."""
+    """A pipeline whose tables come only from the `come_at`-th look at the latest one on; `on_look` is called at each,
+    with its number."""
 
     def __init__(self, pipeline: AnnotationPipeline, come_at: float) -> None:
         self._pipeline, self._come_at = pipeline, come_at
@@ -177,12 +179,12 @@ def test_the_user_is_told_once_where_the_policy_keeps_not_looking(
     step = loop.learner.step
 
     def step_with(*arguments: Any) -> StepResult:
-        result, figure = step(*arguments), next(information)
+        result, value = step(*arguments), next(information)
         metrics = {name: value for name, value in result.metrics.items() if name != "policy_state_information"}
-        return replace(result, metrics=metrics if figure is None else metrics | {"policy_state_information": figure})
+        return replace(result, metrics=metrics if value is None else metrics | {"policy_state_information": value})
 
-    def on_line(figures: Mapping[str, Any]) -> None:
-        told.append(len([text for text in figures["problems"] if "hardly looks" in text]))
+    def on_line(line: Mapping[str, Any]) -> None:
+        told.append(len([text for text in line["problems"] if "hardly looks" in text]))
         if len(told) == 12:
             loop.stop()
 
@@ -315,8 +317,8 @@ def test_the_user_is_told_where_half_of_the_updates_are_skipped(
     )  # three quarters of them, from the 11th on
     told: list[bool] = []
 
-    def on_line(figures: Mapping[str, Any]) -> None:
-        told.append(any("half of the last 32 updates were skipped" in text for text in figures["problems"]))
+    def on_line(line: Mapping[str, Any]) -> None:
+        told.append(any("half of the last 32 updates were skipped" in text for text in line["problems"]))
         if len(told) == 50:
             loop.stop()
 

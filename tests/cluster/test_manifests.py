@@ -1,4 +1,5 @@
-"""The files that start clusters and jobs, held to the schemas of what reads them and to this repository: no platform is needed."""
+"""The files that start clusters and jobs, held to the schemas of what reads them and to this repository: no platform is
+needed."""
 
 import re
 import shlex
@@ -227,7 +228,8 @@ def test_every_command_that_is_shown_would_be_understood(path: Path) -> None:
 
 
 def commands_in(text: str) -> Iterator[str]:
-    """Commands of this repository in a document: in code blocks of Markdown, or in a manifest's comments; continued lines are joined."""
+    """Commands of this repository in a document: in code blocks of Markdown, or in a manifest's comments; continued
+    lines are joined."""
     lines = text.splitlines()
     if any(line.startswith("```") for line in lines):
         blocks, inside = [], False

@@ -59,7 +59,8 @@ def rollout(
     rewards: float = 0.0,
     lost: tuple[int, ...] = (),
 ) -> Rollout:
-    """Of T steps, all episodes terminated where `done`; their `lengths` by (step, environment), or else each began in this rollout."""
+    """Of T steps, all episodes terminated where `done`; their `lengths` by (step, environment), or else each began in
+    this rollout."""
     terminated = np.array(done)
     zeros = np.zeros(terminated.shape)
     ends = [(t, i) for t, i in np.argwhere(terminated).tolist() if i not in lost]
@@ -67,12 +68,22 @@ def rollout(
         EpisodeStatistics(episode_return=2.0, length=(lengths or {}).get(end, 1), terminated=True, info=info or {})
         for end in ends
     ]
+    fields = dict.fromkeys(("actions", "behaviour_logits", "behaviour_values", "final_values"), zeros)
+    fields |= {"caption_ids": zeros, "caption_counts": zeros, "extrinsic_rewards": zeros + rewards}
     return Rollout(
-        obs={}, actions=zeros, behaviour_logits=zeros, behaviour_values=zeros, final_values=zeros, extrinsic_rewards=zeros + rewards,
-        terminated=terminated, truncated=np.zeros_like(terminated), caption_ids=zeros, caption_counts=zeros, core_state={},
-        policy_version=(1, 0), worker_id=worker_id, sequence_number=number, episodes=tuple(episodes), episode_ends=tuple(ends),
-        timings={"env": 0.0, "inference": 0.0, "other": 0.0}, lost=lost,
-    )  # fmt: skip
+        **fields,
+        obs={},
+        terminated=terminated,
+        truncated=np.zeros_like(terminated),
+        core_state={},
+        policy_version=(1, 0),
+        worker_id=worker_id,
+        sequence_number=number,
+        episodes=tuple(episodes),
+        episode_ends=tuple(ends),
+        timings={"env": 0.0, "inference": 0.0, "other": 0.0},
+        lost=lost,
+    )
 
 
 def test_the_catalogue_has_every_agreed_name_once() -> None:
@@ -116,7 +127,7 @@ def test_success_is_counted_only_over_episodes_of_a_task_that_has_a_goal() -> No
     assert metrics.take_line()["episode_success_mean"] == pytest.approx(1 / 3)
 
 
-def test_figures_of_an_episodes_end_are_averaged_where_the_catalogue_knows_them() -> None:
+def test_metrics_of_an_episodes_end_are_averaged_where_the_catalogue_knows_them() -> None:
     metrics = RunMetrics(episode_window=2)
     for number, (kills, length) in enumerate([(9.0, 1), (2.0, 1), (3.0, 4)]):
         done = [[False], [False], [False], [True]]

@@ -1,4 +1,5 @@
-"""What a run says of an environment that fails or is not quite what it declares: one line, and in the log where it comes from."""
+"""What a run says of an environment that fails or is not quite what it declares: one line, and in the log where it
+comes from."""
 
 import json
 from pathlib import Path
@@ -33,7 +34,7 @@ def config_of(env_id: str, run_dir: Path, *settings: str) -> RunConfig:
     return load_config(preset="debug", overrides=[*small, *quick, *environment, f"run_dir={run_dir}/run", *settings])
 
 
-def doctors_findings(config: RunConfig) -> list[CheckResult]:
+def doctor_results(config: RunConfig) -> list[CheckResult]:
     return check_environment(Subject(config))
 
 
@@ -44,11 +45,14 @@ def test_one_that_raises_as_it_starts_ends_the_command_with_one_line_and_its_tra
     with pytest.raises(ConfigError) as caught:
         launch(config)
     log = tmp_path / "run" / "log.txt"
-    line = f"environment 'Unreachable-v0' raised RuntimeError in reset: no simulator at port 2000; its traceback is in {log}"
+    line = (
+        "environment 'Unreachable-v0' raised RuntimeError in reset: no simulator at port 2000; its traceback is in"
+        f" {log}"
+    )
     assert str(caught.value) == line
     assert "in act\n    raise error\nRuntimeError: no simulator at port 2000" in log.read_text()
     assert [path.name for path in log.parent.iterdir()] == ["log.txt"], "nothing else was begun"
-    (result,) = doctors_findings(config)
+    (result,) = doctor_results(config)
     assert (result.status, result.found) == ("failed", line.partition(";")[0])
 
 
@@ -62,7 +66,7 @@ def test_values_that_are_no_numbers_end_a_run_by_the_budget_and_are_counted(
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["environment_errors"] >= 4
     assert last["updates_skipped_nonfinite"] == 0
-    (result,) = doctors_findings(config)
+    (result,) = doctor_results(config)
     assert (result.status, result.found) == ("failed", line)
 
 
@@ -79,5 +83,5 @@ def test_a_longer_limit_and_values_outside_the_space_are_said_once(
         assert told.count(line) == 1
         assert log.count(line) == 1
     assert any(
-        result.status == "warning" and "its own limit of 2 steps" in result.found for result in doctors_findings(config)
+        result.status == "warning" and "its own limit of 2 steps" in result.found for result in doctor_results(config)
     )

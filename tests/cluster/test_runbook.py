@@ -10,7 +10,7 @@ from configs.schema import RunConfig
 ROOT = Path(__file__).parents[2]
 RUNBOOK = (ROOT / "cluster" / "README.md").read_text()
 NEVER_RED = re.compile(r"rises|task dependent|engine dependent|steady|up to annotations_total|seconds")
-"""Healthy values of figures that say how far a run is, or have no bound."""
+"""Healthy values of metrics that count progress, or have no bound."""
 
 
 def section(title: str) -> str:

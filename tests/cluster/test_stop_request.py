@@ -1,4 +1,5 @@
-"""The first signal asks a run to stop; a second SIGINT or SIGTERM ends it; a terminal that closes may say so as often as it likes."""
+"""The first signal asks a run to stop; a second SIGINT or SIGTERM ends it; a terminal that closes may say so as often
+as it likes."""
 
 import os
 import signal

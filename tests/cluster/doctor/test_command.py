@@ -276,15 +276,19 @@ def test_weights_that_were_cut_short(folder: Path, capsys: pytest.CaptureFixture
     assert f"weights {weights} are damaged" in results["judge"][0]["found"]
 
 
+LM = (bundled_model_folder, ("service.engine=transformers", "service.model={}"))
+ENCODER = (lambda: Path(encoder_source("minilm")), ("reward_model.name=embedding", "service.encoder={}"))
+
+
 @pytest.mark.parametrize(
     ("source", "settings", "num_layers", "status", "said"),
     [
-        (bundled_model_folder, ("service.engine=transformers", "service.model={}"), 31, "failed", "model.layers.30.input_layernorm.weight"),
-        (bundled_model_folder, ("service.engine=transformers", "service.model={}"), 29, "warning", "model.layers.29.input_layernorm.weight"),
-        (lambda: Path(encoder_source("minilm")), ("reward_model.name=embedding", "service.encoder={}"), 7, "failed", "encoder.layer.6."),
-        (lambda: Path(encoder_source("minilm")), ("reward_model.name=embedding", "service.encoder={}"), 6, "ok", ""),
+        (*LM, 31, "failed", "model.layers.30.input_layernorm.weight"),
+        (*LM, 29, "warning", "model.layers.29.input_layernorm.weight"),
+        (*ENCODER, 7, "failed", "encoder.layer.6."),
+        (*ENCODER, 6, "ok", ""),
     ],
-)  # fmt: skip
+)
 def test_weights_that_the_files_lack_or_have_too_many_of(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -519,7 +523,7 @@ def test_an_environment_that_says_nothing(capsys: pytest.CaptureFixture[str]) ->
     assert "set env.captioner" in results["environment"][0]["advice"]
 
 
-def test_a_check_that_breaks_is_a_finding_and_the_rest_goes_on(
+def test_a_check_that_fails_is_a_result_and_the_others_still_run(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def explode(subject: object) -> None:

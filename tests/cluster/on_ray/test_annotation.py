@@ -1,4 +1,5 @@
-"""What the loop's handle of the annotator keeps while the annotator does not answer, and when it has died; Ray is played by a fake."""
+"""What the loop's handle of the annotator keeps while the annotator does not answer, and when it has died; Ray is
+played by a fake."""
 
 import itertools
 from collections.abc import Callable

@@ -45,7 +45,10 @@ def test_only_what_belonged_to_the_runs_cluster_is_ended(tmp_path: Path, started
 
 def watched_driver(directory: Path) -> subprocess.Popen:
     """A driver that has a watch and says so."""
-    code = f"from pathlib import Path\nfrom cluster.on_ray.orphans import OrphanWatch\nwith OrphanWatch(Path({str(directory)!r})):\n    print('on', flush=True)\n    input()"
+    code = (
+        "from pathlib import Path\nfrom cluster.on_ray.orphans import OrphanWatch\nwith"
+        f" OrphanWatch(Path({str(directory)!r})):\n    print('on', flush=True)\n    input()"
+    )
     driver = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -1,4 +1,5 @@
-"""The watch over annotation replicas, with actors that a test plays: what is told of them, and when they are started again."""
+"""The watch over annotation replicas, with actors that a test plays: what is told of them, and when they are started
+again."""
 
 from itertools import pairwise
 from types import SimpleNamespace

@@ -16,7 +16,8 @@ LIMIT, NUM_ENVS, NUM_STEPS = 200, 16, 8
 
 
 class Simulated:
-    """A worker whose episodes have lengths of our choice; each episode's return is its length, and each step earns 1."""
+    """A worker whose episodes have lengths of our choice; each episode's return is its length, and each step earns
+    1."""
 
     def __init__(self, draw: Callable[[], int], worker_id: str = "0.1", num_envs: int = NUM_ENVS) -> None:
         self._draw, self._worker_id, self._num_envs = draw, worker_id, num_envs
@@ -52,12 +53,22 @@ class Simulated:
             self.began.append(self._left[i])
         zeros = np.zeros((NUM_STEPS, self._num_envs))
         self._number += 1
-        return Rollout(
-            obs={}, actions=zeros, behaviour_logits=zeros, behaviour_values=zeros, final_values=zeros, extrinsic_rewards=zeros,
-            terminated=terminated, truncated=truncated, caption_ids=zeros, caption_counts=zeros, core_state={}, policy_version=(1, 0),
-            worker_id=self._worker_id, sequence_number=self._number - 1, episodes=tuple(episodes), episode_ends=tuple(ends), timings={},
+        fields = ("actions", "behaviour_logits", "behaviour_values", "final_values", "extrinsic_rewards")
+        rollout = Rollout(
+            **dict.fromkeys((*fields, "caption_ids", "caption_counts"), zeros),
+            obs={},
+            terminated=terminated,
+            truncated=truncated,
+            core_state={},
+            policy_version=(1, 0),
+            worker_id=self._worker_id,
+            sequence_number=self._number - 1,
+            episodes=tuple(episodes),
+            episode_ends=tuple(ends),
+            timings={},
             lost=lost,
-        ), np.ones_like(zeros)  # fmt: skip
+        )
+        return rollout, np.ones_like(zeros)
 
 
 def lengths(window: EpisodeWindow) -> list[int]:
@@ -71,7 +82,8 @@ def half_short(seed: int) -> Callable[[], int]:
 
 
 def test_means_are_of_the_right_size_from_the_first_that_is_defined() -> None:
-    """Averaging what has ended says 10 until the limit, 20 times too little; staggered first limits would say so for longer."""
+    """Averaging what has ended says 10 until the limit, 20 times too little; staggered first limits would say so for
+    longer."""
     means: dict[int, list[float]] = {}
     for seed in range(40):
         worker, window = Simulated(half_short(seed)), EpisodeWindow(50)

@@ -33,7 +33,7 @@ def configuration(*settings: str) -> RunConfig:
     return load_config(preset="debug", overrides=["logging.console=plain", "run_dir=runs/x", *settings])
 
 
-def figure(mean: float, half: float) -> dict[str, float]:
+def interval(mean: float, half: float) -> dict[str, float]:
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
@@ -42,7 +42,7 @@ def report(difference: float, **players: dict[str, dict[str, float]]) -> dict[st
     return {
         "episodes": 64,
         **players,
-        "differences": {"policy - blind": {name: figure(difference, 2) for name in names}},
+        "differences": {"policy - blind": {name: interval(difference, 2) for name in names}},
     }
 
 
@@ -52,17 +52,18 @@ def report(difference: float, **players: dict[str, dict[str, float]]) -> dict[st
         (
             report(
                 24,
-                policy={"return": figure(1, 1), "in_game_score": figure(74, 8)},
-                blind={"return": figure(1, 1), "in_game_score": figure(50, 6)},
-                random={"return": figure(1, 1), "in_game_score": figure(34, 5)},
+                policy={"return": interval(1, 1), "in_game_score": interval(74, 8)},
+                blind={"return": interval(1, 1), "in_game_score": interval(50, 6)},
+                random={"return": interval(1, 1), "in_game_score": interval(34, 5)},
             ),
-            "in-game score 74 [66, 82], blind 50 [44, 56], random 34 [29, 39]; policy - blind, game by game: +24 [+22, +26]",
+            "in-game score 74 [66, 82], blind 50 [44, 56], random 34 [29, 39]; policy - blind, game by game: +24 [+22,"
+            " +26]",
         ),
         (
             report(
                 0.5,
                 **{
-                    name: {"return": figure(7, 1), "success": figure(0.5, 0.25)}
+                    name: {"return": interval(7, 1), "success": interval(0.5, 0.25)}
                     for name in ("policy", "blind", "random")
                 },
             ),
@@ -70,18 +71,18 @@ def report(difference: float, **players: dict[str, dict[str, float]]) -> dict[st
             " policy - blind, game by game: +0.50 [-1.50, +2.50]",
         ),
         (
-            report(-3, **{name: {"return": figure(-7, 1)} for name in ("policy", "blind", "random")}),
+            report(-3, **{name: {"return": interval(-7, 1)} for name in ("policy", "blind", "random")}),
             "episode return -7.0 [-8.0, -6.0], blind -7.0 [-8.0, -6.0], random -7.0 [-8.0, -6.0];"
             " policy - blind, game by game: -3.0 [-5.0, -1.0]",
         ),
     ],
 )
-def test_a_report_is_said_by_the_figure_that_says_most(played: dict[str, Any], words: str) -> None:
+def test_a_report_is_summed_up_by_its_main_metric(played: dict[str, Any], words: str) -> None:
     assert scores_as_text(played) == words
 
 
 @pytest.mark.parametrize(
-    ("figures", "settings", "problem"),
+    ("metrics", "settings", "problem"),
     [
         ({}, [], None),
         ({"annotations_total": 0}, [], "the judge never answered, so that no caption was ever rewarded"),
@@ -98,21 +99,21 @@ def test_a_report_is_said_by_the_figure_that_says_most(played: dict[str, Any], w
     ],
 )
 def test_a_judge_that_never_answered_is_found(
-    figures: dict[str, Any], settings: list[str], problem: str | None
+    metrics: dict[str, Any], settings: list[str], problem: str | None
 ) -> None:
-    found = judge_problem(plan_run(configuration(*settings)), {**SUMMARY, **figures})
+    found = judge_problem(plan_run(configuration(*settings)), {**SUMMARY, **metrics})
     assert (found is None) == (problem is None)
     assert found is None or (problem is not None and problem in found and "\n" not in found)
 
 
 @pytest.fixture
 def ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, dict[str, Any], str]]:
-    """Exit code, summary file and output of a run that ended with these figures."""
+    """Exit code, summary file and output of a run that ended with these metrics."""
 
-    def end(config: RunConfig, stop_requested: bool = False, **figures: Any) -> tuple[int, dict[str, Any], str]:
+    def end(config: RunConfig, stop_requested: bool = False, **metrics: Any) -> tuple[int, dict[str, Any], str]:
         run = RunDirectory(tmp_path)
         console = Console(config.logging, config.total_env_steps, config.cluster.mode)
-        code = conclude(plan_run(config), run, {**SUMMARY, **figures}, console, lambda: stop_requested)
+        code = conclude(plan_run(config), run, {**SUMMARY, **metrics}, console, lambda: stop_requested)
         said = capsys.readouterr()
         return code, json.loads(run.summary.read_text()), said.out + said.err
 
@@ -165,7 +166,7 @@ def test_whatever_becomes_of_the_evaluation_a_finished_run_stays_finished(
 
 
 @pytest.mark.parametrize(
-    ("settings", "figures"),
+    ("settings", "metrics"),
     [
         (["evaluation.at_end=true"], {"finished": False}),
         (["evaluation.at_end=true"], {"stop_requested": True}),
@@ -174,12 +175,12 @@ def test_whatever_becomes_of_the_evaluation_a_finished_run_stays_finished(
 )
 def test_a_run_stopped_by_hand_is_not_evaluated(
     settings: list[str],
-    figures: dict[str, Any],
+    metrics: dict[str, Any],
     ended: Callable[..., tuple[int, dict[str, Any], str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(outcome, "evaluate_in_time", lambda *arguments: pytest.fail("it was evaluated"))
-    code, summary, _ = ended(configuration(*settings), **figures)
+    code, summary, _ = ended(configuration(*settings), **metrics)
     assert (code, summary["evaluation"]) == (0, None)
 
 
@@ -199,7 +200,7 @@ def test_an_evaluation_may_take_its_share_of_the_time_and_half_a_minute_in_any_c
         config: RunConfig, run: RunDirectory, seconds: float, stop_requested: Callable[[], bool]
     ) -> dict[str, Any]:
         given.append(seconds)
-        return report(0, **{name: {"return": figure(1, 1)} for name in ("policy", "blind", "random")})
+        return report(0, **{name: {"return": interval(1, 1)} for name in ("policy", "blind", "random")})
 
     monkeypatch.setattr(outcome, "_run_evaluation", play)
     config = configuration()

@@ -10,7 +10,10 @@ ROOT = Path(__file__).parents[3]
 
 def run(path: Path, code: str) -> int:
     """A process that turns its standard error to `path` and runs `code`, in which the file is `file`."""
-    program = f"import os, sys, ctypes\nfrom pathlib import Path\nfrom cluster.run.logs import StderrFile\nfile = StderrFile(Path({str(path)!r}))\n{code}"
+    program = (
+        "import os, sys, ctypes\nfrom pathlib import Path\nfrom cluster.run.logs import StderrFile\nfile ="
+        f" StderrFile(Path({str(path)!r}))\n{code}"
+    )
     return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True).returncode
 
 
@@ -25,7 +28,10 @@ def test_a_crash_in_c_leaves_its_traceback(tmp_path: Path) -> None:
 
 def test_what_is_written_outside_python_is_there_too_and_the_file_stays_small(tmp_path: Path) -> None:
     path = stderr_path(tmp_path, "0.1-0")
-    flood = f"for _ in range(40):\n    os.write(2, b'x' * {MAX_BYTES // 10} + b'\\n')\n    file.trim()\nos.system('echo last >&2')"
+    flood = (
+        f"for _ in range(40):\n    os.write(2, b'x' * {MAX_BYTES // 10} + b'\\n')\n    file.trim()\nos.system('echo"
+        " last >&2')"
+    )
     assert run(path, flood) == 0
     assert path.stat().st_size < 2 * MAX_BYTES
     assert stderr_tail(path).endswith("last")

@@ -1,4 +1,4 @@
-"""`delphi audit` from the command line: its figures, its keys, its exit codes."""
+"""`delphi audit` from the command line: its metrics, keys and exit codes."""
 
 import json
 import shutil
@@ -74,7 +74,7 @@ def audit(tmp_path: Path, labelled: Path, capsys: pytest.CaptureFixture[str]):
     return audit
 
 
-def test_the_figures_are_those_of_the_answers(audit):
+def test_the_metrics_are_those_of_the_answers(audit):
     code, out, _ = audit("--json")
     report = json.loads(out)
     assert code == 0

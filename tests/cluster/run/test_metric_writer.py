@@ -1,4 +1,4 @@
-"""Lines on a disk that refuses: a limit on file sizes makes the kernel refuse in the middle of a line, for real."""
+"""Metric lines on a full disk: a limit on file sizes makes the kernel fail in the middle of a line."""
 
 import logging
 import resource
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.run import metric_writer as line_file
+from cluster.run import metric_writer
 from cluster.run.logs import log_to_file
 from cluster.run.metric_writer import LineAppender, MetricWriter
 
@@ -17,9 +17,7 @@ from cluster.run.metric_writer import LineAppender, MetricWriter
 def limit() -> Iterator[Callable[[int], None]]:
     """`limit(n)`: no file of this process grows beyond n bytes; -1 lifts it."""
     for handler in [existing for existing in logging.getLogger().handlers if isinstance(existing, logging.FileHandler)]:
-        logging.getLogger().removeHandler(
-            handler
-        )  # of a run that another test played in this process: a file of this process too
+        logging.getLogger().removeHandler(handler)  # of a run in another test: its file counts, too
         handler.close()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     on_limit = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -49,7 +47,7 @@ def test_lines_that_the_disk_refuses_are_written_in_order_when_there_is_room(
 def test_what_waits_is_bounded_and_written_at_the_end(
     tmp_path: Path, limit: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(line_file, "MAX_WAITING", 3)
+    monkeypatch.setattr(metric_writer, "MAX_WAITING", 3)
     lines = LineAppender(tmp_path / "lines")
     limit(0)
     for number in range(10):
