@@ -86,7 +86,7 @@ class StopRequest:
         with contextlib.suppress(
             RuntimeError
         ):  # raised where the signal interrupts another print, which is not reentrant
-            self._say("stopping: writing a checkpoint (once more to end at once)")
+            self._say("stopping: writing a checkpoint (repeat to end at once)")
 
 
 def launch(config: RunConfig) -> int:
@@ -139,11 +139,11 @@ def launch(config: RunConfig) -> int:
             return conclude(plan, run, summary, console, lambda: stop.requested)
     except Interrupted as stopped:
         console.close()
-        print(f"delphi train: {stopped}; the same command begins, or goes on, as before", file=sys.stderr)
+        print(f"delphi train: {stopped}; the same command starts or continues the run", file=sys.stderr)
         return 0
     except KeyboardInterrupt:
         console.close()
-        print("delphi train: ended at once; the last checkpoint is what a new start continues from", file=sys.stderr)
+        print("delphi train: ended at once; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
     except Exception as error:
         LOG.exception("the run failed")

@@ -113,14 +113,14 @@ class TrainingLoop:
     def progress(self) -> dict[str, Any]:
         """The newest metric line with the present step counter, and as text: annotation's `problem`, the disk's
         `storage_problem`, a `notice`, and the workers' `problems` and `waiting`."""
-        words = {
+        messages = {
             "problem": self.annotation.problem,
             "storage_problem": self._storage_problem or self._writer.problem,
             "notice": self._notice,
             "problems": [*self.workers.problems, *self._watch.problems],
             "waiting": self._waiting or self.workers.waiting,
         }
-        return {**self._latest, "env_steps": self.env_steps, "time_s": self._seconds(), **words}
+        return {**self._latest, "env_steps": self.env_steps, "time_s": self._seconds(), **messages}
 
     def _seconds(self) -> float:
         """Seconds of training so far, earlier starts included up to the checkpoints that were resumed from."""
@@ -278,8 +278,7 @@ class TrainingLoop:
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
                 f"the newest checkpoint in {self.run_directory.checkpoints} does not fit this version of Delphi or this"
-                " run"
-                f" ({type(error).__name__}: {error}); move its folder away to go on from the one before it"
+                f" run ({type(error).__name__}: {error}); move its folder away to go on from the one before it"
             ) from error
         if refused:
             self._notice = f"{refused[0]}. The one before it, of {self.env_steps:,} steps, is used"

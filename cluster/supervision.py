@@ -33,7 +33,7 @@ BLIND_UPDATES = 200
 """Updates in a row whose policy ignored its observations, after which the user is told."""
 SKIPPED_WINDOW = 32
 """Updates over which the share of skipped gradient steps is taken."""
-CAUSES = "rewards too large to add up, or a learner.learning_rate too high, are what makes them so"
+CAUSES = "likely causes are rewards that are too large, or a learner.learning_rate that is too high"
 
 
 class GiveUp(RuntimeError):
@@ -126,8 +126,7 @@ class EnvironmentBudget:
         if len(self._lost) >= ENVIRONMENT_MINIMUM and share > self._max_share:
             raise GiveUp(
                 f"the environment fails too often: {share:.0%} of the environments' last {len(self._lost)} rollouts are"
-                " lost"
-                f" (cluster.max_environment_loss = {self._max_share:g}): {cause}"
+                f" lost (cluster.max_environment_loss = {self._max_share:g}): {cause}"
             )
 
 
@@ -155,15 +154,13 @@ class UpdateWatch:
         problems = []
         if self._blind >= BLIND_UPDATES:
             problems.append(
-                f"the policy hardly looks at what it sees: policy_state_information has been below {LOOKING_ABOVE} nats"
-                f" for {BLIND_UPDATES}"
-                " updates; unless the task needs no looking, a blind player (`delphi eval`) does as well"
+                f"the policy hardly uses its observations: policy_state_information has been below {LOOKING_ABOVE} nats"
+                f" for {BLIND_UPDATES} updates; unless the task needs none, a blind player (`delphi eval`) does as well"
             )
         if sum(self._skipped) >= SKIPPED_WINDOW / 2:  # also in a run of fewer updates so far
             problems.append(
                 f"at least half of the last {SKIPPED_WINDOW} updates were skipped, because loss or gradient were not"
-                " finite"
-                f" (updates_skipped_nonfinite counts them); {CAUSES}"
+                f" finite (updates_skipped_nonfinite counts them); {CAUSES}"
             )
         return problems
 

@@ -41,11 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="delphi train",
-        description="Train an agent on extrinsic reward plus an LLM's judgements. Running the same command again continues"
-        " the run, which ends at total_env_steps or after max_time_s seconds of training, whichever comes first; then,"
-        " with"
-        " evaluation.at_end=true, its policy, a blind and a random player play held-out games, and their scores are the"
-        " last line.",
+        description="Train an agent on extrinsic reward plus an LLM's judgements. Running the same command again"
+        " continues the run, which ends at total_env_steps or after max_time_s seconds of training, whichever comes"
+        " first; then, with evaluation.at_end=true, its policy, a blind and a random player play held-out games, and"
+        " their scores are the last line.",
         epilog="examples:\n"
         "  delphi train --preset debug\n"
         "  delphi train --preset nethack_score run_dir=runs/first max_time_s=3600 seed=7\n"

@@ -105,9 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="delphi dashboard",
         description="Write Delphi's Grafana dashboard and Prometheus alert rules, both made from the catalogue of"
-        " metrics. `cluster.mode=local` puts the dashboard where Ray tells Grafana to look by itself; cluster/README.md"
-        " says how"
-        " on a cluster.",
+        " metrics. `cluster.mode=local` puts the dashboard where Ray tells Grafana to look by itself;"
+        " cluster/README.md says how on a cluster.",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(

@@ -32,8 +32,8 @@ def dashboard() -> dict[str, Any]:
     return {
         "uid": UID,
         "title": "Delphi",
-        "description": "A run's learning, speed, annotation, reward model and faults; generated from Delphi's catalogue of"
-        " metrics.",
+        "description": "A run's learning, speed, annotation, reward model and faults; generated from Delphi's catalogue"
+        " of metrics.",
         "tags": ["delphi", "ray"],
         "schemaVersion": 39,
         "editable": True,

@@ -34,9 +34,9 @@ def check_label_rate(subject: Subject) -> CheckResult:
     service = subject.plan.service
     if not subject.plan.loads_language_model:
         return ok(NAME, "not measured: no language model is loaded here")
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as lent:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         try:
-            model = str(lent.enter_context(readable_model_folder())) if service.model == "smollm2" else service.model
+            model = str(stack.enter_context(readable_model_folder())) if service.model == "smollm2" else service.model
             settings = replace(service, model=model, store="memory", host="127.0.0.1", port=0)
             rubric = load_rubric(subject.config.annotator.rubric)
             check_model(settings, rubric)

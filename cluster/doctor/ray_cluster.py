@@ -78,7 +78,7 @@ def _check_token(mode: str) -> CheckResult:
         found = f"an earlier cluster left {file}, which Ray now sends by itself"
         return warning(name, found, f"{advice} RAY_AUTH_MODE=disabled")
     if setting is None:
-        danger = "without a token whoever reaches the cluster's ports runs code on it"
+        danger = "without a token anyone who reaches the cluster's ports can run code on it"
         advice = f"{danger}: ray get-auth-token --generate, RAY_AUTH_MODE=token on every node"
         return warning(name, "RAY_AUTH_MODE is not set, and there is no token", advice)
     return ok(name, f"RAY_AUTH_MODE={setting}" + (", with a token" if setting == "token" else ""))
@@ -90,7 +90,7 @@ def _check_cluster(subject: Subject) -> CheckResult:
         advice = f"start one with `ray start --head`, set cluster.address or RAY_ADDRESS, or submit to one: {SUBMIT}"
         return failed("ray", "cluster.mode=connect, but no cluster is known here", advice)
     if address.startswith("ray://"):
-        found = f"{source}={address}: Ray Client, through which rollouts would crawl"
+        found = f"{source}={address}: Ray Client, which is too slow for rollouts"
         return failed("ray", found, f"submit instead: {SUBMIT}")
     if address.startswith(("http://", "https://")):
         return _check_job_server(address, source)
@@ -224,7 +224,7 @@ def holder(port: int) -> str:
             return f"process {pid} ({' '.join(psutil.Process(pid).cmdline())[:120]})"
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             return f"process {pid}"
-    return "a process of somebody else"
+    return "a process of another user"
 
 
 def _why_taken(host: str, port: int) -> str | None:

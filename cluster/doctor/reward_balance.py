@@ -21,8 +21,7 @@ def weigh_penalties(config: RunConfig, spec: EnvironmentSpec) -> CheckResult | N
     return warning(
         "rewards",
         f"{config.env.id}: the time penalty can cost an episode of {goal.step_limit:,} steps {-penalty:,.4g} and the"
-        f" goal pays {paid:,.4g}"
-        f" (with reward.extrinsic_coefficient={reward.extrinsic_coefficient:g}), so what is learnt is to avoid the"
-        " penalty",
+        f" goal pays {paid:,.4g} (with reward.extrinsic_coefficient={reward.extrinsic_coefficient:g}), so the agent"
+        " learns to avoid the penalty",
         "set env.options.penalty_step=0 (and penalty_time=0 where it was set)",
     )

@@ -19,9 +19,7 @@ NODE_DIED = re.compile(
 )
 EXIT_CODE = re.compile(r"exit code (\d+)")
 FATAL = re.compile(r"Fatal Python error: (?!none)(.+)")
-NO_TRACE = (
-    "it was killed, or exited at once; where nobody did that, its machine was out of memory, and `dmesg` there says so"
-)
+NO_TRACE = "it was killed, or exited at once; its machine may have run out of memory (see `dmesg` there)"
 
 
 @dataclass(frozen=True, slots=True)

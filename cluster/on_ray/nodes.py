@@ -81,8 +81,8 @@ def place(
         except placement.DoesNotFit:
             requests = make_plan(nodes(), may_grow)
     LOG.info("placement:\n%s", placement.table(requests))
-    if (words := placement.shortage(config.cluster, requests)) is not None:
-        say(words)
+    if (message := placement.shortage(config.cluster, requests)) is not None:
+        say(message)
     return requests
 
 

@@ -113,9 +113,8 @@ def plan(
     if missing:
         raise DoesNotFit(
             f"the parts do not fit the cluster: no room for {as_text(missing)}\n{table(requests)}\nThe cluster has"
-            f" {_have(nodes)}, and"
-            " each actor must fit on one node. Add nodes, or lower actors.num_workers, cluster.*_cpus or"
-            " cluster.*_gpus",
+            f" {_have(nodes)}, and each actor must fit on one node. Add nodes, or lower actors.num_workers,"
+            " cluster.*_cpus or cluster.*_gpus",
             missing,
             [
                 {name: amount for name, amount in (("CPU", request.cpus), ("GPU", request.gpus)) if amount}
@@ -238,7 +237,7 @@ def wait_for_room(
     """The first plan that fits; for at most `timeout_s` it waits for nodes to join, which `ask` requests from an
     autoscaler. Says what it waits for at once and every ten seconds. Raises DoesNotFit (the last one) or
     Interrupted."""
-    started, said = clock(), -SAY_INTERVAL_S
+    started, said_at = clock(), -SAY_INTERVAL_S
     asked: list[dict[str, float]] = []
     try:
         while True:
@@ -254,8 +253,8 @@ def wait_for_room(
                 if error.bundles != asked:
                     asked = error.bundles
                     ask(asked)
-                if waited - said >= SAY_INTERVAL_S:
-                    said = waited
+                if waited - said_at >= SAY_INTERVAL_S:
+                    said_at = waited
                     alive = [node for node in there if node.alive]
                     say(f"waiting for {as_text(error.missing)}, {waited:.0f} s; the cluster has {_have(alive)}")
             sleep(min(1.0, timeout_s))

@@ -3,7 +3,7 @@
 A worker's slot is in one of these states:
 
     pending   its actor waits for resources, or still starts    no calls, and no time limit
-    running   its process has answered                          delivers within `cluster.worker_timeout_s`, or is replaced
+    running   its process has answered                          replaced unless it delivers within `worker_timeout_s`
     suspect   it is unreachable, and Ray does not know why yet  polled until Ray knows, within the same time limit
     waiting   it failed                                         its successor starts after the back-off
 
@@ -256,7 +256,7 @@ class RayWorkers:
         failure = actor_failure(error, slot.process, stderr)
         where = f" on {slot.process.host}" if slot.process else ""
         text = f"worker {slot.worker_id}{where} is replaced: {failure.cause}"
-        tail = f"; its last words: {stderr}" if stderr else ""
+        tail = f"; stderr tail: {stderr}" if stderr else ""
         times = self._notices.note(failure.cause, text + tail)
         if times == 1:
             LOG.error("%s%s\n%s", text, tail, error)

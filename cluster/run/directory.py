@@ -69,7 +69,7 @@ class RunDirectory:
             now = _starts_so_far(self.path / "run_epoch")
         if now > run_epoch:
             raise RuntimeError(
-                f"{self.path} is at epoch {now}, this learner is of epoch {run_epoch}: it was taken for dead, and ends"
+                f"{self.path} is at epoch {now}, this learner is of epoch {run_epoch}: it was declared dead, and stops"
             )
 
     def write_nonce(self) -> str:
@@ -190,8 +190,7 @@ def _check_rubric(run: RunDirectory, rubric_hash: str | None) -> None:
         raise ConfigError(
             f"annotator.rubric: the labels of {run.path} were made by a rubric of hash {before[-1]}, this one has"
             f" {rubric_hash}: labels of two rubrics are not mixed. Undo the edit to continue the run, or give another"
-            " run_dir="
-            " for a new one"
+            " run_dir= for a new one"
         )
 
 
@@ -243,8 +242,7 @@ def _saved_config(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{file} is damaged ({error}); put a copy back, or, where this run's settings are known to be the same as"
-            " before,"
-            " delete it: the next start writes it, and goes on from the checkpoints"
+            " before, delete it: the next start writes it, and goes on from the checkpoints"
         ) from None
     return saved
 

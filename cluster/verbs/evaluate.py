@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 2 an invalid command or run."""
     parser = argparse.ArgumentParser(
         prog="delphi eval",
-        description="Play a run's latest checkpoint on held-out seeds; beside it on the same seeds a blind player, which"
-        " draws from the policy's average action frequencies without looking, and a random one.",
+        description="Play a run's latest checkpoint on held-out seeds; beside it on the same seeds a blind player,"
+        " which draws from the policy's average action frequencies without looking, and a random one.",
     )
     parser.add_argument("run", type=path_argument, metavar="RUN", help="a run directory")
     parser.add_argument("--episodes", type=int, default=64, metavar="N", help="episodes per player (default 64)")

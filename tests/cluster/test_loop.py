@@ -184,7 +184,7 @@ def test_the_user_is_told_once_where_the_policy_keeps_not_looking(
         return replace(result, metrics=metrics if value is None else metrics | {"policy_state_information": value})
 
     def on_line(line: Mapping[str, Any]) -> None:
-        told.append(len([text for text in line["problems"] if "hardly looks" in text]))
+        told.append(len([text for text in line["problems"] if "hardly uses" in text]))
         if len(told) == 12:
             loop.stop()
 
