@@ -76,7 +76,7 @@ class TrainingLoop:
         self._told_at: int | None = None  # env_steps of the last metric line
         self._restore()
         self._writer = MetricWriter(
-            run.path, tensorboard=config.logging.tensorboard, run_name=run.name, env_steps=self.env_steps
+            run.path, tensorboard=config.logging.tensorboard, run_name=run.path.name, env_steps=self.env_steps
         )
 
     def run(self, on_line: Callable[[Mapping[str, Any]], None] = lambda line: None) -> dict[str, Any]:

@@ -37,11 +37,6 @@ class RunDirectory:
         self._metrics = path / "metrics.jsonl"
         self._lock: IO[str] | None = None
 
-    @property
-    def name(self) -> str:
-        """The directory's own name."""
-        return self.path.name
-
     def supersede_metrics(self, env_steps: int) -> int:
         """Move metric lines beyond `env_steps`, the checkpoint's, to metrics.superseded.jsonl; returns how many."""
         if not self._metrics.exists():
