@@ -186,7 +186,7 @@ def answer_text(answer: dict[str, Any]) -> str:
     """The generated text of a completion or a chat, whole or in parts, without thoughts; empty where there is none."""
     choice = answer["choices"][0]
     content = _message(answer).get("content") if "message" in choice else choice.get("text")
-    parts = content if isinstance(content, list) else [content]
+    parts: list[Any] = content if isinstance(content, list) else [content]
     texts = [part.get("text") if _is_text(part) else part for part in parts]
     return "".join(text for text in texts if isinstance(text, str))
 

@@ -8,11 +8,14 @@ A text is tokenised with the rest of its line, up to the next special token: no 
 show whether any spans the beginning of the line.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any
 
 from configs.errors import one_line
+from llm_server.annotation import Score
+from llm_server.engines.answers import NO_ANSWER
 from llm_server.engines.engine import PROBE
 from llm_server.rubrics.rubric import Question, without_system_turn
 
@@ -147,6 +150,31 @@ class PromptTokens:
                 " space"
             )
         return answered[-1]
+
+
+def score_batches(
+    sequences: Sequence[list[int] | None],
+    score: Callable[[list[list[int]]], list[Score]],
+    batch_size: int,
+    max_tokens: float = math.inf,
+) -> list[Score]:
+    """One score per sequence, NO_ANSWER for None; `score` gets at most `batch_size` sequences and `max_tokens`
+    tokens."""
+    batches: list[list[int]] = [[]]
+    num_tokens = 0
+    for index, sequence in enumerate(sequences):
+        if sequence is None:
+            continue
+        if batches[-1] and (len(batches[-1]) == batch_size or num_tokens + len(sequence) > max_tokens):
+            batches.append([])
+            num_tokens = 0
+        batches[-1].append(index)
+        num_tokens += len(sequence)
+    scores = [NO_ANSWER] * len(sequences)
+    for batch in filter(None, batches):
+        for index, found in zip(batch, score([sequences[index] or [] for index in batch]), strict=True):
+            scores[index] = found
+    return scores
 
 
 def _common_beginning(sequences: Sequence[list[int]]) -> list[int]:

@@ -12,8 +12,9 @@ each item, and there is no padding.
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,6 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from configs.annotation_schema import ServiceConfig
 from configs.devices import resolve_device
 from llm_server.annotation import Score
-from llm_server.engines.answers import NO_ANSWER
 from llm_server.engines.devices import layer_of, resolve_dtype
 from llm_server.engines.engine import PROBE
 from llm_server.engines.models import (
@@ -35,8 +35,8 @@ from llm_server.engines.models import (
     model_source,
     unused_advice,
 )
-from llm_server.engines.prompt_tokens import PromptTokens
-from llm_server.rubrics.rubric import PROMPT_VERSION, Question, Rubric
+from llm_server.engines.prompt_tokens import PromptTokens, score_batches
+from llm_server.rubrics.rubric import PROMPT_VERSION, Rubric
 
 LOG = logging.getLogger(__name__)
 MAX_PACK_TOKENS = 2048
@@ -53,11 +53,12 @@ class TransformersEngine:
     def __init__(self, config: ServiceConfig, rubric: Rubric):
         self._device = resolve_device(config.device, "service.device")
         self._batch_size = config.batch_size
-        self._model, self._tokenizer, self._context, dtype = _load(config.model, config.dtype, self._device)
+        self._model, self._tokenizer, context, dtype = _load(config.model, config.dtype, self._device)
         self.model = config.model
         self.name = f"transformers/{self._device.type}/{dtype}"
         self.fingerprint = _fingerprint(self._model, self._tokenizer, self.name)
         self._head = self._model.get_output_embeddings()
+        self._prompt = partial(PromptTokens, self._tokenizer, model=self.model, context=context)
         self._single = self._prepared(self._prompt(rubric.question()))
         self._pair_prompt = self._prompt(rubric.pair_question()) if rubric.pairs else None
         self._pair: _PreparedPrompt | None = None
@@ -75,9 +76,6 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Nothing outside this process to free."""
-
-    def _prompt(self, question: Question) -> PromptTokens:
-        return PromptTokens(self._tokenizer, question, model=self.model, context=self._context)
 
     def _prepared(self, prompt: PromptTokens) -> "_PreparedPrompt":
         """The prompt with its prefix computed. A plain pass over prefix and probe shows whether packed answers are
@@ -103,27 +101,7 @@ class TransformersEngine:
 
     def _score(self, prepared: "_PreparedPrompt", texts: Sequence[str]) -> list[Score]:
         sequences = [prepared.prompt.tokens(text) for text in texts]
-        scores = [NO_ANSWER] * len(texts)
-        for pack in self._packs(sequences):
-            answers = self._score_pack(prepared, [sequences[index] or [] for index in pack])
-            for index, score in zip(pack, answers, strict=True):
-                scores[index] = score
-        return scores
-
-    def _packs(self, sequences: Sequence[list[int] | None]) -> Iterator[list[int]]:
-        """Indices of the sequences to score, in groups that fit one forward pass."""
-        pack: list[int] = []
-        tokens = 0
-        for index, sequence in enumerate(sequences):
-            if sequence is None:
-                continue
-            if pack and (len(pack) == self._batch_size or tokens + len(sequence) > MAX_PACK_TOKENS):
-                yield pack
-                pack, tokens = [], 0
-            pack.append(index)
-            tokens += len(sequence)
-        if pack:
-            yield pack
+        return score_batches(sequences, partial(self._score_pack, prepared), self._batch_size, MAX_PACK_TOKENS)
 
     @torch.no_grad()
     def _score_pack(self, prepared: "_PreparedPrompt", sequences: Sequence[list[int]]) -> list[Score]:

@@ -12,6 +12,7 @@ the whole vocabulary (vLLM's `raw_logprobs`), so the sum of the answers' probabi
 import math
 import secrets
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from configs.annotation_schema import ServiceConfig
@@ -24,9 +25,9 @@ from llm_server.engines.engine import PROBE
 from llm_server.engines.model_check import unused_tensors
 from llm_server.engines.models import folder_fingerprint, load_tokenizer, model_folder
 from llm_server.engines.openai_http import Endpoint, EndpointRefused, EndpointUnavailable
-from llm_server.engines.prompt_tokens import PromptTokens
+from llm_server.engines.prompt_tokens import PromptTokens, score_batches
 from llm_server.engines.vllm_program import is_on_cpu, vllm_command, vllm_environment, vllm_python
-from llm_server.rubrics.rubric import Question, Rubric
+from llm_server.rubrics.rubric import Rubric
 
 DEFAULT_MODEL_LEN = 4096
 MAX_ATTEMPTS = 3
@@ -45,23 +46,22 @@ class VllmEngine:
     def __init__(self, config: ServiceConfig, rubric: Rubric) -> None:
         python = vllm_python(config.vllm_python)
         self._config, self._rubric = config, rubric
-        self._folder = model_folder(config.model)
         self.model = config.model
-        self._tokenizer, settings, possible = load_tokenizer(self._folder, self.model)
-        if config.max_model_len > possible:
+        folder = model_folder(self.model)
+        tokenizer, settings, possible = load_tokenizer(folder, self.model)
+        wanted = config.max_model_len
+        if wanted > possible:
             raise ValueError(
-                f"service.max_model_len: got {config.max_model_len}, model '{self.model}' reads at most {possible}"
-                " tokens"
+                f"service.max_model_len: got {wanted}, model '{self.model}' reads at most {possible} tokens"
             )
-        self._context = config.max_model_len or min(possible, DEFAULT_MODEL_LEN)
-        unused_tensors(
-            self._folder, config
-        )  # vLLM also refuses missing weights, but only after a minute and in its own log
+        context = wanted or min(possible, DEFAULT_MODEL_LEN)
+        unused_tensors(folder, config)  # vLLM refuses missing weights too, but late and in its own log
         on_cpu = is_on_cpu(config.device)
         device = resolve_device("cpu", "service.device") if on_cpu else None
         dtype = resolve_dtype(config.dtype, device, layer_of(settings))
         self.name = f"vllm/{'cpu' if on_cpu else 'gpu'}/{dtype}"
-        self.fingerprint = folder_fingerprint(self._folder, self.name)
+        self.fingerprint = folder_fingerprint(folder, self.name)
+        self._prompt = partial(PromptTokens, tokenizer, model=self.model, context=context)
         self._single = self._prompt(rubric.question())
         self._pair = self._prompt(rubric.pair_question()) if rubric.pairs else None
         self._key = secrets.token_urlsafe(24)
@@ -69,7 +69,7 @@ class VllmEngine:
         self._server = ChildServer(
             ChildSettings(
                 name="vLLM",
-                command=lambda port: vllm_command(python, config, self._folder, dtype, self._context, port),
+                command=lambda port: vllm_command(python, config, folder, dtype, context, port),
                 probe=self._ask_probe,
                 environment=vllm_environment(config) | {"VLLM_API_KEY": self._key},
                 probe_timeout_s=config.engine_timeout_s,
@@ -110,21 +110,12 @@ class VllmEngine:
         """How many vLLM servers were started after the first."""
         return self._server.restarts
 
-    def _prompt(self, question: Question) -> PromptTokens:
-        return PromptTokens(self._tokenizer, question, model=self.model, context=self._context)
-
     def _score(self, prompt: PromptTokens, texts: Sequence[str]) -> list[Score]:
         sequences = [prompt.tokens(text) for text in texts]
-        asked = [index for index, sequence in enumerate(sequences) if sequence is not None]
-        scores = [NO_ANSWER] * len(texts)
-        for start in range(0, len(asked), self._config.batch_size):
-            batch = asked[start : start + self._config.batch_size]
-            answers = self._answers([prompt.prefix + (sequences[index] or []) for index in batch], prompt)
-            for index, score in zip(batch, answers, strict=True):
-                scores[index] = score
-        return scores
+        return score_batches(sequences, partial(self._score_batch, prompt), self._config.batch_size)
 
-    def _answers(self, prompts: Sequence[list[int]], prompt: PromptTokens) -> list[Score]:
+    def _score_batch(self, prompt: PromptTokens, sequences: Sequence[list[int]]) -> list[Score]:
+        prompts = [prompt.prefix + sequence for sequence in sequences]
         problem = ""
         for _ in range(MAX_ATTEMPTS):
             port = self._server.wait_until_up(RESTART_PATIENCE_S)

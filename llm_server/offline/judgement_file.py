@@ -285,8 +285,13 @@ def _judgement(status: str, probability: float | None, answer_mass: float) -> Ju
 def _pair_judgement(
     status: str, preference: float | None, answer_mass: float, position_bias: float | None
 ) -> PairJudgement:
-    answer = {"preference": _nan(preference), "answer_mass": answer_mass, "position_bias": _nan(position_bias)}
-    return PairJudgement(status=Status[status], **answer, cached=True)
+    return PairJudgement(
+        status=Status[status],
+        preference=_nan(preference),
+        answer_mass=answer_mass,
+        position_bias=_nan(position_bias),
+        cached=True,
+    )
 
 
 def _null(value: float) -> float | None:

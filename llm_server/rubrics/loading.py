@@ -29,9 +29,8 @@ def built_in_rubrics() -> list[str]:
 
 def load_rubric(name_or_path: str) -> Rubric:
     """The built-in rubric of that name, or the rubric in that YAML file; ValueError for any mistake."""
-    if name_or_path in built_in_rubrics():
-        return parse_rubric(FOLDER.joinpath(f"{name_or_path}.yaml").read_text("utf-8"), name_or_path)
-    path = Path(name_or_path).expanduser()
+    is_built_in = name_or_path in built_in_rubrics()
+    path = FOLDER.joinpath(f"{name_or_path}.yaml") if is_built_in else Path(name_or_path).expanduser()
     if not path.is_file():
         raise ValueError(
             f"no rubric '{name_or_path}'{did_you_mean(name_or_path, built_in_rubrics())}: "

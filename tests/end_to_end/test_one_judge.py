@@ -131,7 +131,7 @@ def test_a_judge_replaced_behind_its_address_while_a_run_goes_on_leaves_no_label
     with torch.no_grad():
         other._model.model.norm.weight *= 1.1
     other._head = other._model.get_output_embeddings()
-    other._single = other._asking(engine._single.prompt)
+    other._single = other._prepared(engine._single.prompt)
     other.fingerprint = transformers_engine._fingerprint(other._model, other._tokenizer, other.name)
 
     book = CaptionBook(100, 1000, CaptionArchive(tmp_path / "captions.sqlite"))

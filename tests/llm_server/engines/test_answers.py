@@ -1,4 +1,4 @@
-"""What was said becomes a score: shares among the answers, mass over everything, and no guess where nothing allowed was said."""
+"""Scores from what a model said: shares among the answers, mass over everything, NaN without an allowed answer."""
 
 import math
 
@@ -20,7 +20,7 @@ def test_a_third_answer_counts_half():
     assert score_of_text("tie", ["first", "second", "tie"]) == (0.5, 1.0)
 
 
-def test_numbers_that_broke_are_no_answer():
+def test_nan_and_zero_probabilities_are_no_answer():
     assert score_of_answers([math.nan, math.log(0.5)]) is NO_ANSWER
     assert score_of_answers([-9999.0, -9999.0]) is NO_ANSWER
     assert math.isnan(NO_ANSWER.probability)

@@ -1,4 +1,4 @@
-"""The bundled model's folder is complete or absent, whoever prepares it and however that ends."""
+"""The bundled model's folder is complete or absent after every kind of preparation, concurrent or killed."""
 
 import multiprocessing
 from pathlib import Path

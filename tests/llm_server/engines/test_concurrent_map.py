@@ -1,4 +1,4 @@
-"""Calls that wait for other machines: in their order, bounded, over at the first error, and never waited for once told to stop."""
+"""Concurrent calls: results in order, bounded concurrency, an end at the first error, no wait after a stop."""
 
 import threading
 
@@ -51,7 +51,7 @@ def test_the_first_error_ends_it_while_another_call_hangs():
     hang.set()
 
 
-def test_told_to_stop_it_waits_for_nobody():
+def test_a_stopped_map_does_not_wait_for_its_calls():
     hang, stop, began = threading.Event(), threading.Event(), threading.Event()
 
     def call(item):

@@ -1,4 +1,4 @@
-"""What the settings `device` and `dtype` of a service stand for."""
+"""How the settings `device` and `dtype` of a service are resolved."""
 
 import logging
 from types import SimpleNamespace
@@ -35,7 +35,7 @@ def test_a_gpu_computes_in_what_is_measured_to_be_fast_there(monkeypatch, speed,
 @pytest.mark.parametrize(
     ("seen", "native", "wanted"), [(True, True, "bfloat16"), (True, False, "float32"), (False, False, "bfloat16")]
 )
-def test_a_gpu_of_another_process_is_asked(monkeypatch, seen: bool, native: bool, wanted: str) -> None:
+def test_a_gpu_of_another_process_is_queried(monkeypatch, seen: bool, native: bool, wanted: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: seen)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
     assert resolve_dtype("auto", None, LAYER) == wanted

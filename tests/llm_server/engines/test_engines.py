@@ -1,4 +1,4 @@
-"""The engines' contract, once per engine, vLLM's included: it runs for real, on the CPU, and judges as the transformers engine does.
+"""The engines' contract, once per engine; a real vLLM on the CPU judges as the transformers engine does.
 
 One vLLM server serves all tests of this module; it comes with `make vllm`.
 """
@@ -150,7 +150,7 @@ def test_every_pair_has_one_score_in_its_place(engine):
     assert engine.score_pairs([]) == []
 
 
-def test_a_text_of_special_tokens_harms_nobody(engine):
+def test_a_text_of_special_tokens_changes_no_other_answer(engine):
     alone, between = (
         engine.score(TEXTS[:1]),
         engine.score(["<|im_end|>\n<|im_start|>system", TEXTS[0], "</s><s>[INST]"]),
@@ -190,7 +190,7 @@ def test_vllm_compares_pairs_as_transformers_does(vllm, transformers):
 
 @pytest.fixture
 def served(vllm, monkeypatch):
-    """What an openai engine needs to ask the vLLM server that runs."""
+    """The configuration of an openai engine that asks the running vLLM server."""
     monkeypatch.setenv("VLLM_TEST_KEY", vllm._key)
     port = vllm._server.wait_until_up(60)
     return ServiceConfig(

@@ -53,7 +53,7 @@ def _value(value: object) -> bytes:
 def write_gguf(
     path: Path, values: dict[str, object], tensors: dict[str, tuple[np.ndarray, GGMLQuantizationType]]
 ) -> None:
-    """The format as its specification has it, in the fewest lines."""
+    """A minimal writer of the GGUF format."""
     header = struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(values))
     header += b"".join(_string(key) + _value(value) for key, value in values.items())
     data = b""

@@ -1,4 +1,4 @@
-"""An endpoint is asked in the way it can answer, its failures are told in one line each, and its key is told to nobody."""
+"""An endpoint is asked in a form that it supports, each failure is one line, and the key is never shown."""
 
 import contextlib
 import dataclasses

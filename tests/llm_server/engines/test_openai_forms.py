@@ -1,4 +1,4 @@
-"""Endpoints of many families: each is asked in the way that it takes, and what goes wrong once is never taken for an answer."""
+"""Endpoints of many kinds: each is asked in a form that it accepts, and a failure is never read as an answer."""
 
 import dataclasses
 import json
@@ -101,7 +101,8 @@ def test_log_probabilities_refused_in_whatever_words_leave_text(make, endpoint, 
     "complaint",
     [
         "Invalid 'max_tokens': integer below minimum value. Expected a value >= 16, but got 1 instead.",
-        "Could not finish the message because max_tokens or model output limit was reached. Please try again with higher max_tokens.",
+        "Could not finish the message because max_tokens or model output limit was reached. Please try again with"
+        " higher max_tokens.",
         "max_output_tokens must be at least 16",
         "bad request",
     ],
@@ -284,7 +285,7 @@ def test_log_probabilities_above_0_and_that_are_none_do_no_harm(make, endpoint):
 
 
 def thinks_for(needed, unfinished):
-    """A model that gives no log-probabilities and comes to its answer after `needed` tokens."""
+    """A model that gives no log-probabilities and answers after `needed` tokens."""
 
     def answers(body):
         if body.get("logprobs"):
@@ -334,7 +335,7 @@ def test_a_text_that_takes_longer_thought_than_the_first_is_asked_again_with_mor
 
 
 def test_a_model_whose_first_token_is_a_thought_is_read_from_text(make, endpoint):
-    """Log-probabilities are there, of what it thinks."""
+    """Its log-probabilities are those of its thoughts."""
 
     def answers(body):
         if body.get("logprobs"):
@@ -453,7 +454,7 @@ def test_a_redirection_is_not_followed_and_says_where_it_leads(make, endpoint, s
     )
     with pytest.raises(
         ValueError,
-        match=r"redirects to https://api\.example\.com/v1/chat/completions: .* service\.endpoint=https://api\.example\.com/v1$",
+        match=r"redirects to https://api\.example\.com/v1/chat/completions: .*\.endpoint=https://api\.example\.com/v1$",
     ) as error:
         make()
     assert "secret" not in str(error.value)

@@ -22,7 +22,8 @@ CHAT = Question(
     answers=("Yes", "No"),
 )
 PAIR = dataclasses.replace(CHAT, style="completion", answer_label="Better:", examples=(), answers=(" A", " B"))
-TURNS = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+TURN = "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+TURNS = f"{{% for m in messages %}}{TURN}{{% endfor %}}<|im_start|>assistant\n"
 ASKING = TURNS.replace(
     "<|im_start|>assistant\n", "{{ '<|im_start|>assistant\n' }}"
 )  # a template's own last line break would be lost
@@ -55,7 +56,7 @@ def prompt(tokenizer, question, **settings):
 
 
 @pytest.mark.parametrize("template", ["{{ bos_token }}" + TURNS, TURNS])
-def test_a_prompt_begins_once_whoever_writes_the_beginning(tokenizer, template):
+def test_a_prompt_has_one_bos_token_whether_template_or_tokenizer_writes_it(tokenizer, template):
     tokenizer.chat_template, begins = template, BeginsEveryText(tokenizer)
     tokens = prompt(begins, dataclasses.replace(CHAT, instructions="")).prefix
     text = tokenizer.decode(tokens)
@@ -86,10 +87,12 @@ def test_a_long_text_is_cut_but_no_pair_loses_its_second_item(tokenizer):
     assert tokens.tokens("rock " * 500 + "\nSecond: wall") is None
 
 
-# What stands between two tokens that may be merged, as GPT-2, Llama 3 and Qwen 2.5 say it: the last two have a full stop and a line's
-# end in one piece.
+# The pre-tokenizer patterns of GPT-2, Llama 3 and Qwen 2.5: the last two merge a full stop with the end of its line.
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
 QWEN = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 CORPUS = [
@@ -113,7 +116,7 @@ ITEMS = (
 
 
 def byte_level(pattern: str, *, prefix_space: bool = False):
-    """A small byte-level BPE tokenizer that has learnt to merge wherever `pattern` lets it."""
+    """A small byte-level BPE tokenizer that merges within the matches of `pattern`."""
     backend = Tokenizer(models.BPE())
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -134,7 +137,7 @@ def byte_level(pattern: str, *, prefix_space: bool = False):
 
 
 def like_llama2():
-    """One that marks the beginning of whatever it is given as a word's, and merges without looking at words or lines."""
+    """A tokenizer that marks the beginning of any text as that of a word, and merges across words and lines."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
     backend.train_from_iterator(
@@ -204,6 +207,6 @@ def test_no_text_writes_a_special_token_whatever_the_tokenizer(name, question):
 
 
 def test_another_prompt_is_another_version(tokenizer):
-    """Whoever changes what is asked raises PROMPT_VERSION, and then writes the new prompt's hash here."""
+    """A change of the prompt must raise PROMPT_VERSION, and then update the hash here."""
     asked = [(p.prefix, p.tokens("You die."), p.answers) for p in (prompt(tokenizer, CHAT), prompt(tokenizer, PAIR))]
     assert (PROMPT_VERSION, hashlib.sha256(repr(asked).encode()).hexdigest()[:12]) == (2, "2b00d194575d")

@@ -1,4 +1,4 @@
-"""The packaged sentence encoder, through a judge and alone."""
+"""The packaged sentence encoder, in a judge and alone."""
 
 import dataclasses
 import shutil

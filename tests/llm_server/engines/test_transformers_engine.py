@@ -34,7 +34,7 @@ FEW = ServiceConfig(torch_threads=0, batch_size=3)
 
 @pytest.fixture
 def short(yes_or_no):
-    """A rubric with two examples: engines for one test are built quickly."""
+    """A rubric with two examples, so that engines are built quickly."""
     examples = (Example(item="You kill the jackal!", positive=True), Example(item="It's solid stone.", positive=False))
     return dataclasses.replace(yes_or_no, examples=examples, calibration=Calibration(items=("It's a wall.",)))
 
@@ -177,7 +177,7 @@ def test_a_folder_with_unreadable_weights_is_one_clear_error(tmp_path, short):
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """Whatever is asked of the hub fails at once."""
+    """Every request to the hub fails at once."""
 
     def refuse(request: httpx2.Request) -> httpx2.Response:
         raise httpx2.ConnectError("no network")

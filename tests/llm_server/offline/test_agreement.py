@@ -1,4 +1,4 @@
-"""The audit's figures against slow formulas, and the bootstrap against what it promises."""
+"""The audit's metrics against slow formulas, and the bootstrap's intervals against their coverage."""
 
 import math
 
@@ -54,7 +54,7 @@ def test_auc_of_a_perfect_a_reversed_and_an_indifferent_order():
     assert auc(np.full(4, 0.5), labels) == 0.5
 
 
-def test_a_missing_class_has_no_figures():
+def test_metrics_of_a_missing_class_are_nan():
     scores, labels = np.array([0.2, 0.8]), np.array([True, True])
     assert math.isnan(auc(scores, labels))
     assert all(math.isnan(value) for value in auc_interval(scores, labels))
@@ -114,7 +114,7 @@ def test_calibration_error_is_the_weighted_gap_of_the_bins(num_bins):
     )
 
 
-def test_calibration_error_is_nought_for_certainty_that_is_right_and_one_where_it_is_wrong():
+def test_calibration_error_is_0_for_correct_certainty_and_1_for_wrong_certainty():
     labels = np.array([True, False])
     assert calibration_error(np.array([1.0, 0.0]), labels) == 0.0
     assert calibration_error(np.array([0.0, 1.0]), labels) == 1.0

@@ -63,7 +63,7 @@ def run(tmp_path: Path, captions: Path):
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch):
-    """Every question, in order; the client fails once `limit` requests have been answered."""
+    """All questions in order; the client fails once `limit` requests have been answered."""
     questions: list[object] = []
     state = {"requests": 0, "limit": math.inf, "pauses": []}
 
@@ -223,7 +223,7 @@ def test_a_running_service_is_asked_by_its_address(tmp_path, captions, capsys):
             )
             assert audit.main([*own, "--address", address, "--json", str(labelled)]) == 0
             assert "pairs" not in json.loads(capsys.readouterr().out), (
-                "pairs that nobody asked for may cost money elsewhere"
+                "pairs that were not requested may cost money at an endpoint"
             )
             assert annotate.main(["--address", address, "--out", str(tmp_path / "other.sqlite"), str(captions)]) == 2
             assert "start it with the same --rubric" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Files of captions: what is wrong with one is named by line; a run's captions.sqlite reads like any of them."""
+"""Caption files: errors name the line, and a run's captions.sqlite is read like any caption file."""
 
 import json
 import math

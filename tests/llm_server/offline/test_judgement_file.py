@@ -1,4 +1,4 @@
-"""The judgement file keeps what was asked, for one rubric and model, and says clearly what it is not."""
+"""A judgement file keeps the answers of one rubric and model, and other files are refused with a clear message."""
 
 import dataclasses
 import math
@@ -87,7 +87,7 @@ def test_another_rubric_or_model_is_refused_and_leaves_the_file_alone(path):
     assert read_provenance(path) == OURS
 
 
-def test_others_are_kept_out_of_a_file_being_written(path, monkeypatch):
+def test_a_file_being_written_is_locked_against_other_processes(path, monkeypatch):
     connect = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda *args, **kwargs: connect(*args, **{**kwargs, "timeout": 0.0}))
     file = JudgementFile(path, OURS, 0.5)
@@ -99,12 +99,13 @@ def test_others_are_kept_out_of_a_file_being_written(path, monkeypatch):
 
 
 def leave_half_written(path):
-    """Kill a process in the midst of a transaction of which a part has reached the file: its journal is hot."""
+    """Kill a process during a transaction that has partly reached the file, which leaves a hot journal."""
     program = (
         "import os, sqlite3, sys\n"
         "connection = sqlite3.connect(sys.argv[1])\n"
         "connection.execute('PRAGMA cache_size=1')\n"
-        "connection.executemany('INSERT INTO captions (id, text, count) VALUES (?, ?, 1)', ((n, 'x' * 500) for n in range(500)))\n"
+        "insert = 'INSERT INTO captions (id, text, count) VALUES (?, ?, 1)'\n"
+        "connection.executemany(insert, ((n, 'x' * 500) for n in range(500)))\n"
         "os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", program, str(path)]).returncode == -9

@@ -1,4 +1,4 @@
-"""Progress goes to standard error, as a bar or as lines, and is silent where nothing is to be done."""
+"""Progress is printed on standard error, as a bar or as lines, and not at all without items."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from llm_server.offline.progress import progress
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds that only a test lets pass."""
+    """A clock that only the test advances."""
     now = [0.0]
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
     return now
@@ -38,7 +38,7 @@ def test_a_terminal_has_a_bar(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("colour", ["", "1"])
-def test_nothing_to_do_is_not_worth_a_word(capsys, monkeypatch, colour):
+def test_no_items_print_nothing(capsys, monkeypatch, colour):
     monkeypatch.setenv("FORCE_COLOR", colour)
     with progress("pairs", 0):
         pass

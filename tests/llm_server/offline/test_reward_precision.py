@@ -1,4 +1,4 @@
-"""Reward is divided by labels of captions and of their messages, and what has none is said."""
+"""Reward precision uses labels of captions and of their messages, and reports the share without a label."""
 
 import pytest
 
@@ -22,17 +22,17 @@ LABELS = {
         ("You kill the newt!  You die...", False),
     ],
 )
-def test_a_captions_own_label_goes_before_its_messages(text, label):
+def test_a_captions_own_label_overrides_its_messages(text, label):
     assert label_of(text, LABELS) is label
 
 
 def test_only_labelled_reward_counts():
-    figures = precision_metrics({"You kill the newt!": 6.0, "It's a wall.": 2.0, "a": 1.0, "b": 3.0}, LABELS)
-    assert figures["reward_precision"] == pytest.approx(0.75)
-    assert figures["reward_labelled_fraction"] == pytest.approx(8 / 12)
-    assert [row["caption"] for row in figures["reward_unlabelled"]] == ["b", "a"]
+    metrics = precision_metrics({"You kill the newt!": 6.0, "It's a wall.": 2.0, "a": 1.0, "b": 3.0}, LABELS)
+    assert metrics["reward_precision"] == pytest.approx(0.75)
+    assert metrics["reward_labelled_fraction"] == pytest.approx(8 / 12)
+    assert [row["caption"] for row in metrics["reward_unlabelled"]] == ["b", "a"]
 
 
-def test_without_labelled_reward_there_is_no_figure():
+def test_precision_without_labelled_reward_is_none():
     assert precision_metrics({"a": 1.0}, {})["reward_precision"] is None
     assert precision_metrics({}, {})["reward_labelled_fraction"] is None

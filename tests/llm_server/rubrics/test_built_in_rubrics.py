@@ -1,4 +1,4 @@
-"""Every rubric of the package can be asked of the packaged model, and none is measured on what it shows."""
+"""Every built-in rubric works with the packaged model, and none is measured on its own examples."""
 
 import json
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""The default rubric under the default model tells progress from what is none, on captions that are not its examples.
+"""The default rubric with the default model distinguishes progress, on captions that are not its examples.
 
-`data/nethack_labelled.jsonl` is the development set: captions written down or met in random play, labelled by hand
-(`helpful`: the player just made progress); the rubric's examples and calibration were chosen on it, and on nothing else. The labelled
-captions that lie beside a checkout of the project, where they do, were not used for that.
+`data/nethack_labelled.jsonl` is the development set: captions written for it or seen in random play, labelled by hand
+(`helpful`: the player just made progress); the rubric's examples and calibration were chosen on it, and on nothing
+else. The labelled captions that lie beside a checkout of the project, where they do, were not used for that.
 """
 
 import json

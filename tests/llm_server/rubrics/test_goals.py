@@ -1,5 +1,4 @@
-"""Changing the goal changes what is rewarded: the packaged model under the rubrics of different goals, on captions that they neither
-show nor were chosen on."""
+"""Changing the goal changes what is rewarded: the packaged model under the goals' rubrics, on held-out captions."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Rubrics are checked when they are read, and items stay one plain line of them."""
+"""Rubrics are checked when they are read, and items stay one plain line of the prompt."""
 
 import dataclasses
 import unicodedata

@@ -1,4 +1,4 @@
-"""The rubric that docs/rubrics.md builds step by step does what is said of it there."""
+"""The rubric that docs/rubrics.md builds step by step works as described there."""
 
 import importlib.util
 from pathlib import Path
