@@ -46,7 +46,6 @@ class BlindPlayer:
         self._upper_ends = upper_ends / upper_ends[-1]
 
     def act(self, obs: Mapping[str, np.ndarray], counted: np.ndarray) -> np.ndarray:
-        """See `Player`."""
         # Each number in [0, 1) lies in the interval of one action; an action of frequency 0 has an empty interval.
         return np.searchsorted(self._upper_ends, self._rng.random(self._num_envs), side="right")
 
@@ -74,7 +73,6 @@ class PolicyPlayer:
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, np.ndarray], counted: np.ndarray) -> np.ndarray:
-        """See `Player`."""
         if self._steps % CACHED_STEPS == 0:
             self._caches = self._net.make_caches(CACHED_STEPS * len(counted))
         self._steps += 1

@@ -59,11 +59,9 @@ class ClassificationModel(RewardModel):
 
     @property
     def is_settled(self) -> bool:
-        """See `RewardModel`."""
         return self._is_frozen or self._fitting.is_settled(self)
 
     def calibrate(self, threshold: float) -> None:
-        """See `RewardModel`."""
         if threshold != self._theta and self._config.labels == "hard":
             self._fitting.wake()  # any label may change
         self._theta = threshold
@@ -152,7 +150,6 @@ class ClassificationModel(RewardModel):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`."""
         self.calibrate(state["theta"])
         for held_out, name in ((False, "train"), (True, "held_out")):
             self._labels[held_out].load_state_dict(state[name])

@@ -97,7 +97,6 @@ class EmbeddingModel(RewardModel):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`."""
         nearest = zip(state["cosines"].tolist(), state["goals"].tolist(), strict=True)
         self._nearest = dict(zip(state["ids"].tolist(), nearest, strict=True))
         self._is_frozen = state["is_frozen"]

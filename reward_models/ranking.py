@@ -54,7 +54,8 @@ class RankingModel(RewardModel):
                 f"{config.epsilon_quantile} overrides; set reward_model.epsilon_quantile=-1 to use it"
             )
         self._config = config
-        self._pairs = {False: _Pairs(), True: _Pairs()}  # by whether they are held out
+        # (first id, second id, preference) in the order of arrival, by whether they are held out
+        self._pairs: dict[bool, list[tuple[int, int, float]]] = {False: [], True: []}
         self._texts: dict[int, bytes] = {}  # of every caption in a pair
         self._held_out_captions: set[int] = set()
         self._fitting = Fitting(SIZES, DROPOUT, config, seed)
@@ -75,7 +76,7 @@ class RankingModel(RewardModel):
     def holds_out(self, num_captions: int) -> bool:
         """Captions are counted, because a few captions can be in many pairs."""
         found: set[int] = set()
-        for first, second in zip(self._pairs[True].firsts, self._pairs[True].seconds, strict=True):
+        for first, second, _ in self._pairs[True]:
             found |= {first, second} & self._held_out_captions
             if len(found) >= num_captions:
                 return True
@@ -83,11 +84,9 @@ class RankingModel(RewardModel):
 
     @property
     def is_settled(self) -> bool:
-        """See `RewardModel`."""
         return self._is_frozen or self._fitting.is_settled(self)
 
     def calibrate(self, threshold: float) -> None:
-        """See `RewardModel`."""
         self._theta = threshold
 
     def learn(self, evidence: Sequence[Evidence]) -> None:
@@ -100,7 +99,10 @@ class RankingModel(RewardModel):
                     self._add_caption(first)
                     self._add_caption(second)
                     is_held_out_pair = bool({first.id, second.id} & self._held_out_captions)
-                    self._pairs[is_held_out_pair].put(first.id, second.id, item.judgement.preference)
+                    pairs = self._pairs[is_held_out_pair]
+                    pairs.append((first.id, second.id, item.judgement.preference))
+                    if len(pairs) > MAX_PAIRS:
+                        del pairs[: len(pairs) - MAX_PAIRS * 9 // 10]
                     if not is_held_out_pair:
                         self._fitting.note_example()
 
@@ -158,7 +160,7 @@ class RankingModel(RewardModel):
     def texts(self, rows: np.ndarray, held_out: bool) -> list[bytes]:
         """All first captions, then all second ones."""
         pairs = self._pairs[held_out]
-        return [self._texts[ids[row]] for ids in (pairs.firsts, pairs.seconds) for row in rows]
+        return [self._texts[pairs[row][side]] for side in (0, 1) for row in rows]
 
     def logits(self, outputs: Tensor) -> Tensor:
         """Differences of the outputs, first minus second."""
@@ -177,8 +179,8 @@ class RankingModel(RewardModel):
         return float(np.mean((logits.numpy() > 0)[decided] == (p > 0.5)[decided])) if decided.any() else math.nan
 
     def _given(self, rows: np.ndarray, held_out: bool) -> np.ndarray:
-        preferences = self._pairs[held_out].preferences
-        return np.array([preferences[row] for row in rows])
+        pairs = self._pairs[held_out]
+        return np.array([pairs[row][2] for row in rows])
 
     # -- state
     # ----------------------------------------------------------------------------------------------------------
@@ -186,7 +188,7 @@ class RankingModel(RewardModel):
     def retain(self, ids: Set[int]) -> None:
         """Forget every other caption, its output and its pairs."""
         for pairs in self._pairs.values():
-            pairs.retain(ids)
+            pairs[:] = [pair for pair in pairs if pair[0] in ids and pair[1] in ids]
         self._texts = {number: text for number, text in self._texts.items() if number in ids}
         self._held_out_captions &= ids
         self._judged = {number: p for number, p in self._judged.items() if number in ids}
@@ -201,8 +203,8 @@ class RankingModel(RewardModel):
     def state_dict(self) -> dict[str, Any]:
         """Pairs of both splits with their captions, statistics, weights, optimiser, counters."""
         return {
-            "train": self._pairs[False].state_dict(),
-            "held_out": self._pairs[True].state_dict(),
+            "train": _pair_arrays(self._pairs[False]),
+            "held_out": _pair_arrays(self._pairs[True]),
             "ids": np.array(list(self._texts), np.uint64),
             "held_out_ids": np.array(sorted(self._held_out_captions), np.uint64),
             **text_arrays(list(self._texts.values())),
@@ -215,9 +217,7 @@ class RankingModel(RewardModel):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`."""
-        self._pairs[False].load_state_dict(state["train"])
-        self._pairs[True].load_state_dict(state["held_out"])
+        self._pairs = {False: _saved_pairs(state["train"]), True: _saved_pairs(state["held_out"])}
         self._texts = dict(zip(state["ids"].tolist(), saved_texts(state), strict=True))
         self._held_out_captions = set(state["held_out_ids"].tolist())
         self._judged = dict(zip(state["judged_ids"].tolist(), state["judged"].tolist(), strict=True))
@@ -228,38 +228,14 @@ class RankingModel(RewardModel):
         self._is_frozen = state["is_frozen"]
 
 
-class _Pairs:
-    """Pairs in the order in which they arrived."""
+def _pair_arrays(pairs: list[tuple[int, int, float]]) -> dict[str, np.ndarray]:
+    return {
+        "firsts": np.array([first for first, _, _ in pairs], np.uint64),
+        "seconds": np.array([second for _, second, _ in pairs], np.uint64),
+        "preferences": np.array([preference for _, _, preference in pairs], np.float64),
+    }
 
-    def __init__(self) -> None:
-        self.firsts: list[int] = []
-        self.seconds: list[int] = []
-        self.preferences: list[float] = []
 
-    def __len__(self) -> int:
-        return len(self.firsts)
-
-    def put(self, first: int, second: int, preference: float) -> None:
-        self.firsts.append(first)
-        self.seconds.append(second)
-        self.preferences.append(preference)
-        if len(self) > MAX_PAIRS:
-            self._keep(range(len(self) - MAX_PAIRS * 9 // 10, len(self)))
-
-    def retain(self, ids: Set[int]) -> None:
-        self._keep([row for row in range(len(self)) if self.firsts[row] in ids and self.seconds[row] in ids])
-
-    def _keep(self, rows: Sequence[int]) -> None:
-        self.firsts, self.seconds = [self.firsts[row] for row in rows], [self.seconds[row] for row in rows]
-        self.preferences = [self.preferences[row] for row in rows]
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "firsts": np.array(self.firsts, np.uint64),
-            "seconds": np.array(self.seconds, np.uint64),
-            "preferences": np.array(self.preferences, np.float64),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.firsts, self.seconds = state["firsts"].tolist(), state["seconds"].tolist()
-        self.preferences = state["preferences"].tolist()
+def _saved_pairs(state: Mapping[str, Any]) -> list[tuple[int, int, float]]:
+    columns = (state[name].tolist() for name in ("firsts", "seconds", "preferences"))
+    return list(zip(*columns, strict=True))

@@ -22,7 +22,7 @@ from llm_server.rubrics.loading import load_rubric
 from llm_server.service.child import ServiceProcess
 from reward_models.building import build_reward_model
 from reward_models.interface import Asks
-from reward_models.pipeline import SLICE, AnnotationPipeline
+from reward_models.pipeline import SLICE, AnnotationPipeline, FairLock
 from reward_models.shaping import RewardShaping
 from reward_models.training import RewardTrainer
 from tests.llm_server.fake_clients import FakeService
@@ -446,3 +446,23 @@ def test_an_outage_in_turns_costs_the_deadline_once_and_no_label(make, service):
     pipeline = make()
     pipeline.report(TEXTS, COUNTS, "0.0", 0, 0)
     wait_until(lambda: rewards(pipeline.turn(10), 1, 2, 4) == [1, 0, 1])
+
+
+def test_who_waits_comes_before_who_takes_it_again():
+    lock, order, waits = FairLock(), [], threading.Event()
+
+    def visit():
+        waits.set()
+        with lock:
+            order.append("visitor")
+
+    visitor = threading.Thread(target=visit)
+    with lock:
+        visitor.start()
+        waits.wait(60)
+        while not lock._door.locked():
+            assert visitor.is_alive()
+    with lock:
+        order.append("again")
+    visitor.join()
+    assert order == ["visitor", "again"]

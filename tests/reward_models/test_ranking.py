@@ -245,5 +245,5 @@ def test_a_pair_with_a_held_out_caption_is_not_trained_on() -> None:
     held_out = model._held_out_captions
     assert 50 < len(held_out) < 150
     for is_held_out, pairs in model._pairs.items():
-        for first, second in zip(pairs.firsts, pairs.seconds, strict=True):
+        for first, second, _ in pairs:
             assert is_held_out == (first in held_out or second in held_out)

@@ -1,6 +1,11 @@
-import numpy as np
+import pickle
 
-from reward_models.table import RewardTable
+import numpy as np
+import pytest
+
+from reward_models.table import IdIndex, RewardTable
+
+LAST = np.iinfo(np.uint64).max
 
 
 def build(rewards: dict[int, float], version: int) -> RewardTable:
@@ -32,3 +37,44 @@ def test_tables_are_equal_by_what_they_say_not_by_version() -> None:
     assert not build({5: 1.0}, 1).equals(build({5: 0.5}, 1))
     assert not with_goals({5: 1.0}, {5: 0}, 1).equals(with_goals({5: 1.0}, {5: 1}, 1))
     assert with_goals({5: 1.0}, {}, 1).equals(build({5: 1.0}, 1))
+
+
+def hashes(n: int, rng: np.random.Generator) -> np.ndarray:
+    return np.unique(rng.integers(0, LAST, n, dtype=np.uint64, endpoint=True))
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        np.array([0], np.uint64),
+        np.array([0, LAST], np.uint64),
+        np.arange(1000, dtype=np.uint64),  # all in one bucket
+        np.arange(1000, dtype=np.uint64) + np.uint64(LAST - 999),
+        hashes(3, np.random.default_rng(0)),
+        hashes(4096, np.random.default_rng(1)),
+        hashes(50_000, np.random.default_rng(2)),
+    ],
+    ids=["one", "ends", "small", "large", "few", "power", "many"],
+)
+def test_the_index_finds_what_a_binary_search_finds(ids: np.ndarray) -> None:
+    rng = np.random.default_rng(3)
+    near = np.concatenate([ids, ids + np.uint64(1), ids - np.uint64(1), np.array([0, 1, LAST], np.uint64)])
+    queries = rng.permutation(np.concatenate([near, hashes(500, rng)])).reshape(-1, 1)
+    positions, known = IdIndex(ids).find(queries)
+    assert positions.shape == known.shape == queries.shape
+    assert np.array_equal(known, np.isin(queries, ids))
+    assert np.array_equal(ids[positions[known]], queries[known])
+    assert positions.min() >= 0
+    assert positions.max() < len(ids)
+
+
+def test_hashes_need_few_comparisons_however_many_they_are() -> None:
+    assert IdIndex(hashes(1_000_000, np.random.default_rng(0)))._depth <= 5
+
+
+def test_a_table_that_travelled_looks_up_the_same() -> None:
+    ids = hashes(1000, np.random.default_rng(0))
+    table = RewardTable.build(ids, np.arange(1000, dtype=np.float32), (1, 1))
+    other = pickle.loads(pickle.dumps(table))
+    for one, two in zip(table.look_up(ids[::-1]), other.look_up(ids[::-1]), strict=True):
+        assert np.array_equal(one, two)
