@@ -20,7 +20,7 @@ LOADING = "the model is being loaded"
 STARTING = "the annotation service is starting"
 """How the details of UNAVAILABLE begin where a service is alive and its judge is not loaded yet."""
 
-_TO_WIRE = {status: pb.Judgement.Status.Value(status.name) for status in Status}
+_TO_WIRE = {status: getattr(pb.Judgement, status.name) for status in Status}
 _FROM_WIRE = {wire: status for status, wire in _TO_WIRE.items()}
 
 

@@ -68,19 +68,21 @@ class Questions(Protocol):
 
     def pending(self) -> int | None:
         """Number of items that wait to be asked; None where the caption book's metrics hold it."""
+        return None
 
     def retain(self, ids: Set[int]) -> None:
         """Forget captions other than these: the caption book has evicted the rest."""
 
     def state_dict(self) -> dict[str, Any]:
         """What the caption book does not keep; items that are being asked count as not asked."""
+        return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
 
 
-class CaptionQuestions:
-    """Every caption of the book is judged on its own."""
+class CaptionQuestions(Questions):
+    """Every caption of the book is judged on its own; the book keeps all state."""
 
     def __init__(self, book: CaptionBook) -> None:
         self._book = book
@@ -107,19 +109,6 @@ class CaptionQuestions:
     def forget_answers(self) -> None:
         """See `CaptionBook.forget_answers`."""
         self._book.forget_answers()
-
-    def pending(self) -> None:
-        """See `CaptionBook.metrics`."""
-
-    def retain(self, ids: Set[int]) -> None:
-        """The book keeps all."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """The book keeps all."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to restore."""
 
 
 class EmbeddingQuestions(CaptionQuestions):

@@ -6,7 +6,7 @@ Invariant: a function of model and rubric alone, so equal where the model's numb
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -53,11 +53,12 @@ def calibrate(engine: Engine, rubric: Rubric) -> Calibrated:
     negatives = _scores(engine, rubric, rubric.calibration.items) if is_needed else {}
     weights = rubric.question().weights
     bias = _bias(list(negatives.values()), weights) if rubric.positive_kinds else ()
+    calibrated = Calibrated(threshold=math.nan, noise=noise, bias=bias, weights=weights)
     if rubric.threshold is not None:
-        return Calibrated(threshold=rubric.threshold, noise=noise, bias=bias, weights=weights)
+        return replace(calibrated, threshold=rubric.threshold)
     positives = _scores(engine, rubric, rubric.calibration.positives)
-    below = {item: _unbiased(score, bias, weights) if bias else score.probability for item, score in negatives.items()}
-    above = {item: _unbiased(score, bias, weights) if bias else score.probability for item, score in positives.items()}
+    below = {item: calibrated.probability(score) for item, score in negatives.items()}
+    above = {item: calibrated.probability(score) for item, score in positives.items()}
     theta, decided_by = _threshold(below, above, rubric)
     bounded = min(max(theta, BOUNDS[0]), BOUNDS[1])
     if bounded != theta:
@@ -65,7 +66,7 @@ def calibrate(engine: Engine, rubric: Rubric) -> Calibrated:
         items = " and ".join(map(repr, decided_by))
         LOG.warning("%s, set by %s: it is held at %.1f; change the calibration items", said, items, bounded)
         theta = bounded
-    return Calibrated(threshold=theta, noise=noise, decided_by=decided_by, bias=bias, weights=weights)
+    return replace(calibrated, threshold=theta, decided_by=decided_by)
 
 
 def _scores(engine: Engine, rubric: Rubric, items: Sequence[str]) -> dict[str, Score]:

@@ -108,8 +108,8 @@ def test_credentials_that_cannot_be_are_refused_at_the_start(access, files, tmp_
 
 
 def test_made_credentials_are_for_their_owner_alone_and_are_never_overwritten(files):
-    assert stat.S_IMODE(files.directory.stat().st_mode) == 0o700
-    assert {path.name for path in files.directory.iterdir()} == {
+    assert stat.S_IMODE(files.ca.parent.stat().st_mode) == 0o700
+    assert {path.name for path in files.ca.parent.iterdir()} == {
         "ca.pem",
         "server.pem",
         "server.key",
@@ -117,7 +117,7 @@ def test_made_credentials_are_for_their_owner_alone_and_are_never_overwritten(fi
         "client.key",
         "token",
     }
-    assert {stat.S_IMODE(path.stat().st_mode) for path in files.directory.iterdir()} == {0o600}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files.ca.parent.iterdir()} == {0o600}
     before = files.contents()
     with pytest.raises(ValueError, match="exists already and is not overwritten"):
         make_credentials(files.ca.parent)
