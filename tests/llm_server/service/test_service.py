@@ -111,7 +111,7 @@ def test_a_rubric_without_pairs_compares_none(start, rubric):
 
 
 def test_vectors_travel_whole(start, connect):
-    client = connect(start(device="cpu"))
+    client = connect(start(device="cpu"), timeout_s=120.0)  # the first request loads the encoder
     vectors = client.embed([b"Find a key.", b"\xff"])
     assert vectors.shape == (2, 384)
     assert np.linalg.norm(vectors[0]) == pytest.approx(1, abs=1e-5)
