@@ -87,7 +87,8 @@ def test_nothing_is_created_and_the_packaged_model_stays_packed(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     looked_in: list[Path] = []
-    monkeypatch.setattr(model_check, "_answers", lambda folder, model, rubric: looked_in.append(folder) or ["x"])
+    facts = model_check._facts
+    monkeypatch.setattr(model_check, "_facts", lambda folder, *given: looked_in.append(folder) or facts(folder, *given))
     _, results = examine(capsys, *MODEL, f"run_dir={tmp_path / 'run'}")
     assert results["judge"][0]["status"] == "ok"
     assert looked_in
