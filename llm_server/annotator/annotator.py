@@ -327,7 +327,11 @@ class Annotator:
         pending = self._questions.pending()
         with self._lock:
             is_up = None if self._is_up is None else int(self._is_up and self.problem is None)
-            metrics = self._counters | {"annotator_up": is_up, "annotation_results_waiting": self._num_results}
+            metrics: dict[str, float | None] = {
+                **self._counters,
+                "annotator_up": is_up,
+                "annotation_results_waiting": self._num_results,
+            }
         return metrics if pending is None else metrics | {"annotations_pending": pending}
 
     def state_dict(self) -> dict[str, Any]:

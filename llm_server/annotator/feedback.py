@@ -3,6 +3,7 @@
 Invariant: an item is handed out again only after it was put back; a recorded item is never asked again.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence, Set
 from typing import Any, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
@@ -48,18 +49,22 @@ class JudgeClient(Protocol):
         """Release the connection; requests under way fail."""
 
 
-class Questions(Protocol):
+class Questions(ABC):
     """One kind of question; used by several threads at once."""
 
+    @abstractmethod
     def next_batch(self, max_items: int) -> Sequence[Any]:
         """The items of highest priority, at most `max_items`; they count as asked from now on."""
 
+    @abstractmethod
     def put_back(self, items: Sequence[Any]) -> None:
         """Make items whose request failed pending again."""
 
+    @abstractmethod
     def ask(self, client: JudgeClient, items: Sequence[Any]) -> list[Any]:
         """One answer per item, in order; raises what the client raises."""
 
+    @abstractmethod
     def record(self, answers: Sequence[Any]) -> list[Answer]:
         """Record answers; returns what a reward model may learn from."""
 

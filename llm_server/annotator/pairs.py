@@ -15,7 +15,7 @@ import numpy as np
 from configs.annotation_schema import AnnotatorConfig
 from llm_server.annotation import Caption, CaptionPair, JudgedCaption, JudgedPair, PairJudgement, Status, log_odds
 from llm_server.annotator.caption_book import CaptionBook
-from llm_server.annotator.feedback import Answer, CaptionQuestions, JudgeClient, check_number
+from llm_server.annotator.feedback import Answer, CaptionQuestions, JudgeClient, Questions, check_number
 
 ROUNDS = 6
 """Attempts to draw new pairs, each with weights flattened by one more square root."""
@@ -90,7 +90,7 @@ class PairSampler:
         self._num_draws = state["num_draws"]
 
 
-class ComparedPairs:
+class ComparedPairs(Questions):
     """The LLM compares both captions of a pair."""
 
     def __init__(self, book: CaptionBook, config: AnnotatorConfig, seed: int) -> None:

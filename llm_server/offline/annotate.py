@@ -173,7 +173,10 @@ def _check_out(rubric: Rubric, out: Path) -> None:
 def _sum_up(out: str) -> None:
     found = read_judgements(out)
     positive = sum(judged.judgement.probability > found.threshold for judged in found.captions)
-    lacking = sum(judged.judgement.status is not Status.OK for judged in (*found.captions, *found.pairs))
+    statuses = [judged.judgement.status for judged in found.captions] + [
+        judged.judgement.status for judged in found.pairs
+    ]
+    lacking = sum(status is not Status.OK for status in statuses)
     print(
         f"{out}: {len(found.captions)} captions ({positive} above theta {found.threshold:.3f}), {len(found.pairs)}"
         f" pairs, {lacking} of all without a usable answer; train on it with reward_model.judgements={out}"
