@@ -214,7 +214,7 @@ def test_a_message_that_is_too_large_is_one_clear_line_and_others_are_served(ser
         assert other.annotate([b"you kill"])
         with pytest.raises(
             AnnotationRefused,
-            match=r"got a message of \d+ bytes, wanted at most 67108864: ask for fewer or shorter items",
+            match=r"got a message of \d+ bytes, wanted at most 67108864: send fewer or shorter items",
         ):
             client.annotate([b"x" * (65 << 20)])
         with pytest.raises(AnnotationRefused, match="item 0 has 5000 bytes, at most 4096 are taken: shorten it"):
