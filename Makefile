@@ -10,7 +10,7 @@ TORCH ?=
 LOCKED := $(BIN)/pip install -qq --require-hashes --no-deps --requirement
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test faults dashboards gpu-check check lint format types setup vllm locks sbom proto clean
+.PHONY: train test faults dashboards docs gpu-check check lint format types setup vllm locks sbom proto clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/installed
@@ -78,6 +78,10 @@ locks:
 	$(PYTHON) -m venv --clear build/uv
 	build/uv/bin/pip install -qq 'uv>=0.9'
 	$(PYTHON) .ci/lock build/uv/bin/uv
+
+# The documents as a site, in build/site.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # What is installed, as CycloneDX, in build/sbom.json.
 sbom: setup
