@@ -83,9 +83,7 @@ class StopRequest:
             raise KeyboardInterrupt
         self.requested = True
         self.on_request()
-        with contextlib.suppress(
-            RuntimeError
-        ):  # raised where the signal interrupts another print, which is not reentrant
+        with contextlib.suppress(RuntimeError):  # of a print that the signal interrupts: it is not reentrant
             self._say("stopping: writing a checkpoint (repeat to end at once)")
 
 

@@ -278,9 +278,8 @@ class _Output:
                 line = raw.decode(errors="replace").rstrip()[:1000]
                 LOG.debug("%s", line)
                 if self._first_error and self._lines[-1].endswith(self._first_error) and line.startswith(" "):
-                    self._first_error += f" {line.strip()}"[
-                        :500
-                    ]  # some programs first print only how many errors follow
+                    # Some programs first print only how many errors follow.
+                    self._first_error += f" {line.strip()}"[:500]
                 self._lines.append(line)
                 if not self._first_error and (found := ERROR_LINE.match(line)):
                     self._first_error = found.group(1)

@@ -30,10 +30,10 @@ def test_no_step_is_trained_before_the_first_table_and_sigterm_writes_a_checkpoi
     try:
         wait_until(lambda: lines(run_dir), process, log)
         process.terminate()
-        process.wait(60)
+        process.wait(20)
     finally:
         end_processes(run_dir)
-        process.wait(60)
+        process.wait(10)
     assert process.returncode == 0, log.read_text()[-4000:]
     assert list((run_dir / "checkpoints").glob("step_*"))
     summary = json.loads((run_dir / "summary.json").read_text())

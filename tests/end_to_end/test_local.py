@@ -65,12 +65,12 @@ def test_the_main_job_survives_what_dies_and_a_closed_terminal_leaves_nothing(tm
         assert all(a["env_steps"] < b["env_steps"] for a, b in zip(lines(run_dir), lines(run_dir)[1:], strict=False))
         os.killpg(process.pid, signal.SIGHUP)  # all that a terminal's end reaches, Ray's processes among them
         os.killpg(process.pid, signal.SIGHUP)
-        process.wait(60)
-        alive = psutil.wait_procs(processes_of(run_dir), timeout=120)[1]
+        process.wait(20)
+        alive = psutil.wait_procs(processes_of(run_dir), timeout=10)[1]
         assert not alive
     finally:
         end_processes(run_dir)
-        process.wait(60)
+        process.wait(10)
     assert process.returncode == 0, log.read_text()[-4000:]
     assert not temporary_directory(str(run_dir)).exists()
     summary = json.loads((run_dir / "summary.json").read_text())

@@ -180,7 +180,7 @@ def test_a_signal_checkpoints_and_the_same_command_continues(tmp_path: Path) -> 
     assert "in use by process" in second.stderr
     process.send_signal(signal.SIGCONT)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=20)
     assert process.returncode == 0, output
     run, _ = find_run(str(run_dir))
     stopped = json.loads(run.summary.read_text())
@@ -189,7 +189,7 @@ def test_a_signal_checkpoints_and_the_same_command_continues(tmp_path: Path) -> 
     assert state is not None
     assert state["loop"]["env_steps"] == stopped["env_steps"]
     process = start(run_dir, stopped["env_steps"] + 1000)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert json.loads(run.summary.read_text())["env_steps"] >= stopped["env_steps"] + 1000
     assert (run.path / "run_epoch").read_text() == "2\n"

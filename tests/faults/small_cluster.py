@@ -71,7 +71,7 @@ class SmallCluster:
     def close(self) -> None:
         """End all nodes."""
         try:
-            self._process.communicate(timeout=120)
+            self._process.communicate(timeout=30)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()

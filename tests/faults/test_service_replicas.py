@@ -73,7 +73,7 @@ def test_a_killed_replica_costs_no_caption_and_takes_its_captions_again_once_it_
         run.wait_until(lambda: recorder.by(first) and recorder.by(second) and run.figure("annotations_total") >= 64)
         victim = psutil.Process(replicas[1].pid)
         os.kill(victim.pid, signal.SIGKILL)
-        victim.wait(60)
+        victim.wait(10)
         before = run.figure("annotations_total")
         failover_s = run.wait_until(lambda: run.figure("annotations_total") > before + 96)
         run.wait_for_rewards(TEXTS)

@@ -35,7 +35,7 @@ def test_a_killed_vllm_engine_costs_no_caption_and_not_the_service(tmp_path, rec
         assert not psutil.pid_exists(core.pid)
     finally:
         run.close()
-    _, alive = psutil.wait_procs(processes, timeout=120)
+    _, alive = psutil.wait_procs(processes, timeout=30)
     assert not alive
     record_recovery(
         "kill -9 of vLLM's engine process",

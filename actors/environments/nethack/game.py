@@ -206,7 +206,9 @@ def make_game(spec: EnvSpec, config: EnvConfig, arrays: Mapping[str, np.ndarray]
     except BaseException as error:
         refuse_making(spec.id, config.options, error)
     return Game(
-        *(env, spec.id, arrays),
+        env,
+        spec.id,
+        arrays,
         share_code=config.share_engine_code,
         observes_more=not is_class or bool(spec.additional_wrappers),
         registered_limit=spec.max_episode_steps,

@@ -274,7 +274,7 @@ def test_close_is_prompt_while_a_request_hangs_and_its_captions_are_saved_as_pen
     assert book.metrics()["annotations_pending"] == 0
     started = time.monotonic()
     annotator.close()
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 2
     restored = CaptionBook(100, 1000)
     restored.load_state_dict(book.state_dict())
     assert restored.metrics()["annotations_pending"] == 4

@@ -98,7 +98,7 @@ def vllm(comparing):
     processes = psutil.Process(engine.pid).children(recursive=True)
     shared = shared_memory(processes)
     engine.close()
-    _, alive = psutil.wait_procs(processes, timeout=120)
+    _, alive = psutil.wait_procs(processes, timeout=30)
     assert not alive
     assert not [path for path in shared if path.exists()]
 
@@ -249,6 +249,6 @@ def test_a_killed_vllm_comes_back_and_answers_the_batch_under_way(vllm):
         [score.probability for score in before], abs=0.03
     )
     assert vllm.restarts == 1
-    _, alive = psutil.wait_procs(processes, timeout=120)
+    _, alive = psutil.wait_procs(processes, timeout=30)
     assert not alive
     assert not [path for path in shared if path.exists()]

@@ -219,7 +219,7 @@ def test_the_real_service_dies_with_its_parent_even_when_that_is_killed(tmp_path
     ) as parent:
         child = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
-    child.wait(timeout=120)
+    child.wait(timeout=10)
 
 
 def test_only_the_first_start_loads_at_full_priority(make, tmp_path, monkeypatch):
