@@ -81,7 +81,7 @@ locks:
 
 # The documents as a site, in build/site.
 docs: setup
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # What is installed, as CycloneDX, in build/sbom.json.
 sbom: setup
