@@ -38,10 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     envs = "environments played side by side (default 16)"
     parser.add_argument("--envs", type=int, default=16, metavar="N", help=envs)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="which held-out seeds (default 0)")
-    seconds = (
-        "play in rounds of one episode per environment, and count those that all three players finish in S seconds"
-    )
-    parser.add_argument("--seconds", type=float, default=0.0, metavar="S", help=f"{seconds} (default: no limit)")
+    seconds = "play in rounds of one episode per environment, and count those that all three players finish in S"
+    seconds += " seconds (default: no limit)"
+    parser.add_argument("--seconds", type=float, default=0.0, metavar="S", help=seconds)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args(argv)
     from learner.checkpoint import CheckpointError
@@ -95,7 +94,7 @@ def evaluate(
     per_env = 1 if seconds else -(-episodes // num_envs)
     played: dict[str, Episodes] = {name: {} for name in PLAYERS}
     information: list[float] = []
-    num_played = first = 0  # episodes; the number of a round's first environment
+    num_played = 0  # before a round also the number of its first environment: only a single round has more per_env
     weights, is_time_up = state["learner"]["weights"], lambda: time.monotonic() > deadline
     with _threads(config.actors.torch_threads):
         while num_envs > 0:
@@ -106,14 +105,15 @@ def evaluate(
                 break
             information.append(of_round)
             for name, finished in games.items():
-                played[name] |= {(first + i, episode): metrics for (i, episode), metrics in finished.items()}
-            first, num_played = first + num_envs, num_played + num_envs * per_env
+                played[name] |= {(num_played + i, episode): metrics for (i, episode), metrics in finished.items()}
+            num_played += num_envs * per_env
             now = time.monotonic()
             # A round n times as large takes less than n times as long.
             num_envs = min(int((deadline - now) / (now - began) * num_envs), episodes - num_played) if seconds else 0
     if not information:
         round_ = f"one game in each of {num_envs} environments"
         raise ConfigError(f"{round_} takes all players together more than {seconds:.0f} s")
+    pairs = itertools.combinations(played, 2)
     return {
         "run": str(run.path),
         "env_steps": state["loop"]["env_steps"],
@@ -123,10 +123,7 @@ def evaluate(
         "seed": seed,
         "policy_state_information": sum(information) / len(information),
         **{name: _as_json(summarise(games)) for name, games in played.items()},
-        "differences": {
-            f"{one} - {other}": _as_json(differences(played[one], played[other]))
-            for one, other in itertools.combinations(played, 2)
-        },
+        "differences": {f"{one} - {two}": _as_json(differences(played[one], played[two])) for one, two in pairs},
     }
 
 
@@ -142,7 +139,6 @@ def _play_round(
 ) -> tuple[dict[str, "Episodes"], float]:
     """Each player's episodes of round `number`, and the policy's information between state and action, in nats. The
     blind player has the policy's action frequencies of this round. Raises OutOfTime."""
-
     from actors.environments.factory import make_environment
     from actors.policy import PolicyNet, load_weights
     from learner.evaluation import BlindPlayer, PolicyPlayer, RandomPlayer, play
@@ -194,7 +190,7 @@ def _interval_text(mean: float, low: float, high: float) -> str:
 
 def _print_table(report: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = Console(soft_wrap=True, markup=False, emoji=False)
     title = f"{report['environment']}, {report['episodes']} episodes, checkpoint at {report['env_steps']:,} steps"
@@ -203,9 +199,7 @@ def _print_table(report: dict[str, Any]) -> None:
         "the same games, one player minus another": report["differences"],
     }
     for title, columns in tables.items():
-        table = Table(title=title, title_justify="left")
-        for heading in ("", *columns):
-            table.add_column(heading, justify="right" if heading else "left")
+        table = Table("", *(Column(name, justify="right") for name in columns), title=title, title_justify="left")
         for name in report["policy"]:
             cells = [metrics.get(name) for metrics in columns.values()]
             table.add_row(name, *("-" if cell is None else _interval_text(**cell) for cell in cells))
