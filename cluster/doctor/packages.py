@@ -73,9 +73,8 @@ def check_packages(subject: Subject) -> CheckResult:
 def needed_extras(subject: Subject) -> set[str]:
     """The extras of pyproject.toml that this configuration uses."""
     game, plan = subject.config.env.id.rpartition(":")[2].lower(), subject.plan
-    extras = {
-        extra for start, (_, package) in HOMES.items() if game.startswith(start) for extra in EXTRA.findall(package)
-    }
+    package = next((package for start, (_, package) in HOMES.items() if game.startswith(start)), "")
+    extras = set(EXTRA.findall(package))
     if "minihack" in extras:
         extras.add("nle")
     if plan.loads_language_model or (plan.starts_service and plan.asks is Asks.EMBEDDINGS):

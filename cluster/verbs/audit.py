@@ -34,9 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else " ".join(str(error).split())
         print(f"delphi audit: {reason}", file=sys.stderr)
         return 2
-    left_out = (
-        f", {found['examples_left_out']} left out as examples of the rubric" if found["examples_left_out"] else ""
-    )
+    number = found["examples_left_out"]
+    left_out = f", {number} left out as examples of the rubric" if number else ""
     report = {"title": f"{what}: {found['captions']} captions{left_out}", **found}
     if arguments.json:
         print(json.dumps(report))
