@@ -66,16 +66,11 @@ def files() -> dict[str, str]:
 def manifests(namespace: str) -> str:
     """The same for Kubernetes: a ConfigMap for Grafana's sidecar and a PrometheusRule for Prometheus' operator."""
     content = files()["delphi_grafana_dashboard.json"]
-    kinds: list[dict[str, Any]] = [
-        {"apiVersion": "v1", "kind": "ConfigMap", "data": {"delphi_grafana_dashboard.json": content}},
-        {"apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule", "spec": rules()},
-    ]
-    names = [
-        {"name": "delphi-dashboard", "labels": {"grafana_dashboard": "1"}},
-        {"name": "delphi-alerts", "labels": {"release": "prometheus"}},
-    ]
-    for kind, name in zip(kinds, names, strict=True):
-        kind["metadata"] = {**name, "namespace": namespace}
+    config_map = {"apiVersion": "v1", "kind": "ConfigMap", "data": {"delphi_grafana_dashboard.json": content}}
+    map_metadata = {"name": "delphi-dashboard", "labels": {"grafana_dashboard": "1"}, "namespace": namespace}
+    alerts = {"apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule", "spec": rules()}
+    alerts_metadata = {"name": "delphi-alerts", "labels": {"release": "prometheus"}, "namespace": namespace}
+    kinds = (config_map | {"metadata": map_metadata}, alerts | {"metadata": alerts_metadata})
     return GENERATED + "---\n".join(_yaml(kind) for kind in kinds)
 
 

@@ -5,6 +5,7 @@ Invariant: every catalogue metric is on exactly one panel, no panel queries anyt
 catalogue's.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -89,18 +90,16 @@ def _label_values(name: str, label: str, definition: str) -> dict[str, Any]:
 
 
 def _panels() -> Iterator[dict[str, Any]]:
-    y, number = 0, 0
+    y, numbers = 0, itertools.count(1)
     for group in GROUPS:
-        number += 1
-        row = {"id": number, "type": "row", "title": group.capitalize(), "collapsed": False}
+        row = {"id": next(numbers), "type": "row", "title": group.capitalize(), "collapsed": False}
         yield {**row, "gridPos": {"h": 1, "w": ROW_WIDTH, "x": 0, "y": y}, "panels": []}
         y += 1
         draw, (width, height) = (_stat, STAT_SIZE) if group == "faults" else (_graph, GRAPH_SIZE)
         per_line = ROW_WIDTH // width
         for index, (title, metrics) in enumerate(families(group).items()):
-            number += 1
             position = {"h": height, "w": width, "x": index % per_line * width, "y": y + index // per_line * height}
-            yield {"id": number, **_panel(title, metrics), **draw(title, metrics), "gridPos": position}
+            yield {"id": next(numbers), **_panel(title, metrics), **draw(title, metrics), "gridPos": position}
         y += -(-len(families(group)) // per_line) * height
 
 
