@@ -84,14 +84,11 @@ def provisioned(directory: Path) -> Iterator[None]:
         _write(folder)
     except OSError as error:  # no reason to end a run
         LOG.warning("no dashboard for Grafana: cannot write to %s: %s", folder, error)
-    if chosen:
+    with contextlib.ExitStack() as at_end:
+        if not chosen:
+            os.environ[RAY_FOLDER] = str(folder)
+            at_end.callback(os.environ.pop, RAY_FOLDER)
         yield
-        return
-    os.environ[RAY_FOLDER] = str(folder)
-    try:
-        yield
-    finally:
-        del os.environ[RAY_FOLDER]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -61,19 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def examine(config: Any, *, is_quick: bool = False) -> Iterator[CheckResult]:
     """Every result about a `RunConfig`, as it is found; `is_quick` leaves out the judge's labels per second."""
     try:
-        from cluster.doctor.environment import check_environment
-        from cluster.doctor.label_rate import check_label_rate
-        from cluster.doctor.machine import (
-            check_limits,
-            check_machine,
-            check_object_store,
-            check_run_dir,
-            check_temporary,
-            check_torch,
-        )
-        from cluster.doctor.packages import check_packages, check_python
-        from cluster.doctor.ray_cluster import check_ports, check_ray, check_token
-        from cluster.doctor.service import check_judge, check_service, check_store
+        import cluster.doctor.environment as environment
+        import cluster.doctor.label_rate as label_rate
+        import cluster.doctor.machine as machine
+        import cluster.doctor.packages as packages
+        import cluster.doctor.ray_cluster as ray_cluster
+        import cluster.doctor.service as service
         from cluster.doctor.subject import Subject
     except ImportError as error:
         yield failed(str(error), INSTALL, check="packages")
@@ -82,22 +75,22 @@ def examine(config: Any, *, is_quick: bool = False) -> Iterator[CheckResult]:
     # A check's name in the report, whether it applies, and its function. One that does not apply has no line; one that
     # applies, and finds that the run needs nothing of it, says so in its line.
     checks: tuple[tuple[str, bool, Callable[[Subject], CheckResult | list[CheckResult]]], ...] = (
-        ("python", True, check_python),
-        ("packages", True, check_packages),
-        ("torch", True, check_torch),
-        ("environment", True, check_environment),
-        ("machine", True, check_machine),
-        ("run directory", True, check_run_dir),
-        ("temporary files", True, check_temporary),
-        ("object store", mode == "local", check_object_store),
-        ("limits", True, check_limits),
-        ("ray token", mode != "inline", check_token),
-        ("ray", True, check_ray),
-        ("ports", True, check_ports),
-        ("judge", True, check_judge),
-        ("annotation service", True, check_service),
-        ("judgement store", True, check_store),
-        ("labels", not is_quick, check_label_rate),
+        ("python", True, packages.check_python),
+        ("packages", True, packages.check_packages),
+        ("torch", True, machine.check_torch),
+        ("environment", True, environment.check_environment),
+        ("machine", True, machine.check_machine),
+        ("run directory", True, machine.check_run_dir),
+        ("temporary files", True, machine.check_temporary),
+        ("object store", mode == "local", machine.check_object_store),
+        ("limits", True, machine.check_limits),
+        ("ray token", mode != "inline", ray_cluster.check_token),
+        ("ray", True, ray_cluster.check_ray),
+        ("ports", True, ray_cluster.check_ports),
+        ("judge", True, service.check_judge),
+        ("annotation service", True, service.check_service),
+        ("judgement store", True, service.check_store),
+        ("labels", not is_quick, label_rate.check_label_rate),
     )
     subject = Subject(config)
     for name, applies, check in checks:

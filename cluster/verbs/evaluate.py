@@ -10,7 +10,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -78,6 +78,8 @@ def evaluate(
     each further one with as many as are likely to end in time. A round that does not end in time is left out for all
     players. Raises ConfigError.
     """
+    import torch
+
     from cluster.run.directory import find_run
     from configs.loading import from_dict
     from learner.checkpoint import load_latest
@@ -94,9 +96,12 @@ def evaluate(
     per_env = 1 if seconds else -(-episodes // num_envs)
     played: dict[str, Episodes] = {name: {} for name in PLAYERS}
     information: list[float] = []
-    num_played = 0  # before a round also the number of its first environment: only a single round has more per_env
+    # Also the number of a round's first environment: several rounds play one episode per environment each.
+    num_played = 0
     weights, is_time_up = state["learner"]["weights"], lambda: time.monotonic() > deadline
-    with _threads(config.actors.torch_threads):
+    with contextlib.ExitStack() as at_end:
+        at_end.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(config.actors.torch_threads)  # more do not help such small batches, and slow the machine
         while num_envs > 0:
             began, number = time.monotonic(), len(information)
             try:
@@ -162,19 +167,6 @@ def _play_round(
                 first = env.take_errors()[1].strip().splitlines()[-1]
                 raise ConfigError(f"{config.env.id} raised in every episode, the first time: {first}")
     return played, policy.state_information
-
-
-@contextlib.contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """Limits torch's threads: for such small batches more threads do not help, and slow a busy machine."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _as_json(estimates: Mapping[str, "Estimate"]) -> dict[str, Any]:
