@@ -86,7 +86,7 @@ def _memory_bytes(subject: Subject) -> float:
         total += workers * PROCESS_BYTES + 1.2e9 + subject.object_store_bytes
     if subject.plan.loads_language_model:
         total += 0.5e9
-        with contextlib.suppress(Exception):  # the check of the judge reports it
+        with contextlib.suppress(ValueError, OSError, ImportError):  # the check of the judge reports it
             total += subject.model.weights_bytes
     return total
 
