@@ -34,7 +34,7 @@ from typing import Any
 
 from actors.environments.errors import EnvironmentFailure, traceback_of
 from actors.environments.vector import EnvironmentSpec
-from cluster.doctor.reward_balance import weigh_penalties
+from cluster.doctor.environment import weigh_penalties
 from cluster.on_ray.orphans import OrphanWatch, end_orphans
 from cluster.on_ray.placement import Interrupted
 from cluster.plan import RunPlan

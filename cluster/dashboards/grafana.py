@@ -5,6 +5,7 @@ Invariant: every catalogue metric is on exactly one panel, no panel queries anyt
 catalogue's.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,10 +49,8 @@ def dashboard() -> dict[str, Any]:
 def query(metric: Metric) -> str:
     """PromQL for the chosen runs' values, NaN while undefined: one line per run, also where a resumed run is another
     process or another Ray session."""
-    defined, undefined = (
-        f'max by (run) ({metric.exported_as}{{{SELECTION}, {UNDEFINED}="{is_}"}})' for is_ in ("", "yes")
-    )
-    return f"{defined} or NaN * {undefined}"
+    series = f"{metric.exported_as}{{{SELECTION}, {UNDEFINED}="
+    return f'max by (run) ({series}""}}) or NaN * max by (run) ({series}"yes"}})'
 
 
 def families(group: Group) -> dict[str, list[Metric]]:
@@ -91,18 +90,16 @@ def _label_values(name: str, label: str, definition: str) -> dict[str, Any]:
 
 
 def _panels() -> Iterator[dict[str, Any]]:
-    y, number = 0, 0
+    y, numbers = 0, itertools.count(1)
     for group in GROUPS:
-        number += 1
-        row = {"id": number, "type": "row", "title": group.capitalize(), "collapsed": False}
+        row = {"id": next(numbers), "type": "row", "title": group.capitalize(), "collapsed": False}
         yield {**row, "gridPos": {"h": 1, "w": ROW_WIDTH, "x": 0, "y": y}, "panels": []}
         y += 1
         draw, (width, height) = (_stat, STAT_SIZE) if group == "faults" else (_graph, GRAPH_SIZE)
         per_line = ROW_WIDTH // width
         for index, (title, metrics) in enumerate(families(group).items()):
-            number += 1
             position = {"h": height, "w": width, "x": index % per_line * width, "y": y + index // per_line * height}
-            yield {"id": number, **_panel(title, metrics), **draw(title, metrics), "gridPos": position}
+            yield {"id": next(numbers), **_panel(title, metrics), **draw(title, metrics), "gridPos": position}
         y += -(-len(families(group)) // per_line) * height
 
 
@@ -128,13 +125,8 @@ def _panel(title: str, metrics: list[Metric]) -> dict[str, Any]:
 def _graph(title: str, metrics: list[Metric]) -> dict[str, Any]:
     """Lines over time; a metric alone on its panel shows its threshold."""
     stacked = title in STACKED
-    drawn: dict[str, Any] = {
-        "lineWidth": 1,
-        "fillOpacity": 40 if stacked else 0,
-        "spanNulls": False,
-        "showPoints": "auto",
-    }
-    drawn["stacking"] = {"mode": "normal" if stacked else "none", "group": "A"}
+    drawn: dict[str, Any] = {"lineWidth": 1, "fillOpacity": 40 if stacked else 0, "spanNulls": False}
+    drawn |= {"showPoints": "auto", "stacking": {"mode": "normal" if stacked else "none", "group": "A"}}
     defaults: dict[str, Any] = {"unit": _unit(metrics[0])}
     (metric, *others) = metrics
     if not others and metric.kind == "gauge" and (metric.red_above, metric.red_below) != (None, None):
@@ -155,20 +147,14 @@ def _graph(title: str, metrics: list[Metric]) -> dict[str, Any]:
 def _stat(title: str, metrics: list[Metric]) -> dict[str, Any]:
     """The newest value, coloured: a gauge is red where it is unhealthy, a counter orange above its healthy growth."""
     (metric,) = metrics
-    mappings: list[dict[str, Any]] = [
-        {"type": "special", "options": {"match": "null+nan", "result": {"text": "not defined"}}}
-    ]
+    undefined = {"match": "null+nan", "result": {"text": "not defined"}}
+    mappings: list[dict[str, Any]] = [{"type": "special", "options": undefined}]
     if metric.unit == "0 or 1":
         mappings.append({"type": "value", "options": {"0": {"text": "down"}, "1": {"text": "up"}}})
-    defaults = {
-        "unit": _unit(metric),
-        "color": {"mode": "thresholds"},
-        "thresholds": _thresholds(metric),
-        "mappings": mappings,
-    }
+    defaults = {"unit": _unit(metric), "color": {"mode": "thresholds"}, "thresholds": _thresholds(metric)}
     return {
         "type": "stat",
-        "fieldConfig": {"defaults": defaults, "overrides": []},
+        "fieldConfig": {"defaults": {**defaults, "mappings": mappings}, "overrides": []},
         "options": {
             "colorMode": "value",
             "graphMode": "area",
@@ -195,10 +181,9 @@ def _unit(metric: Metric) -> str:
 
 def _short(metric: Metric, family: list[Metric]) -> str:
     """The metric's name without the first and last words that all metrics of its panel share."""
-    names = [m.name.split("_") for m in family]
-    own = metric.name.split("_")
-    while all(len(name) > 1 for name in names) and len({name[0] for name in names}) == 1:
-        names, own = [name[1:] for name in names], own[1:]
-    while all(len(name) > 1 for name in names) and len({name[-1] for name in names}) == 1:
-        names, own = [name[:-1] for name in names], own[:-1]
+    names, own = [m.name.split("_") for m in family], metric.name.split("_")
+    for _ in ("first", "last"):
+        while all(len(name) > 1 for name in names) and len({name[0] for name in names}) == 1:
+            names, own = [name[1:] for name in names], own[1:]
+        names, own = [name[::-1] for name in names], own[::-1]
     return " ".join(own)

@@ -8,7 +8,9 @@ import json
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from cluster.doctor.result import CheckResult, failed
@@ -44,67 +46,65 @@ def main(argv: Sequence[str] | None = None) -> int:
         results.append(result)
         if not arguments.json:
             _print(result)
-    num_failed = sum(result.status == "failed" for result in results)
-    num_warnings = sum(result.status == "warning" for result in results)
-    seconds = time.monotonic() - started
+    counts = Counter(result.status for result in results)
+    seconds, name = time.monotonic() - started, preset or arguments.config
     if arguments.json:
-        print(json.dumps(_report(results, preset or arguments.config, seconds)))
+        report = {"ok": not counts["failed"], "configuration": name, "seconds": round(seconds, 2)}
+        print(json.dumps(report | {"checks": [asdict(result) for result in results]}))
     else:
-        word = "all is well" if not num_failed + num_warnings else f"{num_failed} failed, {num_warnings} warnings"
-        name = preset or arguments.config
+        problems = f"{counts['failed']} failed, {counts['warning']} warnings"
+        word = "all is well" if counts["ok"] == len(results) else problems
         print(f"{name}, run_dir {config.run_dir}: {len(results)} checks in {seconds:.1f} s, {word}")
-    return 1 if num_failed else 0
+    return 1 if counts["failed"] else 0
 
 
 def examine(config: Any, *, is_quick: bool = False) -> Iterator[CheckResult]:
     """Every result about a `RunConfig`, as it is found; `is_quick` leaves out the judge's labels per second."""
     try:
-        from cluster.doctor.label_rate import check_label_rate
-        from cluster.doctor.machine import check_disks, check_limits, check_machine, check_torch
-        from cluster.doctor.packages import check_packages, check_python
-        from cluster.doctor.ray_cluster import check_ports, check_ray
-        from cluster.doctor.service import check_environment, check_judge, check_service, check_store
+        import cluster.doctor.environment as environment
+        import cluster.doctor.label_rate as label_rate
+        import cluster.doctor.machine as machine
+        import cluster.doctor.packages as packages
+        import cluster.doctor.ray_cluster as ray_cluster
+        import cluster.doctor.service as service
         from cluster.doctor.subject import Subject
     except ImportError as error:
-        yield failed("packages", str(error), INSTALL)
+        yield failed(str(error), INSTALL, check="packages")
         return
+    mode = config.cluster.mode
+    # A check's name in the report, whether it applies, and its function. One that does not apply has no line; one that
+    # applies, and finds that the run needs nothing of it, says so in its line.
+    checks: tuple[tuple[str, bool, Callable[[Subject], CheckResult | list[CheckResult]]], ...] = (
+        ("python", True, packages.check_python),
+        ("packages", True, packages.check_packages),
+        ("torch", True, machine.check_torch),
+        ("environment", True, environment.check_environment),
+        ("machine", True, machine.check_machine),
+        ("run directory", True, machine.check_run_dir),
+        ("temporary files", True, machine.check_temporary),
+        ("object store", mode == "local", machine.check_object_store),
+        ("limits", True, machine.check_limits),
+        ("ray token", mode != "inline", ray_cluster.check_token),
+        ("ray", True, ray_cluster.check_ray),
+        ("ports", True, ray_cluster.check_ports),
+        ("judge", True, service.check_judge),
+        ("annotation service", True, service.check_service),
+        ("judgement store", True, service.check_store),
+        ("labels", not is_quick, label_rate.check_label_rate),
+    )
     subject = Subject(config)
-    checks: list[tuple[str, Callable[[Subject], CheckResult | list[CheckResult]]]] = [
-        ("python", check_python),
-        ("packages", check_packages),
-        ("torch", check_torch),
-        ("environment", check_environment),
-        ("machine", check_machine),
-        ("disks", check_disks),
-        ("limits", check_limits),
-        ("ray", check_ray),
-        ("ports", check_ports),
-        ("judge", check_judge),
-        ("annotation service", check_service),
-        ("judgement store", check_store),
-        *([] if is_quick else [("labels", check_label_rate)]),
-    ]
-    for name, check in checks:
+    for name, applies, check in checks:
         try:
-            found = check(subject)
+            found = check(subject) if applies else []
         except ImportError as error:
-            found = failed(name, f"cannot be checked: {error}", "install what `packages` lists first")
+            found = failed(f"cannot be checked: {error}", "install what `packages` lists first")
         except ValueError as error:  # errors in settings are one line with advice
-            found = failed(name, str(error), "correct that setting")
+            found = failed(str(error), "correct that setting")
         except Exception as error:  # of any library that this check uses
             reason = named(error, 400)
-            found = failed(name, f"the check ended with {reason}", "put that right first: a run would end with it too")
-        yield from found if isinstance(found, list) else [found]
-
-
-def _report(results: Sequence[CheckResult], configuration: str, seconds: float) -> dict[str, Any]:
-    keys = ("check", "status", "found", "advice")
-    return {
-        "ok": not any(result.status == "failed" for result in results),
-        "configuration": configuration,
-        "seconds": round(seconds, 2),
-        "checks": [{key: getattr(result, key) for key in keys} for result in results],
-    }
+            found = failed(f"the check ended with {reason}", "put that right first: a run would end with it too")
+        for result in found if isinstance(found, list) else [found]:
+            yield replace(result, check=result.check or name)
 
 
 def _print(result: CheckResult) -> None:

@@ -5,19 +5,20 @@ Invariant: nothing new is imported into this process; a package that crashes cra
 
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from actors.environments.lookup import HOMES
 from cluster.doctor.result import CheckResult, failed, ok
 from cluster.doctor.subject import Subject
+from cluster.run.provenance import CHECKOUT
 from reward_models.interface import Asks
 
-CHECKOUT = Path(__file__).parents[2]
-OLDEST_PYTHON = (3, 11)
+EXTRA = re.compile(r"delphi-rl\[(.+)\]")
 IMPORT_NAMES = {
     "grpcio": "grpc",
     "grpcio-health-checking": "grpc_health.v1.health",
@@ -42,16 +43,13 @@ IMPORT_TIMEOUT_S = 120.0
 
 def check_python(subject: Subject) -> CheckResult:
     """The version of Python."""
-    found = f"{sys.version.split()[0]} ({sys.executable})"
-    if sys.version_info < OLDEST_PYTHON:
-        return failed("python", found, "install Python 3.11 or newer, and Delphi in it")
-    return ok("python", found)
+    return ok(f"{sys.version.split()[0]} ({sys.executable})")
 
 
 def check_packages(subject: Subject) -> CheckResult:
     """The required packages and the extras that this configuration uses: installed, compatible, importable."""
     extras = needed_extras(subject)
-    requirements = [requirement for requirement, extra in _requirements() if not extra or extra in extras]
+    requirements = _requirements(extras)
     missing, unfit, names = [], [], []
     for requirement in requirements:
         try:
@@ -62,48 +60,40 @@ def check_packages(subject: Subject) -> CheckResult:
         if not requirement.specifier.contains(version, prereleases=True):
             unfit.append(f"{requirement.name} {version} (wanted {requirement.specifier})")
         names.append(IMPORT_NAMES.get(requirement.name.lower(), requirement.name.lower().replace("-", "_")))
-    broken = _broken_imports(names)
-    wrong = [
-        *([f"missing: {', '.join(missing)}"] if missing else []),
-        *([f"of another version: {', '.join(unfit)}"] if unfit else []),
-        *(f"{name} cannot be imported ({reason})" for name, reason in broken.items()),
-    ]
+    wrong = [f"missing: {', '.join(missing)}"] if missing else []
+    wrong += [f"of another version: {', '.join(unfit)}"] if unfit else []
+    wrong += [f"{name} cannot be imported ({reason})" for name, reason in _broken_imports(names).items()]
     if wrong:
         chosen = f"[{','.join(sorted(extras))}]" if extras else ""
-        advice = f"run `make setup` in a checkout, or `pip install 'delphi-rl{chosen}'`"
-        return failed("packages", "; ".join(wrong), advice)
+        return failed("; ".join(wrong), f"run `make setup` in a checkout, or `pip install 'delphi-rl{chosen}'`")
     used = f", with the extras {', '.join(sorted(extras))}" if extras else ""
-    return ok("packages", f"{len(requirements)} packages fit and can be imported{used}")
+    return ok(f"{len(requirements)} packages fit and can be imported{used}")
 
 
 def needed_extras(subject: Subject) -> set[str]:
     """The extras of pyproject.toml that this configuration uses."""
-    game = subject.config.env.id.rpartition(":")[2].lower().rpartition("/")[2]
-    kinds = {"nethack": {"nle"}, "minihack": {"nle", "minihack"}, "minigrid-": {"minigrid"}, "babyai-": {"minigrid"}}
-    extras = next((set(extras) for start, extras in kinds.items() if game.startswith(start)), set())
-    plan = subject.plan
+    game, plan = subject.config.env.id.rpartition(":")[2].lower(), subject.plan
+    package = next((package for start, (_, package) in HOMES.items() if game.startswith(start)), "")
+    extras = set(EXTRA.findall(package))
+    if "minihack" in extras:
+        extras.add("nle")
     if plan.loads_language_model or (plan.starts_service and plan.asks is Asks.EMBEDDINGS):
         extras.add("local-llm")
     return extras
 
 
-def _requirements() -> list[tuple[Requirement, str]]:
-    """Requirements with their extra ("" for none), of the checkout or else of the installed package."""
+def _requirements(extras: set[str]) -> list[Requirement]:
+    """What the checkout, or else the installed package, requires with these extras."""
     file = CHECKOUT / "pyproject.toml"
     if file.is_file():
         project = tomllib.loads(file.read_text())["project"]
-        extras = project["optional-dependencies"]
-        pairs = [
-            *((text, "") for text in project["dependencies"]),
-            *((text, extra) for extra in extras for text in extras[extra]),
-        ]
-        return [(Requirement(text), extra) for text, extra in pairs]
-    found = []
-    for text in importlib.metadata.requires("delphi-rl") or []:
-        requirement = Requirement(text)
-        marker = str(requirement.marker or "")
-        found.append((requirement, marker.partition("extra == ")[2].strip("\"' ")))
-    return found
+        optional = project["optional-dependencies"]
+        texts = [*project["dependencies"], *(text for extra in optional if extra in extras for text in optional[extra])]
+    else:
+        texts = importlib.metadata.requires("delphi-rl") or []
+    chosen = [{"extra": extra} for extra in ("", *extras)]
+    requirements = [Requirement(text) for text in texts]
+    return [one for one in requirements if one.marker is None or any(map(one.marker.evaluate, chosen))]
 
 
 def _broken_imports(names: list[str]) -> dict[str, str]:

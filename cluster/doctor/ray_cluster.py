@@ -21,6 +21,7 @@ from cluster.doctor.result import CheckResult, failed, ok, warning
 from cluster.doctor.service import unreachable
 from cluster.doctor.subject import Subject
 from cluster.on_ray import placement
+from cluster.run.provenance import CHECKOUT
 
 CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
 DASHBOARD_PORT = 8265
@@ -40,78 +41,73 @@ except Exception as error:
 SUBMIT = "`ray job submit --working-dir . -- python -m cluster.train … cluster.mode=connect`"
 
 
-def check_ray(subject: Subject) -> list[CheckResult]:
-    """In `connect` the cluster; in `local` what would conflict with the one that the run starts."""
-    mode = subject.config.cluster.mode
-    if mode == "inline":
-        return [ok("ray", "cluster.mode=inline uses none")]
-    token = _check_token(mode)
-    if mode == "local":
-        other = f"; {CURRENT_CLUSTER} tells of another cluster, which does not matter here"
-        return [token, ok("ray", f"the run starts its own{other if CURRENT_CLUSTER.exists() else ''}")]
-    return [token, _check_cluster(subject)] if token.status != "failed" else [token]
+def check_token(subject: Subject) -> CheckResult:
+    """Whether a token is set where the run, or the cluster that it joins, needs one."""
+    is_local, file = subject.config.cluster.mode == "local", _token_file()
+    setting, has_file = os.environ.get("RAY_AUTH_MODE"), file.is_file()
+    if setting not in (None, "token", "disabled"):
+        return failed(f"RAY_AUTH_MODE={setting}, which Ray does not know", "set it to token or disabled, or unset it")
+    if setting == "token" and not os.environ.get("RAY_AUTH_TOKEN") and not has_file:
+        found = f"RAY_AUTH_MODE=token, but there is no token in the environment nor in {file}"
+        advice = "export RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) as the cluster has it; for a new cluster:"
+        return failed(found, f"{advice} ray get-auth-token --generate")
+    if is_local and setting:
+        return ok("as RAY_AUTH_MODE says")
+    if is_local:
+        rest = f"; {file} is there, and a later `ray start` will ask for it" if has_file else ""
+        return ok(f"the run makes one of its own{rest}")
+    if setting:
+        return ok(f"RAY_AUTH_MODE={setting}" + (", with a token" if setting == "token" else ""))
+    if has_file:
+        found = f"an earlier cluster left {file}, which Ray now sends by itself"
+        other = "where the cluster has another token, export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        return warning(found, f"{other}; where it has none, RAY_AUTH_MODE=disabled")
+    danger = "without a token anyone who reaches the cluster's ports can run code on it"
+    advice = f"{danger}: ray get-auth-token --generate, RAY_AUTH_MODE=token on every node"
+    return warning("RAY_AUTH_MODE is not set, and there is no token", advice)
 
 
-def token_file() -> Path:
+def _token_file() -> Path:
     """Where Ray looks for a token that the environment does not set."""
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
 
 
-def _check_token(mode: str) -> CheckResult:
-    name, file = "ray token", token_file()
-    setting, has_file = os.environ.get("RAY_AUTH_MODE"), file.is_file()
-    if setting not in (None, "token", "disabled"):
-        advice = "set it to token or disabled, or unset it"
-        return failed(name, f"RAY_AUTH_MODE={setting}, which Ray does not know", advice)
-    if setting == "token" and not os.environ.get("RAY_AUTH_TOKEN") and not has_file:
-        found = f"RAY_AUTH_MODE=token, but there is no token in the environment nor in {file}"
-        advice = "export RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) as the cluster has it; for a new cluster:"
-        return failed(name, found, f"{advice} ray get-auth-token --generate")
+def check_ray(subject: Subject) -> CheckResult | list[CheckResult]:
+    """In `connect` the cluster; in `local` what would conflict with the one that the run starts."""
+    mode = subject.config.cluster.mode
+    if mode == "inline":
+        return ok("cluster.mode=inline uses none")
     if mode == "local":
-        guard = "as RAY_AUTH_MODE says" if setting else "the run makes one of its own"
-        rest = f"; {file} is there, and a later `ray start` will ask for it" if not setting and has_file else ""
-        return ok(name, f"{guard}{rest}")
-    if setting is None and has_file:
-        advice = (
-            "where the cluster has another token, export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN; where it has none,"
-        )
-        found = f"an earlier cluster left {file}, which Ray now sends by itself"
-        return warning(name, found, f"{advice} RAY_AUTH_MODE=disabled")
-    if setting is None:
-        danger = "without a token anyone who reaches the cluster's ports can run code on it"
-        advice = f"{danger}: ray get-auth-token --generate, RAY_AUTH_MODE=token on every node"
-        return warning(name, "RAY_AUTH_MODE is not set, and there is no token", advice)
-    return ok(name, f"RAY_AUTH_MODE={setting}" + (", with a token" if setting == "token" else ""))
-
-
-def _check_cluster(subject: Subject) -> CheckResult:
+        other = f"; {CURRENT_CLUSTER} tells of another cluster, which does not matter here"
+        return ok(f"the run starts its own{other if CURRENT_CLUSTER.exists() else ''}")
+    if check_token(subject).status == "failed":  # without its token the cluster cannot be joined
+        return []
     address, source = _address(subject.config.cluster.address)
     if not address:
         advice = f"start one with `ray start --head`, set cluster.address or RAY_ADDRESS, or submit to one: {SUBMIT}"
-        return failed("ray", "cluster.mode=connect, but no cluster is known here", advice)
+        return failed("cluster.mode=connect, but no cluster is known here", advice)
     if address.startswith("ray://"):
-        found = f"{source}={address}: Ray Client, which is too slow for rollouts"
-        return failed("ray", found, f"submit instead: {SUBMIT}")
+        return failed(f"{source}={address}: Ray Client, which is too slow for rollouts", f"submit instead: {SUBMIT}")
     if address.startswith(("http://", "https://")):
         return _check_job_server(address, source)
-    host, _, port = address.rpartition(":")
-    problem = unreachable(host.strip("[]"), int(port)) if host and port.isdecimal() else "no host:port"
-    if problem:
+    if problem := unreachable(address):
         stale = f"; {CURRENT_CLUSTER} is left over: `ray stop`, and delete it" if source == str(CURRENT_CLUSTER) else ""
         advice = f"start the cluster (`ray start --head`), or correct the address{stale}"
-        return failed("ray", f"{source}={address}: {problem}", advice)
+        return failed(f"{source}={address}: {problem}", advice)
     answer = _join(address, subject.config.cluster.more_nodes)
-    if "error" in answer:
-        advice = "set RAY_AUTH_MODE and RAY_AUTH_TOKEN as the cluster has them"
-        if "token" not in answer["error"].lower() and "unauth" not in answer["error"].lower():
-            advice = (
-                f"look at `ray status`; this machine must be one of its nodes; {advice}: with another, Ray only waits"
-            )
-        return failed("ray", f"{source}={address}: {answer['error']}", advice)
-    nodes = [placement.Node(**node) for node in answer["nodes"]]
-    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    if "error" not in answer:
+        nodes = [placement.Node(**node) for node in answer["nodes"]]
+        return _check_room(subject, address, nodes, answer["may_grow"])
+    advice = "set RAY_AUTH_MODE and RAY_AUTH_TOKEN as the cluster has them"
+    if not any(word in answer["error"].lower() for word in ("token", "unauth")):
+        advice = f"look at `ray status`; this machine must be one of its nodes; {advice}: with another, Ray only waits"
+    return failed(f"{source}={address}: {answer['error']}", advice)
+
+
+def _check_room(subject: Subject, address: str, nodes: list[placement.Node], may_grow: bool) -> CheckResult:
+    """Whether the run's parts fit the cluster."""
+    config, cpus, gpus = subject.config, sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     found = f"{address}: {len(nodes)} nodes, {cpus:g} CPU, {gpus:g} GPU"
-    config, may_grow = subject.config, answer["may_grow"]
     try:
         requests = placement.plan(
             config.cluster,
@@ -125,19 +121,16 @@ def _check_cluster(subject: Subject) -> CheckResult:
         lower = "add some, or lower actors.num_workers, cluster.*_cpus or cluster.*_gpus"
         found += f"; no room for {placement.as_text(error.missing)}"
         if not may_grow:
-            advice = (
-                f"no node will join by itself, and the run fails: {lower}; cluster.more_nodes=expected waits for them"
-            )
-            return failed("ray", found, advice)
+            advice = f"no node will join by itself, and the run fails: {lower}"
+            return failed(found, f"{advice}; cluster.more_nodes=expected waits for them")
         limit_s = config.cluster.placement_timeout_s
-        waits = f"the run waits {limit_s:g} s for nodes (an autoscaler is asked) and then fails"
-        return warning("ray", found, f"{waits}: {lower}")
-    return ok("ray", f"{found}; {placement.shortage(config.cluster, requests) or 'all parts fit'}")
+        return warning(found, f"the run waits {limit_s:g} s for nodes (an autoscaler is asked) and then fails: {lower}")
+    return ok(f"{found}; {placement.shortage(config.cluster, requests) or 'all parts fit'}")
 
 
 def _join(address: str, more_nodes: str) -> dict[str, Any]:
     """The cluster's nodes and whether more may join, found out in another process; or `error`."""
-    command = [sys.executable, "-c", JOIN, address, more_nodes, str(Path(__file__).parents[2])]
+    command = [sys.executable, "-c", JOIN, address, more_nodes, str(CHECKOUT)]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=JOIN_TIMEOUT_S)
         return json.loads(result.stdout.strip().splitlines()[-1])
@@ -161,59 +154,56 @@ def _address(setting: str) -> tuple[str, str]:
 
 def _check_job_server(address: str, source: str) -> CheckResult:
     token = os.environ.get("RAY_AUTH_TOKEN", "")
-    if not token and token_file().is_file():
-        token = token_file().read_text().strip()
-    request = urllib.request.Request(
-        f"{address.rstrip('/')}/api/version", headers={"Authorization": f"Bearer {token}"} if token else {}
-    )
+    if not token and _token_file().is_file():
+        token = _token_file().read_text().strip()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    request = urllib.request.Request(f"{address.rstrip('/')}/api/version", headers=headers)
     try:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=5.0) as response:
             version = json.loads(response.read(10_000)).get("ray_version")
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             advice = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as the cluster has them"
-            return failed("ray", f"{source}={address} wants another token", advice)
-        found = f"{source}={address} answers with HTTP {error.code}"
-        return failed("ray", found, "give the address of Ray's dashboard")
+            return failed(f"{source}={address} wants another token", advice)
+        return failed(f"{source}={address} answers with HTTP {error.code}", "give the address of Ray's dashboard")
     except (OSError, ValueError) as error:
         advice = "start the cluster, or correct the address of its dashboard (port 8265)"
-        return failed("ray", f"{source}={address}: {getattr(error, 'reason', error)}", advice)
-    return ok("ray", f"jobs can be submitted to {address} (Ray {version}): {SUBMIT}")
+        return failed(f"{source}={address}: {getattr(error, 'reason', error)}", advice)
+    return ok(f"jobs can be submitted to {address} (Ray {version}): {SUBMIT}")
 
 
 def check_ports(subject: Subject) -> list[CheckResult]:
     """The ports that the run will listen on, where the configuration fixes them."""
-    config, results = subject.config, []
-    if config.cluster.mode == "local" and config.cluster.dashboard:
-        if _why_taken("127.0.0.1", DASHBOARD_PORT):
-            found = f"{DASHBOARD_PORT}, the dashboard's, is taken by {holder(DASHBOARD_PORT)}"
-            advice = (
-                "end that program, or look for the dashboard where the run's first lines say: Ray takes the next free"
-            )
-            results.append(warning("ports", found, f"{advice} port"))
-        else:
-            results.append(ok("ports", f"{DASHBOARD_PORT} is free for the dashboard"))
-    service = subject.plan.service
-    if subject.plan.starts_service and config.cluster.mode != "inline" and service.port:
+    cluster, service, results = subject.config.cluster, subject.plan.service, []
+    if cluster.mode == "local" and cluster.dashboard:
+        results.append(_check_dashboard_port())
+    if subject.plan.starts_service and cluster.mode != "inline" and service.port:
         results.append(_check_service_port(service.host, service.port))
-    return results or [ok("ports", "free ones are chosen at the start")]
+    return results or [ok("free ones are chosen at the start")]
+
+
+def _check_dashboard_port() -> CheckResult:
+    if not _why_taken("127.0.0.1", DASHBOARD_PORT):
+        return ok(f"{DASHBOARD_PORT} is free for the dashboard")
+    found = f"{DASHBOARD_PORT}, the dashboard's, is taken by {_holder(DASHBOARD_PORT)}"
+    other = "look for the dashboard where the run's first lines say: Ray takes the next free port"
+    return warning(found, f"end that program, or {other}")
 
 
 def _check_service_port(host: str, port: int) -> CheckResult:
     problem = _why_taken(host.strip("[]"), port)
     if problem == "in use":
-        user, advice = holder(port), "end that program, or"
+        user, advice = _holder(port), "end that program, or"
         if "llm_server.serve" in user:
             advice = f"use that service: annotator.address={host}:{port}; or"
-        found = f"service.port={port} is taken by {user}"
-        return failed("ports", found, f"{advice} set service.port=0, which takes a free one")
+        return failed(f"service.port={port} is taken by {user}", f"{advice} set service.port=0, which takes a free one")
     if problem:
         advice = "set service.host to an address of this machine (127.0.0.1), and a service.port above 1023"
-        return failed("ports", f"service.host={host}, service.port={port}: {problem}", advice)
-    return ok("ports", f"{port} is free for the annotation service")
+        return failed(f"service.host={host}, service.port={port}: {problem}", advice)
+    return ok(f"{port} is free for the annotation service")
 
 
-def holder(port: int) -> str:
+def _holder(port: int) -> str:
     """The process that listens on `port`, for the user."""
     try:
         sockets = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]

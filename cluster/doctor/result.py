@@ -13,23 +13,24 @@ from configs.errors import one_line
 class CheckResult:
     """One line of the doctor's report."""
 
-    check: str
+    check: str = ""
+    """Its name in the report; empty: the name of the check in the doctor's table."""
     status: Literal["ok", "warning", "failed"]
     found: str
     advice: str = ""
     """What to do; empty where the status is ok."""
 
 
-def ok(check: str, found: str) -> CheckResult:
+def ok(found: str) -> CheckResult:
     """A result without a problem."""
-    return CheckResult(check=check, status="ok", found=one_line(found))
+    return CheckResult(status="ok", found=one_line(found))
 
 
-def warning(check: str, found: str, advice: str) -> CheckResult:
+def warning(found: str, advice: str) -> CheckResult:
     """A run will start, but may not work well."""
-    return CheckResult(check=check, status="warning", found=one_line(found), advice=advice)
+    return CheckResult(status="warning", found=one_line(found), advice=advice)
 
 
-def failed(check: str, found: str, advice: str) -> CheckResult:
+def failed(found: str, advice: str, check: str = "") -> CheckResult:
     """A run will not start, or cannot reach its purpose."""
     return CheckResult(check=check, status="failed", found=one_line(found), advice=advice)

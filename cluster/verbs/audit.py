@@ -10,15 +10,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from configs.flags import flag
 from configs.paths import path_argument
 from llm_server.offline.judge_flags import add_judge_flags, given_flags, opened_judge, read_judge_flags
 from llm_server.standard_output import guarded
-
-if TYPE_CHECKING:
-    from configs.annotation_schema import ServiceConfig
-    from llm_server.annotation import Caption, EmbeddedCaption
 
 NUM_TIMED = 512
 NUM_PAIRS = 100
@@ -32,13 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         _check(arguments)
-        report = _audit_run(arguments.run, arguments.labelled) if arguments.run else _audit_judge(arguments)
-    except (ValueError, AnnotationError) as error:
-        print(f"delphi audit: {' '.join(str(error).split())}", file=sys.stderr)
+        what, found = _audit_run(arguments.run, arguments.labelled) if arguments.run else _audit_judge(arguments)
+    except (ValueError, AnnotationError, KeyboardInterrupt) as error:
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else " ".join(str(error).split())
+        print(f"delphi audit: {reason}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("delphi audit: interrupted", file=sys.stderr)
-        return 2
+    number = found["examples_left_out"]
+    left_out = f", {number} left out as examples of the rubric" if number else ""
+    report = {"title": f"{what}: {found['captions']} captions{left_out}", **found}
     if arguments.json:
         print(json.dumps(report))
     else:
@@ -50,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _audit_judge(arguments: argparse.Namespace) -> dict[str, Any]:
+def _audit_judge(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """What was audited, and the report."""
     from llm_server.offline.audit import audit_judge
     from llm_server.offline.caption_file import read_labelled
 
@@ -64,24 +63,21 @@ def _audit_judge(arguments: argparse.Namespace) -> dict[str, Any]:
     num_timed = (NUM_TIMED if is_here else 0) if arguments.speed_captions is None else arguments.speed_captions
     with opened_judge(rubric, config, arguments) as judge:
         report = audit_judge(judge, rubric, labelled, num_pairs=num_pairs, num_timed=num_timed)
-    judge_name = f"{report['rubric']} version {report['rubric_version']}, {report['model']} ({report['engine']})"
-    return {"title": _title(f"{judge_name}: {report['captions']} captions", report["examples_left_out"]), **report}
+    return f"{report['rubric']} version {report['rubric_version']}, {report['model']} ({report['engine']})", report
 
 
-def _title(text: str, examples_left_out: int) -> str:
-    return text + (f", {examples_left_out} left out as examples of the rubric" if examples_left_out else "")
-
-
-def _audit_run(run_dir: str, labelled_path: str) -> dict[str, Any]:
-    """Audits the reward model of the run's latest checkpoint by its margins, which rewards are made of; captions
+def _audit_run(run_dir: str, labelled_path: str) -> tuple[str, dict[str, Any]]:
+    """The same of the reward model of the run's latest checkpoint, by its margins, which rewards are made of; captions
     without a margin count as unparsed. Examples of the run's rubric are left out, as for its judge."""
-    from actors.captions import caption_id, normalize
+    from actors.captions import normalize
     from cluster.plan import embedding_goals
     from cluster.verbs.offline_reward_model import load_reward_model
-    from llm_server.annotation import Caption
+    from llm_server.annotation import EmbeddedCaption
+    from llm_server.engines.sentence_encoder import SentenceEncoder
     from llm_server.offline.audit import score_metrics, without_examples
     from llm_server.offline.audit_metrics import precision_metrics
     from llm_server.offline.caption_file import read_labelled
+    from llm_server.offline.judgement_file import caption_of
     from llm_server.rubrics.loading import load_rubric
     from reward_models.interface import Asks
 
@@ -91,15 +87,17 @@ def _audit_run(run_dir: str, labelled_path: str) -> dict[str, Any]:
     examples = [example.item for example in load_rubric(config.annotator.rubric).examples] if is_judged else []
     kept = without_examples(labelled, examples)
     as_met = partial(normalize, fold_case=config.env.fold_case, fold_digits=config.env.fold_digits)
-    texts = [as_met(row.text.encode()) for row in kept]
-    captions = [Caption(id=caption_id(text), text=text) for text in texts]
+    captions = [caption_of(as_met(row.text.encode())) for row in kept]
     began = time.perf_counter()
-    if model.asks is Asks.EMBEDDINGS:
-        model.learn(_embedded(captions, embedding_goals(config), config.service))
+    if model.asks is Asks.EMBEDDINGS:  # with the cosines that the annotation service would return
+        goals = embedding_goals(config)
+        vectors = SentenceEncoder(config.service).encode([*goals, *(caption.text for caption in captions)])
+        cosines = vectors[len(goals) :] @ vectors[: len(goals)].T
+        model.learn([EmbeddedCaption(caption=c, cosines=row) for c, row in zip(captions, cosines, strict=True)])
     margins = model.margins(captions)
     seconds = time.perf_counter() - began
     labels = {as_met(row.text.encode()): row.is_positive for row in labelled}
-    report = {
+    return f"{model.name} of {run_dir} at {env_steps:,} steps", {
         "run": run_dir,
         "env_steps": env_steps,
         "reward_model": model.name,
@@ -110,39 +108,27 @@ def _audit_run(run_dir: str, labelled_path: str) -> dict[str, Any]:
         "labels_timed": len(kept),
         "seconds_timed": seconds,
     }
-    title = f"{model.name} of {run_dir} at {env_steps:,} steps: {len(kept)} captions"
-    return {"title": _title(title, len(labelled) - len(kept)), **report}
 
 
 def _paid_by_text(run_dir: str, paid: Mapping[int, float]) -> dict[str, float]:
-    from actors.captions import caption_id
     from llm_server.offline.caption_file import read_archive
+    from llm_server.offline.judgement_file import caption_of
 
-    texts = {caption_id(row["caption"]): row["caption"] for row in read_archive(run_dir)} if paid else {}
+    texts = {caption_of(row["caption"]).id: row["caption"] for row in read_archive(run_dir)} if paid else {}
     return {texts[number]: reward for number, reward in paid.items() if number in texts}
-
-
-def _embedded(captions: "Sequence[Caption]", goals: Sequence[str], service: "ServiceConfig") -> "list[EmbeddedCaption]":
-    """The captions with the cosines that the annotation service would return."""
-    from llm_server.annotation import EmbeddedCaption
-    from llm_server.engines.sentence_encoder import SentenceEncoder
-
-    vectors = SentenceEncoder(service).encode([*goals, *(caption.text for caption in captions)])
-    cosines = vectors[len(goals) :] @ vectors[: len(goals)].T
-    return [EmbeddedCaption(caption=caption, cosines=row) for caption, row in zip(captions, cosines, strict=True)]
 
 
 def _check(arguments: argparse.Namespace) -> None:
     for name in ("pairs", "speed_captions"):
         value = getattr(arguments, name)
         if value is not None and value < 0:
-            raise ValueError(f"--{name.replace('_', '-')}: got {value}, wanted at least 0")
+            raise ValueError(f"{flag(name)}: got {value}, wanted at least 0")
     if arguments.min_auc is not None and not 0.0 <= arguments.min_auc <= 1.0:
         raise ValueError(f"--min-auc: got {arguments.min_auc}, wanted 0 to 1")
     if arguments.run:
+        own = ("rubric", "address", "pairs", "speed_captions")
         others = given_flags(arguments, with_store=False)
-        named = {"rubric": "--rubric", "address": "--address", "pairs": "--pairs", "speed_captions": "--speed-captions"}
-        others += [flag for name, flag in named.items() if getattr(arguments, name) is not None]
+        others += [flag(name) for name in own if getattr(arguments, name) is not None]
         if others:
             raise ValueError(f"--run audits a run's reward model, {others[0]} a judge: leave one of the two out")
 

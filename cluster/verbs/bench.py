@@ -13,12 +13,13 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from cluster.run.provenance import CHECKOUT, commit, machine, packages
 from configs.errors import did_you_mean
 from llm_server.standard_output import guarded
+
+HOME = "tests/benchmarks of a checkout"
 
 
 def report(
@@ -64,7 +65,7 @@ def divide(a: float, b: float) -> float | None:
 def spread(values: Sequence[float | None]) -> list[float | None]:
     """The least and the greatest of the values that are not None."""
     there = [value for value in values if value is not None]
-    return [min(there), max(there)] if there else [None, None]
+    return [min(there, default=None), max(there, default=None)]
 
 
 def print_report(result: Mapping[str, Any], as_json: bool) -> None:
@@ -73,12 +74,11 @@ def print_report(result: Mapping[str, Any], as_json: bool) -> None:
         print(json.dumps(result))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     title = f"{result['benchmark']}, {result['unit']}, {result['repetitions']} repetitions"
-    table = Table(title=title, title_justify="left")
-    for heading in ("", "median", "spread"):
-        table.add_column(heading, justify="right" if heading else "left")
+    numbers = [Column(heading, justify="right") for heading in ("median", "spread")]
+    table = Table("", *numbers, title=title, title_justify="left")
     for measure, median in result["medians"].items():
         low, high = result["spread"][measure]
         table.add_row(measure, f"{median:.3g}", f"{low:.3g} to {high:.3g}")
@@ -99,8 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser(known).parse_args(argv)
     name = arguments.name
     if not known:
-        where = "tests/benchmarks of a checkout, which an installed package lacks"
-        return _refuse(f"benchmarks lie in {where}: run it in a checkout")
+        return _refuse(f"benchmarks lie in {HOME}, which an installed package lacks: run it in a checkout")
     if name not in known:
         return _refuse(f"unknown benchmark '{name}'{did_you_mean(name, known)}; there are: {', '.join(known)}")
     if str(CHECKOUT) not in sys.path:
@@ -111,10 +110,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(f"{name}: {error}")
 
 
-def benchmarks(folder: Path | None = None) -> dict[str, str]:
+def benchmarks() -> dict[str, str]:
     """Name and purpose of each benchmark in the checkout, empty without one; nothing is imported."""
     found = {}
-    for path in sorted((folder or CHECKOUT / "tests" / "benchmarks").glob("*.py")):
+    for path in sorted((CHECKOUT / "tests" / "benchmarks").glob("*.py")):
         module = ast.parse(path.read_text())
         if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in module.body):
             found[path.stem] = (ast.get_docstring(module) or "").split("\n")[0]
@@ -122,8 +121,7 @@ def benchmarks(folder: Path | None = None) -> dict[str, str]:
 
 
 def _parser(known: dict[str, str]) -> argparse.ArgumentParser:
-    lines = [f"  {name:<18}{purpose}" for name, purpose in known.items()]
-    lines = lines or ["  none: they lie in tests/benchmarks of a checkout"]
+    lines = [f"  {name:<18}{purpose}" for name, purpose in known.items()] or [f"  none: they lie in {HOME}"]
     parser = argparse.ArgumentParser(
         prog="delphi bench",
         usage="delphi bench NAME [--json] [options]",

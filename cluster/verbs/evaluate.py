@@ -10,7 +10,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -38,10 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     envs = "environments played side by side (default 16)"
     parser.add_argument("--envs", type=int, default=16, metavar="N", help=envs)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="which held-out seeds (default 0)")
-    seconds = (
-        "play in rounds of one episode per environment, and count those that all three players finish in S seconds"
-    )
-    parser.add_argument("--seconds", type=float, default=0.0, metavar="S", help=f"{seconds} (default: no limit)")
+    seconds = "play in rounds of one episode per environment, and count those that all three players finish in S"
+    seconds += " seconds (default: no limit)"
+    parser.add_argument("--seconds", type=float, default=0.0, metavar="S", help=seconds)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args(argv)
     from learner.checkpoint import CheckpointError
@@ -79,6 +78,8 @@ def evaluate(
     each further one with as many as are likely to end in time. A round that does not end in time is left out for all
     players. Raises ConfigError.
     """
+    import torch
+
     from cluster.run.directory import find_run
     from configs.loading import from_dict
     from learner.checkpoint import load_latest
@@ -95,9 +96,12 @@ def evaluate(
     per_env = 1 if seconds else -(-episodes // num_envs)
     played: dict[str, Episodes] = {name: {} for name in PLAYERS}
     information: list[float] = []
-    num_played = first = 0  # episodes; the number of a round's first environment
+    # Also the number of a round's first environment: several rounds play one episode per environment each.
+    num_played = 0
     weights, is_time_up = state["learner"]["weights"], lambda: time.monotonic() > deadline
-    with _threads(config.actors.torch_threads):
+    with contextlib.ExitStack() as at_end:
+        at_end.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(config.actors.torch_threads)  # more do not help such small batches, and slow the machine
         while num_envs > 0:
             began, number = time.monotonic(), len(information)
             try:
@@ -106,14 +110,15 @@ def evaluate(
                 break
             information.append(of_round)
             for name, finished in games.items():
-                played[name] |= {(first + i, episode): metrics for (i, episode), metrics in finished.items()}
-            first, num_played = first + num_envs, num_played + num_envs * per_env
+                played[name] |= {(num_played + i, episode): metrics for (i, episode), metrics in finished.items()}
+            num_played += num_envs * per_env
             now = time.monotonic()
             # A round n times as large takes less than n times as long.
             num_envs = min(int((deadline - now) / (now - began) * num_envs), episodes - num_played) if seconds else 0
     if not information:
         round_ = f"one game in each of {num_envs} environments"
         raise ConfigError(f"{round_} takes all players together more than {seconds:.0f} s")
+    pairs = itertools.combinations(played, 2)
     return {
         "run": str(run.path),
         "env_steps": state["loop"]["env_steps"],
@@ -123,10 +128,7 @@ def evaluate(
         "seed": seed,
         "policy_state_information": sum(information) / len(information),
         **{name: _as_json(summarise(games)) for name, games in played.items()},
-        "differences": {
-            f"{one} - {other}": _as_json(differences(played[one], played[other]))
-            for one, other in itertools.combinations(played, 2)
-        },
+        "differences": {f"{one} - {two}": _as_json(differences(played[one], played[two])) for one, two in pairs},
     }
 
 
@@ -142,7 +144,6 @@ def _play_round(
 ) -> tuple[dict[str, "Episodes"], float]:
     """Each player's episodes of round `number`, and the policy's information between state and action, in nats. The
     blind player has the policy's action frequencies of this round. Raises OutOfTime."""
-
     from actors.environments.factory import make_environment
     from actors.policy import PolicyNet, load_weights
     from learner.evaluation import BlindPlayer, PolicyPlayer, RandomPlayer, play
@@ -168,19 +169,6 @@ def _play_round(
     return played, policy.state_information
 
 
-@contextlib.contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """Limits torch's threads: for such small batches more threads do not help, and slow a busy machine."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _as_json(estimates: Mapping[str, "Estimate"]) -> dict[str, Any]:
     return {name: asdict(estimate) for name, estimate in estimates.items()}
 
@@ -194,7 +182,7 @@ def _interval_text(mean: float, low: float, high: float) -> str:
 
 def _print_table(report: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = Console(soft_wrap=True, markup=False, emoji=False)
     title = f"{report['environment']}, {report['episodes']} episodes, checkpoint at {report['env_steps']:,} steps"
@@ -203,9 +191,7 @@ def _print_table(report: dict[str, Any]) -> None:
         "the same games, one player minus another": report["differences"],
     }
     for title, columns in tables.items():
-        table = Table(title=title, title_justify="left")
-        for heading in ("", *columns):
-            table.add_column(heading, justify="right" if heading else "left")
+        table = Table("", *(Column(name, justify="right") for name in columns), title=title, title_justify="left")
         for name in report["policy"]:
             cells = [metrics.get(name) for metrics in columns.values()]
             table.add_row(name, *("-" if cell is None else _interval_text(**cell) for cell in cells))

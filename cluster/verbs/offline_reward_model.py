@@ -3,8 +3,9 @@
 Invariant: a model that is trained before the policy is trained once per run directory; later starts of the run load it.
 """
 
+import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from configs.loading import from_dict
 from configs.schema import RunConfig
 from learner.checkpoint import CheckpointError, load_latest, save_checkpoint
 from learner.rewards import paid_rewards
-from llm_server.annotation import Caption, Status
+from llm_server.annotation import Caption, JudgedCaption, JudgedPair, Status
 from llm_server.annotator.pairs import pairs_of_judgements
 from llm_server.offline.judgement_file import Judgements, read_judgements
 from reward_models.interface import Asks, Evidence, RewardModel
@@ -76,14 +77,15 @@ def pretrain(
     evidence = _evidence(config, model.asks, judgements)
     model.calibrate(judgements.threshold)
     model.learn(evidence)
-    options.note_labels(_num_labels(model.asks, judgements))
+    options.note_labels(sum(item.judgement.status is Status.OK for item in _answers(model.asks, judgements)))
     say(f"reward model {model.name}: {len(evidence):,} answers from {path} ({judgements.provenance})")
-    metrics, turns, said_at = model.train(), 1, time.monotonic()
-    while not model.is_settled:
+    said_at = time.monotonic()
+    for turns in itertools.count(1):
+        metrics = model.train()
+        if model.is_settled:
+            break
         if stop_requested():
             raise KeyboardInterrupt
-        metrics = model.train()
-        turns += 1
         if time.monotonic() - said_at > PROGRESS_INTERVAL_S:
             say(f"reward model {model.name}: {_progress(config, turns, metrics)}")
             said_at = time.monotonic()
@@ -101,14 +103,11 @@ def check_judgements(plan: RunPlan) -> None:
         _evidence(config, plan.asks, read_judgements(config.reward_model.judgements))
 
 
-def _evidence(config: RunConfig, asks: Asks, judgements: Judgements) -> list[Evidence]:
-    evidence: list[Evidence] = []
-    if asks is Asks.JUDGEMENTS:
-        evidence += judgements.captions
-    elif judgements.pairs:
-        evidence += judgements.pairs
-    else:
-        evidence += pairs_of_judgements(judgements.captions, judgements.counts, config.annotator, config.seed)
+def _evidence(config: RunConfig, asks: Asks, judgements: Judgements) -> Sequence[Evidence]:
+    """What the model learns from: answers of the file, or pairs made of them. Raises ValueError where there are none."""
+    evidence: Sequence[Evidence] = _answers(asks, judgements)
+    if asks is Asks.PAIRS and not judgements.pairs:
+        evidence = pairs_of_judgements(judgements.captions, judgements.counts, config.annotator, config.seed)
     if not evidence:
         settings = config.reward_model
         raise ValueError(
@@ -117,16 +116,14 @@ def _evidence(config: RunConfig, asks: Asks, judgements: Judgements) -> list[Evi
     return evidence
 
 
-def _num_labels(asks: Asks, judgements: Judgements) -> int:
-    answers = judgements.pairs if asks is Asks.PAIRS and judgements.pairs else judgements.captions
-    return sum(item.judgement.status is Status.OK for item in answers)
+def _answers(asks: Asks, judgements: Judgements) -> Sequence[JudgedCaption | JudgedPair]:
+    return judgements.pairs if asks is Asks.PAIRS and judgements.pairs else judgements.captions
 
 
 def _table(judgements: Judgements) -> tuple[list[Caption], np.ndarray]:
-    captions = [judged.caption for judged in judgements.captions]
-    for judged in judgements.pairs:
-        captions += [judged.pair.first, judged.pair.second]
-    captions = list({caption.id: caption for caption in captions}.values())
+    in_pairs = [caption for judged in judgements.pairs for caption in (judged.pair.first, judged.pair.second)]
+    every = [*(judged.caption for judged in judgements.captions), *in_pairs]
+    captions = list({caption.id: caption for caption in every}.values())
     return captions, np.array([judgements.counts.get(caption.id, 1) for caption in captions], np.int64)
 
 

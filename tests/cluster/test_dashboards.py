@@ -10,8 +10,7 @@ import pytest
 import yaml
 
 from cluster.cli import main
-from cluster.dashboards.alerts import rules
-from cluster.dashboards.command import RAY_FOLDER, files, provisioned
+from cluster.dashboards.command import RAY_FOLDER, files, provisioned, rules
 from cluster.dashboards.grafana import ROW_WIDTH, dashboard, families
 from cluster.metrics import CATALOGUE, GROUPS, Metric
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster.doctor.environment import check_environment
 from cluster.doctor.result import CheckResult
-from cluster.doctor.service import check_environment
 from cluster.doctor.subject import Subject
 from cluster.launch import launch
 from configs.checks import ConfigError

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from cluster import cli
-from cluster.doctor import command, machine, packages, ray_cluster
+from cluster.doctor import command, environment, label_rate, machine, packages, ray_cluster
 from cluster.doctor import service as service_checks
+from cluster.doctor.result import ok
 from cluster.doctor.subject import Subject
 from configs.annotation_schema import AccessConfig
 from configs.loading import load_config
@@ -50,7 +51,7 @@ def service(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, str]]:
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
-        while not file.exists() or service_checks.unreachable("127.0.0.1", int(file.read_text().rpartition(":")[2])):
+        while not file.exists() or service_checks.unreachable(file.read_text()):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -429,6 +430,30 @@ def test_a_check_that_fails_is_a_result_and_the_others_still_run(
     assert code == 1
     assert "RuntimeError: no reason" in results["torch"][0]["found"]
     assert "judgement store" in results
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_quick", "left_out"),
+    [
+        ("local", False, set()),
+        ("inline", False, {"check_object_store", "check_token"}),
+        ("connect", True, {"check_object_store", "check_label_rate"}),
+    ],
+)
+def test_every_check_is_made_once_where_it_applies_under_the_name_that_the_table_gives_it(
+    mode: str, is_quick: bool, left_out: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, known = [], set()
+    for module in (environment, label_rate, machine, packages, ray_cluster, service_checks):
+        for name, check in list(vars(module).items()):
+            if name.startswith("check_") and check.__module__ == module.__name__:
+                known.add(name)
+                monkeypatch.setattr(module, name, lambda subject, name=name: made.append(name) or ok(name))
+    config = load_config(preset="debug", overrides=[f"cluster.mode={mode}", "run_dir=/tmp/delphi-doctor-test"])
+    results = list(command.examine(config, is_quick=is_quick))
+    assert sorted(made) == sorted(known - left_out)
+    assert [result.found for result in results] == made
+    assert len({result.check for result in results} - {""}) == len(made), "each has a name of its own"
 
 
 def test_a_missing_dependency_of_the_doctor_itself_is_said_in_a_line(

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from cluster import plan
-from cluster.doctor import label_rate
+from cluster.doctor import label_rate, subject
 from cluster.doctor.label_rate import check_label_rate
 from cluster.doctor.subject import Subject
 from configs.loading import load_config
@@ -15,15 +15,15 @@ from configs.loading import load_config
 def scripted(monkeypatch):
     """The scripted engine stands in for one that loads a model."""
     monkeypatch.setattr(plan, "LOCAL_ENGINES", ("scripted",))
-    monkeypatch.setattr(label_rate, "check_model", lambda service, rubric: SimpleNamespace())
+    monkeypatch.setattr(subject, "check_model", lambda service, rubric: SimpleNamespace())
     monkeypatch.setattr(label_rate, "ASK_S", 0.3)
 
-    def subject(*settings: str) -> Subject:
+    def scripted(*settings: str) -> Subject:
         return Subject(
             load_config(preset="debug", overrides=["service.engine=scripted", "service.script_delay_s=0.01", *settings])
         )
 
-    return subject
+    return scripted
 
 
 def test_labels_per_second_and_the_first_one_are_said(scripted):

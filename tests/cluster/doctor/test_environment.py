@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from actors.environments.vector import EnvironmentSpec, GoalReward
-from cluster.doctor.reward_balance import weigh_penalties
+from cluster.doctor.environment import weigh_penalties
 from cluster.launch import launch
 from cluster.wiring import check_parts
 from configs.loading import load_config, preset_names
