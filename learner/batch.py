@@ -1,9 +1,12 @@
-"""The training batch: rollouts joined along the environment axis, on the learner's device.
+"""The training batch: rollouts joined along the environment axis, on the learner's device; and the memory of updates.
 
 Invariant: every array is copied once on the host, into buffers that all updates reuse (pinned if a GPU copies from
 them); the rollouts' own arrays, which may be read-only, are never written.
 """
 
+import ctypes
+import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,8 +16,15 @@ from torch import Tensor
 
 from actors.rollout import Rollout
 
+LOG = logging.getLogger(__name__)
 STEP_FIELDS = ("actions", "behaviour_logits", "behaviour_values", "final_values", "terminated", "truncated")
 """Fields of `Rollout` and `Batch` with one entry per step: [T, B, ...]."""
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
+KEPT_BYTES = 1 << 30
+"""Freed bytes kept at the heap's end, and the size from which a block is mapped separately."""
+THREAD_HEAP_BYTES = 64 << 20
+"""Size of glibc's heaps of other threads than the main one, which are released once empty unless padded to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,3 +101,20 @@ class BatchBuffers:
             buffer = self._buffers[name] = buffer.pin_memory() if self._on_gpu else buffer
         np.concatenate(arrays, axis=axis, out=buffer.numpy())
         return buffer.to(self._device, non_blocking=True)
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Keep up to `KEPT_BYTES` of freed memory in this process; effective once per process, from any thread.
+
+    An update allocates and frees the same hundreds of megabytes each time. By default glibc returns large blocks to the
+    kernel at once and gets them back page by page, which takes about 7 % of an update on a CPU.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        LOG.info("the C library has no mallopt: freed memory is returned to the operating system")
+        return
+    mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+    mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+    mallopt(M_TOP_PAD, THREAD_HEAP_BYTES)

@@ -15,7 +15,7 @@ Invariant: every rollout of a worker is observed in the order in which it was pl
 state describes the episodes and not the batches.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,13 +37,10 @@ class GoalLedger:
         ledger."""
         goals = table.look_up_goals(rollout.caption_ids)
         bits = np.where(goals >= 0, np.uint64(1) << np.maximum(goals, 0).astype(np.uint64), np.uint64(0))
-        done = rollout.terminated | rollout.truncated
-        paid = _running(self._paid, rollout, np.zeros(bits.shape[1], np.uint64))
         unpaid = np.empty(bits.shape, bool)
-        for t in range(len(bits)):
+        for t, paid, _ in _walk(self._paid, rollout, np.zeros(bits.shape[1], np.uint64)):
             unpaid[t] = (paid & bits[t]) == 0
             paid |= bits[t]
-            paid[done[t]] = 0
         return unpaid
 
     def state_dict(self) -> dict[str, Any]:
@@ -74,16 +71,13 @@ class ShareCap:
 
     def observe(self, rollout: Rollout, intrinsic: np.ndarray, extrinsic: np.ndarray) -> None:
         """Add the uncapped rewards [T, B] of a worker's next rollout."""
-        running = _running(self._running, rollout, np.zeros((2, intrinsic.shape[1])))
-        done = rollout.terminated | rollout.truncated
         rewards = np.stack([np.abs(intrinsic), np.maximum(extrinsic, 0)], 1).astype(np.float64)  # [T, 2, B]
-        for t in range(len(rewards)):
+        for t, running, done in _walk(self._running, rollout, np.zeros((2, intrinsic.shape[1]))):
             running += rewards[t]
-            for of_intrinsic, of_extrinsic in running[:, done[t]].T.tolist():
+            for of_intrinsic, of_extrinsic in running[:, done].T.tolist():
                 _add(self._intrinsic, of_intrinsic)
                 if of_extrinsic:
                     _add(self._extrinsic, of_extrinsic)
-            running[:, done[t]] = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Means and running sums."""
@@ -99,12 +93,20 @@ class ShareCap:
         self._running = {index: np.array(sums) for index, sums in state["running"].items()}
 
 
-def _running(states: dict[str, np.ndarray], rollout: Rollout, initial: np.ndarray) -> np.ndarray:
-    """The state of the rollout's worker, `initial` where a new worker's episodes have just begun."""
+def _walk(
+    states: dict[str, np.ndarray], rollout: Rollout, initial: np.ndarray
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Each step t, the state [..., B] of the running episodes, to be updated in place, and which of them end [B] bool.
+
+    The rollout's worker has its state in `states`, `initial` where a new worker's episodes have just begun. After the
+    step it is zeroed where an episode ended.
+    """
     index = rollout.worker_id.partition(".")[0]
     if rollout.sequence_number == 0 or index not in states:
         states[index] = initial
-    return states[index]
+    for t, done in enumerate(rollout.terminated | rollout.truncated):
+        yield t, states[index], done
+        states[index][..., done] = 0
 
 
 def _add(mean: list[float], value: float) -> None:

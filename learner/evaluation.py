@@ -5,7 +5,7 @@ over-represented and two players' results can be compared game by game.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -154,26 +154,31 @@ class Estimate:
 def summarise(episodes: Episodes) -> dict[str, Estimate]:
     """Return, length, and every metric that the environment adds, by name; Wilson intervals for `success`, else
     bootstrap intervals."""
-    columns: dict[str, list[float]] = {}
-    for episode in episodes.values():
-        for name, value in _metrics(episode).items():
-            columns.setdefault(name, []).append(value)
-    return {name: (_wilson if name == "success" else _bootstrap)(np.array(values)) for name, values in columns.items()}
+    columns = _columns(map(_metrics, episodes.values()))
+    return {name: (_wilson if name == "success" else _bootstrap)(values) for name, values in columns.items()}
 
 
 def differences(first: Episodes, second: Episodes) -> dict[str, Estimate]:
     """Paired differences, first player minus second, by metric name over the games that both have finished, with
     bootstrap intervals."""
-    columns: dict[str, list[float]] = {}
-    for game in first.keys() & second.keys():
-        ours, theirs = _metrics(first[game]), _metrics(second[game])
-        for name in ours.keys() & theirs.keys():
-            columns.setdefault(name, []).append(ours[name] - theirs[name])
-    return {name: _bootstrap(np.array(values)) for name, values in columns.items()}
+    pairs = [(_metrics(first[game]), _metrics(second[game])) for game in first.keys() & second.keys()]
+    columns = _columns(
+        {name: ours[name] - theirs[name] for name in ours.keys() & theirs.keys()} for ours, theirs in pairs
+    )
+    return {name: _bootstrap(values) for name, values in columns.items()}
 
 
 def _metrics(episode: EpisodeStatistics) -> dict[str, float]:
     return {"return": episode.episode_return, "length": float(episode.length), **dict(sorted(episode.info.items()))}
+
+
+def _columns(rows: Iterable[Mapping[str, float]]) -> dict[str, np.ndarray]:
+    """The values of each metric, over the rows that have it."""
+    columns: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+    return {name: np.array(values) for name, values in columns.items()}
 
 
 def _bootstrap(values: np.ndarray, resamples: int = 2000) -> Estimate:

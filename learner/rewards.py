@@ -74,12 +74,9 @@ class RewardMixer:
         scale = self._cap.scale
         mixed = [self._mix(rollout, table, scale) for rollout in rollouts]
         unknown = np.average([one.unknown_fraction for one in mixed], weights=[one.total.size for one in mixed])
-        return MixedRewards(
-            total=np.concatenate([one.total for one in mixed], axis=1),
-            extrinsic=np.concatenate([one.extrinsic for one in mixed], axis=1),
-            intrinsic=np.concatenate([one.intrinsic for one in mixed], axis=1),
-            unknown_fraction=float(unknown),
-        )
+        parts = ("total", "extrinsic", "intrinsic")
+        joined = {part: np.concatenate([getattr(one, part) for one in mixed], axis=1) for part in parts}
+        return MixedRewards(**joined, unknown_fraction=float(unknown))
 
     def note_paid(self, rollouts: Sequence[Rollout], rewards: MixedRewards) -> None:
         """Count the `rewards` that `mix` returned for `rollouts` as paid: the learner has trained on them."""

@@ -21,9 +21,8 @@ from actors.policy import PolicyNet, PolicyOutput, PolicySnapshot, load_weights,
 from actors.rollout import Rollout, Version
 from configs.devices import resolve_device
 from configs.schema import LearnerConfig, PolicyConfig, RewardConfig
-from learner.batch import Batch, BatchBuffers
+from learner.batch import Batch, BatchBuffers, keep_freed_memory
 from learner.loss import action_log_probs, clamped_ratios, core_metrics, mean_kl, policy_loss, state_information
-from learner.memory import keep_freed_memory
 from learner.rewards import RewardMixer
 from learner.vtrace import ReturnScale, VtraceTargets, vtrace_targets
 from reward_models.fitting import load_optimizer_state, optimizer_state
@@ -73,6 +72,7 @@ class Learner:
             torch.manual_seed(seed)
             self.net = PolicyNet(spec, policy).to(self.device)
         self._precision = resolve_precision(config.precision, self.device, self.net, "the learner")
+        self._precision_name = "fp32" if self._precision is None else "bf16"
         self._optimizer = torch.optim.Adam(
             self.net.parameters(),
             lr=config.learning_rate,
@@ -87,10 +87,6 @@ class Learner:
     def policy_version(self) -> Version:
         """The version of the current weights."""
         return self.run_epoch, self._updates
-
-    @property
-    def _precision_name(self) -> str:
-        return "bf16" if self._precision is not None else "fp32"
 
     def step(self, rollouts: Sequence[Rollout], table: RewardTable, progress: float = 0.0) -> StepResult:
         """One update on the rollouts, without the steps of lost environments; all other steps have equal weight.

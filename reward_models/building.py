@@ -1,18 +1,45 @@
-"""The reward models by name: to add one, write its class and add it to `MODELS`.
+"""The reward models by name (to add one, write its class and add it to `MODELS`), and the two that need no module of
+their own: `counts` gives every caption the same reward, `none` gives no reward.
 
 Invariant: a configuration that does not fit the reward model raises ValueError here, before anything is asked or
 trained.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from configs.annotation_schema import RewardModelConfig
 from configs.errors import did_you_mean
 from configs.schema import RunConfig
-from reward_models.baselines import CountsModel, NoneModel
+from llm_server.annotation import Caption
 from reward_models.classification import ClassificationModel
 from reward_models.embedding import EmbeddingModel
-from reward_models.interface import Asks, RewardModel
+from reward_models.interface import Asks, RewardModel, without_empty
 from reward_models.ranking import RankingModel
 from reward_models.retrieval import RetrievalModel
+
+
+class CountsModel(RewardModel):
+    """R = 1 for every non-empty caption, so that intrinsic reward is 1 / N^beta: the episodic novelty of captions."""
+
+    name = "counts"
+    asks = Asks.NOTHING
+    reward = 1.0
+
+    def score(self, captions: Sequence[Caption], counts: np.ndarray) -> np.ndarray:
+        return without_empty(captions, self.margins(captions))
+
+    def margins(self, captions: Sequence[Caption]) -> np.ndarray:
+        return np.full(len(captions), self.reward)
+
+
+class NoneModel(CountsModel):
+    """R = 0: extrinsic reward only."""
+
+    name = "none"
+    reward = 0.0
+
 
 MODELS: dict[str, type[RewardModel]] = {
     model.name: model

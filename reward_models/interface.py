@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from configs.annotation_schema import RewardModelConfig
-from llm_server.annotation import Caption, EmbeddedCaption, JudgedCaption, JudgedPair
+from llm_server.annotation import Caption, EmbeddedCaption, JudgedCaption, JudgedPair, Status
 
 Evidence: TypeAlias = JudgedCaption | JudgedPair | EmbeddedCaption
 """What a reward model learns from; its attribute `asks` says which of them."""
@@ -33,10 +33,7 @@ class Asks(Enum):
 
 class RewardModel(ABC):
     """Turns the LLM's answers into one reward per caption; a contract test checks every model. Not thread-safe: its
-    owner locks.
-
-    The other methods default to a model without state and training.
-    """
+    owner locks. What is not abstract defaults to a model without state and training."""
 
     name: str
     asks: Asks
@@ -73,7 +70,13 @@ class RewardModel(ABC):
         the service restarts. A configured threshold overrides it."""
 
     def learn(self, evidence: Sequence[Evidence]) -> None:
-        """Add new evidence. Answers that are not OK must not become labels."""
+        """Add new evidence. Answers that are not OK never become labels, and a frozen model learns nothing."""
+        for item in () if self._is_frozen else evidence:
+            if isinstance(item, EmbeddedCaption) or item.judgement.status is Status.OK:
+                self._add(item)
+
+    def _add(self, item: Evidence) -> None:
+        """Add one answer."""
 
     def train(self) -> Mapping[str, float]:
         """Take at most `steps_per_turn` gradient steps on all evidence; returns metrics (`accuracy` on the held-out
@@ -99,3 +102,10 @@ class RewardModel(ABC):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
+
+
+def without_empty(captions: Sequence[Caption], rewards: np.ndarray) -> np.ndarray:
+    """`rewards` [N] as f32, 0 for the empty caption."""
+    rewards = rewards.astype(np.float32)
+    rewards[[caption.id == 0 for caption in captions]] = 0.0
+    return rewards

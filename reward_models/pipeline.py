@@ -119,25 +119,28 @@ class AnnotationPipeline:
         thread."""
         answers = self._annotator.turn(max_labels) if self._annotator else []
         with self._lock:
-            self._learn(answers)
+            if self._annotator:
+                self._learn(self._annotator, answers)
             self._trainer.train()
             self._trainer.publish()
             return self._trainer.table
 
-    def _learn(self, answers: Sequence[Evidence]) -> None:
-        if self._annotator is None:
-            return
-        if self._annotator.num_judges_replaced != self._num_judges_replaced:
+    def _learn(self, annotator: Annotator, answers: Sequence[Evidence]) -> None:
+        """Learn the answers, and those left over from a failure."""
+        is_replaced = annotator.num_judges_replaced != self._num_judges_replaced
+        self._unlearnt = [*answers] if is_replaced else [*self._unlearnt, *answers]  # none of a former judge
+        if is_replaced:
             self._trainer.begin_anew()
-            self._num_judges_replaced = self._annotator.num_judges_replaced
-        if self._annotator.judge:
-            self._trainer.calibrate(self._annotator.judge.pays_above)
+            self._num_judges_replaced = annotator.num_judges_replaced
+        if annotator.judge:
+            self._trainer.calibrate(annotator.judge.pays_above)
         # Answers are counted, not evidence: an answer may not be a label, or not make a pair.
-        if self._annotator.num_answers > self._num_answers and self._service:
+        if annotator.num_answers > self._num_answers and self._service:
             self._service.served()
-        self._num_answers = self._annotator.num_answers
-        self._trainer.learn(answers)
-        self._trainer.note_labels(self._annotator.num_labels)
+        self._num_answers = annotator.num_answers
+        self._trainer.learn(self._unlearnt)
+        self._trainer.note_labels(annotator.num_labels)
+        self._unlearnt = []
 
     def start(self) -> None:
         """Start to ask, learn and publish in the background."""
@@ -199,12 +202,7 @@ class AnnotationPipeline:
             return
         self._annotator.wait(timeout_s)
         with self._lock:  # no checkpoint may be saved between taking and learning
-            answers = self._annotator.take()
-            if self._annotator.num_judges_replaced != self._num_judges_replaced:
-                self._unlearnt = []  # answers of a former judge
-            self._unlearnt += answers
-            self._learn(self._unlearnt)
-            self._unlearnt = []
+            self._learn(self._annotator, self._annotator.take())
 
     def latest_table(self) -> RewardTable:
         """The newest table; never blocks."""
