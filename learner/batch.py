@@ -31,25 +31,16 @@ THREAD_HEAP_BYTES = 64 << 20
 class Batch:
     """Rollouts joined along the environment axis, B the sum of theirs (`BatchBuffers` -> update)."""
 
-    obs: dict[str, Tensor]
-    """name -> [T+1, B, ...]."""
-    actions: Tensor
-    """[T, B] i64."""
-    behaviour_logits: Tensor
-    """[T, B, A] f32."""
-    behaviour_values: Tensor
-    """[T, B] f32."""
-    final_values: Tensor
-    """[T, B] f32, NaN except where truncated."""
-    terminated: Tensor
-    """[T, B] bool."""
-    truncated: Tensor
-    """[T, B] bool."""
+    obs: dict[str, Tensor]  # name -> [T+1, B, ...]
+    actions: Tensor  # [T, B] i64
+    behaviour_logits: Tensor  # [T, B, A] f32
+    behaviour_values: Tensor  # [T, B] f32
+    final_values: Tensor  # [T, B] f32, NaN except where truncated
+    terminated: Tensor  # [T, B] bool
+    truncated: Tensor  # [T, B] bool
     reset_before: Tensor
-    """[T+1, B] bool, in host memory: whether the core state is zeroed before obs[t]; never at 0, where the worker did
-    it."""
-    core_state: dict[str, Tensor]
-    """name -> [B, H] f32, before step 0."""
+    """[T+1, B] bool, in host memory: whether the core state is zeroed before obs[t]. The worker did it before obs[0]."""
+    core_state: dict[str, Tensor]  # name -> [B, H] f32, before step 0
 
     def columns(self, indices: Tensor) -> "Batch":
         """A copy of the environments at `indices` [N] i64, in host memory."""

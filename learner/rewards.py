@@ -50,14 +50,10 @@ def paid_rewards(state: Mapping[str, Any]) -> dict[int, float]:
 class MixedRewards:
     """Rewards of T steps of B environments."""
 
-    total: np.ndarray
-    """[T, B] f32: the reward in V-trace."""
-    extrinsic: np.ndarray
-    """[T, B] f32: the extrinsic part of `total`, k_ext included."""
-    intrinsic: np.ndarray
-    """[T, B] f32: the intrinsic part of `total`, k_int included."""
-    unknown_fraction: float
-    """Fraction of steps whose caption is not in the table."""
+    total: np.ndarray  # [T, B] f32: the reward in V-trace
+    extrinsic: np.ndarray  # [T, B] f32: the extrinsic part of `total`, k_ext included
+    intrinsic: np.ndarray  # [T, B] f32: the intrinsic part of `total`, k_int included
+    unknown_fraction: float  # of steps whose caption is not in the table
 
 
 class RewardMixer:
@@ -78,11 +74,10 @@ class RewardMixer:
         joined = {part: np.concatenate([getattr(one, part) for one in mixed], axis=1) for part in parts}
         return MixedRewards(**joined, unknown_fraction=float(unknown))
 
-    def note_paid(self, rollouts: Sequence[Rollout], rewards: MixedRewards) -> None:
-        """Count the `rewards` that `mix` returned for `rollouts` as paid: the learner has trained on them."""
-        kept = np.concatenate([rollout.kept for rollout in rollouts])
-        caption_ids = np.concatenate([rollout.caption_ids for rollout in rollouts], axis=1)
-        self._paid.note(caption_ids[:, kept], rewards.intrinsic[:, kept])
+    def note_paid(self, rollouts: Sequence[Rollout], intrinsic: np.ndarray) -> None:
+        """Count `intrinsic` [T, B] as paid: the learner has trained on it, without the lost environments."""
+        caption_ids = [rollout.caption_ids[:, rollout.kept] for rollout in rollouts]
+        self._paid.note(np.concatenate(caption_ids, axis=1), intrinsic)
 
     def pass_over(self, rollout: Rollout, table: RewardTable) -> None:
         """Update the state of the running episodes with a rollout that is dropped."""

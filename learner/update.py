@@ -97,12 +97,13 @@ class Learner:
         joined = time.perf_counter()
         intrinsic_scale, rewards = self._rewards.intrinsic_scale, self._rewards.mix(rollouts, table)
         kept = np.concatenate([rollout.kept for rollout in rollouts])
+        total, intrinsic = rewards.total[:, kept], rewards.intrinsic[:, kept]
         mixed = time.perf_counter()
         updates, taken, skipped = self._updates, self._gradient_steps, self._skipped
-        metrics = self._train(batch, torch.from_numpy(rewards.total[:, kept]).to(self.device), progress)
+        metrics = self._train(batch, torch.from_numpy(total).to(self.device), progress)
         if self._updates > updates:
-            self._rewards.note_paid(rollouts, rewards)
-        metrics["intrinsic_reward_mean"] = float(rewards.intrinsic[:, kept].mean())
+            self._rewards.note_paid(rollouts, intrinsic)
+        metrics["intrinsic_reward_mean"] = float(intrinsic.mean())
         metrics["intrinsic_scale"] = intrinsic_scale
         metrics["intrinsic_unknown_fraction"] = rewards.unknown_fraction
         return StepResult(

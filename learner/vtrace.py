@@ -23,10 +23,8 @@ differ."""
 class VtraceTargets(NamedTuple):
     """Targets of T steps of B environments."""
 
-    vs: Tensor
-    """[T, B] f32: the value targets."""
-    pg_advantages: Tensor
-    """[T, B] f32: the advantages in the policy surrogate."""
+    vs: Tensor  # [T, B] f32: the value targets
+    pg_advantages: Tensor  # [T, B] f32: the advantages in the policy surrogate
 
     def columns(self, indices: Tensor) -> "VtraceTargets":
         """The targets of the environments at `indices` [N] i64."""

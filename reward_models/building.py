@@ -66,20 +66,18 @@ def check_reward_model(config: RunConfig) -> RewardModel:
     is_judged = model.asks in (Asks.JUDGEMENTS, Asks.PAIRS)
     asks_while_training = model.asks is not Asks.NOTHING and not settings.judgements
     has_judge = config.service.engine != "none" or config.annotator.address
-    problem = ""
     if settings.judgements and not is_judged:
-        problem = f"reward_model.judgements: got a file {named} does not learn from judgements"
-    elif is_judged and asks_while_training and not has_judge:
-        problem = f"service.engine: got none {named} learns from judgements and would get none"
-    elif model.asks is Asks.EMBEDDINGS and len(settings.goals) > max_items:
-        problem = f"service.max_items_per_request: got {max_items}, wanted at least {len(settings.goals)}, one per goal"
-    elif settings.warmup_labels > 0 and not asks_while_training:
-        problem = (
+        raise ValueError(f"reward_model.judgements: got a file {named} does not learn from judgements")
+    if is_judged and asks_while_training and not has_judge:
+        raise ValueError(f"service.engine: got none {named} learns from judgements and would get none")
+    if model.asks is Asks.EMBEDDINGS and len(settings.goals) > max_items:
+        wanted = f"wanted at least {len(settings.goals)}, one per goal"
+        raise ValueError(f"service.max_items_per_request: got {max_items}, {wanted}")
+    if settings.warmup_labels > 0 and not asks_while_training:
+        raise ValueError(
             f"reward_model.warmup_labels: got {settings.warmup_labels}, but this reward model asks nothing while the"
             " policy trains; leave it at 0"
         )
-    elif settings.goal_once_per_episode and not model.takes_goals:
-        problem = f"reward_model.goal_once_per_episode: got true {named} has no goals"
-    if problem:
-        raise ValueError(problem)
+    if settings.goal_once_per_episode and not model.takes_goals:
+        raise ValueError(f"reward_model.goal_once_per_episode: got true {named} has no goals")
     return model

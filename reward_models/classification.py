@@ -39,19 +39,21 @@ class ClassificationModel(RewardModel):
         if config.labels not in ("soft", "hard"):
             raise ValueError(f"reward_model.labels is `soft` or `hard`, got {config.labels!r}")
         self._config, self._reward, self._is_hard = config, ProbabilityReward(config), config.labels == "hard"
-        self._labels = {False: _Split(), True: _Split()}  # by whether they are held out
+        # caption id -> text and probability in the order of arrival, by whether the label is held out
+        self._labels: dict[bool, dict[int, tuple[bytes, float]]] = {False: {}, True: {}}
+        self._rows: dict[bool, list[tuple[bytes, float]]] = {}  # the same as lists, while there is nothing new
         self._fitting = Fitting(SIZES, DROPOUT, config, seed)
         self._theta = np.nan
 
     @property
     def num_train(self) -> int:
         """Training labels; 0 before theta is known."""
-        return 0 if np.isnan(self._theta) else len(self._labels[False].labels)
+        return 0 if np.isnan(self._theta) else len(self._labels[False])
 
     @property
     def num_held_out(self) -> int:
         """Held-out labels."""
-        return len(self._labels[True].labels)
+        return len(self._labels[True])
 
     def holds_out(self, num_captions: int) -> bool:
         """There is one caption per label."""
@@ -70,12 +72,14 @@ class ClassificationModel(RewardModel):
     def _add(self, item: Evidence) -> None:
         if not isinstance(item, JudgedCaption) or not item.caption.id:
             return
-        number, train, held_out = item.caption.id, self._labels[False], self._labels[True]
-        is_new, fraction = number not in train.labels, self._config.held_out_fraction
-        if number in held_out.labels or (is_new and is_held_out(number, fraction, len(train.labels))):
-            held_out.put(item.caption, item.judgement.probability)
-        else:
-            train.put(item.caption, item.judgement.probability)
+        number, train, fraction = item.caption.id, self._labels[False], self._config.held_out_fraction
+        held_out = number in self._labels[True] or (number not in train and is_held_out(number, fraction, len(train)))
+        labels = self._labels[held_out]
+        labels[number] = item.caption.text.encode(), item.judgement.probability
+        if len(labels) > MAX_LABELS:
+            del labels[next(iter(labels))]
+        self._rows.clear()
+        if not held_out:
             self._fitting.note_example()
 
     def train(self) -> Mapping[str, float]:
@@ -94,8 +98,10 @@ class ClassificationModel(RewardModel):
 
     def answers(self, rows: np.ndarray, held_out: bool) -> tuple[list[bytes], np.ndarray]:
         """One caption per label."""
-        labels = self._labels[held_out].rows()
-        return [labels[row][0] for row in rows], np.array([labels[row][1] for row in rows])
+        if held_out not in self._rows:
+            self._rows[held_out] = list(self._labels[held_out].values())
+        labels = [self._rows[held_out][row] for row in rows]
+        return [text for text, _ in labels], np.array([p for _, p in labels])
 
     def targets(self, p: np.ndarray) -> Tensor:
         """Soft or hard labels, smoothed."""
@@ -113,62 +119,43 @@ class ClassificationModel(RewardModel):
 
     def retain(self, ids: Set[int]) -> None:
         """Forget every other caption's label and output."""
-        for split in self._labels.values():
-            split.retain(ids)
+        for held_out, labels in self._labels.items():
+            self._labels[held_out] = {number: label for number, label in labels.items() if number in ids}
+        self._rows.clear()
         self._fitting.retain(ids)
 
     def freeze(self, captions: Sequence[Caption], counts: np.ndarray) -> None:
         """Stop training and remove all labels, so that there is nothing to train on."""
         self._is_frozen = True
-        self._labels = {False: _Split(), True: _Split()}
+        self._labels = {False: {}, True: {}}
+        self._rows.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """Labels of both splits, weights, optimiser, counters."""
         return {
             "theta": self._theta,
-            "train": self._labels[False].state_dict(),
-            "held_out": self._labels[True].state_dict(),
+            "train": _label_arrays(self._labels[False]),
+            "held_out": _label_arrays(self._labels[True]),
             "fitting": self._fitting.state_dict(),
             "is_frozen": self._is_frozen,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.calibrate(state["theta"])
-        for held_out, name in ((False, "train"), (True, "held_out")):
-            self._labels[held_out].load_state_dict(state[name])
+        self._labels = {False: _saved_labels(state["train"]), True: _saved_labels(state["held_out"])}
+        self._rows.clear()
         self._fitting.load_state_dict(state["fitting"])
         self._is_frozen = state["is_frozen"]
 
 
-class _Split:
-    """Labels in the order in which their captions arrived."""
+def _label_arrays(labels: dict[int, tuple[bytes, float]]) -> dict[str, np.ndarray]:
+    return {
+        "ids": np.array(list(labels), np.uint64),
+        "probabilities": np.array([p for _, p in labels.values()], np.float64),
+        **text_arrays([text for text, _ in labels.values()]),
+    }
 
-    def __init__(self) -> None:
-        self.labels: dict[int, tuple[bytes, float]] = {}
-        self._rows: list[tuple[bytes, float]] | None = None
 
-    def put(self, caption: Caption, probability: float) -> None:
-        self.labels[caption.id] = caption.text.encode(), probability
-        if len(self.labels) > MAX_LABELS:
-            del self.labels[next(iter(self.labels))]
-        self._rows = None
-
-    def rows(self) -> list[tuple[bytes, float]]:
-        if self._rows is None:
-            self._rows = list(self.labels.values())
-        return self._rows
-
-    def retain(self, ids: Set[int]) -> None:
-        self.labels = {number: label for number, label in self.labels.items() if number in ids}
-        self._rows = None
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "ids": np.array(list(self.labels), np.uint64),
-            "probabilities": np.array([p for _, p in self.labels.values()], np.float64),
-            **text_arrays([text for text, _ in self.labels.values()]),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        labels = zip(saved_texts(state), state["probabilities"].tolist(), strict=True)
-        self.labels, self._rows = dict(zip(state["ids"].tolist(), labels, strict=True)), None
+def _saved_labels(state: Mapping[str, Any]) -> dict[int, tuple[bytes, float]]:
+    labels = zip(saved_texts(state), state["probabilities"].tolist(), strict=True)
+    return dict(zip(state["ids"].tolist(), labels, strict=True))

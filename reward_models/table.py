@@ -41,12 +41,9 @@ class IdIndex:
 class RewardTable:
     """Rewards of all captions known at one version (reward model -> learner; latest only)."""
 
-    ids: np.ndarray
-    """[N] u64, strictly increasing; contains 0."""
-    rewards: np.ndarray
-    """[N] f32, finite."""
-    reward_version: tuple[int, int]
-    """(run_epoch, n)."""
+    ids: np.ndarray  # [N] u64, strictly increasing; contains 0
+    rewards: np.ndarray  # [N] f32, finite
+    reward_version: tuple[int, int]  # (run_epoch, n)
     goals: np.ndarray | None = None
     """[N] i8: the goal, 0 to 63, that a caption reaches and that is paid once per episode; -1 for none. None if there
     are no goals."""
@@ -70,11 +67,12 @@ class RewardTable:
             raise ValueError(f"ids and rewards must be vectors of one length, got {ids.shape} and {rewards.shape}")
         keep = ~np.isnan(rewards) & (ids != 0)
         ids, rewards = np.append(ids[keep], np.uint64(0)), np.append(rewards[keep], np.float32(0))
-        goals = None if goals is None else np.append(np.asarray(goals, np.int8)[keep], np.int8(-1))
         if not np.isfinite(rewards).all():
             raise ValueError("rewards must be finite: an infinite intrinsic reward would make every return infinite")
         order = np.argsort(ids)
-        ids, rewards, goals = ids[order], rewards[order], None if goals is None else goals[order]
+        ids, rewards = ids[order], rewards[order]
+        if goals is not None:
+            goals = np.append(np.asarray(goals, np.int8)[keep], np.int8(-1))[order]
         if (ids[1:] == ids[:-1]).any():
             raise ValueError("caption ids must be distinct")
         ids.flags.writeable = rewards.flags.writeable = False

@@ -152,14 +152,14 @@ def test_a_held_out_label_is_never_trained_on_whatever_comes_later() -> None:
     model = ClassificationModel(RewardModelConfig(name="classification", held_out_fraction=0.5), seed=0)
     many = [f"caption {number}" for number in range(400)]
     model.learn(labels(many, 0.5))
-    held_out = set(model._labels[True].labels)
+    held_out = set(model._labels[True])
     assert 50 < len(held_out) < 150
     assert model.num_train == 0, "no theta yet"
     model.calibrate(0.5)
     assert model.num_train + model.num_held_out == 400
     model.learn(labels(many, 0.9))
-    assert set(model._labels[True].labels) == held_out
-    assert not held_out & set(model._labels[False].labels)
+    assert set(model._labels[True]) == held_out
+    assert not held_out & set(model._labels[False])
 
 
 def test_soft_and_hard_targets_are_smoothed_towards_knowing_nothing() -> None:
