@@ -39,7 +39,7 @@ class Batch:
     terminated: Tensor  # [T, B] bool
     truncated: Tensor  # [T, B] bool
     reset_before: Tensor
-    """[T+1, B] bool, in host memory: whether the core state is zeroed before obs[t]. The worker did it before obs[0]."""
+    """[T+1, B] bool, in host memory: whether the core is zeroed before obs[t]; the worker did it before obs[0]."""
     core_state: dict[str, Tensor]  # name -> [B, H] f32, before step 0
 
     def columns(self, indices: Tensor) -> "Batch":

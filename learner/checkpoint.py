@@ -100,11 +100,7 @@ def load_latest(
 
 def _prune(directory: Path, step: int, keep: int) -> None:
     """Remove all but the `keep` newest up to `step`, and those after `step`, which the run abandoned when it resumed
-    before them.
-
-    A later checkpoint of another format version is renamed instead: the version of Delphi that wrote it can still
-    continue from it.
-    """
+    before them. A later one of another format version is renamed instead: the Delphi that wrote it can still use it."""
     steps = steps_of(directory)
     kept = sorted(number for number in steps if number <= step)[-keep:]
     for number, path in steps.items():
@@ -115,8 +111,7 @@ def _prune(directory: Path, step: int, keep: int) -> None:
 
 
 def _set_aside(path: Path) -> bool:
-    """Rename a checkpoint of another format version to a name that is never pruned; returns False for any other
-    checkpoint."""
+    """Rename a checkpoint of another format version to a name that is never pruned; returns False for any other."""
     try:
         read_manifest(path)
     except OtherVersionError:

@@ -121,8 +121,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _read_files(path: Path, files: dict[str, Any]) -> dict[str, bytes]:
-    """The content of all files in a manifest; raises CheckpointError, or OSError, KeyError, ValueError and TypeError
-    for other damage."""
+    """The content of a manifest's files; CheckpointError, or OSError, KeyError, ValueError, TypeError for damage."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for entry in files.values():
         if type(entry["bytes"]) is not int or entry["bytes"] < 0:
@@ -152,8 +151,7 @@ def parse_json(data: bytes) -> Any:
 
 
 def read_regular(path: Path, limit: int) -> bytes:
-    """The content of a regular file of at most `limit` bytes; raises OSError for anything else, without blocking on a
-    pipe or device."""
+    """The content of a regular file of at most `limit` bytes; OSError for anything else, without blocking on a pipe."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
         status = os.fstat(descriptor)
@@ -165,11 +163,8 @@ def read_regular(path: Path, limit: int) -> bytes:
 
 
 def encode_tree(tree: Any, path: str) -> tuple[Any, dict[str, torch.Tensor]]:
-    """(JSON value, tensors by their path). `path` names the root in errors; raises TypeError for any other type of
-    value.
-
-    Leaves: torch tensors, numpy arrays, int of any size, float, str, bool, None. Nodes: dict, list, tuple.
-    """
+    """(JSON value, tensors by their path); `path` names the root in errors. Leaves are torch tensors, numpy arrays, int
+    of any size, float, str, bool, None; nodes are dict, list, tuple. Raises TypeError for any other value."""
     tensors: dict[str, torch.Tensor] = {}
     storages: set[int] = set()
 

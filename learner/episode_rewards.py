@@ -33,8 +33,7 @@ class GoalLedger:
         self._paid: dict[str, np.ndarray] = {}  # worker index -> [B] u64
 
     def unpaid(self, rollout: Rollout, table: RewardTable) -> np.ndarray:
-        """[T, B] bool: False where the step's caption reaches a goal that was already paid in the episode; updates the
-        ledger."""
+        """[T, B] bool: False where the caption reaches a goal already paid in the episode; updates the ledger."""
         goals = table.look_up_goals(rollout.caption_ids)
         bits = np.where(goals >= 0, np.uint64(1) << np.maximum(goals, 0).astype(np.uint64), np.uint64(0))
         unpaid = np.empty(bits.shape, bool)

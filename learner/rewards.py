@@ -57,8 +57,7 @@ class MixedRewards:
 
 
 class RewardMixer:
-    """Mixes the rewards of rollouts, and keeps the goals already paid, the cap's scale and the rewards paid per
-    caption."""
+    """Mixes the rewards of rollouts, and keeps the goals already paid, the cap's scale and what each caption earned."""
 
     def __init__(self, config: RewardConfig) -> None:
         self._config = config

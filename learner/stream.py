@@ -13,8 +13,7 @@ from configs.schema import LearnerConfig
 
 LOG = logging.getLogger(__name__)
 REMEMBERED_NUMBERS = 128
-"""Sequence numbers remembered per worker; fewer rollouts are in flight at a time, and only those can arrive out of
-order."""
+"""Sequence numbers remembered per worker; fewer rollouts are in flight, and only those can arrive out of order."""
 
 
 class RolloutStream:

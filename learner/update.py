@@ -38,8 +38,7 @@ class StepResult:
     """The results of one update (learner -> metrics)."""
 
     metrics: dict[str, float]
-    """Finite metrics by metric name; without those that this batch does not define (of a skipped update, for
-    example)."""
+    """Finite metrics by name; without those that this batch does not define (of a skipped update, for example)."""
     lags: list[int]
     """Policy lag of each rollout, in versions."""
     intrinsic: list[np.ndarray]
@@ -89,9 +88,8 @@ class Learner:
         return self.run_epoch, self._updates
 
     def step(self, rollouts: Sequence[Rollout], table: RewardTable, progress: float = 0.0) -> StepResult:
-        """One update on the rollouts, without the steps of lost environments; all other steps have equal weight.
-        Rewards are computed here, with `table`. `progress`, in [0, 1], is the fraction of the run's steps already
-        consumed."""
+        """One update on the rollouts, all of whose steps but those of lost environments have equal weight. Rewards are
+        computed here, with `table`. `progress`, in [0, 1], is the fraction of the run's steps already consumed."""
         began = time.perf_counter()
         batch = self._buffers.join([rollout.without_lost() for rollout in rollouts if rollout.num_steps])
         joined = time.perf_counter()
@@ -127,8 +125,7 @@ class Learner:
         return snapshot(self.net, self.policy_version)
 
     def state_dict(self) -> dict[str, Any]:
-        """Copies of the weights and Adam's moments by parameter name, and counters: nested dicts of arrays and JSON
-        values."""
+        """Copies of the weights and Adam's moments by parameter name, and counters; arrays and JSON values only."""
         return {
             "run_epoch": self.run_epoch,
             "updates": self._updates,
@@ -153,10 +150,9 @@ class Learner:
                 " each start of a run needs an epoch of its own, higher than all before"
             )
         if (before := state.get("precision", self._precision_name)) != self._precision_name:
+            after = self._precision_name
             LOG.warning(
-                "this run computed in %s so far and goes on in %s: its updates are rounded differently",
-                before,
-                self._precision_name,
+                "this run computed in %s so far and goes on in %s: its updates are rounded differently", before, after
             )
         load_weights(self.net, state["weights"])
         load_optimizer_state(self.net, self._optimizer, state["adam"])
@@ -223,7 +219,6 @@ class Learner:
         """V-trace targets of the batch with `rewards` [T, B], from the network's values, which are newer than the
         worker's. Only the last observation of a truncated episode, which the rollout does not contain, keeps the
         worker's value."""
-        config = self.config
         return vtrace_targets(
             ratios=self._ratios(batch, output),
             rewards=rewards,
@@ -232,11 +227,7 @@ class Learner:
             terminated=batch.terminated,
             truncated=batch.truncated,
             final_values=batch.final_values,
-            gamma=config.gamma,
-            rho_clip=config.vtrace_rho_clip,
-            c_clip=config.vtrace_c_clip,
-            trace_lambda=config.trace_lambda,
-            rho_weighted=config.rho_weighted_advantage,
+            config=self.config,
         )
 
     def _ratios(self, batch: Batch, output: PolicyOutput) -> Tensor:
@@ -264,8 +255,7 @@ class Learner:
 
     @torch.no_grad()
     def _compare(self, batch: Batch, logits_before: Tensor) -> dict[str, Tensor]:
-        """The KL divergence of the update from `logits_before` [T+1, N, A], of the batch's first environments, and
-        metrics of the core."""
+        """The update's KL divergence from `logits_before` [T+1, N, A], of the first environments, and core metrics."""
         after = self._forward(batch.columns(torch.arange(logits_before.shape[1])))
         metrics = {"update_kl": mean_kl(logits_before, after.logits)}
         return metrics | core_metrics(after.core_outputs) if self.net.core.kind != "none" else metrics

@@ -48,8 +48,7 @@ MODELS: dict[str, type[RewardModel]] = {
 
 
 def build_reward_model(config: RewardModelConfig, seed: int = 0) -> RewardModel:
-    """The reward model that `config` names, with weights drawn from `seed`; raises ValueError for an unknown name or a
-    wrong setting."""
+    """The reward model of `config`, with weights drawn from `seed`; raises ValueError for a wrong name or setting."""
     if config.name not in MODELS:
         raise ValueError(
             f"reward_model.name: got {config.name!r}{did_you_mean(config.name, MODELS)},"

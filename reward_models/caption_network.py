@@ -51,8 +51,7 @@ class CaptionEncoder(nn.Module):
 
 
 class CaptionNet(nn.Module):
-    """One output per caption: the encoder, then linear layers of `sizes` with ReLU between them and dropout before the
-    last one."""
+    """One output per caption: encoder, linear layers of `sizes` with ReLU between them, dropout before the last one."""
 
     def __init__(self, sizes: Sequence[int], dropout: float, seed: int) -> None:
         super().__init__()

@@ -60,8 +60,7 @@ class Examples(Protocol):
         """[N] f32 in [0, 1]: what the network learns to predict."""
 
     def agreement(self, logits: Tensor, p: np.ndarray) -> float:
-        """Fraction of examples on which the network agrees with the judge; NaN if the judge is undecided on all of
-        them."""
+        """Fraction of examples on which the network agrees with the judge; NaN if the judge is undecided on all."""
 
 
 class Fitting:

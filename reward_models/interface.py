@@ -23,12 +23,9 @@ class Asks(Enum):
 
     NOTHING = "nothing"
     """The service is not asked, and `learn` gets nothing."""
-    JUDGEMENTS = "judgements"
-    """`JudgedCaption`."""
-    PAIRS = "pairs"
-    """`JudgedPair`."""
-    EMBEDDINGS = "embeddings"
-    """`EmbeddedCaption`."""
+    JUDGEMENTS = "judgements"  # `JudgedCaption`
+    PAIRS = "pairs"  # `JudgedPair`
+    EMBEDDINGS = "embeddings"  # `EmbeddedCaption`
 
 
 class RewardModel(ABC):
@@ -79,13 +76,11 @@ class RewardModel(ABC):
         """Add one answer."""
 
     def train(self) -> Mapping[str, float]:
-        """Take at most `steps_per_turn` gradient steps on all evidence; returns metrics (`accuracy` on the held-out
-        split)."""
+        """Take at most `steps_per_turn` gradient steps on all evidence; returns `accuracy` on the held-out split."""
         return {}
 
     def goals(self, captions: Sequence[Caption]) -> np.ndarray | None:
-        """[N] i8, the goal that each caption reaches, -1 for none; None for a model without goals, or one that pays
-        them every time."""
+        """[N] i8: the goal that each caption reaches, -1 for none; None if no goals are paid once per episode."""
         return None
 
     def retain(self, ids: Set[int]) -> None:
@@ -96,8 +91,7 @@ class RewardModel(ABC):
         self._is_frozen = True
 
     def state_dict(self) -> dict[str, Any]:
-        """The state from which `load_state_dict` continues exactly, training included: nested dicts of arrays and JSON
-        values."""
+        """What `load_state_dict` continues from exactly, training included: nested dicts of arrays and JSON values."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -36,8 +36,7 @@ CLOSE_BUDGET_S = 2.0
 
 
 class FairLock:
-    """A context manager, not reentrant. With a plain lock, a thread that releases it and acquires it again at once can
-    starve others."""
+    """Not reentrant. With a plain lock, a thread that releases it and acquires it again at once can starve others."""
 
     def __init__(self) -> None:
         self._door = threading.Lock()  # held while waiting for the lock, so that the next thread waits here
@@ -115,8 +114,7 @@ class AnnotationPipeline:
         return self._book.take_report(texts, counts, worker_id, sequence_number, env_steps)
 
     def turn(self, max_labels: int) -> RewardTable:
-        """Ask for at most `max_labels` answers, learn them, train for one turn and return the newest table, all in this
-        thread."""
+        """Ask for at most `max_labels` answers, learn, train and publish in this thread; returns the newest table."""
         answers = self._annotator.turn(max_labels) if self._annotator else []
         with self._lock:
             if self._annotator:
@@ -170,8 +168,7 @@ class AnnotationPipeline:
                 self._stop.wait(self._publish_interval_s)
 
     def _next_time(self, work: Callable[[], object], share: float, interval_s: float) -> float:
-        """Do `work` now; returns when it is due again, so that it takes at most `share` of the time and leaves the CPU
-        to the run."""
+        """Do `work` now; returns when it is due again, so that it takes at most `share` of the time from the run."""
         started = self._clock()
         work()
         return started + max(interval_s, (self._clock() - started) / share)
@@ -251,8 +248,7 @@ class AnnotationPipeline:
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`, before `start`. An empty state, of a run without annotation so far, changes
-        nothing."""
+        """Continue from `state_dict`, before `start`. An empty state, of a run without annotation, changes nothing."""
         if not state:
             return
         self._book.load_state_dict(state["book"])

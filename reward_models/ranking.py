@@ -112,8 +112,7 @@ class RankingModel(RewardModel):
             self._texts[caption.id] = caption.text.encode()
 
     def train(self) -> Mapping[str, float]:
-        """Take some gradient steps; `accuracy` is the agreement with the judge on the order of held-out pairs, without
-        ties."""
+        """Take some gradient steps; `accuracy` is the agreement on the order of held-out pairs, without ties."""
         return self._fitting.train(self, self._config.steps_per_turn)
 
     def score(self, captions: Sequence[Caption], counts: np.ndarray) -> np.ndarray:

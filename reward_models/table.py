@@ -24,8 +24,7 @@ class IdIndex:
         self._depth = int(sizes.max()).bit_length()
 
     def find(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Positions int and known bool, both in the shape of `ids` (u64); the position of an unknown id is any valid
-        one."""
+        """Positions int and known bool, both in the shape of `ids` (u64); an unknown id has any valid position."""
         buckets = (ids >> self._shift).astype(np.int64)
         low, high = self._starts.take(buckets), self._starts.take(buckets + 1)
         # One binary search for all ids at once, each in its own bucket, so that the random memory accesses overlap.
