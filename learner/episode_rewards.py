@@ -95,11 +95,8 @@ class ShareCap:
 def _walk(
     states: dict[str, np.ndarray], rollout: Rollout, initial: np.ndarray
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Each step t, the state [..., B] of the running episodes, to be updated in place, and which of them end [B] bool.
-
-    The rollout's worker has its state in `states`, `initial` where a new worker's episodes have just begun. After the
-    step it is zeroed where an episode ended.
-    """
+    """Each step t, the worker's state [..., B] of `states`, to be updated in place, and which episodes end [B] bool. It
+    is `initial` where a new worker's episodes have just begun, and zeroed after a step where an episode ended."""
     index = rollout.worker_id.partition(".")[0]
     if rollout.sequence_number == 0 or index not in states:
         states[index] = initial

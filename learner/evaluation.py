@@ -34,7 +34,7 @@ class Player(Protocol):
 
 
 class BlindPlayer:
-    """Draws actions with fixed frequencies, unlike a policy that uses its observations: the baseline of that claim."""
+    """Draws actions with fixed frequencies, without looking: what a policy that uses its observations must beat."""
 
     def __init__(self, frequencies: np.ndarray, num_envs: int, seed: int) -> None:
         """`frequencies` [A], at least 0; they need not sum to 1."""

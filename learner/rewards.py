@@ -123,9 +123,7 @@ def mix_rewards(
     is_due: np.ndarray | None = None,
 ) -> MixedRewards:
     """r = k_ext clip(s r_env, -c, c) + k_int R(caption) / count^beta (ONI section 2), from a rollout's arrays [T, B].
-
-    `is_due` [T, B] bool is False where R is withheld because the caption's goal was already paid.
-    """
+    `is_due` [T, B] bool is False where R is withheld because the caption's goal was already paid."""
     clipped = np.clip(config.extrinsic_scale * extrinsic_rewards, -config.extrinsic_clip, config.extrinsic_clip)
     extrinsic = config.extrinsic_coefficient * clipped
     caption_rewards, known = table.look_up(caption_ids)

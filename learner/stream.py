@@ -42,15 +42,13 @@ class RolloutStream:
         if self._is_new(rollout):
             self._waiting.append(rollout)
         epoch, newest = policy_version
-        fresh = []
+        oldest = epoch, newest - self._max_lag
+        fresh = [waiting for waiting in self._waiting if waiting.policy_version >= oldest]
         for waiting in self._waiting:
-            made_in, version = waiting.policy_version
-            if made_in == epoch and newest - version <= self._max_lag:
-                fresh.append(waiting)
-                continue
-            self._dropped_stale += 1
-            if made_in == epoch:
-                self._on_stale(waiting)
+            if waiting.policy_version < oldest:
+                self._dropped_stale += 1
+                if waiting.policy_version[0] == epoch:
+                    self._on_stale(waiting)
         is_full = sum(rollout.num_steps > 0 for rollout in fresh) >= self._batch_size
         self._waiting = [] if is_full else fresh
         return fresh if is_full else None
@@ -75,11 +73,10 @@ class RolloutStream:
 
     def _is_new(self, rollout: Rollout) -> bool:
         seen, number = self._seen.setdefault(rollout.worker_id, set()), rollout.sequence_number
-        full = len(seen) == REMEMBERED_NUMBERS
-        if number in seen or (full and number < min(seen)):
+        oldest = min(seen) if len(seen) == REMEMBERED_NUMBERS else -1
+        if number in seen or number < oldest:
             LOG.warning("dropped rollout %d of worker %s: it was received before", number, rollout.worker_id)
             return False
-        if full:
-            seen.remove(min(seen))
+        seen.discard(oldest)
         seen.add(number)
         return True

@@ -139,11 +139,8 @@ class Learner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly from `state_dict`, in this learner's own epoch.
-
-        Raises RuntimeError for the state of another network, and for that of this epoch or a later one, whose versions
-        would recur.
-        """
+        """Continue exactly from `state_dict`, in this learner's own epoch. Raises RuntimeError for the state of another
+        network, and for that of this epoch or a later one, whose versions would recur."""
         if state["run_epoch"] >= self.run_epoch:
             raise RuntimeError(
                 f"the state is of run epoch {state['run_epoch']}, this learner of {self.run_epoch}:"
@@ -199,11 +196,10 @@ class Learner:
             if config.normalize_returns:
                 self._return_scale.observe(targets.vs)
                 self.net.rescale_values(*self._return_scale.unit(self.device))
-        of_batch = {"policy_state_information": state_information(batch.behaviour_logits)}
-        if is_probed:
-            of_batch |= self._compare(batch, logits_before)
         means = {name: torch.stack([step[name] for step in metrics if name in step]).nanmean() for name in metrics[0]}
-        means |= of_batch
+        means["policy_state_information"] = state_information(batch.behaviour_logits)
+        if is_probed:
+            means |= self._compare(batch, logits_before)
         return dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))  # one wait for the device
 
     def _minibatches(self, num_columns: int, epoch: int) -> list[Tensor | None]:

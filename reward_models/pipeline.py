@@ -79,12 +79,10 @@ class AnnotationPipeline:
         annotator: Annotator | None = None,
         service: ServiceProcess | None = None,
         judge: Judge | None = None,
-        config: RewardModelConfig | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        config: RewardModelConfig,
     ) -> None:
         self._book, self._trainer, self._annotator = book, trainer, annotator
-        self._service, self._judge, self._clock = service, judge, clock
-        config = config or RewardModelConfig()
+        self._service, self._judge = service, judge
         self._publish_interval_s, self._training_share = config.publish_interval_s, config.training_share
         self._lock = FairLock()  # of the trainer
         self._unlearnt: list[Evidence] = []
@@ -148,14 +146,14 @@ class AnnotationPipeline:
         self._thread.start()
 
     def _run(self) -> None:
-        failures, publish_at, train_at = 0, self._clock(), self._clock()
+        failures, publish_at, train_at = 0, time.monotonic(), time.monotonic()
         while not self._stop.is_set():
             try:
                 due = publish_at if self._trainer.is_settled else min(publish_at, train_at)
-                self._learn_what_came(min(max(0.0, due - self._clock()), self._publish_interval_s))
-                if self._clock() >= train_at and not self._trainer.is_settled:
+                self._learn_what_came(min(max(0.0, due - time.monotonic()), self._publish_interval_s))
+                if time.monotonic() >= train_at and not self._trainer.is_settled:
                     train_at = self._next_time(self._train, self._training_share, 0.0)
-                if self._clock() >= publish_at:
+                if time.monotonic() >= publish_at:
                     publish_at = self._next_time(self._publish, PUBLISHING_SHARE, self._publish_interval_s)
                 failures = 0
             except Exception as error:
@@ -169,9 +167,9 @@ class AnnotationPipeline:
 
     def _next_time(self, work: Callable[[], object], share: float, interval_s: float) -> float:
         """Do `work` now; returns when it is due again, so that it takes at most `share` of the time from the run."""
-        started = self._clock()
+        started = time.monotonic()
         work()
-        return started + max(interval_s, (self._clock() - started) / share)
+        return started + max(interval_s, (time.monotonic() - started) / share)
 
     def _train(self) -> None:
         with self._lock:

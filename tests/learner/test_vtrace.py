@@ -1,6 +1,7 @@
 """V-trace against its formula, written as sums and products over plain floats; and the running scale of its targets."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,13 +11,9 @@ from configs.schema import LearnerConfig
 from learner.vtrace import HORIZON, ReturnScale, VtraceTargets, vtrace_targets
 
 GAMMA = 0.9
-PLAIN = {
-    "gamma": GAMMA,
-    "vtrace_rho_clip": 1.0,
-    "vtrace_c_clip": 1.0,
-    "trace_lambda": 1.0,
-    "rho_weighted_advantage": False,
-}
+PLAIN = LearnerConfig(
+    gamma=GAMMA, vtrace_rho_clip=1.0, vtrace_c_clip=1.0, trace_lambda=1.0, rho_weighted_advantage=False
+)
 CPU = torch.device("cpu")
 
 
@@ -87,8 +84,8 @@ def test_targets_equal_the_formula_with_ends_in_mid_rollout(
         arguments = make_arguments(seed)
         # The formula reads next_values[t] as V(obs[t+1]), so within an episode it must agree with values[t+1].
         arguments["next_values"][:-1] = arguments["values"][1:]
-        config = LearnerConfig(
-            gamma=GAMMA,
+        config = replace(
+            PLAIN,
             vtrace_rho_clip=rho_clip,
             vtrace_c_clip=c_clip,
             trace_lambda=trace_lambda,
@@ -113,7 +110,7 @@ def test_on_policy_the_advantages_are_gae() -> None:
         following = rewards[t] + GAMMA * after[t] - values[t] + GAMMA * 0.95 * following * ~(terminated | truncated)[t]
         advantages[t] = following
     torch.testing.assert_close(
-        vtrace_targets(**arguments, config=LearnerConfig(**PLAIN | {"trace_lambda": 0.95})).pg_advantages, advantages
+        vtrace_targets(**arguments, config=replace(PLAIN, trace_lambda=0.95)).pg_advantages, advantages
     )
 
 
@@ -132,7 +129,7 @@ def hand_case(*, terminated: tuple[bool, ...], truncated: tuple[bool, ...], rati
         terminated=torch.tensor(terminated)[:, None],
         truncated=torch.tensor(truncated)[:, None],
         final_values=column(*(100.0 if cut else math.nan for cut in truncated)),
-        config=LearnerConfig(**PLAIN | {"gamma": 0.5}),
+        config=replace(PLAIN, gamma=0.5),
     )
 
 
@@ -166,7 +163,7 @@ def test_ratios_below_one_shrink_corrections_and_ratios_above_one_do_not_grow_th
 def test_targets_carry_no_gradient() -> None:
     arguments = make_arguments(0)
     arguments["values"].requires_grad_()
-    targets = vtrace_targets(**arguments, config=LearnerConfig(**PLAIN))
+    targets = vtrace_targets(**arguments, config=PLAIN)
     assert not targets.vs.requires_grad
     assert not targets.pg_advantages.requires_grad
 
