@@ -63,9 +63,7 @@ class BatchBuffers:
 
     def join(self, rollouts: Sequence[Rollout]) -> Batch:
         """One batch, valid until the next call; a GPU may still be copying it on the current stream when this returns.
-
-        Raises ValueError if the rollouts differ in length or observations.
-        """
+        Raises ValueError if the rollouts differ in length or observations."""
         if self._copied is not None:
             self._copied.synchronize()  # the last batch has left the buffers
         first = rollouts[0]

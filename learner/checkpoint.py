@@ -35,11 +35,9 @@ SET_ASIDE = "set-aside-"
 
 
 def save_checkpoint(directory: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
-    """Write `state` as `<directory>/step_<step>`, make it the latest and return its path; keeps the `keep` newest.
-
-    Top-level keys are part names, their values nested dicts (or any leaf). Raises TypeError for a value that a
-    checkpoint cannot hold and CheckpointError for a failed write; the earlier checkpoints are then unchanged.
-    """
+    """Write `state` (parts by name) as `<directory>/step_<step>`, make it the latest and return its path; keeps the
+    `keep` newest. Raises TypeError for a value that a checkpoint cannot hold and CheckpointError for a failed write,
+    after which the earlier checkpoints are unchanged."""
     if keep < 1:
         raise ValueError(f"checkpoint.keep must be at least 1, got {keep}")
     files = encode_checkpoint(step, state)
@@ -74,11 +72,9 @@ def save_checkpoint(directory: Path, step: int, state: Mapping[str, Any], keep: 
 def load_latest(
     directory: Path, parts: Collection[str] = (), refused: list[str] | None = None
 ) -> dict[str, Any] | None:
-    """The state of the newest usable checkpoint, which has all of `parts`; None if there are no checkpoints.
-
-    A refused checkpoint is skipped with a warning, and the reason is appended to `refused`. Raises CheckpointError,
-    with every reason, if all are refused.
-    """
+    """The state of the newest usable checkpoint, which has all of `parts`; None if there are no checkpoints. A refused
+    one is skipped with a warning, and the reason is appended to `refused`. Raises CheckpointError, with every reason,
+    if all are refused."""
     problems = [] if refused is None else refused
     for path in candidates(directory):
         try:

@@ -30,10 +30,8 @@ class RolloutStream:
         self._dropped_stale = 0
 
     def put(self, rollout: Rollout, policy_version: Version) -> list[Rollout] | None:
-        """Append a rollout; returns the next batch if it is full, for the learner at `policy_version`.
-
-        Raises RuntimeError for a rollout of a version that this learner has not published.
-        """
+        """Append a rollout; returns the next batch if it is full, for the learner at `policy_version`. Raises
+        RuntimeError for a rollout of a version that this learner has not published."""
         if rollout.policy_version > policy_version:
             raise RuntimeError(
                 f"worker {rollout.worker_id} sent a rollout of policy version {rollout.policy_version}, but the newest"

@@ -39,12 +39,9 @@ class StepResult:
 
     metrics: dict[str, float]
     """Finite metrics by name; without those that this batch does not define (of a skipped update, for example)."""
-    lags: list[int]
-    """Policy lag of each rollout, in versions."""
-    intrinsic: list[np.ndarray]
-    """Each rollout's intrinsic rewards [T, B], k_int included."""
-    skipped_fraction: float
-    """Fraction of gradient steps that were skipped because loss or gradient were not finite."""
+    lags: list[int]  # policy lag of each rollout, in versions
+    intrinsic: list[np.ndarray]  # each rollout's intrinsic rewards [T, B], k_int included
+    skipped_fraction: float  # of the gradient steps, because loss or gradient were not finite
     timings: dict[str, float]
     """Seconds by stage: `transfer` (joining the rollouts on the device), `relabel` (rewards), `train` (the rest)."""
 

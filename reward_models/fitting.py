@@ -71,10 +71,8 @@ class Fitting:
         self._net, self._best = (CaptionNet(sizes, dropout, seed) for _ in range(2))
         self._optimizer = self._new_optimizer()
         self.step = 0
-        self.has_best = False
-        """Whether the best weights exist: False before the first evaluation."""
-        self.accuracy: float | None = None
-        """Of the best weights on the held-out examples."""
+        self.has_best = False  # until the first evaluation
+        self.accuracy: float | None = None  # of the best weights on the held-out examples
         self._num_without_gain = 0
         self._num_learnt = 0  # every example ever added, those that were removed or replaced included
         self._rests_until = 0  # `_num_learnt` at which training resumes after a pause; 0 if it is not paused

@@ -55,12 +55,9 @@ class RewardedCaption:
     """One line of the end-of-run summary (annotation -> user)."""
 
     text: str
-    reward: float
-    """R in the newest table."""
-    probability: float | None
-    """The judge's probability; None if it was not asked."""
-    count: int
-    """Occurrences in the run."""
+    reward: float  # R in the newest table
+    probability: float | None  # the judge's; None if it was not asked
+    count: int  # occurrences in the run
 
 
 class AnnotationPipeline:

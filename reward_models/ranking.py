@@ -124,7 +124,7 @@ class RankingModel(RewardModel):
             self._scale = self._measured(outputs[is_text], np.asarray(counts, np.float64)[is_text], judged[is_text])
         mu, sigma, epsilon = self._scale
         z = (outputs - mu) / sigma
-        return without_empty(captions, np.where(np.isnan(z), np.nan, np.where(z > epsilon, z, 0.0)))
+        return without_empty(captions, np.where(z <= epsilon, 0.0, z))
 
     def _measured(self, outputs: np.ndarray, counts: np.ndarray, judged: np.ndarray) -> tuple[float, float, float]:
         """mu, sigma and epsilon over a table, `judged` the judge's probabilities of single captions (NaN if unknown);

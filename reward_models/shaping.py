@@ -73,13 +73,16 @@ class RewardShaping:
     def __init__(self, config: RewardModelConfig, seed: int) -> None:
         self._config = config
         self._permutation = Permutation(seed) if config.permute else None
-        self.num_labels = 0
-        """The number of answers so far that are labels, whatever evidence was made of them; its owner sets it."""
+        self._num_labels = 0
+
+    def note_labels(self, num: int) -> None:
+        """Set the number of answers so far that are labels, whatever evidence was made of them."""
+        self._num_labels = num
 
     @property
     def is_warm(self) -> bool:
         """Whether there are enough labels to reward captions."""
-        return self.num_labels >= self._config.warmup_labels
+        return self._num_labels >= self._config.warmup_labels
 
     def apply(self, ids: np.ndarray, counts: np.ndarray, rewards: np.ndarray) -> np.ndarray:
         """Shaped rewards [N] f32 of the model's `rewards` [N] f32 (NaN: unknown), `ids` [N] u64, `counts` [N] i64."""
@@ -95,12 +98,12 @@ class RewardShaping:
     def state_dict(self) -> dict[str, Any]:
         """Counter and permutation."""
         return {
-            "num_labels": self.num_labels,
+            "num_labels": self._num_labels,
             "permutation": self._permutation.state_dict() if self._permutation else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
-        self.num_labels = state["num_labels"]
+        self._num_labels = state["num_labels"]
         if self._permutation and state["permutation"] is not None:
             self._permutation.load_state_dict(state["permutation"])

@@ -55,11 +55,8 @@ class RewardTable:
     def build(
         ids: np.ndarray, rewards: np.ndarray, reward_version: tuple[int, int], goals: np.ndarray | None = None
     ) -> "RewardTable":
-        """A table from unordered distinct `ids` [N] u64, `rewards` [N] and `goals` [N]; captions with NaN rewards are
-        left out.
-
-        Raises ValueError for unequal lengths, repeated ids or infinite rewards.
-        """
+        """A table from unordered distinct `ids` [N] u64, `rewards` [N] and `goals` [N], without captions of NaN reward.
+        Raises ValueError for unequal lengths, repeated ids or infinite rewards."""
         ids = np.asarray(ids, np.uint64)
         rewards = np.asarray(rewards, np.float32)
         if ids.shape != rewards.shape or ids.ndim != 1:

@@ -58,7 +58,7 @@ class RewardTrainer:
     def note_labels(self, num: int) -> None:
         """Set the number of labels so far, which ends the warm-up."""
         was_warm = self._shaping.is_warm
-        self._shaping.num_labels = num
+        self._shaping.note_labels(num)
         self._has_learnt |= self._shaping.is_warm != was_warm
 
     def train(self) -> None:

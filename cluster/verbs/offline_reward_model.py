@@ -76,7 +76,7 @@ def pretrain(
     evidence = _evidence(config, model.asks, judgements)
     model.calibrate(judgements.threshold)
     model.learn(evidence)
-    options.num_labels = _num_labels(model.asks, judgements)
+    options.note_labels(_num_labels(model.asks, judgements))
     say(f"reward model {model.name}: {len(evidence):,} answers from {path} ({judgements.provenance})")
     metrics, turns, said_at = model.train(), 1, time.monotonic()
     while not model.is_settled:
