@@ -14,7 +14,7 @@ import numpy as np
 
 from actors.rollout import Rollout
 from configs.schema import RewardConfig
-from learner.episode_rewards import GoalLedger, ShareCap
+from learner.episode_rewards import RunningEpisodes, ShareCap, unpaid
 from reward_models.table import RewardTable
 
 
@@ -61,7 +61,8 @@ class RewardMixer:
 
     def __init__(self, config: RewardConfig) -> None:
         self._config = config
-        self._ledger, self._cap, self._paid = GoalLedger(), ShareCap(config.max_intrinsic_share), PaidRewards()
+        self._cap, self._paid = ShareCap(config.max_intrinsic_share), PaidRewards()
+        self._paid_goals = RunningEpisodes(np.uint64)  # a bitmask per episode
 
     def mix(self, rollouts: Sequence[Rollout], table: RewardTable) -> MixedRewards:
         """Rewards of `rollouts`, joined along the environment axis. Every rollout of a worker is given once, in order,
@@ -94,7 +95,7 @@ class RewardMixer:
             caption_counts=rollout.caption_counts,
             table=table,
             config=self._config,
-            is_due=None if table.goals is None else self._ledger.unpaid(rollout, table),
+            is_due=None if table.goals is None else unpaid(self._paid_goals, rollout, table),
         )
         if self._config.max_intrinsic_share == 1.0:
             return mixed
@@ -103,12 +104,12 @@ class RewardMixer:
         return replace(mixed, intrinsic=intrinsic, total=mixed.extrinsic + intrinsic)
 
     def state_dict(self) -> dict[str, Any]:
-        """Ledger, cap, and rewards paid per caption."""
-        return {"ledger": self._ledger.state_dict(), "cap": self._cap.state_dict(), "paid": self._paid.state_dict()}
+        """Goals paid, cap, and rewards paid per caption."""
+        return {"ledger": self._paid_goals.state_dict(), "cap": self._cap.state_dict(), "paid": self._paid.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
-        self._ledger.load_state_dict(state["ledger"])
+        self._paid_goals.load_state_dict(state["ledger"])
         self._cap.load_state_dict(state["cap"])
         self._paid.load_state_dict(state["paid"])
 
