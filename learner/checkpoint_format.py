@@ -186,7 +186,11 @@ def encode_tree(tree: Any, path: str) -> tuple[Any, dict[str, torch.Tensor]]:
         if isinstance(value, torch.Tensor):
             return {"$tensor": keep(value, path)}
         if isinstance(value, np.ndarray):
-            return {"$array": keep(_to_tensor(value, path), path)}
+            try:
+                tensor = torch.from_numpy(np.array(value, order="C"))  # a copy: torch warns about read-only arrays
+            except TypeError as error:
+                raise TypeError(f"a checkpoint cannot hold {path}, an array of {value.dtype}: {error}") from error
+            return {"$array": keep(tensor, path)}
         if isinstance(value, list | tuple):
             items = [encode(item, f"{path}.{index}") for index, item in enumerate(value)]
             return items if isinstance(value, list) else {"$tuple": items}
@@ -223,10 +227,3 @@ def decode_tree(encoded: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         case [("$dict", pairs)]:
             return {key: decode_tree(item, tensors) for key, item in pairs}
     return {key: decode_tree(item, tensors) for key, item in encoded.items()}
-
-
-def _to_tensor(array: np.ndarray, path: str) -> torch.Tensor:
-    try:
-        return torch.from_numpy(np.array(array, order="C"))  # a copy: torch warns about read-only arrays
-    except TypeError as error:
-        raise TypeError(f"a checkpoint cannot hold {path}, an array of {array.dtype}: {error}") from error
