@@ -73,7 +73,7 @@ class RewardModel(ABC):
                 self._add(item)
 
     def _add(self, item: Evidence) -> None:
-        """Add one answer."""
+        """Add one answer, of the kind that the model asks for: `learn` calls this for those that may become labels."""
 
     def train(self) -> Mapping[str, float]:
         """Take at most `steps_per_turn` gradient steps on all evidence; returns `accuracy` on the held-out split."""
