@@ -10,32 +10,21 @@ lists, that lie in the checkpoint's own directory, and that have the manifest's 
 """
 
 import contextlib
-import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-import xxhash
-
 from learner.checkpoint_format import (
-    FORMAT,
-    FORMAT_VERSION,
     LATEST,
-    MANIFEST,
-    MAX_TREE_BYTES,
     REPLACED,
     CheckpointError,
     OtherVersionError,
     candidates,
-    decode_tree,
-    encode_tree,
-    parse_json,
-    read_files,
+    encode_checkpoint,
+    load_checkpoint,
     read_manifest,
     steps_of,
 )
@@ -43,27 +32,21 @@ from learner.checkpoint_format import (
 LOG = logging.getLogger(__name__)
 UNFINISHED = ".saving-"
 SET_ASIDE = "set-aside-"
-EMPTY_TENSORS = safetensors.torch.save({})
-DECODING_ERRORS = (ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError)
 
 
 def save_checkpoint(directory: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
-    """Write `state` as `<directory>/step_<step>`, make it the latest and return its path; keeps the `keep` newest.
-
-    Top-level keys are part names, their values nested dicts (or any leaf). Raises TypeError for a value that a
-    checkpoint cannot hold and CheckpointError for a failed write; the earlier checkpoints are then unchanged.
-    """
+    """Write `state` (parts by name) as `<directory>/step_<step>`, make it the latest and return its path; keeps the
+    `keep` newest. Raises TypeError for a value that a checkpoint cannot hold and CheckpointError for a failed write,
+    after which the earlier checkpoints are unchanged."""
     if keep < 1:
         raise ValueError(f"checkpoint.keep must be at least 1, got {keep}")
-    files = _encode_parts(state)
+    files = encode_checkpoint(step, state)
     target, unfinished = directory / f"step_{step}", directory / f"{UNFINISHED}step_{step}"
-    entries = {name: {"bytes": len(data), "xxh3_128": xxhash.xxh3_128_hexdigest(data)} for name, data in files.items()}
-    manifest = {"format": FORMAT, "version": FORMAT_VERSION, "step": step, "files": entries}
     try:
         _make_durably(directory)
         _sweep(directory)
         unfinished.mkdir()
-        for name, data in {**files, MANIFEST: json.dumps(manifest, indent=1).encode()}.items():
+        for name, data in files.items():
             _write_durably(unfinished / name, data)
         _sync_directory(unfinished)
         # A directory cannot be replaced atomically: the old one is renamed first, and stays loadable under that name.
@@ -89,11 +72,9 @@ def save_checkpoint(directory: Path, step: int, state: Mapping[str, Any], keep: 
 def load_latest(
     directory: Path, parts: Collection[str] = (), refused: list[str] | None = None
 ) -> dict[str, Any] | None:
-    """The state of the newest usable checkpoint, which has all of `parts`; None if there are no checkpoints.
-
-    A refused checkpoint is skipped with a warning, and the reason is appended to `refused`. Raises CheckpointError,
-    with every reason, if all are refused.
-    """
+    """The state of the newest usable checkpoint, which has all of `parts`; None if there are no checkpoints. A refused
+    one is skipped with a warning, and the reason is appended to `refused`. Raises CheckpointError, with every reason,
+    if all are refused."""
     problems = [] if refused is None else refused
     for path in candidates(directory):
         try:
@@ -113,43 +94,9 @@ def load_latest(
     return None
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state saved at `path`, tensors on the CPU. Raises CheckpointError for an incomplete, damaged or hostile
-    checkpoint, and for another format."""
-    try:
-        files = read_files(path, read_manifest(path))
-        trees = {name.removesuffix(".json"): parse_json(data) for name, data in files.items() if name.endswith(".json")}
-        return {
-            part: decode_tree(tree, safetensors.torch.load(files.get(f"{part}.safetensors", EMPTY_TENSORS)))
-            for part, tree in trees.items()
-        }
-    except (OSError, safetensors.SafetensorError, *DECODING_ERRORS) as error:
-        raise CheckpointError(f"checkpoint {path} is damaged ({type(error).__name__}: {error})") from error
-
-
-def _encode_parts(state: Mapping[str, Any]) -> dict[str, bytes]:
-    files = {}
-    for part, value in state.items():
-        if not isinstance(part, str) or not re.fullmatch(r"[A-Za-z0-9_]+", part) or f"{part}.json" == MANIFEST:
-            raise TypeError(f"a top-level key of a checkpoint is a name of letters, digits and _, not {part!r}")
-        tree, tensors = encode_tree(value, part)
-        files[f"{part}.json"] = json.dumps(tree, allow_nan=False).encode()
-        if len(files[f"{part}.json"]) > MAX_TREE_BYTES:
-            raise TypeError(
-                f"{part} has more than {MAX_TREE_BYTES} bytes of JSON values, which could not be loaded: use arrays"
-            )
-        if tensors:
-            files[f"{part}.safetensors"] = safetensors.torch.save(tensors)
-    return files
-
-
 def _prune(directory: Path, step: int, keep: int) -> None:
     """Remove all but the `keep` newest up to `step`, and those after `step`, which the run abandoned when it resumed
-    before them.
-
-    A later checkpoint of another format version is renamed instead: the version of Delphi that wrote it can still
-    continue from it.
-    """
+    before them. A later one of another format version is renamed instead: the Delphi that wrote it can still use it."""
     steps = steps_of(directory)
     kept = sorted(number for number in steps if number <= step)[-keep:]
     for number, path in steps.items():
@@ -160,8 +107,7 @@ def _prune(directory: Path, step: int, keep: int) -> None:
 
 
 def _set_aside(path: Path) -> bool:
-    """Rename a checkpoint of another format version to a name that is never pruned; returns False for any other
-    checkpoint."""
+    """Rename a checkpoint of another format version to a name that is never pruned; returns False for any other."""
     try:
         read_manifest(path)
     except OtherVersionError:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 import xxhash
 
@@ -28,6 +29,8 @@ STEP = re.compile(r"step_(\d{1,18})")
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_TREE_BYTES = 1 << 28
 """Limit of one part's JSON values, which take about twenty times as much memory once decoded."""
+EMPTY_TENSORS = safetensors.torch.save({})
+DECODING_ERRORS = (ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError)
 FILE_NAME = re.compile(r"(?!manifest\.)[A-Za-z0-9_]{1,200}\.(json|safetensors)")
 
 
@@ -58,6 +61,39 @@ def steps_of(directory: Path) -> dict[int, Path]:
     return {int(match[1]): path for match, path in found if match}
 
 
+def encode_checkpoint(step: int, state: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files of a checkpoint by name, the manifest last. Raises TypeError for what a checkpoint cannot hold."""
+    files = {}
+    for part, value in state.items():
+        if not isinstance(part, str) or not re.fullmatch(r"[A-Za-z0-9_]+", part) or f"{part}.json" == MANIFEST:
+            raise TypeError(f"a top-level key of a checkpoint is a name of letters, digits and _, not {part!r}")
+        tree, tensors = encode_tree(value, part)
+        files[f"{part}.json"] = json.dumps(tree, allow_nan=False).encode()
+        if len(files[f"{part}.json"]) > MAX_TREE_BYTES:
+            raise TypeError(
+                f"{part} has more than {MAX_TREE_BYTES} bytes of JSON values, which could not be loaded: use arrays"
+            )
+        if tensors:
+            files[f"{part}.safetensors"] = safetensors.torch.save(tensors)
+    entries = {name: {"bytes": len(data), "xxh3_128": xxhash.xxh3_128_hexdigest(data)} for name, data in files.items()}
+    manifest = {"format": FORMAT, "version": FORMAT_VERSION, "step": step, "files": entries}
+    return {**files, MANIFEST: json.dumps(manifest, indent=1).encode()}
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The state saved at `path`, tensors on the CPU. Raises CheckpointError for an incomplete, damaged or hostile
+    checkpoint, and for another format."""
+    try:
+        files = _read_files(path, read_manifest(path))
+        trees = {name.removesuffix(".json"): parse_json(data) for name, data in files.items() if name.endswith(".json")}
+        return {
+            part: decode_tree(tree, safetensors.torch.load(files.get(f"{part}.safetensors", EMPTY_TENSORS)))
+            for part, tree in trees.items()
+        }
+    except (OSError, safetensors.SafetensorError, *DECODING_ERRORS) as error:
+        raise CheckpointError(f"checkpoint {path} is damaged ({type(error).__name__}: {error})") from error
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
     """File name -> its `bytes` and `xxh3_128`, of the checkpoint at `path`. Raises CheckpointError."""
     refused = f"checkpoint {path} is refused:"
@@ -84,9 +120,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return files
 
 
-def read_files(path: Path, files: dict[str, Any]) -> dict[str, bytes]:
-    """The content of all files in a manifest; raises CheckpointError, or OSError, KeyError, ValueError and TypeError
-    for other damage."""
+def _read_files(path: Path, files: dict[str, Any]) -> dict[str, bytes]:
+    """The content of a manifest's files; CheckpointError, or OSError, KeyError, ValueError, TypeError for damage."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for entry in files.values():
         if type(entry["bytes"]) is not int or entry["bytes"] < 0:
@@ -116,8 +151,7 @@ def parse_json(data: bytes) -> Any:
 
 
 def read_regular(path: Path, limit: int) -> bytes:
-    """The content of a regular file of at most `limit` bytes; raises OSError for anything else, without blocking on a
-    pipe or device."""
+    """The content of a regular file of at most `limit` bytes; OSError for anything else, without blocking on a pipe."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
         status = os.fstat(descriptor)
@@ -129,11 +163,8 @@ def read_regular(path: Path, limit: int) -> bytes:
 
 
 def encode_tree(tree: Any, path: str) -> tuple[Any, dict[str, torch.Tensor]]:
-    """(JSON value, tensors by their path). `path` names the root in errors; raises TypeError for any other type of
-    value.
-
-    Leaves: torch tensors, numpy arrays, int of any size, float, str, bool, None. Nodes: dict, list, tuple.
-    """
+    """(JSON value, tensors by their path); `path` names the root in errors. Leaves are torch tensors, numpy arrays, int
+    of any size, float, str, bool, None; nodes are dict, list, tuple. Raises TypeError for any other value."""
     tensors: dict[str, torch.Tensor] = {}
     storages: set[int] = set()
 
@@ -155,11 +186,14 @@ def encode_tree(tree: Any, path: str) -> tuple[Any, dict[str, torch.Tensor]]:
         if isinstance(value, torch.Tensor):
             return {"$tensor": keep(value, path)}
         if isinstance(value, np.ndarray):
-            return {"$array": keep(_to_tensor(value, path), path)}
-        if isinstance(value, list):
-            return [encode(item, f"{path}.{index}") for index, item in enumerate(value)]
-        if isinstance(value, tuple):
-            return {"$tuple": [encode(item, f"{path}.{index}") for index, item in enumerate(value)]}
+            try:
+                tensor = torch.from_numpy(np.array(value, order="C"))  # a copy: torch warns about read-only arrays
+            except TypeError as error:
+                raise TypeError(f"a checkpoint cannot hold {path}, an array of {value.dtype}: {error}") from error
+            return {"$array": keep(tensor, path)}
+        if isinstance(value, list | tuple):
+            items = [encode(item, f"{path}.{index}") for index, item in enumerate(value)]
+            return items if isinstance(value, list) else {"$tuple": items}
         if isinstance(value, Mapping):
             if all(isinstance(key, str) and not key.startswith("$") for key in value):
                 return {key: encode(item, f"{path}.{key}") for key, item in value.items()}
@@ -181,22 +215,15 @@ def decode_tree(encoded: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         return [decode_tree(item, tensors) for item in encoded]
     if not isinstance(encoded, dict):
         return encoded
-    match encoded:
-        case {"$tensor": name} if len(encoded) == 1:
+    match list(encoded.items()):
+        case [("$tensor", name)]:
             return tensors[name]
-        case {"$array": name} if len(encoded) == 1:
+        case [("$array", name)]:
             return tensors[name].numpy()
-        case {"$float": text} if len(encoded) == 1:
+        case [("$float", text)]:
             return float(text)
-        case {"$tuple": items} if len(encoded) == 1:
+        case [("$tuple", items)]:
             return tuple(decode_tree(item, tensors) for item in items)
-        case {"$dict": pairs} if len(encoded) == 1:
+        case [("$dict", pairs)]:
             return {key: decode_tree(item, tensors) for key, item in pairs}
     return {key: decode_tree(item, tensors) for key, item in encoded.items()}
-
-
-def _to_tensor(array: np.ndarray, path: str) -> torch.Tensor:
-    try:
-        return torch.from_numpy(np.array(array, order="C"))  # a copy: torch warns about read-only arrays
-    except TypeError as error:
-        raise TypeError(f"a checkpoint cannot hold {path}, an array of {array.dtype}: {error}") from error

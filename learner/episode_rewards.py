@@ -1,4 +1,4 @@
-"""Rewards that depend on the running episode: goals paid once per episode (`GoalLedger`), and the cap on the share of
+"""Rewards that depend on the running episode: goals paid once per episode (`unpaid`), and the cap on the share of
 intrinsic reward in the total, `reward.max_intrinsic_share` (`ShareCap`).
 
 Let I be the mean over finished episodes of sum_t |k_int R / N^beta|, and E the mean of sum_t max(0, k_ext clip(s
@@ -15,10 +15,11 @@ Invariant: every rollout of a worker is observed in the order in which it was pl
 state describes the episodes and not the batches.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from actors.rollout import Rollout
 from reward_models.table import RewardTable
@@ -26,33 +27,41 @@ from reward_models.table import RewardTable
 DECAY = 0.99
 
 
-class GoalLedger:
-    """The goals already paid in each running episode, as one bitmask per worker and environment."""
+class RunningEpisodes:
+    """What is known of each running episode: an array [*shape, B] per worker, zeroed where an episode ends."""
 
-    def __init__(self) -> None:
-        self._paid: dict[str, np.ndarray] = {}  # worker index -> [B] u64
+    def __init__(self, dtype: DTypeLike, *shape: int) -> None:
+        self._dtype, self._shape = dtype, shape
+        self._arrays: dict[str, np.ndarray] = {}  # by worker index
 
-    def unpaid(self, rollout: Rollout, table: RewardTable) -> np.ndarray:
-        """[T, B] bool: False where the step's caption reaches a goal that was already paid in the episode; updates the
-        ledger."""
-        goals = table.look_up_goals(rollout.caption_ids)
-        bits = np.where(goals >= 0, np.uint64(1) << np.maximum(goals, 0).astype(np.uint64), np.uint64(0))
-        done = rollout.terminated | rollout.truncated
-        paid = _running(self._paid, rollout, np.zeros(bits.shape[1], np.uint64))
-        unpaid = np.empty(bits.shape, bool)
-        for t in range(len(bits)):
-            unpaid[t] = (paid & bits[t]) == 0
-            paid |= bits[t]
-            paid[done[t]] = 0
-        return unpaid
+    def walk(self, rollout: Rollout) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Each step t, the worker's array, to be updated in place, and which of its episodes end [B] bool."""
+        index, done = rollout.worker_id.partition(".")[0], rollout.terminated | rollout.truncated
+        if rollout.sequence_number == 0 or index not in self._arrays:  # a new worker's episodes have just begun
+            self._arrays[index] = np.zeros((*self._shape, done.shape[1]), self._dtype)
+        array = self._arrays[index]
+        for t, ends in enumerate(done):
+            yield t, array, ends
+            array[..., ends] = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Bitmasks by worker index."""
-        return {index: paid.copy() for index, paid in self._paid.items()}
+        """Copies of the arrays by worker index."""
+        return {index: array.copy() for index, array in self._arrays.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
-        self._paid = {index: np.array(paid) for index, paid in state.items()}
+        self._arrays = {index: np.array(array) for index, array in state.items()}
+
+
+def unpaid(paid_goals: RunningEpisodes, rollout: Rollout, table: RewardTable) -> np.ndarray:
+    """[T, B] bool: False where the caption reaches a goal already paid in the episode; updates the bitmasks."""
+    goals = table.look_up_goals(rollout.caption_ids)
+    bits = np.where(goals >= 0, np.uint64(1) << np.maximum(goals, 0).astype(np.uint64), np.uint64(0))
+    is_unpaid = np.empty(bits.shape, bool)
+    for t, paid, _ in paid_goals.walk(rollout):
+        is_unpaid[t] = (paid & bits[t]) == 0
+        paid |= bits[t]
+    return is_unpaid
 
 
 class ShareCap:
@@ -61,8 +70,7 @@ class ShareCap:
     def __init__(self, max_share: float) -> None:
         self._ratio = max_share / (1.0 - max_share) if max_share < 1.0 else np.inf
         self._intrinsic, self._extrinsic = [0.0, 0.0], [0.0, 0.0]  # weighted sum and weight, over episodes
-        # worker index -> [2, B] f64: |intrinsic| and positive extrinsic reward since the episode began
-        self._running: dict[str, np.ndarray] = {}
+        self._running = RunningEpisodes(np.float64, 2)  # sums of |intrinsic| and of positive extrinsic reward
 
     @property
     def scale(self) -> float:
@@ -74,37 +82,23 @@ class ShareCap:
 
     def observe(self, rollout: Rollout, intrinsic: np.ndarray, extrinsic: np.ndarray) -> None:
         """Add the uncapped rewards [T, B] of a worker's next rollout."""
-        running = _running(self._running, rollout, np.zeros((2, intrinsic.shape[1])))
-        done = rollout.terminated | rollout.truncated
         rewards = np.stack([np.abs(intrinsic), np.maximum(extrinsic, 0)], 1).astype(np.float64)  # [T, 2, B]
-        for t in range(len(rewards)):
+        for t, running, ends in self._running.walk(rollout):
             running += rewards[t]
-            for of_intrinsic, of_extrinsic in running[:, done[t]].T.tolist():
+            for of_intrinsic, of_extrinsic in running[:, ends].T.tolist():
                 _add(self._intrinsic, of_intrinsic)
                 if of_extrinsic:
                     _add(self._extrinsic, of_extrinsic)
-            running[:, done[t]] = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Means and running sums."""
-        return {
-            "intrinsic": list(self._intrinsic),
-            "extrinsic": list(self._extrinsic),
-            "running": {index: sums.copy() for index, sums in self._running.items()},
-        }
+        means = {"intrinsic": list(self._intrinsic), "extrinsic": list(self._extrinsic)}
+        return {**means, "running": self._running.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
         self._intrinsic, self._extrinsic = list(state["intrinsic"]), list(state["extrinsic"])
-        self._running = {index: np.array(sums) for index, sums in state["running"].items()}
-
-
-def _running(states: dict[str, np.ndarray], rollout: Rollout, initial: np.ndarray) -> np.ndarray:
-    """The state of the rollout's worker, `initial` where a new worker's episodes have just begun."""
-    index = rollout.worker_id.partition(".")[0]
-    if rollout.sequence_number == 0 or index not in states:
-        states[index] = initial
-    return states[index]
+        self._running.load_state_dict(state["running"])
 
 
 def _add(mean: list[float], value: float) -> None:

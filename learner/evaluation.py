@@ -5,7 +5,7 @@ over-represented and two players' results can be compared game by game.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,24 +20,21 @@ from actors.rollout import EpisodeStatistics
 CACHED_STEPS = 32
 """Steps after which `PolicyPlayer` clears its cached encodings, to bound memory."""
 Episodes = dict[tuple[int, int], EpisodeStatistics]
-"""Finished episodes by environment and episode number (with equal seeds the same game), in the order in which they
-ended."""
+"""Finished episodes by environment and episode number (with equal seeds the same game), in the order of their ends."""
 
 
 class Player(Protocol):
     """Chooses actions for B environments."""
 
     def act(self, obs: Mapping[str, np.ndarray], counted: np.ndarray) -> np.ndarray:
-        """Actions [B] i64 for observations name -> [B, ...]; `counted` [B] bool is True where the episode is part of
-        the result."""
+        """Actions [B] i64 for observations name -> [B, ...]; `counted` [B] bool: whether the episode will count."""
 
     def restart(self, rows: Sequence[int]) -> None:
         """Called when new episodes have begun in the environments `rows`."""
 
 
 class BlindPlayer:
-    """Draws actions with fixed frequencies and ignores observations: the baseline for a claim that a policy uses
-    them."""
+    """Draws actions with fixed frequencies, without looking: what a policy that uses its observations must beat."""
 
     def __init__(self, frequencies: np.ndarray, num_envs: int, seed: int) -> None:
         """`frequencies` [A], at least 0; they need not sum to 1."""
@@ -61,8 +58,7 @@ class RandomPlayer(BlindPlayer):
 
 
 class PolicyPlayer:
-    """Samples from a policy's distribution in float32, as the rollout workers do, and averages the distributions where
-    episodes count."""
+    """Samples from a policy in float32, as the rollout workers do, and averages its distributions where it counts."""
 
     def __init__(self, net: PolicyNet, num_envs: int, seed: int) -> None:
         self._net, self._rng = net.eval(), np.random.default_rng(seed)
@@ -96,8 +92,7 @@ class PolicyPlayer:
 
     @property
     def state_information(self) -> float:
-        """Mutual information of state and action in nats over the states visited so far (see
-        `learner.loss.state_information`)."""
+        """Mutual information of state and action in nats over the states so far (see `loss.state_information`)."""
         return max(0.0, float(_entropies(self.frequencies) - self._entropies / self._num_states))
 
 
@@ -113,8 +108,7 @@ class OutOfTime(RuntimeError):
 def play(
     env: VectorEnvironment, player: Player, episodes_per_env: int, is_time_up: Callable[[], bool] = lambda: False
 ) -> Episodes:
-    """The first `episodes_per_env` episodes of every environment, without those lost because it raised. Raises
-    OutOfTime."""
+    """The first `episodes_per_env` episodes of each environment, but those lost because it raised. Raises OutOfTime."""
     finished: Episodes = {}
     returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
     obs, _ = env.reset()
@@ -152,28 +146,31 @@ class Estimate:
 
 
 def summarise(episodes: Episodes) -> dict[str, Estimate]:
-    """Return, length, and every metric that the environment adds, by name; Wilson intervals for `success`, else
-    bootstrap intervals."""
-    columns: dict[str, list[float]] = {}
-    for episode in episodes.values():
-        for name, value in _metrics(episode).items():
-            columns.setdefault(name, []).append(value)
-    return {name: (_wilson if name == "success" else _bootstrap)(np.array(values)) for name, values in columns.items()}
+    """Return, length, and the environment's own metrics by name; Wilson intervals for `success`, else bootstrap."""
+    columns = _columns(map(_metrics, episodes.values()))
+    return {name: (_wilson if name == "success" else _bootstrap)(values) for name, values in columns.items()}
 
 
 def differences(first: Episodes, second: Episodes) -> dict[str, Estimate]:
-    """Paired differences, first player minus second, by metric name over the games that both have finished, with
-    bootstrap intervals."""
-    columns: dict[str, list[float]] = {}
-    for game in first.keys() & second.keys():
-        ours, theirs = _metrics(first[game]), _metrics(second[game])
-        for name in ours.keys() & theirs.keys():
-            columns.setdefault(name, []).append(ours[name] - theirs[name])
-    return {name: _bootstrap(np.array(values)) for name, values in columns.items()}
+    """First player minus second by metric name, over the games that both have finished, with bootstrap intervals."""
+    pairs = [(_metrics(first[game]), _metrics(second[game])) for game in first.keys() & second.keys()]
+    columns = _columns(
+        {name: ours[name] - theirs[name] for name in ours.keys() & theirs.keys()} for ours, theirs in pairs
+    )
+    return {name: _bootstrap(values) for name, values in columns.items()}
 
 
 def _metrics(episode: EpisodeStatistics) -> dict[str, float]:
     return {"return": episode.episode_return, "length": float(episode.length), **dict(sorted(episode.info.items()))}
+
+
+def _columns(rows: Iterable[Mapping[str, float]]) -> dict[str, np.ndarray]:
+    """The values of each metric, over the rows that have it."""
+    columns: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+    return {name: np.array(values) for name, values in columns.items()}
 
 
 def _bootstrap(values: np.ndarray, resamples: int = 2000) -> Estimate:

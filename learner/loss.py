@@ -15,8 +15,7 @@ from learner.vtrace import VtraceTargets
 
 ADVANTAGE_STD_FLOOR = 1e-3
 SATURATED, DEAD = 0.95, 0.01
-"""A core output of at least this magnitude is saturated; a core unit whose standard deviation over states is lower is
-dead."""
+"""A core output above this magnitude is saturated; a core unit with a lower standard deviation over states is dead."""
 
 
 def action_log_probs(logits: Tensor, actions: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 
 from actors.rollout import Rollout
 from configs.schema import RewardConfig
-from learner.episode_rewards import GoalLedger, ShareCap
+from learner.episode_rewards import RunningEpisodes, ShareCap, unpaid
 from reward_models.table import RewardTable
 
 
@@ -50,23 +50,19 @@ def paid_rewards(state: Mapping[str, Any]) -> dict[int, float]:
 class MixedRewards:
     """Rewards of T steps of B environments."""
 
-    total: np.ndarray
-    """[T, B] f32: the reward in V-trace."""
-    extrinsic: np.ndarray
-    """[T, B] f32: the extrinsic part of `total`, k_ext included."""
-    intrinsic: np.ndarray
-    """[T, B] f32: the intrinsic part of `total`, k_int included."""
-    unknown_fraction: float
-    """Fraction of steps whose caption is not in the table."""
+    total: np.ndarray  # [T, B] f32: the reward in V-trace
+    extrinsic: np.ndarray  # [T, B] f32: the extrinsic part of `total`, k_ext included
+    intrinsic: np.ndarray  # [T, B] f32: the intrinsic part of `total`, k_int included
+    unknown_fraction: float  # of steps whose caption is not in the table
 
 
 class RewardMixer:
-    """Mixes the rewards of rollouts, and keeps the goals already paid, the cap's scale and the rewards paid per
-    caption."""
+    """Mixes the rewards of rollouts, and keeps the goals already paid, the cap's scale and what each caption earned."""
 
     def __init__(self, config: RewardConfig) -> None:
         self._config = config
-        self._ledger, self._cap, self._paid = GoalLedger(), ShareCap(config.max_intrinsic_share), PaidRewards()
+        self._cap, self._paid = ShareCap(config.max_intrinsic_share), PaidRewards()
+        self._paid_goals = RunningEpisodes(np.uint64)  # a bitmask per episode
 
     def mix(self, rollouts: Sequence[Rollout], table: RewardTable) -> MixedRewards:
         """Rewards of `rollouts`, joined along the environment axis. Every rollout of a worker is given once, in order,
@@ -74,18 +70,14 @@ class RewardMixer:
         scale = self._cap.scale
         mixed = [self._mix(rollout, table, scale) for rollout in rollouts]
         unknown = np.average([one.unknown_fraction for one in mixed], weights=[one.total.size for one in mixed])
-        return MixedRewards(
-            total=np.concatenate([one.total for one in mixed], axis=1),
-            extrinsic=np.concatenate([one.extrinsic for one in mixed], axis=1),
-            intrinsic=np.concatenate([one.intrinsic for one in mixed], axis=1),
-            unknown_fraction=float(unknown),
-        )
+        parts = ("total", "extrinsic", "intrinsic")
+        joined = {part: np.concatenate([getattr(one, part) for one in mixed], axis=1) for part in parts}
+        return MixedRewards(**joined, unknown_fraction=float(unknown))
 
-    def note_paid(self, rollouts: Sequence[Rollout], rewards: MixedRewards) -> None:
-        """Count the `rewards` that `mix` returned for `rollouts` as paid: the learner has trained on them."""
-        kept = np.concatenate([rollout.kept for rollout in rollouts])
-        caption_ids = np.concatenate([rollout.caption_ids for rollout in rollouts], axis=1)
-        self._paid.note(caption_ids[:, kept], rewards.intrinsic[:, kept])
+    def note_paid(self, rollouts: Sequence[Rollout], intrinsic: np.ndarray) -> None:
+        """Count `intrinsic` [T, B] as paid: the learner has trained on it, without the lost environments."""
+        caption_ids = [rollout.caption_ids[:, rollout.kept] for rollout in rollouts]
+        self._paid.note(np.concatenate(caption_ids, axis=1), intrinsic)
 
     def pass_over(self, rollout: Rollout, table: RewardTable) -> None:
         """Update the state of the running episodes with a rollout that is dropped."""
@@ -103,7 +95,7 @@ class RewardMixer:
             caption_counts=rollout.caption_counts,
             table=table,
             config=self._config,
-            is_due=None if table.goals is None else self._ledger.unpaid(rollout, table),
+            is_due=None if table.goals is None else unpaid(self._paid_goals, rollout, table),
         )
         if self._config.max_intrinsic_share == 1.0:
             return mixed
@@ -112,12 +104,12 @@ class RewardMixer:
         return replace(mixed, intrinsic=intrinsic, total=mixed.extrinsic + intrinsic)
 
     def state_dict(self) -> dict[str, Any]:
-        """Ledger, cap, and rewards paid per caption."""
-        return {"ledger": self._ledger.state_dict(), "cap": self._cap.state_dict(), "paid": self._paid.state_dict()}
+        """Goals paid, cap, and rewards paid per caption."""
+        return {"ledger": self._paid_goals.state_dict(), "cap": self._cap.state_dict(), "paid": self._paid.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
-        self._ledger.load_state_dict(state["ledger"])
+        self._paid_goals.load_state_dict(state["ledger"])
         self._cap.load_state_dict(state["cap"])
         self._paid.load_state_dict(state["paid"])
 
@@ -132,9 +124,7 @@ def mix_rewards(
     is_due: np.ndarray | None = None,
 ) -> MixedRewards:
     """r = k_ext clip(s r_env, -c, c) + k_int R(caption) / count^beta (ONI section 2), from a rollout's arrays [T, B].
-
-    `is_due` [T, B] bool is False where R is withheld because the caption's goal was already paid.
-    """
+    `is_due` [T, B] bool is False where R is withheld because the caption's goal was already paid."""
     clipped = np.clip(config.extrinsic_scale * extrinsic_rewards, -config.extrinsic_clip, config.extrinsic_clip)
     extrinsic = config.extrinsic_coefficient * clipped
     caption_rewards, known = table.look_up(caption_ids)

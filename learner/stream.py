@@ -13,8 +13,7 @@ from configs.schema import LearnerConfig
 
 LOG = logging.getLogger(__name__)
 REMEMBERED_NUMBERS = 128
-"""Sequence numbers remembered per worker; fewer rollouts are in flight at a time, and only those can arrive out of
-order."""
+"""Sequence numbers remembered per worker; fewer rollouts are in flight, and only those can arrive out of order."""
 
 
 class RolloutStream:
@@ -31,10 +30,8 @@ class RolloutStream:
         self._dropped_stale = 0
 
     def put(self, rollout: Rollout, policy_version: Version) -> list[Rollout] | None:
-        """Append a rollout; returns the next batch if it is full, for the learner at `policy_version`.
-
-        Raises RuntimeError for a rollout of a version that this learner has not published.
-        """
+        """Append a rollout; returns the next batch if it is full, for the learner at `policy_version`. Raises
+        RuntimeError for a rollout of a version that this learner has not published."""
         if rollout.policy_version > policy_version:
             raise RuntimeError(
                 f"worker {rollout.worker_id} sent a rollout of policy version {rollout.policy_version}, but the newest"
@@ -43,15 +40,13 @@ class RolloutStream:
         if self._is_new(rollout):
             self._waiting.append(rollout)
         epoch, newest = policy_version
-        fresh = []
+        oldest = epoch, newest - self._max_lag
+        fresh = [waiting for waiting in self._waiting if waiting.policy_version >= oldest]
         for waiting in self._waiting:
-            made_in, version = waiting.policy_version
-            if made_in == epoch and newest - version <= self._max_lag:
-                fresh.append(waiting)
-                continue
-            self._dropped_stale += 1
-            if made_in == epoch:
-                self._on_stale(waiting)
+            if waiting.policy_version < oldest:
+                self._dropped_stale += 1
+                if waiting.policy_version[0] == epoch:
+                    self._on_stale(waiting)
         is_full = sum(rollout.num_steps > 0 for rollout in fresh) >= self._batch_size
         self._waiting = [] if is_full else fresh
         return fresh if is_full else None
@@ -76,11 +71,10 @@ class RolloutStream:
 
     def _is_new(self, rollout: Rollout) -> bool:
         seen, number = self._seen.setdefault(rollout.worker_id, set()), rollout.sequence_number
-        full = len(seen) == REMEMBERED_NUMBERS
-        if number in seen or (full and number < min(seen)):
+        oldest = min(seen) if len(seen) == REMEMBERED_NUMBERS else -1
+        if number in seen or number < oldest:
             LOG.warning("dropped rollout %d of worker %s: it was received before", number, rollout.worker_id)
             return False
-        if full:
-            seen.remove(min(seen))
+        seen.discard(oldest)
         seen.add(number)
         return True

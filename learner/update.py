@@ -21,9 +21,8 @@ from actors.policy import PolicyNet, PolicyOutput, PolicySnapshot, load_weights,
 from actors.rollout import Rollout, Version
 from configs.devices import resolve_device
 from configs.schema import LearnerConfig, PolicyConfig, RewardConfig
-from learner.batch import Batch, BatchBuffers
+from learner.batch import Batch, BatchBuffers, keep_freed_memory
 from learner.loss import action_log_probs, clamped_ratios, core_metrics, mean_kl, policy_loss, state_information
-from learner.memory import keep_freed_memory
 from learner.rewards import RewardMixer
 from learner.vtrace import ReturnScale, VtraceTargets, vtrace_targets
 from reward_models.fitting import load_optimizer_state, optimizer_state
@@ -39,14 +38,10 @@ class StepResult:
     """The results of one update (learner -> metrics)."""
 
     metrics: dict[str, float]
-    """Finite metrics by metric name; without those that this batch does not define (of a skipped update, for
-    example)."""
-    lags: list[int]
-    """Policy lag of each rollout, in versions."""
-    intrinsic: list[np.ndarray]
-    """Each rollout's intrinsic rewards [T, B], k_int included."""
-    skipped_fraction: float
-    """Fraction of gradient steps that were skipped because loss or gradient were not finite."""
+    """Finite metrics by name; without those that this batch does not define (of a skipped update, for example)."""
+    lags: list[int]  # policy lag of each rollout, in versions
+    intrinsic: list[np.ndarray]  # each rollout's intrinsic rewards [T, B], k_int included
+    skipped_fraction: float  # of the gradient steps, because loss or gradient were not finite
     timings: dict[str, float]
     """Seconds by stage: `transfer` (joining the rollouts on the device), `relabel` (rewards), `train` (the rest)."""
 
@@ -73,6 +68,7 @@ class Learner:
             torch.manual_seed(seed)
             self.net = PolicyNet(spec, policy).to(self.device)
         self._precision = resolve_precision(config.precision, self.device, self.net, "the learner")
+        self._precision_name = "fp32" if self._precision is None else "bf16"
         self._optimizer = torch.optim.Adam(
             self.net.parameters(),
             lr=config.learning_rate,
@@ -88,25 +84,21 @@ class Learner:
         """The version of the current weights."""
         return self.run_epoch, self._updates
 
-    @property
-    def _precision_name(self) -> str:
-        return "bf16" if self._precision is not None else "fp32"
-
     def step(self, rollouts: Sequence[Rollout], table: RewardTable, progress: float = 0.0) -> StepResult:
-        """One update on the rollouts, without the steps of lost environments; all other steps have equal weight.
-        Rewards are computed here, with `table`. `progress`, in [0, 1], is the fraction of the run's steps already
-        consumed."""
+        """One update on the rollouts, all of whose steps but those of lost environments have equal weight. Rewards are
+        computed here, with `table`. `progress`, in [0, 1], is the fraction of the run's steps already consumed."""
         began = time.perf_counter()
         batch = self._buffers.join([rollout.without_lost() for rollout in rollouts if rollout.num_steps])
         joined = time.perf_counter()
         intrinsic_scale, rewards = self._rewards.intrinsic_scale, self._rewards.mix(rollouts, table)
         kept = np.concatenate([rollout.kept for rollout in rollouts])
+        total, intrinsic = rewards.total[:, kept], rewards.intrinsic[:, kept]
         mixed = time.perf_counter()
         updates, taken, skipped = self._updates, self._gradient_steps, self._skipped
-        metrics = self._train(batch, torch.from_numpy(rewards.total[:, kept]).to(self.device), progress)
+        metrics = self._train(batch, torch.from_numpy(total).to(self.device), progress)
         if self._updates > updates:
-            self._rewards.note_paid(rollouts, rewards)
-        metrics["intrinsic_reward_mean"] = float(rewards.intrinsic[:, kept].mean())
+            self._rewards.note_paid(rollouts, intrinsic)
+        metrics["intrinsic_reward_mean"] = float(intrinsic.mean())
         metrics["intrinsic_scale"] = intrinsic_scale
         metrics["intrinsic_unknown_fraction"] = rewards.unknown_fraction
         return StepResult(
@@ -130,8 +122,7 @@ class Learner:
         return snapshot(self.net, self.policy_version)
 
     def state_dict(self) -> dict[str, Any]:
-        """Copies of the weights and Adam's moments by parameter name, and counters: nested dicts of arrays and JSON
-        values."""
+        """Copies of the weights and Adam's moments by parameter name, and counters; arrays and JSON values only."""
         return {
             "run_epoch": self.run_epoch,
             "updates": self._updates,
@@ -145,21 +136,17 @@ class Learner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly from `state_dict`, in this learner's own epoch.
-
-        Raises RuntimeError for the state of another network, and for that of this epoch or a later one, whose versions
-        would recur.
-        """
+        """Continue exactly from `state_dict`, in this learner's own epoch. Raises RuntimeError for the state of another
+        network, and for that of this epoch or a later one, whose versions would recur."""
         if state["run_epoch"] >= self.run_epoch:
             raise RuntimeError(
                 f"the state is of run epoch {state['run_epoch']}, this learner of {self.run_epoch}:"
                 " each start of a run needs an epoch of its own, higher than all before"
             )
         if (before := state.get("precision", self._precision_name)) != self._precision_name:
+            after = self._precision_name
             LOG.warning(
-                "this run computed in %s so far and goes on in %s: its updates are rounded differently",
-                before,
-                self._precision_name,
+                "this run computed in %s so far and goes on in %s: its updates are rounded differently", before, after
             )
         load_weights(self.net, state["weights"])
         load_optimizer_state(self.net, self._optimizer, state["adam"])
@@ -206,11 +193,10 @@ class Learner:
             if config.normalize_returns:
                 self._return_scale.observe(targets.vs)
                 self.net.rescale_values(*self._return_scale.unit(self.device))
-        of_batch = {"policy_state_information": state_information(batch.behaviour_logits)}
-        if is_probed:
-            of_batch |= self._compare(batch, logits_before)
         means = {name: torch.stack([step[name] for step in metrics if name in step]).nanmean() for name in metrics[0]}
-        means |= of_batch
+        means["policy_state_information"] = state_information(batch.behaviour_logits)
+        if is_probed:
+            means |= self._compare(batch, logits_before)
         return dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))  # one wait for the device
 
     def _minibatches(self, num_columns: int, epoch: int) -> list[Tensor | None]:
@@ -226,7 +212,6 @@ class Learner:
         """V-trace targets of the batch with `rewards` [T, B], from the network's values, which are newer than the
         worker's. Only the last observation of a truncated episode, which the rollout does not contain, keeps the
         worker's value."""
-        config = self.config
         return vtrace_targets(
             ratios=self._ratios(batch, output),
             rewards=rewards,
@@ -235,11 +220,7 @@ class Learner:
             terminated=batch.terminated,
             truncated=batch.truncated,
             final_values=batch.final_values,
-            gamma=config.gamma,
-            rho_clip=config.vtrace_rho_clip,
-            c_clip=config.vtrace_c_clip,
-            trace_lambda=config.trace_lambda,
-            rho_weighted=config.rho_weighted_advantage,
+            config=self.config,
         )
 
     def _ratios(self, batch: Batch, output: PolicyOutput) -> Tensor:
@@ -267,8 +248,7 @@ class Learner:
 
     @torch.no_grad()
     def _compare(self, batch: Batch, logits_before: Tensor) -> dict[str, Tensor]:
-        """The KL divergence of the update from `logits_before` [T+1, N, A], of the batch's first environments, and
-        metrics of the core."""
+        """The update's KL divergence from `logits_before` [T+1, N, A], of the first environments, and core metrics."""
         after = self._forward(batch.columns(torch.arange(logits_before.shape[1])))
         metrics = {"update_kl": mean_kl(logits_before, after.logits)}
         return metrics | core_metrics(after.core_outputs) if self.net.core.kind != "none" else metrics

@@ -13,20 +13,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from configs.schema import LearnerConfig
+
 HORIZON = 250
 """Batches over which `ReturnScale` averages; fewer at the start of a run, where it is a plain mean."""
 SMALLEST_SCALE = 1e-4
-"""Lower bound of the standard deviation (van Hasselt et al. 2016): before the first reward the targets hardly
-differ."""
+"""Lower bound of the standard deviation (van Hasselt et al. 2016): before the first reward targets hardly differ."""
 
 
 class VtraceTargets(NamedTuple):
     """Targets of T steps of B environments."""
 
-    vs: Tensor
-    """[T, B] f32: the value targets."""
-    pg_advantages: Tensor
-    """[T, B] f32: the advantages in the policy surrogate."""
+    vs: Tensor  # [T, B] f32: the value targets
+    pg_advantages: Tensor  # [T, B] f32: the advantages in the policy surrogate
 
     def columns(self, indices: Tensor) -> "VtraceTargets":
         """The targets of the environments at `indices` [N] i64."""
@@ -43,24 +42,21 @@ def vtrace_targets(
     terminated: Tensor,
     truncated: Tensor,
     final_values: Tensor,
-    gamma: float,
-    rho_clip: float = 1.0,
-    c_clip: float = 1.0,
-    trace_lambda: float = 1.0,
-    rho_weighted: bool = False,
+    config: LearnerConfig,
 ) -> VtraceTargets:
     """V-trace (Espeholt et al. 2018, IMPALA, eq. 1) by its backward recursion (remark 1); all tensors are [T, B].
 
     `ratios` are pi(a|x) / mu(a|x). `next_values[t]` is V(obs[t+1]): its last row bootstraps the rollout's end, and it
     is ignored where an episode ended at t. `final_values` is read only where truncated. An advantage is r + gamma vs' -
-    V, multiplied by rho only if `rho_weighted` (ONI's form; the clipped-ratio surrogate already contains the importance
-    weight).
+    V, multiplied by rho only if `rho_weighted_advantage` (ONI's form; the clipped-ratio surrogate already contains the
+    importance weight).
     """
+    gamma, trace_lambda = config.gamma, config.trace_lambda
     done = terminated | truncated
     next_values = torch.where(truncated, final_values, next_values).masked_fill(terminated, 0.0)
-    rhos = ratios.clamp(max=rho_clip)
+    rhos = ratios.clamp(max=config.vtrace_rho_clip)
     deltas = rhos * (rewards + gamma * next_values - values)
-    traces = gamma * trace_lambda * ratios.clamp(max=c_clip) * ~done
+    traces = gamma * trace_lambda * ratios.clamp(max=config.vtrace_c_clip) * ~done
     corrections = torch.zeros_like(values)  # vs - V
     correction = torch.zeros_like(values[0])
     for t in reversed(range(len(values))):
@@ -69,12 +65,11 @@ def vtrace_targets(
     vs = values + corrections
     vs_next = torch.where(done, next_values, torch.cat([vs[1:], next_values[-1:]]))
     advantages = rewards + gamma * torch.lerp(next_values, vs_next, trace_lambda) - values
-    return VtraceTargets(vs, rhos * advantages if rho_weighted else advantages)
+    return VtraceTargets(vs, rhos * advantages if config.rho_weighted_advantage else advantages)
 
 
 class ReturnScale:
-    """Mean and standard deviation of the targets, the units in which values are learnt (PopArt, van Hasselt et al.
-    2016)."""
+    """Mean and standard deviation of the targets, the units of the values learnt (PopArt, van Hasselt et al. 2016)."""
 
     def __init__(self) -> None:
         self._count, self._mean, self._square = 0, 0.0, 0.0

@@ -30,10 +30,9 @@ class CaptionEncoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(256, EMBEDDING_SIZE, padding_idx=0)
-        widths = (EMBEDDING_SIZE, *(CHANNELS for _ in STAGES))
+        widths = (EMBEDDING_SIZE, *(CHANNELS for _ in STAGES[1:]))
         self.convolutions = nn.ModuleList(
-            nn.Conv1d(before, after, kernel)
-            for before, after, (kernel, _) in zip(widths, widths[1:], STAGES, strict=False)
+            nn.Conv1d(width, CHANNELS, kernel) for width, (kernel, _) in zip(widths, STAGES, strict=True)
         )
         self.output = nn.Linear(CHANNELS * POSITIONS, FEATURES)
 
@@ -52,8 +51,7 @@ class CaptionEncoder(nn.Module):
 
 
 class CaptionNet(nn.Module):
-    """One output per caption: the encoder, then linear layers of `sizes` with ReLU between them and dropout before the
-    last one."""
+    """One output per caption: encoder, linear layers of `sizes` with ReLU between them, dropout before the last one."""
 
     def __init__(self, sizes: Sequence[int], dropout: float, seed: int) -> None:
         super().__init__()

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from configs.annotation_schema import RewardModelConfig
-from llm_server.annotation import Caption, JudgedCaption, Status, log_odds
+from llm_server.annotation import Caption, JudgedCaption, log_odds
 from reward_models.fitting import Fitting, is_held_out, saved_texts, text_arrays
 from reward_models.interface import Asks, Evidence, RewardModel
-from reward_models.thresholding import ProbabilityReward
+from reward_models.retrieval import ProbabilityReward
 
 SIZES, DROPOUT = (512, 512), 0.1
 MAX_LABELS = 200_000
@@ -38,20 +38,22 @@ class ClassificationModel(RewardModel):
         super().__init__(config, seed)
         if config.labels not in ("soft", "hard"):
             raise ValueError(f"reward_model.labels is `soft` or `hard`, got {config.labels!r}")
-        self._config, self._reward = config, ProbabilityReward(config)
-        self._labels = {False: _Split(), True: _Split()}  # by whether they are held out
+        self._config, self._reward, self._is_hard = config, ProbabilityReward(config), config.labels == "hard"
+        # caption id -> text and probability in the order of arrival, by whether the label is held out
+        self._labels: dict[bool, dict[int, tuple[bytes, float]]] = {False: {}, True: {}}
+        self._rows: dict[bool, list[tuple[bytes, float]]] = {}  # the same as lists, while there is nothing new
         self._fitting = Fitting(SIZES, DROPOUT, config, seed)
         self._theta = np.nan
 
     @property
     def num_train(self) -> int:
         """Training labels; 0 before theta is known."""
-        return 0 if np.isnan(self._theta) else len(self._labels[False].labels)
+        return 0 if np.isnan(self._theta) else len(self._labels[False])
 
     @property
     def num_held_out(self) -> int:
         """Held-out labels."""
-        return len(self._labels[True].labels)
+        return len(self._labels[True])
 
     def holds_out(self, num_captions: int) -> bool:
         """There is one caption per label."""
@@ -59,34 +61,30 @@ class ClassificationModel(RewardModel):
 
     @property
     def is_settled(self) -> bool:
-        return self._is_frozen or self._fitting.is_settled(self)
+        return self._fitting.is_settled(self)
 
     def calibrate(self, threshold: float) -> None:
-        if threshold != self._theta and self._config.labels == "hard":
+        if threshold != self._theta and self._is_hard:
             self._fitting.wake()  # any label may change
         self._theta = threshold
-        self._reward.calibrate(threshold if self._config.labels == "soft" else 0.5)
+        self._reward.calibrate(0.5 if self._is_hard else threshold)
 
-    def learn(self, evidence: Sequence[Evidence]) -> None:
-        """Add new labels."""
-        train, held_out = self._labels[False], self._labels[True]
-        for item in () if self._is_frozen else evidence:
-            if not isinstance(item, JudgedCaption) or item.judgement.status is not Status.OK or not item.caption.id:
-                continue
-            number, is_new = item.caption.id, item.caption.id not in train.labels
-            if number in held_out.labels or (
-                is_new and is_held_out(number, self._config.held_out_fraction, len(train.labels))
-            ):
-                held_out.put(item.caption, item.judgement.probability)
-            else:
-                train.put(item.caption, item.judgement.probability)
-                self._fitting.note_example()
+    def _add(self, item: Evidence) -> None:
+        if not isinstance(item, JudgedCaption) or not item.caption.id:
+            return
+        number, train, fraction = item.caption.id, self._labels[False], self._config.held_out_fraction
+        held_out = number in self._labels[True] or (number not in train and is_held_out(number, fraction, len(train)))
+        labels = self._labels[held_out]
+        labels[number] = item.caption.text.encode(), item.judgement.probability
+        if len(labels) > MAX_LABELS:
+            del labels[next(iter(labels))]
+        self._rows.clear()
+        if not held_out:
+            self._fitting.note_example()
 
     def train(self) -> Mapping[str, float]:
         """Take some gradient steps; `accuracy` is the agreement with the judge on held-out captions."""
-        if not self._is_frozen:
-            self._fitting.train(self, self._config.steps_per_turn)
-        return {} if self._fitting.accuracy is None else {"accuracy": self._fitting.accuracy}
+        return self._fitting.train(self, self._config.steps_per_turn)
 
     def score(self, captions: Sequence[Caption], counts: np.ndarray) -> np.ndarray:
         """[N] f32: R of each caption, labelled or not; NaN before the first evaluation."""
@@ -97,95 +95,67 @@ class ClassificationModel(RewardModel):
         return self._fitting.outputs(captions) - log_odds(self._reward.threshold)
 
     # -- training examples (see `fitting.Examples`)
-    # ---------------------------------------------------------------------
 
-    def texts(self, rows: np.ndarray, held_out: bool) -> list[bytes]:
+    def answers(self, rows: np.ndarray, held_out: bool) -> tuple[list[bytes], np.ndarray]:
         """One caption per label."""
-        labels = self._labels[held_out].rows()
-        return [labels[row][0] for row in rows]
+        if held_out not in self._rows:
+            self._rows[held_out] = list(self._labels[held_out].values())
+        labels = [self._rows[held_out][row] for row in rows]
+        return [text for text, _ in labels], np.array([p for _, p in labels])
 
-    def logits(self, outputs: Tensor) -> Tensor:
-        """The outputs."""
-        return outputs
-
-    def targets(self, rows: np.ndarray, held_out: bool) -> Tensor:
+    def targets(self, p: np.ndarray) -> Tensor:
         """Soft or hard labels, smoothed."""
-        p, smoothing = self._given(rows, held_out), self._config.label_smoothing
-        if self._config.labels == "hard":
+        smoothing = self._config.label_smoothing
+        if self._is_hard:
             return torch.from_numpy((p > self._theta) * (1 - smoothing) + 0.5 * smoothing).float()
         return torch.from_numpy(p + smoothing * (self._reward.threshold - p)).float()
 
-    def agreement(self, logits: Tensor, rows: np.ndarray, held_out: bool) -> float:
+    def agreement(self, logits: Tensor, p: np.ndarray) -> float:
         """Fraction of labels on the same side of the threshold as the network's output."""
-        theta = self._theta if self._config.labels == "hard" else self._reward.threshold
         is_above = logits.numpy() > log_odds(self._reward.threshold)
-        return float(np.mean(is_above == (self._given(rows, held_out) > theta)))
-
-    def _given(self, rows: np.ndarray, held_out: bool) -> np.ndarray:
-        labels = self._labels[held_out].rows()
-        return np.array([labels[row][1] for row in rows])
+        return float(np.mean(is_above == (p > (self._theta if self._is_hard else self._reward.threshold))))
 
     # -- state
-    # ----------------------------------------------------------------------------------------------------------
 
     def retain(self, ids: Set[int]) -> None:
         """Forget every other caption's label and output."""
-        for split in self._labels.values():
-            split.retain(ids)
+        for held_out, labels in self._labels.items():
+            self._labels[held_out] = {number: label for number, label in labels.items() if number in ids}
+        self._rows.clear()
         self._fitting.retain(ids)
 
     def freeze(self, captions: Sequence[Caption], counts: np.ndarray) -> None:
-        """Stop training and remove all labels."""
+        """Stop training and remove all labels, so that there is nothing to train on."""
         self._is_frozen = True
-        self._labels = {False: _Split(), True: _Split()}
+        self._labels = {False: {}, True: {}}
+        self._rows.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """Labels of both splits, weights, optimiser, counters."""
         return {
             "theta": self._theta,
-            "train": self._labels[False].state_dict(),
-            "held_out": self._labels[True].state_dict(),
+            "train": _label_arrays(self._labels[False]),
+            "held_out": _label_arrays(self._labels[True]),
             "fitting": self._fitting.state_dict(),
             "is_frozen": self._is_frozen,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.calibrate(state["theta"])
-        for held_out, name in ((False, "train"), (True, "held_out")):
-            self._labels[held_out].load_state_dict(state[name])
+        self._labels = {False: _saved_labels(state["train"]), True: _saved_labels(state["held_out"])}
+        self._rows.clear()
         self._fitting.load_state_dict(state["fitting"])
         self._is_frozen = state["is_frozen"]
 
 
-class _Split:
-    """Labels in the order in which their captions arrived."""
+def _label_arrays(labels: dict[int, tuple[bytes, float]]) -> dict[str, np.ndarray]:
+    return {
+        "ids": np.array(list(labels), np.uint64),
+        "probabilities": np.array([p for _, p in labels.values()], np.float64),
+        **text_arrays([text for text, _ in labels.values()]),
+    }
 
-    def __init__(self) -> None:
-        self.labels: dict[int, tuple[bytes, float]] = {}
-        self._rows: list[tuple[bytes, float]] | None = None
 
-    def put(self, caption: Caption, probability: float) -> None:
-        self.labels[caption.id] = caption.text.encode(), probability
-        if len(self.labels) > MAX_LABELS:
-            del self.labels[next(iter(self.labels))]
-        self._rows = None
-
-    def rows(self) -> list[tuple[bytes, float]]:
-        if self._rows is None:
-            self._rows = list(self.labels.values())
-        return self._rows
-
-    def retain(self, ids: Set[int]) -> None:
-        self.labels = {number: label for number, label in self.labels.items() if number in ids}
-        self._rows = None
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "ids": np.array(list(self.labels), np.uint64),
-            "probabilities": np.array([p for _, p in self.labels.values()], np.float64),
-            **text_arrays([text for text, _ in self.labels.values()]),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        labels = zip(saved_texts(state), state["probabilities"].tolist(), strict=True)
-        self.labels, self._rows = dict(zip(state["ids"].tolist(), labels, strict=True)), None
+def _saved_labels(state: Mapping[str, Any]) -> dict[int, tuple[bytes, float]]:
+    labels = zip(saved_texts(state), state["probabilities"].tolist(), strict=True)
+    return dict(zip(state["ids"].tolist(), labels, strict=True))

@@ -13,8 +13,7 @@ import numpy as np
 
 from configs.annotation_schema import RewardModelConfig
 from llm_server.annotation import Caption, EmbeddedCaption
-from reward_models.interface import Asks, Evidence, RewardModel
-from reward_models.thresholding import without_empty
+from reward_models.interface import Asks, Evidence, RewardModel, without_empty
 
 MAX_GOALS = 64
 THRESHOLDS = {"sentences": 0.45, "bag-of-words": 0.35}
@@ -49,12 +48,10 @@ class EmbeddingModel(RewardModel):
         self._goals = [_bag(goal) for goal in config.goals]
         self._nearest: dict[int, tuple[float, int]] = {}  # caption id -> largest cosine and its goal
 
-    def learn(self, evidence: Sequence[Evidence]) -> None:
-        """Store the largest cosine of each caption."""
-        for item in () if self._is_frozen else evidence:
-            if isinstance(item, EmbeddedCaption) and not np.isnan(item.cosines).any():
-                goal = int(item.cosines.argmax())
-                self._nearest[item.caption.id] = float(item.cosines[goal]), goal
+    def _add(self, item: Evidence) -> None:
+        if isinstance(item, EmbeddedCaption) and not np.isnan(item.cosines).any():
+            goal = int(item.cosines.argmax())
+            self._nearest[item.caption.id] = float(item.cosines[goal]), goal
 
     def score(self, captions: Sequence[Caption], counts: np.ndarray) -> np.ndarray:
         """[N] f32: R of each caption, NaN before it was embedded."""
@@ -70,8 +67,7 @@ class EmbeddingModel(RewardModel):
         if not self._is_once:
             return None
         cosines, goals = self._look_up(captions)
-        is_text = np.array([caption.id != 0 for caption in captions], bool)
-        return np.where(is_text & (cosines > self._threshold), goals, -1).astype(np.int8)
+        return np.where(cosines > self._threshold, goals, -1).astype(np.int8)
 
     def _look_up(self, captions: Sequence[Caption]) -> tuple[np.ndarray, np.ndarray]:
         if self.asks is Asks.NOTHING:

@@ -39,7 +39,7 @@ MAX_GRAD_NORM = 10.0
 
 
 class Examples(Protocol):
-    """The training and held-out examples of a network: logits and targets in [0, 1]."""
+    """The training and held-out examples of a network: captions and the judge's answers p about them, in [0, 1]."""
 
     @property
     def num_train(self) -> int:
@@ -52,18 +52,15 @@ class Examples(Protocol):
     def holds_out(self, num_captions: int) -> bool:
         """Whether the held-out examples contain at least `num_captions` held-out captions."""
 
-    def texts(self, rows: np.ndarray, held_out: bool) -> list[bytes]:
-        """The captions of the examples `rows`."""
+    def answers(self, rows: np.ndarray, held_out: bool) -> tuple[list[bytes], np.ndarray]:
+        """The captions of the examples `rows` [N], and p [N] f64. Where two captions are compared, all first ones come
+        before all second ones."""
 
-    def logits(self, outputs: Tensor) -> Tensor:
-        """[N] logits from the network's outputs for `texts`."""
+    def targets(self, p: np.ndarray) -> Tensor:
+        """[N] f32 in [0, 1]: what the network learns to predict."""
 
-    def targets(self, rows: np.ndarray, held_out: bool) -> Tensor:
-        """[N] f32 in [0, 1]."""
-
-    def agreement(self, logits: Tensor, rows: np.ndarray, held_out: bool) -> float:
-        """Fraction of examples on which the network agrees with the judge; NaN if the judge is undecided on all of
-        them."""
+    def agreement(self, logits: Tensor, p: np.ndarray) -> float:
+        """Fraction of examples on which the network agrees with the judge; NaN if the judge is undecided on all."""
 
 
 class Fitting:
@@ -71,13 +68,11 @@ class Fitting:
 
     def __init__(self, sizes: Sequence[int], dropout: float, config: RewardModelConfig, seed: int) -> None:
         self._config, self._seed = config, seed
-        self._net, self._best = CaptionNet(sizes, dropout, seed), CaptionNet(sizes, dropout, seed)
+        self._net, self._best = (CaptionNet(sizes, dropout, seed) for _ in range(2))
         self._optimizer = self._new_optimizer()
         self.step = 0
-        self.has_best = False
-        """Whether the best weights exist: False before the first evaluation."""
-        self.accuracy: float | None = None
-        """Of the best weights on the held-out examples."""
+        self.has_best = False  # until the first evaluation
+        self.accuracy: float | None = None  # of the best weights on the held-out examples
         self._num_without_gain = 0
         self._num_learnt = 0  # every example ever added, those that were removed or replaced included
         self._rests_until = 0  # `_num_learnt` at which training resumes after a pause; 0 if it is not paused
@@ -95,11 +90,11 @@ class Fitting:
         """End a pause because the targets have changed."""
         self._rests_until = self._num_without_gain = 0
 
-    def train(self, examples: Examples, num_steps: int) -> None:
-        """Take at most `num_steps` gradient steps, fewer if training pauses."""
+    def train(self, examples: Examples, num_steps: int) -> dict[str, float]:
+        """Take at most `num_steps` gradient steps, fewer if training pauses; returns `accuracy`, if there is one."""
         for _ in range(num_steps):
             if self.is_settled(examples):
-                return
+                break
             if self._rests_until:
                 self._net.load_state_dict(self._best.state_dict())
                 self._optimizer = self._new_optimizer()
@@ -107,6 +102,7 @@ class Fitting:
             self._take_step(examples)
             if self.step % EVALUATION_INTERVAL_STEPS == 0:
                 self._evaluate(examples)
+        return {} if self.accuracy is None else {"accuracy": self.accuracy}
 
     def outputs(self, captions: Sequence[Caption]) -> np.ndarray:
         """[N] f64 outputs of the best weights, NaN before these exist; computed once per caption and weights."""
@@ -128,8 +124,9 @@ class Fitting:
         rows = rng.integers(examples.num_train, size=min(self._config.batch_size, 4 * examples.num_train))
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
         self._optimizer.zero_grad(set_to_none=True)
-        logits = examples.logits(self._net(examples.texts(rows, False), generator))
-        binary_cross_entropy_with_logits(logits, examples.targets(rows, False)).backward()
+        texts, p = examples.answers(rows, held_out=False)
+        logits = _logits(self._net(texts, generator), len(p))
+        binary_cross_entropy_with_logits(logits, examples.targets(p)).backward()
         norm = torch.nn.utils.clip_grad_norm_(self._net.parameters(), MAX_GRAD_NORM)
         if bool(torch.isfinite(norm)):
             self._optimizer.step()
@@ -139,10 +136,9 @@ class Fitting:
         held_out = examples.holds_out(MIN_HELD_OUT)
         total = examples.num_held_out if held_out else examples.num_train
         rows = np.unique(np.linspace(0, total - 1, min(total, MAX_EVALUATED)).astype(np.int64))
-        excess, agreement = self._assess(self._net, examples, rows, held_out)
-        best_excess, best_agreement = np.inf, np.nan
-        if self.has_best:
-            best_excess, best_agreement = self._assess(self._best, examples, rows, held_out)
+        texts, p = examples.answers(rows, held_out)
+        excess, agreement = _assess(self._net, examples, texts, p)
+        best_excess, best_agreement = _assess(self._best, examples, texts, p) if self.has_best else (np.inf, np.nan)
         if excess < min((1.0 - MIN_GAIN) * best_excess, best_excess - LEAST_GAIN):
             self._best.load_state_dict(self._net.state_dict())
             self.has_best, best_agreement = True, agreement
@@ -153,15 +149,6 @@ class Fitting:
         self.accuracy = best_agreement if held_out and np.isfinite(best_agreement) else None
         if self._num_without_gain >= self._config.patience:
             self._rests_until = max(1, self._num_learnt + examples.num_train // GROWTH)
-
-    @torch.no_grad()
-    def _assess(self, net: CaptionNet, examples: Examples, rows: np.ndarray, held_out: bool) -> tuple[float, float]:
-        """Excess loss in nats, and agreement."""
-        logits = examples.logits(net(examples.texts(rows, held_out)))
-        targets = examples.targets(rows, held_out).double()
-        entropy = -(torch.xlogy(targets, targets) + torch.xlogy(1.0 - targets, 1.0 - targets)).mean()
-        loss = binary_cross_entropy_with_logits(logits.double(), targets)
-        return float(loss - entropy), examples.agreement(logits, rows, held_out)
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         config = self._config
@@ -195,6 +182,20 @@ class Fitting:
         self._num_without_gain, self._num_learnt = state["num_without_gain"], state["num_learnt"]
         self._rests_until = state["rests_until"]
         self._outputs = dict(zip(state["output_ids"].tolist(), state["outputs"].tolist(), strict=True))
+
+
+def _logits(outputs: Tensor, num: int) -> Tensor:
+    """[num]: the outputs for single captions, or the differences of those for pairs, first minus second."""
+    return outputs[:num] - outputs[num:] if len(outputs) > num else outputs
+
+
+@torch.no_grad()
+def _assess(net: CaptionNet, examples: Examples, texts: list[bytes], p: np.ndarray) -> tuple[float, float]:
+    """Excess loss in nats, and agreement."""
+    logits, targets = _logits(net(texts), len(p)), examples.targets(p).double()
+    entropy = -(torch.xlogy(targets, targets) + torch.xlogy(1.0 - targets, 1.0 - targets)).mean()
+    loss = binary_cross_entropy_with_logits(logits.double(), targets)
+    return float(loss - entropy), examples.agreement(logits, p)
 
 
 def is_held_out(caption_id: int, fraction: float, num_trained: int) -> bool:

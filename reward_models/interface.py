@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from configs.annotation_schema import RewardModelConfig
-from llm_server.annotation import Caption, EmbeddedCaption, JudgedCaption, JudgedPair
+from llm_server.annotation import Caption, EmbeddedCaption, JudgedCaption, JudgedPair, Status
 
 Evidence: TypeAlias = JudgedCaption | JudgedPair | EmbeddedCaption
 """What a reward model learns from; its attribute `asks` says which of them."""
@@ -23,20 +23,14 @@ class Asks(Enum):
 
     NOTHING = "nothing"
     """The service is not asked, and `learn` gets nothing."""
-    JUDGEMENTS = "judgements"
-    """`JudgedCaption`."""
-    PAIRS = "pairs"
-    """`JudgedPair`."""
-    EMBEDDINGS = "embeddings"
-    """`EmbeddedCaption`."""
+    JUDGEMENTS = "judgements"  # `JudgedCaption`
+    PAIRS = "pairs"  # `JudgedPair`
+    EMBEDDINGS = "embeddings"  # `EmbeddedCaption`
 
 
 class RewardModel(ABC):
     """Turns the LLM's answers into one reward per caption; a contract test checks every model. Not thread-safe: its
-    owner locks.
-
-    The other methods default to a model without state and training.
-    """
+    owner locks. What is not abstract defaults to a model without state and training."""
 
     name: str
     asks: Asks
@@ -73,16 +67,20 @@ class RewardModel(ABC):
         the service restarts. A configured threshold overrides it."""
 
     def learn(self, evidence: Sequence[Evidence]) -> None:
-        """Add new evidence. Answers that are not OK must not become labels."""
+        """Add new evidence. Answers that are not OK never become labels, and a frozen model learns nothing."""
+        for item in () if self._is_frozen else evidence:
+            if isinstance(item, EmbeddedCaption) or item.judgement.status is Status.OK:
+                self._add(item)
+
+    def _add(self, item: Evidence) -> None:
+        """Add one answer, of the kind that the model asks for: `learn` calls this for those that may become labels."""
 
     def train(self) -> Mapping[str, float]:
-        """Take at most `steps_per_turn` gradient steps on all evidence; returns metrics (`accuracy` on the held-out
-        split)."""
+        """Take at most `steps_per_turn` gradient steps on all evidence; returns `accuracy` on the held-out split."""
         return {}
 
     def goals(self, captions: Sequence[Caption]) -> np.ndarray | None:
-        """[N] i8, the goal that each caption reaches, -1 for none; None for a model without goals, or one that pays
-        them every time."""
+        """[N] i8: the goal that each caption reaches, -1 for none; None if no goals are paid once per episode."""
         return None
 
     def retain(self, ids: Set[int]) -> None:
@@ -93,9 +91,15 @@ class RewardModel(ABC):
         self._is_frozen = True
 
     def state_dict(self) -> dict[str, Any]:
-        """The state from which `load_state_dict` continues exactly, training included: nested dicts of arrays and JSON
-        values."""
+        """What `load_state_dict` continues from exactly, training included: nested dicts of arrays and JSON values."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
+
+
+def without_empty(captions: Sequence[Caption], rewards: np.ndarray) -> np.ndarray:
+    """`rewards` [N] as f32, 0 for the empty caption."""
+    rewards = rewards.astype(np.float32)
+    rewards[[caption.id == 0 for caption in captions]] = 0.0
+    return rewards

@@ -36,8 +36,7 @@ CLOSE_BUDGET_S = 2.0
 
 
 class FairLock:
-    """A context manager, not reentrant. With a plain lock, a thread that releases it and acquires it again at once can
-    starve others."""
+    """Not reentrant. With a plain lock, a thread that releases it and acquires it again at once can starve others."""
 
     def __init__(self) -> None:
         self._door = threading.Lock()  # held while waiting for the lock, so that the next thread waits here
@@ -56,12 +55,9 @@ class RewardedCaption:
     """One line of the end-of-run summary (annotation -> user)."""
 
     text: str
-    reward: float
-    """R in the newest table."""
-    probability: float | None
-    """The judge's probability; None if it was not asked."""
-    count: int
-    """Occurrences in the run."""
+    reward: float  # R in the newest table
+    probability: float | None  # the judge's; None if it was not asked
+    count: int  # occurrences in the run
 
 
 class AnnotationPipeline:
@@ -80,12 +76,10 @@ class AnnotationPipeline:
         annotator: Annotator | None = None,
         service: ServiceProcess | None = None,
         judge: Judge | None = None,
-        config: RewardModelConfig | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        config: RewardModelConfig,
     ) -> None:
         self._book, self._trainer, self._annotator = book, trainer, annotator
-        self._service, self._judge, self._clock = service, judge, clock
-        config = config or RewardModelConfig()
+        self._service, self._judge = service, judge
         self._publish_interval_s, self._training_share = config.publish_interval_s, config.training_share
         self._lock = FairLock()  # of the trainer
         self._unlearnt: list[Evidence] = []
@@ -115,29 +109,31 @@ class AnnotationPipeline:
         return self._book.take_report(texts, counts, worker_id, sequence_number, env_steps)
 
     def turn(self, max_labels: int) -> RewardTable:
-        """Ask for at most `max_labels` answers, learn them, train for one turn and return the newest table, all in this
-        thread."""
+        """Ask for at most `max_labels` answers, learn, train and publish in this thread; returns the newest table."""
         answers = self._annotator.turn(max_labels) if self._annotator else []
         with self._lock:
-            self._learn(answers)
+            if self._annotator:
+                self._learn(self._annotator, answers)
             self._trainer.train()
             self._trainer.publish()
             return self._trainer.table
 
-    def _learn(self, answers: Sequence[Evidence]) -> None:
-        if self._annotator is None:
-            return
-        if self._annotator.num_judges_replaced != self._num_judges_replaced:
+    def _learn(self, annotator: Annotator, answers: Sequence[Evidence]) -> None:
+        """Learn the answers, and those left over from a failure."""
+        is_replaced = annotator.num_judges_replaced != self._num_judges_replaced
+        self._unlearnt = [*answers] if is_replaced else [*self._unlearnt, *answers]  # none of a former judge
+        if is_replaced:
             self._trainer.begin_anew()
-            self._num_judges_replaced = self._annotator.num_judges_replaced
-        if self._annotator.judge:
-            self._trainer.calibrate(self._annotator.judge.pays_above)
+            self._num_judges_replaced = annotator.num_judges_replaced
+        if annotator.judge:
+            self._trainer.calibrate(annotator.judge.pays_above)
         # Answers are counted, not evidence: an answer may not be a label, or not make a pair.
-        if self._annotator.num_answers > self._num_answers and self._service:
+        if annotator.num_answers > self._num_answers and self._service:
             self._service.served()
-        self._num_answers = self._annotator.num_answers
-        self._trainer.learn(answers)
-        self._trainer.note_labels(self._annotator.num_labels)
+        self._num_answers = annotator.num_answers
+        self._trainer.learn(self._unlearnt)
+        self._trainer.note_labels(annotator.num_labels)
+        self._unlearnt = []
 
     def start(self) -> None:
         """Start to ask, learn and publish in the background."""
@@ -147,14 +143,14 @@ class AnnotationPipeline:
         self._thread.start()
 
     def _run(self) -> None:
-        failures, publish_at, train_at = 0, self._clock(), self._clock()
+        failures, publish_at, train_at = 0, time.monotonic(), time.monotonic()
         while not self._stop.is_set():
             try:
                 due = publish_at if self._trainer.is_settled else min(publish_at, train_at)
-                self._learn_what_came(min(max(0.0, due - self._clock()), self._publish_interval_s))
-                if self._clock() >= train_at and not self._trainer.is_settled:
+                self._learn_what_came(min(max(0.0, due - time.monotonic()), self._publish_interval_s))
+                if time.monotonic() >= train_at and not self._trainer.is_settled:
                     train_at = self._next_time(self._train, self._training_share, 0.0)
-                if self._clock() >= publish_at:
+                if time.monotonic() >= publish_at:
                     publish_at = self._next_time(self._publish, PUBLISHING_SHARE, self._publish_interval_s)
                 failures = 0
             except Exception as error:
@@ -167,11 +163,10 @@ class AnnotationPipeline:
                 self._stop.wait(self._publish_interval_s)
 
     def _next_time(self, work: Callable[[], object], share: float, interval_s: float) -> float:
-        """Do `work` now; returns when it is due again, so that it takes at most `share` of the time and leaves the CPU
-        to the run."""
-        started = self._clock()
+        """Do `work` now; returns when it is due again, so that it takes at most `share` of the time from the run."""
+        started = time.monotonic()
         work()
-        return started + max(interval_s, (self._clock() - started) / share)
+        return started + max(interval_s, (time.monotonic() - started) / share)
 
     def _train(self) -> None:
         with self._lock:
@@ -199,12 +194,7 @@ class AnnotationPipeline:
             return
         self._annotator.wait(timeout_s)
         with self._lock:  # no checkpoint may be saved between taking and learning
-            answers = self._annotator.take()
-            if self._annotator.num_judges_replaced != self._num_judges_replaced:
-                self._unlearnt = []  # answers of a former judge
-            self._unlearnt += answers
-            self._learn(self._unlearnt)
-            self._unlearnt = []
+            self._learn(self._annotator, self._annotator.take())
 
     def latest_table(self) -> RewardTable:
         """The newest table; never blocks."""
@@ -253,8 +243,7 @@ class AnnotationPipeline:
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`, before `start`. An empty state, of a run without annotation so far, changes
-        nothing."""
+        """Continue from `state_dict`, before `start`. An empty state, of a run without annotation, changes nothing."""
         if not state:
             return
         self._book.load_state_dict(state["book"])

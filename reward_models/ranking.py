@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from configs.annotation_schema import RewardModelConfig
-from llm_server.annotation import Caption, JudgedPair, Status
+from llm_server.annotation import Caption, JudgedPair
 from reward_models.fitting import Fitting, is_held_out, saved_texts, text_arrays
-from reward_models.interface import Asks, Evidence, RewardModel
-from reward_models.thresholding import without_empty
+from reward_models.interface import Asks, Evidence, RewardModel, without_empty
 
 SIZES, DROPOUT = (256, 512), 0.0
 MAX_PAIRS = 1_000_000
@@ -84,27 +83,26 @@ class RankingModel(RewardModel):
 
     @property
     def is_settled(self) -> bool:
-        return self._is_frozen or self._fitting.is_settled(self)
+        return self._fitting.is_settled(self)
 
     def calibrate(self, threshold: float) -> None:
         self._theta = threshold
 
-    def learn(self, evidence: Sequence[Evidence]) -> None:
-        """Add new pairs."""
-        for item in () if self._is_frozen else evidence:
-            if isinstance(item, JudgedPair) and item.judgement.status is Status.OK:
-                first, second = item.pair.first, item.pair.second
-                self._judged.update(zip((first.id, second.id), item.judgement.singles or (), strict=False))
-                if first.id and second.id and first.id != second.id:
-                    self._add_caption(first)
-                    self._add_caption(second)
-                    is_held_out_pair = bool({first.id, second.id} & self._held_out_captions)
-                    pairs = self._pairs[is_held_out_pair]
-                    pairs.append((first.id, second.id, item.judgement.preference))
-                    if len(pairs) > MAX_PAIRS:
-                        del pairs[: len(pairs) - MAX_PAIRS * 9 // 10]
-                    if not is_held_out_pair:
-                        self._fitting.note_example()
+    def _add(self, item: Evidence) -> None:
+        if not isinstance(item, JudgedPair):
+            return
+        first, second = item.pair.first, item.pair.second
+        self._judged.update(zip((first.id, second.id), item.judgement.singles or (), strict=False))
+        if first.id and second.id and first.id != second.id:
+            self._add_caption(first)
+            self._add_caption(second)
+            is_held_out_pair = bool({first.id, second.id} & self._held_out_captions)
+            pairs = self._pairs[is_held_out_pair]
+            pairs.append((first.id, second.id, item.judgement.preference))
+            if len(pairs) > MAX_PAIRS:
+                del pairs[: len(pairs) - MAX_PAIRS * 9 // 10]
+            if not is_held_out_pair:
+                self._fitting.note_example()
 
     def _add_caption(self, caption: Caption) -> None:
         if caption.id not in self._texts:
@@ -114,11 +112,8 @@ class RankingModel(RewardModel):
             self._texts[caption.id] = caption.text.encode()
 
     def train(self) -> Mapping[str, float]:
-        """Take some gradient steps; `accuracy` is the agreement with the judge on the order of held-out pairs, without
-        ties."""
-        if not self._is_frozen:
-            self._fitting.train(self, self._config.steps_per_turn)
-        return {} if self._fitting.accuracy is None else {"accuracy": self._fitting.accuracy}
+        """Take some gradient steps; `accuracy` is the agreement on the order of held-out pairs, without ties."""
+        return self._fitting.train(self, self._config.steps_per_turn)
 
     def score(self, captions: Sequence[Caption], counts: np.ndarray) -> np.ndarray:
         """[N] f32: R of each caption, NaN before the first evaluation of the network."""
@@ -129,7 +124,7 @@ class RankingModel(RewardModel):
             self._scale = self._measured(outputs[is_text], np.asarray(counts, np.float64)[is_text], judged[is_text])
         mu, sigma, epsilon = self._scale
         z = (outputs - mu) / sigma
-        return without_empty(captions, np.where(np.isnan(z), np.nan, np.where(z > epsilon, z, 0.0)))
+        return without_empty(captions, np.where(z <= epsilon, 0.0, z))
 
     def _measured(self, outputs: np.ndarray, counts: np.ndarray, judged: np.ndarray) -> tuple[float, float, float]:
         """mu, sigma and epsilon over a table, `judged` the judge's probabilities of single captions (NaN if unknown);
@@ -155,35 +150,23 @@ class RankingModel(RewardModel):
         return (self._fitting.outputs(captions) - mu) / sigma - epsilon
 
     # -- training examples (see `fitting.Examples`)
-    # ---------------------------------------------------------------------
 
-    def texts(self, rows: np.ndarray, held_out: bool) -> list[bytes]:
-        """All first captions, then all second ones."""
-        pairs = self._pairs[held_out]
-        return [self._texts[pairs[row][side]] for side in (0, 1) for row in rows]
+    def answers(self, rows: np.ndarray, held_out: bool) -> tuple[list[bytes], np.ndarray]:
+        """All first captions, then all second ones; and the preferences."""
+        pairs = [self._pairs[held_out][row] for row in rows]
+        texts = [self._texts[pair[side]] for side in (0, 1) for pair in pairs]
+        return texts, np.array([preference for _, _, preference in pairs])
 
-    def logits(self, outputs: Tensor) -> Tensor:
-        """Differences of the outputs, first minus second."""
-        firsts, seconds = outputs.chunk(2)
-        return firsts - seconds
-
-    def targets(self, rows: np.ndarray, held_out: bool) -> Tensor:
+    def targets(self, p: np.ndarray) -> Tensor:
         """Preferences, smoothed."""
-        p, smoothing = self._given(rows, held_out), self._config.label_smoothing
-        return torch.from_numpy(p + smoothing * (0.5 - p)).float()
+        return torch.from_numpy(p + self._config.label_smoothing * (0.5 - p)).float()
 
-    def agreement(self, logits: Tensor, rows: np.ndarray, held_out: bool) -> float:
+    def agreement(self, logits: Tensor, p: np.ndarray) -> float:
         """Fraction of pairs, without ties, that network and judge order alike."""
-        p = self._given(rows, held_out)
         decided = p != 0.5
         return float(np.mean((logits.numpy() > 0)[decided] == (p > 0.5)[decided])) if decided.any() else math.nan
 
-    def _given(self, rows: np.ndarray, held_out: bool) -> np.ndarray:
-        pairs = self._pairs[held_out]
-        return np.array([pairs[row][2] for row in rows])
-
     # -- state
-    # ----------------------------------------------------------------------------------------------------------
 
     def retain(self, ids: Set[int]) -> None:
         """Forget every other caption, its output and its pairs."""

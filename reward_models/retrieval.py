@@ -1,7 +1,8 @@
-"""The retrieval reward model: a caption's reward is the judge's own answer; there is no training.
+"""The retrieval reward model, where a caption's reward depends on the judge's own answer and nothing is trained; and
+`ProbabilityReward`, the reward of a probability, which classification uses too.
 
 Invariant: the state is one probability per labelled caption of the book; the order of judgements about different
-captions does not matter.
+captions does not matter. NaN (unknown, or no threshold yet) stays NaN.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from configs.annotation_schema import RewardModelConfig
-from llm_server.annotation import Caption, JudgedCaption, Status, log_odds
-from reward_models.interface import Asks, Evidence, RewardModel
-from reward_models.thresholding import ProbabilityReward
+from llm_server.annotation import Caption, JudgedCaption, log_odds
+from reward_models.interface import Asks, Evidence, RewardModel, without_empty
+
+OUTPUTS = ("binary", "soft", "probability")
 
 
 class RetrievalModel(RewardModel):
@@ -27,14 +29,12 @@ class RetrievalModel(RewardModel):
         self._probabilities: dict[int, float] = {}
 
     def calibrate(self, threshold: float) -> None:
-        """See `RewardModel`. Labels are stored as probabilities, so a new threshold applies to all of them."""
+        """Labels are stored as probabilities, so a new threshold applies to all of them."""
         self._reward.calibrate(threshold)
 
-    def learn(self, evidence: Sequence[Evidence]) -> None:
-        """Store the labels."""
-        for item in () if self._is_frozen else evidence:
-            if isinstance(item, JudgedCaption) and item.judgement.status is Status.OK:
-                self._probabilities[item.caption.id] = item.judgement.probability
+    def _add(self, item: Evidence) -> None:
+        if isinstance(item, JudgedCaption):
+            self._probabilities[item.caption.id] = item.judgement.probability
 
     def score(self, captions: Sequence[Caption], counts: np.ndarray) -> np.ndarray:
         """[N] f32: R of each caption; NaN without a label or a threshold, 0 for the empty caption."""
@@ -67,3 +67,35 @@ class RetrievalModel(RewardModel):
         self.calibrate(state["threshold"])
         self._probabilities = dict(zip(state["ids"].tolist(), state["probabilities"].tolist(), strict=True))
         self._is_frozen = state["is_frozen"]
+
+
+class ProbabilityReward:
+    """R = 1[p > threshold] (`binary`), max(0, p - threshold) / (1 - threshold) (`soft`) or p (`probability`)."""
+
+    def __init__(self, config: RewardModelConfig) -> None:
+        """Raises ValueError for a threshold that is not a probability and for an unknown output."""
+        if config.threshold != -1 and not 0 <= config.threshold < 1:
+            raise ValueError(
+                f"reward_model.threshold is a probability in [0, 1), got {config.threshold}; -1 is the rubric's"
+            )
+        if config.output not in OUTPUTS:
+            raise ValueError(f"reward_model.output is one of {', '.join(OUTPUTS)}, got {config.output!r}")
+        self._output, self._is_configured = config.output, config.threshold != -1
+        self.threshold = config.threshold if self._is_configured else np.nan
+        """NaN until `calibrate`, unless it is configured."""
+
+    def calibrate(self, threshold: float) -> None:
+        """Set the threshold, unless it is configured."""
+        if not self._is_configured:
+            self.threshold = threshold
+
+    def rewards(self, captions: Sequence[Caption], probabilities: np.ndarray) -> np.ndarray:
+        """[N] f32 from `probabilities` [N] f64."""
+        above = probabilities - self.threshold
+        if self._output == "binary":
+            rewards = (above > 0).astype(np.float64)
+        elif self._output == "soft":
+            rewards = np.maximum(0.0, above) / (1.0 - self.threshold)
+        else:
+            rewards = probabilities
+        return without_empty(captions, np.where(np.isnan(above), np.nan, rewards))

@@ -18,8 +18,7 @@ BAND = 4
 
 
 class Permutation:
-    """The source of each caption's reward. New captions stay unknown until there are enough of them to exchange
-    rewards."""
+    """The source of each caption's reward. New captions are unknown until enough of them can exchange rewards."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -86,8 +85,7 @@ class RewardShaping:
         return self._num_labels >= self._config.warmup_labels
 
     def apply(self, ids: np.ndarray, counts: np.ndarray, rewards: np.ndarray) -> np.ndarray:
-        """Shaped rewards [N] f32 from the model's `rewards` [N] f32, `ids` [N] u64 and `counts` [N] i64; NaN is
-        unknown."""
+        """Shaped rewards [N] f32 of the model's `rewards` [N] f32 (NaN: unknown), `ids` [N] u64, `counts` [N] i64."""
         if self._permutation:
             rewards = self._permutation.apply(ids, counts, rewards)
         return np.clip(rewards, -self._config.clip, self._config.clip) if self._config.clip else rewards

@@ -24,8 +24,7 @@ class IdIndex:
         self._depth = int(sizes.max()).bit_length()
 
     def find(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Positions int and known bool, both in the shape of `ids` (u64); the position of an unknown id is any valid
-        one."""
+        """Positions int and known bool, both in the shape of `ids` (u64); an unknown id has any valid position."""
         buckets = (ids >> self._shift).astype(np.int64)
         low, high = self._starts.take(buckets), self._starts.take(buckets + 1)
         # One binary search for all ids at once, each in its own bucket, so that the random memory accesses overlap.
@@ -41,12 +40,9 @@ class IdIndex:
 class RewardTable:
     """Rewards of all captions known at one version (reward model -> learner; latest only)."""
 
-    ids: np.ndarray
-    """[N] u64, strictly increasing; contains 0."""
-    rewards: np.ndarray
-    """[N] f32, finite."""
-    reward_version: tuple[int, int]
-    """(run_epoch, n)."""
+    ids: np.ndarray  # [N] u64, strictly increasing; contains 0
+    rewards: np.ndarray  # [N] f32, finite
+    reward_version: tuple[int, int]  # (run_epoch, n)
     goals: np.ndarray | None = None
     """[N] i8: the goal, 0 to 63, that a caption reaches and that is paid once per episode; -1 for none. None if there
     are no goals."""
@@ -59,22 +55,20 @@ class RewardTable:
     def build(
         ids: np.ndarray, rewards: np.ndarray, reward_version: tuple[int, int], goals: np.ndarray | None = None
     ) -> "RewardTable":
-        """A table from unordered distinct `ids` [N] u64, `rewards` [N] and `goals` [N]; captions with NaN rewards are
-        left out.
-
-        Raises ValueError for unequal lengths, repeated ids or infinite rewards.
-        """
+        """A table from unordered distinct `ids` [N] u64, `rewards` [N] and `goals` [N], without captions of NaN reward.
+        Raises ValueError for unequal lengths, repeated ids or infinite rewards."""
         ids = np.asarray(ids, np.uint64)
         rewards = np.asarray(rewards, np.float32)
         if ids.shape != rewards.shape or ids.ndim != 1:
             raise ValueError(f"ids and rewards must be vectors of one length, got {ids.shape} and {rewards.shape}")
         keep = ~np.isnan(rewards) & (ids != 0)
         ids, rewards = np.append(ids[keep], np.uint64(0)), np.append(rewards[keep], np.float32(0))
-        goals = None if goals is None else np.append(np.asarray(goals, np.int8)[keep], np.int8(-1))
         if not np.isfinite(rewards).all():
             raise ValueError("rewards must be finite: an infinite intrinsic reward would make every return infinite")
         order = np.argsort(ids)
-        ids, rewards, goals = ids[order], rewards[order], None if goals is None else goals[order]
+        ids, rewards = ids[order], rewards[order]
+        if goals is not None:
+            goals = np.append(np.asarray(goals, np.int8)[keep], np.int8(-1))[order]
         if (ids[1:] == ids[:-1]).any():
             raise ValueError("caption ids must be distinct")
         ids.flags.writeable = rewards.flags.writeable = False

@@ -56,7 +56,7 @@ class RewardTrainer:
             self._has_learnt = True
 
     def note_labels(self, num: int) -> None:
-        """See `RewardShaping`."""
+        """Set the number of labels so far, which ends the warm-up."""
         was_warm = self._shaping.is_warm
         self._shaping.note_labels(num)
         self._has_learnt |= self._shaping.is_warm != was_warm

@@ -9,6 +9,7 @@ import pytest
 from actors.rollout import Rollout
 from configs.schema import LearnerConfig, RewardConfig
 from learner.checkpoint import load_checkpoint, save_checkpoint
+from learner.episode_rewards import RunningEpisodes
 from learner.rewards import RewardMixer, mix_rewards
 from learner.stream import RolloutStream
 from reward_models.table import RewardTable
@@ -119,6 +120,24 @@ def test_what_waits_at_the_end_of_an_epoch_moves_the_ledger_on() -> None:
     assert stream.put(random_rollout(sequence_number=2, policy_version=(1, 0)), (1, 0)) is None, (
         "what was dropped is in no batch"
     )
+
+
+def test_what_is_known_of_an_episode_outlives_rollouts_and_ends_with_it_and_with_its_worker() -> None:
+    known, ends = RunningEpisodes(np.float64, 2), np.array([[False, True], [False, False]])
+
+    def after(worker: str, number: int) -> list[list[float]]:
+        rollout = random_rollout(
+            2, 2, terminated=ends, truncated=np.zeros_like(ends), worker_id=worker, sequence_number=number
+        )
+        for t, sums, done in known.walk(rollout):
+            assert done.tolist() == ends[t].tolist()
+            sums += 1.0
+        return known.state_dict()[worker.partition(".")[0]].tolist()
+
+    assert after("0.0", 0) == [[2.0, 1.0]] * 2
+    assert after("1.0", 0) == [[2.0, 1.0]] * 2, "each worker has its own"
+    assert after("0.1", 1) == [[4.0, 1.0]] * 2, "after a resume the episodes go on"
+    assert after("0.2", 0) == [[2.0, 1.0]] * 2, "a replaced worker's episodes are new"
 
 
 def test_a_worker_that_begins_anew_has_been_paid_for_nothing() -> None:

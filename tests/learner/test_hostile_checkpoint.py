@@ -190,7 +190,7 @@ def test_what_another_version_wrote_is_put_aside_not_deleted_when_the_run_goes_o
 
 
 def test_a_save_that_could_not_be_read_again_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learner.checkpoint.MAX_TREE_BYTES", 100)
+    monkeypatch.setattr("learner.checkpoint_format.MAX_TREE_BYTES", 100)
     with pytest.raises(TypeError, match="use arrays"):
         save_checkpoint(tmp_path, 1, {"learner": {"text": "x" * 200}}, keep=1)
 

@@ -1,14 +1,19 @@
 """V-trace against its formula, written as sums and products over plain floats; and the running scale of its targets."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from configs.schema import LearnerConfig
 from learner.vtrace import HORIZON, ReturnScale, VtraceTargets, vtrace_targets
 
 GAMMA = 0.9
+PLAIN = LearnerConfig(
+    gamma=GAMMA, vtrace_rho_clip=1.0, vtrace_c_clip=1.0, trace_lambda=1.0, rho_weighted_advantage=False
+)
 CPU = torch.device("cpu")
 
 
@@ -79,9 +84,17 @@ def test_targets_equal_the_formula_with_ends_in_mid_rollout(
         arguments = make_arguments(seed)
         # The formula reads next_values[t] as V(obs[t+1]), so within an episode it must agree with values[t+1].
         arguments["next_values"][:-1] = arguments["values"][1:]
-        settings = {"rho_clip": rho_clip, "c_clip": c_clip, "trace_lambda": trace_lambda, "rho_weighted": rho_weighted}
-        got = vtrace_targets(**arguments, gamma=GAMMA, **settings)
-        wanted = by_the_formula(arguments, **settings)
+        config = replace(
+            PLAIN,
+            vtrace_rho_clip=rho_clip,
+            vtrace_c_clip=c_clip,
+            trace_lambda=trace_lambda,
+            rho_weighted_advantage=rho_weighted,
+        )
+        got = vtrace_targets(**arguments, config=config)
+        wanted = by_the_formula(
+            arguments, rho_clip=rho_clip, c_clip=c_clip, trace_lambda=trace_lambda, rho_weighted=rho_weighted
+        )
         torch.testing.assert_close(got.vs, wanted.vs, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(got.pg_advantages, wanted.pg_advantages, rtol=1e-12, atol=1e-12)
 
@@ -96,7 +109,9 @@ def test_on_policy_the_advantages_are_gae() -> None:
     for t in reversed(range(len(values))):  # Schulman et al. 2016, eq. 16
         following = rewards[t] + GAMMA * after[t] - values[t] + GAMMA * 0.95 * following * ~(terminated | truncated)[t]
         advantages[t] = following
-    torch.testing.assert_close(vtrace_targets(**arguments, gamma=GAMMA, trace_lambda=0.95).pg_advantages, advantages)
+    torch.testing.assert_close(
+        vtrace_targets(**arguments, config=replace(PLAIN, trace_lambda=0.95)).pg_advantages, advantages
+    )
 
 
 def column(*numbers: float) -> torch.Tensor:
@@ -114,7 +129,7 @@ def hand_case(*, terminated: tuple[bool, ...], truncated: tuple[bool, ...], rati
         terminated=torch.tensor(terminated)[:, None],
         truncated=torch.tensor(truncated)[:, None],
         final_values=column(*(100.0 if cut else math.nan for cut in truncated)),
-        gamma=0.5,
+        config=replace(PLAIN, gamma=0.5),
     )
 
 
@@ -148,7 +163,7 @@ def test_ratios_below_one_shrink_corrections_and_ratios_above_one_do_not_grow_th
 def test_targets_carry_no_gradient() -> None:
     arguments = make_arguments(0)
     arguments["values"].requires_grad_()
-    targets = vtrace_targets(**arguments, gamma=GAMMA)
+    targets = vtrace_targets(**arguments, config=PLAIN)
     assert not targets.vs.requires_grad
     assert not targets.pg_advantages.requires_grad
 

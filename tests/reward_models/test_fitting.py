@@ -74,16 +74,14 @@ class Falling:
     def holds_out(self, num_captions):
         return num_captions <= 40
 
-    def texts(self, rows, held_out):
-        return [GOOD[row % 30].encode() if row % 2 else BAD[row % 30].encode() for row in rows]
+    def answers(self, rows, held_out):
+        texts = [GOOD[row % 30].encode() if row % 2 else BAD[row % 30].encode() for row in rows]
+        return texts, np.array([float(row % 2) if not held_out else 1.0 - float(row % 2) for row in rows])
 
-    def logits(self, outputs):
-        return outputs
+    def targets(self, p):
+        return torch.from_numpy(p).float()
 
-    def targets(self, rows, held_out):
-        return torch.tensor([float(row % 2) if not held_out else 1.0 - float(row % 2) for row in rows])
-
-    def agreement(self, logits, rows, held_out):
+    def agreement(self, logits, p):
         return 0.25
 
 
@@ -154,14 +152,14 @@ def test_a_held_out_label_is_never_trained_on_whatever_comes_later() -> None:
     model = ClassificationModel(RewardModelConfig(name="classification", held_out_fraction=0.5), seed=0)
     many = [f"caption {number}" for number in range(400)]
     model.learn(labels(many, 0.5))
-    held_out = set(model._labels[True].labels)
+    held_out = set(model._labels[True])
     assert 50 < len(held_out) < 150
     assert model.num_train == 0, "no theta yet"
     model.calibrate(0.5)
     assert model.num_train + model.num_held_out == 400
     model.learn(labels(many, 0.9))
-    assert set(model._labels[True].labels) == held_out
-    assert not held_out & set(model._labels[False].labels)
+    assert set(model._labels[True]) == held_out
+    assert not held_out & set(model._labels[False])
 
 
 def test_soft_and_hard_targets_are_smoothed_towards_knowing_nothing() -> None:
@@ -177,7 +175,8 @@ def test_soft_and_hard_targets_are_smoothed_towards_knowing_nothing() -> None:
         )
         model.calibrate(0.4)
         model.learn([*labels(["a"], 0.8), *labels(["b"], 0.2)])
-        np.testing.assert_allclose(model.targets(rows, False).numpy(), wanted, rtol=1e-6)
+        _, p = model.answers(rows, held_out=False)
+        np.testing.assert_allclose(model.targets(p).numpy(), wanted, rtol=1e-6)
 
 
 def test_eta_is_theta_for_soft_labels_and_a_half_for_hard_ones_unless_configured() -> None:
