@@ -11,9 +11,9 @@ read from text are certain (0, 0.5 or 1), so their threshold is 0.5 instead of a
 import hashlib
 import logging
 import os
-import queue
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from functools import partial
 from typing import Any, TypeVar
 
@@ -68,9 +68,8 @@ class OpenAIEngine:
         )
         self.model = config.model
         self._single = rubric.question()
-        self._pair = rubric.pair_question() if rubric.pairs else None
         self._concurrency, self._closed = config.endpoint_concurrency, threading.Event()
-        self._kept: dict[tuple[bool, str], Score] = {}
+        self._kept: dict[str, Score] = {}  # a pair's text differs from every single one: it has two lines
         try:
             self._form = self._find_form()
         except BaseException:
@@ -88,30 +87,32 @@ class OpenAIEngine:
     def score(self, texts: Sequence[str]) -> list[Score]:
         """One score per text, in their order; NaN for a text without a usable answer. RuntimeError where the endpoint
         does not answer within the deadline, or refuses every request."""
-        return self._score(self._single, texts)
+        return self._score(self._single, texts, PROBE)
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
         """One score per pair as it is shown; ValueError where the rubric has no pairs. Raises what `score` does."""
-        question = self._pair or self._rubric.pair_question()  # the latter raises
-        return self._score(question, [self._rubric.pair_text(first, second) for first, second in pairs])
+        question, text_of = self._rubric.pair_question(), self._rubric.pair_text
+        return self._score(question, [text_of(first, second) for first, second in pairs], text_of(PROBE, PROBE))
 
     def close(self) -> None:
         """End running requests; a `score` that waits for them fails."""
         self._closed.set()
         self._endpoint.close()
 
-    def _score(self, question: Question, texts: Sequence[str]) -> list[Score]:
+    def _score(self, question: Question, texts: Sequence[str], probe: str) -> list[Score]:
         refusals: list[EndpointRefused] = []
         scores = concurrent_map(partial(self._score_one, question, refusals), texts, self._concurrency, self._closed)
         if texts and len(refusals) == len(texts):
-            self._check_probe(question)
+            try:  # where a harmless text is refused too, the texts are not the reason: the batch must fail
+                self._ask(question, probe)
+            except EndpointRefused as error:
+                raise EndpointRefused(f"the endpoint refuses every request: {error}", error.status) from None
         for text in texts:
-            self._kept.pop((question is self._pair, text), None)
+            self._kept.pop(text, None)
         return scores
 
     def _score_one(self, question: Question, refusals: list[EndpointRefused], text: str) -> Score:
-        key = question is self._pair, text
-        if kept := self._kept.get(key):
+        if kept := self._kept.get(text):
             return kept
         try:
             score = self._ask(question, text)
@@ -122,16 +123,8 @@ class OpenAIEngine:
             refusals.append(error)
             return NO_ANSWER
         if len(self._kept) < MAX_KEPT:
-            self._kept[key] = score
+            self._kept[text] = score
         return score
-
-    def _check_probe(self, question: Question) -> None:
-        """EndpointRefused where a harmless text is refused too: then the batch must fail, the texts are not the
-        reason."""
-        try:
-            self._ask(question, self._rubric.pair_text(PROBE, PROBE) if question is self._pair else PROBE)
-        except EndpointRefused as error:
-            raise EndpointRefused(f"the endpoint refuses every request: {error}", error.status) from None
 
     def _ask(self, question: Question, text: str) -> Score:
         """The score of one text, NO_ANSWER where the model says something else. EndpointRefused where the endpoint
@@ -242,35 +235,33 @@ def concurrent_map(
     function: Callable[[Item], Result], items: Sequence[Item], max_threads: int, stop: threading.Event
 ) -> list[Result]:
     """`function` of each item, in their order; raises the first error, and RuntimeError once `stop` is set."""
-    waiting = iter(enumerate(items))
+    futures: list[Future[Result]] = [Future() for _ in items]
+    waiting = iter(zip(items, futures, strict=True))
     lock, is_over = threading.Lock(), threading.Event()
-    done: queue.SimpleQueue[tuple[int, Result | None, BaseException | None]] = queue.SimpleQueue()
 
     def work() -> None:
         while not is_over.is_set():
             with lock:
-                index, item = next(waiting, (None, None))
-            if index is None:
+                job = next(waiting, None)
+            if job is None:
                 return
+            item, future = job
             try:
-                done.put((index, function(item), None))  # type: ignore[arg-type]
+                future.set_result(function(item))
             except BaseException as error:
-                done.put((index, None, error))
+                is_over.set()
+                future.set_exception(error)
 
     for _ in range(min(max_threads, len(items))):
         threading.Thread(target=work, name="concurrent-map", daemon=True).start()
-    results: dict[int, Result] = {}
+    pending = set(futures)
     try:
-        while len(results) < len(items):
+        while pending:
             if stop.is_set():
                 raise RuntimeError("closed before everything was answered")
-            try:
-                index, result, error = done.get(timeout=POLL_S)
-            except queue.Empty:
-                continue
-            if error is not None:
-                raise error
-            results[index] = result  # type: ignore[assignment]
+            done, pending = wait(pending, POLL_S, FIRST_EXCEPTION)
+            for future in done:
+                future.result()
     finally:
         is_over.set()
-    return [results[index] for index in range(len(items))]
+    return [future.result() for future in futures]
