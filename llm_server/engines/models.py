@@ -230,9 +230,8 @@ def load_whole(
     report: list[str] = []
     reporting = logging.getLogger("transformers.modeling_utils")
 
-    def keep(
-        record: logging.LogRecord,
-    ) -> bool:  # transformers logs a table of many lines; the errors here are one line
+    def keep(record: logging.LogRecord) -> bool:
+        # transformers logs a table of many lines; the errors here are one line
         report.append(COLOUR.sub("", record.getMessage()))
         return False
 

@@ -187,7 +187,8 @@ def answer_text(answer: dict[str, Any]) -> str:
     choice = answer["choices"][0]
     content = _message(answer).get("content") if "message" in choice else choice.get("text")
     parts: list[Any] = content if isinstance(content, list) else [content]
-    texts = [part.get("text") if _is_text(part) else part for part in parts]
+    typed = (part if isinstance(part, dict) else {"text": part} for part in parts)
+    texts = [part.get("text") for part in typed if str(part.get("type", "text")) in ("text", "output_text")]
     return "".join(text for text in texts if isinstance(text, str))
 
 
@@ -226,10 +227,6 @@ def _finish_reason(answer: dict[str, Any]) -> str:
 
 def _is_cut(answer: dict[str, Any]) -> bool:
     return _finish_reason(answer) in ("length", "max_tokens")
-
-
-def _is_text(part: Any) -> bool:
-    return isinstance(part, dict) and str(part.get("type", "text")) in ("text", "output_text")
 
 
 def _is_in_thought(text: str) -> bool:
