@@ -15,25 +15,14 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from configs.annotation_schema import ServiceConfig
 from configs.checks import check_key_variable
 from llm_server.annotation import Score
 from llm_server.engines.answers import NO_ANSWER, score_of_text, score_of_top_tokens
 from llm_server.engines.engine import PROBE
-from llm_server.engines.openai_forms import (
-    THINKING_TOKENS,
-    Form,
-    answer_text,
-    find_form,
-    is_thinking,
-    is_too_short,
-    is_unfinished,
-    is_withheld,
-    request_body,
-    top_tokens,
-)
+from llm_server.engines.openai_forms import THINKING_TOKENS, Answer, Form, find_form, is_too_short, request_body
 from llm_server.engines.openai_http import NO_CREDIT, WRONG_KEY, Endpoint, EndpointRefused, EndpointUnavailable
 from llm_server.rubrics.rubric import PROMPT_VERSION, Question, Rubric
 
@@ -141,25 +130,25 @@ class OpenAIEngine:
                     return NO_ANSWER
                 raise
             score = _read(question, answer, form)
-            if score is not NO_ANSWER or is_withheld(answer):
+            if score is not NO_ANSWER or answer.is_withheld:
                 return score
             if form.top_logprobs:
-                if top_tokens(answer):
+                if answer.top_tokens:
                     return score
-            elif is_unfinished(answer) and (is_thinking(answer) or form.tokens >= THINKING_TOKENS):
+            elif answer.is_unfinished and (answer.is_thinking or form.tokens >= THINKING_TOKENS):
                 form = form.longer() or form
-            elif answer_text(answer).strip():
+            elif answer.text.strip():
                 return score
         if form.top_logprobs:
             raise EndpointRefused(f"{self._endpoint.url} gave no log-probabilities, as it did at first", REFUSING[0])
         return NO_ANSWER
 
-    def _post(self, question: Question, text: str, form: Form) -> dict[str, Any]:
+    def _post(self, question: Question, text: str, form: Form) -> Answer:
         path = "completions" if question.style == "completion" else "chat/completions"
-        return self._endpoint.post(path, request_body(self.model, question, text, form), wants_choice=True)
+        return Answer(self._endpoint.post(path, request_body(self.model, question, text, form), wants_choice=True))
 
     def _find_form(self) -> Form:
-        def holds_answer(form: Form, answer: dict[str, Any]) -> bool:
+        def holds_answer(form: Form, answer: Answer) -> bool:
             return _read(self._single, answer, form).answer_mass >= self._rubric.min_answer_mass
 
         try:
@@ -171,13 +160,12 @@ class OpenAIEngine:
         except EndpointRefused as error:
             raise ValueError(self._explained(error)) from None
         if not holds_answer(form, answer):
-            said = top_tokens(answer) if form.top_logprobs else answer_text(answer)
             LOG.warning(
                 "model '%s' answers a first question with none of %s but with %r: if that continues, all its"
                 " judgements are unparsed; use another rubric or model",
                 self.model,
                 list(self._single.answers),
-                said[:8] if isinstance(said, list) else said[:200],
+                answer.top_tokens[:8] if form.top_logprobs else answer.text[:200],
             )
         return form
 
@@ -225,10 +213,10 @@ def _read_key(variable: str) -> str:
     return key
 
 
-def _read(question: Question, answer: dict[str, Any], form: Form) -> Score:
+def _read(question: Question, answer: Answer, form: Form) -> Score:
     if form.top_logprobs:
-        return score_of_top_tokens(top_tokens(answer), question.answers, question.weights)
-    return score_of_text(answer_text(answer), question.answers, question.answer_label, question.weights)
+        return score_of_top_tokens(answer.top_tokens, question.answers, question.weights)
+    return score_of_text(answer.text, question.answers, question.answer_label, question.weights)
 
 
 def concurrent_map(
