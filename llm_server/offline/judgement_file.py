@@ -99,8 +99,7 @@ def read_judgements(path: str | Path) -> Judgements:
         " ORDER BY rowid"
     )
     with closing(_open(Path(path), "rw")) as connection, _sound(path):
-        _check_format(connection, path)
-        provenance, threshold = _provenance(connection)
+        provenance, threshold = _provenance(connection, path)
         rows = list(connection.execute(captions_query))
         captions = {row[0]: Caption(id=unsigned_id(row[0]), text=row[1]) for row in rows}
         judged = [
@@ -208,8 +207,7 @@ class JudgementFile:
                 self._connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
                 self._connection.execute(f"PRAGMA user_version={FORMAT_VERSION}")
                 return
-            _check_format(self._connection, self.path)
-            theirs, _ = _provenance(self._connection)
+            theirs, _ = _provenance(self._connection, self.path)
             if theirs != provenance:
                 raise ValueError(
                     f"judgement file '{self.path}' holds answers by {theirs}, requested is {provenance}: give another"
@@ -222,10 +220,7 @@ def read_provenance(path: Path) -> Provenance | None:
     if not path.exists():
         return None
     with closing(_open(path, "rw")) as connection, _sound(path):
-        if _is_empty(connection):
-            return None
-        _check_format(connection, path)
-        return _provenance(connection)[0]
+        return None if _is_empty(connection) else _provenance(connection, path)[0]
 
 
 def _open(path: Path, mode: str) -> sqlite3.Connection:
@@ -249,7 +244,8 @@ def _is_empty(connection: sqlite3.Connection) -> bool:
     return connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
 
 
-def _check_format(connection: sqlite3.Connection, path: str | Path) -> None:
+def _provenance(connection: sqlite3.Connection, path: str | Path) -> tuple[Provenance, float]:
+    """Rubric, model and theta of the file; ValueError for another kind of database, or another format."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION_ID:
@@ -258,9 +254,6 @@ def _check_format(connection: sqlite3.Connection, path: str | Path) -> None:
         raise ValueError(
             f"judgement file '{path}' has format {version}, this program reads {FORMAT_VERSION}: annotate anew"
         )
-
-
-def _provenance(connection: sqlite3.Connection) -> tuple[Provenance, float]:
     values = dict(connection.execute("SELECT name, value FROM provenance"))
     return Provenance(**{field.name: values[field.name] for field in fields(Provenance)}), float(values["threshold"])
 
