@@ -1,29 +1,31 @@
-"""The engine that a configuration names, checked and built.
+"""The engine that a configuration names, checked and built, and the two engines without a model.
 
-Invariant: mistakes that can be found without loading anything are found without loading anything.
+Invariant: mistakes that can be found without loading anything are found without loading anything. The scripted engine
+is deterministic: the same script gives the same text the same answer.
 """
 
+import dataclasses
+import hashlib
+import re
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from configs.annotation_schema import ServiceConfig
-from configs.errors import did_you_mean
+from configs.fields import complaint
 from llm_server.annotation import Score
-from llm_server.engines.devices import DTYPES
 from llm_server.engines.engine import Engine
 from llm_server.engines.models import model_source
-from llm_server.engines.scripted_engine import ScriptedEngine
 from llm_server.rubrics.rubric import Rubric
 
-ENGINES = ("transformers", "vllm", "openai", "scripted", "none")
+DEFAULT_PROBABILITY = 0.1
 
 
 def check_engine(config: ServiceConfig) -> None:
-    """ValueError for a mistake that shows without loading: in engine name, script, model folder, encoder or URL."""
-    if config.engine not in ENGINES:
-        raise ValueError(
-            f"unknown engine '{config.engine}'{did_you_mean(config.engine, ENGINES)}: use one of {', '.join(ENGINES)}"
-        )
+    """ValueError for a mistake that shows without loading: in engine, dtype, script, model folder, encoder or URL."""
+    for field in dataclasses.fields(config):
+        if field.name in ("engine", "dtype") and (wrong := complaint(field, getattr(config, field.name))):
+            raise ValueError(f"service.{field.name}: {wrong}")
     if config.engine == "scripted":
         ScriptedEngine(config)
     elif config.engine == "none":
@@ -35,8 +37,6 @@ def check_engine(config: ServiceConfig) -> None:
 
         check_url(config.endpoint)
     else:
-        if config.dtype not in DTYPES:
-            raise ValueError(f"unknown dtype '{config.dtype}': use one of {', '.join(DTYPES)}")
         model_source(config.model)
         if config.engine == "vllm":
             from llm_server.engines.vllm_program import vllm_python
@@ -78,3 +78,49 @@ class NoEngine:
 
     def close(self) -> None:
         """Nothing to free."""
+
+
+class ScriptedEngine:
+    """Gives a text the probability of the first rule whose expression matches it; for tests and debugging."""
+
+    judges = True
+    needs_calibration = False
+
+    def __init__(self, config: ServiceConfig) -> None:
+        self._rules = _parse(config.script)
+        self._delay_s = config.script_delay_s
+        self.name = self.model = "scripted"
+        self.fingerprint = f"scripted-{hashlib.sha256(config.script.encode()).hexdigest()[:16]}"
+
+    def score(self, texts: Sequence[str]) -> list[Score]:
+        """One score per text, after the script's delay for each."""
+        time.sleep(self._delay_s * len(texts))
+        return [Score(self._probability(text), 1.0) for text in texts]
+
+    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
+        """The first is better as far as its log-odds exceed the second's (Bradley-Terry)."""
+        time.sleep(self._delay_s * len(pairs))
+        return [Score(self._preference(first, second), 1.0) for first, second in pairs]
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def _preference(self, first: str, second: str) -> float:
+        p, q = (min(max(self._probability(text), 1e-6), 1 - 1e-6) for text in (first, second))
+        return p * (1 - q) / (p * (1 - q) + q * (1 - p))
+
+    def _probability(self, text: str) -> float:
+        return next((probability for rule, probability in self._rules if rule.search(text)), DEFAULT_PROBABILITY)
+
+
+def _parse(script: str) -> list[tuple[re.Pattern[str], float]]:
+    rules = []
+    for rule in filter(None, (part.strip() for part in script.split(";"))):
+        expression, _, probability = rule.rpartition("=")
+        try:
+            rules.append((re.compile(expression), float(probability)))
+        except (re.error, ValueError) as error:
+            raise ValueError(f"script rule '{rule}' is not `regex=probability`: {error}") from None
+        if not expression or not 0.0 <= rules[-1][1] <= 1.0:
+            raise ValueError(f"script rule '{rule}' is not `regex=probability` with a probability in 0 to 1")
+    return rules

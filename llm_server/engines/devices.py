@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import torch
 
 LOG = logging.getLogger(__name__)
-DTYPES = ("auto", "bfloat16", "float32")
 
 
 def resolve_dtype(name: str, device: "torch.device | None", layer: tuple[int, int]) -> str:

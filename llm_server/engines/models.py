@@ -100,13 +100,11 @@ def bundled_model_folder(cache: Path | None = None) -> Path:
     The first call on a machine converts the package's GGUF file, about 3 s; `cache` defaults to the user's cache
     directory. Raises ValueError where the package is not installed.
     """
-    packed = packed_model()
-    return make_once(_unpacked_folder(cache), lambda folder: _convert(packed, folder))
+    return make_once(_unpacked_folder(cache), _convert)
 
 
 def unpacked_model() -> Path | None:
     """The folder of `bundled_model_folder` if it exists already; nothing is created. Raises the same ValueError."""
-    packed_model()
     folder = _unpacked_folder()
     return folder if folder.is_dir() else None
 
@@ -114,16 +112,16 @@ def unpacked_model() -> Path | None:
 @contextmanager
 def readable_model_folder() -> Iterator[Path]:
     """The folder of `bundled_model_folder` if it exists already, else a temporary one, so that checks leave nothing."""
-    unpacked = unpacked_model()
-    if unpacked is not None:
+    if unpacked := unpacked_model():
         yield unpacked
         return
     with tempfile.TemporaryDirectory(prefix="delphi-model-") as folder:
-        _convert(packed_model(), Path(folder))
+        _convert(Path(folder))
         yield Path(folder)
 
 
 def _unpacked_folder(cache: Path | None = None) -> Path:
+    packed_model()  # raises where the package is not installed
     cache = cache or platformdirs.user_cache_path("delphi") / "models"
     return cache / f"smollm2-135m-instruct-{importlib.metadata.version(PACKAGE)}-{LAYOUT}"
 
@@ -171,9 +169,10 @@ def packaged_file(module: str, pattern: str, package: str, kind: str, name: str)
     return files[0]
 
 
-def _convert(packed: Path, folder: Path) -> None:
+def _convert(folder: Path) -> None:
     from llm_server.engines.gguf_model import write_model_folder  # imports torch
 
+    packed = packed_model()
     LOG.info("unpacking %s (once, some seconds)", packed.name)
     write_model_folder(packed, folder)
 
@@ -230,9 +229,8 @@ def load_whole(
     report: list[str] = []
     reporting = logging.getLogger("transformers.modeling_utils")
 
-    def keep(
-        record: logging.LogRecord,
-    ) -> bool:  # transformers logs a table of many lines; the errors here are one line
+    def keep(record: logging.LogRecord) -> bool:
+        # transformers logs a table of many lines; the errors here are one line
         report.append(COLOUR.sub("", record.getMessage()))
         return False
 

@@ -11,29 +11,18 @@ read from text are certain (0, 0.5 or 1), so their threshold is 0.5 instead of a
 import hashlib
 import logging
 import os
-import queue
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from configs.annotation_schema import ServiceConfig
 from configs.checks import check_key_variable
 from llm_server.annotation import Score
 from llm_server.engines.answers import NO_ANSWER, score_of_text, score_of_top_tokens
 from llm_server.engines.engine import PROBE
-from llm_server.engines.openai_forms import (
-    THINKING_TOKENS,
-    Form,
-    answer_text,
-    find_form,
-    is_thinking,
-    is_too_short,
-    is_unfinished,
-    is_withheld,
-    request_body,
-    top_tokens,
-)
+from llm_server.engines.openai_forms import THINKING_TOKENS, Answer, Form, find_form, is_too_short, request_body
 from llm_server.engines.openai_http import NO_CREDIT, WRONG_KEY, Endpoint, EndpointRefused, EndpointUnavailable
 from llm_server.rubrics.rubric import PROMPT_VERSION, Question, Rubric
 
@@ -68,9 +57,8 @@ class OpenAIEngine:
         )
         self.model = config.model
         self._single = rubric.question()
-        self._pair = rubric.pair_question() if rubric.pairs else None
         self._concurrency, self._closed = config.endpoint_concurrency, threading.Event()
-        self._kept: dict[tuple[bool, str], Score] = {}
+        self._kept: dict[str, Score] = {}  # a pair's text differs from every single one: it has two lines
         try:
             self._form = self._find_form()
         except BaseException:
@@ -88,30 +76,32 @@ class OpenAIEngine:
     def score(self, texts: Sequence[str]) -> list[Score]:
         """One score per text, in their order; NaN for a text without a usable answer. RuntimeError where the endpoint
         does not answer within the deadline, or refuses every request."""
-        return self._score(self._single, texts)
+        return self._score(self._single, texts, PROBE)
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
         """One score per pair as it is shown; ValueError where the rubric has no pairs. Raises what `score` does."""
-        question = self._pair or self._rubric.pair_question()  # the latter raises
-        return self._score(question, [self._rubric.pair_text(first, second) for first, second in pairs])
+        question, text_of = self._rubric.pair_question(), self._rubric.pair_text
+        return self._score(question, [text_of(first, second) for first, second in pairs], text_of(PROBE, PROBE))
 
     def close(self) -> None:
         """End running requests; a `score` that waits for them fails."""
         self._closed.set()
         self._endpoint.close()
 
-    def _score(self, question: Question, texts: Sequence[str]) -> list[Score]:
+    def _score(self, question: Question, texts: Sequence[str], probe: str) -> list[Score]:
         refusals: list[EndpointRefused] = []
         scores = concurrent_map(partial(self._score_one, question, refusals), texts, self._concurrency, self._closed)
         if texts and len(refusals) == len(texts):
-            self._check_probe(question)
+            try:  # where a harmless text is refused too, the texts are not the reason: the batch must fail
+                self._ask(question, probe)
+            except EndpointRefused as error:
+                raise EndpointRefused(f"the endpoint refuses every request: {error}", error.status) from None
         for text in texts:
-            self._kept.pop((question is self._pair, text), None)
+            self._kept.pop(text, None)
         return scores
 
     def _score_one(self, question: Question, refusals: list[EndpointRefused], text: str) -> Score:
-        key = question is self._pair, text
-        if kept := self._kept.get(key):
+        if kept := self._kept.get(text):
             return kept
         try:
             score = self._ask(question, text)
@@ -122,16 +112,8 @@ class OpenAIEngine:
             refusals.append(error)
             return NO_ANSWER
         if len(self._kept) < MAX_KEPT:
-            self._kept[key] = score
+            self._kept[text] = score
         return score
-
-    def _check_probe(self, question: Question) -> None:
-        """EndpointRefused where a harmless text is refused too: then the batch must fail, the texts are not the
-        reason."""
-        try:
-            self._ask(question, self._rubric.pair_text(PROBE, PROBE) if question is self._pair else PROBE)
-        except EndpointRefused as error:
-            raise EndpointRefused(f"the endpoint refuses every request: {error}", error.status) from None
 
     def _ask(self, question: Question, text: str) -> Score:
         """The score of one text, NO_ANSWER where the model says something else. EndpointRefused where the endpoint
@@ -148,25 +130,25 @@ class OpenAIEngine:
                     return NO_ANSWER
                 raise
             score = _read(question, answer, form)
-            if score is not NO_ANSWER or is_withheld(answer):
+            if score is not NO_ANSWER or answer.is_withheld:
                 return score
             if form.top_logprobs:
-                if top_tokens(answer):
+                if answer.top_tokens:
                     return score
-            elif is_unfinished(answer) and (is_thinking(answer) or form.tokens >= THINKING_TOKENS):
+            elif answer.is_unfinished and (answer.is_thinking or form.tokens >= THINKING_TOKENS):
                 form = form.longer() or form
-            elif answer_text(answer).strip():
+            elif answer.text.strip():
                 return score
         if form.top_logprobs:
             raise EndpointRefused(f"{self._endpoint.url} gave no log-probabilities, as it did at first", REFUSING[0])
         return NO_ANSWER
 
-    def _post(self, question: Question, text: str, form: Form) -> dict[str, Any]:
+    def _post(self, question: Question, text: str, form: Form) -> Answer:
         path = "completions" if question.style == "completion" else "chat/completions"
-        return self._endpoint.post(path, request_body(self.model, question, text, form), wants_choice=True)
+        return Answer(self._endpoint.post(path, request_body(self.model, question, text, form), wants_choice=True))
 
     def _find_form(self) -> Form:
-        def holds_answer(form: Form, answer: dict[str, Any]) -> bool:
+        def holds_answer(form: Form, answer: Answer) -> bool:
             return _read(self._single, answer, form).answer_mass >= self._rubric.min_answer_mass
 
         try:
@@ -178,13 +160,12 @@ class OpenAIEngine:
         except EndpointRefused as error:
             raise ValueError(self._explained(error)) from None
         if not holds_answer(form, answer):
-            said = top_tokens(answer) if form.top_logprobs else answer_text(answer)
             LOG.warning(
                 "model '%s' answers a first question with none of %s but with %r: if that continues, all its"
                 " judgements are unparsed; use another rubric or model",
                 self.model,
                 list(self._single.answers),
-                said[:8] if isinstance(said, list) else said[:200],
+                answer.top_tokens[:8] if form.top_logprobs else answer.text[:200],
             )
         return form
 
@@ -232,45 +213,43 @@ def _read_key(variable: str) -> str:
     return key
 
 
-def _read(question: Question, answer: dict[str, Any], form: Form) -> Score:
+def _read(question: Question, answer: Answer, form: Form) -> Score:
     if form.top_logprobs:
-        return score_of_top_tokens(top_tokens(answer), question.answers, question.weights)
-    return score_of_text(answer_text(answer), question.answers, question.answer_label, question.weights)
+        return score_of_top_tokens(answer.top_tokens, question.answers, question.weights)
+    return score_of_text(answer.text, question.answers, question.answer_label, question.weights)
 
 
 def concurrent_map(
     function: Callable[[Item], Result], items: Sequence[Item], max_threads: int, stop: threading.Event
 ) -> list[Result]:
     """`function` of each item, in their order; raises the first error, and RuntimeError once `stop` is set."""
-    waiting = iter(enumerate(items))
+    futures: list[Future[Result]] = [Future() for _ in items]
+    waiting = iter(zip(items, futures, strict=True))
     lock, is_over = threading.Lock(), threading.Event()
-    done: queue.SimpleQueue[tuple[int, Result | None, BaseException | None]] = queue.SimpleQueue()
 
     def work() -> None:
         while not is_over.is_set():
             with lock:
-                index, item = next(waiting, (None, None))
-            if index is None:
+                job = next(waiting, None)
+            if job is None:
                 return
+            item, future = job
             try:
-                done.put((index, function(item), None))  # type: ignore[arg-type]
+                future.set_result(function(item))
             except BaseException as error:
-                done.put((index, None, error))
+                is_over.set()
+                future.set_exception(error)
 
     for _ in range(min(max_threads, len(items))):
         threading.Thread(target=work, name="concurrent-map", daemon=True).start()
-    results: dict[int, Result] = {}
+    pending = set(futures)
     try:
-        while len(results) < len(items):
+        while pending:
             if stop.is_set():
                 raise RuntimeError("closed before everything was answered")
-            try:
-                index, result, error = done.get(timeout=POLL_S)
-            except queue.Empty:
-                continue
-            if error is not None:
-                raise error
-            results[index] = result  # type: ignore[assignment]
+            done, pending = wait(pending, POLL_S, FIRST_EXCEPTION)
+            for future in done:
+                future.result()
     finally:
         is_over.set()
-    return [results[index] for index in range(len(items))]
+    return [future.result() for future in futures]

@@ -1,5 +1,5 @@
-"""The form of request that one endpoint accepts, found with a first question; requests in that form, and what is read
-from the answers.
+"""The form of request that one endpoint accepts, found with a first question; requests in that form, and `Answer`, what
+is read from the responses.
 
 Invariant: answers are read from log-probabilities if the endpoint gives them and the model answers at once, else from
 text that may be as long as the model needs. Only parameters that the endpoint refuses are left out.
@@ -87,61 +87,79 @@ class Form:
         )
 
 
-Ask = Callable[[Form], dict[str, Any]]
+class Answer:
+    """What is read from the response to a completion or a chat."""
+
+    def __init__(self, response: dict[str, Any]) -> None:
+        choice = response["choices"][0]
+        said = choice.get("message")
+        message: dict[str, Any] = said if isinstance(said, dict) else {}
+        reason = str(choice.get("finish_reason")).lower()
+        self.top_tokens = _top_tokens(choice.get("logprobs"))
+        """The likeliest first tokens with their log-probabilities; may be empty."""
+        self.text = _text(message.get("content") if "message" in choice else choice.get("text"))
+        """The generated text, whole or in parts, without thoughts; empty where there is none."""
+        self.is_withheld = reason in ("content_filter", "safety", "prohibited_content") or bool(message.get("refusal"))
+        """Whether a filter or the model refuses to answer this text."""
+        is_cut, is_empty = reason in ("length", "max_tokens"), not self.text.strip()
+        is_in_thought = "<think>" in self.text and "</think>" not in self.text
+        self.is_unfinished = not self.is_withheld and (is_cut or is_empty or is_in_thought)
+        """Whether the token limit cut the text off."""
+        thoughts = message.get("reasoning_content") or message.get("reasoning") or is_cut
+        self.is_thinking = is_in_thought or (is_empty and bool(thoughts))
+        """Whether the text holds only the model's thoughts."""
+
+
+Ask = Callable[[Form], Answer]
 """Asks one question in a form."""
-HoldsAnswer = Callable[[Form, dict[str, Any]], bool]
+HoldsAnswer = Callable[[Form, Answer], bool]
 """Whether one of the rubric's answers can be read from a response."""
 
 
-def find_form(ask: Ask, holds_answer: HoldsAnswer, *, is_chat: bool) -> tuple[Form, dict[str, Any]]:
-    """The form that works, and the response to a question in it; else EndpointRefused or EndpointUnavailable."""
+def find_form(ask: Ask, holds_answer: HoldsAnswer, *, is_chat: bool) -> tuple[Form, Answer]:
+    """The form that works, and the answer to a question in it; else EndpointRefused or EndpointUnavailable."""
     form, answer = _accepted(ask, Form())
-    if form.top_logprobs and not top_tokens(answer):  # the parameter was ignored
+    if form.top_logprobs and not answer.top_tokens:  # the parameter was ignored
         form, answer = _accepted(ask, form.in_text())
-    if holds_answer(form, answer):
+    if holds_answer(form, answer) or not is_chat:
         return form, answer
     if not form.top_logprobs:
-        return _with_room(ask, holds_answer, form, answer) if is_chat else (form, answer)
-    if is_chat:  # the model thinks first, or begins with another word
-        try:
-            in_text = _with_room(ask, holds_answer, *_accepted(ask, form.in_text()))
-        except (EndpointRefused, EndpointUnavailable):
-            return form, answer
-        if holds_answer(*in_text):
-            return in_text
-    return form, answer
+        return _with_room(ask, holds_answer, form, answer)
+    try:  # the model thinks first, or begins with another word
+        in_text = _with_room(ask, holds_answer, *_accepted(ask, form.in_text()))
+    except (EndpointRefused, EndpointUnavailable):
+        return form, answer
+    return in_text if holds_answer(*in_text) else (form, answer)
 
 
-def _with_room(ask: Ask, holds_answer: HoldsAnswer, form: Form, answer: dict[str, Any]) -> tuple[Form, dict[str, Any]]:
+def _with_room(ask: Ask, holds_answer: HoldsAnswer, form: Form, answer: Answer) -> tuple[Form, Answer]:
     """The form with as many tokens as the model needs to answer, or with the most that it only thinks in."""
     short = form, answer
-    while not holds_answer(form, answer) and is_unfinished(answer) and (longer := form.longer()):
+    while not holds_answer(form, answer) and answer.is_unfinished and (longer := form.longer()):
         try:
             answer, form = ask(longer), longer
         except EndpointRefused:
             break
         except EndpointUnavailable as error:
-            if not is_thinking(answer):
+            if not answer.is_thinking:
                 break
             advice = "the model thinks before it answers: raise service.engine_timeout_s"
             raise EndpointUnavailable(f"{error}, {advice}") from None
-    return (form, answer) if holds_answer(form, answer) or is_thinking(answer) else short
+    return (form, answer) if holds_answer(form, answer) or answer.is_thinking else short
 
 
-def _accepted(ask: Ask, form: Form) -> tuple[Form, dict[str, Any]]:
-    """The first accepted form and its response; EndpointRefused with the endpoint's first message if there is none."""
+def _accepted(ask: Ask, form: Form) -> tuple[Form, Answer]:
+    """The first accepted form and its answer; EndpointRefused with the endpoint's first message if there is none."""
     while True:
         try:
             return form, ask(form)
         except EndpointRefused as error:
-            adjusted = form.adjusted(error.said) if error.status in ADJUSTED else None
-            if adjusted is None:
-                if error.status not in TRIED:
-                    raise
-                refusal = error
-                break
-            form = adjusted
-    for variant in dict.fromkeys(form.variants()):
+            refusal = error
+        adjusted = form.adjusted(refusal.said) if refusal.status in ADJUSTED else None
+        if adjusted is None:
+            break
+        form = adjusted
+    for variant in dict.fromkeys(form.variants()) if refusal.status in TRIED else ():
         if variant != form:
             with contextlib.suppress(EndpointRefused):
                 return variant, ask(variant)
@@ -171,10 +189,13 @@ def request_body(model: str, question: Question, text: str, form: Form) -> dict[
     return body
 
 
-def top_tokens(answer: dict[str, Any]) -> list[tuple[str, float]]:
-    """The likeliest first tokens of a completion or a chat with their log-probabilities; may be empty."""
+def is_too_short(said: str) -> bool:
+    """Whether an endpoint's message is about a token limit that is too low."""
+    return bool(TOO_SHORT.search(said.lower()))
+
+
+def _top_tokens(offered: Any) -> list[tuple[str, float]]:
     try:
-        offered = answer["choices"][0]["logprobs"]
         if "content" in offered:
             return [(str(entry["token"]), float(entry["logprob"])) for entry in offered["content"][0]["top_logprobs"]]
         return [(str(token), float(value)) for token, value in offered["top_logprobs"][0].items()]
@@ -182,55 +203,8 @@ def top_tokens(answer: dict[str, Any]) -> list[tuple[str, float]]:
         return []
 
 
-def answer_text(answer: dict[str, Any]) -> str:
-    """The generated text of a completion or a chat, whole or in parts, without thoughts; empty where there is none."""
-    choice = answer["choices"][0]
-    content = _message(answer).get("content") if "message" in choice else choice.get("text")
+def _text(content: Any) -> str:
     parts: list[Any] = content if isinstance(content, list) else [content]
-    texts = [part.get("text") if _is_text(part) else part for part in parts]
+    typed = (part if isinstance(part, dict) else {"text": part} for part in parts)
+    texts = [part.get("text") for part in typed if str(part.get("type", "text")) in ("text", "output_text")]
     return "".join(text for text in texts if isinstance(text, str))
-
-
-def is_too_short(said: str) -> bool:
-    """Whether an endpoint's message is about a token limit that is too low."""
-    return bool(TOO_SHORT.search(said.lower()))
-
-
-def is_unfinished(answer: dict[str, Any]) -> bool:
-    """Whether the token limit cut the text off."""
-    text = answer_text(answer)
-    return not is_withheld(answer) and (_is_cut(answer) or not text.strip() or _is_in_thought(text))
-
-
-def is_thinking(answer: dict[str, Any]) -> bool:
-    """Whether the text holds only the model's thoughts."""
-    text, message = answer_text(answer), _message(answer)
-    thoughts = message.get("reasoning_content") or message.get("reasoning") or _is_cut(answer)
-    return _is_in_thought(text) or (not text.strip() and bool(thoughts))
-
-
-def is_withheld(answer: dict[str, Any]) -> bool:
-    """Whether a filter or the model refuses to answer this text."""
-    is_filtered = _finish_reason(answer) in ("content_filter", "safety", "prohibited_content")
-    return is_filtered or bool(_message(answer).get("refusal"))
-
-
-def _message(answer: dict[str, Any]) -> dict[str, Any]:
-    message = answer["choices"][0].get("message")
-    return message if isinstance(message, dict) else {}
-
-
-def _finish_reason(answer: dict[str, Any]) -> str:
-    return str(answer["choices"][0].get("finish_reason")).lower()
-
-
-def _is_cut(answer: dict[str, Any]) -> bool:
-    return _finish_reason(answer) in ("length", "max_tokens")
-
-
-def _is_text(part: Any) -> bool:
-    return isinstance(part, dict) and str(part.get("type", "text")) in ("text", "output_text")
-
-
-def _is_in_thought(text: str) -> bool:
-    return "<think>" in text and "</think>" not in text

@@ -3,15 +3,19 @@
 Invariant: a request ends within its deadline or soon after, with an answer, `EndpointRefused` (a retry is useless) or
 `EndpointUnavailable` (it was retried until the deadline). A response that holds an error, or lacks a required choice,
 is an error whatever its HTTP status. The key appears in no message and is sent unencrypted only to this machine.
+
+The transport is httpx2, not OpenAI's own client: that reads the body of an error without a deadline, counts its retries
+instead of ending them at one, and takes an error under HTTP 200 for an answer, so all of this module would still be
+needed around it.
 """
 
+import contextlib
 import email.utils
 import json
 import os
 import re
 import threading
 import time
-from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -133,36 +137,35 @@ class Endpoint:
 
     def post(self, path: str, body: dict[str, Any], *, wants_choice: bool = False) -> dict[str, Any]:
         """The JSON object that the server returns; with `wants_choice`, one without a choice is a temporary error."""
-        return self._retried("POST", path, body, self._patience_s, wants_choice)
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(EndpointUnavailable),
+            stop=tenacity.stop_before_delay(self._patience_s) | tenacity.stop_when_event_set(self._closed),
+            wait=_wait,
+            sleep=tenacity.sleep_using_event(self._closed),
+            reraise=True,
+        )
+        return retrying(self._once, "POST", path, body, wants_choice=wants_choice)
 
     def get(self, path: str) -> dict[str, Any]:
         """The JSON object at `path`, without a retry."""
-        return self._retried("GET", path, None, 0.0, False)
+        return self._once("GET", path, None, wants_choice=False)
 
     def close(self) -> None:
         """End running requests and pauses between attempts."""
         self._closed.set()
         self._client.close()
 
-    def _retried(
-        self, method: str, path: str, body: dict[str, Any] | None, patience_s: float, wants_choice: bool
-    ) -> dict[str, Any]:
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(EndpointUnavailable),
-            stop=tenacity.stop_any(tenacity.stop_before_delay(patience_s), tenacity.stop_when_event_set(self._closed)),
-            wait=_wait,
-            sleep=tenacity.sleep_using_event(self._closed),
-            reraise=True,
-        )
-        return retrying(self._once, method, path, body, wants_choice)
-
-    def _once(self, method: str, path: str, body: dict[str, Any] | None, wants_choice: bool) -> dict[str, Any]:
+    def _once(self, method: str, path: str, body: dict[str, Any] | None, *, wants_choice: bool) -> dict[str, Any]:
         url = f"{self.url}/{path}"
         deadline = time.monotonic() + self._attempt_s
         try:
             # The timeout is per socket operation: a server that sends single bytes never exceeds it.
             with self._client.stream(method, url, json=body, timeout=self._attempt_s) as response:
-                received = b"".join(_until(deadline, response.iter_bytes()))
+                received = bytearray()
+                for chunk in response.iter_bytes():
+                    received += chunk
+                    if time.monotonic() > deadline:
+                        raise TimeoutError
         except (httpx2.TimeoutException, TimeoutError):
             raise EndpointUnavailable(f"{url} did not answer within {self._attempt_s:.3g} s") from None
         # httpx2 raises RuntimeError once the client is closed.
@@ -171,26 +174,23 @@ class Endpoint:
             raise EndpointUnavailable(problem) from None
         return self._content(url, response, received, wants_choice=wants_choice)
 
-    def _content(self, url: str, response: httpx2.Response, received: bytes, *, wants_choice: bool) -> dict[str, Any]:
+    def _content(
+        self, url: str, response: httpx2.Response, received: bytearray, *, wants_choice: bool
+    ) -> dict[str, Any]:
         """The server's answer; raises where it is an error, under whatever status."""
         if response.has_redirect_location:
             problem = self._without_key(_redirected(url, response.headers["Location"]))
             raise EndpointRefused(f"{url} {problem}", response.status_code)
-        try:
+        content, text = None, received.decode(errors="replace").strip()
+        with contextlib.suppress(ValueError):
             content = json.loads(received)
-        except ValueError:
-            content = None
-        error: Any = received.decode(errors="replace") if content is None else content
-        if response.status_code != 200:
-            error = error_of(content, wants_choice=True) or error
-        elif content is not None:
-            error = error_of(content, wants_choice=wants_choice)
-            if error is None and isinstance(content, dict):
-                return content
-        elif received.strip():
-            error = None
-        if error is None:
+        is_ok = response.status_code == 200
+        error = error_of(content, wants_choice=wants_choice or not is_ok)
+        if is_ok and error is None and isinstance(content, dict):
+            return content
+        if is_ok and error is None and text:
             raise EndpointRefused(f"{url} answered with no JSON object; is it the base URL of an API?", 200)
+        error = error or (text if content is None else content)
         status, said = error_status(error, response.status_code), self._without_key(words_of(error))
         shown = status if status == response.status_code else f"{response.status_code}, an error {status}"
         problem = f"{url} answered {shown}: {said[:MAX_MESSAGE_CHARS] or 'nothing'}"
@@ -228,13 +228,6 @@ def check_url(url: str) -> None:
         raise ValueError(f"endpoint '{shown}' is no URL of an API, its host is '{parts.netloc}': {example}")
     if found := re.search(r"/(?:chat/)?completions/?$", parts.path):
         raise ValueError(f"endpoint '{shown}' is the URL of one kind of request: give the part before {found.group()}")
-
-
-def _until(deadline: float, chunks: Iterable[bytes]) -> Iterable[bytes]:
-    for chunk in chunks:
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        yield chunk
 
 
 _backoff = tenacity.wait_random_exponential(multiplier=0.5, max=20.0)

@@ -79,9 +79,9 @@ class PromptTokens:
         for start in (max(begin, before.rfind("\n") + 1), begin):
             self._before, self._begins = before[start:], []
             # Without the space before a text: whether that is a token of its own depends on the text.
-            self._begins = _common_beginning(
-                [self._as_plain(self._before.rstrip()), *(self._line(text) for text in PROBES)]
-            )
+            lines = [self._as_plain(self._before.rstrip()), *(self._line(text) for text in PROBES)]
+            places = zip(*lines, strict=False)
+            self._begins = [tokens[0] for tokens in takewhile(lambda tokens: len(set(tokens)) == 1, places)]
             items = [self._read(text) or [] for text in PROBES]
             beginnings = [tokens[: len(tokens) - len(item)] for tokens, item in zip(whole, items, strict=True)]
             if all(
@@ -175,8 +175,3 @@ def score_batches(
         for index, found in zip(batch, score([sequences[index] or [] for index in batch]), strict=True):
             scores[index] = found
     return scores
-
-
-def _common_beginning(sequences: Sequence[list[int]]) -> list[int]:
-    places = zip(*sequences, strict=False)
-    return [tokens[0] for tokens in takewhile(lambda tokens: len(set(tokens)) == 1, places)]

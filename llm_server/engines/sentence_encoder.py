@@ -30,8 +30,7 @@ class SentenceEncoder:
 
     def __init__(self, config: ServiceConfig) -> None:
         self._config = config
-        self._lock = threading.Lock()
-        self._num_pending = 0
+        self._free_places = threading.Semaphore(MAX_PENDING_REQUESTS)
         self._closed = threading.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self._loaded: tuple[Any, Any, bool, Any] | None = None
@@ -39,16 +38,16 @@ class SentenceEncoder:
     def submit(self, texts: Sequence[str | None]) -> "Future[np.ndarray]":
         """A future of [N, D] f32 of unit length, with a row of NaN for each None; its result raises ValueError where
         the model cannot be loaded. Raises JudgeBusyError, JudgeClosedError."""
-        with self._lock:
-            if self._closed.is_set():
-                raise JudgeClosedError("the encoder is closed")
-            if self._num_pending == MAX_PENDING_REQUESTS:
-                raise JudgeBusyError(
-                    f"{self._num_pending} requests wait already for the sentence encoder: ask again later"
-                )
-            self._num_pending += 1
+        if not self._free_places.acquire(blocking=False):
+            raise JudgeBusyError(
+                f"{MAX_PENDING_REQUESTS} requests wait already for the sentence encoder: ask again later"
+            )
+        try:
             future = self._worker.submit(self._encode, texts)
-        future.add_done_callback(self._one_less)
+        except RuntimeError as error:
+            self._free_places.release()
+            raise JudgeClosedError("the encoder is closed") from error
+        future.add_done_callback(lambda _: self._free_places.release())
         return future
 
     def encode(self, texts: Sequence[str | None]) -> np.ndarray:
@@ -57,13 +56,8 @@ class SentenceEncoder:
 
     def close(self) -> None:
         """Encode nothing more; pending requests fail."""
-        with self._lock:
-            self._closed.set()
+        self._closed.set()
         self._worker.shutdown(wait=False, cancel_futures=True)
-
-    def _one_less(self, future: "Future[np.ndarray]") -> None:
-        with self._lock:
-            self._num_pending -= 1
 
     def _encode(self, texts: Sequence[str | None]) -> np.ndarray:
         if self._loaded is None:

@@ -140,22 +140,18 @@ class _TokenTree:
     """Q tokens for all sequences, in which shared beginnings occur once."""
 
     def __init__(self, sequences: Sequence[list[int]]) -> None:
-        self.tokens: list[int] = []
+        places: dict[tuple[int, int], int] = {}  # by the place of the token before it, and the token
         self.ends: list[int] = []
         """Index of each sequence's last token."""
-        places: dict[tuple[int, int], int] = {}
-        parents: list[int] = []
         for sequence in sequences:
             place = -1
             for token in sequence:
-                parent, place = place, places.setdefault((place, token), len(self.tokens))
-                if place == len(self.tokens):
-                    self.tokens.append(token)
-                    parents.append(parent)
+                place = places.setdefault((place, token), len(places))
             self.ends.append(place)
+        self.tokens = [token for _, token in places]
         self.sees = np.eye(len(self.tokens), dtype=bool)
         """[Q, Q] bool: which tokens each token sees, itself and those before it in its sequences."""
-        for place, parent in enumerate(parents):
+        for place, (parent, _) in enumerate(places):
             if parent >= 0:
                 self.sees[place] |= self.sees[parent]
         self.depths = self.sees.sum(1) - 1

@@ -63,10 +63,10 @@ def read_labelled(path: str) -> list[LabelledCaption]:
     """The captions of a JSON-lines file with rows {"caption": text, "helpful": 0 or 1}, of both labels. Raises
     ValueError for a file that cannot be read or holds anything else, or a caption with two labels."""
     labels: dict[str, bool] = {}
-    for place, row in _rows(path, {"caption", "helpful"}, required={"caption", "helpful"}):
+    for place, text, row in _rows(path, {"caption", "helpful"}, required={"caption", "helpful"}):
         if row["helpful"] not in (0, 1, True, False):
             raise ValueError(f"{place}: helpful is {row['helpful']!r}, wanted 0 or 1")
-        text, is_positive = _text(row, place), bool(row["helpful"])
+        is_positive = bool(row["helpful"])
         if labels.setdefault(text, is_positive) != is_positive:
             raise ValueError(f"{place}: caption {text!r} was labelled {int(not is_positive)} before: keep one of them")
     if len(set(labels.values())) < 2:
@@ -90,8 +90,8 @@ def read_counted(path: str) -> dict[str, int]:
             f"{path} is a folder without captions.sqlite: give a run directory of `delphi train`, or a JSON-lines file"
         )
     counts: dict[str, int] = {}
-    for place, row in _rows(path, {*ARCHIVE_COLUMNS, "helpful"}, required={"caption"}):
-        text, count = _text(row, place), row.get("count", 1)
+    for place, text, row in _rows(path, {*ARCHIVE_COLUMNS, "helpful"}, required={"caption"}):
+        count = row.get("count", 1)
         if not isinstance(count, int) or isinstance(count, bool) or count < 0:
             raise ValueError(f"{place}: count is {count!r}, wanted a whole number of at least 0")
         if counts.get(text, 0) + count > MAX_COUNT:
@@ -131,8 +131,8 @@ def is_normalised(text: str) -> bool:
     return not any(char != " " and unicodedata.category(char) in {"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"} for char in text)
 
 
-def _rows(path: str, known: set[str], required: set[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each non-blank line's object, with its place for error messages."""
+def _rows(path: str, known: set[str], required: set[str]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Each non-blank line's place for error messages, caption, and object."""
     try:
         text = Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -155,14 +155,10 @@ def _rows(path: str, known: set[str], required: set[str]) -> Iterator[tuple[str,
             raise ValueError(f"{place}: unknown key '{key}'{did_you_mean(key, known)}: wanted {wanted}")
         for key in sorted(required - set(row)):
             raise ValueError(f"{place} has no '{key}': wanted {', '.join(sorted(required))}")
-        yield place, row
-
-
-def _text(row: Mapping[str, Any], place: str) -> str:
-    text = row["caption"]
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{place}: caption is {text!r}, wanted text")
-    return text
+        text = row["caption"]
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{place}: caption is {text!r}, wanted text")
+        yield place, text, row
 
 
 if __name__ == "__main__":

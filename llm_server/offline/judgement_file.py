@@ -7,8 +7,8 @@ answer is on disk before the next question, so an interrupted annotation continu
 
 import math
 import sqlite3
-from collections.abc import Iterable, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -98,26 +98,29 @@ def read_judgements(path: str | Path) -> Judgements:
         "SELECT first, second, status, preference, answer_mass, position_bias FROM pairs WHERE status IS NOT NULL"
         " ORDER BY rowid"
     )
-    with closing(_open(Path(path), "rw")) as connection:
-        try:
-            _check_format(connection, path)
-            provenance, threshold = _provenance(connection)
-            rows = list(connection.execute(captions_query))
-            captions = {row[0]: Caption(id=unsigned_id(row[0]), text=row[1]) for row in rows}
-            judged = [(captions[row[0]], _judgement(*row[3:])) for row in rows if row[3] is not None]
-            compared = [
-                (CaptionPair(first=captions[first], second=captions[second]), _pair_judgement(*judgement))
-                for first, second, *judgement in connection.execute(pairs_query)
-            ]
-        except (sqlite3.DatabaseError, KeyError, TypeError) as error:
-            raise _damaged(path, error) from None
-    return Judgements(
-        captions=[JudgedCaption(caption=caption, judgement=judgement) for caption, judgement in judged],
-        pairs=[JudgedPair(pair=pair, judgement=judgement) for pair, judgement in compared],
-        counts={unsigned_id(row[0]): row[2] for row in rows},
-        threshold=threshold,
-        provenance=provenance,
-    )
+    with closing(_open(Path(path), "rw")) as connection, _sound(path):
+        provenance, threshold = _provenance(connection, path)
+        rows = list(connection.execute(captions_query))
+        captions = {row[0]: Caption(id=unsigned_id(row[0]), text=row[1]) for row in rows}
+        judged = [
+            JudgedCaption(
+                caption=captions[number],
+                judgement=Judgement(status=Status[status], probability=_nan(p), answer_mass=mass, cached=True),
+            )
+            for number, _, _, status, p, mass in rows
+            if status is not None
+        ]
+        compared = [
+            JudgedPair(
+                pair=CaptionPair(first=captions[first], second=captions[second]),
+                judgement=PairJudgement(
+                    status=Status[status], preference=_nan(p), answer_mass=mass, position_bias=_nan(bias), cached=True
+                ),
+            )
+            for first, second, status, p, mass, bias in connection.execute(pairs_query)
+        ]
+    counts = {unsigned_id(row[0]): row[2] for row in rows}
+    return Judgements(captions=judged, pairs=compared, counts=counts, threshold=threshold, provenance=provenance)
 
 
 class JudgementFile:
@@ -131,11 +134,10 @@ class JudgementFile:
         self.path = path
         self._connection = _open(path, "rwc")
         try:
-            self._enter(provenance, threshold)
-        except BaseException as error:
+            with _sound(path):
+                self._enter(provenance, threshold)
+        except BaseException:
             self._connection.close()
-            if isinstance(error, sqlite3.DatabaseError | KeyError):
-                raise _damaged(path, error) from None
             raise
 
     def add_captions(self, counts: Mapping[str, int]) -> None:
@@ -151,8 +153,8 @@ class JudgementFile:
 
     def write_captions(self, judged: Iterable[JudgedCaption]) -> None:
         """Write judgements of captions that were added."""
-        rows = [
-            (j.judgement.status.name, _null(j.judgement.probability), j.judgement.answer_mass, signed_id(j.caption.id))
+        rows = [  # SQLite stores NaN as NULL
+            (j.judgement.status.name, j.judgement.probability, j.judgement.answer_mass, signed_id(j.caption.id))
             for j in judged
         ]
         self._write("UPDATE captions SET status = ?, probability = ?, answer_mass = ? WHERE id = ?", rows)
@@ -174,9 +176,9 @@ class JudgementFile:
         rows = [
             (
                 j.judgement.status.name,
-                _null(j.judgement.preference),
+                j.judgement.preference,
                 j.judgement.answer_mass,
-                _null(j.judgement.position_bias),
+                j.judgement.position_bias,
                 signed_id(j.pair.first.id),
                 signed_id(j.pair.second.id),
             )
@@ -205,8 +207,7 @@ class JudgementFile:
                 self._connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
                 self._connection.execute(f"PRAGMA user_version={FORMAT_VERSION}")
                 return
-            _check_format(self._connection, self.path)
-            theirs, _ = _provenance(self._connection)
+            theirs, _ = _provenance(self._connection, self.path)
             if theirs != provenance:
                 raise ValueError(
                     f"judgement file '{self.path}' holds answers by {theirs}, requested is {provenance}: give another"
@@ -218,14 +219,8 @@ def read_provenance(path: Path) -> Provenance | None:
     """The provenance of the file, None if it is missing or empty; ValueError if it is damaged or something else."""
     if not path.exists():
         return None
-    with closing(_open(path, "rw")) as connection:
-        try:
-            if _is_empty(connection):
-                return None
-            _check_format(connection, path)
-            return _provenance(connection)[0]
-        except (sqlite3.DatabaseError, KeyError) as error:
-            raise _damaged(path, error) from None
+    with closing(_open(path, "rw")) as connection, _sound(path):
+        return None if _is_empty(connection) else _provenance(connection, path)[0]
 
 
 def _open(path: Path, mode: str) -> sqlite3.Connection:
@@ -249,7 +244,8 @@ def _is_empty(connection: sqlite3.Connection) -> bool:
     return connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
 
 
-def _check_format(connection: sqlite3.Connection, path: str | Path) -> None:
+def _provenance(connection: sqlite3.Connection, path: str | Path) -> tuple[Provenance, float]:
+    """Rubric, model and theta of the file; ValueError for another kind of database, or another format."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION_ID:
@@ -258,44 +254,28 @@ def _check_format(connection: sqlite3.Connection, path: str | Path) -> None:
         raise ValueError(
             f"judgement file '{path}' has format {version}, this program reads {FORMAT_VERSION}: annotate anew"
         )
-
-
-def _provenance(connection: sqlite3.Connection) -> tuple[Provenance, float]:
     values = dict(connection.execute("SELECT name, value FROM provenance"))
     return Provenance(**{field.name: values[field.name] for field in fields(Provenance)}), float(values["threshold"])
 
 
-def _damaged(path: str | Path, error: Exception) -> ValueError:
-    problem = (
-        f"'{path}' is no sound judgement file ({error}): give one that `delphi annotate --out` wrote, or annotate anew"
-    )
-    if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
-        problem = f"judgement file '{path}' is being written: wait until the `delphi annotate` that writes it has ended"
-    elif getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY:
+@contextmanager
+def _sound(path: str | Path) -> Iterator[None]:
+    """Turns what a locked, protected or damaged file raises into a ValueError that says what to do."""
+    try:
+        yield
+    except (sqlite3.DatabaseError, KeyError, TypeError) as error:
         problem = (
-            f"judgement file '{path}' was left half-written and may not be repaired: make it and its folder writable"
+            f"'{path}' is no sound judgement file ({error}): give one that `delphi annotate --out` wrote, or annotate"
+            " anew"
         )
-    return ValueError(problem)
-
-
-def _judgement(status: str, probability: float | None, answer_mass: float) -> Judgement:
-    return Judgement(status=Status[status], probability=_nan(probability), answer_mass=answer_mass, cached=True)
-
-
-def _pair_judgement(
-    status: str, preference: float | None, answer_mass: float, position_bias: float | None
-) -> PairJudgement:
-    return PairJudgement(
-        status=Status[status],
-        preference=_nan(preference),
-        answer_mass=answer_mass,
-        position_bias=_nan(position_bias),
-        cached=True,
-    )
-
-
-def _null(value: float) -> float | None:
-    return None if math.isnan(value) else value
+        if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+            problem = (
+                f"judgement file '{path}' is being written: wait until the `delphi annotate` that writes it has ended"
+            )
+        elif getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY:
+            advice = "make it and its folder writable"
+            problem = f"judgement file '{path}' was left half-written and may not be repaired: {advice}"
+        raise ValueError(problem) from None
 
 
 def _nan(value: float | None) -> float:

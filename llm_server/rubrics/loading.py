@@ -5,17 +5,18 @@ Invariant: a rubric that loads can be asked; an error in one is a one-line messa
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import re
 import unicodedata
 from collections.abc import Collection, Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_origin
 
 from configs.errors import did_you_mean
 from configs.yaml_text import TRUTH, read_yaml
-from llm_server.rubrics.rubric import Calibration, Example, PairExample, PairRubric, Rubric
+from llm_server.rubrics.rubric import Calibration, PairRubric, Rubric
 
 STYLES = ("completion", "chat")
 SWAPPED = {"first": "second", "second": "first", "tie": "tie"}
@@ -48,70 +49,64 @@ def parse_rubric(text: str, name: str) -> Rubric:
         content = read_yaml(text)
     except ValueError as error:
         raise ValueError(f"rubric '{name}': {error}") from None
-    values = _extended(_mapping(content, name), name)
-    for key in ("positive_kinds", "minor_kinds", "negative_kinds"):
-        values[key] = _texts(values, key, name)
-    positive = frozenset(values["positive_kinds"])
-    entries = enumerate(_list(values, "examples", name), 1)
-    values["examples"] = tuple(_example(entry, positive, f"{name}: example {n}") for n, entry in entries)
-    if "calibration" in values:
-        calibration = dict(_mapping(values["calibration"], f"{name}: calibration"))
-        for key in ("items", "positives"):
-            calibration[key] = _texts(calibration, key, f"{name}: calibration")
-        values["calibration"] = _build(Calibration, calibration, f"{name}: calibration")
-    if "pairs" in values:
-        values["pairs"] = _pair_rubric(_mapping(values["pairs"], f"{name}: pairs"), f"{name}: pairs")
-    rubric = _build(Rubric, values, name)
+    rubric = _build(Rubric, _extended(content, name), name)
     _check(rubric, name)
     return rubric
 
 
-def _extended(content: dict[str, Any], name: str) -> dict[str, Any]:
+def _extended(content: Any, name: str) -> Any:
     """The keys of the built-in rubric that `extends` names, if any, overridden by those of `content`."""
-    values = dict(content)
-    base = values.pop("extends", None)
-    if base is None:
-        return values
+    if not isinstance(content, dict) or "extends" not in content:
+        return content
+    base = content.pop("extends")
     if base not in built_in_rubrics():
         raise ValueError(
             f"rubric '{name}': extends is '{base}'{did_you_mean(str(base), built_in_rubrics())}: use one of"
             f" {', '.join(built_in_rubrics())}"
         )
-    return _extended(read_yaml(FOLDER.joinpath(f"{base}.yaml").read_text("utf-8")), base) | values
+    return _extended(read_yaml(FOLDER.joinpath(f"{base}.yaml").read_text("utf-8")), base) | content
 
 
 def _check(rubric: Rubric, name: str) -> None:
     kinds = rubric.positive_kinds + rubric.minor_kinds + rubric.negative_kinds
-    has_kinds = bool(kinds)
-    negatives_per_positive, calibrates = rubric.calibration.negatives_per_positive, bool(rubric.calibration.items)
-    has_both, has_words = rubric.positive_kinds and rubric.negative_kinds, bool(rubric.positive or rubric.negative)
-    style_problem = f"style is '{rubric.style}'{did_you_mean(rubric.style, STYLES)}: use {' or '.join(STYLES)}"
-    problems = {
-        style_problem: rubric.style not in STYLES,
+    has_both, has_words = rubric.positive_kinds and rubric.negative_kinds, rubric.positive or rubric.negative
+    calibrates, ratio = bool(rubric.calibration.items), rubric.calibration.negatives_per_positive
+    problems: dict[str, Any] = {
+        f"style is '{rubric.style}'{did_you_mean(rubric.style, STYLES)}: use {' or '.join(STYLES)}": (
+            rubric.style not in STYLES
+        ),
         "id and version must not be empty": not (rubric.id and rubric.version),
-        "positive_kinds and negative_kinds go together, in place of positive and negative": has_kinds
+        "positive_kinds and negative_kinds go together, in place of positive and negative": kinds
         and (not has_both or has_words),
         **_answer_problems(kinds or (rubric.positive, rubric.negative)),
-        f"every example needs one of the kinds {', '.join(kinds)}": has_kinds
-        and any(example.kind not in kinds for example in rubric.examples),
-        "an example has a kind, the rubric has none": not has_kinds and any(shown.kind for shown in rubric.examples),
-        "kinds need calibration items: without them a model's bias towards each answer is unknown": has_kinds
+        f"every example needs one of the kinds {', '.join(kinds)}": kinds
+        and any(shown.kind not in kinds for shown in rubric.examples),
+        "an example has a kind, the rubric has none": not kinds and any(shown.kind for shown in rubric.examples),
+        "kinds need calibration items: without them a model's bias towards each answer is unknown": kinds
         and not calibrates,
-        f"calibration: negatives_per_positive must be above 0, not {negatives_per_positive}": not (
-            negatives_per_positive > 0
-        ),
+        f"calibration: negatives_per_positive must be above 0, not {ratio}": not ratio > 0,
         f"max_item_chars must be at least 1, not {rubric.max_item_chars}": rubric.max_item_chars < 1,
         f"min_answer_mass must lie in 0 to 1, not {rubric.min_answer_mass}": not 0 <= rubric.min_answer_mass <= 1,
         f"threshold must be auto or lie in 0 to 1, not {rubric.threshold}": not 0 <= (rubric.threshold or 0) <= 1,
         "threshold auto needs calibration items": rubric.threshold is None and not calibrates,
-        "answer_prefix is for style chat; put it into answer_label": bool(rubric.answer_prefix)
+        "answer_prefix is for style chat; put it into answer_label": rubric.answer_prefix
         and rubric.style == "completion",
     }
     _raise_first(problems, name)
+    if pairs := rubric.pairs:
+        better = [example.better for example in pairs.examples]
+        problems = {
+            **_answer_problems((pairs.first, pairs.second) + (pairs.tie,) * bool(pairs.tie)),
+            f"better is `first`, `second` or `tie`: {better}": not set(better) <= set(SWAPPED),
+            "an example is a tie but there is no answer `tie`": not pairs.tie and "tie" in better,
+            f"min_answer_mass must lie in 0 to 1, not {pairs.min_answer_mass}": not 0 <= pairs.min_answer_mass <= 1,
+            f"tie_margin must lie in 0 to 0.5, not {pairs.tie_margin}": not 0 <= pairs.tie_margin < 0.5,
+        }
+        _raise_first(problems, f"{name}: pairs")
     _check_shown(rubric, name)
 
 
-def _raise_first(problems: dict[str, bool], name: str) -> None:
+def _raise_first(problems: dict[str, Any], name: str) -> None:
     for problem, present in problems.items():
         if present:
             raise ValueError(f"rubric '{name}': {problem}")
@@ -171,86 +166,55 @@ def _check_shown(rubric: Rubric, name: str) -> None:
                 )
 
 
-def _build(kind: type, values: dict[str, Any], name: str) -> Any:
-    """`kind(**values)` after a check of its keys and of the types of its scalar values."""
-    fields = {f.name: f for f in dataclasses.fields(kind)}
+def _build(kind: type, content: Any, name: str, positive_kinds: Collection[str] = ()) -> Any:
+    """The dataclass `kind` from its keys; ValueError where one is unknown or missing or has a value of another type."""
+    if not isinstance(content, dict):
+        raise ValueError(f"rubric '{name}': wanted keys with values, got {type(content).__name__}")
+    values, fields = dict(content), {f.name: f for f in dataclasses.fields(kind)}
     for key in values:
         if key not in fields:
             raise ValueError(
                 f"rubric '{name}': unknown key '{key}'{did_you_mean(str(key), fields)}; known: {', '.join(fields)}"
             )
+    if "kind" in values:
+        values.setdefault("positive", str(values["kind"] in positive_kinds))
     required = [f.name for f in fields.values() if f.default is f.default_factory is dataclasses.MISSING]
     if missing := [key for key in required if key not in values]:
         raise ValueError(f"rubric '{name}': missing {', '.join(missing)}")
-    return kind(**{key: _read(fields[key].type, value, f"rubric '{name}': {key}") for key, value in values.items()})
+    return kind(**{key: _read(fields[key].type, values, key, name) for key in fields if key in values})
 
 
-def _read(wanted: Any, value: Any, name: str) -> Any:
-    """`value` converted to the type of its field; ValueError, beginning with `name`, where that is impossible."""
-    if wanted is str:
-        if not isinstance(value, str):
-            raise ValueError(f"{name} must be text (in quotes where YAML would read it otherwise), got {value!r}")
+def _read(wanted: Any, values: dict[str, Any], key: str, name: str) -> Any:
+    """The value of `key` converted to the type of its field; ValueError where that is impossible."""
+    value, place, parts = values[key], f"rubric '{name}': {key}", get_args(wanted)
+    if get_origin(wanted) is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{place} must be a list, got {value!r}")
+        if parts[0] is not str:
+            places = (f"{name}: {key.removesuffix('s')} {n}" for n in itertools.count(1))
+            kinds = values.get("positive_kinds", ())
+            return tuple(_build(parts[0], entry, where, kinds) for entry, where in zip(value, places, strict=False))
+        if other := [item for item in value if not isinstance(item, str)]:
+            problem = f"a list of texts (in quotes where YAML would read one otherwise), got {other[0]!r}"
+            raise ValueError(f"{place} must be {problem}")
+        return tuple(map(str, value))
+    if wanted in (Calibration, PairRubric | None):
+        return _build(next(iter(parts), wanted), value, f"{name}: {key}")
+    if wanted is str and isinstance(value, str):
         return str(value)
-    if not isinstance(value, str):
-        return value
-    with contextlib.suppress(ValueError, KeyError):
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
         if wanted is bool:
             return TRUTH[value.strip().lower()]
         if wanted == float | None and value == "auto":
             return None
         if wanted is int or re.fullmatch(r"[-+]?\d+", value):  # an int stays an int: it enters the rubric's hash
             return int(value)
-        if math.isfinite(float(value)):
+        if wanted is not str and math.isfinite(float(value)):
             return float(value)
-    kinds = {bool: "true or false", int: "a whole number", float: "a number"}
-    raise ValueError(f"{name} must be {kinds.get(wanted, 'a number or auto')}, got {value!r}")
-
-
-def _example(entry: Any, positive_kinds: frozenset[str], name: str) -> Example:
-    values = dict(_mapping(entry, name))
-    if "kind" in values:
-        values.setdefault("positive", values["kind"] in positive_kinds)
-    return _build(Example, values, name)
-
-
-def _pair_rubric(content: dict[str, Any], name: str) -> PairRubric:
-    values = dict(content)
-    places = [(f"{name}: example {n}", entry) for n, entry in enumerate(_list(values, "examples", name), 1)]
-    values["examples"] = tuple(_build(PairExample, _mapping(entry, place), place) for place, entry in places)
-    shown = enumerate(_list(values, "items", name), 1)
-    values["items"] = tuple(_example(entry, frozenset(), f"{name}: item {n}") for n, entry in shown)
-    pairs = _build(PairRubric, values, name)
-    words = [pairs.first, pairs.second] + [pairs.tie] * bool(pairs.tie)
-    better = [example.better for example in pairs.examples]
-    problems = {
-        **_answer_problems(words),
-        f"better is `first`, `second` or `tie`: {better}": not set(better) <= set(SWAPPED),
-        "an example is a tie but there is no answer `tie`": not pairs.tie and "tie" in better,
-        f"min_answer_mass must lie in 0 to 1, not {pairs.min_answer_mass}": not 0 <= pairs.min_answer_mass <= 1,
-        f"tie_margin must lie in 0 to 0.5, not {pairs.tie_margin}": not 0 <= pairs.tie_margin < 0.5,
+    names = {
+        str: "text (in quotes where YAML would read it otherwise)",
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
     }
-    _raise_first(problems, name)
-    return pairs
-
-
-def _mapping(content: Any, name: str) -> dict[str, Any]:
-    if not isinstance(content, dict):
-        raise ValueError(f"rubric '{name}': wanted keys with values, got {type(content).__name__}")
-    return content
-
-
-def _list(values: dict[str, Any], key: str, name: str) -> list[Any]:
-    content = values.get(key, [])
-    if not isinstance(content, list):
-        raise ValueError(f"rubric '{name}': {key} must be a list, got {content!r}")
-    return content
-
-
-def _texts(values: dict[str, Any], key: str, name: str) -> tuple[str, ...]:
-    content = _list(values, key, name)
-    if other := [item for item in content if not isinstance(item, str)]:
-        raise ValueError(
-            f"rubric '{name}': {key} must be a list of texts (in quotes where YAML would read one otherwise), got"
-            f" {other[0]!r}"
-        )
-    return tuple(str(item) for item in content)
+    raise ValueError(f"{place} must be {names.get(wanted, 'a number or auto')}, got {value!r}")

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from configs.loading import load_config
-from llm_server.engines.scripted_engine import ScriptedEngine
+from llm_server.engines.building import ScriptedEngine
 from llm_server.rubrics.loading import load_rubric
 from tests.benchmarks.minihack_control import BAND, MIN_COUNT, above, judged_captions, paying, payment, permuted, rarest
 

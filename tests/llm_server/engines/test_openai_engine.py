@@ -256,12 +256,13 @@ def test_what_a_failed_batch_had_answered_is_not_asked_again(make, endpoint):
     assert len(endpoint.requests) == asked + 2
 
 
-def test_a_server_that_sends_byte_after_byte_does_not_stretch_the_deadline():
+@pytest.mark.parametrize("status", [b"200 OK", b"503 Service Unavailable", b"401 Unauthorized"])
+def test_a_server_that_sends_byte_after_byte_does_not_stretch_the_deadline(status):
     stop = threading.Event()
 
     def drip(connection):
         connection.recv(65536)
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+        connection.sendall(b"HTTP/1.1 " + status + b"\r\nContent-Length: 100000\r\n\r\n")
         for _ in range(500):  # ten seconds
             connection.sendall(b" ")
             if stop.wait(0.02):

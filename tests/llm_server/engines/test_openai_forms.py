@@ -6,7 +6,7 @@ import json
 import pytest
 
 from llm_server.engines.answers import text_of_piece
-from llm_server.engines.openai_forms import answer_text
+from llm_server.engines.openai_forms import Answer
 from llm_server.engines.openai_http import EndpointRefused, EndpointUnavailable
 from llm_server.rubrics.rubric import Example, Rubric
 from tests.llm_server.fake_endpoint import FakeEndpoint, engines_of
@@ -241,7 +241,7 @@ def test_content_in_parts_is_read_without_its_thoughts(make, endpoint, content):
 
     endpoint.answers = answers
     assert probabilities(make()) == BY_TEXT
-    assert answer_text({"choices": [{"message": {"content": 3}}]}) == ""
+    assert Answer({"choices": [{"message": {"content": 3}}]}).text == ""
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from configs.yaml_text import read_yaml
 from llm_server.engines.models import bundled_model_folder
 from llm_server.engines.prompt_tokens import PromptTokens
-from llm_server.rubrics.loading import built_in_rubrics, load_rubric
+from llm_server.rubrics.loading import FOLDER, built_in_rubrics, load_rubric
 from llm_server.rubrics.rubric import Rubric
 
 DATA = Path(__file__).parents[1] / "data"
@@ -50,6 +51,15 @@ def test_it_can_be_calibrated_on_what_it_does_not_show(name):
     assert {example.positive for example in rubric.examples} == {True, False}
     assert rubric.calibration.items
     assert not texts_shown(rubric) & {*rubric.calibration.items, *rubric.calibration.positives}
+
+
+@pytest.mark.parametrize("name", built_in_rubrics())
+def test_one_that_extends_another_holds_only_differences(name):
+    content = read_yaml(FOLDER.joinpath(f"{name}.yaml").read_text())
+    if base := content.get("extends"):
+        ours, theirs = load_rubric(name), load_rubric(base)
+        same = [key for key in {*content} - {"extends", "version"} if getattr(ours, key) == getattr(theirs, key)]
+        assert not same
 
 
 @pytest.mark.parametrize("name", built_in_rubrics())
