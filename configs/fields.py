@@ -4,8 +4,11 @@ Invariant: a bound is written once, beside its field; the configuration, `delphi
 it here.
 """
 
+import ast
 import dataclasses
 import functools
+import inspect
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -13,6 +16,7 @@ from typing import Any, TypeVar
 from configs.errors import did_you_mean
 
 Number = TypeVar("Number", int, float)
+Section = TypeVar("Section")
 
 
 def number(default: Number, low: float, high: float) -> Number:
@@ -47,22 +51,21 @@ def field_docs(section: type, prefix: str = "") -> Iterator[tuple[str, Any, str]
             yield f"{prefix}{field.name}", default, docs.get(field.name, "")
 
 
+def with_value(section: Section, key: str, value: Any) -> Section:
+    """A copy of a section in which the setting of dotted `key` is `value`."""
+    name, _, rest = key.partition(".")
+    inner = with_value(getattr(section, name), rest, value) if rest else value
+    return dataclasses.replace(section, **{name: inner})  # type: ignore[type-var]
+
+
 @functools.cache
 def _docstrings(section: type) -> dict[str, str]:
     """Field name -> the string literal under it, read from the source because Python keeps none at run time."""
-    import ast
-    import inspect
-    import textwrap
-
-    body = ast.parse(textwrap.dedent(inspect.getsource(section))).body[0]
-    assert isinstance(body, ast.ClassDef)
+    (definition,) = ast.parse(inspect.getsource(section)).body
+    assert isinstance(definition, ast.ClassDef)
     docs = {}
-    for statement, following in zip(body.body, body.body[1:], strict=False):
-        if (
-            isinstance(statement, ast.AnnAssign)
-            and isinstance(statement.target, ast.Name)
-            and isinstance(following, ast.Expr)
-            and isinstance(following.value, ast.Constant)
-        ):
-            docs[statement.target.id] = " ".join(str(following.value.value).split())
+    for pair in itertools.pairwise(definition.body):
+        match pair:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=doc)):
+                docs[name] = " ".join(str(doc).split())
     return docs
