@@ -56,12 +56,9 @@ def launch(config: RunConfig) -> int:
     console = Console(config.logging, config.total_env_steps, config.cluster.mode, max_time_s=config.max_time_s)
     try:
         spec, plan, rubric_hash = check_parts(config)
-    except ConfigError as error:
-        raise ConfigError(f"{error}{_keep_traceback(config, error.__cause__)}") from None
-    try:
         check_judgements(plan)
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(f"{error}{_keep_traceback(config, error.__cause__)}") from None
     run, run_epoch = open_run(config, rubric_hash)
     try:
         sessions = temporary.ray_directory(config.run_dir)

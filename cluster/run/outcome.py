@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.plan import RunPlan
-from cluster.run.console import Console
-from cluster.run.directory import RunDirectory, write_atomically
+from cluster.run.directory import write_atomically
 from cluster.run.session import RunSession
 from configs.errors import one_line
 
@@ -36,11 +35,11 @@ def conclude(session: RunSession, summary: Mapping[str, Any]) -> int:
     config, run, console = session.config, session.run, session.console
     unjudged = judge_problem(session.plan, summary)
     summary = {**summary, "judge_problem": unjudged, "evaluation": None}
-    _write(run, summary, console)
+    _write(session, summary)
     console.summarise(summary, config.run_dir)
     if config.evaluation.at_end and summary["finished"] and not session.stop.requested:
         evaluation = evaluate_in_time(session, summary["time_s"])
-        _write(run, {**summary, "evaluation": evaluation}, console)
+        _write(session, {**summary, "evaluation": evaluation})
         if "problem" in evaluation:
             console.say(
                 f"no evaluation: {evaluation['problem']}; `delphi eval {config.run_dir}` plays as long as it takes"
@@ -141,8 +140,9 @@ def _last_line(log: Path) -> str:
     return lines[-1].removeprefix("delphi eval: ") if lines else "it wrote nothing"
 
 
-def _write(run: RunDirectory, summary: Mapping[str, Any], console: Console) -> None:
+def _write(session: RunSession, summary: Mapping[str, Any]) -> None:
+    file = session.run.summary
     try:
-        write_atomically(run.summary, json.dumps(summary, indent=2) + "\n")
+        write_atomically(file, json.dumps(summary, indent=2) + "\n")
     except OSError as error:  # the last checkpoint holds everything
-        console.say(f"{run.summary} could not be written ({error.strerror}); the checkpoint was")
+        session.console.say(f"{file} could not be written ({error.strerror}); the checkpoint was")
