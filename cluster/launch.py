@@ -81,7 +81,7 @@ def launch(config: RunConfig) -> int:
             console.say(f"warning: {notice}")
         if config.cluster.mode == "local" and not sessions.is_relative_to(directory):
             console.say(f"{directory} is too long a path for Ray's sockets: its session lies in {sessions}")
-        with StopRequest(console.say) as stop:
+        with contextlib.closing(console), StopRequest(console.say) as stop:
             session = RunSession(
                 plan=plan,
                 spec=spec,
@@ -102,16 +102,13 @@ def launch(config: RunConfig) -> int:
                     summary = train_on_ray(session)
             return conclude(session, summary)
     except Interrupted as stopped:
-        console.close()
         print(f"delphi train: {stopped}; the same command starts or continues the run", file=sys.stderr)
         return 0
     except KeyboardInterrupt:
-        console.close()
         print("delphi train: ended at once; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
     except Exception as error:
         LOG.exception("the run failed")
-        console.close()
         advice = f"More in {run.log}; the same command continues from the last checkpoint"
         print(f"delphi train: the run failed: {error}\n{advice}", file=sys.stderr)
         return 1
@@ -172,15 +169,15 @@ def train_inline(session: RunSession) -> dict[str, Any]:
     from cluster.loop import TrainingLoop
 
     config, run, epoch, stop = session.config, session.run, session.epoch, session.stop
-    waiting: contextlib.AbstractContextManager = contextlib.nullcontext()
-    if session.plan.loads_language_model:
-        what = f"the judge, which loads {config.service.model}"
-        waiting = _report_waiting(WAIT_MESSAGE_INTERVAL_S, what, session.console)
-    with waiting:
+    with contextlib.ExitStack() as while_loading:
+        if session.plan.loads_language_model:
+            what = f"the judge, which loads {config.service.model}"
+            while_loading.enter_context(_report_waiting(WAIT_MESSAGE_INTERVAL_S, what, session.console))
         pipeline = build_pipeline(config, run, epoch)
-    workers = None
-    try:
-        workers = InlineWorkers(config, pipeline, run_epoch=epoch)
+    with (
+        contextlib.closing(pipeline),
+        contextlib.closing(InlineWorkers(config, pipeline, run_epoch=epoch)) as workers,
+    ):
         loop = TrainingLoop(config, run, epoch, workers, pipeline)
 
         def on_stop() -> None:
@@ -191,7 +188,3 @@ def train_inline(session: RunSession) -> dict[str, Any]:
         if stop.requested:
             on_stop()
         return loop.run(session.console.update)
-    finally:
-        if workers is not None:
-            workers.close()
-        pipeline.close()

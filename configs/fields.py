@@ -10,6 +10,7 @@ import functools
 import inspect
 import itertools
 import math
+import operator
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -40,15 +41,21 @@ def complaint(field: dataclasses.Field[Any], value: Any) -> str:
     return ""
 
 
-def field_docs(section: type, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """(dotted key, default, docstring) of every setting, in the schema's order."""
+def settings(section: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], str]]:
+    """(dotted key, field, docstring) of every setting, in the schema's order."""
     docs = _docstrings(section)
     for field in dataclasses.fields(section):
-        if dataclasses.is_dataclass(field.type) and isinstance(field.type, type):
-            yield from field_docs(field.type, f"{prefix}{field.name}.")
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            yield from settings(field.type, f"{prefix}{field.name}.")
         else:
-            default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-            yield f"{prefix}{field.name}", default, docs.get(field.name, "")
+            yield f"{prefix}{field.name}", field, docs.get(field.name, "")
+
+
+def field_docs(section: type) -> Iterator[tuple[str, Any, str]]:
+    """(dotted key, default, docstring) of every setting, in the schema's order."""
+    defaults = section()
+    for key, _, doc in settings(section):
+        yield key, operator.attrgetter(key)(defaults), doc
 
 
 def with_value(section: Section, key: str, value: Any) -> Section:

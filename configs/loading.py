@@ -173,8 +173,7 @@ def _values(layer: Mapping[str, Any]) -> dict[str, Any]:
 def _value(key: str, value: Any, default: Any) -> Any:
     """`value` converted to the type of `default`."""
     if "${" in str(value) or value == "???":
-        got = str(value) if isinstance(value, list | Mapping) else repr(value)
-        raise ConfigError(f"{key}: got {got}, but nothing is interpolated; give the value itself")
+        raise ConfigError(f"{key}: got {value!r}, but nothing is interpolated; give the value itself")
     if isinstance(default, str) and isinstance(value, str):
         return str(value)
     if isinstance(default, bool):
