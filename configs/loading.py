@@ -8,14 +8,16 @@ import contextlib
 import dataclasses
 import functools
 import json
-import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from configs.checks import ConfigError, validate
 from configs.errors import did_you_mean
-from configs.fields import field_docs, with_value
+from configs.fields import field_docs
 from configs.paths import with_user_paths
 from configs.schema import RunConfig
 from configs.yaml_text import TRUTH, Plain, guess, read_yaml
@@ -67,7 +69,7 @@ def load_config(*, preset: str | None = None, file: str | None = None, overrides
         raise ConfigError("--preset and --config were both given; give one")
     path = _preset_path(preset) if preset is not None else None if file is None else Path(file).expanduser()
     layers = [] if path is None else _read_layers(path)
-    config = with_user_paths(_built([*layers, *map(_parse_override, overrides)]))
+    config = with_user_paths(_built([_values(layer) for layer in (*layers, *map(_parse_override, overrides))]))
     if not config.run_dir:
         config = dataclasses.replace(config, run_dir=str(Path("runs") / (path.stem if path else "run")))
     validate(config)
@@ -81,7 +83,7 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 def from_dict(values: Mapping[str, Any]) -> RunConfig:
     """The inverse of `to_dict`; ConfigError for unknown keys."""
-    return _built([values])
+    return _built([_values(values)])
 
 
 def experiment_diff(old: Mapping[str, Any], new: Mapping[str, Any], *, of_reward_model: bool = False) -> list[str]:
@@ -146,9 +148,7 @@ def _parse_override(text: str) -> dict[str, Any]:
             value = Plain(raw)
         if isinstance(value, ValueError):
             raise ConfigError(f"{key}: got {raw!r}, {value}")
-    for name in reversed(key.split(".")):
-        value = {name: value}
-    return value
+    return _nested({key: value})
 
 
 def _values(layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,9 +172,9 @@ def _values(layer: Mapping[str, Any]) -> dict[str, Any]:
 
 def _value(key: str, value: Any, default: Any) -> Any:
     """`value` converted to the type of `default`."""
-    if "${" in str(value) or value == "???":
-        raise ConfigError(f"{key}: got {value!r}, but nothing is interpolated; give the value itself")
     if isinstance(default, str) and isinstance(value, str):
+        if "${" in value or value == "???":
+            raise ConfigError(f"{key}: got {str(value)!r}, but nothing is interpolated; give the value itself")
         return str(value)
     if isinstance(default, bool):
         known = value if isinstance(value, bool) else TRUTH.get(str(value).strip().lower())
@@ -206,20 +206,31 @@ def _kind(value: Any) -> str:
     return "a list" if isinstance(value, list) else "keys with values" if isinstance(value, Mapping) else "nothing"
 
 
-def _built(layers: Iterable[Mapping[str, Any]]) -> RunConfig:
-    """The defaults, overridden by the layers in turn. Raises ConfigError."""
-    config = RunConfig()
-    for values in map(_values, layers):
-        for key, value in values.items():
-            config = with_value(config, key, _merged(operator.attrgetter(key)(config), value))
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value, as nested sections."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        inner = nested
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[name] = value
+    return nested
+
+
+def _built(layers: Sequence[Mapping[str, Any]]) -> RunConfig:
+    """The defaults, overridden by the layers of dotted key -> value in turn."""
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(_schema(), *map(_nested, layers)))
+    except OmegaConfBaseException as error:  # ${...} within a list or an option
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}; give the value itself") from None
+    assert isinstance(config, RunConfig)
     return config
 
 
-def _merged(below: Any, above: Any) -> Any:
-    """`above`; where both are mappings, their keys together."""
-    if not (isinstance(below, dict) and isinstance(above, dict)):
-        return above
-    return below | {key: _merged(below.get(key), value) for key, value in above.items()}
+@functools.cache
+def _schema() -> Any:
+    return OmegaConf.structured(RunConfig)
 
 
 @functools.cache
