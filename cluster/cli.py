@@ -6,6 +6,7 @@ Invariant: imports nothing heavy, so that `--help` answers at once; every invali
 import importlib
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from configs.errors import did_you_mean
 from llm_server.standard_output import guarded
@@ -26,12 +27,9 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code."""
-    return guarded(lambda: _main(list(sys.argv[1:] if argv is None else argv)))
-
-
-def _main(arguments: list[str]) -> int:
+def run_verb(argv: Sequence[str] | None = None) -> int:
+    """Run the verb that `argv` begins with; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
         return 0 if arguments else 2
@@ -57,6 +55,9 @@ def _help() -> str:
         + "\n\n`delphi VERB --help` explains one. To begin: delphi train --preset debug"
     )
 
+
+main = partial(guarded, run_verb)
+"""The console script; every verb runs with guarded output."""
 
 if __name__ == "__main__":
     sys.exit(main())

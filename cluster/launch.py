@@ -23,26 +23,23 @@ temporary directory are released.
 
 import contextlib
 import logging
-import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from actors.environments.errors import EnvironmentFailure, traceback_of
-from actors.environments.vector import EnvironmentSpec
 from cluster.doctor.environment import weigh_penalties
 from cluster.on_ray.orphans import OrphanWatch, end_orphans
 from cluster.on_ray.placement import Interrupted
-from cluster.plan import RunPlan
 from cluster.run import temporary
 from cluster.run.console import Console
-from cluster.run.directory import RunDirectory, begin_epoch, open_run, record_provenance
+from cluster.run.directory import RunDirectory, open_run, record_provenance
 from cluster.run.logs import log_to_file
 from cluster.run.outcome import conclude
+from cluster.run.session import RunSession, StopRequest
 from cluster.verbs.offline_reward_model import check_judgements, pretrain
 from cluster.wiring import build_pipeline, check_parts
 from configs.checks import ConfigError
@@ -52,41 +49,6 @@ LOG = logging.getLogger(__name__)
 WAIT_MESSAGE_INTERVAL_S = 10.0
 
 
-class StopRequest:
-    """Turns SIGINT, SIGTERM and SIGHUP into a request to stop; a second SIGINT or SIGTERM ends the process at once.
-
-    SIGHUP never counts as the second signal: a closed terminal sends it more than once, and systemd sends it after
-    SIGTERM. Where SIGHUP is ignored (nohup) it stays ignored.
-    """
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.requested = False
-        self.on_request: Callable[[], None] = lambda: None
-        """Called in the signal handler; must take no lock."""
-        self._say = say
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopRequest":
-        hang_up = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
-        for number in (signal.SIGINT, signal.SIGTERM, *hang_up):
-            self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            if number == signal.SIGHUP:
-                return
-            raise KeyboardInterrupt
-        self.requested = True
-        self.on_request()
-        with contextlib.suppress(RuntimeError):  # of a print that the signal interrupts: it is not reentrant
-            self._say("stopping: writing a checkpoint (repeat to end at once)")
-
-
 def launch(config: RunConfig) -> int:
     """Train as `config` says; the exit code: 0 finished or stopped on request, 1 failed.
 
@@ -94,12 +56,9 @@ def launch(config: RunConfig) -> int:
     console = Console(config.logging, config.total_env_steps, config.cluster.mode, max_time_s=config.max_time_s)
     try:
         spec, plan, rubric_hash = check_parts(config)
-    except ConfigError as error:
-        raise ConfigError(f"{error}{_keep_traceback(config, error.__cause__)}") from None
-    try:
         check_judgements(plan)
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(f"{error}{_keep_traceback(config, error.__cause__)}") from None
     run, run_epoch = open_run(config, rubric_hash)
     try:
         sessions = temporary.ray_directory(config.run_dir)
@@ -122,30 +81,34 @@ def launch(config: RunConfig) -> int:
             console.say(f"warning: {notice}")
         if config.cluster.mode == "local" and not sessions.is_relative_to(directory):
             console.say(f"{directory} is too long a path for Ray's sockets: its session lies in {sessions}")
-        with StopRequest(console.say) as stop:
-            pretrain(config, run, console.say, lambda: stop.requested)
-
-            def begin_next_epoch() -> int:
-                epoch = begin_epoch(run)
-                record_provenance(run, epoch, rubric_hash)
-                return epoch
-
+        with contextlib.closing(console), StopRequest(console.say) as stop:
+            session = RunSession(
+                plan=plan,
+                spec=spec,
+                rubric_hash=rubric_hash,
+                run=run,
+                epoch=run_epoch,
+                temporary=directory,
+                console=console,
+                stop=stop,
+            )
+            pretrain(config, run, console.say, session.stop_requested)
             if config.cluster.mode == "inline":
-                summary = _train_inline(plan, run, run_epoch, stop, console)
+                summary = train_inline(session)
             else:
-                summary = _train_on_ray(plan, spec, run, run_epoch, directory, stop, console, begin_next_epoch)
-            return conclude(plan, run, summary, console, lambda: stop.requested)
+                with _own_cluster(session):
+                    from cluster.on_ray.driver import train_on_ray  # imports Ray, after the token is set
+
+                    summary = train_on_ray(session)
+            return conclude(session, summary)
     except Interrupted as stopped:
-        console.close()
         print(f"delphi train: {stopped}; the same command starts or continues the run", file=sys.stderr)
         return 0
     except KeyboardInterrupt:
-        console.close()
         print("delphi train: ended at once; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
     except Exception as error:
         LOG.exception("the run failed")
-        console.close()
         advice = f"More in {run.log}; the same command continues from the last checkpoint"
         print(f"delphi train: the run failed: {error}\n{advice}", file=sys.stderr)
         return 1
@@ -169,35 +132,17 @@ def _keep_traceback(config: RunConfig, error: BaseException | None) -> str:
     return f"; its traceback is in {log}"
 
 
-def _train_on_ray(
-    plan: RunPlan,
-    spec: EnvironmentSpec,
-    run: RunDirectory,
-    run_epoch: int,
-    directory: Path,
-    stop: StopRequest,
-    console: Console,
-    begin_next_epoch: Callable[[], int],
-) -> dict[str, Any]:
-    is_local = plan.config.cluster.mode == "local"
-    token = temporary.use_private_token(directory) if is_local else None
+@contextlib.contextmanager
+def _own_cluster(session: RunSession) -> Iterator[None]:
+    """In `local`: a token that protects the run's cluster, and a watch that ends the cluster with this process."""
+    if session.config.cluster.mode != "local":
+        yield
+        return
+    token = temporary.use_private_token(session.temporary)
     if token is not None:
-        console.say(f"Ray asks for a token, in {token}")
-    from cluster.on_ray.driver import train  # imports Ray, after the token is set
-
-    sessions = temporary.ray_directory(plan.config.run_dir)
-    with OrphanWatch(directory, sessions) if is_local else contextlib.nullcontext():
-        return train(
-            plan,
-            spec,
-            run,
-            run_epoch,
-            temporary=directory,
-            stop_requested=lambda: stop.requested,
-            say=console.say,
-            on_line=console.update,
-            begin_epoch=begin_next_epoch,
-        )
+        session.console.say(f"Ray asks for a token, in {token}")
+    with OrphanWatch(session.temporary, temporary.ray_directory(session.config.run_dir)):
+        yield
 
 
 @contextlib.contextmanager
@@ -218,23 +163,22 @@ def _report_waiting(interval_s: float, what: str, console: Console) -> Iterator[
         thread.join()
 
 
-def _train_inline(
-    plan: RunPlan, run: RunDirectory, run_epoch: int, stop: StopRequest, console: Console
-) -> dict[str, Any]:
+def train_inline(session: RunSession) -> dict[str, Any]:
+    """Train in this process, one turn of each component after the other; the summary."""
     from cluster.inline import InlineWorkers
     from cluster.loop import TrainingLoop
 
-    config = plan.config
-    waiting: contextlib.AbstractContextManager = contextlib.nullcontext()
-    if plan.loads_language_model:
-        what = f"the judge, which loads {config.service.model}"
-        waiting = _report_waiting(WAIT_MESSAGE_INTERVAL_S, what, console)
-    with waiting:
-        pipeline = build_pipeline(config, run, run_epoch)
-    workers = None
-    try:
-        workers = InlineWorkers(config, pipeline, run_epoch=run_epoch)
-        loop = TrainingLoop(config, run, run_epoch, workers, pipeline)
+    config, run, epoch, stop = session.config, session.run, session.epoch, session.stop
+    with contextlib.ExitStack() as while_loading:
+        if session.plan.loads_language_model:
+            what = f"the judge, which loads {config.service.model}"
+            while_loading.enter_context(_report_waiting(WAIT_MESSAGE_INTERVAL_S, what, session.console))
+        pipeline = build_pipeline(config, run, epoch)
+    with (
+        contextlib.closing(pipeline),
+        contextlib.closing(InlineWorkers(config, pipeline, run_epoch=epoch)) as workers,
+    ):
+        loop = TrainingLoop(config, run, epoch, workers, pipeline)
 
         def on_stop() -> None:
             loop.stop()
@@ -243,8 +187,4 @@ def _train_inline(
         stop.on_request = on_stop
         if stop.requested:
             on_stop()
-        return loop.run(console.update)
-    finally:
-        if workers is not None:
-            workers.close()
-        pipeline.close()
+        return loop.run(session.console.update)

@@ -30,7 +30,8 @@ from configs.schema import RunConfig
 from learner.checkpoint import load_latest, save_checkpoint
 from learner.checkpoint_format import CheckpointError
 from learner.stream import RolloutStream
-from learner.update import Learner
+from learner.update import Learner, StepResult
+from reward_models.table import RewardTable
 
 LOG = logging.getLogger(__name__)
 SLOW_WAIT_S = 10.0
@@ -86,7 +87,9 @@ class TrainingLoop:
             while self._goal() is None and not self._stop.is_set():
                 rollouts = self._next_batch()
                 if rollouts is not None:
-                    self._update(rollouts)
+                    table = self.annotation.latest_table()
+                    result = self.learner.step(rollouts, table, self._share_done())
+                    self._note_update(rollouts, table, result)
                     on_line(self.progress())
             reached = self._goal()
             if self._interval[1] != self.env_steps or not self._latest.get("learner_updates"):
@@ -181,9 +184,8 @@ class TrainingLoop:
             self._notice = f"no reward table came within {limit}: training begins without one"
         return True
 
-    def _update(self, rollouts: list[Rollout]) -> None:
-        table = self.annotation.latest_table()
-        result = self.learner.step(rollouts, table, self._share_done())
+    def _note_update(self, rollouts: list[Rollout], table: RewardTable, result: StepResult) -> None:
+        """Publish the new policy, count the update that was made with `table`, and write what is due."""
         self._stages.add_learner(result.timings)
         with self._stages.learner("publish"):
             self.workers.publish(self.learner.snapshot())

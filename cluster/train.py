@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from configs.checks import ConfigError
 from configs.fields import field_docs
 from configs.flags import add_configuration
-from configs.loading import load_config, preset_names
+from configs.loading import load_config, preset_names, to_dict
 from configs.schema import RunConfig
 from llm_server.standard_output import guarded, output_may_be_lost
 
@@ -20,13 +20,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 finished or stopped on request, 1 the run failed or its judge never answered, 2 invalid command."""
     arguments = _parser().parse_intermixed_args(argv)
     if arguments.keys:
-        print(_keys())
+        for key, default, doc in field_docs(RunConfig):
+            print(f"{key} = {json.dumps(default)}\n    {doc}")
         return 0
     try:
         config = load_config(preset=arguments.preset, file=arguments.config, overrides=arguments.overrides)
         if arguments.show:
-            from configs.loading import to_dict
-
             print(json.dumps(to_dict(config), indent=2))
             return 0
         from cluster.launch import launch
@@ -55,10 +54,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--keys", action="store_true", help="list every key with its default and meaning, and exit")
     parser.add_argument("--show", action="store_true", help="print the resolved configuration as JSON, and exit")
     return parser
-
-
-def _keys() -> str:
-    return "\n".join(f"{key} = {json.dumps(default)}\n    {doc}" for key, default, doc in field_docs(RunConfig))
 
 
 if __name__ == "__main__":

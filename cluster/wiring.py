@@ -36,7 +36,6 @@ from llm_server.engines.building import check_engine
 from llm_server.replicas import Replicas, split_addresses
 from llm_server.replicated_client import ReplicatedClient
 from llm_server.rubrics.loading import load_rubric
-from llm_server.rubrics.rubric import Rubric
 from llm_server.service.child import ServiceProcess
 from llm_server.service.judge import build_judge
 from reward_models.interface import Asks
@@ -85,36 +84,32 @@ def build_pipeline(
         trainer.adopt(_trained_before(run))
     annotator = service = judge = None
     if plan.asks_judge:
-        rubric, timeout_s = load_rubric(settings.rubric), settings.request_timeout_s
+        rubric = load_rubric(settings.rubric)
+
+        def client(address: str, credentials: ClientCredentials = NO_CREDENTIALS) -> AnnotationClient:
+            return AnnotationClient(address, rubric, settings.request_timeout_s, credentials)
+
         connect: Callable[[], JudgeClient]
         if settings.address:
-            connect = _remote(settings, rubric)
+            reach = partial(client, credentials=service_credentials(settings))
+            addresses = {address: address for address in split_addresses(settings.address)}
+            if len(addresses) > 1:
+                connect = partial(ReplicatedClient, Replicas(lambda: addresses, reach))
+            else:
+                connect = partial(reach, *addresses)
         elif replicas is not None:
             shown = credentials.client() if credentials is not None else NO_CREDENTIALS
-            reach = lambda address: AnnotationClient(address, rubric, timeout_s, shown)  # noqa: E731
-            connect = partial(ReplicatedClient, Replicas(replicas, reach))
+            connect = partial(ReplicatedClient, Replicas(replicas, partial(client, credentials=shown)))
         elif config.cluster.mode == "inline":
             judge = build_judge(plan.service, rubric)
             connect = partial(InProcessClient, judge)
         else:
             service = ServiceProcess(plan.service, settings.rubric, run.path / "service.log")
-            connect = lambda: AnnotationClient(service.address(), rubric, timeout_s)  # noqa: E731
+            connect = lambda: client(service.address())  # noqa: E731
         annotator = Annotator(connect, _questions(plan, book), settings)
     return AnnotationPipeline(
         book, trainer, annotator=annotator, service=service, judge=judge, config=config.reward_model
     )
-
-
-def _remote(settings: AnnotatorConfig, rubric: Rubric) -> Callable[[], JudgeClient]:
-    """Connects to the running service, or services, of `annotator.address`."""
-    credentials, addresses = service_credentials(settings), split_addresses(settings.address)
-
-    def reach(address: str) -> JudgeClient:
-        return AnnotationClient(address, rubric, settings.request_timeout_s, credentials)
-
-    if len(addresses) == 1:
-        return partial(reach, addresses[0])
-    return partial(ReplicatedClient, Replicas(lambda: {address: address for address in addresses}, reach))
 
 
 def service_credentials(settings: AnnotatorConfig) -> ClientCredentials:

@@ -4,13 +4,11 @@ Invariant: a configuration that passes does not fail later for a reason that cou
 says what was got, what was wanted, and what the check prevents.
 """
 
-import dataclasses
 import operator
 import os
 import re
-from typing import Any
 
-from configs.fields import complaint
+from configs.fields import complaint, settings
 from configs.schema import RunConfig
 
 
@@ -20,18 +18,11 @@ class ConfigError(ValueError):
 
 def validate(config: RunConfig) -> None:
     """Raise ConfigError for the first value out of range, unknown choice, or combination that cannot work."""
-    _check_fields(config, "")
+    for key, field, _ in settings(RunConfig):
+        if wrong := complaint(field, operator.attrgetter(key)(config)):
+            raise ConfigError(f"{key}: {wrong}")
     check_key_variable(config.service.endpoint_key_env)
     _check_combinations(config)
-
-
-def _check_fields(section: Any, prefix: str) -> None:
-    for field in dataclasses.fields(section):
-        value = getattr(section, field.name)
-        if dataclasses.is_dataclass(value):
-            _check_fields(value, f"{prefix}{field.name}.")
-        elif wrong := complaint(field, value):
-            raise ConfigError(f"{prefix}{field.name}: {wrong}")
 
 
 def check_key_variable(name: str) -> None:

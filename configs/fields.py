@@ -4,15 +4,20 @@ Invariant: a bound is written once, beside its field; the configuration, `delphi
 it here.
 """
 
+import ast
 import dataclasses
 import functools
+import inspect
+import itertools
 import math
+import operator
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from configs.errors import did_you_mean
 
 Number = TypeVar("Number", int, float)
+Section = TypeVar("Section")
 
 
 def number(default: Number, low: float, high: float) -> Number:
@@ -36,33 +41,38 @@ def complaint(field: dataclasses.Field[Any], value: Any) -> str:
     return ""
 
 
-def field_docs(section: type, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """(dotted key, default, docstring) of every setting, in the schema's order."""
+def settings(section: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], str]]:
+    """(dotted key, field, docstring) of every setting, in the schema's order."""
     docs = _docstrings(section)
     for field in dataclasses.fields(section):
-        if dataclasses.is_dataclass(field.type) and isinstance(field.type, type):
-            yield from field_docs(field.type, f"{prefix}{field.name}.")
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            yield from settings(field.type, f"{prefix}{field.name}.")
         else:
-            default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-            yield f"{prefix}{field.name}", default, docs.get(field.name, "")
+            yield f"{prefix}{field.name}", field, docs.get(field.name, "")
+
+
+def field_docs(section: type) -> Iterator[tuple[str, Any, str]]:
+    """(dotted key, default, docstring) of every setting, in the schema's order."""
+    defaults = section()
+    for key, _, doc in settings(section):
+        yield key, operator.attrgetter(key)(defaults), doc
+
+
+def with_value(section: Section, key: str, value: Any) -> Section:
+    """A copy of a section in which the setting of dotted `key` is `value`."""
+    name, _, rest = key.partition(".")
+    inner = with_value(getattr(section, name), rest, value) if rest else value
+    return dataclasses.replace(section, **{name: inner})  # type: ignore[type-var]
 
 
 @functools.cache
 def _docstrings(section: type) -> dict[str, str]:
     """Field name -> the string literal under it, read from the source because Python keeps none at run time."""
-    import ast
-    import inspect
-    import textwrap
-
-    body = ast.parse(textwrap.dedent(inspect.getsource(section))).body[0]
-    assert isinstance(body, ast.ClassDef)
+    (definition,) = ast.parse(inspect.getsource(section)).body
+    assert isinstance(definition, ast.ClassDef)
     docs = {}
-    for statement, following in zip(body.body, body.body[1:], strict=False):
-        if (
-            isinstance(statement, ast.AnnAssign)
-            and isinstance(statement.target, ast.Name)
-            and isinstance(following, ast.Expr)
-            and isinstance(following.value, ast.Constant)
-        ):
-            docs[statement.target.id] = " ".join(str(following.value.value).split())
+    for pair in itertools.pairwise(definition.body):
+        match pair:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=doc)):
+                docs[name] = " ".join(str(doc).split())
     return docs

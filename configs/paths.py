@@ -4,12 +4,12 @@ Invariant: every path in a configuration is expanded here, so that all processes
 """
 
 import argparse
-import dataclasses
 import operator
 import os
-from typing import TypeVar
 
 from configs.checks import ConfigError
+from configs.fields import with_value
+from configs.schema import RunConfig
 
 PATH_KEYS = (
     "run_dir",
@@ -27,7 +27,6 @@ PATH_KEYS = (
 """Settings that hold a path, or may hold one in place of a name."""
 NAMES = ("annotator.rubric", "service.model", "service.encoder")
 """The PATH_KEYS whose value is a name if it contains no slash."""
-Section = TypeVar("Section")
 
 
 def is_path_field(name: str) -> bool:
@@ -54,22 +53,16 @@ def path_argument(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def with_user_paths(config: Section) -> Section:
-    """A `RunConfig` with its PATH_KEYS expanded; ConfigError that names the key if one cannot be."""
+def with_user_paths(config: RunConfig) -> RunConfig:
+    """The configuration with its PATH_KEYS expanded; ConfigError that names the key if one cannot be."""
     for key in PATH_KEYS:
         value = operator.attrgetter(key)(config)
-        if key == "service.model" and operator.attrgetter("service.engine")(config) == "openai":
+        if key == "service.model" and config.service.engine == "openai":
             continue  # the endpoint's own name for the model
         if key in NAMES and "/" not in value:
             continue
         try:
-            config = _replaced(config, key.split("."), user_path(value))
+            config = with_value(config, key, user_path(value))
         except ValueError as error:
             raise ConfigError(f"{key}: {error}") from None
     return config
-
-
-def _replaced(section: Section, names: list[str], value: str) -> Section:
-    name, *rest = names
-    inner = _replaced(getattr(section, name), rest, value) if rest else value
-    return dataclasses.replace(section, **{name: inner})  # type: ignore[type-var]

@@ -156,7 +156,8 @@ class Learner:
         self._return_scale.load_state_dict(state.get("return_scale"))
 
     def _train(self, batch: Batch, rewards: Tensor, progress: float) -> dict[str, float]:
-        """All gradient steps on the batch; returns the means of their metrics."""
+        """All gradient steps on the batch, without those whose loss or gradient is not finite; the means of their
+        metrics, of which `grad_norm` is before clipping."""
         config, before = self.config, self._gradient_steps
         for group in self._optimizer.param_groups:
             group["lr"] = config.learning_rate * (1 - (1 - config.final_learning_rate_fraction) * progress)
@@ -183,7 +184,14 @@ class Learner:
                     config=config,
                     value_scale=self.net.value_scale,
                 )
-                of_step["grad_norm"] = self._apply(loss)
+                self._optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                of_step["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.max_grad_norm)
+                if bool(torch.isfinite(loss.detach() + of_step["grad_norm"])):
+                    self._optimizer.step()
+                    self._gradient_steps += 1
+                else:
+                    self._skipped += 1
                 of_step["grad_clipped_fraction"] = (of_step["grad_norm"] > config.max_grad_norm).float()
                 if epoch:  # the network has already trained on these steps
                     del of_step["explained_variance"]
@@ -228,18 +236,6 @@ class Learner:
         log_probs = action_log_probs(output.logits[:-1], batch.actions)
         behaviour_log_probs = action_log_probs(batch.behaviour_logits, batch.actions)
         return clamped_ratios(log_probs, behaviour_log_probs, self.config.ratio_clamp)
-
-    def _apply(self, loss: Tensor) -> Tensor:
-        """Take one optimiser step if loss and gradient are finite; returns the gradient's norm before clipping."""
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.config.max_grad_norm)
-        if bool(torch.isfinite(loss.detach() + grad_norm)):
-            self._optimizer.step()
-            self._gradient_steps += 1
-        else:
-            self._skipped += 1
-        return grad_norm
 
     def _forward(self, batch: Batch) -> PolicyOutput:
         enabled = self._precision is not None

@@ -11,6 +11,7 @@ import os
 import select
 import sys
 from collections.abc import Callable
+from typing import Any
 
 LOG = logging.getLogger(__name__)
 READER_LEFT = (errno.EPIPE, errno.EIO)
@@ -24,8 +25,8 @@ def output_may_be_lost() -> None:
     _is_result = False
 
 
-def guarded(command: Callable[[], int]) -> int:
-    """The exit code of `command`, run with both streams guarded.
+def guarded(command: Callable[..., int], *arguments: Any) -> int:
+    """The exit code of `command(*arguments)`, run with both streams guarded.
 
     Output that is lost although a reader exists (a full disk) turns exit code 0 into 1, unless it may be lost. A
     SystemExit, as argparse raises it, stays one.
@@ -37,7 +38,7 @@ def guarded(command: Callable[[], int]) -> int:
         output = streams.enter_context(_Guarded("stdout"))
         streams.enter_context(_Guarded("stderr"))
         try:
-            code = command()
+            code = command(*arguments)
         except SystemExit as exit_:
             lost = _code_of_loss(output)
             raise SystemExit(exit_.code or lost) from None

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,41 +20,36 @@ from cluster.on_ray.learner_actor import LearnerActor
 from cluster.on_ray.learner_watch import LearnerWatch, RunFailed, remote_cause
 from cluster.on_ray.nodes import place, start_actor, sweep_other_machines
 from cluster.on_ray.placement import object_store_bytes
-from cluster.plan import RunPlan
-from cluster.run.directory import RunDirectory
+from cluster.run.session import RunSession
 from cluster.run.temporary import ray_directory
 from configs.schema import RunConfig
 
 LOG = logging.getLogger(__name__)
 
 
-def train(
-    plan: RunPlan,
-    spec: EnvironmentSpec,
-    run: RunDirectory,
-    run_epoch: int,
-    *,
-    temporary: Path,
-    stop_requested: Callable[[], bool],
-    say: Callable[[str], None],
-    on_line: Callable[[Mapping[str, Any]], None],
-    begin_epoch: Callable[[], int],
-) -> dict[str, Any]:
-    """Run on Ray from `run_epoch` on; the summary. `begin_epoch` gives the epoch of a learner that is restarted.
-
-    Raises RunFailed."""
-    config = plan.config
-    _connect(config, spec, temporary, say)
+def train_on_ray(session: RunSession) -> dict[str, Any]:
+    """Train on Ray, one learner actor after the other, from the session's epoch on; the summary. Raises RunFailed."""
+    config, say = session.config, session.console.say
+    _connect(config, session.spec, session.temporary, say)
     try:
         sweep_other_machines(config.run_dir)
-
-        def start(epoch: int) -> Any:
+        watch, is_restart = LearnerWatch(session), False
+        while True:
             # A new plan each time, because a lost node may not be back.
-            requests = place(config, plan.starts_service, say, stop_requested, is_restart=epoch != run_epoch)
-            return start_actor(LearnerActor, requests["learner"], config, spec, epoch, requests, run.write_nonce())
-
-        watch = LearnerWatch(config, run, start, begin_epoch, stop_requested=stop_requested, say=say, on_line=on_line)
-        summary = watch.run(run_epoch)
+            requests = place(config, session.plan.starts_service, say, session.stop_requested, is_restart=is_restart)
+            nonce = session.run.write_nonce()
+            learner = start_actor(
+                LearnerActor, requests["learner"], config, session.spec, session.epoch, requests, nonce
+            )
+            try:
+                summary = watch.follow(learner, learner.run.remote())
+                break
+            except (RayError, TimeoutError) as error:
+                ray.kill(learner)
+                watch.back_off(error)
+            session.begin_epoch()
+            is_restart = True
+        del learner  # the last handle: the actor ends, and with it what it started
         sweep_other_machines(config.run_dir)
         return summary
     except RayError as error:

@@ -7,18 +7,16 @@ checkpoint between two failures, or whose failure would recur, ends the run.
 
 import logging
 import time
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayTaskError
 
 from cluster.on_ray.failures import KILL_S, ProcessId, actor_failure
-from cluster.run.directory import RunDirectory
+from cluster.run.session import RunSession
 from cluster.supervision import GiveUp, RestartBudget
 from configs.errors import one_line
-from configs.schema import RunConfig
 from learner.checkpoint import CheckpointError
 
 LOG = logging.getLogger(__name__)
@@ -31,22 +29,11 @@ class RunFailed(RuntimeError):
 
 
 class LearnerWatch:
-    """Runs one learner after the other until the run ends."""
+    """Watches one learner after the other."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        run: RunDirectory,
-        start: Callable[[int], Any],
-        begin_epoch: Callable[[], int],
-        *,
-        stop_requested: Callable[[], bool],
-        say: Callable[[str], None],
-        on_line: Callable[[Mapping[str, Any]], None],
-    ) -> None:
-        """`start` makes the learner actor of a run epoch."""
-        self._config, self._run, self._start, self._begin_epoch = config, run, start, begin_epoch
-        self._stop_requested, self._say, self._on_line = stop_requested, say, on_line
+    def __init__(self, session: RunSession) -> None:
+        config = session.config
+        self._session, self._config, self._run, self._say = session, config, session.run, session.console.say
         self._budget = RestartBudget(config.cluster.max_learner_restarts, "cluster.max_learner_restarts")
         self._newest = self._newest_checkpoint()
         self._process: ProcessId | None = None
@@ -55,21 +42,12 @@ class LearnerWatch:
         self._waits_since = 0.0
         self._say_after_s = SAY_INTERVAL_S
 
-    def run(self, run_epoch: int) -> dict[str, Any]:
-        """Train to the end or to a stop; the summary. Raises RunFailed."""
-        while True:
-            learner = self._start(run_epoch)
-            self._process, self._has_trained = None, False
-            try:
-                return self._watch(learner)
-            except (RayError, TimeoutError) as error:
-                ray.kill(learner)
-                self._back_off(error)
-            run_epoch = self._begin_epoch()
+    def follow(self, learner: Any, run: ray.ObjectRef) -> dict[str, Any]:
+        """Show the progress of `learner` until its call `run` ends; the summary. After a stop request it has the
+        shutdown budget.
 
-    def _watch(self, learner: Any) -> dict[str, Any]:
-        """Show progress until the learner ends; after a stop request it has the shutdown budget."""
-        run = learner.run.remote()
+        Raises RunFailed, or the learner's error, after which `back_off` decides."""
+        self._process, self._has_trained = None, False
         started = answered = time.monotonic()
         deadline: float | None = None
         cluster = self._config.cluster
@@ -78,7 +56,7 @@ class LearnerWatch:
             if ray.wait([run], timeout=POLL_INTERVAL_S)[0]:
                 return ray.get(run)
             now = time.monotonic()
-            if self._stop_requested() and deadline is None:
+            if self._session.stop.requested and deadline is None:
                 learner.stop.remote()
                 deadline = now + cluster.shutdown_budget_s
             if deadline is not None and now > deadline:
@@ -104,7 +82,7 @@ class LearnerWatch:
             if "env_steps" in line:
                 first_step = line["env_steps"] if first_step is None else first_step
                 self._has_trained = line["env_steps"] > first_step
-                self._on_line(line)
+                self._session.console.update(line)
 
     def _say_waiting(self, what: str | None) -> None:
         """Say what the run waits for, after 10 s and then at doubling intervals, with the seconds of this wait."""
@@ -115,14 +93,14 @@ class LearnerWatch:
             self._say_after_s += min(self._say_after_s, LONGEST_SAY_INTERVAL_S)
             self._say(f"waiting for {what}, {now - self._waits_since:.0f} s")
 
-    def _back_off(self, error: Exception) -> None:
+    def back_off(self, error: Exception) -> None:
         """Wait until the failed learner may be restarted; raises RunFailed where it must not be."""
         failure = actor_failure(error, self._process, "")
         # An error of its own code before the first update would recur.
         is_final = isinstance(error, RayTaskError) and (
             isinstance(error.cause, GiveUp | CheckpointError | ValueError) or not self._has_trained
         )
-        if is_final or getattr(error, "actor_init_failed", False) or self._stop_requested():
+        if is_final or getattr(error, "actor_init_failed", False) or self._session.stop.requested:
             raise RunFailed(remote_cause(error)) from error
         if failure.is_node_loss and self._config.cluster.mode == "local":
             raise RunFailed("Ray's own processes on this machine have ended, and everything on them") from error
@@ -144,7 +122,7 @@ class LearnerWatch:
         # Both would write the same checkpoints, so a learner that was killed gets the time to end.
         kill_s = KILL_S if isinstance(error, TimeoutError | ActorUnavailableError) else 0.0
         deadline = time.monotonic() + max(pause_s, kill_s)
-        while time.monotonic() < deadline and not self._stop_requested():
+        while time.monotonic() < deadline and not self._session.stop.requested:
             time.sleep(0.1)
 
     def _newest_checkpoint(self) -> str:

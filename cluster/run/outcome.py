@@ -12,15 +12,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cluster.plan import RunPlan
-from cluster.run.console import Console
-from cluster.run.directory import RunDirectory, write_atomically
+from cluster.run.directory import write_atomically
+from cluster.run.session import RunSession
 from configs.errors import one_line
-from configs.schema import RunConfig
 
 LOG = logging.getLogger(__name__)
 METRICS = {"in_game_score": "in-game score", "success": "success", "return": "episode return"}
@@ -30,22 +29,17 @@ LEAST_S, GRACE_S = 30.0, 20.0
 """Of an evaluation: its least time limit, and the time that its process may take in addition to start and to end."""
 
 
-def conclude(
-    plan: RunPlan,
-    run: RunDirectory,
-    summary: Mapping[str, Any],
-    console: Console,
-    stop_requested: Callable[[], bool],
-) -> int:
+def conclude(session: RunSession, summary: Mapping[str, Any]) -> int:
     """Sum the run up on the console and in its summary file, and evaluate it if configured; the exit code: 1 where its
     judge had to answer and did not."""
-    config, unjudged = plan.config, judge_problem(plan, summary)
+    config, run, console = session.config, session.run, session.console
+    unjudged = judge_problem(session.plan, summary)
     summary = {**summary, "judge_problem": unjudged, "evaluation": None}
-    _write(run, summary, console)
+    _write(session, summary)
     console.summarise(summary, config.run_dir)
-    if config.evaluation.at_end and summary["finished"] and not stop_requested():
-        evaluation = evaluate_in_time(config, run, summary["time_s"], console.say, stop_requested)
-        _write(run, {**summary, "evaluation": evaluation}, console)
+    if config.evaluation.at_end and summary["finished"] and not session.stop.requested:
+        evaluation = evaluate_in_time(session, summary["time_s"])
+        _write(session, {**summary, "evaluation": evaluation})
         if "problem" in evaluation:
             console.say(
                 f"no evaluation: {evaluation['problem']}; `delphi eval {config.run_dir}` plays as long as it takes"
@@ -74,18 +68,12 @@ def judge_problem(plan: RunPlan, summary: Mapping[str, Any]) -> str | None:
     return f"{what}, so that no caption was ever rewarded" + (f": {why}" if why else "")
 
 
-def evaluate_in_time(
-    config: RunConfig,
-    run: RunDirectory,
-    trained_s: float,
-    say: Callable[[str], None],
-    stop_requested: Callable[[], bool],
-) -> dict[str, Any]:
+def evaluate_in_time(session: RunSession, trained_s: float) -> dict[str, Any]:
     """`delphi eval`'s report, with its main metric in `words`; or only the `problem` that occurred. Never raises."""
-    seconds = max(config.evaluation.time_share * trained_s, LEAST_S)
-    say(f"evaluating on held-out games, for {seconds:.0f} s at most (Ctrl-C leaves it out)")
+    seconds = max(session.config.evaluation.time_share * trained_s, LEAST_S)
+    session.console.say(f"evaluating on held-out games, for {seconds:.0f} s at most (Ctrl-C leaves it out)")
     try:
-        report = _run_evaluation(config, run, seconds, stop_requested)
+        report = _run_evaluation(session, seconds)
         return {"words": scores_as_text(report), **report}
     except Exception as error:
         LOG.warning("the run is finished, but could not be evaluated", exc_info=True)
@@ -108,10 +96,9 @@ def _metric(metric: Mapping[str, float], form: str) -> str:
     return f"{metric['mean']:{form}} [{metric['low']:{form}}, {metric['high']:{form}}]"
 
 
-def _run_evaluation(
-    config: RunConfig, run: RunDirectory, seconds: float, stop_requested: Callable[[], bool]
-) -> dict[str, Any]:
+def _run_evaluation(session: RunSession, seconds: float) -> dict[str, Any]:
     """The report of `delphi eval` in its own process, so that no environment ends this one. Raises RuntimeError."""
+    run, config = session.run, session.config
     command = [sys.executable, "-m", "cluster.verbs.evaluate", str(run.path), "--json", f"--seconds={seconds:g}"]
     command += [f"--episodes={config.evaluation.episodes}", f"--envs={GAMES_AT_ONCE}"]
     # It can import what this process can, the modules of the user's environments included.
@@ -133,7 +120,7 @@ def _run_evaluation(
             with contextlib.suppress(subprocess.TimeoutExpired):
                 report, _ = process.communicate(timeout=0.2)
                 break
-            if stop_requested():
+            if session.stop.requested:
                 raise RuntimeError("stopped by hand")
             if time.monotonic() - began > seconds + GRACE_S:
                 raise RuntimeError(f"it took longer than the {seconds:.0f} s that it may")
@@ -153,8 +140,9 @@ def _last_line(log: Path) -> str:
     return lines[-1].removeprefix("delphi eval: ") if lines else "it wrote nothing"
 
 
-def _write(run: RunDirectory, summary: Mapping[str, Any], console: Console) -> None:
+def _write(session: RunSession, summary: Mapping[str, Any]) -> None:
+    file = session.run.summary
     try:
-        write_atomically(run.summary, json.dumps(summary, indent=2) + "\n")
+        write_atomically(file, json.dumps(summary, indent=2) + "\n")
     except OSError as error:  # the last checkpoint holds everything
-        console.say(f"{run.summary} could not be written ({error.strerror}); the checkpoint was")
+        session.console.say(f"{file} could not be written ({error.strerror}); the checkpoint was")

@@ -12,7 +12,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,15 +23,14 @@ MAX_WAITING = 10_000
 """Finished episodes per worker that wait for earlier ones, some of which may never end; beyond it the first count."""
 
 
-@dataclass(frozen=True, slots=True)
-class FinishedEpisode:
-    """One episode's contribution to the means."""
+class FinishedEpisode(NamedTuple):
+    """One episode's contribution to the means; a checkpoint holds it as a list."""
 
     extrinsic: float
     length: int
-    intrinsic: float
-    """NaN where some of its rollouts were dropped."""
-    info: Mapping[str, float]
+    intrinsic: float | None
+    """None where some of its rollouts were dropped."""
+    info: dict[str, float]
     """The environment's metrics at its end."""
 
 
@@ -68,8 +67,8 @@ class EpisodeWindow:
             for i in done[t].nonzero()[0].tolist():
                 if episode := ended.get((t, i)):  # else the environment raised
                     begun_at = clock + t + 1 - episode.length
-                    intrinsic_return = float(worker.intrinsic[i])
-                    record = FinishedEpisode(episode.episode_return, episode.length, intrinsic_return, episode.info)
+                    paid = None if np.isnan(worker.intrinsic[i]) else float(worker.intrinsic[i])
+                    record = FinishedEpisode(episode.episode_return, episode.length, paid, dict(episode.info))
                     worker.waiting.append((begun_at, record))
                 worker.intrinsic[i], worker.begun_at[i] = 0.0, clock + t + 1
         worker.next_number = rollout.sequence_number + 1
@@ -81,13 +80,13 @@ class EpisodeWindow:
     def state_dict(self) -> dict[str, Any]:
         """JSON values and arrays."""
         return {
-            "episodes": [_to_json(episode) for episode in self.episodes],
+            "episodes": [list(episode) for episode in self.episodes],
             "workers": {
                 index: {
                     "intrinsic": worker.intrinsic.copy(),
                     "begun_at": worker.begun_at.copy(),
                     "next_number": worker.next_number,
-                    "waiting": [[begun_at, *_to_json(episode)] for begun_at, episode in worker.waiting],
+                    "waiting": [[begun_at, *episode] for begun_at, episode in worker.waiting],
                 }
                 for index, worker in self._workers.items()
             },
@@ -95,13 +94,13 @@ class EpisodeWindow:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
-        self.episodes.extend(_from_json(entry) for entry in state["episodes"])
+        self.episodes.extend(FinishedEpisode(*entry) for entry in state["episodes"])
         self._workers = {
             index: _Worker(
                 np.array(worker["intrinsic"]),
                 np.array(worker["begun_at"]),
                 worker["next_number"],
-                [(entry[0], _from_json(entry[1:])) for entry in worker["waiting"]],
+                [(begun_at, FinishedEpisode(*entry)) for begun_at, *entry in worker["waiting"]],
             )
             for index, worker in state["workers"].items()
         }
@@ -121,16 +120,6 @@ class EpisodeWindow:
     def _count(self, worker: _Worker, number: int) -> None:
         self.episodes.extend(episode for _, episode in worker.waiting[:number])
         del worker.waiting[:number]
-
-
-def _to_json(episode: FinishedEpisode) -> list[Any]:
-    intrinsic = None if math.isnan(episode.intrinsic) else episode.intrinsic
-    return [episode.extrinsic, episode.length, intrinsic, dict(episode.info)]
-
-
-def _from_json(entry: list[Any]) -> FinishedEpisode:
-    extrinsic, length, intrinsic, info = entry
-    return FinishedEpisode(extrinsic, length, math.nan if intrinsic is None else intrinsic, info)
 
 
 class RunMetrics:
@@ -195,7 +184,7 @@ class RunMetrics:
         totals: dict[str, list[float]] = {}  # name -> [sum, steps of the episodes that have it]
         for episode in self._window.episodes:
             metrics = {"return_extrinsic": episode.extrinsic, "length": float(episode.length), **episode.info}
-            if not math.isnan(episode.intrinsic):
+            if episode.intrinsic is not None:
                 metrics["return_intrinsic"] = episode.intrinsic
             for name, value in metrics.items():
                 columns.setdefault(f"episode_{name}_mean", []).append(value)

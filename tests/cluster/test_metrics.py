@@ -10,7 +10,7 @@ import pytest
 
 from actors.rollout import EpisodeStatistics, Rollout
 from cluster.metrics import CATALOGUE, NAMES
-from cluster.run import ray_gauges
+from cluster.run import metric_writer
 from cluster.run.metric_writer import MetricWriter
 from cluster.run.run_metrics import RunMetrics
 
@@ -178,8 +178,8 @@ class FakeGauge:
 def test_ray_gets_every_metric_again_and_again_because_it_forgets_what_is_set_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ray_gauges, "Gauge", FakeGauge)
-    monkeypatch.setattr(ray_gauges, "REPEAT_S", 0.01)
+    monkeypatch.setattr("ray.util.metrics.Gauge", FakeGauge)
+    monkeypatch.setattr(metric_writer, "REPEAT_S", 0.01)
 
     def wait_for(reached: Callable[[list[tuple[float, str]]], bool]) -> None:
         deadline = time.monotonic() + 120
@@ -187,7 +187,7 @@ def test_ray_gets_every_metric_again_and_again_because_it_forgets_what_is_set_on
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
-    gauges = ray_gauges.RayGauges("x")
+    gauges = metric_writer.RayGauges("x")
     assert FakeGauge.values.keys() == {f"delphi_{name}" for name in NAMES}
     wait_for(lambda values: len(values) > 3)
     assert {entry for values in FakeGauge.values.values() for entry in values} == {(0, "yes")}, (

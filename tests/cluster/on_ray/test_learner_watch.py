@@ -4,8 +4,7 @@ import pytest
 
 from cluster.on_ray import learner_watch
 from cluster.on_ray.learner_watch import LearnerWatch
-from cluster.run.directory import RunDirectory
-from configs.loading import load_config
+from tests.run_sessions import session_in
 
 
 def test_the_seconds_of_a_wait_are_its_own_and_are_told_ever_more_rarely(
@@ -14,15 +13,9 @@ def test_the_seconds_of_a_wait_are_its_own_and_are_told_ever_more_rarely(
     said: list[str] = []
     clock = [0.0]
     monkeypatch.setattr(learner_watch.time, "monotonic", lambda: clock[0])
-    watch = LearnerWatch(
-        load_config(preset="debug"),
-        RunDirectory(tmp_path),
-        lambda epoch: None,
-        lambda: 1,
-        stop_requested=lambda: False,
-        say=said.append,
-        on_line=lambda line: None,
-    )
+    session = session_in(tmp_path)
+    session.console.say = said.append  # type: ignore[method-assign]
+    watch = LearnerWatch(session)
     for second in range(100):
         clock[0] = 1000.0 + second
         watch._say_waiting(

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -147,7 +146,7 @@ def test_an_episode_of_which_a_rollout_was_dropped_has_no_intrinsic_return() -> 
     worker.collect()  # dropped
     for _ in range(3):
         window.add_rollout(*worker.collect())
-    assert [math.isnan(episode.intrinsic) for episode in window.episodes] == [True, False]
+    assert [episode.intrinsic is None for episode in window.episodes] == [True, False]
     assert lengths(window) == [12, 12]
     assert window.episodes[1].intrinsic == 12.0
 

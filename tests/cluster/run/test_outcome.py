@@ -12,11 +12,11 @@ import pytest
 
 from cluster.plan import plan_run
 from cluster.run import outcome
-from cluster.run.console import Console
-from cluster.run.directory import RunDirectory
 from cluster.run.outcome import conclude, judge_problem, scores_as_text
+from cluster.run.session import RunSession
 from configs.loading import load_config
 from configs.schema import RunConfig
+from tests.run_sessions import session_in
 
 SUMMARY: dict[str, Any] = {
     "env_steps": 1000,
@@ -111,11 +111,11 @@ def ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., t
     """Exit code, summary file and output of a run that ended with these metrics."""
 
     def end(config: RunConfig, stop_requested: bool = False, **metrics: Any) -> tuple[int, dict[str, Any], str]:
-        run = RunDirectory(tmp_path)
-        console = Console(config.logging, config.total_env_steps, config.cluster.mode)
-        code = conclude(plan_run(config), run, {**SUMMARY, **metrics}, console, lambda: stop_requested)
+        session = session_in(tmp_path, config)
+        session.stop.requested = stop_requested
+        code = conclude(session, {**SUMMARY, **metrics})
         said = capsys.readouterr()
-        return code, json.loads(run.summary.read_text()), said.out + said.err
+        return code, json.loads(session.run.summary.read_text()), said.out + said.err
 
     return end
 
@@ -186,8 +186,9 @@ def test_a_run_stopped_by_hand_is_not_evaluated(
 
 def test_a_stop_request_ends_the_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.run.outcome.subprocess.Popen", python("import time; time.sleep(60)"))
-    config = configuration("evaluation.at_end=true")
-    found = outcome.evaluate_in_time(config, RunDirectory(tmp_path), 10.0, lambda text: None, lambda: True)
+    session = session_in(tmp_path, configuration("evaluation.at_end=true"))
+    session.stop.requested = True
+    found = outcome.evaluate_in_time(session, 10.0)
     assert found == {"problem": "stopped by hand"}
 
 
@@ -196,9 +197,7 @@ def test_an_evaluation_may_take_its_share_of_the_time_and_half_a_minute_in_any_c
 ) -> None:
     given: list[float] = []
 
-    def play(
-        config: RunConfig, run: RunDirectory, seconds: float, stop_requested: Callable[[], bool]
-    ) -> dict[str, Any]:
+    def play(session: RunSession, seconds: float) -> dict[str, Any]:
         given.append(seconds)
         return report(0, **{name: {"return": interval(1, 1)} for name in ("policy", "blind", "random")})
 
@@ -206,7 +205,5 @@ def test_an_evaluation_may_take_its_share_of_the_time_and_half_a_minute_in_any_c
     config = configuration()
     config = replace(config, evaluation=replace(config.evaluation, time_share=0.2))
     for trained_s in (10.0, 600.0):
-        assert "words" in outcome.evaluate_in_time(
-            config, RunDirectory(Path("x")), trained_s, lambda text: None, lambda: False
-        )
+        assert "words" in outcome.evaluate_in_time(session_in(Path("x"), config), trained_s)
     assert given == [30.0, 120.0]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster.launch import StopRequest
+from cluster.run.session import StopRequest
 
 
 @pytest.fixture(autouse=True)
