@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from llm_server.child_process import ChildServer, ChildSettings, ProbeRefused
+from llm_server.child_server import ChildServer, ProbeRefused, ServerSettings
 from tests.llm_server.waiting import wait_until
 
 WAIT_S = 30.0
@@ -66,7 +66,7 @@ def probe(port, timeout_s):
 def settings(folder, *behaviours, **changes):
     command = [sys.executable, "-S", "-c", PROGRAM]
     quick = {"probe": probe, "probe_timeout_s": 10.0, "first_backoff_s": 0.01, "start_timeout_s": WAIT_S}
-    return ChildSettings(
+    return ServerSettings(
         name="the server", command=lambda port: [*command, str(port), str(folder), *behaviours], **quick | changes
     )
 
@@ -152,7 +152,7 @@ def test_one_that_is_killed_with_its_guard_is_replaced_and_leaves_nothing(start,
 
 
 def test_one_that_never_answered_is_given_up_with_its_first_error_in_one_line(start, tmp_path):
-    server = start("crash", max_first_starts=2)
+    server = start("crash", max_failures=2)
     with pytest.raises(
         ValueError, match=r"^the server ended with exit code 1: pydantic\.ValueError: 1 problem: no such weights: x$"
     ):
@@ -165,7 +165,7 @@ def test_one_that_refuses_its_probe_for_good_is_given_up_at_once_with_what_it_sa
         ask(port, timeout_s=timeout_s)
         raise ProbeRefused("answered 400: no such\nparameter")
 
-    server = start("serve", probe=refused, max_first_starts=2)
+    server = start("serve", probe=refused, max_failures=2)
     with pytest.raises(ValueError, match=r"^the server refuses its probe question: answered 400: no such parameter$"):
         server.wait_until_up(WAIT_S)
     assert len((tmp_path / "starts").read_text().splitlines()) == 2
@@ -173,7 +173,7 @@ def test_one_that_refuses_its_probe_for_good_is_given_up_at_once_with_what_it_sa
 
 
 def test_one_that_once_answered_is_never_given_up_and_starts_are_spaced_ever_further(start, tmp_path):
-    server = start("serve", "crash", "crash", "crash", "serve", max_first_starts=1, first_backoff_s=0.05)
+    server = start("serve", "crash", "crash", "crash", "serve", max_failures=1, first_backoff_s=0.05)
     first = server.wait_until_up(WAIT_S)
     ask(first, b"0")
     server.doubt(first)
@@ -196,7 +196,7 @@ def test_while_none_is_up_the_wait_ends_with_the_reason(start):
 
 
 def test_a_program_that_does_not_exist_is_one_clear_line(tmp_path):
-    nowhere = ChildSettings(
+    nowhere = ServerSettings(
         name="the server", command=lambda port: ["/no/such/program"], probe=probe, first_backoff_s=0.01
     )
     server = ChildServer(nowhere)
@@ -211,7 +211,7 @@ def test_a_command_that_cannot_even_be_written_is_a_reason_and_not_a_silence():
     def broken(port):
         raise LookupError("no such setting")
 
-    server = ChildServer(ChildSettings(name="the server", command=broken, probe=probe, first_backoff_s=0.01))
+    server = ChildServer(ServerSettings(name="the server", command=broken, probe=probe, first_backoff_s=0.01))
     with pytest.raises(ValueError, match=r"^the server cannot be run \(LookupError: no such setting\)$"):
         server.wait_until_up(WAIT_S)
     server.close()
@@ -229,8 +229,8 @@ def test_one_that_ignores_its_end_is_killed(start, tmp_path):
 def test_it_dies_with_its_parent_even_when_that_is_killed(tmp_path):
     code = (
         "from pathlib import Path\n"
-        "from llm_server.child_process import ChildServer\n"
-        "from tests.llm_server.test_child_process import settings\n"
+        "from llm_server.child_server import ChildServer\n"
+        "from tests.llm_server.test_child_server import settings\n"
         f"ChildServer(settings(Path({str(tmp_path)!r}), 'serve')).wait_until_up(30)\n"
         "print('up', flush=True)\n"
         "input()\n"
