@@ -74,7 +74,7 @@ class ChildProcess(ABC):
 
     def __init__(self, settings: ChildSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self.state = ChildState.BACKING_OFF
-        self._child_settings, self._clock = settings, clock
+        self._settings, self._clock = settings, clock
         self._changed = threading.Condition()
         self._child: Child | None = None
         self._reason = "it is starting"  # why the last child failed, or the present one is ending
@@ -86,8 +86,7 @@ class ChildProcess(ABC):
     @property
     def pid(self) -> int | None:
         """Of the child, which leads its process group, until its exit is noticed."""
-        child = self._child
-        return child.pid if child else None
+        return child.pid if (child := self._child) else None
 
     @property
     def restarts(self) -> int:
@@ -97,8 +96,8 @@ class ChildProcess(ABC):
     @property
     def problem(self) -> str | None:
         """Why it is not started any more; None as long as it is restarted."""
-        settings = self._child_settings
-        return f"{settings.name} {self._reason}{settings.advice}" if self.state is ChildState.GAVE_UP else None
+        message = f"{self._settings.name} {self._reason}{self._settings.advice}"
+        return message if self.state is ChildState.GAVE_UP else None
 
     def poll(self) -> ChildState:
         """Do what is due: start, kill or replace the child. Never raises and never waits for the child."""
@@ -106,7 +105,7 @@ class ChildProcess(ABC):
             try:
                 self._poll()
             except Exception as error:  # no memory to fork, no disk space for its files: a failure like any other
-                LOG.exception("%s cannot be run", self._child_settings.name)
+                LOG.exception("%s cannot be run", self._settings.name)
                 reason = f"cannot be run ({named(error, 200)})"
                 if self._child is None:
                     self._failed(reason)
@@ -124,7 +123,7 @@ class ChildProcess(ABC):
         if child:
             child.terminate()
             with suppress(subprocess.TimeoutExpired):
-                child.wait(self._child_settings.close_budget_s)
+                child.wait(self._settings.close_budget_s)
             _kill_group(child)
             child.wait()
         self._release()
@@ -152,8 +151,7 @@ class ChildProcess(ABC):
                 self._changed.notify_all()
 
     def _condemn(self, reason: str, budget_s: float) -> None:
-        """Tell the child to end; it is killed after `budget_s`. One that has ended already does so for its own
-        reason."""
+        """Tell the child to end, and have it killed after `budget_s`; one that has ended keeps its own reason."""
         with self._changed:
             if self.state in RUNNING and self._child and self._child.poll() is None:
                 self.state, self._reason, self._due_at = ChildState.ENDING, reason, self._clock() + budget_s
@@ -174,22 +172,21 @@ class ChildProcess(ABC):
             exit_code = self._child.poll()  # usually still None, and polled again by the next call
         if exit_code is not None:
             _kill_group(self._child)  # what it left behind
-            itself = f"ended with exit code {exit_code}{self._last_words()}"
-            self._failed(self._reason if self.state is ChildState.ENDING else itself, exit_code)
+            if self.state is not ChildState.ENDING:
+                self._reason = f"ended with exit code {exit_code}{self._last_words()}"
+            self._failed(self._reason, exit_code)
 
     def _failed(self, reason: str, exit_code: int | None = None) -> None:
-        settings, self._child, self._reason = self._child_settings, None, reason
+        settings, now, self._child, self._reason = self._settings, self._clock(), None, reason
         self._release()
         LOG.error("%s %s", settings.name, reason)
-        was_stable = self._clock() - self._up_since > settings.stable_s
-        self._failures, self._up_since = 1 if was_stable else self._failures + 1, math.inf
+        self._failures = 1 if now - self._up_since > settings.stable_s else self._failures + 1
+        self._up_since = math.inf
         is_proven = self._was_up and settings.is_proven_by_first
         is_hopeless = self._failures >= settings.max_failures and not is_proven
-        self.state = ChildState.BACKING_OFF
-        if is_hopeless or exit_code in settings.final_exit_codes:
-            self.state = ChildState.GAVE_UP
-        pause_s = backoff_s(self._failures, settings.first_backoff_s, settings.max_backoff_s)
-        self._due_at = self._clock() + pause_s
+        gives_up = is_hopeless or exit_code in settings.final_exit_codes
+        self.state = ChildState.GAVE_UP if gives_up else ChildState.BACKING_OFF
+        self._due_at = now + backoff_s(self._failures, settings.first_backoff_s, settings.max_backoff_s)
         self._changed.notify_all()
 
 

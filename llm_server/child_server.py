@@ -57,12 +57,14 @@ class ServerSettings(ChildSettings):
 class ChildServer(ChildProcess):
     """A server under a guard, polled and probed by a thread of its own from its construction to `close`."""
 
+    _settings: ServerSettings
+    _output: "_Output"
+    """Of the latest child."""
+
     def __init__(self, settings: ServerSettings) -> None:
         super().__init__(settings)
-        self._settings = settings
         self._port = 0  # of the latest child
         self._folder: str | None = None  # its temporary files
-        self._output: _Output | None = None
         self._quiet_since = time.monotonic()
         self._supervisor = threading.Thread(target=self._supervise, name=f"{settings.name}-supervisor", daemon=True)
         self._supervisor.start()
@@ -125,14 +127,16 @@ class ChildServer(ChildProcess):
                 return
             self._condemn(reason, GUARD_BUDGET_S)
         else:
-            if is_starting and self._output:
+            if is_starting:
                 LOG.info("%s is up on port %d", settings.name, self._port)
                 self._output.forget()
             self.answered()
             self._now_up()
 
     def _start(self) -> Child:
-        self._port, self._folder = _free_port(), tempfile.mkdtemp(prefix="delphi-child-")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+        self._folder = tempfile.mkdtemp(prefix="delphi-child-")
         guard = [sys.executable, "-P", child_guard.__file__, self._folder]
         command = [*guard, *self._settings.command(self._port)]
         child = start_process_group(command, subprocess.PIPE, self._settings.environment)
@@ -140,7 +144,7 @@ class ChildServer(ChildProcess):
         return child
 
     def _last_words(self) -> str:
-        return f": {self._output.complaint()}" if self._output else ""
+        return f": {self._output.complaint()}"
 
     def _release(self) -> None:
         if self._folder:
@@ -161,8 +165,9 @@ class _Output:
         """The line that best explains the failure; all the lines kept go to the log."""
         if self._child.poll() is not None:
             self._thread.join(2.0)  # until everything is read
-        LOG.error("the last lines of its output were:\n%s", "\n".join(self._lines) or "(it wrote nothing)")
-        return self._first_error or next((line for line in reversed(self._lines) if line.strip()), "it wrote nothing")
+        lines = list(self._lines)  # one that runs may still write
+        LOG.error("the last lines of its output were:\n%s", "\n".join(lines) or "(it wrote nothing)")
+        return self._first_error or next((line for line in reversed(lines) if line.strip()), "it wrote nothing")
 
     def forget(self) -> None:
         """Drop the first error: what was written before the server was up explains no later failure."""
@@ -180,9 +185,3 @@ class _Output:
                 self._lines.append(line)
                 if not self._first_error and (found := ERROR_LINE.match(line)):
                     self._first_error = found.group(1)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
