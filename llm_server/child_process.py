@@ -24,6 +24,7 @@ from typing import IO, TypeAlias
 
 from configs.backoff import backoff_s
 from configs.errors import named
+from llm_server import child_guard
 
 LOG = logging.getLogger(__name__)
 Child: TypeAlias = "subprocess.Popen[bytes]"
@@ -62,8 +63,8 @@ class ChildSettings:
     """A child that exits with one of these codes is given up at once."""
     advice: str = ""
     """Ends the message of a child that is given up."""
-    close_budget_s: float = 10.0
-    """From SIGTERM to SIGKILL in `close`."""
+    end_budget_s: float = child_guard.GRACE_S + child_guard.TRACKERS_S + 2.0
+    """From SIGTERM to SIGKILL; the default is enough for a guard (see `child_guard`)."""
 
 
 class ChildProcess(ABC):
@@ -123,7 +124,7 @@ class ChildProcess(ABC):
         if child:
             child.terminate()
             with suppress(subprocess.TimeoutExpired):
-                child.wait(self._settings.close_budget_s)
+                child.wait(self._settings.end_budget_s)
             _kill_group(child)
             child.wait()
         self._release()

@@ -28,7 +28,6 @@ OUTPUT_LINES = 40
 ERROR_LINE = re.compile(
     r"^(?:\([^)]*\) )?(?:ERROR [^\]]*\] )?\s*((?:[\w.]*\.)?[A-Z]\w*(?:Error|Exception)(?:: .*)?|[\w.]+: error: .*)$"
 )
-GUARD_BUDGET_S = child_guard.GRACE_S + child_guard.TRACKERS_S + 2.0
 
 
 class ProbeRefused(RuntimeError):
@@ -48,7 +47,6 @@ class ServerSettings(ChildSettings):
     """Added to this process's own."""
     start_timeout_s: float = 900.0
     """From start to the first answered probe; loading a large model takes minutes."""
-    close_budget_s: float = GUARD_BUDGET_S
     probe_timeout_s: float = 60.0
     probe_interval_s: float = 30.0
     """A server that has answered nothing for this long is probed."""
@@ -99,7 +97,7 @@ class ChildServer(ChildProcess):
     def close(self) -> None:
         """End the child and all its processes within seconds, and the thread."""
         super().close()
-        self._supervisor.join(GUARD_BUDGET_S)
+        self._supervisor.join(self._settings.end_budget_s)
 
     def _supervise(self) -> None:
         while self.poll() not in (ChildState.GAVE_UP, ChildState.CLOSED):
@@ -125,7 +123,7 @@ class ChildServer(ChildProcess):
                 reason = f"answered nothing {within} ({named(error, 200)}){self._last_words()}"
             else:
                 return
-            self._condemn(reason, GUARD_BUDGET_S)
+            self._condemn(reason, settings.end_budget_s)
         else:
             if is_starting:
                 LOG.info("%s is up on port %d", settings.name, self._port)

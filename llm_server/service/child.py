@@ -1,9 +1,8 @@
 """The annotation service as a child process of the run: started, probed for liveness, restarted, ended.
 
-Invariant: at most one child is alive; it ends when its parent does, for whatever reason, because it watches its
-standard input; one that hangs is killed; supervising it never raises and never blocks. Only unanswered probes count as
-a hang, never elapsed time alone (this process may have been stopped too): two in a row, each with half the time limit.
-Before a service has first judged, the limit is fifteen times as long, because importing and loading block it.
+Invariant: a service that hangs is killed. Only unanswered probes count as a hang, never elapsed time alone (this
+process may have been stopped too): two in a row, each with half the time limit. Before a service has first judged, the
+limit is fifteen times as long, because importing and loading block it.
 """
 
 import logging
@@ -33,16 +32,15 @@ LOADING_FACTOR = 15
 BATCH_FACTOR = 10
 """One batch of the service's own engine may take this many times `hang_timeout_s`."""
 MAX_FAILED_STARTS = 5
-CONFIGURATION_ERROR = 2
 SUPERVISION = ChildSettings(
     name="the annotation service",
     max_backoff_s=30.0,
     stable_s=math.inf,  # only an answer resets the count of failures
     max_failures=MAX_FAILED_STARTS,
     is_proven_by_first=False,
-    final_exit_codes=(CONFIGURATION_ERROR,),
+    final_exit_codes=(2,),  # a configuration error
     advice="\nIt is not started again: correct the `service` and `annotator` keys and re-run the same command.",
-    close_budget_s=3.0,
+    end_budget_s=3.0,
 )
 SLOW_START_S = 10.0
 OUTPUT_LINES = 20
@@ -117,10 +115,9 @@ class ServiceProcess(ChildProcess):
     """`python -m llm_server.serve` as a child; thread-safe.
 
     Its output is appended to `log_path`; its address is read from a file beside it. `ensure_running` is to be called
-    about every second: it notices an exit, starts the next child after a back-off, and kills one that fails its
-    liveness probe (see `ServiceConfig.hang_timeout_s`). It listens as `access` says, and clients show it `credentials`.
-    After `MAX_FAILED_STARTS` children without one answer (`served`), or one that reports a configuration error, none is
-    started again: `problem` says why.
+    about every second; it also kills a child that fails its liveness probe (see `ServiceConfig.hang_timeout_s`). It
+    listens as `access` says, and clients show it `credentials`. After `MAX_FAILED_STARTS` children without one answer
+    (`served`), or one that reports a configuration error, none is started again: `problem` says why.
     """
 
     def __init__(
