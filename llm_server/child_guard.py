@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -72,12 +72,9 @@ def _end_group() -> None:
     os.killpg(0, signal.SIGTERM)
     if _gone_within(GRACE_S):
         return
-    for pid in _others():
-        if not _is_tracker(pid):
-            _kill(pid)
+    _kill(pid for pid in _others() if not _is_tracker(pid))
     if not _gone_within(TRACKERS_S):
-        for pid in _others():
-            _kill(pid)
+        _kill(_others())
 
 
 def _gone_within(seconds: float) -> bool:
@@ -107,9 +104,10 @@ def _is_tracker(pid: int) -> bool:
     return False
 
 
-def _kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+def _kill(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -151,17 +151,17 @@ class InProcessClient:
 
     def annotate(self, items: Sequence[bytes], *, bypass_store: bool = False) -> list[Judgement]:
         """One judgement per item, in order."""
-        return _asked(lambda: self._judge.annotate(items, bypass_store))
+        return _judged(self._judge.annotate, items, bypass_store)
 
     def annotate_pairs(
         self, pairs: Sequence[tuple[bytes, bytes]], *, bypass_store: bool = False
     ) -> list[PairJudgement]:
         """One judgement per pair, in order."""
-        return _asked(lambda: self._judge.annotate_pairs(pairs, bypass_store))
+        return _judged(self._judge.annotate_pairs, pairs, bypass_store)
 
     def embed(self, items: Sequence[bytes]) -> np.ndarray:
         """[N, D] f32, in order."""
-        return _asked(lambda: self._judge.embed(items))
+        return _judged(self._judge.embed, items)
 
     def describe(self) -> ServiceDescription:
         """The judge's description."""
@@ -175,9 +175,9 @@ class InProcessClient:
         """Nothing to release."""
 
 
-def _asked(question: Callable[[], T]) -> T:
+def _judged(method: Callable[..., T], *arguments: Any) -> T:
     try:
-        return question()
+        return method(*arguments)
     except ValueError as error:
         raise AnnotationRefused(str(error)) from error
     except RuntimeError as error:

@@ -12,10 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from cryptography import x509
 
 SERVER_NAME = "delphi-annotation"
 """A name in every server certificate made here: clients that trust only its CA accept the server on any host by it."""
@@ -63,10 +59,6 @@ class CredentialFiles:
         self.token = directory / "token"
         """`--token-file` and `annotator.token_file`."""
 
-    def contents(self) -> dict[str, bytes]:
-        """The files by name, for a service on another machine; `write_credentials` is the reverse."""
-        return {path.name: path.read_bytes() for path in vars(self).values()}
-
     def client(self) -> ClientCredentials:
         """For clients of services that use these files, on any host."""
         read = load_client_credentials(str(self.ca), str(self.client_cert), str(self.client_key), str(self.token))
@@ -85,7 +77,6 @@ def make_credentials(directory: Path, hosts: Sequence[str] = (), days: float = 3
     from cryptography.hazmat.primitives.asymmetric import ec
 
     now = datetime.now(UTC)
-
     authority, server, client = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
     ca_name = f"Delphi annotation {secrets.token_hex(4)}"
 
@@ -104,8 +95,14 @@ def make_credentials(directory: Path, hosts: Sequence[str] = (), days: float = 3
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
 
+    def general_name(host: str) -> x509.GeneralName:
+        try:
+            return x509.IPAddress(ipaddress.ip_address(host.strip("[]")))
+        except ValueError:
+            return x509.DNSName(host)
+
     all_hosts = dict.fromkeys([SERVER_NAME, "localhost", "127.0.0.1", "::1", socket.gethostname(), *hosts])
-    names = x509.SubjectAlternativeName([_general_name(host) for host in all_hosts])
+    names = x509.SubjectAlternativeName([general_name(host) for host in all_hosts])
     serving = x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH])
     asking = x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.CLIENT_AUTH])
     contents = {
@@ -116,11 +113,11 @@ def make_credentials(directory: Path, hosts: Sequence[str] = (), days: float = 3
         "client.key": private(client),
         "token": secrets.token_urlsafe(32).encode() + b"\n",
     }
-    return write_credentials(directory, contents)
+    _write(directory, contents)
+    return CredentialFiles(directory)
 
 
-def write_credentials(directory: Path, contents: Mapping[str, bytes]) -> CredentialFiles:
-    """Write the files of `CredentialFiles.contents`, readable by their owner alone; ValueError where one exists."""
+def _write(directory: Path, contents: Mapping[str, bytes]) -> None:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name, content in contents.items():
@@ -135,16 +132,6 @@ def write_credentials(directory: Path, contents: Mapping[str, bytes]) -> Credent
         raise ValueError(
             f"credentials: {directory} cannot be written ({error.strerror}): give a directory that can"
         ) from None
-    return CredentialFiles(directory)
-
-
-def _general_name(host: str) -> "x509.GeneralName":
-    from cryptography import x509
-
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host.strip("[]")))
-    except ValueError:
-        return x509.DNSName(host)
 
 
 def load_client_credentials(

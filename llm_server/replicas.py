@@ -95,13 +95,13 @@ class Replicas:
 
     def up(self) -> dict[str, str]:
         """Address by name of the replicas that are up."""
-        return {name: address for name, (address, trouble) in self._current().items() if trouble is None}
+        return {name: replica.address for name, replica in self._current().items() if replica.trouble is None}
 
     def all(self) -> dict[str, str]:
         """Address by name of every replica."""
-        return {name: address for name, (address, _) in self._current().items()}
+        return {name: replica.address for name, replica in self._current().items()}
 
-    def _current(self) -> dict[str, tuple[str, Exception | None]]:
+    def _current(self) -> dict[str, _Replica]:
         current = self._addresses()
         with self._changed:
             known = self._replicas
@@ -110,7 +110,7 @@ class Replicas:
                 name: known[name] if name in known and known[name].address == address else _Replica(address)
                 for name, address in current.items()
             }
-            return {name: (replica.address, replica.trouble) for name, replica in self._replicas.items()}
+            return self._replicas
 
     def error(self) -> Exception:
         """What to raise where no replica is up: AnnotationRefused where every one of them refuses."""

@@ -125,10 +125,9 @@ def _run(config: ServiceConfig, access: AccessConfig, arguments: argparse.Namesp
         def on_serving(judge: Judge) -> None:
             if arguments.nice_once_ready:
                 be_nice(config.nice)
-            judging = judge.describe()
-            rubric_name = f"rubric {judging.rubric_id} version {judging.rubric_version}"
-            threshold = f"threshold {judging.threshold:.3f}"
-            print(f"serving {judging.model} ({judging.engine}), {rubric_name}, {threshold}", flush=True)
+            said = judge.describe()
+            rubric_name = f"rubric {said.rubric_id} version {said.rubric_version}"
+            print(f"serving {said.model} ({said.engine}), {rubric_name}, threshold {said.threshold:.3f}", flush=True)
 
         return await serve(
             config, rubric, build, access=access, on_listening=on_listening, on_serving=on_serving, stop=stop

@@ -10,7 +10,7 @@ import logging
 import os
 import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 LOG = logging.getLogger(__name__)
@@ -35,8 +35,8 @@ def guarded(command: Callable[..., int], *arguments: Any) -> int:
     _is_result = True
     _fill_missing_streams()
     with contextlib.ExitStack() as streams:
-        output = streams.enter_context(_Guarded("stdout"))
-        streams.enter_context(_Guarded("stderr"))
+        output = streams.enter_context(_guarded_stream("stdout"))
+        streams.enter_context(_guarded_stream("stderr"))
         try:
             code = command(*arguments)
         except SystemExit as exit_:
@@ -46,50 +46,44 @@ def guarded(command: Callable[..., int], *arguments: Any) -> int:
         return code or lost
 
 
-def _code_of_loss(output: "_Guarded") -> int:
-    output.flush()
-    if (error := output.error) is None or not _is_result or error.errno in READER_LEFT:
+def _code_of_loss(output: "_Unfailing | None") -> int:
+    _flush("stdout")
+    error = output.error if output else None
+    if error is None or not _is_result or error.errno in READER_LEFT:
         return 0
     print(f"standard output cannot be written ({error.strerror}): make room, or send it elsewhere", file=sys.stderr)
     return 1
 
 
-class _Guarded:
-    """Replaces `sys.stdout` or `sys.stderr` by a text stream that cannot fail, and restores the old one."""
+@contextlib.contextmanager
+def _guarded_stream(name: str) -> Iterator["_Unfailing | None"]:
+    """Replace `sys.stdout` or `sys.stderr` by a text stream that cannot fail, and restore the old one.
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._old = getattr(sys, name)
-        self._raw: _Unfailing | None = None
+    Yields the new stream's descriptor; None where the stream has none and stays, as in a test.
+    """
+    old = getattr(sys, name)
+    try:
+        number = old.fileno()
+    except (AttributeError, OSError, ValueError):
+        yield None
+        return
+    _flush(name)
+    raw = _Unfailing(number, logs=name == "stdout")
+    line_buffering = old.line_buffering or old.write_through or name == "stderr"
+    # backslashreplace: a character that the encoding lacks, or a lone surrogate of a file name, is shown by its code
+    buffered = io.BufferedWriter(raw)
+    stream = io.TextIOWrapper(buffered, old.encoding, "backslashreplace", line_buffering=line_buffering)
+    setattr(sys, name, stream)
+    try:
+        yield raw
+    finally:
+        _flush(name)
+        setattr(sys, name, old)
 
-    def __enter__(self) -> "_Guarded":
-        try:
-            number = self._old.fileno()
-        except (AttributeError, OSError, ValueError):  # in memory, as in a test
-            return self
-        self.flush()
-        self._raw = _Unfailing(number, logs=self._name == "stdout")
-        buffered = io.BufferedWriter(self._raw)
-        line_buffering = self._old.line_buffering or self._old.write_through or self._name == "stderr"
-        # backslashreplace: a character that the encoding lacks, or a lone surrogate of a file name, is shown by its
-        # code
-        stream = io.TextIOWrapper(buffered, self._old.encoding, "backslashreplace", line_buffering=line_buffering)
-        setattr(sys, self._name, stream)
-        return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.flush()
-        setattr(sys, self._name, self._old)
-
-    @property
-    def error(self) -> OSError | None:
-        """The error of the first failed write."""
-        return self._raw.error if self._raw else None
-
-    def flush(self) -> None:
-        """Write what is buffered."""
-        with contextlib.suppress(OSError, ValueError):  # ValueError: the stream was closed before
-            getattr(sys, self._name).flush()
+def _flush(name: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # ValueError: the stream was closed before
+        getattr(sys, name).flush()
 
 
 class _Unfailing(io.RawIOBase):

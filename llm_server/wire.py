@@ -6,6 +6,7 @@ raises `ValueError` instead of becoming a judgement.
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from xxhash import xxh3_64_intdigest
@@ -43,20 +44,9 @@ def annotate_response(
     judgements: Iterable[Judgement], items: Sequence[bytes], *, rubric_hash: str = "", fingerprint: str = ""
 ) -> pb.AnnotateResponse:
     """The response that carries the `judgements` of `items` in their order."""
-    return pb.AnnotateResponse(
-        judgements=[
-            pb.Judgement(
-                status=_TO_WIRE[j.status],
-                probability=j.probability,
-                answer_mass=j.answer_mass,
-                cached=j.cached,
-                item_hash=item_hash(item),
-            )
-            for j, item in zip(judgements, items, strict=True)
-        ],
-        rubric_hash=rubric_hash,
-        fingerprint=fingerprint,
-    )
+    hashes = map(item_hash, items)
+    messages = [pb.Judgement(**_fields(j), item_hash=each) for j, each in zip(judgements, hashes, strict=True)]
+    return pb.AnnotateResponse(judgements=messages, rubric_hash=rubric_hash, fingerprint=fingerprint)
 
 
 def judgements_of(response: pb.AnnotateResponse, items: Sequence[bytes], rubric_hash: str = "") -> list[Judgement]:
@@ -85,21 +75,15 @@ def pairs_response(
     fingerprint: str = "",
 ) -> pb.AnnotatePairsResponse:
     """The response that carries the `judgements` of `pairs` in their order."""
-    return pb.AnnotatePairsResponse(
-        judgements=[
-            pb.PairJudgement(
-                status=_TO_WIRE[j.status],
-                preference=j.preference,
-                answer_mass=j.answer_mass,
-                position_bias=j.position_bias,
-                cached=j.cached,
-                pair_hash=pair_hash(pair),
-            )
-            for j, pair in zip(judgements, pairs, strict=True)
-        ],
-        pairs_hash=pairs_hash,
-        fingerprint=fingerprint,
-    )
+    hashes = map(pair_hash, pairs)
+    messages = [pb.PairJudgement(**_fields(j), pair_hash=each) for j, each in zip(judgements, hashes, strict=True)]
+    return pb.AnnotatePairsResponse(judgements=messages, pairs_hash=pairs_hash, fingerprint=fingerprint)
+
+
+def _fields(judgement: Judgement | PairJudgement) -> dict[str, Any]:
+    """The fields of a judgement's message, which has those of the judgement itself."""
+    names = [name for name in judgement.__slots__ if name != "singles"]  # known to the annotator alone
+    return {name: getattr(judgement, name) for name in names} | {"status": _TO_WIRE[judgement.status]}
 
 
 def pair_judgements_of(

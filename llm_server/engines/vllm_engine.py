@@ -18,7 +18,7 @@ from typing import Any
 from configs.annotation_schema import ServiceConfig
 from configs.devices import resolve_device
 from llm_server.annotation import Score
-from llm_server.child_process import ChildServer, ChildSettings, ProbeRefused
+from llm_server.child_server import ChildServer, ProbeRefused, ServerSettings
 from llm_server.engines.answers import NO_ANSWER, score_of_answers
 from llm_server.engines.devices import layer_of, resolve_dtype
 from llm_server.engines.engine import PROBE
@@ -67,7 +67,7 @@ class VllmEngine:
         self._key = secrets.token_urlsafe(24)
         self._endpoint: tuple[int, Endpoint] | None = None
         self._server = ChildServer(
-            ChildSettings(
+            ServerSettings(
                 name="vLLM",
                 command=lambda port: vllm_command(python, config, folder, dtype, context, port),
                 probe=self._ask_probe,

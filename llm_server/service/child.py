@@ -1,15 +1,13 @@
 """The annotation service as a child process of the run: started, probed for liveness, restarted, ended.
 
-Invariant: at most one child is alive; it ends when its parent does, for whatever reason, because it watches its
-standard input; one that hangs is killed; supervising it never raises and never blocks. Only unanswered probes count as
-a hang, never elapsed time alone (this process may have been stopped too): two in a row, each with half the time limit.
-Before a service has first judged, the limit is fifteen times as long, because importing and loading block it.
+Invariant: a service that hangs is killed. Only unanswered probes count as a hang, never elapsed time alone (this
+process may have been stopped too): two in a row, each with half the time limit. Before a service has first judged, the
+limit is fifteen times as long, because importing and loading block it.
 """
 
 import logging
+import math
 import os
-import signal
-import subprocess
 import sys
 import threading
 import time
@@ -20,10 +18,9 @@ from pathlib import Path
 import grpc
 
 from configs.annotation_schema import AccessConfig, ServiceConfig
-from configs.backoff import backoff_s
 from llm_server import annotation_pb2, annotation_pb2_grpc
 from llm_server.channel import call_metadata, open_channel
-from llm_server.child_process import end_process_group, output_tail, start_process_group
+from llm_server.child_process import Child, ChildProcess, ChildSettings, ChildState, start_process_group
 from llm_server.client import AnnotationRefused, ServiceUnavailable
 from llm_server.credentials import NO_CREDENTIALS, ClientCredentials
 from llm_server.serve import ACCESS_FLAGS, ANY_ADDRESS, FLAGS
@@ -35,11 +32,17 @@ LOADING_FACTOR = 15
 BATCH_FACTOR = 10
 """One batch of the service's own engine may take this many times `hang_timeout_s`."""
 MAX_FAILED_STARTS = 5
-CONFIGURATION_ERROR = 2
-FIRST_BACKOFF_S = 0.5
-MAX_BACKOFF_S = 30.0
+SUPERVISION = ChildSettings(
+    name="the annotation service",
+    max_backoff_s=30.0,
+    stable_s=math.inf,  # only an answer resets the count of failures
+    max_failures=MAX_FAILED_STARTS,
+    is_proven_by_first=False,
+    final_exit_codes=(2,),  # a configuration error
+    advice="\nIt is not started again: correct the `service` and `annotator` keys and re-run the same command.",
+    end_budget_s=3.0,
+)
 SLOW_START_S = 10.0
-TERMINATE_BUDGET_S = 3.0
 OUTPUT_LINES = 20
 WATCHED_ENGINES = ("vllm", "openai", "none")
 """Engines whose batches have deadlines of their own, or that have no batches."""
@@ -108,14 +111,13 @@ def _is_silence(error: grpc.RpcError) -> bool:
     return error.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 
 
-class ServiceProcess:
+class ServiceProcess(ChildProcess):
     """`python -m llm_server.serve` as a child; thread-safe.
 
     Its output is appended to `log_path`; its address is read from a file beside it. `ensure_running` is to be called
-    about every second: it notices an exit, starts the next child after a back-off, and kills one that fails its
-    liveness probe (see `ServiceConfig.hang_timeout_s`). It listens as `access` says, and clients show it `credentials`.
-    After `MAX_FAILED_STARTS` children without one answer (`served`), or one that reports a configuration error, none is
-    started again: `problem` says why.
+    about every second; it also kills a child that fails its liveness probe (see `ServiceConfig.hang_timeout_s`). It
+    listens as `access` says, and clients show it `credentials`. After `MAX_FAILED_STARTS` children without one answer
+    (`served`), or one that reports a configuration error, none is started again: `problem` says why.
     """
 
     def __init__(
@@ -128,85 +130,42 @@ class ServiceProcess:
         access: AccessConfig = LOOPBACK_ACCESS,
         credentials: ClientCredentials = NO_CREDENTIALS,
     ) -> None:
-        self.problem: str | None = None
-        """Why it is not started any more, with the tail of its output; None as long as it is restarted."""
+        super().__init__(SUPERVISION, clock)
         self._log_path, self._address_path = log_path, log_path.with_suffix(".address")
         command = serve_command(config, rubric, access)
         self._command = [*command, "--address-file", str(self._address_path), "--exit-with-parent"]
-        self._config, self._credentials, self._clock = config, credentials, clock
-        self._lock = threading.RLock()
-        self._child: subprocess.Popen[bytes] | None = None
+        self._config, self._credentials = config, credentials
         self._probe: LivenessProbe | None = None
-        self._killed_for: str | None = None
-        self._address: str | None = None
-        self._started_at = self._start_at = clock()
+        self._address = ""
         self._log_start = 0
-        self._failures = 0  # in a row
-        self._num_starts = 0
         self._is_slow_start_reported = False
-        self._is_closed = False
-
-    @property
-    def restarts(self) -> int:
-        """Children started after the first."""
-        return max(0, self._num_starts - 1)
-
-    @property
-    def pid(self) -> int | None:
-        """Of the running child."""
-        with self._lock:
-            return self._child.pid if self._child and self._child.poll() is None else None
 
     def address(self) -> str:
         """host:port of the running child.
 
         Raises ServiceUnavailable while none listens, and AnnotationRefused once none is started any more.
         """
-        self.ensure_running()
-        with self._lock:
+        with self._changed:
+            if self.ensure_running():
+                return self._address
             if self.problem is not None:
                 raise AnnotationRefused(self.problem)
-            if self._address is None:
-                raise ServiceUnavailable(f"{STARTING} (its output: {self._log_path})")
-            return self._address
+            raise ServiceUnavailable(f"{STARTING} (its output: {self._log_path})")
 
     def ensure_running(self) -> bool:
         """Start or restart the child where that is due; whether one is alive and listening."""
-        with self._lock:
-            if self._is_closed or self.problem is not None:
-                return False
-            try:
-                self._watch()
-            except OSError as error:  # no memory to fork, no disk space for the log
-                self._failed(f"could not be started: {error}")
-            return self._address is not None
+        return self.poll() is ChildState.UP
 
     def served(self) -> None:
         """Note that an answer came, which resets the count of failures."""
-        with self._lock:
+        with self._changed:
             self._failures = 0
             if self._probe:
                 self._probe.has_judged = True
 
-    def _watch(self) -> None:
-        exit_code = self._child.poll() if self._child else None
-        if self._child and exit_code is None and self._probe and self._probe.problem:
-            self._killed_for = self._killed_for or self._probe.problem
-            os.killpg(self._child.pid, signal.SIGKILL)
-            exit_code = self._child.poll()  # usually still None, and polled again by the next call
-        if exit_code is not None:
-            what = f"{self._killed_for} and was killed" if self._killed_for else f"ended with exit code {exit_code}"
-            self._release_child()
-            self._failed(what, is_final=exit_code == CONFIGURATION_ERROR)
-        if self._child is None and self.problem is None and self._clock() >= self._start_at:
-            self._start()
-        if self._child and self._address is None:
-            self._read_address()
-
-    def _start(self) -> None:
+    def _start(self) -> Child:
         self._address_path.unlink(missing_ok=True)
         self._is_slow_start_reported = False
-        self._started_at = self._clock()
         root = str(Path(__file__).resolve().parents[2])
         environment = {
             "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
@@ -217,14 +176,17 @@ class ServiceProcess:
         priority = [] if self._num_starts or self._config.engine in WATCHED_ENGINES else ["--nice-once-ready"]
         with self._log_path.open("ab") as log:
             self._log_start = log.tell()
-            self._child = start_process_group([*self._command, *priority], log, environment)
-        self._num_starts += 1
+            return start_process_group([*self._command, *priority], log, environment)
 
-    def _read_address(self) -> None:
+    def _watch(self) -> None:
+        if self._probe and self._probe.problem:
+            self._condemn(f"{self._probe.problem} and was killed{self._last_words()}", 0.0)
+        if self.state is not ChildState.STARTING:
+            return
         with suppress(FileNotFoundError):
-            self._address = self._address_path.read_text().strip() or None
+            self._address = self._address_path.read_text().strip()
         waited_s = self._clock() - self._started_at
-        if self._address is not None:
+        if self._address:
             host, _, port = self._address.rpartition(":")
             self._probe = LivenessProbe(
                 f"{ANY_ADDRESS.get(host, host)}:{port}",
@@ -233,46 +195,29 @@ class ServiceProcess:
                 watches_engine=self._config.engine not in WATCHED_ENGINES,
             )
             LOG.info("the annotation service listens on %s after %.1f s", self._address, waited_s)
+            self._now_up()
         elif waited_s > SLOW_START_S and not self._is_slow_start_reported:
             self._is_slow_start_reported = True
             LOG.info(
                 "waiting for the annotation service to listen for %.0f s (its output: %s)", waited_s, self._log_path
             )
 
-    def _failed(self, what: str, is_final: bool = False) -> None:
-        self._failures += 1
-        message = f"the annotation service {what}; the last lines of its output:\n{self._output_tail()}"
-        if self._failures == 1 or is_final:
-            LOG.error("%s", message)
-        if is_final or self._failures >= MAX_FAILED_STARTS:
-            what_to_do = "correct the `service` and `annotator` keys and re-run the same command"
-            self.problem = f"{message}\nIt is not started again: {what_to_do}."
-        self._start_at = self._clock() + backoff_s(self._failures, FIRST_BACKOFF_S, MAX_BACKOFF_S)
-
-    def _output_tail(self) -> str:
+    def _last_words(self) -> str:
         try:
             with self._log_path.open("rb") as log:
                 log.seek(max(self._log_start, self._log_path.stat().st_size - 8192))
-                return output_tail(log.read().decode(errors="replace").splitlines(), OUTPUT_LINES)
+                lines = log.read().decode(errors="replace").splitlines()
         except OSError as error:
-            return f"(its log cannot be read: {error})"
+            lines = [f"(its log cannot be read: {error})"]
+        tail = "\n".join(lines[-OUTPUT_LINES:]) or "(it wrote nothing)"
+        return f"; the last lines of its output:\n{tail}"
 
-    def _release_child(self) -> None:
-        if self._child and self._child.stdin:
-            self._child.stdin.close()
+    def _release(self) -> None:
         if self._probe:
             self._probe.close()
-        self._child = self._probe = self._killed_for = self._address = None
-
-    def close(self) -> None:
-        """End the child within five seconds, by force if necessary; only its log remains."""
-        with self._lock:
-            self._is_closed = True
-            if self._child:
-                self._child.terminate()
-                end_process_group(self._child, TERMINATE_BUDGET_S)
-            self._release_child()
-            self._address_path.unlink(missing_ok=True)
+        self._probe, self._address = None, ""
+        with suppress(OSError):  # one that stays is deleted by the next start
+            self._address_path.unlink()
 
 
 def serve_command(config: ServiceConfig, rubric: str, access: AccessConfig = LOOPBACK_ACCESS) -> list[str]:

@@ -1,245 +1,174 @@
-"""A server as a child: however it dies or hangs, it is replaced, says why, and leaves no process behind."""
+"""The rules of every supervised child: which state follows which, when it is given up, and that nothing of it is left."""
 
-import os
-import re
-import signal
-import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import psutil
 import pytest
 
-from llm_server.child_process import ChildServer, ChildSettings, ProbeRefused
+from llm_server.child_process import ChildProcess, ChildSettings, ChildState, start_process_group
 from tests.llm_server.waiting import wait_until
 
-WAIT_S = 30.0
-# It has a process of its own, as vLLM has; each start plays the next behaviour; a connection's first byte says what to
-# do.
-PROGRAM = """
-import os, signal, socket, subprocess, sys, time
-port, folder = int(sys.argv[1]), sys.argv[2]
-with open(folder + "/starts", "a+") as starts:
-    starts.write(f"{time.monotonic()}\\n")
-    starts.flush()
-    starts.seek(0)
-    number = len(starts.readlines()) - 1
-behaviours = sys.argv[3:]
-behaviour = behaviours[min(number, len(behaviours) - 1)]
-if behaviour == "crash":
-    print("(Server pid=7) WARNING 01-01 [a.py:1] This can cause errors like `OSError: too many open files`.")
-    prefix = "(Core pid=8) ERROR 01-01 [b.py:2]"
-    print(f"{prefix} Traceback (most recent call last):\\n{prefix}   raise ValueError: no")
-    print(f"{prefix} pydantic.ValueError: 1 problem:\\n  no such weights: x\\nRuntimeError: it all failed")
-    sys.exit(1)
-if behaviour == "stubborn":
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-core = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"])
-with open(folder + "/pids", "a") as pids:
-    pids.write(f"{os.getpid()} {core.pid} {os.environ['TMPDIR']}\\n")
-listener = socket.create_server(("127.0.0.1", port))
-while True:
-    connection, _ = listener.accept()
-    asked = connection.recv(1)
-    if asked == b"0":
-        os._exit(0)
-    if asked == b"h":
-        time.sleep(600)
-    connection.sendall(b"!")
-    connection.close()
-"""
+SLEEP = "import time; time.sleep(600)"
+PATIENT = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
+)
+PARENT = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-S', '-c', '{SLEEP}']).pid, flush=True)"
 
 
-def ask(port, question=b"?", timeout_s=WAIT_S):
-    with socket.create_connection(("127.0.0.1", port), timeout_s) as connection:
-        connection.settimeout(timeout_s)
-        connection.sendall(question)
-        return connection.recv(1)
+class Played(ChildProcess):
+    """Runs `program`; a test says when it is up, when it must end and what time it is."""
 
+    def __init__(self, program=SLEEP, **settings):
+        self.now, self.program, self.watched, self.released = 0.0, program, lambda: None, 0
+        super().__init__(ChildSettings(**{"name": "the child", "advice": " Try another."} | settings), lambda: self.now)
 
-def probe(port, timeout_s):
-    if ask(port, timeout_s=timeout_s) != b"!":
-        raise RuntimeError("no answer")
+    def _start(self):
+        if isinstance(self.program, Exception):
+            raise self.program
+        child = start_process_group([sys.executable, "-S", "-c", self.program], subprocess.PIPE, {})
+        self.output = child.stdout
+        return child
 
+    def _watch(self):
+        self.watched()
 
-def settings(folder, *behaviours, **changes):
-    command = [sys.executable, "-S", "-c", PROGRAM]
-    quick = {"probe": probe, "probe_timeout_s": 10.0, "first_backoff_s": 0.01, "start_timeout_s": WAIT_S}
-    return ChildSettings(
-        name="the server", command=lambda port: [*command, str(port), str(folder), *behaviours], **quick | changes
-    )
+    def _last_words(self):
+        return ": its last words"
+
+    def _release(self):
+        self.released += 1
+        if hasattr(self, "output"):
+            self.output.close()
+
+    def fail(self):
+        """Poll until the child that runs has ended."""
+        wait_until(lambda: self.poll() in (ChildState.BACKING_OFF, ChildState.GAVE_UP))
 
 
 @pytest.fixture
-def start(tmp_path):
-    started = []
+def play():
+    made = []
 
-    def start(*behaviours, **changes):
-        started.append(ChildServer(settings(tmp_path, *behaviours, **changes)))
-        return started[-1]
+    def play(*arguments, **settings):
+        made.append(Played(*arguments, **settings))
+        return made[-1]
 
-    yield start
-    for server in started:
-        server.close()
-
-
-def incarnations(folder):
-    """(server's pid, its own child's pid, its temporary folder) of every start that listened."""
-    rows = [line.split() for line in (folder / "pids").read_text().splitlines()]
-    return [(int(server), int(core), Path(scratch)) for server, core, scratch in rows]
+    yield play
+    for child in made:
+        child.close()
 
 
-def is_gone(pid):
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+def test_a_child_is_started_by_the_first_poll_and_is_up_when_that_is_said(play):
+    child = play()
+    assert (child.state, child.pid, child.restarts) == (ChildState.BACKING_OFF, None, 0)
+    assert child.poll() is ChildState.STARTING
+    assert psutil.pid_exists(child.pid)
+    child._now_up()
+    assert child.poll() is ChildState.UP
+    pid = child.pid
+    child.close()
+    child._now_up()
+    assert (child.poll(), child.pid, child.problem) == (ChildState.CLOSED, None, None)
+    assert not psutil.pid_exists(pid)
 
 
-def assert_nothing_is_left(folder, number=-1):
-    server, core, scratch = incarnations(folder)[number]
-    wait_until(lambda: is_gone(server) and is_gone(core))
-    return scratch
+def test_one_that_fails_too_often_in_a_row_is_given_up_and_says_why_even_when_closed(play):
+    child = play("raise SystemExit(3)", max_failures=3, first_backoff_s=1.0, max_backoff_s=60.0)
+    for wait_s in (1.0, 2.0):
+        child.poll()
+        child.fail()
+        child.now += wait_s - 0.1
+        assert child.poll() is ChildState.BACKING_OFF
+        child.now += 0.1
+    child.fail()
+    assert child.poll() is ChildState.GAVE_UP
+    child.close()
+    assert child.problem == "the child ended with exit code 3: its last words Try another."
+    assert child.restarts == 2
 
 
-def next_port(server, port):
-    """The port after the child on `port` has failed."""
-    server.doubt(port)
-    return server.wait_until_up(WAIT_S)
+def test_a_final_exit_code_gives_up_at_once_even_one_that_was_up(play):
+    child = play("raise SystemExit(2)", max_failures=9, final_exit_codes=(2,))
+    child.poll()
+    child._now_up()
+    child.fail()
+    assert child.poll() is ChildState.GAVE_UP
 
 
-def test_one_that_ends_with_exit_code_0_is_replaced_and_leaves_nothing(start, tmp_path):
-    server = start("serve")
-    first = server.wait_until_up(WAIT_S)
-    assert ask(first) == b"!"
-    assert server.restarts == 0
-    ask(first, b"0")
-    second = next_port(server, first)
-    assert ask(second) == b"!"
-    assert server.restarts == 1
-    assert not assert_nothing_is_left(tmp_path, 0).exists()
+@pytest.mark.parametrize(("is_proven_by_first", "state"), [(True, ChildState.BACKING_OFF), (False, ChildState.GAVE_UP)])
+def test_one_that_was_up_is_given_up_only_where_that_proves_nothing(play, is_proven_by_first, state):
+    child = play("raise SystemExit(3)", max_failures=1, is_proven_by_first=is_proven_by_first)
+    child.poll()
+    child._now_up()
+    child.fail()
+    assert child.poll() is state
 
 
-def test_one_that_hangs_is_found_by_its_probe_when_a_request_fails(start, tmp_path):
-    server = start("serve", probe_timeout_s=0.3, probe_interval_s=3600.0)
-    first = server.wait_until_up(WAIT_S)
-    with pytest.raises(TimeoutError):
-        ask(first, b"h", timeout_s=0.1)
-    assert next_port(server, first) != first
-    assert server.restarts == 1
-    assert_nothing_is_left(tmp_path, 0)
+def test_failures_before_a_long_time_up_no_longer_count_and_only_that_time_counts(play):
+    child = play("input(); raise SystemExit(3)", max_failures=9, first_backoff_s=1.0, stable_s=60.0)
+    for _ in range(3):
+        child.now += 1000.0
+        child.poll()
+        child._child.stdin.close()
+        child.fail()
+    assert child._due_at - child.now == 4.0
+    child.now += 1000.0
+    child.poll()
+    child._now_up()
+    child.now += 61.0
+    child._child.stdin.close()
+    child.fail()
+    assert child._due_at - child.now == 1.0
+    child.program = OSError("no memory")
+    child.now += 1000.0
+    assert child.poll() is ChildState.BACKING_OFF
+    assert child._due_at - child.now == 2.0, "the time since an earlier child was up is no time up"
 
 
-def test_one_that_hangs_is_found_by_its_probe_when_nobody_asks(start):
-    server = start("serve", probe_timeout_s=0.3, probe_interval_s=0.1)
-    with pytest.raises(TimeoutError):
-        ask(server.wait_until_up(WAIT_S), b"h", timeout_s=0.1)
-    wait_until(lambda: server.restarts == 1)
+def test_one_that_must_not_go_on_is_told_to_end_and_killed_when_its_time_is_over(play):
+    child = play(PATIENT)
+    child.poll()
+    assert child.output.readline() == b"ready\n"
+    child._condemn("is not wanted", 5.0)
+    child._condemn("for another reason", 0.0)
+    child._now_up()
+    child.now += 4.9
+    pid = child.pid
+    assert child.poll() is ChildState.ENDING
+    assert psutil.pid_exists(pid)
+    child.now += 0.1
+    child.fail()
+    assert child._reason == "is not wanted"
+    assert child.released == 1
 
 
-def test_one_that_answers_its_probe_is_only_slow_and_stays(start):
-    server = start("serve", probe_interval_s=3600.0)
-    first = server.wait_until_up(WAIT_S)
-    assert next_port(server, first) == first
-    assert server.restarts == 0
+def test_one_that_has_ended_already_keeps_its_own_reason(play):
+    child = play("raise SystemExit(3)")
+    child.poll()
+    child._child.wait()
+    child._condemn("did not answer", 5.0)
+    child.fail()
+    assert child._reason == "ended with exit code 3: its last words"
 
 
-def test_one_that_is_killed_with_its_guard_is_replaced_and_leaves_nothing(start, tmp_path):
-    server = start("serve")
-    first = server.wait_until_up(WAIT_S)
-    os.kill(server.pid, signal.SIGKILL)
-    wait_until(lambda: server.restarts == 1)
-    assert ask(next_port(server, first)) == b"!"
-    assert not assert_nothing_is_left(tmp_path, 0).exists()
+def test_what_a_child_leaves_behind_is_killed(play):
+    child = play(PARENT)
+    child.poll()
+    left = int(child.output.readline())
+    child.fail()
+    wait_until(lambda: not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE)
 
 
-def test_one_that_never_answered_is_given_up_with_its_first_error_in_one_line(start, tmp_path):
-    server = start("crash", max_first_starts=2)
-    with pytest.raises(
-        ValueError, match=r"^the server ended with exit code 1: pydantic\.ValueError: 1 problem: no such weights: x$"
-    ):
-        server.wait_until_up(WAIT_S)
-    assert len((tmp_path / "starts").read_text().splitlines()) == 2
+def test_whatever_keeps_a_child_from_being_started_or_watched_is_a_reason_and_leaves_none(play, caplog):
+    def broken():
+        raise LookupError("no such file")
 
-
-def test_one_that_refuses_its_probe_for_good_is_given_up_at_once_with_what_it_said(start, tmp_path):
-    def refused(port, timeout_s):
-        ask(port, timeout_s=timeout_s)
-        raise ProbeRefused("answered 400: no such\nparameter")
-
-    server = start("serve", probe=refused, max_first_starts=2)
-    with pytest.raises(ValueError, match=r"^the server refuses its probe question: answered 400: no such parameter$"):
-        server.wait_until_up(WAIT_S)
-    assert len((tmp_path / "starts").read_text().splitlines()) == 2
-    assert_nothing_is_left(tmp_path)
-
-
-def test_one_that_once_answered_is_never_given_up_and_starts_are_spaced_ever_further(start, tmp_path):
-    server = start("serve", "crash", "crash", "crash", "serve", max_first_starts=1, first_backoff_s=0.05)
-    first = server.wait_until_up(WAIT_S)
-    ask(first, b"0")
-    server.doubt(first)
-    assert ask(server.wait_until_up(WAIT_S)) == b"!"
-    assert server.restarts == 4
-    times = [float(line) for line in (tmp_path / "starts").read_text().splitlines()]
-    for number, backoff_s in enumerate((0.05, 0.1, 0.2, 0.4)):
-        assert times[number + 1] - times[number] > backoff_s
-
-
-def test_while_none_is_up_the_wait_ends_with_the_reason(start):
-    server = start("serve", "crash", first_backoff_s=3600.0, max_backoff_s=3600.0)
-    first = server.wait_until_up(WAIT_S)
-    ask(first, b"0")
-    wait_until(lambda: server.pid is None)
-    with pytest.raises(
-        RuntimeError, match=r"the server is down: ended with exit code 0: .*; it is being started again"
-    ):
-        server.wait_until_up(0.01)
-
-
-def test_a_program_that_does_not_exist_is_one_clear_line(tmp_path):
-    nowhere = ChildSettings(
-        name="the server", command=lambda port: ["/no/such/program"], probe=probe, first_backoff_s=0.01
-    )
-    server = ChildServer(nowhere)
-    with pytest.raises(
-        ValueError, match=re.escape("exit code 127: /no/such/program cannot be run: [Errno 2] No such file")
-    ):
-        server.wait_until_up(WAIT_S)
-    server.close()
-
-
-def test_a_command_that_cannot_even_be_written_is_a_reason_and_not_a_silence():
-    def broken(port):
-        raise LookupError("no such setting")
-
-    server = ChildServer(ChildSettings(name="the server", command=broken, probe=probe, first_backoff_s=0.01))
-    with pytest.raises(ValueError, match=r"^the server cannot be run \(LookupError: no such setting\)$"):
-        server.wait_until_up(WAIT_S)
-    server.close()
-
-
-def test_one_that_ignores_its_end_is_killed(start, tmp_path):
-    server = start("stubborn")
-    server.wait_until_up(WAIT_S)
-    server.close()
-    assert not assert_nothing_is_left(tmp_path).exists()
-    with pytest.raises(RuntimeError, match="was closed"):
-        server.wait_until_up(WAIT_S)
-
-
-def test_it_dies_with_its_parent_even_when_that_is_killed(tmp_path):
-    code = (
-        "from pathlib import Path\n"
-        "from llm_server.child_process import ChildServer\n"
-        "from tests.llm_server.test_child_process import settings\n"
-        f"ChildServer(settings(Path({str(tmp_path)!r}), 'serve')).wait_until_up(30)\n"
-        "print('up', flush=True)\n"
-        "input()\n"
-    )
-    root = Path(__file__).parents[2]
-    with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as parent:
-        assert parent.stdout.readline() == b"up\n"
-        parent.kill()
-    scratch = assert_nothing_is_left(tmp_path)
-    wait_until(lambda: not scratch.exists())
+    child = play(OSError("no memory"), max_failures=2)
+    assert child.poll() is ChildState.BACKING_OFF
+    assert child._reason == "cannot be run (OSError: no memory)"
+    child.program, child.watched, child.now = SLEEP, broken, 1000.0
+    assert child.poll() is ChildState.ENDING
+    child.fail()
+    assert child.problem == "the child cannot be run (LookupError: no such file) Try another."
+    assert "Traceback" in caplog.text

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from configs.annotation_schema import ServiceConfig
-from llm_server.child_process import ProbeRefused
+from llm_server.child_server import ProbeRefused
 from llm_server.engines.openai_http import EndpointUnavailable
 from llm_server.engines.vllm_engine import VllmEngine
 from tests.llm_server.fake_endpoint import FakeEndpoint

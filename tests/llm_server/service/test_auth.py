@@ -1,6 +1,7 @@
 """Access to a service: what it refuses at the start, credentials, and limits on requests."""
 
 import dataclasses
+import shutil
 import stat
 import subprocess
 import sys
@@ -19,11 +20,11 @@ from llm_server.client import AnnotationClient, ServiceUnavailable
 from llm_server.credentials import (
     SERVER_NAME,
     ClientCredentials,
+    CredentialFiles,
     is_loopback,
     load_client_credentials,
     make_credentials,
     read_token,
-    write_credentials,
 )
 from llm_server.offline import annotate
 from llm_server.offline.judgement_file import read_judgements
@@ -118,15 +119,14 @@ def test_made_credentials_are_for_their_owner_alone_and_are_never_overwritten(fi
         "token",
     }
     assert {stat.S_IMODE(path.stat().st_mode) for path in files.ca.parent.iterdir()} == {0o600}
-    before = files.contents()
+    before = {path: path.read_bytes() for path in files.ca.parent.iterdir()}
     with pytest.raises(ValueError, match="exists already and is not overwritten"):
         make_credentials(files.ca.parent)
-    assert files.contents() == before
+    assert {path: path.read_bytes() for path in files.ca.parent.iterdir()} == before
 
 
 def test_made_credentials_can_be_handed_to_another_machine(files, rubric, tmp_path):
-    there = write_credentials(tmp_path / "there", files.contents())
-    assert there.contents() == files.contents()
+    there = CredentialFiles(shutil.copytree(files.ca.parent, tmp_path / "there"))
     access = AccessConfig(
         tls_cert=str(there.server_cert),
         tls_key=str(there.server_key),
