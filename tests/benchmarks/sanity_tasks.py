@@ -193,12 +193,12 @@ TASKS: Mapping[str, Task] = {
             "learner.entropy_coefficient=0.01",
         ),
     ),
-    "breakout": Task(
+    "freeway": Task(
         env_id=f"{ENVIRONMENTS}:Atari-v0",
-        env_options={"game": "breakout", "size": 42},
+        env_options={"game": "freeway", "size": 42},
         evaluation_options={"whole_games": True},
         max_episode_steps=27_000,
-        env_steps=250_000,
+        env_steps=100_000,
         source=f"{ZOO}, atari; 42 x 42 pixels instead of 84 x 84 in both arms, and the learning rate falls within this budget",
         requires=("ale-py", "opencv-python-headless"),
         reference={
