@@ -148,17 +148,16 @@ class Annotator:
         with self._changed:
             if self._config.max_labels:
                 max_items = max(0, min(max_items, self._config.max_labels - self.num_answers - self._num_reserved))
-            allowed = self._rate_limit.take(max_items)
-            items = self._questions.next_batch(allowed) if allowed else []
-            self._rate_limit.put_back(allowed - len(items))
-            self._num_reserved += len(items)
+            reserved = self._rate_limit.take(max_items)
+            self._num_reserved += reserved
+        items = self._questions.next_batch(reserved) if reserved else []
+        self._refund(reserved - len(items))
         return items
 
-    def _put_back(self, items: Sequence[Any]) -> None:
-        self._questions.put_back(items)
+    def _refund(self, num: int) -> None:
         with self._changed:
-            self._num_reserved -= len(items)
-            self._rate_limit.put_back(len(items))
+            self._num_reserved -= num
+            self._rate_limit.put_back(num)
 
     def _attempt(self, items: Sequence[Any]) -> Batch | None:
         """One request (a liveness probe without items); None where it failed, with the items pending again."""
@@ -169,7 +168,8 @@ class Annotator:
             if not items and (client.describe().identity != judge.identity or self._labels.was_replaced(judge)):
                 raise ServiceUnavailable("another judge answers at the address now: its description is read again")
         except Exception as error:
-            self._put_back(items)
+            self._questions.put_back(items)
+            self._refund(len(items))
             self._failed(error, is_request=client is not None and bool(items))
             return None
         finally:
@@ -223,7 +223,8 @@ class Annotator:
         """See `Labels.record`."""
         judge, answers = batch
         if self._labels.was_replaced(judge):  # the request was under way when another judge took over
-            self._put_back([question_of(answer) for answer in answers])
+            self._questions.put_back([question_of(answer) for answer in answers])
+            self._refund(len(answers))
             return earlier
         labels = self._labels.record(judge, answers, earlier)
         with self._changed:

@@ -70,7 +70,8 @@ def test_a_budget_is_reserved_spent_and_given_back():
     annotator = Annotator(service.connect, CaptionQuestions(book), AnnotatorConfig(max_labels=10))
     batches = [annotator._next_batch(num) for num in (7, 7, 1)]
     assert [len(batch) for batch in batches] == [7, 3, 0]
-    annotator._put_back(batches[0][3:])
+    annotator._questions.put_back(batches[0][3:])
+    annotator._refund(4)
     for batch in (batches[0][:3], batches[1]):
         annotator._record(annotator._attempt(batch), [])
     assert annotator.num_answers == 6
@@ -106,7 +107,8 @@ def test_a_run_asks_no_faster_than_max_labels_per_s_and_what_was_not_asked_is_no
     annotator._rate_limit = TokenBucket(4.0, lambda: now[0])
     first = annotator._next_batch(100)
     assert len(first) == 3
-    annotator._put_back(first[1:])
+    annotator._questions.put_back(first[1:])
+    annotator._refund(2)
     assert len(annotator._next_batch(100)) == 2
     report = dict.fromkeys(range(10, 20), 1)
     book.take_report({number: f"caption {number}" for number in report}, report, "0.0", 1, 0)
