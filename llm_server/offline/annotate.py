@@ -171,7 +171,8 @@ def _check_out(rubric: Rubric, out: Path) -> None:
 def _sum_up(out: str) -> None:
     found = read_judgements(out)
     positive = sum(judged.judgement.probability > found.threshold for judged in found.captions)
-    lacking = sum(judged.judgement.status is not Status.OK for judged in (*found.captions, *found.pairs))
+    everything: list[JudgedCaption | JudgedPair] = [*found.captions, *found.pairs]
+    lacking = sum(judged.judgement.status is not Status.OK for judged in everything)
     print(
         f"{out}: {len(found.captions)} captions ({positive} above theta {found.threshold:.3f}), {len(found.pairs)}"
         f" pairs, {lacking} of all without a usable answer; train on it with reward_model.judgements={out}"
