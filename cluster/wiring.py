@@ -27,7 +27,7 @@ from learner.checkpoint import load_latest
 from llm_server.annotator.annotator import Annotator
 from llm_server.annotator.caption_archive import CaptionArchive
 from llm_server.annotator.caption_book import CaptionBook
-from llm_server.annotator.feedback import CaptionQuestions, EmbeddingQuestions, JudgeClient, Questions
+from llm_server.annotator.feedback import CaptionQuestions, EmbeddingQuestions, JudgeClient
 from llm_server.annotator.pairs import ComparedPairs, PointwisePairs
 from llm_server.channel import check_address
 from llm_server.client import AnnotationClient, InProcessClient
@@ -159,7 +159,7 @@ def replica_service(
     return ServiceProcess(settings, config.annotator.rubric, log, access=access, credentials=credentials.client())
 
 
-def _questions(plan: RunPlan, book: CaptionBook) -> Questions:
+def _questions(plan: RunPlan, book: CaptionBook) -> CaptionQuestions:
     config = plan.config
     if plan.asks is Asks.EMBEDDINGS:
         return EmbeddingQuestions(book, embedding_goals(config))

@@ -9,10 +9,9 @@ import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from llm_server.annotation import signed_id, unsigned_id
+from llm_server.annotation import signed_id
 
 LOG = logging.getLogger(__name__)
-MAX_IDS_PER_QUERY = 500  # SQLite's limit on host parameters was 999 for a long time
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS captions (
@@ -72,15 +71,13 @@ class CaptionArchive:
 
     def look_up(self, ids: Sequence[int]) -> dict[int, tuple[str, int, int]]:
         """id -> (text, count, first_seen) of those that are archived."""
+        query = "SELECT text, count, first_seen FROM captions WHERE id = ?"
         found: dict[int, tuple[str, int, int]] = {}
         try:
             with self._lock:
-                for start in range(0, len(ids), MAX_IDS_PER_QUERY):
-                    chunk = [signed_id(number) for number in ids[start : start + MAX_IDS_PER_QUERY]]
-                    marks = ",".join("?" * len(chunk))
-                    query = f"SELECT id, text, count, first_seen FROM captions WHERE id IN ({marks})"
-                    for number, text, count, first_seen in self._connection.execute(query, chunk):
-                        found[unsigned_id(number)] = (text, count, first_seen)
+                for number in ids:
+                    if row := self._connection.execute(query, (signed_id(number),)).fetchone():
+                        found[number] = row
         except sqlite3.Error as error:
             effect = "evicted captions stay unknown until workers send their texts again"
             LOG.error("captions.sqlite could not be read (%s); %s", error, effect)

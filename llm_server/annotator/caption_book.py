@@ -9,44 +9,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from enum import IntEnum
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from llm_server.annotation import Caption, JudgedCaption, Status
 from llm_server.annotator.caption_archive import ArchivedRow, CaptionArchive
-from llm_server.annotator.priorities import log_priorities
-from llm_server.annotator.report_window import ReportWindow
+from llm_server.annotator.caption_columns import ARCHIVED, COLUMNS, NEW_ROW, CaptionState, empty_columns, log_priorities
 
 ARCHIVE_CHUNK = 10_000
-
-
-class CaptionState(IntEnum):
-    """How far a caption is on the way to a label."""
-
-    NO_TEXT = 0
-    PENDING = 1
-    ASKED = 2
-    OK = 3
-    UNPARSED = 4
-    REJECTED = 5
-
-
-COLUMNS: dict[str, Any] = {
-    "id": np.uint64,
-    "count": np.int64,
-    "first_seen": np.int64,  # environment steps
-    "last_seen": np.int64,
-    "state": np.uint8,
-    "probability": np.float64,
-    "answer_mass": np.float64,
-    "margin": np.float64,  # of the newest reward model
-}
-ARCHIVED = [name for name in COLUMNS if name != "margin"]
-# Meaningless to another process, so not part of the state.
-LOCAL_COLUMNS: dict[str, Any] = {"entered_s": np.float64, "archived": np.bool_}
-NEW_ROW = {"state": CaptionState.NO_TEXT, "probability": np.nan, "answer_mass": np.nan, "margin": np.nan}
+MAX_WORKERS = 4096
+REPORT_WINDOW = 64
 
 
 class CaptionBook:
@@ -74,13 +48,12 @@ class CaptionBook:
         self._max_captions, self._half_life, self._policy = max_captions, recency_half_life_env_steps, policy
         self._archive, self._clock = archive, clock
         self._lock = threading.RLock()
-        self._columns = _empty_columns(1024)
+        self._columns = empty_columns(1024)
         self._captions: list[Caption | None] = []  # row -> caption, None while its text is missing
         self._rows: dict[int, int] = {}
-        self._reports = ReportWindow()
+        # Worker -> its newest report, and a bit mask of the last `REPORT_WINDOW`; the `MAX_WORKERS` heard of last.
+        self._reports: dict[str, tuple[int, int]] = {}
         self._ages_s: deque[float] = deque(maxlen=1000)
-
-    # -- reports ------------------------------------------------------------------------------------------------------
 
     def take_report(
         self, texts: Mapping[int, str], counts: Mapping[int, int], worker_id: str, sequence_number: int, env_steps: int
@@ -91,20 +64,31 @@ class CaptionBook:
         text that its worker has no acknowledgement for, the texts of all earlier reports are then held as well.
         """
         with self._lock:
-            if self._reports.admit(worker_id, sequence_number):
+            if self._is_new_report(worker_id, sequence_number):
                 self._take(texts, counts, env_steps)
-            return self.book_epoch, self._reports.newest(worker_id)
+            return self.book_epoch, self._reports[worker_id][0]
+
+    def _is_new_report(self, worker_id: str, number: int) -> bool:
+        """Whether it was not held before, as one older than the bit mask is taken to be; it is held from now on."""
+        newest, held = self._reports.pop(worker_id, (number, 0))
+        if number > newest:
+            newest, held = number, held << min(number - newest, REPORT_WINDOW)
+        bit = 1 << min(newest - number, REPORT_WINDOW)
+        is_new = newest - number < REPORT_WINDOW and not held & bit
+        self._reports[worker_id] = newest, (held | bit) & (2**REPORT_WINDOW - 1)
+        if len(self._reports) > MAX_WORKERS:
+            del self._reports[next(iter(self._reports))]
+        return is_new
 
     def _take(self, texts: Mapping[int, str], counts: Mapping[int, int], env_steps: int) -> None:
         new = [number for number in {**counts, **texts} if number and number not in self._rows]
         # Workers do not send an acknowledged text again, so an evicted caption that returns is read from the archive.
         archived = self._archive.look_up(new) if self._archive and self.num_evicted else {}
         for number in new:
-            text, count, first_seen = archived.get(number, ("", 0, env_steps))
-            self._add(number, text, count, first_seen)
+            self._add(number, *archived.get(number, ("", 0, env_steps)))
         for number, text in texts.items():
-            if number and self._captions[self._rows[number]] is None:
-                self._set_text(self._rows[number], number, text)
+            if number:
+                self._set_text(number, text)
         rows = np.fromiter((self._rows[number] for number in counts if number), np.int64)
         self._columns["count"][rows] += np.fromiter((count for number, count in counts.items() if number), np.int64)
         seen = np.append(rows, [self._rows[number] for number in new]).astype(np.int64)
@@ -122,10 +106,11 @@ class CaptionBook:
             self._columns[name][row] = value
         self._rows[number] = row
         self._captions.append(None)
-        self._set_text(row, number, text)
+        self._set_text(number, text)
 
-    def _set_text(self, row: int, number: int, text: str) -> None:
-        if text:
+    def _set_text(self, number: int, text: str) -> None:
+        row = self._rows[number]
+        if text and self._captions[row] is None:
             valid = text.encode("utf-8", "replace").decode()  # lone surrogates can be neither sent nor archived
             self._captions[row] = Caption(id=number, text=valid)
             self._columns["state"][row] = CaptionState.PENDING
@@ -143,15 +128,11 @@ class CaptionBook:
         self.num_evicted += excess
         self.revision += 1
 
-    # -- asking -------------------------------------------------------------------------------------------------------
-
     def next_batch(self, max_captions: int) -> list[Caption]:
         """The pending captions of highest priority, at most `max_captions`, highest first; they count as asked from now
         on. Equal priorities are ordered by caption id, so the order is a function of the reports."""
         with self._lock:
             pending = np.flatnonzero(self._column("state") == CaptionState.PENDING)
-            if not len(pending) or max_captions < 1:
-                return []
             priorities = self._log_priorities(pending)
             if len(pending) > max_captions:
                 best = priorities >= np.partition(priorities, -max_captions)[-max_captions]
@@ -161,8 +142,7 @@ class CaptionBook:
             return [caption for row in rows if (caption := self._captions[row])]
 
     def ranked(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For all captions with a text, ids [N] u64, probabilities [N] f64 (NaN: no label), log2 of priorities [N]
-        f64."""
+        """Of all captions with a text: ids [N] u64, probabilities [N] f64 (NaN: no label), log2 of priorities [N] f64."""
         with self._lock:
             rows = np.flatnonzero(self._column("state") != CaptionState.NO_TEXT)
             return self._columns["id"][rows], self._columns["probability"][rows], self._log_priorities(rows)
@@ -189,10 +169,9 @@ class CaptionBook:
     def put_back(self, captions: Sequence[Caption]) -> None:
         """Make captions whose request failed pending again."""
         with self._lock:
-            for caption in captions:
-                row = self._rows.get(caption.id)
-                if row is not None and self._columns["state"][row] == CaptionState.ASKED:
-                    self._columns["state"][row] = CaptionState.PENDING
+            rows = np.array([self._rows[caption.id] for caption in captions if caption.id in self._rows], np.int64)
+            state = self._columns["state"]
+            state[rows[state[rows] == CaptionState.ASKED]] = CaptionState.PENDING
 
     def record(self, judged: Sequence[JudgedCaption]) -> list[JudgedCaption]:
         """Record answers; returns those whose caption is still in the book. An answered caption is not asked again."""
@@ -200,8 +179,7 @@ class CaptionBook:
         with self._lock:
             now, columns = self._clock(), self._columns
             for item in judged:
-                row = self._rows.get(item.caption.id)
-                if row is None:
+                if (row := self._rows.get(item.caption.id)) is None:
                     continue
                 is_label = item.judgement.status is Status.OK
                 columns["state"][row] = CaptionState[item.judgement.status.name]
@@ -223,8 +201,6 @@ class CaptionBook:
                 self._archive.forget_answers()
             self._column("archived")[:] = False
 
-    # -- reading ------------------------------------------------------------------------------------------------------
-
     def captions(self) -> list[Caption]:
         """Every caption whose text is known, in order of arrival."""
         with self._lock:
@@ -233,18 +209,17 @@ class CaptionBook:
     def counted_captions(self) -> tuple[list[Caption], np.ndarray]:
         """As `captions`, with their counts [N] i64."""
         with self._lock:
-            has_text = np.fromiter((caption is not None for caption in self._captions), np.bool_, len(self))
-            return self.captions(), self._column("count")[has_text]
+            return self.captions(), self._column("count")[self._column("state") != CaptionState.NO_TEXT]
 
     def look_up(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """Counts [N] i64, probabilities [N] f64 (NaN: no label), texts of `ids` [N] u64; if unknown, 0, NaN and ""."""
         with self._lock:
-            rows = [self._rows.get(number, -1) for number in np.asarray(ids, np.uint64).tolist()]
-            count, probability = self._columns["count"], self._columns["probability"]
-            counts = np.array([count[row] if row >= 0 else 0 for row in rows], np.int64)
-            probabilities = np.array([probability[row] if row >= 0 else np.nan for row in rows], np.float64)
-            found = [self._captions[row] if row >= 0 else None for row in rows]
-            return counts, probabilities, [caption.text if caption else "" for caption in found]
+            numbers = np.asarray(ids, np.uint64).tolist()
+            rows = np.array([self._rows.get(number, -1) for number in numbers], np.int64)
+            counts = np.where(rows < 0, 0, self._columns["count"][rows])
+            probabilities = np.where(rows < 0, np.nan, self._columns["probability"][rows])
+            found = self.captions_of(numbers)
+            return counts, probabilities, [found[number].text if number in found else "" for number in numbers]
 
     def metrics(self) -> dict[str, float | None]:
         """Catalogue metrics of the book."""
@@ -261,8 +236,6 @@ class CaptionBook:
 
     def _column(self, name: str) -> np.ndarray:
         return self._columns[name][: len(self._captions)]
-
-    # -- keeping ------------------------------------------------------------------------------------------------------
 
     def write_archive(self) -> None:
         """Bring the archive up to date, in chunks so that reports are not blocked for long."""
@@ -308,14 +281,13 @@ class CaptionBook:
         """Continue from `state_dict`, under a new `book_epoch`."""
         blob, ends = np.asarray(state["text_bytes"]).tobytes(), np.asarray(state["text_ends"]).tolist()
         ids = np.asarray(state["columns"]["id"]).tolist()
-        starts = [0, *ends][: len(ends)]
         with self._lock:
             self._captions = [
                 Caption(id=number, text=blob[start:end].decode()) if end > start else None
-                for number, start, end in zip(ids, starts, ends, strict=True)
+                for number, (start, end) in zip(ids, pairwise([0, *ends]), strict=True)
             ]
             self._rows = {number: row for row, number in enumerate(ids)}
-            self._columns = _empty_columns(max(1024, len(ids)))
+            self._columns = empty_columns(max(1024, len(ids)))
             for name in COLUMNS:
                 self._columns[name][: len(ids)] = state["columns"][name]
             self._columns["entered_s"][:] = self._clock()
@@ -326,7 +298,3 @@ class CaptionBook:
             self._ages_s.clear()
             if len(self) > self._max_captions:
                 self._evict()
-
-
-def _empty_columns(num_rows: int) -> dict[str, np.ndarray]:
-    return {name: np.zeros(num_rows, dtype) for name, dtype in (COLUMNS | LOCAL_COLUMNS).items()}

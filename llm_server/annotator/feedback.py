@@ -3,7 +3,6 @@
 Invariant: an item is handed out again only after it was put back; a recorded item is never asked again.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence, Set
 from typing import Any, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
@@ -49,27 +48,35 @@ class JudgeClient(Protocol):
         """Release the connection; requests under way fail."""
 
 
-class Questions(ABC):
-    """One kind of question; used by several threads at once."""
+class CaptionQuestions:
+    """Every caption of the book is judged on its own, and the book keeps all state; subclasses ask otherwise. Used by
+    several threads at once."""
 
-    @abstractmethod
+    def __init__(self, book: CaptionBook) -> None:
+        self._book = book
+
     def next_batch(self, max_items: int) -> Sequence[Any]:
         """The items of highest priority, at most `max_items`; they count as asked from now on."""
+        return self._book.next_batch(max_items)
 
-    @abstractmethod
     def put_back(self, items: Sequence[Any]) -> None:
         """Make items whose request failed pending again."""
+        self._book.put_back(items)
 
-    @abstractmethod
     def ask(self, client: JudgeClient, items: Sequence[Any]) -> list[Any]:
         """One answer per item, in order; raises what the client raises."""
+        judgements = client.annotate([caption.text.encode() for caption in items])
+        check_number(len(judgements), len(items))
+        pairs = zip(items, judgements, strict=True)
+        return [JudgedCaption(caption=caption, judgement=judgement) for caption, judgement in pairs]
 
-    @abstractmethod
     def record(self, answers: Sequence[Any]) -> list[Answer]:
-        """Record answers; returns what a reward model may learn from."""
+        """Record answers; returns what a reward model may learn from: labels of captions still in the book."""
+        return [item for item in self._book.record(answers) if item.judgement.status is Status.OK]
 
     def forget_answers(self) -> None:
         """Forget all answers and ask again, because another judge answers."""
+        self._book.forget_answers()
 
     def pending(self) -> int | None:
         """Number of items that wait to be asked; None where the caption book's metrics hold it."""
@@ -84,36 +91,6 @@ class Questions(ABC):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
-
-
-class CaptionQuestions(Questions):
-    """Every caption of the book is judged on its own; the book keeps all state."""
-
-    def __init__(self, book: CaptionBook) -> None:
-        self._book = book
-
-    def next_batch(self, max_items: int) -> Sequence[Caption]:
-        """See `CaptionBook.next_batch`."""
-        return self._book.next_batch(max_items)
-
-    def put_back(self, items: Sequence[Caption]) -> None:
-        """See `CaptionBook.put_back`."""
-        self._book.put_back(items)
-
-    def ask(self, client: JudgeClient, items: Sequence[Caption]) -> list[JudgedCaption]:
-        """`Annotate`."""
-        judgements = client.annotate([caption.text.encode() for caption in items])
-        check_number(len(judgements), len(items))
-        pairs = zip(items, judgements, strict=True)
-        return [JudgedCaption(caption=caption, judgement=judgement) for caption, judgement in pairs]
-
-    def record(self, answers: Sequence[JudgedCaption]) -> list[Answer]:
-        """The labels among `answers`, of captions still in the book."""
-        return [item for item in self._book.record(answers) if item.judgement.status is Status.OK]
-
-    def forget_answers(self) -> None:
-        """See `CaptionBook.forget_answers`."""
-        self._book.forget_answers()
 
 
 class EmbeddingQuestions(CaptionQuestions):
@@ -140,14 +117,8 @@ class EmbeddingQuestions(CaptionQuestions):
     def record(self, answers: Sequence[Any]) -> list[Answer]:
         """The answers with an embedding, of captions still in the book."""
         by_id = {answer.caption.id: answer for answer in answers}
-        judged = [JudgedCaption(caption=answer.caption, judgement=as_judgement(answer)) for answer in answers]
+        judged = [JudgedCaption(caption=answer.caption, judgement=_embedding_judged(answer)) for answer in answers]
         return [by_id[item.caption.id] for item in self._book.record(judged) if item.judgement.status is Status.OK]
-
-
-def as_judgement(answer: EmbeddedCaption) -> Judgement:
-    """An embedding as a judgement, which has no probability."""
-    status = Status.REJECTED if np.isnan(answer.cosines).any() else Status.OK
-    return Judgement(status=status, probability=np.nan, answer_mass=np.nan)
 
 
 def question_of(answer: Answer) -> Item:
@@ -155,19 +126,23 @@ def question_of(answer: Answer) -> Item:
     return answer.pair if isinstance(answer, JudgedPair) else answer.caption
 
 
-def status_and_cached(answer: Answer) -> tuple[Status, bool]:
-    """The status of an answer, and whether it was made without a forward pass."""
-    judgement = as_judgement(answer) if isinstance(answer, EmbeddedCaption) else answer.judgement
-    return judgement.status, judgement.cached
+def judgement_of(answer: Answer) -> Judgement | PairJudgement:
+    """An answer's judgement; that of an embedding has no probability."""
+    return _embedding_judged(answer) if isinstance(answer, EmbeddedCaption) else answer.judgement
 
 
 def passes_of(answer: Answer) -> int:
     """Forward passes of an answer: 2 for a pair, which is asked in both orders; 0 for a cached or rejected item."""
-    status, cached = status_and_cached(answer)
-    return 0 if cached or status is Status.REJECTED else 2 if isinstance(answer, JudgedPair) else 1
+    judgement = judgement_of(answer)
+    return 0 if judgement.cached or judgement.status is Status.REJECTED else 2 if isinstance(answer, JudgedPair) else 1
 
 
 def check_number(got: int, wanted: int) -> None:
     """RuntimeError unless there is one answer per item."""
     if got != wanted:
         raise RuntimeError(f"the service gave {got} answers for {wanted} items; it must give one each")
+
+
+def _embedding_judged(answer: EmbeddedCaption) -> Judgement:
+    status = Status.REJECTED if np.isnan(answer.cosines).any() else Status.OK
+    return Judgement(status=status, probability=np.nan, answer_mass=np.nan)

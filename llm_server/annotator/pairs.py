@@ -7,7 +7,7 @@ in either order; on average at most `pairs_per_caption` pairs are made per capti
 import math
 import threading
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from configs.annotation_schema import AnnotatorConfig
 from llm_server.annotation import Caption, CaptionPair, JudgedCaption, JudgedPair, PairJudgement, Status, log_odds
 from llm_server.annotator.caption_book import CaptionBook
-from llm_server.annotator.feedback import Answer, CaptionQuestions, JudgeClient, Questions, check_number
+from llm_server.annotator.feedback import Answer, CaptionQuestions, JudgeClient, check_number
 
 ROUNDS = 6
 """Attempts to draw new pairs, each with weights flattened by one more square root."""
@@ -90,14 +90,15 @@ class PairSampler:
         self._num_draws = state["num_draws"]
 
 
-class ComparedPairs(Questions):
+class ComparedPairs(CaptionQuestions):
     """The LLM compares both captions of a pair."""
 
     def __init__(self, book: CaptionBook, config: AnnotatorConfig, seed: int) -> None:
-        self._book, self._config, self._sampler = book, config, PairSampler(config, seed)
+        super().__init__(book)
+        self._config, self._sampler = config, PairSampler(config, seed)
         self._lock = threading.Lock()
         self._returned: deque[CaptionPair] = deque()
-        self._asked: dict[tuple[int, int], CaptionPair] = {}
+        self._asked: set[tuple[int, int]] = set()  # those that were returned included
         # Pairs by caption id; kept longer than the sampler's pairs, until the caption is evicted.
         self._num_pairs: Counter[int] = Counter()
 
@@ -111,7 +112,7 @@ class ComparedPairs(Questions):
                 drawn = self._sampler.draw(ids, log2, ids, log2, wanted)
                 self._num_pairs.update(number for pair in drawn for number in pair)
                 batch += _pairs_of(drawn, self._book.captions_of({number for pair in drawn for number in pair}))
-            self._asked.update((_key(pair.first.id, pair.second.id), pair) for pair in batch)
+            self._asked |= _keys(batch)
             return batch
 
     def _num_wanted(self) -> int:
@@ -135,14 +136,13 @@ class ComparedPairs(Questions):
     def record(self, answers: Sequence[JudgedPair]) -> list[Answer]:
         """The labels among `answers`."""
         with self._lock:
-            for answer in answers:
-                self._asked.pop(_key(answer.pair.first.id, answer.pair.second.id), None)
+            self._asked -= _keys(answer.pair for answer in answers)
         return [answer for answer in answers if answer.judgement.status is Status.OK]
 
     def forget_answers(self) -> None:
         """Allow all pairs to be drawn again, except those that wait or are being asked."""
         with self._lock:
-            self._sampler.forget(without=self._asked.keys())
+            self._sampler.forget(without=self._asked)
             self._num_pairs = Counter(number for key in self._asked for number in key)
 
     def pending(self) -> int:
@@ -155,18 +155,15 @@ class ComparedPairs(Questions):
         with self._lock:
             self._sampler.retain(ids)
             self._num_pairs = Counter({number: num for number, num in self._num_pairs.items() if number in ids})
-            waiting, self._returned = self._returned, deque()
-            for pair in waiting:
-                if pair.first.id in ids and pair.second.id in ids:
-                    self._returned.append(pair)
-                else:
-                    self._asked.pop(_key(pair.first.id, pair.second.id), None)
+            gone = [pair for pair in self._returned if pair.first.id not in ids or pair.second.id not in ids]
+            self._returned = deque(pair for pair in self._returned if pair not in gone)
+            self._asked -= _keys(gone)
 
     def state_dict(self) -> dict[str, Any]:
         """Pairs that were answered."""
         with self._lock:
             num_pairs = self._num_pairs - Counter(number for key in self._asked for number in key)
-            return self._sampler.state_dict(without=self._asked.keys()) | {
+            return self._sampler.state_dict(without=self._asked) | {
                 "ids": np.array(list(num_pairs), np.uint64),
                 "num_pairs": np.array(list(num_pairs.values()), np.int64),
             }
@@ -259,6 +256,10 @@ def _judged(pair: CaptionPair, probabilities: Mapping[int, float]) -> JudgedPair
 def _pairs_of(drawn: Sequence[tuple[int, int]], captions: Mapping[int, Caption]) -> list[CaptionPair]:
     """The pairs of which both captions are known."""
     return [CaptionPair(first=captions[a], second=captions[b]) for a, b in drawn if a in captions and b in captions]
+
+
+def _keys(pairs: Iterable[CaptionPair]) -> set[tuple[int, int]]:
+    return {_key(pair.first.id, pair.second.id) for pair in pairs}
 
 
 def _key(first: int, second: int) -> tuple[int, int]:

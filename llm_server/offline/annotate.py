@@ -3,25 +3,30 @@ training.
 
 Invariant: every answer is written before the next batch is asked, and a repeated command asks only what is missing.
 Pairs are drawn by how often both captions occur, each at most once in either order, as a function of the seed.
+Progress is printed on standard error only, and not at all for a task without items.
 """
 
 import argparse
 import sqlite3
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import tenacity
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from configs.paths import path_argument
-from llm_server.annotation import CaptionPair, JudgedCaption, JudgedPair, Status
+from llm_server.annotation import Caption, CaptionPair, JudgedCaption, JudgedPair, Status
 from llm_server.offline.caption_file import read_counted
 from llm_server.offline.judge_flags import OfflineJudgeClient, add_judge_flags, opened_judge, read_judge_flags
 from llm_server.offline.judgement_file import JudgementFile, Provenance, caption_of, read_judgements, read_provenance
-from llm_server.offline.progress import progress
 from llm_server.rubrics.rubric import Rubric
 from llm_server.standard_output import guarded, output_may_be_lost
 
@@ -31,8 +36,8 @@ ITEMS_PER_REQUEST = 64
 """Two batches of the usual size: few items are asked again after a kill."""
 NUM_ATTEMPTS = 5
 """Attempts of one request to an unavailable service; with the pauses between them, half a minute."""
-Question = TypeVar("Question")
-Answer = TypeVar("Answer")
+LINE_EVERY_S = 10.0
+Item = TypeVar("Item")
 
 
 def sample_pairs(
@@ -96,51 +101,16 @@ def _annotate(arguments: argparse.Namespace) -> None:
         with closing(JudgementFile(Path(arguments.out), Provenance.of(said), said.pays_above)) as file:
             file.add_captions(counts)
             size = min(ITEMS_PER_REQUEST, said.max_items_per_request)
-            judge_captions(judge, file, size)
+            _ask("captions", file.unjudged(), partial(_judge_captions, judge, file), size)
             if arguments.pairs:
                 plan_pairs(file, counts, arguments.pairs, arguments.seed)
-            judge_pairs(judge, file, max(1, size // 2))
+            _ask("pairs", file.pairs(unjudged=True), partial(_judge_pairs, judge, file), max(1, size // 2))
     _sum_up(arguments.out)
 
 
-def judge_captions(judge: OfflineJudgeClient, file: JudgementFile, size: int) -> None:
-    """Ask about every caption of the file without an answer, the most frequent first."""
-    missing = file.unjudged()
-    with progress("captions", len(missing)) as advance:
-        for batch in _batches(missing, size):
-            answers = _retried(judge.annotate, [caption.text.encode() for caption in batch])
-            file.write_captions(JudgedCaption(caption=c, judgement=a) for c, a in zip(batch, answers, strict=True))
-            advance(len(batch))
-
-
-def plan_pairs(file: JudgementFile, counts: dict[str, int], num_pairs: int, seed: int) -> None:
-    """Fill the file's pairs up to `num_pairs`, drawn by the counts; fewer if no more exist."""
-    texts = list(counts)
-    places = {text: place for place, text in enumerate(texts)}
-    planned = file.pairs()
-    known = [(pair.first.text, pair.second.text) for pair in planned]
-    taken = [(places[first], places[second]) for first, second in known if first in places and second in places]
-    # Later additions need another random stream, or the same pairs would be drawn first.
-    drawn = sample_pairs(list(counts.values()), max(0, num_pairs - len(planned)), seed + len(planned), taken)
-    file.add_pairs(CaptionPair(first=caption_of(texts[i]), second=caption_of(texts[j])) for i, j in drawn)
-    if len(planned) + len(drawn) < num_pairs:
-        total = len(planned) + len(drawn)
-        print(f"{len(texts)} captions make no more than {total} pairs; all are asked", file=sys.stderr)
-
-
-def judge_pairs(judge: OfflineJudgeClient, file: JudgementFile, size: int) -> None:
-    """Ask about every pair of the file without an answer."""
-    missing = file.pairs(unjudged=True)
-    with progress("pairs", len(missing)) as advance:
-        for batch in _batches(missing, size):
-            texts = [(pair.first.text.encode(), pair.second.text.encode()) for pair in batch]
-            answers = _retried(judge.annotate_pairs, texts)
-            file.write_pairs(JudgedPair(pair=p, judgement=a) for p, a in zip(batch, answers, strict=True))
-            advance(len(batch))
-
-
-def _retried(ask: Callable[[Question], Answer], question: Question) -> Answer:
-    """The answer to the question, retried while the service is unavailable; ServiceUnavailable after `NUM_ATTEMPTS`."""
+def _ask(what: str, missing: Sequence[Item], judge: Callable[[Sequence[Item]], None], size: int) -> None:
+    """Let `judge` answer and write all items, `size` at a time; retried while the service is unavailable, with
+    ServiceUnavailable after `NUM_ATTEMPTS`."""
     from llm_server.client import ServiceUnavailable
 
     retrying = tenacity.Retrying(
@@ -150,7 +120,35 @@ def _retried(ask: Callable[[Question], Answer], question: Question) -> Answer:
         before_sleep=_say_attempt,
         reraise=True,
     )
-    return retrying(ask, question)
+    with progress(what, len(missing)) as advance:
+        for start in range(0, len(missing), size):
+            batch = missing[start : start + size]
+            retrying(judge, batch)
+            advance(len(batch))
+
+
+def _judge_captions(judge: OfflineJudgeClient, file: JudgementFile, batch: Sequence[Caption]) -> None:
+    answers = judge.annotate([caption.text.encode() for caption in batch])
+    file.write_captions(JudgedCaption(caption=c, judgement=a) for c, a in zip(batch, answers, strict=True))
+
+
+def _judge_pairs(judge: OfflineJudgeClient, file: JudgementFile, batch: Sequence[CaptionPair]) -> None:
+    answers = judge.annotate_pairs([(pair.first.text.encode(), pair.second.text.encode()) for pair in batch])
+    file.write_pairs(JudgedPair(pair=p, judgement=a) for p, a in zip(batch, answers, strict=True))
+
+
+def plan_pairs(file: JudgementFile, counts: dict[str, int], num_pairs: int, seed: int) -> None:
+    """Fill the file's pairs up to `num_pairs`, drawn by the counts; fewer if no more exist."""
+    texts = list(counts)
+    places = {text: place for place, text in enumerate(texts)}
+    planned = file.pairs()
+    known = [(places.get(pair.first.text), places.get(pair.second.text)) for pair in planned]
+    taken = [(first, second) for first, second in known if first is not None and second is not None]
+    # Later additions need another random stream, or the same pairs would be drawn first.
+    drawn = sample_pairs(list(counts.values()), max(0, num_pairs - len(planned)), seed + len(planned), taken)
+    file.add_pairs(CaptionPair(first=caption_of(texts[i]), second=caption_of(texts[j])) for i, j in drawn)
+    if (total := len(planned) + len(drawn)) < num_pairs:
+        print(f"{len(texts)} captions make no more than {total} pairs; all are asked", file=sys.stderr)
 
 
 def _say_attempt(state: tenacity.RetryCallState) -> None:
@@ -173,18 +171,48 @@ def _check_out(rubric: Rubric, out: Path) -> None:
 def _sum_up(out: str) -> None:
     found = read_judgements(out)
     positive = sum(judged.judgement.probability > found.threshold for judged in found.captions)
-    statuses = [judged.judgement.status for judged in found.captions] + [
-        judged.judgement.status for judged in found.pairs
-    ]
-    lacking = sum(status is not Status.OK for status in statuses)
+    everything: list[JudgedCaption | JudgedPair] = [*found.captions, *found.pairs]
+    lacking = sum(judged.judgement.status is not Status.OK for judged in everything)
     print(
         f"{out}: {len(found.captions)} captions ({positive} above theta {found.threshold:.3f}), {len(found.pairs)}"
         f" pairs, {lacking} of all without a usable answer; train on it with reward_model.judgements={out}"
     )
 
 
-def _batches(items: Sequence[Question], size: int) -> Iterator[Sequence[Question]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yields the function to call with each number of further items done."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(what, total)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not total) as bar:
+        yield partial(bar.advance, bar.add_task(what, total=total))
+
+
+def _lines(what: str, total: int) -> Callable[[int], None]:
+    """Prints a line every ten seconds, and one at the end, with rate and time left."""
+    done, began = 0, time.monotonic()
+    said = began
+
+    def advance(number: int) -> None:
+        nonlocal done, said
+        done, now = done + number, time.monotonic()
+        if now - said > LINE_EVERY_S or done == total:
+            said, rate = now, done / max(now - began, 1e-9)
+            left = f"{(total - done) / rate:.0f} s left" if done < total else "done"
+            print(f"{what}: {done} of {total}, {rate:.1f}/s, {left}", file=sys.stderr, flush=True)
+
+    return advance
+
+
+class RateColumn(ProgressColumn):
+    """The items done per second."""
+
+    def render(self, task: Task) -> Text:
+        """For example `12.3/s, left:`; empty until the rate is known."""
+        return Text(f"{task.speed:.1f}/s, left:" if task.speed else "")
 
 
 def _say(message: str, code: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from llm_server.annotation import Judgement, PairJudgement, Status
+from llm_server.annotation import Status
 from llm_server.offline.audit_metrics import (
     NUM_BINS,
     accuracy,
@@ -51,6 +51,9 @@ def audit_judge(
     began = time.perf_counter()
     judgements = _ask(judge.annotate, timed, size)
     seconds = time.perf_counter() - began
+    judged = judgements[: len(captions)]
+    probabilities = np.array([j.probability if j.status is Status.OK else np.nan for j in judged])
+    masses = [judgement.answer_mass for judgement in judged]
     report = {
         "rubric": rubric.id,
         "rubric_version": rubric.version,
@@ -59,8 +62,10 @@ def audit_judge(
         "engine": said.engine,
         "fingerprint": said.fingerprint,
         "examples_left_out": len(labelled) - len(captions),
-        "undecided": sum(map(said.is_undecided, judgements[: len(captions)])),
-        **judgement_metrics(judgements[: len(captions)], captions, said.threshold),
+        "undecided": sum(map(said.is_undecided, judged)),
+        **score_metrics(probabilities, captions, said.threshold, are_probabilities=True),
+        "answer_mass_mean": float(np.mean(masses)),
+        "answer_mass_min": float(np.min(masses)),
         "labels_per_s": sum(judgement.status is Status.OK for judgement in judgements) / seconds,
         "labels_timed": len(timed),
         "seconds_timed": seconds,
@@ -69,18 +74,6 @@ def audit_judge(
         shown = [text for example in rubric.pairs.examples for text in (example.first, example.second)]
         report |= _pair_metrics(judge, captions, shown, num_pairs, size // 2, seed)
     return report
-
-
-def judgement_metrics(
-    judgements: Sequence[Judgement], captions: Sequence[LabelledCaption], threshold: float
-) -> dict[str, Any]:
-    """Agreement of `judgements` with the captions' labels; judgements that are not OK count as unparsed."""
-    probabilities = np.array([j.probability if j.status is Status.OK else np.nan for j in judgements])
-    masses = [judgement.answer_mass for judgement in judgements]
-    return score_metrics(probabilities, captions, threshold, are_probabilities=True) | {
-        "answer_mass_mean": float(np.mean(masses)),
-        "answer_mass_min": float(np.min(masses)),
-    }
 
 
 def score_metrics(
@@ -147,17 +140,6 @@ def sample_labelled_pairs(captions: Sequence[LabelledCaption], num_pairs: int, s
     return [(positives[number // len(negatives)], negatives[number % len(negatives)]) for number in chosen]
 
 
-def pair_metrics(judgements: Sequence[PairJudgement]) -> dict[str, Any]:
-    """Agreement of judgements about pairs whose first caption is the positive one."""
-    answered = [judgement for judgement in judgements if judgement.status is Status.OK]
-    found = pair_agreement(np.array([j.preference for j in answered]), np.array([j.position_bias for j in answered]))
-    return {
-        "pairs": len(judgements),
-        "pairs_unparsed": len(judgements) - len(answered),
-        **{f"pair_{name}": None if np.isnan(value) else value for name, value in found._asdict().items()},
-    }
-
-
 def _pair_metrics(
     judge: OfflineJudgeClient,
     captions: Sequence[LabelledCaption],
@@ -169,15 +151,22 @@ def _pair_metrics(
     """The metrics of pairs; of no pairs, with the reason in `pairs_remark`, where the captions that are no examples
     lack a class."""
     try:
-        captions = without_examples(captions, examples)
+        chosen = sample_labelled_pairs(without_examples(captions, examples), num_pairs, seed)
+        remark = f"{len(chosen)} pairs of a positive and a negative caption, both orders"
     except ValueError as error:
-        return pair_metrics([]) | {"pairs_remark": f"none asked: {error}"}
-    pairs = [(first.encode(), second.encode()) for first, second in sample_labelled_pairs(captions, num_pairs, seed)]
+        chosen, remark = [], f"none asked: {error}"
+    pairs = [(first.encode(), second.encode()) for first, second in chosen]
     began = time.perf_counter()
     judgements = _ask(judge.annotate_pairs, pairs, max(1, size))
-    return pair_metrics(judgements) | {
-        "pair_labels_per_s": len(pairs) / (time.perf_counter() - began),
-        "pairs_remark": f"{len(pairs)} pairs of a positive and a negative caption, both orders",
+    seconds = time.perf_counter() - began
+    answered = [judgement for judgement in judgements if judgement.status is Status.OK]
+    found = pair_agreement(np.array([j.preference for j in answered]), np.array([j.position_bias for j in answered]))
+    return {
+        "pairs": len(judgements),
+        "pairs_unparsed": len(judgements) - len(answered),
+        **{f"pair_{name}": None if np.isnan(value) else value for name, value in found._asdict().items()},
+        **({"pair_labels_per_s": len(pairs) / seconds} if pairs else {}),
+        "pairs_remark": remark,
     }
 
 

@@ -82,7 +82,7 @@ def auc_interval(
         drawn = [rng.multinomial(counts.sum(), counts / counts.sum(), size) for counts in (positives, negatives)]
         resampled.append(_auc(*drawn))
     low, high = np.percentile(np.concatenate(resampled), [2.5, 97.5])
-    return Interval(float(_auc(positives[None], negatives[None])[0]), float(low), float(high))
+    return Interval(auc(scores, labels), float(low), float(high))
 
 
 def accuracy(scores: np.ndarray, labels: np.ndarray, threshold: float) -> float:

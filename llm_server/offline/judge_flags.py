@@ -7,9 +7,9 @@ heavy.
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from configs.annotation_schema import ServiceConfig
 from configs.flags import add_flags, check_flags, flag
@@ -17,7 +17,7 @@ from configs.paths import path_argument
 from llm_server.serve import DEFAULTS, FLAGS
 
 if TYPE_CHECKING:
-    from llm_server.annotation import Judgement, PairJudgement, ServiceDescription
+    from llm_server.client import AnnotationClient, InProcessClient
     from llm_server.rubrics.rubric import Rubric
 
 NOT_OF_A_VERB = ("host", "port", "encoder", "max_items_per_request", "max_item_bytes")
@@ -32,21 +32,7 @@ DEFAULT_RUBRIC = "nethack_progress"
 REQUEST_TIMEOUT_S = 600.0
 MAX_ITEMS_PER_REQUEST = 256
 """Several batches of any engine, and few enough to be answered within the time-out."""
-
-
-class OfflineJudgeClient(Protocol):
-    """The methods of `AnnotationClient` and `InProcessClient` (`llm_server/client.py`) that the verbs use."""
-
-    def annotate(self, items: Sequence[bytes], *, bypass_store: bool = False) -> "list[Judgement]":
-        """One judgement per item, in order, or AnnotationError."""
-
-    def annotate_pairs(
-        self, pairs: Sequence[tuple[bytes, bytes]], *, bypass_store: bool = False
-    ) -> "list[PairJudgement]":
-        """One judgement per pair, in order, or AnnotationError."""
-
-    def describe(self) -> "ServiceDescription":
-        """The judge and its limits."""
+OfflineJudgeClient: TypeAlias = "AnnotationClient | InProcessClient"
 
 
 def add_judge_flags(parser: argparse.ArgumentParser, *, with_store: bool) -> None:

@@ -9,6 +9,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import grpc
@@ -111,7 +112,7 @@ class Gate(grpc.aio.ServerInterceptor):
         if handler is None or handler.unary_unary is None:
             return handler
         return grpc.unary_unary_rpc_method_handler(
-            self._counted(handler.unary_unary), handler.request_deserializer, handler.response_serializer
+            partial(self._counted, handler.unary_unary), handler.request_deserializer, handler.response_serializer
         )
 
     def _has_token(self, metadata: Any) -> bool:
@@ -121,22 +122,19 @@ class Gate(grpc.aio.ServerInterceptor):
         shown = [value.encode() if isinstance(value, str) else value for value in shown]
         return any(hmac.compare_digest(value, self._token) for value in shown)
 
-    def _counted(
-        self, behaviour: Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]
-    ) -> Callable[..., Awaitable[Any]]:
-        async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
-            if self._under_way >= self._max_requests:
-                limit = f"at most {self._max_requests} may be: ask again later"
-                await context.abort(EXHAUSTED, f"{self._under_way} requests are under way, {limit}")
-            if not self._rate_limit.take(1):
-                await context.abort(EXHAUSTED, f"more than {self._rate:g} requests per second: ask again later")
-            self._under_way += 1
-            try:
-                return await behaviour(request, context)
-            finally:
-                self._under_way -= 1
-
-        return call
+    async def _counted(
+        self, behaviour: Callable[..., Awaitable[Any]], request: Any, context: grpc.aio.ServicerContext
+    ) -> Any:
+        if self._under_way >= self._max_requests:
+            limit = f"at most {self._max_requests} may be: ask again later"
+            await context.abort(EXHAUSTED, f"{self._under_way} requests are under way, {limit}")
+        if not self._rate_limit.take(1):
+            await context.abort(EXHAUSTED, f"more than {self._rate:g} requests per second: ask again later")
+        self._under_way += 1
+        try:
+            return await behaviour(request, context)
+        finally:
+            self._under_way -= 1
 
 
 async def _refuse_unauthenticated(_: Any, context: grpc.aio.ServicerContext) -> None:

@@ -2,7 +2,8 @@
 
 Invariant: the model answers an item once for all concurrent requests, and not at all where the store holds the answer;
 the worker thread, which does all slow work, survives every failure. An item split into parts has the judgement of its
-most probable part; parts without a label are ignored.
+most probable part; parts without a label are ignored. A pair is asked in both orders, so that the model's position bias
+cancels and is measured: swapping its items turns a preference p into 1 - p exactly.
 
     submit (any thread) ──▶ queue ──store look-up──▶ queue ──engine, `batch_size` at a time──▶ store, queue ──▶ futures
 """
@@ -16,17 +17,17 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from itertools import repeat
 
 import numpy as np
 
 from configs.annotation_schema import ServiceConfig
-from llm_server.annotation import Judgement, PairJudgement, Score, ServiceDescription, Status
+from llm_server.annotation import Judgement, PairJudgement, Score, ServiceDescription, Status, log_odds
 from llm_server.engines.building import build_engine
 from llm_server.engines.engine import Engine
 from llm_server.engines.sentence_encoder import SentenceEncoder
 from llm_server.rubrics.rubric import Rubric
 from llm_server.service.calibration import calibrate
-from llm_server.service.pair_debiasing import combine_orders
 from llm_server.service.pending import Key, PendingQuestion, PendingQuestions, map_future
 from llm_server.service.store import JudgementStore, open_store
 
@@ -50,7 +51,26 @@ def combine_parts(answers: "Future[list[Judgement]]", split: Sequence[Sequence[b
         rest = iter(judged)
         return [judgement_of_parts([next(rest) for _ in found]) for found in split]
 
-    return answers if all(len(found) == 1 for found in split) else map_future(answers, combine)
+    return map_future(answers, combine)
+
+
+def pair_judgement(as_given: Judgement, swapped: Judgement, tie_margin: float = 0.0) -> PairJudgement:
+    """One judgement from the probabilities, in both orders, that the item shown first is better.
+
+    With l and l' their log-odds, the preference is sigmoid((l - l') / 2) and the position bias (l + l') / 2: a model
+    that adds a constant to the first place's log-odds gets the preference it would have without it.
+    """
+    statuses = {as_given.status, swapped.status}
+    status, preference, bias = Status.OK, math.nan, math.nan
+    if statuses != {Status.OK}:
+        status = Status.REJECTED if Status.REJECTED in statuses else Status.UNPARSED
+    else:
+        one, other = float(log_odds(as_given.probability)), float(log_odds(swapped.probability))
+        preference, bias = 1.0 / (1.0 + math.exp((other - one) / 2)), (one + other) / 2
+        if abs(preference - 0.5) <= tie_margin:
+            preference = 0.5
+    mass, cached = min(as_given.answer_mass, swapped.answer_mass), as_given.cached and swapped.cached
+    return PairJudgement(status=status, preference=preference, answer_mass=mass, position_bias=bias, cached=cached)
 
 
 def build_judge(config: ServiceConfig, rubric: Rubric) -> "Judge":
@@ -108,11 +128,18 @@ class Judge:
         self._rubric.pair_question()
         self._check(len(pairs), [item for pair in pairs for item in pair])
         texts = [(self._rubric.item_text(first), self._rubric.item_text(second)) for first, second in pairs]
-        asked = [position for position, (first, second) in enumerate(texts) if first != second]
-        both_orders = [order for n in asked for order in (pairs[n], pairs[n][::-1])]
-        orders = self._submit([Key(first, bypass_store, second) for first, second in both_orders])
+        asked = [pair for pair, (first, second) in zip(pairs, texts, strict=True) if first != second]
+        orders = [Key(first, bypass_store, second) for pair in asked for first, second in (pair, pair[::-1])]
         assert self._rubric.pairs is not None
-        return combine_orders(orders, texts, asked, self._rubric.pairs.tie_margin)
+        tie_margin = self._rubric.pairs.tie_margin
+        tie = PairJudgement(status=Status.OK, preference=0.5, answer_mass=1.0, position_bias=0.0)
+        no_texts = replace(tie, status=Status.REJECTED, preference=math.nan, answer_mass=0.0, position_bias=math.nan)
+
+        def combine(answers: list[Judgement]) -> list[PairJudgement]:
+            judged = map(pair_judgement, answers[::2], answers[1::2], repeat(tie_margin))
+            return [next(judged) if one != other else no_texts if one is None else tie for one, other in texts]
+
+        return map_future(self._submit(orders), combine)
 
     def embed(self, items: Sequence[bytes]) -> np.ndarray:
         """[N, D] f32 of unit length, one row per item in order; waits. Raises as `submit_embedding` and its future."""
@@ -220,8 +247,7 @@ class Judge:
         read = (lambda score: score.probability) if is_pair else self._calibrated.probability
         answers = {key: _judgement(score, read(score), minimum) for key, score in zip(batch, scores, strict=True)}
         # Non-finite numbers, whose answer mass is 0, are not stored: the next attempt may give finite ones.
-        storable = [(key, judgement) for key, judgement in answers.items() if not key.bypass_store]
-        keep = {key.stored_as: judgement for key, judgement in storable if judgement.answer_mass > 0}
+        keep = {key.stored_as: a for key, a in answers.items() if a.answer_mass > 0 and not key.bypass_store}
         if self._store and keep:
             self._store.put(self._engine.fingerprint, self._rubric_hash(is_pair), keep)
         self._queue.answer(answers)

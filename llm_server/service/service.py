@@ -40,8 +40,7 @@ class AnnotationServicer(annotation_pb2_grpc.AnnotationServicer):
 
     async def Annotate(self, request: pb.AnnotateRequest, context: grpc.aio.ServicerContext) -> pb.AnnotateResponse:
         """One judgement per item; see annotation.proto for the statuses."""
-        judge = await self._ready_judge(context)
-        await self._check_rubric(request, context)
+        judge = await self._ready_judge(context, request)
         items = list(request.items)
         judgements = await _answer(context, lambda: judge.submit(items, request.bypass_store))
         said = judge.describe()
@@ -51,8 +50,7 @@ class AnnotationServicer(annotation_pb2_grpc.AnnotationServicer):
         self, request: pb.AnnotatePairsRequest, context: grpc.aio.ServicerContext
     ) -> pb.AnnotatePairsResponse:
         """One judgement per pair."""
-        judge = await self._ready_judge(context)
-        await self._check_rubric(request, context)
+        judge = await self._ready_judge(context, request)
         pairs = [(pair.first, pair.second) for pair in request.pairs]
         judgements = await _answer(context, lambda: judge.submit_pairs(pairs, request.bypass_store))
         said = judge.describe()
@@ -69,21 +67,20 @@ class AnnotationServicer(annotation_pb2_grpc.AnnotationServicer):
         """The judge's description."""
         return wire.describe_response((await self._ready_judge(context)).describe())
 
-    async def _ready_judge(self, context: grpc.aio.ServicerContext) -> Judge:
+    async def _ready_judge(self, context: grpc.aio.ServicerContext, request: Any = None) -> Judge:
+        """The judge, once it is loaded; `request`, if given, must name its rubric. Aborts the call otherwise."""
+        rubric = self._rubric
         if self.judge is None:
             retry = "ask again in a few seconds, or watch grpc.health.v1"
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"{wire.LOADING}; {retry}")
-        assert self.judge is not None  # abort raises
-        return self.judge
-
-    async def _check_rubric(self, request: Any, context: grpc.aio.ServicerContext) -> None:
-        rubric = self._rubric
-        if (request.rubric_id, request.rubric_version) != (rubric.id, rubric.version):
+        if request is not None and (request.rubric_id, request.rubric_version) != (rubric.id, rubric.version):
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f"rubric {request.rubric_id!r} version {request.rubric_version!r} was requested, this service has"
                 f" {rubric.id!r} version {rubric.version!r}; start a service with that rubric, or request this one",
             )
+        assert self.judge is not None  # abort raises
+        return self.judge
 
 
 async def _answer(context: grpc.aio.ServicerContext, ask: "Callable[[], Future[T]]") -> T:

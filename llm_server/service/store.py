@@ -20,8 +20,6 @@ from llm_server.annotation import Judgement, Status
 LOG = logging.getLogger(__name__)
 MAX_JUDGEMENTS = 5_000_000
 """About 0.6 GB of captions."""
-CHUNK = 500
-"""Items per query; SQLite limits the number of parameters."""
 BUSY_TIMEOUT_S = 10.0
 
 SCHEMA = """
@@ -68,42 +66,32 @@ class JudgementStore:
     def look_up(self, fingerprint: str, rubric_hash: str, items: Sequence[bytes]) -> dict[bytes, Judgement]:
         """The stored judgements of `items`, marked as cached."""
         query = (
-            "SELECT item, status, probability, answer_mass FROM judgements JOIN judges ON judges.id = judge "
-            "WHERE fingerprint = ? AND rubric_hash = ? AND item IN ({})"
+            "SELECT status, probability, answer_mass FROM judgements JOIN judges ON judges.id = judge "
+            "WHERE fingerprint = ? AND rubric_hash = ? AND item = ?"
         )
         found: dict[bytes, Judgement] = {}
         try:
             with self._lock:
-                for start in range(0, len(items), CHUNK):
-                    chunk = items[start : start + CHUNK]
-                    statement = query.format(",".join("?" * len(chunk)))
-                    rows = self._connection.execute(statement, (fingerprint, rubric_hash, *chunk))
-                    for item, status, probability, mass in rows:
-                        p = math.nan if probability is None else probability
-                        found[item] = Judgement(status=Status[status], probability=p, answer_mass=mass, cached=True)
+                for item in items:
+                    if row := self._connection.execute(query, (fingerprint, rubric_hash, item)).fetchone():
+                        p = math.nan if row[1] is None else row[1]
+                        found[item] = Judgement(status=Status[row[0]], probability=p, answer_mass=row[2], cached=True)
         except sqlite3.Error as error:
             LOG.warning("judgement store %s cannot be read, so the model is asked again: %s", self.path, error)
         return found
 
     def put(self, fingerprint: str, rubric_hash: str, judgements: Mapping[bytes, Judgement]) -> None:
         """Keep `judgements` by item, in one transaction."""
-        rows = [
-            (item, j.status.name, None if math.isnan(j.probability) else j.probability, j.answer_mass)
-            for item, j in judgements.items()
-        ]
+        judge = fingerprint, rubric_hash
+        rows = [(*judge, item, j.status.name, j.probability, j.answer_mass) for item, j in judgements.items()]
+        insert = (
+            "INSERT OR REPLACE INTO judgements (judge, item, status, probability, answer_mass)"
+            " VALUES ((SELECT id FROM judges WHERE fingerprint = ? AND rubric_hash = ?), ?, ?, ?, ?)"
+        )
         try:
             with self._lock, self._connection:
-                self._connection.execute(
-                    "INSERT OR IGNORE INTO judges (fingerprint, rubric_hash) VALUES (?, ?)", (fingerprint, rubric_hash)
-                )
-                (judge,) = self._connection.execute(
-                    "SELECT id FROM judges WHERE fingerprint = ? AND rubric_hash = ?", (fingerprint, rubric_hash)
-                ).fetchone()
-                self._connection.executemany(
-                    "INSERT OR REPLACE INTO judgements (judge, item, status, probability, answer_mass)"
-                    " VALUES (?, ?, ?, ?, ?)",
-                    [(judge, *row) for row in rows],
-                )
+                self._connection.execute("INSERT OR IGNORE INTO judges (fingerprint, rubric_hash) VALUES (?, ?)", judge)
+                self._connection.executemany(insert, rows)  # SQLite stores NaN as NULL
         except sqlite3.Error as error:
             what = f"{len(rows)} judgements are not kept"
             LOG.warning("judgement store %s cannot be written, so %s: %s", self.path, what, error)

@@ -346,8 +346,8 @@ def test_answers_of_the_former_that_come_late_are_asked_again(make, service, boo
     service.model = "another"
     assert annotator._attempt([]) is None
     other = annotator._attempt(annotator._next_batch(1))
-    assert texts_of(annotator._record([former, other])) == ["b"]
-    assert annotator._record([former]) == []
+    assert texts_of(annotator._record(other, annotator._record(former, []))) == ["b"]
+    assert annotator._record(former, []) == []
     assert book.metrics()["annotations_pending"] == 1
 
 

@@ -8,8 +8,7 @@ import pytest
 
 from llm_server.annotation import Caption, JudgedCaption, Judgement, Status
 from llm_server.annotator.caption_archive import CaptionArchive
-from llm_server.annotator.caption_book import CaptionBook
-from llm_server.annotator.report_window import MAX_WORKERS
+from llm_server.annotator.caption_book import MAX_WORKERS, CaptionBook
 
 
 def make_book(max_captions=1000, archive=None, clock=lambda: 0.0):

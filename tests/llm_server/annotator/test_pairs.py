@@ -12,8 +12,7 @@ from llm_server.annotation import Judgement, PairJudgement, Score, Status
 from llm_server.engines.building import build_engine
 from llm_server.rubrics.loading import load_rubric, parse_rubric
 from llm_server.rubrics.rubric import Calibration, Example, PairExample, PairRubric
-from llm_server.service.judge import Judge, build_judge
-from llm_server.service.pair_debiasing import pair_judgement
+from llm_server.service.judge import Judge, build_judge, pair_judgement
 from llm_server.service.pending import JudgeClosedError
 from llm_server.service.store import open_store
 

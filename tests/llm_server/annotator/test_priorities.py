@@ -10,6 +10,7 @@ from configs.annotation_schema import AnnotatorConfig
 from llm_server.annotation import Caption, JudgedCaption, JudgedPair, Judgement, PairJudgement, Status
 from llm_server.annotator.annotator import Annotator
 from llm_server.annotator.caption_book import CaptionBook
+from llm_server.annotator.caption_columns import log_priorities
 from llm_server.annotator.feedback import CaptionQuestions, EmbeddingQuestions
 from llm_server.annotator.pairs import (
     ComparedPairs,
@@ -18,8 +19,8 @@ from llm_server.annotator.pairs import (
     pairs_of_judgements,
     pointwise_preference,
 )
-from llm_server.annotator.priorities import AskingBudget, log_priorities
 from llm_server.client import ServiceUnavailable
+from llm_server.token_bucket import TokenBucket
 from tests.llm_server.fake_clients import FakeService
 
 
@@ -65,35 +66,54 @@ def test_uncertainty_asks_first_where_most_rewards_are_in_doubt():
 
 
 def test_a_budget_is_reserved_spent_and_given_back():
-    budget = AskingBudget(10, 0.0, lambda: 0.0)
-    assert budget.reserve(7) == 7
-    assert budget.reserve(7) == 3
-    assert budget.reserve(1) == 0
-    budget.refund(4)
-    budget.spend(6)
-    assert budget.reserve(9) == 4
-    budget.restore(10)
-    budget.refund(4)
-    assert budget.reserve(1) == 0
+    service, book = FakeService(), book_of(dict.fromkeys(range(1, 40), 1))
+    annotator = Annotator(service.connect, CaptionQuestions(book), AnnotatorConfig(max_labels=10))
+    batches = [annotator._next_batch(num) for num in (7, 7, 1)]
+    assert [len(batch) for batch in batches] == [7, 3, 0]
+    annotator._questions.put_back(batches[0][3:])
+    annotator._refund(4)
+    for batch in (batches[0][:3], batches[1]):
+        annotator._record(annotator._attempt(batch), [])
+    assert annotator.num_answers == 6
+    assert len(annotator._next_batch(9)) == 4
+    annotator.load_state_dict(annotator.state_dict())
+    assert len(annotator._next_batch(1)) == 0
+    annotator.close()
 
 
 def test_a_rate_allows_a_second_at_once_and_then_as_time_goes_by():
     now = [0.0]
-    budget = AskingBudget(0, 4.0, lambda: now[0])
-    assert budget.reserve(100) == 4
-    assert budget.reserve(1) == 0
+    limit = TokenBucket(4.0, lambda: now[0])
+    assert limit.take(100) == 4
+    assert limit.take(1) == 0
     now[0] = 0.5
-    assert budget.reserve(100) == 2
-    budget.refund(1)
-    assert budget.reserve(100) == 1
+    assert limit.take(100) == 2
+    limit.put_back(1)
+    assert limit.take(100) == 1
     now[0] = 1000.0
-    assert budget.reserve(100) == 4
-    slow = AskingBudget(0, 0.1, lambda: now[0])
-    assert slow.reserve(5) == 1
+    assert limit.take(100) == 4
+    slow = TokenBucket(0.1, lambda: now[0])
+    assert slow.take(5) == 1
     now[0] += 9.9
-    assert slow.reserve(5) == 0
+    assert slow.take(5) == 0
     now[0] += 0.2
-    assert slow.reserve(5) == 1
+    assert slow.take(5) == 1
+
+
+def test_a_run_asks_no_faster_than_max_labels_per_s_and_what_was_not_asked_is_not_counted():
+    service, book = FakeService(), book_of({1: 1, 2: 1, 3: 1})
+    annotator = Annotator(service.connect, CaptionQuestions(book), AnnotatorConfig(max_labels_per_s=4.0))
+    now = [0.0]
+    annotator._rate_limit = TokenBucket(4.0, lambda: now[0])
+    first = annotator._next_batch(100)
+    assert len(first) == 3
+    annotator._questions.put_back(first[1:])
+    annotator._refund(2)
+    assert len(annotator._next_batch(100)) == 2
+    report = dict.fromkeys(range(10, 20), 1)
+    book.take_report({number: f"caption {number}" for number in report}, report, "0.0", 1, 0)
+    assert len(annotator._next_batch(100)) == 1
+    annotator.close()
 
 
 def test_a_run_asks_no_more_than_max_labels_failures_and_resumes_included():

@@ -2,15 +2,15 @@
 
 import pytest
 
-from llm_server.offline import progress as progress_module
-from llm_server.offline.progress import progress
+from llm_server.offline import annotate
+from llm_server.offline.annotate import progress
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that only the test advances."""
     now = [0.0]
-    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(annotate.time, "monotonic", lambda: now[0])
     return now
 
 
