@@ -5,7 +5,7 @@ processes and replaced after a bounded back-off. It must end when its standard i
 this process.
 
     BACKING_OFF ──its time has come──▶ STARTING ──answers──▶ UP ──a request failed──▶ DOUBTED ──answers──▶ UP
-    STARTING, UP, DOUBTED ──must not go on──▶ ENDING;  these four ──exit──▶ BACKING_OFF or GAVE_UP;  any ──close──▶ CLOSED
+    STARTING, UP, DOUBTED ──must not go on──▶ ENDING;  the four ──exit──▶ BACKING_OFF or GAVE_UP;  any ──close──▶ CLOSED
 """
 
 import logging

@@ -104,7 +104,7 @@ def check_judgements(plan: RunPlan) -> None:
 
 
 def _evidence(config: RunConfig, asks: Asks, judgements: Judgements) -> Sequence[Evidence]:
-    """What the model learns from: answers of the file, or pairs made of them. Raises ValueError where there are none."""
+    """What the model learns from: answers of the file, or pairs made of them. ValueError where there are none."""
     evidence: Sequence[Evidence] = _answers(asks, judgements)
     if asks is Asks.PAIRS and not judgements.pairs:
         evidence = pairs_of_judgements(judgements.captions, judgements.counts, config.annotator, config.seed)

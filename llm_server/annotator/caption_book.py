@@ -142,7 +142,7 @@ class CaptionBook:
             return [caption for row in rows if (caption := self._captions[row])]
 
     def ranked(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of all captions with a text: ids [N] u64, probabilities [N] f64 (NaN: no label), log2 of priorities [N] f64."""
+        """All captions with a text: ids [N] u64, probabilities [N] f64 (NaN: no label), log2 of priorities [N] f64."""
         with self._lock:
             rows = np.flatnonzero(self._column("state") != CaptionState.NO_TEXT)
             return self._columns["id"][rows], self._columns["probability"][rows], self._log_priorities(rows)
