@@ -13,10 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
-from actors.devices import resolve_precision
 from actors.environments.vector import EnvironmentSpec
 from actors.networks.repeated_rows import EncodingCache
-from actors.policy import PolicyNet, PolicySnapshot, load_snapshot
+from actors.policy import PolicyNet, PolicySnapshot, load_weights, resolve_precision
 from configs.devices import resolve_device
 from configs.schema import ActorsConfig
 
@@ -46,7 +45,7 @@ class BatchedInference:
 
     def load(self, snapshot: PolicySnapshot) -> None:
         """Load the snapshot's weights; raises RuntimeError for those of another network."""
-        load_snapshot(self._net, snapshot)
+        load_weights(self._net, snapshot.weights)
 
     @contextlib.contextmanager
     def rollout(self, num_steps: int) -> Iterator[None]:

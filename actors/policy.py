@@ -1,10 +1,12 @@
-"""The policy network, run by workers and trained by the learner, and the snapshots that carry its weights.
+"""The policy network, run by workers and trained by the learner, the snapshots that carry its weights, and the precision
+in which it computes.
 
 Invariant: for equal weights, T calls of `step` and one `forward` over the T steps give the same results, up to
 rounding.
 """
 
 import functools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,6 +28,7 @@ from actors.networks.repeated_rows import (
 )
 from actors.previous_step import encode_previous_step, previous_step_entries
 from actors.rollout import Version
+from configs.devices import bfloat16_is_faster
 from configs.schema import PolicyConfig
 
 
@@ -94,7 +97,7 @@ class PolicyNet(nn.Module):
         num_steps, num_envs = next(iter(obs.values())).shape[:2]
         flat = {name: array.flatten(0, 1) for name, array in obs.items()}
         if self.core.kind != "none" and isinstance(self.encoder, RepeatingEncoder):
-            encoded = [*self.encoder.encode_branches(flat), *self._encode_previous(flat)]
+            encoded = [*self.encoder.encode_branches(flat), *self._encode_previous(flat, reuses=self._reuses)]
             gates = project(encoded, self.core.input).unflatten(0, (num_steps, num_envs))
             outputs, core_state = self.core.run(gates, core_state, reset_before)
             features = None
@@ -138,9 +141,9 @@ class PolicyNet(nn.Module):
         self.value_mean.copy_(mean)
         self.value_scale.copy_(scale)
 
-    def _encode_previous(self, obs: Mapping[str, Tensor]) -> list[RepeatedRows]:
+    def _encode_previous(self, obs: Mapping[str, Tensor], *, reuses: bool) -> list[RepeatedRows]:
         """The features of the previous action and reward, if observed, as rows [N, features]."""
-        encode = encode_distinct if self._reuses else encode_all
+        encode = encode_distinct if reuses else encode_all
         return [
             encode(obs[name].unsqueeze(1), functools.partial(encode_previous_step, name, entry))
             for name, entry in self._previous.items()
@@ -148,7 +151,7 @@ class PolicyNet(nn.Module):
 
     def _append_previous(self, features: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
         """The encoder's features [N, F], followed by those of the previous action and reward."""
-        previous = [encode_previous_step(name, entry, obs[name].unsqueeze(1)) for name, entry in self._previous.items()]
+        previous = [rows.distinct for rows in self._encode_previous(obs, reuses=False)]
         return torch.cat([features, *previous], -1) if previous else features
 
     def _after_core(self, outputs: Tensor, core_state: dict[str, Tensor], features: Tensor | None) -> PolicyOutput:
@@ -186,6 +189,26 @@ def load_weights(net: PolicyNet, weights: Mapping[str, np.ndarray]) -> None:
     net.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in {**units, **weights}.items()})
 
 
-def load_snapshot(net: PolicyNet, snapshot: PolicySnapshot) -> None:
-    """`load_weights` of the snapshot's weights."""
-    load_weights(net, snapshot.weights)
+def resolve_precision(precision: str, device: torch.device, net: nn.Module, what: str) -> torch.dtype | None:
+    """The autocast dtype for `bf16`, `fp32` or `auto`; None is float32 without autocast. `auto` is bf16 if the largest
+    layer of `net` is clearly faster with it on `device`, which is logged for `what`."""
+    if precision not in ("auto", "bf16", "fp32"):
+        raise ValueError(f"precision: got {precision!r}, wanted one of auto, bf16, fp32")
+    wants_bf16 = precision == "bf16" or (precision == "auto" and bfloat16_is_faster(device, *_largest_layer(net), what))
+    return torch.bfloat16 if wants_bf16 else None
+
+
+def _largest_layer(net: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of the largest weight matrix; embedding tables do not count, as they are only looked up."""
+    tables = {id(module.weight) for module in net.modules() if isinstance(module, nn.Embedding)}
+    matrices = [weights.shape for weights in net.parameters() if weights.dim() == 2 and id(weights) not in tables]
+    outputs, inputs = max(matrices, key=lambda shape: shape.numel(), default=(256, 256))
+    return inputs, outputs
+
+
+def bound_kept_kernels(number: int) -> None:
+    """Limit the kernel caches of torch and of oneDNN, 1024 by default, to the newest `number` of operations and shapes,
+    instead of every number of rows that a CPU ever meets. Call it before the process first computes; values set by the
+    user are kept."""
+    os.environ.setdefault("LRU_CACHE_CAPACITY", str(number))
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(number))

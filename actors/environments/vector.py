@@ -1,15 +1,20 @@
-"""The vector environment that a worker steps: its interface, the values that it exchanges, and its seeds.
+"""The vector environment that a worker steps: its interface, the values that it exchanges, its seeds, and what vectors
+share that number their episodes and rebuild environments that fail.
 
 Invariant: environments reset within the same step (SAME_STEP), and the observation and caption of an episode's last
 step are kept apart from the first observation of the next. A seed depends only on the episode's place.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
+
+from actors.environments.errors import EnvironmentFailure, environment_failure, fail, traceback_of
+from configs.schema import EnvConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,10 +30,6 @@ class SeedStream:
         """A seed in [0, 2^63) for one episode of one environment; `purpose` separates several generators within it."""
         place = f"{self.run_seed}/{self.stream}/{self.worker_index}/{env_index}/{episode}/{purpose}"
         return int.from_bytes(hashlib.blake2b(place.encode(), digest_size=8).digest(), "little") >> 1
-
-
-START_ATTEMPTS = 3
-"""Attempts to start an episode in one environment before the vector fails."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,15 +84,6 @@ class EpisodeEnd:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EnvironmentLoss:
-    """One environment that failed in a step: it has been rebuilt, and its next episode has begun."""
-
-    index: int
-    reset_caption: bytes
-    """As in `EpisodeEnd`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class VectorStep:
     """One step of B environments (environment -> worker)."""
 
@@ -104,8 +96,9 @@ class VectorStep:
     """Raw captions of what this step led to (before normalisation; UTF-8)."""
     ends: list[EpisodeEnd] = field(default_factory=list)
     """One per environment whose episode ended in this step."""
-    losses: list[EnvironmentLoss] = field(default_factory=list)
-    """One per environment that failed in this step: reward 0, an empty caption, `truncated` without an end."""
+    losses: dict[int, bytes] = field(default_factory=dict)
+    """Environments that failed in this step -> `reset_caption`: they have been rebuilt, and the next episode has begun.
+    The step has reward 0, an empty caption, and is `truncated` without an end."""
 
 
 class VectorEnvironment(Protocol):
@@ -143,3 +136,53 @@ class VectorEnvironment(Protocol):
 
     def close(self) -> None:
         """Release engines, processes and temporary files."""
+
+
+START_ATTEMPTS = 3
+"""Attempts to start an episode in one environment before the vector fails."""
+
+
+class RebuildingVector:
+    """Numbers the episodes of B environments, and counts the failures of those that are rebuilt."""
+
+    def __init__(self, spec: EnvSpec, config: EnvConfig, num_envs: int, seeds: SeedStream) -> None:
+        self.num_envs, self._seeds, self._gymnasium_spec, self._config = num_envs, seeds, spec, config
+        self._episodes, self._steps = np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64)
+        self._num_failures, self._first_failure = 0, ""
+        self._notices: list[str] = []
+
+    @property
+    def running_episodes(self) -> np.ndarray:
+        """See `VectorEnvironment`."""
+        return self._episodes - 1
+
+    def take_errors(self) -> tuple[int, str]:
+        """See `VectorEnvironment`."""
+        taken = self._num_failures, self._first_failure
+        self._num_failures, self._first_failure = 0, ""
+        return taken
+
+    def take_notices(self) -> tuple[str, ...]:
+        """See `VectorEnvironment`."""
+        taken, self._notices = tuple(self._notices), []
+        return taken
+
+    def _note(self, failure: EnvironmentFailure, index: int | None = None) -> None:
+        """Count a failure of environment `index` (None: of all of them)."""
+        if not self._first_failure:
+            which = "" if index is None else f"environment {index} of this worker:\n"
+            self._first_failure = f"{which}{traceback_of(failure)}{failure}"
+        self._num_failures += 1
+
+    def _attempt(self, start: Callable[[], Any], rebuild: Callable[[], None], index: int | None = None) -> Any:
+        """The result of `start`, in up to START_ATTEMPTS attempts, between which `rebuild` is called."""
+        for _ in range(START_ATTEMPTS - 1):
+            try:
+                return start()
+            except BaseException as error:
+                self._note(environment_failure(self._gymnasium_spec.id, error, "reset"), index)
+                rebuild()
+        try:
+            return start()
+        except BaseException as error:
+            fail(self._gymnasium_spec.id, error, "reset")

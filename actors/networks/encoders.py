@@ -1,4 +1,5 @@
-"""The encoders, which turn one step's observation into a feature vector: one class per kind of observation.
+"""Encoders of images, numbers and texts, and the choice of an encoder, which turns one step's observation into a
+feature vector.
 
 Invariant: an encoder maps observations name -> [N, ...] in the environment's own dtypes to features [N, num_features],
 each row by itself, so a row's features do not depend on the rest of the batch.
@@ -11,17 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from actors.environments.vector import ArraySpec
-from actors.networks.nethack_encoders import NUM_BLSTATS, NUM_SCALED, NetHackFullEncoder, ScaledBlstats, signed_log
+from actors.networks.nethack_encoders import GlyphCropEncoder, NetHackFullEncoder, signed_log
 from actors.networks.rendered_crop import RenderedCropEncoder
-from actors.networks.repeated_rows import (
-    SIDE_FEATURES,
-    Branch,
-    RepeatingEncoder,
-    convolve_glyphs,
-    encode_all,
-    encode_distinct,
-    two_layers,
-)
+from actors.networks.repeated_rows import SIDE_FEATURES, encode_all, encode_distinct, two_layers
 from actors.networks.words import WordEncoder
 from configs.schema import PolicyConfig
 
@@ -29,52 +22,6 @@ LARGEST_ONE_HOT = 32
 """Categorical entries with more values are embedded."""
 MOST_CHANNELS_FIRST = 4
 """Maximum size of an image's first axis for it to count as channels by its size alone."""
-
-
-class GlyphCropEncoder(RepeatingEncoder):
-    """NetHack and MiniHack: convolutions over the glyphs around the agent, and small MLPs over blstats and message."""
-
-    entries = ("glyph_crop", "blstats", "message")
-    repeating = ("glyph_crop", "message")
-
-    def __init__(self, observations: Mapping[str, ArraySpec], config: PolicyConfig) -> None:
-        super().__init__(reuses=config.reuse_crops)
-        missing = [name for name in self.entries if name not in observations]
-        if missing:
-            raise ValueError(
-                f"network 'glyph_crop' reads {', '.join(self.entries)}, but the environment has no {', '.join(missing)}"
-                f" (it has {', '.join(observations)}); choose network 'auto', 'cnn' or 'mlp'"
-            )
-        crop, blstats, message = (observations[name] for name in self.entries)
-        if len(crop.shape) != 2 or not crop.num_values or blstats.shape != (NUM_BLSTATS,):
-            raise ValueError(
-                f"network 'glyph_crop' wants a categorical glyph_crop [rows, columns] and blstats [{NUM_BLSTATS}],"
-                f" got shapes {crop.shape} with {crop.num_values} values and {blstats.shape}"
-            )
-        rows, columns = self._crop_shape = crop.shape
-        width = config.embedding_size
-        self.embedding = nn.Embedding(crop.num_values, width)
-        self.convolutions = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1), nn.ELU(), nn.Conv2d(width, width, 3, padding=1), nn.ELU()
-        )
-        self.project = nn.Sequential(nn.Linear(rows * columns * width, config.hidden_size), nn.ELU())
-        self.scale_blstats = ScaledBlstats()
-        self.blstats = two_layers(NUM_SCALED)
-        self.message = two_layers(message.shape[0])
-        self.num_features = config.hidden_size + 2 * SIDE_FEATURES
-
-    def branches(self, obs: Mapping[str, Tensor]) -> dict[str, Branch]:
-        crops, blstats, messages = (obs[name] for name in self.entries)
-        return {
-            "glyph_crop": (crops.flatten(1), self._convolve),
-            "blstats": (blstats, lambda rows: self.blstats(self.scale_blstats(rows))),
-            "message": (messages, lambda rows: self.message(rows.float() / 255)),
-        }
-
-    def _convolve(self, crops: Tensor) -> Tensor:
-        """[N, cells] glyphs -> [N, hidden_size]."""
-        maps = convolve_glyphs(crops.unflatten(1, self._crop_shape), self.embedding, self.convolutions)
-        return self.project(maps.movedim(1, -1).flatten(1))
 
 
 class ImageEncoder(nn.Module):

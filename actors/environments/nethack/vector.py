@@ -10,27 +10,19 @@ from typing import Any
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from actors.environments.errors import EnvironmentErrors, EnvironmentFailure, close_quietly, environment_failure
+from actors.environments.errors import EnvironmentFailure, close_quietly, environment_failure
 from actors.environments.gymnasium_vector import discrete_actions
 from actors.environments.nethack.crop import MAP_CELLS, CropView
 from actors.environments.nethack.episode_stats import EpisodeStats
 from actors.environments.nethack.game import INVENTORY, Game, make_game, make_screens
 from actors.environments.nethack.lean_rewards import goal_reward
 from actors.environments.nethack.lean_stepping import X, Y, make_stepping
-from actors.environments.vector import (
-    START_ATTEMPTS,
-    ArraySpec,
-    EnvironmentLoss,
-    EnvironmentSpec,
-    EpisodeEnd,
-    SeedStream,
-    VectorStep,
-)
+from actors.environments.vector import ArraySpec, EnvironmentSpec, EpisodeEnd, RebuildingVector, SeedStream, VectorStep
 from actors.environments.wrappers import step_limit, wrapper_names
 from configs.schema import EnvConfig
 
 
-class NetHackEnvironment:
+class NetHackEnvironment(RebuildingVector):
     """B games; observations: the window that `view` cuts out around the agent, `blstats` [27] f32, `message` [256] u8,
     and if requested the inventory's `inv_letters` and `inv_oclasses` [55] u8."""
 
@@ -48,14 +40,13 @@ class NetHackEnvironment:
         if config.captioner != "message":
             wanted = f"env.captioner must be 'message', got {config.captioner!r}"
             raise ValueError(f"captions of {spec.id!r} are its message lines: {wanted}")
-        self.num_envs = num_envs
-        self._seeds, self._view = seeds, view
+        super().__init__(spec, config, num_envs, seeds)
+        self._view = view
         layers = dict.fromkeys(("glyphs", *view.layers))  # NLE's tasks always read the glyphs
         self._inventory = tuple(INVENTORY) if inventory else ()
         self._screens = make_screens(num_envs, tuple(layers), self._inventory)
         self._glyphs, self._blstats = self._screens["glyphs"][:, :MAP_CELLS], self._screens["blstats"]
         self._games: list[Game] = []
-        self._gymnasium_spec, self._config, self._errors = spec, config, EnvironmentErrors()
         self._make_games()
         model = self._games[0]
         self._step_limit, notices = step_limit(config, model.step_limit, spec.id)
@@ -65,8 +56,6 @@ class NetHackEnvironment:
                 " are theirs; observations are NetHack's own, unchanged by the wrappers, and stepping is slower;"
                 " register the class itself to avoid both"
             )
-        self._episodes = np.zeros(num_envs, np.int64)
-        self._steps = np.zeros(num_envs, np.int64)
         self._metrics = EpisodeStats(num_envs)
         self._obs: dict[str, np.ndarray] = {}
         u8 = np.dtype(np.uint8)
@@ -86,31 +75,18 @@ class NetHackEnvironment:
             notices=tuple(notices),
         )
 
-    @property
-    def running_episodes(self) -> np.ndarray:
-        """See `VectorEnvironment`."""
-        return self._episodes - 1
-
     def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
         """Start the next game everywhere."""
         captions = self._start_all()
         self._obs = self._observe(self._screens)
         return self._obs, captions
 
-    def take_errors(self) -> tuple[int, str]:
-        """See `VectorEnvironment`."""
-        return self._errors.take()
-
-    def take_notices(self) -> tuple[str, ...]:
-        """See `VectorEnvironment`."""
-        return ()
-
     def step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None = None) -> VectorStep:
         """Take one action in each game. If one raises, some have taken theirs and some have not: all are rebuilt."""
         try:
             return self._step(actions, out)
         except BaseException as error:
-            self._errors.note(environment_failure(self._gymnasium_spec.id, error, "step"))
+            self._note(environment_failure(self._gymnasium_spec.id, error, "step"))
             self._make_games()
             captions = self._start_all()
             self._obs = self._observe(self._screens, out)
@@ -120,7 +96,7 @@ class NetHackEnvironment:
             terminated=np.zeros(self.num_envs, bool),
             truncated=np.ones(self.num_envs, bool),
             captions=[b""] * self.num_envs,
-            losses=[EnvironmentLoss(index=i, reset_caption=caption) for i, caption in enumerate(captions)],
+            losses=dict(enumerate(captions)),
         )
 
     def _step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None) -> VectorStep:
@@ -171,16 +147,7 @@ class NetHackEnvironment:
 
     def _start_all(self) -> list[bytes]:
         """Start the next game everywhere, in new games if one raises; returns the first raw captions."""
-        for attempt in range(START_ATTEMPTS):
-            try:
-                return [self._start(i) for i in range(self.num_envs)]
-            except BaseException as error:
-                failure = environment_failure(self._gymnasium_spec.id, error, "reset")
-                if attempt == START_ATTEMPTS - 1:
-                    raise failure from failure.__cause__
-                self._errors.note(failure)
-                self._make_games()
-        raise AssertionError  # the last attempt returns or raises
+        return self._attempt(lambda: [self._start(i) for i in range(self.num_envs)], self._make_games)
 
     def _start(self, i: int) -> bytes:
         episode = int(self._episodes[i])
