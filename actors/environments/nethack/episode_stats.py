@@ -13,6 +13,34 @@ UNSEEN_GLYPH = 2359
 KILL, DESTROY = b"You kill ", b"You destroy "
 
 
+class LevelTiles:
+    """The tiles seen on the levels of B games, on each level when it was last seen."""
+
+    def __init__(self, num_envs: int) -> None:
+        self._level, self._here = np.full(num_envs, -1), np.zeros(num_envs, np.int64)
+        self._elsewhere: list[dict[int, int]] = [{} for _ in range(num_envs)]
+
+    def start(self, i: int, level: int = -1, num_tiles: int = 0) -> None:
+        """Start a new episode in game `i`, on a level of which `num_tiles` have been seen (-1: before any level)."""
+        self._level[i], self._here[i] = level, num_tiles
+        self._elsewhere[i].clear()
+
+    def update(self, glyphs: np.ndarray, blstats: np.ndarray, playing: np.ndarray) -> np.ndarray:
+        """Record a step of the games `playing` [B] bool: how many more tiles are seen than when each level was last
+        seen, [B] i64 (meaningless in other games); `glyphs` [B, cells], `blstats` [B, 27]."""
+        levels, seen = level_number(blstats), count_unlike(glyphs, UNSEEN_GLYPH)
+        for i in ((levels != self._level) & playing).nonzero()[0].tolist():
+            self._elsewhere[i][int(self._level[i])] = int(self._here[i])
+            self._level[i], self._here[i] = levels[i], self._elsewhere[i].pop(int(levels[i]), 0)
+        gain = seen - self._here
+        np.copyto(self._here, seen, where=playing)
+        return gain
+
+    def total(self, i: int) -> int:
+        """The tiles of all levels of game `i`."""
+        return int(self._here[i]) + sum(self._elsewhere[i].values())
+
+
 class EpisodeStats:
     """`in_game_score`, `depth` (maximum), `experience_level`, `turns`, `gold`, `tiles_seen` and `kills` of running
     episodes.
@@ -23,27 +51,18 @@ class EpisodeStats:
     def __init__(self, num_envs: int) -> None:
         self._max_depth = np.zeros(num_envs, np.int64)
         self._kills = np.zeros(num_envs, np.int64)
-        self._level = np.zeros(num_envs, np.int64)
-        self._tiles = np.zeros(num_envs, np.int64)
-        """On the agent's current level."""
-        self._tiles_elsewhere: list[dict[int, int]] = [{} for _ in range(num_envs)]
+        self._tiles = LevelTiles(num_envs)
 
     def start(self, i: int, glyphs: np.ndarray, blstats: np.ndarray) -> None:
         """Start a new episode in game `i`, from the glyphs and blstats of its first screen."""
         self._max_depth[i] = blstats[DEPTH]
         self._kills[i] = 0
-        self._tiles_elsewhere[i].clear()
-        self._level[i], self._tiles[i] = level_number(blstats), np.count_nonzero(glyphs != UNSEEN_GLYPH)
+        self._tiles.start(i, int(level_number(blstats)), np.count_nonzero(glyphs != UNSEEN_GLYPH))
 
     def update(self, glyphs: np.ndarray, blstats: np.ndarray, captions: Sequence[bytes]) -> None:
         """Record a step of every game: `glyphs` [B, cells], `blstats` [B, 27]; an empty screen updates only kills."""
         np.maximum(self._max_depth, blstats[:, DEPTH], out=self._max_depth)
-        levels, playing = level_number(blstats), blstats[:, TIME] > 0
-        for i in ((levels != self._level) & playing).nonzero()[0].tolist():
-            self._tiles_elsewhere[i][int(self._level[i])] = int(self._tiles[i])
-            self._tiles_elsewhere[i].pop(int(levels[i]), None)
-            self._level[i] = levels[i]
-        np.copyto(self._tiles, count_unlike(glyphs, UNSEEN_GLYPH), where=playing)
+        self._tiles.update(glyphs, blstats, blstats[:, TIME] > 0)
         for i, caption in enumerate(captions):
             if caption and (kills := caption.count(KILL) + caption.count(DESTROY)):
                 self._kills[i] += kills
@@ -56,7 +75,7 @@ class EpisodeStats:
             "experience_level": float(blstats[EXPERIENCE_LEVEL]),
             "turns": float(blstats[TIME]),
             "gold": float(blstats[GOLD]),
-            "tiles_seen": float(self._tiles[i] + sum(self._tiles_elsewhere[i].values())),
+            "tiles_seen": float(self._tiles.total(i)),
             "kills": float(self._kills[i]),
         }
 

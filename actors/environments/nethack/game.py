@@ -23,6 +23,7 @@ from actors.environments.lookup import load_creator
 from actors.environments.nethack.crop import LAYERS, MAP_CELLS, MAP_HEIGHT, MAP_WIDTH, make_maps
 from actors.environments.nethack.messages import MessageLog
 from actors.environments.nethack.shared_code import engine_pages
+from actors.environments.nethack.tasks import ESCAPE, GAME_OVER, READING_LINE, WAITING_FOR_SPACE
 from actors.environments.wrappers import NO_LIMIT, innermost, lift_time_limits, lowest, strip
 from configs.schema import EnvConfig
 
@@ -34,17 +35,14 @@ INVENTORY: Mapping[str, int] = {"inv_letters": 128, "inv_oclasses": 19}
 NEEDED = frozenset({*OBSERVED, "program_state", "internal"})
 """The arrays that NLE's own stepping and its tasks read."""
 STOCK_MODULES = frozenset({"nle.env.base", "nle.env.tasks", "minihack.base", "actors.environments.nethack.tasks"})
-ESCAPE = 27
 ABORTED, DEATH = -1, 1  # end statuses
-GAME_OVER = 0  # index into program_state
-READING_LINE, WAITING_FOR_SPACE = 2, 3  # indices into internal
 
 
-def make_screens(num_envs: int, layers: tuple[str, ...], inventory: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-    """Empty arrays for B engines to write into: maps [B, MAP_CELLS + 1], `blstats` [B, 27] i64, `message` [B, 256] u8,
-    `program_state` [B, 6] i32, `internal` [B, 9] i32, and those of `inventory` [B, 55] u8."""
+def make_screens(num_envs: int, layers: tuple[str, ...], others: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Empty arrays for B engines to write into: maps [B, MAP_CELLS + 1], `program_state` [B, 6] i32, `internal` [B, 9]
+    i32, and the `others`: `blstats` [B, 27] i64, `message` [B, 256] u8, those of INVENTORY [B, 55] u8."""
     arrays = make_maps(num_envs, layers)
-    for key in ("blstats", "message", "program_state", "internal", *inventory):
+    for key in ("program_state", "internal", *others):
         description = nethack.OBSERVATION_DESC[key]
         arrays[key] = np.zeros((num_envs, *description["shape"]), description["dtype"])
     return arrays

@@ -12,14 +12,14 @@ import numpy as np
 
 from actors.environments.nethack.crop import MAP_CELLS, MAP_HEIGHT, MAP_WIDTH
 from actors.environments.nethack.episode_stats import TIME
-from actors.environments.nethack.game import ABORTED, DEATH, GAME_OVER, Game, GymnasiumStepping
+from actors.environments.nethack.game import ABORTED, DEATH, Game, GymnasiumStepping
 from actors.environments.nethack.lean_rewards import PENALTY_MODES, REWARDS
-from actors.environments.nethack.tasks import TELLING, answer_key, oracle_glyph
+from actors.environments.nethack.tasks import ASKING, GAME_OVER, TELLING, WAITING_FOR_SPACE, answer_key, oracle_glyph
 from actors.environments.wrappers import wrapper_names
 
 logger = logging.getLogger(__name__)
 
-ASKING, WAITING_FOR_SPACE, ON_STAIRS_DOWN = 1, 3, 4  # indices into internal
+ON_STAIRS_DOWN = 4  # index into internal
 X, Y = 0, 1  # indices into blstats
 TASKS = "actors.environments.nethack.tasks"
 ONI_STEP, ONI_END = f"{TASKS}.ScoreExtended.step", f"{TASKS}.Goal._is_episode_end"

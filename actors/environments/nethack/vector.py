@@ -43,8 +43,8 @@ class NetHackEnvironment(RebuildingVector):
         super().__init__(spec, config, num_envs, seeds)
         self._view = view
         layers = dict.fromkeys(("glyphs", *view.layers))  # NLE's tasks always read the glyphs
-        self._inventory = tuple(INVENTORY) if inventory else ()
-        self._screens = make_screens(num_envs, tuple(layers), self._inventory)
+        self._copied = ("blstats", "message", *(INVENTORY if inventory else ()))
+        self._screens = make_screens(num_envs, tuple(layers), self._copied)
         self._glyphs, self._blstats = self._screens["glyphs"][:, :MAP_CELLS], self._screens["blstats"]
         self._games: list[Game] = []
         self._make_games()
@@ -58,18 +58,13 @@ class NetHackEnvironment(RebuildingVector):
             )
         self._metrics = EpisodeStats(num_envs)
         self._obs: dict[str, np.ndarray] = {}
-        u8 = np.dtype(np.uint8)
-        inventory_specs = {
-            name: ArraySpec(shape=self._screens[name].shape[1:], dtype=u8, num_values=INVENTORY[name])
-            for name in self._inventory
-        }
+        observations = {view.entry: view.spec}
+        for name in self._copied:
+            dtype = np.dtype(np.float32 if name == "blstats" else np.uint8)
+            shape = self._screens[name].shape[1:]
+            observations[name] = ArraySpec(shape=shape, dtype=dtype, num_values=INVENTORY.get(name, 0))
         self.spec = EnvironmentSpec(
-            observations={
-                view.entry: view.spec,
-                "blstats": ArraySpec(shape=self._blstats.shape[1:], dtype=np.dtype(np.float32)),
-                "message": ArraySpec(shape=self._screens["message"].shape[1:], dtype=u8),
-                **inventory_specs,
-            },
+            observations=observations,
             num_actions=discrete_actions(model.played, spec.id)[1],
             goal_reward=None if model.is_wrapped else goal_reward(model.env, self._step_limit),
             notices=tuple(notices),
@@ -78,7 +73,6 @@ class NetHackEnvironment(RebuildingVector):
     def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
         """Start the next game everywhere."""
         captions = self._start_all()
-        self._obs = self._observe(self._screens)
         return self._obs, captions
 
     def step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None = None) -> VectorStep:
@@ -88,8 +82,7 @@ class NetHackEnvironment(RebuildingVector):
         except BaseException as error:
             self._note(environment_failure(self._gymnasium_spec.id, error, "step"))
             self._make_games()
-            captions = self._start_all()
-            self._obs = self._observe(self._screens, out)
+            captions = self._start_all(out)
         return VectorStep(
             obs=self._obs,
             rewards=np.zeros(self.num_envs, np.float32),
@@ -145,9 +138,11 @@ class NetHackEnvironment(RebuildingVector):
             raise
         self._stepping = make_stepping(self._games, self._screens, self._config.stepping, self._gymnasium_spec.id)
 
-    def _start_all(self) -> list[bytes]:
-        """Start the next game everywhere, in new games if one raises; returns the first raw captions."""
-        return self._attempt(lambda: [self._start(i) for i in range(self.num_envs)], self._make_games)
+    def _start_all(self, out: dict[str, np.ndarray] | None = None) -> list[bytes]:
+        """Start the next game everywhere, in new games if one raises, and observe it; returns the first raw captions."""
+        captions = self._attempt(lambda: [self._start(i) for i in range(self.num_envs)], self._make_games)
+        self._obs = self._observe(self._screens, out)
+        return captions
 
     def _start(self, i: int) -> bytes:
         episode = int(self._episodes[i])
@@ -181,6 +176,6 @@ class NetHackEnvironment(RebuildingVector):
             specs = self.spec.observations
             out = {name: np.empty((len(blstats), *spec.shape), spec.dtype) for name, spec in specs.items()}
         self._view.cut(screens, blstats[:, X], blstats[:, Y], out[self._view.entry])
-        for name in ("blstats", "message", *self._inventory):
+        for name in self._copied:
             np.copyto(out[name], screens[name])
         return out
