@@ -76,11 +76,8 @@ class CaptionTracker:
         self._book_epoch: str | None = None
 
     def observe(self, raw_captions: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids [B] u64 and counts [B] i32 of the captions of one step.
-
-        A count is how often the caption has occurred in the environment's running episode, this time included: at least
-        1.
-        """
+        """Ids [B] u64 and counts [B] i32 of the captions of one step. A count is how often the caption has occurred in
+        the environment's running episode, this time included: at least 1."""
         ids, counts = np.empty(self.num_envs, np.uint64), np.empty(self.num_envs, np.int32)
         for i, raw in enumerate(raw_captions):
             id_, counts[i] = self._count(i, raw)

@@ -1,5 +1,5 @@
-"""The policy network, run by workers and trained by the learner, the snapshots that carry its weights, and the precision
-in which it computes.
+"""The policy network, run by workers and trained by the learner, the snapshots that carry its weights, and how it
+computes: in which precision, and with what size of the kernel caches of torch's libraries.
 
 Invariant: for equal weights, T calls of `step` and one `forward` over the T steps give the same results, up to
 rounding.
@@ -90,10 +90,8 @@ class PolicyNet(nn.Module):
     def forward(
         self, obs: Mapping[str, Tensor], core_state: dict[str, Tensor], reset_before: Tensor | None = None
     ) -> PolicyOutput:
-        """Logits and values of observations name -> [T, B, ...].
-
-        `core_state` is the state before step 0; `reset_before` [T, B] bool (on the CPU) zeroes it before single steps.
-        """
+        """Logits and values of observations name -> [T, B, ...]; `core_state` is the state before step 0, and
+        `reset_before` [T, B] bool (on the CPU) zeroes it before single steps."""
         num_steps, num_envs = next(iter(obs.values())).shape[:2]
         flat = {name: array.flatten(0, 1) for name, array in obs.items()}
         if self.core.kind != "none" and isinstance(self.encoder, RepeatingEncoder):
@@ -114,10 +112,8 @@ class PolicyNet(nn.Module):
         core_state: dict[str, Tensor],
         caches: Mapping[str, EncodingCache] | None = None,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Logits [B, A], values [B] and the next core state for one step's observations name -> [B, ...].
-
-        `caches` (from `make_caches`) are for consecutive steps under the same weights, without gradients.
-        """
+        """Logits [B, A], values [B] and the next core state for one step's observations name -> [B, ...]; `caches`
+        (from `make_caches`) are for consecutive steps under the same weights, without gradients."""
         features = self._append_previous(self.encoder(obs, caches) if caches else self.encoder(obs), obs).unsqueeze(0)
         outputs, core_state = self.core(features, core_state, None)
         output = self._after_core(outputs, core_state, features)

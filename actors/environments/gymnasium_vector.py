@@ -15,14 +15,13 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from actors.environments.captioner import make_captioner
-from actors.environments.errors import EnvironmentFailure, close_quietly, environment_failure, fail
+from actors.environments.errors import close_quietly, environment_failure, fail
 from actors.environments.observations import ObservationReader, entry_name, leaves, pick
 from actors.environments.vector import EnvironmentSpec, EpisodeEnd, RebuildingVector, SeedStream, VectorStep
 from actors.environments.wrappers import lift_time_limits, lowest, step_limit
 from configs.errors import one_line
 from configs.schema import EnvConfig
 
-SUCCESS_KEYS = ("success", "is_success")
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
 STEP_GIVES = "(observation, reward, terminated, truncated, info)"
 
@@ -73,11 +72,7 @@ class GymnasiumEnvironment(RebuildingVector):
     def step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None = None) -> VectorStep:
         """Take one action in each environment."""
         self._obs = {name: np.empty_like(array) for name, array in self._obs.items()} if out is None else out
-        rewards = np.zeros(self.num_envs, np.float32)
-        terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
-        captions: list[bytes] = []
-        ends: list[EpisodeEnd] = []
-        losses: dict[int, bytes] = {}
+        step = self._quiet_step(self._obs)
         self._steps += 1
         for i, action in enumerate(actions.tolist()):
             try:
@@ -85,26 +80,17 @@ class GymnasiumEnvironment(RebuildingVector):
             except BaseException as error:
                 self._note(environment_failure(self._gymnasium_spec.id, error, "step"), i)
                 self._discard(i)
-                truncated[i] = True
-                captions.append(b"")
-                losses[i] = self._start(i)
+                step.truncated[i] = True
+                step.losses[i] = self._start(i)
                 continue
-            rewards[i], terminated[i] = reward, terminates
-            truncated[i] = not terminates and (truncates or self._steps[i] == self._step_limit)
-            captions.append(caption)
-            if terminated[i] or truncated[i]:
-                final_obs = {name: array[i].copy() for name, array in self._obs.items()}
-                ends.append(EpisodeEnd(index=i, final_obs=final_obs, reset_caption=self._start(i), info=_metrics(info)))
+            step.rewards[i], step.terminated[i], step.captions[i] = reward, terminates, caption
+            step.truncated[i] = not terminates and (truncates or self._steps[i] == self._step_limit)
+            if step.terminated[i] or step.truncated[i]:
+                last = {name: array[i].copy() for name, array in self._obs.items()}
+                end = EpisodeEnd(index=i, final_obs=last, reset_caption=self._start(i), info=_metrics(info))
+                step.ends.append(end)
         self._notices += self._reader.outside_bounds(self._obs)
-        return VectorStep(
-            obs=self._obs,
-            rewards=rewards,
-            terminated=terminated,
-            truncated=truncated,
-            captions=captions,
-            ends=ends,
-            losses=losses,
-        )
+        return step
 
     def state_dict(self) -> dict[str, Any]:
         """Exact if the environment has `state_dict`; otherwise how many episodes each environment has started."""
@@ -176,9 +162,6 @@ class GymnasiumEnvironment(RebuildingVector):
         if env is not None:
             close_quietly(env)
 
-    def _failure(self, what: str) -> EnvironmentFailure:
-        return EnvironmentFailure(f"environment {self._gymnasium_spec.id!r} {what}")
-
 
 def make_single(spec: EnvSpec, config: EnvConfig) -> gymnasium.Env:
     """One environment, without gymnasium's step limit; ValueError for unknown options, and for what it raises."""
@@ -236,8 +219,7 @@ def _described(value: Any) -> str:
 
 
 def _metrics(info: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics logged at an episode's end."""
-    for key in SUCCESS_KEYS:
+    for key in ("success", "is_success"):
         if isinstance(info.get(key), bool | int | float | np.number | np.bool_):
             return {"success": float(info[key])}
     return {}

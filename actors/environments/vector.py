@@ -48,24 +48,18 @@ class ArraySpec:
 class GoalReward:
     """How an environment rewards its goal, and what an episode can lose to its time penalty."""
 
-    reward: float
-    """Paid once, at the goal."""
-    max_penalty: float
-    """Sum of the penalties of `step_limit` steps, each at its worst; at most 0."""
-    step_limit: int
-    """Steps after which an episode is truncated."""
+    reward: float  # paid once, at the goal
+    max_penalty: float  # sum of the penalties of `step_limit` steps, each at its worst; at most 0
+    step_limit: int  # steps after which an episode is truncated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvironmentSpec:
     """What a network needs to know about an environment, and what is known about its reward."""
 
-    observations: dict[str, ArraySpec]
-    """Entries that the network reads."""
-    num_actions: int
-    """Size of the discrete action set."""
-    goal_reward: GoalReward | None = None
-    """None if the environment has no goal that is rewarded once, or its reward is unknown."""
+    observations: dict[str, ArraySpec]  # entries that the network reads
+    num_actions: int  # size of the discrete action set
+    goal_reward: GoalReward | None = None  # None: there is no goal that is rewarded once, or its reward is unknown
     notices: tuple[str, ...] = ()
     """Notices for the user, one line each: what the policy does not see, a step limit that is not its own."""
 
@@ -75,12 +69,9 @@ class EpisodeEnd:
     """The end of one environment's episode, before its reset."""
 
     index: int
-    final_obs: dict[str, np.ndarray]
-    """The episode's own last observation, name -> [...]."""
-    reset_caption: bytes
-    """Raw caption of the new episode's first observation: counted, not rewarded."""
-    info: dict[str, float]
-    """Metrics for the logs."""
+    final_obs: dict[str, np.ndarray]  # the episode's own last observation, name -> [...]
+    reset_caption: bytes  # raw caption of the new episode's first observation: counted, not rewarded
+    info: dict[str, float]  # metrics for the logs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,10 +83,8 @@ class VectorStep:
     rewards: np.ndarray  # [B] f32
     terminated: np.ndarray  # [B] bool
     truncated: np.ndarray  # [B] bool
-    captions: list[bytes]
-    """Raw captions of what this step led to (before normalisation; UTF-8)."""
-    ends: list[EpisodeEnd] = field(default_factory=list)
-    """One per environment whose episode ended in this step."""
+    captions: list[bytes]  # raw captions of what this step led to (before normalisation; UTF-8)
+    ends: list[EpisodeEnd] = field(default_factory=list)  # one per environment whose episode ended in this step
     losses: dict[int, bytes] = field(default_factory=dict)
     """Environments that failed in this step -> `reset_caption`: they have been rebuilt, and the next episode has begun.
     The step has reward 0, an empty caption, and is `truncated` without an end."""
@@ -166,6 +155,15 @@ class RebuildingVector:
         """See `VectorEnvironment`."""
         taken, self._notices = tuple(self._notices), []
         return taken
+
+    def _quiet_step(self, obs: dict[str, np.ndarray]) -> VectorStep:
+        """A step without rewards, ends and captions, to be filled in."""
+        rewards, terminated, truncated = (np.zeros(self.num_envs, dtype) for dtype in (np.float32, bool, bool))
+        captions = [b""] * self.num_envs
+        return VectorStep(obs=obs, rewards=rewards, terminated=terminated, truncated=truncated, captions=captions)
+
+    def _failure(self, what: str) -> EnvironmentFailure:
+        return EnvironmentFailure(f"environment {self._gymnasium_spec.id!r} {what}")
 
     def _note(self, failure: EnvironmentFailure, index: int | None = None) -> None:
         """Count a failure of environment `index` (None: of all of them)."""

@@ -1,6 +1,6 @@
 """Encoders of NetHack: the scaled status line; the network `glyph_crop`, which reads the cells around the agent, the
-status line and the message; and `nethack_full`, which reads them in detail, most of the level coarsely, the message word
-by word, and the inventory.
+status line and the message; and `nethack_full`, which also reads most of the level coarsely and the inventory, and the
+message word by word.
 
 Invariant: positions are relative to the agent; every number is finite, and status values lie within [-5, 5].
 """
@@ -70,7 +70,6 @@ def signed_log(x: Tensor) -> Tensor:
 
 PATCH = 3
 """Side, in cells, of the patches of the coarse outline."""
-OUTLINE_CHANNELS = (16, 32)
 NUM_CLASSES = 19
 """NetHack's object classes, and one for an empty slot."""
 NO_CLASS = NUM_CLASSES - 1
@@ -152,7 +151,7 @@ class NetHackFullEncoder(GlyphEncoder):
             raise ValueError(f"policy.crop_size: got {side}, {wanted}")
         super().__init__(observations["glyph_window"].num_values, (side, side), config)
         self._crop = [slice((size - side) // 2, (size + side) // 2) for size in WINDOW_SHAPE]
-        fine, coarse = OUTLINE_CHANNELS
+        fine, coarse = 16, 32  # channels of the outline
         self.patches = nn.Conv2d(config.embedding_size, fine, PATCH, PATCH)
         self.outline = nn.Sequential(nn.ELU(), nn.Conv2d(fine, coarse, 3, 2, 1), nn.ELU(), nn.Flatten())
         with torch.no_grad():

@@ -25,11 +25,9 @@ class LstmSequence(torch.autograd.Function):
     def forward(
         ctx: Any, gates: Tensor, weight: Tensor, h: Tensor, c: Tensor, resets: Sequence[Tensor | None]
     ) -> tuple[Tensor, Tensor]:
-        """Outputs h [T, B, H] and the last c [B, H].
-
-        `gates` [T, B, 4H] is the input's half of the gates, `weight` [4H, H] of the same dtype; `h`, `c` [B, H] the
-        state before step 0; `resets` [T] are masks [B, 1] bool that zero the state before a step (None: nowhere).
-        """
+        """Outputs h [T, B, H] and the last c [B, H]; `gates` [T, B, 4H] is the input's half of the gates, `weight` [4H,
+        H] of the same dtype, `h`, `c` [B, H] the state before step 0; `resets` [T] are masks [B, 1] bool that zero the
+        state before a step (None: nowhere)."""
         num_steps, num_rows, size = len(gates), *h.shape
         h_before = gates.new_empty(num_steps, num_rows, size)
         c_before = c.new_empty(num_steps + 1, num_rows, size)
@@ -99,11 +97,8 @@ class GruSequence(torch.autograd.Function):
     def forward(
         ctx: Any, gates: Tensor, weight: Tensor, bias: Tensor, h: Tensor, resets: Sequence[Tensor | None]
     ) -> Tensor:
-        """Outputs h [T, B, H].
-
-        `gates` [T, B, 3H] is the input's half of the gates, `weight` [3H, H] and `bias` [3H] of the same dtype; `h` [B,
-        H] the state before step 0; `resets` as for the LSTM.
-        """
+        """Outputs h [T, B, H]; `gates` [T, B, 3H] is the input's half of the gates, `weight` [3H, H] and `bias` [3H] of
+        the same dtype, `h` [B, H] the state before step 0, `resets` as for the LSTM."""
         num_steps, num_rows, size = len(gates), *h.shape
         h_before, kept_h = gates.new_empty(num_steps, num_rows, size), h.new_empty(num_steps, num_rows, size)
         hidden, activations = h.new_empty(2, *gates.shape).unbind()
@@ -194,11 +189,8 @@ class RecurrentCore(nn.Module):
     def forward(
         self, inputs: Tensor, state: dict[str, Tensor], reset_before: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Outputs [T, B, H] and the state after the last step, from inputs [T, B, F].
-
-        `reset_before` [T, B] bool zeroes the state before a step (None: nowhere). Keep it on the CPU: the host looks up
-        the steps with resets.
-        """
+        """Outputs [T, B, H] and the state after the last step, from inputs [T, B, F]; `reset_before` [T, B] bool zeroes
+        the state before a step (None: nowhere). Keep it on the CPU: the host looks up the steps with resets."""
         if self.kind == "none":
             return inputs, state
         return self.run(self.input(inputs), state, reset_before)

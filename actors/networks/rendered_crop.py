@@ -31,9 +31,7 @@ zeros for score, depth, level, condition and alignment; the rest is chosen here 
 
 class RenderedCropEncoder(RepeatingEncoder):
     """Three convolutions over the picture (512 features with ONI's hidden_size), two layers each over blstats and
-    message.
-
-    The scaled blstats themselves are features too: with hidden_size 512 there are 512 + 128 + 27 + 128 = 795.
+    message. The scaled blstats themselves are features too: with hidden_size 512 there are 512 + 128 + 27 + 128 = 795.
     """
 
     repeating = ("character_crop", "message")

@@ -111,14 +111,11 @@ def _add_up(gradients: Tensor, places: np.ndarray, num_rows: int) -> Tensor:
 
 
 class EncodingCache:
-    """The encodings of all distinct rows since its creation: for one set of weights, on a CPU, without gradients.
-
-    It serves rows that did not change since the last step (most of a NetHack batch), that reappear later, or that
-    several environments share.
-    """
+    """The encodings of all distinct rows since its creation: for one set of weights, on a CPU, without gradients. It
+    serves rows that did not change since the last step (most of a NetHack batch), that reappear later, or that several
+    environments share; `max_rows` is the maximum number of rows in all calls together."""
 
     def __init__(self, max_rows: int) -> None:
-        """`max_rows`: maximum number of rows in all calls together."""
         self._max_rows = max_rows
         self._places: dict[bytes, int] = {}
         self._encodings: Tensor | None = None
@@ -213,10 +210,8 @@ def embed_patches(glyphs: Tensor, embedding: nn.Embedding, layer: nn.Conv2d) -> 
 
 def convolve_categories(categories: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """[N, O, rows, columns], channels last in memory, in the autocast dtype or that of the parameters; on a CPU, with
-    zero padding.
-
-    `categories` [N, rows, columns] integers, `embedding` [V, E], `weight` [O, E, k, k] with odd k, `bias` [O].
-    """
+    zero padding. `categories` [N, rows, columns] integers, `embedding` [V, E], `weight` [O, E, k, k] with odd k, `bias`
+    [O]."""
     radius = weight.shape[-1] // 2
     present, ranks = _rank(categories.numpy(), len(embedding))
     padded = np.pad(ranks, ((0, 0), (radius, radius), (radius, radius)), constant_values=len(present))

@@ -16,16 +16,14 @@ OUTSIDE_GLYPH = 5976
 """The glyph of cells outside the map; real glyphs are smaller (NetHack's MAX_GLYPH)."""
 WINDOW_SHAPE = 21, 45
 """Rows and columns of the wide window: as high as the map, half as wide, and divisible into squares of 3 x 3 cells."""
-OUTSIDE_CHARACTER, OUTSIDE_COLOUR = ord(" "), 0
-"""Outside the map is black, as unlit stone is; no character is drawn there in either case."""
 CHARACTER_WINDOW = 12
 """Side of the character window, in cells (ONI); six cells are above and left of the agent, five below and right."""
 LAYERS: Mapping[str, tuple[type, int]] = {
     "glyphs": (np.int16, OUTSIDE_GLYPH),
-    "chars": (np.uint8, OUTSIDE_CHARACTER),
-    "colors": (np.uint8, OUTSIDE_COLOUR),
+    "chars": (np.uint8, ord(" ")),
+    "colors": (np.uint8, 0),
 }
-"""The engine's maps: dtype, and value of cells outside the map."""
+"""The engine's maps: dtype, and value of cells outside the map, which are black, without a character, as unlit stone."""
 
 
 class CropView:

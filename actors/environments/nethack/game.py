@@ -78,9 +78,7 @@ class Game:
         """Copies of the arrays at the game's last screen, once it is over."""
         self.log = MessageLog()
         self._starting = False
-        shown = {*LAYERS, *OBSERVED, *INVENTORY}
-        self._shown = {name: array for name, array in arrays.items() if name in shown}
-        self._message = arrays["message"]
+        self._arrays, self._message = arrays, arrays["message"]
         engine = env.nethack
         self.engine = engine._pynethack
         buffers = engine._obs_buffers
@@ -143,7 +141,7 @@ class Game:
             if not self.engine.in_normal_game():
                 return
             if self.last_screen is None or message[0]:
-                self.last_screen = {name: array.copy() for name, array in self._shown.items()}
+                self.last_screen = {name: array.copy() for name, array in self._arrays.items()}
         else:
             self.last_screen = None  # a life may be saved after "You die..."
         if message[0] or self.log.prompt is not None:

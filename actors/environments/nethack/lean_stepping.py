@@ -25,9 +25,6 @@ TASKS = "actors.environments.nethack.tasks"
 ONI_STEP, ONI_END = f"{TASKS}.ScoreExtended.step", f"{TASKS}.Goal._is_episode_end"
 IMPATIENT = "nle.env.tasks.NetHackChallenge._check_abort"
 
-Places = Callable[["LeanStepping", list[int]], np.ndarray | list[int]]
-"""(stepping, games whose prompts were handled) -> the games whose episode may have reached its goal, or a superset."""
-
 
 class LeanStepping:
     """The games of one environment together; `make_stepping` checks what is supported."""
@@ -184,7 +181,7 @@ _SUPPORTED: Mapping[str, Collection[str]] = {
 """Methods of an environment, and the implementations that lean stepping supports."""
 
 
-PLACES: Mapping[str, Places] = {
+PLACES: Mapping[str, Callable[[LeanStepping, list[int]], np.ndarray | list[int]]] = {
     "nle.env.base.NLE._is_episode_end": lambda stepping, attended: [],
     "nle.env.tasks.NetHackStaircase._is_episode_end": LeanStepping.on_stairs,
     "nle.env.tasks.NetHackStaircasePet._is_episode_end": LeanStepping.on_stairs,
@@ -193,7 +190,8 @@ PLACES: Mapping[str, Places] = {
     f"{TASKS}.Oracle._reached": LeanStepping.beside_the_oracle,
     f"{TASKS}.Staircase._reached": LeanStepping.descended,
 }
-"""By the method that decides whether the goal is reached."""
+"""By the method that decides whether the goal is reached: a function of the stepping and the games whose prompts were
+handled, to the games whose episode may have reached its goal, or a superset."""
 
 
 def make_stepping(

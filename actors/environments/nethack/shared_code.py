@@ -138,10 +138,7 @@ class SharedFile:
 
     def map_over(self, base: int, path: str) -> None:
         """Replace the read-only part of the library loaded at `base` from `path`; OSError, with nothing changed, if
-        that is refused.
-
-        RuntimeError if the refusal left a hole that cannot be filled again: the engine must not continue.
-        """
+        that is refused, RuntimeError if it left a hole that cannot be filled again: the engine must not continue."""
         try:
             self._libc.map(base, self.part.length, READ_EXECUTE, mmap.MAP_SHARED | MAP_FIXED, self._fd)
         except OSError:  # which may have left a hole: map the private copy again, as the loader did

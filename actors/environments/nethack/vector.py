@@ -5,12 +5,13 @@ and truncates; and `env.stepping` changes only the speed.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from actors.environments.errors import EnvironmentFailure, close_quietly, environment_failure
+from actors.environments.errors import close_quietly, environment_failure
 from actors.environments.gymnasium_vector import discrete_actions
 from actors.environments.nethack.crop import MAP_CELLS, CropView
 from actors.environments.nethack.episode_stats import EpisodeStats
@@ -82,19 +83,16 @@ class NetHackEnvironment(RebuildingVector):
         except BaseException as error:
             self._note(environment_failure(self._gymnasium_spec.id, error, "step"))
             self._make_games()
-            captions = self._start_all(out)
-        return VectorStep(
-            obs=self._obs,
-            rewards=np.zeros(self.num_envs, np.float32),
-            terminated=np.zeros(self.num_envs, bool),
-            truncated=np.ones(self.num_envs, bool),
-            captions=[b""] * self.num_envs,
-            losses=dict(enumerate(captions)),
-        )
+            losses = dict(enumerate(self._start_all(out)))
+            step = replace(self._quiet_step(self._obs), losses=losses)
+            step.truncated[:] = True
+            return step
 
     def _step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None) -> VectorStep:
         rewards, statuses, captions = self._stepping.step(actions)
-        self._check(rewards)
+        finite = np.isfinite(rewards)
+        if not finite.all():  # custom rewards of a level may have any value
+            raise self._failure(f"gave the reward {rewards[~finite][0]} in step, wanted a finite number")
         self._steps += 1
         self._metrics.update(self._glyphs, self._blstats, captions)
         # Without a step limit NLE aborts only if NetHackChallenge sees no progress: the task has not ended then either.
@@ -119,13 +117,6 @@ class NetHackEnvironment(RebuildingVector):
         for game in self._games:
             close_quietly(game.played)
 
-    def _check(self, rewards: np.ndarray) -> None:
-        """Custom rewards of a level may have any value."""
-        finite = np.isfinite(rewards)
-        if not finite.all():
-            what = f"gave the reward {rewards[~finite][0]} in step, wanted a finite number"
-            raise EnvironmentFailure(f"environment {self._gymnasium_spec.id!r} {what}")
-
     def _make_games(self) -> None:
         self.close()
         self._games = []
@@ -139,7 +130,7 @@ class NetHackEnvironment(RebuildingVector):
         self._stepping = make_stepping(self._games, self._screens, self._config.stepping, self._gymnasium_spec.id)
 
     def _start_all(self, out: dict[str, np.ndarray] | None = None) -> list[bytes]:
-        """Start the next game everywhere, in new games if one raises, and observe it; returns the first raw captions."""
+        """Start and observe the next game everywhere, in new games if one raises; returns the first raw captions."""
         captions = self._attempt(lambda: [self._start(i) for i in range(self.num_envs)], self._make_games)
         self._obs = self._observe(self._screens, out)
         return captions
