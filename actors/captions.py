@@ -36,11 +36,9 @@ _NOT_TEXT = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"})
 
 
 def normalize(raw: bytes, *, fold_case: bool = False, fold_digits: bool = False) -> str:
-    """The text that is hashed, shown and judged: at most 256 UTF-8 bytes without control or format characters.
-
-    Runs of spaces become two, which separate the messages of one step; single spaces stay. A text that is too long
-    loses its beginning (whole messages if there are several), because the outcome of the step comes last.
-    """
+    """The text that is hashed, shown and judged: at most 256 UTF-8 bytes without control or format characters. Runs of
+    spaces become two, which separate the messages of one step; single spaces stay. A text that is too long loses its
+    beginning (whole messages if there are several), because the outcome of the step comes last."""
     text = raw.decode("utf-8", "replace")
     if not text.isascii() or not text.isprintable():
         text = "".join(" " if unicodedata.category(char) in _NOT_TEXT else char for char in text)

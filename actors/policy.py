@@ -44,11 +44,8 @@ class PolicyOutput(NamedTuple):
 
 
 class PolicyNet(nn.Module):
-    """Encoder, recurrent core, and linear heads for the logits and the value.
-
-    The value head's own output is in units of `value_scale` around `value_mean`, which the learner sets if it
-    normalises returns.
-    """
+    """Encoder, recurrent core, and linear heads for the logits and the value. The value head's own output is in units
+    of `value_scale` around `value_mean`, which the learner sets if it normalises returns."""
 
     value_mean: Tensor
     value_scale: Tensor

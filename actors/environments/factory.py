@@ -16,12 +16,9 @@ def make_environment(
     policy: PolicyConfig | None = None,
 ) -> VectorEnvironment:
     """`num_envs` environments as `config` describes them, seeded by (run_seed, stream, worker_index, environment,
-    episode).
-
-    `policy` (None: the defaults) decides what is observed: NetHack's window, and the previous action and reward. Raises
-    ValueError, in one line, for an unknown id, options that the environment does not take, a captioner that does not
-    fit, and spaces that no network here reads; EnvironmentFailure for whatever the environment raises.
-    """
+    episode). `policy` (None: the defaults) decides what is observed: NetHack's window, and the previous action and
+    reward. Raises ValueError, in one line, for an unknown id, options that the environment does not take, a captioner
+    that does not fit, and spaces that no network here reads; EnvironmentFailure for whatever the environment raises."""
     policy = policy or PolicyConfig()
     env = _make(config, policy, num_envs, SeedStream(run_seed=run_seed, stream=stream, worker_index=worker_index))
     if not (policy.previous_action or policy.previous_reward):

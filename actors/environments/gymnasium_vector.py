@@ -15,7 +15,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from actors.environments.captioner import make_captioner
-from actors.environments.errors import close_quietly, environment_failure, fail
+from actors.environments.errors import close_quietly, fail
 from actors.environments.observations import ObservationReader, entry_name, leaves, pick
 from actors.environments.vector import EnvironmentSpec, EpisodeEnd, RebuildingVector, SeedStream, VectorStep
 from actors.environments.wrappers import lift_time_limits, lowest, step_limit
@@ -78,7 +78,7 @@ class GymnasiumEnvironment(RebuildingVector):
             try:
                 reward, terminates, truncates, caption, info = self._step(i, action + self._first_action)
             except BaseException as error:
-                self._note(environment_failure(self._gymnasium_spec.id, error, "step"), i)
+                self._note(error, "step", i)
                 self._discard(i)
                 step.truncated[i] = True
                 step.losses[i] = self._start(i)

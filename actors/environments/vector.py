@@ -165,8 +165,9 @@ class RebuildingVector:
     def _failure(self, what: str) -> EnvironmentFailure:
         return EnvironmentFailure(f"environment {self._gymnasium_spec.id!r} {what}")
 
-    def _note(self, failure: EnvironmentFailure, index: int | None = None) -> None:
-        """Count a failure of environment `index` (None: of all of them)."""
+    def _note(self, error: BaseException, where: str, index: int | None = None) -> None:
+        """Count a failure of environment `index` (None: of all of them) in `where` (reset, step)."""
+        failure = environment_failure(self._gymnasium_spec.id, error, where)
         if not self._first_failure:
             which = "" if index is None else f"environment {index} of this worker:\n"
             self._first_failure = f"{which}{traceback_of(failure)}{failure}"
@@ -178,7 +179,7 @@ class RebuildingVector:
             try:
                 return start()
             except BaseException as error:
-                self._note(environment_failure(self._gymnasium_spec.id, error, "reset"), index)
+                self._note(error, "reset", index)
                 rebuild()
         try:
             return start()

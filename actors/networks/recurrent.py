@@ -155,11 +155,9 @@ GATES = {"lstm": 4, "gru": 3}
 
 
 class RecurrentCore(nn.Module):
-    """LSTM or GRU of one layer (or `none`, which passes its input on), with a float32 state.
-
-    It loops over steps, because on CPUs that is as fast as `nn.LSTM` in bf16, keeps the state in float32, needs no
-    splitting at resets, and is the same arithmetic for one step and for many.
-    """
+    """LSTM or GRU of one layer (or `none`, which passes its input on), with a float32 state. It loops over steps,
+    because on CPUs that is as fast as `nn.LSTM` in bf16, keeps the state in float32, needs no splitting at resets, and
+    is the same arithmetic for one step and for many."""
 
     def __init__(self, kind: str, num_inputs: int, size: int) -> None:
         super().__init__()

@@ -23,16 +23,14 @@ LAYERS: Mapping[str, tuple[type, int]] = {
     "chars": (np.uint8, ord(" ")),
     "colors": (np.uint8, 0),
 }
-"""The engine's maps: dtype, and value of cells outside the map, which are black, without a character, as unlit stone."""
+"""The engine's maps: dtype, and value of cells outside the map, which are black and blank, as unlit stone."""
 
 
 class CropView:
     """A window on one or more maps; observation `glyph_crop` [c, c] i16, `glyph_window` [21, 45] i16 or
-    `character_crop` [12, 12, 2] u8.
-
-    The character window shows the map only. ONI cuts it out of the terminal's screen, which adds the message line and
-    the status lines near the map's edge; the network reads those as text and numbers anyway.
-    """
+    `character_crop` [12, 12, 2] u8. The character window shows the map only. ONI cuts it out of the terminal's screen,
+    which adds the message line and the status lines near the map's edge; the network reads those as text and numbers
+    anyway."""
 
     def __init__(self, entry: str, layers: tuple[str, ...], size: tuple[int, int]) -> None:
         self.entry, self.layers = entry, layers

@@ -42,11 +42,8 @@ class LevelTiles:
 
 
 class EpisodeStats:
-    """`in_game_score`, `depth` (maximum), `experience_level`, `turns`, `gold`, `tiles_seen` and `kills` of running
-    episodes.
-
-    Tiles are summed over the levels visited, each as last seen (NLE's scout task); kills are counted from messages.
-    """
+    """`in_game_score`, `depth` (maximum), `experience_level`, `turns`, `gold`, `tiles_seen` (summed over levels, as by
+    NLE's scout task) and `kills` (counted from messages) of running episodes."""
 
     def __init__(self, num_envs: int) -> None:
         self._max_depth = np.zeros(num_envs, np.int64)

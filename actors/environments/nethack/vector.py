@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from actors.environments.errors import close_quietly, environment_failure
+from actors.environments.errors import close_quietly
 from actors.environments.gymnasium_vector import discrete_actions
 from actors.environments.nethack.crop import MAP_CELLS, CropView
 from actors.environments.nethack.episode_stats import EpisodeStats
@@ -81,7 +81,7 @@ class NetHackEnvironment(RebuildingVector):
         try:
             return self._step(actions, out)
         except BaseException as error:
-            self._note(environment_failure(self._gymnasium_spec.id, error, "step"))
+            self._note(error, "step")
             self._make_games()
             losses = dict(enumerate(self._start_all(out)))
             step = replace(self._quiet_step(self._obs), losses=losses)
