@@ -18,14 +18,7 @@ from torch import Tensor, nn
 from actors.environments.vector import EnvironmentSpec
 from actors.networks.encoders import make_encoder
 from actors.networks.recurrent import RecurrentCore
-from actors.networks.repeated_rows import (
-    EncodingCache,
-    RepeatedRows,
-    RepeatingEncoder,
-    encode_all,
-    encode_distinct,
-    project,
-)
+from actors.networks.repeated_rows import EncodingCache, RepeatedRows, RepeatingEncoder, encode_rows, project
 from actors.previous_step import encode_previous_step, previous_step_entries
 from actors.rollout import Version
 from configs.devices import bfloat16_is_faster
@@ -37,10 +30,8 @@ class PolicyOutput(NamedTuple):
 
     logits: Tensor  # [T, B, A] f32
     values: Tensor  # [T, B] f32
-    core_state: dict[str, Tensor]
-    """After the last step: name -> [B, H] f32."""
-    core_outputs: Tensor
-    """[T, B, H]: the heads' input from the core; without a core, the encoder's features."""
+    core_state: dict[str, Tensor]  # after the last step: name -> [B, H] f32
+    core_outputs: Tensor  # [T, B, H]: the heads' input from the core; without a core, the encoder's features
 
 
 class PolicyNet(nn.Module):
@@ -136,9 +127,8 @@ class PolicyNet(nn.Module):
 
     def _encode_previous(self, obs: Mapping[str, Tensor], *, reuses: bool) -> list[RepeatedRows]:
         """The features of the previous action and reward, if observed, as rows [N, features]."""
-        encode = encode_distinct if reuses else encode_all
         return [
-            encode(obs[name].unsqueeze(1), functools.partial(encode_previous_step, name, entry))
+            encode_rows(obs[name].unsqueeze(1), functools.partial(encode_previous_step, name, entry), reuses=reuses)
             for name, entry in self._previous.items()
         ]
 
@@ -164,10 +154,8 @@ class PolicyNet(nn.Module):
 class PolicySnapshot:
     """Weights at one version (learner -> workers; latest only)."""
 
-    weights: dict[str, np.ndarray]
-    """Parameter name -> f32 array; may be read-only."""
-    policy_version: Version
-    """(run_epoch, n)."""
+    weights: dict[str, np.ndarray]  # parameter name -> f32 array; may be read-only
+    policy_version: Version  # (run_epoch, n)
 
 
 def snapshot(net: PolicyNet, policy_version: Version) -> PolicySnapshot:

@@ -50,8 +50,7 @@ class Rollout:
     lost: tuple[int, ...] = ()
     """Environments that failed in this rollout and were rebuilt, in order: none of their data here may be trained on.
     The failed step is `truncated` without a final value, and the next episode begins."""
-    environment_errors: int = 0
-    """Environment failures since the worker's last rollout, those between episodes included."""
+    environment_errors: int = 0  # environment failures since the worker's last rollout, those between episodes included
     environment_error: str = ""  # traceback of the first failure; its last line names the failure
     environment_notices: tuple[str, ...] = ()  # notices about the environments for the user, one line each
 
@@ -92,8 +91,7 @@ PER_STEP = (
 class CaptionReport:
     """Captions seen in one rollout (worker -> annotator); small, and sent even if the rollout is dropped."""
 
-    texts: dict[int, str]
-    """id -> text of every caption whose text the current caption book has not acknowledged."""
+    texts: dict[int, str]  # id -> text of every caption whose text the current caption book has not acknowledged
     counts: dict[int, int]
     """id -> steps that showed it, 0 if only a reset did: only steps are rewarded. Without the empty caption."""
     worker_id: str
@@ -104,7 +102,5 @@ class CaptionReport:
 class Acknowledgement:
     """What a caption book has stored (annotator -> worker)."""
 
-    book_epoch: str
-    """Identity of the caption book; workers send their texts again to a new one."""
-    sequence_number: int
-    """This worker's newest report that the book holds; its texts and all earlier ones are stored."""
+    book_epoch: str  # identity of the caption book; workers send their texts again to a new one
+    sequence_number: int  # this worker's newest report that the book holds; its texts and all earlier ones are stored

@@ -22,8 +22,7 @@ class SeedStream:
     """The seeds of one worker's episodes."""
 
     run_seed: int
-    stream: str
-    """Purpose of the episodes (`train`, `eval`): different streams share no episode."""
+    stream: str  # purpose of the episodes (`train`, `eval`): different streams share no episode
     worker_index: int
 
     def seed(self, env_index: int, episode: int, purpose: str = "episode") -> int:
@@ -38,10 +37,8 @@ class ArraySpec:
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    num_values: int = 0
-    """For categorical integers: values lie in [0, num_values); 0 means a numeric array."""
-    is_text: bool = False
-    """Whether it holds the bytes of a text, padded with zeros (one axis of u8)."""
+    num_values: int = 0  # for categorical integers: values lie in [0, num_values); 0 means a numeric array
+    is_text: bool = False  # whether it holds the bytes of a text, padded with zeros (one axis of u8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from actors.environments.vector import ArraySpec
 from actors.networks.nethack_encoders import GlyphCropEncoder, NetHackFullEncoder, signed_log
 from actors.networks.rendered_crop import RenderedCropEncoder
-from actors.networks.repeated_rows import SIDE_FEATURES, encode_all, encode_distinct, two_layers
+from actors.networks.repeated_rows import SIDE_FEATURES, encode_rows, two_layers
 from actors.networks.words import WordEncoder
 from configs.schema import PolicyConfig
 
@@ -72,8 +72,7 @@ class VectorEncoder(nn.Module):
 
     def __init__(self, observations: Mapping[str, ArraySpec], config: PolicyConfig) -> None:
         super().__init__()
-        self._specs = dict(observations)
-        self._encode_texts = encode_distinct if config.reuse_crops else encode_all
+        self._specs, self._reuses = dict(observations), config.reuse_crops
         self.embeddings, self.texts = nn.ModuleDict(), nn.ModuleDict()
         num_inputs = 0
         for name, spec in observations.items():
@@ -100,7 +99,7 @@ class VectorEncoder(nn.Module):
         """Numbers of moderate size: bytes as fractions, others, of unknown range, on a signed log scale."""
         module = module_name(name)
         if spec.is_text:
-            return self._encode_texts(array, self.texts[module]).rows()
+            return encode_rows(array, self.texts[module], reuses=self._reuses).rows()
         array = array.unsqueeze(-1)  # so that a scalar entry can be flattened
         if module in self.embeddings:
             return self.embeddings[module](array.long())

@@ -9,7 +9,7 @@ from actors.environments.factory import make_environment
 from actors.environments.vector import ArraySpec, EnvironmentSpec
 from actors.networks.encoders import ImageEncoder, VectorEncoder, is_channels_first, module_name
 from actors.networks.nethack_encoders import GlyphCropEncoder, ScaledBlstats
-from actors.networks.repeated_rows import encode_distinct
+from actors.networks.repeated_rows import encode_rows
 from actors.policy import PolicyNet, load_weights, snapshot
 from configs.schema import EnvConfig, PolicyConfig
 
@@ -208,7 +208,7 @@ def test_repeated_crops_give_what_each_gives_alone_gradients_included() -> None:
         (features * weights).sum().backward()
         return [p.grad.clone() for p in encoder.parameters() if p.grad is not None]
 
-    shared, alone = encode_distinct(crops, encoder._convolve).rows(), encoder._convolve(crops)
+    shared, alone = encode_rows(crops, encoder._convolve, reuses=True).rows(), encoder._convolve(crops)
     torch.testing.assert_close(shared, alone, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(gradients(shared), gradients(alone), rtol=1e-4, atol=1e-5)
 

@@ -68,8 +68,7 @@ class Game:
         self.env, self._env_id = env, env_id
         self.step_limit = lowest(int(env._max_episode_steps), registered_limit, lift_time_limits(played))
         """The environment's own limit; NLE itself would report it as a termination, with an empty screen."""
-        self.played = strip(played)
-        """What is stepped: the environment, or wrappers around it that change something."""
+        self.played = strip(played)  # what is stepped: the environment, or wrappers around it that change something
         env._max_episode_steps = NO_LIMIT
         # A won game is not quit, so that its last screen can be read; the next reset starts a new one anyway.
         env._quit_game = lambda observation, done: None

@@ -42,7 +42,6 @@ class LeanStepping:
         self._lines = self._message.view(f"S{self._message.shape[1]}")[:, 0]  # the engine pads with zeros
         self._skips_prompts = not env._allow_all_modes
         self._is_oni = _name(env, "step") == ONI_STEP
-        self._has_oni_goal = _name(env, "_is_episode_end") == ONI_END
         self._telling = TELLING if self._is_oni else ()
         self._attended: set[int] = set()
         """Games to handle in the next step too: a text prompt is open, or the game is over but has not ended."""
@@ -125,7 +124,7 @@ class LeanStepping:
         for i in self._places(self, attended):
             env = self._envs[i]
             statuses[i] = env._is_episode_end(self._games[i].screen)
-            if self._has_oni_goal and env.pays:
+            if getattr(env, "pays", False):
                 goals.append(i)
         if aborted is not None:
             statuses[aborted] = ABORTED

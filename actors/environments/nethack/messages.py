@@ -30,8 +30,7 @@ class MessageLog:
         self._lines: list[bytes] = []
         self._typed: dict[bytes, None] = {}
         self._answer = b""
-        self.prompt: bytes | None = None
-        """The open text prompt, as it read before anything was typed."""
+        self.prompt: bytes | None = None  # the open text prompt, as it read before anything was typed
 
     def start_episode(self) -> None:
         """Forget the last episode."""

@@ -113,8 +113,7 @@ class SharedFile:
         struct.pack_into("<Q", aligned, part.alignment_at, HUGE_PAGE_BYTES)
         self.aligned = bytes(aligned)
         """`original`, but requesting a place where its addresses and the file's huge pages are congruent."""
-        self.no_huge_pages: OSError | None = None
-        """Why there are no huge pages."""
+        self.no_huge_pages: OSError | None = None  # why there are no huge pages
         if not hasattr(os, "memfd_create"):
             raise ValueError("this system has no memory files")
         num_bytes = -(-part.length // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
