@@ -30,19 +30,12 @@ class GymnasiumEnvironment(RebuildingVector):
     """B environments of one registered id, stepped in turn."""
 
     def __init__(
-        self,
-        spec: EnvSpec,
-        config: EnvConfig,
-        *,
-        num_envs: int,
-        seeds: SeedStream,
-        first: gymnasium.Env | None = None,
-        notices: tuple[str, ...] = (),
+        self, spec: EnvSpec, config: EnvConfig, num_envs: int, seeds: SeedStream, first: Any, notices: tuple[str, ...]
     ) -> None:
-        """`first`: an existing environment from `make_single`; `notices`: its notices for the user. Raises ValueError
+        """`first`: the first environment, from `make_single`; `notices`: its notices for the user. Raises ValueError
         for unsuitable spaces and captioners, for options that the environment does not take, and for what it raises."""
         super().__init__(spec, config, num_envs, seeds)
-        self._envs: list[Any] = [] if first is None else [first]  # gymnasium environments; None: to be made anew
+        self._envs = [first]  # gymnasium environments; None: to be made anew
         try:
             while len(self._envs) < num_envs:
                 self._envs.append(make_single(spec, config))

@@ -51,22 +51,13 @@ def make_screens(num_envs: int, layers: tuple[str, ...], others: tuple[str, ...]
 class Game:
     """One NLE environment whose engine writes into given buffers and is observed at each of its steps."""
 
-    def __init__(
-        self,
-        played: Any,
-        env_id: str,
-        arrays: Mapping[str, np.ndarray],
-        *,
-        share_code: bool,
-        observes_more: bool,
-        registered_limit: int | None,
-    ) -> None:
-        """`played`: NLE's environment, or wrappers around it. `arrays`: one row of each of `make_screens`, contiguous;
-        the last cell of a map stays unchanged. `share_code`: keep the engine's code in memory once per process.
-        `observes_more`: it was made to observe more than `OBSERVED`. `registered_limit`: its registered step limit."""
+    def __init__(self, spec: EnvSpec, config: EnvConfig, arrays: Mapping[str, np.ndarray]) -> None:
+        """`arrays`: one row of each of `make_screens`, contiguous; the last cell of a map stays unchanged. ValueError
+        for options that the environment does not take, and for what it raises."""
+        played, observes_more = _make(spec, config)
         env = innermost(played)
-        self.env, self._env_id = env, env_id
-        self.step_limit = lowest(int(env._max_episode_steps), registered_limit, lift_time_limits(played))
+        self.env, self._env_id = env, spec.id
+        self.step_limit = lowest(int(env._max_episode_steps), spec.max_episode_steps, lift_time_limits(played))
         """The environment's own limit; NLE itself would report it as a termination, with an empty screen."""
         self.played = strip(played)  # what is stepped: the environment, or wrappers around it that change something
         env._max_episode_steps = NO_LIMIT
@@ -90,7 +81,7 @@ class Game:
         self.screen = engine._obs = tuple(wanted.get(key, np.empty(0, np.uint8)) for key in env._observation_keys)
         """The engine's arrays in the order in which NLE's methods expect them."""
         self._engine_reset, engine.reset, engine.step = engine.reset, self._reset_engine, self._step_engine
-        self._pages = engine_pages() if share_code else None
+        self._pages = engine_pages() if config.share_engine_code else None
         if self._pages is not None:
             self._pages.prepare(engine.dlpath)
 
@@ -181,9 +172,9 @@ class GymnasiumStepping:
         return np.array(rewards, np.float32), np.array(statuses, np.int64), list(captions)
 
 
-def make_game(spec: EnvSpec, config: EnvConfig, arrays: Mapping[str, np.ndarray]) -> Game:
-    """A game of the environment without gymnasium's own wrappers: NLE ignores seeds and limits that come through them.
-    ValueError for options that it does not take, and for what it raises."""
+def _make(spec: EnvSpec, config: EnvConfig) -> tuple[Any, bool]:
+    """NLE's environment, or wrappers around it, but not gymnasium's own: NLE ignores seeds and limits that come through
+    them; and whether it was made to observe more than `OBSERVED`."""
     for key, instead in (("max_episode_steps", "use env.max_episode_steps"), ("observation_keys", "remove it")):
         if key in config.options:
             raise ValueError(f"env.options has {key!r}, which a run sets itself; {instead}")
@@ -200,14 +191,7 @@ def make_game(spec: EnvSpec, config: EnvConfig, arrays: Mapping[str, np.ndarray]
                 env = load_env_creator(wrapper.entry_point)(env=env, **(wrapper.kwargs or {}))
     except BaseException as error:
         refuse_making(spec.id, config.options, error)
-    return Game(
-        env,
-        spec.id,
-        arrays,
-        share_code=config.share_engine_code,
-        observes_more=not is_class or bool(spec.additional_wrappers),
-        registered_limit=spec.max_episode_steps,
-    )
+    return env, not is_class or bool(spec.additional_wrappers)
 
 
 @contextmanager

@@ -13,38 +13,31 @@ from gymnasium.envs.registration import EnvSpec
 
 from actors.environments.errors import close_quietly
 from actors.environments.gymnasium_vector import discrete_actions
-from actors.environments.nethack.crop import MAP_CELLS, CropView
+from actors.environments.nethack.crop import MAP_CELLS, view_for
 from actors.environments.nethack.episode_stats import EpisodeStats
-from actors.environments.nethack.game import INVENTORY, Game, make_game, make_screens
+from actors.environments.nethack.game import INVENTORY, Game, make_screens
 from actors.environments.nethack.lean_rewards import goal_reward
 from actors.environments.nethack.lean_stepping import X, Y, make_stepping
 from actors.environments.vector import ArraySpec, EnvironmentSpec, EpisodeEnd, RebuildingVector, SeedStream, VectorStep
 from actors.environments.wrappers import step_limit, wrapper_names
-from configs.schema import EnvConfig
+from configs.schema import EnvConfig, PolicyConfig
 
 
 class NetHackEnvironment(RebuildingVector):
-    """B games; observations: the window that `view` cuts out around the agent, `blstats` [27] f32, `message` [256] u8,
-    and if requested the inventory's `inv_letters` and `inv_oclasses` [55] u8."""
+    """B games; observations: the window around the agent that the policy's network sees, `blstats` [27] f32, `message`
+    [256] u8, and for `nethack_full` the inventory's `inv_letters` and `inv_oclasses` [55] u8."""
 
     def __init__(
-        self,
-        spec: EnvSpec,
-        config: EnvConfig,
-        *,
-        num_envs: int,
-        seeds: SeedStream,
-        view: CropView,
-        inventory: bool = False,
+        self, spec: EnvSpec, config: EnvConfig, num_envs: int, seeds: SeedStream, policy: PolicyConfig
     ) -> None:
         """Raises ValueError for options that the environment does not take."""
         if config.captioner != "message":
             wanted = f"env.captioner must be 'message', got {config.captioner!r}"
             raise ValueError(f"captions of {spec.id!r} are its message lines: {wanted}")
         super().__init__(spec, config, num_envs, seeds)
-        self._view = view
+        self._view = view = view_for(policy.network, policy.crop_size)
         layers = dict.fromkeys(("glyphs", *view.layers))  # NLE's tasks always read the glyphs
-        self._copied = ("blstats", "message", *(INVENTORY if inventory else ()))
+        self._copied = ("blstats", "message", *(INVENTORY if policy.network == "nethack_full" else ()))
         self._screens = make_screens(num_envs, tuple(layers), self._copied)
         self._glyphs, self._blstats = self._screens["glyphs"][:, :MAP_CELLS], self._screens["blstats"]
         self._games: list[Game] = []
@@ -123,7 +116,7 @@ class NetHackEnvironment(RebuildingVector):
         try:
             for i in range(self.num_envs):
                 screen = {name: array[i] for name, array in self._screens.items()}
-                self._games.append(make_game(self._gymnasium_spec, self._config, screen))
+                self._games.append(Game(self._gymnasium_spec, self._config, screen))
         except BaseException:
             self.close()
             raise
