@@ -38,9 +38,6 @@ class PolicyNet(nn.Module):
     """Encoder, recurrent core, and linear heads for the logits and the value. The value head's own output is in units
     of `value_scale` around `value_mean`, which the learner sets if it normalises returns."""
 
-    value_mean: Tensor
-    value_scale: Tensor
-
     def __init__(self, spec: EnvironmentSpec, config: PolicyConfig) -> None:
         """Raises ValueError for a network that cannot read the environment's observations."""
         super().__init__()
@@ -59,8 +56,7 @@ class PolicyNet(nn.Module):
         self.value_head = nn.Linear(self.core.num_features, 1)
         has_skip = config.core_skip and config.core != "none"
         self.skip_head = nn.Linear(num_features, spec.num_actions + 1, bias=False) if has_skip else None
-        self.register_buffer("value_mean", torch.zeros(()))
-        self.register_buffer("value_scale", torch.ones(()))
+        self.value_mean, self.value_scale = nn.Buffer(torch.zeros(())), nn.Buffer(torch.ones(()))
         gains: dict[nn.Module, float] = {self.policy_head: config.head_gain, self.value_head: 1.0}
         for layer in (*self.encoder.modules(), self.policy_head, self.value_head):
             if isinstance(layer, nn.Linear | nn.Conv2d):

@@ -43,15 +43,12 @@ LOGARITHMIC = (9, HP, MAX_HP, 13, ENERGY, MAX_ENERGY, 19, 20)
 class ScaledBlstats(nn.Module):
     """All entries scaled, the fractions of hit points and energy left, and the bits of the condition."""
 
-    _scales: Tensor
-    _logarithmic: Tensor
-
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("_scales", torch.tensor(SCALES), persistent=False)
+        self._scales = nn.Buffer(torch.tensor(SCALES), persistent=False)
         logarithmic = torch.zeros(NUM_BLSTATS, dtype=torch.bool)
         logarithmic[list(LOGARITHMIC)] = True
-        self.register_buffer("_logarithmic", logarithmic, persistent=False)
+        self._logarithmic = nn.Buffer(logarithmic, persistent=False)
 
     def forward(self, blstats: Tensor) -> Tensor:
         """[N, 27] -> [N, 42]."""
@@ -183,8 +180,6 @@ class NetHackFullEncoder(GlyphEncoder):
 class InventoryEncoder(nn.Module):
     """Two layers over the inventory's sum of embeddings of each object's class and of its class and letter."""
 
-    _letters: Tensor
-
     def __init__(self, num_features: int = SIDE_FEATURES // 2) -> None:
         super().__init__()
         self.num_features = num_features
@@ -194,7 +189,7 @@ class InventoryEncoder(nn.Module):
         places = torch.full((256,), NUM_LETTERS)
         for first, place in ((ord("a"), 1), (ord("A"), 27)):
             places[first : first + 26] = torch.arange(place, place + 26)
-        self.register_buffer("_letters", places, persistent=False)
+        self._letters = nn.Buffer(places, persistent=False)
 
     def forward(self, slots: Tensor) -> Tensor:
         """[N, 2 slots] u8, all letters and then all classes -> [N, num_features]."""

@@ -35,8 +35,6 @@ class RenderedCropEncoder(RepeatingEncoder):
     """
 
     repeating = ("character_crop", "message")
-    _atlas: Tensor
-    _scales: Tensor
 
     def __init__(self, observations: Mapping[str, ArraySpec], config: PolicyConfig) -> None:
         """Raises ValueError for observations other than NetHack's with the character window."""
@@ -49,8 +47,8 @@ class RenderedCropEncoder(RepeatingEncoder):
                 f"network 'rendered_crop' reads character_crop {wanted['character_crop']}, blstats ({NUM_BLSTATS},) and"
                 f" message, which NetHack and MiniHack have; this environment has {has}; choose network 'auto'"
             )
-        self.register_buffer("_atlas", torch.from_numpy(glyph_atlas()), persistent=False)  # [256 * 16, 6, 6, 3] u8
-        self.register_buffer("_scales", torch.tensor(BLSTATS_SCALES), persistent=False)
+        self._atlas = nn.Buffer(torch.from_numpy(glyph_atlas()), persistent=False)  # [256 * 16, 6, 6, 3] u8
+        self._scales = nn.Buffer(torch.tensor(BLSTATS_SCALES), persistent=False)
         self.convolutions = nn.Sequential(
             *(nn.Conv2d(3, 32, 8, 4), nn.ELU()),  # 72 -> 17
             *(nn.Conv2d(32, 64, 4, 2), nn.ELU()),  # 17 -> 7

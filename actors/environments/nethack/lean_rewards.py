@@ -166,12 +166,15 @@ REWARDS: dict[str, type[Rewards]] = {
 """By the task's `_reward_fn`."""
 
 
+def implementation(env: Any, method: str) -> str:
+    """Where a method of an environment comes from: module, class and name."""
+    function = getattr(env, method)
+    return f"{function.__module__}.{function.__qualname__}"
+
+
 def goal_reward(env: Any, step_limit: int) -> GoalReward | None:
     """How the task of `env` rewards its goal in episodes of `step_limit` steps; None without goal, or if custom."""
-    function = env._reward_fn
-    rewards = REWARDS.get(f"{function.__module__}.{function.__qualname__}")
-    if rewards is None:
-        return None
+    rewards = REWARDS.get(implementation(env, "_reward_fn"), Rewards)
     at_goal = rewards.goal
     if rewards is MiniHackRewards and env.reward_manager is None:
         at_goal = env.reward_win

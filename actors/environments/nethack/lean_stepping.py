@@ -13,7 +13,7 @@ import numpy as np
 from actors.environments.nethack.crop import MAP_CELLS, MAP_HEIGHT, MAP_WIDTH
 from actors.environments.nethack.episode_stats import TIME
 from actors.environments.nethack.game import ABORTED, DEATH, Game, GymnasiumStepping
-from actors.environments.nethack.lean_rewards import PENALTY_MODES, REWARDS
+from actors.environments.nethack.lean_rewards import PENALTY_MODES, REWARDS, implementation
 from actors.environments.nethack.tasks import ASKING, GAME_OVER, TELLING, WAITING_FOR_SPACE, answer_key, oracle_glyph
 from actors.environments.wrappers import wrapper_names
 
@@ -41,13 +41,13 @@ class LeanStepping:
         self._game_over, self._message = screens["program_state"][:, GAME_OVER], screens["message"]
         self._lines = self._message.view(f"S{self._message.shape[1]}")[:, 0]  # the engine pads with zeros
         self._skips_prompts = not env._allow_all_modes
-        self._is_oni = _name(env, "step") == ONI_STEP
+        self._is_oni = implementation(env, "step") == ONI_STEP
         self._telling = TELLING if self._is_oni else ()
         self._attended: set[int] = set()
         """Games to handle in the next step too: a text prompt is open, or the game is over but has not ended."""
         self._places = PLACES[_deciding(env)]
-        self._rewards = REWARDS[_name(env, "_reward_fn")](env, screens)
-        self._progress = Progress(games, self.blstats) if _name(env, "_check_abort") == IMPATIENT else None
+        self._rewards = REWARDS[implementation(env, "_reward_fn")](env, screens)
+        self._progress = Progress(games, self.blstats) if implementation(env, "_check_abort") == IMPATIENT else None
 
     def start(self, i: int, core: int, disp: int) -> bytes:
         """Start game `i` with these seeds; returns its first raw caption."""
@@ -211,8 +211,8 @@ def find_obstacle(env: Any) -> str | None:
     """The method or setting of an environment that lean stepping does not support (a method other than NLE's,
     MiniHack's or ours); None if there is none."""
     for method, known in _SUPPORTED.items():
-        if hasattr(env, method) and _name(env, method) not in known:
-            return _name(env, method)
+        if hasattr(env, method) and implementation(env, method) not in known:
+            return implementation(env, method)
     if _deciding(env) not in PLACES:
         return _deciding(env)
     if getattr(env, "reward_manager", None) is not None:
@@ -224,10 +224,5 @@ def find_obstacle(env: Any) -> str | None:
 
 def _deciding(env: Any) -> str:
     """The method that decides whether the goal is reached."""
-    end = _name(env, "_is_episode_end")
-    return _name(env, "_reached") if end == ONI_END else end
-
-
-def _name(env: Any, method: str) -> str:
-    function = getattr(env, method)
-    return f"{function.__module__}.{function.__qualname__}"
+    end = implementation(env, "_is_episode_end")
+    return implementation(env, "_reached") if end == ONI_END else end
