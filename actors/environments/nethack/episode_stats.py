@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-SCORE, DEPTH, GOLD, EXPERIENCE_LEVEL, TIME, BRANCH, LEVEL = 9, 12, 13, 18, 20, 23, 24  # indices into blstats
+X, Y, SCORE, DEPTH, GOLD, EXPERIENCE_LEVEL, TIME, BRANCH, LEVEL = 0, 1, 9, 12, 13, 18, 20, 23, 24  # of blstats
 UNSEEN_GLYPH = 2359
 """Stone, which is also the glyph of unseen cells."""
 KILL, DESTROY = b"You kill ", b"You destroy "

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from actors.environments.nethack.crop import MAP_CELLS, MAP_HEIGHT, MAP_WIDTH
 from actors.environments.nethack.episode_stats import TIME
 from actors.environments.nethack.game import ABORTED, DEATH, Game, GymnasiumStepping
 from actors.environments.nethack.lean_rewards import PENALTY_MODES, REWARDS, implementation
@@ -20,7 +19,6 @@ from actors.environments.wrappers import wrapper_names
 logger = logging.getLogger(__name__)
 
 ON_STAIRS_DOWN = 4  # index into internal
-X, Y = 0, 1  # indices into blstats
 TASKS = "actors.environments.nethack.tasks"
 ONI_STEP, ONI_END = f"{TASKS}.ScoreExtended.step", f"{TASKS}.Goal._is_episode_end"
 IMPATIENT = "nle.env.tasks.NetHackChallenge._check_abort"
@@ -37,7 +35,7 @@ class LeanStepping:
         self._is_done = [game.engine.done for game in games]
         self._is_playing = [game.engine.in_normal_game for game in games]
         self._keys = np.array([int(key) for key in env.actions])
-        self.glyphs, self.blstats, self.internal = screens["glyphs"], screens["blstats"], screens["internal"]
+        self.glyphs, self.internal = screens["glyphs"], screens["internal"]
         self._game_over, self._message = screens["program_state"][:, GAME_OVER], screens["message"]
         self._lines = self._message.view(f"S{self._message.shape[1]}")[:, 0]  # the engine pads with zeros
         self._skips_prompts = not env._allow_all_modes
@@ -47,7 +45,9 @@ class LeanStepping:
         """Games to handle in the next step too: a text prompt is open, or the game is over but has not ended."""
         self._places = PLACES[_deciding(env)]
         self._rewards = REWARDS[implementation(env, "_reward_fn")](env, screens)
-        self._progress = Progress(games, self.blstats) if implementation(env, "_check_abort") == IMPATIENT else None
+        self._progress = (
+            Progress(games, screens["blstats"]) if implementation(env, "_check_abort") == IMPATIENT else None
+        )
 
     def start(self, i: int, core: int, disp: int) -> bytes:
         """Start game `i` with these seeds; returns its first raw caption."""
@@ -135,12 +135,9 @@ class LeanStepping:
         """The games with the agent on stairs down."""
         return np.flatnonzero(self.internal[:, ON_STAIRS_DOWN])
 
-    def beside_the_oracle(self, attended: list[int]) -> np.ndarray:
-        """The games with the Oracle's glyph on the agent's cell or next to it."""
-        x, y = self.blstats[:, X, None], self.blstats[:, Y, None]
-        rows, columns = (y + _AROUND[0]).clip(0, MAP_HEIGHT - 1), (x + _AROUND[1]).clip(0, MAP_WIDTH - 1)
-        cells = rows * MAP_WIDTH + columns + np.arange(len(x))[:, None] * (MAP_CELLS + 1)
-        return np.flatnonzero((self.glyphs.reshape(-1)[cells] == oracle_glyph()).any(axis=1))
+    def seeing_the_oracle(self, attended: list[int]) -> np.ndarray:
+        """The games with the Oracle's glyph anywhere on the map: few, and found faster than those next to her."""
+        return np.flatnonzero((self.glyphs == oracle_glyph()).any(axis=1))
 
     def descended(self, attended: list[int]) -> list[int]:
         """Those of the handled games with "You descend the stairs."; that line always causes a game to be handled."""
@@ -167,7 +164,6 @@ class Progress:
         return self._count >= self._limit
 
 
-_AROUND = np.array([(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]).T
 _SUPPORTED: Mapping[str, Collection[str]] = {
     "step": ("nle.env.base.NLE.step", "minihack.base.MiniHack.step", ONI_STEP),
     "_perform_known_steps": ("nle.env.base.NLE._perform_known_steps", f"{TASKS}.ScoreExtended._perform_known_steps"),
@@ -184,9 +180,9 @@ PLACES: Mapping[str, Callable[[LeanStepping, list[int]], np.ndarray | list[int]]
     "nle.env.base.NLE._is_episode_end": lambda stepping, attended: [],
     "nle.env.tasks.NetHackStaircase._is_episode_end": LeanStepping.on_stairs,
     "nle.env.tasks.NetHackStaircasePet._is_episode_end": LeanStepping.on_stairs,
-    "nle.env.tasks.NetHackOracle._is_episode_end": LeanStepping.beside_the_oracle,
+    "nle.env.tasks.NetHackOracle._is_episode_end": LeanStepping.seeing_the_oracle,
     "minihack.base.MiniHack._is_episode_end": LeanStepping.on_stairs,
-    f"{TASKS}.Oracle._reached": LeanStepping.beside_the_oracle,
+    f"{TASKS}.Oracle._reached": LeanStepping.seeing_the_oracle,
     f"{TASKS}.Staircase._reached": LeanStepping.descended,
 }
 """By the method that decides whether the goal is reached: a function of the stepping and the games whose prompts were

@@ -14,10 +14,10 @@ from gymnasium.envs.registration import EnvSpec
 from actors.environments.errors import close_quietly
 from actors.environments.gymnasium_vector import discrete_actions
 from actors.environments.nethack.crop import MAP_CELLS, view_for
-from actors.environments.nethack.episode_stats import EpisodeStats
+from actors.environments.nethack.episode_stats import EpisodeStats, X, Y
 from actors.environments.nethack.game import INVENTORY, Game, make_screens
 from actors.environments.nethack.lean_rewards import goal_reward
-from actors.environments.nethack.lean_stepping import X, Y, make_stepping
+from actors.environments.nethack.lean_stepping import make_stepping
 from actors.environments.vector import ArraySpec, EnvironmentSpec, EpisodeEnd, RebuildingVector, SeedStream, VectorStep
 from actors.environments.wrappers import step_limit, wrapper_names
 from configs.schema import EnvConfig, PolicyConfig
