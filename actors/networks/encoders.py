@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from actors.environments.vector import ArraySpec
 from actors.networks.nethack_encoders import GlyphCropEncoder, NetHackFullEncoder, signed_log
 from actors.networks.rendered_crop import RenderedCropEncoder
-from actors.networks.repeated_rows import SIDE_FEATURES, encode_rows, two_layers
+from actors.networks.repeated_rows import encode_rows, two_layers
 from actors.networks.words import WordEncoder
 from configs.schema import PolicyConfig
 
@@ -74,26 +74,22 @@ class VectorEncoder(nn.Module):
         super().__init__()
         self._specs, self._reuses = dict(observations), config.reuse_crops
         self.embeddings, self.texts = nn.ModuleDict(), nn.ModuleDict()
-        num_inputs = 0
         for name, spec in observations.items():
             if spec.is_text:
                 self.texts[module_name(name)] = WordEncoder(spec.shape[0])
-                num_inputs += SIDE_FEATURES
-                continue
-            width = 1
-            if spec.num_values > LARGEST_ONE_HOT:
-                width = config.embedding_size
-                self.embeddings[module_name(name)] = nn.Embedding(spec.num_values, width)
-            elif spec.num_values:
-                width = spec.num_values
-            num_inputs += width * int(torch.Size(spec.shape).numel())
+            elif spec.num_values > LARGEST_ONE_HOT:
+                self.embeddings[module_name(name)] = nn.Embedding(spec.num_values, config.embedding_size)
+        with torch.no_grad():
+            inputs = self._read({name: torch.zeros(1, *spec.shape) for name, spec in observations.items()})
         self.num_features = config.hidden_size
-        self.layers = two_layers(num_inputs, config.hidden_size)
+        self.layers = two_layers(inputs.shape[1], config.hidden_size)
 
     def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
         """Features [N, num_features]."""
-        inputs = [self._inputs(name, spec, obs[name]).flatten(1) for name, spec in self._specs.items()]
-        return self.layers(torch.cat(inputs, -1))
+        return self.layers(self._read(obs))
+
+    def _read(self, obs: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([self._inputs(name, spec, obs[name]).flatten(1) for name, spec in self._specs.items()], -1)
 
     def _inputs(self, name: str, spec: ArraySpec, array: Tensor) -> Tensor:
         """Numbers of moderate size: bytes as fractions, others, of unknown range, on a signed log scale."""

@@ -28,7 +28,10 @@ class LevelTiles:
     def update(self, glyphs: np.ndarray, blstats: np.ndarray, playing: np.ndarray) -> np.ndarray:
         """Record a step of the games `playing` [B] bool: how many more tiles are seen than when each level was last
         seen, [B] i64 (meaningless in other games); `glyphs` [B, cells], `blstats` [B, 27]."""
-        levels, seen = level_number(blstats), count_unlike(glyphs, UNSEEN_GLYPH)
+        levels = level_number(blstats)
+        seen = np.add.reduce(
+            glyphs != UNSEEN_GLYPH, axis=1, dtype=np.int16
+        )  # i16 holds all cells; 4 x faster than counting
         for i in ((levels != self._level) & playing).nonzero()[0].tolist():
             self._elsewhere[i][int(self._level[i])] = int(self._here[i])
             self._level[i], self._here[i] = levels[i], self._elsewhere[i].pop(int(levels[i]), 0)
@@ -75,11 +78,6 @@ class EpisodeStats:
             "tiles_seen": float(self._tiles.total(i)),
             "kills": float(self._kills[i]),
         }
-
-
-def count_unlike(values: np.ndarray, value: int) -> np.ndarray:
-    """The number of entries other than `value` in each row of `values` [N, M]: [N] i16; M < 2^15."""
-    return np.add.reduce(values != value, axis=1, dtype=np.int16)  # four times as fast as counting along an axis
 
 
 def level_number(blstats: np.ndarray) -> np.ndarray:

@@ -32,8 +32,6 @@ logger = logging.getLogger(__name__)
 OBSERVED = ("glyphs", "blstats", "message")
 INVENTORY: Mapping[str, int] = {"inv_letters": 128, "inv_oclasses": 19}
 """The inventory's entries, one value per slot, and their numbers of values; an empty slot has the last class."""
-NEEDED = frozenset({*OBSERVED, "program_state", "internal"})
-"""The arrays that NLE's own stepping and its tasks read."""
 STOCK_MODULES = frozenset({"nle.env.base", "nle.env.tasks", "minihack.base", "actors.environments.nethack.tasks"})
 ABORTED, DEATH = -1, 1  # end statuses
 
@@ -75,7 +73,8 @@ class Game:
         for name, array in arrays.items():
             buffers[name] = array[:MAP_CELLS].reshape(MAP_HEIGHT, MAP_WIDTH) if name in LAYERS else array
         self._program_state, self._internal = buffers["program_state"], buffers["internal"]
-        wanted = buffers if observes_more or _reads_all(env) else {key: buffers[key] for key in NEEDED | arrays.keys()}
+        # NLE's own stepping and its tasks read no arrays but those of `make_screens`.
+        wanted = buffers if observes_more or _reads_all(env) else {key: buffers[key] for key in arrays}
         self.engine.set_buffers(**wanted)
         # MiniHack makes NLE fill and copy every observation; those that nothing reads become empty arrays.
         self.screen = engine._obs = tuple(wanted.get(key, np.empty(0, np.uint8)) for key in env._observation_keys)
