@@ -176,6 +176,8 @@ def convolve_glyphs(glyphs: Tensor, embedding: nn.Embedding, convolutions: nn.Se
     if glyphs.device.type != "cpu" or not torch.is_grad_enabled():
         return convolutions(embedding(glyphs.long()).movedim(-1, 1))
     first = convolutions[0]
+    assert isinstance(first, nn.Conv2d)
+    assert first.bias is not None
     return convolutions[1:](convolve_categories(glyphs, embedding.weight, first.weight, first.bias))
 
 

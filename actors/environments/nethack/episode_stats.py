@@ -57,7 +57,7 @@ class EpisodeStats:
         """Start a new episode in game `i`, from the glyphs and blstats of its first screen."""
         self._max_depth[i] = blstats[DEPTH]
         self._kills[i] = 0
-        self._tiles.start(i, int(level_number(blstats)), np.count_nonzero(glyphs != UNSEEN_GLYPH))
+        self._tiles.start(i, int(level_number(blstats)), int(np.count_nonzero(glyphs != UNSEEN_GLYPH)))
 
     def update(self, glyphs: np.ndarray, blstats: np.ndarray, captions: Sequence[bytes]) -> None:
         """Record a step of every game: `glyphs` [B, cells], `blstats` [B, 27]; an empty screen updates only kills."""
