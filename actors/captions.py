@@ -5,6 +5,7 @@ Invariant: equal captions have equal ids everywhere and in every run. An unackno
 than `MAX_TEXTS` distinct ones wait; when the caption is seen again, its text is sent again.
 """
 
+import functools
 import itertools
 import re
 import unicodedata
@@ -21,9 +22,9 @@ MAX_CAPTION_BYTES = 256
 """UTF-8 bytes of a normalised caption; a longer one is cut at its beginning."""
 MAX_TEXTS = 32_768
 """Texts that a tracker holds (about 10 MB); the least recently seen is forgotten first."""
-MAX_RAW = 4_096
-"""Raw captions in each of the two generations of the look-up cache (some 3 MB in all). In 600,000 steps of 64 NetHack
-games, two captions were looked up after they had been evicted."""
+MAX_RAW = 8_192
+"""Raw captions whose ids and texts a tracker remembers (some 3 MB). In 600,000 steps of 64 NetHack games, two captions
+were looked up after they had been evicted from a cache of this size."""
 MAX_EPISODE_CAPTIONS = 65_536
 """Distinct captions counted in one episode; then the one first seen is forgotten, and counts from 1 again."""
 
@@ -35,11 +36,9 @@ _NOT_TEXT = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"})
 
 
 def normalize(raw: bytes, *, fold_case: bool = False, fold_digits: bool = False) -> str:
-    """The text that is hashed, shown and judged: at most 256 UTF-8 bytes without control or format characters.
-
-    Runs of spaces become two, which separate the messages of one step; single spaces stay. A text that is too long
-    loses its beginning (whole messages if there are several), because the outcome of the step comes last.
-    """
+    """The text that is hashed, shown and judged: at most 256 UTF-8 bytes without control or format characters. Runs of
+    spaces become two, which separate the messages of one step; single spaces stay. A text that is too long loses its
+    beginning (whole messages if there are several), because the outcome of the step comes last."""
     text = raw.decode("utf-8", "replace")
     if not text.isascii() or not text.isprintable():
         text = "".join(" " if unicodedata.category(char) in _NOT_TEXT else char for char in text)
@@ -66,8 +65,7 @@ class CaptionTracker:
     def __init__(self, num_envs: int, *, fold_case: bool = False, fold_digits: bool = False) -> None:
         self.num_envs = num_envs
         self._fold_case, self._fold_digits = fold_case, fold_digits
-        self._known: dict[bytes, tuple[int, str]] = {}
-        self._known_before: dict[bytes, tuple[int, str]] = {}
+        self._read = functools.lru_cache(MAX_RAW)(self._id_and_text)
         self._counts: list[dict[int, int]] = [{} for _ in range(num_envs)]
         self._occurred: dict[int, int] = {}  # since the last report: id -> steps that showed it
         self._occurred_texts: dict[int, str] = {}
@@ -76,11 +74,8 @@ class CaptionTracker:
         self._book_epoch: str | None = None
 
     def observe(self, raw_captions: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids [B] u64 and counts [B] i32 of the captions of one step.
-
-        A count is how often the caption has occurred in the environment's running episode, this time included: at least
-        1.
-        """
+        """Ids [B] u64 and counts [B] i32 of the captions of one step. A count is how often the caption has occurred in
+        the environment's running episode, this time included: at least 1."""
         ids, counts = np.empty(self.num_envs, np.uint64), np.empty(self.num_envs, np.int32)
         for i, raw in enumerate(raw_captions):
             id_, counts[i] = self._count(i, raw)
@@ -154,7 +149,7 @@ class CaptionTracker:
         self._book_epoch = state["book_epoch"]
 
     def _count(self, env_index: int, raw: bytes) -> tuple[int, int]:
-        id_, text = self._known.get(raw) or self._look_up(raw)
+        id_, text = self._read(raw)
         counts = self._counts[env_index]
         count = counts.get(id_, 0) + 1
         counts[id_] = count
@@ -165,16 +160,9 @@ class CaptionTracker:
             self._occurred_texts[id_] = text
         return id_, count
 
-    def _look_up(self, raw: bytes) -> tuple[int, str]:
-        """Id and text of a raw caption that is not in the younger generation of the cache."""
-        known = self._known_before.get(raw)
-        if known is None:
-            text = normalize(raw, fold_case=self._fold_case, fold_digits=self._fold_digits)
-            known = (caption_id(text), text)
-        if len(self._known) >= MAX_RAW:
-            self._known_before, self._known = self._known, {}
-        self._known[raw] = known
-        return known
+    def _id_and_text(self, raw: bytes) -> tuple[int, str]:
+        text = normalize(raw, fold_case=self._fold_case, fold_digits=self._fold_digits)
+        return caption_id(text), text
 
 
 def _ids(ids: Any) -> np.ndarray:

@@ -13,10 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
-from actors.devices import resolve_precision
 from actors.environments.vector import EnvironmentSpec
 from actors.networks.repeated_rows import EncodingCache
-from actors.policy import PolicyNet, PolicySnapshot, load_snapshot
+from actors.policy import PolicyNet, PolicySnapshot, load_weights, resolve_precision
 from configs.devices import resolve_device
 from configs.schema import ActorsConfig
 
@@ -34,7 +33,9 @@ class BatchedInference:
         self._net, self._num_envs, self._on_gpu = net.to(self.device).eval(), num_envs, self.device.type == "cuda"
         # Host memory that the device reads by itself; on a CPU host and device tensors are the same.
         self._host = {
-            name: torch.empty(num_envs, *array.shape, dtype=_torch_dtype(array.dtype), pin_memory=self._on_gpu)
+            name: torch.empty(
+                num_envs, *array.shape, dtype=torch.from_numpy(np.empty(0, array.dtype)).dtype, pin_memory=self._on_gpu
+            )
             for name, array in spec.observations.items()
         }
         self._inputs = {name: tensor.to(self.device) for name, tensor in self._host.items()}
@@ -46,7 +47,7 @@ class BatchedInference:
 
     def load(self, snapshot: PolicySnapshot) -> None:
         """Load the snapshot's weights; raises RuntimeError for those of another network."""
-        load_snapshot(self._net, snapshot)
+        load_weights(self._net, snapshot.weights)
 
     @contextlib.contextmanager
     def rollout(self, num_steps: int) -> Iterator[None]:
@@ -124,7 +125,3 @@ class BatchedInference:
         for name, tensor in self._core.items():
             tensor.copy_(before[name])
         return graph
-
-
-def _torch_dtype(dtype: np.dtype) -> torch.dtype:
-    return torch.from_numpy(np.empty(0, dtype)).dtype

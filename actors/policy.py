@@ -1,10 +1,12 @@
-"""The policy network, run by workers and trained by the learner, and the snapshots that carry its weights.
+"""The policy network, run by workers and trained by the learner, the snapshots that carry its weights, and how it
+computes: in which precision, and with what size of the kernel caches of torch's libraries.
 
 Invariant: for equal weights, T calls of `step` and one `forward` over the T steps give the same results, up to
 rounding.
 """
 
 import functools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,16 +18,10 @@ from torch import Tensor, nn
 from actors.environments.vector import EnvironmentSpec
 from actors.networks.encoders import make_encoder
 from actors.networks.recurrent import RecurrentCore
-from actors.networks.repeated_rows import (
-    EncodingCache,
-    RepeatedRows,
-    RepeatingEncoder,
-    encode_all,
-    encode_distinct,
-    project,
-)
+from actors.networks.repeated_rows import EncodingCache, RepeatedRows, RepeatingEncoder, encode_rows, project
 from actors.previous_step import encode_previous_step, previous_step_entries
 from actors.rollout import Version
+from configs.devices import bfloat16_is_faster
 from configs.schema import PolicyConfig
 
 
@@ -34,21 +30,13 @@ class PolicyOutput(NamedTuple):
 
     logits: Tensor  # [T, B, A] f32
     values: Tensor  # [T, B] f32
-    core_state: dict[str, Tensor]
-    """After the last step: name -> [B, H] f32."""
-    core_outputs: Tensor
-    """[T, B, H]: the heads' input from the core; without a core, the encoder's features."""
+    core_state: dict[str, Tensor]  # after the last step: name -> [B, H] f32
+    core_outputs: Tensor  # [T, B, H]: the heads' input from the core; without a core, the encoder's features
 
 
 class PolicyNet(nn.Module):
-    """Encoder, recurrent core, and linear heads for the logits and the value.
-
-    The value head's own output is in units of `value_scale` around `value_mean`, which the learner sets if it
-    normalises returns.
-    """
-
-    value_mean: Tensor
-    value_scale: Tensor
+    """Encoder, recurrent core, and linear heads for the logits and the value. The value head's own output is in units
+    of `value_scale` around `value_mean`, which the learner sets if it normalises returns."""
 
     def __init__(self, spec: EnvironmentSpec, config: PolicyConfig) -> None:
         """Raises ValueError for a network that cannot read the environment's observations."""
@@ -68,8 +56,7 @@ class PolicyNet(nn.Module):
         self.value_head = nn.Linear(self.core.num_features, 1)
         has_skip = config.core_skip and config.core != "none"
         self.skip_head = nn.Linear(num_features, spec.num_actions + 1, bias=False) if has_skip else None
-        self.register_buffer("value_mean", torch.zeros(()))
-        self.register_buffer("value_scale", torch.ones(()))
+        self.value_mean, self.value_scale = nn.Buffer(torch.zeros(())), nn.Buffer(torch.ones(()))
         gains: dict[nn.Module, float] = {self.policy_head: config.head_gain, self.value_head: 1.0}
         for layer in (*self.encoder.modules(), self.policy_head, self.value_head):
             if isinstance(layer, nn.Linear | nn.Conv2d):
@@ -87,14 +74,12 @@ class PolicyNet(nn.Module):
     def forward(
         self, obs: Mapping[str, Tensor], core_state: dict[str, Tensor], reset_before: Tensor | None = None
     ) -> PolicyOutput:
-        """Logits and values of observations name -> [T, B, ...].
-
-        `core_state` is the state before step 0; `reset_before` [T, B] bool (on the CPU) zeroes it before single steps.
-        """
+        """Logits and values of observations name -> [T, B, ...]; `core_state` is the state before step 0, and
+        `reset_before` [T, B] bool (on the CPU) zeroes it before single steps."""
         num_steps, num_envs = next(iter(obs.values())).shape[:2]
         flat = {name: array.flatten(0, 1) for name, array in obs.items()}
         if self.core.kind != "none" and isinstance(self.encoder, RepeatingEncoder):
-            encoded = [*self.encoder.encode_branches(flat), *self._encode_previous(flat)]
+            encoded = [*self.encoder.encode_branches(flat), *self._encode_previous(flat, reuses=self._reuses)]
             gates = project(encoded, self.core.input).unflatten(0, (num_steps, num_envs))
             outputs, core_state = self.core.run(gates, core_state, reset_before)
             features = None
@@ -111,10 +96,8 @@ class PolicyNet(nn.Module):
         core_state: dict[str, Tensor],
         caches: Mapping[str, EncodingCache] | None = None,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Logits [B, A], values [B] and the next core state for one step's observations name -> [B, ...].
-
-        `caches` (from `make_caches`) are for consecutive steps under the same weights, without gradients.
-        """
+        """Logits [B, A], values [B] and the next core state for one step's observations name -> [B, ...]; `caches`
+        (from `make_caches`) are for consecutive steps under the same weights, without gradients."""
         features = self._append_previous(self.encoder(obs, caches) if caches else self.encoder(obs), obs).unsqueeze(0)
         outputs, core_state = self.core(features, core_state, None)
         output = self._after_core(outputs, core_state, features)
@@ -138,17 +121,16 @@ class PolicyNet(nn.Module):
         self.value_mean.copy_(mean)
         self.value_scale.copy_(scale)
 
-    def _encode_previous(self, obs: Mapping[str, Tensor]) -> list[RepeatedRows]:
+    def _encode_previous(self, obs: Mapping[str, Tensor], *, reuses: bool) -> list[RepeatedRows]:
         """The features of the previous action and reward, if observed, as rows [N, features]."""
-        encode = encode_distinct if self._reuses else encode_all
         return [
-            encode(obs[name].unsqueeze(1), functools.partial(encode_previous_step, name, entry))
+            encode_rows(obs[name].unsqueeze(1), functools.partial(encode_previous_step, name, entry), reuses=reuses)
             for name, entry in self._previous.items()
         ]
 
     def _append_previous(self, features: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
         """The encoder's features [N, F], followed by those of the previous action and reward."""
-        previous = [encode_previous_step(name, entry, obs[name].unsqueeze(1)) for name, entry in self._previous.items()]
+        previous = [rows.distinct for rows in self._encode_previous(obs, reuses=False)]
         return torch.cat([features, *previous], -1) if previous else features
 
     def _after_core(self, outputs: Tensor, core_state: dict[str, Tensor], features: Tensor | None) -> PolicyOutput:
@@ -168,10 +150,8 @@ class PolicyNet(nn.Module):
 class PolicySnapshot:
     """Weights at one version (learner -> workers; latest only)."""
 
-    weights: dict[str, np.ndarray]
-    """Parameter name -> f32 array; may be read-only."""
-    policy_version: Version
-    """(run_epoch, n)."""
+    weights: dict[str, np.ndarray]  # parameter name -> f32 array; may be read-only
+    policy_version: Version  # (run_epoch, n)
 
 
 def snapshot(net: PolicyNet, policy_version: Version) -> PolicySnapshot:
@@ -186,6 +166,26 @@ def load_weights(net: PolicyNet, weights: Mapping[str, np.ndarray]) -> None:
     net.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in {**units, **weights}.items()})
 
 
-def load_snapshot(net: PolicyNet, snapshot: PolicySnapshot) -> None:
-    """`load_weights` of the snapshot's weights."""
-    load_weights(net, snapshot.weights)
+def resolve_precision(precision: str, device: torch.device, net: nn.Module, what: str) -> torch.dtype | None:
+    """The autocast dtype for `bf16`, `fp32` or `auto`; None is float32 without autocast. `auto` is bf16 if the largest
+    layer of `net` is clearly faster with it on `device`, which is logged for `what`."""
+    if precision not in ("auto", "bf16", "fp32"):
+        raise ValueError(f"precision: got {precision!r}, wanted one of auto, bf16, fp32")
+    wants_bf16 = precision == "bf16" or (precision == "auto" and bfloat16_is_faster(device, *_largest_layer(net), what))
+    return torch.bfloat16 if wants_bf16 else None
+
+
+def _largest_layer(net: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of the largest weight matrix; embedding tables do not count, as they are only looked up."""
+    tables = {id(module.weight) for module in net.modules() if isinstance(module, nn.Embedding)}
+    matrices = [weights.shape for weights in net.parameters() if weights.dim() == 2 and id(weights) not in tables]
+    outputs, inputs = max(matrices, key=lambda shape: shape.numel(), default=(256, 256))
+    return inputs, outputs
+
+
+def bound_kept_kernels(number: int) -> None:
+    """Limit the kernel caches of torch and of oneDNN, 1024 by default, to the newest `number` of operations and shapes,
+    instead of every number of rows that a CPU ever meets. Call it before the process first computes; values set by the
+    user are kept."""
+    os.environ.setdefault("LRU_CACHE_CAPACITY", str(number))
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(number))

@@ -16,56 +16,43 @@ Version = tuple[int, int]
 class EpisodeStatistics:
     """One finished episode (worker -> learner, for the logs)."""
 
-    episode_return: float
-    """Sum of the environment's own rewards."""
+    episode_return: float  # sum of the environment's own rewards
     length: int
-    terminated: bool
-    """False if the step limit truncated it."""
-    info: dict[str, float]
-    """The environment's metrics of the episode; NetHack: in_game_score, depth, success."""
+    terminated: bool  # False if the step limit truncated it
+    info: dict[str, float]  # the environment's metrics of the episode; NetHack: in_game_score, depth, success
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """`T` steps of `B` environments from one worker under one policy version (worker -> learner)."""
 
-    obs: dict[str, np.ndarray]
-    """The network's observations: name -> [T+1, B, ...]."""
+    obs: dict[str, np.ndarray]  # the network's observations: name -> [T+1, B, ...]
     actions: np.ndarray  # [T, B] i64
     behaviour_logits: np.ndarray  # [T, B, A] f32
     behaviour_values: np.ndarray  # [T, B] f32
-    final_values: np.ndarray
-    """[T, B] f32: the worker's value of an episode's own last observation if truncated, else NaN."""
+    final_values: (
+        np.ndarray
+    )  # [T, B] f32: the worker's value of an episode's own last observation if truncated, else NaN
     extrinsic_rewards: np.ndarray  # [T, B] f32
     terminated: np.ndarray  # [T, B] bool
     truncated: np.ndarray  # [T, B] bool
-    caption_ids: np.ndarray
-    """[T, B] u64; 0 is the empty caption."""
-    caption_counts: np.ndarray
-    """[T, B] i32: occurrences of that caption in the running episode, this one included; at least 1."""
+    caption_ids: np.ndarray  # [T, B] u64; 0 is the empty caption
+    caption_counts: np.ndarray  # [T, B] i32: occurrences of that caption in the running episode, from 1 on
     core_state: dict[str, np.ndarray]
     """Recurrent state before step 0: name -> [B, H] f32 (`h`, and `c` for an LSTM); empty without a core."""
-    policy_version: Version
-    """Version of the weights that chose the actions."""
-    worker_id: str
-    """`<index>.<incarnation>`: a replaced worker has a new id."""
+    policy_version: Version  # of the weights that chose the actions
+    worker_id: str  # `<index>.<incarnation>`: a replaced worker has a new id
     sequence_number: int
     """0, 1, 2 ... per worker_id, without gaps; continued after a resume only if it is exact (the episodes go on)."""
-    episodes: tuple[EpisodeStatistics, ...]
-    """Episodes that ended in this rollout."""
-    episode_ends: tuple[tuple[int, int], ...]
-    """Step and environment of each of these ends."""
-    timings: dict[str, float]
-    """Seconds spent collecting, by stage: `env`, `inference`, `other`."""
+    episodes: tuple[EpisodeStatistics, ...]  # that ended in this rollout
+    episode_ends: tuple[tuple[int, int], ...]  # step and environment of each of these ends
+    timings: dict[str, float]  # seconds spent collecting, by stage: `env`, `inference`, `other`
     lost: tuple[int, ...] = ()
     """Environments that failed in this rollout and were rebuilt, in order: none of their data here may be trained on.
     The failed step is `truncated` without a final value, and the next episode begins."""
-    environment_errors: int = 0
-    """Environment failures since the worker's last rollout, those between episodes included."""
-    environment_error: str = ""
-    """Traceback of the first failure; its last line names the failure."""
-    environment_notices: tuple[str, ...] = ()
-    """Notices about the environments for the user, one line each."""
+    environment_errors: int = 0  # environment failures since the worker's last rollout, those between episodes included
+    environment_error: str = ""  # traceback of the first failure; its last line names the failure
+    environment_notices: tuple[str, ...] = ()  # notices about the environments for the user, one line each
 
     @property
     def num_steps(self) -> int:
@@ -104,20 +91,16 @@ PER_STEP = (
 class CaptionReport:
     """Captions seen in one rollout (worker -> annotator); small, and sent even if the rollout is dropped."""
 
-    texts: dict[int, str]
-    """id -> text of every caption whose text the current caption book has not acknowledged."""
+    texts: dict[int, str]  # id -> text of every caption whose text the current caption book has not acknowledged
     counts: dict[int, int]
     """id -> steps that showed it, 0 if only a reset did: only steps are rewarded. Without the empty caption."""
     worker_id: str
-    sequence_number: int
-    """Both as in the rollout."""
+    sequence_number: int  # both as in the rollout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acknowledgement:
     """What a caption book has stored (annotator -> worker)."""
 
-    book_epoch: str
-    """Identity of the caption book; workers send their texts again to a new one."""
-    sequence_number: int
-    """This worker's newest report that the book holds; its texts and all earlier ones are stored."""
+    book_epoch: str  # identity of the caption book; workers send their texts again to a new one
+    sequence_number: int  # this worker's newest report that the book holds; its texts and all earlier ones are stored

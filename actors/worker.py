@@ -115,10 +115,10 @@ class RolloutWorker:
                 self._end_episodes(step, final_values[t], episodes)
                 episode_ends += [(t, end.index) for end in step.ends]
             if step.losses:
-                for loss in step.losses:  # their episodes have no statistics: they did not end
-                    self.captions.restart(loss.index, loss.reset_caption)
-                self._forget([loss.index for loss in step.losses])
-                lost |= {loss.index for loss in step.losses}
+                for index, reset_caption in step.losses.items():  # no statistics: these episodes did not end
+                    self.captions.restart(index, reset_caption)
+                self._forget(list(step.losses))
+                lost |= step.losses.keys()
                 num_losses += len(step.losses)
                 if num_losses > MAX_LOSSES * num_envs:
                     self._refuse(num_losses)

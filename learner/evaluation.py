@@ -128,7 +128,7 @@ def play(
                     terminated=bool(step.terminated[i]),
                     info=end.info,
                 )
-        over = [*(end.index for end in step.ends), *(loss.index for loss in step.losses)]
+        over = [*(end.index for end in step.ends), *step.losses]
         if over:
             returns[over], lengths[over] = 0.0, 0
             player.restart(over)

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.devices import resolve_precision
 from actors.environments.vector import EnvironmentSpec
-from actors.policy import PolicyNet, PolicyOutput, PolicySnapshot, load_weights, snapshot
+from actors.policy import PolicyNet, PolicyOutput, PolicySnapshot, load_weights, resolve_precision, snapshot
 from actors.rollout import Rollout, Version
 from configs.devices import resolve_device
 from configs.schema import LearnerConfig, PolicyConfig, RewardConfig

@@ -20,11 +20,9 @@ Captioner = Callable[[Any, Mapping[str, Any]], bytes]
 def make_captioner(
     captioner: str, entries: Mapping[str, Callable[[Any], Any]], there: str, env_id: str
 ) -> tuple[Captioner, str | None]:
-    """The function that reads captions, and the observation entry that holds them as texts, if there is one.
-
-    `entries`: name -> function that picks it from an observation; `there` describes the observation space. Raises
-    ValueError if `captioner` names nothing.
-    """
+    """The function that reads captions, and the observation entry that holds them as texts, if there is one. `entries`:
+    name -> function that picks it from an observation; `there` describes the observation space. Raises ValueError if
+    `captioner` names nothing."""
     if captioner in entries:
         pick = entries[captioner]
         return lambda obs, info: _checked(pick(obs), captioner, env_id), captioner

@@ -21,26 +21,6 @@ class EnvironmentFailure(ValueError):
     """An environment raised, or returned what it did not declare; the one-line message names the environment."""
 
 
-class EnvironmentErrors:
-    """Counts the failures of the environments of one vector until they are taken."""
-
-    def __init__(self) -> None:
-        self._count, self._first = 0, ""
-
-    def note(self, failure: EnvironmentFailure, index: int | None = None) -> None:
-        """Count a failure of environment `index` (None: of all of them)."""
-        if not self._first:
-            which = "" if index is None else f"environment {index} of this worker:\n"
-            self._first = f"{which}{traceback_of(failure)}{failure}"
-        self._count += 1
-
-    def take(self) -> tuple[int, str]:
-        """Number of failures since the last call, and the first one's traceback, which ends with its line."""
-        taken = self._count, self._first
-        self._count, self._first = 0, ""
-        return taken
-
-
 def environment_failure(env_id: str, error: BaseException, where: str) -> EnvironmentFailure:
     """The failure for `error`, raised in `where` (import, making, reset, step); re-raises a KeyboardInterrupt."""
     if isinstance(error, KeyboardInterrupt):

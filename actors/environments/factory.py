@@ -16,12 +16,9 @@ def make_environment(
     policy: PolicyConfig | None = None,
 ) -> VectorEnvironment:
     """`num_envs` environments as `config` describes them, seeded by (run_seed, stream, worker_index, environment,
-    episode).
-
-    `policy` (None: the defaults) decides what is observed: NetHack's window, and the previous action and reward. Raises
-    ValueError, in one line, for an unknown id, options that the environment does not take, a captioner that does not
-    fit, and spaces that no network here reads; EnvironmentFailure for whatever the environment raises.
-    """
+    episode). `policy` (None: the defaults) decides what is observed: NetHack's window, and the previous action and
+    reward. Raises ValueError, in one line, for an unknown id, options that the environment does not take, a captioner
+    that does not fit, and spaces that no network here reads; EnvironmentFailure for whatever the environment raises."""
     policy = policy or PolicyConfig()
     env = _make(config, policy, num_envs, SeedStream(run_seed=run_seed, stream=stream, worker_index=worker_index))
     if not (policy.previous_action or policy.previous_reward):
@@ -39,18 +36,13 @@ def _make(config: EnvConfig, policy: PolicyConfig, num_envs: int, seeds: SeedStr
     from actors.environments.gymnasium_vector import GymnasiumEnvironment, make_single
     from actors.environments.wrappers import descends_from_nethack, nethack_within
 
-    spec, first = find_environment(config.id), None
-    notices: tuple[str, ...] = ()
-    is_nethack = descends_from_nethack(load_creator(spec)) and not spec.additional_wrappers
-    if not is_nethack:  # it may still make one, whatever its registration says
-        first = make_single(spec, config)
+    spec = find_environment(config.id)
+    if not descends_from_nethack(load_creator(spec)) or spec.additional_wrappers:
+        first = make_single(spec, config)  # it may still be NetHack, whatever its registration says
         is_nethack, notices = nethack_within(first, spec.id, config.captioner)
-    if not is_nethack:
-        return GymnasiumEnvironment(spec, config, num_envs=num_envs, seeds=seeds, first=first, notices=notices)
-    if first is not None:
+        if not is_nethack:
+            return GymnasiumEnvironment(spec, config, num_envs, seeds, first, notices)
         close_quietly(first)
-    from actors.environments.nethack.crop import view_for
     from actors.environments.nethack.vector import NetHackEnvironment
 
-    view, inventory = view_for(policy.network, policy.crop_size), policy.network == "nethack_full"
-    return NetHackEnvironment(spec, config, num_envs=num_envs, seeds=seeds, view=view, inventory=inventory)
+    return NetHackEnvironment(spec, config, num_envs, seeds, policy)

@@ -15,45 +15,27 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from actors.environments.captioner import make_captioner
-from actors.environments.errors import EnvironmentErrors, EnvironmentFailure, close_quietly, environment_failure, fail
+from actors.environments.errors import close_quietly, fail
 from actors.environments.observations import ObservationReader, entry_name, leaves, pick
-from actors.environments.vector import (
-    START_ATTEMPTS,
-    EnvironmentLoss,
-    EnvironmentSpec,
-    EpisodeEnd,
-    SeedStream,
-    VectorStep,
-)
+from actors.environments.vector import EnvironmentSpec, EpisodeEnd, RebuildingVector, SeedStream, VectorStep
 from actors.environments.wrappers import lift_time_limits, lowest, step_limit
 from configs.errors import one_line
 from configs.schema import EnvConfig
 
-SUCCESS_KEYS = ("success", "is_success")
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
 STEP_GIVES = "(observation, reward, terminated, truncated, info)"
 
 
-class GymnasiumEnvironment:
+class GymnasiumEnvironment(RebuildingVector):
     """B environments of one registered id, stepped in turn."""
 
     def __init__(
-        self,
-        spec: EnvSpec,
-        config: EnvConfig,
-        *,
-        num_envs: int,
-        seeds: SeedStream,
-        first: gymnasium.Env | None = None,
-        notices: tuple[str, ...] = (),
+        self, spec: EnvSpec, config: EnvConfig, num_envs: int, seeds: SeedStream, first: Any, notices: tuple[str, ...]
     ) -> None:
-        """`first`: an existing environment from `make_single`; `notices`: its notices for the user. Raises ValueError
+        """`first`: the first environment, from `make_single`; `notices`: its notices for the user. Raises ValueError
         for unsuitable spaces and captioners, for options that the environment does not take, and for what it raises."""
-        self.num_envs = num_envs
-        self._seeds, self._gymnasium_spec, self._config = seeds, spec, config
-        self._errors = EnvironmentErrors()
-        self._notices: list[str] = []
-        self._envs: list[Any] = [] if first is None else [first]  # gymnasium environments; None: to be made anew
+        super().__init__(spec, config, num_envs, seeds)
+        self._envs = [first]  # gymnasium environments; None: to be made anew
         try:
             while len(self._envs) < num_envs:
                 self._envs.append(make_single(spec, config))
@@ -72,13 +54,6 @@ class GymnasiumEnvironment:
             observations=observations, num_actions=num_actions, notices=(*notices, *of_limit, *self._reader.notices)
         )
         self._obs = {name: np.zeros((num_envs, *array.shape), array.dtype) for name, array in observations.items()}
-        self._episodes = np.zeros(num_envs, np.int64)
-        self._steps = np.zeros(num_envs, np.int64)
-
-    @property
-    def running_episodes(self) -> np.ndarray:
-        """See `VectorEnvironment`."""
-        return self._episodes - 1
 
     def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
         """Start the next episode everywhere."""
@@ -87,49 +62,28 @@ class GymnasiumEnvironment:
         self._notices += self._reader.outside_bounds(self._obs)
         return self._obs, captions
 
-    def take_errors(self) -> tuple[int, str]:
-        """See `VectorEnvironment`."""
-        return self._errors.take()
-
-    def take_notices(self) -> tuple[str, ...]:
-        """See `VectorEnvironment`."""
-        taken, self._notices = tuple(self._notices), []
-        return taken
-
     def step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None = None) -> VectorStep:
         """Take one action in each environment."""
         self._obs = {name: np.empty_like(array) for name, array in self._obs.items()} if out is None else out
-        rewards = np.zeros(self.num_envs, np.float32)
-        terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
-        captions: list[bytes] = []
-        ends: list[EpisodeEnd] = []
-        losses: list[EnvironmentLoss] = []
+        step = self._quiet_step(self._obs)
         self._steps += 1
         for i, action in enumerate(actions.tolist()):
             try:
                 reward, terminates, truncates, caption, info = self._step(i, action + self._first_action)
             except BaseException as error:
-                self._lose(i, environment_failure(self._gymnasium_spec.id, error, "step"))
-                truncated[i] = True
-                captions.append(b"")
-                losses.append(EnvironmentLoss(index=i, reset_caption=self._start(i)))
+                self._note(error, "step", i)
+                self._discard(i)
+                step.truncated[i] = True
+                step.losses[i] = self._start(i)
                 continue
-            rewards[i], terminated[i] = reward, terminates
-            truncated[i] = not terminates and (truncates or self._steps[i] == self._step_limit)
-            captions.append(caption)
-            if terminated[i] or truncated[i]:
-                final_obs = {name: array[i].copy() for name, array in self._obs.items()}
-                ends.append(EpisodeEnd(index=i, final_obs=final_obs, reset_caption=self._start(i), info=_metrics(info)))
+            step.rewards[i], step.terminated[i], step.captions[i] = reward, terminates, caption
+            step.truncated[i] = not terminates and (truncates or self._steps[i] == self._step_limit)
+            if step.terminated[i] or step.truncated[i]:
+                last = {name: array[i].copy() for name, array in self._obs.items()}
+                end = EpisodeEnd(index=i, final_obs=last, reset_caption=self._start(i), info=_metrics(info))
+                step.ends.append(end)
         self._notices += self._reader.outside_bounds(self._obs)
-        return VectorStep(
-            obs=self._obs,
-            rewards=rewards,
-            terminated=terminated,
-            truncated=truncated,
-            captions=captions,
-            ends=ends,
-            losses=losses,
-        )
+        return step
 
     def state_dict(self) -> dict[str, Any]:
         """Exact if the environment has `state_dict`; otherwise how many episodes each environment has started."""
@@ -177,23 +131,13 @@ class GymnasiumEnvironment:
 
     def _start(self, i: int) -> bytes:
         """Start the next episode, in a rebuilt environment if this one fails; returns its first raw caption."""
-        for attempt in range(START_ATTEMPTS):
-            # Some environments hand the seed to generators that take 32 bits.
-            seed = self._seeds.seed(i, int(self._episodes[i])) % 2**31
-            self._episodes[i] += 1
-            try:
-                caption = self._reset(i, seed)
-            except BaseException as error:
-                failure = environment_failure(self._gymnasium_spec.id, error, "reset")
-                if attempt == START_ATTEMPTS - 1:
-                    raise failure from failure.__cause__
-                self._lose(i, failure)
-                continue
-            self._steps[i] = 0
-            return caption
-        raise AssertionError  # the last attempt returns or raises
+        return self._attempt(lambda: self._reset(i), lambda: self._discard(i), i)
 
-    def _reset(self, i: int, seed: int) -> bytes:
+    def _reset(self, i: int) -> bytes:
+        # Some environments hand the seed to generators that take 32 bits.
+        seed = self._seeds.seed(i, int(self._episodes[i])) % 2**31
+        self._episodes[i] += 1
+        self._steps[i] = 0
         env = self._envs[i]
         if env is None:
             env = self._envs[i] = make_single(self._gymnasium_spec, self._config)
@@ -205,15 +149,11 @@ class GymnasiumEnvironment:
         self._reader.write(self._obs, i, obs, "reset")
         return self._captioner(obs, info)
 
-    def _lose(self, i: int, failure: EnvironmentFailure) -> None:
-        """Count the failure and discard the environment; the next start makes a new one."""
-        self._errors.note(failure, i)
+    def _discard(self, i: int) -> None:
+        """Close the environment; the next start makes a new one."""
         env, self._envs[i] = self._envs[i], None
         if env is not None:
             close_quietly(env)
-
-    def _failure(self, what: str) -> EnvironmentFailure:
-        return EnvironmentFailure(f"environment {self._gymnasium_spec.id!r} {what}")
 
 
 def make_single(spec: EnvSpec, config: EnvConfig) -> gymnasium.Env:
@@ -272,8 +212,7 @@ def _described(value: Any) -> str:
 
 
 def _metrics(info: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics logged at an episode's end."""
-    for key in SUCCESS_KEYS:
+    for key in ("success", "is_success"):
         if isinstance(info.get(key), bool | int | float | np.number | np.bool_):
             return {"success": float(info[key])}
     return {}

@@ -35,8 +35,7 @@ class Misfit(Exception):
 class Entry:
     """One leaf of the space."""
 
-    path: tuple[Any, ...]
-    """Keys and indices that lead to it."""
+    path: tuple[Any, ...]  # keys and indices that lead to it
     space: spaces.Space
     spec: ArraySpec
     convert: Callable[[Any], Any]
@@ -50,8 +49,7 @@ class ObservationReader:
         """`text`: the entry of the captions, read as a text. Raises ValueError if no entry is readable."""
         self._env_id = env_id
         self.entries: dict[str, Entry] = {}
-        self.notices: list[str] = []
-        """Which entries the policy does not see."""
+        self.notices: list[str] = []  # which entries the policy does not see
         left_out = []
         for path, leaf in leaves(space):
             name = entry_name(path)

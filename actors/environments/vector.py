@@ -1,15 +1,20 @@
-"""The vector environment that a worker steps: its interface, the values that it exchanges, and its seeds.
+"""The vector environment that a worker steps: its interface, the values that it exchanges, its seeds, and what vectors
+share that number their episodes and rebuild environments that fail.
 
 Invariant: environments reset within the same step (SAME_STEP), and the observation and caption of an episode's last
 step are kept apart from the first observation of the next. A seed depends only on the episode's place.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
+
+from actors.environments.errors import EnvironmentFailure, environment_failure, fail, traceback_of
+from configs.schema import EnvConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,8 +22,7 @@ class SeedStream:
     """The seeds of one worker's episodes."""
 
     run_seed: int
-    stream: str
-    """Purpose of the episodes (`train`, `eval`): different streams share no episode."""
+    stream: str  # purpose of the episodes (`train`, `eval`): different streams share no episode
     worker_index: int
 
     def seed(self, env_index: int, episode: int, purpose: str = "episode") -> int:
@@ -27,44 +31,32 @@ class SeedStream:
         return int.from_bytes(hashlib.blake2b(place.encode(), digest_size=8).digest(), "little") >> 1
 
 
-START_ATTEMPTS = 3
-"""Attempts to start an episode in one environment before the vector fails."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArraySpec:
     """Shape and dtype of one observation entry, without the environment axis."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    num_values: int = 0
-    """For categorical integers: values lie in [0, num_values); 0 means a numeric array."""
-    is_text: bool = False
-    """Whether it holds the bytes of a text, padded with zeros (one axis of u8)."""
+    num_values: int = 0  # for categorical integers: values lie in [0, num_values); 0 means a numeric array
+    is_text: bool = False  # whether it holds the bytes of a text, padded with zeros (one axis of u8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoalReward:
     """How an environment rewards its goal, and what an episode can lose to its time penalty."""
 
-    reward: float
-    """Paid once, at the goal."""
-    max_penalty: float
-    """Sum of the penalties of `step_limit` steps, each at its worst; at most 0."""
-    step_limit: int
-    """Steps after which an episode is truncated."""
+    reward: float  # paid once, at the goal
+    max_penalty: float  # sum of the penalties of `step_limit` steps, each at its worst; at most 0
+    step_limit: int  # steps after which an episode is truncated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvironmentSpec:
     """What a network needs to know about an environment, and what is known about its reward."""
 
-    observations: dict[str, ArraySpec]
-    """Entries that the network reads."""
-    num_actions: int
-    """Size of the discrete action set."""
-    goal_reward: GoalReward | None = None
-    """None if the environment has no goal that is rewarded once, or its reward is unknown."""
+    observations: dict[str, ArraySpec]  # entries that the network reads
+    num_actions: int  # size of the discrete action set
+    goal_reward: GoalReward | None = None  # None: there is no goal that is rewarded once, or its reward is unknown
     notices: tuple[str, ...] = ()
     """Notices for the user, one line each: what the policy does not see, a step limit that is not its own."""
 
@@ -74,21 +66,9 @@ class EpisodeEnd:
     """The end of one environment's episode, before its reset."""
 
     index: int
-    final_obs: dict[str, np.ndarray]
-    """The episode's own last observation, name -> [...]."""
-    reset_caption: bytes
-    """Raw caption of the new episode's first observation: counted, not rewarded."""
-    info: dict[str, float]
-    """Metrics for the logs."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EnvironmentLoss:
-    """One environment that failed in a step: it has been rebuilt, and its next episode has begun."""
-
-    index: int
-    reset_caption: bytes
-    """As in `EpisodeEnd`."""
+    final_obs: dict[str, np.ndarray]  # the episode's own last observation, name -> [...]
+    reset_caption: bytes  # raw caption of the new episode's first observation: counted, not rewarded
+    info: dict[str, float]  # metrics for the logs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,12 +80,11 @@ class VectorStep:
     rewards: np.ndarray  # [B] f32
     terminated: np.ndarray  # [B] bool
     truncated: np.ndarray  # [B] bool
-    captions: list[bytes]
-    """Raw captions of what this step led to (before normalisation; UTF-8)."""
-    ends: list[EpisodeEnd] = field(default_factory=list)
-    """One per environment whose episode ended in this step."""
-    losses: list[EnvironmentLoss] = field(default_factory=list)
-    """One per environment that failed in this step: reward 0, an empty caption, `truncated` without an end."""
+    captions: list[bytes]  # raw captions of what this step led to (before normalisation; UTF-8)
+    ends: list[EpisodeEnd] = field(default_factory=list)  # one per environment whose episode ended in this step
+    losses: dict[int, bytes] = field(default_factory=dict)
+    """Environments that failed in this step -> `reset_caption`: they have been rebuilt, and the next episode has begun.
+    The step has reward 0, an empty caption, and is `truncated` without an end."""
 
 
 class VectorEnvironment(Protocol):
@@ -143,3 +122,63 @@ class VectorEnvironment(Protocol):
 
     def close(self) -> None:
         """Release engines, processes and temporary files."""
+
+
+START_ATTEMPTS = 3
+"""Attempts to start an episode in one environment before the vector fails."""
+
+
+class RebuildingVector:
+    """Numbers the episodes of B environments, and counts the failures of those that are rebuilt."""
+
+    def __init__(self, spec: EnvSpec, config: EnvConfig, num_envs: int, seeds: SeedStream) -> None:
+        self.num_envs, self._seeds, self._gymnasium_spec, self._config = num_envs, seeds, spec, config
+        self._episodes, self._steps = np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64)
+        self._num_failures, self._first_failure = 0, ""
+        self._notices: list[str] = []
+
+    @property
+    def running_episodes(self) -> np.ndarray:
+        """See `VectorEnvironment`."""
+        return self._episodes - 1
+
+    def take_errors(self) -> tuple[int, str]:
+        """See `VectorEnvironment`."""
+        taken = self._num_failures, self._first_failure
+        self._num_failures, self._first_failure = 0, ""
+        return taken
+
+    def take_notices(self) -> tuple[str, ...]:
+        """See `VectorEnvironment`."""
+        taken, self._notices = tuple(self._notices), []
+        return taken
+
+    def _quiet_step(self, obs: dict[str, np.ndarray]) -> VectorStep:
+        """A step without rewards, ends and captions, to be filled in."""
+        rewards, terminated, truncated = (np.zeros(self.num_envs, dtype) for dtype in (np.float32, bool, bool))
+        captions = [b""] * self.num_envs
+        return VectorStep(obs=obs, rewards=rewards, terminated=terminated, truncated=truncated, captions=captions)
+
+    def _failure(self, what: str) -> EnvironmentFailure:
+        return EnvironmentFailure(f"environment {self._gymnasium_spec.id!r} {what}")
+
+    def _note(self, error: BaseException, where: str, index: int | None = None) -> None:
+        """Count a failure of environment `index` (None: of all of them) in `where` (reset, step)."""
+        failure = environment_failure(self._gymnasium_spec.id, error, where)
+        if not self._first_failure:
+            which = "" if index is None else f"environment {index} of this worker:\n"
+            self._first_failure = f"{which}{traceback_of(failure)}{failure}"
+        self._num_failures += 1
+
+    def _attempt(self, start: Callable[[], Any], rebuild: Callable[[], None], index: int | None = None) -> Any:
+        """The result of `start`, in up to START_ATTEMPTS attempts, between which `rebuild` is called."""
+        for _ in range(START_ATTEMPTS - 1):
+            try:
+                return start()
+            except BaseException as error:
+                self._note(error, "reset", index)
+                rebuild()
+        try:
+            return start()
+        except BaseException as error:
+            fail(self._gymnasium_spec.id, error, "reset")

@@ -37,10 +37,8 @@ def descends_from_nethack(creator: Any) -> bool:
 
 
 def nethack_within(env: Any, env_id: str, captioner: str) -> tuple[bool, tuple[str, ...]]:
-    """Whether an environment is played as NetHack, and the user's notices if it is NetHack but is not played as such.
-
-    It is not if wrappers change its observations, or its captions are not the messages.
-    """
+    """Whether an environment is played as NetHack, and the user's notices if it is NetHack but is not played as such:
+    wrappers change its observations, or its captions are not the messages."""
     game, played = innermost(env), strip(env)
     if not descends_from_nethack(type(game)):
         return False, ()

@@ -1,4 +1,5 @@
-"""The encoders, which turn one step's observation into a feature vector: one class per kind of observation.
+"""Encoders of images, numbers and texts, and the choice of an encoder, which turns one step's observation into a
+feature vector.
 
 Invariant: an encoder maps observations name -> [N, ...] in the environment's own dtypes to features [N, num_features],
 each row by itself, so a row's features do not depend on the rest of the batch.
@@ -11,17 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from actors.environments.vector import ArraySpec
-from actors.networks.nethack_encoders import NUM_BLSTATS, NUM_SCALED, NetHackFullEncoder, ScaledBlstats, signed_log
+from actors.networks.nethack_encoders import GlyphCropEncoder, NetHackFullEncoder, signed_log
 from actors.networks.rendered_crop import RenderedCropEncoder
-from actors.networks.repeated_rows import (
-    SIDE_FEATURES,
-    Branch,
-    RepeatingEncoder,
-    convolve_glyphs,
-    encode_all,
-    encode_distinct,
-    two_layers,
-)
+from actors.networks.repeated_rows import encode_rows, two_layers
 from actors.networks.words import WordEncoder
 from configs.schema import PolicyConfig
 
@@ -29,52 +22,6 @@ LARGEST_ONE_HOT = 32
 """Categorical entries with more values are embedded."""
 MOST_CHANNELS_FIRST = 4
 """Maximum size of an image's first axis for it to count as channels by its size alone."""
-
-
-class GlyphCropEncoder(RepeatingEncoder):
-    """NetHack and MiniHack: convolutions over the glyphs around the agent, and small MLPs over blstats and message."""
-
-    entries = ("glyph_crop", "blstats", "message")
-    repeating = ("glyph_crop", "message")
-
-    def __init__(self, observations: Mapping[str, ArraySpec], config: PolicyConfig) -> None:
-        super().__init__(reuses=config.reuse_crops)
-        missing = [name for name in self.entries if name not in observations]
-        if missing:
-            raise ValueError(
-                f"network 'glyph_crop' reads {', '.join(self.entries)}, but the environment has no {', '.join(missing)}"
-                f" (it has {', '.join(observations)}); choose network 'auto', 'cnn' or 'mlp'"
-            )
-        crop, blstats, message = (observations[name] for name in self.entries)
-        if len(crop.shape) != 2 or not crop.num_values or blstats.shape != (NUM_BLSTATS,):
-            raise ValueError(
-                f"network 'glyph_crop' wants a categorical glyph_crop [rows, columns] and blstats [{NUM_BLSTATS}],"
-                f" got shapes {crop.shape} with {crop.num_values} values and {blstats.shape}"
-            )
-        rows, columns = self._crop_shape = crop.shape
-        width = config.embedding_size
-        self.embedding = nn.Embedding(crop.num_values, width)
-        self.convolutions = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1), nn.ELU(), nn.Conv2d(width, width, 3, padding=1), nn.ELU()
-        )
-        self.project = nn.Sequential(nn.Linear(rows * columns * width, config.hidden_size), nn.ELU())
-        self.scale_blstats = ScaledBlstats()
-        self.blstats = two_layers(NUM_SCALED)
-        self.message = two_layers(message.shape[0])
-        self.num_features = config.hidden_size + 2 * SIDE_FEATURES
-
-    def branches(self, obs: Mapping[str, Tensor]) -> dict[str, Branch]:
-        crops, blstats, messages = (obs[name] for name in self.entries)
-        return {
-            "glyph_crop": (crops.flatten(1), self._convolve),
-            "blstats": (blstats, lambda rows: self.blstats(self.scale_blstats(rows))),
-            "message": (messages, lambda rows: self.message(rows.float() / 255)),
-        }
-
-    def _convolve(self, crops: Tensor) -> Tensor:
-        """[N, cells] glyphs -> [N, hidden_size]."""
-        maps = convolve_glyphs(crops.unflatten(1, self._crop_shape), self.embedding, self.convolutions)
-        return self.project(maps.movedim(1, -1).flatten(1))
 
 
 class ImageEncoder(nn.Module):
@@ -125,35 +72,30 @@ class VectorEncoder(nn.Module):
 
     def __init__(self, observations: Mapping[str, ArraySpec], config: PolicyConfig) -> None:
         super().__init__()
-        self._specs = dict(observations)
-        self._encode_texts = encode_distinct if config.reuse_crops else encode_all
+        self._specs, self._reuses = dict(observations), config.reuse_crops
         self.embeddings, self.texts = nn.ModuleDict(), nn.ModuleDict()
-        num_inputs = 0
         for name, spec in observations.items():
             if spec.is_text:
                 self.texts[module_name(name)] = WordEncoder(spec.shape[0])
-                num_inputs += SIDE_FEATURES
-                continue
-            width = 1
-            if spec.num_values > LARGEST_ONE_HOT:
-                width = config.embedding_size
-                self.embeddings[module_name(name)] = nn.Embedding(spec.num_values, width)
-            elif spec.num_values:
-                width = spec.num_values
-            num_inputs += width * int(torch.Size(spec.shape).numel())
+            elif spec.num_values > LARGEST_ONE_HOT:
+                self.embeddings[module_name(name)] = nn.Embedding(spec.num_values, config.embedding_size)
+        with torch.no_grad():
+            inputs = self._read({name: torch.zeros(1, *spec.shape) for name, spec in observations.items()})
         self.num_features = config.hidden_size
-        self.layers = two_layers(num_inputs, config.hidden_size)
+        self.layers = two_layers(inputs.shape[1], config.hidden_size)
 
     def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
         """Features [N, num_features]."""
-        inputs = [self._inputs(name, spec, obs[name]).flatten(1) for name, spec in self._specs.items()]
-        return self.layers(torch.cat(inputs, -1))
+        return self.layers(self._read(obs))
+
+    def _read(self, obs: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([self._inputs(name, spec, obs[name]).flatten(1) for name, spec in self._specs.items()], -1)
 
     def _inputs(self, name: str, spec: ArraySpec, array: Tensor) -> Tensor:
         """Numbers of moderate size: bytes as fractions, others, of unknown range, on a signed log scale."""
         module = module_name(name)
         if spec.is_text:
-            return self._encode_texts(array, self.texts[module]).rows()
+            return encode_rows(array, self.texts[module], reuses=self._reuses).rows()
         array = array.unsqueeze(-1)  # so that a scalar entry can be flattened
         if module in self.embeddings:
             return self.embeddings[module](array.long())

@@ -23,20 +23,11 @@ class LstmSequence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        gates: Tensor,
-        weight: Tensor,
-        h: Tensor,
-        c: Tensor,
-        resets: Tensor | None,
-        steps_with_reset: Sequence[bool],
+        ctx: Any, gates: Tensor, weight: Tensor, h: Tensor, c: Tensor, resets: Sequence[Tensor | None]
     ) -> tuple[Tensor, Tensor]:
-        """Outputs h [T, B, H] and the last c [B, H].
-
-        `gates` [T, B, 4H] is the input's half of the gates, `weight` [4H, H] of the same dtype; `h`, `c` [B, H] the
-        state before step 0; `resets` [T, B, 1] bool zeroes the state before a step, and is used only at
-        `steps_with_reset` [T].
-        """
+        """Outputs h [T, B, H] and the last c [B, H]; `gates` [T, B, 4H] is the input's half of the gates, `weight` [4H,
+        H] of the same dtype, `h`, `c` [B, H] the state before step 0; `resets` [T] are masks [B, 1] bool that zero the
+        state before a step (None: nowhere)."""
         num_steps, num_rows, size = len(gates), *h.shape
         h_before = gates.new_empty(num_steps, num_rows, size)
         c_before = c.new_empty(num_steps + 1, num_rows, size)
@@ -46,9 +37,9 @@ class LstmSequence(torch.autograd.Function):
         c_before[0] = c
         for t in range(num_steps):
             h_before[t] = h
-            if steps_with_reset[t] and resets is not None:
-                h_before[t].masked_fill_(resets[t], 0.0)
-                c_before[t].masked_fill_(resets[t], 0.0)
+            if (reset := resets[t]) is not None:
+                h_before[t].masked_fill_(reset, 0.0)
+                c_before[t].masked_fill_(reset, 0.0)
             torch.addmm(gates[t], h_before[t], weight_t, out=summed)
             activated = activations[t].copy_(summed)
             i, f, g, o = activated.chunk(4, -1)
@@ -57,15 +48,15 @@ class LstmSequence(torch.autograd.Function):
             g.mul_(2).sub_(1)
             c = torch.mul(f, c_before[t], out=c_before[t + 1]).addcmul_(i, g)
             h = torch.mul(o, tanh(c, out=squashed[t]), out=outputs[t])
-        ctx.save_for_backward(weight, h_before, c_before, activations, squashed, resets)
-        ctx.steps_with_reset = steps_with_reset
+        ctx.save_for_backward(weight, h_before, c_before, activations, squashed)
+        ctx.resets = resets
         return outputs, c_before[num_steps].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_outputs: Tensor, d_last_c: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of `gates`, `weight`, `h` and `c`."""
-        weight, h_before, c_before, activations, squashed, resets = ctx.saved_tensors
+        weight, h_before, c_before, activations, squashed = ctx.saved_tensors
         d_gates = torch.empty_like(activations, dtype=weight.dtype)
         d_step, product = torch.empty_like(activations[0]), torch.empty_like(d_last_c)
         d_i, d_f, d_g, d_o = d_step.chunk(4, -1)
@@ -81,18 +72,15 @@ class LstmSequence(torch.autograd.Function):
             d_gates[t] = d_step
             d_h.copy_(d_gates[t] @ weight)
             d_c *= f
-            if ctx.steps_with_reset[t] and resets is not None:
-                d_h.masked_fill_(resets[t], 0.0)
-                d_c.masked_fill_(resets[t], 0.0)
-        return d_gates, d_gates.flatten(0, 1).t() @ h_before.flatten(0, 1), d_h, d_c, None, None
+            if (reset := ctx.resets[t]) is not None:
+                d_h.masked_fill_(reset, 0.0)
+                d_c.masked_fill_(reset, 0.0)
+        return d_gates, d_gates.flatten(0, 1).t() @ h_before.flatten(0, 1), d_h, d_c, None
 
 
 def lstm_step(gates: Tensor, weight: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """`LstmSequence` over one step without a reset, bit-identical, without gradients and so without stored results: h,
-    c [B, H].
-
-    `gates` is [B, 4H]; the other arguments as there.
-    """
+    """`LstmSequence` over one step's `gates` [B, 4H] without a reset, bit-identical, without gradients and so without
+    stored results: h, c [B, H]."""
     activated = torch.addmm(gates, h.to(gates.dtype), weight.t()).to(c.dtype)
     i, f, g, o = activated.chunk(4, -1)
     g *= 2  # as above
@@ -107,20 +95,10 @@ class GruSequence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        gates: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        h: Tensor,
-        resets: Tensor | None,
-        steps_with_reset: Sequence[bool],
+        ctx: Any, gates: Tensor, weight: Tensor, bias: Tensor, h: Tensor, resets: Sequence[Tensor | None]
     ) -> Tensor:
-        """Outputs h [T, B, H].
-
-        `gates` [T, B, 3H] is the input's half of the gates, `weight` [3H, H] and `bias` [3H] of the same dtype; `h` [B,
-        H] the state before step 0; `resets` [T, B, 1] bool zeroes the state before a step, and is used only at
-        `steps_with_reset` [T].
-        """
+        """Outputs h [T, B, H]; `gates` [T, B, 3H] is the input's half of the gates, `weight` [3H, H] and `bias` [3H] of
+        the same dtype, `h` [B, H] the state before step 0, `resets` as for the LSTM."""
         num_steps, num_rows, size = len(gates), *h.shape
         h_before, kept_h = gates.new_empty(num_steps, num_rows, size), h.new_empty(num_steps, num_rows, size)
         hidden, activations = h.new_empty(2, *gates.shape).unbind()
@@ -128,8 +106,8 @@ class GruSequence(torch.autograd.Function):
         weight_t = weight.t()
         for t in range(num_steps):
             kept_h[t] = h
-            if steps_with_reset[t] and resets is not None:
-                kept_h[t].masked_fill_(resets[t], 0.0)
+            if (reset := resets[t]) is not None:
+                kept_h[t].masked_fill_(reset, 0.0)
             h_before[t] = kept_h[t]
             hidden[t] = torch.addmm(bias, h_before[t], weight_t, out=product)
             activations[t] = gates[t]
@@ -138,15 +116,15 @@ class GruSequence(torch.autograd.Function):
             n.addcmul_(r, hidden[t, :, 2 * size :])
             tanh(n, out=n)
             h = torch.lerp(n, kept_h[t], z, out=outputs[t])
-        ctx.save_for_backward(weight, h_before, kept_h, hidden, activations, resets)
-        ctx.steps_with_reset = steps_with_reset
+        ctx.save_for_backward(weight, h_before, kept_h, hidden, activations)
+        ctx.resets = resets
         return outputs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of `gates`, `weight`, `bias` and `h`."""
-        weight, h_before, kept_h, hidden, activations, resets = ctx.saved_tensors
+        weight, h_before, kept_h, hidden, activations = ctx.saved_tensors
         size = kept_h.shape[-1]
         d_gates = torch.empty_like(activations, dtype=weight.dtype)
         d_hidden, d_step = torch.empty_like(d_gates), torch.empty_like(activations[0])
@@ -162,10 +140,10 @@ class GruSequence(torch.autograd.Function):
             d_n *= r
             d_hidden[t] = d_step
             d_h = (d_h * z).add_(d_hidden[t] @ weight)
-            if ctx.steps_with_reset[t] and resets is not None:
-                d_h.masked_fill_(resets[t], 0.0)
+            if (reset := ctx.resets[t]) is not None:
+                d_h.masked_fill_(reset, 0.0)
         d_hidden = d_hidden.flatten(0, 1)
-        return d_gates, d_hidden.t() @ h_before.flatten(0, 1), d_hidden.sum(0), d_h, None, None
+        return d_gates, d_hidden.t() @ h_before.flatten(0, 1), d_hidden.sum(0), d_h, None
 
 
 def tanh(x: Tensor, out: Tensor) -> Tensor:
@@ -177,11 +155,9 @@ GATES = {"lstm": 4, "gru": 3}
 
 
 class RecurrentCore(nn.Module):
-    """LSTM or GRU of one layer (or `none`, which passes its input on), with a float32 state.
-
-    It loops over steps, because on CPUs that is as fast as `nn.LSTM` in bf16, keeps the state in float32, needs no
-    splitting at resets, and is the same arithmetic for one step and for many.
-    """
+    """LSTM or GRU of one layer (or `none`, which passes its input on), with a float32 state. It loops over steps,
+    because on CPUs that is as fast as `nn.LSTM` in bf16, keeps the state in float32, needs no splitting at resets, and
+    is the same arithmetic for one step and for many."""
 
     def __init__(self, kind: str, num_inputs: int, size: int) -> None:
         super().__init__()
@@ -211,11 +187,8 @@ class RecurrentCore(nn.Module):
     def forward(
         self, inputs: Tensor, state: dict[str, Tensor], reset_before: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Outputs [T, B, H] and the state after the last step, from inputs [T, B, F].
-
-        `reset_before` [T, B] bool zeroes the state before a step (None: nowhere). Keep it on the CPU: the host looks up
-        the steps with resets.
-        """
+        """Outputs [T, B, H] and the state after the last step, from inputs [T, B, F]; `reset_before` [T, B] bool zeroes
+        the state before a step (None: nowhere). Keep it on the CPU: the host looks up the steps with resets."""
         if self.kind == "none":
             return inputs, state
         return self.run(self.input(inputs), state, reset_before)
@@ -224,16 +197,17 @@ class RecurrentCore(nn.Module):
         self, gates: Tensor, state: dict[str, Tensor], reset_before: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """`forward` from the input's half of the gates, `self.input(inputs)` [T, B, gates]; not for `none`."""
-        steps_with_reset, resets = [False] * len(gates), None
-        if reset_before is not None and any(steps_with_reset := reset_before.any(1).tolist()):
-            resets = reset_before.to(gates.device).unsqueeze(-1)
+        resets: list[Tensor | None] = [None] * len(gates)
+        if reset_before is not None:
+            masks = reset_before.to(gates.device).unsqueeze(-1)
+            resets = [masks[t] if resets_any else None for t, resets_any in enumerate(reset_before.any(1).tolist())]
         weight = self.recurrent.weight.to(gates.dtype)
-        if self.kind == "lstm" and len(gates) == 1 and resets is None and not torch.is_grad_enabled():
+        if self.kind == "gru":
+            bias = self.recurrent.bias.to(gates.dtype)
+            outputs = GruSequence.apply(gates, weight, bias, state["h"], resets)
+            return outputs, {"h": outputs[-1]}
+        if len(gates) == 1 and resets[0] is None and not torch.is_grad_enabled():
             h, c = lstm_step(gates[0], weight, state["h"], state["c"])
             return h.unsqueeze(0), {"h": h, "c": c}
-        if self.kind == "lstm":
-            outputs, c = LstmSequence.apply(gates, weight, state["h"], state["c"], resets, steps_with_reset)
-            return outputs, {"h": outputs[-1], "c": c}
-        bias = self.recurrent.bias.to(gates.dtype)
-        outputs = GruSequence.apply(gates, weight, bias, state["h"], resets, steps_with_reset)
-        return outputs, {"h": outputs[-1]}
+        outputs, c = LstmSequence.apply(gates, weight, state["h"], state["c"], resets)
+        return outputs, {"h": outputs[-1], "c": c}

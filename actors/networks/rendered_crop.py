@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from actors.environments.nethack.crop import CHARACTER_WINDOW
 from actors.environments.vector import ArraySpec
 from actors.networks.nethack_encoders import NUM_BLSTATS
 from actors.networks.repeated_rows import SIDE_FEATURES, Branch, RepeatingEncoder, two_layers
 from configs.schema import PolicyConfig
 
-WINDOW = 12
-BLSTATS_LIMIT = 5.0
 BLSTATS_SCALES = (
     *(1 / 79, 1 / 21),  # x, y
     *(1 / 10, 1 / 10, 1 / 10, 1 / 10, 1 / 10, 1 / 10, 1 / 10),  # strength (two ways), dexterity ... charisma
@@ -32,19 +31,15 @@ zeros for score, depth, level, condition and alignment; the rest is chosen here 
 
 class RenderedCropEncoder(RepeatingEncoder):
     """Three convolutions over the picture (512 features with ONI's hidden_size), two layers each over blstats and
-    message.
-
-    The scaled blstats themselves are features too: with hidden_size 512 there are 512 + 128 + 27 + 128 = 795.
+    message. The scaled blstats themselves are features too: with hidden_size 512 there are 512 + 128 + 27 + 128 = 795.
     """
 
     repeating = ("character_crop", "message")
-    _atlas: Tensor
-    _scales: Tensor
 
     def __init__(self, observations: Mapping[str, ArraySpec], config: PolicyConfig) -> None:
         """Raises ValueError for observations other than NetHack's with the character window."""
         super().__init__(reuses=config.reuse_crops)
-        wanted = {"character_crop": (WINDOW, WINDOW, 2), "blstats": (NUM_BLSTATS,)}
+        wanted = {"character_crop": (CHARACTER_WINDOW, CHARACTER_WINDOW, 2), "blstats": (NUM_BLSTATS,)}
         got = {name: spec.shape for name, spec in observations.items()}
         if any(got.get(name) != shape for name, shape in wanted.items()) or "message" not in got:
             has = ", ".join(f"{name} {shape}" for name, shape in got.items())
@@ -52,8 +47,8 @@ class RenderedCropEncoder(RepeatingEncoder):
                 f"network 'rendered_crop' reads character_crop {wanted['character_crop']}, blstats ({NUM_BLSTATS},) and"
                 f" message, which NetHack and MiniHack have; this environment has {has}; choose network 'auto'"
             )
-        self.register_buffer("_atlas", torch.from_numpy(glyph_atlas()), persistent=False)  # [256 * 16, 6, 6, 3] u8
-        self.register_buffer("_scales", torch.tensor(BLSTATS_SCALES), persistent=False)
+        self._atlas = nn.Buffer(torch.from_numpy(glyph_atlas()), persistent=False)  # [256 * 16, 6, 6, 3] u8
+        self._scales = nn.Buffer(torch.tensor(BLSTATS_SCALES), persistent=False)
         self.convolutions = nn.Sequential(
             *(nn.Conv2d(3, 32, 8, 4), nn.ELU()),  # 72 -> 17
             *(nn.Conv2d(32, 64, 4, 2), nn.ELU()),  # 17 -> 7
@@ -75,7 +70,7 @@ class RenderedCropEncoder(RepeatingEncoder):
         """Pictures [N, 3, 72, 72] u8 of windows [N, 12, 12, 2] u8 (character, colour); channels last in memory."""
         characters, colours = windows.int().unbind(-1)
         cells = self._atlas[characters * NUM_COLOURS + colours % NUM_COLOURS]  # [N, 12, 12, 6, 6, 3]
-        return cells.transpose(2, 3).reshape(-1, WINDOW * CELL, WINDOW * CELL, 3).movedim(-1, 1)
+        return cells.transpose(2, 3).reshape(-1, CHARACTER_WINDOW * CELL, CHARACTER_WINDOW * CELL, 3).movedim(-1, 1)
 
     def _measure(self, blstats: Tensor) -> Tensor:
         """[N, 27] -> [N, SIDE_FEATURES + 27]: the encoded statistics, and the scaled ones."""
@@ -84,11 +79,14 @@ class RenderedCropEncoder(RepeatingEncoder):
 
     def scale_blstats(self, blstats: Tensor) -> Tensor:
         """[N, 27] -> [N, 27] within [-5, 5]."""
-        return (blstats.float() * self._scales).clamp(-BLSTATS_LIMIT, BLSTATS_LIMIT)
+        return (blstats.float() * self._scales).clamp(-5, 5)
 
     def _convolve(self, windows: Tensor) -> Tensor:
         """[N, 288] -> [N, hidden_size]."""
-        pictures, device = self.render(windows.unflatten(1, (WINDOW, WINDOW, 2))), windows.device.type
+        pictures, device = (
+            self.render(windows.unflatten(1, (CHARACTER_WINDOW, CHARACTER_WINDOW, 2))),
+            windows.device.type,
+        )
         # Pictures are by far the largest arrays here: they are cast to the convolutions' dtype without a float32 copy.
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
         return self.project(self.convolutions(pictures.to(dtype) / 255).flatten(1))

@@ -1,6 +1,6 @@
 """Computes each distinct row of a batch once: most rows of a NetHack batch repeat.
 
-- `encode_distinct` encodes each distinct row once and copies the result to its repeats.
+- `encode_rows` encodes each distinct row once and copies the result to its repeats.
 - `EncodingCache` keeps encodings during a rollout, while the weights stay the same.
 - `convolve_categories` convolves embedded categories as sums of table rows. The product of a category's embedding with
   one tap of the kernel is the same at every position, so it is computed once per category; a cell's output is the sum
@@ -32,24 +32,17 @@ more than MAX_SIZES sizes, the granule is doubled as often as needed."""
 class RepeatedRows:
     """N rows of features, with equal rows stored once."""
 
-    distinct: Tensor
-    """[M, F]; padding rows occur in no place."""
-    places: np.ndarray | None = None
-    """[N] i64: index of each row in `distinct`; None if each row is stored by itself."""
+    distinct: Tensor  # [M, F]; padding rows occur in no place
+    places: np.ndarray | None = None  # [N] i64: index of each row in `distinct`; None if each row is stored by itself
 
     def rows(self) -> Tensor:
         """All rows, [N, F]."""
         return self.distinct if self.places is None else sum_of_rows([self.places], [self.distinct])
 
 
-def encode_all(rows: Tensor, encode: Callable[[Tensor], Tensor]) -> RepeatedRows:
-    """`encode` applied to every row: the same form as `encode_distinct`, without its saving."""
-    return RepeatedRows(encode(rows))
-
-
-def encode_distinct(rows: Tensor, encode: Callable[[Tensor], Tensor]) -> RepeatedRows:
-    """`encode` ([M, columns] -> [M, F]) of `rows` [N, columns]; on a CPU it is called for distinct rows only."""
-    if rows.device.type != "cpu":  # counting distinct rows would need a transfer to the host
+def encode_rows(rows: Tensor, encode: Callable[[Tensor], Tensor], *, reuses: bool) -> RepeatedRows:
+    """`encode` ([M, columns] -> [M, F]) of `rows` [N, columns]; with `reuses` and on a CPU of distinct rows only."""
+    if not reuses or rows.device.type != "cpu":  # counting distinct rows would need a transfer to the host
         return RepeatedRows(encode(rows))
     array = np.ascontiguousarray(rows.numpy())
     ranks: dict[bytes, int] = {}
@@ -111,14 +104,11 @@ def _add_up(gradients: Tensor, places: np.ndarray, num_rows: int) -> Tensor:
 
 
 class EncodingCache:
-    """The encodings of all distinct rows since its creation: for one set of weights, on a CPU, without gradients.
-
-    It serves rows that did not change since the last step (most of a NetHack batch), that reappear later, or that
-    several environments share.
-    """
+    """The encodings of all distinct rows since its creation: for one set of weights, on a CPU, without gradients. It
+    serves rows that did not change since the last step (most of a NetHack batch), that reappear later, or that several
+    environments share; `max_rows` is the maximum number of rows in all calls together."""
 
     def __init__(self, max_rows: int) -> None:
-        """`max_rows`: maximum number of rows in all calls together."""
         self._max_rows = max_rows
         self._places: dict[bytes, int] = {}
         self._encodings: Tensor | None = None
@@ -151,8 +141,7 @@ Branch = tuple[Tensor, Callable[[Tensor], Tensor]]
 class RepeatingEncoder(nn.Module):
     """Encodes window, blstats, message ... in separate branches, each distinct row once if made with `reuses`."""
 
-    repeating: tuple[str, ...]
-    """Branches whose rows seldom change from one step to the next."""
+    repeating: tuple[str, ...]  # branches whose rows seldom change from one step to the next
     num_features: int
 
     def __init__(self, *, reuses: bool) -> None:
@@ -169,8 +158,7 @@ class RepeatingEncoder(nn.Module):
 
     def encode_branches(self, obs: Mapping[str, Tensor]) -> list[RepeatedRows]:
         """The features of `forward`, branch by branch, with repeated rows stored once."""
-        encode = encode_distinct if self._reuses else encode_all
-        return [encode(*branch) for branch in self.branches(obs).values()]
+        return [encode_rows(*branch, reuses=self._reuses) for branch in self.branches(obs).values()]
 
     def branches(self, obs: Mapping[str, Tensor]) -> dict[str, Branch]:
         """The observations [N, ...] by branch, in the order of their features."""
@@ -184,16 +172,13 @@ def two_layers(num_inputs: int, width: int = SIDE_FEATURES) -> nn.Sequential:
 
 def convolve_glyphs(glyphs: Tensor, embedding: nn.Embedding, convolutions: nn.Sequential) -> Tensor:
     """[N, O, rows, columns], channels last in memory: `convolutions` over the embedded `glyphs` [N, rows, columns]."""
-    first, *rest = convolutions
     # Sums of rows are faster only in the backward pass and for many crops at once.
     if glyphs.device.type != "cpu" or not torch.is_grad_enabled():
-        return convolutions(embedding(glyphs.long()).movedim(-1, 1))  # channels last in memory
+        return convolutions(embedding(glyphs.long()).movedim(-1, 1))
+    first = convolutions[0]
     assert isinstance(first, nn.Conv2d)
     assert first.bias is not None
-    maps = convolve_categories(glyphs, embedding.weight, first.weight, first.bias)
-    for layer in rest:
-        maps = layer(maps)
-    return maps
+    return convolutions[1:](convolve_categories(glyphs, embedding.weight, first.weight, first.bias))
 
 
 def embed_patches(glyphs: Tensor, embedding: nn.Embedding, layer: nn.Conv2d) -> Tensor:
@@ -213,10 +198,8 @@ def embed_patches(glyphs: Tensor, embedding: nn.Embedding, layer: nn.Conv2d) -> 
 
 def convolve_categories(categories: Tensor, embedding: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """[N, O, rows, columns], channels last in memory, in the autocast dtype or that of the parameters; on a CPU, with
-    zero padding.
-
-    `categories` [N, rows, columns] integers, `embedding` [V, E], `weight` [O, E, k, k] with odd k, `bias` [O].
-    """
+    zero padding. `categories` [N, rows, columns] integers, `embedding` [V, E], `weight` [O, E, k, k] with odd k, `bias`
+    [O]."""
     radius = weight.shape[-1] // 2
     present, ranks = _rank(categories.numpy(), len(embedding))
     padded = np.pad(ranks, ((0, 0), (radius, radius), (radius, radius)), constant_values=len(present))

@@ -24,18 +24,14 @@ class WordEncoder(nn.Module):
     """Two layers over the sum of the embeddings of words and of pairs of neighbouring words, divided by the square root
     of their number, and over their maximum."""
 
-    _codes: Tensor
-    _powers: Tensor
-    _inverses: Tensor
-
     def __init__(self, num_bytes: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(NUM_BUCKETS, WIDTH, padding_idx=0)
         self.layers = two_layers(2 * WIDTH)
         self.num_features = SIDE_FEATURES
-        self.register_buffer("_codes", _letter_codes(), persistent=False)
-        self.register_buffer("_powers", _powers(_MULTIPLIER, num_bytes), persistent=False)
-        self.register_buffer("_inverses", _powers(pow(_MULTIPLIER, -1, 2**64), num_bytes), persistent=False)
+        self._codes = nn.Buffer(_letter_codes(), persistent=False)
+        self._powers = nn.Buffer(_powers(_MULTIPLIER, num_bytes), persistent=False)
+        self._inverses = nn.Buffer(_powers(pow(_MULTIPLIER, -1, 2**64), num_bytes), persistent=False)
 
     def forward(self, text: Tensor) -> Tensor:
         """[N, bytes] u8 -> [N, 128]."""

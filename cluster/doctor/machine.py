@@ -14,8 +14,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from actors.devices import resolve_precision
-from actors.policy import PolicyNet
+from actors.policy import PolicyNet, resolve_precision
 from cluster.doctor.result import CheckResult, failed, ok, warning
 from cluster.doctor.subject import Subject
 from cluster.on_ray.placement import SMALLEST_BYTES, rollout_bytes, rollouts_at_once

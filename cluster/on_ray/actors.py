@@ -9,8 +9,7 @@ from typing import Any
 
 import ray
 
-from actors.devices import bound_kept_kernels
-from actors.policy import PolicySnapshot
+from actors.policy import PolicySnapshot, bound_kept_kernels
 from actors.rollout import Acknowledgement, CaptionReport, Rollout, Version
 from actors.worker import RolloutWorker
 from cluster.on_ray.failures import ProcessId, this_process

@@ -10,8 +10,8 @@ from typing import Any
 import ray
 import torch
 
-from actors.devices import bound_kept_kernels
 from actors.environments.vector import EnvironmentSpec
+from actors.policy import bound_kept_kernels
 from cluster.loop import TrainingLoop
 from cluster.on_ray.annotation import RayAnnotation
 from cluster.on_ray.failures import this_process

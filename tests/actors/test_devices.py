@@ -21,7 +21,7 @@ def test_auto_takes_cuda_where_there_is_a_device() -> None:
 GROWTH = """
 import ctypes, sys
 import torch
-from actors.devices import bound_kept_kernels
+from actors.policy import bound_kept_kernels
 names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
 class Heap(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in names]

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from actors.environments.factory import make_environment
 from actors.environments.vector import ArraySpec, EnvironmentSpec
-from actors.networks.encoders import GlyphCropEncoder, ImageEncoder, VectorEncoder, is_channels_first, module_name
-from actors.networks.nethack_encoders import ScaledBlstats
-from actors.networks.repeated_rows import encode_distinct
-from actors.policy import PolicyNet, load_snapshot, load_weights, snapshot
+from actors.networks.encoders import ImageEncoder, VectorEncoder, is_channels_first, module_name
+from actors.networks.nethack_encoders import GlyphCropEncoder, ScaledBlstats
+from actors.networks.repeated_rows import encode_rows
+from actors.policy import PolicyNet, load_weights, snapshot
 from configs.schema import EnvConfig, PolicyConfig
 
 NUM_ACTIONS = 5
@@ -208,7 +208,7 @@ def test_repeated_crops_give_what_each_gives_alone_gradients_included() -> None:
         (features * weights).sum().backward()
         return [p.grad.clone() for p in encoder.parameters() if p.grad is not None]
 
-    shared, alone = encode_distinct(crops, encoder._convolve).rows(), encoder._convolve(crops)
+    shared, alone = encode_rows(crops, encoder._convolve, reuses=True).rows(), encoder._convolve(crops)
     torch.testing.assert_close(shared, alone, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(gradients(shared), gradients(alone), rtol=1e-4, atol=1e-5)
 
@@ -274,7 +274,7 @@ def test_entries_may_have_any_name() -> None:
     net = PolicyNet(EnvironmentSpec(observations=observations, num_actions=2), SMALL)
     obs = {name: torch.zeros(3, *spec.shape, dtype=torch.uint8) for name, spec in observations.items()}
     net.step(obs, net.initial_state(3))
-    load_snapshot(net, snapshot(net, (0, 0)))
+    load_weights(net, snapshot(net, (0, 0)).weights)
 
 
 def test_texts_are_read_by_their_words_each_once() -> None:
@@ -340,7 +340,7 @@ def test_a_snapshot_is_a_copy_that_makes_another_net_equal() -> None:
             parameter.zero_()
     for array in taken.weights.values():
         array.flags.writeable = False  # as they come out of an object store
-    load_snapshot(other, taken)
+    load_weights(other, taken.weights)
     assert taken.policy_version == (2, 5)
     assert {array.dtype for array in taken.weights.values()} == {np.dtype(np.float32)}
     assert torch.equal(other.step(obs, other.initial_state(3))[0], wanted)
@@ -348,7 +348,7 @@ def test_a_snapshot_is_a_copy_that_makes_another_net_equal() -> None:
 
 def test_a_snapshot_of_another_network_is_refused() -> None:
     with pytest.raises(RuntimeError, match="Unexpected key"):
-        load_snapshot(make_net("mlp"), snapshot(make_net("cnn"), (0, 0)))
+        load_weights(make_net("mlp"), snapshot(make_net("cnn"), (0, 0)).weights)
 
 
 @pytest.mark.parametrize("core", ["lstm", "gru"])

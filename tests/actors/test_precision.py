@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from actors.devices import resolve_precision
+from actors.policy import resolve_precision
 from configs import devices as number_types
 
 CPU = torch.device("cpu")

@@ -1,7 +1,7 @@
 """What publishing one version of the weights costs: float32 against bf16 on the wire, from the learner's copy to a worker's network.
 
 Publishing is what the learner does after each update (`snapshot`, one `ray.put`); pulling is what a worker does before its next rollout
-(the snapshot comes as an argument, `load_snapshot`). The network is the reference network unless `policy.*` keys say otherwise.
+(the snapshot comes as an argument, `load_weights`). The network is the reference network unless `policy.*` keys say otherwise.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.policy import PolicyNet, PolicySnapshot, load_snapshot, snapshot
+from actors.policy import PolicyNet, PolicySnapshot, load_weights, snapshot
 from cluster.run.temporary import use_private_token
 from cluster.verbs.bench import print_report, report
 from configs.loading import load_config
@@ -64,7 +64,7 @@ def measure(
 
     net = make_network(config)
     forms: dict[str, tuple[Callable[[], PolicySnapshot], Callable[[PolicyNet, PolicySnapshot], None]]] = {
-        "float32": (lambda: snapshot(net, (1, 1)), load_snapshot),
+        "float32": (lambda: snapshot(net, (1, 1)), lambda own, taken: load_weights(own, taken.weights)),
         "bf16": (lambda: to_bf16(net), load_bf16),
     }
     taken: dict[str, dict[str, list[float]]] = {form: {step: [] for step in STEPS} for form in forms}

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from actors.environments.vector import ArraySpec, EnvironmentSpec
-from actors.policy import PolicyNet, PolicySnapshot, load_snapshot
+from actors.policy import PolicyNet, PolicySnapshot, load_weights
 from actors.rollout import Rollout
 from configs.schema import PolicyConfig
 
@@ -81,7 +81,7 @@ class RecallGame:
     @torch.no_grad()
     def collect(self, snapshot: PolicySnapshot, num_steps: int, sequence_number: int = 0) -> Rollout:
         """T steps of every game."""
-        load_snapshot(self._net, snapshot)
+        load_weights(self._net, snapshot.weights)
         core_state = {name: tensor.numpy().copy() for name, tensor in self._core.items()}
         columns: dict[str, list[np.ndarray]] = {
             name: [] for name in ("obs", "actions", "logits", "values", "terminated", "captions")

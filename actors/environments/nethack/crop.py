@@ -16,25 +16,21 @@ OUTSIDE_GLYPH = 5976
 """The glyph of cells outside the map; real glyphs are smaller (NetHack's MAX_GLYPH)."""
 WINDOW_SHAPE = 21, 45
 """Rows and columns of the wide window: as high as the map, half as wide, and divisible into squares of 3 x 3 cells."""
-OUTSIDE_CHARACTER, OUTSIDE_COLOUR = ord(" "), 0
-"""Outside the map is black, as unlit stone is; no character is drawn there in either case."""
 CHARACTER_WINDOW = 12
 """Side of the character window, in cells (ONI); six cells are above and left of the agent, five below and right."""
 LAYERS: Mapping[str, tuple[type, int]] = {
     "glyphs": (np.int16, OUTSIDE_GLYPH),
-    "chars": (np.uint8, OUTSIDE_CHARACTER),
-    "colors": (np.uint8, OUTSIDE_COLOUR),
+    "chars": (np.uint8, ord(" ")),
+    "colors": (np.uint8, 0),
 }
-"""The engine's maps: dtype, and value of cells outside the map."""
+"""The engine's maps: dtype, and value of cells outside the map, which are black and blank, as unlit stone."""
 
 
 class CropView:
     """A window on one or more maps; observation `glyph_crop` [c, c] i16, `glyph_window` [21, 45] i16 or
-    `character_crop` [12, 12, 2] u8.
-
-    The character window shows the map only. ONI cuts it out of the terminal's screen, which adds the message line and
-    the status lines near the map's edge; the network reads those as text and numbers anyway.
-    """
+    `character_crop` [12, 12, 2] u8. The character window shows the map only. ONI cuts it out of the terminal's screen,
+    which adds the message line and the status lines near the map's edge; the network reads those as text and numbers
+    anyway."""
 
     def __init__(self, entry: str, layers: tuple[str, ...], size: tuple[int, int]) -> None:
         self.entry, self.layers = entry, layers

@@ -20,14 +20,11 @@ ALIGNMENT_OFFSET = 48
 class ReadOnlyPart:
     """The pages at the start of a library that are never written."""
 
-    length: int
-    """Bytes, whole pages, from the library's start."""
+    length: int  # bytes, whole pages, from the library's start
     segments: tuple[tuple[int, int, int], ...]
     """(start, bytes, protection) of each segment; its start is the same in the file and from the library's base."""
-    dynamic: int
-    """Address of the dynamic section, from the library's base."""
-    alignment_at: int
-    """File offset of the alignment that the first segment requests."""
+    dynamic: int  # address of the dynamic section, from the library's base
+    alignment_at: int  # file offset of the alignment that the first segment requests
 
 
 def read_only_part(library: bytes) -> ReadOnlyPart:

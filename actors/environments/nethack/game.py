@@ -23,6 +23,7 @@ from actors.environments.lookup import load_creator
 from actors.environments.nethack.crop import LAYERS, MAP_CELLS, MAP_HEIGHT, MAP_WIDTH, make_maps
 from actors.environments.nethack.messages import MessageLog
 from actors.environments.nethack.shared_code import engine_pages
+from actors.environments.nethack.tasks import ESCAPE, GAME_OVER, READING_LINE, WAITING_FOR_SPACE
 from actors.environments.wrappers import NO_LIMIT, innermost, lift_time_limits, lowest, strip
 from configs.schema import EnvConfig
 
@@ -31,20 +32,15 @@ logger = logging.getLogger(__name__)
 OBSERVED = ("glyphs", "blstats", "message")
 INVENTORY: Mapping[str, int] = {"inv_letters": 128, "inv_oclasses": 19}
 """The inventory's entries, one value per slot, and their numbers of values; an empty slot has the last class."""
-NEEDED = frozenset({*OBSERVED, "program_state", "internal"})
-"""The arrays that NLE's own stepping and its tasks read."""
 STOCK_MODULES = frozenset({"nle.env.base", "nle.env.tasks", "minihack.base", "actors.environments.nethack.tasks"})
-ESCAPE = 27
 ABORTED, DEATH = -1, 1  # end statuses
-GAME_OVER = 0  # index into program_state
-READING_LINE, WAITING_FOR_SPACE = 2, 3  # indices into internal
 
 
-def make_screens(num_envs: int, layers: tuple[str, ...], inventory: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-    """Empty arrays for B engines to write into: maps [B, MAP_CELLS + 1], `blstats` [B, 27] i64, `message` [B, 256] u8,
-    `program_state` [B, 6] i32, `internal` [B, 9] i32, and those of `inventory` [B, 55] u8."""
+def make_screens(num_envs: int, layers: tuple[str, ...], others: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Empty arrays for B engines to write into: maps [B, MAP_CELLS + 1], `program_state` [B, 6] i32, `internal` [B, 9]
+    i32, and the `others`: `blstats` [B, 27] i64, `message` [B, 256] u8, those of INVENTORY [B, 55] u8."""
     arrays = make_maps(num_envs, layers)
-    for key in ("blstats", "message", "program_state", "internal", *inventory):
+    for key in ("program_state", "internal", *others):
         description = nethack.OBSERVATION_DESC[key]
         arrays[key] = np.zeros((num_envs, *description["shape"]), description["dtype"])
     return arrays
@@ -53,25 +49,15 @@ def make_screens(num_envs: int, layers: tuple[str, ...], inventory: tuple[str, .
 class Game:
     """One NLE environment whose engine writes into given buffers and is observed at each of its steps."""
 
-    def __init__(
-        self,
-        played: Any,
-        env_id: str,
-        arrays: Mapping[str, np.ndarray],
-        *,
-        share_code: bool,
-        observes_more: bool,
-        registered_limit: int | None,
-    ) -> None:
-        """`played`: NLE's environment, or wrappers around it. `arrays`: one row of each of `make_screens`, contiguous;
-        the last cell of a map stays unchanged. `share_code`: keep the engine's code in memory once per process.
-        `observes_more`: it was made to observe more than `OBSERVED`. `registered_limit`: its registered step limit."""
+    def __init__(self, spec: EnvSpec, config: EnvConfig, arrays: Mapping[str, np.ndarray]) -> None:
+        """`arrays`: one row of each of `make_screens`, contiguous; the last cell of a map stays unchanged. ValueError
+        for options that the environment does not take, and for what it raises."""
+        played, observes_more = _make(spec, config)
         env = innermost(played)
-        self.env, self._env_id = env, env_id
-        self.step_limit = lowest(int(env._max_episode_steps), registered_limit, lift_time_limits(played))
+        self.env, self._env_id = env, spec.id
+        self.step_limit = lowest(int(env._max_episode_steps), spec.max_episode_steps, lift_time_limits(played))
         """The environment's own limit; NLE itself would report it as a termination, with an empty screen."""
-        self.played = strip(played)
-        """What is stepped: the environment, or wrappers around it that change something."""
+        self.played = strip(played)  # what is stepped: the environment, or wrappers around it that change something
         env._max_episode_steps = NO_LIMIT
         # A won game is not quit, so that its last screen can be read; the next reset starts a new one anyway.
         env._quit_game = lambda observation, done: None
@@ -80,22 +66,21 @@ class Game:
         """Copies of the arrays at the game's last screen, once it is over."""
         self.log = MessageLog()
         self._starting = False
-        shown = {*LAYERS, *OBSERVED, *INVENTORY}
-        self._shown = {name: array for name, array in arrays.items() if name in shown}
-        self._message = arrays["message"]
+        self._arrays, self._message = arrays, arrays["message"]
         engine = env.nethack
         self.engine = engine._pynethack
         buffers = engine._obs_buffers
         for name, array in arrays.items():
             buffers[name] = array[:MAP_CELLS].reshape(MAP_HEIGHT, MAP_WIDTH) if name in LAYERS else array
         self._program_state, self._internal = buffers["program_state"], buffers["internal"]
-        wanted = buffers if observes_more or _reads_all(env) else {key: buffers[key] for key in NEEDED | arrays.keys()}
+        # NLE's own stepping and its tasks read no arrays but those of `make_screens`.
+        wanted = buffers if observes_more or _reads_all(env) else {key: buffers[key] for key in arrays}
         self.engine.set_buffers(**wanted)
         # MiniHack makes NLE fill and copy every observation; those that nothing reads become empty arrays.
         self.screen = engine._obs = tuple(wanted.get(key, np.empty(0, np.uint8)) for key in env._observation_keys)
         """The engine's arrays in the order in which NLE's methods expect them."""
         self._engine_reset, engine.reset, engine.step = engine.reset, self._reset_engine, self._step_engine
-        self._pages = engine_pages() if share_code else None
+        self._pages = engine_pages() if config.share_engine_code else None
         if self._pages is not None:
             self._pages.prepare(engine.dlpath)
 
@@ -145,7 +130,7 @@ class Game:
             if not self.engine.in_normal_game():
                 return
             if self.last_screen is None or message[0]:
-                self.last_screen = {name: array.copy() for name, array in self._shown.items()}
+                self.last_screen = {name: array.copy() for name, array in self._arrays.items()}
         else:
             self.last_screen = None  # a life may be saved after "You die..."
         if message[0] or self.log.prompt is not None:
@@ -186,9 +171,9 @@ class GymnasiumStepping:
         return np.array(rewards, np.float32), np.array(statuses, np.int64), list(captions)
 
 
-def make_game(spec: EnvSpec, config: EnvConfig, arrays: Mapping[str, np.ndarray]) -> Game:
-    """A game of the environment without gymnasium's own wrappers: NLE ignores seeds and limits that come through them.
-    ValueError for options that it does not take, and for what it raises."""
+def _make(spec: EnvSpec, config: EnvConfig) -> tuple[Any, bool]:
+    """NLE's environment, or wrappers around it, but not gymnasium's own: NLE ignores seeds and limits that come through
+    them; and whether it was made to observe more than `OBSERVED`."""
     for key, instead in (("max_episode_steps", "use env.max_episode_steps"), ("observation_keys", "remove it")):
         if key in config.options:
             raise ValueError(f"env.options has {key!r}, which a run sets itself; {instead}")
@@ -205,14 +190,7 @@ def make_game(spec: EnvSpec, config: EnvConfig, arrays: Mapping[str, np.ndarray]
                 env = load_env_creator(wrapper.entry_point)(env=env, **(wrapper.kwargs or {}))
     except BaseException as error:
         refuse_making(spec.id, config.options, error)
-    return Game(
-        env,
-        spec.id,
-        arrays,
-        share_code=config.share_engine_code,
-        observes_more=not is_class or bool(spec.additional_wrappers),
-        registered_limit=spec.max_episode_steps,
-    )
+    return env, not is_class or bool(spec.additional_wrappers)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from actors.environments.nethack.crop import MAP_CELLS
-from actors.environments.nethack.episode_stats import GOLD, SCORE, TIME, UNSEEN_GLYPH, count_unlike, level_number
+from actors.environments.nethack.episode_stats import GOLD, SCORE, TIME, LevelTiles
 from actors.environments.nethack.tasks import GOAL_REWARD
 from actors.environments.vector import GoalReward
 
@@ -27,7 +27,7 @@ class Rewards:
     """The reward for the task's goal; None if it has none that is paid once, or the environment decides it."""
 
     def __init__(self, env: Any, screens: dict[str, np.ndarray]) -> None:
-        self._blstats, self._internal = screens["blstats"], screens["internal"]
+        self._env, self._blstats, self._internal = env, screens["blstats"], screens["internal"]
         self._glyphs = screens["glyphs"][:, :MAP_CELLS]
         self._last = self._blstats.copy()
 
@@ -58,7 +58,6 @@ class ScoreRewards(Rewards):
 
     def __init__(self, env: Any, screens: dict[str, np.ndarray]) -> None:
         super().__init__(env, screens)
-        self._mode, self._per_step, self._per_turn = env.penalty_mode, env.penalty_step, env.penalty_time
         # NLE keeps this count from one episode to the next.
         self._frozen_steps = np.zeros(len(self._blstats), np.int64)
 
@@ -81,16 +80,14 @@ class ScoreRewards(Rewards):
         """The time penalty; frozen steps are counted only in the games of `where`."""
         turns = self._blstats[:, TIME] - self._last[:, TIME]
         frozen = (self._frozen_steps + 1) * (turns == 0)
-        if where is True:
-            self._frozen_steps = frozen
+        np.copyto(self._frozen_steps, frozen, where=where)
+        mode, per_step = self._env.penalty_mode, self._env.penalty_step
+        if mode == "constant":
+            penalty = np.where(frozen > 0, per_step, 0)
         else:
-            np.copyto(self._frozen_steps, frozen, where=where)
-        if self._mode == "constant":
-            penalty = np.where(frozen > 0, self._per_step, 0)
-        else:
-            factor = {"linear": frozen, "square": frozen**2, "always": np.ones_like(frozen)}[self._mode]
-            penalty = 0 + factor * self._per_step
-        return penalty + turns * self._per_turn
+            factor = {"linear": frozen, "square": frozen**2, "always": np.ones_like(frozen)}[mode]
+            penalty = 0 + factor * per_step
+        return penalty + turns * self._env.penalty_time
 
 
 class GoldRewards(ScoreRewards):
@@ -119,23 +116,13 @@ class ScoutRewards(GoldRewards):
 
     def __init__(self, env: Any, screens: dict[str, np.ndarray]) -> None:
         super().__init__(env, screens)
-        self._level = np.full(len(self._blstats), -1)
-        self._here = np.zeros(len(self._blstats), np.int64)
-        self._elsewhere: list[dict[int, int]] = [{} for _ in self._level]
+        self._tiles = LevelTiles(len(self._blstats))
 
     def start(self, i: int) -> None:
-        self._level[i], self._here[i] = -1, 0
-        self._elsewhere[i].clear()
+        self._tiles.start(i)
 
     def _gain(self, playing: np.ndarray) -> np.ndarray:
-        levels, seen = level_number(self._blstats), count_unlike(self._glyphs, UNSEEN_GLYPH)
-        for i in np.flatnonzero(playing & (levels != self._level)).tolist():
-            self._elsewhere[i][int(self._level[i])] = int(self._here[i])
-            self._here[i] = self._elsewhere[i].get(int(levels[i]), 0)
-        gain = seen - self._here
-        np.copyto(self._level, levels, where=playing)
-        np.copyto(self._here, seen, where=playing)
-        return gain
+        return self._tiles.update(self._glyphs, self._blstats, playing)
 
 
 class StaircaseRewards(ScoreRewards):
@@ -150,21 +137,15 @@ class StaircaseRewards(ScoreRewards):
 class MiniHackRewards(ScoreRewards):
     """MiniHack without a reward manager: `reward_win` at the goal, `reward_lose` at any other end, and the penalty."""
 
-    def __init__(self, env: Any, screens: dict[str, np.ndarray]) -> None:
-        super().__init__(env, screens)
-        self._win, self._lose = env.reward_win, env.reward_lose
-
     def pay(self, statuses: np.ndarray, playing: np.ndarray, goals: list[int]) -> np.ndarray:
-        return np.where(statuses == GOAL, self._win, np.where(statuses == 0, 0, self._lose)) + self._penalty()
+        win, lose = self._env.reward_win, self._env.reward_lose
+        return np.where(statuses == GOAL, win, np.where(statuses == 0, 0, lose)) + self._penalty()
 
 
 class GoalRewards(Rewards):
     """ONI's goals: paid once, unless the agent died in the same step; zero otherwise."""
 
     goal = GOAL_REWARD
-
-    def begin(self) -> None:
-        """Goals compare nothing."""
 
     def pay(self, statuses: np.ndarray, playing: np.ndarray, goals: list[int]) -> np.ndarray:
         rewards = np.zeros(len(statuses))
@@ -185,12 +166,15 @@ REWARDS: dict[str, type[Rewards]] = {
 """By the task's `_reward_fn`."""
 
 
+def implementation(env: Any, method: str) -> str:
+    """Where a method of an environment comes from: module, class and name."""
+    function = getattr(env, method)
+    return f"{function.__module__}.{function.__qualname__}"
+
+
 def goal_reward(env: Any, step_limit: int) -> GoalReward | None:
     """How the task of `env` rewards its goal in episodes of `step_limit` steps; None without goal, or if custom."""
-    function = env._reward_fn
-    rewards = REWARDS.get(f"{function.__module__}.{function.__qualname__}")
-    if rewards is None:
-        return None
+    rewards = REWARDS.get(implementation(env, "_reward_fn"), Rewards)
     at_goal = rewards.goal
     if rewards is MiniHackRewards and env.reward_manager is None:
         at_goal = env.reward_win

@@ -5,6 +5,7 @@ bound.
 """
 
 import re
+from collections import deque
 
 SEPARATOR = b"  "
 """Between the lines of one caption; NetHack itself puts two spaces between messages that share a line."""
@@ -28,16 +29,15 @@ class MessageLog:
 
     def __init__(self) -> None:
         self._lines: list[bytes] = []
-        self._typed: dict[bytes, None] = {}
+        self._typed: deque[bytes] = deque(maxlen=MAX_TYPED)
         self._answer = b""
-        self.prompt: bytes | None = None
-        """The open text prompt, as it read before anything was typed."""
+        self.prompt: bytes | None = None  # the open text prompt, as it read before anything was typed
 
     def start_episode(self) -> None:
         """Forget the last episode."""
         self._typed.clear()
         self._answer, self.prompt = b"", None
-        self._lines.clear()
+        self.start_step()
 
     def start_step(self) -> None:
         """Begin the next environment step."""
@@ -51,10 +51,9 @@ class MessageLog:
             self._answer = line.removeprefix(self.prompt)
             line = self.prompt
         elif self.prompt is not None:
-            if typed := b" ".join(self._answer.split()):
-                self._typed[typed] = None
-            if len(self._typed) > MAX_TYPED:
-                self._typed.pop(next(iter(self._typed)))
+            typed = b" ".join(self._answer.split())
+            if typed and typed not in self._typed:
+                self._typed.append(typed)
             self._answer, self.prompt = b"", None
         line = self._mask(line)
         # A line that stays on the screen while the engine continues is recorded once.

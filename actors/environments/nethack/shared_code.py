@@ -28,6 +28,8 @@ import os
 import struct
 from pathlib import Path
 
+from tenacity import Retrying, retry_if_exception, stop_after_attempt
+
 from actors.environments.nethack.elf import read_only_part
 
 logger = logging.getLogger(__name__)
@@ -105,21 +107,20 @@ class SharedFile:
     def __init__(self, library: bytes, libc: LibC) -> None:
         """OSError or ValueError, with the reason, if it cannot be made."""
         self.part = part = read_only_part(library)
-        self._libc = libc
+        self.libc = libc
         self.original = library[: part.length]
         aligned = bytearray(self.original)
         struct.pack_into("<Q", aligned, part.alignment_at, HUGE_PAGE_BYTES)
         self.aligned = bytes(aligned)
         """`original`, but requesting a place where its addresses and the file's huge pages are congruent."""
-        self.no_huge_pages: OSError | None = None
-        """Why there are no huge pages."""
+        self.no_huge_pages: OSError | None = None  # why there are no huge pages
         if not hasattr(os, "memfd_create"):
             raise ValueError("this system has no memory files")
         num_bytes = -(-part.length // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
         fd = os.memfd_create("nethack-pages", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             path = f"/proc/self/fd/{fd}"
-            _write(path, self.aligned + bytes(num_bytes - part.length), 0)
+            Path(path).write_bytes(self.aligned + bytes(num_bytes - part.length))
             try:
                 self._collapse(fd, num_bytes)
             except OSError as error:
@@ -138,12 +139,9 @@ class SharedFile:
 
     def map_over(self, base: int, path: str) -> None:
         """Replace the read-only part of the library loaded at `base` from `path`; OSError, with nothing changed, if
-        that is refused.
-
-        RuntimeError if the refusal left a hole that cannot be filled again: the engine must not continue.
-        """
+        that is refused, RuntimeError if it left a hole that cannot be filled again: the engine must not continue."""
         try:
-            self._libc.map(base, self.part.length, READ_EXECUTE, mmap.MAP_SHARED | MAP_FIXED, self._fd)
+            self.libc.map(base, self.part.length, READ_EXECUTE, mmap.MAP_SHARED | MAP_FIXED, self._fd)
         except OSError:  # which may have left a hole: map the private copy again, as the loader did
             try:
                 self._restore(base, path)
@@ -156,34 +154,29 @@ class SharedFile:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             for start, length, protection in self.part.segments:
-                self._libc.map(base + start, length, protection, mmap.MAP_PRIVATE | MAP_FIXED, fd, start)
+                self.libc.map(base + start, length, protection, mmap.MAP_PRIVATE | MAP_FIXED, fd, start)
         finally:
             os.close(fd)
 
     def _collapse(self, fd: int, num_bytes: int) -> None:
         reserved = num_bytes + HUGE_PAGE_BYTES
-        room = self._libc.map(None, reserved, PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
+        room = self.libc.map(None, reserved, PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
         try:
             aligned = -(-room // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
-            self._libc.map(aligned, num_bytes, READ_EXECUTE, mmap.MAP_SHARED | MAP_FIXED, fd)
-            for _ in range(COLLAPSE_ATTEMPTS - 1):
-                try:
-                    return self._libc.collapse(aligned, num_bytes)
-                except OSError as error:
-                    if error.errno not in (errno.EAGAIN, errno.EBUSY):
-                        raise
-            self._libc.collapse(aligned, num_bytes)
+            self.libc.map(aligned, num_bytes, READ_EXECUTE, mmap.MAP_SHARED | MAP_FIXED, fd)
+            busy = retry_if_exception(lambda error: getattr(error, "errno", 0) in (errno.EAGAIN, errno.EBUSY))
+            attempts = Retrying(retry=busy, stop=stop_after_attempt(COLLAPSE_ATTEMPTS), reraise=True)
+            attempts(self.libc.collapse, aligned, num_bytes)
         finally:
-            self._libc.unmap(room, reserved)
+            self.libc.unmap(room, reserved)
 
 
 class EnginePages:
     """The shared pages of one process, made from the first library that is prepared."""
 
     def __init__(self) -> None:
-        self._libc: LibC | None = None
         self._file: SharedFile | None = None
-        self._prepared: dict[str, tuple[int, int]] = {}
+        self._prepared: dict[str, os.stat_result] = {}
         self._off = self._noticed = False
 
     def prepare(self, path: str) -> None:
@@ -192,9 +185,8 @@ class EnginePages:
             return
         try:
             copy = Path(path).read_bytes()
-            if self._libc is None or self._file is None:
-                self._libc = LibC()
-                self._file = SharedFile(copy, self._libc)
+            if self._file is None:
+                self._file = SharedFile(copy, LibC())
                 if reason := self._file.no_huge_pages:
                     self._notice(f"engine code is shared between environments, but not in huge pages ({reason})")
             shared = self._file
@@ -202,20 +194,22 @@ class EnginePages:
                 raise ValueError("it differs from the first engine's")
             if not shared.no_huge_pages:
                 at = shared.part.alignment_at
-                _write(path, shared.aligned[at : at + 8], at)
-            self._prepared[path] = _identity(path)
+                with open(path, "r+b") as file:
+                    file.seek(at)
+                    file.write(shared.aligned[at : at + 8])
+            self._prepared[path] = os.stat(path)
         except (OSError, ValueError) as error:
             self._off = self._file is None
             self._notice(f"engine code is not shared between environments: {path}: {error}")
 
     def share(self, path: str) -> None:
         """Replace the read-only pages of an engine just reset; does nothing for one that was not prepared."""
-        if self._off or self._libc is None or self._file is None or path not in self._prepared:
+        if self._off or self._file is None or path not in self._prepared:
             return
         try:
-            if _identity(path) != self._prepared[path]:
+            if not os.path.samestat(os.stat(path), self._prepared[path]):
                 return
-            place = self._libc.find_library(path)
+            place = self._file.libc.find_library(path)
             if place is None:
                 return
             base, dynamic = place
@@ -230,17 +224,6 @@ class EnginePages:
         if not self._noticed:
             self._noticed = True
             logger.warning("%s; many environments in one process step more slowly", loss)
-
-
-def _identity(path: str) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
-
-
-def _write(path: str, content: bytes, offset: int) -> None:
-    with open(path, "r+b") as file:
-        file.seek(offset)
-        file.write(content)
 
 
 @functools.cache

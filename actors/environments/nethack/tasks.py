@@ -58,8 +58,7 @@ class ScoreExtended(NetHackScore):
         super().__init__(*args, actions=EXTENDED_ACTIONS, **kwargs)
         # The agent's actions, then the keys of answers: NLE's step looks a key up by its index.
         self.actions: Sequence[int] = (*map(int, EXTENDED_ACTIONS), *range(128))
-        self.descended = False
-        """Whether the agent has arrived on a level by stairs in this step."""
+        self.descended = False  # whether the agent has arrived on a level by stairs in this step
         self._may_enhance = self._in_menu_of_choice = False
 
     def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -123,10 +122,8 @@ class Goal(ScoreExtended):
         """`continual`: the goal is rewarded once, and only death (or the step limit) ends the episode."""
         super().__init__(*args, **kwargs)
         self._continual = continual
-        self.succeeded = False
-        """Whether the goal has been reached in this episode."""
-        self.pays = False
-        """Whether it has been reached for the first time in this step."""
+        self.succeeded = False  # whether the goal has been reached in this episode
+        self.pays = False  # whether it has been reached for the first time in this step
 
     def reset(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Start the next game."""

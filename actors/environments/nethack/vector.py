@@ -5,57 +5,42 @@ and truncates; and `env.stepping` changes only the speed.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from actors.environments.errors import EnvironmentErrors, EnvironmentFailure, close_quietly, environment_failure
+from actors.environments.errors import close_quietly
 from actors.environments.gymnasium_vector import discrete_actions
-from actors.environments.nethack.crop import MAP_CELLS, CropView
-from actors.environments.nethack.episode_stats import EpisodeStats
-from actors.environments.nethack.game import INVENTORY, Game, make_game, make_screens
+from actors.environments.nethack.crop import MAP_CELLS, view_for
+from actors.environments.nethack.episode_stats import EpisodeStats, X, Y
+from actors.environments.nethack.game import INVENTORY, Game, make_screens
 from actors.environments.nethack.lean_rewards import goal_reward
-from actors.environments.nethack.lean_stepping import X, Y, make_stepping
-from actors.environments.vector import (
-    START_ATTEMPTS,
-    ArraySpec,
-    EnvironmentLoss,
-    EnvironmentSpec,
-    EpisodeEnd,
-    SeedStream,
-    VectorStep,
-)
+from actors.environments.nethack.lean_stepping import make_stepping
+from actors.environments.vector import ArraySpec, EnvironmentSpec, EpisodeEnd, RebuildingVector, SeedStream, VectorStep
 from actors.environments.wrappers import step_limit, wrapper_names
-from configs.schema import EnvConfig
+from configs.schema import EnvConfig, PolicyConfig
 
 
-class NetHackEnvironment:
-    """B games; observations: the window that `view` cuts out around the agent, `blstats` [27] f32, `message` [256] u8,
-    and if requested the inventory's `inv_letters` and `inv_oclasses` [55] u8."""
+class NetHackEnvironment(RebuildingVector):
+    """B games; observations: the window around the agent that the policy's network sees, `blstats` [27] f32, `message`
+    [256] u8, and for `nethack_full` the inventory's `inv_letters` and `inv_oclasses` [55] u8."""
 
     def __init__(
-        self,
-        spec: EnvSpec,
-        config: EnvConfig,
-        *,
-        num_envs: int,
-        seeds: SeedStream,
-        view: CropView,
-        inventory: bool = False,
+        self, spec: EnvSpec, config: EnvConfig, num_envs: int, seeds: SeedStream, policy: PolicyConfig
     ) -> None:
         """Raises ValueError for options that the environment does not take."""
         if config.captioner != "message":
             wanted = f"env.captioner must be 'message', got {config.captioner!r}"
             raise ValueError(f"captions of {spec.id!r} are its message lines: {wanted}")
-        self.num_envs = num_envs
-        self._seeds, self._view = seeds, view
+        super().__init__(spec, config, num_envs, seeds)
+        self._view = view = view_for(policy.network, policy.crop_size)
         layers = dict.fromkeys(("glyphs", *view.layers))  # NLE's tasks always read the glyphs
-        self._inventory = tuple(INVENTORY) if inventory else ()
-        self._screens = make_screens(num_envs, tuple(layers), self._inventory)
+        self._copied = ("blstats", "message", *(INVENTORY if policy.network == "nethack_full" else ()))
+        self._screens = make_screens(num_envs, tuple(layers), self._copied)
         self._glyphs, self._blstats = self._screens["glyphs"][:, :MAP_CELLS], self._screens["blstats"]
         self._games: list[Game] = []
-        self._gymnasium_spec, self._config, self._errors = spec, config, EnvironmentErrors()
         self._make_games()
         model = self._games[0]
         self._step_limit, notices = step_limit(config, model.step_limit, spec.id)
@@ -65,67 +50,42 @@ class NetHackEnvironment:
                 " are theirs; observations are NetHack's own, unchanged by the wrappers, and stepping is slower;"
                 " register the class itself to avoid both"
             )
-        self._episodes = np.zeros(num_envs, np.int64)
-        self._steps = np.zeros(num_envs, np.int64)
         self._metrics = EpisodeStats(num_envs)
         self._obs: dict[str, np.ndarray] = {}
-        u8 = np.dtype(np.uint8)
-        inventory_specs = {
-            name: ArraySpec(shape=self._screens[name].shape[1:], dtype=u8, num_values=INVENTORY[name])
-            for name in self._inventory
-        }
+        observations = {view.entry: view.spec}
+        for name in self._copied:
+            dtype = np.dtype(np.float32 if name == "blstats" else np.uint8)
+            shape = self._screens[name].shape[1:]
+            observations[name] = ArraySpec(shape=shape, dtype=dtype, num_values=INVENTORY.get(name, 0))
         self.spec = EnvironmentSpec(
-            observations={
-                view.entry: view.spec,
-                "blstats": ArraySpec(shape=self._blstats.shape[1:], dtype=np.dtype(np.float32)),
-                "message": ArraySpec(shape=self._screens["message"].shape[1:], dtype=u8),
-                **inventory_specs,
-            },
+            observations=observations,
             num_actions=discrete_actions(model.played, spec.id)[1],
             goal_reward=None if model.is_wrapped else goal_reward(model.env, self._step_limit),
             notices=tuple(notices),
         )
 
-    @property
-    def running_episodes(self) -> np.ndarray:
-        """See `VectorEnvironment`."""
-        return self._episodes - 1
-
     def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
         """Start the next game everywhere."""
         captions = self._start_all()
-        self._obs = self._observe(self._screens)
         return self._obs, captions
-
-    def take_errors(self) -> tuple[int, str]:
-        """See `VectorEnvironment`."""
-        return self._errors.take()
-
-    def take_notices(self) -> tuple[str, ...]:
-        """See `VectorEnvironment`."""
-        return ()
 
     def step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None = None) -> VectorStep:
         """Take one action in each game. If one raises, some have taken theirs and some have not: all are rebuilt."""
         try:
             return self._step(actions, out)
         except BaseException as error:
-            self._errors.note(environment_failure(self._gymnasium_spec.id, error, "step"))
+            self._note(error, "step")
             self._make_games()
-            captions = self._start_all()
-            self._obs = self._observe(self._screens, out)
-        return VectorStep(
-            obs=self._obs,
-            rewards=np.zeros(self.num_envs, np.float32),
-            terminated=np.zeros(self.num_envs, bool),
-            truncated=np.ones(self.num_envs, bool),
-            captions=[b""] * self.num_envs,
-            losses=[EnvironmentLoss(index=i, reset_caption=caption) for i, caption in enumerate(captions)],
-        )
+            losses = dict(enumerate(self._start_all(out)))
+            step = replace(self._quiet_step(self._obs), losses=losses)
+            step.truncated[:] = True
+            return step
 
     def _step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None) -> VectorStep:
         rewards, statuses, captions = self._stepping.step(actions)
-        self._check(rewards)
+        finite = np.isfinite(rewards)
+        if not finite.all():  # custom rewards of a level may have any value
+            raise self._failure(f"gave the reward {rewards[~finite][0]} in step, wanted a finite number")
         self._steps += 1
         self._metrics.update(self._glyphs, self._blstats, captions)
         # Without a step limit NLE aborts only if NetHackChallenge sees no progress: the task has not ended then either.
@@ -150,37 +110,23 @@ class NetHackEnvironment:
         for game in self._games:
             close_quietly(game.played)
 
-    def _check(self, rewards: np.ndarray) -> None:
-        """Custom rewards of a level may have any value."""
-        finite = np.isfinite(rewards)
-        if not finite.all():
-            what = f"gave the reward {rewards[~finite][0]} in step, wanted a finite number"
-            raise EnvironmentFailure(f"environment {self._gymnasium_spec.id!r} {what}")
-
     def _make_games(self) -> None:
         self.close()
         self._games = []
         try:
             for i in range(self.num_envs):
                 screen = {name: array[i] for name, array in self._screens.items()}
-                self._games.append(make_game(self._gymnasium_spec, self._config, screen))
+                self._games.append(Game(self._gymnasium_spec, self._config, screen))
         except BaseException:
             self.close()
             raise
         self._stepping = make_stepping(self._games, self._screens, self._config.stepping, self._gymnasium_spec.id)
 
-    def _start_all(self) -> list[bytes]:
-        """Start the next game everywhere, in new games if one raises; returns the first raw captions."""
-        for attempt in range(START_ATTEMPTS):
-            try:
-                return [self._start(i) for i in range(self.num_envs)]
-            except BaseException as error:
-                failure = environment_failure(self._gymnasium_spec.id, error, "reset")
-                if attempt == START_ATTEMPTS - 1:
-                    raise failure from failure.__cause__
-                self._errors.note(failure)
-                self._make_games()
-        raise AssertionError  # the last attempt returns or raises
+    def _start_all(self, out: dict[str, np.ndarray] | None = None) -> list[bytes]:
+        """Start and observe the next game everywhere, in new games if one raises; returns the first raw captions."""
+        captions = self._attempt(lambda: [self._start(i) for i in range(self.num_envs)], self._make_games)
+        self._obs = self._observe(self._screens, out)
+        return captions
 
     def _start(self, i: int) -> bytes:
         episode = int(self._episodes[i])
@@ -214,6 +160,6 @@ class NetHackEnvironment:
             specs = self.spec.observations
             out = {name: np.empty((len(blstats), *spec.shape), spec.dtype) for name, spec in specs.items()}
         self._view.cut(screens, blstats[:, X], blstats[:, Y], out[self._view.entry])
-        for name in ("blstats", "message", *self._inventory):
+        for name in self._copied:
             np.copyto(out[name], screens[name])
         return out

@@ -35,7 +35,7 @@ def first_error(env: VectorEnvironment, num_steps: int = 3) -> tuple[int, str]:
     for _ in range(num_steps):
         step = env.step(np.zeros(env.num_envs, np.int64))
         assert np.isfinite(step.rewards).all()
-        assert step.truncated[[loss.index for loss in step.losses]].all()
+        assert step.truncated[list(step.losses)].all()
     count, text = env.take_errors()
     env.close()
     return count, text.splitlines()[-1] if text else ""
@@ -239,7 +239,7 @@ def test_a_rebuilt_environment_that_cannot_be_made_is_tried_again() -> None:
     )
     env.reset()
     step = env.step(np.zeros(2, np.int64))
-    assert [loss.index for loss in step.losses] == [0]
+    assert list(step.losses) == [0]
     count, text = env.take_errors()
     assert count == 2
     assert text.endswith("raised OSError in step: connection lost")

@@ -6,9 +6,10 @@ import gymnasium
 import numpy as np
 import pytest
 
+from actors.environments.errors import EnvironmentFailure
 from actors.environments.factory import make_environment
 from actors.environments.lookup import find_environment
-from actors.environments.vector import SeedStream, VectorEnvironment, VectorStep
+from actors.environments.vector import START_ATTEMPTS, RebuildingVector, SeedStream, VectorEnvironment, VectorStep
 from configs.schema import EnvConfig
 
 TOY = "tests.toy_environments:"
@@ -173,6 +174,29 @@ def test_every_reset_is_seeded_by_run_stream_worker_environment_and_episode() ->
     assert len(set(train)) == 6, "environments and episodes differ"
     assert not set(train) & set(first_pictures(stream="eval"))
     assert not set(train) & set(first_pictures(run_seed=2))
+
+
+@pytest.mark.parametrize("num_failures", [0, START_ATTEMPTS - 1, START_ATTEMPTS])
+def test_a_start_is_repeated_after_rebuilding_and_the_last_failure_is_raised(num_failures: int) -> None:
+    spec, calls = gymnasium.spec("CartPole-v1"), []
+    vector = RebuildingVector(spec, EnvConfig(), 2, SeedStream(run_seed=1, stream="train", worker_index=0))
+
+    def start() -> str:
+        calls.append("start")
+        if calls.count("start") <= num_failures:
+            raise OSError(f"failure {calls.count('start')}")
+        return "started"
+
+    if num_failures < START_ATTEMPTS:
+        assert vector._attempt(start, lambda: calls.append("rebuild"), 1) == "started"
+        assert calls == ["start", *["rebuild", "start"] * num_failures]
+    else:
+        with pytest.raises(EnvironmentFailure, match=f"raised OSError in reset: failure {START_ATTEMPTS}"):
+            vector._attempt(start, lambda: calls.append("rebuild"), 1)
+    counted, first = vector.take_errors()
+    assert counted == min(num_failures, START_ATTEMPTS - 1)
+    assert ("environment 1 of this worker" in first and "failure 1" in first) == bool(counted)
+    assert vector.take_errors() == (0, "")
 
 
 def test_derived_seeds_never_change() -> None:

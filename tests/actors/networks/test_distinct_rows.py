@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from actors.networks.repeated_rows import GRANULE, MAX_SIZES, RepeatedRows, encode_all, encode_distinct, project
+from actors.networks.repeated_rows import GRANULE, MAX_SIZES, RepeatedRows, encode_rows, project
 
 
 def draw_rows(num_rows: int = 40, num_columns: int = 3, num_values: int = 2, seed: int = 0) -> Tensor:
@@ -29,7 +29,7 @@ def test_each_distinct_row_is_encoded_once_in_the_order_of_its_first_place() -> 
         asked.append(distinct.tolist())
         return distinct.float()
 
-    repeated = encode_distinct(rows, encode)
+    repeated = encode_rows(rows, encode, reuses=True)
     assert asked == [[[5, 1], [3, 1], [5, 2], *[[5, 1]] * (GRANULE - 3)]]
     assert repeated.places is not None
     assert repeated.places.tolist() == [0, 1, 0, 2, 1] * 20
@@ -40,7 +40,7 @@ def test_few_numbers_of_rows_are_ever_asked_for_and_never_more_than_there_are() 
     asked = set()
     for num_distinct in range(1, 301, 7):
         rows = torch.arange(300)[:, None].clamp(max=num_distinct - 1)
-        asked.add(len(encode_distinct(rows, lambda distinct: distinct.float()).distinct))
+        asked.add(len(encode_rows(rows, lambda distinct: distinct.float(), reuses=True).distinct))
     assert asked == {64, 128, 192, 256, 300}
 
 
@@ -49,7 +49,7 @@ def test_the_numbers_stay_few_in_large_batches(num_rows: int) -> None:
     asked = set()
     for num_distinct in range(1, num_rows + 1, num_rows // 100):
         rows = torch.arange(num_rows)[:, None].clamp(max=num_distinct - 1)
-        asked.add(len(encode_distinct(rows, lambda distinct: distinct.float()).distinct))
+        asked.add(len(encode_rows(rows, lambda distinct: distinct.float(), reuses=True).distinct))
     assert 16 < len(asked) <= MAX_SIZES + 1
 
 
@@ -58,7 +58,7 @@ def test_rows_of_any_dtype_and_layout_are_told_apart_by_their_last_value(dtype: 
     rows = torch.zeros(6, 5, dtype=dtype)
     rows[3:, -1] = 1
     for layout in (rows, rows.t().contiguous().t()):
-        repeated = encode_distinct(layout, lambda distinct: distinct.double())
+        repeated = encode_rows(layout, lambda distinct: distinct.double(), reuses=True)
         assert repeated.places is not None
         assert repeated.places.tolist() == [0, 0, 0, 1, 1, 1]
         torch.testing.assert_close(repeated.rows(), rows.double())
@@ -66,27 +66,25 @@ def test_rows_of_any_dtype_and_layout_are_told_apart_by_their_last_value(dtype: 
 
 def test_outputs_and_gradients_are_those_of_encoding_every_row() -> None:
     rows, layer = draw_rows(), make_layer(3, 4, seed=1)
-    shared = encode_distinct(rows, lambda r: layer(r.double()).tanh())
+    shared = encode_rows(rows, lambda r: layer(r.double()).tanh(), reuses=True)
     assert shared.places is not None
     assert shared.places.max() == 7
     assert len(shared.distinct) == min(GRANULE, len(rows))
     parameters = list(layer.parameters())
     torch.testing.assert_close(
         with_gradients(shared.rows(), parameters),
-        with_gradients(encode_all(rows, lambda r: layer(r.double()).tanh()).rows(), parameters),
+        with_gradients(encode_rows(rows, lambda r: layer(r.double()).tanh(), reuses=False).rows(), parameters),
     )
 
 
-@pytest.mark.parametrize(
-    "encoders", [(encode_distinct, encode_all), (encode_distinct, encode_distinct), (encode_all, encode_all)]
-)
-def test_projecting_before_repeating_is_projecting_the_rows_side_by_side(encoders: tuple) -> None:
+@pytest.mark.parametrize("reuses", [(True, False), (True, True), (False, False)])
+def test_projecting_before_repeating_is_projecting_the_rows_side_by_side(reuses: tuple[bool, bool]) -> None:
     first, second, layer = make_layer(3, 4, seed=1), make_layer(2, 5, seed=2), make_layer(9, 6, seed=3)
     columns = draw_rows(), draw_rows(num_columns=2, seed=1)
     parameters = [*first.parameters(), *second.parameters(), *layer.parameters()]
     branches = [
-        encode(rows, lambda r, encoder=encoder: encoder(r.double()).tanh())
-        for encode, rows, encoder in zip(encoders, columns, (first, second), strict=True)
+        encode_rows(rows, lambda r, encoder=encoder: encoder(r.double()).tanh(), reuses=does)
+        for does, rows, encoder in zip(reuses, columns, (first, second), strict=True)
     ]
     side_by_side = torch.cat(
         [encoder(rows.double()).tanh() for rows, encoder in zip(columns, (first, second), strict=True)], -1

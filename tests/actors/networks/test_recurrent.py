@@ -104,10 +104,10 @@ def test_gradients_written_by_hand_agree_with_finite_differences(kind: str) -> N
     inputs, state, reset_before = make_sequence(core)
     gates = core.input(inputs).detach().requires_grad_()
     parameters = list(core.recurrent.parameters())
-    flags = reset_before.any(1).tolist()
+    resets = [mask if mask.any() else None for mask in reset_before.unsqueeze(-1)]
     function = LstmSequence if kind == "lstm" else GruSequence
     assert torch.autograd.gradcheck(
-        lambda *arguments: function.apply(*arguments, reset_before.unsqueeze(-1), flags),
+        lambda *arguments: function.apply(*arguments, resets),
         (gates, *parameters, *state.values()),
     )
 

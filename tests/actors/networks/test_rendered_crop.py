@@ -18,7 +18,7 @@ from actors.networks.rendered_crop import (
     character_shapes,
     glyph_atlas,
 )
-from actors.networks.repeated_rows import encode_distinct
+from actors.networks.repeated_rows import encode_rows
 from actors.policy import PolicyNet, snapshot
 from configs.schema import EnvConfig, PolicyConfig
 
@@ -176,7 +176,7 @@ def test_repeated_windows_give_what_each_gives_alone_gradients_included() -> Non
         (features * weights).sum().backward()
         return [p.grad.clone() for p in encoder.parameters() if p.grad is not None]
 
-    shared, alone = encode_distinct(rows, encoder._convolve).rows(), encoder._convolve(rows)
+    shared, alone = encode_rows(rows, encoder._convolve, reuses=True).rows(), encoder._convolve(rows)
     torch.testing.assert_close(shared, alone, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(gradients(shared), gradients(alone), rtol=1e-3, atol=1e-4)
 
