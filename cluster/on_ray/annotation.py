@@ -20,6 +20,9 @@ from cluster.on_ray.actors import AnnotatorActor
 from cluster.on_ray.nodes import start_actor
 from cluster.on_ray.placement import Request, as_text
 from cluster.on_ray.replicas import RayReplicas
+from cluster.on_ray.slot import Slot, SlotState, answered
+from cluster.supervision import FIRST_PAUSE_S, LONGEST_PAUSE_S
+from configs.backoff import backoff_s
 from configs.schema import RunConfig
 from reward_models.pipeline import RewardedCaption
 from reward_models.table import RewardTable
@@ -35,9 +38,9 @@ MAX_WITHHELD = 100_000
 """Distinct captions whose counts are kept for an annotator that does not answer."""
 INHERITED_S = 300.0
 """How long a previous annotator's table is used while the new annotator's knows fewer captions."""
-RESTART_INTERVAL_S = 5.0
 SILENCE_S = 30.0
 """An annotator that has not answered for so long is shown as down."""
+REPORT_LOST = "a caption report of worker %s was lost; its texts are sent again: %s"
 
 
 class RayAnnotation:
@@ -49,7 +52,7 @@ class RayAnnotation:
     ) -> None:
         self.problem: str | None = None
         self._is_loading = False  # the judge's model is being loaded
-        self._is_silent = False  # a call timed out, and none was answered since
+        self._is_silent = False  # a call of `_ask` timed out, and no other was answered since
         self._config, self._run_epoch, self._request = config, run_epoch, request
         self._state: Mapping[str, Any] | None = None
         self._table = RewardTable.empty(run_epoch)
@@ -57,15 +60,10 @@ class RayAnnotation:
         self._acknowledgements: dict[str, Acknowledgement] = {}
         self._reports: dict[ray.ObjectRef, str] = {}
         self._withheld: dict[int, int] = {}  # counts of reports that were not forwarded
-        self._update: ray.ObjectRef | None = None
         self._known: Version | None = None  # the annotator's own version of the newest table received
         self._offered: RewardTable | None = None  # a new annotator's, not in use yet
-        self._lost_at: float | None = None  # when the annotator whose table is in use died
-        self._polled_at = 0.0
-        self._started_at = -RESTART_INTERVAL_S
-        self._actor: Any = None
-        self._began: ray.ObjectRef | None = None  # the call of `begin`; None before it
-        self._is_placed = False
+        self._lost_at = -math.inf  # when the annotator whose table is in use died
+        self._slot = Slot(interval_s=POLL_INTERVAL_S)  # its first call is `begin`, all others are `update`
         self._replicas = RayReplicas(config, replicas) if replicas is not None else None
         self._told: tuple[Mapping[str, str], str | None] | None = None  # what the annotator was last told of them
         self._start_actor()
@@ -76,7 +74,7 @@ class RayAnnotation:
         missing = {}
         if self._replicas is not None and self._replicas.num_waiting:
             missing["replica"] = replace(self._replicas.request, count=self._replicas.num_waiting)
-        if self._request is not None and self._actor is not None and not self._is_placed:
+        if self._request is not None and self._slot.state is SlotState.STARTING:
             missing["annotator"] = self._request
         if missing:
             return f"{as_text(missing)} to start"
@@ -133,13 +131,12 @@ class RayAnnotation:
 
     def close(self) -> None:
         """End the annotator and the service it started."""
-        if self._actor is not None:
+        if self._slot.actor is not None:
             try:
-                ray.get(self._actor.close.remote(), timeout=STATE_TIMEOUT_S)
+                ray.get(self._slot.actor.close.remote(), timeout=STATE_TIMEOUT_S)
             except RayError as error:
                 LOG.warning("the annotator did not close in time: %s", error)
-            ray.kill(self._actor)
-            self._actor = None
+            self._slot.end()
         if self._replicas is not None:
             self._replicas.close()
 
@@ -163,33 +160,30 @@ class RayAnnotation:
         try:
             return ray.get(report, timeout=STATE_TIMEOUT_S)
         except RayError as error:
-            LOG.warning("a caption report of worker %s was lost; its texts are sent again: %s", worker_id, error)
+            LOG.warning(REPORT_LOST, worker_id, error)
             return None
 
     def _start_actor(self) -> None:
-        """Start an actor if one is wanted, none runs, and the last start is long enough ago."""
-        if self._actor is not None or self._request is None:
-            return
-        if time.monotonic() - self._started_at > RESTART_INTERVAL_S:
+        if self._request is not None and self._slot.state is SlotState.EMPTY:
             credentials = self._replicas.credentials if self._replicas is not None else None
-            self._actor = start_actor(AnnotatorActor, self._request, self._config, self._run_epoch, credentials)
-            self._started_at = time.monotonic()
-            self._began, self._told, self._is_placed = None, None, False
+            self._slot.start(start_actor(AnnotatorActor, self._request, self._config, self._run_epoch, credentials))
+            self._told = None
 
     def _running_actor(self) -> Any:
         """The actor after `begin`; None where there is none."""
         self._start_actor()
-        if self._actor is not None and self._began is None:
-            self._began = self._actor.begin.remote(self._state)
-        return self._actor
+        if self._slot.state is SlotState.STARTING and self._slot.call is None:
+            self._slot.ask(self._slot.actor.begin.remote(self._state))
+        return self._slot.actor
 
     def _poll_replicas(self) -> None:
         if self._replicas is None:
             return
         self._replicas.poll()
-        if self._actor is not None and (now := (self._replicas.addresses(), self._replicas.problem)) != self._told:
+        now = (self._replicas.addresses(), self._replicas.problem)
+        if self._slot.actor is not None and now != self._told:
             self._told = now
-            self._actor.set_replicas.remote(*now)
+            self._slot.actor.set_replicas.remote(*now)
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         actor = self._running_actor()
@@ -211,34 +205,29 @@ class RayAnnotation:
         if actor is None:
             return
         try:
-            if self._began is not None and not self._is_placed and ray.wait([self._began], timeout=0)[0]:
-                ray.get(self._began)
-                self._is_placed = True
-            if self._reports:
-                ready, _ = ray.wait([*self._reports], num_returns=len(self._reports), timeout=0)
-                for reference in ready:
-                    worker_id = self._reports.pop(reference)
-                    try:
-                        self._acknowledgements[worker_id] = ray.get(reference)
-                    except (ObjectLostError, RayTaskError) as error:  # the report was lost with its worker's node
-                        LOG.warning(
-                            "a caption report of worker %s was lost; its texts are sent again: %s", worker_id, error
-                        )
-            if self._update is not None and ray.wait([self._update], timeout=0)[0]:
-                reference, self._update, self._is_silent = self._update, None, False
-                table, self._metrics, self.problem, self._is_loading = ray.get(reference)
+            self._take_acknowledgements()
+            if answered([self._slot]) and (update := self._slot.take_answer()) is not None:
+                self._slot.failures, self._is_silent = 0, False
+                table, self._metrics, self.problem, self._is_loading = update
                 if table is not None:
                     self._known, self._offered = table.reward_version, table
                 self._take_offered()
                 self._metrics["reward_version"] = self._table.reward_version[1]
-            now = time.monotonic()
-            if self._update is not None and now - self._polled_at > SILENCE_S:
+            if self._slot.silent_s > SILENCE_S:
                 self._metrics = {**self._metrics, "annotator_up": 0}
-            if self._update is None and now - self._polled_at > POLL_INTERVAL_S:
-                self._polled_at = now
-                self._update = actor.update.remote(self._known)
+            if self._slot.may_ask:
+                self._slot.ask(actor.update.remote(self._known))
         except RayError as error:
             self._lost(error)
+
+    def _take_acknowledgements(self) -> None:
+        ready = ray.wait([*self._reports], num_returns=len(self._reports), timeout=0)[0] if self._reports else []
+        for reference in ready:
+            worker_id = self._reports.pop(reference)
+            try:
+                self._acknowledgements[worker_id] = ray.get(reference)
+            except (ObjectLostError, RayTaskError) as error:  # the report was lost with its worker's node
+                LOG.warning(REPORT_LOST, worker_id, error)
 
     def _take_offered(self) -> None:
         """Use the newest table. A new annotator's may be normalised differently, so the two cannot be merged; the one
@@ -246,19 +235,19 @@ class RayAnnotation:
         table = self._offered
         if table is None:
             return
-        lost_s = math.inf if self._lost_at is None else time.monotonic() - self._lost_at
-        if len(table) < len(self._table) and lost_s < INHERITED_S:
+        if len(table) < len(self._table) and time.monotonic() - self._lost_at < INHERITED_S:
             return
         # The annotator's versions restart with each new actor; the learner's only go up.
         self._table = replace(table, reward_version=(self._run_epoch, self._table.reward_version[1] + 1))
-        self._offered = self._lost_at = None
+        self._offered, self._lost_at = None, -math.inf
 
     def _lost(self, error: RayError) -> None:
         LOG.error("the annotator died; training goes on with the last reward table, and it is started again: %s", error)
+        self._slot.lost()
+        self._slot.back_off(backoff_s(self._slot.failures, FIRST_PAUSE_S, LONGEST_PAUSE_S))
         self._reports.clear()
         self._acknowledgements.clear()
-        self._update = self._known = None
-        self._offered, self._lost_at, self._is_silent, self._is_loading = None, time.monotonic(), False, False
+        self._known = self._offered = None
+        self._lost_at, self._is_silent, self._is_loading = time.monotonic(), False, False
         self.problem = f"the annotator ended and is started again: {str(error).strip().splitlines()[-1]}"
         self._metrics = {**self._metrics, "annotator_up": 0}
-        self._actor = None

@@ -12,11 +12,12 @@ from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from cluster.on_ray.failures import KILL_S, ProcessId, actor_failure
+from cluster.on_ray.slot import Slot, SlotState, answered
 from cluster.run.directory import RunDirectory
-from cluster.supervision import GiveUp, RestartBudget
+from cluster.supervision import GiveUp, restart_pause_s
 from configs.errors import one_line
 from configs.schema import RunConfig
 from learner.checkpoint import CheckpointError
@@ -47,7 +48,7 @@ class LearnerWatch:
         """`start` makes the learner actor of a run epoch."""
         self._config, self._run, self._start, self._begin_epoch = config, run, start, begin_epoch
         self._stop_requested, self._say, self._on_line = stop_requested, say, on_line
-        self._budget = RestartBudget(config.cluster.max_learner_restarts, "cluster.max_learner_restarts")
+        self._slot = Slot(interval_s=POLL_INTERVAL_S)
         self._newest = self._newest_checkpoint()
         self._process: ProcessId | None = None
         self._has_trained = False
@@ -58,24 +59,23 @@ class LearnerWatch:
     def run(self, run_epoch: int) -> dict[str, Any]:
         """Train to the end or to a stop; the summary. Raises RunFailed."""
         while True:
-            learner = self._start(run_epoch)
+            self._slot.start(self._start(run_epoch))
             self._process, self._has_trained = None, False
             try:
-                return self._watch(learner)
+                return self._watch(self._slot.actor)
             except (RayError, TimeoutError) as error:
-                ray.kill(learner)
                 self._back_off(error)
             run_epoch = self._begin_epoch()
 
     def _watch(self, learner: Any) -> dict[str, Any]:
         """Show progress until the learner ends; after a stop request it has the shutdown budget."""
-        run = learner.run.remote()
-        started = answered = time.monotonic()
+        run, slot, cluster = learner.run.remote(), self._slot, self._config.cluster
         deadline: float | None = None
-        cluster = self._config.cluster
         first_step: int | None = None
         while True:
-            if ray.wait([run], timeout=POLL_INTERVAL_S)[0]:
+            if slot.may_ask:
+                slot.ask(learner.progress.remote())
+            if run in ray.wait([call for call in (run, slot.call) if call is not None], timeout=POLL_INTERVAL_S)[0]:
                 return ray.get(run)
             now = time.monotonic()
             if self._stop_requested() and deadline is None:
@@ -84,27 +84,24 @@ class LearnerWatch:
             if deadline is not None and now > deadline:
                 limit = f"cluster.shutdown_budget_s = {cluster.shutdown_budget_s:g} s"
                 raise RunFailed(f"the learner did not stop within {limit}; ended by force")
-            try:
-                line = ray.get(learner.progress.remote(), timeout=2 * POLL_INTERVAL_S)
-            except GetTimeoutError:
-                if self._process is None:
-                    if now - started > cluster.placement_timeout_s:
-                        limit = f"cluster.placement_timeout_s = {cluster.placement_timeout_s:g} s"
-                        free = ray.available_resources()
-                        raise RunFailed(f"the learner was not placed within {limit}; free resources: {free}") from None
-                    if deadline is None:
-                        self._say_waiting("the learner to start")
-                elif now - answered > cluster.learner_timeout_s:  # control calls are answered while it trains
-                    limit = f"cluster.learner_timeout_s = {cluster.learner_timeout_s:g} s"
-                    raise TimeoutError(f"it answered nothing within {limit}; the process is ended") from None
-                continue
-            answered = now
-            self._process = line.pop("process")
-            self._say_waiting(line.pop("waiting", None))
-            if "env_steps" in line:
-                first_step = line["env_steps"] if first_step is None else first_step
-                self._has_trained = line["env_steps"] > first_step
-                self._on_line(line)
+            if answered([slot]):
+                line = dict(slot.take_answer())
+                self._process = line.pop("process")
+                self._say_waiting(line.pop("waiting", None))
+                if "env_steps" in line:
+                    first_step = line["env_steps"] if first_step is None else first_step
+                    self._has_trained = line["env_steps"] > first_step
+                    self._on_line(line)
+            elif slot.state is SlotState.STARTING:
+                if slot.silent_s > cluster.placement_timeout_s:
+                    limit = f"cluster.placement_timeout_s = {cluster.placement_timeout_s:g} s"
+                    free = ray.available_resources()
+                    raise RunFailed(f"the learner was not placed within {limit}; free resources: {free}")
+                if deadline is None:
+                    self._say_waiting("the learner to start")
+            elif slot.silent_s > cluster.learner_timeout_s:  # control calls are answered while it trains
+                limit = f"cluster.learner_timeout_s = {cluster.learner_timeout_s:g} s"
+                raise TimeoutError(f"it answered nothing within {limit}; the process is ended")
 
     def _say_waiting(self, what: str | None) -> None:
         """Say what the run waits for, after 10 s and then at doubling intervals, with the seconds of this wait."""
@@ -116,8 +113,11 @@ class LearnerWatch:
             self._say(f"waiting for {what}, {now - self._waits_since:.0f} s")
 
     def _back_off(self, error: Exception) -> None:
-        """Wait until the failed learner may be restarted; raises RunFailed where it must not be."""
-        failure = actor_failure(error, self._process, "")
+        """End the failed learner and wait until the next may start; raises RunFailed where it must not."""
+        failure, newest = actor_failure(error, self._process, ""), self._newest_checkpoint()
+        if newest != self._newest:
+            self._newest, self._slot.failures = newest, 0
+        self._slot.lost(is_own_fault=not failure.is_node_loss)
         # An error of its own code before the first update would recur.
         is_final = isinstance(error, RayTaskError) and (
             isinstance(error.cause, GiveUp | CheckpointError | ValueError) or not self._has_trained
@@ -126,16 +126,13 @@ class LearnerWatch:
             raise RunFailed(remote_cause(error)) from error
         if failure.is_node_loss and self._config.cluster.mode == "local":
             raise RunFailed("Ray's own processes on this machine have ended, and everything on them") from error
-        newest = self._newest_checkpoint()
-        if newest != self._newest:
-            self._newest = newest
-            self._budget.progressed("learner")
         pause_s = 0.0
-        try:
-            if not failure.is_node_loss:
-                pause_s = self._budget.failed("learner", f"the learner failed: {failure.cause}")
-        except GiveUp as spent:
-            raise RunFailed(str(spent)) from error
+        if not failure.is_node_loss:
+            limit, what = self._config.cluster.max_learner_restarts, f"the learner failed: {failure.cause}"
+            try:
+                pause_s = restart_pause_s(self._slot.failures, what, limit, "cluster.max_learner_restarts")
+            except GiveUp as spent:
+                raise RunFailed(str(spent)) from error
         LOG.error("the learner failed: %s", error)
         where = f"checkpoint {newest}" if newest else "its beginning"
         self._say(
@@ -143,8 +140,8 @@ class LearnerWatch:
         )
         # Both would write the same checkpoints, so a learner that was killed gets the time to end.
         kill_s = KILL_S if isinstance(error, TimeoutError | ActorUnavailableError) else 0.0
-        deadline = time.monotonic() + max(pause_s, kill_s)
-        while time.monotonic() < deadline and not self._stop_requested():
+        self._slot.back_off(max(pause_s, kill_s))
+        while self._slot.state is SlotState.BACKING_OFF and not self._stop_requested():
             time.sleep(0.1)
 
     def _newest_checkpoint(self) -> str:

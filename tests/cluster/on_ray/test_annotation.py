@@ -12,6 +12,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from actors.rollout import Acknowledgement, CaptionReport
 from cluster.on_ray import annotation as ray_annotation
+from cluster.on_ray import slot
 from cluster.on_ray.annotation import MAX_UNANSWERED_REPORTS, RayAnnotation
 from cluster.on_ray.placement import Request
 from configs.loading import load_config
@@ -28,7 +29,7 @@ class Reference:
 
 
 class FakeRay:
-    """`get` and `wait` over references."""
+    """`get` and `wait` over references, and `kill`."""
 
     ObjectRef = Reference
 
@@ -38,6 +39,9 @@ class FakeRay:
         if isinstance(reference.value, Exception):
             raise reference.value
         return reference.value
+
+    def kill(self, actor: "FakeAnnotator") -> None:
+        actor.has_died = True
 
     def wait(
         self, references: list[Reference], num_returns: int = 1, timeout: float | None = None
@@ -105,10 +109,13 @@ def annotators(monkeypatch: pytest.MonkeyPatch) -> list[FakeAnnotator]:
             started.append(FakeAnnotator())
             return started[-1]
 
-    monkeypatch.setattr(ray_annotation, "ray", FakeRay())
+    fake = FakeRay()
+    monkeypatch.setattr(ray_annotation, "ray", fake)
+    monkeypatch.setattr(slot, "ray", fake)
     monkeypatch.setattr(ray_annotation, "AnnotatorActor", Factory)
     ticks = itertools.count(100)
-    monkeypatch.setattr(ray_annotation, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    for module in (ray_annotation, slot):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
     return started
 
 
