@@ -13,17 +13,21 @@ from dataclasses import replace
 from typing import Any
 
 import ray
+import torch
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayError, RayTaskError
 
 from actors.rollout import Acknowledgement, CaptionReport, Version
-from cluster.on_ray.actors import AnnotatorActor
-from cluster.on_ray.nodes import start_actor
+from cluster.on_ray.nodes import enter_run, start_actor
 from cluster.on_ray.placement import Request, as_text
 from cluster.on_ray.replicas import RayReplicas
 from cluster.on_ray.slot import Slot, SlotState, answered
-from cluster.supervision import FIRST_PAUSE_S, LONGEST_PAUSE_S
+from cluster.supervision import FIRST_PAUSE_S, LONGEST_PAUSE_S, last_line
+from cluster.wiring import build_pipeline
 from configs.backoff import backoff_s
 from configs.schema import RunConfig
+from llm_server.client import AnnotationRefused, ServiceUnavailable
+from llm_server.credentials import CredentialFiles
+from llm_server.wire import STARTING
 from reward_models.pipeline import RewardedCaption
 from reward_models.table import RewardTable
 from reward_models.training import saved_table
@@ -41,6 +45,62 @@ INHERITED_S = 300.0
 SILENCE_S = 30.0
 """An annotator that has not answered for so long is shown as down."""
 REPORT_LOST = "a caption report of worker %s was lost; its texts are sent again: %s"
+
+
+@ray.remote(max_restarts=0)
+class AnnotatorActor:
+    """Annotator, reward model and, unless an address was given, the annotation service as a child process."""
+
+    def __init__(self, config: RunConfig, run_epoch: int, credentials: CredentialFiles | None) -> None:
+        run = enter_run(config)
+        torch.set_num_threads(1)  # reward_model.training_share is of one core
+        self._replicas: tuple[Mapping[str, str], str | None] = {}, None
+        addresses = self._addresses if config.cluster.service_replicas else None
+        self._pipeline = build_pipeline(config, run, run_epoch, addresses, credentials)
+
+    def begin(self, state: Mapping[str, Any] | None) -> None:
+        """Start annotating, from `state` where there is one."""
+        if state is not None:
+            self._pipeline.load_state_dict(state)
+        self._pipeline.start()
+
+    def _addresses(self) -> Mapping[str, str]:
+        addresses, problem = self._replicas
+        if problem is not None:
+            raise AnnotationRefused(problem)
+        if not addresses:
+            raise ServiceUnavailable(f"{STARTING}: no replica listens yet")
+        return addresses
+
+    def report(self, report: CaptionReport, env_steps: int) -> Acknowledgement:
+        """Add a worker's captions to the caption book."""
+        book_epoch, sequence_number = self._pipeline.report(
+            report.texts, report.counts, report.worker_id, report.sequence_number, env_steps
+        )
+        return Acknowledgement(book_epoch=book_epoch, sequence_number=sequence_number)
+
+    def update(
+        self, known: Version | None, replicas: tuple[Mapping[str, str], str | None]
+    ) -> tuple[RewardTable | None, dict[str, float | None], str | None, bool]:
+        """The newest table, None where it is `known`; metrics; the problem, if any; whether the judge still loads.
+
+        `replicas`: addresses of the annotation replicas by name, and why none will ever listen."""
+        self._replicas = replicas
+        pipeline, table = self._pipeline, self._pipeline.latest_table()
+        newer = table if table.reward_version != known else None
+        return newer, dict(pipeline.metrics()), pipeline.problem, pipeline.is_loading
+
+    def top_rewarded(self, n: int, min_count: int) -> list[RewardedCaption]:
+        """See `cluster.interfaces.Annotation`."""
+        return list(self._pipeline.top_rewarded(n, min_count))
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `cluster.interfaces.Annotation`."""
+        return self._pipeline.state_dict()
+
+    def close(self) -> None:
+        """Stop the service and the threads."""
+        self._pipeline.close()
 
 
 class RayAnnotation:
@@ -65,7 +125,6 @@ class RayAnnotation:
         self._lost_at = -math.inf  # when the annotator whose table is in use died
         self._slot = Slot(interval_s=POLL_INTERVAL_S)  # its first call is `begin`, all others are `update`
         self._replicas = RayReplicas(config, replicas) if replicas is not None else None
-        self._told: tuple[Mapping[str, str], str | None] | None = None  # what the annotator was last told of them
         self._start_actor()
 
     @property
@@ -167,7 +226,6 @@ class RayAnnotation:
         if self._request is not None and self._slot.state is SlotState.EMPTY:
             credentials = self._replicas.credentials if self._replicas is not None else None
             self._slot.start(start_actor(AnnotatorActor, self._request, self._config, self._run_epoch, credentials))
-            self._told = None
 
     def _running_actor(self) -> Any:
         """The actor after `begin`; None where there is none."""
@@ -175,15 +233,6 @@ class RayAnnotation:
         if self._slot.state is SlotState.STARTING and self._slot.call is None:
             self._slot.ask(self._slot.actor.begin.remote(self._state))
         return self._slot.actor
-
-    def _poll_replicas(self) -> None:
-        if self._replicas is None:
-            return
-        self._replicas.poll()
-        now = (self._replicas.addresses(), self._replicas.problem)
-        if self._slot.actor is not None and now != self._told:
-            self._told = now
-            self._slot.actor.set_replicas.remote(*now)
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         actor = self._running_actor()
@@ -201,7 +250,8 @@ class RayAnnotation:
 
     def _poll(self) -> None:
         actor = self._running_actor()
-        self._poll_replicas()
+        if self._replicas is not None:
+            self._replicas.poll()
         if actor is None:
             return
         try:
@@ -216,7 +266,10 @@ class RayAnnotation:
             if self._slot.silent_s > SILENCE_S:
                 self._metrics = {**self._metrics, "annotator_up": 0}
             if self._slot.may_ask:
-                self._slot.ask(actor.update.remote(self._known))
+                replicas = (
+                    ({}, None) if self._replicas is None else (self._replicas.addresses(), self._replicas.problem)
+                )
+                self._slot.ask(actor.update.remote(self._known, replicas))
         except RayError as error:
             self._lost(error)
 
@@ -249,5 +302,5 @@ class RayAnnotation:
         self._acknowledgements.clear()
         self._known = self._offered = None
         self._lost_at, self._is_silent, self._is_loading = time.monotonic(), False, False
-        self.problem = f"the annotator ended and is started again: {str(error).strip().splitlines()[-1]}"
+        self.problem = f"the annotator ended and is started again: {last_line(str(error))}"
         self._metrics = {**self._metrics, "annotator_up": 0}

@@ -16,8 +16,7 @@ from ray.exceptions import RayError
 
 from actors.environments.vector import EnvironmentSpec
 from cluster.dashboards.command import provisioned
-from cluster.on_ray.learner_actor import LearnerActor
-from cluster.on_ray.learner_watch import LearnerWatch, RunFailed, remote_cause
+from cluster.on_ray.learner import LearnerActor, LearnerWatch, RunFailed, remote_cause
 from cluster.on_ray.nodes import place, start_actor, sweep_other_machines
 from cluster.on_ray.placement import object_store_bytes
 from cluster.plan import RunPlan
@@ -65,9 +64,8 @@ def train(
 
 def _connect(config: RunConfig, spec: EnvironmentSpec, temporary: Path, say: Callable[[str], None]) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault(
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
-    )  # actors hide GPUs themselves; Ray's own way prints warnings
+    # Actors hide GPUs themselves; Ray's own way prints warnings.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     cluster = config.cluster
     with _own_signals():
         if cluster.mode == "connect":

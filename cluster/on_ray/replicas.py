@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 from cluster.on_ray.nodes import enter_run, start_actor
 from cluster.on_ray.placement import Request
 from cluster.on_ray.slot import Slot, SlotState, answered
+from cluster.supervision import last_line
 from cluster.wiring import replica_service
 from configs.backoff import backoff_s
 from configs.schema import RunConfig
@@ -108,7 +109,7 @@ class RayReplicas:
                 if slot.may_ask:
                     slot.ask(slot.actor.status.remote())
             except RayError as error:
-                self._lost(slot, str(error).strip().splitlines()[-1])
+                self._lost(slot, last_line(str(error)))
 
     def addresses(self) -> dict[str, str]:
         """host:port by name of the replicas that listen."""

@@ -85,7 +85,9 @@ class FakeAnnotator:
         self.reports.append(report)
         return Acknowledgement(book_epoch="b", sequence_number=report.sequence_number)
 
-    def _update(self, known: Any) -> tuple[RewardTable | None, dict[str, float | None], str | None, bool]:
+    def _update(
+        self, known: Any, replicas: Any
+    ) -> tuple[RewardTable | None, dict[str, float | None], str | None, bool]:
         return (
             (None if self.table is None or self.table.reward_version == known else self.table),
             {},

@@ -2,8 +2,8 @@
 
 import pytest
 
-from cluster.on_ray import learner_watch
-from cluster.on_ray.learner_watch import LearnerWatch
+from cluster.on_ray import learner
+from cluster.on_ray.learner import LearnerWatch
 from cluster.run.directory import RunDirectory
 from configs.loading import load_config
 
@@ -13,7 +13,7 @@ def test_the_seconds_of_a_wait_are_its_own_and_are_told_ever_more_rarely(
 ) -> None:
     said: list[str] = []
     clock = [0.0]
-    monkeypatch.setattr(learner_watch.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(learner.time, "monotonic", lambda: clock[0])
     watch = LearnerWatch(
         load_config(preset="debug"),
         RunDirectory(tmp_path),
