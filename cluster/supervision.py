@@ -25,8 +25,6 @@ MAX_NOTICES = 20
 """Kinds of failures that the user is told; further kinds are only counted."""
 ENVIRONMENT_WINDOW, ENVIRONMENT_MINIMUM = 32, 4
 """Rollouts over which the share of lost environments is taken, and the fewest that are evaluated."""
-
-
 BLIND_UPDATES = 200
 """Updates in a row whose policy ignored its observations, after which the user is told."""
 SKIPPED_WINDOW = 32

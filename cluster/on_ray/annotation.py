@@ -8,6 +8,7 @@ book epoch makes the workers send their captions again.
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -80,12 +81,12 @@ class AnnotatorActor:
         return Acknowledgement(book_epoch=book_epoch, sequence_number=sequence_number)
 
     def update(
-        self, known: Version | None, replicas: tuple[Mapping[str, str], str | None]
+        self, known: Version | None, replicas: tuple[Mapping[str, str], str | None] | None
     ) -> tuple[RewardTable | None, dict[str, float | None], str | None, bool]:
         """The newest table, None where it is `known`; metrics; the problem, if any; whether the judge still loads.
 
-        `replicas`: addresses of the annotation replicas by name, and why none will ever listen."""
-        self._replicas = replicas
+        `replicas`: addresses of the annotation replicas by name, and why none will ever listen; None without any."""
+        self._replicas = replicas or self._replicas
         pipeline, table = self._pipeline, self._pipeline.latest_table()
         newer = table if table.reward_version != known else None
         return newer, dict(pipeline.metrics()), pipeline.problem, pipeline.is_loading
@@ -119,7 +120,7 @@ class RayAnnotation:
         self._metrics: dict[str, float | None] = {}
         self._acknowledgements: dict[str, Acknowledgement] = {}
         self._reports: dict[ray.ObjectRef, str] = {}
-        self._withheld: dict[int, int] = {}  # counts of reports that were not forwarded
+        self._withheld: Counter[int] = Counter()  # counts of reports that were not forwarded
         self._known: Version | None = None  # the annotator's own version of the newest table received
         self._offered: RewardTable | None = None  # a new annotator's, not in use yet
         self._lost_at = -math.inf  # when the annotator whose table is in use died
@@ -176,9 +177,7 @@ class RayAnnotation:
 
     def state_dict(self) -> dict[str, Any]:
         """The annotator's state; its last known one where it does not answer in time."""
-        state = self._ask("state_dict")
-        if state is not None:
-            self._state = state
+        self._state = self._ask("state_dict") or self._state
         return dict(self._state or {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -203,16 +202,14 @@ class RayAnnotation:
         content = self._fetch(report, worker_id)
         for number, count in content.counts.items() if content else ():
             if number in self._withheld or len(self._withheld) < MAX_WITHHELD:
-                self._withheld[number] = self._withheld.get(number, 0) + count
+                self._withheld[number] += count
 
     def _with_withheld(self, report: ray.ObjectRef, worker_id: str) -> ray.ObjectRef | CaptionReport:
         """The report with all withheld counts, of any worker: the caption book takes counts without texts, too."""
         if not self._withheld or (content := self._fetch(report, worker_id)) is None:
             return report
-        counts, self._withheld = self._withheld, {}
-        for number, count in content.counts.items():
-            counts[number] = counts.get(number, 0) + count
-        return replace(content, counts=counts)
+        counts, self._withheld = self._withheld + Counter(content.counts), Counter()
+        return replace(content, counts=dict(counts))
 
     def _fetch(self, report: ray.ObjectRef, worker_id: str) -> CaptionReport | None:
         """The report itself, which came with a rollout; None where its node has been lost since."""
@@ -266,9 +263,7 @@ class RayAnnotation:
             if self._slot.silent_s > SILENCE_S:
                 self._metrics = {**self._metrics, "annotator_up": 0}
             if self._slot.may_ask:
-                replicas = (
-                    ({}, None) if self._replicas is None else (self._replicas.addresses(), self._replicas.problem)
-                )
+                replicas = None if self._replicas is None else (self._replicas.addresses(), self._replicas.problem)
                 self._slot.ask(actor.update.remote(self._known, replicas))
         except RayError as error:
             self._lost(error)
@@ -285,10 +280,8 @@ class RayAnnotation:
     def _take_offered(self) -> None:
         """Use the newest table. A new annotator's may be normalised differently, so the two cannot be merged; the one
         in use is kept until the new one knows as many captions, for at most INHERITED_S."""
-        table = self._offered
-        if table is None:
-            return
-        if len(table) < len(self._table) and time.monotonic() - self._lost_at < INHERITED_S:
+        table, is_inherited = self._offered, time.monotonic() - self._lost_at < INHERITED_S
+        if table is None or (is_inherited and len(table) < len(self._table)):
             return
         # The annotator's versions restart with each new actor; the learner's only go up.
         self._table = replace(table, reward_version=(self._run_epoch, self._table.reward_version[1] + 1))

@@ -113,6 +113,7 @@ class RayWorkers:
         self._snapshot: ray.ObjectRef | None = None
         self._collected_steps = 0
         self._notices = Notices()
+        self.problems: Sequence[str] = self._notices.told
         self._environments = EnvironmentBudget(config.cluster.max_environment_loss, self._notices)
         self._needed = min(config.cluster.min_workers or request.count, request.count)
         self._has_begun = False
@@ -120,11 +121,6 @@ class RayWorkers:
         prune(self._run_dir)
         self._slots = [_WorkerSlot(index=index) for index in range(request.count)]
         self._start_due()
-
-    @property
-    def problems(self) -> Sequence[str]:
-        """See `cluster.interfaces.Workers`."""
-        return self._notices.told
 
     def publish(self, snapshot: PolicySnapshot) -> None:
         """One `ray.put`; the calls made from now on carry it."""

@@ -55,6 +55,7 @@ class FakeAnnotator:
     def __init__(self) -> None:
         self.is_answering, self.has_died, self.judge_loads = True, False, False
         self.reports: list[CaptionReport] = []
+        self.replicas: Any = "not told"
         self.table: RewardTable | None = None
         self.calls: list[Reference] = []
 
@@ -88,6 +89,7 @@ class FakeAnnotator:
     def _update(
         self, known: Any, replicas: Any
     ) -> tuple[RewardTable | None, dict[str, float | None], str | None, bool]:
+        self.replicas = replicas
         return (
             (None if self.table is None or self.table.reward_version == known else self.table),
             {},
@@ -147,6 +149,22 @@ def test_while_the_judge_loads_that_is_what_is_waited_for(
         for _ in range(2):  # asked for, and then there
             annotation.latest_table()
         assert annotation.waiting == waited_for
+
+
+def test_the_annotator_hears_of_the_replicas_with_every_update(
+    annotators: list[FakeAnnotator], annotation: RayAnnotation
+) -> None:
+    annotation.load_state_dict({})
+    annotation.latest_table()
+    assert annotators[0].replicas is None
+    there = {"replica-0": "10.0.0.1:5"}
+    replicas = SimpleNamespace(poll=lambda: None, addresses=lambda: there, problem=None, credentials=None)
+    annotation._replicas = replicas  # type: ignore[assignment]
+    for problem in (None, "no model folder"):
+        replicas.problem = problem
+        for _ in range(2):
+            annotation.latest_table()
+        assert annotators[0].replicas == (there, problem)
 
 
 def test_no_count_is_lost_while_the_annotator_does_not_answer(
