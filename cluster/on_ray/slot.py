@@ -38,8 +38,8 @@ class Slot:
     interval_s: float
     """The least time from one call to the next."""
     actor: Any = None
-    call: ray.ObjectRef | None = None
-    """The unanswered call."""
+    call: Any = None
+    """The unanswered call's reference, or None."""
     answer: Any = None
     """The newest answer of the present actor."""
     losses: int = 0
