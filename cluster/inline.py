@@ -32,15 +32,11 @@ class InlineWorkers:
         self._turn = 0
         self._snapshot: PolicySnapshot | None = None
         self._collected_steps = 0
-        self._notices = Notices()
-        self._environments = EnvironmentBudget(config.cluster.max_environment_loss, self._notices)
+        notices = Notices()
+        self.problems: Sequence[str] = notices.told
+        self._environments = EnvironmentBudget(config.cluster.max_environment_loss, notices)
         self.waiting: str | None = None
         self.spec = self._workers[0].env.spec
-
-    @property
-    def problems(self) -> Sequence[str]:
-        """See `cluster.interfaces.Workers`."""
-        return self._notices.told
 
     def publish(self, snapshot: PolicySnapshot) -> None:
         """Set the policy of the next turn."""

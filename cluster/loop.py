@@ -226,8 +226,7 @@ class TrainingLoop:
             "checkpoint_age_s": now - self._saved_s,
             "checkpoints_failed": self._checkpoints_failed,
         }
-        total = line.get("annotations_total")
-        if total is None:
+        if (total := line.get("annotations_total")) is None:
             total = annotations
         else:
             line["annotations_per_s"] = max(0.0, total - annotations) / seconds
@@ -271,11 +270,8 @@ class TrainingLoop:
             for name in CHECKPOINTED:
                 getattr(self, name).load_state_dict(state[name])
             loop = state["loop"]
-            self.env_steps, self._seconds_before, self._latest = (
-                loop["env_steps"],
-                loop["seconds"],
-                dict(loop["latest"]),
-            )
+            self.env_steps, self._seconds_before = loop["env_steps"], loop["seconds"]
+            self._latest = dict(loop["latest"])
             self._steps_without_table = loop.get("steps_without_table", 0)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(

@@ -10,9 +10,7 @@ alarm.
 import logging
 import math
 import re
-import time
 from collections import deque
-from collections.abc import Callable, Hashable
 
 from actors.rollout import Rollout
 from cluster.metrics import LOOKING_ABOVE
@@ -27,8 +25,6 @@ MAX_NOTICES = 20
 """Kinds of failures that the user is told; further kinds are only counted."""
 ENVIRONMENT_WINDOW, ENVIRONMENT_MINIMUM = 32, 4
 """Rollouts over which the share of lost environments is taken, and the fewest that are evaluated."""
-
-
 BLIND_UPDATES = 200
 """Updates in a row whose policy ignored its observations, after which the user is told."""
 SKIPPED_WINDOW = 32
@@ -40,27 +36,16 @@ class GiveUp(RuntimeError):
     """The run has to end, and a restart would not help; the message is for the user."""
 
 
-class RestartBudget:
-    """Counts failures in a row, without progress in between, by component: a rate would either end a run of many
-    workers with rare crashes or let a single worker crash for ever."""
+def restart_pause_s(failures: int, what: str, limit: int, setting: str) -> float:
+    """Seconds to wait before a component's restart, after `failures` in a row without progress in between: none after
+    the first, then twice as long each time. Raises GiveUp after more than `limit`, the value of the key `setting`.
 
-    def __init__(self, limit: int, setting: str) -> None:
-        """`limit`: restarts in a row, set by the configuration key `setting`."""
-        self._limit, self._setting = limit, setting
-        self._in_a_row: dict[Hashable, int] = {}
-
-    def progressed(self, component: Hashable) -> None:
-        """Reset the count: the component has done something useful since its start."""
-        self._in_a_row.pop(component, None)
-
-    def failed(self, component: Hashable, what: str) -> float:
-        """Seconds to wait before its restart: none after progress, then twice as long each time. Raises GiveUp."""
-        failures = self._in_a_row.get(component, 0) + 1
-        self._in_a_row[component] = failures
-        if failures > self._limit:
-            again = f"{failures} times in a row without progress" if failures > 1 else "and may not be started again"
-            raise GiveUp(f"{what} ({again}; {self._setting} = {self._limit})")
-        return backoff_s(failures - 1, FIRST_PAUSE_S, LONGEST_PAUSE_S)
+    Failures in a row are counted, because a rate would either end a run of many workers with rare crashes or let a
+    single worker crash for ever."""
+    if failures > limit:
+        again = f"{failures} times in a row without progress" if failures > 1 else "and may not be started again"
+        raise GiveUp(f"{what} ({again}; {setting} = {limit})")
+    return backoff_s(failures - 1, FIRST_PAUSE_S, LONGEST_PAUSE_S)
 
 
 class Notices:
@@ -80,23 +65,6 @@ class Notices:
         if self._counts[key] == 1 and len(self.told) < MAX_NOTICES:
             self.told.append(one_line(text))
         return self._counts[key]
-
-
-class Deadline:
-    """Whether something has made progress within a time limit."""
-
-    def __init__(self, limit_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limit_s, self._clock = limit_s, clock
-        self._since = clock()
-
-    def progressed(self) -> None:
-        """Restart the clock."""
-        self._since = self._clock()
-
-    @property
-    def is_over(self) -> bool:
-        """Whether there was no progress for longer than the limit."""
-        return self._clock() - self._since > self._limit_s
 
 
 class EnvironmentBudget:

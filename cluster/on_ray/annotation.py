@@ -8,19 +8,27 @@ book epoch makes the workers send their captions again.
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import ray
+import torch
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayError, RayTaskError
 
 from actors.rollout import Acknowledgement, CaptionReport, Version
-from cluster.on_ray.actors import AnnotatorActor
-from cluster.on_ray.nodes import start_actor
+from cluster.on_ray.nodes import enter_run, start_actor
 from cluster.on_ray.placement import Request, as_text
 from cluster.on_ray.replicas import RayReplicas
+from cluster.on_ray.slot import Slot, SlotState, answered
+from cluster.supervision import FIRST_PAUSE_S, LONGEST_PAUSE_S, last_line
+from cluster.wiring import build_pipeline
+from configs.backoff import backoff_s
 from configs.schema import RunConfig
+from llm_server.client import AnnotationRefused, ServiceUnavailable
+from llm_server.credentials import CredentialFiles
+from llm_server.wire import STARTING
 from reward_models.pipeline import RewardedCaption
 from reward_models.table import RewardTable
 from reward_models.training import saved_table
@@ -35,9 +43,65 @@ MAX_WITHHELD = 100_000
 """Distinct captions whose counts are kept for an annotator that does not answer."""
 INHERITED_S = 300.0
 """How long a previous annotator's table is used while the new annotator's knows fewer captions."""
-RESTART_INTERVAL_S = 5.0
 SILENCE_S = 30.0
 """An annotator that has not answered for so long is shown as down."""
+REPORT_LOST = "a caption report of worker %s was lost; its texts are sent again: %s"
+
+
+@ray.remote(max_restarts=0)
+class AnnotatorActor:
+    """Annotator, reward model and, unless an address was given, the annotation service as a child process."""
+
+    def __init__(self, config: RunConfig, run_epoch: int, credentials: CredentialFiles | None) -> None:
+        run = enter_run(config)
+        torch.set_num_threads(1)  # reward_model.training_share is of one core
+        self._replicas: tuple[Mapping[str, str], str | None] = {}, None
+        addresses = self._addresses if config.cluster.service_replicas else None
+        self._pipeline = build_pipeline(config, run, run_epoch, addresses, credentials)
+
+    def begin(self, state: Mapping[str, Any] | None) -> None:
+        """Start annotating, from `state` where there is one."""
+        if state is not None:
+            self._pipeline.load_state_dict(state)
+        self._pipeline.start()
+
+    def _addresses(self) -> Mapping[str, str]:
+        addresses, problem = self._replicas
+        if problem is not None:
+            raise AnnotationRefused(problem)
+        if not addresses:
+            raise ServiceUnavailable(f"{STARTING}: no replica listens yet")
+        return addresses
+
+    def report(self, report: CaptionReport, env_steps: int) -> Acknowledgement:
+        """Add a worker's captions to the caption book."""
+        book_epoch, sequence_number = self._pipeline.report(
+            report.texts, report.counts, report.worker_id, report.sequence_number, env_steps
+        )
+        return Acknowledgement(book_epoch=book_epoch, sequence_number=sequence_number)
+
+    def update(
+        self, known: Version | None, replicas: tuple[Mapping[str, str], str | None] | None
+    ) -> tuple[RewardTable | None, dict[str, float | None], str | None, bool]:
+        """The newest table, None where it is `known`; metrics; the problem, if any; whether the judge still loads.
+
+        `replicas`: addresses of the annotation replicas by name, and why none will ever listen; None without any."""
+        self._replicas = replicas or self._replicas
+        pipeline, table = self._pipeline, self._pipeline.latest_table()
+        newer = table if table.reward_version != known else None
+        return newer, dict(pipeline.metrics()), pipeline.problem, pipeline.is_loading
+
+    def top_rewarded(self, n: int, min_count: int) -> list[RewardedCaption]:
+        """See `cluster.interfaces.Annotation`."""
+        return list(self._pipeline.top_rewarded(n, min_count))
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `cluster.interfaces.Annotation`."""
+        return self._pipeline.state_dict()
+
+    def close(self) -> None:
+        """Stop the service and the threads."""
+        self._pipeline.close()
 
 
 class RayAnnotation:
@@ -49,25 +113,19 @@ class RayAnnotation:
     ) -> None:
         self.problem: str | None = None
         self._is_loading = False  # the judge's model is being loaded
-        self._is_silent = False  # a call timed out, and none was answered since
+        self._is_silent = False  # a call of `_ask` timed out, and no other was answered since
         self._config, self._run_epoch, self._request = config, run_epoch, request
         self._state: Mapping[str, Any] | None = None
         self._table = RewardTable.empty(run_epoch)
         self._metrics: dict[str, float | None] = {}
         self._acknowledgements: dict[str, Acknowledgement] = {}
         self._reports: dict[ray.ObjectRef, str] = {}
-        self._withheld: dict[int, int] = {}  # counts of reports that were not forwarded
-        self._update: ray.ObjectRef | None = None
+        self._withheld: Counter[int] = Counter()  # counts of reports that were not forwarded
         self._known: Version | None = None  # the annotator's own version of the newest table received
         self._offered: RewardTable | None = None  # a new annotator's, not in use yet
-        self._lost_at: float | None = None  # when the annotator whose table is in use died
-        self._polled_at = 0.0
-        self._started_at = -RESTART_INTERVAL_S
-        self._actor: Any = None
-        self._began: ray.ObjectRef | None = None  # the call of `begin`; None before it
-        self._is_placed = False
+        self._lost_at = -math.inf  # when the annotator whose table is in use died
+        self._slot = Slot(interval_s=POLL_INTERVAL_S)  # its first call is `begin`, all others are `update`
         self._replicas = RayReplicas(config, replicas) if replicas is not None else None
-        self._told: tuple[Mapping[str, str], str | None] | None = None  # what the annotator was last told of them
         self._start_actor()
 
     @property
@@ -76,7 +134,7 @@ class RayAnnotation:
         missing = {}
         if self._replicas is not None and self._replicas.num_waiting:
             missing["replica"] = replace(self._replicas.request, count=self._replicas.num_waiting)
-        if self._request is not None and self._actor is not None and not self._is_placed:
+        if self._request is not None and self._slot.state is SlotState.STARTING:
             missing["annotator"] = self._request
         if missing:
             return f"{as_text(missing)} to start"
@@ -119,9 +177,7 @@ class RayAnnotation:
 
     def state_dict(self) -> dict[str, Any]:
         """The annotator's state; its last known one where it does not answer in time."""
-        state = self._ask("state_dict")
-        if state is not None:
-            self._state = state
+        self._state = self._ask("state_dict") or self._state
         return dict(self._state or {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -133,13 +189,12 @@ class RayAnnotation:
 
     def close(self) -> None:
         """End the annotator and the service it started."""
-        if self._actor is not None:
+        if self._slot.actor is not None:
             try:
-                ray.get(self._actor.close.remote(), timeout=STATE_TIMEOUT_S)
+                ray.get(self._slot.actor.close.remote(), timeout=STATE_TIMEOUT_S)
             except RayError as error:
                 LOG.warning("the annotator did not close in time: %s", error)
-            ray.kill(self._actor)
-            self._actor = None
+            self._slot.end()
         if self._replicas is not None:
             self._replicas.close()
 
@@ -147,49 +202,34 @@ class RayAnnotation:
         content = self._fetch(report, worker_id)
         for number, count in content.counts.items() if content else ():
             if number in self._withheld or len(self._withheld) < MAX_WITHHELD:
-                self._withheld[number] = self._withheld.get(number, 0) + count
+                self._withheld[number] += count
 
     def _with_withheld(self, report: ray.ObjectRef, worker_id: str) -> ray.ObjectRef | CaptionReport:
         """The report with all withheld counts, of any worker: the caption book takes counts without texts, too."""
         if not self._withheld or (content := self._fetch(report, worker_id)) is None:
             return report
-        counts, self._withheld = self._withheld, {}
-        for number, count in content.counts.items():
-            counts[number] = counts.get(number, 0) + count
-        return replace(content, counts=counts)
+        counts, self._withheld = self._withheld + Counter(content.counts), Counter()
+        return replace(content, counts=dict(counts))
 
     def _fetch(self, report: ray.ObjectRef, worker_id: str) -> CaptionReport | None:
         """The report itself, which came with a rollout; None where its node has been lost since."""
         try:
             return ray.get(report, timeout=STATE_TIMEOUT_S)
         except RayError as error:
-            LOG.warning("a caption report of worker %s was lost; its texts are sent again: %s", worker_id, error)
+            LOG.warning(REPORT_LOST, worker_id, error)
             return None
 
     def _start_actor(self) -> None:
-        """Start an actor if one is wanted, none runs, and the last start is long enough ago."""
-        if self._actor is not None or self._request is None:
-            return
-        if time.monotonic() - self._started_at > RESTART_INTERVAL_S:
+        if self._request is not None and self._slot.state is SlotState.EMPTY:
             credentials = self._replicas.credentials if self._replicas is not None else None
-            self._actor = start_actor(AnnotatorActor, self._request, self._config, self._run_epoch, credentials)
-            self._started_at = time.monotonic()
-            self._began, self._told, self._is_placed = None, None, False
+            self._slot.start(start_actor(AnnotatorActor, self._request, self._config, self._run_epoch, credentials))
 
     def _running_actor(self) -> Any:
         """The actor after `begin`; None where there is none."""
         self._start_actor()
-        if self._actor is not None and self._began is None:
-            self._began = self._actor.begin.remote(self._state)
-        return self._actor
-
-    def _poll_replicas(self) -> None:
-        if self._replicas is None:
-            return
-        self._replicas.poll()
-        if self._actor is not None and (now := (self._replicas.addresses(), self._replicas.problem)) != self._told:
-            self._told = now
-            self._actor.set_replicas.remote(*now)
+        if self._slot.state is SlotState.STARTING and self._slot.call is None:
+            self._slot.ask(self._slot.actor.begin.remote(self._state))
+        return self._slot.actor
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         actor = self._running_actor()
@@ -207,58 +247,53 @@ class RayAnnotation:
 
     def _poll(self) -> None:
         actor = self._running_actor()
-        self._poll_replicas()
+        if self._replicas is not None:
+            self._replicas.poll()
         if actor is None:
             return
         try:
-            if self._began is not None and not self._is_placed and ray.wait([self._began], timeout=0)[0]:
-                ray.get(self._began)
-                self._is_placed = True
-            if self._reports:
-                ready, _ = ray.wait([*self._reports], num_returns=len(self._reports), timeout=0)
-                for reference in ready:
-                    worker_id = self._reports.pop(reference)
-                    try:
-                        self._acknowledgements[worker_id] = ray.get(reference)
-                    except (ObjectLostError, RayTaskError) as error:  # the report was lost with its worker's node
-                        LOG.warning(
-                            "a caption report of worker %s was lost; its texts are sent again: %s", worker_id, error
-                        )
-            if self._update is not None and ray.wait([self._update], timeout=0)[0]:
-                reference, self._update, self._is_silent = self._update, None, False
-                table, self._metrics, self.problem, self._is_loading = ray.get(reference)
+            self._take_acknowledgements()
+            if answered([self._slot]) and (update := self._slot.take_answer()) is not None:
+                self._slot.failures, self._is_silent = 0, False
+                table, self._metrics, self.problem, self._is_loading = update
                 if table is not None:
                     self._known, self._offered = table.reward_version, table
                 self._take_offered()
                 self._metrics["reward_version"] = self._table.reward_version[1]
-            now = time.monotonic()
-            if self._update is not None and now - self._polled_at > SILENCE_S:
+            if self._slot.silent_s > SILENCE_S:
                 self._metrics = {**self._metrics, "annotator_up": 0}
-            if self._update is None and now - self._polled_at > POLL_INTERVAL_S:
-                self._polled_at = now
-                self._update = actor.update.remote(self._known)
+            if self._slot.may_ask:
+                replicas = None if self._replicas is None else (self._replicas.addresses(), self._replicas.problem)
+                self._slot.ask(actor.update.remote(self._known, replicas))
         except RayError as error:
             self._lost(error)
+
+    def _take_acknowledgements(self) -> None:
+        ready = ray.wait([*self._reports], num_returns=len(self._reports), timeout=0)[0] if self._reports else []
+        for reference in ready:
+            worker_id = self._reports.pop(reference)
+            try:
+                self._acknowledgements[worker_id] = ray.get(reference)
+            except (ObjectLostError, RayTaskError) as error:  # the report was lost with its worker's node
+                LOG.warning(REPORT_LOST, worker_id, error)
 
     def _take_offered(self) -> None:
         """Use the newest table. A new annotator's may be normalised differently, so the two cannot be merged; the one
         in use is kept until the new one knows as many captions, for at most INHERITED_S."""
-        table = self._offered
-        if table is None:
-            return
-        lost_s = math.inf if self._lost_at is None else time.monotonic() - self._lost_at
-        if len(table) < len(self._table) and lost_s < INHERITED_S:
+        table, is_inherited = self._offered, time.monotonic() - self._lost_at < INHERITED_S
+        if table is None or (is_inherited and len(table) < len(self._table)):
             return
         # The annotator's versions restart with each new actor; the learner's only go up.
         self._table = replace(table, reward_version=(self._run_epoch, self._table.reward_version[1] + 1))
-        self._offered = self._lost_at = None
+        self._offered, self._lost_at = None, -math.inf
 
     def _lost(self, error: RayError) -> None:
         LOG.error("the annotator died; training goes on with the last reward table, and it is started again: %s", error)
+        self._slot.lost()
+        self._slot.back_off(backoff_s(self._slot.failures, FIRST_PAUSE_S, LONGEST_PAUSE_S))
         self._reports.clear()
         self._acknowledgements.clear()
-        self._update = self._known = None
-        self._offered, self._lost_at, self._is_silent, self._is_loading = None, time.monotonic(), False, False
-        self.problem = f"the annotator ended and is started again: {str(error).strip().splitlines()[-1]}"
+        self._known = self._offered = None
+        self._lost_at, self._is_silent, self._is_loading = time.monotonic(), False, False
+        self.problem = f"the annotator ended and is started again: {last_line(str(error))}"
         self._metrics = {**self._metrics, "annotator_up": 0}
-        self._actor = None

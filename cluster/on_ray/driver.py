@@ -16,8 +16,7 @@ from ray.exceptions import RayError
 
 from actors.environments.vector import EnvironmentSpec
 from cluster.dashboards.command import provisioned
-from cluster.on_ray.learner_actor import LearnerActor
-from cluster.on_ray.learner_watch import LearnerWatch, RunFailed, remote_cause
+from cluster.on_ray.learner import LearnerActor, LearnerWatch, RunFailed, remote_cause
 from cluster.on_ray.nodes import place, start_actor, sweep_other_machines
 from cluster.on_ray.placement import object_store_bytes
 from cluster.run.session import RunSession
@@ -45,11 +44,10 @@ def train_on_ray(session: RunSession) -> dict[str, Any]:
                 summary = watch.follow(learner, learner.run.remote())
                 break
             except (RayError, TimeoutError) as error:
-                ray.kill(learner)
                 watch.back_off(error)
             session.begin_epoch()
             is_restart = True
-        del learner  # the last handle: the actor ends, and with it what it started
+        del learner, watch  # the last handles: the actor ends, and with it what it started
         sweep_other_machines(config.run_dir)
         return summary
     except RayError as error:
@@ -60,9 +58,8 @@ def train_on_ray(session: RunSession) -> dict[str, Any]:
 
 def _connect(config: RunConfig, spec: EnvironmentSpec, temporary: Path, say: Callable[[str], None]) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault(
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
-    )  # actors hide GPUs themselves; Ray's own way prints warnings
+    # Actors hide GPUs themselves; Ray's own way prints warnings.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     cluster = config.cluster
     with _own_signals():
         if cluster.mode == "connect":

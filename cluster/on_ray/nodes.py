@@ -9,7 +9,8 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +53,14 @@ def place(
     (`is_restart`) it first waits for a lost node to come back. `needs_service`: the run starts annotation services.
     Raises `placement.DoesNotFit` and `placement.Interrupted`.
     """
-
-    def make_plan(nodes: Sequence[Node], may_grow: bool = True) -> dict[str, Request]:
-        return placement.plan(
-            config.cluster,
-            config.actors,
-            needs_annotator=config.reward_model.name != "none",
-            needs_service=needs_service,
-            nodes=nodes,
-            may_grow=may_grow,
-        )
-
+    make_plan = partial(
+        placement.plan,
+        config.cluster,
+        config.actors,
+        needs_annotator=config.reward_model.name != "none",
+        needs_service=needs_service,
+        may_grow=True,
+    )
     try:
         requests = make_plan(nodes())
     except placement.DoesNotFit:
@@ -79,7 +77,7 @@ def place(
                 stop_requested=stop_requested,
             )
         except placement.DoesNotFit:
-            requests = make_plan(nodes(), may_grow)
+            requests = make_plan(nodes(), may_grow=may_grow)
     LOG.info("placement:\n%s", placement.table(requests))
     if (message := placement.shortage(config.cluster, requests)) is not None:
         say(message)

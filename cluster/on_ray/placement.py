@@ -89,10 +89,10 @@ class Interrupted(RuntimeError):
 def plan(
     cluster: ClusterConfig,
     actors: ActorsConfig,
+    nodes: Sequence[Node],
     *,
     needs_annotator: bool,
     needs_service: bool = True,
-    nodes: Sequence[Node],
     may_grow: bool = False,
 ) -> dict[str, Request]:
     """Requests per kind of actor, with hints for the present `nodes`. Raises DoesNotFit.
@@ -195,10 +195,7 @@ def _pack(requests: Mapping[str, Request], nodes: Sequence[Node]) -> dict[str, l
                 home = min(room, key=lambda id: (id != learner, id in with_gpus, -cpus[id], id))
             else:  # spread; without GPUs also away from GPU nodes and the learner
                 wastes_gpus = set() if request.gpus else with_gpus
-                home = min(
-                    room,
-                    key=lambda id: (id in wastes_gpus, id == learner, taken[id], -gpus[id], -cpus[id], id),
-                )
+                home = min(room, key=lambda id: (id in wastes_gpus, id == learner, taken[id], -gpus[id], -cpus[id], id))
             cpus[home] -= request.cpus
             gpus[home] -= request.gpus
             taken[home] += 1
@@ -231,13 +228,11 @@ def wait_for_room(
     timeout_s: float,
     say: Callable[[str], None],
     stop_requested: Callable[[], bool],
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, Request]:
     """The first plan that fits; for at most `timeout_s` it waits for nodes to join, which `ask` requests from an
     autoscaler. Says what it waits for at once and every ten seconds. Raises DoesNotFit (the last one) or
     Interrupted."""
-    started, said_at = clock(), -SAY_INTERVAL_S
+    started, said_at = time.monotonic(), -SAY_INTERVAL_S
     asked: list[dict[str, float]] = []
     try:
         while True:
@@ -245,7 +240,7 @@ def wait_for_room(
             try:
                 return make_plan(there)
             except DoesNotFit as error:
-                waited = clock() - started
+                waited = time.monotonic() - started
                 if waited >= timeout_s:
                     raise
                 if stop_requested():
@@ -257,7 +252,7 @@ def wait_for_room(
                     said_at = waited
                     alive = [node for node in there if node.alive]
                     say(f"waiting for {as_text(error.missing)}, {waited:.0f} s; the cluster has {_have(alive)}")
-            sleep(min(1.0, timeout_s))
+            time.sleep(min(1.0, timeout_s))
     finally:
         if asked:
             ask([])

@@ -10,13 +10,14 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
 from cluster.on_ray.nodes import enter_run, start_actor
 from cluster.on_ray.placement import Request
+from cluster.on_ray.slot import Slot, SlotState, answered
+from cluster.supervision import last_line
 from cluster.wiring import replica_service
 from configs.backoff import backoff_s
 from configs.schema import RunConfig
@@ -69,21 +70,13 @@ class ReplicaActor:
         self._service.close()
 
 
-@dataclass(slots=True)
-class _ReplicaSlot:
-    """One replica: its present actor and what is known of it."""
+@dataclass(slots=True, kw_only=True, eq=False)
+class _ReplicaSlot(Slot):
+    """One replica; its actor answers with a ReplicaStatus."""
 
     name: str
     index: int
-    actor: Any = None
-    pending: ray.ObjectRef | None = None
-    """The unanswered call of `status`."""
-    asked_at: float = 0.0
-    start_at: float = 0.0
-    failures: int = 0
-    starts: int = 0
-    status: ReplicaStatus | None = None
-    """None until the actor has answered: it may not be placed yet."""
+    interval_s: float = POLL_INTERVAL_S
     problem: str | None = None
     """Why its last service gave up; None once one listens."""
     service_restarts: int = 0
@@ -103,28 +96,24 @@ class RayReplicas:
 
     def poll(self) -> None:
         """Process the replicas' answers; restart those that have failed."""
-        now = time.monotonic()
         for slot in self._slots:
-            if slot.actor is None:
-                if now >= slot.start_at and self.problem is None:
-                    self._start(slot)
-                continue
+            if slot.state is SlotState.EMPTY and self.problem is None:
+                self._start(slot)
+        ready = answered(self._slots)
+        for slot in self._slots:
             try:
-                if slot.pending is not None and ray.wait([slot.pending], timeout=0)[0]:
-                    pending, slot.pending = slot.pending, None
-                    self._answered(slot, ray.get(pending))
-                elif slot.pending is not None and slot.status is not None and now - slot.asked_at > SILENCE_S:
+                if slot in ready:
+                    self._answered(slot)
+                elif slot.state is SlotState.ALIVE and slot.silent_s > SILENCE_S:
                     self._lost(slot, f"it has not answered for {SILENCE_S:.0f} s")
-                if slot.actor is not None and slot.pending is None and now - slot.asked_at > POLL_INTERVAL_S:
-                    slot.asked_at, slot.pending = now, slot.actor.status.remote()
+                if slot.may_ask:
+                    slot.ask(slot.actor.status.remote())
             except RayError as error:
-                self._lost(slot, str(error).strip().splitlines()[-1])
+                self._lost(slot, last_line(str(error)))
 
     def addresses(self) -> dict[str, str]:
         """host:port by name of the replicas that listen."""
-        return {
-            slot.name: slot.status.address for slot in self._slots if slot.status is not None and slot.status.address
-        }
+        return {slot.name: slot.answer.address for slot in self._slots if slot.answer and slot.answer.address}
 
     @property
     def problem(self) -> str | None:
@@ -134,37 +123,34 @@ class RayReplicas:
     @property
     def restarts(self) -> int:
         """Restarts of services, within an actor or with a new one."""
-        return sum(
-            max(0, slot.starts - 1) + slot.service_restarts + (slot.status.restarts if slot.status is not None else 0)
-            for slot in self._slots
-        )
+        services = sum(slot.service_restarts + (slot.answer.restarts if slot.answer else 0) for slot in self._slots)
+        return services + sum(slot.losses - (slot.actor is None) for slot in self._slots)
 
     @property
     def num_waiting(self) -> int:
         """Replicas that have been requested and are not placed yet."""
-        return sum(slot.actor is not None and slot.status is None for slot in self._slots)
+        return sum(slot.state is SlotState.STARTING for slot in self._slots)
 
     def close(self) -> None:
         """End all services, then their actors."""
-        slots = [slot for slot in self._slots if slot.actor is not None]
-        closing = [slot.actor.close.remote() for slot in slots if slot.status is not None]
+        closing = [slot.actor.close.remote() for slot in self._slots if slot.state is SlotState.ALIVE]
         if closing:
             ray.wait(closing, num_returns=len(closing), timeout=5.0)
-        for slot in slots:
-            ray.kill(slot.actor)
+        for slot in self._slots:
+            slot.end()
         if self.credentials is not None:
             shutil.rmtree(self.credentials.token.parent, ignore_errors=True)
 
     def _start(self, slot: _ReplicaSlot) -> None:
         arguments = (self._config, slot.index, self.credentials)
-        slot.actor = start_actor(ReplicaActor, self.request, *arguments, index=slot.index)
-        slot.starts += 1
-        slot.asked_at, slot.pending = time.monotonic(), slot.actor.status.remote()
+        slot.start(start_actor(ReplicaActor, self.request, *arguments, index=slot.index))
+        slot.ask(slot.actor.status.remote())
 
-    def _answered(self, slot: _ReplicaSlot, status: ReplicaStatus) -> None:
-        if status.address and (slot.status is None or slot.status.address != status.address):
+    def _answered(self, slot: _ReplicaSlot) -> None:
+        before: ReplicaStatus | None = slot.answer
+        status: ReplicaStatus = slot.take_answer()
+        if status.address and (before is None or before.address != status.address):
             LOG.info("annotation %s listens on %s", slot.name, status.address)
-        slot.status = status
         if status.address:
             slot.failures, slot.problem = 0, None
         elif status.problem:
@@ -173,16 +159,13 @@ class RayReplicas:
                 self._lost(slot, status.problem)
 
     def _lost(self, slot: _ReplicaSlot, why: str) -> None:
-        slot.failures += 1
+        if slot.answer:
+            slot.service_restarts += slot.answer.restarts
+        slot.lost()
         pause_s = backoff_s(slot.failures, FIRST_PAUSE_S, MAX_PAUSE_S)
+        slot.back_off(pause_s)
         message = "annotation %s is lost, the others take its captions; it is started again in %.0f s: %s"
         LOG.error(message, slot.name, pause_s, why)
-        if slot.actor is not None:
-            ray.kill(slot.actor)
-        if slot.status is not None:
-            slot.service_restarts += slot.status.restarts
-        slot.actor = slot.pending = slot.status = None
-        slot.start_at = time.monotonic() + pause_s
 
 
 def _new_credentials(run_dir: Path) -> CredentialFiles:

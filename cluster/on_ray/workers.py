@@ -1,15 +1,14 @@
 """The rollout worker actors as one FIFO of rollouts, with replacement of dead and hung workers.
 
-A worker's slot is in one of these states:
+    a worker whose slot is   gets
+    STARTING                 no calls, and no time limit
+    ALIVE                    calls; it is replaced unless it delivers within `worker_timeout_s`
+    ALIVE and suspected      polls while Ray does not know why it is unreachable, within the same time limit
+    BACKING_OFF              a successor after the back-off
 
-    pending   its actor waits for resources, or still starts    no calls, and no time limit
-    running   its process has answered                          replaced unless it delivers within `worker_timeout_s`
-    suspect   it is unreachable, and Ray does not know why yet  polled until Ray knows, within the same time limit
-    waiting   it failed                                         its successor starts after the back-off
-
-Invariant: at most `rollouts_in_flight` calls are outstanding per running worker, each carrying the newest snapshot; a
-worker that dies takes its unfinished rollouts with it and is replaced by a new incarnation, within the budget. A lost
-node costs no budget.
+Invariant: at most `rollouts_in_flight` calls are outstanding per worker, each carrying the newest snapshot; a worker
+that dies takes its unfinished rollouts with it and is replaced by a new incarnation, within the budget. A lost node
+costs no budget.
 """
 
 import logging
@@ -21,49 +20,83 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray.exceptions import ActorUnavailableError, RayError
 
 from actors.environments.vector import EnvironmentSpec
-from actors.policy import PolicySnapshot
-from actors.rollout import Rollout
-from cluster.on_ray.actors import WorkerActor
+from actors.policy import PolicySnapshot, bound_kept_kernels
+from actors.rollout import Acknowledgement, CaptionReport, Rollout
+from actors.worker import RolloutWorker
 from cluster.on_ray.annotation import RayAnnotation
-from cluster.on_ray.failures import ProcessId, actor_failure
-from cluster.on_ray.nodes import start_actor
+from cluster.on_ray.failures import ProcessId, actor_failure, this_process
+from cluster.on_ray.nodes import enter_run, start_actor
 from cluster.on_ray.placement import Request
-from cluster.run.logs import prune, stderr_path, stderr_tail
-from cluster.supervision import Deadline, EnvironmentBudget, GiveUp, Notices, RestartBudget
+from cluster.on_ray.slot import Slot, SlotState, answered
+from cluster.run.logs import StderrFile, prune, stderr_path, stderr_tail
+from cluster.supervision import EnvironmentBudget, GiveUp, Notices, restart_pause_s
+from cluster.wiring import build_worker
 from configs.errors import one_line
 from configs.schema import RunConfig
 
 LOG = logging.getLogger(__name__)
 SUSPECT_INTERVAL_S = 0.5
+KEPT_KERNELS = 64
+"""In a worker of 64 environments this takes 20 MB less than keeping all, at the same speed."""
 
 
-@dataclass(slots=True)
-class _WorkerSlot:
-    """One worker: its present actor and its outstanding calls, oldest first."""
+@ray.remote(max_restarts=0)
+class WorkerActor:
+    """A rollout worker."""
+
+    def __init__(self, config: RunConfig, index: int, incarnation: str) -> None:
+        self._config, self._index, self._incarnation = config, index, incarnation
+        self._stderr = StderrFile(stderr_path(Path(config.run_dir), f"{index}.{incarnation}"))
+        enter_run(config)
+        bound_kept_kernels(KEPT_KERNELS)
+        torch.set_num_threads(config.actors.torch_threads)
+        self._worker: RolloutWorker | None = None  # environments are made in the first `collect`, which has a deadline
+
+    def hello(self) -> ProcessId:
+        """Which process this is; answered once the actor has been placed and started."""
+        return this_process()
+
+    @ray.method(num_returns=2)
+    def collect(
+        self, snapshot: PolicySnapshot, acknowledgement: Acknowledgement | None
+    ) -> tuple[Rollout, CaptionReport]:
+        """One rollout and its caption report."""
+        self._stderr.trim()
+        if self._worker is None:
+            self._worker = build_worker(
+                self._config, self._index, incarnation=self._incarnation, stream=f"train-{self._incarnation}"
+            )
+        return self._worker.collect(snapshot, acknowledgement)
+
+    def close(self) -> None:
+        """Release the environments, which removes their temporary files."""
+        if self._worker is not None:
+            self._worker.close()
+        self._stderr.discard()
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _WorkerSlot(Slot):
+    """One worker, which answers with its ProcessId, and its outstanding `collect` calls."""
 
     index: int
-    deadline: Deadline
-    incarnation: int = 0
+    interval_s: float = SUSPECT_INTERVAL_S
     worker_id: str = ""
-    actor: Any = None
-    """None while it waits for its back-off."""
-    hello: ray.ObjectRef | None = None
-    """Set while it is pending, and during polls while it is suspect."""
-    process: ProcessId | None = None
-    """Set once it has answered."""
+    calls: deque[Sequence[ray.ObjectRef]] = field(default_factory=deque)
+    """Of a rollout and its caption report, oldest first."""
     suspicion: RayError | None = None
-    """Set while it is suspect."""
-    calls: deque[tuple[ray.ObjectRef, ray.ObjectRef]] = field(default_factory=deque)
-    starts_at: float = 0.0
-    """When a waiting worker's successor is started, or a suspect one polled again."""
+    """Why it cannot be reached; None while it can."""
+    progress_at: float = field(default_factory=time.monotonic)
+    """Since when the time limit for its next rollout runs."""
 
     @property
     def is_running(self) -> bool:
         """Whether it may be asked for rollouts."""
-        return self.process is not None and self.suspicion is None
+        return self.state is SlotState.ALIVE and self.suspicion is None
 
 
 class RayWorkers:
@@ -77,23 +110,16 @@ class RayWorkers:
         self._config, self._run_epoch, self._request, self._annotation = config, run_epoch, request, annotation
         self._run_dir = Path(config.run_dir)
         self._snapshot: ray.ObjectRef | None = None
-        self._restarts = 0
         self._collected_steps = 0
         self._notices = Notices()
-        self._budget = RestartBudget(config.cluster.max_worker_restarts, "cluster.max_worker_restarts")
+        self.problems: Sequence[str] = self._notices.told
         self._environments = EnvironmentBudget(config.cluster.max_environment_loss, self._notices)
         self._needed = min(config.cluster.min_workers or request.count, request.count)
         self._has_begun = False
         self._created_at = time.monotonic()
         prune(self._run_dir)
-        self._slots = [_WorkerSlot(index, Deadline(config.cluster.worker_timeout_s)) for index in range(request.count)]
-        for slot in self._slots:
-            self._start(slot)
-
-    @property
-    def problems(self) -> Sequence[str]:
-        """See `cluster.interfaces.Workers`."""
-        return self._notices.told
+        self._slots = [_WorkerSlot(index=index) for index in range(request.count)]
+        self._start_due()
 
     def publish(self, snapshot: PolicySnapshot) -> None:
         """One `ray.put`; the calls made from now on carry it."""
@@ -106,12 +132,12 @@ class RayWorkers:
         self._start_due()
         self._admit_started()
         self._replace_hung()
-        expected = {slot.hello or slot.calls[0][0]: slot for slot in self._slots if slot.hello or slot.calls}
+        expected = {slot.call or slot.calls[0][0]: slot for slot in self._slots if slot.call or slot.calls}
         if not expected:
-            time.sleep(min(timeout_s, max(0.0, min(slot.starts_at for slot in self._slots) - time.monotonic())))
+            time.sleep(min(timeout_s, max(0.0, min(slot.due_at for slot in self._slots) - time.monotonic())))
             return None
         ready, _ = ray.wait([*expected], num_returns=1, timeout=timeout_s)
-        if not ready or expected[ready[0]].hello is not None:
+        if not ready or expected[ready[0]].call is not None:
             return None
         return self._take(expected[ready[0]])
 
@@ -122,7 +148,7 @@ class RayWorkers:
         return {
             "rollouts_waiting": waiting,
             "workers_running": self._num_running,
-            "worker_restarts": self._restarts,
+            "worker_restarts": sum(slot.losses for slot in self._slots),
             "environment_errors": self._environments.errors,
         }
 
@@ -140,8 +166,7 @@ class RayWorkers:
         if closing:
             ray.wait(closing, num_returns=len(closing), timeout=2.0)
         for slot in self._slots:
-            if slot.actor is not None:
-                ray.kill(slot.actor)
+            slot.end()
 
     @property
     def _num_running(self) -> int:
@@ -154,8 +179,7 @@ class RayWorkers:
         except RayError as error:
             self._failed(slot, error)
             return None
-        slot.deadline.progressed()
-        self._budget.progressed(slot.index)
+        slot.progress_at, slot.failures = time.monotonic(), 0
         self._collected_steps += rollout.num_steps
         self._annotation.report(report_reference, slot.worker_id, self._collected_steps)
         self._fill(slot)
@@ -165,47 +189,40 @@ class RayWorkers:
         self._environments.note(rollout)
         return rollout
 
-    def _start(self, slot: _WorkerSlot) -> None:
-        incarnation = f"{self._run_epoch}-{slot.incarnation}"
-        arguments = (self._config, slot.index, incarnation)
-        slot.actor = start_actor(WorkerActor, self._request, *arguments, index=slot.index)
-        slot.hello = slot.actor.hello.remote()
-        slot.worker_id = f"{slot.index}.{incarnation}"
-
     def _start_due(self) -> None:
-        now = time.monotonic()
         for slot in self._slots:
-            if now >= slot.starts_at and slot.actor is None:
-                self._start(slot)
-            elif now >= slot.starts_at and slot.suspicion is not None and slot.hello is None:
-                slot.hello = slot.actor.hello.remote()
+            if slot.state is SlotState.EMPTY:
+                incarnation = f"{self._run_epoch}-{slot.losses}"
+                arguments = (self._config, slot.index, incarnation)
+                slot.start(start_actor(WorkerActor, self._request, *arguments, index=slot.index))
+                slot.worker_id = f"{slot.index}.{incarnation}"
+                slot.ask(slot.actor.hello.remote())
+            elif slot.suspicion is not None and slot.may_ask:
+                slot.ask(slot.actor.hello.remote())
 
     def _admit_started(self) -> None:
-        """Mark pending workers that have answered as running; all begin together, once enough of them run."""
-        hellos = {slot.hello: slot for slot in self._slots if slot.hello is not None}
-        for reference in ray.wait([*hellos], num_returns=len(hellos), timeout=0)[0] if hellos else ():
-            slot = hellos[reference]
-            slot.hello = None
+        """Let workers that have answered for the first time run; all begin together, once enough of them run."""
+        for slot in answered(self._slots):
             try:
-                slot.process = ray.get(reference)
+                process: ProcessId = slot.take_answer()
             except RayError as error:
                 self._failed(slot, error)
                 continue
             if slot.suspicion is not None:  # it is reachable again, but its calls are lost
                 self._replace(slot, slot.suspicion)
                 continue
-            slot.deadline.progressed()
-            LOG.info("worker %s runs: process %d on %s", slot.worker_id, slot.process.pid, slot.process.host)
+            slot.progress_at = time.monotonic()
+            LOG.info("worker %s runs: process %d on %s", slot.worker_id, process.pid, process.host)
             self._fill(slot)
         if not self._has_begun and self._num_running >= self._needed:
             self._has_begun = True
             for slot in self._slots:
-                slot.deadline.progressed()
+                slot.progress_at = time.monotonic()
                 self._fill(slot)
         self._update_waiting()
 
     def _update_waiting(self) -> None:
-        pending = sum(slot.hello is not None and slot.suspicion is None for slot in self._slots)
+        pending = sum(slot.state is SlotState.STARTING for slot in self._slots)
         if not pending:
             self.waiting = None
             return
@@ -224,37 +241,40 @@ class RayWorkers:
             return
         while len(slot.calls) < self._config.actors.rollouts_in_flight:
             acknowledgement = self._annotation.acknowledgement(slot.worker_id)
-            rollout, report = slot.actor.collect.remote(self._snapshot, acknowledgement)
-            slot.calls.append((rollout, report))
+            slot.calls.append(slot.actor.collect.remote(self._snapshot, acknowledgement))
+
+    def _is_late(self, slot: _WorkerSlot) -> bool:
+        return time.monotonic() - slot.progress_at > self._config.cluster.worker_timeout_s
 
     def _replace_hung(self) -> None:
         for slot in self._slots:
-            if not slot.deadline.is_over or not (slot.calls or slot.suspicion):
+            if not self._is_late(slot) or not (slot.calls or slot.suspicion):
                 continue
             if slot.suspicion is not None:
                 self._replace(slot, slot.suspicion)
             elif ray.wait([slot.calls[0][0]], timeout=0)[0]:  # its rollout is ready: the learner is what takes long
-                slot.deadline.progressed()
+                slot.progress_at = time.monotonic()
             else:
                 limit = f"cluster.worker_timeout_s = {self._config.cluster.worker_timeout_s:g} s"
                 self._replace(slot, TimeoutError(f"no rollout within {limit}; the process is ended"))
 
     def _failed(self, slot: _WorkerSlot, error: RayError) -> None:
         """After a failed call: replace the worker, or suspect it while Ray may still find its node lost."""
-        if not isinstance(error, ActorUnavailableError) or slot.deadline.is_over:
+        if not isinstance(error, ActorUnavailableError) or self._is_late(slot):
             self._replace(slot, error)
             return
         if slot.suspicion is None:
             LOG.warning("worker %s cannot be reached: %s", slot.worker_id, error)
         slot.suspicion = slot.suspicion or error
         slot.calls.clear()
-        slot.starts_at = time.monotonic() + SUSPECT_INTERVAL_S
+        slot.back_off(SUSPECT_INTERVAL_S)
 
     def _replace(self, slot: _WorkerSlot, error: Exception) -> None:
         """Kill the worker, report why, and schedule its successor after the back-off; raises GiveUp."""
+        process: ProcessId | None = slot.answer
         stderr = stderr_tail(stderr_path(self._run_dir, slot.worker_id))
-        failure = actor_failure(error, slot.process, stderr)
-        where = f" on {slot.process.host}" if slot.process else ""
+        failure = actor_failure(error, process, stderr)
+        where = f" on {process.host}" if process else ""
         text = f"worker {slot.worker_id}{where} is replaced: {failure.cause}"
         tail = f"; stderr tail: {stderr}" if stderr else ""
         times = self._notices.note(failure.cause, text + tail)
@@ -262,13 +282,9 @@ class RayWorkers:
             LOG.error("%s%s\n%s", text, tail, error)
         else:
             LOG.error("%s (%d times by now)", text, times)
-        ray.kill(slot.actor)  # also ends a process that hangs in C or is stopped
-        self._restarts += 1
+        slot.lost(is_own_fault=not failure.is_node_loss)
         slot.calls.clear()
-        slot.actor = slot.hello = slot.process = slot.suspicion = None
-        slot.incarnation += 1
-        pause_s = 0.0
+        slot.suspicion = None
         if not failure.is_node_loss:
-            what = one_line(f"worker {slot.worker_id} failed: {failure.cause}{tail}")
-            pause_s = self._budget.failed(slot.index, what)
-        slot.starts_at = time.monotonic() + pause_s
+            limit, what = self._config.cluster.max_worker_restarts, f"worker {slot.worker_id} failed: {failure.cause}"
+            slot.back_off(restart_pause_s(slot.failures, one_line(what + tail), limit, "cluster.max_worker_restarts"))

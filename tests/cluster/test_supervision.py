@@ -5,45 +5,28 @@ from cluster.supervision import (
     ENVIRONMENT_MINIMUM,
     LONGEST_PAUSE_S,
     MAX_NOTICES,
-    Deadline,
     EnvironmentBudget,
     GiveUp,
     Notices,
-    RestartBudget,
+    restart_pause_s,
 )
 from tests.learner.toy_rollouts import random_rollout
 
 
-def test_crashes_with_progress_between_never_end_a_run() -> None:
-    budget = RestartBudget(2, "cluster.max_worker_restarts")
-    for _ in range(1000):
-        assert budget.failed(0, "worker 0 failed") == 0.0
-        budget.progressed(0)
-
-
-def test_a_crash_loop_pauses_ever_longer_and_then_ends_the_run() -> None:
-    budget = RestartBudget(7, "cluster.max_worker_restarts")
-    pauses = [budget.failed(0, "worker 0 failed: bus error") for _ in range(7)]
+def test_a_first_failure_costs_no_pause_and_a_crash_loop_ever_longer_ones_until_it_ends_the_run() -> None:
+    what, setting = "worker 0 failed: bus error", "cluster.max_worker_restarts"
+    pauses = [restart_pause_s(failures, what, 7, setting) for failures in range(1, 8)]
     assert pauses == [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, LONGEST_PAUSE_S]
     with pytest.raises(
         GiveUp,
         match=r"worker 0 failed: bus error \(8 times in a row without progress; cluster.max_worker_restarts = 7\)",
     ):
-        budget.failed(0, "worker 0 failed: bus error")
-
-
-def test_one_workers_progress_does_not_excuse_anothers_crash_loop() -> None:
-    budget = RestartBudget(3, "x")
-    for _ in range(3):
-        budget.progressed(1)
-        budget.failed(0, "worker 0 failed")
-    with pytest.raises(GiveUp):
-        budget.failed(0, "worker 0 failed")
+        restart_pause_s(8, what, 7, setting)
 
 
 def test_no_restarts_at_all_may_be_asked_for() -> None:
     with pytest.raises(GiveUp, match="may not be started again"):
-        RestartBudget(0, "x").failed(0, "worker 0 failed")
+        restart_pause_s(1, "worker 0 failed", 0, "x")
 
 
 def test_a_kind_of_failure_is_told_once_and_counted_afterwards() -> None:
@@ -65,18 +48,6 @@ def test_what_is_told_is_bounded_however_many_kinds_there_are() -> None:
         notices.note(kind, kind * 1000)
     assert len(notices.told) == MAX_NOTICES
     assert max(map(len, notices.told)) <= 600
-
-
-def test_a_deadline_is_over_only_after_its_time_without_progress() -> None:
-    now = [100.0]
-    deadline = Deadline(5.0, lambda: now[0])
-    now[0] = 105.0
-    assert not deadline.is_over
-    deadline.progressed()
-    now[0] = 109.0
-    assert not deadline.is_over
-    now[0] = 110.5
-    assert deadline.is_over
 
 
 def test_environments_that_raise_now_and_then_are_counted_and_told_once() -> None:

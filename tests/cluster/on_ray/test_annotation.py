@@ -12,6 +12,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from actors.rollout import Acknowledgement, CaptionReport
 from cluster.on_ray import annotation as ray_annotation
+from cluster.on_ray import slot
 from cluster.on_ray.annotation import MAX_UNANSWERED_REPORTS, RayAnnotation
 from cluster.on_ray.placement import Request
 from configs.loading import load_config
@@ -28,7 +29,7 @@ class Reference:
 
 
 class FakeRay:
-    """`get` and `wait` over references."""
+    """`get` and `wait` over references, and `kill`."""
 
     ObjectRef = Reference
 
@@ -38,6 +39,9 @@ class FakeRay:
         if isinstance(reference.value, Exception):
             raise reference.value
         return reference.value
+
+    def kill(self, actor: "FakeAnnotator") -> None:
+        actor.has_died = True
 
     def wait(
         self, references: list[Reference], num_returns: int = 1, timeout: float | None = None
@@ -51,6 +55,7 @@ class FakeAnnotator:
     def __init__(self) -> None:
         self.is_answering, self.has_died, self.judge_loads = True, False, False
         self.reports: list[CaptionReport] = []
+        self.replicas: Any = "not told"
         self.table: RewardTable | None = None
         self.calls: list[Reference] = []
 
@@ -81,7 +86,10 @@ class FakeAnnotator:
         self.reports.append(report)
         return Acknowledgement(book_epoch="b", sequence_number=report.sequence_number)
 
-    def _update(self, known: Any) -> tuple[RewardTable | None, dict[str, float | None], str | None, bool]:
+    def _update(
+        self, known: Any, replicas: Any
+    ) -> tuple[RewardTable | None, dict[str, float | None], str | None, bool]:
+        self.replicas = replicas
         return (
             (None if self.table is None or self.table.reward_version == known else self.table),
             {},
@@ -105,10 +113,13 @@ def annotators(monkeypatch: pytest.MonkeyPatch) -> list[FakeAnnotator]:
             started.append(FakeAnnotator())
             return started[-1]
 
-    monkeypatch.setattr(ray_annotation, "ray", FakeRay())
+    fake = FakeRay()
+    monkeypatch.setattr(ray_annotation, "ray", fake)
+    monkeypatch.setattr(slot, "ray", fake)
     monkeypatch.setattr(ray_annotation, "AnnotatorActor", Factory)
     ticks = itertools.count(100)
-    monkeypatch.setattr(ray_annotation, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    for module in (ray_annotation, slot):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
     return started
 
 
@@ -138,6 +149,22 @@ def test_while_the_judge_loads_that_is_what_is_waited_for(
         for _ in range(2):  # asked for, and then there
             annotation.latest_table()
         assert annotation.waiting == waited_for
+
+
+def test_the_annotator_hears_of_the_replicas_with_every_update(
+    annotators: list[FakeAnnotator], annotation: RayAnnotation
+) -> None:
+    annotation.load_state_dict({})
+    annotation.latest_table()
+    assert annotators[0].replicas is None
+    there = {"replica-0": "10.0.0.1:5"}
+    replicas = SimpleNamespace(poll=lambda: None, addresses=lambda: there, problem=None, credentials=None)
+    annotation._replicas = replicas  # type: ignore[assignment]
+    for problem in (None, "no model folder"):
+        replicas.problem = problem
+        for _ in range(2):
+            annotation.latest_table()
+        assert annotators[0].replicas == (there, problem)
 
 
 def test_no_count_is_lost_while_the_annotator_does_not_answer(

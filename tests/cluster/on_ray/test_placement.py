@@ -186,9 +186,6 @@ class Small:
         monkeypatch.setattr(ray_placement, "_has_autoscaler", lambda: has_autoscaler)
         monkeypatch.setattr("time.monotonic", lambda: self.now)
         monkeypatch.setattr("time.sleep", self.sleep)
-        monkeypatch.setattr(
-            ray_placement.placement.wait_for_room, "__kwdefaults__", {"clock": lambda: self.now, "sleep": self.sleep}
-        )
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -288,16 +285,17 @@ class Growing:
         self.now += seconds
 
     def wait(self, timeout_s: float, stop_at: float = 1e9, **settings: float) -> dict[str, Request]:
-        return wait_for_room(
-            lambda there: connect(4, *there, **settings),
-            self.nodes,
-            self.asked.append,
-            timeout_s=timeout_s,
-            say=self.said.append,
-            stop_requested=lambda: self.now >= stop_at,
-            clock=lambda: self.now,
-            sleep=self.sleep,
-        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("time.monotonic", lambda: self.now)
+            patch.setattr("time.sleep", self.sleep)
+            return wait_for_room(
+                lambda there: connect(4, *there, **settings),
+                self.nodes,
+                self.asked.append,
+                timeout_s=timeout_s,
+                say=self.said.append,
+                stop_requested=lambda: self.now >= stop_at,
+            )
 
 
 def test_nodes_that_join_are_waited_for_aloud_and_asked_for() -> None:

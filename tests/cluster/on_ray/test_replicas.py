@@ -9,6 +9,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from cluster.on_ray import replicas as ray_replicas
+from cluster.on_ray import slot
 from cluster.on_ray.placement import Request
 from cluster.on_ray.replicas import MAX_PAUSE_S, SILENCE_S, RayReplicas, ReplicaStatus
 from configs.schema import ClusterConfig, RunConfig
@@ -32,7 +33,8 @@ class Stage:
         self.started: dict[int, list[PlayedActor]] = {index: [] for index in range(replicas)}
         fake = SimpleNamespace(wait=self.wait, get=self.get, kill=self.kill, ObjectRef=object)
         monkeypatch.setattr(ray_replicas, "ray", fake)
-        monkeypatch.setattr(ray_replicas, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(slot, "ray", fake)
+        monkeypatch.setattr(slot, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(
             ray_replicas, "ReplicaActor", SimpleNamespace(options=lambda **options: SimpleNamespace(remote=self.start))
         )
