@@ -30,7 +30,7 @@ SILENCE_S = 30.0
 FIRST_PAUSE_S = 1.0
 MAX_PAUSE_S = 60.0
 HEALTHY_S = 60.0
-"""A service that has listened for this long counts as healthy: its earlier failures are no longer counted."""
+"""A service whose judge has been loaded for this long is healthy: its earlier failures are no longer counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,15 +52,15 @@ class ReplicaActor:
         run = enter_run(config)
         host = "127.0.0.1" if config.cluster.mode == "local" else ray.util.get_node_ip_address()
         self._service = replica_service(config, run, index, host, credentials)
-        self._listening_since: float | None = None
+        self._loaded_since: float | None = None
         self._service.ensure_running()
 
     def status(self) -> ReplicaStatus:
         """The service's state; restarts the service where that is due."""
         is_up = self._service.ensure_running()
         now = time.monotonic()
-        self._listening_since = (self._listening_since or now) if is_up else None
-        if self._listening_since is not None and now - self._listening_since > HEALTHY_S:
+        self._loaded_since = (self._loaded_since or now) if is_up and self._service.is_loaded else None
+        if self._loaded_since is not None and now - self._loaded_since > HEALTHY_S:
             self._service.served()
         address = self._service.address() if is_up else None
         return ReplicaStatus(address=address, problem=self._service.problem, restarts=self._service.restarts)

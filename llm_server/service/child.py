@@ -140,6 +140,11 @@ class ServiceProcess(ChildProcess):
         self._log_start = 0
         self._is_slow_start_reported = False
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the running child has loaded its judge, as its answers to the liveness probe say."""
+        return (probe := self._probe) is not None and probe.has_judged
+
     def address(self) -> str:
         """host:port of the running child.
 

@@ -11,7 +11,7 @@ from ray.exceptions import ActorDiedError
 from cluster.on_ray import replicas as ray_replicas
 from cluster.on_ray import slot
 from cluster.on_ray.placement import Request
-from cluster.on_ray.replicas import MAX_PAUSE_S, SILENCE_S, RayReplicas, ReplicaStatus
+from cluster.on_ray.replicas import HEALTHY_S, MAX_PAUSE_S, SILENCE_S, RayReplicas, ReplicaActor, ReplicaStatus
 from configs.schema import ClusterConfig, RunConfig
 
 
@@ -146,3 +146,28 @@ def test_closing_ends_every_actor(monkeypatch: pytest.MonkeyPatch) -> None:
     stage.pass_time(2)
     stage.replicas.close()
     assert all(actor.killed for actors in stage.started.values() for actor in actors)
+
+
+def test_a_service_counts_as_healthy_only_once_its_judge_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that dies each time it loads, however long that takes, is given up."""
+    clock, healthy = [0.0], []
+    service = SimpleNamespace(
+        ensure_running=lambda: True,
+        is_loaded=False,
+        served=lambda: healthy.append(clock[0]),
+        address=lambda: "host:1",
+        problem=None,
+        restarts=0,
+    )
+    monkeypatch.setattr(ray_replicas, "enter_run", lambda config: None)
+    monkeypatch.setattr(ray_replicas, "replica_service", lambda *arguments: service)
+    monkeypatch.setattr(ray_replicas, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    config = RunConfig(cluster=ClusterConfig(mode="local", service_replicas=1))
+    actor = ReplicaActor.__ray_metadata__.modified_class(config, 0, None)
+    for clock[0] in range(1, 1000, 10):
+        actor.status()
+    assert not healthy, "it listens and loads"
+    service.is_loaded = True
+    for clock[0] in range(1000, 1000 + 2 * int(HEALTHY_S)):
+        actor.status()
+    assert healthy[0] == 1000 + HEALTHY_S + 1
