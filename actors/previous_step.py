@@ -1,5 +1,6 @@
-"""The previous action and reward as observation entries (`policy.previous_action`, `policy.previous_reward`): with them
-a policy can tell what its own action changed (Espeholt et al. 2018; Kapturowski et al. 2019).
+"""The previous action and reward as observation entries (`policy.previous_action`, `policy.previous_reward`).
+
+With them a policy can tell what its own action changed (Espeholt et al. 2018; Kapturowski et al. 2019).
 
 Invariant: they belong to the running episode. Its first observation has no action and a reward of 0; its own last
 observation has the action and the reward that led to it.

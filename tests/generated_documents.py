@@ -31,17 +31,20 @@ PACKAGES = {
 }
 CONFIGURATION = """# Settings
 
-Every setting with its default, what it may be, and what it means. `delphi train --keys` prints the same. Set them in a file
-(`--config FILE`), or as overrides (`learner.learning_rate=0.0002`). [Running](running.md) says how presets, files and overrides go together.
+Every setting with its default, its range or choices, and its meaning. `delphi train --keys` prints the same. Set them in
+a file (`--config FILE`) or as overrides (`learner.learning_rate=0.0002`). [Running](running.md) explains how presets,
+files and overrides are combined.
 
-This page is made from `configs/schema.py` by `python -m tests.generated_documents`.
+`python -m tests.generated_documents` generates this page from `configs/schema.py` and `configs/annotation_schema.py`.
 """
 METRICS = """# Metrics
 
-The same names stand in `metrics.jsonl`, in TensorBoard and in Ray's metrics. There they have the prefix `ray_delphi_`, all of them are
-gauges, and one that is null in `metrics.jsonl` has the label `undefined="yes"`. [How to see them in Grafana](dashboards.md).
+`metrics.jsonl`, TensorBoard and Ray's metrics have the same names. In Ray's metrics they have the prefix `ray_delphi_`,
+all of them are gauges, and one that is null in `metrics.jsonl` has the label `undefined="yes"`.
+[Dashboards](dashboards.md) shows them in Grafana. [When a gauge is red](../cluster/README.md#when-a-gauge-is-red) says
+what to do outside the healthy range.
 
-This page is made from `cluster/metrics.py` by `python -m tests.generated_documents`.
+`python -m tests.generated_documents` generates this page from `cluster/metrics.py`.
 
 """
 
