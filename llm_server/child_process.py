@@ -76,7 +76,7 @@ class ChildProcess(ABC):
     def __init__(self, settings: ChildSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self.state = ChildState.BACKING_OFF
         self._settings, self._clock = settings, clock
-        self._changed = threading.Condition()
+        self._changed, self._closing = threading.Condition(), threading.Lock()
         self._child: Child | None = None
         self._reason = "it is starting"  # why the last child failed, or the present one is ending
         self._failures = self._num_starts = 0
@@ -106,7 +106,7 @@ class ChildProcess(ABC):
             try:
                 self._poll()
             except Exception as error:  # no memory to fork, no disk space for its files: a failure like any other
-                LOG.exception("%s cannot be run", self._settings.name)
+                LOG.info("%s cannot be run", self._settings.name, exc_info=True)
                 reason = f"cannot be run ({named(error, 200)})"
                 if self._child is None:
                     self._failed(reason)
@@ -115,19 +115,23 @@ class ChildProcess(ABC):
             return self.state
 
     def close(self) -> None:
-        """End the child and all its processes within seconds, by force if necessary."""
+        """End the child and all its processes within seconds, by force if necessary; a second call waits for that."""
         with self._changed:
-            child, self._child = self._child, None
             if self.state is not ChildState.GAVE_UP:
                 self.state = ChildState.CLOSED
             self._changed.notify_all()
-        if child:
-            child.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                child.wait(self._settings.end_budget_s)
-            _kill_group(child)
-            child.wait()
-        self._release()
+        with self._closing:
+            if child := self._child:
+                try:
+                    child.terminate()
+                    with suppress(subprocess.TimeoutExpired):
+                        child.wait(self._settings.end_budget_s)
+                finally:  # also where a signal's exception ends the wait
+                    _kill_group(child)
+                    child.wait()
+            with self._changed:
+                self._child = None
+                self._release()
 
     @abstractmethod
     def _start(self) -> Child:
@@ -163,7 +167,7 @@ class ChildProcess(ABC):
             self._child = self._start()
             self._num_starts += 1
             self.state, self._started_at = ChildState.STARTING, self._clock()
-        if self._child is None:
+        if self._child is None or self.state is ChildState.CLOSED:  # `close` ends the child
             return
         exit_code = self._child.poll()
         if exit_code is None and self.state in RUNNING:
@@ -180,13 +184,14 @@ class ChildProcess(ABC):
     def _failed(self, reason: str, exit_code: int | None = None) -> None:
         settings, now, self._child, self._reason = self._settings, self._clock(), None, reason
         self._release()
-        LOG.error("%s %s", settings.name, reason)
         self._failures = 1 if now - self._up_since > settings.stable_s else self._failures + 1
         self._up_since = math.inf
         is_proven = self._was_up and settings.is_proven_by_first
         is_hopeless = self._failures >= settings.max_failures and not is_proven
         gives_up = is_hopeless or exit_code in settings.final_exit_codes
         self.state = ChildState.GAVE_UP if gives_up else ChildState.BACKING_OFF
+        level = logging.ERROR if gives_up or self._failures == 1 else logging.INFO
+        LOG.log(level, "%s %s", settings.name, reason)
         self._due_at = now + backoff_s(self._failures, settings.first_backoff_s, settings.max_backoff_s)
         self._changed.notify_all()
 

@@ -138,7 +138,12 @@ class ChildServer(ChildProcess):
         guard = [sys.executable, "-P", child_guard.__file__, self._folder]
         command = [*guard, *self._settings.command(self._port)]
         child = start_process_group(command, subprocess.PIPE, self._settings.environment)
-        self._output = _Output(child)
+        try:
+            self._output = _Output(child)
+        except BaseException:  # no thread can be started; the guard ends with its standard input
+            assert child.stdin
+            child.stdin.close()
+            raise
         return child
 
     def _last_words(self) -> str:

@@ -3,6 +3,7 @@
 Invariant: a row holds the newest state written of its caption; a failing disk costs rows of the archive, never the run.
 """
 
+import json
 import logging
 import sqlite3
 import threading
@@ -71,13 +72,13 @@ class CaptionArchive:
 
     def look_up(self, ids: Sequence[int]) -> dict[int, tuple[str, int, int]]:
         """id -> (text, count, first_seen) of those that are archived."""
-        query = "SELECT text, count, first_seen FROM captions WHERE id = ?"
+        query = "SELECT id, text, count, first_seen FROM captions WHERE id IN (SELECT value FROM json_each(?))"
+        by_signed = {signed_id(number): number for number in ids}
         found: dict[int, tuple[str, int, int]] = {}
         try:
             with self._lock:
-                for number in ids:
-                    if row := self._connection.execute(query, (signed_id(number),)).fetchone():
-                        found[number] = row
+                for signed, *row in self._connection.execute(query, (json.dumps([*by_signed]),)):
+                    found[by_signed[signed]] = tuple(row)
         except sqlite3.Error as error:
             effect = "evicted captions stay unknown until workers send their texts again"
             LOG.error("captions.sqlite could not be read (%s); %s", error, effect)

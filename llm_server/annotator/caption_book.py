@@ -209,7 +209,9 @@ class CaptionBook:
     def counted_captions(self) -> tuple[list[Caption], np.ndarray]:
         """As `captions`, with their counts [N] i64."""
         with self._lock:
-            return self.captions(), self._column("count")[self._column("state") != CaptionState.NO_TEXT]
+            # Not by state: an answer may come for a caption that was evicted and returned without its text.
+            has_text = np.fromiter((caption is not None for caption in self._captions), np.bool_, len(self))
+            return self.captions(), self._column("count")[has_text]
 
     def look_up(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """Counts [N] i64, probabilities [N] f64 (NaN: no label), texts of `ids` [N] u64; if unknown, 0, NaN and ""."""

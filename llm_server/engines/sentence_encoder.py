@@ -38,6 +38,8 @@ class SentenceEncoder:
     def submit(self, texts: Sequence[str | None]) -> "Future[np.ndarray]":
         """A future of [N, D] f32 of unit length, with a row of NaN for each None; its result raises ValueError where
         the model cannot be loaded. Raises JudgeBusyError, JudgeClosedError."""
+        if self._closed.is_set():
+            raise JudgeClosedError("the encoder is closed")
         if not self._free_places.acquire(blocking=False):
             raise JudgeBusyError(
                 f"{MAX_PENDING_REQUESTS} requests wait already for the sentence encoder: ask again later"
@@ -46,6 +48,8 @@ class SentenceEncoder:
             future = self._worker.submit(self._encode, texts)
         except RuntimeError as error:
             self._free_places.release()
+            if not self._closed.is_set():  # no thread can be started
+                raise
             raise JudgeClosedError("the encoder is closed") from error
         future.add_done_callback(lambda _: self._free_places.release())
         return future

@@ -151,10 +151,12 @@ def _pair_metrics(
     """The metrics of pairs; of no pairs, with the reason in `pairs_remark`, where the captions that are no examples
     lack a class."""
     try:
-        chosen = sample_labelled_pairs(without_examples(captions, examples), num_pairs, seed)
-        remark = f"{len(chosen)} pairs of a positive and a negative caption, both orders"
+        captions = without_examples(captions, examples)
     except ValueError as error:
         chosen, remark = [], f"none asked: {error}"
+    else:
+        chosen = sample_labelled_pairs(captions, num_pairs, seed)
+        remark = f"{len(chosen)} pairs of a positive and a negative caption, both orders"
     pairs = [(first.encode(), second.encode()) for first, second in chosen]
     began = time.perf_counter()
     judgements = _ask(judge.annotate_pairs, pairs, max(1, size))

@@ -218,9 +218,9 @@ class ServiceProcess(ChildProcess):
         return f"; the last lines of its output:\n{tail}"
 
     def _release(self) -> None:
-        if self._probe:
-            self._probe.close()
-        self._probe, self._address = None, ""
+        probe, self._probe, self._address = self._probe, None, ""
+        if probe:
+            probe.close()
         with suppress(OSError):  # one that stays is deleted by the next start
             self._address_path.unlink()
 

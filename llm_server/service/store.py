@@ -71,7 +71,8 @@ class JudgementStore:
         )
         found: dict[bytes, Judgement] = {}
         try:
-            with self._lock:
+            with self._lock, self._connection:
+                self._connection.execute("BEGIN")  # one lock of the file for all
                 for item in items:
                     if row := self._connection.execute(query, (fingerprint, rubric_hash, item)).fetchone():
                         p = math.nan if row[1] is None else row[1]

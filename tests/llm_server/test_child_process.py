@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 
 import psutil
 import pytest
@@ -161,6 +162,7 @@ def test_what_a_child_leaves_behind_is_killed(play):
 
 
 def test_whatever_keeps_a_child_from_being_started_or_watched_is_a_reason_and_leaves_none(play, caplog):
+    caplog.set_level("INFO")
     def broken():
         raise LookupError("no such file")
 
@@ -172,3 +174,42 @@ def test_whatever_keeps_a_child_from_being_started_or_watched_is_a_reason_and_le
     child.fail()
     assert child.problem == "the child cannot be run (LookupError: no such file) Try another."
     assert "Traceback" in caplog.text
+
+
+def test_a_second_close_waits_for_the_first(play):
+    child = play(PATIENT, end_budget_s=0.5)
+    child.poll()
+    child.output.readline()
+    pid, first = child.pid, threading.Thread(target=child.close)
+    first.start()
+    wait_until(lambda: child.poll() is ChildState.CLOSED)
+    child.close()
+    assert not psutil.pid_exists(pid)
+    first.join()
+
+
+def test_a_close_that_a_signal_interrupts_leaves_no_process(play, monkeypatch):
+    child = play(PATIENT, end_budget_s=60.0)
+    child.poll()
+    child.output.readline()
+    pid, wait = child.pid, child._child.wait
+
+    def interrupted(timeout=None):
+        if timeout is not None:
+            raise KeyboardInterrupt
+        return wait()
+
+    monkeypatch.setattr(child._child, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        child.close()
+    assert not psutil.pid_exists(pid)
+
+
+def test_only_the_first_failure_of_a_row_and_the_last_are_errors_in_the_log(play, caplog):
+    child = play("raise SystemExit(3)", max_failures=4, first_backoff_s=0.0, max_backoff_s=0.0)
+    for _ in range(4):
+        child.poll()
+        child.fail()
+    assert child.state is ChildState.GAVE_UP
+    errors = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == 2

@@ -158,6 +158,17 @@ def test_an_evicted_caption_comes_back_with_text_and_count_although_its_text_is_
     rows.close()
 
 
+def test_counts_are_those_of_the_captions_when_an_answer_comes_for_one_whose_text_is_lost():
+    book = make_book(max_captions=1)
+    report(book, {1: 1})
+    assert asked(book) == [1]
+    report(book, {2: 9}, number=1)  # evicts the first, whose text no archive keeps
+    book.take_report({}, {1: 7}, "0.0", 2, 0)
+    book.record([judged(1)])
+    captions, captions_counts = book.counted_captions()
+    assert len(captions) == len(captions_counts)
+
+
 def test_the_archive_holds_every_caption_with_its_answer(tmp_path):
     book = make_book(archive=CaptionArchive(tmp_path / "captions.sqlite"))
     report(book, {1: 2, 2: 1, 3: 1}, env_steps=5)
