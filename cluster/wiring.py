@@ -86,12 +86,12 @@ def build_pipeline(
     if plan.asks_judge:
         rubric = load_rubric(settings.rubric)
 
-        def client(address: str, credentials: ClientCredentials = NO_CREDENTIALS) -> AnnotationClient:
-            return AnnotationClient(address, rubric, settings.request_timeout_s, credentials)
+        def client(address: str, shown: ClientCredentials = NO_CREDENTIALS) -> AnnotationClient:
+            return AnnotationClient(address, rubric, settings.request_timeout_s, shown)
 
         connect: Callable[[], JudgeClient]
         if settings.address:
-            reach = partial(client, credentials=service_credentials(settings))
+            reach = partial(client, shown=service_credentials(settings))
             addresses = {address: address for address in split_addresses(settings.address)}
             if len(addresses) > 1:
                 connect = partial(ReplicatedClient, Replicas(lambda: addresses, reach))
@@ -99,7 +99,7 @@ def build_pipeline(
                 connect = partial(reach, *addresses)
         elif replicas is not None:
             shown = credentials.client() if credentials is not None else NO_CREDENTIALS
-            connect = partial(ReplicatedClient, Replicas(replicas, partial(client, credentials=shown)))
+            connect = partial(ReplicatedClient, Replicas(replicas, partial(client, shown=shown)))
         elif config.cluster.mode == "inline":
             judge = build_judge(plan.service, rubric)
             connect = partial(InProcessClient, judge)

@@ -41,21 +41,20 @@ def complaint(field: dataclasses.Field[Any], value: Any) -> str:
     return ""
 
 
-def settings(section: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], str]]:
-    """(dotted key, field, docstring) of every setting, in the schema's order."""
-    docs = _docstrings(section)
+def settings(section: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], type]]:
+    """(dotted key, field, the dataclass that has it) of every setting, in the schema's order."""
     for field in dataclasses.fields(section):
         if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
             yield from settings(field.type, f"{prefix}{field.name}.")
         else:
-            yield f"{prefix}{field.name}", field, docs.get(field.name, "")
+            yield f"{prefix}{field.name}", field, section
 
 
 def field_docs(section: type) -> Iterator[tuple[str, Any, str]]:
     """(dotted key, default, docstring) of every setting, in the schema's order."""
     defaults = section()
-    for key, _, doc in settings(section):
-        yield key, operator.attrgetter(key)(defaults), doc
+    for key, field, owner in settings(section):
+        yield key, operator.attrgetter(key)(defaults), _docstrings(owner).get(field.name, "")
 
 
 def with_value(section: Section, key: str, value: Any) -> Section:

@@ -20,6 +20,7 @@ from cluster.doctor.subject import Subject
 from cluster.on_ray.placement import SMALLEST_BYTES, rollout_bytes, rollouts_at_once
 from cluster.run import temporary
 from configs.devices import resolve_device
+from llm_server.engines.model_check import local_folder
 
 REMOTE_FILE_SYSTEMS = frozenset(
     ["nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre", "ceph", "9p", "glusterfs", "fuse.glusterfs", "beegfs"]
@@ -85,8 +86,8 @@ def _memory_bytes(subject: Subject) -> float:
         total += workers * PROCESS_BYTES + 1.2e9 + subject.object_store_bytes
     if subject.plan.loads_language_model:
         total += 0.5e9
-        with contextlib.suppress(ValueError, OSError, ImportError):  # the check of the judge reports it
-            total += subject.model.weights_bytes
+        with contextlib.suppress(ValueError, OSError):  # the check of the judge reports it
+            total += sum(file.stat().st_size for file in local_folder(subject.plan.service.model).glob("*.safetensors"))
     return total
 
 

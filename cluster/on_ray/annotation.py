@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import ray
 import torch
@@ -22,9 +22,8 @@ from cluster.on_ray.nodes import enter_run, start_actor
 from cluster.on_ray.placement import Request, as_text
 from cluster.on_ray.replicas import RayReplicas
 from cluster.on_ray.slot import Slot, SlotState, answered
-from cluster.supervision import FIRST_PAUSE_S, LONGEST_PAUSE_S, last_line
+from cluster.supervision import last_line
 from cluster.wiring import build_pipeline
-from configs.backoff import backoff_s
 from configs.schema import RunConfig
 from llm_server.client import AnnotationRefused, ServiceUnavailable
 from llm_server.credentials import CredentialFiles
@@ -35,6 +34,7 @@ from reward_models.training import saved_table
 
 LOG = logging.getLogger(__name__)
 POLL_INTERVAL_S = 0.5
+RESTART_PAUSE_S = 5.0
 STATE_TIMEOUT_S = 4.0
 START_TIMEOUT_S = 9.0
 """The same before the annotator's first answer, while it still imports and restores."""
@@ -45,6 +45,8 @@ INHERITED_S = 300.0
 """How long a previous annotator's table is used while the new annotator's knows fewer captions."""
 SILENCE_S = 30.0
 """An annotator that has not answered for so long is shown as down."""
+ReplicaAddresses: TypeAlias = tuple[Mapping[str, str], str | None]
+"""Addresses of the annotation replicas by name, and why none will ever listen."""
 REPORT_LOST = "a caption report of worker %s was lost; its texts are sent again: %s"
 
 
@@ -55,12 +57,13 @@ class AnnotatorActor:
     def __init__(self, config: RunConfig, run_epoch: int, credentials: CredentialFiles | None) -> None:
         run = enter_run(config)
         torch.set_num_threads(1)  # reward_model.training_share is of one core
-        self._replicas: tuple[Mapping[str, str], str | None] = {}, None
+        self._replicas: ReplicaAddresses = {}, None
         addresses = self._addresses if config.cluster.service_replicas else None
         self._pipeline = build_pipeline(config, run, run_epoch, addresses, credentials)
 
-    def begin(self, state: Mapping[str, Any] | None) -> None:
-        """Start annotating, from `state` where there is one."""
+    def begin(self, state: Mapping[str, Any] | None, replicas: ReplicaAddresses | None) -> None:
+        """Start annotating, from `state` where there is one; `replicas` as in `update`."""
+        self._replicas = replicas or self._replicas
         if state is not None:
             self._pipeline.load_state_dict(state)
         self._pipeline.start()
@@ -81,11 +84,11 @@ class AnnotatorActor:
         return Acknowledgement(book_epoch=book_epoch, sequence_number=sequence_number)
 
     def update(
-        self, known: Version | None, replicas: tuple[Mapping[str, str], str | None] | None
+        self, known: Version | None, replicas: ReplicaAddresses | None
     ) -> tuple[RewardTable | None, dict[str, float | None], str | None, bool]:
         """The newest table, None where it is `known`; metrics; the problem, if any; whether the judge still loads.
 
-        `replicas`: addresses of the annotation replicas by name, and why none will ever listen; None without any."""
+        `replicas`: None without any."""
         self._replicas = replicas or self._replicas
         pipeline, table = self._pipeline, self._pipeline.latest_table()
         newer = table if table.reward_version != known else None
@@ -228,8 +231,12 @@ class RayAnnotation:
         """The actor after `begin`; None where there is none."""
         self._start_actor()
         if self._slot.state is SlotState.STARTING and self._slot.call is None:
-            self._slot.ask(self._slot.actor.begin.remote(self._state))
+            self._slot.ask(self._slot.actor.begin.remote(self._state, self._replica_addresses))
         return self._slot.actor
+
+    @property
+    def _replica_addresses(self) -> ReplicaAddresses | None:
+        return None if self._replicas is None else (self._replicas.addresses(), self._replicas.problem)
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         actor = self._running_actor()
@@ -254,7 +261,7 @@ class RayAnnotation:
         try:
             self._take_acknowledgements()
             if answered([self._slot]) and (update := self._slot.take_answer()) is not None:
-                self._slot.failures, self._is_silent = 0, False
+                self._is_silent = False
                 table, self._metrics, self.problem, self._is_loading = update
                 if table is not None:
                     self._known, self._offered = table.reward_version, table
@@ -263,8 +270,7 @@ class RayAnnotation:
             if self._slot.silent_s > SILENCE_S:
                 self._metrics = {**self._metrics, "annotator_up": 0}
             if self._slot.may_ask:
-                replicas = None if self._replicas is None else (self._replicas.addresses(), self._replicas.problem)
-                self._slot.ask(actor.update.remote(self._known, replicas))
+                self._slot.ask(actor.update.remote(self._known, self._replica_addresses))
         except RayError as error:
             self._lost(error)
 
@@ -290,7 +296,7 @@ class RayAnnotation:
     def _lost(self, error: RayError) -> None:
         LOG.error("the annotator died; training goes on with the last reward table, and it is started again: %s", error)
         self._slot.lost()
-        self._slot.back_off(backoff_s(self._slot.failures, FIRST_PAUSE_S, LONGEST_PAUSE_S))
+        self._slot.back_off(RESTART_PAUSE_S)
         self._reports.clear()
         self._acknowledgements.clear()
         self._known = self._offered = None

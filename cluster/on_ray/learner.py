@@ -119,7 +119,7 @@ class LearnerWatch:
             if run in ray.wait([call for call in (run, slot.call) if call is not None], timeout=POLL_INTERVAL_S)[0]:
                 return ray.get(run)
             now = time.monotonic()
-            if self._session.stop.requested and deadline is None:
+            if self._session.stop_requested() and deadline is None:
                 learner.stop.remote()
                 deadline = now + cluster.shutdown_budget_s
             if deadline is not None and now > deadline:
@@ -134,15 +134,20 @@ class LearnerWatch:
                     self._has_trained = line["env_steps"] > first_step
                     self._session.console.update(line)
             elif slot.state is SlotState.STARTING:
-                if slot.silent_s > cluster.placement_timeout_s:
+                if self._is_silent(cluster.placement_timeout_s):
                     limit = f"cluster.placement_timeout_s = {cluster.placement_timeout_s:g} s"
                     free = ray.available_resources()
                     raise RunFailed(f"the learner was not placed within {limit}; free resources: {free}")
                 if deadline is None:
                     self._say_waiting("the learner to start")
-            elif slot.silent_s > cluster.learner_timeout_s:  # control calls are answered while it trains
+            elif self._is_silent(cluster.learner_timeout_s):  # control calls are answered while it trains
                 limit = f"cluster.learner_timeout_s = {cluster.learner_timeout_s:g} s"
                 raise TimeoutError(f"it answered nothing within {limit}; the process is ended")
+
+    def _is_silent(self, limit_s: float) -> bool:
+        """Whether the learner has not answered for `limit_s`, and does not now: this process may have been stopped."""
+        slot = self._slot
+        return slot.silent_s > limit_s and not ray.wait([slot.call], timeout=2 * POLL_INTERVAL_S)[0]
 
     def _say_waiting(self, what: str | None) -> None:
         """Say what the run waits for, after 10 s and then at doubling intervals, with the seconds of this wait."""
@@ -155,6 +160,7 @@ class LearnerWatch:
 
     def back_off(self, error: Exception) -> None:
         """End the failed learner and wait until the next may start; raises RunFailed where it must not."""
+        self._slot.end()
         failure, newest = actor_failure(error, self._process, ""), self._newest_checkpoint()
         if newest != self._newest:
             self._newest, self._slot.failures = newest, 0
@@ -163,7 +169,7 @@ class LearnerWatch:
         is_final = isinstance(error, RayTaskError) and (
             isinstance(error.cause, GiveUp | CheckpointError | ValueError) or not self._has_trained
         )
-        if is_final or getattr(error, "actor_init_failed", False) or self._session.stop.requested:
+        if is_final or getattr(error, "actor_init_failed", False) or self._session.stop_requested():
             raise RunFailed(remote_cause(error)) from error
         if failure.is_node_loss and self._config.cluster.mode == "local":
             raise RunFailed("Ray's own processes on this machine have ended, and everything on them") from error
@@ -182,7 +188,7 @@ class LearnerWatch:
         # Both would write the same checkpoints, so a learner that was killed gets the time to end.
         kill_s = KILL_S if isinstance(error, TimeoutError | ActorUnavailableError) else 0.0
         self._slot.back_off(max(pause_s, kill_s))
-        while self._slot.state is SlotState.BACKING_OFF and not self._session.stop.requested:
+        while self._slot.state is SlotState.BACKING_OFF and not self._session.stop_requested():
             time.sleep(0.1)
 
     def _newest_checkpoint(self) -> str:

@@ -122,9 +122,9 @@ class RayReplicas:
 
     @property
     def restarts(self) -> int:
-        """Restarts of services, within an actor or with a new one."""
+        """Restarts of services, within an actor or with a new one: a lost actor counts once its successor starts."""
         services = sum(slot.service_restarts + (slot.answer.restarts if slot.answer else 0) for slot in self._slots)
-        return services + sum(slot.losses - (slot.actor is None) for slot in self._slots)
+        return services + sum(max(0, slot.losses - (slot.actor is None)) for slot in self._slots)
 
     @property
     def num_waiting(self) -> int:

@@ -32,7 +32,8 @@ class Slot:
         ALIVE        has answered                           EMPTY by `lost`
         BACKING_OFF  was lost, and a pause is not over      EMPTY by time
 
-    `back_off`, called after `lost`, turns EMPTY into BACKING_OFF. Giving up is its owner's, as it concerns all slots.
+    `back_off`, called after `lost`, turns EMPTY into BACKING_OFF; with an actor present it delays its next call and the
+    state stays. Giving up is its owner's, as it concerns all slots.
     """
 
     interval_s: float

@@ -222,7 +222,7 @@ class RayWorkers:
         self._update_waiting()
 
     def _update_waiting(self) -> None:
-        pending = sum(slot.state is SlotState.STARTING for slot in self._slots)
+        pending = sum(slot.state is SlotState.STARTING and slot.suspicion is None for slot in self._slots)
         if not pending:
             self.waiting = None
             return

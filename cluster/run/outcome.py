@@ -37,7 +37,7 @@ def conclude(session: RunSession, summary: Mapping[str, Any]) -> int:
     summary = {**summary, "judge_problem": unjudged, "evaluation": None}
     _write(session, summary)
     console.summarise(summary, config.run_dir)
-    if config.evaluation.at_end and summary["finished"] and not session.stop.requested:
+    if config.evaluation.at_end and summary["finished"] and not session.stop_requested():
         evaluation = evaluate_in_time(session, summary["time_s"])
         _write(session, {**summary, "evaluation": evaluation})
         if "problem" in evaluation:
@@ -120,7 +120,7 @@ def _run_evaluation(session: RunSession, seconds: float) -> dict[str, Any]:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 report, _ = process.communicate(timeout=0.2)
                 break
-            if session.stop.requested:
+            if session.stop_requested():
                 raise RuntimeError("stopped by hand")
             if time.monotonic() - began > seconds + GRACE_S:
                 raise RuntimeError(f"it took longer than the {seconds:.0f} s that it may")

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, NodeDiedError, RayError
+from ray.exceptions import ActorDiedError, NodeDiedError, RayError, RayTaskError
 
 from cluster.on_ray import learner, slot
 from cluster.on_ray.failures import ProcessId
@@ -54,6 +54,7 @@ class Stage:
         self.said: list[str] = []
         self.steps: list[int] = []
         self.script: Callable[[float], None] = lambda seconds: None
+        self.on_sleep: Callable[[], None] = lambda: None
         fake = SimpleNamespace(wait=self.wait, get=self.get, kill=self.kill, available_resources=dict)
         for module in (slot, learner):
             monkeypatch.setattr(module, "ray", fake)
@@ -99,6 +100,7 @@ class Stage:
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
+        self.on_sleep()
 
 
 @pytest.fixture
@@ -146,6 +148,59 @@ def test_a_silent_learner_is_killed_and_started_again(stage: Stage) -> None:
     assert stage.learners[0].killed
     assert 5 + 30 + learner.KILL_S <= stage.now - 1000 < 5 + 30 + learner.KILL_S + 4
     assert "it answered nothing within cluster.learner_timeout_s = 30 s" in stage.said[-1]
+
+
+@pytest.mark.parametrize("has_started", [True, False])
+def test_a_driver_that_was_stopped_itself_believes_no_silence_before_it_has_looked_again(
+    stage: Stage, has_started: bool
+) -> None:
+    """As after Ctrl-Z and `fg`: the time limit has passed at once, and the answer arrives a moment later."""
+
+    def script(seconds: float) -> None:
+        learner = stage.learners[0]
+        if seconds < 5:
+            learner.line = {} if has_started else None
+        elif seconds < 1000:
+            learner.line = None
+            stage.now += 2000
+        else:
+            learner.line, learner.end = {}, {"finished": True} if seconds > 2020 else None
+
+    stage.script = script
+    assert stage.run() == {"finished": True}
+    assert len(stage.learners) == 1
+
+
+def test_a_learner_that_does_not_stop_in_time_is_ended_by_force(stage: Stage) -> None:
+    def script(seconds: float) -> None:
+        stage.learners[-1].stop = SimpleNamespace(remote=lambda: None)
+        stage.session.stop.requested = seconds > 5
+
+    stage.script = script
+    with pytest.raises(
+        RunFailed, match=r"the learner did not stop within cluster.shutdown_budget_s = .*; ended by force"
+    ):
+        stage.run()
+
+
+def test_an_error_of_its_own_before_the_first_update_would_recur(stage: Stage) -> None:
+    error = RayTaskError("run", "Traceback: no room", ValueError("no room"))
+    stage.script = lambda seconds: setattr(stage.learners[-1], "end", error)
+    with pytest.raises(RunFailed, match="no room"):
+        stage.run()
+    assert len(stage.learners) == 1
+
+
+def test_a_stop_request_cuts_the_pause_before_the_next_learner_short(stage: Stage) -> None:
+    def script(seconds: float) -> None:
+        stage.learners[-1].end = ActorDiedError()
+
+    stage.script = script
+    stage.on_sleep = lambda: setattr(stage.session.stop, "requested", True)
+    with pytest.raises(RunFailed):
+        stage.run()
+    assert len(stage.learners) == 3, "the first has no pause, the second's pause is cut, the third ends the run"
+    assert stage.now - 1000 < 0.5, "one look of the pause"
 
 
 @pytest.mark.parametrize(("writes", "ends_after"), [(False, 3), (True, 6)])
