@@ -33,9 +33,7 @@ class BatchedInference:
         self._net, self._num_envs, self._on_gpu = net.to(self.device).eval(), num_envs, self.device.type == "cuda"
         # Host memory that the device reads by itself; on a CPU host and device tensors are the same.
         self._host = {
-            name: torch.empty(
-                num_envs, *array.shape, dtype=torch.from_numpy(np.empty(0, array.dtype)).dtype, pin_memory=self._on_gpu
-            )
+            name: torch.empty(num_envs, *array.shape, dtype=_torch_dtype(array.dtype), pin_memory=self._on_gpu)
             for name, array in spec.observations.items()
         }
         self._inputs = {name: tensor.to(self.device) for name, tensor in self._host.items()}
@@ -125,3 +123,7 @@ class BatchedInference:
         for name, tensor in self._core.items():
             tensor.copy_(before[name])
         return graph
+
+
+def _torch_dtype(dtype: np.dtype) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype)).dtype

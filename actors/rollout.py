@@ -30,9 +30,7 @@ class Rollout:
     actions: np.ndarray  # [T, B] i64
     behaviour_logits: np.ndarray  # [T, B, A] f32
     behaviour_values: np.ndarray  # [T, B] f32
-    final_values: (
-        np.ndarray
-    )  # [T, B] f32: the worker's value of an episode's own last observation if truncated, else NaN
+    final_values: np.ndarray  # [T, B] f32: value of a truncated episode's own last observation, else NaN
     extrinsic_rewards: np.ndarray  # [T, B] f32
     terminated: np.ndarray  # [T, B] bool
     truncated: np.ndarray  # [T, B] bool

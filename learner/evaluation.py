@@ -108,7 +108,9 @@ class OutOfTime(RuntimeError):
 def play(
     env: VectorEnvironment, player: Player, episodes_per_env: int, is_time_up: Callable[[], bool] = lambda: False
 ) -> Episodes:
-    """The first `episodes_per_env` episodes of each environment, but those lost because it raised. Raises OutOfTime."""
+    """The first `episodes_per_env` episodes of each environment, without those lost because it raised.
+
+    Raises OutOfTime."""
     finished: Episodes = {}
     returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
     obs, _ = env.reset()

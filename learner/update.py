@@ -155,8 +155,8 @@ class Learner:
         self._return_scale.load_state_dict(state.get("return_scale"))
 
     def _train(self, batch: Batch, rewards: Tensor, progress: float) -> dict[str, float]:
-        """All gradient steps on the batch, without those whose loss or gradient is not finite; the means of their
-        metrics, of which `grad_norm` is before clipping."""
+        """All gradient steps on the batch; one whose loss or gradient is not finite is not taken. The means of all
+        steps' metrics, of which `grad_norm` is before clipping."""
         config, before = self.config, self._gradient_steps
         for group in self._optimizer.param_groups:
             group["lr"] = config.learning_rate * (1 - (1 - config.final_learning_rate_fraction) * progress)

@@ -67,7 +67,8 @@ class EmbeddingModel(RewardModel):
         if not self._is_once:
             return None
         cosines, goals = self._look_up(captions)
-        return np.where(cosines > self._threshold, goals, -1).astype(np.int8)
+        is_text = np.array([caption.id != 0 for caption in captions], bool)
+        return np.where(is_text & (cosines > self._threshold), goals, -1).astype(np.int8)
 
     def _look_up(self, captions: Sequence[Caption]) -> tuple[np.ndarray, np.ndarray]:
         if self.asks is Asks.NOTHING:

@@ -186,6 +186,7 @@ class Fitting:
 
 def _logits(outputs: Tensor, num: int) -> Tensor:
     """[num]: the outputs for single captions, or the differences of those for pairs, first minus second."""
+    assert len(outputs) in (num, 2 * num)
     return outputs[:num] - outputs[num:] if len(outputs) > num else outputs
 
 

@@ -17,7 +17,8 @@ from gymnasium.envs.registration import EnvSpec
 from actors.environments.captioner import make_captioner
 from actors.environments.errors import close_quietly, fail
 from actors.environments.observations import ObservationReader, entry_name, leaves, pick
-from actors.environments.vector import EnvironmentSpec, EpisodeEnd, RebuildingVector, SeedStream, VectorStep
+from actors.environments.rebuilding import RebuildingVector
+from actors.environments.vector import EnvironmentSpec, EpisodeEnd, SeedStream, VectorStep
 from actors.environments.wrappers import lift_time_limits, lowest, step_limit
 from configs.errors import one_line
 from configs.schema import EnvConfig

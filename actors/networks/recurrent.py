@@ -198,7 +198,7 @@ class RecurrentCore(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """`forward` from the input's half of the gates, `self.input(inputs)` [T, B, gates]; not for `none`."""
         resets: list[Tensor | None] = [None] * len(gates)
-        if reset_before is not None:
+        if reset_before is not None and reset_before.any():
             masks = reset_before.to(gates.device).unsqueeze(-1)
             resets = [masks[t] if resets_any else None for t, resets_any in enumerate(reset_before.any(1).tolist())]
         weight = self.recurrent.weight.to(gates.dtype)

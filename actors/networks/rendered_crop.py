@@ -83,10 +83,8 @@ class RenderedCropEncoder(RepeatingEncoder):
 
     def _convolve(self, windows: Tensor) -> Tensor:
         """[N, 288] -> [N, hidden_size]."""
-        pictures, device = (
-            self.render(windows.unflatten(1, (CHARACTER_WINDOW, CHARACTER_WINDOW, 2))),
-            windows.device.type,
-        )
+        pictures = self.render(windows.unflatten(1, (CHARACTER_WINDOW, CHARACTER_WINDOW, 2)))
+        device = windows.device.type
         # Pictures are by far the largest arrays here: they are cast to the convolutions' dtype without a float32 copy.
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
         return self.project(self.convolutions(pictures.to(dtype) / 255).flatten(1))

@@ -163,6 +163,7 @@ def test_what_a_child_leaves_behind_is_killed(play):
 
 def test_whatever_keeps_a_child_from_being_started_or_watched_is_a_reason_and_leaves_none(play, caplog):
     caplog.set_level("INFO")
+
     def broken():
         raise LookupError("no such file")
 

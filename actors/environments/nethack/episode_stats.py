@@ -29,9 +29,8 @@ class LevelTiles:
         """Record a step of the games `playing` [B] bool: how many more tiles are seen than when each level was last
         seen, [B] i64 (meaningless in other games); `glyphs` [B, cells], `blstats` [B, 27]."""
         levels = level_number(blstats)
-        seen = np.add.reduce(
-            glyphs != UNSEEN_GLYPH, axis=1, dtype=np.int16
-        )  # i16 holds all cells; 4 x faster than counting
+        # i16 holds all cells; this is 4 times as fast as counting.
+        seen = np.add.reduce(glyphs != UNSEEN_GLYPH, axis=1, dtype=np.int16)
         for i in ((levels != self._level) & playing).nonzero()[0].tolist():
             self._elsewhere[i][int(self._level[i])] = int(self._here[i])
             self._level[i], self._here[i] = levels[i], self._elsewhere[i].pop(int(levels[i]), 0)

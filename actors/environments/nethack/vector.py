@@ -18,7 +18,8 @@ from actors.environments.nethack.episode_stats import EpisodeStats, X, Y
 from actors.environments.nethack.game import INVENTORY, Game, make_screens
 from actors.environments.nethack.lean_rewards import goal_reward
 from actors.environments.nethack.lean_stepping import make_stepping
-from actors.environments.vector import ArraySpec, EnvironmentSpec, EpisodeEnd, RebuildingVector, SeedStream, VectorStep
+from actors.environments.rebuilding import RebuildingVector
+from actors.environments.vector import ArraySpec, EnvironmentSpec, EpisodeEnd, SeedStream, VectorStep
 from actors.environments.wrappers import step_limit, wrapper_names
 from configs.schema import EnvConfig, PolicyConfig
 

@@ -9,7 +9,8 @@ import pytest
 from actors.environments.errors import EnvironmentFailure
 from actors.environments.factory import make_environment
 from actors.environments.lookup import find_environment
-from actors.environments.vector import START_ATTEMPTS, RebuildingVector, SeedStream, VectorEnvironment, VectorStep
+from actors.environments.rebuilding import START_ATTEMPTS, RebuildingVector
+from actors.environments.vector import SeedStream, VectorEnvironment, VectorStep
 from configs.schema import EnvConfig
 
 TOY = "tests.toy_environments:"

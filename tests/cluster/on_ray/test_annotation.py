@@ -79,8 +79,8 @@ class FakeAnnotator:
         self.calls.append(Reference(value, is_ready=self.is_answering or self.has_died))
         return self.calls[-1]
 
-    def _begin(self, state: Any) -> None:
-        """Nothing to do."""
+    def _begin(self, state: Any, replicas: Any) -> None:
+        self.replicas = replicas
 
     def _report(self, report: CaptionReport, env_steps: int) -> Acknowledgement:
         self.reports.append(report)
