@@ -23,8 +23,9 @@ def test_workers_join_with_a_node_and_a_lost_nodes_are_replaced_elsewhere(
     tmp_path: Path, record_recovery: Callable[..., None]
 ) -> None:
     budget = ["cluster.max_worker_restarts=0", "cluster.min_workers=1", "total_env_steps=1000000000"]
+    budget += ["cluster.learner_cpus=2"]  # which no node but the head has
     with (
-        small_cluster(1) as cluster,  # room for the learner alone
+        small_cluster(2) as cluster,  # room for the learner alone
         toy_run(tmp_path, *on(cluster), *budget, env=cluster.environment) as run,
     ):
         wait_until(lambda: "waiting for 1 x worker" in run.output(), run.process, run.log)

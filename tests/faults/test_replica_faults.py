@@ -15,6 +15,7 @@ BATCH, IN_FLIGHT = 8, 2
 SETTINGS = (
     "service.engine=scripted",
     "service.script_delay_s=0.004",
+    "annotator.rubric=nethack_combat",  # judges captions whole, so that what the stores hold can be counted by caption
     f"annotator.batch_size={BATCH}",
     f"annotator.max_in_flight={IN_FLIGHT}",
     "cluster.service_replicas=2",
