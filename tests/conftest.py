@@ -1,4 +1,5 @@
-"""What holds for every test: a closed terminal is heard, as it is by a user's processes, also where the tests run under nohup."""
+"""What holds for every test: a closed terminal is heard, as it is by a user's processes, also where the tests run under
+nohup."""
 
 import signal
 

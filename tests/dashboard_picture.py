@@ -1,7 +1,9 @@
-"""`python -m tests.dashboard_picture`: draws docs/dashboard.png, the panels of the Grafana dashboard as a real run fills them.
+"""`python -m tests.dashboard_picture`: draws docs/dashboard.png, the panels of the Grafana dashboard as a real run
+fills them.
 
-Grafana itself is in no package registry, so its part is played by matplotlib: titles, places, units, stacking and thresholds are read
-from the generated dashboard, and the data come through its queries from a Prometheus that scrapes the run.
+Grafana itself is in no package registry, so its part is played by matplotlib: titles, places, units, stacking and
+thresholds are read from the generated dashboard, and the data come through its queries from a Prometheus that scrapes
+the run.
 
 Invariant: nothing is drawn that the dashboard's JSON does not ask for.
 """

@@ -24,7 +24,8 @@ def free_port() -> int:
 
 @contextmanager
 def head_node(*, dashboard: bool, num_cpus: int = 4) -> Iterator[dict[str, str]]:
-    """So many CPUs, and where asked for a dashboard, which takes jobs; the environment to talk to it. Nothing is left of it at the end."""
+    """So many CPUs, and where asked for a dashboard, which takes jobs; the environment to talk to it. Nothing is left
+    of it at the end."""
     home = Path(tempfile.mkdtemp(prefix="dc-", dir="/tmp"))  # short: Ray's sockets lie below it
     ports = [free_port(), free_port(), free_port()]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}

@@ -1,4 +1,5 @@
-"""Environments with the oddities that people's own have, registered on import: `tests.odd_environments:Odd-v0`, and MiniHack levels.
+"""Environments with the oddities that people's own have, registered on import: `tests.odd_environments:Odd-v0`, and
+MiniHack levels.
 
 Invariant: what is odd is given as an option; without any, an episode of `Odd` has 5 steps and nothing to complain of.
 """

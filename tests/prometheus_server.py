@@ -1,4 +1,5 @@
-"""A real Prometheus for tests: Debian's package, unpacked below the user's cache directory; neither root nor a service is needed.
+"""A real Prometheus for tests: Debian's package, unpacked below the user's cache directory; neither root nor a service
+is needed.
 
 Invariant: the machine's own packages and lists are left as they are.
 """
@@ -28,7 +29,8 @@ class NotToBeHad(RuntimeError):
 
 
 def programs(cache: Path | None = None) -> Path:
-    """The folder of `prometheus` and `promtool`: what is installed, or else what is cached, or else downloaded. Raises NotToBeHad."""
+    """The folder of `prometheus` and `promtool`: what is installed, or else what is cached, or else downloaded. Raises
+    NotToBeHad."""
     found = shutil.which("prometheus")
     if found and shutil.which("promtool", path=str(Path(found).parent)):
         return Path(found).parent
@@ -49,7 +51,8 @@ def programs(cache: Path | None = None) -> Path:
 
 
 def _download(work: Path) -> Path:
-    """The package's file; with lists of packages of its own where the machine has none (`apt-get update` was never called)."""
+    """The package's file; with lists of packages of its own where the machine has none (`apt-get update` was never
+    called)."""
     state = work / "apt"
     for name in ("lists/partial", "cache/archives/partial"):
         (state / name).mkdir(parents=True)
@@ -128,7 +131,8 @@ def _answers(server: Prometheus) -> bool:
 
 
 def filled(expression: str, variables: Mapping[str, Sequence[str]]) -> str:
-    """A panel's query with the dashboard's variables in place as Grafana puts them: `(a|b)` for several values; `.*` is its All."""
+    """A panel's query with the dashboard's variables in place as Grafana puts them: `(a|b)` for several values; `.*` is
+    its All."""
     for name, values in variables.items():
         expression = expression.replace(f"${name}", values[0] if len(values) == 1 else f"({'|'.join(values)})")
     return expression

@@ -21,7 +21,8 @@ LIMIT_S = 120.0
 def start_run(
     run_dir: Path, log: Path, *settings: str, preset: str = "nethack_score", env: Mapping[str, str] | None = None
 ) -> subprocess.Popen:
-    """`delphi train` in the background, in a session of its own, its output in `log`; without an evaluation at its end."""
+    """`delphi train` in the background, in a session of its own, its output in `log`; without an evaluation at its
+    end."""
     command = [
         sys.executable,
         "-m",
@@ -45,7 +46,8 @@ def lines(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def wait_until(condition: Callable[[], Any], process: subprocess.Popen, log: Path, limit_s: float = LIMIT_S) -> Any:
-    """The first true value of `condition`; AssertionError with the run's output where it ends or the time is up before."""
+    """The first true value of `condition`; AssertionError with the run's output where it ends or the time is up
+    before."""
     deadline = time.monotonic() + limit_s
     while True:
         value = condition()
@@ -57,7 +59,8 @@ def wait_until(condition: Callable[[], Any], process: subprocess.Popen, log: Pat
 
 
 def processes_of(run_dir: Path) -> list[psutil.Process]:
-    """Everything that belongs to the run: named after its directory, or with its temporary directory in the environment."""
+    """Everything that belongs to the run: named after its directory, or with its temporary directory in the
+    environment."""
     marks = (str(run_dir), str(temporary_directory(str(run_dir))))
     found = []
     for process in psutil.process_iter():
@@ -71,7 +74,8 @@ def processes_of(run_dir: Path) -> list[psutil.Process]:
 
 
 def end_processes(run_dir: Path, limit_s: float = 20.0) -> None:
-    """Kill what belongs to the run, and what that may still have started, until nothing is left: the next test shall find none of it."""
+    """Kill what belongs to the run, and what that may still have started, until nothing is left: the next test shall
+    find none of it."""
     deadline = time.monotonic() + limit_s
     while found := processes_of(run_dir):
         for process in found:

@@ -1,4 +1,5 @@
-"""The design's folder rules, held against the source: who may import whom, in no circle, and how large things may grow."""
+"""The design's folder rules, held against the source: who may import whom, in no circle, and how large things may
+grow."""
 
 import ast
 import graphlib

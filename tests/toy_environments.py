@@ -23,8 +23,8 @@ def encode_message(text: str) -> np.ndarray:
 class Corridor(gymnasium.Env):
     """Walk right (action 1) to the end of a corridor; only reaching the end is rewarded, and messages tell of progress.
 
-    Each step slips (does nothing) with probability `slip`. Messages: "You advance to cell N.", "You retreat to cell N.",
-    "You bump into a wall.", "You slip.", "You reach the treasure!".
+    Each step slips (does nothing) with probability `slip`. Messages: "You advance to cell N.", "You retreat to cell
+    N.", "You bump into a wall.", "You slip.", "You reach the treasure!".
     """
 
     def __init__(self, length: int = 8, slip: float = 0.0, num_actions: int = 2) -> None:
@@ -121,8 +121,9 @@ class HummingCorridor(Corridor):
 class TMaze(gymnasium.Env):
     """Remember what the first step showed until the corridor's end (Bakker 2001): the side where the reward of 1 lies.
 
-    Actions: 0 left branch, 1 forward, 2 right branch, 3 back; only at the junction do the branches lead anywhere, and end the episode.
-    Standing still costs 0.1, as does the wrong branch. Bakker's four observations: two signs, the corridor, the junction.
+    Actions: 0 left branch, 1 forward, 2 right branch, 3 back; only at the junction do the branches lead anywhere, and
+    end the episode. Standing still costs 0.1, as does the wrong branch. Bakker's four observations: two signs, the
+    corridor, the junction.
     """
 
     LEFT_SIGN, RIGHT_SIGN, CORRIDOR, JUNCTION = np.array([[0, 1, 1], [1, 1, 0], [1, 0, 1], [0, 1, 0]], np.float32)

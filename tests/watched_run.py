@@ -1,6 +1,7 @@
 """A run with a Prometheus beside it that scrapes Ray's endpoint as Ray's own files tell it to.
 
-Invariant: Ray's configuration is used as it is, but for the interval, which is a second, and the alert rules, which are added.
+Invariant: Ray's configuration is used as it is, but for the interval, which is a second, and the alert rules, which are
+added.
 """
 
 import json
@@ -47,7 +48,8 @@ class WatchedRun:
 
 @contextmanager
 def watched_run(work: Path, name: str, *settings: str) -> Iterator[WatchedRun]:
-    """`delphi train` in the background until the block ends. Raises prometheus_server.NotToBeHad before it starts anything."""
+    """`delphi train` in the background until the block ends. Raises prometheus_server.NotToBeHad before it starts
+    anything."""
     folder = programs()
     run_dir, log, alerts, configuration = (
         work / name,

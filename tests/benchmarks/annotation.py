@@ -1,8 +1,9 @@
 """Labels/s of reading an answer from one forward pass against generating it as text, same model and engine.
 
-Both sides run through transformers in the same dtype, with the prompt's fixed part computed once and its key/value cache shared by
-all captions, each at its best of several batch sizes. The generating judge writes free text up to a limit and stops at its label;
-captions that have their answer leave the batch every few tokens. Only answers that can be parsed count as labels.
+Both sides run through transformers in the same dtype, with the prompt's fixed part computed once and its key/value
+cache shared by all captions, each at its best of several batch sizes. The generating judge writes free text up to a
+limit and stops at its label; captions that have their answer leave the batch every few tokens. Only answers that can be
+parsed count as labels.
 """
 
 import argparse

@@ -1,7 +1,9 @@
-"""The prompt of the generating judge that `annotation.py` measures against: knowledge, analysis and a verdict in tags, like ONI's.
+"""The prompt of the generating judge that `annotation.py` measures against: knowledge, analysis and a verdict in tags,
+like ONI's.
 
-The wording is this project's own; of ONI's prompt (arXiv 2410.23022, appendix) only the form is taken: the model first writes down
-what it knows of the game, then analyses the message in a sentence, then gives one of two labels, with four answered examples.
+The wording is this project's own; of ONI's prompt (arXiv 2410.23022, appendix) only the form is taken: the model first
+writes down what it knows of the game, then analyses the message in a sentence, then gives one of two labels, with four
+answered examples.
 """
 
 import re

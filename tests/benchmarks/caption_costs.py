@@ -1,6 +1,8 @@
-"""What a reward table costs as captions grow in number: looking up a batch's ids, mixing its rewards, building the next version.
+"""What a reward table costs as captions grow in number: looking up a batch's ids, mixing its rewards, building the next
+version.
 
-CPU time of this process, with the processor's caches filled with other data before each measurement, as a learner's are by its update.
+CPU time of this process, with the processor's caches filled with other data before each measurement, as a learner's are
+by its update.
 """
 
 import statistics

@@ -1,9 +1,10 @@
-"""NetHack steps/s on one core: lean stepping on shared code pages against NLE's gymnasium API, same games and observations.
+"""NetHack steps/s on one core: lean stepping on shared code pages against NLE's gymnasium API, same games and
+observations.
 
-Every window is a fresh process pinned to one core, so that neither mappings nor heaps pass from one way to another; the ways take turns.
-All play the same seeded NetHackScore games with the same random actions and write the same observations (9 x 9 glyphs around the hero,
-blstats, message) into the same arrays; resets count. Rates are steps per second of processor time, which on a free core is the time that
-passes; the rates by elapsed time are in the JSON.
+Every window is a fresh process pinned to one core, so that neither mappings nor heaps pass from one way to another; the
+ways take turns. All play the same seeded NetHackScore games with the same random actions and write the same
+observations (9 x 9 glyphs around the hero, blstats, message) into the same arrays; resets count. Rates are steps per
+second of processor time, which on a free core is the time that passes; the rates by elapsed time are in the JSON.
 """
 
 import argparse

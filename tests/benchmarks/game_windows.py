@@ -1,11 +1,12 @@
-"""One window of NetHackScore in a process of its own, pinned to one core: B games stepped in one of several ways, random actions.
+"""One window of NetHackScore in a process of its own, pinned to one core: B games stepped in one of several ways,
+random actions.
 
-Each way writes the same into the same arrays after every step: the 9 x 9 glyphs around the hero [B, 9, 9] i16, blstats [B, 27] f32 and
-message [B, 256] u8, where an ended game shows the next one's start. The ways marked `delphi` also give captions, the last observation of
-an episode and its figures.
+Each way writes the same into the same arrays after every step: the 9 x 9 glyphs around the hero [B, 9, 9] i16, blstats
+[B, 27] f32 and message [B, 256] u8, where an ended game shows the next one's start. The ways marked `delphi` also give
+captions, the last observation of an episode and its figures.
 
-Invariant: all ways play the same games: the same seeds of the same episodes, and the same actions; they differ in speed alone. (Only
-the step limit falls one step later in NLE's own class.)
+Invariant: all ways play the same games: the same seeds of the same episodes, and the same actions; they differ in speed
+alone. (Only the step limit falls one step later in NLE's own class.)
 """
 
 import argparse
@@ -73,7 +74,8 @@ class DelphiGames:
 
 
 class GymnasiumGames:
-    """B environments of `gymnasium.make`, stepped one after the other; their arrays are put together and cut all at once."""
+    """B environments of `gymnasium.make`, stepped one after the other; their arrays are put together and cut all at
+    once."""
 
     def __init__(self, num_envs: int, seed: int) -> None:
         import gymnasium
@@ -139,7 +141,8 @@ def make_arrays(num_envs: int) -> dict[str, np.ndarray]:
 
 
 def measure(way: str, *, num_envs: int, window_s: float, warmup_s: float, seed: int) -> dict[str, float]:
-    """Steps per second of processor time over `window_s` seconds of it, after `warmup_s` seconds, and what else the window showed."""
+    """Steps per second of processor time over `window_s` seconds of it, after `warmup_s` seconds, and what else the
+    window showed."""
     games, out = make_games(way, num_envs, seed), make_arrays(num_envs)
     rng = np.random.default_rng(seed)
 

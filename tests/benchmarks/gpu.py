@@ -1,8 +1,9 @@
-"""Whether a CUDA device computes what the CPU does, and how fast it trains: learner, inference (CUDA graphs), judge, then a run of two minutes.
+"""Whether a CUDA device computes what the CPU does, and how fast it trains: learner, inference (CUDA graphs), judge,
+then a run of two minutes.
 
-Each part is held to the CPU's results in float32 and timed; then `nethack_score` is trained with everything on the device. Without a
-device the first three run on the CPU, to show that they work, and nothing is trained. Prints one JSON object; what a part says of itself
-is there even where another failed.
+Each part is held to the CPU's results in float32 and timed; then `nethack_score` is trained with everything on the
+device. Without a device the first three run on the CPU, to show that they work, and nothing is trained. Prints one JSON
+object; what a part says of itself is there even where another failed.
 """
 
 import argparse
@@ -27,8 +28,9 @@ TOLERANCES: Mapping[str, Mapping[str, float]] = {
     "inference": {"fp32": 0.01, "bf16": 0.05},
     "engine": {"float32": 0.001, "bfloat16": 0.05},
 }
-"""Largest difference that rounding explains: of the learner's way from its first weights, as a share of its length (Adam divides by the
-gradient's own size, so what is next to nothing may go either way); of log-probabilities and values; of the judge's probabilities."""
+"""Largest difference that rounding explains: of the learner's way from its first weights, as a share of its length
+(Adam divides by the gradient's own size, so what is next to nothing may go either way); of log-probabilities and
+values; of the judge's probabilities."""
 RUBRIC = "nethack_progress"
 START_S = 90.0
 """What the run may take to start and to end, besides training."""
@@ -134,7 +136,8 @@ def check_engine(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def train(arguments: argparse.Namespace) -> dict[str, Any]:
-    """`nethack_score` for some minutes with learner, inference and judge on the device; frames/s and labels/s of the second half."""
+    """`nethack_score` for some minutes with learner, inference and judge on the device; frames/s and labels/s of the
+    second half."""
     on_ray = find_spec("ray") is not None
     with tempfile.TemporaryDirectory(prefix="delphi-gpu-") as folder:
         run = Path(folder) / "run"
@@ -216,7 +219,8 @@ CHECKS: Mapping[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All parts, one after the other, as JSON values. `ok` is whether each ran, and gave the CPU's results where it is held to them."""
+    """All parts, one after the other, as JSON values. `ok` is whether each ran, and gave the CPU's results where it is
+    held to them."""
     import torch
 
     device = None
@@ -263,7 +267,8 @@ def _config(arguments: argparse.Namespace) -> Any:
 
 
 def _rollouts(arguments: argparse.Namespace, config: Any) -> tuple[Any, list[Any]]:
-    """What a network must know of the environment; and rollouts of real games, collected on the CPU with the first weights."""
+    """What a network must know of the environment; and rollouts of real games, collected on the CPU with the first
+    weights."""
     import torch
 
     from actors.policy import PolicyNet, snapshot

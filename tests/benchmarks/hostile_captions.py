@@ -1,7 +1,7 @@
 """What hostile captions do to a judge: families of foolers, alone and appended to captions of nothing and of progress.
 
-Structural attacks are neutralised and tested (tests/llm_server/test_hostile_captions.py); these are the semantic ones, plain text that
-means to be believed. The baseline is the same judge on the same captions without them.
+Structural attacks are neutralised and tested (tests/llm_server/test_hostile_captions.py); these are the semantic ones,
+plain text that means to be believed. The baseline is the same judge on the same captions without them.
 """
 
 import argparse

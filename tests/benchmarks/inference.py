@@ -1,8 +1,10 @@
-"""Frames/s per core of the policy's forward step on recorded NetHack games: float32, bf16, bf16 encoding what repeats itself once.
+"""Frames/s per core of the policy's forward step on recorded NetHack games: float32, bf16, bf16 encoding what repeats
+itself once.
 
-All ways see the same observations (a stretch of games played with random actions, the first steps of each game left out), step the
-same network through the worker's own inference, rollout by rollout, and take turns. Rates are frames per second of processor time.
-The compiled way is `torch.compile` of the whole step; where there is no C++ compiler it is left out.
+All ways see the same observations (a stretch of games played with random actions, the first steps of each game left
+out), step the same network through the worker's own inference, rollout by rollout, and take turns. Rates are frames per
+second of processor time. The compiled way is `torch.compile` of the whole step; where there is no C++ compiler it is
+left out.
 """
 
 import argparse

@@ -1,7 +1,9 @@
-"""Frames/s of the learner's update on rollouts of real NetHack games: as used, without re-using repeated crops, in float32.
+"""Frames/s of the learner's update on rollouts of real NetHack games: as used, without re-using repeated crops, in
+float32.
 
-One worker plays the games with the policy at its first weights; then learners of the same first weights take turns, update by update,
-over the same rollouts: rewards, joining, training and all. On a CPU rates are frames per second of processor time, on a GPU of time.
+One worker plays the games with the policy at its first weights; then learners of the same first weights take turns,
+update by update, over the same rollouts: rewards, joining, training and all. On a CPU rates are frames per second of
+processor time, on a GPU of time.
 """
 
 import argparse

@@ -1,10 +1,12 @@
-"""Processes that a benchmark started, whatever they started in turn: found by a mark in their environment, ended with the benchmark.
+"""Processes that a benchmark started, whatever they started in turn: found by a mark in their environment, ended with
+the benchmark.
 
-A run has processes in sessions of their own, and a peer's workers may outlive their parent; the environment is what all of them
-inherit. A sweeper process waits for the benchmark's end, however it comes about (SIGKILL too), then ends all that bear the mark.
+A run has processes in sessions of their own, and a peer's workers may outlive their parent; the environment is what all
+of them inherit. A sweeper process waits for the benchmark's end, however it comes about (SIGKILL too), then ends all
+that bear the mark.
 
-Invariant: after `Marked` is left, or the benchmark is dead, no marked process lives, and neither its folders nor the shared memory that
-torch or multiprocessing of a process killed meanwhile has left are there.
+Invariant: after `Marked` is left, or the benchmark is dead, no marked process lives, and neither its folders nor the
+shared memory that torch or multiprocessing of a process killed meanwhile has left are there.
 """
 
 import os
@@ -90,7 +92,8 @@ def marked(mark: str) -> Iterator[psutil.Process]:
 
 
 def sweep(mark: str, since: float, folders: Sequence[str]) -> None:
-    """End all with this mark by force, those too that appear meanwhile; then remove `folders` and shared memory made after `since` (s)."""
+    """End all with this mark by force, those too that appear meanwhile; then remove `folders` and shared memory made
+    after `since` (s)."""
     deadline = time.monotonic() + SWEEP_S
     while left := list(marked(mark)):
         for process in left:
@@ -107,7 +110,8 @@ def sweep(mark: str, since: float, folders: Sequence[str]) -> None:
 
 
 def abandoned_shared_memory(since: float, folder: Path = Path("/dev/shm")) -> list[Path]:
-    """This user's segments of torch and semaphores of multiprocessing made after `since` (s since 1970) that no living process maps."""
+    """This user's segments of torch and semaphores of multiprocessing made after `since` (s since 1970) that no living
+    process maps."""
     found = []
     for path in [*folder.glob("torch_*"), *folder.glob("sem.mp-*")]:
         with suppress(OSError):

@@ -1,7 +1,7 @@
 """Memory of a whole run over time: resident set by part and Ray's object store, late in the run against early.
 
-Each figure is the median of the samples of one minute. The ratio is of the resident sets of all processes, summed, so memory that
-several of them map counts several times; what is in the object store is among the parts.
+Each figure is the median of the samples of one minute. The ratio is of the resident sets of all processes, summed, so
+memory that several of them map counts several times; what is in the object store is among the parts.
 """
 
 import argparse

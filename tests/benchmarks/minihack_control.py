@@ -1,7 +1,7 @@
 """What `minihack_rewards` pays for: labels that a real judge gave once, and controls that pay for something else.
 
-Invariant: a function of random play and of the judge's answers in float32, both kept in one file, so that no run asks a judge. Only
-captions that random play shows often enough take part in the controls.
+Invariant: a function of random play and of the judge's answers in float32, both kept in one file, so that no run asks a
+judge. Only captions that random play shows often enough take part in the controls.
 """
 
 import collections
@@ -22,13 +22,16 @@ RANDOM_STEPS, NUM_ENVS = 40_000, 20
 MIN_COUNT = 3
 """Captions that random play shows less often take no part in the controls."""
 BAND = 5
-"""Captions that are neighbours in frequency and exchange their labels: BAND - 1 permutations leave none where it was."""
+"""Captions that are neighbours in frequency and exchange their labels: BAND - 1 permutations leave none where it
+was."""
 ROUNDING = 0.014
-"""How far a probability moves where bfloat16 is rounded otherwise: the judge's answer within so much of theta is no answer."""
+"""How far a probability moves where bfloat16 is rounded otherwise: the judge's answer within so much of theta is no
+answer."""
 
 
 def judged_captions(path: Path, config: RunConfig) -> dict[str, Any]:
-    """`captions`: text, count and probability of progress, the most frequent first; `threshold`. Kept in `path` once there."""
+    """`captions`: text, count and probability of progress, the most frequent first; `threshold`. Kept in `path` once
+    there."""
     if not path.exists():
         counts = _random_play(config)
         texts = sorted(counts, key=lambda text: (-counts[text], text))
@@ -47,10 +50,11 @@ def above(judged: Mapping[str, Any], margin: float) -> list[str]:
 
 
 def permuted(judged: Mapping[str, Any], paid: Iterable[str], turn: int) -> list[str]:
-    """The captions that get the labels of the `paid` ones where the labels of each one's band move on by `turn` places, 1 to BAND - 1.
+    """The captions that get the labels of the `paid` ones where the labels of each one's band move on by `turn` places,
+    1 to BAND - 1.
 
-    A caption's band are the BAND captions nearest to it in rank of frequency, itself in the middle where there are enough on both
-    sides. All turns together put a label once on every other caption of its band.
+    A caption's band are the BAND captions nearest to it in rank of frequency, itself in the middle where there are
+    enough on both sides. All turns together put a label once on every other caption of its band.
     """
     if not 1 <= turn < BAND:
         raise ValueError(f"turn is 1 to {BAND - 1}, got {turn}")
@@ -85,7 +89,8 @@ def paying(expressions: Sequence[str]) -> list[str]:
 
 
 def judge(texts: Sequence[str], config: RunConfig) -> tuple[list[float], float]:
-    """The judge's probability for each caption, and its threshold; float32, in which an answer depends on no batch and no processor."""
+    """The judge's probability for each caption, and its threshold; float32, in which an answer depends on no batch and
+    no processor."""
     from llm_server.rubrics.loading import load_rubric
     from llm_server.service.judge import build_judge
 
@@ -102,7 +107,8 @@ def _frequent(judged: Mapping[str, Any]) -> list[str]:
 
 
 def _expression(text: str) -> str:
-    """A regular expression for the caption as an engine is asked about it (spaces collapsed), without the script's own `;`."""
+    """A regular expression for the caption as an engine is asked about it (spaces collapsed), without the script's own
+    `;`."""
     return re.sub(r"(\\ )+", r"\\s+", re.escape(text)).replace(";", r"\x3b")
 
 

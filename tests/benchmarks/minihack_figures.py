@@ -1,6 +1,8 @@
-"""What `minihack_rewards` makes of its runs: figures per run and arm with intervals, tests between arms, a table and a plot.
+"""What `minihack_rewards` makes of its runs: figures per run and arm with intervals, tests between arms, a table and a
+plot.
 
-Invariant: the unit is a run, never an episode: intervals and tests are over seeds, and over the control's permutations as strata.
+Invariant: the unit is a run, never an episode: intervals and tests are over seeds, and over the control's permutations
+as strata.
 """
 
 import json
@@ -113,7 +115,8 @@ def _row(strata: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
 
 
 def _compare(arm: str, groups: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> dict[str, dict[str, Any]]:
-    """Against each other arm: probability of improvement, p, and p after Holm; single permutations are in the control's row together."""
+    """Against each other arm: probability of improvement, p, and p after Holm; single permutations are in the control's
+    row together."""
     against = {
         name: strata
         for name, strata in groups.items()
@@ -168,7 +171,8 @@ def _show(figure: Mapping[str, float]) -> str:
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
-    """Success against environment steps: the interquartile mean over runs of each arm with its 95 % bootstrap band, as a PNG."""
+    """Success against environment steps: the interquartile mean over runs of each arm with its 95 % bootstrap band, as
+    a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")

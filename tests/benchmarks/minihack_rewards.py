@@ -1,8 +1,10 @@
-"""Which rewards solve a sparse MiniHack task: every arm, several seeds, equal environment steps, one table and one plot.
+"""Which rewards solve a sparse MiniHack task: every arm, several seeds, equal environment steps, one table and one
+plot.
 
-Each run is `delphi train --preset minihack_lockeddoor` in `inline` mode, so it is deterministic and counts in environment steps: how busy
-the machine is does not matter. A judge labels captions once, before all runs; these only look its labels up. Runs that are done are
-skipped, runs that were stopped continue, so the same command finishes the rest.
+Each run is `delphi train --preset minihack_lockeddoor` in `inline` mode, so it is deterministic and counts in
+environment steps: how busy the machine is does not matter. A judge labels captions once, before all runs; these only
+look its labels up. Runs that are done are skipped, runs that were stopped continue, so the same command finishes the
+rest.
 """
 
 import argparse
@@ -39,7 +41,8 @@ from tests.benchmarks.minihack_figures import captions_shown, collect, draw, mar
 
 PRESET = "minihack_lockeddoor"
 ENV_STEPS = 40_000
-"""Steps of each run: about half of what the learner needs where nothing but the goal pays, found by a pilot on seeds 101 and 102."""
+"""Steps of each run: about half of what the learner needs where nothing but the goal pays, found by a pilot on seeds
+101 and 102."""
 KEYWORD = "crashes open"
 """What a person who knows the task would look for in its messages."""
 
@@ -57,8 +60,8 @@ ARMS: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "rarest": lambda judged: payment(rarest(judged)),
     **{f"permuted_{turn}": partial(_permuted, turn) for turn in range(1, BAND)},
 }
-"""Everything in which the arms differ, a function of what the judge said. The two label sets are the captions that it puts above theta
-whatever the rounding, and those that some rounding puts above it."""
+"""Everything in which the arms differ, a function of what the judge said. The two label sets are the captions that it
+puts above theta whatever the rounding, and those that some rounding puts above it."""
 PRELOADED = [
     "actors.environments.nethack.vector",
     "cluster.verbs.evaluate",
@@ -203,7 +206,8 @@ def _call(module: str, arguments: list[str], output: Path) -> None:
 
 
 def _judged_later(out: Path, judged: Mapping[str, Any], config: RunConfig) -> list[list[Any]]:
-    """Captions that only the runs showed, which therefore had no label: text, count in all runs, and what the judge says of them."""
+    """Captions that only the runs showed, which therefore had no label: text, count in all runs, and what the judge
+    says of them."""
     known = {text for text, _, _ in judged["captions"]}
     shown = {text: count for text, count in captions_shown(out).items() if text and text not in known}
     texts = sorted(shown, key=lambda text: (-shown[text], text))

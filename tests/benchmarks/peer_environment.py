@@ -1,10 +1,12 @@
 """The virtual environment that a peer's script asks for, made once and kept in the user's cache directory.
 
-A peer's script says in its docstring how to set it up: every `pip install ...` there is run, in order, in a new environment.
-The environment's name has a hash of these commands, so that another version of the script gets another environment.
+A peer's script says in its docstring how to set it up: every `pip install ...` there is run, in order, in a new
+environment. The environment's name has a hash of these commands, so that another version of the script gets another
+environment.
 
-Invariant: an environment in the cache is complete. It is filled beside its place and renamed into it, so a failed or killed
-installation is never taken for one; only its `bin/python` is to be used, because pip's scripts name the place of the making.
+Invariant: an environment in the cache is complete. It is filled beside its place and renamed into it, so a failed or
+killed installation is never taken for one; only its `bin/python` is to be used, because pip's scripts name the place of
+the making.
 """
 
 import ast
@@ -37,7 +39,8 @@ def peer_python(script: Path, cache: Path | None = None) -> Path:
 
 
 def pip_installs(script: Path) -> list[list[str]]:
-    """The arguments of each `pip install` in the script's docstring, in order; ValueError where there is none or it cannot be read."""
+    """The arguments of each `pip install` in the script's docstring, in order; ValueError where there is none or it
+    cannot be read."""
     try:
         docstring = ast.get_docstring(ast.parse(script.read_text())) or ""
     except (OSError, SyntaxError, UnicodeDecodeError) as error:

@@ -1,7 +1,9 @@
-"""What publishing one version of the weights costs: float32 against bf16 on the wire, from the learner's copy to a worker's network.
+"""What publishing one version of the weights costs: float32 against bf16 on the wire, from the learner's copy to a
+worker's network.
 
-Publishing is what the learner does after each update (`snapshot`, one `ray.put`); pulling is what a worker does before its next rollout
-(the snapshot comes as an argument, `load_weights`). The network is the reference network unless `policy.*` keys say otherwise.
+Publishing is what the learner does after each update (`snapshot`, one `ray.put`); pulling is what a worker does before
+its next rollout (the snapshot comes as an argument, `load_weights`). The network is the reference network unless
+`policy.*` keys say otherwise.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""Looking up the rewards of a rollout's captions in a table of up to a million: Delphi's index against one binary search per id.
+"""Looking up the rewards of a rollout's captions in a table of up to a million: Delphi's index against one binary
+search per id.
 
 Cold means that the processor's caches were filled with other data just before, as a learner does between two look-ups.
 """

@@ -1,7 +1,8 @@
 """Whether the learner learns known tasks at the pace of Stable-Baselines3's PPO, and a memory task with its cores.
 
-Each arm of a task plays the same environment for the same number of steps. A finished run is one line of results.jsonl, and is not repeated
-unless its settings have changed, so the same command finishes what is left. Runs go one after another, on one thread.
+Each arm of a task plays the same environment for the same number of steps. A finished run is one line of results.jsonl,
+and is not repeated unless its settings have changed, so the same command finishes what is left. Runs go one after
+another, on one thread.
 """
 
 import argparse

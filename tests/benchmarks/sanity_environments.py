@@ -1,4 +1,5 @@
-"""Environments of `sanity` that need a wrapper: MiniGrid and MiniHack one-hot, Atari games with the customary preprocessing.
+"""Environments of `sanity` that need a wrapper: MiniGrid and MiniHack one-hot, Atari games with the customary
+preprocessing.
 
 Invariant: registered on import without importing the games; making one whose package is missing says which to install.
 """
@@ -29,7 +30,8 @@ def require(package: str, module: str) -> Any:
 
 
 class OneHotGrid(gymnasium.ObservationWrapper):
-    """MiniGrid's view and direction as one vector of zeros and ones; the mission is left out (it is always the same)."""
+    """MiniGrid's view and direction as one vector of zeros and ones; the mission is left out (it is always the
+    same)."""
 
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
@@ -53,7 +55,8 @@ def make_door_key(size: int = 5, render_mode: str | None = None) -> gymnasium.En
 
 
 class OneHotSymbols(gymnasium.Wrapper):
-    """The characters round the hero of a MiniHack task as zeros and ones; seeds are set before each reset, which NLE otherwise ignores."""
+    """The characters round the hero of a MiniHack task as zeros and ones; seeds are set before each reset, which NLE
+    otherwise ignores."""
 
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
@@ -86,7 +89,8 @@ class OneHotSymbols(gymnasium.Wrapper):
 
 
 def make_room(render_mode: str | None = None) -> gymnasium.Env:
-    """MiniHack's room of 5 x 5 with stairs and hero anywhere; without a step limit, which NLE would report as a termination."""
+    """MiniHack's room of 5 x 5 with stairs and hero anywhere; without a step limit, which NLE would report as a
+    termination."""
     room = require("minihack", "minihack.envs.room")
     return OneHotSymbols(
         room.MiniHackRoom5x5Random(observation_keys=("chars_crop", "blstats"), max_episode_steps=10**6)
@@ -94,8 +98,9 @@ def make_room(render_mode: str | None = None) -> gymnasium.Env:
 
 
 class AtariGame(gymnasium.Env):
-    """An Atari game as DQN and PPO are taught it (Mnih et al. 2015): up to 30 idle frames first, each action for 4 frames, the brighter of
-    the last two, grey, scaled down, the last 4 stacked; while training, rewards are signs and each life is an episode.
+    """An Atari game as DQN and PPO are taught it (Mnih et al. 2015): up to 30 idle frames first, each action for 4
+    frames, the brighter of the last two, grey, scaled down, the last 4 stacked; while training, rewards are signs and
+    each life is an episode.
     """
 
     def __init__(

@@ -1,4 +1,5 @@
-"""What `sanity` makes of its results: per task the ratio of both arms' mean returns with an interval, and the tables of the document.
+"""What `sanity` makes of its results: per task the ratio of both arms' mean returns with an interval, and the tables of
+the document.
 
 Invariant: the unit is a run, never an episode: means and intervals are over seeds.
 """
@@ -15,7 +16,8 @@ WANTED_RATIO = 0.9
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """By task: every arm's values in the order of seeds; the ratios ours / reference of final returns and of the whole curve's mean."""
+    """By task: every arm's values in the order of seeds; the ratios ours / reference of final returns and of the whole
+    curve's mean."""
     tasks: dict[str, Any] = {}
     for name, task in TASKS.items():
         arms: dict[str, Any] = {}
@@ -43,12 +45,14 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def pace(curve: Sequence[Sequence[float]]) -> float:
-    """The mean over a training curve of [steps, return], which its points divide equally: what was earned on the way."""
+    """The mean over a training curve of [steps, return], which its points divide equally: what was earned on the
+    way."""
     return float(np.mean([value for _, value in curve]))
 
 
 def ratio(ours: Sequence[float], reference: Sequence[float]) -> dict[str, float]:
-    """Of the means over seeds, with its 95 % percentile bootstrap interval, both arms drawn anew (Efron 1979); seeded."""
+    """Of the means over seeds, with its 95 % percentile bootstrap interval, both arms drawn anew (Efron 1979);
+    seeded."""
     rng = np.random.default_rng(0)
     a, b = (
         rng.choice(np.asarray(values, np.float64), (RESAMPLES, len(values))).mean(axis=1)

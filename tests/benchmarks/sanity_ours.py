@@ -1,6 +1,8 @@
-"""Delphi's arms of `sanity`: one `delphi train` per task and seed, its final policy played, and a random player beside it.
+"""Delphi's arms of `sanity`: one `delphi train` per task and seed, its final policy played, and a random player beside
+it.
 
-Invariant: what is played in evaluation is the last checkpoint's policy, drawn from as in training, on seeds that training never uses.
+Invariant: what is played in evaluation is the last checkpoint's policy, drawn from as in training, on seeds that
+training never uses.
 """
 
 import json
@@ -81,7 +83,8 @@ def train_and_evaluate(task: Task, seed: int, folder: Path, more: Sequence[str])
 
 
 def evaluate(config: RunConfig, task: Task, seed: int, weights: Mapping[str, Any] | None) -> dict[str, float]:
-    """`final` return (and `success`, where the environment says) of the policy with `weights`, or of a random player without."""
+    """`final` return (and `success`, where the environment says) of the policy with `weights`, or of a random player
+    without."""
     torch.set_num_threads(1)
     env_config = replace(config.env, options={**task.env_options, **task.evaluation_options})
     env = make_environment(

@@ -1,6 +1,8 @@
-"""The reference arm of `sanity`: Stable-Baselines3's PPO on one task and seed, by a Python that has it; one JSON object on the last line.
+"""The reference arm of `sanity`: Stable-Baselines3's PPO on one task and seed, by a Python that has it; one JSON object
+on the last line.
 
-Nothing of Delphi is imported but the tasks and their environments, so the two arms share what is played and nothing else.
+Nothing of Delphi is imported but the tasks and their environments, so the two arms share what is played and nothing
+else.
 """
 
 import argparse
@@ -54,7 +56,8 @@ def make(task: Task, *, evaluates: bool) -> gymnasium.Env:
 
 
 def train_and_evaluate(task: Task, seed: int) -> dict[str, Any]:
-    """`final` return of `EVALUATION_EPISODES` episodes under the trained policy, and the `curve` of training as [steps, mean return]."""
+    """`final` return of `EVALUATION_EPISODES` episodes under the trained policy, and the `curve` of training as [steps,
+    mean return]."""
     import torch
     from stable_baselines3 import PPO
     from stable_baselines3.common.monitor import Monitor
@@ -106,7 +109,8 @@ class Curve:
 
 
 def evaluate(task: Task, model: Any, seed: int) -> dict[str, float]:
-    """Actions are drawn from the policy, as in training; every environment plays as many episodes, one after another."""
+    """Actions are drawn from the policy, as in training; every environment plays as many episodes, one after
+    another."""
     from stable_baselines3.common.vec_env import DummyVecEnv
 
     env = DummyVecEnv([lambda: make(task, evaluates=True) for _ in range(EVALUATION_ENVS)])

@@ -1,6 +1,8 @@
-"""The tasks of `sanity` as data: what is played, for how long, and both sides' settings, each with the published recipe it follows.
+"""The tasks of `sanity` as data: what is played, for how long, and both sides' settings, each with the published recipe
+it follows.
 
-Invariant: both arms of a task play the same environment for the same steps; the reference's settings are the recipe's own.
+Invariant: both arms of a task play the same environment for the same steps; the reference's settings are the recipe's
+own.
 """
 
 from collections.abc import Mapping
@@ -36,7 +38,8 @@ class Task:
     reference_env_id: str = ""
     """Where the reference reads the game another way."""
     reference: Mapping[str, Any] = field(default_factory=dict)
-    """Stable-Baselines3's PPO: its arguments, `num_envs`, `normalize_reward`; `lin_X` falls from X to 0. Empty: no reference arm."""
+    """Stable-Baselines3's PPO: its arguments, `num_envs`, `normalize_reward`; `lin_X` falls from X to 0. Empty: no
+    reference arm."""
     overrides: tuple[str, ...] = ()
     """Ours, over `COMMON`."""
     solved: float | None = None

@@ -1,8 +1,8 @@
 """Frames/s and cost per frame as workers, environments, rollouts, batches and captions grow.
 
-Workers are counted with an environment that sleeps through its steps, so that more workers than cores can be shown: what is measured is
-what Delphi adds per worker. Environments, rollouts and batches are NetHackScore's with the reference network. Captions are reward tables
-of growing size, without a run.
+Workers are counted with an environment that sleeps through its steps, so that more workers than cores can be shown:
+what is measured is what Delphi adds per worker. Environments, rollouts and batches are NetHackScore's with the
+reference network. Captions are reward tables of growing size, without a run.
 """
 
 import argparse

@@ -1,7 +1,8 @@
-"""Statistics over few runs: interquartile mean, stratified bootstrap, probability of improvement, permutation test, Holm's correction.
+"""Statistics over few runs: interquartile mean, stratified bootstrap, probability of improvement, permutation test,
+Holm's correction.
 
-Invariant: seeded, so the same values give the same figures; the unit is a run. The formulas are those of Agarwal et al. 2021 (Deep
-reinforcement learning at the edge of the statistical precipice, the library `rliable`) unless said.
+Invariant: seeded, so the same values give the same figures; the unit is a run. The formulas are those of Agarwal et al.
+2021 (Deep reinforcement learning at the edge of the statistical precipice, the library `rliable`) unless said.
 """
 
 import itertools
@@ -15,18 +16,20 @@ MAX_SPLITS = 200_000
 """Up to so many splits of the runs a permutation test looks at all of them (10 against 10 runs have 184,756)."""
 
 Strata = Sequence[Sequence[float]]
-"""Values of runs, one sequence for each part (a task, a permutation of a control) whose share must not change when runs are resampled."""
+"""Values of runs, one sequence for each part (a task, a permutation of a control) whose share must not change when runs
+are resampled."""
 
 
 def interquartile_mean(values: np.ndarray) -> np.ndarray:
-    """[..., N] -> [...]: the mean of what is left without the lowest and the highest quarter (floor(N / 4) values at either end, as
-    scipy's trim_mean)."""
+    """[..., N] -> [...]: the mean of what is left without the lowest and the highest quarter (floor(N / 4) values at
+    either end, as scipy's trim_mean)."""
     ordered, cut = np.sort(values, axis=-1), values.shape[-1] // 4
     return ordered[..., cut : values.shape[-1] - cut].mean(axis=-1)
 
 
 def estimate(strata: Strata, statistic: Callable[[np.ndarray], np.ndarray] = interquartile_mean) -> dict[str, float]:
-    """`value` of a statistic over all runs, with `low` and `high`, its 95 % percentile interval of a bootstrap within each stratum."""
+    """`value` of a statistic over all runs, with `low` and `high`, its 95 % percentile interval of a bootstrap within
+    each stratum."""
     low, high = np.percentile(statistic(_resampled(strata, np.random.default_rng(0))), [2.5, 97.5])
     return {"value": float(statistic(np.concatenate(strata))), "low": float(low), "high": float(high)}
 
@@ -40,8 +43,9 @@ def improvement(first: Strata, second: Strata) -> dict[str, float]:
 
 
 def permutation_test(first: Sequence[float], second: Sequence[float]) -> float:
-    """One-sided p of mean(first) > mean(second): the share of ways to split the runs whose difference is at least as large, of all
-    ways where they are few enough, else of MAX_SPLITS random ones and the actual one (Phipson and Smyth 2010)."""
+    """One-sided p of mean(first) > mean(second): the share of ways to split the runs whose difference is at least as
+    large, of all ways where they are few enough, else of MAX_SPLITS random ones and the actual one (Phipson and Smyth
+    2010)."""
     joined, size = np.concatenate([first, second]).astype(np.float64), len(first)
     observed = joined[:size].sum() - 1e-9  # the sum of the first decides the difference of means
     if math.comb(len(joined), size) <= MAX_SPLITS:
@@ -53,7 +57,8 @@ def permutation_test(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down adjustment (Holm 1979) of a family of tests, by name: reject where it is at most the level of the family."""
+    """Holm's step-down adjustment (Holm 1979) of a family of tests, by name: reject where it is at most the level of
+    the family."""
     adjusted, so_far = {}, 0.0
     for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
         so_far = max(so_far, min(1.0, (len(p_values) - rank) * p_values[name]))

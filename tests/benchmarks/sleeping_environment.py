@@ -1,6 +1,7 @@
 """An environment that takes time and no processor: `tests.benchmarks.sleeping_environment:Sleeping-v0`.
 
-Invariant: a step takes at least `step_s` of wall clock, whatever else the machine does, so that many workers can be shown on few cores.
+Invariant: a step takes at least `step_s` of wall clock, whatever else the machine does, so that many workers can be
+shown on few cores.
 """
 
 import time

@@ -1,4 +1,5 @@
-"""The check of a CUDA device, in small and on the CPU: that it runs, and that it would notice a device that computes something else."""
+"""The check of a CUDA device, in small and on the CPU: that it runs, and that it would notice a device that computes
+something else."""
 
 import json
 import shutil

@@ -1,4 +1,5 @@
-"""What a benchmark starts ends with it: orphans in sessions of their own, and whether the benchmark ends by itself or is killed."""
+"""What a benchmark starts ends with it: orphans in sessions of their own, and whether the benchmark ends by itself or
+is killed."""
 
 import mmap
 import signal

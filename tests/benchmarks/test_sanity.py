@@ -1,4 +1,5 @@
-"""The sanity benchmark: its memory task, what is repeated and what is not, its figures, and what it says where something is missing."""
+"""The sanity benchmark: its memory task, what is repeated and what is not, its figures, and what it says where
+something is missing."""
 
 import json
 import sys

@@ -1,4 +1,5 @@
-"""Points of the scaling benchmark are runs that can be started, shared ones once; its tables and figure come from its report."""
+"""Points of the scaling benchmark are runs that can be started, shared ones once; its tables and figure come from its
+report."""
 
 import time
 from pathlib import Path

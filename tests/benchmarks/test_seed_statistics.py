@@ -14,7 +14,8 @@ def test_the_interquartile_mean_leaves_a_quarter_out_at_either_end() -> None:
 
 
 def test_runs_are_resampled_within_their_stratum() -> None:
-    """Every resample of equal strata has as many zeros as ones, so that their mean does not move; one pool of them moves."""
+    """Every resample of equal strata has as many zeros as ones, so that their mean does not move; one pool of them
+    moves."""
     assert estimate([[0.0] * 5, [1.0] * 5], lambda runs: runs.mean(axis=-1)) == {"value": 0.5, "low": 0.5, "high": 0.5}
     pooled = estimate([[0.0] * 5 + [1.0] * 5], lambda runs: runs.mean(axis=-1))
     assert pooled["low"] == pytest.approx(0.2)

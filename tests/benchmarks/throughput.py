@@ -1,8 +1,9 @@
-"""Frames/s of a whole run as a user starts it, against a peer, another reward model, or the same run with its service hung or dead.
+"""Frames/s of a whole run as a user starts it, against a peer, another reward model, or the same run with its service
+hung or dead.
 
-Sides take turns, in reversed order every other time. Delphi's figure is that of a window after its warm-up (see whole_run.py), NetHackScore
-with the reference network. A peer is a script that trains the same and prints JSON with `env_steps_per_s`, its own average over the
-last minute; it is given the warm-up on top of at least that minute.
+Sides take turns, in reversed order every other time. Delphi's figure is that of a window after its warm-up (see
+whole_run.py), NetHackScore with the reference network. A peer is a script that trains the same and prints JSON with
+`env_steps_per_s`, its own average over the last minute; it is given the warm-up on top of at least that minute.
 """
 
 import argparse
@@ -93,7 +94,8 @@ def sides(arguments: argparse.Namespace, peer_settings: dict[str, Any]) -> dict[
 
 
 def run_peer(command: Sequence[str], limit_s: float, settings: dict[str, Any]) -> float:
-    """A peer's frames/s; what it says of itself goes into `settings`. RuntimeError where it prints no figure in time."""
+    """A peer's frames/s; what it says of itself goes into `settings`. RuntimeError where it prints no figure in
+    time."""
     with Marked() as peer:
         output = peer.folder / "output.txt"
         process = peer.start(command, output)
@@ -133,7 +135,8 @@ def frames_per_s(result: "float | Window") -> float:
 
 
 def summarise(taken: Mapping[str, Sequence["float | Window"]], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The report: frames/s of each side, the first against the second, and CPU time per frame of each part of Delphi."""
+    """The report: frames/s of each side, the first against the second, and CPU time per frame of each part of
+    Delphi."""
     measured = {name: [frames_per_s(result) for result in results] for name, results in taken.items()}
     first, second, *others = measured
     more: dict[str, Any] = {}

@@ -1,10 +1,10 @@
 """A whole training run, as a user starts it, and what it does in a window of time after its warm-up.
 
-The run is `python -m cluster.train` in a process of its own with a temporary run directory. Its own metric lines say how many steps
-were consumed when: frames/s is the steps between two lines over the time between them.
+The run is `python -m cluster.train` in a process of its own with a temporary run directory. Its own metric lines say
+how many steps were consumed when: frames/s is the steps between two lines over the time between them.
 
-Invariant: the window opens `warmup_s` after the first metric line, hence after the first updates and what they compiled; nothing
-before it counts. When `measure` returns or raises, nothing is left of the run.
+Invariant: the window opens `warmup_s` after the first metric line, hence after the first updates and what they
+compiled; nothing before it counts. When `measure` returns or raises, nothing is left of the run.
 """
 
 import json
@@ -42,7 +42,8 @@ WORKING_POINT = (
     "learner.minibatches=1",
     "policy.core_skip=false",
 )
-"""The reference network (the policy's defaults without the skip) with batches of 2 x 64 x 32 = 4096 frames, each passed once, as the peer does."""
+"""The reference network (the policy's defaults without the skip) with batches of 2 x 64 x 32 = 4096 frames, each passed
+once, as the peer does."""
 EVERY_RUN = (
     "cluster.mode=local",
     "total_env_steps=1000000000000",
@@ -61,8 +62,8 @@ class Window:
     frames_per_s: float
     seconds: float
     cpu_us_per_frame: Mapping[str, float]
-    """CPU time per frame of a role's processes that were alive when the window closed: learner, worker, annotator, service, driver,
-    ray (its own processes)."""
+    """CPU time per frame of a role's processes that were alive when the window closed: learner, worker, annotator,
+    service, driver, ray (its own processes)."""
     last_line: Mapping[str, object]
     """The metric line that closed it."""
 
@@ -75,7 +76,8 @@ def configuration(overrides: Sequence[str]) -> RunConfig:
 def measure(
     overrides: Sequence[str], *, seconds: float, warmup_s: float, in_window: Callable[[Marked], None] = lambda run: None
 ) -> Window:
-    """Start a run, let it warm up, watch it for `seconds`, stop it. `in_window` is called every half second while the window is open.
+    """Start a run, let it warm up, watch it for `seconds`, stop it. `in_window` is called every half second while the
+    window is open.
 
     RuntimeError, with what the run wrote last, where it ends by itself or stands still.
     """

@@ -1,4 +1,5 @@
-"""`ray job submit` on a cluster started on this machine: the job trains, stops when told, and submitted again continues and succeeds."""
+"""`ray job submit` on a cluster started on this machine: the job trains, stops when told, and submitted again continues
+and succeeds."""
 
 import json
 import subprocess

@@ -1,4 +1,5 @@
-"""`delphi doctor` beside a real Ray cluster: joined with its token, refused with another, too small for what is asked."""
+"""`delphi doctor` beside a real Ray cluster: joined with its token, refused with another, too small for what is
+asked."""
 
 import json
 import subprocess

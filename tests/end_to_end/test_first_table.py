@@ -1,5 +1,5 @@
-"""A run on Ray that waits for its first reward table trains no step without one, although captions come with rollouts alone; SIGTERM ends
-it with a checkpoint."""
+"""A run on Ray that waits for its first reward table trains no step without one, although captions come with rollouts
+alone; SIGTERM ends it with a checkpoint."""
 
 import json
 import os

@@ -1,7 +1,7 @@
 """A sparse task is solved because of what the judge says, and not without it.
 
-The corridor pays only at its far end, which random actions never reach within an episode; humming yields ever new captions and
-leads nowhere. The control with permuted judgements keeps the amount of reward and destroys its meaning.
+The corridor pays only at its far end, which random actions never reach within an episode; humming yields ever new
+captions and leads nowhere. The control with permuted judgements keeps the amount of reward and destroys its meaning.
 """
 
 import json

@@ -1,4 +1,5 @@
-"""The main job in small: Ray on this machine, real NetHack, SmolLM2 behind gRPC; what dies comes back, and a closed terminal leaves nothing."""
+"""The main job in small: Ray on this machine, real NetHack, SmolLM2 behind gRPC; what dies comes back, and a closed
+terminal leaves nothing."""
 
 import json
 import os

@@ -1,5 +1,5 @@
-"""Labels of one judge are never mixed with another's, with the real model: an edited rubric is refused, another model's labels take
-the place of the former's."""
+"""Labels of one judge are never mixed with another's, with the real model: an edited rubric is refused, another model's
+labels take the place of the former's."""
 
 import copy
 import json

@@ -1,4 +1,5 @@
-"""A real run scraped by a real Prometheus as Ray tells it to: every catalogue metric arrives, every panel and alert finds its data.
+"""A real run scraped by a real Prometheus as Ray tells it to: every catalogue metric arrives, every panel and alert
+finds its data.
 
 Two to three minutes; `make dashboards` runs it, and so does `.ci/run`.
 """

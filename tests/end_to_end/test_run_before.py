@@ -1,6 +1,7 @@
 """A run that an earlier version of Delphi wrote goes on under this one.
 
-`run_before/` was written at commit e9967ea, before modules moved: CartPole with a scripted judge, 1,024 steps, one checkpoint.
+`run_before/` was written at commit e9967ea, before modules moved: CartPole with a scripted judge, 1,024 steps, one
+checkpoint.
 """
 
 import json

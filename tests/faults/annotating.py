@@ -1,4 +1,5 @@
-"""A run's annotation part by itself, built as a run builds it: captions go in, rewards come out, and nothing here plays a game."""
+"""A run's annotation part by itself, built as a run builds it: captions go in, rewards come out, and nothing here plays
+a game."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -22,7 +23,8 @@ LIMIT_S = 60.0
 
 
 class Annotating:
-    """The pipeline of `debug`'s scripted judge with `overrides`, started; `close` ends it and the service it started."""
+    """The pipeline of `debug`'s scripted judge with `overrides`, started; `close` ends it and the service it
+    started."""
 
     def __init__(self, folder: Path, *overrides: str) -> None:
         config = load_config(preset="debug", overrides=[f"run_dir={folder / 'run'}", *SETTINGS, *overrides])
@@ -57,7 +59,8 @@ class Annotating:
         return service.pid
 
     def wait_until(self, condition: Callable[[], Any], limit_s: float = LIMIT_S) -> float:
-        """Seconds until `condition` held; AssertionError with the figures and the service's last words where it does not in time."""
+        """Seconds until `condition` held; AssertionError with the figures and the service's last words where it does
+        not in time."""
         began = time.monotonic()
         while not condition():
             if time.monotonic() - began > limit_s:

@@ -1,4 +1,5 @@
-"""What tests of faults measure, kept for docs/reliability.md where `make faults` asks for it; and a service that misbehaves."""
+"""What tests of faults measure, kept for docs/reliability.md where `make faults` asks for it; and a service that
+misbehaves."""
 
 import json
 import os
@@ -13,7 +14,8 @@ from tests.faults.misbehaving import SpoiltService
 
 @pytest.fixture
 def record_recovery(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """`record_recovery(fault, holds, recovery_s)`: one row of the table; `recovery_s` None where nothing has to recover."""
+    """`record_recovery(fault, holds, recovery_s)`: one row of the table; `recovery_s` None where nothing has to
+    recover."""
 
     def record(fault: str, holds: str, recovery_s: float | None) -> None:
         path = os.environ.get("DELPHI_FAULTS_REPORT")

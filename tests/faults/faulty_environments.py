@@ -31,7 +31,8 @@ class Faulty(HummingCorridor):
         step_s: float = 0.0,
         orders: str = "",
     ) -> None:
-        """Chances are per step. `orders`: a folder; one environment takes each file found there, by its name (see `_obey`)."""
+        """Chances are per step. `orders`: a folder; one environment takes each file found there, by its name (see
+        `_obey`)."""
         super().__init__(length, num_tunes)
         self._chances = {"raise": raise_chance, "stall": stall_chance, "abort": abort_chance}
         self._step_s, self._orders = step_s, Path(orders) if orders else None

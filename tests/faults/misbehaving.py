@@ -1,4 +1,5 @@
-"""An annotation service whose answers can be spoilt on their way out, and a cable that can be cut; both in this process."""
+"""An annotation service whose answers can be spoilt on their way out, and a cable that can be cut; both in this
+process."""
 
 import select
 import socket
@@ -19,7 +20,8 @@ from llm_server.wire import annotate_response, describe_response
 
 
 class SpoiltService(annotation_pb2_grpc.AnnotationServicer):
-    """Judges as `debug`'s script does and lets `spoil` have each response before it goes out; None sends it as it is."""
+    """Judges as `debug`'s script does and lets `spoil` have each response before it goes out; None sends it as it
+    is."""
 
     def __init__(self, rubric: Rubric) -> None:
         self.spoil: Callable[[Any], Any] | None = None
@@ -54,7 +56,8 @@ class SpoiltService(annotation_pb2_grpc.AnnotationServicer):
 
 
 class Cable:
-    """Carries TCP connections to `address`. `cut` breaks them and refuses new ones; `hold` lets nothing through and breaks nothing."""
+    """Carries TCP connections to `address`. `cut` breaks them and refuses new ones; `hold` lets nothing through and
+    breaks nothing."""
 
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")

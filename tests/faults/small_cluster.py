@@ -1,7 +1,7 @@
 """A Ray cluster of several nodes on this machine, told by lines on standard input what is to happen to it.
 
-In a process of its own, because Ray reads how it is to authenticate when it is first imported. Lines: `add`, `kill N` (kill -9 of
-everything that node N is; 0 is the head). It answers each with a line, and ends with its input.
+In a process of its own, because Ray reads how it is to authenticate when it is first imported. Lines: `add`, `kill N`
+(kill -9 of everything that node N is; 0 is the head). It answers each with a line, and ends with its input.
 """
 
 import os

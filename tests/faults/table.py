@@ -1,7 +1,8 @@
-"""The table of injected faults in docs/reliability.md, made of what their tests measured: `python -m tests.faults.table`.
+"""The table of injected faults in docs/reliability.md, made of what their tests measured: `python -m
+tests.faults.table`.
 
-Invariant: every test that is marked `faults` and records a recovery has a row, and every row has a test; a row keeps its last
-measurement until there is a newer one.
+Invariant: every test that is marked `faults` and records a recovery has a row, and every row has a test; a row keeps
+its last measurement until there is a newer one.
 
     make faults && python -m tests.faults.table      # runs/faults.jsonl -> docs/reliability.md
 """
@@ -50,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def merged(tests: Sequence[str], new: Sequence[Row], old: Sequence[Row]) -> list[Row]:
-    """The rows of each test in the order of `tests`: what was measured, or else what the document has, or else that it was not run."""
+    """The rows of each test in the order of `tests`: what was measured, or else what the document has, or else that it
+    was not run."""
     rows = []
     for test in tests:
         own = [row for row in new if row.test == test] or [row for row in old if row.test == test]

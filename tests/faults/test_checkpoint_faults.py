@@ -1,4 +1,5 @@
-"""Checkpoints that were damaged or made by somebody else: the run goes on from the one before, and counts no step twice."""
+"""Checkpoints that were damaged or made by somebody else: the run goes on from the one before, and counts no step
+twice."""
 
 import json
 import shutil

@@ -1,7 +1,7 @@
 """A disk that fills up under a real run: a small tmpfs of its own, in a user and mount namespace that the test makes.
 
-The test reaches into the namespace through /proc/PID/root; where the kernel allows no such namespace there is no full disk to
-test with, and the test is skipped.
+The test reaches into the namespace through /proc/PID/root; where the kernel allows no such namespace there is no full
+disk to test with, and the test is skipped.
 """
 
 import json

@@ -1,5 +1,5 @@
-"""A learner that is killed is started again from the last complete checkpoint, within the run or by the same command; a driver
-that is killed leaves nothing."""
+"""A learner that is killed is started again from the last complete checkpoint, within the run or by the same command; a
+driver that is killed leaves nothing."""
 
 import json
 import os
@@ -30,7 +30,8 @@ def epoch_of(run: ToyRun) -> int:
 
 
 def assert_continued(run: ToyRun) -> None:
-    """What came after the checkpoint has been superseded, and what is there goes on from it without a gap or an overlap."""
+    """What came after the checkpoint has been superseded, and what is there goes on from it without a gap or an
+    overlap."""
     steps = [line["env_steps"] for line in lines(run.run_dir)]
     assert steps == sorted(set(steps))
     epochs = [line["run_epoch"] for line in lines(run.run_dir)]

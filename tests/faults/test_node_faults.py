@@ -1,4 +1,5 @@
-"""Workers come with nodes and go with them, without a crash being counted; with the head node the run ends, and resumes elsewhere."""
+"""Workers come with nodes and go with them, without a crash being counted; with the head node the run ends, and resumes
+elsewhere."""
 
 import time
 from collections.abc import Callable

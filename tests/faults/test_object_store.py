@@ -1,4 +1,5 @@
-"""An object store that is smaller than the rollouts in flight, under a learner that is slower than the workers: they wait."""
+"""An object store that is smaller than the rollouts in flight, under a learner that is slower than the workers: they
+wait."""
 
 import json
 import statistics

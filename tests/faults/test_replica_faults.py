@@ -1,4 +1,5 @@
-"""Annotation replicas of a real run: they divide the captions, and one that is killed comes back while the other goes on."""
+"""Annotation replicas of a real run: they divide the captions, and one that is killed comes back while the other goes
+on."""
 
 import os
 import signal

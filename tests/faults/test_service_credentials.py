@@ -1,4 +1,5 @@
-"""Certificates and tokens that are missing, wrong or expired, and a message that is too large: one line each, and nobody else is harmed."""
+"""Certificates and tokens that are missing, wrong or expired, and a message that is too large: one line each, and
+nobody else is harmed."""
 
 import time
 

@@ -1,4 +1,5 @@
-"""A service that answers garbage: none of it becomes a label, all of it is counted, and what was asked is asked again."""
+"""A service that answers garbage: none of it becomes a label, all of it is counted, and what was asked is asked
+again."""
 
 import math
 

@@ -1,4 +1,5 @@
-"""The connection to the annotation service is cut, or carries nothing for a while: labels stop, nothing is lost, and they come again by themselves."""
+"""The connection to the annotation service is cut, or carries nothing for a while: labels stop, nothing is lost, and
+they come again by themselves."""
 
 import time
 

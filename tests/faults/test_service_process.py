@@ -1,4 +1,5 @@
-"""The annotation service that a run started is killed, stopped, or hangs: no caption is lost, and it is there again without the run's doing."""
+"""The annotation service that a run started is killed, stopped, or hangs: no caption is lost, and it is there again
+without the run's doing."""
 
 import os
 import signal

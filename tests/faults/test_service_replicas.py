@@ -1,4 +1,5 @@
-"""Two annotation services in processes of their own, one of which is killed: the other answers for both, and no answered caption is asked again."""
+"""Two annotation services in processes of their own, one of which is killed: the other answers for both, and no
+answered caption is asked again."""
 
 import os
 import signal

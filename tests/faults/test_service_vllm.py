@@ -1,4 +1,5 @@
-"""vLLM's engine process dies under the annotation service of a run: the service replaces it, and the run notices nothing but a pause."""
+"""vLLM's engine process dies under the annotation service of a run: the service replaces it, and the run notices
+nothing but a pause."""
 
 import signal
 

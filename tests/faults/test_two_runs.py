@@ -1,4 +1,5 @@
-"""One run directory, two runs: the second is refused in a line, whatever it calls the directory, and the first does not notice."""
+"""One run directory, two runs: the second is refused in a line, whatever it calls the directory, and the first does not
+notice."""
 
 import json
 import os

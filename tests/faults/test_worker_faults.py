@@ -1,4 +1,5 @@
-"""Rollout workers that die, crash, hang and are stopped are replaced; what they had not finished is never trained on."""
+"""Rollout workers that die, crash, hang and are stopped are replaced; what they had not finished is never trained
+on."""
 
 import random
 import signal

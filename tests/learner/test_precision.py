@@ -21,8 +21,8 @@ def make_config(*changes: str) -> RunConfig:
         overrides=[
             "actors.envs_per_worker=16",
             "actors.rollout_steps=16",
-            # On every processor the same: V-trace clips ratios at 1, so rounding that only one of worker and learner has
-            # biases the targets.
+            # On every processor the same: V-trace clips ratios at 1, so rounding that only one of worker and learner
+            # has biases the targets.
             "actors.precision=bf16",
             "env.max_episode_steps=40",
             "policy.head_gain=1",

@@ -1,4 +1,5 @@
-"""The rules of every supervised child: which state follows which, when it is given up, and that nothing of it is left."""
+"""The rules of every supervised child: which state follows which, when it is given up, and that nothing of it is
+left."""
 
 import subprocess
 import sys

@@ -1,6 +1,7 @@
 """Captions for gymnasium's MountainCar-v0: what the last step showed, in words.
 
-Few distinct sentences on purpose: one per place and kind of motion, so that a judge is asked a few dozen questions in all.
+Few distinct sentences on purpose: one per place and kind of motion, so that a judge is asked a few dozen questions in
+all.
 """
 
 from collections.abc import Mapping
