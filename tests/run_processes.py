@@ -15,7 +15,7 @@ import psutil
 from cluster.run.temporary import temporary_directory
 
 ROOT = Path(__file__).parents[1]
-LIMIT_S = 120.0
+LIMIT_S = 240.0
 
 
 def start_run(

@@ -192,7 +192,7 @@ def test_the_scripted_engine_needs_no_calibration(rubric):
         ({"engine": "scripted", "script": "newt=2"}, "in 0 to 1"),
         ({"engine": "scripted", "script": "ne(wt=0.5"}, "`regex=probability`"),
         ({"model": "/no/such/folder"}, "model folder '/no/such/folder' does not exist"),
-        ({"dtype": "float17"}, "got 'float17', wanted one of auto, bfloat16, float32"),
+        ({"dtype": "float17"}, "got 'float17' (did you mean 'bfloat16'?), wanted one of auto, bfloat16, float32"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
     ],
 )
