@@ -1,4 +1,4 @@
-"""Builds the components of a run: where a section of `RunConfig` meets the class that takes it (the learner's: `cluster.loop`).
+"""Builds the components of a run: where sections of `RunConfig` meet the classes that take them (but `cluster.loop`).
 
 Invariant: every spawner builds through these functions, so the modes differ in where a component runs, not in what it
 is.

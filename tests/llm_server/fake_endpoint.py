@@ -1,5 +1,6 @@
 """An endpoint with OpenAI's protocol, in this process, with answers and failures set by the test."""
 
+import dataclasses
 import json
 import math
 import threading
@@ -8,12 +9,21 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import pytest
+
 from configs.annotation_schema import ServiceConfig
 from llm_server.engines.openai_engine import OpenAIEngine
-from llm_server.rubrics.rubric import Rubric
+from llm_server.rubrics.rubric import Example, Rubric
 
 MODEL = "oracle"
 POSITIVE = ("kill", "descend", "gold")
+CHAT = Rubric(
+    id="r", version="1", goal="g", style="chat", instructions="Judge.", positive="Yes", negative="No", threshold=None,
+    examples=(Example(item="You kill the jackal!", positive=True), Example(item="It's solid stone.", positive=False)),
+)  # fmt: skip
+COMPLETION = dataclasses.replace(CHAT, style="completion", positive=" yes", negative=" no")
+TEXTS = ["You kill the newt!", "It's a wall."]
+BY_LOGPROBS, BY_TEXT = pytest.approx([0.8, 0.2]), [1.0, 0.0]
 
 
 class FakeEndpoint:
@@ -165,3 +175,25 @@ def engines_of(endpoint: FakeEndpoint, default: Rubric) -> Iterator[Callable[...
     yield make
     for engine in engines:
         engine.close()
+
+
+def refusal(message: str, status: int = 400, **more: Any) -> tuple[int, Any]:
+    """An error answer in OpenAI's form."""
+    return status, {"error": {"message": message, **more}}
+
+
+def said(content: Any, finish_reason: str = "stop", **message: Any) -> tuple[int, Any]:
+    """A chat answer with this content."""
+    return 200, {
+        "choices": [{"message": {"role": "assistant", "content": content, **message}, "finish_reason": finish_reason}]
+    }
+
+
+def tokens(body: dict[str, Any]) -> int:
+    """How many tokens a request allows, under either name."""
+    return body.get("max_tokens") or body["max_completion_tokens"]
+
+
+def probabilities(engine: OpenAIEngine) -> list[float]:
+    """What the engine says of TEXTS."""
+    return [score.probability for score in engine.score(TEXTS)]

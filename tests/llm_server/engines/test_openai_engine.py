@@ -19,7 +19,7 @@ from llm_server.engines.openai_http import Endpoint, EndpointUnavailable
 from llm_server.offline.judge_flags import opened_judge
 from llm_server.rubrics.rubric import PairRubric, Rubric
 from llm_server.service.calibration import calibrate
-from tests.llm_server.fake_endpoint import MODEL, FakeEndpoint, engines_of
+from tests.llm_server.fake_endpoint import MODEL, engines_of
 
 KEY = "sk-secret-of-the-test"
 RUBRIC = Rubric(
@@ -34,13 +34,6 @@ RUBRIC = Rubric(
 )
 COMPARING = dataclasses.replace(RUBRIC, pairs=PairRubric(instructions="Which?", first=" A", second=" B"))
 CHAT = dataclasses.replace(RUBRIC, style="chat", positive="Yes", negative="No")
-
-
-@pytest.fixture
-def endpoint():
-    served = FakeEndpoint()
-    yield served
-    served.close()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Endpoints of many kinds: each is asked in a form that it accepts, and a failure is never read as an answer."""
 
-import dataclasses
 import json
 
 import pytest
@@ -8,47 +7,23 @@ import pytest
 from llm_server.engines.answers import text_of_piece
 from llm_server.engines.openai_forms import Answer
 from llm_server.engines.openai_http import EndpointRefused, EndpointUnavailable
-from llm_server.rubrics.rubric import Example, Rubric
-from tests.llm_server.fake_endpoint import FakeEndpoint, engines_of
-
-CHAT = Rubric(
-    id="r", version="1", goal="g", style="chat", instructions="Judge.", positive="Yes", negative="No", threshold=None,
-    examples=(Example(item="You kill the jackal!", positive=True), Example(item="It's solid stone.", positive=False)),
-)  # fmt: skip
-COMPLETION = dataclasses.replace(CHAT, style="completion", positive=" yes", negative=" no")
-TEXTS = ["You kill the newt!", "It's a wall."]
-BY_LOGPROBS, BY_TEXT = pytest.approx([0.8, 0.2]), [1.0, 0.0]
-
-
-@pytest.fixture
-def endpoint():
-    served = FakeEndpoint()
-    yield served
-    served.close()
+from tests.llm_server.fake_endpoint import (
+    BY_LOGPROBS,
+    BY_TEXT,
+    CHAT,
+    TEXTS,
+    engines_of,
+    probabilities,
+    refusal,
+    said,
+    tokens,
+)
 
 
 @pytest.fixture
 def make(endpoint, monkeypatch):
     monkeypatch.setenv("TEST_KEY", "sk-secret")
     yield from engines_of(endpoint, CHAT)
-
-
-def refusal(message, status=400, **more):
-    return status, {"error": {"message": message, **more}}
-
-
-def said(content, finish_reason="stop", **message):
-    return 200, {
-        "choices": [{"message": {"role": "assistant", "content": content, **message}, "finish_reason": finish_reason}]
-    }
-
-
-def tokens(body):
-    return body.get("max_tokens") or body["max_completion_tokens"]
-
-
-def probabilities(engine):
-    return [score.probability for score in engine.score(TEXTS)]
 
 
 NO_LOGPROBS = [

@@ -1,6 +1,5 @@
 """What an endpoint's errors mean: credit, keys, redirections, deadlines, proxies."""
 
-import dataclasses
 import json
 import time
 
@@ -8,48 +7,14 @@ import pytest
 
 from llm_server.engines.openai_http import Endpoint, EndpointRefused, error_of, error_status
 from llm_server.offline.annotate import main as annotate
-from llm_server.rubrics.rubric import Example, Rubric
-from tests.llm_server.fake_endpoint import FakeEndpoint, engines_of
+from tests.llm_server.fake_endpoint import BY_LOGPROBS, CHAT, TEXTS, engines_of, probabilities, refusal
 from tests.refusals import assert_refused
-
-CHAT = Rubric(
-    id="r", version="1", goal="g", style="chat", instructions="Judge.", positive="Yes", negative="No", threshold=None,
-    examples=(Example(item="You kill the jackal!", positive=True), Example(item="It's solid stone.", positive=False)),
-)  # fmt: skip
-COMPLETION = dataclasses.replace(CHAT, style="completion", positive=" yes", negative=" no")
-TEXTS = ["You kill the newt!", "It's a wall."]
-BY_LOGPROBS, BY_TEXT = pytest.approx([0.8, 0.2]), [1.0, 0.0]
-
-
-@pytest.fixture
-def endpoint():
-    served = FakeEndpoint()
-    yield served
-    served.close()
 
 
 @pytest.fixture
 def make(endpoint, monkeypatch):
     monkeypatch.setenv("TEST_KEY", "sk-secret")
     yield from engines_of(endpoint, CHAT)
-
-
-def refusal(message, status=400, **more):
-    return status, {"error": {"message": message, **more}}
-
-
-def said(content, finish_reason="stop", **message):
-    return 200, {
-        "choices": [{"message": {"role": "assistant", "content": content, **message}, "finish_reason": finish_reason}]
-    }
-
-
-def tokens(body):
-    return body.get("max_tokens") or body["max_completion_tokens"]
-
-
-def probabilities(engine):
-    return [score.probability for score in engine.score(TEXTS)]
 
 
 NO_QUOTA = "You exceeded your current quota, please check your plan and billing details."

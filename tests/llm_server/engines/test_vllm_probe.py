@@ -9,14 +9,6 @@ from configs.annotation_schema import ServiceConfig
 from llm_server.child_server import ProbeRefused
 from llm_server.engines.openai_http import EndpointUnavailable
 from llm_server.engines.vllm_engine import VllmEngine
-from tests.llm_server.fake_endpoint import FakeEndpoint
-
-
-@pytest.fixture
-def endpoint():
-    served = FakeEndpoint()
-    yield served
-    served.close()
 
 
 def ask(endpoint):
