@@ -93,13 +93,16 @@ def examine(config: Any, *, is_quick: bool = False) -> Iterator[CheckResult]:
         ("labels", not is_quick, label_rate.check_label_rate),
     )
     subject = Subject(config)
+    first: dict[str, str] = {}  # error in a setting -> the check that named it
     for name, applies, check in checks:
         try:
             found = check(subject) if applies else []
         except ImportError as error:
             found = failed(f"cannot be checked: {error}", "install what `packages` lists first")
         except ValueError as error:  # errors in settings are one line with advice
-            found = failed(str(error), "correct that setting")
+            told = first.setdefault(str(error), name)
+            reason = str(error) if told == name else f"cannot be checked, for the reason at `{told}`"
+            found = failed(reason, "correct that setting")
         except Exception as error:  # of any library that this check uses
             reason = named(error, 400)
             found = failed(f"the check ended with {reason}", "put that right first: a run would end with it too")

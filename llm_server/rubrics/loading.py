@@ -69,6 +69,7 @@ def _extended(content: Any, name: str) -> Any:
 
 def _check(rubric: Rubric, name: str) -> None:
     kinds = rubric.positive_kinds + rubric.minor_kinds + rubric.negative_kinds
+    pair_items = rubric.pairs.items if rubric.pairs else ()
     has_both, has_words = rubric.positive_kinds and rubric.negative_kinds, rubric.positive or rubric.negative
     calibrates, ratio = bool(rubric.calibration.items), rubric.calibration.negatives_per_positive
     problems: dict[str, Any] = {
@@ -81,7 +82,10 @@ def _check(rubric: Rubric, name: str) -> None:
         **_answer_problems(kinds or (rubric.positive, rubric.negative)),
         f"every example needs one of the kinds {', '.join(kinds)}": kinds
         and any(shown.kind not in kinds for shown in rubric.examples),
-        "an example has a kind, the rubric has none": not kinds and any(shown.kind for shown in rubric.examples),
+        "an example has a kind, the rubric has none": not kinds
+        and any(shown.kind for shown in rubric.examples + pair_items),
+        "an item of pairs has a kind that the rubric lacks": kinds
+        and any(shown.kind and shown.kind not in kinds for shown in pair_items),
         "kinds need calibration items: without them a model's bias towards each answer is unknown": kinds
         and not calibrates,
         f"calibration: negatives_per_positive must be above 0, not {ratio}": not ratio > 0,
@@ -140,7 +144,8 @@ def _check_shown(rubric: Rubric, name: str) -> None:
         return found
 
     words = {True: "positive", False: "negative"}
-    for example in rubric.examples:
+    pair_items = rubric.pairs.items if rubric.pairs else ()
+    for example in rubric.examples + pair_items:
         if example.kind and example.positive != (example.kind in rubric.positive_kinds):
             refuse(
                 f"example '{example.item}' is {words[example.positive]}, and its kind '{example.kind}' is not; leave"
@@ -154,7 +159,7 @@ def _check_shown(rubric: Rubric, name: str) -> None:
             refuse(f"calibration item '{item}' is also an example: the bias must be measured on items not shown")
     if rubric.pairs is None:
         return
-    answers("item of pairs", ((shown.item, words[shown.positive]) for shown in rubric.pairs.items))
+    answers("item of pairs", ((shown.item, words[shown.positive]) for shown in pair_items))
     better: dict[tuple[str, str], str] = {}
     for pair in rubric.pairs.examples:
         first, second = line(pair.first, "example of pairs"), line(pair.second, "example of pairs")
@@ -176,15 +181,16 @@ def _build(kind: type, content: Any, name: str, positive_kinds: Collection[str] 
             raise ValueError(
                 f"rubric '{name}': unknown key '{key}'{did_you_mean(str(key), fields)}; known: {', '.join(fields)}"
             )
+    positive_kinds = values.get("positive_kinds", positive_kinds)
     if "kind" in values:
         values.setdefault("positive", str(values["kind"] in positive_kinds))
     required = [f.name for f in fields.values() if f.default is f.default_factory is dataclasses.MISSING]
     if missing := [key for key in required if key not in values]:
         raise ValueError(f"rubric '{name}': missing {', '.join(missing)}")
-    return kind(**{key: _read(fields[key].type, values, key, name) for key in fields if key in values})
+    return kind(**{key: _read(fields[key].type, values, key, name, positive_kinds) for key in fields if key in values})
 
 
-def _read(wanted: Any, values: dict[str, Any], key: str, name: str) -> Any:
+def _read(wanted: Any, values: dict[str, Any], key: str, name: str, kinds: Collection[str]) -> Any:
     """The value of `key` converted to the type of its field; ValueError where that is impossible."""
     value, place, parts = values[key], f"rubric '{name}': {key}", get_args(wanted)
     if get_origin(wanted) is tuple:
@@ -192,14 +198,13 @@ def _read(wanted: Any, values: dict[str, Any], key: str, name: str) -> Any:
             raise ValueError(f"{place} must be a list, got {value!r}")
         if parts[0] is not str:
             places = (f"{name}: {key.removesuffix('s')} {n}" for n in itertools.count(1))
-            kinds = values.get("positive_kinds", ())
             return tuple(_build(parts[0], entry, where, kinds) for entry, where in zip(value, places, strict=False))
         if other := [item for item in value if not isinstance(item, str)]:
             problem = f"a list of texts (in quotes where YAML would read one otherwise), got {other[0]!r}"
             raise ValueError(f"{place} must be {problem}")
         return tuple(map(str, value))
     if wanted in (Calibration, PairRubric | None):
-        return _build(next(iter(parts), wanted), value, f"{name}: {key}")
+        return _build(next(iter(parts), wanted), value, f"{name}: {key}", kinds)
     if wanted is str and isinstance(value, str):
         return str(value)
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):

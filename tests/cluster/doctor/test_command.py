@@ -432,6 +432,14 @@ def test_a_check_that_fails_is_a_result_and_the_others_still_run(
     assert "judgement store" in results
 
 
+def test_what_several_checks_find_wrong_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    _, results = examine(capsys, "--quick", "reward_model.goal_once_per_episode=true", "reward_model.name=retrieval")
+    found = {name: result[0]["found"] for name, result in results.items() if result[0]["status"] == "failed"}
+    first, *others = [name for name, text in found.items() if "goal_once_per_episode" in text]
+    assert not others
+    assert sum(text == f"cannot be checked, for the reason at `{first}`" for text in found.values()) > 2
+
+
 @pytest.mark.parametrize(
     ("mode", "is_quick", "left_out"),
     [

@@ -158,6 +158,28 @@ def test_examples_answer_with_their_kind():
     assert 0 < MINOR < 0.5
 
 
+KIND_PAIRS = KINDS + "pairs: {instructions: P., first: ' 1', second: ' 2', items: [%s]}"
+
+
+def test_items_of_pairs_are_positive_by_their_kind():
+    items = "{item: A sun., kind: ' sun'}, {item: A moon., kind: ' moon'}, {item: A pit., positive: no}"
+    rubric = parse_rubric(KIND_PAIRS % items, "mine.yaml")
+    assert rubric.pair_question().examples == (("A sun.", " 2"), ("A moon.", " 1"), ("A pit.", " 1"))
+
+
+@pytest.mark.parametrize(
+    ("rubric", "items", "complaint"),
+    [
+        (KIND_PAIRS, "{item: A sun., kind: ' comet'}", "an item of pairs has a kind that the rubric lacks"),
+        (KIND_PAIRS, "{item: A sun., kind: ' sun', positive: no}", "is negative, and its kind ' sun' is not"),
+        (PAIRS.replace("[%s]", "[]", 1), "{item: a, kind: ' sun'}", "an example has a kind, the rubric has none"),
+    ],
+)
+def test_items_of_pairs_with_a_wrong_kind_are_refused(rubric, items, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        parse_rubric(rubric % items, "mine.yaml")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
