@@ -11,6 +11,10 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+DESCRIPTION = (
+    "MAZE: \"mylevel\", ' '\nFLAGS:premapped\nGEOMETRY:center,center\nMAP\n......\nENDMAP\nBRANCH:(0,0,0,0),(5,0,5,0)\n"
+)
+"""Of a MiniHack level."""
 PLAIN = spaces.Box(-1, 1, (4,), np.float32)
 
 
@@ -64,6 +68,44 @@ def limited(**kwargs: Any) -> gymnasium.Env:
     return gymnasium.wrappers.TimeLimit(Odd(**kwargs), 3)
 
 
+class FourSteps(gymnasium.Wrapper):
+    """One step is four of the environment's."""
+
+    def step(self, action: Any) -> Any:
+        """The last observation, and the sum of the rewards."""
+        total = 0.0
+        for _ in range(4):
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return obs, total, terminated, truncated, info
+
+
+class Deadline(gymnasium.wrappers.TimeLimit):
+    """A limit that costs something."""
+
+    def step(self, action: Any) -> Any:
+        """Minus 100 at the limit."""
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, float(reward) - 100 * truncated, terminated, truncated, info
+
+
+class Spaces(Odd):
+    """Declares what it is given as its spaces; what is None, not at all."""
+
+    def __init__(self, observed: Any = None, actions: Any = None) -> None:
+        super().__init__()
+        self._observed, self._actions = observed, actions
+
+    def __getattribute__(self, name: str) -> Any:
+        held = super().__getattribute__("__dict__")
+        given = {"observation_space": held.get("_observed"), "action_space": held.get("_actions")}
+        if name in given and given[name] is None:
+            raise AttributeError(f"no {name} yet")
+        return given.get(name) or super().__getattribute__(name)
+
+
 def raising(error: BaseException) -> Callable[[Any], Any]:
     """A function that raises."""
 
@@ -77,8 +119,7 @@ def level(**kwargs: Any) -> Any:
     """A MiniHack level with a limit of its own, made by a function that takes only what it knows."""
     from minihack import MiniHackNavigation
 
-    description = "MAZE: \"mylevel\", ' '\nFLAGS:premapped\nGEOMETRY:center,center\nMAP\n......\nENDMAP\nBRANCH:(0,0,0,0),(5,0,5,0)\n"
-    return MiniHackNavigation(des_file=description, max_episode_steps=30, **kwargs)
+    return MiniHackNavigation(des_file=DESCRIPTION, max_episode_steps=30, **kwargs)
 
 
 def bare_level() -> Any:
@@ -128,7 +169,68 @@ def unpayable_level(**kwargs: Any) -> Any:
     return env
 
 
+class Returning(gymnasium.Wrapper):
+    """Returns from step what `change` makes of it."""
+
+    def __init__(self, env: gymnasium.Env, change: Callable[[Any], Any]) -> None:
+        super().__init__(env)
+        self._change = change
+
+    def step(self, action: Any) -> Any:
+        """See the class."""
+        return self._change(self.env.step(action))
+
+
+def returning_level(change: Callable[[Any], Any]) -> gymnasium.Env:
+    """A level of which step returns something else."""
+    return Returning(level(), change)
+
+
+def skipping_level(**kwargs: Any) -> gymnasium.Env:
+    """Four steps of the game are one."""
+    return FourSteps(level(**kwargs))
+
+
+def deadline_level(**kwargs: Any) -> gymnasium.Env:
+    """A limit that costs something."""
+    return Deadline(level(**kwargs), 5)
+
+
+class Holding(gymnasium.Env):
+    """No wrapper, but an environment that holds a game under a name of its own, made anew in every `renewed`-th reset
+    (0: never; -1: only there)."""
+
+    def __init__(self, held_as: str = "simulator", renewed: int = 0) -> None:
+        game = level()
+        self.observation_space, self.action_space = game.observation_space, game.action_space
+        self._name, self._renewed, self._num_resets = held_as, renewed, 0
+        setattr(self, held_as, None if renewed == -1 else game)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """See the class."""
+        self._num_resets += 1
+        if self._renewed and self._num_resets % self._renewed == 0:
+            setattr(self, self._name, level())
+        return getattr(self, self._name).reset(seed=seed)
+
+    def step(self, action: int) -> Any:
+        """The game's."""
+        return getattr(self, self._name).step(action)
+
+
+def class_of_its_own(**given: Any) -> type:
+    """A class of levels whose constructor takes no arguments, and gives NLE's itself."""
+    from minihack import MiniHackNavigation
+
+    def make(self: Any) -> None:
+        arguments = {"des_file": DESCRIPTION, "max_episode_steps": 30, **given}
+        MiniHackNavigation.__init__(self, **arguments)
+
+    return type("Level", (MiniHackNavigation,), {"__init__": make})
+
+
 gymnasium.register("Odd-v0", entry_point=Odd)
+gymnasium.register("Spaces-v0", entry_point=Spaces)
 gymnasium.register("SeedlessReset-v0", entry_point=SeedlessReset)
 gymnasium.register("OwnLimit-v0", entry_point=limited)
 gymnasium.register("RegisteredLimit-v0", entry_point=Odd, max_episode_steps=2)
@@ -141,7 +243,11 @@ gymnasium.register(
 gymnasium.register(
     "NotANumber-v0", entry_point=Odd, kwargs={"obs": lambda t: np.full(4, np.nan if t == 3 else 0, np.float32)}
 )
-for _function in (level, bare_level, wrapped_level, limited_level, observed_level, unpayable_level):
+_LEVELS: tuple[Callable[..., Any], ...] = (
+    *(level, bare_level, wrapped_level, limited_level, observed_level, unpayable_level, returning_level),
+    *(skipping_level, deadline_level, Holding),
+)
+for _function in _LEVELS:
     gymnasium.register(f"MiniHack-Odd-{_function.__name__}-v0", entry_point=_function)
 gymnasium.register(
     "MiniHack-Odd-registered-v0",

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.environments.errors import EnvironmentFailure, fail
+from actors.environments.errors import EnvironmentFailure, fail, shown
 from configs.errors import named
 
 Captioner = Callable[[Any, Mapping[str, Any]], bytes]
@@ -56,7 +56,7 @@ def _checked(caption: Any, captioner: str, env_id: str) -> bytes:
     raw = to_bytes(caption)
     if raw is None:
         raise EnvironmentFailure(
-            f"env.captioner {captioner!r} of environment {env_id!r} gave {type(caption).__name__} {caption!r:.80}; "
+            f"env.captioner {captioner!r} of environment {env_id!r} gave {type(caption).__name__} {shown(caption, 80)}; "
             "captions are str, bytes or uint8 arrays"
         )
     return raw

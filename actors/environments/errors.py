@@ -15,10 +15,16 @@ from configs.errors import one_line
 LOG = logging.getLogger(__name__)
 MAX_MESSAGE = 300
 """Characters of an exception's own message that are kept."""
+MAX_LINE = 2_000
+"""Characters of a failure's whole message."""
 
 
 class EnvironmentFailure(ValueError):
-    """An environment raised, or returned what it did not declare; the one-line message names the environment."""
+    """An environment raised, or returned what it did not declare; the message names the environment, and is one line
+    whatever it quotes."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message, MAX_LINE))
 
 
 def environment_failure(env_id: str, error: BaseException, where: str) -> EnvironmentFailure:
@@ -43,6 +49,14 @@ def environment_failure(env_id: str, error: BaseException, where: str) -> Enviro
 def fail(env_id: str, error: BaseException, where: str) -> NoReturn:
     """Raise the `environment_failure` of these."""
     raise environment_failure(env_id, error, where)
+
+
+def shown(value: object, max_characters: int = 60) -> str:
+    """`value` as code shows it, on one line; the name of its type where it cannot be shown."""
+    try:
+        return one_line(repr(value), max_characters)
+    except Exception:
+        return type(value).__name__
 
 
 def close_quietly(env: Any) -> None:

@@ -15,16 +15,14 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from actors.environments.captioner import make_captioner
-from actors.environments.errors import close_quietly, fail
+from actors.environments.errors import close_quietly, fail, shown
 from actors.environments.observations import ObservationReader, entry_name, leaves, pick
+from actors.environments.protocol import declared_space, discrete_actions, finite_number, reset_result, step_result
 from actors.environments.rebuilding import RebuildingVector
 from actors.environments.vector import EnvironmentSpec, EpisodeEnd, SeedStream, VectorStep
-from actors.environments.wrappers import lift_time_limits, lowest, step_limit
+from actors.environments.wrappers import lengthen, lowest, lowest_time_limit, made_in_reset, step_limit
 from configs.errors import one_line
 from configs.schema import EnvConfig
-
-LARGEST_FLOAT = float(np.finfo(np.float32).max)
-STEP_GIVES = "(observation, reward, terminated, truncated, info)"
 
 
 class GymnasiumEnvironment(RebuildingVector):
@@ -36,14 +34,18 @@ class GymnasiumEnvironment(RebuildingVector):
         """`first`: the first environment, from `make_single`; `notices`: its notices for the user. Raises ValueError
         for unsuitable spaces and captioners, for options that the environment does not take, and for what it raises."""
         super().__init__(spec, config, num_envs, seeds)
+        self._is_looked_at = bool(notices)  # whether the user knows what is within
         self._envs = [first]  # gymnasium environments; None: to be made anew
         try:
             while len(self._envs) < num_envs:
                 self._envs.append(make_single(spec, config))
-            inside = max((lift_time_limits(env) for env in self._envs), default=0)
-            self._step_limit, of_limit = step_limit(config, lowest(spec.max_episode_steps, inside), spec.id)
             model = self._envs[0]
-            space, self._first_action, num_actions = model.observation_space, *discrete_actions(model, spec.id)
+            own = lowest(spec.max_episode_steps, lowest_time_limit(model))
+            self._step_limit, of_limit = step_limit(config, own, spec.id)
+            for env in self._envs:
+                lengthen(env, self._step_limit)
+            space = declared_space(model, "observation_space", spec.id)
+            self._first_action, num_actions = discrete_actions(model, spec.id)
             self._captioner, text = make_captioner(config.captioner, *_keys(space), spec.id)
             self._reader = ObservationReader(space, spec.id, text)
             self._can_save = all(hasattr(model.unwrapped, name) for name in ("state_dict", "load_state_dict"))
@@ -60,6 +62,9 @@ class GymnasiumEnvironment(RebuildingVector):
         """Start the next episode everywhere."""
         self._obs = {name: array.copy() for name, array in self._obs.items()}
         captions = [self._start(i) for i in range(self.num_envs)]
+        if not self._is_looked_at:
+            self._is_looked_at = True
+            self._notices += made_in_reset(self._envs[0], self._gymnasium_spec.id)
         self._notices += self._reader.outside_bounds(self._obs)
         return self._obs, captions
 
@@ -78,7 +83,7 @@ class GymnasiumEnvironment(RebuildingVector):
                 step.losses[i] = self._start(i)
                 continue
             step.rewards[i], step.terminated[i], step.captions[i] = reward, terminates, caption
-            step.truncated[i] = not terminates and (truncates or self._steps[i] == self._step_limit)
+            step.truncated[i] = not terminates and (truncates or 0 < self._step_limit <= self._steps[i])
             if step.terminated[i] or step.truncated[i]:
                 last = {name: array[i].copy() for name, array in self._obs.items()}
                 end = EpisodeEnd(index=i, final_obs=last, reset_caption=self._start(i), info=_metrics(info))
@@ -119,16 +124,9 @@ class GymnasiumEnvironment(RebuildingVector):
     def _step(self, i: int, action: int) -> tuple[float, bool, bool, bytes, Mapping[str, Any]]:
         """Reward, terminated, truncated, raw caption and info; the observation is written into row `i`."""
         given = self._envs[i].step(action)
-        if not isinstance(given, tuple) or len(given) != 5:
-            raise self._failure(f"returned {_described(given)} from step, wanted {STEP_GIVES}, as in gymnasium")
-        obs, reward, terminates, truncates, info = given
+        obs, reward, terminates, truncates, info = step_result(given, self._gymnasium_spec.id)
         self._reader.write(self._obs, i, obs, "step")
-        number = _number(reward)
-        if number is None:
-            raise self._failure(f"gave the reward {reward!r:.60} in step, wanted a finite number")
-        if not isinstance(info, Mapping):
-            raise self._failure(f"gave {_described(info)} as info in step, wanted a dict")
-        return number, bool(terminates), bool(truncates), self._captioner(obs, info), info
+        return reward, terminates, truncates, self._captioner(obs, info), info
 
     def _start(self, i: int) -> bytes:
         """Start the next episode, in a rebuilt environment if this one fails; returns its first raw caption."""
@@ -142,11 +140,8 @@ class GymnasiumEnvironment(RebuildingVector):
         env = self._envs[i]
         if env is None:
             env = self._envs[i] = make_single(self._gymnasium_spec, self._config)
-            lift_time_limits(env)
-        given = env.reset(seed=seed)
-        if not isinstance(given, tuple) or len(given) != 2 or not isinstance(given[1], Mapping):
-            raise self._failure(f"returned {_described(given)} from reset, wanted (observation, info), as in gymnasium")
-        obs, info = given
+            lengthen(env, self._step_limit)
+        obs, info = reset_result(env.reset(seed=seed), self._gymnasium_spec.id)
         self._reader.write(self._obs, i, obs, "reset")
         return self._captioner(obs, info)
 
@@ -179,41 +174,15 @@ def refuse_making(env_id: str, options: Mapping[str, Any], error: BaseException)
     fail(env_id, error, "making")
 
 
-def discrete_actions(env: Any, env_id: str) -> tuple[int, int]:
-    """The first action and how many there are; ValueError for other action spaces."""
-    actions = env.action_space
-    if not isinstance(actions, spaces.Discrete):
-        raise ValueError(f"environment {env_id!r} has the action space {actions}; policies here need Discrete actions")
-    return int(actions.start), int(actions.n)
-
-
 def _keys(space: spaces.Space) -> tuple[dict[str, Any], str]:
     """Sources of captions: entry name -> function that picks it; and a description of the observation space."""
     paths = {entry_name(path): path for path, _ in leaves(space)}
     named = isinstance(space, spaces.Dict | spaces.Tuple)
-    there = f"its keys are {', '.join(paths)}" if named else f"its observation space is {space}, without keys"
+    there = f"its keys are {', '.join(paths)}" if named else f"its observation space is {shown(space)}, without keys"
     return {name: lambda obs, path=path: pick(obs, path) for name, path in paths.items()}, there
 
 
-def _number(reward: Any) -> float | None:
-    """A finite reward within 32-bit range, also from an array of one number; None for anything else."""
-    if not isinstance(reward, float):
-        if isinstance(reward, str | bytes):
-            return None
-        try:
-            is_array = hasattr(reward, "shape") or isinstance(reward, list | tuple)
-            reward = float(np.asarray(reward).item() if is_array else reward)
-        except (TypeError, ValueError, OverflowError):
-            return None
-    return float(reward) if abs(reward) <= LARGEST_FLOAT else None  # neither is NaN
-
-
-def _described(value: Any) -> str:
-    return f"{len(value)} values" if isinstance(value, tuple) else type(value).__name__
-
-
 def _metrics(info: Mapping[str, Any]) -> dict[str, float]:
-    for key in ("success", "is_success"):
-        if isinstance(info.get(key), bool | int | float | np.number | np.bool_):
-            return {"success": float(info[key])}
-    return {}
+    told = (finite_number(info.get(key)) for key in ("success", "is_success"))
+    success = next((number for number in told if number is not None), None)
+    return {} if success is None else {"success": success}

@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 
 from actors.environments.captioner import to_bytes
-from actors.environments.errors import EnvironmentFailure
+from actors.environments.errors import EnvironmentFailure, shown
 from actors.environments.vector import ArraySpec
 
 SINGLE = "obs"
@@ -55,7 +55,7 @@ class ObservationReader:
             name = entry_name(path)
             made = _read_as_text(leaf) if name == text else _entry_format(leaf)
             if made is None:
-                left_out.append(f"{name!r} ({leaf!r:.60})")
+                left_out.append(f"{name!r} ({shown(leaf)})")
                 continue
             while name in self.entries:  # {"a/b": x, "a": {"b": y}}
                 name += "_"
@@ -92,7 +92,7 @@ class ObservationReader:
                 del self._bounded[name]
                 what = f"observation {name!r} got {arrays[name][outside].flat[0]}, outside"
                 space = self.entries[name].space
-                found.append(f"environment {self._env_id!r}: {what} {space!r:.80}; it is used unchanged")
+                found.append(f"environment {self._env_id!r}: {what} {shown(space, 80)}; it is used unchanged")
         return found
 
 
@@ -213,7 +213,7 @@ def _integers(value: Any, spec: ArraySpec) -> np.ndarray:
 def _within(array: np.ndarray, low: Any, high: Any, space: spaces.Space) -> np.ndarray:
     outside = (array < low) | (array > high)
     if outside.any():
-        raise Misfit(f"got {array[outside].flat[0]}, outside {space!r:.80}")
+        raise Misfit(f"got {array[outside].flat[0]}, outside {shown(space, 80)}")
     return array
 
 
@@ -240,4 +240,4 @@ def _bounds(entry: Entry) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _describe(value: Any) -> str:
-    return "None" if value is None else f"{type(value).__name__} {value!r:.40}"
+    return "None" if value is None else f"{type(value).__name__} {shown(value, 40)}"

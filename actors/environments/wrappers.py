@@ -1,18 +1,23 @@
 """Looks inside environments that wrappers surround: for NetHack, and for step limits.
 
-Invariant: a wrapper's step limit is read and lifted, so that Delphi's own is the only one, however it was registered.
+Invariant: a wrapper's step limit stays as it is, wherever it counts, unless the user's is longer.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
+from gymnasium import Env
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
+from actors.environments.errors import environment_failure
+from actors.environments.protocol import declared_space
 from configs.schema import EnvConfig
 
 NO_LIMIT = 1 << 62
 TRANSPARENT = (OrderEnforcing, PassiveEnvChecker, TimeLimit)
-"""Gymnasium's own wrappers that change nothing once their limit is lifted."""
+"""Gymnasium's own wrappers that change nothing but the step limit; classes derived from them may."""
+NEW_GAMES = "they make a new game in reset"
 
 
 def layers(env: Any) -> Iterator[Any]:
@@ -23,7 +28,10 @@ def layers(env: Any) -> Iterator[Any]:
         yield env
         held = vars(env) if hasattr(env, "__dict__") else {}
         inner = held.get("env", held.get("_env"))
-        env = inner if callable(getattr(inner, "step", None)) else getattr(env, "unwrapped", None)
+        if not callable(getattr(inner, "step", None)):  # it may keep the environment under a name of its own
+            others = [value for value in held.values() if isinstance(value, Env)]
+            inner = others[0] if len(others) == 1 else getattr(env, "unwrapped", None)
+        env = inner
 
 
 def innermost(env: Any) -> Any:
@@ -38,19 +46,45 @@ def descends_from_nethack(creator: Any) -> bool:
 
 def nethack_within(env: Any, env_id: str, captioner: str) -> tuple[bool, tuple[str, ...]]:
     """Whether an environment is played as NetHack, and the user's notices if it is NetHack but is not played as such:
-    wrappers change its observations, or its captions are not the messages."""
+    wrappers change its observations or make a new game in reset, or its captions are not the messages."""
     game, played = innermost(env), strip(env)
     if not descends_from_nethack(type(game)):
         return False, ()
-    own = played.observation_space != game.observation_space
-    if played is game or (captioner == "message" and not own):
+    if played is game:
         return True, ()
-    why = "their observations are not NetHack's" if own else f"env.captioner is {captioner}"
-    how = "remove the wrappers, or register the class itself" if own else "set env.captioner=message"
-    return False, (
-        f"environment {env_id!r} is NetHack within {wrapper_names(played)}, and is played as any other, since {why}:"
-        " the last messages of episodes are lost, the run's seed is ignored, and there is no glyph network;"
-        f" {how} to have them",
+    how = "remove the wrappers, or register the class itself"
+    if declared_space(played, "observation_space", env_id) != game.observation_space:
+        why = "their observations are not NetHack's"
+    elif captioner != "message":
+        why, how = f"env.captioner is {captioner}", "set env.captioner=message"
+    elif _is_replaced(env, game, env_id):
+        why = NEW_GAMES
+    else:
+        return True, ()
+    return False, (_played_as_any_other(env_id, wrapper_names(played), why, how),)
+
+
+def made_in_reset(env: Any, env_id: str) -> list[str]:
+    """The user's notice if an environment without one, just reset, turns out to have NetHack within."""
+    if not descends_from_nethack(type(innermost(env))):
+        return []
+    return [_played_as_any_other(env_id, wrapper_names(strip(env)), NEW_GAMES, "register the class itself")]
+
+
+def _is_replaced(env: Any, game: Any, env_id: str) -> bool:
+    """Whether a reset puts another game in the place of this one."""
+    try:
+        env.reset(seed=0)
+    except BaseException as error:
+        environment_failure(env_id, error, "reset")  # it will be raised again, and reported, where an episode starts
+    return innermost(env) is not game
+
+
+def _played_as_any_other(env_id: str, wrappers: str, why: str, how: str) -> str:
+    return (
+        f"environment {env_id!r} is NetHack within {wrappers}, and is played as any other, since {why}: the last"
+        " messages of episodes are lost, the run's seed is ignored, and there is no glyph network;"
+        f" {how} to have them"
     )
 
 
@@ -61,24 +95,27 @@ def wrapper_names(played: Any) -> str:
 
 def strip(env: Any) -> Any:
     """The environment without outermost wrappers that change nothing."""
-    while isinstance(env, TRANSPARENT):
+    while type(env) in TRANSPARENT:
         env = env.env
     return env
 
 
-def lift_time_limits(env: Any) -> int:
-    """Remove the limits of all TimeLimit wrappers within; returns the lowest of them, 0 if there is none."""
-    limits = []
+def lowest_time_limit(env: Any) -> int:
+    """The lowest limit of the TimeLimit wrappers within; 0 if there is none."""
+    return lowest(*(layer._max_episode_steps for layer in layers(env) if isinstance(layer, TimeLimit)))
+
+
+def lengthen(env: Any, limit: int) -> None:
+    """Let no TimeLimit wrapper within end an episode before `limit` steps; a lower limit changes nothing. A class
+    derived from TimeLimit may do more at its limit than end the episode, and keeps one."""
     for layer in layers(env):
-        if isinstance(layer, TimeLimit):
-            limits.append(int(layer._max_episode_steps))
-            layer._max_episode_steps = NO_LIMIT
-    return min(limits, default=0)
+        if isinstance(layer, TimeLimit) and layer._max_episode_steps < limit:
+            layer._max_episode_steps = NO_LIMIT if type(layer) is TimeLimit else limit
 
 
-def lowest(*limits: int | None) -> int:
-    """The lowest step limit; 0 and None mean no limit."""
-    return min((limit for limit in limits if limit), default=0)
+def lowest(*limits: float | None) -> int:
+    """The lowest step limit, in whole steps; None, infinity, and numbers that are not positive mean no limit."""
+    return min((math.ceil(limit) for limit in limits if limit and 0 < limit < math.inf), default=0)
 
 
 def step_limit(config: EnvConfig, own: int, env_id: str) -> tuple[int, list[str]]:

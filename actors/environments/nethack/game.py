@@ -9,8 +9,8 @@ bit-identical to it.
 import functools
 import logging
 import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,15 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from nle import nethack
 from nle.env import NLE
 
+from actors.environments.errors import EnvironmentFailure
 from actors.environments.gymnasium_vector import refuse_making
 from actors.environments.lookup import load_creator
 from actors.environments.nethack.crop import LAYERS, MAP_CELLS, MAP_HEIGHT, MAP_WIDTH, make_maps
 from actors.environments.nethack.messages import MessageLog
 from actors.environments.nethack.shared_code import engine_pages
 from actors.environments.nethack.tasks import ESCAPE, GAME_OVER, READING_LINE, WAITING_FOR_SPACE
-from actors.environments.wrappers import NO_LIMIT, innermost, lift_time_limits, lowest, strip
+from actors.environments.protocol import step_result
+from actors.environments.wrappers import NO_LIMIT, innermost, lengthen, lowest, lowest_time_limit, strip
 from configs.schema import EnvConfig
 
 logger = logging.getLogger(__name__)
@@ -55,8 +57,13 @@ class Game:
         played, observes_more = _make(spec, config)
         env = innermost(played)
         self.env, self._env_id = env, spec.id
-        self.step_limit = lowest(int(env._max_episode_steps), spec.max_episode_steps, lift_time_limits(played))
+        inside = lowest(env._max_episode_steps)
+        self.step_limit = lowest(inside, spec.max_episode_steps, lowest_time_limit(played))
         """The environment's own limit; NLE itself would report it as a termination, with an empty screen."""
+        if config.max_episode_steps > self.step_limit:
+            lengthen(played, config.max_episode_steps)
+            inside = NO_LIMIT
+        self._limit_inside = inside or NO_LIMIT  # a wrapper's step may be several of the game's
         self.played = strip(played)  # what is stepped: the environment, or wrappers around it that change something
         env._max_episode_steps = NO_LIMIT
         # A won game is not quit, so that its last screen can be read; the next reset starts a new one anyway.
@@ -103,6 +110,9 @@ class Game:
                 _warn_unseeded(self._env_id)
             if self.is_wrapped:
                 self.played.reset(seed=core % 2**31)  # wrappers may draw something
+                if innermost(self.played) is not self.env:
+                    what = f"environment {self._env_id!r} put another NetHack game in the place of its own in reset"
+                    raise EnvironmentFailure(f"{what}; make the new game in the first reset already, or never")
             else:
                 self.env.reset()
         finally:
@@ -113,10 +123,13 @@ class Game:
     def step(self, action: int) -> tuple[float, int, bytes]:
         """Reward, end status (0: the episode goes on), and the step's raw caption."""
         self.log.start_step()
-        _, reward, terminated, truncated, info = self.played.step(action)
+        given = self.played.step(action)
+        _, reward, terminated, truncated, info = step_result(given, self._env_id)
         status = int(info.get("end_status", 0))
         if not status and (terminated or truncated):  # a wrapper ended the episode
             status = ABORTED if truncated else DEATH
+        if not status and self.env._steps >= self._limit_inside:
+            status = ABORTED
         return reward, status, self.log.caption()
 
     def success(self, status: int) -> bool:
@@ -179,18 +192,27 @@ def _make(spec: EnvSpec, config: EnvConfig) -> tuple[Any, bool]:
             raise ValueError(f"env.options has {key!r}, which a run sets itself; {instead}")
     creator = load_creator(spec)
     arguments = {**spec.kwargs, **config.options}
-    is_class = isinstance(creator, type) and issubclass(creator, NLE)
-    if is_class:  # the wrappers of another entry point may read more observations
-        # Without fix_moon_phase a seeded game would depend on the date and the hour at which it is played.
-        arguments = {"observation_keys": OBSERVED, "fix_moon_phase": True, **arguments}
     try:
-        with nullcontext() if is_class else _fixed_moon_phase():
-            env = creator(**arguments)
-            for wrapper in spec.additional_wrappers:
-                env = load_env_creator(wrapper.entry_point)(env=env, **(wrapper.kwargs or {}))
+        env, observes_more = _create(creator, arguments)
+        for wrapper in spec.additional_wrappers:  # which may read more observations
+            env = load_env_creator(wrapper.entry_point)(env=env, **(wrapper.kwargs or {}))
     except BaseException as error:
         refuse_making(spec.id, config.options, error)
-    return env, not is_class or bool(spec.additional_wrappers)
+    return env, observes_more or bool(spec.additional_wrappers)
+
+
+def _create(creator: Callable[..., Any], arguments: Mapping[str, Any]) -> tuple[Any, bool]:
+    """What a class or function makes, with a fixed moon phase, and whether it may observe more than `OBSERVED`: without
+    a fixed phase a seeded game would depend on the date and the hour at which it is played."""
+    if isinstance(creator, type) and issubclass(creator, NLE):
+        ours = {"observation_keys": OBSERVED, "fix_moon_phase": True}
+        try:
+            return creator(**{**ours, **arguments}), False
+        except TypeError as error:  # a class of the user's may not take these, or give them itself
+            if not any(name in str(error) for name in ours):
+                raise
+    with _fixed_moon_phase():
+        return creator(**arguments), True
 
 
 @contextmanager

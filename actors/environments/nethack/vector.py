@@ -12,15 +12,15 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from actors.environments.errors import close_quietly
-from actors.environments.gymnasium_vector import discrete_actions
 from actors.environments.nethack.crop import MAP_CELLS, view_for
 from actors.environments.nethack.episode_stats import EpisodeStats, X, Y
 from actors.environments.nethack.game import INVENTORY, Game, make_screens
 from actors.environments.nethack.lean_rewards import goal_reward
 from actors.environments.nethack.lean_stepping import make_stepping
+from actors.environments.protocol import discrete_actions
 from actors.environments.rebuilding import RebuildingVector
 from actors.environments.vector import ArraySpec, EnvironmentSpec, EpisodeEnd, SeedStream, VectorStep
-from actors.environments.wrappers import step_limit, wrapper_names
+from actors.environments.wrappers import NO_LIMIT, step_limit, wrapper_names
 from configs.schema import EnvConfig, PolicyConfig
 
 
@@ -61,7 +61,7 @@ class NetHackEnvironment(RebuildingVector):
         self.spec = EnvironmentSpec(
             observations=observations,
             num_actions=discrete_actions(model.played, spec.id)[1],
-            goal_reward=None if model.is_wrapped else goal_reward(model.env, self._step_limit),
+            goal_reward=None if model.is_wrapped or not self._step_limit else goal_reward(model.env, self._step_limit),
             notices=tuple(notices),
         )
 
@@ -91,7 +91,7 @@ class NetHackEnvironment(RebuildingVector):
         self._metrics.update(self._glyphs, self._blstats, captions)
         # Without a step limit NLE aborts only if NetHackChallenge sees no progress: the task has not ended then either.
         terminated = statuses > 0
-        truncated = ((statuses < 0) | (self._steps >= self._step_limit)) & ~terminated
+        truncated = ((statuses < 0) | (self._steps >= (self._step_limit or NO_LIMIT))) & ~terminated
         ends = [self._end(i, int(statuses[i])) for i in (terminated | truncated).nonzero()[0].tolist()]
         self._obs = self._observe(self._screens, out)
         return VectorStep(

@@ -3,17 +3,19 @@
 import re
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.error import DependencyNotInstalled
+from gymnasium.wrappers import TimeLimit
 
 from actors.environments.errors import EnvironmentFailure
 from actors.environments.factory import make_environment
 from actors.environments.lookup import find_environment
 from actors.environments.vector import VectorEnvironment
 from configs.schema import EnvConfig
-from tests.odd_environments import Odd, raising
+from tests.odd_environments import Deadline, FourSteps, Odd, raising
 
 ODD = "tests.odd_environments:"
 SINGLE = "environment 'Odd-v0'"
@@ -214,6 +216,97 @@ def test_what_is_not_gymnasiums_protocol_is_said(settings: dict[str, Any], messa
     assert message in line
 
 
+@pytest.mark.parametrize("flag", [None, float("nan"), "False", {}, np.array([True, False]), 2])
+@pytest.mark.parametrize("name", ["terminated", "truncated"])
+def test_an_end_that_is_neither_true_nor_false_is_an_environment_error(name: str, flag: Any) -> None:
+    ends = {"terminated": False, "truncated": False, name: flag}
+    count, line = first_error(make(step=lambda t: (np.zeros(4), 1.0, *ends.values(), {"event": ""})))
+    assert count == 6
+    assert line == f"{SINGLE} gave {name} {flag!r} in step, wanted True or False"
+
+
+@pytest.mark.parametrize("flag", [True, 1, 1.0, np.True_, np.array(True), np.array([1])])
+def test_an_end_in_whatever_form_is_one(flag: Any) -> None:
+    env = make(step=lambda t: (np.zeros(4), 1.0, flag, False, {"event": ""}))
+    env.reset()
+    assert env.step(np.zeros(2, np.int64)).terminated.tolist() == [True, True]
+    assert env.take_errors() == (0, "")
+
+
+def test_lists_are_taken_for_the_tuples_of_gymnasium() -> None:
+    env = make(
+        reset=lambda t: [np.zeros(4), {"event": "begun"}], step=lambda t: [np.ones(4), 1.0, False, False, {"event": ""}]
+    )
+    assert env.reset()[1] == [b"begun"] * 2
+    assert env.step(np.zeros(2, np.int64)).obs["obs"].tolist() == [[1.0] * 4] * 2
+    assert env.take_errors() == (0, "")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"reward": lambda t: np.zeros((3, 3))},
+        {"obs": lambda t: np.full((4, 4), None) if t else np.zeros(4)},
+        {"info": lambda t: {"event": np.zeros((4, 4)) if t else ""}},
+        {
+            "space": spaces.MultiDiscrete(np.full((9, 9), 3)),
+            "obs": lambda t: np.full((9, 9), 5 if t else 0),
+        },
+    ],
+)
+def test_what_takes_many_lines_is_shown_in_one(settings: dict[str, Any]) -> None:
+    env = make(**settings)
+    env.reset()
+    env.step(np.zeros(2, np.int64))
+    _, text = env.take_errors()
+    assert "Odd-v0" in text.splitlines()[-1], "the last line names the failure"
+    assert len(text.splitlines()[-1]) < 500
+
+
+def test_notices_are_single_lines() -> None:
+    low = np.linspace(0, 1, 40).reshape(8, 5)
+    box = spaces.Box(low, low + 1, dtype=np.float64)
+    env = make(space=spaces.Dict(a=box, b=spaces.Sequence(box)), obs=lambda t: {"a": np.full((8, 5), 9.0), "b": ()})
+    env.reset()
+    told = (*env.spec.notices, *env.take_notices())
+    assert len(told) == 2
+    assert not any("\n" in line for line in told)
+
+
+@pytest.mark.parametrize(
+    ("spaces_given", "message"),
+    [
+        ({"actions": spaces.Discrete(2)}, "raised AttributeError in its observation_space: no observation_space yet"),
+        ({"observed": spaces.Discrete(2)}, "raised AttributeError in its action_space: no action_space yet"),
+        (
+            {"observed": {"a": spaces.Discrete(2)}, "actions": spaces.Discrete(2)},
+            "has the observation_space builtins.dict {'a': Discrete(2)}, wanted a space of gymnasium.spaces",
+        ),
+        ({"observed": spaces.Discrete(2), "actions": 3}, "has the action_space builtins.int 3, wanted a space"),
+    ],
+)
+def test_a_space_that_is_missing_or_none_of_gymnasiums_is_said(spaces_given: dict[str, Any], message: str) -> None:
+    with pytest.raises(EnvironmentFailure) as caught:
+        make("Spaces-v0", **spaces_given)
+    assert str(caught.value).startswith(f"environment 'Spaces-v0' {message}")
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        ({"success": float("nan")}, {}),
+        ({"success": None, "is_success": True}, {"success": 1.0}),
+        ({"success": np.array([0.5])}, {"success": 0.5}),
+        ({"success": "yes"}, {}),
+    ],
+)
+def test_a_success_that_is_no_number_is_no_metric(info: dict[str, Any], expected: dict[str, float]) -> None:
+    env = make(num_envs=1, info=lambda t: {"event": "", **info})
+    env.reset()
+    (end,) = [end for _ in range(5) for end in env.step(np.zeros(1, np.int64)).ends]
+    assert end.info == expected
+
+
 def test_a_reset_without_a_seed_says_what_is_missing() -> None:
     with pytest.raises(
         EnvironmentFailure,
@@ -368,3 +461,47 @@ def test_a_step_limit_is_the_environments_own_and_lengthening_it_is_said() -> No
             ] == ([True] if limit > own else [])
             env.close()
     assert EnvConfig().max_episode_steps == 0
+
+
+def episode_lengths(
+    function: Any, num_steps: int, limit: int = 0, registered: Any = None
+) -> tuple[list[int], list[float]]:
+    """Lengths and last rewards of the episodes of what `function` makes."""
+    gymnasium.register("Measured-v0", entry_point=function, max_episode_steps=registered)
+    try:
+        env = make_environment(
+            EnvConfig(id="Measured-v0", captioner="info:event", max_episode_steps=limit),
+            num_envs=1,
+            run_seed=1,
+            worker_index=0,
+        )
+    finally:
+        del gymnasium.registry["Measured-v0"]
+    env.reset()
+    steps = [env.step(np.zeros(1, np.int64)) for _ in range(num_steps)]
+    ends = [t + 1 for t, step in enumerate(steps) if step.truncated[0]]
+    assert env.take_errors() == (0, "")
+    env.close()
+    return np.diff([0, *ends]).tolist(), [float(steps[end - 1].rewards[0]) for end in ends]
+
+
+def endless() -> Odd:
+    return Odd(step=lambda t: (np.zeros(4, np.float32), 1.0, False, False, {"event": ""}))
+
+
+def test_a_limit_counts_where_it_was_set() -> None:
+    assert episode_lengths(lambda: FourSteps(TimeLimit(endless(), 20)), 11)[0] == [5, 5]
+    assert episode_lengths(lambda: TimeLimit(FourSteps(endless()), 5), 11)[0] == [5, 5]
+    assert episode_lengths(lambda: FourSteps(TimeLimit(endless(), 20)), 31, limit=30)[0] == [30], "as the user wants"
+
+
+def test_what_else_happens_at_a_limit_stays() -> None:
+    assert episode_lengths(lambda: Deadline(endless(), 5), 11) == ([5, 5], [-99.0, -99.0])
+    assert episode_lengths(lambda: Deadline(endless(), 5), 11, limit=3) == ([3, 3, 3], [1.0, 1.0, 1.0])
+    assert episode_lengths(lambda: Deadline(endless(), 5), 16, limit=7) == ([7, 7], [-99.0, -99.0])
+
+
+@pytest.mark.parametrize("registered", [None, -1, 0, float("inf")])
+def test_a_registration_without_a_limit_leaves_those_within(registered: Any) -> None:
+    assert episode_lengths(endless, 9, registered=registered)[0] == []
+    assert episode_lengths(lambda: TimeLimit(endless(), 4), 9, registered=registered)[0] == [4, 4]

@@ -1,5 +1,9 @@
 """NetHack is NetHack however it was registered: by its class, by a function, behind wrappers."""
 
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
 import numpy as np
 import pytest
 
@@ -8,10 +12,11 @@ from actors.environments.gymnasium_vector import GymnasiumEnvironment
 from actors.environments.nethack.vector import NetHackEnvironment
 from actors.environments.vector import VectorEnvironment
 from configs.schema import EnvConfig
+from tests.odd_environments import class_of_its_own
 
 
-def make(name: str, limit: int = 0, seed: int = 1) -> NetHackEnvironment:
-    config = EnvConfig(id=f"tests.odd_environments:MiniHack-Odd-{name}-v0", max_episode_steps=limit)
+def make(name: str, limit: int = 0, seed: int = 1, **options: Any) -> NetHackEnvironment:
+    config = EnvConfig(id=f"tests.odd_environments:MiniHack-Odd-{name}-v0", max_episode_steps=limit, options=options)
     env = make_environment(config, num_envs=2, run_seed=seed, worker_index=0)
     assert isinstance(env, NetHackEnvironment)
     return env
@@ -99,4 +104,100 @@ def test_a_level_that_pays_no_number_is_an_environment_error() -> None:
     assert text.endswith(
         "environment 'MiniHack-Odd-unpayable_level-v0' gave the reward nan in step, wanted a finite number"
     )
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "limit"),
+    [
+        ({}, 30),
+        ({"observation_keys": ("chars", "message"), "fix_moon_phase": False}, 30),
+        ({"max_episode_steps": float("inf")}, 0),
+        ({"max_episode_steps": None}, 0),
+    ],
+)
+def test_a_class_with_a_constructor_of_its_own_is_the_same_game(given: dict[str, Any], limit: int) -> None:
+    gymnasium.register("MiniHack-OwnClass-v0", entry_point=class_of_its_own(**given))
+    try:
+        env = make_environment(EnvConfig(id="MiniHack-OwnClass-v0"), num_envs=2, run_seed=1, worker_index=0)
+    finally:
+        del gymnasium.registry["MiniHack-OwnClass-v0"]
+    assert isinstance(env, NetHackEnvironment)
+    env.reset()
+    truncated = [bool(env.step(np.full(2, 3)).truncated[0]) for _ in range(31)]
+    assert [t + 1 for t, ends in enumerate(truncated) if ends] == ([limit] if limit else [])
+    assert env.take_errors() == (0, "")
+    env.close()
+
+
+def test_the_games_limit_counts_its_own_steps() -> None:
+    for limit, expected in ((0, 8), (5, 5), (32, 32)):
+        env = make("skipping_level", limit)
+        env.reset()
+        truncated = [bool(env.step(np.full(2, 3)).truncated[0]) for _ in range(expected)]
+        assert truncated.index(True) == expected - 1
+        env.close()
+
+
+def test_what_else_happens_at_a_limit_around_the_game_stays() -> None:
+    env = make("deadline_level")
+    env.reset()
+    steps = [env.step(np.full(2, 3)) for _ in range(5)]
+    assert [step.truncated[0] for step in steps] == [False] * 4 + [True]
+    assert steps[-1].rewards[0] < -99
+    assert "is NetHack within Deadline" in env.spec.notices[0]
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda given: (given[0], None, *given[2:]), "gave the reward None in step, wanted a finite number"),
+        (lambda given: (given[0], np.ones(2), *given[2:]), "gave the reward array([1., 1.]) in step, wanted a finite"),
+        (lambda given: (*given[:2], None, *given[3:]), "gave terminated None in step, wanted True or False"),
+        (lambda given: (*given[:2], *given[3:]), "returned 4 values from step, wanted (observation, reward,"),
+        (lambda given: (*given[:4], None), "gave NoneType as info in step, wanted a dict"),
+        (lambda given: [given[0], np.array([7]), np.False_, 0, {}], None),
+    ],
+)
+def test_what_wrappers_around_the_game_return_is_checked(change: Callable[[Any], Any], message: str | None) -> None:
+    env = make("returning_level", change=change)
+    env.reset()
+    step = env.step(np.full(2, 3))
+    count, text = env.take_errors()
+    if message is None:
+        assert (count, step.rewards.tolist()) == (0, [7, 7])
+    else:
+        assert (count, step.rewards.tolist()) == (1, [0, 0])
+        assert text.splitlines()[-1].startswith(f"environment 'MiniHack-Odd-returning_level-v0' {message}")
+    env.close()
+
+
+@pytest.mark.parametrize("name", ["env", "simulator", "_game"])
+def test_a_game_is_found_under_whatever_name_it_is_held(name: str) -> None:
+    assert "is NetHack within Holding" in make("Holding", held_as=name).spec.notices[0]
+
+
+@pytest.mark.parametrize("renewed", [1, -1])
+def test_a_game_made_anew_in_reset_is_played_as_any_other_and_said_once(renewed: int) -> None:
+    config = EnvConfig(id="tests.odd_environments:MiniHack-Odd-Holding-v0", options={"renewed": renewed})
+    env = make_environment(config, num_envs=1, run_seed=1, worker_index=0)
+    assert isinstance(env, GymnasiumEnvironment)
+    for _ in range(2):
+        env.reset()
+        assert not env.step(np.zeros(1, np.int64)).losses
+    (notice,) = (*env.spec.notices, *env.take_notices())
+    assert "NetHack within Holding, and is played as any other, since they make a new game in reset" in notice
+    env.close()
+
+
+def test_a_game_that_is_replaced_later_is_an_environment_error() -> None:
+    env = make("Holding", renewed=3)
+    env.reset()
+    env.reset()
+    assert env.take_errors() == (0, "")
+    env.reset()
+    count, text = env.take_errors()
+    assert count == 1
+    assert "'MiniHack-Odd-Holding-v0' put another NetHack game in the place of its own in reset" in text
     env.close()
