@@ -80,6 +80,8 @@ def _from_function(module: str, name: str, captioner: str, env_id: str) -> Capti
         raise
     except BaseException as error:
         why = named(error, 600)
+        if isinstance(error, ModuleNotFoundError):
+            why += " (give a module's name, not its file, with its folder in PYTHONPATH)"
         raise ValueError(f"env.captioner {captioner!r} cannot be called as function(obs, info): {why}") from error
 
     def caption(obs: Any, info: Mapping[str, Any]) -> bytes:

@@ -5,6 +5,7 @@ KeyboardInterrupt does not.
 """
 
 import logging
+import sys
 import traceback
 from typing import Any, NoReturn
 
@@ -35,7 +36,7 @@ def environment_failure(env_id: str, error: BaseException, where: str) -> Enviro
         return error
     text, advice = one_line(error, MAX_MESSAGE), ""
     if isinstance(error, ModuleNotFoundError) and error.name:
-        advice = f"; it needs the package {error.name.partition('.')[0]}: install it"
+        advice = f"; it needs {lacking(error)}: install it"
     elif isinstance(error, TypeError) and where == "reset" and ("seed" in text or "options" in text):
         advice = "; gymnasium's reset takes seed= and options="
     what = f"raised {type(error).__name__} in {where}{': ' if text else ''}{text}{advice}"
@@ -49,6 +50,13 @@ def environment_failure(env_id: str, error: BaseException, where: str) -> Enviro
 def fail(env_id: str, error: BaseException, where: str) -> NoReturn:
     """Raise the `environment_failure` of these."""
     raise environment_failure(env_id, error, where)
+
+
+def lacking(error: ImportError) -> str:
+    """What a failed import did not find: a package, or a module of a package that is there."""
+    name = error.name or ""
+    package, dot, _ = name.partition(".")
+    return f"the module {name}" if dot and sys.modules.get(package) is not None else f"the package {package}"
 
 
 def shown(value: object, max_characters: int = 60) -> str:

@@ -5,14 +5,17 @@ Invariant: builds no environment; every error is one line that names the id and 
 
 import difflib
 import importlib
+import re
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import PurePath
 from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-from actors.environments.errors import EnvironmentFailure, fail
+from actors.environments.errors import EnvironmentFailure, fail, lacking
+from configs.errors import named, one_line
 
 HOMES: Mapping[str, tuple[str, str]] = {
     "nethack": ("nle", "delphi-rl[nle]"),
@@ -43,16 +46,20 @@ def find_environment(env_id: str) -> EnvSpec:
         pass
     except Exception as error:  # for example of a plug-in of gymnasium
         fail(env_id, error, "import")
-    raise ValueError(f"unknown environment id {env_id!r}; {_hint(name, home)}")
+    raise ValueError(f"unknown environment id {env_id!r}; {_unregistered(module, name) or _hint(name, home)}")
 
 
 def load_creator(spec: EnvSpec) -> Callable[..., Any]:
     """The class or function that makes the environment, without gymnasium's wrappers; ValueError if not loadable."""
     try:
         creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
-    except (ImportError, AttributeError) as error:
-        advice = "install the package it belongs to"
-        raise EnvironmentFailure(f"environment {spec.id!r} cannot be loaded ({error}); {advice}") from error
+    except ModuleNotFoundError as error:
+        raise EnvironmentFailure(
+            f"environment {spec.id!r} cannot be loaded ({error}); install {lacking(error)}"
+        ) from error
+    except (AttributeError, ValueError) as error:
+        what = f"environment {spec.id!r} cannot be loaded from its entry point {spec.entry_point!r} ({error})"
+        raise EnvironmentFailure(f"{what}; it must be module:Class or module:function") from error
     except BaseException as error:
         fail(spec.id, error, "import")
     if creator is None:
@@ -63,14 +70,17 @@ def load_creator(spec: EnvSpec) -> Callable[..., Any]:
 
 def _import_named(env_id: str, module: str) -> None:
     what = f"environment id {env_id!r} names the module {module!r}, which"
+    if "/" in module or module.startswith(".") or module.endswith(".py"):
+        stem = PurePath(module).name.removesuffix(".py")
+        advice = f"the module's name, as in {stem}:{env_id.rpartition(':')[2]}, with its folder in PYTHONPATH"
+        raise ValueError(f"{what} is a path; give {advice}")
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name and not f"{module}.".startswith(f"{error.name}."):
-            package = error.name.partition(".")[0]
-            raise EnvironmentFailure(f"{what} needs the package {package} ({error}); install it") from error
+            raise EnvironmentFailure(f"{what} needs {lacking(error)} ({error}); install it") from error
         advice = "install it, or put it on the Python path (PYTHONPATH=. for a file in this folder)"
-        raise ValueError(f"{what} cannot be imported ({error}); {advice}") from None
+        raise ValueError(f"{what} cannot be imported ({one_line(error)}); {advice}") from None
     except BaseException as error:
         fail(env_id, error, "import")
 
@@ -85,10 +95,24 @@ def _import_home(env_id: str, module: str, package: str) -> None:
         else:
             importlib.import_module(module)
     except ImportError as error:
-        what = f"environment {env_id!r} needs the package {module}, which cannot be imported ({error})"
-        raise ValueError(f"{what}; install it with: pip install '{package}'") from None
+        what, advice = f"environment {env_id!r} needs the package {module}, which", f"pip install '{package}'"
+        is_absent = isinstance(error, ModuleNotFoundError)
+        if is_absent and error.name == module:
+            raise ValueError(f"{what} cannot be imported ({one_line(error)}); install it with: {advice}") from None
+        if is_absent and error.name:
+            raise EnvironmentFailure(f"{what} needs {lacking(error)} ({error}); install both: {advice}") from error
+        raise EnvironmentFailure(f"{what} is there but cannot be imported: {named(error)}") from error
     except BaseException as error:
         fail(env_id, error, "import")
+
+
+def _unregistered(module: str, name: str) -> str:
+    """The hint if `module` has a class or function of that name, but registers none."""
+    found, _, version = name.rpartition("-v") if re.search(r"-v\d+$", name) else (name, "", "0")
+    if not callable(getattr(sys.modules.get(module), found, None)):
+        return ""
+    register = f"gymnasium.register({f'{found}-v{version}'!r}, entry_point={found})"
+    return f"{module} has {found}, but does not register it: add {register} to it, and give {module}:{found}-v{version}"
 
 
 def _hint(name: str, home: tuple[str, str] | None) -> str:
