@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 COLOURS = ("red", "green", "blue", "purple", "yellow", "grey")
-DOOR, GOAL, LAVA = 4, 8, 9
+DOOR, GOAL, LAVA, AGENT = 4, 8, 9, 10
 THINGS = {5: "key", 6: "ball", 7: "box"}
 """Object codes in the view's first layer; 0 to 3 are unseen, empty, wall and floor."""
 DOOR_STATES = ("open", "closed", "locked")
@@ -20,8 +20,9 @@ SEPARATOR = "  "
 
 
 def describe(obs: Mapping[str, Any], info: Mapping[str, Any]) -> str:
-    """The caption of one observation; empty if only floor and walls are near."""
-    view = np.asarray(obs["image"])
+    """The caption of one observation; empty if only floor and walls are near. ValueError for anything else than the
+    agent's own view, such as a picture or the whole grid, which wrappers of MiniGrid give."""
+    view = _view(obs)
     # The agent's own cell, which shows what it carries; it looks towards row 0.
     middle, last = view.shape[0] // 2, view.shape[1] - 1
     told = [_carried(view[middle, last]), _faced(view[middle, last - 1])]
@@ -34,6 +35,19 @@ def describe_for_mission(obs: Mapping[str, Any], info: Mapping[str, Any]) -> str
     """`describe`, preceded by the mission: for environments whose mission changes between episodes."""
     told = describe(obs, info)
     return f"Mission: {obs['mission']}.{SEPARATOR}{told}" if told else ""
+
+
+def _view(obs: Any) -> np.ndarray:
+    view = np.asarray(obs["image"] if isinstance(obs, Mapping) else obs)
+    is_grid = isinstance(obs, Mapping) and view.ndim == 3 and view.shape[2] == 3
+    # The agent itself stands only in views of the whole grid; pictures have other values in their last layer.
+    if not is_grid or (view[..., 0] == AGENT).any() or view[..., 2].max() >= len(DOOR_STATES):
+        what = f"got {type(obs).__name__} with an image of shape {view.shape} and values up to {view.max()}"
+        raise ValueError(
+            f"{what}, wanted MiniGrid's own observation with the agent's view; remove the wrapper that changes it, or"
+            " set another env.captioner"
+        )
+    return view
 
 
 def _carried(cell: np.ndarray) -> str:

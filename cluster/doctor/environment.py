@@ -6,7 +6,7 @@ Invariant: no warning about penalties where the environment's rewards are not kn
 
 import time
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,50 +19,61 @@ from configs.schema import RunConfig
 STEPS = 64
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """Two environments over fixed actions."""
+
+    shown: list[bytes]  # their observations
+    captions: int  # steps with a caption
+    rate: float  # steps per second, start included
+    notices: tuple[str, ...]  # for the user
+
+
 def check_environment(subject: Subject) -> list[CheckResult]:
     """Whether it runs, shows captions and repeats a game from its seed, and whether penalties outweigh its goal."""
     try:
-        results = [_check_seeds(subject)]
+        first, again, other = (_observe(subject, subject.config.seed + more) for more in (0, 0, 1))
         penalties = weigh_penalties(subject.config, subject.spec)
     except EnvironmentFailure as failure:
         advice = "put that right in the environment; `delphi train` writes its traceback into the log"
         return [failed(str(failure), advice)]
+    results = [_compare_seeds(subject, first, again, other)]
     results += [replace(penalties, check="rewards")] if penalties else []
-    return results + [warning(notice, "see docs/environments.md") for notice in subject.spec.notices]
+    return results + [warning(notice, "see docs/environments.md") for notice in first.notices]
 
 
-def _check_seeds(subject: Subject) -> CheckResult:
-    config, steps = subject.config, 2 * STEPS
-    started = time.monotonic()
-    first, captions = _observe(subject, config.seed)
-    rate = steps / (time.monotonic() - started)
-    again, _ = _observe(subject, config.seed)
-    other, _ = _observe(subject, config.seed + 1)
-    found = f"{config.env.id}: {rate:,.0f} steps/s with two, start included; {captions} of {steps} steps had a caption"
-    if first != again:
+def _compare_seeds(subject: Subject, first: Observed, again: Observed, other: Observed) -> CheckResult:
+    found = (
+        f"{subject.config.env.id}: {first.rate:,.0f} steps/s with two, start included;"
+        f" {first.captions} of {2 * STEPS} steps had a caption"
+    )
+    if first.shown != again.shown:
         advice = "expect runs that cannot be repeated, or take another env.id"
         return warning(f"{found}; the same seed gives another game", advice)
-    if first == other and subject.spec.num_actions > 1:
+    if first.shown == other.shown and subject.spec.num_actions > 1:
         return ok(f"{found}; every seed gives the same game")
-    if not captions and subject.plan.asks_judge:
+    if not first.captions and subject.plan.asks_judge:
         advice = "set env.captioner to where the environment says what happened"
         return warning(f"{found}, so nothing would be judged", advice)
     return ok(f"{found}; seeds are kept")
 
 
-def _observe(subject: Subject, seed: int) -> tuple[list[bytes], int]:
-    """Two environments' observations over fixed actions, and the steps with a caption. Raises EnvironmentFailure."""
+def _observe(subject: Subject, seed: int) -> Observed:
+    """What two environments show over fixed actions. Raises EnvironmentFailure."""
     shown, captions = [], 0
+    started = time.monotonic()
     with closing(subject.make_environment(2, seed)) as env:
         env.reset()
         for row in np.random.default_rng(0).integers(0, env.spec.num_actions, (STEPS, 2)):
             step = env.step(row)
             captions += sum(bool(caption.strip(b" \0")) for caption in step.captions)
             shown += [array.tobytes() for _, array in sorted(step.obs.items())]
-        errors, first = env.take_errors()
+        errors, failure = env.take_errors()
         if errors:
-            raise EnvironmentFailure(first.splitlines()[-1])
-    return shown, captions
+            raise EnvironmentFailure(failure.splitlines()[-1])
+        rate = 2 * STEPS / (time.monotonic() - started)
+        notices = (*env.spec.notices, *env.take_notices())
+    return Observed(shown=shown, captions=captions, rate=rate, notices=notices)
 
 
 def weigh_penalties(config: RunConfig, spec: EnvironmentSpec) -> CheckResult | None:

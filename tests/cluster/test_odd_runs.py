@@ -82,6 +82,8 @@ def test_a_longer_limit_and_values_outside_the_space_are_said_once(
     ):
         assert told.count(line) == 1
         assert log.count(line) == 1
-    assert any(
-        result.status == "warning" and "its own limit of 2 steps" in result.found for result in doctor_results(config)
-    )
+    warnings = [result.found for result in doctor_results(config) if result.status == "warning"]
+    assert [("its own limit of 2 steps" in found, "got 2.0, outside Box(" in found) for found in warnings] == [
+        (True, False),
+        (False, True),
+    ]

@@ -43,6 +43,22 @@ def test_captions_say_what_is_carried_faced_and_in_sight(obs: dict[str, object],
     assert describe(obs, {}) == caption
 
 
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.full((56, 56, 3), 100, np.uint8),  # a picture
+        np.ones((7, 7, 20), np.uint8),  # one-hot
+        np.array([[[10, 0, 3], [1, 0, 0]], [[2, 5, 0], [1, 0, 0]]], np.uint8),  # the whole grid, with the agent
+        np.array([[[0, 0, 2], [0, 1, 10]], [[1, 0, 2], [1, 1, 8]]]),  # positions, then types
+    ],
+)
+def test_what_is_not_the_agents_view_is_no_caption(image: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="wanted MiniGrid's own observation"):
+        describe({"image": image}, {})
+    with pytest.raises(ValueError, match="got ndarray with an image of shape"):
+        describe(image, {})
+
+
 def test_the_mission_may_be_part_of_the_caption() -> None:
     obs = view(faced=(KEY, YELLOW, 0))
     assert describe_for_mission(obs, {}) == f"Mission: {obs['mission']}.  A yellow key lies in front of you."
