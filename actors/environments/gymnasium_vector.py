@@ -45,7 +45,7 @@ class GymnasiumEnvironment(RebuildingVector):
             for env in self._envs:
                 lengthen(env, self._step_limit)
             space = declared_space(model, "observation_space", spec.id)
-            self._first_action, num_actions = discrete_actions(model, spec.id)
+            self._actions = self._first_action, num_actions = discrete_actions(model, spec.id)
             self._captioner, text = make_captioner(config.captioner, *_keys(space), spec.id)
             self._reader = ObservationReader(space, spec.id, text)
             self._can_save = all(hasattr(model.unwrapped, name) for name in ("state_dict", "load_state_dict"))
@@ -142,6 +142,10 @@ class GymnasiumEnvironment(RebuildingVector):
             env = self._envs[i] = make_single(self._gymnasium_spec, self._config)
             lengthen(env, self._step_limit)
         obs, info = reset_result(env.reset(seed=seed), self._gymnasium_spec.id)
+        actions = discrete_actions(env, self._gymnasium_spec.id)
+        if actions != self._actions:
+            is_now, was = (f"{n} actions from {first} on" for first, n in (actions, self._actions))
+            raise self._failure(f"has {is_now} in reset, wanted {was}, as the first one made")
         self._reader.write(self._obs, i, obs, "reset")
         return self._captioner(obs, info)
 

@@ -11,6 +11,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,8 @@ INVENTORY: Mapping[str, int] = {"inv_letters": 128, "inv_oclasses": 19}
 """The inventory's entries, one value per slot, and their numbers of values; an empty slot has the last class."""
 STOCK_MODULES = frozenset({"nle.env.base", "nle.env.tasks", "minihack.base", "actors.environments.nethack.tasks"})
 ABORTED, DEATH = -1, 1  # end statuses
+LEVEL = "mylevel.lev"
+"""The level that MiniHack compiles and plays."""
 
 
 def make_screens(num_envs: int, layers: tuple[str, ...], others: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -56,6 +59,7 @@ class Game:
         for options that the environment does not take, and for what it raises."""
         played, observes_more = _make(spec, config)
         env = innermost(played)
+        _refuse_without_level(env, spec.id)
         self.env, self._env_id = env, spec.id
         inside = lowest(env._max_episode_steps)
         self.step_limit = lowest(inside, spec.max_episode_steps, lowest_time_limit(played))
@@ -213,6 +217,13 @@ def _create(creator: Callable[..., Any], arguments: Mapping[str, Any]) -> tuple[
                 raise
     with _fixed_moon_phase():
         return creator(**arguments), True
+
+
+def _refuse_without_level(env: NLE, env_id: str) -> None:
+    """EnvironmentFailure if MiniHack has not compiled a level: the game would take place in NetHack's own dungeon."""
+    if hasattr(env, "_patch_nhdat") and not Path(env.nethack._vardir, "lib", LEVEL).exists():
+        what = f"environment {env_id!r} has no level: its des_file is missing, does not compile, or names another level"
+        raise EnvironmentFailure(f"{what} than mylevel (MAZE: \"mylevel\",' '); MiniHack has printed what it found")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from actors.environments.errors import close_quietly
+from actors.environments.errors import close_quietly, fail
 from actors.environments.nethack.crop import MAP_CELLS, view_for
 from actors.environments.nethack.episode_stats import EpisodeStats, X, Y
 from actors.environments.nethack.game import INVENTORY, Game, make_screens
@@ -121,7 +121,12 @@ class NetHackEnvironment(RebuildingVector):
         except BaseException:
             self.close()
             raise
-        self._stepping = make_stepping(self._games, self._screens, self._config.stepping, self._gymnasium_spec.id)
+        env_id = self._gymnasium_spec.id
+        try:
+            self._stepping = make_stepping(self._games, self._screens, self._config.stepping, env_id)
+        except BaseException as error:  # for example actions that are no keys
+            self.close()
+            fail(env_id, error, "making")
 
     def _start_all(self, out: dict[str, np.ndarray] | None = None) -> list[bytes]:
         """Start and observe the next game everywhere, in new games if one raises; returns the first raw captions."""

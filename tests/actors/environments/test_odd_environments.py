@@ -273,6 +273,28 @@ def test_notices_are_single_lines() -> None:
     assert not any("\n" in line for line in told)
 
 
+def test_actions_that_change_from_one_environment_or_episode_to_the_next_are_an_environment_error() -> None:
+    made: list[Odd] = []
+
+    def differing() -> Odd:
+        made.append(Odd())
+        made[-1].action_space = spaces.Discrete(2 + len(made))
+        return made[-1]
+
+    gymnasium.register("Differing-v0", entry_point=differing)
+    try:
+        env = make_environment(
+            EnvConfig(id="Differing-v0", captioner="info:event"), num_envs=2, run_seed=1, worker_index=0
+        )
+    finally:
+        del gymnasium.registry["Differing-v0"]
+    message = "environment 'Differing-v0' has {} actions from 0 on in reset, wanted 3 actions from 0 on, as the first"
+    with pytest.raises(EnvironmentFailure, match=r"has \d actions"):
+        env.reset()
+    assert message.format(4) in env.take_errors()[1]
+    env.close()
+
+
 @pytest.mark.parametrize(
     ("spaces_given", "message"),
     [

@@ -7,12 +7,13 @@ import gymnasium
 import numpy as np
 import pytest
 
+from actors.environments.errors import EnvironmentFailure
 from actors.environments.factory import make_environment
 from actors.environments.gymnasium_vector import GymnasiumEnvironment
 from actors.environments.nethack.vector import NetHackEnvironment
 from actors.environments.vector import VectorEnvironment
 from configs.schema import EnvConfig
-from tests.odd_environments import class_of_its_own
+from tests.odd_environments import DESCRIPTION, class_of_its_own
 
 
 def make(name: str, limit: int = 0, seed: int = 1, **options: Any) -> NetHackEnvironment:
@@ -128,6 +129,21 @@ def test_a_class_with_a_constructor_of_its_own_is_the_same_game(given: dict[str,
     assert [t + 1 for t, ends in enumerate(truncated) if ends] == ([limit] if limit else [])
     assert env.take_errors() == (0, "")
     env.close()
+
+
+@pytest.mark.parametrize(
+    "des_file", ["nowhere.des", 'MAZE: "mylevel" nonsense', DESCRIPTION.replace("mylevel", "another")]
+)
+def test_a_level_that_is_not_there_is_not_played_in_another_place(des_file: str) -> None:
+    config = EnvConfig(id="MiniHack-Navigation-Custom-v0", options={"des_file": des_file})
+    with pytest.raises(EnvironmentFailure, match="'MiniHack-Navigation-Custom-v0' has no level: its des_file is miss"):
+        make_environment(config, num_envs=1, run_seed=1, worker_index=0)
+
+
+def test_actions_that_are_no_keys_are_said() -> None:
+    config = EnvConfig(id="NetHackScore-v0", options={"actions": ["north"]})
+    with pytest.raises(EnvironmentFailure, match=r"'NetHackScore-v0' raised ValueError in making: .*'north'"):
+        make_environment(config, num_envs=1, run_seed=1, worker_index=0)
 
 
 def test_the_games_limit_counts_its_own_steps() -> None:
