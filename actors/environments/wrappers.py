@@ -20,23 +20,24 @@ TRANSPARENT = (OrderEnforcing, PassiveEnvChecker, TimeLimit)
 NEW_GAMES = "they make a new game in reset"
 
 
-def layers(env: Any) -> Iterator[Any]:
-    """The environment and everything that it wraps, outermost first."""
+def layers(env: Any, *, anywhere: bool = False) -> Iterator[Any]:
+    """The environment and everything that it wraps, outermost first. `anywhere`: also an only environment that one
+    keeps under a name of its own; it may be what is played, or a model for planning."""
     seen: set[int] = set()
     while env is not None and id(env) not in seen:
         seen.add(id(env))
         yield env
         held = vars(env) if hasattr(env, "__dict__") else {}
         inner = held.get("env", held.get("_env"))
-        if not callable(getattr(inner, "step", None)):  # it may keep the environment under a name of its own
-            others = [value for value in held.values() if isinstance(value, Env)]
+        if not callable(getattr(inner, "step", None)):
+            others = [value for value in held.values() if isinstance(value, Env)] if anywhere else []
             inner = others[0] if len(others) == 1 else getattr(env, "unwrapped", None)
         env = inner
 
 
 def innermost(env: Any) -> Any:
     """The innermost wrapped environment, or the environment itself."""
-    return list(layers(env))[-1]
+    return list(layers(env, anywhere=True))[-1]
 
 
 def descends_from_nethack(creator: Any) -> bool:
@@ -90,7 +91,7 @@ def _played_as_any_other(env_id: str, wrappers: str, why: str, how: str) -> str:
 
 def wrapper_names(played: Any) -> str:
     """The wrappers around a game, outermost first."""
-    return ", ".join(type(layer).__name__ for layer in list(layers(played))[:-1])
+    return ", ".join(type(layer).__name__ for layer in list(layers(played, anywhere=True))[:-1])
 
 
 def strip(env: Any) -> Any:

@@ -571,6 +571,15 @@ def test_a_limit_counts_where_it_was_set() -> None:
     assert episode_lengths(lambda: FourSteps(TimeLimit(endless(), 20)), 31, limit=30)[0] == [30], "as the user wants"
 
 
+def test_the_limit_of_an_environment_kept_for_planning_is_none_of_its_own() -> None:
+    def planning() -> Odd:
+        env = endless()
+        env.planner = TimeLimit(endless(), 3)
+        return env
+
+    assert episode_lengths(planning, 9)[0] == []
+
+
 def test_what_else_happens_at_a_limit_stays() -> None:
     assert episode_lengths(lambda: Deadline(endless(), 5), 11) == ([5, 5], [-99.0, -99.0])
     assert episode_lengths(lambda: Deadline(endless(), 5), 11, limit=3) == ([3, 3, 3], [1.0, 1.0, 1.0])
