@@ -1,6 +1,7 @@
 """Standard output and error that may fail during a command: `head` has exited, the disk is full, no terminal.
 
-Invariant: no `print` fails because of its stream or a character in it; output after a failure is dropped.
+Invariant: no `print` fails because of its stream or a character in it; output after a failure is dropped. Ctrl-C ends a
+command with one line.
 """
 
 import contextlib
@@ -29,11 +30,12 @@ def guarded(command: Callable[..., int], *arguments: Any) -> int:
     """The exit code of `command(*arguments)`, run with both streams guarded.
 
     Output that is lost although a reader exists (a full disk) turns exit code 0 into 1, unless it may be lost. A
-    SystemExit, as argparse raises it, stays one.
+    SystemExit, as argparse raises it, stays one; Ctrl-C is exit code 130.
     """
     global _is_result
     _is_result = True
     _fill_missing_streams()
+    _forget_empty_size()
     with contextlib.ExitStack() as streams:
         output = streams.enter_context(_guarded_stream("stdout"))
         streams.enter_context(_guarded_stream("stderr"))
@@ -42,6 +44,9 @@ def guarded(command: Callable[..., int], *arguments: Any) -> int:
         except SystemExit as exit_:
             lost = _code_of_loss(output)
             raise SystemExit(exit_.code or lost) from None
+        except KeyboardInterrupt:
+            print("delphi: interrupted", file=sys.stderr)
+            return 130
         lost = _code_of_loss(output)
         return code or lost
 
@@ -63,8 +68,10 @@ def _guarded_stream(name: str) -> Iterator["_Unfailing | None"]:
     """
     old = getattr(sys, name)
     try:
-        number = old.fileno()
-    except (AttributeError, OSError, ValueError):
+        number = old.fileno() if isinstance(old, io.TextIOWrapper) else None  # a notebook's stream has one, not its own
+    except (OSError, ValueError):
+        number = None
+    if number is None:
         yield None
         return
     _flush(name)
@@ -125,6 +132,13 @@ class _Unfailing(io.RawIOBase):
         os.close(nowhere)
         if self._logs:  # the log goes to standard error, so its own loss cannot be logged
             LOG.info("standard output cannot be written any more (%s): nothing more is shown", error.strerror)
+
+
+def _forget_empty_size() -> None:
+    """Remove a width or height of 0, which terminals without a size export: rich would show nothing in it."""
+    for name in ("COLUMNS", "LINES"):
+        if not os.environ.get(name, "1").strip("0"):
+            del os.environ[name]
 
 
 def _fill_missing_streams() -> None:

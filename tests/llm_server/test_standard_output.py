@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from cluster.cli import VERBS
 from llm_server.standard_output import guarded, output_may_be_lost
@@ -146,6 +147,38 @@ def test_a_stream_in_memory_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sys, "stdout", stream)
     assert guarded(lambda: print("a line") or 0) == 0
     assert stream.getvalue() == "a line\n"
+
+
+def test_a_stream_of_a_notebook_stays_what_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Stream(io.StringIO):
+        def fileno(self) -> int:  # the descriptor of the terminal behind, as in IPython
+            return terminal.fileno()
+
+    with (tmp_path / "terminal").open("w") as terminal:
+        stream = Stream()
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert guarded(lambda: print("a line") or 0) == 0
+    assert (stream.getvalue(), (tmp_path / "terminal").read_text()) == ("a line\n", "")
+
+
+def test_ctrl_c_ends_any_command_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> int:
+        print("a line")
+        raise KeyboardInterrupt
+
+    assert guarded(interrupted) == 130
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("a line\n", "delphi: interrupted\n")
+
+
+@pytest.mark.parametrize(("size", "kept"), [("0", None), ("", None), ("120", "120")])
+def test_a_terminal_of_size_0_is_one_of_unknown_size(
+    size: str, kept: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", size)
+    assert guarded(lambda: Console(soft_wrap=True).print("the score is 7") or 0) == 0
+    assert capsys.readouterr().out == "the score is 7\n"
+    assert os.environ.get("COLUMNS") == kept
 
 
 def test_closed_descriptors_are_not_given_to_the_next_file(tmp_path: Path) -> None:
