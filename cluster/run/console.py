@@ -46,7 +46,7 @@ class Console:
         """`mode` is `cluster.mode`, which decides how the bottleneck is described."""
         self._rich = RichConsole(soft_wrap=True)
         kind = config.console
-        self._kind = ("rich" if self._rich.is_terminal else "plain") if kind == "auto" else kind
+        self._kind = ("rich" if _can_redraw(self._rich) else "plain") if kind == "auto" else kind
         self._interval_s = config.console_interval_s
         self._total, self._mode, self._max_time_s = total_env_steps, mode, max_time_s
         self._started = self._shown = time.monotonic()
@@ -166,6 +166,11 @@ class Console:
             return "?"
         seconds = max(0, int(left_s))
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+def _can_redraw(console: RichConsole) -> bool:
+    """Whether a live display works: rich calls a file a terminal under FORCE_COLOR, and draws nothing on a dumb one."""
+    return console.is_terminal and not console.is_dumb_terminal and console.file.isatty()
 
 
 def _number(value: float | None, form: str = ".2f") -> str:

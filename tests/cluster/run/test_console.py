@@ -1,3 +1,5 @@
+import os
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -31,6 +33,29 @@ def test_plain_lines_show_progress_and_leave_out_what_is_not_defined(capsys: pyt
     assert "entropy" not in output[0]
     assert "entropy 1.250" in output[1]
     assert "left" in output[1]
+
+
+@pytest.mark.parametrize(
+    ("variables", "on_terminal", "kind"),
+    [
+        ({"TERM": "xterm"}, True, "rich"),
+        ({"TERM": "dumb"}, True, "plain"),  # as in Emacs: a live display would show nothing
+        ({"TERM": "xterm", "FORCE_COLOR": "1"}, True, "rich"),
+        ({"TERM": "xterm", "FORCE_COLOR": "1"}, False, "plain"),  # as in GitHub's workflows
+        ({"TERM": "xterm"}, False, "plain"),
+    ],
+)
+def test_a_live_display_is_for_terminals_that_can_show_it(
+    variables: dict[str, str], on_terminal: bool, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    controller, terminal = os.openpty()
+    with open(controller), open(terminal, "w") as shown, open(os.devnull, "w") as file:
+        monkeypatch.setattr(sys, "stdout", shown if on_terminal else file)
+        assert make("auto")._kind == kind
 
 
 def test_the_summary_shows_captions_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
