@@ -19,7 +19,7 @@ from cluster.run.provenance import PACKAGES, commit, packages
 from configs.checks import ConfigError
 from configs.loading import experiment_diff, to_dict
 from configs.schema import RunConfig
-from learner.checkpoint_format import candidates
+from learner.checkpoint_format import DECODING_ERRORS, MAX_TREE_BYTES, candidates, parse_json, read_regular
 
 LOG = logging.getLogger(__name__)
 
@@ -43,14 +43,14 @@ class RunDirectory:
             return 0
         kept: list[str] = []
         moved: list[str] = []
-        for line in self._metrics.read_text(errors="replace").splitlines():
+        for line in self._metrics.read_text("utf-8", errors="replace").splitlines():
             try:
                 beyond = (json.loads(line).get("env_steps") or 0) > env_steps
             except (ValueError, AttributeError, TypeError, RecursionError):  # truncated by a kill, or damaged
                 beyond = True
             (moved if beyond else kept).append(line + "\n")
         if moved:
-            with (self.path / "metrics.superseded.jsonl").open("a") as file:
+            with (self.path / "metrics.superseded.jsonl").open("a", encoding="utf-8") as file:
                 file.writelines(moved)
             write_atomically(self._metrics, "".join(kept))
         return len(moved)
@@ -105,10 +105,12 @@ def open_run(config: RunConfig, rubric_hash: str | None = None) -> tuple[RunDire
     resolved = to_dict(config)
     epoch_file = run.path / "run_epoch"
     try:
-        run_epoch = _starts_so_far(epoch_file) + 1
+        run_epoch = (_starts_so_far(epoch_file) if epoch_file.exists() else _starts_in_checkpoints(run)) + 1
         if candidates(run.checkpoints):
-            _check_experiment(run, resolved)
-            _check_rubric(run, rubric_hash)
+            rubric_before = _rubric_before(run)
+            is_same = rubric_hash is not None and rubric_hash == rubric_before  # wherever its file lies now
+            _check_experiment(run, resolved, may_change="annotator.rubric" if is_same else "")
+            _check_rubric(run, rubric_hash, rubric_before)
         else:
             _begin_anew(run, resolved)
         write_atomically(run.path / "config.json", json.dumps(resolved, indent=2) + "\n")
@@ -146,12 +148,16 @@ def find_run(path: str) -> tuple[RunDirectory, dict[str, Any]]:
     return run, _saved_config(config_file)
 
 
-def _check_experiment(run: RunDirectory, resolved: dict[str, Any], of_reward_model: bool = False) -> None:
-    """ConfigError where the checkpoint, or the reward model trained before the policy, is another experiment's."""
+def _check_experiment(
+    run: RunDirectory, resolved: dict[str, Any], *, of_reward_model: bool = False, may_change: str = ""
+) -> None:
+    """ConfigError where the checkpoint, or the reward model trained before the policy, is another experiment's; the
+    setting `may_change` is not compared."""
     file = run.path / "config.json"
     if not file.exists():
         return
     differences = experiment_diff(_saved_config(file), resolved, of_reward_model=of_reward_model)
+    differences = [line for line in differences if line.partition(":")[0] != may_change]
     if differences:
         raise ConfigError(
             f"{run.path} holds a run with another configuration: {'; '.join(differences)}."
@@ -175,15 +181,19 @@ def _begin_anew(run: RunDirectory, resolved: dict[str, Any]) -> None:
                 old.replace(aside)
 
 
-def _check_rubric(run: RunDirectory, rubric_hash: str | None) -> None:
-    """ConfigError where the rubric has been edited since it gave this run's labels; a damaged record is ignored."""
-    before: list[str] = []
-    with contextlib.suppress(OSError, ValueError, RecursionError, TypeError, KeyError):
+def _rubric_before(run: RunDirectory) -> str | None:
+    """The hash of the rubric that gave this run's labels; None where there is no record, or a damaged one."""
+    with contextlib.suppress(OSError, ValueError, RecursionError, TypeError, KeyError, IndexError):
         starts = json.loads((run.path / "provenance.json").read_bytes())
-        before = [start["rubric_hash"] for start in starts if start["rubric_hash"]]
-    if rubric_hash and before and before[-1] != rubric_hash:
+        return [start["rubric_hash"] for start in starts if start["rubric_hash"]][-1]
+    return None
+
+
+def _check_rubric(run: RunDirectory, rubric_hash: str | None, before: str | None) -> None:
+    """ConfigError where the rubric has been edited since it gave this run's labels."""
+    if rubric_hash and before and before != rubric_hash:
         raise ConfigError(
-            f"annotator.rubric: the labels of {run.path} were made by a rubric of hash {before[-1]}, this one has"
+            f"annotator.rubric: the labels of {run.path} were made by a rubric of hash {before}, this one has"
             f" {rubric_hash}: labels of two rubrics are not mixed. Undo the edit to continue the run, or give another"
             " run_dir= for a new one"
         )
@@ -219,7 +229,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text`; a reader sees the old content or the new, never a part, even after a power loss."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w") as file:
+        with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -255,6 +265,16 @@ def _starts_so_far(file: Path) -> int:
             " again"
         ) from None
     return starts
+
+
+def _starts_in_checkpoints(run: RunDirectory) -> int:
+    """The newest run epoch in the checkpoints, for a run that was copied without its file `run_epoch`; 0 without one.
+    What is damaged here is reported when it is loaded."""
+    epochs = [0]
+    for path in candidates(run.checkpoints):
+        with contextlib.suppress(*DECODING_ERRORS, OSError):
+            epochs.append(int(parse_json(read_regular(path / "learner.json", MAX_TREE_BYTES))["run_epoch"]))
+    return max(epochs)
 
 
 def _lock(path: Path) -> IO[str]:

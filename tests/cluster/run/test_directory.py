@@ -130,6 +130,34 @@ def test_a_rubric_edited_between_two_starts_is_refused_and_the_same_one_is_not(c
     assert number == epoch + 2, "a refused start is none"
 
 
+def test_the_same_rubric_may_lie_elsewhere_and_another_one_may_not(config: RunConfig) -> None:
+    run, epoch = open_run(config, "abc")
+    record_provenance(run, epoch, "abc")
+    run.release()
+    pretend_checkpoint(run.checkpoints)
+    moved = dataclasses.replace(config, annotator=dataclasses.replace(config.annotator, rubric="/scratch/mine.yaml"))
+    for rubric_hash in ("xyz", None):
+        with pytest.raises(ConfigError, match=r'annotator\.rubric: ".*" -> "/scratch/mine\.yaml"'):
+            open_run(moved, rubric_hash)
+    open_run(moved, "abc")[0].release()
+    assert find_run(config.run_dir)[1]["annotator"]["rubric"] == "/scratch/mine.yaml"
+    with pytest.raises(ConfigError, match=r"another configuration: seed: 1 -> 2\."):
+        open_run(dataclasses.replace(config, seed=2), "abc")
+
+
+def test_a_run_that_was_copied_without_its_epoch_goes_on_after_that_of_its_checkpoints(config: RunConfig) -> None:
+    run, _ = open_run(config)
+    run.release()
+    for step, content in ((1, '{"run_epoch": 4}'), (2, '{"run_epoch": 7}'), (3, "{"), (4, "[7]")):
+        (run.checkpoints / f"step_{step}").mkdir(parents=True)
+        (run.checkpoints / f"step_{step}" / "learner.json").write_text(content)
+    (run.path / "run_epoch").unlink()
+    for expected in (8, 9):
+        run, epoch = open_run(config)
+        run.release()
+        assert epoch == expected
+
+
 def test_provenance_grows_by_one_entry_per_start(config: RunConfig) -> None:
     run, epoch = open_run(config)
     record_provenance(run, epoch, "abc")
