@@ -10,6 +10,7 @@ lists, that lie in the checkpoint's own directory, and that have the manifest's 
 """
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -32,6 +33,8 @@ from learner.checkpoint_format import (
 LOG = logging.getLogger(__name__)
 UNFINISHED = ".saving-"
 SET_ASIDE = "set-aside-"
+CANNOT_SYNC_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
+"""What file systems without a way to sync a folder answer, such as SMB and some of FUSE."""
 
 
 def save_checkpoint(directory: Path, step: int, state: Mapping[str, Any], keep: int) -> Path:
@@ -155,5 +158,8 @@ def _sync_directory(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in CANNOT_SYNC_FOLDERS:
+            raise
     finally:
         os.close(descriptor)

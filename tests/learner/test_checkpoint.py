@@ -1,8 +1,11 @@
 """Checkpoints: exact round trips, and what happens when a save or a file goes wrong."""
 
+import contextlib
+import errno
 import json
 import logging
 import math
+import os
 import random
 import resource
 import shutil
@@ -232,6 +235,21 @@ def test_a_crash_before_the_pointer_moved_resumes_from_what_it_names(tmp_path):
     assert load_latest(tmp_path)["learner"]["step"] == 1
     (tmp_path / "latest").unlink()
     assert load_latest(tmp_path)["learner"]["step"] == 2
+
+
+@pytest.mark.parametrize(("code", "is_written"), [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)])
+def test_a_file_system_that_cannot_sync_folders_is_good_enough(tmp_path, monkeypatch, code, is_written):
+    sync = os.fsync
+
+    def refuse(descriptor):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(code, os.strerror(code))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with contextlib.nullcontext() if is_written else pytest.raises(CheckpointError, match="could not be written"):
+        save_checkpoint(tmp_path, 1, {"part": 1}, keep=1)
+    assert load_latest(tmp_path) == ({"part": 1} if is_written else None)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_it_and_says_so(tmp_path):
