@@ -83,7 +83,7 @@ class DoesNotFit(RuntimeError):
 
 
 class Interrupted(RuntimeError):
-    """The user requested a stop while the run waited for resources."""
+    """The user requested a stop before the policy's training began."""
 
 
 def plan(

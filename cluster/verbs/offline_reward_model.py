@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from cluster.on_ray.placement import Interrupted
 from cluster.plan import RunPlan, build_model
 from cluster.run.directory import RunDirectory, find_run
 from configs.loading import from_dict
@@ -66,7 +67,7 @@ def pretrain(
     """Train the reward model on `reward_model.judgements` until it has converged, freeze it and save it with the run.
 
     Does nothing where the run has it already, or no such file is configured. Raises ValueError for a file that cannot
-    be used, and KeyboardInterrupt on a stop request.
+    be used, and Interrupted on a stop request.
     """
     path = config.reward_model.judgements
     if not path or load_latest(run.reward_model) is not None:
@@ -85,7 +86,7 @@ def pretrain(
         if model.is_settled:
             break
         if stop_requested():
-            raise KeyboardInterrupt
+            raise Interrupted("stopped while it trained the reward model")
         if time.monotonic() - said_at > PROGRESS_INTERVAL_S:
             say(f"reward model {model.name}: {_progress(config, turns, metrics)}")
             said_at = time.monotonic()

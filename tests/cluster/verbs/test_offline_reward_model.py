@@ -1,12 +1,15 @@
 """A reward model that is trained on a judgement file before the policy: once, frozen, without a service."""
 
 import json
+import os
 from pathlib import Path
+from signal import SIGTERM
 
 import numpy as np
 import pytest
 
 from cluster.launch import launch
+from cluster.run.console import Console
 from cluster.run.directory import find_run, open_run
 from cluster.verbs import offline_reward_model as trained_model
 from cluster.verbs.offline_reward_model import load_reward_model
@@ -134,6 +137,17 @@ def test_a_file_that_is_missing_is_one_line_before_anything_is_made(tmp_path):
     with pytest.raises(ConfigError, match="no judgement file"):
         train(tmp_path / "run", tmp_path / "absent.sqlite", "retrieval", 100)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_stop_request_ends_the_training_before_the_policys_as_any_other(file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(trained_model, "PROGRESS_INTERVAL_S", -1.0)
+    monkeypatch.setattr(
+        Console, "say", lambda console, text: "gradient steps" in text and os.kill(os.getpid(), SIGTERM)
+    )
+    with pytest.raises(FileNotFoundError):  # exit code 0, and no summary: the policy was not trained
+        train(tmp_path / "run", file, "ranking", 512, "reward_model.patience=1000000", "reward_model.steps_per_turn=1")
+    said = "delphi train: stopped while it trained the reward model; the same command starts or continues the run\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_run_without_a_model_yet_says_so(file, tmp_path):
