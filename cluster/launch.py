@@ -113,7 +113,8 @@ def launch(config: RunConfig) -> int:
         print(f"delphi train: the run failed: {error}\n{advice}", file=sys.stderr)
         return 1
     finally:
-        temporary.sweep(config.run_dir)
+        with contextlib.suppress(OSError):  # no folder for temporary files can be written
+            temporary.sweep(config.run_dir)
         run.release()
 
 
@@ -125,7 +126,7 @@ def _keep_traceback(config: RunConfig, error: BaseException | None) -> str:
     log = RunDirectory(Path(config.run_dir)).log
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a") as file:
+        with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{error}\n{trace}")
     except OSError:  # the error itself is still printed
         return ""

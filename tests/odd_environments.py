@@ -237,6 +237,7 @@ gymnasium.register("RegisteredLimit-v0", entry_point=Odd, max_episode_steps=2)
 gymnasium.register(
     "Unreachable-v0", entry_point=Odd, kwargs={"reset": raising(RuntimeError("no simulator at port 2000"))}
 )
+gymnasium.register("Unprintable-v0", entry_point=Odd, kwargs={"reset": raising(RuntimeError("no map caf\udce9 → ☃"))})
 gymnasium.register(
     "Unbounded-v0", entry_point=Odd, max_episode_steps=2, kwargs={"obs": lambda t: np.full(4, t, np.float32)}
 )

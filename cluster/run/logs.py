@@ -43,7 +43,7 @@ class _LogFile(logging.FileHandler):
 
 def log_to_file(path: Path) -> None:
     """Append this process's log records to `path`, one line each, with the process id."""
-    handler = _LogFile(path)
+    handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s [{os.getpid()}] %(name)s: %(message)s"))
     root = logging.getLogger()
     for old in [existing for existing in root.handlers if isinstance(existing, logging.FileHandler)]:

@@ -114,7 +114,7 @@ def benchmarks() -> dict[str, str]:
     """Name and purpose of each benchmark in the checkout, empty without one; nothing is imported."""
     found = {}
     for path in sorted((CHECKOUT / "tests" / "benchmarks").glob("*.py")):
-        module = ast.parse(path.read_text())
+        module = ast.parse(path.read_bytes())
         if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in module.body):
             found[path.stem] = (ast.get_docstring(module) or "").split("\n")[0]
     return found

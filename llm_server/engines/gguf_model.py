@@ -95,7 +95,7 @@ def write_model_folder(packed: Path, folder: Path) -> None:
     contents = {"config": _config(file), "tokenizer": _tokenizer(file), "tokenizer_config": _tokenizer_config(file)}
     for name, content in contents.items():
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    (folder / "chat_template.jinja").write_text(file.values["tokenizer.chat_template"])
+    (folder / "chat_template.jinja").write_text(file.values["tokenizer.chat_template"], "utf-8")
     save_file(_weights(file), folder / "model.safetensors", metadata={"format": "pt"})
 
 

@@ -1,5 +1,7 @@
 """What a run says before it trains, and how few calls lead from the command line to the optimiser."""
 
+import errno
+import tempfile
 import threading
 import traceback
 from pathlib import Path
@@ -8,7 +10,9 @@ import pytest
 import torch
 
 from cluster import cli
-from cluster.launch import _report_waiting
+from cluster.launch import _report_waiting, launch
+from cluster.run.directory import open_run
+from configs.loading import load_config
 
 ROOT = Path(__file__).parents[2]
 OWN_CODE = tuple(f"{ROOT / package}/" for package in ("cluster", "learner", "reward_models", "llm_server", "actors"))
@@ -37,6 +41,20 @@ def test_what_is_waited_for_is_said_with_the_seconds_until_it_is_there() -> None
     number = len(console.said)
     assert set(console.said) <= {f"waiting for the judge, which loads smollm2, {seconds} s" for seconds in range(20)}
     assert len(console.said) == number, "nothing more afterwards"
+
+
+def test_a_run_without_a_folder_for_temporary_files_fails_in_a_line_and_frees_its_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", full)
+    settings = ["env.id=tests.toy_environments:Corridor-v0", "reward_model.name=none", f"run_dir={tmp_path}/run"]
+    config = load_config(preset="debug", overrides=settings)
+    assert launch(config) == 1
+    assert "the run failed: [Errno 2] No usable temporary directory found in" in capsys.readouterr().err
+    open_run(config)[0].release()
 
 
 def test_few_calls_lead_from_the_command_line_to_the_optimiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

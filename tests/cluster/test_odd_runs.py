@@ -56,6 +56,12 @@ def test_one_that_raises_as_it_starts_ends_the_command_with_one_line_and_its_tra
     assert (result.status, result.found) == ("failed", line.partition(";")[0])
 
 
+def test_its_traceback_is_in_the_log_whatever_characters_it_has(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"raised RuntimeError in reset: no map caf.*; its traceback is in"):
+        launch(config_of("Unprintable-v0", tmp_path))
+    assert "RuntimeError: no map caf\\udce9 → ☃\n" in (tmp_path / "run" / "log.txt").read_text("utf-8")
+
+
 def test_values_that_are_no_numbers_end_a_run_by_the_budget_and_are_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -106,3 +106,18 @@ def test_a_log_that_cannot_be_written_says_so_once(
             root.removeHandler(handler)
             handler.close()
         root.setLevel(level)
+
+
+def test_a_log_takes_any_character(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    handlers, level = [*root.handlers], root.level
+    try:
+        log_to_file(tmp_path / "log.txt")
+        logging.info("run caf\udce9 → ☃")
+        assert (tmp_path / "log.txt").read_bytes().endswith("run caf\\udce9 → ☃\n".encode())
+        assert "Logging error" not in capsys.readouterr().err
+    finally:
+        for handler in [handler for handler in root.handlers if handler not in handlers]:
+            root.removeHandler(handler)
+            handler.close()
+        root.setLevel(level)
