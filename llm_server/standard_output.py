@@ -1,7 +1,7 @@
 """Standard output and error that may fail during a command: `head` has exited, the disk is full, no terminal.
 
-Invariant: no `print` fails because of its stream or a character in it; output after a failure is dropped. Ctrl-C ends a
-command with one line.
+Invariant: no `print` fails because of its stream or a character in it; output after a failure is dropped, and progress
+also while nobody reads it. Ctrl-C ends a command with one line.
 """
 
 import contextlib
@@ -17,6 +17,8 @@ from typing import Any
 LOG = logging.getLogger(__name__)
 READER_LEFT = (errno.EPIPE, errno.EIO)
 """Errors of a pipe, and of a terminal, without a reader."""
+PATIENCE_S = 10.0
+"""How long progress waits for a reader that has stopped reading; from then on it is dropped until there is room."""
 _is_result = True
 
 
@@ -99,6 +101,9 @@ class _Unfailing(io.RawIOBase):
     def __init__(self, number: int, *, logs: bool) -> None:
         self.error: OSError | None = None
         self._number, self._logs = number, logs
+        self._patience_s = PATIENCE_S
+        self._room = select.poll()
+        self._room.register(number, select.POLLOUT)
 
     def fileno(self) -> int:
         """The descriptor, which stays open."""
@@ -114,14 +119,26 @@ class _Unfailing(io.RawIOBase):
 
     def write(self, data) -> int:  # type: ignore[no-untyped-def]
         """The number of bytes accepted: all of them where they cannot be written."""
-        while True:
+        while self._has_room():
             try:
-                return os.write(self._number, data)
+                # A pipe with room takes as much at once; a result may wait for its reader.
+                return os.write(self._number, data if _is_result else data[: select.PIPE_BUF])
             except BlockingIOError:  # the stream is non-blocking; `print` must wait
-                select.select([], [self._number], [])
+                continue
             except OSError as error:
                 self._lose(error)
-                return len(data)
+                break
+        return len(data)
+
+    def _has_room(self) -> bool:
+        """Wait until something can be written; progress waits only as long as it has patience, and False is its end."""
+        if self._room.poll(None if _is_result else 1000 * self._patience_s):
+            self._patience_s = PATIENCE_S
+            return True
+        if self._patience_s and self._logs:
+            LOG.info("standard output is not read any more: nothing is shown until it is")
+        self._patience_s = 0.0
+        return False
 
     def _lose(self, error: OSError) -> None:
         if self.error is not None:

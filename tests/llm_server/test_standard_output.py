@@ -142,6 +142,33 @@ def test_a_reader_that_is_slow_is_waited_for_even_if_the_pipe_does_not_wait(monk
     assert len(b"".join(received)) == 300_001
 
 
+def test_progress_that_nobody_reads_stops_nothing_and_is_shown_again_later(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("llm_server.standard_output.PATIENCE_S", 0.2)
+    caplog.set_level(logging.INFO)
+    reader, writer = os.pipe()
+    seen: list[bytes] = []
+
+    def train() -> int:
+        output_may_be_lost()
+        for number in range(20_000):
+            print(f"line {number}", flush=True)
+        seen.append(os.read(reader, 1 << 20))
+        print("the end", flush=True)
+        return 0
+
+    with output(monkeypatch, writer):
+        assert guarded(train) == 0
+    seen.append(os.read(reader, 1 << 20))
+    os.close(reader)
+    assert seen[0].startswith(b"line 0\nline 1\n")
+    assert seen[1] == b"the end\n"
+    assert [record.getMessage() for record in caplog.records] == [
+        "standard output is not read any more: nothing is shown until it is"
+    ]
+
+
 def test_a_stream_in_memory_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
