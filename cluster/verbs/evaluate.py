@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from configs.checks import ConfigError
+from configs.errors import one_line
 from configs.paths import path_argument
 from configs.schema import RunConfig
 from llm_server.standard_output import guarded
@@ -88,7 +89,7 @@ def evaluate(
     deadline = time.monotonic() + seconds if seconds else math.inf
     run, saved = find_run(run_dir)
     config = from_dict(saved)
-    state = load_latest(run.checkpoints)
+    state = load_latest(run.checkpoints, parts=("learner", "loop"))
     if state is None:
         advice = "train it for a while, or stop it with Ctrl-C, which writes one"
         raise ConfigError(f"{run_dir} has no complete checkpoint yet; {advice}")
@@ -155,7 +156,13 @@ def _play_round(
             player: Player
             if name == "policy":
                 net = PolicyNet(env.spec, config.policy)
-                load_weights(net, weights)
+                try:
+                    load_weights(net, weights)
+                except RuntimeError as error:
+                    raise ConfigError(
+                        f"the checkpoint's policy does not fit {config.env.id} and config.json as they are here"
+                        f" ({one_line(error, 300)}); take the versions that it was trained with (provenance.json)"
+                    ) from None
                 player = policy = PolicyPlayer(net, num_envs, seed + number)
             elif name == "blind":
                 player = BlindPlayer(policy.frequencies, num_envs, seed + number)

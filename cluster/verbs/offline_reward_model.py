@@ -45,7 +45,7 @@ def load_reward_model(run_dir: str) -> TrainedModel:
     config = from_dict(saved)
     model = build_model(config)
     try:
-        state = load_latest(run.checkpoints)
+        state = load_latest(run.checkpoints, parts=("annotation", "learner", "loop"))
         trained_before = load_latest(run.reward_model)
     except CheckpointError as error:
         raise ValueError(str(error)) from None

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,9 +15,11 @@ from actors.policy import PolicyNet
 from actors.rollout import EpisodeStatistics
 from cluster.launch import launch
 from cluster.verbs.evaluate import evaluate, main
+from cluster.verbs.offline_reward_model import load_reward_model
 from configs.checks import ConfigError
 from configs.loading import load_config
 from configs.schema import EnvConfig, PolicyConfig
+from learner.checkpoint import save_checkpoint
 from learner.evaluation import BlindPlayer, Episodes, PolicyPlayer, RandomPlayer, differences, play, summarise
 from tests.faults.faulty_environments import OnceBroken
 from tests.toy_environments import Corridor
@@ -290,6 +293,28 @@ def test_within_a_time_the_same_whole_games_are_counted_for_all_players(
     now[0] = 0.0
     with pytest.raises(ConfigError, match="one game in each of 4 environments takes all players together more than"):
         evaluate(str(trained), episodes=12, num_envs=4, seed=0, seconds=all_s / 20, say=lambda text: None)
+
+
+def test_a_checkpoint_that_does_not_fit_is_one_line(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["policy"]["hidden_size"] = 5  # in place of an environment that has another version here
+    (run / "config.json").write_text(json.dumps(config))
+    assert main([str(run), "--episodes", "2"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("delphi eval: the checkpoint's policy does not fit tests.toy_environments:Corridor-v0 and")
+    assert line.endswith("take the versions that it was trained with (provenance.json)")
+
+
+def test_a_checkpoint_that_is_not_of_a_run_is_left_out(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    save_checkpoint(run / "checkpoints", 10**9, {"other": {}}, keep=9)
+    for path in (trained, run):
+        assert load_reward_model(str(path)).env_steps < 10**9
+        report = evaluate(str(path), episodes=2, num_envs=2, seed=0, say=lambda text: None)
+        assert report["env_steps"] < 10**9
 
 
 def test_evals_table_shows_players_differences_and_information(
