@@ -20,7 +20,7 @@ from configs.errors import did_you_mean
 from configs.fields import field_docs
 from configs.paths import with_user_paths
 from configs.schema import RunConfig
-from configs.yaml_text import TRUTH, Plain, guess, read_yaml
+from configs.yaml_text import TRUTH, Plain, guess, kind_of, read_yaml
 
 PRESETS = Path(__file__).parent / "presets"
 FREE_KEYS = ("env.options",)
@@ -30,7 +30,7 @@ WANTED = {
     int: "a whole number",
     float: "a number",
     str: "text; in a file put it in quotes",
-    list: "a list of texts, such as [one, two]",
+    list: "a list of texts, such as [one, two]; in quotes where they hold a colon",
     dict: "keys with values, such as {size: 3}",
 }
 OF_THE_MACHINE = {
@@ -128,7 +128,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if isinstance(values, Plain) and not values:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"configuration {path} must hold keys and values, got {_kind(values)}")
+        raise ConfigError(f"configuration {path} must hold keys and values, got {kind_of(values)}")
     return values
 
 
@@ -187,7 +187,9 @@ def _value(key: str, value: Any, default: Any) -> Any:
         return [str(item) for item in value]
     elif isinstance(default, dict) and isinstance(value, Mapping):
         return guess(dict(value))
-    got = repr(value) if isinstance(value, str | int | float) else _kind(value)
+    got = repr(value) if isinstance(value, str | int | float) else kind_of(value)
+    if isinstance(default, list) and isinstance(value, list):
+        got = f"{next(item for item in value if not isinstance(item, str))!r} in a list"
     raise ConfigError(f"{key}: got {got}, wanted {WANTED[type(default)]}")
 
 
@@ -198,12 +200,6 @@ def _whole(value: str | int | float) -> int:
     if not float(value).is_integer():
         raise ValueError(value)
     return int(float(value))
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, str):
-        return "text"
-    return "a list" if isinstance(value, list) else "keys with values" if isinstance(value, Mapping) else "nothing"
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Invariant: every path in a configuration is expanded here, so that all processes
 import argparse
 import operator
 import os
+import re
 
 from configs.checks import ConfigError
 from configs.fields import with_value
@@ -27,6 +28,8 @@ PATH_KEYS = (
 """Settings that hold a path, or may hold one in place of a name."""
 NAMES = ("annotator.rubric", "service.model", "service.encoder")
 """The PATH_KEYS whose value is a name if it contains no slash."""
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+VARIABLE = re.compile(r"\$[A-Za-z_]\w*(/|$)|\$\{")
 
 
 def is_path_field(name: str) -> bool:
@@ -35,7 +38,14 @@ def is_path_field(name: str) -> bool:
 
 
 def user_path(text: str) -> str:
-    """`text` with a leading `~` or `~name` replaced by that home directory; ValueError if there is no such user."""
+    """`text` with a leading `~` or `~name` replaced by that home directory; ValueError if there is no such user, and for
+    what would become a folder of an unexpected name: a URL, or a variable that no shell has replaced."""
+    if URL.match(text):
+        raise ValueError(f"got '{text}', a URL; wanted the path of a file or folder here, or a name")
+    if VARIABLE.match(text):
+        raise ValueError(
+            f"got '{text}', but variables are not replaced: write the path itself, or ./{text} for a folder of that name"
+        )
     path = os.path.expanduser(text)
     if path.startswith("~"):
         user = path.split("/")[0]

@@ -37,7 +37,8 @@ def check_engine(config: ServiceConfig) -> None:
 
         check_url(config.endpoint)
     else:
-        model_source(config.model)
+        if config.model != "smollm2":  # the packaged one, whatever lies here under that name
+            model_source(config.model)
         if config.engine == "vllm":
             from llm_server.engines.vllm_program import vllm_python
 

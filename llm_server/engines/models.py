@@ -25,6 +25,7 @@ import platformdirs
 import xxhash
 
 from configs.errors import named
+from configs.paths import user_path
 from llm_server.rubrics.rubric import PROMPT_VERSION
 
 LOG = logging.getLogger(__name__)
@@ -179,7 +180,12 @@ def _convert(folder: Path) -> None:
 
 def model_source(model: str) -> str:
     """What to load `model` from: a Hugging Face id, or a folder with the files of a model; else ValueError."""
-    folder = Path(model).expanduser()
+    folder = Path(user_path(model))
+    if folder.is_file():
+        raise ValueError(
+            f"model '{model}' is a file: {MODEL_WANTED}; a GGUF file is served by llama.cpp's llama-server, as an"
+            " endpoint for service.engine=openai"
+        )
     if not folder.is_dir():
         if model.startswith((".", "/", "~")) or model.count("/") > 1 or not model:
             raise ValueError(f"model folder '{model}' does not exist: {MODEL_WANTED}")

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin
 
 from configs.errors import did_you_mean
-from configs.yaml_text import TRUTH, read_yaml
+from configs.paths import user_path
+from configs.yaml_text import TRUTH, kind_of, read_yaml
 from llm_server.rubrics.rubric import Calibration, PairRubric, Rubric
 
 STYLES = ("completion", "chat")
@@ -31,7 +32,7 @@ def built_in_rubrics() -> list[str]:
 def load_rubric(name_or_path: str) -> Rubric:
     """The built-in rubric of that name, or the rubric in that YAML file; ValueError for any mistake."""
     is_built_in = name_or_path in built_in_rubrics()
-    path = FOLDER.joinpath(f"{name_or_path}.yaml") if is_built_in else Path(name_or_path).expanduser()
+    path = FOLDER.joinpath(f"{name_or_path}.yaml") if is_built_in else Path(user_path(name_or_path))
     if not path.is_file():
         raise ValueError(
             f"no rubric '{name_or_path}'{did_you_mean(name_or_path, built_in_rubrics())}: "
@@ -174,7 +175,7 @@ def _check_shown(rubric: Rubric, name: str) -> None:
 def _build(kind: type, content: Any, name: str, positive_kinds: Collection[str] = ()) -> Any:
     """The dataclass `kind` from its keys; ValueError where one is unknown or missing or has a value of another type."""
     if not isinstance(content, dict):
-        raise ValueError(f"rubric '{name}': wanted keys with values, got {type(content).__name__}")
+        raise ValueError(f"rubric '{name}': wanted keys with values, got {kind_of(content)}")
     values, fields = dict(content), {f.name: f for f in dataclasses.fields(kind)}
     for key in values:
         if key not in fields:

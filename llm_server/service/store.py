@@ -15,6 +15,7 @@ from pathlib import Path
 
 import platformdirs
 
+from configs.paths import user_path
 from llm_server.annotation import Judgement, Status
 
 LOG = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def open_store(setting: str) -> "JudgementStore | None":
 
 def store_path(setting: str) -> Path:
     """The file that `ServiceConfig.store` names, where it is not `memory`; nothing is created."""
-    return Path(setting).expanduser() if setting else platformdirs.user_cache_path("delphi") / "judgements.sqlite"
+    return Path(user_path(setting)) if setting else platformdirs.user_cache_path("delphi") / "judgements.sqlite"
 
 
 class JudgementStore:

@@ -212,14 +212,14 @@ def test_options_that_no_setting_describes_are_what_they_look_like(tmp_path: Pat
     file = tmp_path / "mine.yaml"
     file.write_text(
         "env: {options: {a: 1, b: -2.5, c: 1e-3, d: off, e: ~, f: '1', g: 2024-05-01, h: 007, i: [no, x],"
-        " 3: {on: 1:30}, s: 00.5}}\n"
+        " 3: {on: 1:30}, s: 00.5, t: !!str 3, u: 1e999}}\n"
     )
     options = load_config(
         file=str(file), overrides=["env.options.j=a #b", "env.options.k='2'", "env.options.l=", "env.options.i=[3]"]
     ).env.options
     assert options == {
         "a": 1, "b": -2.5, "c": 1e-3, "d": False, "e": None, "f": "1", "g": "2024-05-01", "h": "007", "i": [3],
-        "3": {"on": "1:30"}, "s": "00.5", "j": "a #b", "k": "2", "l": "",
+        "3": {"on": "1:30"}, "s": "00.5", "t": "3", "u": "1e999", "j": "a #b", "k": "2", "l": "",
     }  # fmt: skip
 
 
@@ -236,6 +236,13 @@ def test_options_that_no_setting_describes_are_what_they_look_like(tmp_path: Pat
         ("[a]: 1\n", "line 1: a key must be text"),
         ("seed: !!int '3'\n", "line 1 has the tag"),
         ("seed: &a [*a]\n", "nested too deeply"),
+        ("env: {options: {<<: x}}\n", "line 1: << merges keys with values, got a scalar"),
+        ("env: {options: {<<: [[[a, b]]]}}\n", "line 1: << merges keys with values, got a sequence"),
+        ('run_dir: "\\ud83d"\n', "line 1: '\\ud83d' has an escape that is half of a character"),
+        (
+            "reward_model:\n  goals:\n  - You see: a door\n",
+            "got {'You see': 'a door'} in a list, wanted a list of texts",
+        ),
         ("run_dir: [a]\n", "run_dir: got a list, wanted text; in a file put it in quotes"),
         ("run_dir: {a: b}\n", "unknown key run_dir.a"),
         ("- seed\n", "must hold keys and values, got a list"),
@@ -247,6 +254,13 @@ def test_a_file_that_says_less_than_it_seems_to_is_refused(content: str, words: 
     file.write_text(content)
     with pytest.raises(ConfigError, match=re.escape(words)):
         load_config(file=str(file))
+
+
+def test_the_settings_of_a_run_are_a_configuration(tmp_path: Path) -> None:
+    config = load_config(overrides=["run_dir=runs/é \U0001f600", "env.options={a: '1', b: ~, c: 1e-5}"])
+    saved = tmp_path / "config.json"
+    saved.write_text(json.dumps(to_dict(config), indent=2))
+    assert load_config(file=str(saved)) == config
 
 
 def test_a_mapping_may_be_merged_into_another(tmp_path: Path) -> None:

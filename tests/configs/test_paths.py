@@ -70,6 +70,27 @@ def test_nobodys_home_is_refused_and_a_folder_of_that_name_can_be_meant(home: Pa
         path_argument("~nobody-here")
 
 
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("s3://bucket/runs", "a URL"),
+        ("sqlite:///j.sqlite", "a URL"),
+        ("$HOME/runs", r"variables are not replaced: .* or \./\$HOME/runs"),
+        ("$SCRATCH", "variables are not replaced"),
+    ],
+)
+def test_what_would_become_a_folder_of_an_unexpected_name_is_refused(path: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"run_dir: got '{re.escape(path)}'.*{said}"):
+        load_config(overrides=[f"run_dir={path}"])
+    if path.startswith("$"):
+        assert user_path(f"./{path}") == f"./{path}"
+
+
+@pytest.mark.parametrize("path", ["C:/runs", "a$b/c", "$5", "runs/a:b", "$$/x"])
+def test_odd_names_are_paths(path: str) -> None:
+    assert load_config(overrides=[f"run_dir={path}"]).run_dir == path
+
+
 def test_a_configuration_file_may_lie_at_home_and_name_it(home: Path) -> None:
     (home / "mine.yaml").write_text("run_dir: ~/runs/mine\n")
     assert load_config(file="~/mine.yaml").run_dir == f"{home}/runs/mine"

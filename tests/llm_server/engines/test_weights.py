@@ -186,6 +186,24 @@ def test_an_adapter_is_no_model(tmp_path, files):
         check_engine(ServiceConfig(model=str(tmp_path)))
 
 
+@pytest.mark.parametrize("place", ["", "./"])
+def test_a_file_is_no_model(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.gguf").write_bytes(b"GGUF")
+    for config in (
+        ServiceConfig(model=f"{place}small.gguf"),
+        ServiceConfig(engine="none", encoder=f"{place}small.gguf"),
+    ):
+        with pytest.raises(ValueError, match=r"small\.gguf' is a file: give a folder .* llama-server"):
+            check_engine(config)
+
+
+def test_the_packaged_model_is_meant_whatever_lies_here_under_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "smollm2").mkdir()
+    check_engine(ServiceConfig(model="smollm2"))
+
+
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])
 def test_the_engine_and_the_doctor_refuse_alike(models, changed, rubric, engine):
     folder = changed("tied", without(DOWN))

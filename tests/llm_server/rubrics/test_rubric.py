@@ -47,7 +47,7 @@ def test_a_rubric_is_read_from_a_path(tmp_path):
         ("threshold: 0.5", "threshold: high", "a number or auto"),
         ("threshold: 0.5", "threshold: [0.5]", "threshold must be a number or auto, got ['0.5']"),
         ("threshold: 0.5", "max_item_chars: {a: 1}", "max_item_chars must be a whole number, got {'a': '1'}"),
-        ("threshold: 0.5", "calibration: [a]", "'mine.yaml: calibration': wanted keys with values, got list"),
+        ("threshold: 0.5", "calibration: [a]", "'mine.yaml: calibration': wanted keys with values, got a list"),
         ("threshold: 0.5", "threshold: auto", "needs calibration items"),
         ("threshold: 0.5", "threshold: auto\ncalibration: {items: [A star.]}", "also an example"),
         ("threshold: 0.5", "calibration: {itens: []}", "unknown key 'itens' (did you mean 'items'?)"),
@@ -75,6 +75,8 @@ def test_a_rubric_is_read_from_a_path(tmp_path):
         ("positive: true", "kind: ' yes'", "an example has a kind, the rubric has none"),
         ("{item: A star., positive: true}", "A star.", "wanted keys with values"),
         ("id: tiny", "id: [", "not YAML"),
+        ("threshold: 0.5", "calibration:", "wanted keys with values, got nothing"),
+        ("threshold: 0.5", "pairs: none", "wanted keys with values, got text"),
     ],
 )
 def test_a_malformed_rubric_says_what_is_wrong(old, new, complaint):
@@ -213,6 +215,8 @@ def test_a_rubric_may_differ_from_a_built_in_one_in_a_few_keys():
 def test_an_unknown_rubric_is_answered_with_the_known_ones():
     with pytest.raises(ValueError, match=r"no rubric 'nethack_progres' \(did you mean 'nethack_progress'\?\)"):
         load_rubric("nethack_progres")
+    with pytest.raises(ValueError, match="~nobody-here is no user here"):
+        load_rubric("~nobody-here")
 
 
 def test_an_item_is_one_printable_line_within_the_limit():
