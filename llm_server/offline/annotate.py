@@ -157,7 +157,10 @@ def _say_attempt(state: tenacity.RetryCallState) -> None:
 
 
 def _check_out(rubric: Rubric, out: Path) -> None:
-    theirs = read_provenance(out)
+    try:
+        theirs = read_provenance(out)
+    except OSError as error:
+        raise ValueError(f"--out: {out} cannot be read: {error.strerror}; give another file") from None
     if theirs and (theirs.rubric_hash, theirs.pairs_hash) != (rubric.content_hash, rubric.pairs_hash):
         raise ValueError(
             f"judgement file '{out}' holds answers to rubric '{theirs.rubric_id}' version {theirs.rubric_version}"

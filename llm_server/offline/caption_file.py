@@ -7,6 +7,7 @@ export has one line per distinct caption, the most frequent first, with null for
 
 import argparse
 import json
+import os
 import sqlite3
 import sys
 import unicodedata
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in read_archive(arguments.run)]
         if arguments.out:
+            if os.path.exists(arguments.out) and os.path.samefile(arguments.out, _archive(arguments.run)):
+                raise ValueError(f"--out: got {arguments.out}, the run's own file, which is kept; give another file")
             Path(arguments.out).write_text("".join(lines), "utf-8")
         else:
             sys.stdout.flush()
@@ -61,9 +64,10 @@ class LabelledCaption:
 
 def read_labelled(path: str) -> list[LabelledCaption]:
     """The captions of a JSON-lines file with rows {"caption": text, "helpful": 0 or 1}, of both labels. Raises
-    ValueError for a file that cannot be read or holds anything else, or a caption with two labels."""
+    ValueError for a file that cannot be read or holds anything else, or a caption with two labels. The other keys of an
+    export are ignored."""
     labels: dict[str, bool] = {}
-    for place, text, row in _rows(path, {"caption", "helpful"}, required={"caption", "helpful"}):
+    for place, text, row in _rows(path, required={"caption", "helpful"}):
         if row["helpful"] not in (0, 1, True, False):
             raise ValueError(f"{place}: helpful is {row['helpful']!r}, wanted 0 or 1")
         is_positive = bool(row["helpful"])
@@ -83,14 +87,14 @@ def read_counted(path: str) -> dict[str, int]:
     Raises ValueError for unreadable files, and for captions that are not normalised, which training never produces.
     """
     source = Path(path)
-    if (source / "captions.sqlite").exists() or source.suffix == ".sqlite":
+    if source.suffix == ".sqlite" or _is_there(source / "captions.sqlite"):
         return {row["caption"]: max(row["count"], 1) for row in read_archive(path)}
-    if source.is_dir():
+    if os.path.isdir(source):
         raise ValueError(
             f"{path} is a folder without captions.sqlite: give a run directory of `delphi train`, or a JSON-lines file"
         )
     counts: dict[str, int] = {}
-    for place, text, row in _rows(path, {*ARCHIVE_COLUMNS, "helpful"}, required={"caption"}):
+    for place, text, row in _rows(path, required={"caption"}):
         count = row.get("count", 1)
         if not isinstance(count, int) or isinstance(count, bool) or count < 0:
             raise ValueError(f"{place}: count is {count!r}, wanted a whole number of at least 0")
@@ -112,16 +116,24 @@ def read_counted(path: str) -> dict[str, int]:
 def read_archive(path: str) -> list[dict[str, Any]]:
     """The captions of a run except the empty one, most frequent first, as rows with `ARCHIVE_COLUMNS`; `path` is the
     run directory or its captions.sqlite. Raises ValueError where that is missing or damaged."""
-    file = Path(path) / "captions.sqlite" if Path(path).is_dir() else Path(path)
-    if not file.is_file():
+    file = _archive(path)
+    if not _is_there(file):
         raise ValueError(f"no captions.sqlite at {path}: give a run directory of `delphi train`")
     columns = ", ".join(["text", *ARCHIVE_COLUMNS[1:]])
     query = f"SELECT {columns} FROM captions WHERE text <> '' ORDER BY count DESC, text"
+    # Without a log beside it nobody is writing, and SQLite need not make one: the folder may be protected.
+    is_written = _is_there(file.with_name(f"{file.name}-wal")) or os.access(file.parent, os.W_OK)
+    mode = "mode=ro" if is_written else "immutable=1"
     try:
-        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=10.0)) as connection:
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?{mode}", uri=True, timeout=10.0)) as connection:
             return [dict(zip(ARCHIVE_COLUMNS, row, strict=True)) for row in connection.execute(query)]
     except sqlite3.Error as error:
         raise ValueError(f"{file} is not the captions.sqlite of a run, or it is damaged ({error})") from None
+
+
+def _archive(path: str) -> Path:
+    """The captions.sqlite of a run directory, or the file itself."""
+    return Path(path) / "captions.sqlite" if os.path.isdir(path) else Path(path)
 
 
 def is_normalised(text: str) -> bool:
@@ -131,10 +143,22 @@ def is_normalised(text: str) -> bool:
     return not any(char != " " and unicodedata.category(char) in {"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"} for char in text)
 
 
-def _rows(path: str, known: set[str], required: set[str]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Each non-blank line's place for error messages, caption, and object."""
+def _is_there(file: Path) -> bool:
+    """Whether there is such a file; ValueError where its folder may not be searched, or no file can have that name."""
     try:
-        text = Path(path).read_text("utf-8")
+        file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise ValueError(f"cannot read {file.parent}: {error.strerror}; give a file or run directory") from None
+    return True
+
+
+def _rows(path: str, required: set[str]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Each non-blank line's place for error messages, caption, and object."""
+    known = {*ARCHIVE_COLUMNS, "helpful"}
+    try:
+        text = Path(path).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ValueError(f"cannot read {path}: {reason}; give a file with one JSON object per line") from None
@@ -143,9 +167,12 @@ def _rows(path: str, known: set[str], required: set[str]) -> Iterator[tuple[str,
             continue
         place = f"{path}, line {number}"
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_distinct)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{place} is not JSON: {error.msg} at column {error.colno}") from None
+            problem = f"{error.msg} at column {error.colno}; wanted one JSON object per line"
+            raise ValueError(f"{place} is not JSON: {problem}") from None
+        except _GivenTwiceError as error:
+            raise ValueError(f"{place}: key '{error}' is given twice; remove one of the two") from None
         except (ValueError, RecursionError):
             raise ValueError(f"{place} has a number too long or brackets too deep to parse: correct the line") from None
         if not isinstance(row, dict):
@@ -158,7 +185,23 @@ def _rows(path: str, known: set[str], required: set[str]) -> Iterator[tuple[str,
         text = row["caption"]
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"{place}: caption is {text!r}, wanted text")
+        if any(unicodedata.category(char) == "Cs" for char in text):
+            raise ValueError(
+                f"{place}: caption {text!r} has an escape that is half of a character; write the character"
+            )
         yield place, text, row
+
+
+class _GivenTwiceError(Exception):
+    """A key that one object has twice."""
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _GivenTwiceError(next(key for key in keys if keys.count(key) > 1))
+    return found
 
 
 if __name__ == "__main__":

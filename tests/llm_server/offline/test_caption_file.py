@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from actors.captions import caption_id, normalize
 from llm_server.annotator.caption_archive import CaptionArchive
-from llm_server.offline.caption_file import is_normalised, read_archive, read_counted, read_labelled
+from llm_server.offline.caption_file import is_normalised, main, read_archive, read_counted, read_labelled
 from llm_server.offline.judgement_file import caption_of
 
 
@@ -46,6 +47,10 @@ def test_labelled_captions_come_once_each_in_their_order(write):
         ([YES, {"caption": "  ", "helpful": 0}], "caption is '  ', wanted text"),
         ([YES, {"caption": 7, "helpful": 0}], "caption is 7, wanted text"),
         ([YES, {**YES, "helpful": 0}], "was labelled 1 before"),
+        ([YES, '{"caption": "x", "helpful": 1, "helpful": 0}'], "line 2: key 'helpful' is given twice"),
+        ([YES, '{"caption": "\\ud83d", "helpful": 0}'], r"line 2: caption '\ud83d' has an escape that is half of"),
+        (["["], "line 1 is not JSON: Expecting value at column 2; wanted one JSON object per line"),
+        (["caption,helpful"], "wanted one JSON object per line"),
         ([YES], "only captions with helpful = 1"),
         ([], "no captions"),
     ],
@@ -55,6 +60,20 @@ def test_what_is_wrong_with_labels_is_one_line_with_its_place(write, lines, comp
         read_labelled(write(*lines))
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_export_can_be_labelled_and_any_editor_may_write_it(tmp_path):
+    exported = {"count": 3, "first_seen": 1, "last_seen": 2, "probability": None, "answer_mass": None, "status": "OK"}
+    file = tmp_path / "labelled.jsonl"
+    lines = [json.dumps({**row, **exported}) for row in (YES, NO, {"caption": "\U0001f600", "helpful": 0})]
+    file.write_text("\r\n".join(lines), "utf-8-sig")  # as Windows' editors do
+    assert [row.text for row in read_labelled(str(file))] == [YES["caption"], NO["caption"], "\U0001f600"]
+    assert read_counted(str(file)) == {YES["caption"]: 3, NO["caption"]: 3, "\U0001f600": 3}
+
+
+def test_a_path_that_cannot_be_is_one_line():
+    with pytest.raises(ValueError, match="File name too long"):
+        read_counted("x" * 300)
 
 
 def test_a_file_that_cannot_be_read_says_so(tmp_path):
@@ -109,7 +128,7 @@ def test_normalised_is_what_workers_make_of_anything():
     assert is_normalised("é" * 128)
 
 
-def test_a_runs_captions_are_read_from_its_directory_or_its_file(tmp_path):
+def test_a_runs_captions_are_read_from_its_directory_or_its_file(tmp_path, monkeypatch, capsys):
     archive = CaptionArchive(tmp_path / "captions.sqlite")
     archive.write(
         [
@@ -121,6 +140,10 @@ def test_a_runs_captions_are_read_from_its_directory_or_its_file(tmp_path):
     assert list(read_counted(str(tmp_path)).items()) == list(expected.items()), "also while the run has it open"
     archive.close()
     assert read_counted(str(tmp_path / "captions.sqlite")) == expected
+    monkeypatch.setattr(os, "access", lambda *_: False)  # another user's folder, in which SQLite can make no log
+    assert read_counted(str(tmp_path)) == expected
+    assert main([str(tmp_path), "--out", str(tmp_path / "captions.sqlite")]) == 2
+    assert "the run's own file, which is kept" in capsys.readouterr().err
     assert read_archive(str(tmp_path))[0] == {
         "caption": "It's a wall.",
         "count": 40,
