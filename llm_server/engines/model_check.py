@@ -13,7 +13,9 @@ from typing import Any
 from configs.annotation_schema import ServiceConfig
 from llm_server.engines.models import (
     MODEL_WANTED,
+    NO_CODE,
     IncompleteWeights,
+    check_unpackable,
     load_tokenizer,
     load_whole,
     loading,
@@ -23,7 +25,7 @@ from llm_server.engines.models import (
     unpacked_model,
 )
 from llm_server.engines.prompt_tokens import PromptTokens
-from llm_server.engines.sentence_encoder import UNREAD, encoder_source
+from llm_server.engines.sentence_encoder import UNREAD, encoder_source, loading_encoder, takes_first_token
 from llm_server.rubrics.rubric import Rubric
 
 
@@ -47,6 +49,7 @@ def check_model(config: ServiceConfig, rubric: Rubric) -> ModelFacts:
     """The facts of `config.model` under `rubric`. Raises ModelNotHere; ValueError where files or weights are missing or
     damaged, or an answer is more than one token in its context."""
     if config.model == "smollm2" and unpacked_model() is None:
+        check_unpackable()
         with readable_model_folder() as folder:
             return replace(_facts(folder, config, rubric), folder=packed_model().parent)
     return _facts(local_folder(config.model), config, rubric)
@@ -69,6 +72,8 @@ def check_encoder_model(encoder: str) -> Path:
     folder = Path(encoder_source(encoder)) if encoder == "minilm" else local_folder(encoder)
     _check_weights(folder, encoder)
     _load_without_weights(AutoModel, folder, encoder, unread=UNREAD)
+    with loading_encoder(encoder):
+        takes_first_token(folder)
     return folder
 
 
@@ -112,7 +117,10 @@ def unused_tensors(folder: Path, config: ServiceConfig) -> list[str]:
     """Tensors in the files of a language model that it does not use; ValueError where weights are missing."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if hasattr(AutoConfig.from_pretrained(folder, local_files_only=True), "quantization_config"):
+    settings = AutoConfig.from_pretrained(folder, local_files_only=True, **NO_CODE)
+    if hasattr(settings, "quantization_config"):
+        if config.engine == "transformers":
+            _check_quantizer(settings.quantization_config, config.model)
         return []  # only the kernels of a quantized model know the names of its weights
     try:
         return _load_without_weights(AutoModelForCausalLM, folder, config.model)
@@ -122,6 +130,15 @@ def unused_tensors(folder: Path, config: ServiceConfig) -> list[str]:
         if config.engine == "vllm":  # it reads models that transformers does not
             return []
         raise
+
+
+def _check_quantizer(settings: Any, model: str) -> None:
+    """ValueError where a package or device is missing that the weights' format needs."""
+    from transformers.quantizers import AutoHfQuantizer
+
+    if AutoHfQuantizer.supports_quant_method(settings):  # transformers ignores the settings of others
+        with loading(f"model '{model}'"):
+            AutoHfQuantizer.from_config(settings, pre_quantized=True).validate_environment(device_map=None)
 
 
 def _load_without_weights(auto_class: Any, folder: Path, model: str, *, unread: str = "") -> list[str]:

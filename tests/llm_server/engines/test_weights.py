@@ -217,6 +217,29 @@ def test_the_engine_and_the_doctor_refuse_alike(models, changed, rubric, engine)
         build_engine(config, rubric)
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "ImportError: .*optimum"),
+        (
+            {"model_type": "own", "auto_map": {"AutoConfig": "x.Y", "AutoModelForCausalLM": "x.Z"}},
+            "it needs code of its own, which is never run",
+        ),
+    ],
+)
+def test_what_needs_more_than_its_files_is_refused_alike_and_nobody_is_asked(
+    changed, rubric, monkeypatch, settings, said
+):
+    folder = changed("tied", **settings)
+    for file in bundled_model_folder().glob("tokenizer*"):
+        shutil.copy(file, folder)
+    config = ServiceConfig(model=str(folder), device="cpu")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked at the terminal"))
+    for load in (check_model, build_engine):
+        with pytest.raises(ValueError, match=f"cannot be loaded \\({said}"):
+            load(config, rubric)
+
+
 def test_an_encoder_may_lack_its_pooler_and_nothing_else(changed, models):
     assert load_whole(AutoModel, models / "bert without pooler", "bert", unread=UNREAD)[0].pooler is not None
     folder = changed("bert", without(r"encoder\.layer\.1\.output"))
