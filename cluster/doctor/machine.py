@@ -95,7 +95,7 @@ def check_run_dir(subject: Subject) -> CheckResult:
     """Whether the run directory can be written, and has room for checkpoints."""
     config = subject.config
     path = Path(config.run_dir).absolute()
-    place = next(parent for parent in (path, *path.parents) if parent.exists())
+    place = next(parent for parent in (path, *path.parents) if parent.exists() or parent.is_symlink())
     if problem := _why_not_writable(place):
         return failed(f"{path} cannot be written ({problem})", "correct the permissions, or give another run_dir=")
     one, keep = _checkpoint_bytes(subject), config.checkpoint.keep

@@ -16,6 +16,7 @@ from packaging.version import Version
 
 from cluster.doctor.result import CheckResult, failed, ok, warning
 from cluster.doctor.subject import Subject
+from cluster.verbs.offline_reward_model import check_judgements
 from cluster.wiring import service_credentials
 from configs.devices import resolve_device
 from llm_server.client import AnnotationClient, AnnotationRefused, ServiceUnavailable, is_loading
@@ -25,7 +26,7 @@ from llm_server.engines.model_check import ModelNotHere, check_encoder_model
 from llm_server.engines.models import unused_advice
 from llm_server.engines.vllm_program import vllm_python
 from llm_server.replicas import split_addresses
-from llm_server.service.store import store_path
+from llm_server.service.store import is_new_store, store_path
 from reward_models.interface import Asks
 
 CONNECT_TIMEOUT_S = 3.0
@@ -42,6 +43,7 @@ def check_judge(subject: Subject) -> list[CheckResult]:
     """The engine of the run's own judge: its model and answer tokens, its encoder, or its endpoint."""
     config, service = subject.config, subject.plan.service
     if not subject.plan.asks_judge:
+        check_judgements(subject.plan)
         return [ok(f"none is needed by reward_model.name={config.reward_model.name}")]
     try:
         rubric = subject.rubric
@@ -201,6 +203,8 @@ def check_store(subject: Subject) -> CheckResult:
     if not subject.plan.starts_service or subject.plan.service.engine == "none" or setting == "memory":
         return ok("none is used here")
     path = store_path(setting).absolute()
+    if path.is_symlink() and not (path := path.resolve()).parent.is_dir():
+        return failed(f"there is no folder {path.parent}, to which {setting} is a link", advice)
     place = next(parent for parent in (path, *path.parents) if parent.exists())
     if place.is_dir() == (place == path):
         return failed(f"{place} is {'a' if place == path else 'no'} folder", advice)
@@ -210,6 +214,8 @@ def check_store(subject: Subject) -> CheckResult:
         return ok(f"{path}, new")
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=5.0)) as connection:
+            if is_new_store(connection, path):
+                return ok(f"{path}, empty")
             connection.execute("BEGIN IMMEDIATE")
             (count,) = connection.execute("SELECT COALESCE(MAX(number), 0) FROM judgements").fetchone()
             connection.execute("ROLLBACK")

@@ -8,7 +8,7 @@ answer is on disk before the next question, so an interrupted annotation continu
 import math
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,8 @@ def read_judgements(path: str | Path) -> Judgements:
     with closing(_open(Path(path), "rw")) as connection, _sound(path):
         provenance, threshold = _provenance(connection, path)
         rows = list(connection.execute(captions_query))
+        for row in rows:
+            _check_row(*row)
         captions = {row[0]: Caption(id=unsigned_id(row[0]), text=row[1]) for row in rows}
         judged = [
             JudgedCaption(
@@ -121,6 +123,20 @@ def read_judgements(path: str | Path) -> Judgements:
         ]
     counts = {unsigned_id(row[0]): row[2] for row in rows}
     return Judgements(captions=judged, pairs=compared, counts=counts, threshold=threshold, provenance=provenance)
+
+
+class _UnsoundError(Exception):
+    """A row that `delphi annotate` cannot have written."""
+
+
+def _check_row(number: int, text: Any, count: Any, status: Any, probability: Any, *_: Any) -> None:
+    """_UnsoundError for a row of captions under which training would learn nothing, or something else, in silence."""
+    if not isinstance(text, str) or caption_of(text).id != unsigned_id(number):
+        raise _UnsoundError(f"id {number} is not that of the text {text!r}")
+    if not isinstance(count, int) or count < 0:
+        raise _UnsoundError(f"count of {text!r} is {count!r}")
+    if status == Status.OK.name and not (isinstance(probability, float) and 0.0 <= probability <= 1.0):
+        raise _UnsoundError(f"probability of {text!r} is {probability!r}")
 
 
 class JudgementFile:
@@ -255,7 +271,12 @@ def _provenance(connection: sqlite3.Connection, path: str | Path) -> tuple[Prove
             f"judgement file '{path}' has format {version}, this program reads {FORMAT_VERSION}: annotate anew"
         )
     values = dict(connection.execute("SELECT name, value FROM provenance"))
-    return Provenance(**{field.name: values[field.name] for field in fields(Provenance)}), float(values["threshold"])
+    provenance, threshold = Provenance(**{field.name: values[field.name] for field in fields(Provenance)}), math.nan
+    with suppress(ValueError):
+        threshold = float(values["threshold"])
+    if not math.isfinite(threshold):
+        raise _UnsoundError(f"theta is {values['threshold']!r}")
+    return provenance, threshold
 
 
 @contextmanager
@@ -263,7 +284,7 @@ def _sound(path: str | Path) -> Iterator[None]:
     """Turns what a locked, protected or damaged file raises into a ValueError that says what to do."""
     try:
         yield
-    except (sqlite3.DatabaseError, KeyError, TypeError) as error:
+    except (sqlite3.DatabaseError, KeyError, TypeError, _UnsoundError) as error:
         problem = (
             f"'{path}' is no sound judgement file ({error}): give one that `delphi annotate --out` wrote, or annotate"
             " anew"

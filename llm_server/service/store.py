@@ -44,10 +44,23 @@ def store_path(setting: str) -> Path:
     return Path(user_path(setting)) if setting else platformdirs.user_cache_path("delphi") / "judgements.sqlite"
 
 
+def is_new_store(connection: sqlite3.Connection, path: Path) -> bool:
+    """Whether the database has no tables yet; ValueError where it has other tables than a store, which are kept."""
+    query = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+    names = {name for (name,) in connection.execute(query)}
+    if other := sorted(names - {"judges", "judgements"}):
+        raise ValueError(
+            f"judgement store '{path}' is a database of another kind, with the table {other[0]}: give another file for"
+            " service.store, or `memory`"
+        )
+    return not names
+
+
 class JudgementStore:
     """Judgements by (fingerprint, rubric hash, item); thread-safe, and several processes may share one file.
 
-    A file that is not a sound database is moved aside with a warning; ValueError where it cannot be opened at all.
+    A file that is not a sound database is moved aside with a warning; ValueError where it cannot be opened at all, or is
+    another program's database.
     """
 
     def __init__(self, path: Path):
@@ -106,13 +119,14 @@ class JudgementStore:
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
         try:
+            is_new_store(connection, self.path)
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.executescript(SCHEMA)
             trim = "DELETE FROM judgements WHERE number <= (SELECT max(number) FROM judgements) - ?"
             with connection:
                 connection.execute(trim, (MAX_JUDGEMENTS,))
-        except sqlite3.Error:
+        except (sqlite3.Error, ValueError):
             connection.close()
             raise
         return connection

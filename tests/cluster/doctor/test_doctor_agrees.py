@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 
 from cluster.doctor import service as service_checks
+from cluster.doctor.machine import check_run_dir
 from cluster.doctor.service import check_store
 from cluster.doctor.subject import Subject
+from cluster.run.directory import open_run
+from configs.checks import ConfigError
 from configs.loading import load_config
 from llm_server.annotation import Judgement, Status
+from llm_server.annotator.caption_archive import CaptionArchive
 from llm_server.engines import model_check
 from llm_server.service.store import open_store
 from tests.cluster.examined import examine, quiet_surroundings
@@ -119,6 +123,51 @@ def test_a_store_that_cannot_be_is_said_beforehand(tmp_path: Path, capsys: pytes
         code, results = examine(capsys, f"service.store={store}")
         assert code == 1
         assert words in results["judgement store"][0]["found"]
+
+
+def stored_in(store: Path) -> Subject:
+    subject = Subject(load_config(preset="debug", overrides=["service.engine=scripted"]))
+    service = dataclasses.replace(subject.config.service, store=str(store))
+    return Subject(dataclasses.replace(subject.config, service=service))
+
+
+def test_an_empty_store_and_a_link_to_a_new_one_are_used(tmp_path: Path) -> None:
+    (tmp_path / "empty.sqlite").touch()
+    (tmp_path / "link.sqlite").symlink_to(tmp_path / "new.sqlite")
+    for name, found in (("empty.sqlite", "empty.sqlite, empty"), ("link.sqlite", "new.sqlite, new")):
+        result = check_store(stored_in(tmp_path / name))
+        assert (result.status, result.found) == ("ok", f"{tmp_path}/{found}")
+        with contextlib.closing(open_store(str(tmp_path / name))):
+            pass
+
+
+def test_a_link_to_nowhere_holds_neither_store_nor_run(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "absent" / "there")
+    subject = stored_in(tmp_path / "link")
+    subject.config = dataclasses.replace(subject.config, run_dir=str(tmp_path / "link"))
+    assert f"there is no folder {tmp_path}/absent" in check_store(subject).found
+    with pytest.raises(ValueError, match="cannot be opened"):
+        open_store(str(tmp_path / "link"))
+    assert check_run_dir(subject).status == "failed"
+    with pytest.raises(ConfigError, match="run_dir: cannot write"):
+        open_run(subject.config)
+
+
+def test_a_database_of_another_kind_is_no_store_and_stays_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "captions.sqlite"
+    CaptionArchive(file).close()
+    before = file.read_bytes()
+    for ask in (lambda: check_store(stored_in(file)), lambda: open_store(str(file))):
+        with pytest.raises(ValueError, match="another kind, with the table captions: give another file"):
+            ask()
+    assert file.read_bytes() == before
+
+
+def test_a_file_of_judgements_is_looked_into_beforehand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    absent = f"reward_model.judgements={tmp_path / 'absent.sqlite'}"
+    code, results = examine(capsys, "reward_model.name=classification", absent)
+    assert code == 1
+    assert "no judgement file" in results["judge"][0]["found"]
 
 
 def test_a_device_and_an_encoder_that_the_service_would_not_find(

@@ -1,7 +1,9 @@
 """A judgement file keeps the answers of one rubric and model, and other files are refused with a clear message."""
 
+import contextlib
 import dataclasses
 import math
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -137,6 +139,32 @@ def test_an_empty_file_is_used(path):
     assert read_provenance(path) is None
     JudgementFile(path, OURS, 0.5).close()
     assert read_provenance(path) == OURS
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("UPDATE captions SET id = 1", "id 1 is not that of the text 'You kill the newt!'"),
+        ("UPDATE captions SET count = -3", "count of 'You kill the newt!' is -3"),
+        ("UPDATE captions SET count = 'many'", "is 'many'"),
+        ("UPDATE captions SET probability = 90", "probability of 'You kill the newt!' is 90.0"),
+        ("UPDATE captions SET probability = 'high'", "is 'high'"),
+        ("UPDATE captions SET probability = NULL", "is None"),
+        ("UPDATE captions SET status = 'good'", "'good'"),
+        ("UPDATE provenance SET value = 'nan' WHERE name = 'threshold'", "theta is 'nan'"),
+        ("UPDATE provenance SET value = 'high' WHERE name = 'threshold'", "theta is 'high'"),
+    ],
+)
+def test_rows_that_were_edited_into_nonsense_are_refused(path, change, problem):
+    with contextlib.closing(JudgementFile(path, OURS, 0.5)) as file:
+        file.add_captions({NEWT.text: 3})
+        file.write_captions([JudgedCaption(caption=NEWT, judgement=YES)])
+    assert read_judgements(path).counts == {NEWT.id: 3}
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(change)
+    with pytest.raises(ValueError, match=rf"no sound judgement file \(.*{re.escape(problem)}\)") as error:
+        read_judgements(path)
+    assert "annotate anew" in str(error.value)
 
 
 def test_what_is_no_judgement_file_is_said_in_one_line(tmp_path, path):
