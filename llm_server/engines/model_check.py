@@ -15,6 +15,7 @@ from llm_server.engines.models import (
     MODEL_WANTED,
     NO_CODE,
     IncompleteWeights,
+    check_files,
     check_unpackable,
     load_tokenizer,
     load_whole,
@@ -94,7 +95,19 @@ def local_folder(model: str) -> Path:
     found = try_to_load_from_cache(source, "config.json")
     if not isinstance(found, str) or not any(Path(found).parent.glob("*.safetensors")):
         raise ModelNotHere(f"model '{model}' is not on this machine")
-    return Path(found).parent
+    folder = Path(found).parent
+    try:
+        check_files(folder, model)
+    except IncompleteWeights as error:
+        raise ModelNotHere(f"model '{model}' is on this machine in part: {error}") from None
+    is_sharded, is_whole = (any(folder.glob(f"model{name}")) for name in ("-*-of-*.safetensors", ".safetensors*"))
+    for is_lacking, name in (
+        (not any(folder.glob("tokenizer*")), "tokenizer"),
+        (is_sharded and not is_whole, "model.safetensors.index.json"),
+    ):
+        if is_lacking:
+            raise ModelNotHere(f"model '{model}' is on this machine in part, without its {name}")
+    return folder
 
 
 def _check_weights(folder: Path, model: str) -> int:

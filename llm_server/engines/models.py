@@ -78,9 +78,11 @@ def model_folder(model: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, allow_patterns=list(FILES)))
+        folder = Path(snapshot_download(source, allow_patterns=list(FILES)))
     except Exception as error:  # anything that the hub or the network raises
         raise ValueError(f"model '{model}' cannot be downloaded ({named(error)}): {MODEL_WANTED}") from error
+    check_files(folder, model)
+    return folder
 
 
 def folder_fingerprint(folder: Path, engine: str) -> str:
@@ -218,15 +220,16 @@ def model_source(model: str) -> str:
         if model.startswith((".", "/", "~")) or model.count("/") > 1 or not model:
             raise ValueError(f"model folder '{model}' does not exist: {MODEL_WANTED}")
         return model
-    _check_files(folder, model)
+    check_files(folder, model)
     for pattern in ("config.json", "tokenizer*", "*.safetensors"):
         if not any(folder.glob(pattern)):
             raise ValueError(f"model folder '{model}' has no {pattern}: {MODEL_WANTED}")
     return str(folder)
 
 
-def _check_files(folder: Path, model: str) -> None:
-    """ValueError for an adapter, or where a shard is missing that the index names; nothing is loaded."""
+def check_files(folder: Path, model: str) -> None:
+    """ValueError for an adapter, IncompleteWeights for a shard that is missing though the index names it; nothing is
+    loaded."""
     is_whole = (folder / "model.safetensors").is_file()
     if (folder / ADAPTER).is_file() or ((folder / "adapter_model.safetensors").is_file() and not is_whole):
         raise ValueError(
@@ -243,7 +246,7 @@ def _check_files(folder: Path, model: str) -> None:
             f"model '{model}': {index} cannot be read ({type(error).__name__}: {error}): {FETCH}"
         ) from None
     if missing := [name for name in shards if not (folder / name).is_file()]:
-        raise ValueError(
+        raise IncompleteWeights(
             f"model '{model}' lacks {_listed(missing)} of the {len(shards)} files that {INDEX} names: {FETCH}"
         )
 

@@ -24,8 +24,8 @@ from transformers.utils import logging as transformers_logging
 
 from configs.annotation_schema import ServiceConfig
 from llm_server.engines.building import build_engine, check_engine
-from llm_server.engines.model_check import check_encoder_model, check_model
-from llm_server.engines.models import IncompleteWeights, bundled_model_folder, load_whole, unused_advice
+from llm_server.engines.model_check import ModelNotHere, check_encoder_model, check_model, local_folder
+from llm_server.engines.models import IncompleteWeights, bundled_model_folder, load_whole, model_folder, unused_advice
 from llm_server.engines.sentence_encoder import UNREAD, SentenceEncoder
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -238,6 +238,44 @@ def test_what_needs_more_than_its_files_is_refused_alike_and_nobody_is_asked(
     for load in (check_model, build_engine):
         with pytest.raises(ValueError, match=f"cannot be loaded \\({said}"):
             load(config, rubric)
+
+
+@pytest.mark.parametrize(
+    ("absent", "said"),
+    [
+        (None, None),
+        ("tokenizer.json", "in part, without its tokenizer"),
+        (INDEX, f"in part, without its {INDEX}"),
+        ("model-00001-of-00002.safetensors", "in part: .* lacks model-00001-of-00002"),
+        ("model-*.safetensors", "is not on this machine"),
+    ],
+)
+def test_a_download_that_was_interrupted_is_not_here_yet(changed, tmp_path, monkeypatch, absent, said):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    downloaded = changed("untied")
+    (downloaded / "tokenizer.json").write_text("{}")
+    into_shards(downloaded, 1, 2)
+    repository = tmp_path / "hub" / "models--some--model"
+    snapshot = repository / "snapshots" / "0123"
+    snapshot.parent.mkdir(parents=True)
+    downloaded.rename(snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123")
+    if absent is None:
+        assert local_folder("some/model") == snapshot
+        return
+    for file in snapshot.glob(absent):
+        file.unlink()
+    with pytest.raises(ModelNotHere, match=said):
+        local_folder("some/model")
+
+
+def test_an_adapter_from_the_hub_is_no_model(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
+    for name in ("adapter_model.safetensors", "adapter_config.json", "config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match=r"model 'some/adapter' holds an adapter"):
+        model_folder("some/adapter")
 
 
 def test_an_encoder_may_lack_its_pooler_and_nothing_else(changed, models):
