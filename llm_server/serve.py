@@ -52,8 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(str(error))
     except RuntimeError as error:
         from llm_server.engines.openai_http import EndpointRefused, EndpointUnavailable
+        from llm_server.service.service import NoLongerListening
 
-        if not isinstance(error, EndpointUnavailable | EndpointRefused):
+        if not isinstance(error, EndpointUnavailable | EndpointRefused | NoLongerListening):
             raise
         return _refuse(str(error), 1)
     return 0

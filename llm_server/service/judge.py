@@ -192,13 +192,18 @@ class Judge:
         if self._store:
             self._store.close()
 
-    def _check(self, num: int, items: Sequence[bytes]) -> None:
-        """ValueError where a request of `num` items, or pairs of `items`, breaks a limit."""
-        most, longest = self._config.max_items_per_request, self._config.max_item_bytes
+    def check_number(self, num: int) -> None:
+        """ValueError where a request of `num` items, or pairs, breaks a limit."""
+        most = self._config.max_items_per_request
         if not num:
             raise ValueError("the request has no items: send at least one")
         if num > most:
             raise ValueError(f"the request has {num} items, at most {most} are taken: split it")
+
+    def _check(self, num: int, items: Sequence[bytes]) -> None:
+        """ValueError where a request of `num` items, or pairs of `items`, breaks a limit."""
+        self.check_number(num)
+        longest = self._config.max_item_bytes
         for position, item in enumerate(items):
             if len(item) > longest:
                 raise ValueError(f"item {position} has {len(item)} bytes, at most {longest} are taken: shorten it")

@@ -5,6 +5,7 @@ one says what to do; health is SERVING exactly while `Annotate` can be answered.
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from grpc_reflection.v1alpha import reflection
 from configs.annotation_schema import AccessConfig, ServiceConfig
 from llm_server import annotation_pb2 as pb
 from llm_server import annotation_pb2_grpc, wire
+from llm_server.annotation import PairJudgement
 from llm_server.rubrics.rubric import Rubric
 from llm_server.service.auth import Gate, add_port, check_access
 from llm_server.service.judge import Judge
@@ -28,7 +30,15 @@ T = TypeVar("T")
 LOG = logging.getLogger(__name__)
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Annotation"].full_name
 STOP_GRACE_S = 2.0
+MAX_SHOWN_CHARS = 200
+"""Of a name in a request; a status with longer details than gRPC's 16 kB does not arrive."""
+CHECK_S = 0.5
+"""Between looks at whether the server still accepts calls."""
 LOOPBACK_ACCESS = AccessConfig()
+
+
+class NoLongerListening(RuntimeError):
+    """The server has ended by itself: a process that goes on would look alive and answer nothing."""
 
 
 class AnnotationServicer(annotation_pb2_grpc.AnnotationServicer):
@@ -41,7 +51,7 @@ class AnnotationServicer(annotation_pb2_grpc.AnnotationServicer):
     async def Annotate(self, request: pb.AnnotateRequest, context: grpc.aio.ServicerContext) -> pb.AnnotateResponse:
         """One judgement per item; see annotation.proto for the statuses."""
         judge = await self._ready_judge(context, request)
-        items = list(request.items)
+        items = request.items  # no list: the judge refuses too many before it reads them
         judgements = await _answer(context, lambda: judge.submit(items, request.bypass_store))
         said = judge.describe()
         return wire.annotate_response(judgements, items, rubric_hash=said.rubric_hash, fingerprint=said.fingerprint)
@@ -51,15 +61,21 @@ class AnnotationServicer(annotation_pb2_grpc.AnnotationServicer):
     ) -> pb.AnnotatePairsResponse:
         """One judgement per pair."""
         judge = await self._ready_judge(context, request)
-        pairs = [(pair.first, pair.second) for pair in request.pairs]
-        judgements = await _answer(context, lambda: judge.submit_pairs(pairs, request.bypass_store))
+        pairs: list[tuple[bytes, bytes]] = []
+
+        def submit() -> "Future[list[PairJudgement]]":
+            judge.check_number(len(request.pairs))
+            pairs.extend((pair.first, pair.second) for pair in request.pairs)
+            return judge.submit_pairs(pairs, request.bypass_store)
+
+        judgements = await _answer(context, submit)
         said = judge.describe()
         return wire.pairs_response(judgements, pairs, pairs_hash=said.pairs_hash, fingerprint=said.fingerprint)
 
     async def Embed(self, request: pb.EmbedRequest, context: grpc.aio.ServicerContext) -> pb.EmbedResponse:
         """One vector per item."""
         judge = await self._ready_judge(context)
-        items = list(request.items)
+        items = request.items
         vectors = await _answer(context, lambda: judge.submit_embedding(items))
         return wire.embed_response(vectors, items, fingerprint=judge.describe().fingerprint)
 
@@ -74,9 +90,10 @@ class AnnotationServicer(annotation_pb2_grpc.AnnotationServicer):
             retry = "ask again in a few seconds, or watch grpc.health.v1"
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"{wire.LOADING}; {retry}")
         if request is not None and (request.rubric_id, request.rubric_version) != (rubric.id, rubric.version):
+            asked, version = request.rubric_id[:MAX_SHOWN_CHARS], request.rubric_version[:MAX_SHOWN_CHARS]
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION,
-                f"rubric {request.rubric_id!r} version {request.rubric_version!r} was requested, this service has"
+                f"rubric {asked!r} version {version!r} was requested, this service has"
                 f" {rubric.id!r} version {rubric.version!r}; start a service with that rubric, or request this one",
             )
         assert self.judge is not None  # abort raises
@@ -111,7 +128,8 @@ async def serve(
 ) -> bool:
     """Listen, load the model, answer until `stop`; False if `stop` came first and `build` still runs in its thread.
 
-    Raises ValueError for an address that is taken or needs credentials that `access` lacks, and where `build` does.
+    Raises ValueError for an address that is taken or needs credentials that `access` lacks, and where `build` does;
+    NoLongerListening.
     """
     check_access(config.host, access)
     arguments = [
@@ -136,13 +154,16 @@ async def serve(
     await server.start()
     on_listening(f"{host}:{port}")
     try:
-        loading, stopping = _in_daemon_thread(partial(build, config, rubric)), asyncio.ensure_future(stop.wait())
+        loading = _in_daemon_thread(partial(build, config, rubric))
+        stopping = asyncio.ensure_future(_stopped(stop, server))
         await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             servicer.judge = loading.result()
             await _set_health(health_servicer, health_pb2.HealthCheckResponse.SERVING)
             on_serving(servicer.judge)
             await stopping
+        if stopping.done():
+            stopping.result()  # raises
         stopping.cancel()
         return loading.done()
     finally:
@@ -150,6 +171,17 @@ async def serve(
         await server.stop(STOP_GRACE_S)
         if servicer.judge is not None:
             await asyncio.to_thread(servicer.judge.close)
+
+
+async def _stopped(stop: asyncio.Event, server: grpc.aio.Server) -> None:
+    """Return once `stop` is set; NoLongerListening where the server ends before."""
+    while not stop.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), CHECK_S)
+        try:
+            await server.wait_for_termination(0.0)
+        except Exception as error:  # grpc 1.84 and 1.85 end the server at a call whose method is not UTF-8
+            raise NoLongerListening(f"grpc ended its server at a call ({error}): start the service again") from None
 
 
 def _in_daemon_thread(build: Callable[[], Judge]) -> "asyncio.Future[Judge]":
