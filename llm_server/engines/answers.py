@@ -13,10 +13,17 @@ from llm_server.annotation import Score
 NO_ANSWER = Score(math.nan, 0.0)
 WEIGHTS = (1.0, 0.0, 0.5)
 """The wanted answer, its opposite, and a tie, which counts half."""
-THOUGHTS = re.compile(r".*</think>", re.DOTALL)
+THOUGHTS = re.compile(
+    r".*(?:</(?:think|thinking|thought|thoughts|reasoning|seed:think)>|\[/THINK\]|\u25c1/think\u25b7"
+    r"|<\|channel\|>final<\|message\|>)",
+    re.DOTALL,
+)
+"""Thoughts and the marker that ends them, in the words of several families."""
 OPENING, CLOSING = r"[\s*_`\"'\u201c\u2018(\[]*", r"[*_`\"'\u201d\u2019)\]]*"
 """Markup and quotes that may surround an answer."""
-END = rf"(?:\s*\Z|[^\S\n]*(?=\n)|[.:;!]{CLOSING}(?=\s|\Z)|(?P<goes_on>,|\s*[\u2013\u2014])(?=\s|\Z))"
+TURN_END = r"(?:<\|\w+\|>|</s>|<end_of_turn>)"
+"""A template's marker that some servers leave in the text."""
+END = rf"(?:\s*{TURN_END}?\s*\Z|[^\S\n]*(?=\n)|[.:;!]{CLOSING}(?=\s|\Z)|(?P<goes_on>,|\s*[\u2013\u2014])(?=\s|\Z))"
 ANSWER_LABEL = "Answer:"
 _PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 _OTHERS = (byte for byte in range(0x100) if byte not in _PRINTABLE)
@@ -63,8 +70,9 @@ def score_of_text(
 ) -> Score:
     """The score from generated text that is an answer, or begins with one and a full stop, comma or line break.
 
-    `label` or "Answer:" may precede the answer, and so may thoughts that end in `</think>`. Answers of a single letter
-    are case-sensitive ("a better one" is not A). Later words are ignored, since any sentence may contain an answer.
+    `label` or "Answer:" may precede the answer, and so may thoughts that end in a marker such as `</think>`. Answers of
+    a single letter are case-sensitive ("a better one" is not A). Later words are ignored, since any sentence may
+    contain an answer.
     """
     said = THOUGHTS.sub("", text)
     words = [_pattern(answer) for answer in answers]

@@ -8,6 +8,7 @@ The form of request is found once (`llm_server/engines/openai_forms.py`), and la
 read from text are certain (0, 0.5 or 1), so their threshold is 0.5 instead of a calibrated one.
 """
 
+import difflib
 import hashlib
 import logging
 import os
@@ -23,13 +24,15 @@ from llm_server.annotation import Score
 from llm_server.engines.answers import NO_ANSWER, score_of_text, score_of_top_tokens
 from llm_server.engines.engine import PROBE
 from llm_server.engines.openai_forms import THINKING_TOKENS, Answer, Form, find_form, is_too_short, request_body
-from llm_server.engines.openai_http import NO_CREDIT, WRONG_KEY, Endpoint, EndpointRefused, EndpointUnavailable
+from llm_server.engines.openai_http import NO_CREDIT, UNKNOWN, WRONG_KEY, Endpoint, EndpointRefused, EndpointUnavailable
 from llm_server.rubrics.rubric import PROMPT_VERSION, Question, Rubric
 
 LOG = logging.getLogger(__name__)
 ATTEMPTS_PER_DEADLINE = 3
-REFUSING = (400, 413, 422)
-"""Statuses that may be about the text of one request."""
+REFUSING = (400, 403, 413, 422, 451)
+"""Statuses that may be about the text of one request; aggregators' filters refuse with 403."""
+FAILING = (500, UNKNOWN)
+"""Statuses of failures that may be about the text of one request, where another is answered."""
 ATTEMPTS = 3
 """Requests about one text without a readable answer, after which it counts as refused."""
 MAX_KEPT = 4096
@@ -90,17 +93,20 @@ class OpenAIEngine:
 
     def _score(self, question: Question, texts: Sequence[str], probe: str) -> list[Score]:
         refusals: list[EndpointRefused] = []
-        scores = concurrent_map(partial(self._score_one, question, refusals), texts, self._concurrency, self._closed)
+        score_one = partial(self._score_one, question, probe, refusals)
+        scores = concurrent_map(score_one, texts, self._concurrency, self._closed)
         if texts and len(refusals) == len(texts):
             try:  # where a harmless text is refused too, the texts are not the reason: the batch must fail
                 self._ask(question, probe)
             except EndpointRefused as error:
-                raise EndpointRefused(f"the endpoint refuses every request: {error}", error.status) from None
+                raise EndpointRefused(
+                    f"the endpoint refuses every request: {self._explained(error)}", error.status
+                ) from None
         for text in texts:
             self._kept.pop(text, None)
         return scores
 
-    def _score_one(self, question: Question, refusals: list[EndpointRefused], text: str) -> Score:
+    def _score_one(self, question: Question, probe: str, refusals: list[EndpointRefused], text: str) -> Score:
         if kept := self._kept.get(text):
             return kept
         try:
@@ -111,6 +117,12 @@ class OpenAIEngine:
             LOG.warning("no judgement of %r: %s", text, error)
             refusals.append(error)
             return NO_ANSWER
+        except EndpointUnavailable as error:
+            if error.status not in FAILING:
+                raise
+            self._ask(question, probe)  # raises where no text is answered
+            LOG.warning("no judgement of %r, at which the endpoint always fails: %s", text, error)
+            score = NO_ANSWER
         if len(self._kept) < MAX_KEPT:
             self._kept[text] = score
         return score
@@ -182,7 +194,7 @@ class OpenAIEngine:
             return f"{error}: {variable} is set but not accepted"
         if error.status == 403:
             return f"{error}: the key in {variable} is not allowed this model, or not from here"
-        if error.status == 404:
+        if error.status in (404, 405):
             return f"{error}: {self._advice_on_model()}"
         if self._single.answer_prefix:
             return f"{error}: the rubric has an answer_prefix, which only some endpoints support (vLLM does)"
@@ -190,15 +202,19 @@ class OpenAIEngine:
 
     def _advice_on_model(self) -> str:
         try:
-            models = ", ".join(str(entry["id"]) for entry in self._endpoint.get("models")["data"][:20])
+            found = self._endpoint.get("models")
+            models = [str(entry["id"]) for entry in (found if isinstance(found, list) else found["data"] or [])]
         except (EndpointRefused, EndpointUnavailable, KeyError, TypeError):
             return "correct service.endpoint, it should end like https://host/v1"
-        kind = self._single.style
-        other = "chat" if kind == "completion" else "completion"
-        return (
-            f"it has the models {models}; if service.model is one of them, it offers no {kind} requests:"
-            f" use a rubric of style {other}"
-        )
+        if not models:
+            return "it lists no models: load one there"
+        if self.model in models:
+            kind = self._single.style
+            other = "chat" if kind == "completion" else "completion"
+            return f"it lists this model; if it offers no {kind} requests, use a rubric of style {other}"
+        shown = list(dict.fromkeys([*difflib.get_close_matches(self.model, models), *models]))[:20]
+        rest = f" and {len(models) - len(shown)} others" if len(models) > len(shown) else ""
+        return f"it has the models {', '.join(shown)}{rest}: set service.model to one of them"
 
 
 def _read_key(variable: str) -> str:

@@ -32,8 +32,10 @@ TOO_SHORT = re.compile(
 )
 NO_SYSTEM = re.compile(
     r"system (?:role|message|prompt|instruction|turn)|developer instruction|role\W+system|roles must alternate"
-    r"|only user and assistant"
+    r"|only user and assistant|\brole\b.*does not support.*system"
 )
+FILTERED = re.compile(r"content_filter|safety|prohibited_content")
+"""How the reason begins where a filter ended the answer; Gemini's continues: `content_filter: PROHIBITED_CONTENT`."""
 # Templates write their markers as <|im_start|>, <s>, <start_of_turn>, [INST].
 MARKER = re.compile(r"<(?=\S)|\[(?=/?[A-Z_]{3,}\])")
 
@@ -99,7 +101,7 @@ class Answer:
         """The likeliest first tokens with their log-probabilities; may be empty."""
         self.text = _text(message.get("content") if "message" in choice else choice.get("text"))
         """The generated text, whole or in parts, without thoughts; empty where there is none."""
-        self.is_withheld = reason in ("content_filter", "safety", "prohibited_content") or bool(message.get("refusal"))
+        self.is_withheld = bool(FILTERED.match(reason) or message.get("refusal"))
         """Whether a filter or the model refuses to answer this text."""
         is_cut, is_empty = reason in ("length", "max_tokens"), not self.text.strip()
         is_in_thought = "<think>" in self.text and "</think>" not in self.text
@@ -196,11 +198,14 @@ def is_too_short(said: str) -> bool:
 
 def _top_tokens(offered: Any) -> list[tuple[str, float]]:
     try:
-        if "content" in offered:
-            return [(str(entry["token"]), float(entry["logprob"])) for entry in offered["content"][0]["top_logprobs"]]
-        return [(str(token), float(value)) for token, value in offered["top_logprobs"][0].items()]
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        if offered.get("content"):
+            listed = [(entry["token"], entry["logprob"]) for entry in offered["content"][0]["top_logprobs"]]
+        else:
+            listed = list(offered["top_logprobs"][0].items())
+    except (KeyError, IndexError, TypeError, AttributeError):
         return []
+    # JSON has no infinity: servers write null, or NaN, for a token that cannot be.
+    return [(str(token), float(value)) for token, value in listed if isinstance(value, int | float) and value == value]
 
 
 def _text(content: Any) -> str:

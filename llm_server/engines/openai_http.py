@@ -32,10 +32,17 @@ _NO_CREDIT = re.compile(
     r"|(?:no|out of) credit"
 )
 _WRONG_KEY = re.compile(
-    r"invalid_api_key|authenticat(?:e|ion)"
+    r"invalid_api_key|authenticat(?:e|ion)|\bunauthori[sz]ed\b"
     r"|(?:incorrect|invalid|wrong|missing|expired|revoked|no|valid) (?:\w+ )?api[ _-]?key"
     r"|api[ _-]?key(?: \w+)? (?:not valid|invalid|incorrect|missing|expired|revoked|not found|required)"
 )
+_NOT_FOUND = re.compile(
+    r"unexpected endpoint|\b(?:model|endpoint|route|url|path)\b.*(?:not found|not exist|unknown)"
+    r"|(?:no such|unknown|invalid) (?:model|endpoint|route|url|path)\b"
+)
+"""Words for a wrong path or model under 200; LM Studio answers every unknown path so."""
+_NO_LOGPROBS = re.compile(r"log[ _-]?probs?")
+"""Words under 500 that a retry does not change: llama-cpp-python refuses log-probabilities so."""
 _STATUS_OF_KIND = (
     (429, r"rate.?limit|resource.?exhausted|too.?many.?requests"),
     (503, r"overloaded|unavailable|timeout|internal|server.?error"),
@@ -44,7 +51,9 @@ _STATUS_OF_KIND = (
     (400, r"invalid|bad.?request|unsupported|not.?supported"),
 )
 """The first pattern that occurs in an error's type or code gives its status."""
-RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+NOT_OFFERED = 501
+RETRIED = frozenset({408, 409, 425, 429, 498, *range(500, 600)} - {NOT_OFFERED, 505})
+"""Groq's 498 is a lack of capacity; proxies have failures of their own, such as Cloudflare's 520 to 530."""
 MAX_MESSAGE_CHARS = 300
 HOST_LABEL = re.compile(r"[^\x00-,/:-@\[-^`{-\x7f]{1,63}")
 """One part of a host name between dots: letters of any script, digits, hyphens, underscores."""
@@ -56,7 +65,8 @@ def error_of(content: Any, *, wants_choice: bool) -> Any:
         content = content[0]
     if not isinstance(content, dict):
         return None
-    if error := content.get("error"):
+    error = content.get("error")
+    if any(error.values()) if isinstance(error, dict) else error:  # some send one of empty fields with every answer
         return error
     if content.get("object") == "error":
         return content
@@ -84,10 +94,12 @@ def error_status(error: Any, status: int) -> int:
     kinds = [str(fields.get(key) or "") for key in ("code", "type", "status", "status_code")]
     kind = " ".join(kinds).lower()
     text = f"{kind} {words_of(error)}".lower()
-    if status == 200:
+    if 200 <= status < 300:
         numbers = [int(found) for found in kinds if re.fullmatch(r"[45]\d\d", found)]
         numbers += [number for number, pattern in _STATUS_OF_KIND if re.search(pattern, kind)]
-        status = next(iter(numbers), UNKNOWN)
+        status = next(iter(numbers), 404 if _NOT_FOUND.search(text) else UNKNOWN)
+    if status == 500 and _NO_LOGPROBS.search(text):
+        return NOT_OFFERED
     if status in (400, 403, 429, UNKNOWN) and _NO_CREDIT.search(text):
         return NO_CREDIT
     return WRONG_KEY if status in (400, 403, UNKNOWN) and _WRONG_KEY.search(text) else status
@@ -105,10 +117,10 @@ class EndpointRefused(RuntimeError):
 class EndpointUnavailable(RuntimeError):
     """No usable answer came within the deadline."""
 
-    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+    def __init__(self, message: str, retry_after_s: float | None = None, status: int | None = None) -> None:
         super().__init__(message)
-        self.retry_after_s = retry_after_s
-        """How long the server asked to wait."""
+        self.retry_after_s, self.status = retry_after_s, status
+        """How long the server asked to wait, and the status by `error_status`; None without."""
 
 
 class Endpoint:
@@ -146,8 +158,8 @@ class Endpoint:
         )
         return retrying(self._once, "POST", path, body, wants_choice=wants_choice)
 
-    def get(self, path: str) -> dict[str, Any]:
-        """The JSON object at `path`, without a retry."""
+    def get(self, path: str) -> Any:
+        """The JSON object, or list, at `path`, without a retry."""
         return self._once("GET", path, None, wants_choice=False)
 
     def close(self) -> None:
@@ -155,7 +167,7 @@ class Endpoint:
         self._closed.set()
         self._client.close()
 
-    def _once(self, method: str, path: str, body: dict[str, Any] | None, *, wants_choice: bool) -> dict[str, Any]:
+    def _once(self, method: str, path: str, body: dict[str, Any] | None, *, wants_choice: bool) -> Any:
         url = f"{self.url}/{path}"
         deadline = time.monotonic() + self._attempt_s
         try:
@@ -174,19 +186,17 @@ class Endpoint:
             raise EndpointUnavailable(problem) from None
         return self._content(url, response, received, wants_choice=wants_choice)
 
-    def _content(
-        self, url: str, response: httpx2.Response, received: bytearray, *, wants_choice: bool
-    ) -> dict[str, Any]:
+    def _content(self, url: str, response: httpx2.Response, received: bytearray, *, wants_choice: bool) -> Any:
         """The server's answer; raises where it is an error, under whatever status."""
         if response.has_redirect_location:
             problem = self._without_key(_redirected(url, response.headers["Location"]))
             raise EndpointRefused(f"{url} {problem}", response.status_code)
         content, text = None, received.decode(errors="replace").strip()
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             content = json.loads(received)
-        is_ok = response.status_code == 200
+        is_ok = response.is_success
         error = error_of(content, wants_choice=wants_choice or not is_ok)
-        if is_ok and error is None and isinstance(content, dict):
+        if is_ok and error is None and isinstance(content, dict if wants_choice else dict | list):
             return content
         if is_ok and error is None and text:
             raise EndpointRefused(f"{url} answered with no JSON object; is it the base URL of an API?", 200)
@@ -195,7 +205,7 @@ class Endpoint:
         shown = status if status == response.status_code else f"{response.status_code}, an error {status}"
         problem = f"{url} answered {shown}: {said[:MAX_MESSAGE_CHARS] or 'nothing'}"
         if status in RETRIED:
-            raise EndpointUnavailable(problem, _retry_after_s(response))
+            raise EndpointUnavailable(problem, _retry_after_s(response), status)
         raise EndpointRefused(problem, status, said)
 
     def _without_key(self, message: str) -> str:

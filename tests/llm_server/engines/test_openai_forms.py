@@ -54,6 +54,7 @@ NO_LOGPROBS = [
     ),
     (200, {"error": {"code": 400, "message": "logprobs: not supported by this model"}}),
     (200, {"error": {"type": "invalid_request_error", "message": "unknown parameter: logprobs"}}),
+    refusal("logprobs is not supported for models created with logits_all=False", 500, type="internal_server_error"),
     refusal("Unsupported parameter"),
     refusal("Forbidden", 403),
 ]
@@ -94,6 +95,7 @@ def test_an_endpoint_that_wants_room_for_more_tokens_gets_it_and_is_read_by_the_
         refusal("Developer instruction is not enabled for models/gemma-3-27b-it"),
         refusal("Conversation roles must alternate user/assistant/user/assistant/..."),
         refusal("Only user and assistant roles are supported!", 422),
+        refusal("Unsupported value: 'messages[0].role' does not support 'system' with this model."),
         refusal("invalid conversation"),
     ],
 )
@@ -141,6 +143,7 @@ PASSING = [
     {"error": {"message": "rate limit exceeded", "type": "rate_limit_error"}},
     {"error": {"message": "try later", "code": "RESOURCE_EXHAUSTED"}},
     {"error": "the provider is not there"},
+    {"error": {"message": "origin timed out", "code": 524}},
     {"object": "error", "message": "engine is starting", "code": 503},
     {"choices": None},
     {"choices": []},
@@ -190,7 +193,11 @@ def test_log_probabilities_that_go_missing_are_asked_for_again_then_fail_the_bat
 
 def test_a_text_that_a_filter_withholds_is_no_answer_and_is_not_asked_again(make, endpoint):
     engine = make(endpoint_concurrency=1)
-    for withheld in (said(None, "content_filter"), said(None, refusal="I cannot judge this.")):
+    for withheld in (
+        said(None, "content_filter"),
+        said(None, "content_filter: PROHIBITED_CONTENT"),
+        said(None, refusal="I cannot judge this."),
+    ):
         asked = len(endpoint.requests)
         endpoint.answers = lambda body, withheld=withheld: (
             withheld if "newt" in body["messages"][-1]["content"] else None
@@ -254,6 +261,23 @@ def test_log_probabilities_above_0_and_that_are_none_do_no_harm(make, endpoint):
     endpoint.answers = lambda body: (200, {"choices": [{"message": {"content": "Yes"}, "logprobs": logprobs}]})
     (score,) = make().score(["x"])
     assert score == pytest.approx((1.0, 1.0))
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("-inf")])
+def test_a_token_without_a_log_probability_is_left_out(make, endpoint, value):
+    """JSON has no infinity."""
+    listed = [{"token": "Well", "logprob": value}, {"token": "Yes", "logprob": 0.0}, {"token": "No", "logprob": -99.0}]
+    logprobs = {"content": [{"token": "Yes", "logprob": 0.0, "top_logprobs": listed}]}
+    endpoint.answers = lambda body: (200, {"choices": [{"message": {"content": "Yes"}, "logprobs": logprobs}]})
+    engine = make()
+    assert engine.name == "openai/chat/logprobs20"
+    assert engine.score(["x"]) == [pytest.approx((1.0, 1.0))]
+
+
+def test_a_chats_log_probabilities_may_have_the_form_of_a_completions(make, endpoint):
+    logprobs = {"content": None, "tokens": ["Yes"], "top_logprobs": [{"Yes": -0.1, "No": -3.0}]}
+    endpoint.answers = lambda body: (200, {"choices": [{"message": {"content": "Yes"}, "logprobs": logprobs}]})
+    assert make().name == "openai/chat/logprobs20"
 
 
 def thinks_for(needed, unfinished):

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from llm_server.engines.openai_http import Endpoint, EndpointRefused, error_of, error_status
+from llm_server.engines.openai_http import Endpoint, EndpointRefused, EndpointUnavailable, error_of, error_status
 from llm_server.offline.annotate import main as annotate
 from tests.llm_server.fake_endpoint import BY_LOGPROBS, CHAT, TEXTS, engines_of, probabilities, refusal
 from tests.refusals import assert_refused
@@ -57,6 +57,7 @@ def test_a_rate_limit_in_the_words_of_a_quota_is_asked_again(make, endpoint):
         refusal("nope", 400, code="invalid_api_key"),
         (200, {"error": {"code": 401, "message": "User not found."}}),
         (200, {"error": {"message": "No API key provided"}}),
+        (200, {"error": "Unauthorized"}),
     ],
 )
 def test_a_wrong_key_is_said_in_whatever_words_it_is_refused(make, endpoint, monkeypatch, refused):
@@ -152,8 +153,73 @@ def test_an_answer_is_no_error():
         {"choices": [choice]},
         {"choices": [choice], "error": None},
         {"choices": [{**choice, "error": None}], "object": "chat.completion"},
+        {"choices": [choice], "error": {"message": "", "type": "", "code": None}},
     ):
         assert error_of(answer, wants_choice=True) is None
     assert error_of({"data": []}, wants_choice=False) is None
     assert error_status({"code": "7"}, 200) == error_status("?", 200) == 502
     assert error_status({"code": 429}, 503) == 503
+
+
+@pytest.mark.parametrize("status", [498, 520, 524, 530])
+def test_failures_of_proxies_pass(make, endpoint, monkeypatch, status):
+    monkeypatch.setattr("llm_server.engines.openai_http._backoff", lambda state: 0.01)
+    endpoint.failures.extend([(status, {}, "origin timed out")] * 3)
+    assert probabilities(make()) == BY_LOGPROBS
+
+
+def test_any_status_of_success_is_one(make, endpoint):
+    answer = endpoint.answer
+    endpoint.answer = lambda path, body: (201, answer(path, body)[1])
+    assert probabilities(make()) == BY_LOGPROBS
+
+
+@pytest.mark.parametrize("status", [403, 451])
+def test_a_text_that_a_filter_refuses_is_no_answer_and_the_others_are_judged(make, endpoint, status):
+    engine = make()
+    flagged = refusal("Your input was flagged", status, metadata={"reasons": ["violence"]})
+    endpoint.answers = lambda body: flagged if "newt" in body["messages"][-1]["content"] else None
+    assert [score.answer_mass for score in engine.score(TEXTS)] == [0.0, pytest.approx(0.9)]
+    endpoint.answers = lambda body: flagged
+    with pytest.raises(EndpointRefused, match=f"refuses every request: .* answered {status}: Your input was flagged"):
+        engine.score(TEXTS)
+
+
+@pytest.mark.parametrize("failure", [refusal("Internal server error", 500), (200, {"choices": None})])
+def test_a_text_at_which_the_endpoint_always_fails_does_not_fail_the_others_for_ever(make, endpoint, failure):
+    engine = make(engine_timeout_s=1.0)
+    endpoint.answers = lambda body: failure if "newt" in body["messages"][-1]["content"] else None
+    assert [score.answer_mass for score in engine.score(TEXTS)] == [0.0, pytest.approx(0.9)]
+    endpoint.answers = lambda body: failure
+    with pytest.raises(EndpointUnavailable):
+        engine.score(["You kill the newt!", "It's a wall, again."])
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (200, {"error": "Unexpected endpoint or method. (POST /chat/completions). Returning 200 anyway"}),
+        (405, {"detail": "Method Not Allowed"}),
+        (200, {"error": {"message": "The model `x` does not exist"}}),
+    ],
+)
+def test_a_wrong_path_or_model_is_said_at_once_under_whatever_status(make, endpoint, answer):
+    endpoint.answer = lambda path, body: answer
+    with pytest.raises(ValueError, match=r"correct service\.endpoint, it should end like https://host/v1"):
+        make()
+    assert len(endpoint.requests) < 12
+
+
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        ([{"id": "oracle"}, {"id": "other"}], "it has the models oracle, other: set service.model to one of them"),
+        ({"data": [{"id": f"m{n}"} for n in range(50)] + [{"id": "oracle"}]}, "models oracle, m0, .* and 31 others"),
+        ({"data": None}, "it lists no models: load one there"),
+        ({"data": [{"id": "oracel"}]}, "it lists this model; if it offers no chat requests"),
+    ],
+)
+def test_the_models_that_are_there_are_read_in_every_form(make, endpoint, models, said):
+    endpoint.answer = lambda path, body: (200, models) if path == "/v1/models" else refusal("no such model", 404)
+    with pytest.raises(ValueError, match=said):
+        make(model="oracel")
