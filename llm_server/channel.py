@@ -20,7 +20,10 @@ CHANNEL_ARGUMENTS: list[tuple[str, int | str]] = [
     ("grpc.initial_reconnect_backoff_ms", 250),
     ("grpc.max_reconnect_backoff_ms", 5_000),  # gRPC's own two minutes would outlast any outage
 ]
-ADDRESS = re.compile(r"(?P<host>[^\s:/@\[\]\x00-\x1f]+|\[[0-9A-Fa-f:.]+(?:%[\w.]+)?\]):(?P<port>[0-9]{1,5})")
+# A host name may be in any script; of ASCII it has letters, digits, `-`, `_` and `.`, and no invisible space.
+ADDRESS = re.compile(
+    r"(?P<host>(?:[A-Za-z0-9_.-]|[^\x00-\x7f\s\u200b\u2060\ufeff])+|\[[0-9A-Fa-f:.]+(?:%[\w.]+)?\]):(?P<port>[0-9]{1,5})"
+)
 CERTIFICATE_ADVICE = {
     "certificate has expired": "the service's certificate has expired, wanted one that is valid: make new ones"
     " (`delphi serve --make-credentials DIR`) and start the service with them",
@@ -54,6 +57,8 @@ def open_channel(address: str, credentials: ClientCredentials) -> grpc.Channel:
     """A channel to the service at `address`; it connects when first used. Raises as `check_address`."""
     check_address(address, credentials)
     arguments = list(CHANNEL_ARGUMENTS)
+    if re.match(r"[\w-]+:", address, re.ASCII):
+        address = f"dns:///{address}"  # else a host called unix, ipv4 or dns would be read as a scheme
     if credentials.ca is None:
         return grpc.insecure_channel(address, options=arguments)
     if credentials.server_name:
@@ -72,6 +77,13 @@ def advice(details: str, credentials: ClientCredentials) -> str:
     for symptom, text in CERTIFICATE_ADVICE.items():
         if symptom in details:
             return text
+    if "Failed parsing HTTP/2" in details or "http1.x server" in details:
+        return (
+            "no annotation service listens there, but an HTTP server: correct annotator.address; for an endpoint with"
+            " OpenAI's protocol leave it empty and set service.engine=openai and service.endpoint"
+        )
+    if details.startswith("Method not found"):
+        return "no annotation service listens there, but another gRPC service: correct annotator.address"
     if "failed to connect" in details and "Socket closed" in details:
         if credentials.ca is None:
             without_tls = "the service hangs up on a connection without TLS"

@@ -6,8 +6,10 @@ Invariant: secrets are read from files that the configuration names; they are ne
 
 import ipaddress
 import os
+import re
 import secrets
 import socket
+import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -17,16 +19,21 @@ SERVER_NAME = "delphi-annotation"
 """A name in every server certificate made here: clients that trust only its CA accept the server on any host by it."""
 SYSTEM = "system"
 """In place of a CA file: gRPC's built-in roots, for a certificate of a public authority."""
+HOST_NAME = re.compile(r"(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?")
 CLOCK_SKEW = timedelta(minutes=10)
 MIN_TOKEN_CHARS = 16
+FIRST_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.*?(?:-----END CERTIFICATE-----|\Z)", re.DOTALL)
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""Some editors write it at the beginning of a file; gRPC finds no certificate behind it."""
 
 
 def is_loopback(host: str) -> bool:
     """Whether `host`, a name or an address, is reached by this machine alone."""
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        address = ipaddress.ip_address(host.strip("[]"))
     except ValueError:
-        return host == "localhost"
+        return host.lower().removesuffix(".") == "localhost"
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +108,14 @@ def make_credentials(directory: Path, hosts: Sequence[str] = (), days: float = 3
         except ValueError:
             return x509.DNSName(host)
 
-    all_hosts = dict.fromkeys([SERVER_NAME, "localhost", "127.0.0.1", "::1", socket.gethostname(), *hosts])
+    for host in hosts:
+        if not _is_name(host):
+            raise ValueError(
+                f"credentials: got the host {host!r}, wanted a name such as gpu-7.example.org or an address, without"
+                " scheme, port or zone; a name in another script as xn--..."
+            )
+    own = [name for name in (socket.gethostname(),) if _is_name(name)]  # clients also know it as SERVER_NAME
+    all_hosts = dict.fromkeys([SERVER_NAME, "localhost", "127.0.0.1", "::1", *own, *hosts])
     names = x509.SubjectAlternativeName([general_name(host) for host in all_hosts])
     serving = x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH])
     asking = x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.CLIENT_AUTH])
@@ -115,6 +129,14 @@ def make_credentials(directory: Path, hosts: Sequence[str] = (), days: float = 3
     }
     _write(directory, contents)
     return CredentialFiles(directory)
+
+
+def _is_name(host: str) -> bool:
+    """Whether a certificate can be for `host`: an address, or a name, which may begin with `*.`."""
+    try:
+        return not getattr(ipaddress.ip_address(host.strip("[]")), "scope_id", None)
+    except ValueError:
+        return bool(HOST_NAME.fullmatch(host.removeprefix("*."))) and len(host) < 254
 
 
 def _write(directory: Path, contents: Mapping[str, bytes]) -> None:
@@ -148,8 +170,10 @@ def load_client_credentials(
             "annotator.tls_cert: got a certificate without annotator.tls_ca, wanted the CA file that verifies the"
             f" service's own certificate ('{SYSTEM}' for public ones)"
         )
+    if tls_cert:
+        check_key_pair(tls_cert, tls_key, "annotator.tls_cert", "annotator.tls_key")
     return ClientCredentials(
-        None if not tls_ca else b"" if tls_ca == SYSTEM else read_pem(tls_ca, "annotator.tls_ca", "CERTIFICATE"),
+        None if not tls_ca else b"" if tls_ca == SYSTEM else read_authorities(tls_ca, "annotator.tls_ca"),
         read_pem(tls_cert, "annotator.tls_cert", "CERTIFICATE") if tls_cert else None,
         read_pem(tls_key, "annotator.tls_key", "PRIVATE KEY") if tls_key else None,
         read_token(token_file, "annotator.token_file") if token_file else "",
@@ -162,6 +186,34 @@ def read_pem(path: str, key: str, kind: str) -> bytes:
     if f"{kind}-----".encode() not in content:
         raise ValueError(f"{key}: got {path}, which holds no '-----BEGIN {kind}-----', wanted a PEM file with one")
     return content
+
+
+def read_authorities(path: str, key: str) -> bytes:
+    """The PEM file's content; ValueError, naming `key`, unless its first certificate can be read."""
+    content = read_pem(path, key, "CERTIFICATE").removeprefix(BYTE_ORDER_MARK)
+    first = FIRST_CERTIFICATE.search(content)
+    try:
+        if first:  # none where all are of a rarer kind, such as BEGIN TRUSTED CERTIFICATE
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=first.group().decode("ascii"))
+    except (ssl.SSLError, ValueError) as error:
+        raise ValueError(
+            f"{key}: {path} begins with a certificate that cannot be read ({error}): copy it again"
+        ) from None
+    return content
+
+
+def check_key_pair(cert: str, private_key: str, cert_name: str, key_name: str) -> None:
+    """ValueError, naming both settings, unless the PEM files are a certificate and its own key, not encrypted."""
+    read_pem(cert, cert_name, "CERTIFICATE")
+    read_pem(private_key, key_name, "PRIVATE KEY")
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(Path(cert).expanduser(), Path(private_key).expanduser(), password="")
+    except (ssl.SSLError, ValueError) as error:
+        raise ValueError(
+            f"{cert_name}: {cert} and {key_name} {private_key} do not belong together or are invalid ({error}): give a"
+            " certificate and its own key, not encrypted"
+        ) from None
 
 
 def read_token(path: str, key: str) -> str:
@@ -178,5 +230,6 @@ def read_token(path: str, key: str) -> str:
 def _read(path: str, key: str) -> bytes:
     try:
         return Path(path).expanduser().read_bytes()
-    except OSError as error:
-        raise ValueError(f"{key}: {path} cannot be read ({error.strerror}): give the path of a file that can") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{key}: {path} cannot be read ({reason}): give the path of a file that can") from None

@@ -5,7 +5,6 @@ call gets the reason and costs no forward pass. Only health checks are open: the
 """
 
 import hmac
-import ssl
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -15,7 +14,7 @@ from typing import Any
 import grpc
 
 from configs.annotation_schema import AccessConfig
-from llm_server.credentials import is_loopback, read_pem, read_token
+from llm_server.credentials import check_key_pair, is_loopback, read_authorities, read_pem, read_token
 from llm_server.token_bucket import TokenBucket
 
 HEALTH = "/grpc.health.v1.Health/"
@@ -53,23 +52,15 @@ def check_access(host: str, access: AccessConfig) -> None:
 def _check_certificate(access: AccessConfig) -> None:
     from cryptography import x509
 
-    certificate = read_pem(access.tls_cert, "--tls-cert", "CERTIFICATE")
-    read_pem(access.tls_key, "--tls-key", "PRIVATE KEY")
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(access.tls_cert, access.tls_key, password="")
-        end = x509.load_pem_x509_certificate(certificate).not_valid_after_utc
-    except (ssl.SSLError, ValueError) as error:
-        raise ValueError(
-            f"--tls-cert: {access.tls_cert} and --tls-key {access.tls_key} do not belong together or are invalid"
-            f" ({error}): give a certificate and its own key, not encrypted"
-        ) from None
+    check_key_pair(access.tls_cert, access.tls_key, "--tls-cert", "--tls-key")
+    end = x509.load_pem_x509_certificates(read_pem(access.tls_cert, "--tls-cert", "CERTIFICATE"))[0].not_valid_after_utc
     if end < datetime.now(UTC):
         raise ValueError(
             f"--tls-cert: {access.tls_cert} expired on {end:%Y-%m-%d %H:%M} UTC: make a new one, `delphi serve"
             " --make-credentials DIR`"
         )
     if access.tls_client_ca:
-        read_pem(access.tls_client_ca, "--tls-client-ca", "CERTIFICATE")
+        read_authorities(access.tls_client_ca, "--tls-client-ca")
 
 
 def add_port(server: grpc.aio.Server, address: str, access: AccessConfig) -> int:
@@ -77,7 +68,7 @@ def add_port(server: grpc.aio.Server, address: str, access: AccessConfig) -> int
     if not access.tls_cert:
         return server.add_insecure_port(address)
     pair = read_pem(access.tls_key, "--tls-key", "PRIVATE KEY"), read_pem(access.tls_cert, "--tls-cert", "CERTIFICATE")
-    roots = read_pem(access.tls_client_ca, "--tls-client-ca", "CERTIFICATE") if access.tls_client_ca else None
+    roots = read_authorities(access.tls_client_ca, "--tls-client-ca") if access.tls_client_ca else None
     return server.add_secure_port(
         address, grpc.ssl_server_credentials([pair], roots, require_client_auth=roots is not None)
     )

@@ -169,7 +169,8 @@ def test_a_client_is_told_what_does_not_fit(files, given, complaint):
 
 def test_a_token_goes_nowhere_unencrypted(files):
     token = load_client_credentials(token_file=str(files.token))
-    check_address("127.0.0.1:7431", token)
+    for address in ("127.0.0.1:7431", "LOCALHOST:7431", "localhost.:7431", "[::ffff:127.0.0.1]:7431"):
+        check_address(address, token)
     with pytest.raises(ValueError, match="would travel unencrypted"):
         check_address("10.1.2.3:7431", token)
     check_address("10.1.2.3:7431", ClientCredentials(files.ca.read_bytes(), token=token.token))
@@ -177,7 +178,16 @@ def test_a_token_goes_nowhere_unencrypted(files):
 
 
 @pytest.mark.parametrize(
-    "address", ["127.0.0.1:7431", "localhost:1", "node-7.example.org:65535", "[::1]:7431", "[fe80::1%eth0]:7431"]
+    "address",
+    [
+        "127.0.0.1:7431",
+        "localhost:1",
+        "node-7.example.org:65535",
+        "[::1]:7431",
+        "[fe80::1%eth0]:7431",
+        "b\u00fccher.example:7431",
+        "gpu_7:7431",
+    ],
 )
 def test_an_address_is_a_host_and_a_port(address):
     check_address(address, ClientCredentials())
@@ -197,6 +207,7 @@ def test_an_address_is_a_host_and_a_port(address):
         ),
         *("127.0.0.1 :7431", "127.0.0.1: 7431", "a:1 b:2", "a:1;b:2", "a b:7431", "node\t:7431", " ", ",", " , "),
         *("::1:7431", "node::7431", "node:7431:", ":7431", "node:", "[::1]", "[]:7431", "[::1:7431", "::1]:7431"),
+        *('"127.0.0.1":7431', "<host>:7431", "*:7431", "node#1:7431", "node%41:7431", "a;b:7431", "\u200bnode:7431"),
         *("node:0", "node:65536", "node:seven", "node:\u00b2", "node:-1", "node:7431.0", "good:7431,http://bad:7431"),
     ],
 )
