@@ -168,7 +168,12 @@ class OpenAIEngine:
                 partial(self._post, self._single, PROBE), holds_answer, is_chat=self._single.style == "chat"
             )
         except EndpointUnavailable as error:
-            raise EndpointUnavailable(f"{error}: start the endpoint, or correct service.endpoint") from None
+            slow = (
+                "; if it loads its model first, raise service.engine_timeout_s"
+                if "did not answer" in str(error)
+                else ""
+            )
+            raise EndpointUnavailable(f"{error}: start the endpoint, or correct service.endpoint{slow}") from None
         except EndpointRefused as error:
             raise ValueError(self._explained(error)) from None
         if not holds_answer(form, answer):

@@ -223,6 +223,9 @@ def check_url(url: str) -> None:
         port_is_fine = parts.port != 0
     except ValueError:
         raise ValueError(f"endpoint '{shown}' is no URL: {example}") from None
+    if "api-version" in parts.query:
+        azure = "give Azure's URL without a version, https://NAME.openai.azure.com/openai/v1"
+        raise ValueError(f"endpoint '{shown}' holds a query: {azure}, and the deployment's name as service.model")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError(
             "the endpoint's URL holds a user name, a key or a query: put the key into the variable that"

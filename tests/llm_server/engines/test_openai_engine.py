@@ -178,6 +178,8 @@ def test_an_endpoint_that_hangs_fails_the_batch_and_closing_ends_the_wait(make, 
     endpoint.hold.clear()
     with pytest.raises(RuntimeError, match=r"did not answer within 1 s"):
         engine.score(["x"])
+    with pytest.raises(EndpointUnavailable, match=r"if it loads its model first, raise service\.engine_timeout_s"):
+        make(engine_timeout_s=1.0)
 
 
 def test_closing_ends_a_wait_for_an_endpoint_that_hangs(make, endpoint):
@@ -390,6 +392,10 @@ def test_something_that_is_no_api_is_one_line(make, endpoint):
         ("http://host:eighty/v1", "is no URL"),
         ("https://user:secret@host/v1", "put the key into the variable"),
         ("https://host/v1?key=secret", "put the key into the variable"),
+        (
+            "https://x.openai.azure.com/openai?api-version=1&key=secret",
+            "give Azure's URL without a version, https://NAME",
+        ),
     ],
 )
 def test_an_endpoint_that_cannot_be_is_refused_without_asking_and_without_repeating_a_key(url, complaint):
