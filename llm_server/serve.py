@@ -52,9 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(str(error))
     except RuntimeError as error:
         from llm_server.engines.openai_http import EndpointRefused, EndpointUnavailable
-        from llm_server.service.service import NoLongerListening
 
-        if not isinstance(error, EndpointUnavailable | EndpointRefused | NoLongerListening):
+        if not isinstance(error, EndpointUnavailable | EndpointRefused):
             raise
         return _refuse(str(error), 1)
     return 0

@@ -5,7 +5,6 @@ one says what to do; health is SERVING exactly while `Annotate` can be answered.
 """
 
 import asyncio
-import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -32,13 +31,7 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Annotation"].full_name
 STOP_GRACE_S = 2.0
 MAX_SHOWN_CHARS = 200
 """Of a name in a request; a status with longer details than gRPC's 16 kB does not arrive."""
-CHECK_S = 0.5
-"""Between looks at whether the server still accepts calls."""
 LOOPBACK_ACCESS = AccessConfig()
-
-
-class NoLongerListening(RuntimeError):
-    """The server has ended by itself: a process that goes on would look alive and answer nothing."""
 
 
 class AnnotationServicer(annotation_pb2_grpc.AnnotationServicer):
@@ -128,8 +121,7 @@ async def serve(
 ) -> bool:
     """Listen, load the model, answer until `stop`; False if `stop` came first and `build` still runs in its thread.
 
-    Raises ValueError for an address that is taken or needs credentials that `access` lacks, and where `build` does;
-    NoLongerListening.
+    Raises ValueError for an address that is taken or needs credentials that `access` lacks, and where `build` does.
     """
     check_access(config.host, access)
     arguments = [
@@ -154,16 +146,13 @@ async def serve(
     await server.start()
     on_listening(f"{host}:{port}")
     try:
-        loading = _in_daemon_thread(partial(build, config, rubric))
-        stopping = asyncio.ensure_future(_stopped(stop, server))
+        loading, stopping = _in_daemon_thread(partial(build, config, rubric)), asyncio.ensure_future(stop.wait())
         await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             servicer.judge = loading.result()
             await _set_health(health_servicer, health_pb2.HealthCheckResponse.SERVING)
             on_serving(servicer.judge)
             await stopping
-        if stopping.done():
-            stopping.result()  # raises
         stopping.cancel()
         return loading.done()
     finally:
@@ -171,17 +160,6 @@ async def serve(
         await server.stop(STOP_GRACE_S)
         if servicer.judge is not None:
             await asyncio.to_thread(servicer.judge.close)
-
-
-async def _stopped(stop: asyncio.Event, server: grpc.aio.Server) -> None:
-    """Return once `stop` is set; NoLongerListening where the server ends before."""
-    while not stop.is_set():
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), CHECK_S)
-        try:
-            await server.wait_for_termination(0.0)
-        except Exception as error:  # grpc 1.84 and 1.85 end the server at a call whose method is not UTF-8
-            raise NoLongerListening(f"grpc ended its server at a call ({error}): start the service again") from None
 
 
 def _in_daemon_thread(build: Callable[[], Judge]) -> "asyncio.Future[Judge]":
