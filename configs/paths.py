@@ -38,13 +38,14 @@ def is_path_field(name: str) -> bool:
 
 
 def user_path(text: str) -> str:
-    """`text` with a leading `~` or `~name` replaced by that home directory; ValueError if there is no such user, and for
-    what would become a folder of an unexpected name: a URL, or a variable that no shell has replaced."""
+    """`text` with a leading `~` or `~name` replaced by that home directory; ValueError if there is no such user, and
+    for what would become a folder of an unexpected name: a URL, or a variable that no shell has replaced."""
     if URL.match(text):
         raise ValueError(f"got '{text}', a URL; wanted the path of a file or folder here, or a name")
     if VARIABLE.match(text):
         raise ValueError(
-            f"got '{text}', but variables are not replaced: write the path itself, or ./{text} for a folder of that name"
+            f"got '{text}', but variables are not replaced: write the path itself,"
+            f" or ./{text} for a folder of that name"
         )
     path = os.path.expanduser(text)
     if path.startswith("~"):

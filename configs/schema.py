@@ -219,7 +219,8 @@ class LoggingConfig:
     tensorboard: bool = True
     """Write TensorBoard event files under the run directory."""
     console: str = one_of("auto", "rich", "plain", "quiet")
-    """`rich` (live display), `plain` (one line per interval), `quiet`, or `auto` (rich on a terminal, unless it is dumb)."""
+    """`rich` (live display), `plain` (one line per interval), `quiet`, or `auto` (rich on a terminal that is not
+    dumb)."""
     console_interval_s: float = number(10.0, 0.1, 1e6)
     """Seconds between plain progress lines."""
     episode_window: int = number(100, 1, 1e6)

@@ -32,8 +32,8 @@ PACKAGES = {
 CONFIGURATION = """# Settings
 
 Every setting with its default, its range or choices, and its meaning. `delphi train --keys` prints the same. Set them
-in a file (`--config FILE`) or as overrides (`learner.learning_rate=0.0002`). [Running](running.md) explains how presets,
-files and overrides are combined.
+in a file (`--config FILE`) or as overrides (`learner.learning_rate=0.0002`). [Running](running.md) explains how
+presets, files and overrides are combined.
 
 `python -m tests.generated_documents` generates this page from `configs/schema.py` and `configs/annotation_schema.py`.
 """

@@ -56,7 +56,8 @@ def _checked(caption: Any, captioner: str, env_id: str) -> bytes:
     raw = to_bytes(caption)
     if raw is None:
         raise EnvironmentFailure(
-            f"env.captioner {captioner!r} of environment {env_id!r} gave {type(caption).__name__} {shown(caption, 80)}; "
+            f"env.captioner {captioner!r} of environment {env_id!r} gave {type(caption).__name__}"
+            f" {shown(caption, 80)}; "
             "captions are str, bytes or uint8 arrays"
         )
     return raw

@@ -1,7 +1,7 @@
 """The place of one supervised actor: whether an actor is in it, what that has answered, and when the next may start.
 
-Invariant: at most one `call` of a slot is unanswered, so nothing piles up at an actor that hangs; an actor that waits for
-resources or imports (STARTING) is told apart from one that has answered before and is silent (ALIVE).
+Invariant: at most one `call` of a slot is unanswered, so nothing piles up at an actor that hangs; an actor that waits
+for resources or imports (STARTING) is told apart from one that has answered before and is silent (ALIVE).
 """
 
 import time

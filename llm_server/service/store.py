@@ -59,8 +59,8 @@ def is_new_store(connection: sqlite3.Connection, path: Path) -> bool:
 class JudgementStore:
     """Judgements by (fingerprint, rubric hash, item); thread-safe, and several processes may share one file.
 
-    A file that is not a sound database is moved aside with a warning; ValueError where it cannot be opened at all, or is
-    another program's database.
+    A file that is not a sound database is moved aside with a warning; ValueError where it cannot be opened at all, or
+    is another program's database.
     """
 
     def __init__(self, path: Path):

@@ -13,35 +13,41 @@ END = "</verdict>"
 """A generation stops here."""
 
 INSTRUCTIONS = """\
-You watch somebody play the game NetHack and read its messages. For each message write {wanted}Analysis: in one sentence,
-what the message says about how the player gets on. Verdict: HELPFUL if the player just did something that helps to win the game, or
+You watch somebody play the game NetHack and read its messages. For each message write {wanted}Analysis: in one \
+sentence,
+what the message says about how the player gets on. Verdict: HELPFUL if the player just did something that helps to \
+win the game, or
 IDLE if it does not matter or harms."""
 
 EXAMPLES = (
     (
         "You kill the giant bat!",
-        "NetHack is won by bringing the Amulet of Yendor up from the depths of the dungeon. Killing monsters gives experience, and a "
+        "NetHack is won by bringing the Amulet of Yendor up from the depths of the dungeon. Killing monsters"
+        " gives experience, and a "
         "character of a higher level survives deeper down.",
         "The player has defeated a monster, which gives experience and ends the danger.",
         "HELPFUL",
     ),
     (
         "There is a closed coffin in your way.",
-        "The dungeon has to be explored to find the stairs that lead down. The character moves on a grid where walls and large objects "
+        "The dungeon has to be explored to find the stairs that lead down. The character moves on a grid where"
+        " walls and large objects "
         "block a step.",
         "The player could not move there, so nothing was gained by this turn.",
         "IDLE",
     ),
     (
         "$ - 31 gold pieces.",
-        "Gold lies about in the rooms of the dungeon. It counts for the score, and shopkeepers and priests take it for goods and "
+        "Gold lies about in the rooms of the dungeon. It counts for the score, and shopkeepers and priests take"
+        " it for goods and "
         "protection.",
         "The player has picked up gold, which will be useful later.",
         "HELPFUL",
     ),
     (
         "You hear the footsteps of a guard on patrol.",
-        "The game tells of noises from other parts of the level. They hint at what is there, such as a vault with gold, but change nothing.",
+        "The game tells of noises from other parts of the level. They hint at what is there, such as a vault with"
+        " gold, but change nothing.",
         "The player has only heard something far away and has done nothing towards the goal.",
         "IDLE",
     ),

@@ -145,7 +145,8 @@ def _values(strata: Sequence[Sequence[Mapping[str, Any]]], name: str) -> list[li
 def markdown(results: Mapping[str, Any]) -> str:
     """The table of arms, and one of comparisons for each tested arm."""
     lines = [
-        "| arm | success (IQM) | per run | solved | success over training | blind | goals per 1,000 steps | information, nats |",
+        "| arm | success (IQM) | per run | solved | success over training | blind | goals per 1,000 steps |"
+        " information, nats |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for arm, row in results["arms"].items():

@@ -142,7 +142,8 @@ class Progress:
             self._done += 1
             left_s = (time.monotonic() - self._started) / self._done * (self._num_runs - self._done)
         self._say(
-            f"{run[0]} seed {run[1]}: {error or 'done'}; {self._done} of {self._num_runs}, about {left_s / 60:.0f} min left"
+            f"{run[0]} seed {run[1]}: {error or 'done'}; {self._done} of {self._num_runs}, about"
+            f" {left_s / 60:.0f} min left"
         )
         return error is None
 

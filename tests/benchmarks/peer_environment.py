@@ -49,7 +49,8 @@ def pip_installs(script: Path) -> list[list[str]]:
     installs = [shlex.split(command)[2:] for command in commands if command.startswith("pip install ")]
     if not installs:
         raise ValueError(
-            f"--against: the docstring of {script} has no line that begins with `pip install`, so its environment cannot be made;"
+            f"--against: the docstring of {script} has no line that begins with `pip install`, so its environment"
+            " cannot be made;"
             " name an interpreter that has what it needs with --against-python"
         )
     return installs
@@ -78,5 +79,6 @@ def _fill(folder: Path, installs: list[list[str]]) -> None:
         )
         if done.returncode:
             raise ValueError(
-                f"pip install {shlex.join(arguments)} failed; its last lines:\n{chr(10).join(done.stderr.splitlines()[-10:])}"
+                f"pip install {shlex.join(arguments)} failed; its last"
+                f" lines:\n{chr(10).join(done.stderr.splitlines()[-10:])}"
             )

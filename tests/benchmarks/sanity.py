@@ -68,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     missing = [run for run in wanted if not results.has(*run, digest(*run[:2], arguments.set))]
     if any(arm == "reference" for _, arm, _ in missing) and not arguments.report and not arguments.reference_python:
         raise ValueError(
-            f"--reference-python is needed for the reference arm: a Python with {REFERENCE_PACKAGES} installed, for example a virtual"
+            f"--reference-python is needed for the reference arm: a Python with {REFERENCE_PACKAGES} installed,"
+            " for example a virtual"
             " environment of its own; --arms ours random leaves the reference out"
         )
     failed = 0

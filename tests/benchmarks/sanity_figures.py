@@ -72,7 +72,8 @@ def mean_interval(values: Sequence[float]) -> dict[str, float]:
 def markdown(tasks: Mapping[str, Any]) -> str:
     """The tables of docs/results/sanity.md."""
     lines = [
-        "| task | environment steps | random | reference, mean (seeds) | ours, mean (seeds) | ratio of final returns [95 %] |"
+        "| task | environment steps | random | reference, mean (seeds) | ours, mean (seeds) | ratio of final"
+        " returns [95 %] |"
         " ratio over the whole curve [95 %] |",
         "|---|---|---|---|---|---|---|",
     ]

@@ -138,7 +138,10 @@ TASKS: Mapping[str, Task] = {
     "doorkey": Task(
         env_id=f"{ENVIRONMENTS}:OneHotDoorKey-v0",
         env_steps=100_000,
-        source=f"{ZOO}, MiniGrid-DoorKey-5x5-v0; in both arms observations one-hot instead of normalised, and 16 environments of 64 steps instead of 8 of 128",
+        source=(
+            f"{ZOO}, MiniGrid-DoorKey-5x5-v0; in both arms observations one-hot instead of normalised, and 16"
+            " environments of 64 steps instead of 8 of 128"
+        ),
         requires=("minigrid",),
         reference={
             "policy": "MlpPolicy",
@@ -171,7 +174,10 @@ TASKS: Mapping[str, Task] = {
         reference_env_id=f"{ENVIRONMENTS}:OneHotRoom-v0",
         max_episode_steps=15,
         env_steps=25_000,
-        source="none is published for PPO on MiniHack's rooms: Stable-Baselines3's defaults with 8 environments of 128 steps",
+        source=(
+            "none is published for PPO on MiniHack's rooms: Stable-Baselines3's defaults with 8 environments of 128"
+            " steps"
+        ),
         requires=("nle", "minihack"),
         reference={
             "policy": "MlpPolicy",
@@ -202,7 +208,10 @@ TASKS: Mapping[str, Task] = {
         evaluation_options={"whole_games": True},
         max_episode_steps=27_000,
         env_steps=100_000,
-        source=f"{ZOO}, atari; 42 x 42 pixels instead of 84 x 84 in both arms, and the learning rate falls within this budget",
+        source=(
+            f"{ZOO}, atari; 42 x 42 pixels instead of 84 x 84 in both arms, and the learning rate falls within this"
+            " budget"
+        ),
         requires=("ale-py", "opencv-python-headless"),
         reference={
             "policy": "CnnPolicy",

@@ -42,13 +42,15 @@ def markdown(result: Mapping[str, Any]) -> str:
             "|---|---|---|---|",
         ]
         lines += [
-            f"| {row['captions']:,} | {row['look_up_us']:,.0f} | {row['relabel_us_per_frame']:.3f} | {row['build_ms']:,.1f} |"
+            f"| {row['captions']:,} | {row['look_up_us']:,.0f} | {row['relabel_us_per_frame']:.3f} |"
+            f" {row['build_ms']:,.1f} |"
             for row in result["captions"]
         ]
         blocks.append("\n".join(lines))
     on = result["machine"]
     blocks.append(
-        f"{on['processor']}, {on['cores']} cores, load {on['load_average']}; commit {result['commit']}; {result['date']}"
+        f"{on['processor']}, {on['cores']} cores, load {on['load_average']}; commit {result['commit']};"
+        f" {result['date']}"
     )
     return "\n\n".join(blocks)
 

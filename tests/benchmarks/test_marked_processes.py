@@ -14,7 +14,10 @@ import psutil
 from cluster.verbs.bench import CHECKOUT
 from tests.benchmarks.marked_processes import Marked, abandoned_shared_memory
 
-ORPHANING = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True)"
+ORPHANING = (
+    "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'],"
+    " start_new_session=True)"
+)
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -39,7 +42,10 @@ def test_orphans_in_their_own_session_and_temporary_folders_go_with_the_benchmar
 def test_a_killed_benchmark_takes_its_processes_along(tmp_path: Path) -> None:
     code = "import sys, time; from pathlib import Path; from tests.benchmarks.marked_processes import Marked\n"
     code += "with Marked() as marked:\n"
-    code += "    child = marked.start([sys.executable, '-c', 'import time; time.sleep(60)'], marked.folder / 'output.txt')\n"
+    code += (
+        "    child = marked.start([sys.executable, '-c', 'import time; time.sleep(60)'], marked.folder /"
+        " 'output.txt')\n"
+    )
     code += "    Path(sys.argv[1]).write_text(f'{child.pid} {marked.folder}'); time.sleep(60)"
     said = tmp_path / "said"
     benchmark = subprocess.Popen([sys.executable, "-c", code, str(said)], cwd=CHECKOUT)

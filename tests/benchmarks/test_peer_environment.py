@@ -16,7 +16,10 @@ def script(folder: Path, docstring: str) -> Path:
 
 
 def test_every_installation_of_the_docstring_is_read_in_order(tmp_path: Path) -> None:
-    text = "A peer.\n\nSet-up:\n    pip install torch==2.13.0 'setuptools<81' && pip install --no-deps nle==1.3.0\n    python peer.py\n"
+    text = (
+        "A peer.\n\nSet-up:\n    pip install torch==2.13.0 'setuptools<81' && pip install --no-deps nle==1.3.0\n   "
+        " python peer.py\n"
+    )
     assert pip_installs(script(tmp_path, text)) == [["torch==2.13.0", "setuptools<81"], ["--no-deps", "nle==1.3.0"]]
 
 

@@ -55,12 +55,18 @@ def test_rates_follow_from_them(played: tuple[Rollout, PolicyNet, int]) -> None:
     for per_worker in (5_000, 10_000, 15_000):
         frames_per_s = WORKERS * per_worker
         rate = frames_per_s * bytes_per_frame(rollout)
-        cells = f"| {per_worker:,} | {frames_per_s:,} | {math.floor(frames_per_s / 4096)} | {rate / 1e6:.0f} MB/s ({8 * rate / 1e9:.1f} Gbit/s) |"
+        cells = (
+            f"| {per_worker:,} | {frames_per_s:,} | {math.floor(frames_per_s / 4096)} | {rate / 1e6:.0f} MB/s"
+            f" ({8 * rate / 1e9:.1f} Gbit/s) |"
+        )
         assert cells in DOCUMENT
     frames_per_s = 640_000
     for together in (8, 16, 32, 64):
         per_frame = NODES * weight_bytes / (together * 4096)
-        cells = f"| {together} | {together * 4096:,} | {math.ceil(2 * WORKERS / together)} | {frames_per_s / together / 4096:.1f} | {per_frame:,.0f} |"
+        cells = (
+            f"| {together} | {together * 4096:,} | {math.ceil(2 * WORKERS / together)} |"
+            f" {frames_per_s / together / 4096:.1f} | {per_frame:,.0f} |"
+        )
         assert f"{cells} {per_frame * frames_per_s / 1e6:,.0f} MB/s |" in DOCUMENT
     assert 18 < NODES * weight_bytes / 4096 / bytes_per_frame(rollout) < 19, "where weights and rollouts are equal"
 

@@ -56,7 +56,8 @@ def test_a_fault_strikes_the_service_and_whichever_comes_after_it(fault: str) ->
 def test_a_peers_figure_is_the_last_json_it_prints(tmp_path: Path) -> None:
     script, settings = tmp_path / "peer.py", {}
     script.write_text(
-        'print("[] {\\n{\\"env_steps_per_s\\": 7, \\"peer\\": \\"old\\"}\\n{\\"env_steps_per_s\\": 8.5, \\"peer\\": \\"x\\"}\\nbye")'
+        'print("[] {\\n{\\"env_steps_per_s\\": 7, \\"peer\\": \\"old\\"}\\n{\\"env_steps_per_s\\": 8.5,'
+        ' \\"peer\\": \\"x\\"}\\nbye")'
     )
     assert run_peer([sys.executable, str(script)], 20.0, settings) == 8.5
     assert settings == {"peer": "x", "command": str(script)}

@@ -199,9 +199,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="delphi bench throughput",
         description=(__doc__ or "").split("\n")[0],
-        epilog="The peer's environment is made once, by the `pip install` lines of the docstring of its script, in the user's cache\n"
-        "directory (delphi/peers); --against-python takes another interpreter instead. Without --against, --fault and\n"
-        "--reward-models, retrieval is compared with none.",
+        epilog="The peer's environment is made once, by the `pip install` lines of the docstring of its script, in\n"
+        "the user's cache directory (delphi/peers); --against-python takes another interpreter instead. Without\n"
+        "--against, --fault and --reward-models, retrieval is compared with none.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")

@@ -173,7 +173,7 @@ def test_a_signal_checkpoints_and_the_same_command_continues(tmp_path: Path) -> 
     wait_for(lambda: (run_dir / "metrics.jsonl").exists() and (run_dir / "metrics.jsonl").stat().st_size > 0, process)
     process.send_signal(signal.SIGSTOP)  # stopped it holds its lock, and leaves the processor to the other
     second = subprocess.run(
-        [sys.executable, "-m", "cluster.train", "--preset", "debug", f"run_dir={run_dir}", "total_env_steps=1000000000"],
+        [sys.executable, "-m", "cluster.train", "--preset", "debug", f"run_dir={run_dir}", "total_env_steps=100000000"],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert second.returncode == 2

@@ -144,7 +144,10 @@ def test_a_full_disk_costs_no_progress_and_never_the_last_good_checkpoint(
     finally:
         process.kill()
         process.wait()
-    holds = "the run goes on without a checkpoint, says so, and writes the next one when there is room; the last good one stays whole"
+    holds = (
+        "the run goes on without a checkpoint, says so, and writes the next one when there is room; the last good one"
+        " stays whole"
+    )
     record_recovery("disk full during checkpoints, metrics and logs; later room again", holds, recovery_s)
 
 

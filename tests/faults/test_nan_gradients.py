@@ -49,7 +49,10 @@ def test_poisoned_rollouts_leave_no_trace_in_what_is_learnt(record_recovery: Cal
     assert poisoned.metrics() == {"learner_updates": 30, "updates_skipped_nonfinite": skipped}
     mine, theirs = poisoned.snapshot().weights, clean.snapshot().weights
     assert all(np.array_equal(mine[name], theirs[name]) for name in theirs)
-    holds = "the update is skipped and counted; weights and published policies are those of a learner that never saw it, bit for bit"
+    holds = (
+        "the update is skipped and counted; weights and published policies are those of a learner that never saw it,"
+        " bit for bit"
+    )
     record_recovery("NaN or infinite gradients", holds, None)
 
 

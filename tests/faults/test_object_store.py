@@ -109,5 +109,8 @@ def test_a_full_object_store_holds_the_workers_back_and_memory_stays_flat(
         f"workers wait for the learner; memory is flat; what Ray moves to disk is bounded by the rollouts in flight"
         f" (at most {max(spilled for _, spilled, _ in samples) / 1e6:.0f} MB here)"
     )
-    fault = f"object store full: {STORE / 1e6:.0f} MB where rollouts of {in_flight * one / 1e6:.0f} MB are in flight, the learner slower than the workers"
+    fault = (
+        f"object store full: {STORE / 1e6:.0f} MB where rollouts of {in_flight * one / 1e6:.0f} MB are in flight, the"
+        " learner slower than the workers"
+    )
     record_recovery(fault, holds, None)

@@ -99,6 +99,7 @@ def test_a_killed_replica_comes_back_and_no_answered_caption_is_asked_twice(
     assert labelled <= len(set(judged[0]) | set(judged[1]))
     record_recovery(
         "kill -9 of one of two annotation replicas (its actor; its service dies with it)",
-        "the other takes its captions, no answered caption is asked again, training goes on, the replica is back under its name",
+        "the other takes its captions, no answered caption is asked again, training goes on, the replica is back"
+        " under its name",
         recovery_s,
     )

@@ -71,7 +71,8 @@ def test_a_stopped_service_is_noticed_killed_and_replaced_while_the_backlog_stay
     assert not psutil.pid_exists(stopped)
     record_recovery(
         "SIGSTOP of the annotation service (deadline for a sign of life 2 s here, 60 s by default)",
-        "it is killed and started again without a restart of the run; caption book and backlog stay bounded; no label is lost",
+        "it is killed and started again without a restart of the run; caption book and backlog stay bounded; no"
+        " label is lost",
         recovery_s,
     )
 
@@ -142,6 +143,7 @@ def test_labels_that_come_a_hundred_times_slower_leave_book_and_backlog_bounded(
     assert run.figure("annotation_requests_failed") == 0
     record_recovery(
         "labels 100 times slower than captions come",
-        "reports are taken at once; caption book, backlog and answers that wait stay below their bounds; labels go on coming",
+        "reports are taken at once; caption book, backlog and answers that wait stay below their bounds; labels"
+        " go on coming",
         None,
     )

@@ -87,7 +87,8 @@ def test_a_killed_replica_costs_no_caption_and_takes_its_captions_again_once_it_
         assert all(rendezvous_order([first, second], text.encode())[0] == second for text in again)
         record_recovery(
             "kill -9 of one of two annotation replicas in the midst of requests",
-            "the other answers for both; no answered caption is asked again, what was in flight is sent once more; every caption gets its label",
+            "the other answers for both; no answered caption is asked again, what was in flight is sent once"
+            " more; every caption gets its label",
             failover_s,
         )
 

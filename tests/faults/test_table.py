@@ -74,6 +74,7 @@ def test_marks_are_found_on_functions_and_modules(tmp_path: Path, monkeypatch: p
         "@pytest.mark.faults\ndef test_control(): ...\n"
     )
     (tmp_path / "test_y.py").write_text(
-        "import pytest\npytestmark = [pytest.mark.faults, pytest.mark.slow]\ndef helper(): ...\ndef test_all(record_recovery): ...\n"
+        "import pytest\npytestmark = [pytest.mark.faults, pytest.mark.slow]\ndef helper(): ...\ndef"
+        " test_all(record_recovery): ...\n"
     )
     assert table.fault_tests(tmp_path) == ["test_x.py::test_one", "test_x.py::test_two", "test_y.py::test_all"]

@@ -76,5 +76,8 @@ def test_a_second_run_on_the_directory_is_refused_and_the_first_is_unharmed(
         for child in (process, *([again] if again else [])):
             child.kill()
             child.wait()
-    holds = "the second is refused in one line, in any mode and under any name of the directory, and the first does not notice; a lock dies with its process"
+    holds = (
+        "the second is refused in one line, in any mode and under any name of the directory, and the first does not"
+        " notice; a lock dies with its process"
+    )
     record_recovery("two runs on one directory, then kill -9 of the first", holds, recovery_s)
