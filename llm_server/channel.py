@@ -22,7 +22,8 @@ CHANNEL_ARGUMENTS: list[tuple[str, int | str]] = [
 ]
 # A host name may be in any script; of ASCII it has letters, digits, `-`, `_` and `.`, and no invisible space.
 ADDRESS = re.compile(
-    r"(?P<host>(?:[A-Za-z0-9_.-]|[^\x00-\x7f\s\u200b\u2060\ufeff])+|\[[0-9A-Fa-f:.]+(?:%[\w.]+)?\]):(?P<port>[0-9]{1,5})"
+    r"(?P<host>(?:[A-Za-z0-9_.-]|[^\x00-\x7f\s\u200b\u2060\ufeff])+|\[[0-9A-Fa-f:.]+(?:%[\w.]+)?\])"
+    r":(?P<port>[0-9]{1,5})"
 )
 CERTIFICATE_ADVICE = {
     "certificate has expired": "the service's certificate has expired, wanted one that is valid: make new ones"

@@ -4,6 +4,7 @@ finds its data.
 Two to three minutes; `make dashboards` runs it, and so does `.ci/run`.
 """
 
+import functools
 import json
 import math
 import re
@@ -147,8 +148,9 @@ def test_a_resumed_run_goes_on_with_its_counters_as_one_line_of_the_dashboard(tm
     for epoch in (1, 2):
         with watched_run(tmp_path, run_dir.name, *SETTINGS) as run:
             goal = resumed_at["env_steps"] + 4000
-            wait_until(lambda: lines(run_dir) and lines(run_dir)[-1]["env_steps"] >= goal, run.process, run.log)  # noqa: B023
-            wait_until(lambda: run.scraped(goal), run.process, run.log)  # noqa: B023
+            reached = functools.partial(lambda goal: lines(run_dir) and lines(run_dir)[-1]["env_steps"] >= goal, goal)
+            wait_until(reached, run.process, run.log)
+            wait_until(functools.partial(run.scraped, goal), run.process, run.log)
             if epoch == 2:
                 _check_counters_of_two_epochs(run, resumed_at)
         resumed_at = lines(run_dir)[-1]
