@@ -86,10 +86,11 @@ class ServiceConfig:
     port: int = number(0, 0, 65_535)
     """Port to listen on; 0 picks a free one."""
     nice: int = number(10, 0, 19)
-    """Scheduling niceness of a service that a run starts, 0 to 19, so that training has priority. The very first start
-    loads its model at the run's own priority, because no reward can be paid before, and is lowered afterwards. On a
-    kernel that divides the processor among sessions first (Linux with sched_autogroup_enabled) it has effect only
-    within the service's own session."""
+    """Scheduling niceness of a service that a run starts, 0 to 19, so that training has priority. The first start and
+    the first restart load the model at the run's own priority, because nothing can be judged before; then it is
+    lowered. Later restarts take no time from training, and last minutes on a fully loaded machine. On a kernel that
+    divides the processor among sessions first (Linux with sched_autogroup_enabled) it has effect only within the
+    service's own session."""
     torch_threads: int = number(1, 0, 1024)
     """Threads that torch may use in the service; 0 keeps torch's default."""
     store: str = ""

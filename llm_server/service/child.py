@@ -44,6 +44,9 @@ SUPERVISION = ChildSettings(
 )
 SLOW_START_S = 10.0
 OUTPUT_LINES = 20
+URGENT_STARTS = 2
+"""So many load at full priority: nothing can be judged before. Of a service that dies again and again, the others take
+no time from training."""
 WATCHED_ENGINES = ("vllm", "openai", "none")
 """Engines whose batches have deadlines of their own, or that have no batches."""
 LOOPBACK_ACCESS = AccessConfig()
@@ -176,9 +179,8 @@ class ServiceProcess(ChildProcess):
             "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
             "PYTHONSAFEPATH": "1",  # nothing in the working directory shadows a module
         }
-        # The first start loads at full priority, since nothing can be judged before it; a restart takes no time from
-        # training.
-        priority = [] if self._num_starts or self._config.engine in WATCHED_ENGINES else ["--nice-once-ready"]
+        is_urgent = self._num_starts < URGENT_STARTS and self._config.engine not in WATCHED_ENGINES
+        priority = ["--nice-once-ready"] if is_urgent else []
         with self._log_path.open("ab") as log:
             self._log_start = log.tell()
             return start_process_group([*self._command, *priority], log, environment)

@@ -1,5 +1,5 @@
 """A Ray cluster of three nodes on this machine, one of which joins late; prints where things went as JSON. Run by
-test_ray_nodes.py: Ray reads how it is to authenticate when it is first imported, so it has a process of its own."""
+test_nodes.py: Ray reads how it is to authenticate when it is first imported, so it has a process of its own."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def visit(requests: Mapping[str, Request]) -> dict[str, list[tuple[str, str | No
         part: [Visitor.options(**ray_nodes.ray_options(request, index)).remote() for index in range(request.count)]
         for part, request in requests.items()
     }
-    seen = {part: ray.get([actor.where.remote() for actor in there], timeout=120) for part, there in actors.items()}
+    seen = {part: ray.get([actor.where.remote() for actor in there], timeout=240) for part, there in actors.items()}
     for actor in chain(*actors.values()):
         ray.kill(actor)
     time.sleep(0.5)  # until what they had is free again
@@ -65,7 +65,7 @@ def main() -> None:
         ]
         settings += [
             "cluster.mode=connect",
-            "cluster.placement_timeout_s=60",
+            "cluster.placement_timeout_s=240",
             "cluster.more_nodes=expected",
             "cluster.service_replicas=2",
             "cluster.service_gpus=0.5",
@@ -76,7 +76,7 @@ def main() -> None:
             placing = pool.submit(ray_nodes.place, config, True, said.append, lambda: False)
             time.sleep(3)
             cluster.add_node(num_cpus=4, num_gpus=2, **MEMORY)
-            requests = placing.result(60)
+            requests = placing.result(240)
         gpu_node = next(node.id for node in ray_nodes.nodes() if node.gpus)
         went = visit(requests)
         crowd = visit({"worker": replace(requests["worker"], count=7)})["worker"]  # more than fit away from the learner

@@ -222,12 +222,12 @@ def test_the_real_service_dies_with_its_parent_even_when_that_is_killed(tmp_path
     child.wait(timeout=10)
 
 
-def test_only_the_first_start_loads_at_full_priority(make, tmp_path, monkeypatch):
+def test_the_first_start_and_the_first_restart_load_at_full_priority(make, tmp_path, monkeypatch):
     started = tmp_path / "started"
     behaviour = f"open({str(started)!r}, 'a').write(' '.join(sys.argv) + chr(10)); sys.exit(1)"
     process = make(behaviour, config=ServiceConfig(store="memory"), clock=SteppingClock())
-    wait_until(lambda: process.ensure_running() or (started.exists() and len(started.read_text().splitlines()) >= 2))
-    assert ["--nice-once-ready" in line for line in started.read_text().splitlines()][:2] == [True, False]
+    wait_until(lambda: process.ensure_running() or (started.exists() and len(started.read_text().splitlines()) >= 3))
+    assert ["--nice-once-ready" in line for line in started.read_text().splitlines()][:3] == [True, True, False]
 
 
 THREADS = """
