@@ -107,4 +107,6 @@ def _values(values: Sequence[float]) -> str:
 
 
 def _interval(figure: Mapping[str, float]) -> str:
+    if not np.isfinite([figure["low"], figure["high"]]).all():  # among resampled seeds of the reference none learnt
+        return f"{figure['mean']:.2f} (no interval)"
     return f"{figure['mean']:.2f} [{figure['low']:.2f}, {figure['high']:.2f}]"
