@@ -11,11 +11,31 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from actors.environments.factory import make_environment
+from actors.environments.vector import VectorEnvironment
+from configs.schema import EnvConfig
+
 DESCRIPTION = (
     "MAZE: \"mylevel\", ' '\nFLAGS:premapped\nGEOMETRY:center,center\nMAP\n......\nENDMAP\nBRANCH:(0,0,0,0),(5,0,5,0)\n"
 )
 """Of a MiniHack level."""
 PLAIN = spaces.Box(-1, 1, (4,), np.float32)
+
+
+ODD = "tests.odd_environments:"
+SINGLE = "environment 'Odd-v0'"
+"""How messages name an `Odd`."""
+
+
+def make_odd(env_id: str = "Odd-v0", num_envs: int = 2, **settings: Any) -> VectorEnvironment:
+    """A vector of one of these environments; `settings` are its options, `captioner` and `limit` the run's."""
+    config = EnvConfig(
+        id=ODD + env_id,
+        captioner=settings.pop("captioner", "info:event"),
+        max_episode_steps=settings.pop("limit", 0),
+        options=settings,
+    )
+    return make_environment(config, num_envs=num_envs, run_seed=1, worker_index=0)
 
 
 class Odd(gymnasium.Env):

@@ -1,34 +1,17 @@
 """Failures and invalid values of a user's environment: one line that names it; it is rebuilt, the others go on."""
 
-import re
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
-from gymnasium.error import DependencyNotInstalled
-from gymnasium.wrappers import TimeLimit
 
 from actors.environments.errors import EnvironmentFailure
 from actors.environments.factory import make_environment
-from actors.environments.lookup import find_environment, load_creator
 from actors.environments.vector import VectorEnvironment
 from configs.schema import EnvConfig
-from tests.odd_environments import Deadline, FourSteps, Odd, raising
-
-ODD = "tests.odd_environments:"
-SINGLE = "environment 'Odd-v0'"
-
-
-def make(env_id: str = "Odd-v0", num_envs: int = 2, **settings: Any) -> VectorEnvironment:
-    config = EnvConfig(
-        id=ODD + env_id,
-        captioner=settings.pop("captioner", "info:event"),
-        max_episode_steps=settings.pop("limit", 0),
-        options=settings,
-    )
-    return make_environment(config, num_envs=num_envs, run_seed=1, worker_index=0)
+from tests.odd_environments import SINGLE, Odd, make_odd, raising
 
 
 def first_error(env: VectorEnvironment, num_steps: int = 3) -> tuple[int, str]:
@@ -56,7 +39,7 @@ def first_error(env: VectorEnvironment, num_steps: int = 3) -> tuple[int, str]:
     ],
 )
 def test_a_reward_that_is_no_finite_number_is_an_environment_error(reward: Any, shown: str) -> None:
-    count, line = first_error(make(reward=lambda t: reward if t == 2 else 1.0))
+    count, line = first_error(make_odd(reward=lambda t: reward if t == 2 else 1.0))
     assert count == 2, "one in each environment, which then begins another episode"
     assert line.startswith(f"{SINGLE} gave the reward ")
     assert shown.replace("\\", "") in line
@@ -65,7 +48,7 @@ def test_a_reward_that_is_no_finite_number_is_an_environment_error(reward: Any, 
 
 @pytest.mark.parametrize("reward", [1, True, np.float64(1), np.float32(1), np.array(1.0), np.array([1.0]), [1.0]])
 def test_one_number_in_whatever_form_is_a_reward(reward: Any) -> None:
-    env = make(reward=lambda t: reward)
+    env = make_odd(reward=lambda t: reward)
     env.reset()
     assert env.step(np.zeros(2, np.int64)).rewards.tolist() == [1.0, 1.0]
 
@@ -108,11 +91,11 @@ def test_an_observation_that_is_not_as_declared_is_an_environment_error(
     space: spaces.Space, obs: Any, message: str
 ) -> None:
     good = {spaces.Text: "ok"}.get(type(space), space.sample() if not isinstance(space, spaces.Text) else "ok")
-    count, line = first_error(make(space=space, obs=lambda t: obs if t == 2 else good))
+    count, line = first_error(make_odd(space=space, obs=lambda t: obs if t == 2 else good))
     assert count == 2
     assert line.startswith(f"{SINGLE}: observation 'obs' in step {message}"), line
     with pytest.raises(EnvironmentFailure, match="observation 'obs' in reset got"):
-        make(space=space, obs=lambda t: obs).reset()
+        make_odd(space=space, obs=lambda t: obs).reset()
 
 
 @pytest.mark.parametrize(
@@ -130,12 +113,12 @@ def test_an_observation_that_is_not_as_declared_is_an_environment_error(
     ],
 )
 def test_a_cast_that_loses_nothing_is_made(space: spaces.Space, obs: Any, expected: Any) -> None:
-    seen, _ = make(space=space, obs=lambda t: obs, num_envs=1).reset()
+    seen, _ = make_odd(space=space, obs=lambda t: obs, num_envs=1).reset()
     assert seen["obs"][0].tolist() == expected
 
 
 def test_values_outside_a_boxs_bounds_are_used_and_said_once() -> None:
-    env = make(obs=lambda t: np.full(4, t, np.float32))
+    env = make_odd(obs=lambda t: np.full(4, t, np.float32))
     env.reset()
     told = []
     for _ in range(4):
@@ -160,7 +143,7 @@ def test_values_outside_a_boxs_bounds_are_used_and_said_once() -> None:
 @pytest.mark.parametrize("where", ["reset", "step", "making"])
 def test_whatever_it_raises_is_one_line_that_names_it(error: BaseException, where: str) -> None:
     def play() -> None:
-        env = make(**{where: raising(error)})
+        env = make_odd(**{where: raising(error)})
         env.reset()
         for _ in range(3):
             env.step(np.zeros(2, np.int64))
@@ -180,7 +163,7 @@ def test_whatever_it_raises_is_one_line_that_names_it(error: BaseException, wher
 
 
 def test_a_users_interrupt_is_no_failure_of_the_environment() -> None:
-    env = make(step=raising(KeyboardInterrupt()))
+    env = make_odd(step=raising(KeyboardInterrupt()))
     env.reset()
     with pytest.raises(KeyboardInterrupt):
         env.step(np.zeros(2, np.int64))
@@ -209,7 +192,7 @@ def test_a_users_interrupt_is_no_failure_of_the_environment() -> None:
 )
 def test_what_is_not_gymnasiums_protocol_is_said(settings: dict[str, Any], message: str) -> None:
     try:
-        _, line = first_error(make(**settings))
+        _, line = first_error(make_odd(**settings))
     except EnvironmentFailure as failure:
         line = str(failure)
     assert line.startswith(SINGLE)
@@ -220,21 +203,21 @@ def test_what_is_not_gymnasiums_protocol_is_said(settings: dict[str, Any], messa
 @pytest.mark.parametrize("name", ["terminated", "truncated"])
 def test_an_end_that_is_neither_true_nor_false_is_an_environment_error(name: str, flag: Any) -> None:
     ends = {"terminated": False, "truncated": False, name: flag}
-    count, line = first_error(make(step=lambda t: (np.zeros(4), 1.0, *ends.values(), {"event": ""})))
+    count, line = first_error(make_odd(step=lambda t: (np.zeros(4), 1.0, *ends.values(), {"event": ""})))
     assert count == 6
     assert line == f"{SINGLE} gave {name} {flag!r} in step, wanted True or False"
 
 
 @pytest.mark.parametrize("flag", [True, 1, 1.0, np.True_, np.array(True), np.array([1])])
 def test_an_end_in_whatever_form_is_one(flag: Any) -> None:
-    env = make(step=lambda t: (np.zeros(4), 1.0, flag, False, {"event": ""}))
+    env = make_odd(step=lambda t: (np.zeros(4), 1.0, flag, False, {"event": ""}))
     env.reset()
     assert env.step(np.zeros(2, np.int64)).terminated.tolist() == [True, True]
     assert env.take_errors() == (0, "")
 
 
 def test_lists_are_taken_for_the_tuples_of_gymnasium() -> None:
-    env = make(
+    env = make_odd(
         reset=lambda t: [np.zeros(4), {"event": "begun"}], step=lambda t: [np.ones(4), 1.0, False, False, {"event": ""}]
     )
     assert env.reset()[1] == [b"begun"] * 2
@@ -255,7 +238,7 @@ def test_lists_are_taken_for_the_tuples_of_gymnasium() -> None:
     ],
 )
 def test_what_takes_many_lines_is_shown_in_one(settings: dict[str, Any]) -> None:
-    env = make(**settings)
+    env = make_odd(**settings)
     env.reset()
     env.step(np.zeros(2, np.int64))
     _, text = env.take_errors()
@@ -266,7 +249,7 @@ def test_what_takes_many_lines_is_shown_in_one(settings: dict[str, Any]) -> None
 def test_notices_are_single_lines() -> None:
     low = np.linspace(0, 1, 40).reshape(8, 5)
     box = spaces.Box(low, low + 1, dtype=np.float64)
-    env = make(space=spaces.Dict(a=box, b=spaces.Sequence(box)), obs=lambda t: {"a": np.full((8, 5), 9.0), "b": ()})
+    env = make_odd(space=spaces.Dict(a=box, b=spaces.Sequence(box)), obs=lambda t: {"a": np.full((8, 5), 9.0), "b": ()})
     env.reset()
     told = (*env.spec.notices, *env.take_notices())
     assert len(told) == 2
@@ -309,7 +292,7 @@ def test_actions_that_change_from_one_environment_or_episode_to_the_next_are_an_
 )
 def test_a_space_that_is_missing_or_none_of_gymnasiums_is_said(spaces_given: dict[str, Any], message: str) -> None:
     with pytest.raises(EnvironmentFailure) as caught:
-        make("Spaces-v0", **spaces_given)
+        make_odd("Spaces-v0", **spaces_given)
     assert str(caught.value).startswith(f"environment 'Spaces-v0' {message}")
 
 
@@ -323,7 +306,7 @@ def test_a_space_that_is_missing_or_none_of_gymnasiums_is_said(spaces_given: dic
     ],
 )
 def test_a_success_that_is_no_number_is_no_metric(info: dict[str, Any], expected: dict[str, float]) -> None:
-    env = make(num_envs=1, info=lambda t: {"event": "", **info})
+    env = make_odd(num_envs=1, info=lambda t: {"event": "", **info})
     env.reset()
     (end,) = [end for _ in range(5) for end in env.step(np.zeros(1, np.int64)).ends]
     assert end.info == expected
@@ -334,7 +317,7 @@ def test_a_reset_without_a_seed_says_what_is_missing() -> None:
         EnvironmentFailure,
         match=r"'SeedlessReset-v0' raised TypeError in reset: .*'seed'; gymnasium's reset takes seed= and options=",
     ):
-        make("SeedlessReset-v0").reset()
+        make_odd("SeedlessReset-v0").reset()
 
 
 def test_a_rebuilt_environment_that_cannot_be_made_is_tried_again() -> None:
@@ -344,7 +327,7 @@ def test_a_rebuilt_environment_that_cannot_be_made_is_tried_again() -> None:
         if number == 3:  # after the first two, the first that is rebuilt
             raise OSError("no licence is free")
 
-    env = make(
+    env = make_odd(
         making=making,
         step=lambda t: (
             raising(OSError("connection lost"))(t)
@@ -386,105 +369,11 @@ def silent_later(obs: Any, info: dict[str, Any]) -> Any:
 )
 def test_a_captioner_that_fails_is_said_like_an_environment(captioner: str, message: str) -> None:
     try:
-        count, line = first_error(make(captioner=captioner))
+        count, line = first_error(make_odd(captioner=captioner))
         assert count == 2
     except EnvironmentFailure as failure:
         line = str(failure)
     assert message in line
-
-
-def test_a_module_that_lacks_a_package_or_raises_as_it_is_imported_says_so(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "lacking.py").write_text("import no_such_simulator.core\n")
-    (tmp_path / "broken.py").write_text("def f(:\n")
-    (tmp_path / "leaving.py").write_text("import sys; sys.exit('no display')\n")
-    for module, message in (
-        ("lacking", "names the module 'lacking', which needs the package no_such_simulator"),
-        ("broken", "environment 'broken:X-v0' raised SyntaxError in import"),
-        ("leaving", "environment 'leaving:X-v0' raised SystemExit in import: no display"),
-        ("absent", "names the module 'absent', which cannot be imported"),
-    ):
-        with pytest.raises(ValueError) as caught:
-            find_environment(f"{module}:X-v0")
-        assert message in str(caught.value)
-        assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (
-            ImportError("libGL.so.1: cannot open shared object file\n\nREAD THIS"),
-            "needs the package minigrid, which is there but cannot be imported: ImportError: libGL.so.1: cannot open"
-            " shared object file READ THIS",
-        ),
-        (
-            ModuleNotFoundError("No module named 'pygame'", name="pygame"),
-            "needs the package minigrid, which needs the package pygame (No module named 'pygame'); install both:"
-            " pip install 'delphi-rl[minigrid]'",
-        ),
-    ],
-)
-def test_a_known_package_that_is_there_but_lacks_something_says_what(
-    error: ImportError, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def import_module(name: str) -> None:
-        raise error
-
-    monkeypatch.setattr("actors.environments.lookup.importlib.import_module", import_module)
-    with pytest.raises(EnvironmentFailure, match=re.escape(message)):
-        find_environment("MiniGrid-Odd-v9")
-
-
-def test_a_class_without_a_registration_and_a_file_for_a_module_say_what_to_give() -> None:
-    for name in ("Odd", "Deadline-v3"):
-        kind, _, version = name.partition("-v")
-        with pytest.raises(ValueError) as caught:
-            find_environment(f"{ODD}{name}")
-        register = f"add gymnasium.register('{kind}-v{version or 0}', entry_point={kind}) to it"
-        assert f"tests.odd_environments has {kind}, but does not register it: {register}" in str(caught.value)
-    for path in ("odd.py", "./odd.py", "/some/folder/odd.py", "../odd"):
-        with pytest.raises(
-            ValueError, match="which is a path; give the module's name, as in odd:X-v0, with its folder"
-        ):
-            find_environment(f"{path}:X-v0")
-
-
-@pytest.mark.parametrize(
-    ("entry_point", "message"),
-    [
-        ("no_such_package.core:Env", r"\(No module named 'no_such_package'\); install the package no_such_package"),
-        ("tests.no_such_module:Env", r"\(No module named 'tests.no_such_module'\); install the module tests.no_such"),
-        ("tests.odd_environments:Absent", "from its entry point .* has no attribute 'Absent'.*must be module:Class"),
-        ("Odd", "from its entry point 'Odd' .*must be module:Class or module:function"),
-    ],
-)
-def test_an_entry_point_that_leads_nowhere_is_said(entry_point: str, message: str) -> None:
-    with pytest.raises(EnvironmentFailure, match=f"environment 'Nowhere-v0' cannot be loaded .*{message}"):
-        load_creator(gymnasium.envs.registration.EnvSpec("Nowhere-v0", entry_point))
-
-
-def test_a_package_that_is_missing_only_as_the_environment_is_made_is_named() -> None:
-    with pytest.raises(
-        EnvironmentFailure, match=r"raised ModuleNotFoundError in making: .*; it needs the package box: install it"
-    ):
-        make(making=raising(ModuleNotFoundError("No module named 'box.core'", name="box.core")))
-    words = "Box2D is not installed, you can install it by `pip install gymnasium[box2d]`"
-    with pytest.raises(EnvironmentFailure, match=re.escape(f"{SINGLE} needs a package that is not installed: {words}")):
-        make(making=raising(DependencyNotInstalled(words)))
-
-
-@pytest.mark.parametrize(
-    ("env_id", "extra"),
-    [("MiniGrid-DoorKey-8x8-v9", "minigrid"), ("ALE/Adventure-v99", "ale-py"), ("CrafterReward-v1", "crafter")],
-)
-def test_ids_of_known_packages_say_what_installs_them(env_id: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("minigrid", "ale_py", "crafter"):
-        monkeypatch.setitem(__import__("sys").modules, module, None)
-    with pytest.raises(ValueError, match=rf"needs the package .*pip install '.*{extra}"):
-        find_environment(env_id)
 
 
 def test_nested_and_unusual_observations_are_entries_of_their_own() -> None:
@@ -504,7 +393,7 @@ def test_nested_and_unusual_observations_are_entries_of_their_own() -> None:
         "graph": None,
         "none": np.zeros(0),
     }
-    env = make(space=space, obs=lambda t: value)
+    env = make_odd(space=space, obs=lambda t: value)
     assert set(env.spec.observations) == {"type", "a.b", "pack/items", "pack/weapon/0", "pack/weapon/1"}
     obs, _ = env.reset()
     assert obs["pack/items"].tolist() == [[0, 1, 1]] * 2
@@ -513,80 +402,12 @@ def test_nested_and_unusual_observations_are_entries_of_their_own() -> None:
     assert notice.startswith(f"{SINGLE}: the policy does not see 'graph' (Graph(")
     assert "'none'" in notice
     with pytest.raises(ValueError, match=r"observes nothing that a network here reads: 'obs' \(Graph"):
-        make(space=spaces.Graph(spaces.Box(0, 1, (2,)), None))
+        make_odd(space=spaces.Graph(spaces.Box(0, 1, (2,)), None))
 
 
 def test_a_tuple_of_observations_and_a_text_alone_are_read() -> None:
     config = EnvConfig(id="Blackjack-v1", captioner="tests.toy_environments:say_nothing")
     env = make_environment(config, num_envs=1, run_seed=1, worker_index=0)
     assert {name: spec.num_values for name, spec in env.spec.observations.items()} == {"0": 32, "1": 11, "2": 2}
-    text = make(space=spaces.Text(40), obs=lambda t: f"You see {t} doors.", captioner="obs")
+    text = make_odd(space=spaces.Text(40), obs=lambda t: f"You see {t} doors.", captioner="obs")
     assert text.reset()[1] == [b"You see 0 doors."] * 2
-
-
-def test_a_step_limit_is_the_environments_own_and_lengthening_it_is_said() -> None:
-    for env_id, own in (("RegisteredLimit-v0", 2), ("OwnLimit-v0", 3)):
-        for limit, expected in ((0, own), (1, 1), (4, 4)):
-            env = make(env_id, num_envs=1, limit=limit)
-            env.reset()
-            ends = [bool(env.step(np.zeros(1, np.int64)).truncated[0]) for _ in range(4)]
-            assert ends.index(True) == expected - 1
-            assert [
-                f"env.max_episode_steps={limit}" in notice and f"its own limit of {own} steps" in notice
-                for notice in env.spec.notices
-            ] == ([True] if limit > own else [])
-            env.close()
-    assert EnvConfig().max_episode_steps == 0
-
-
-def episode_lengths(
-    function: Any, num_steps: int, limit: int = 0, registered: Any = None
-) -> tuple[list[int], list[float]]:
-    """Lengths and last rewards of the episodes of what `function` makes."""
-    gymnasium.register("Measured-v0", entry_point=function, max_episode_steps=registered)
-    try:
-        env = make_environment(
-            EnvConfig(id="Measured-v0", captioner="info:event", max_episode_steps=limit),
-            num_envs=1,
-            run_seed=1,
-            worker_index=0,
-        )
-    finally:
-        del gymnasium.registry["Measured-v0"]
-    env.reset()
-    steps = [env.step(np.zeros(1, np.int64)) for _ in range(num_steps)]
-    ends = [t + 1 for t, step in enumerate(steps) if step.truncated[0]]
-    assert env.take_errors() == (0, "")
-    env.close()
-    return np.diff([0, *ends]).tolist(), [float(steps[end - 1].rewards[0]) for end in ends]
-
-
-def endless() -> Odd:
-    return Odd(step=lambda t: (np.zeros(4, np.float32), 1.0, False, False, {"event": ""}))
-
-
-def test_a_limit_counts_where_it_was_set() -> None:
-    assert episode_lengths(lambda: FourSteps(TimeLimit(endless(), 20)), 11)[0] == [5, 5]
-    assert episode_lengths(lambda: TimeLimit(FourSteps(endless()), 5), 11)[0] == [5, 5]
-    assert episode_lengths(lambda: FourSteps(TimeLimit(endless(), 20)), 31, limit=30)[0] == [30], "as the user wants"
-
-
-def test_the_limit_of_an_environment_kept_for_planning_is_none_of_its_own() -> None:
-    def planning() -> Odd:
-        env = endless()
-        env.planner = TimeLimit(endless(), 3)
-        return env
-
-    assert episode_lengths(planning, 9)[0] == []
-
-
-def test_what_else_happens_at_a_limit_stays() -> None:
-    assert episode_lengths(lambda: Deadline(endless(), 5), 11) == ([5, 5], [-99.0, -99.0])
-    assert episode_lengths(lambda: Deadline(endless(), 5), 11, limit=3) == ([3, 3, 3], [1.0, 1.0, 1.0])
-    assert episode_lengths(lambda: Deadline(endless(), 5), 16, limit=7) == ([7, 7], [-99.0, -99.0])
-
-
-@pytest.mark.parametrize("registered", [None, -1, 0, float("inf")])
-def test_a_registration_without_a_limit_leaves_those_within(registered: Any) -> None:
-    assert episode_lengths(endless, 9, registered=registered)[0] == []
-    assert episode_lengths(lambda: TimeLimit(endless(), 4), 9, registered=registered)[0] == [4, 4]
