@@ -29,6 +29,7 @@ from llm_server.rubrics.rubric import PROMPT_VERSION, Question, Rubric
 
 LOG = logging.getLogger(__name__)
 ATTEMPTS_PER_DEADLINE = 3
+LEAST_ATTEMPT_S = 1.0
 REFUSING = (400, 403, 413, 422, 451)
 """Statuses that may be about the text of one request; aggregators' filters refuse with 403."""
 FAILING = (500, UNKNOWN)
@@ -54,7 +55,7 @@ class OpenAIEngine:
         self._endpoint = Endpoint(
             config.endpoint,
             self._key,
-            attempt_s=max(1.0, config.engine_timeout_s / ATTEMPTS_PER_DEADLINE),
+            attempt_s=max(LEAST_ATTEMPT_S, config.engine_timeout_s / ATTEMPTS_PER_DEADLINE),
             patience_s=config.engine_timeout_s,
             connections=config.endpoint_concurrency,
         )

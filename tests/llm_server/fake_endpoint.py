@@ -177,6 +177,11 @@ def engines_of(endpoint: FakeEndpoint, default: Rubric) -> Iterator[Callable[...
         engine.close()
 
 
+def let_attempts_take_long(monkeypatch: Any) -> None:
+    """For a short deadline that must not fail a request to this loaded machine's own endpoint."""
+    monkeypatch.setattr("llm_server.engines.openai_engine.LEAST_ATTEMPT_S", 60.0)
+
+
 def refusal(message: str, status: int = 400, **more: Any) -> tuple[int, Any]:
     """An error answer in OpenAI's form."""
     return status, {"error": {"message": message, **more}}

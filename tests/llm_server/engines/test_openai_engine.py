@@ -19,7 +19,7 @@ from llm_server.engines.openai_http import Endpoint, EndpointUnavailable
 from llm_server.offline.judge_flags import opened_judge
 from llm_server.rubrics.rubric import PairRubric, Rubric
 from llm_server.service.calibration import calibrate
-from tests.llm_server.fake_endpoint import MODEL, engines_of
+from tests.llm_server.fake_endpoint import MODEL, engines_of, let_attempts_take_long
 
 KEY = "sk-secret-of-the-test"
 RUBRIC = Rubric(
@@ -162,7 +162,8 @@ def test_passing_failures_are_repeated_after_the_time_the_endpoint_asks_for(make
     assert time.monotonic() - began > 0.2
 
 
-def test_what_lasts_fails_the_batch_within_the_deadline(make, endpoint):
+def test_what_lasts_fails_the_batch_within_the_deadline(make, endpoint, monkeypatch):
+    let_attempts_take_long(monkeypatch)
     engine = make(engine_timeout_s=1.0)
     endpoint.failures.extend([(503, {}, "overloaded")] * 1000)
     began = time.monotonic()

@@ -13,6 +13,7 @@ from tests.llm_server.fake_endpoint import (
     CHAT,
     TEXTS,
     engines_of,
+    let_attempts_take_long,
     probabilities,
     refusal,
     said,
@@ -170,7 +171,8 @@ def test_an_error_under_status_200_is_asked_again_and_changes_nothing(make, endp
     assert not endpoint.failures
 
 
-def test_an_error_under_status_200_that_lasts_fails_the_batch_in_its_own_words(make, endpoint):
+def test_an_error_under_status_200_that_lasts_fails_the_batch_in_its_own_words(make, endpoint, monkeypatch):
+    let_attempts_take_long(monkeypatch)
     engine = make(engine_timeout_s=1.0)
     endpoint.answers = lambda body: (200, {"error": {"message": "no provider", "code": 503}})
     with pytest.raises(EndpointUnavailable, match="answered 200, an error 503: no provider"):
@@ -364,7 +366,9 @@ def test_more_room_than_an_endpoint_has_is_not_asked_for_again(make, endpoint):
     assert [score.answer_mass for score in make().score(TEXTS)] == [0.0, 0.0]
 
 
-def test_a_model_that_thinks_longer_than_the_deadline_says_what_to_raise(make, endpoint):
+def test_a_model_that_thinks_longer_than_the_deadline_says_what_to_raise(make, endpoint, monkeypatch):
+    let_attempts_take_long(monkeypatch)
+
     def answers(body):
         if tokens(body) > 32 and not body.get("logprobs"):
             return 503, {"error": {"message": "still thinking"}}

@@ -7,7 +7,15 @@ import pytest
 
 from llm_server.engines.openai_http import Endpoint, EndpointRefused, EndpointUnavailable, error_of, error_status
 from llm_server.offline.annotate import main as annotate
-from tests.llm_server.fake_endpoint import BY_LOGPROBS, CHAT, TEXTS, engines_of, probabilities, refusal
+from tests.llm_server.fake_endpoint import (
+    BY_LOGPROBS,
+    CHAT,
+    TEXTS,
+    engines_of,
+    let_attempts_take_long,
+    probabilities,
+    refusal,
+)
 from tests.refusals import assert_refused
 
 
@@ -186,7 +194,10 @@ def test_a_text_that_a_filter_refuses_is_no_answer_and_the_others_are_judged(mak
 
 
 @pytest.mark.parametrize("failure", [refusal("Internal server error", 500), (200, {"choices": None})])
-def test_a_text_at_which_the_endpoint_always_fails_does_not_fail_the_others_for_ever(make, endpoint, failure):
+def test_a_text_at_which_the_endpoint_always_fails_does_not_fail_the_others_for_ever(
+    make, endpoint, failure, monkeypatch
+):
+    let_attempts_take_long(monkeypatch)
     engine = make(engine_timeout_s=1.0)
     endpoint.answers = lambda body: failure if "newt" in body["messages"][-1]["content"] else None
     assert [score.answer_mass for score in engine.score(TEXTS)] == [0.0, pytest.approx(0.9)]
