@@ -15,6 +15,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("cluster.train", "train an agent; running the same command again continues the run"),
     "serve": ("llm_server.serve", "run the annotation service alone, without Ray"),
     "eval": ("cluster.verbs.evaluate", "play a checkpoint on held-out seeds, beside a blind and a random player"),
+    "sweep": ("cluster.sweep.command", "train arms of an experiment on several tasks and seeds, and compare them"),
+    "compare": ("cluster.sweep.compare", "compare the arms of a sweep: tables, tests and pictures"),
     "audit": (
         "cluster.verbs.audit",
         "compare a judge, or a run's reward model, with captions that people have labelled",

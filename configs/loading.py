@@ -59,8 +59,15 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
-def load_config(*, preset: str | None = None, file: str | None = None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Defaults, then the differences of the preset or file, then `key=value` overrides; validated.
+def load_config(
+    *,
+    preset: str | None = None,
+    file: str | None = None,
+    layers: Sequence[Mapping[str, Any]] = (),
+    overrides: Sequence[str] = (),
+) -> RunConfig:
+    """Defaults, then the differences of the preset or file, then those of `layers`, nested or with dotted keys, then
+    `key=value` overrides; validated.
 
     A preset or file with `extends: PRESET` holds differences from that preset. An empty `run_dir` becomes runs/<preset
     or file name>. Raises ConfigError.
@@ -68,8 +75,8 @@ def load_config(*, preset: str | None = None, file: str | None = None, overrides
     if preset is not None and file is not None:
         raise ConfigError("--preset and --config were both given; give one")
     path = _preset_path(preset) if preset is not None else None if file is None else Path(file).expanduser()
-    layers = [] if path is None else _read_layers(path)
-    config = with_user_paths(_built([_values(layer) for layer in (*layers, *map(_parse_override, overrides))]))
+    below = [] if path is None else _read_layers(path)
+    config = with_user_paths(_built([_values(layer) for layer in (*below, *layers, *map(_parse_override, overrides))]))
     if not config.run_dir:
         config = dataclasses.replace(config, run_dir=str(Path("runs") / (path.stem if path else "run")))
     validate(config)

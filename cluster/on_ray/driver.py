@@ -61,7 +61,7 @@ def _connect(config: RunConfig, spec: EnvironmentSpec, temporary: Path, say: Cal
     # Actors hide GPUs themselves; Ray's own way prints warnings.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     cluster = config.cluster
-    with _own_signals():
+    with own_signals():
         if cluster.mode == "connect":
             try:
                 context = ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.WARNING)
@@ -87,7 +87,7 @@ def _connect(config: RunConfig, spec: EnvironmentSpec, temporary: Path, say: Cal
 
 
 @contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
+def own_signals() -> Iterator[None]:
     """For use around `ray.init`: keeps the handler of SIGTERM, which Ray replaces by one that exits without a
     checkpoint, and blocks SIGHUP in the processes that Ray starts, because a closing terminal would end them before the
     driver can stop."""

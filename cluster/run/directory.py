@@ -97,7 +97,7 @@ def open_run(config: RunConfig, rubric_hash: str | None = None) -> tuple[RunDire
     run = RunDirectory(Path(config.run_dir).absolute())
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        run._lock = _lock(run.path)
+        run._lock = lock(run.path)
     except OSError as error:
         raise ConfigError(
             f"run_dir: cannot write {config.run_dir}: {error.strerror}; choose another run_dir="
@@ -277,7 +277,9 @@ def _starts_in_checkpoints(run: RunDirectory) -> int:
     return max(epochs)
 
 
-def _lock(path: Path) -> IO[str]:
+def lock(path: Path, key: str = "run_dir=") -> IO[str]:
+    """The lock on a directory, held until it is closed. Raises ConfigError, which names the setting or flag `key`,
+    where another process holds it, and OSError."""
     file = (path / "run.lock").open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -286,7 +288,7 @@ def _lock(path: Path) -> IO[str]:
         owner = file.read().strip() or "another process"
         file.close()
         raise ConfigError(
-            f"run_dir {path} is in use by {owner}; stop that run first, or give another run_dir="
+            f"{key.rstrip('=')} {path} is in use by {owner}; stop that first, or give another {key}"
         ) from None
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")

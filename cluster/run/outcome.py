@@ -101,9 +101,6 @@ def _run_evaluation(session: RunSession, seconds: float) -> dict[str, Any]:
     run, config = session.run, session.config
     command = [sys.executable, "-m", "cluster.verbs.evaluate", str(run.path), "--json", f"--seconds={seconds:g}"]
     command += [f"--episodes={config.evaluation.episodes}", f"--envs={GAMES_AT_ONCE}"]
-    # It can import what this process can, the modules of the user's environments included.
-    search_path = os.pathsep.join(path or os.getcwd() for path in sys.path)
-    environment = os.environ | {"PYTHONPATH": search_path, "PYTHONSAFEPATH": "1"}
     log = run.path / "evaluation.log"
     began = time.monotonic()
     with log.open("wb") as output:
@@ -112,7 +109,7 @@ def _run_evaluation(session: RunSession, seconds: float) -> dict[str, Any]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=output,
-            env=environment,
+            env=os.environ | environment_of_children(),
             start_new_session=True,
         )
     try:
@@ -133,6 +130,12 @@ def _run_evaluation(session: RunSession, seconds: float) -> dict[str, Any]:
     if process.returncode:
         raise RuntimeError(f"it ended with exit code {process.returncode}: {_last_line(log)}")
     return json.loads(report.splitlines()[-1])
+
+
+def environment_of_children() -> dict[str, str]:
+    """Variables with which a Python child can import what this process can, the modules of the user's environments
+    included."""
+    return {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path), "PYTHONSAFEPATH": "1"}
 
 
 def _last_line(log: Path) -> str:

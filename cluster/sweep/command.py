@@ -1,0 +1,162 @@
+"""`delphi sweep`: trains every arm of a sweep file on every task with every seed, evaluates the runs and compares them.
+
+Invariant: runs that are done are left as they are and the others continue, so the same command finishes a sweep that
+was stopped. Runs share nothing but the store of judgements.
+"""
+
+import argparse
+import contextlib
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from configs.checks import ConfigError
+from configs.paths import path_argument
+from llm_server.standard_output import guarded, output_may_be_lost
+
+if TYPE_CHECKING:  # --help must not load torch
+    from cluster.sweep.sweep_file import PlannedRun, Sweep
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 all runs are done, 1 some are not (the same command continues), 2 an invalid command or file."""
+    arguments = _parser().parse_args(argv)
+    output_may_be_lost()
+    try:
+        return _sweep(arguments)
+    except ConfigError as error:
+        print(f"delphi sweep: {error}", file=sys.stderr)
+        return 2
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from cluster.run.session import StopRequest
+    from cluster.sweep.compare import SWEEP_FILE, write_comparison
+    from cluster.sweep.results import is_done
+    from cluster.sweep.sweep_file import read_sweep, selected
+
+    if arguments.jobs < 0:
+        raise ConfigError(f"--jobs: got {arguments.jobs}, wanted at least 0")
+    file = Path(arguments.file)
+    out = Path(arguments.out or Path("runs") / "sweeps" / file.absolute().parent.name).absolute()
+    whole = read_sweep(file)
+    sweep = selected(whole, arguments.tasks or [], arguments.arms or [], arguments.seeds)
+    runs = list(sweep.runs(out))
+    if arguments.list:
+        for run in runs:
+            print(f"{'done' if is_done(run, sweep) else 'to do'}  {run.place}")
+        return 0
+    with _entered(out) as sessions, StopRequest(_say) as stop:
+        left = [run for run in runs if not is_done(run, sweep)]
+        _say(f"{len(runs)} runs in {out}: {len(runs) - len(left)} done, {len(left)} to do")
+        if file.absolute() != (out / SWEEP_FILE).absolute():
+            shutil.copyfile(file, out / SWEEP_FILE)
+        progress = Progress(sweep, len(left))
+        if left:
+            from cluster.sweep.schedule import run_all  # imports Ray, after the token is set
+
+            own = None if arguments.address else sessions
+            run_all(
+                left,
+                sweep,
+                address=arguments.address,
+                jobs=arguments.jobs,
+                sessions=own,
+                on_end=progress.ended,
+                stop_requested=lambda: stop.requested,
+            )
+        written = write_comparison(whole, list(whole.runs(out)), out)
+    unfinished = len(left) - progress.num_done
+    if written:
+        _say(f"results of {written} runs: {out / 'results.md'}")
+    if unfinished:
+        failed = f" ({progress.num_failed} failed)" if progress.num_failed else ""
+        _say(f"{unfinished} of {len(runs)} runs are not done{failed}; the same command continues")
+    return 1 if unfinished else 0
+
+
+class Progress:
+    """Says what came of each run, and how long the rest will take."""
+
+    def __init__(self, sweep: "Sweep", num_runs: int) -> None:
+        self.num_done = self.num_failed = 0
+        self._sweep, self._num_runs, self._began = sweep, num_runs, time.monotonic()
+
+    def ended(self, run: "PlannedRun", problem: str | None) -> None:
+        """One run has ended, with or without a problem."""
+        self.num_done += problem is None
+        self.num_failed += problem is not None
+        ended = self.num_done + self.num_failed
+        left_s = (time.monotonic() - self._began) / ended * (self._num_runs - ended)
+        told = problem or self._figures(run)
+        _say(f"{run.place}: {told}; {ended} of {self._num_runs}, about {left_s / 60:.0f} min left")
+
+    def _figures(self, run: "PlannedRun") -> str:
+        from cluster.sweep.results import collect
+
+        (figures,) = collect([run], self._sweep)
+        players = ", ".join(f"{player} {figures[player]:.3g}" for player in ("policy", "blind", "random"))
+        return f"{self._sweep.metric} {players}"
+
+
+@contextlib.contextmanager
+def _entered(out: Path) -> Iterator[Path]:
+    """The output folder, locked, with a temporary directory and a token for a Ray cluster of this process; yields the
+    folder for that cluster's session."""
+    from cluster.on_ray.orphans import OrphanWatch, end_orphans
+    from cluster.run import temporary
+    from cluster.run.directory import lock
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        held = lock(out, "--out")
+    except OSError as error:
+        raise ConfigError(f"--out: cannot write {out}: {error.strerror}; choose another --out") from None
+    with held:
+        sessions = temporary.ray_directory(str(out))
+        end_orphans(temporary.temporary_directory(str(out)), sessions)
+        temporary.sweep(str(out))
+        directory = temporary.enter(str(out))
+        sessions.parent.mkdir(mode=0o700, exist_ok=True)
+        temporary.use_private_token(directory)
+        try:
+            with OrphanWatch(directory, sessions):
+                yield sessions
+        finally:
+            temporary.sweep(str(out))
+
+
+def _say(text: str) -> None:
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="delphi sweep",
+        description="Train every arm of a sweep file on every task with every seed, as Ray tasks, evaluate the runs on"
+        " held-out episodes, and compare the arms. Running the same command again continues.",
+        epilog="examples:\n"
+        "  delphi sweep docs/results/sparse_tasks/sweep.yaml --list\n"
+        "  delphi sweep docs/results/sparse_tasks/sweep.yaml --jobs 2 --seeds 3\n"
+        "  ray job submit ... -- python -m cluster.sweep.command SWEEP.yaml --address auto --out /shared/sweep",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", type=path_argument, metavar="FILE", help="the sweep file (docs/sweeps.md)")
+    out = "folder of the runs and results (default: runs/sweeps/<folder of FILE>)"
+    parser.add_argument("--out", type=path_argument, metavar="DIR", help=out)
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these arms")
+    parser.add_argument("--seeds", type=int, metavar="N", help="only the first N seeds of each arm")
+    jobs = "CPUs of the Ray cluster that is started here (default: one per core); a run takes the sweep file's `cpus`"
+    parser.add_argument("--jobs", type=int, default=0, metavar="N", help=jobs)
+    address = "an existing Ray cluster, `auto` within a Ray job (default: start one here)"
+    parser.add_argument("--address", default="", metavar="ADDRESS", help=address)
+    parser.add_argument("--list", action="store_true", help="print the runs and which of them are done, and exit")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,0 +1,85 @@
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.sweep.comparison import FIGURES, compare
+from cluster.sweep.statistics import holm, improvement, interquartile_mean, permutation_test
+from cluster.sweep.sweep_file import Sweep
+from cluster.sweep.tables import markdown
+
+VALUES = {
+    ("easy", "none"): [0.1, 0.2, 0.0, 0.3],
+    ("easy", "paid"): [0.9, 0.8, 1.0, 0.7],
+    ("easy", "control_1"): [0.0, 0.1],
+    ("easy", "control_2"): [0.9, 0.8],
+    ("hard", "none"): [0.0, 0.0, 0.0, 0.1],
+    ("hard", "paid"): [0.4, 0.0, 0.6, 0.5],
+}
+
+
+def sweep_of(**more: Any) -> Sweep:
+    arms = {arm: ({}, (1, 2, 3, 4)) for arm in ("none", "paid", "control_1", "control_2")}
+    tasks = {task: {"without": []} for task in ("easy", "hard", "not_run")}
+    settings = {"title": "T", "metric": "success", "solved": 0.5, "episodes": 8, "envs": 4, "cpus": 1, "gpus": 0}
+    settings |= {"together": {"control": ("control_1", "control_2")}, "compare": ("paid",)} | more
+    return Sweep(tasks=tasks, arms=arms, **settings)
+
+
+def runs_of(values: dict[tuple[str, str], list[float]]) -> list[dict[str, Any]]:
+    same = dict.fromkeys(FIGURES, 0.5) | {"random": 0.02, "solved_at": None, "labels": None, "time_s": 3.0}
+    return [
+        {**same, "task": task, "arm": arm, "seed": seed, "policy": value, "env_steps": 100}
+        for (task, arm), members in values.items()
+        for seed, value in enumerate(members, 1)
+    ]
+
+
+def test_rows_are_arms_and_arms_taken_together_by_task_and_over_all() -> None:
+    found = compare(sweep_of(), runs_of(VALUES))
+    assert list(found["all_tasks"]) == ["none", "paid", "control_1", "control_2", "control"]
+    assert found["tasks"]["easy"]["paid"]["policy"]["value"] == pytest.approx(0.85)
+    assert found["tasks"]["easy"]["control"]["values"] == [0.0, 0.1, 0.9, 0.8]
+    assert found["tasks"]["not_run"] == {}
+    over_all = VALUES["easy", "paid"] + VALUES["hard", "paid"]
+    assert found["all_tasks"]["paid"]["policy"]["value"] == pytest.approx(float(interquartile_mean(np.array(over_all))))
+    assert found["all_tasks"]["paid"]["solved"] == 6
+    assert found["all_tasks"]["control"]["tasks"] == 1
+
+
+def test_an_arm_is_compared_with_each_other_row_on_the_tasks_that_both_have() -> None:
+    """Arms that are taken together are one row of the family, not three."""
+    found = compare(sweep_of(), runs_of(VALUES))["comparisons"]["paid"]
+    assert list(found) == ["none", "control"]
+    assert [found[other]["tasks"] for other in found] == [2, 1]
+    p_values = {
+        "none": permutation_test(
+            [VALUES["easy", "paid"], VALUES["hard", "paid"]], [VALUES["easy", "none"], VALUES["hard", "none"]]
+        ),
+        "control": permutation_test(
+            [VALUES["easy", "paid"]], [VALUES["easy", "control_1"] + VALUES["easy", "control_2"]]
+        ),
+    }
+    assert {other: row["p_one_sided"] for other, row in found.items()} == p_values
+    assert {other: row["p_holm"] for other, row in found.items()} == holm(p_values)
+    assert found["none"]["difference"] == pytest.approx((0.7 + 0.35) / 2)
+    strata = [[VALUES["easy", "control_1"], VALUES["easy", "control_2"]]]
+    assert found["control"]["improvement"] == improvement([[VALUES["easy", "paid"]]], strata)
+
+
+def test_a_profile_is_made_only_of_values_between_0_and_1() -> None:
+    profile = compare(sweep_of(), runs_of(VALUES))["all_tasks"]["paid"]["profile"]
+    assert profile[0]["value"] == pytest.approx(7 / 8)  # above 0
+    assert profile[10]["value"] == pytest.approx(5 / 8)  # above 0.5
+    assert compare(sweep_of(), runs_of({("easy", "none"): [3.0, 0.5]}))["all_tasks"]["none"]["profile"] is None
+
+
+def test_the_tables_show_every_row_that_has_runs() -> None:
+    runs = runs_of(VALUES)
+    facts = {"title": "T", "metric": "success", "solved": 0.5, "episodes": 8, "commits": ["a" * 40]}
+    text = markdown({**facts, "machine": {"processor": "P", "cores": 2}, **compare(sweep_of(), runs), "runs": runs})
+    assert "| paid | 0.85 [" in text
+    assert "## easy" in text
+    assert "not_run" not in text
+    assert "| control | +" in text
+    assert "`aaaaaaaaaa`" in text
