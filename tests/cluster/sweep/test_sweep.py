@@ -1,0 +1,112 @@
+"""`delphi sweep` with real runs on a Ray cluster of its own: stopped, continued, finished, and compared."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.run_processes import ROOT, wait_until
+
+FILE = """
+title: Corridor
+metric: return
+episodes: 4
+envs: 2
+seeds: 2
+settings:
+  env: {id: "tests.toy_environments:Corridor-v0", captioner: message}
+  policy: {core: none, hidden_size: 16}
+  total_env_steps: 4096
+  logging.interval_env_steps: 512
+  checkpoint.interval_env_steps: 1024
+tasks:
+  short: {preset: debug}
+arms:
+  none: {settings: {reward_model.name: none}}
+  script: {settings: {service.script: "advance=1.0"}}
+compare: [script]
+"""
+
+
+def command(folder: Path, *options: str) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "cluster.sweep.command",
+        str(folder / "sweep.yaml"),
+        "--out",
+        str(folder / "out"),
+        *options,
+    ]
+
+
+def sweep(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(folder, *options), cwd=ROOT, capture_output=True, text=True, timeout=240)
+
+
+def test_a_sweep_that_is_stopped_goes_on_to_the_same_results(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(FILE)
+    log, done = tmp_path / "log", tmp_path / "out" / "runs" / "short"
+    with log.open("w") as output:
+        process = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
+    try:
+        wait_until(lambda: list(done.glob("*/*/evaluation.json")), process, log)
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(120) == 1
+    finally:
+        process.kill()
+    assert "of 4 runs are not done; the same command continues" in log.read_text()
+    finished = {file: file.read_bytes() for file in done.glob("*/*/evaluation.json")}
+
+    again = sweep(tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert f"4 runs in {tmp_path / 'out'}: {len(finished)} done, {4 - len(finished)} to do" in again.stderr
+    assert len(list(done.glob("*/*/evaluation.json"))) == 4
+    assert all(file.read_bytes() == content for file, content in finished.items()), "what was done is left alone"
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [(run["arm"], run["seed"]) for run in results["runs"]] == [
+        ("none", 1),
+        ("none", 2),
+        ("script", 1),
+        ("script", 2),
+    ]
+    assert list(results["comparisons"]["script"]) == ["none"]
+    assert "| script | " in (tmp_path / "out" / "results.md").read_text()
+
+    (tmp_path / "sweep.yaml").write_text(FILE.replace("hidden_size: 16", "hidden_size: 8"))
+    changed = sweep(tmp_path)
+    assert changed.returncode == 2
+    assert "holds a run with other settings: policy.hidden_size: 16 -> 8. Give another --out" in changed.stderr
+    assert len(changed.stderr.splitlines()) == 1
+
+
+def test_a_run_that_fails_is_told_and_does_not_stop_the_others(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(
+        FILE.replace("tasks:", "tasks:\n  broken: {preset: debug, settings: {env.id: NoSuchGame-v0}}")
+        .replace("seeds: 2", "seeds: 1")
+        .replace("total_env_steps: 4096", "total_env_steps: 256")
+    )
+    found = sweep(tmp_path, "--arms", "none")
+    assert found.returncode == 1
+    assert "broken/none/1: ended with exit code 2: delphi train: " in found.stderr
+    assert "NoSuchGame" in found.stderr
+    assert "short/none/1: return policy" in found.stderr
+    assert "1 of 2 runs are not done (1 failed); the same command continues" in found.stderr
+
+
+def test_listing_runs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(FILE)
+    found = sweep(tmp_path, "--list", "--seeds", "1")
+    assert found.stdout == "to do  short/none/1\nto do  short/script/1\n"
+    assert not (tmp_path / "out").exists()
+    compared = subprocess.run(
+        [sys.executable, "-m", "cluster.sweep.compare", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert compared.returncode == 2
+    assert "has no sweep.yaml; give the folder that `delphi sweep` wrote" in compared.stderr
