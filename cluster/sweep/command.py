@@ -69,7 +69,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
                 stop_requested=lambda: stop.requested,
             )
         written = write_comparison(whole, list(whole.runs(out)), out)
-    unfinished = len(left) - progress.num_done
+    unfinished = sum(not is_done(run, sweep) for run in left)
     if written:
         _say(f"results of {written} runs: {out / 'results.md'}")
     if unfinished:
@@ -82,17 +82,16 @@ class Progress:
     """Says what came of each run, and how long the rest will take."""
 
     def __init__(self, sweep: "Sweep", num_runs: int) -> None:
-        self.num_done = self.num_failed = 0
+        self._num_ended = self.num_failed = 0
         self._sweep, self._num_runs, self._began = sweep, num_runs, time.monotonic()
 
     def ended(self, run: "PlannedRun", problem: str | None) -> None:
         """One run has ended, with or without a problem."""
-        self.num_done += problem is None
+        self._num_ended += 1
         self.num_failed += problem is not None
-        ended = self.num_done + self.num_failed
-        left_s = (time.monotonic() - self._began) / ended * (self._num_runs - ended)
+        left_s = (time.monotonic() - self._began) / self._num_ended * (self._num_runs - self._num_ended)
         told = problem or self._figures(run)
-        _say(f"{run.place}: {told}; {ended} of {self._num_runs}, about {left_s / 60:.0f} min left")
+        _say(f"{run.place}: {told}; {self._num_ended} of {self._num_runs}, about {left_s / 60:.0f} min left")
 
     def _figures(self, run: "PlannedRun") -> str:
         from cluster.sweep.results import collect

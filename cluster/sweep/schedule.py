@@ -52,7 +52,7 @@ def run_all(
     `sessions` one is started here instead, with `jobs` CPUs (0: one per core) and its session in that folder. Raises
     ConfigError where no cluster is to be had."""
     with _cluster(address, jobs, sessions):
-        trial = ray.remote(num_cpus=sweep.cpus, num_gpus=sweep.gpus, max_retries=MAX_RETRIES)(_trial)
+        trial = ray.remote(num_cpus=sweep.cpus, num_gpus=sweep.gpus, max_retries=MAX_RETRIES)(run_trial)
         waiting = {trial.remote(_write_config(run), sweep.episodes, sweep.envs): run for run in runs}
         while waiting and not stop_requested():
             ended, _ = ray.wait(list(waiting), timeout=POLL_S)
@@ -81,8 +81,8 @@ def _result(task: ray.ObjectRef) -> str | None:
         return remote_cause(error)
 
 
-def _trial(config: str, episodes: int, envs: int) -> str | None:
-    """Run one trial to its end; what went wrong, None if nothing."""
+def run_trial(config: str, episodes: int, envs: int) -> str | None:
+    """The work of one task: a trial in a process of its own, to its end; what went wrong, None if nothing."""
     if not Path(config).exists():
         return f"this node does not see {config}: --out must be on a file system that all nodes share"
     log = Path(config).with_suffix(".log")
