@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,8 +99,9 @@ def run_trial(config: str, episodes: int, envs: int) -> str | None:
             preexec_fn=_stop_with_parent,
         )
     try:
-        code = child.wait()
-    finally:  # also where Ray cancels the task
+        while (code := child.poll()) is None:
+            time.sleep(POLL_S)  # a longer wait would not notice that Ray cancels the task
+    finally:
         if child.poll() is None:
             child.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
