@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "annotate": ("llm_server.offline.annotate", "judge captions, and pairs of them, into a file for offline training"),
     "export": ("llm_server.offline.caption_file", "write a run's captions with counts and judgements as JSON lines"),
+    "new-environment": ("cluster.new_environment.command", "write a captioner, rubric and configuration to start from"),
     "dashboard": ("cluster.dashboards.command", "write the Grafana dashboard and Prometheus alerts"),
     "doctor": ("cluster.doctor.command", "check this machine and what a configuration needs, and say what to do"),
     "bench": ("cluster.verbs.bench", "run a benchmark of the checkout against its baseline"),
@@ -49,7 +50,7 @@ def run_verb(argv: Sequence[str] | None = None) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {verb:<10}{text}" for verb, (_, text) in VERBS.items()]
+    lines = [f"  {verb:<17}{text}" for verb, (_, text) in VERBS.items()]
     return (
         "usage: delphi VERB [options]\n\n"
         "Trains reinforcement-learning agents whose intrinsic reward comes from a language model, while they train.\n\n"
