@@ -239,6 +239,11 @@ def which_way_it_leans(obs: np.ndarray, info: dict[str, Any]) -> str:
     return "It leans left." if obs[2] < 0 else "It leans right."
 
 
+def say_digits(obs: np.ndarray, info: dict[str, Any]) -> str:
+    """A captioner function of CartPole whose captions hardly ever repeat."""
+    return f"The pole is at {obs[2]:.6f}."
+
+
 def say_nothing(obs: Any, info: dict[str, Any]) -> str:
     """A captioner function of an environment without words."""
     return ""

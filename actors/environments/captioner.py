@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.environments.errors import EnvironmentFailure, fail, shown
+from actors.environments.errors import EnvironmentFailure, fail, lacking, shown
 from configs.errors import named
 
 Captioner = Callable[[Any, Mapping[str, Any]], bytes]
@@ -81,8 +81,13 @@ def _from_function(module: str, name: str, captioner: str, env_id: str) -> Capti
         raise
     except BaseException as error:
         why = named(error, 600)
-        if isinstance(error, ModuleNotFoundError):
-            why += " (give a module's name, not its file, with its folder in PYTHONPATH)"
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            why += (
+                "; give a module's name, not its file, and put the folder that holds it on the Python path (for a file"
+                " or folder in this one: PYTHONPATH=. before the command)"
+            )
+        elif isinstance(error, ModuleNotFoundError):
+            why += f"; it needs {lacking(error)}: install it"
         raise ValueError(f"env.captioner {captioner!r} cannot be called as function(obs, info): {why}") from error
 
     def caption(obs: Any, info: Mapping[str, Any]) -> bytes:

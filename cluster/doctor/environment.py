@@ -7,9 +7,11 @@ Invariant: no warning about penalties where the environment's rewards are not kn
 import time
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
+from actors.captions import normalize
 from actors.environments.errors import EnvironmentFailure
 from actors.environments.vector import EnvironmentSpec
 from cluster.doctor.result import CheckResult, failed, ok, warning
@@ -17,6 +19,8 @@ from cluster.doctor.subject import Subject
 from configs.schema import RunConfig
 
 STEPS = 64
+MANY_DIFFERENT = 0.9
+"""Of the steps with a caption, the fraction of different ones from which on a judge cannot keep up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +29,7 @@ class Observed:
 
     shown: list[bytes]  # their observations
     captions: int  # steps with a caption
+    different: int  # captions, as a judge is asked about them
     rate: float  # steps per second, start included
     notices: tuple[str, ...]  # for the user
 
@@ -45,35 +50,40 @@ def check_environment(subject: Subject) -> list[CheckResult]:
 def _compare_seeds(subject: Subject, first: Observed, again: Observed, other: Observed) -> CheckResult:
     found = (
         f"{subject.config.env.id}: {first.rate:,.0f} steps/s with two, start included;"
-        f" {first.captions} of {2 * STEPS} steps had a caption"
+        f" {first.captions} of {2 * STEPS} steps had a caption, {first.different} different"
     )
     if first.shown != again.shown:
         advice = "expect runs that cannot be repeated, or take another env.id"
         return warning(f"{found}; the same seed gives another game", advice)
+    if first.captions >= STEPS and first.different > MANY_DIFFERENT * first.captions and subject.plan.asks_judge:
+        advice = "say the same in the same words, without digits (env.fold_digits=true replaces them)"
+        return warning(f"{found}; each of them costs the judge a question", advice)
     if first.shown == other.shown and subject.spec.num_actions > 1:
         return ok(f"{found}; every seed gives the same game")
     if not first.captions and subject.plan.asks_judge:
-        advice = "set env.captioner to where the environment says what happened"
+        advice = "set env.captioner to where the environment says what happened, or to a function that says it"
         return warning(f"{found}, so nothing would be judged", advice)
     return ok(f"{found}; seeds are kept")
 
 
 def _observe(subject: Subject, seed: int) -> Observed:
     """What two environments show over fixed actions. Raises EnvironmentFailure."""
-    shown, captions = [], 0
+    shown: list[bytes] = []
+    captions: list[str] = []
+    read = partial(normalize, fold_case=subject.config.env.fold_case, fold_digits=subject.config.env.fold_digits)
     started = time.monotonic()
     with closing(subject.make_environment(2, seed)) as env:
         env.reset()
         for row in np.random.default_rng(0).integers(0, env.spec.num_actions, (STEPS, 2)):
             step = env.step(row)
-            captions += sum(bool(caption.strip(b" \0")) for caption in step.captions)
+            captions += filter(None, map(read, step.captions))
             shown += [array.tobytes() for _, array in sorted(step.obs.items())]
         errors, failure = env.take_errors()
         if errors:
             raise EnvironmentFailure(failure.splitlines()[-1])
         rate = 2 * STEPS / (time.monotonic() - started)
         notices = (*env.spec.notices, *env.take_notices())
-    return Observed(shown=shown, captions=captions, rate=rate, notices=notices)
+    return Observed(shown=shown, captions=len(captions), different=len(set(captions)), rate=rate, notices=notices)
 
 
 def weigh_penalties(config: RunConfig, spec: EnvironmentSpec) -> CheckResult | None:

@@ -114,8 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="delphi new-environment",
         description="Write a folder to start from with an environment of your own: a captioner, a rubric, a"
-        " configuration, tests, and a README.md with the next commands. With --id it plays the environment at random for"
-        " some hundred steps and writes a captioner and examples that fit it.",
+        " configuration, tests, and a README.md with the next commands. With --id it plays the environment at random"
+        " for some hundred steps, and writes a captioner and examples that fit it.",
         epilog="examples:\n"
         "  delphi new-environment pole --id CartPole-v1\n"
         "  delphi new-environment maze --id my_package:MyMaze-v0 --out experiments\n"

@@ -6,7 +6,7 @@ does not use; what it raises is an `EnvironmentFailure` in one line.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum, EnumMeta
@@ -22,9 +22,10 @@ from actors.environments.factory import make_environment
 from actors.environments.gymnasium_vector import make_single
 from actors.environments.lookup import find_environment
 from actors.environments.observations import Entry, ObservationReader, entry_name, leaves
-from actors.environments.protocol import declared_space, discrete_actions, finite_number, reset_result, step_result
+from actors.environments.protocol import declared_space, discrete_actions, reset_result, step_result
 from actors.environments.vector import ArraySpec
 from actors.environments.wrappers import innermost, lowest, lowest_time_limit, nethack_within
+from cluster.new_environment.things import Thing, things_of_entry, things_of_info
 from configs.schema import EnvConfig, RunConfig
 
 STEPS = 400
@@ -35,28 +36,8 @@ EPISODE_STEPS = 100
 """Episodes are cut here, so that several beginnings are seen."""
 MOST_NAMED = 8
 """Entries of an observation that are named to the user."""
-FEW_NUMBERS = 12
-"""An array of more numbers than this is described by their mean."""
-FEW_VALUES = 4
-"""A number with no more values than this is described by its value, any other as low, middle or high."""
 FAMILIES = {"minihack": "MiniHack", "nle": "NetHack", "minigrid": "MiniGrid", "ale_py": "Atari"}
 """Package of a class, or of one that it derives from -> what the environment is."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Thing:
-    """One text or number of an observation or of info, as random play showed it."""
-
-    code: str  # the expression of `obs` and `info` that a captioner reads it with
-    name: str  # in words
-    values: tuple[Any, ...]  # different ones: texts and whole numbers if there are few, else lowest and highest
-    thirds: tuple[float, float] | None = None  # the bounds of low, middle and high; None: `values` are all
-    is_text: bool = False
-
-    @property
-    def varies(self) -> bool:
-        """Whether random play changed it."""
-        return len(self.values) > 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,12 +177,11 @@ def _row_bytes(spec: ArraySpec) -> int:
     return int(np.prod(spec.shape, dtype=np.int64)) * spec.dtype.itemsize
 
 
-def _play(
-    env: gymnasium.Env, env_id: str, reader: ObservationReader, actions: tuple[int, int], steps: int
-) -> _Record:
+def _play(env: gymnasium.Env, env_id: str, reader: ObservationReader, actions: tuple[int, int], steps: int) -> _Record:
     """`steps` random steps. Raises EnvironmentFailure."""
     arrays = {name: np.zeros((steps, *spec.shape), spec.dtype) for name, spec in reader.specs.items()}
-    infos, rewards, missions, begins = [], [], set(), np.zeros(steps, bool)
+    infos: list[Mapping[str, Any]] = []
+    rewards, missions, begins = [], set(), np.zeros(steps, bool)
     rng, age, first = np.random.default_rng(0), EPISODE_STEPS, None
     for i in range(steps):
         where = "reset" if age >= EPISODE_STEPS else "step"
@@ -226,30 +206,27 @@ def _play(
 
 def _described(reader: ObservationReader, record: _Record, family: str) -> dict[str, Any]:
     """The fields of a `Look` that random play tells."""
-    things, images, own_text = [], [], ""
+    from actors.networks.encoders import is_image
+
+    things: list[Thing] = []
+    images, own_text = [], ""
     for name, entry in reader.entries.items():
         array = record.arrays[name]
         if _says_what_happens(entry, array, record.begins):
             own_text = own_text or name
-        elif _is_image(entry.spec):
+        elif is_image(entry.spec):
             declared = float(np.max(entry.space.high)) if isinstance(entry.space, gymnasium.spaces.Box) else 255.0
             highest = declared if declared < 255 else float(array.max())
             images.append(Image(name=name, shape=entry.spec.shape, highest=highest))
-        things += _things_of_entry(name, entry, array)
+        things += things_of_entry(entry, array)
     return {
         "steps": len(record.infos),
         "own_text": own_text,
         "minigrid": _minigrid_captioner(record) if family == "MiniGrid" else "",
-        "things": tuple(things + _things_of_info(record.infos)),
+        "things": tuple(things + things_of_info(record.infos)),
         "images": tuple(images),
         "rewards": (min(record.rewards, default=0.0), max(record.rewards, default=0.0)),
     }
-
-
-def _is_image(spec: ArraySpec) -> bool:
-    from actors.networks.encoders import is_image
-
-    return is_image(spec)
 
 
 def _says_what_happens(entry: Entry, array: np.ndarray, begins: np.ndarray) -> bool:
@@ -273,52 +250,3 @@ def _minigrid_captioner(record: _Record) -> str:
     except Exception:  # of an observation that a wrapper made: it has another form than the agent's view
         return ""
     return "describe_for_mission" if len(record.missions) > 1 else "describe"
-
-
-def _things_of_entry(name: str, entry: Entry, array: np.ndarray) -> Iterator[Thing]:
-    code = "obs" + "".join(f"[{key!r}]" for key in entry.path)
-    words = " ".join(map(str, entry.path)).replace("_", " ") or "number"
-    if entry.spec.is_text:
-        yield _text(code, words, [(to_bytes(row) or b"").decode("utf-8", "replace") for row in array])
-        return
-    flat = array.reshape(len(array), -1)
-    if not entry.spec.shape:
-        start = int(getattr(entry.space, "start", 0))
-        yield _number(code, words if entry.path else "state", flat[:, 0] + start)
-    elif _is_image(entry.spec):
-        yield _number(f"np.mean({code})", f"{words if entry.path else 'picture'} brightness", flat.mean(axis=1))
-    elif flat.shape[1] > FEW_NUMBERS:
-        yield _number(f"np.mean({code})", f"{words} mean", flat.mean(axis=1))
-    else:
-        for column, index in enumerate(np.ndindex(entry.spec.shape)):
-            place = " ".join(map(str, index)) if flat.shape[1] > 1 else ""
-            at = "".join(f"[{i}]" for i in index)
-            yield _number(f"{code}{at}", f"{words} {place}".strip(), flat[:, column])
-
-
-def _things_of_info(infos: list[Mapping[str, Any]]) -> list[Thing]:
-    things = []
-    for key in dict.fromkeys(key for info in infos for key in info if isinstance(key, str)):
-        values = [info[key] for info in infos if key in info]
-        is_always = len(values) == len(infos)
-        words = key.replace("_", " ")
-        if all(isinstance(value, str) for value in values):
-            code = f"info[{key!r}]" if is_always else f"info.get({key!r}, '')"
-            things.append(_text(code, words, values))
-        elif all(finite_number(value) is not None and np.ndim(value) == 0 for value in values):
-            code = f"info[{key!r}]" if is_always else f"info.get({key!r}, 0)"
-            numbers = np.array([float(value) for value in values] + ([] if is_always else [0.0]))
-            things.append(_number(code, words, numbers))
-    return things
-
-
-def _text(code: str, name: str, texts: list[str]) -> Thing:
-    return Thing(code=code, name=name, values=tuple(dict.fromkeys(texts)), is_text=True)
-
-
-def _number(code: str, name: str, numbers: np.ndarray) -> Thing:
-    different = np.unique(numbers).tolist()
-    if len(different) <= FEW_VALUES:
-        return Thing(code=code, name=name, values=tuple(different))
-    first, second = (float(f"{bound:.3g}") for bound in np.quantile(numbers, (1 / 3, 2 / 3)))
-    return Thing(code=code, name=name, values=(different[0], different[-1]), thirds=(first, second))

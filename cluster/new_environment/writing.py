@@ -11,7 +11,8 @@ from importlib import resources
 from string import Template
 
 from actors.environments.errors import shown
-from cluster.new_environment.looking import Image, Look, SeenCaption, Thing
+from cluster.new_environment.looking import Image, Look, SeenCaption
+from cluster.new_environment.things import Thing
 
 TEMPLATES = resources.files("cluster").joinpath("new_environment", "templates")
 BUILT_IN = {"NetHack": "nethack_progress", "MiniHack": "minihack_progress", "MiniGrid": "minigrid_progress"}
@@ -19,6 +20,8 @@ BUILT_IN = {"NetHack": "nethack_progress", "MiniHack": "minihack_progress", "Min
 MOST_SAID = 4
 """Numbers in one caption: each of them triples the number of different captions."""
 MOST_LISTED = 40
+MOST_SHOWN = 3
+"""Captions that the user is told at once."""
 EXTRINSIC_CLIP = 10.0
 """Default of `reward.extrinsic_clip`: larger rewards are scaled down to it."""
 
@@ -88,38 +91,32 @@ def rubric_file(name: str, look: Look, seen: Sequence[SeenCaption]) -> str:
         listed = [f"#   {caption.count:>5} x  {caption.text}" for caption in seen[:MOST_LISTED]] or ["#   none"]
         texts = {"base": BUILT_IN[look.family], "num_captions": str(len(seen)), "captions": "\n".join(listed)}
         return _filled("extended_rubric.yaml", name=name, env_id=look.env_id, num_steps=f"{num_steps:,}", **texts)
-    positive, negative, why = sorted_by_progress(seen)
+    positive, negative = sorted_by_progress(seen)
     shown_ones = itertools.zip_longest(reversed(positive[:6]), reversed(negative[0:16:2]))
     examples = [_example(caption, caption in positive) for pair in shown_ones for caption in pair if caption]
     calibration = [f"    - {json.dumps(caption.text, ensure_ascii=False)}" for caption in negative[1:13:2]]
     threshold = "threshold: 0.5  # with more captions: auto, and calibration items"
     if calibration:
-        note = "  # captions that deserve the negative answer, and are no examples: theta lies above them"
+        note = "  # all of these deserve the negative answer, and are no examples: theta lies above them"
         threshold = "\n".join(["threshold: auto", "calibration:", f"  items:{note}", *calibration])
     return _filled(
         "rubric.yaml",
         name=name,
         env_id=look.env_id,
         num_steps=f"{num_steps:,}",
-        why=why,
         examples="".join(f"\n{line}" for line in examples) or " []",
         threshold=threshold,
     )
 
 
-def sorted_by_progress(seen: Sequence[SeenCaption]) -> tuple[list[SeenCaption], list[SeenCaption], str]:
-    """A first guess which captions are progress, which are not, and in words why: those of steps that the environment
-    rewards more than the mean, and where rewards do not differ, the rarest third."""
-    if not seen:
-        return [], [], "none was seen"
+def sorted_by_progress(seen: Sequence[SeenCaption]) -> tuple[list[SeenCaption], list[SeenCaption]]:
+    """A first guess which captions are progress, and which are not, each most frequent first: those of steps that the
+    environment rewarded more than the mean, and the rarest third of all."""
     steps = sum(caption.count for caption in seen)
-    mean = sum(caption.count * caption.reward for caption in seen) / steps
-    positive = [caption for caption in seen if caption.reward > mean + 1e-6]
-    why = f"the environment rewarded these steps more than the mean ({mean:.3g})."
-    if not positive:
-        positive = list(seen[len(seen) - len(seen) // 3 :])
-        why = "the rarest third, because the environment rewarded all alike."
-    return positive, [caption for caption in seen if caption not in positive], why
+    mean = sum(caption.count * caption.reward for caption in seen) / max(steps, 1)
+    rare = seen[len(seen) - len(seen) // 3 :]
+    positive = [caption for caption in seen if caption.reward > mean + 1e-6 or caption in rare]
+    return positive, [caption for caption in seen if caption not in positive]
 
 
 def readme_file(name: str, look: Look, seen: Sequence[SeenCaption], files: Sequence[str]) -> str:
@@ -131,7 +128,8 @@ def readme_file(name: str, look: Look, seen: Sequence[SeenCaption], files: Seque
         "config.yaml": "the settings of runs: lengths, network, rewards",
         f"test_{name}.py": "tests of these files",
     }
-    found = "\n".join(f"- {line}" for line in found_lines(look, seen))
+    lines = found_lines(look, seen)
+    found = "\n".join(f"  - {line.strip()}" if line.startswith(" ") else f"- {line}" for line in lines)
     table = "\n".join(f"| `{file}` | {rows[file]} |" for file in files if file in rows)
     return _filled("README.md", name=name, env_id=look.env_id, found=found, files=table, word=_telling_word(seen))
 
@@ -143,7 +141,9 @@ def found_lines(look: Look, seen: Sequence[SeenCaption]) -> list[str]:
     limit = f"at most {look.step_limit:,} steps" if look.step_limit else "no step limit is known"
     lines = [f"{what} {actions}; {limit}; it observes {look.observation}"]
     if look.own_text:
-        lines.append(f"Captions are its own text, the observation `{look.own_text}`, so there is no captioner to write.")
+        lines.append(
+            f"Captions are its own text, the observation `{look.own_text}`, so there is no captioner to write."
+        )
     elif look.minigrid:
         lines.append(f"Captions are those of actors.minigrid_captions:{look.minigrid}.")
     elif any(thing.is_text for thing in _said(look)):
@@ -153,8 +153,11 @@ def found_lines(look: Look, seen: Sequence[SeenCaption]) -> list[str]:
         lines.append(f"Captions name {len(_said(look))} numbers as low, middle or high: write better ones.")
     else:
         lines.append("Nothing in it changed in random play, so there are no captions yet: write them.")
-    top = "; ".join(f"{shown(caption.text, 80)} ({caption.count:,} x)" for caption in seen[:3])
-    return [*lines, f"Random play showed {len(seen)} different captions" + (f", most often {top}." if top else ".")]
+    top = [f"  {caption.count:>5,} x  {shown(caption.text, 90)}" for caption in seen[:MOST_SHOWN]]
+    told = (
+        f"Random play showed {len(seen)} different captions, most often:" if seen else "Random play showed no caption."
+    )
+    return [*lines, told, *top]
 
 
 def _telling_word(seen: Sequence[SeenCaption]) -> str:
@@ -169,7 +172,8 @@ def _telling_word(seen: Sequence[SeenCaption]) -> str:
 
 def _said(look: Look) -> list[Thing]:
     """What the captioner says: texts that change if there are any, else the first numbers that change."""
-    varying = [thing for thing in look.things if thing.varies]
+    # An expression with a double quote or a backslash, from a strange key, cannot stand within an f-string.
+    varying = [thing for thing in look.things if thing.varies and not set(thing.code) & set('"\\')]
     texts = [thing for thing in varying if thing.is_text]
     return texts or varying[:MOST_SAID]
 
@@ -180,17 +184,25 @@ def _body(look: Look, said: Sequence[Thing]) -> list[str]:
     if said and said[0].is_text:
         joined = [f"str({thing.code})," for thing in said]
         only = f"return str({said[0].code})"
-        return [only] if len(said) == 1 else ["told = (", *(f"    {line}" for line in joined), ")", 'return "  ".join(told)']
+        return (
+            [only]
+            if len(said) == 1
+            else ["told = (", *(f"    {line}" for line in joined), ")", 'return "  ".join(told)']
+        )
     if not said:
         return ['return ""  # nothing changed in random play']
-    return ["told = (", *(f"    {_clause(thing)}," for thing in said), ")", 'return f"{\', \'.join(told)}.".capitalize()']
+    clauses = [_clause(said[0], upper=True), *map(_clause, said[1:])]
+    return ["told = (", *(f"    {clause}," for clause in clauses), ")", "return f\"{', '.join(told)}.\""]
 
 
-def _clause(thing: Thing) -> str:
-    name = thing.name.replace("{", "{{").replace("}", "}}")
-    value = f"float({thing.code}):g" if thing.thirds is None else f"level({thing.code}, {thing.thirds[0]}, {thing.thirds[1]})"
-    quote = '"' if '"' not in thing.code + name else "'"
-    return f"f{quote}{name} is {{{value}}}{quote}"
+def _clause(thing: Thing, *, upper: bool = False) -> str:
+    """The f-string that says a number; `upper`: as a sentence's first word."""
+    name = re.sub(r'["\\{}]', " ", thing.name)
+    name = name[:1].upper() + name[1:] if upper else name
+    value = f"float({thing.code}):g"
+    if thing.thirds:
+        value = f"level({thing.code}, {thing.thirds[0]}, {thing.thirds[1]})"
+    return f'f"{name} is {{{value}}}"'
 
 
 def _inventory(look: Look) -> list[str]:

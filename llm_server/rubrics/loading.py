@@ -33,6 +33,8 @@ def load_rubric(name_or_path: str) -> Rubric:
     """The built-in rubric of that name, or the rubric in that YAML file; ValueError for any mistake."""
     is_built_in = name_or_path in built_in_rubrics()
     path = FOLDER.joinpath(f"{name_or_path}.yaml") if is_built_in else Path(user_path(name_or_path))
+    if not path.is_file() and "/" in name_or_path:
+        raise ValueError(f"no rubric '{name_or_path}': there is no such file, seen from the folder {Path.cwd()}")
     if not path.is_file():
         raise ValueError(
             f"no rubric '{name_or_path}'{did_you_mean(name_or_path, built_in_rubrics())}: "

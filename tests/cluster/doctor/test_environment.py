@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from actors.environments.vector import EnvironmentSpec, GoalReward
-from cluster.doctor.environment import weigh_penalties
+from cluster.doctor.environment import check_environment, weigh_penalties
+from cluster.doctor.subject import Subject
 from cluster.launch import launch
 from cluster.wiring import check_parts
 from configs.loading import load_config, preset_names
@@ -93,3 +94,16 @@ def test_a_run_says_it_once_as_it_starts(
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == times
     assert all("env.options.penalty_step=0" in line for line in warnings)
+
+
+@pytest.mark.parametrize(("captioner", "is_warned"), [("say_digits", True), ("which_way_it_leans", False)])
+def test_captions_that_never_repeat_are_warned_about(captioner: str, is_warned: bool) -> None:
+    settings = ["env.id=CartPole-v1", f"env.captioner=tests.toy_environments:{captioner}"]
+    (result,) = check_environment(Subject(load_config(preset="debug", overrides=settings)))
+    assert ("each of them costs the judge a question" in result.found) == is_warned
+    assert ("env.fold_digits=true" in result.advice) == is_warned
+    if is_warned:
+        (folded,) = check_environment(
+            Subject(load_config(preset="debug", overrides=[*settings, "env.fold_digits=true"]))
+        )
+        assert folded.status == "ok"

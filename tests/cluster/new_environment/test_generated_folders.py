@@ -43,7 +43,7 @@ def test_their_own_tests_pass_each_with_a_run(projects: Path) -> None:
 
 def test_numbers_are_said_by_the_thirds_of_random_play(projects: Path) -> None:
     source = (projects / "own_pole" / "captioner.py").read_text()
-    assert all(f"number {i} is {{level(obs[{i}], " in source for i in range(4))
+    assert all(f"umber {i} is {{level(obs[{i}], " in source for i in range(4))
     said = load_rubric(str(projects / "own_pole" / "rubric.yaml"))
     assert {example.positive for example in said.examples} == {True, False}
     assert said.calibration.items
@@ -71,9 +71,11 @@ def test_an_observation_that_says_what_happens_needs_no_captioner(name: str, pro
     assert not (projects / name / "captioner.py").exists()
 
 
-def test_what_is_rewarded_more_is_the_first_guess_of_progress(projects: Path) -> None:
-    examples = load_rubric(str(projects / "own_corridor" / "rubric.yaml")).examples
-    assert [example.item for example in examples if example.positive] == ["You reach the treasure!"]
+def test_what_is_rewarded_and_what_is_rare_are_the_first_guess_of_progress(projects: Path) -> None:
+    rubric = load_rubric(str(projects / "own_task" / "rubric.yaml"))
+    positive = {example.item for example in rubric.examples if example.positive}
+    assert positive == {"You open the door with the key.", "You pick up the key."}
+    assert "You bump into the wall." in rubric.calibration.items
 
 
 def test_grids_of_codes_get_their_highest_code_as_scale_and_silence_is_told(projects: Path) -> None:
