@@ -19,6 +19,7 @@ def test_wheel_holds_packages_markers_presets_and_rubrics(tmp_path: Path) -> Non
         "configs/presets/nethack_score.yaml",
         "llm_server/rubrics/nethack_progress.yaml",
         "llm_server/annotation.proto",
+        "cluster/new_environment/templates/captioner.py.txt",
     } <= names
     assert not [name for name in names if name.startswith("tests/")]
 
