@@ -58,7 +58,7 @@ def _checked(caption: Any, captioner: str, env_id: str) -> bytes:
         raise EnvironmentFailure(
             f"env.captioner {captioner!r} of environment {env_id!r} gave {type(caption).__name__}"
             f" {shown(caption, 80)}; "
-            "captions are str, bytes or uint8 arrays"
+            "captions are str, bytes or uint8 arrays, '' where nothing happened"
         )
     return raw
 

@@ -40,7 +40,7 @@ def check_environment(subject: Subject) -> list[CheckResult]:
         first, again, other = (_observe(subject, subject.config.seed + more) for more in (0, 0, 1))
         penalties = weigh_penalties(subject.config, subject.spec)
     except EnvironmentFailure as failure:
-        advice = "put that right in the environment; `delphi train` writes its traceback into the log"
+        advice = "put that right in the environment or its captioner; `delphi train` writes its traceback into the log"
         return [failed(str(failure), advice)]
     results = [_compare_seeds(subject, first, again, other)]
     results += [replace(penalties, check="rewards")] if penalties else []

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum, EnumMeta
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -117,6 +118,7 @@ def captions_of_random_play(config: RunConfig, *, num_envs: int = 8, steps: int 
     """The captions that a run with this configuration would get at random, most frequent first, without the empty one;
     at most ten seconds. Raises EnvironmentFailure."""
     seen: dict[str, list[float]] = {}
+    read = partial(normalize, fold_case=config.env.fold_case, fold_digits=config.env.fold_digits)
     ends = time.monotonic() + 10.0
     settings: dict[str, Any] = {"run_seed": config.seed, "worker_index": 0, "stream": "look", "policy": config.policy}
     with closing(make_environment(config.env, num_envs=num_envs, **settings)) as env:
@@ -124,7 +126,7 @@ def captions_of_random_play(config: RunConfig, *, num_envs: int = 8, steps: int 
         for actions in np.random.default_rng(0).integers(0, env.spec.num_actions, (steps, num_envs)):
             step = env.step(actions)
             for raw, reward in zip(step.captions, step.rewards.tolist(), strict=True):
-                seen.setdefault(normalize(raw), []).append(reward)
+                seen.setdefault(read(raw), []).append(reward)
             if time.monotonic() > ends:
                 break
         errors, failure = env.take_errors()
@@ -236,7 +238,8 @@ def _says_what_happens(entry: Entry, array: np.ndarray, begins: np.ndarray) -> b
     if not entry.spec.is_text:
         texts = [(to_bytes(row) or b"").decode() for row in array]
         ends = [bool(row[len(text.encode()) :].any()) for row, text in zip(array, texts, strict=True)]
-        if any(ends) or not all(map(str.isprintable, texts)) or not any(map(str.isalpha, "".join(texts))):
+        # Letters alone may be codes, as those of NetHack's inventory: a message has words.
+        if any(ends) or not all(map(str.isprintable, texts)) or " " not in "".join(texts):
             return False
     return bool((array[1:] != array[:-1]).any(axis=1)[~begins[1:]].any())
 

@@ -69,7 +69,7 @@ def config_file(name: str, look: Look) -> str:
         captioner, note = f"{name}.captioner:caption", f"the function `caption` of {name}/captioner.py"
     lowest, highest = look.rewards
     largest = max(abs(lowest), abs(highest))
-    rewards = f"rewards of {look.steps} random steps: {lowest:.3g} to {highest:.3g}" if look.steps else "r[t]"
+    rewards = f"  # those of {look.steps} random steps: {lowest:.3g} to {highest:.3g}" if look.steps else ""
     scale = f"  extrinsic_scale: {EXTRINSIC_CLIP / largest:.3g}\n" if largest > EXTRINSIC_CLIP else ""
     return _filled(
         "config.yaml",

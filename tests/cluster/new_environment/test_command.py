@@ -37,7 +37,7 @@ def test_a_name_that_cannot_be_a_module_of_its_own(
         ("Craftax-Symbolic-v1", ["needs the package craftax", "pip install"]),
         ("absent_module:Env-v0", ["absent_module", "cannot be imported", "PYTHONPATH=."]),
         ("tests.toy_environments:Throttle-v0", ["Throttle-v0", "Discrete actions"]),
-        ("tests.cluster.new_environment.silent_environments:Broken-v0", ["Broken-v0", "raised KeyError in step"]),
+        ("tests.cluster.new_environment.small_environments:Broken-v0", ["Broken-v0", "raised KeyError in step"]),
     ],
 )
 def test_an_environment_that_cannot_be_played(

@@ -18,7 +18,7 @@ IDS = {
     "own_painting": "tests.toy_environments:Painting-v0",
     "own_dungeon": "NetHackScore-v0",
     "own_corridor": "tests.toy_environments:Corridor-v0",
-    "own_code": "tests.cluster.new_environment.silent_environments:Code-v0",
+    "own_code": "tests.cluster.new_environment.small_environments:Code-v0",
     "own_task": None,
 }
 

@@ -6,7 +6,7 @@ import pytest
 from gymnasium import spaces
 
 from actors.environments.observations import ObservationReader
-from cluster.new_environment.looking import Look
+from cluster.new_environment.looking import Look, look_at
 from cluster.new_environment.things import Thing, things_of_entry, things_of_info
 from cluster.new_environment.writing import captioner_file
 
@@ -67,3 +67,9 @@ def test_strange_names_make_a_captioner_that_is_python(name: str) -> None:
     captions = {names["caption"](observation, {}) for observation in observations}  # type: ignore[operator]
     assert len(captions) > 1
     assert all(caption.startswith("Grid 0 0 is ") and caption.endswith(".") for caption in captions)
+
+
+def test_letters_of_an_inventory_are_no_message() -> None:
+    found = look_at("tests.cluster.new_environment.small_environments:Letters-v0")
+    assert found.own_text == "said"
+    assert found.step_limit == 30
