@@ -66,6 +66,8 @@ class PolicyPlayer:
         self._caches: dict[str, EncodingCache] = {}
         self._steps = self._num_states = 0
         self._probabilities, self._entropies = np.zeros(net.policy_head.out_features), 0.0
+        self.values = np.full(num_envs, np.nan, np.float32)
+        """[B] f32: the value estimates, in units of reward, of the observations last acted on."""
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, np.ndarray], counted: np.ndarray) -> np.ndarray:
@@ -73,7 +75,8 @@ class PolicyPlayer:
             self._caches = self._net.make_caches(CACHED_STEPS * len(counted))
         self._steps += 1
         tensors = {name: torch.from_numpy(array) for name, array in obs.items()}
-        logits, _, self._core = self._net.step(tensors, self._core, self._caches)
+        logits, values, self._core = self._net.step(tensors, self._core, self._caches)
+        self.values = values.numpy()
         visited = logits.double().softmax(-1).numpy()[counted]
         self._num_states += len(visited)
         self._probabilities += visited.sum(axis=0)
@@ -106,9 +109,14 @@ class OutOfTime(RuntimeError):
 
 
 def play(
-    env: VectorEnvironment, player: Player, episodes_per_env: int, is_time_up: Callable[[], bool] = lambda: False
+    env: VectorEnvironment,
+    player: Player,
+    episodes_per_env: int,
+    is_time_up: Callable[[], bool] = lambda: False,
+    advance: Callable[[int], None] = lambda number: None,
 ) -> Episodes:
-    """The first `episodes_per_env` episodes of each environment, without those lost because it raised.
+    """The first `episodes_per_env` episodes of each environment, without those lost because it raised; `advance` is
+    called after every step with the number of those that have ended in it, lost ones included.
 
     Raises OutOfTime."""
     finished: Episodes = {}
@@ -134,6 +142,7 @@ def play(
         if over:
             returns[over], lengths[over] = 0.0, 0
             player.restart(over)
+        advance(int(counted[over].sum()))
         obs = step.obs
     return finished
 
@@ -149,20 +158,21 @@ class Estimate:
 
 def summarise(episodes: Episodes) -> dict[str, Estimate]:
     """Return, length, and the environment's own metrics by name; Wilson intervals for `success`, else bootstrap."""
-    columns = _columns(map(_metrics, episodes.values()))
+    columns = _columns(map(metrics_of, episodes.values()))
     return {name: (_wilson if name == "success" else _bootstrap)(values) for name, values in columns.items()}
 
 
 def differences(first: Episodes, second: Episodes) -> dict[str, Estimate]:
     """First player minus second by metric name, over the games that both have finished, with bootstrap intervals."""
-    pairs = [(_metrics(first[game]), _metrics(second[game])) for game in first.keys() & second.keys()]
+    pairs = [(metrics_of(first[game]), metrics_of(second[game])) for game in first.keys() & second.keys()]
     columns = _columns(
         {name: ours[name] - theirs[name] for name in ours.keys() & theirs.keys()} for ours, theirs in pairs
     )
     return {name: _bootstrap(values) for name, values in columns.items()}
 
 
-def _metrics(episode: EpisodeStatistics) -> dict[str, float]:
+def metrics_of(episode: EpisodeStatistics) -> dict[str, float]:
+    """Return, length, and the environment's own metrics by name."""
     return {"return": episode.episode_return, "length": float(episode.length), **dict(sorted(episode.info.items()))}
 
 

@@ -1,5 +1,6 @@
 """Builds the vector environment that a configuration describes."""
 
+from actors.environments.camera import Camera
 from actors.environments.errors import close_quietly
 from actors.environments.lookup import find_environment, load_creator
 from actors.environments.vector import SeedStream, VectorEnvironment
@@ -14,13 +15,18 @@ def make_environment(
     worker_index: int,
     stream: str = "train",
     policy: PolicyConfig | None = None,
+    first_env: int = 0,
+    camera: Camera | None = None,
 ) -> VectorEnvironment:
     """`num_envs` environments as `config` describes them, seeded by (run_seed, stream, worker_index, environment,
     episode). `policy` (None: the defaults) decides what is observed: NetHack's window, and the previous action and
-    reward. Raises ValueError, in one line, for an unknown id, options that the environment does not take, a captioner
-    that does not fit, and spaces that no network here reads; EnvironmentFailure for whatever the environment raises."""
+    reward. `first_env` is the first environment's number. With a `camera`, a single environment also shows what people
+    see: NetHack in the observations `tty_chars`, `tty_colors` and `tty_cursor`, any other on the camera's film. Raises
+    ValueError, in one line, for an unknown id, options that the environment does not take, a captioner that does not
+    fit, and spaces that no network here reads; EnvironmentFailure for whatever the environment raises."""
     policy = policy or PolicyConfig()
-    env = _make(config, policy, num_envs, SeedStream(run_seed=run_seed, stream=stream, worker_index=worker_index))
+    seeds = SeedStream(run_seed=run_seed, stream=stream, worker_index=worker_index, first_env=first_env)
+    env = _make(config, policy, num_envs, seeds, camera)
     if not (policy.previous_action or policy.previous_reward):
         return env
     from actors.previous_step import PreviousStepEnvironment
@@ -32,17 +38,19 @@ def make_environment(
         raise
 
 
-def _make(config: EnvConfig, policy: PolicyConfig, num_envs: int, seeds: SeedStream) -> VectorEnvironment:
+def _make(
+    config: EnvConfig, policy: PolicyConfig, num_envs: int, seeds: SeedStream, camera: Camera | None
+) -> VectorEnvironment:
     from actors.environments.gymnasium_vector import GymnasiumEnvironment, make_single
     from actors.environments.wrappers import descends_from_nethack, nethack_within
 
     spec = find_environment(config.id)
     if not descends_from_nethack(load_creator(spec)) or spec.additional_wrappers:
-        first = make_single(spec, config)  # it may still be NetHack, whatever its registration says
+        first = make_single(spec, config, camera)  # it may still be NetHack, whatever its registration says
         is_nethack, notices = nethack_within(first, spec.id, config.captioner)
         if not is_nethack:
-            return GymnasiumEnvironment(spec, config, num_envs, seeds, first, notices)
+            return GymnasiumEnvironment(spec, config, num_envs, seeds, first, notices, camera)
         close_quietly(first)
     from actors.environments.nethack.vector import NetHackEnvironment
 
-    return NetHackEnvironment(spec, config, num_envs, seeds, policy)
+    return NetHackEnvironment(spec, config, num_envs, seeds, policy, shows_terminal=camera is not None)

@@ -14,10 +14,19 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
+from actors.environments.camera import Camera
 from actors.environments.captioner import make_captioner
 from actors.environments.errors import close_quietly, fail, shown
+from actors.environments.lookup import load_creator
 from actors.environments.observations import ObservationReader, entry_name, leaves, pick
-from actors.environments.protocol import declared_space, discrete_actions, finite_number, reset_result, step_result
+from actors.environments.protocol import (
+    action_names,
+    declared_space,
+    discrete_actions,
+    finite_number,
+    reset_result,
+    step_result,
+)
 from actors.environments.rebuilding import RebuildingVector
 from actors.environments.vector import EnvironmentSpec, EpisodeEnd, SeedStream, VectorStep
 from actors.environments.wrappers import lengthen, lowest, lowest_time_limit, made_in_reset, step_limit
@@ -29,16 +38,24 @@ class GymnasiumEnvironment(RebuildingVector):
     """B environments of one registered id, stepped in turn."""
 
     def __init__(
-        self, spec: EnvSpec, config: EnvConfig, num_envs: int, seeds: SeedStream, first: Any, notices: tuple[str, ...]
+        self,
+        spec: EnvSpec,
+        config: EnvConfig,
+        num_envs: int,
+        seeds: SeedStream,
+        first: Any,
+        notices: tuple[str, ...],
+        camera: Camera | None = None,
     ) -> None:
         """`first`: the first environment, from `make_single`; `notices`: its notices for the user. Raises ValueError
         for unsuitable spaces and captioners, for options that the environment does not take, and for what it raises."""
         super().__init__(spec, config, num_envs, seeds)
+        self._camera = camera
         self._is_looked_at = bool(notices)  # whether the user knows what is within
         self._envs = [first]  # gymnasium environments; None: to be made anew
         try:
             while len(self._envs) < num_envs:
-                self._envs.append(make_single(spec, config))
+                self._envs.append(make_single(spec, config, camera))
             model = self._envs[0]
             own = lowest(spec.max_episode_steps, lowest_time_limit(model))
             self._step_limit, of_limit = step_limit(config, own, spec.id)
@@ -91,6 +108,11 @@ class GymnasiumEnvironment(RebuildingVector):
         self._notices += self._reader.outside_bounds(self._obs)
         return step
 
+    def action_names(self) -> tuple[str, ...]:
+        """See `VectorEnvironment`."""
+        first, num_actions = self._actions
+        return action_names(self._envs[0], first, num_actions)
+
     def state_dict(self) -> dict[str, Any]:
         """Exact if the environment has `state_dict`; otherwise how many episodes each environment has started."""
         state: dict[str, Any] = {"exact": self._can_save, "episodes": self._episodes.copy()}
@@ -139,7 +161,7 @@ class GymnasiumEnvironment(RebuildingVector):
         self._steps[i] = 0
         env = self._envs[i]
         if env is None:
-            env = self._envs[i] = make_single(self._gymnasium_spec, self._config)
+            env = self._envs[i] = make_single(self._gymnasium_spec, self._config, self._camera)
             lengthen(env, self._step_limit)
         obs, info = reset_result(env.reset(seed=seed), self._gymnasium_spec.id)
         actions = discrete_actions(env, self._gymnasium_spec.id)
@@ -156,13 +178,15 @@ class GymnasiumEnvironment(RebuildingVector):
             close_quietly(env)
 
 
-def make_single(spec: EnvSpec, config: EnvConfig) -> gymnasium.Env:
+def make_single(spec: EnvSpec, config: EnvConfig, camera: Camera | None = None) -> gymnasium.Env:
     """One environment, without gymnasium's step limit; ValueError for unknown options, and for what it raises."""
     if "max_episode_steps" in config.options:
         raise ValueError("env.options has 'max_episode_steps', which a run sets itself; use env.max_episode_steps")
     try:
         # -1 removes gymnasium's own step limit: its state could not be saved.
-        return gymnasium.make(spec, max_episode_steps=-1, disable_env_checker=True, **config.options)
+        options = config.options if camera is None else camera.options(load_creator(spec), config.options)
+        env = gymnasium.make(spec, max_episode_steps=-1, disable_env_checker=True, **options)
+        return env if camera is None else camera.mount(env)
     except BaseException as error:
         refuse_making(spec.id, config.options, error)
 

@@ -37,6 +37,21 @@ def discrete_actions(env: Any, env_id: str) -> tuple[int, int]:
     return int(actions.start), int(actions.n)
 
 
+def action_names(env: Any, first: int, num_actions: int) -> tuple[str, ...]:
+    """The names of actions `first` to `first + num_actions - 1`: Atari's meanings, or an enumeration `actions` as
+    MiniGrid has it; empty for environments that have neither."""
+    try:
+        played = env.unwrapped
+        if hasattr(played, "get_action_meanings"):
+            names = played.get_action_meanings()
+        else:
+            names = [played.actions(first + i).name for i in range(num_actions)]
+        is_named = len(names) == num_actions and all(isinstance(name, str) for name in names)
+    except Exception:
+        return ()
+    return tuple(name.lower().replace("_", " ") for name in names) if is_named else ()
+
+
 def reset_result(given: Any, env_id: str) -> tuple[Any, Mapping[str, Any]]:
     """Observation and info that `reset` returned."""
     if not isinstance(given, tuple | list) or len(given) != 2 or not isinstance(given[1], Mapping):

@@ -19,10 +19,11 @@ class SeedStream:
     run_seed: int
     stream: str  # purpose of the episodes (`train`, `eval`): different streams share no episode
     worker_index: int
+    first_env: int = 0  # number of the vector's first environment: any one can be played without those before it
 
     def seed(self, env_index: int, episode: int, purpose: str = "episode") -> int:
         """A seed in [0, 2^63) for one episode of one environment; `purpose` separates several generators within it."""
-        place = f"{self.run_seed}/{self.stream}/{self.worker_index}/{env_index}/{episode}/{purpose}"
+        place = f"{self.run_seed}/{self.stream}/{self.worker_index}/{self.first_env + env_index}/{episode}/{purpose}"
         return int.from_bytes(hashlib.blake2b(place.encode(), digest_size=8).digest(), "little") >> 1
 
 
@@ -99,6 +100,9 @@ class VectorEnvironment(Protocol):
     def step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None = None) -> VectorStep:
         """Take one action in each environment; `actions` is [B] i64. Observations are written into `out` if given (name
         -> [B, ...], C-contiguous, unchanged by the caller until the next step has returned)."""
+
+    def action_names(self) -> tuple[str, ...]:
+        """What people call the actions; empty where nobody says."""
 
     def take_errors(self) -> tuple[int, str]:
         """Number of failures since the last call, and the first one's traceback, whose last line names it. A failed

@@ -35,6 +35,8 @@ class Moment:
     """[rows, columns] u8: the colour of each character of `screen` (0 to 15, as in terminals)."""
     picture: np.ndarray | None
     """[height, width, 3] u8, for environments that show pictures and have no screen."""
+    cursor: tuple[int, int] | None = None
+    """Row and column of the terminal's cursor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

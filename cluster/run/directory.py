@@ -32,6 +32,7 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.captions = path / "captions.sqlite"
         self.reward_model = path / "reward_model"  # of a model that was trained before the policy
+        self.evaluations = path / "evaluations"  # the games that were played in evaluations
         self.log = path / "log.txt"
         self.summary = path / "summary.json"
         self._metrics = path / "metrics.jsonl"
@@ -225,12 +226,12 @@ def record_provenance(run: RunDirectory, run_epoch: int, rubric_hash: str | None
     write_atomically(file, json.dumps(starts, indent=2) + "\n")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text`; a reader sees the old content or the new, never a part, even after a power loss."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace `path` by `content`; a reader sees the old content or the new, never a part, even after a power loss."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

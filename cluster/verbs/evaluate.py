@@ -1,10 +1,9 @@
 """`delphi eval`: plays a run's latest checkpoint on held-out seeds beside a blind player and a random one.
 
-Invariant: the seeds are of the stream `eval`, which training never uses, and all players meet the same games.
+Invariant: the same command gives the same numbers, whether games are played or were kept by an earlier command.
 """
 
 import argparse
-import contextlib
 import itertools
 import json
 import math
@@ -12,48 +11,45 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from configs.checks import ConfigError
-from configs.errors import one_line
 from configs.paths import path_argument
-from configs.schema import RunConfig
+from llm_server.progress import say_on_stderr
 from llm_server.standard_output import guarded
 
 if TYPE_CHECKING:  # --help must not load torch
-    from learner.evaluation import Episodes, Estimate, Player
-
-PLAYERS = ("policy", "blind", "random")
+    from learner.evaluation import Episodes, Estimate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 2 an invalid command or run."""
+    """Exit code: 0 done, 1 interrupted (the same command continues), 2 an invalid command or run."""
     parser = argparse.ArgumentParser(
         prog="delphi eval",
         description="Play a run's latest checkpoint on held-out seeds; beside it on the same seeds a blind player,"
         " which draws from the policy's average action frequencies without looking, and a random one.",
     )
-    parser.add_argument("run", type=path_argument, metavar="RUN", help="a run directory")
-    parser.add_argument("--episodes", type=int, default=64, metavar="N", help="episodes per player (default 64)")
-    envs = "environments played side by side (default 16)"
-    parser.add_argument("--envs", type=int, default=16, metavar="N", help=envs)
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="which held-out seeds (default 0)")
+    add_game_flags(parser)
     seconds = "play in rounds of one episode per environment, and count those that all three players finish in S"
     seconds += " seconds (default: no limit)"
     parser.add_argument("--seconds", type=float, default=0.0, metavar="S", help=seconds)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    again = "play all games anew, also those that an earlier command has kept in the run directory"
+    parser.add_argument("--again", action="store_true", help=again)
     arguments = parser.parse_args(argv)
     from learner.checkpoint import CheckpointError
 
     try:
-        for name, least in (("episodes", 1), ("envs", 1), ("seed", 0)):
-            if getattr(arguments, name) < least:
-                raise ConfigError(f"--{name}: got {getattr(arguments, name)}, wanted at least {least}")
+        check_game_flags(arguments)
         if not 0 <= arguments.seconds < math.inf:
             raise ConfigError(f"--seconds: got {arguments.seconds:g}, wanted a number from 0 on")
         sizes = {"episodes": arguments.episodes, "num_envs": arguments.envs}
-        report = evaluate(arguments.run, **sizes, seed=arguments.seed, seconds=arguments.seconds)
+        options = {"seed": arguments.seed, "seconds": arguments.seconds, "again": arguments.again}
+        report = evaluate(arguments.run, **sizes, **options)
+    except KeyboardInterrupt:
+        kept = "" if arguments.seconds else "; players that have finished are kept, the same command continues"
+        print(f"delphi eval: interrupted{kept}", file=sys.stderr)
+        return 1
     except (ValueError, CheckpointError) as error:
         print(f"delphi eval: {error}", file=sys.stderr)
         return 2
@@ -64,6 +60,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def add_game_flags(parser: argparse.ArgumentParser) -> None:
+    """The run, and the flags that say which games of it."""
+    parser.add_argument("run", type=path_argument, metavar="RUN", help="a run directory")
+    parser.add_argument("--episodes", type=int, default=64, metavar="N", help="episodes per player (default 64)")
+    envs = "environments played side by side (default 16)"
+    parser.add_argument("--envs", type=int, default=16, metavar="N", help=envs)
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="which held-out seeds (default 0)")
+
+
+def check_game_flags(arguments: argparse.Namespace) -> None:
+    """ConfigError for numbers that are no games."""
+    for name, least in (("episodes", 1), ("envs", 1), ("seed", 0)):
+        if getattr(arguments, name) < least:
+            raise ConfigError(f"--{name}: got {getattr(arguments, name)}, wanted at least {least}")
+
+
 def evaluate(
     run_dir: str,
     *,
@@ -71,59 +83,54 @@ def evaluate(
     num_envs: int,
     seed: int,
     seconds: float = 0.0,
-    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
+    again: bool = False,
+    say: Callable[[str], None] = say_on_stderr,
 ) -> dict[str, Any]:
     """Metrics of the three players and their differences as JSON values: each a mean with its 95 % interval.
 
-    With `seconds` it plays in rounds, one episode per environment and player: the first with `num_envs` environments,
-    each further one with as many as are likely to end in time. A round that does not end in time is left out for all
-    players. Raises ConfigError.
+    Players whose games are kept in the run directory are not played anew, unless `again`. With `seconds` it plays in
+    rounds, one episode per environment and player: the first with `num_envs` environments, each further one with as
+    many as are likely to end in time. A round that does not end in time is left out for all players, and none is kept.
+    Raises ConfigError.
     """
-    import torch
-
-    from cluster.run.directory import find_run
-    from configs.loading import from_dict
-    from learner.checkpoint import load_latest
+    from cluster.run.evaluation import PLAYERS, Evaluation, Games, kept_games, load_subject
     from learner.evaluation import OutOfTime, differences, summarise
 
     deadline = time.monotonic() + seconds if seconds else math.inf
-    run, saved = find_run(run_dir)
-    config = from_dict(saved)
-    state = load_latest(run.checkpoints, parts=("learner", "loop"))
-    if state is None:
-        advice = "train it for a while, or stop it with Ctrl-C, which writes one"
-        raise ConfigError(f"{run_dir} has no complete checkpoint yet; {advice}")
+    subject = load_subject(run_dir)
     num_envs = min(num_envs, episodes)
     per_env = 1 if seconds else -(-episodes // num_envs)
     played: dict[str, Episodes] = {name: {} for name in PLAYERS}
     information: list[float] = []
     # Also the number of a round's first environment: several rounds play one episode per environment each.
     num_played = 0
-    weights, is_time_up = state["learner"]["weights"], lambda: time.monotonic() > deadline
-    with contextlib.ExitStack() as at_end:
-        at_end.callback(torch.set_num_threads, torch.get_num_threads())
-        torch.set_num_threads(config.actors.torch_threads)  # more do not help such small batches, and slow the machine
-        while num_envs > 0:
-            began, number = time.monotonic(), len(information)
-            try:
-                games, of_round = _play_round(config, weights, num_envs, per_env, seed, number, is_time_up, say)
-            except OutOfTime:
-                break
-            information.append(of_round)
-            for name, finished in games.items():
-                played[name] |= {(num_played + i, episode): metrics for (i, episode), metrics in finished.items()}
-            num_played += num_envs * per_env
-            now = time.monotonic()
-            # A round n times as large takes less than n times as long.
-            num_envs = min(int((deadline - now) / (now - began) * num_envs), episodes - num_played) if seconds else 0
+    while num_envs > 0:
+        began = time.monotonic()
+        games = Games(num_envs=num_envs, per_env=per_env, seed=seed, round=len(information))
+        kept = None if seconds else kept_games(subject, games)
+        if kept is not None and again:
+            kept.players.clear()
+        evaluation = Evaluation(subject, games, say, kept=kept, is_time_up=lambda: time.monotonic() > deadline)
+        try:
+            of_round = {name: evaluation.of(name) for name in PLAYERS}
+        except OutOfTime:
+            break
+        information.append(of_round["policy"].information or 0.0)
+        for name, player in of_round.items():
+            finished = player.episodes
+            played[name] |= {(num_played + i, episode): metrics for (i, episode), metrics in finished.items()}
+        num_played += num_envs * per_env
+        now = time.monotonic()
+        # A round n times as large takes less than n times as long.
+        num_envs = min(int((deadline - now) / (now - began) * num_envs), episodes - num_played) if seconds else 0
     if not information:
         round_ = f"one game in each of {num_envs} environments"
         raise ConfigError(f"{round_} takes all players together more than {seconds:.0f} s")
     pairs = itertools.combinations(played, 2)
     return {
-        "run": str(run.path),
-        "env_steps": state["loop"]["env_steps"],
-        "environment": config.env.id,
+        "run": str(subject.run.path),
+        "env_steps": subject.env_steps,
+        "environment": subject.config.env.id,
         "episodes": num_played,
         "episodes_lost": {name: num_played - len(games) for name, games in played.items()},
         "seed": seed,
@@ -131,49 +138,6 @@ def evaluate(
         **{name: _as_json(summarise(games)) for name, games in played.items()},
         "differences": {f"{one} - {two}": _as_json(differences(played[one], played[two])) for one, two in pairs},
     }
-
-
-def _play_round(
-    config: RunConfig,
-    weights: Mapping[str, Any],
-    num_envs: int,
-    episodes_per_env: int,
-    seed: int,
-    number: int,
-    is_time_up: Callable[[], bool],
-    say: Callable[[str], None],
-) -> tuple[dict[str, "Episodes"], float]:
-    """Each player's episodes of round `number`, and the policy's information between state and action, in nats. The
-    blind player has the policy's action frequencies of this round. Raises OutOfTime."""
-    from actors.environments.factory import make_environment
-    from actors.policy import PolicyNet, load_weights
-    from learner.evaluation import BlindPlayer, PolicyPlayer, RandomPlayer, play
-
-    make = partial(make_environment, config.env, policy=config.policy)
-    played: dict[str, Episodes] = {}
-    for name in PLAYERS:
-        with contextlib.closing(make(num_envs=num_envs, run_seed=seed, worker_index=number, stream="eval")) as env:
-            player: Player
-            if name == "policy":
-                net = PolicyNet(env.spec, config.policy)
-                try:
-                    load_weights(net, weights)
-                except RuntimeError as error:
-                    raise ConfigError(
-                        f"the checkpoint's policy does not fit {config.env.id} and config.json as they are here"
-                        f" ({one_line(error, 300)}); take the versions that it was trained with (provenance.json)"
-                    ) from None
-                player = policy = PolicyPlayer(net, num_envs, seed + number)
-            elif name == "blind":
-                player = BlindPlayer(policy.frequencies, num_envs, seed + number)
-            else:
-                player = RandomPlayer(env.spec.num_actions, num_envs, seed + number)
-            say(f"playing {num_envs * episodes_per_env} episodes: {name}")
-            played[name] = play(env, player, episodes_per_env, is_time_up)
-            if not played[name]:
-                first = env.take_errors()[1].strip().splitlines()[-1]
-                raise ConfigError(f"{config.env.id} raised in every episode, the first time: {first}")
-    return played, policy.state_information
 
 
 def _as_json(estimates: Mapping[str, "Estimate"]) -> dict[str, Any]:
@@ -194,7 +158,7 @@ def _print_table(report: dict[str, Any]) -> None:
     console = Console(soft_wrap=True, markup=False, emoji=False)
     title = f"{report['environment']}, {report['episodes']} episodes, checkpoint at {report['env_steps']:,} steps"
     tables = {
-        f"{title} (mean, 95 % interval)": {name: report[name] for name in PLAYERS},
+        f"{title} (mean, 95 % interval)": {name: report[name] for name in ("policy", "blind", "random")},
         "the same games, one player minus another": report["differences"],
     }
     for title, columns in tables.items():

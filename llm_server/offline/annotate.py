@@ -3,30 +3,26 @@ training.
 
 Invariant: every answer is written before the next batch is asked, and a repeated command asks only what is missing.
 Pairs are drawn by how often both captions occur, each at most once in either order, as a function of the seed.
-Progress is printed on standard error only, and not at all for a task without items.
 """
 
 import argparse
 import sqlite3
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import tenacity
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from configs.paths import path_argument
 from llm_server.annotation import Caption, CaptionPair, JudgedCaption, JudgedPair, Status
 from llm_server.offline.caption_file import read_counted
 from llm_server.offline.judge_flags import OfflineJudgeClient, add_judge_flags, opened_judge, read_judge_flags
 from llm_server.offline.judgement_file import JudgementFile, Provenance, caption_of, read_judgements, read_provenance
+from llm_server.progress import progress
 from llm_server.rubrics.rubric import Rubric
 from llm_server.standard_output import guarded, output_may_be_lost
 
@@ -36,7 +32,6 @@ ITEMS_PER_REQUEST = 64
 """Two batches of the usual size: few items are asked again after a kill."""
 NUM_ATTEMPTS = 5
 """Attempts of one request to an unavailable service; with the pauses between them, half a minute."""
-LINE_EVERY_S = 10.0
 Item = TypeVar("Item")
 
 
@@ -180,42 +175,6 @@ def _sum_up(out: str) -> None:
         f"{out}: {len(found.captions)} captions ({positive} above theta {found.threshold:.3f}), {len(found.pairs)}"
         f" pairs, {lacking} of all without a usable answer; train on it with reward_model.judgements={out}"
     )
-
-
-@contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yields the function to call with each number of further items done."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _lines(what, total)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not total) as bar:
-        yield partial(bar.advance, bar.add_task(what, total=total))
-
-
-def _lines(what: str, total: int) -> Callable[[int], None]:
-    """Prints a line every ten seconds, and one at the end, with rate and time left."""
-    done, began = 0, time.monotonic()
-    said = began
-
-    def advance(number: int) -> None:
-        nonlocal done, said
-        done, now = done + number, time.monotonic()
-        if now - said > LINE_EVERY_S or done == total:
-            said, rate = now, done / max(now - began, 1e-9)
-            left = f"{(total - done) / rate:.0f} s left" if done < total else "done"
-            print(f"{what}: {done} of {total}, {rate:.1f}/s, {left}", file=sys.stderr, flush=True)
-
-    return advance
-
-
-class RateColumn(ProgressColumn):
-    """The items done per second."""
-
-    def render(self, task: Task) -> Text:
-        """For example `12.3/s, left:`; empty until the rate is known."""
-        return Text(f"{task.speed:.1f}/s, left:" if task.speed else "")
 
 
 def _say(message: str, code: int) -> int:

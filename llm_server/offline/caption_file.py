@@ -11,7 +11,7 @@ import os
 import sqlite3
 import sys
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 from configs.errors import did_you_mean
 from configs.paths import path_argument
+from llm_server.annotation import signed_id, unsigned_id
 from llm_server.standard_output import guarded
 
 MAX_CAPTION_BYTES = 256
@@ -116,17 +117,29 @@ def read_counted(path: str) -> dict[str, int]:
 def read_archive(path: str) -> list[dict[str, Any]]:
     """The captions of a run except the empty one, most frequent first, as rows with `ARCHIVE_COLUMNS`; `path` is the
     run directory or its captions.sqlite. Raises ValueError where that is missing or damaged."""
+    columns = ", ".join(["text", *ARCHIVE_COLUMNS[1:]])
+    rows = _query(path, f"SELECT {columns} FROM captions WHERE text <> '' ORDER BY count DESC, text")
+    return [dict(zip(ARCHIVE_COLUMNS, row, strict=True)) for row in rows]
+
+
+def read_probabilities(path: str, caption_ids: Iterable[int]) -> dict[int, float]:
+    """The judge's probabilities by caption id, of those captions that have one; `path` and errors as `read_archive`."""
+    query = "SELECT id, probability FROM captions WHERE probability IS NOT NULL AND id IN"
+    rows = _query(path, f"{query} (SELECT value FROM json_each(?))", json.dumps([*map(signed_id, caption_ids)]))
+    return {unsigned_id(number): probability for number, probability in rows}
+
+
+def _query(path: str, query: str, *values: str) -> list[tuple[Any, ...]]:
+    """The rows of a query to a run's captions."""
     file = _archive(path)
     if not _is_there(file):
         raise ValueError(f"no captions.sqlite at {path}: give a run directory of `delphi train`")
-    columns = ", ".join(["text", *ARCHIVE_COLUMNS[1:]])
-    query = f"SELECT {columns} FROM captions WHERE text <> '' ORDER BY count DESC, text"
     # Without a log beside it nobody is writing, and SQLite need not make one: the folder may be protected.
     is_written = _is_there(file.with_name(f"{file.name}-wal")) or os.access(file.parent, os.W_OK)
     mode = "mode=ro" if is_written else "immutable=1"
     try:
         with closing(sqlite3.connect(f"{file.absolute().as_uri()}?{mode}", uri=True, timeout=10.0)) as connection:
-            return [dict(zip(ARCHIVE_COLUMNS, row, strict=True)) for row in connection.execute(query)]
+            return connection.execute(query, values).fetchall()
     except sqlite3.Error as error:
         raise ValueError(f"{file} is not the captions.sqlite of a run, or it is damaged ({error})") from None
 

@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 OBSERVED = ("glyphs", "blstats", "message")
 INVENTORY: Mapping[str, int] = {"inv_letters": 128, "inv_oclasses": 19}
 """The inventory's entries, one value per slot, and their numbers of values; an empty slot has the last class."""
+TERMINAL = ("tty_chars", "tty_colors", "tty_cursor")
+"""The terminal as a person sees it."""
 STOCK_MODULES = frozenset({"nle.env.base", "nle.env.tasks", "minihack.base", "actors.environments.nethack.tasks"})
 ABORTED, DEATH = -1, 1  # end statuses
 LEVEL = "mylevel.lev"
@@ -43,7 +45,7 @@ LEVEL = "mylevel.lev"
 
 def make_screens(num_envs: int, layers: tuple[str, ...], others: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Empty arrays for B engines to write into: maps [B, MAP_CELLS + 1], `program_state` [B, 6] i32, `internal` [B, 9]
-    i32, and the `others`: `blstats` [B, 27] i64, `message` [B, 256] u8, those of INVENTORY [B, 55] u8."""
+    i32, and the `others`: `blstats` [B, 27] i64, `message` [B, 256] u8, those of INVENTORY [B, 55] u8, of TERMINAL."""
     arrays = make_maps(num_envs, layers)
     for key in ("program_state", "internal", *others):
         description = nethack.OBSERVATION_DESC[key]

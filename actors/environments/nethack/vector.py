@@ -12,9 +12,10 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from actors.environments.errors import close_quietly, fail
+from actors.environments.nethack.action_names import name_of
 from actors.environments.nethack.crop import MAP_CELLS, view_for
 from actors.environments.nethack.episode_stats import EpisodeStats, X, Y
-from actors.environments.nethack.game import INVENTORY, Game, make_screens
+from actors.environments.nethack.game import INVENTORY, TERMINAL, Game, make_screens
 from actors.environments.nethack.lean_rewards import goal_reward
 from actors.environments.nethack.lean_stepping import make_stepping
 from actors.environments.protocol import discrete_actions
@@ -26,10 +27,18 @@ from configs.schema import EnvConfig, PolicyConfig
 
 class NetHackEnvironment(RebuildingVector):
     """B games; observations: the window around the agent that the policy's network sees, `blstats` [27] f32, `message`
-    [256] u8, and for `nethack_full` the inventory's `inv_letters` and `inv_oclasses` [55] u8."""
+    [256] u8, and for `nethack_full` the inventory's `inv_letters` and `inv_oclasses` [55] u8. For people
+    also TERMINAL's: `tty_chars` [24, 80] u8, `tty_colors` [24, 80] i8 and `tty_cursor` [2] u8."""
 
     def __init__(
-        self, spec: EnvSpec, config: EnvConfig, num_envs: int, seeds: SeedStream, policy: PolicyConfig
+        self,
+        spec: EnvSpec,
+        config: EnvConfig,
+        num_envs: int,
+        seeds: SeedStream,
+        policy: PolicyConfig,
+        *,
+        shows_terminal: bool = False,
     ) -> None:
         """Raises ValueError for options that the environment does not take."""
         if config.captioner != "message":
@@ -38,7 +47,8 @@ class NetHackEnvironment(RebuildingVector):
         super().__init__(spec, config, num_envs, seeds)
         self._view = view = view_for(policy.network, policy.crop_size)
         layers = dict.fromkeys(("glyphs", *view.layers))  # NLE's tasks always read the glyphs
-        self._copied = ("blstats", "message", *(INVENTORY if policy.network == "nethack_full" else ()))
+        inventory = INVENTORY if policy.network == "nethack_full" else ()
+        self._copied = ("blstats", "message", *inventory, *(TERMINAL if shows_terminal else ()))
         self._screens = make_screens(num_envs, tuple(layers), self._copied)
         self._glyphs, self._blstats = self._screens["glyphs"][:, :MAP_CELLS], self._screens["blstats"]
         self._games: list[Game] = []
@@ -55,8 +65,8 @@ class NetHackEnvironment(RebuildingVector):
         self._obs: dict[str, np.ndarray] = {}
         observations = {view.entry: view.spec}
         for name in self._copied:
-            dtype = np.dtype(np.float32 if name == "blstats" else np.uint8)
-            shape = self._screens[name].shape[1:]
+            shape, dtype = self._screens[name].shape[1:], self._screens[name].dtype
+            dtype = np.dtype(np.float32) if name == "blstats" else dtype
             observations[name] = ArraySpec(shape=shape, dtype=dtype, num_values=INVENTORY.get(name, 0))
         self.spec = EnvironmentSpec(
             observations=observations,
@@ -97,6 +107,11 @@ class NetHackEnvironment(RebuildingVector):
         return VectorStep(
             obs=self._obs, rewards=rewards, terminated=terminated, truncated=truncated, captions=captions, ends=ends
         )
+
+    def action_names(self) -> tuple[str, ...]:
+        """See `VectorEnvironment`; wrappers may have renumbered the actions."""
+        game = self._games[0]
+        return () if game.is_wrapped else tuple(name_of(int(key)) for key in game.env.actions[: self.spec.num_actions])
 
     def state_dict(self) -> dict[str, Any]:
         """How many games each environment has started: NetHack cannot save a running game for another engine."""

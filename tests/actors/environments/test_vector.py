@@ -270,3 +270,11 @@ def test_captions_of_the_wrong_kind_or_missing_from_info_are_refused() -> None:
 def test_importing_toy_environments_registers_them() -> None:
     find_environment(TOY + "Corridor-v0")
     assert "Corridor-v0" in gymnasium.registry
+
+
+def test_any_one_environment_has_the_seeds_that_it_has_beside_others() -> None:
+    together = SeedStream(run_seed=3, stream="eval", worker_index=1)
+    alone = SeedStream(run_seed=3, stream="eval", worker_index=1, first_env=5)
+    assert [alone.seed(0, episode, "core") for episode in range(3)] == [
+        together.seed(5, episode, "core") for episode in range(3)
+    ]

@@ -10,7 +10,14 @@ import pytest
 
 from actors.captions import caption_id, normalize
 from llm_server.annotator.caption_archive import CaptionArchive
-from llm_server.offline.caption_file import is_normalised, main, read_archive, read_counted, read_labelled
+from llm_server.offline.caption_file import (
+    is_normalised,
+    main,
+    read_archive,
+    read_counted,
+    read_labelled,
+    read_probabilities,
+)
 from llm_server.offline.judgement_file import caption_of
 
 
@@ -161,3 +168,13 @@ def test_what_is_no_run_is_refused(tmp_path):
     for name, complaint in (("folder", "without captions.sqlite"), ("noise.sqlite", "or it is damaged")):
         with pytest.raises(ValueError, match=complaint):
             read_counted(str(tmp_path / name))
+
+
+def test_probabilities_are_found_by_caption_id(tmp_path: Path) -> None:
+    archive = CaptionArchive(tmp_path / "captions.sqlite")
+    rows = ((2**64 - 1, "a", 0.25), (7, "b", 0.5), (9, "unasked", math.nan))
+    archive.write((number, text, 1, 0, 0, p, 1.0, "OK") for number, text, p in rows)
+    archive.close()
+    assert read_probabilities(str(tmp_path), [2**64 - 1, 9, 5]) == {2**64 - 1: 0.25}
+    with pytest.raises(ValueError, match=r"no captions\.sqlite"):
+        read_probabilities(str(tmp_path / "absent"), [7])

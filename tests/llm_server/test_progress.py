@@ -2,15 +2,15 @@
 
 import pytest
 
-from llm_server.offline import annotate
-from llm_server.offline.annotate import progress
+from llm_server import progress as module
+from llm_server.progress import progress
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that only the test advances."""
     now = [0.0]
-    monkeypatch.setattr(annotate.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     return now
 
 
