@@ -25,6 +25,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "annotate": ("llm_server.offline.annotate", "judge captions, and pairs of them, into a file for offline training"),
     "export": ("llm_server.offline.caption_file", "write a run's captions with counts and judgements as JSON lines"),
     "new-environment": ("cluster.new_environment.command", "write a captioner, rubric and configuration to start from"),
+    "report": (
+        "cluster.report.command",
+        "write a page about runs: curves, alarms, captions, replays, a Reward Report",
+    ),
     "dashboard": ("cluster.dashboards.command", "write the Grafana dashboard and Prometheus alerts"),
     "doctor": ("cluster.doctor.command", "check this machine and what a configuration needs, and say what to do"),
     "bench": ("cluster.verbs.bench", "run a benchmark of the checkout against its baseline"),

@@ -236,6 +236,7 @@ class TrainingLoop:
             line["steps_without_table_fraction"] = self._steps_without_table / self.env_steps
         self._interval = (now, self.env_steps, total)
         self._latest, self._told_at = self._writer.write(line), self.env_steps
+        self._writer.write_paid(self.env_steps, self.learner.paid)
 
     def _checkpoint(self, *, is_last: bool = False) -> None:
         """Write a checkpoint. Only the last one raises CheckpointError; otherwise the next one is due as usual."""

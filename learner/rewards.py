@@ -6,6 +6,7 @@ reward 0 and is never unknown; a caption that is not in the table yet has reward
 caption that was ever rewarded, so their number is bounded by the reward tables of the run.
 """
 
+import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,6 +32,10 @@ class PaidRewards:
         sums = np.bincount(places.ravel(), np.abs(intrinsic[earning]).astype(np.float64), len(ids))
         for number, total in zip(ids.tolist(), sums.tolist(), strict=True):
             self._sums[number] = self._sums.get(number, 0.0) + total
+
+    def largest(self, number: int) -> tuple[float, list[tuple[int, float]]]:
+        """The total of all sums, and the `number` largest with their caption ids, the largest first."""
+        return sum(self._sums.values()), heapq.nlargest(number, self._sums.items(), key=lambda entry: entry[1])
 
     def state_dict(self) -> dict[str, Any]:
         """All sums."""
@@ -61,7 +66,9 @@ class RewardMixer:
 
     def __init__(self, config: RewardConfig) -> None:
         self._config = config
-        self._cap, self._paid = ShareCap(config.max_intrinsic_share), PaidRewards()
+        self._cap = ShareCap(config.max_intrinsic_share)
+        self.paid = PaidRewards()
+        """What each caption earned in the whole run."""
         self._paid_goals = RunningEpisodes(np.uint64)  # a bitmask per episode
 
     def mix(self, rollouts: Sequence[Rollout], table: RewardTable) -> MixedRewards:
@@ -77,7 +84,7 @@ class RewardMixer:
     def note_paid(self, rollouts: Sequence[Rollout], intrinsic: np.ndarray) -> None:
         """Count `intrinsic` [T, B] as paid: the learner has trained on it, without the lost environments."""
         caption_ids = [rollout.caption_ids[:, rollout.kept] for rollout in rollouts]
-        self._paid.note(np.concatenate(caption_ids, axis=1), intrinsic)
+        self.paid.note(np.concatenate(caption_ids, axis=1), intrinsic)
 
     def pass_over(self, rollout: Rollout, table: RewardTable) -> None:
         """Update the state of the running episodes with a rollout that is dropped."""
@@ -105,13 +112,13 @@ class RewardMixer:
 
     def state_dict(self) -> dict[str, Any]:
         """Goals paid, cap, and rewards paid per caption."""
-        return {"ledger": self._paid_goals.state_dict(), "cap": self._cap.state_dict(), "paid": self._paid.state_dict()}
+        return {"ledger": self._paid_goals.state_dict(), "cap": self._cap.state_dict(), "paid": self.paid.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
         self._paid_goals.load_state_dict(state["ledger"])
         self._cap.load_state_dict(state["cap"])
-        self._paid.load_state_dict(state["paid"])
+        self.paid.load_state_dict(state["paid"])
 
 
 def mix_rewards(

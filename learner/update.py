@@ -22,7 +22,7 @@ from configs.devices import resolve_device
 from configs.schema import LearnerConfig, PolicyConfig, RewardConfig
 from learner.batch import Batch, BatchBuffers, keep_freed_memory
 from learner.loss import action_log_probs, clamped_ratios, core_metrics, mean_kl, policy_loss, state_information
-from learner.rewards import RewardMixer
+from learner.rewards import PaidRewards, RewardMixer
 from learner.vtrace import ReturnScale, VtraceTargets, vtrace_targets
 from reward_models.fitting import load_optimizer_state, optimizer_state
 from reward_models.table import RewardTable
@@ -115,6 +115,11 @@ class Learner:
     def metrics(self) -> dict[str, float]:
         """Counters over the whole run: `learner_updates`, `updates_skipped_nonfinite`."""
         return {"learner_updates": self._gradient_steps, "updates_skipped_nonfinite": self._skipped}
+
+    @property
+    def paid(self) -> PaidRewards:
+        """The intrinsic reward that each caption earned in the whole run."""
+        return self._rewards.paid
 
     def snapshot(self) -> PolicySnapshot:
         """A copy of the weights with their version."""

@@ -20,6 +20,8 @@ def test_wheel_holds_packages_markers_presets_and_rubrics(tmp_path: Path) -> Non
         "llm_server/rubrics/nethack_progress.yaml",
         "llm_server/annotation.proto",
         "cluster/new_environment/templates/captioner.py.txt",
+        *(f"cluster/report/page.{ending}" for ending in ("html", "css", "js")),
+        *(f"cluster/report/{name}.js" for name in ("elements", "charts", "captions", "player")),
     } <= names
     assert not [name for name in names if name.startswith("tests/")]
 

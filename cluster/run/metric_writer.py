@@ -1,4 +1,5 @@
-"""Writes metric lines to metrics.jsonl, TensorBoard and, inside a Ray process, Ray's metrics endpoint.
+"""Writes metric lines to metrics.jsonl, TensorBoard and, inside a Ray process, Ray's metrics endpoint; and beside them
+what captions were paid so far.
 
 Invariant: every line holds every catalogue name (null where undefined) and no other; the file holds whole lines, in
 order. A line is on disk when `write` returns; one that cannot be written is kept in memory, within a bound, and written
@@ -19,9 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from cluster.metrics import CATALOGUE, NAMES, RAY_PREFIX, UNDEFINED
+from learner.rewards import PaidRewards
 
 LOG = logging.getLogger(__name__)
 MAX_WAITING = 10_000
+PAID = "paid.jsonl"
+"""One line per metric line: the intrinsic reward paid so far, in total and by caption."""
+PAID_CAPTIONS = 32
+"""The captions of such a line, those that were paid most."""
 REPEAT_S = 1.0
 """Well below Ray's report interval (10 s); setting all gauges takes about 0.1 ms."""
 
@@ -70,7 +76,7 @@ class MetricWriter:
 
     def __init__(self, directory: Path, *, tensorboard: bool, run_name: str, env_steps: int = 0) -> None:
         """`env_steps` is where the run resumes: TensorBoard drops what was written beyond it."""
-        self._file = LineAppender(directory / "metrics.jsonl")
+        self._file, self._paid = LineAppender(directory / "metrics.jsonl"), LineAppender(directory / PAID)
         self._tensorboard = _TensorBoard(directory / "tensorboard", env_steps) if tensorboard else None
         ray = sys.modules.get("ray")  # `inline` never imports it
         self._gauges = RayGauges(run_name) if ray is not None and ray.is_initialized() else None
@@ -88,6 +94,12 @@ class MetricWriter:
             self._gauges.show(line)
         return line
 
+    def write_paid(self, env_steps: int, paid: PaidRewards) -> None:
+        """Write what was paid until `env_steps`, those of the metric line; nothing where nothing was."""
+        total, captions = paid.largest(PAID_CAPTIONS)
+        if captions:
+            self._paid.append(json.dumps({"env_steps": env_steps, "total": total, "captions": captions}))
+
     @property
     def problem(self) -> str | None:
         """Why metrics.jsonl is behind, for the user; None while it is not."""
@@ -98,6 +110,7 @@ class MetricWriter:
         if self._gauges is not None:
             self._gauges.close()
         self._file.close()
+        self._paid.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
 

@@ -76,6 +76,13 @@ def test_rewards_add_up_by_caption_whatever_their_sign() -> None:
     assert paid_rewards(paid.state_dict()) == {5: 0.5, 7: 0.5}
 
 
+def test_the_largest_sums_come_first_beside_the_total() -> None:
+    paid = PaidRewards()
+    assert paid.largest(2) == (0, [])
+    paid.note(np.array([5, 7, 9], np.uint64), np.array([0.5, 1.0, 0.25], np.float32))
+    assert paid.largest(2) == (1.75, [(7, 1.0), (5, 0.5)])
+
+
 def test_a_resumed_run_goes_on_adding() -> None:
     first = PaidRewards()
     first.note(np.array([5], np.uint64), np.array([0.5], np.float32))

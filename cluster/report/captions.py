@@ -1,0 +1,124 @@
+"""The captions of a run for the page's browser: all that fit, in compressed blocks, the most important first.
+
+Invariant: important is, in this order, what was paid most, has the highest R, occurred most often, was seen first; the
+page says how many captions are left out. A text is data: control characters do not end its line.
+"""
+
+import base64
+import gzip
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cluster.report.checkpoints import Learnt
+from llm_server.offline.caption_file import archive_rows
+
+BLOCK = 32_768
+"""Captions that are compressed together; within a block they are in alphabetic order, which compresses better."""
+LEAST_BLOCK = 1024
+"""What does not fit any more is halved down to this many."""
+TAG_BYTES = 100
+"""Around a block in the page."""
+STATUSES = ("PENDING", "OK", "UNPARSED", "REJECTED", "NO_TEXT")
+UNKNOWN = 65_535
+"""Of probability and answer mass, which are counted in steps of 1 / PARTS."""
+PARTS = 10_000
+COLUMNS: dict[str, str] = {
+    "reward": "<f4",
+    "paid": "<f4",
+    "count": "<u4",
+    "firstSeen": "<u4",
+    "probability": "<u2",
+    "answerMass": "<u2",
+    "status": "u1",
+}
+"""The columns of a block in their order, each as planes of its bytes, which compress better than its numbers; the texts
+follow, a line each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Captions:
+    """All captions of a run, the most important first."""
+
+    ids: np.ndarray
+    """[N] u64: caption ids."""
+    texts: list[str]
+    columns: Mapping[str, np.ndarray]
+    """Each of COLUMNS [N]; `reward` is NaN for captions that are not in the reward table."""
+    step_unit: int
+    """Environment steps in a unit of `firstSeen`."""
+
+    def texts_of(self, ids: Collection[int]) -> dict[int, str]:
+        """The texts of those caption ids that are known."""
+        rows = np.flatnonzero(np.isin(self.ids, np.array([*ids], np.uint64)))
+        return {int(self.ids[row]): self.texts[row] for row in rows.tolist()}
+
+    @property
+    def top_share(self) -> float | None:
+        """The share of the most paid caption in all that was paid; None where nothing was."""
+        total = float(self.columns["paid"].sum(dtype=np.float64))
+        return float(self.columns["paid"].max()) / total if total else None
+
+
+def read_captions(run_dir: Path, learnt: Learnt) -> Captions:
+    """The captions in `captions.sqlite`, with R and payment of the newest checkpoint. Raises ValueError where that file
+    is missing or damaged."""
+    rows = archive_rows(str(run_dir))
+    signed, texts, count, first, probability, mass, status = zip(*rows, strict=True) if rows else ((),) * 7
+    ids = np.array(signed, np.int64).astype(np.uint64)
+    paid = learnt.paid_lines[-1].captions if learnt.paid_lines else {}
+    first_seen, counts = np.array(first, np.int64), np.array(count, np.int64)
+    step_unit = int(first_seen.max(initial=0)) // 2**32 + 1
+    codes = {name: code for code, name in enumerate(STATUSES)}
+    columns = {
+        "reward": _joined(ids, learnt.ids, learnt.rewards, np.nan),
+        "paid": _joined(ids, np.fromiter(paid, np.uint64), np.fromiter(paid.values(), np.float64), 0.0),
+        "count": counts.clip(0, 2**32 - 1),
+        "firstSeen": first_seen.clip(0) // step_unit,
+        "probability": _in_parts(probability),
+        "answerMass": _in_parts(mass),
+        "status": np.array([codes.get(name, 0) for name in status], np.uint8),
+    }
+    reward = np.nan_to_num(columns["reward"], nan=-np.inf)
+    order = np.lexsort((first_seen, -counts, -reward, -columns["paid"]))
+    ordered = {name: column[order].astype(COLUMNS[name]) for name, column in columns.items()}
+    return Captions(ids=ids[order], texts=[texts[row] for row in order.tolist()], columns=ordered, step_unit=step_unit)
+
+
+def blocks(captions: Captions, budget: int) -> Iterator[tuple[int, str]]:
+    """Number of captions and content, in base64, of each block; with their tags at most `budget` characters."""
+    start, size = 0, BLOCK
+    while start < len(captions.texts) and size >= LEAST_BLOCK:
+        encoded = _block(captions, slice(start, start + size))
+        if len(encoded) + TAG_BYTES > budget:
+            size //= 2
+            continue
+        yield len(captions.texts[start : start + size]), encoded
+        start, budget = start + size, budget - len(encoded) - TAG_BYTES
+
+
+def _block(captions: Captions, rows: slice) -> str:
+    texts = captions.texts[rows]
+    order = np.array(sorted(range(len(texts)), key=texts.__getitem__), np.int64)
+    parts = [captions.columns[name][rows][order].view(np.uint8).reshape(len(texts), -1).T.tobytes() for name in COLUMNS]
+    lines = "\n".join(" ".join(texts[row].split("\n")) for row in order.tolist())
+    return base64.b64encode(gzip.compress(b"".join([*parts, lines.encode("utf-8", "replace")]), 6, mtime=0)).decode()
+
+
+def _joined(ids: np.ndarray, known: np.ndarray, values: np.ndarray, otherwise: float) -> np.ndarray:
+    """[N] f64: for each of `ids` the value beside it in `known` (any order), or `otherwise`."""
+    found = np.full(len(ids), otherwise, np.float64)
+    if len(known):
+        order = np.argsort(known)
+        places = np.searchsorted(known[order], ids).clip(max=len(known) - 1)
+        is_known = known[order][places] == ids
+        found[is_known] = values[order][places[is_known]]
+    return found
+
+
+def _in_parts(values: tuple[float | None, ...]) -> np.ndarray:
+    """[N] u16 of probabilities; None is UNKNOWN."""
+    numbers = np.array(values, np.float64)
+    return np.where(np.isfinite(numbers), np.rint(numbers.clip(0, 1) * PARTS), UNKNOWN).astype(np.uint16)
