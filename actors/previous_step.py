@@ -46,6 +46,7 @@ class PreviousStepEnvironment:
         self._env, self.num_envs = env, env.num_envs
         self.take_errors, self.take_notices, self.close = env.take_errors, env.take_notices, env.close
         self.action_names = env.action_names
+        self.interface = env.interface
         self._specs = previous_step_entries(env.spec.num_actions, config)
         if taken := sorted(set(self._specs) & set(env.spec.observations)):
             wanted = f"leave policy.{' and policy.'.join(taken)} false"

@@ -23,7 +23,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "compare a judge, or a run's reward model, with captions that people have labelled",
     ),
     "annotate": ("llm_server.offline.annotate", "judge captions, and pairs of them, into a file for offline training"),
-    "export": ("llm_server.offline.caption_file", "write a run's captions with counts and judgements as JSON lines"),
+    "export": (
+        "cluster.export.command",
+        "write a run's captions as JSON lines, or its policy or reward model as a folder that loads anywhere",
+    ),
     "new-environment": ("cluster.new_environment.command", "write a captioner, rubric and configuration to start from"),
     "report": (
         "cluster.report.command",

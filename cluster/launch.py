@@ -40,6 +40,8 @@ from cluster.run.directory import RunDirectory, open_run, record_provenance
 from cluster.run.logs import log_to_file
 from cluster.run.outcome import conclude
 from cluster.run.session import RunSession, StopRequest
+from cluster.trackers.backends import check_trackers
+from cluster.trackers.tracking import tracked
 from cluster.verbs.offline_reward_model import check_judgements, pretrain
 from cluster.wiring import build_pipeline, check_parts
 from configs.checks import ConfigError
@@ -57,6 +59,7 @@ def launch(config: RunConfig) -> int:
     try:
         spec, plan, rubric_hash = check_parts(config)
         check_judgements(plan)
+        check_trackers(config.logging.trackers)
     except ValueError as error:
         raise ConfigError(f"{error}{_keep_traceback(config, error.__cause__)}") from None
     run, run_epoch = open_run(config, rubric_hash)
@@ -92,15 +95,17 @@ def launch(config: RunConfig) -> int:
                 console=console,
                 stop=stop,
             )
-            pretrain(config, run, console.say, session.stop_requested)
-            if config.cluster.mode == "inline":
-                summary = train_inline(session)
-            else:
-                with _own_cluster(session):
-                    from cluster.on_ray.driver import train_on_ray  # imports Ray, after the token is set
+            with tracked(config, run, console.say) as tracking:
+                pretrain(config, run, console.say, session.stop_requested)
+                if config.cluster.mode == "inline":
+                    summary = train_inline(session)
+                else:
+                    with _own_cluster(session):
+                        from cluster.on_ray.driver import train_on_ray  # imports Ray, after the token is set
 
-                    summary = train_on_ray(session)
-            return conclude(session, summary)
+                        summary = train_on_ray(session)
+                tracking.outcome = "finished" if summary["finished"] else "stopped"
+                return conclude(session, summary)
     except Interrupted as stopped:
         print(f"delphi train: {stopped}; the same command starts or continues the run", file=sys.stderr)
         return 0

@@ -8,8 +8,12 @@ import operator
 import os
 import re
 
+from configs.errors import did_you_mean
 from configs.fields import complaint, settings
 from configs.schema import RunConfig
+
+TRACKERS = ("wandb", "mlflow", "trackio")
+MODULE_AND_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class ConfigError(ValueError):
@@ -80,6 +84,13 @@ def _check_combinations(config: RunConfig) -> None:
     if model.epsilon_quantile < 0 and model.epsilon_quantile not in (-1, -2):
         wanted = "a quantile in [0, 1), -1 to use reward_model.epsilon, or -2 for the judge's theta"
         refuse("reward_model.epsilon_quantile", f", wanted {wanted}")
+    trackers = config.logging.trackers
+    for name in trackers:
+        if name not in TRACKERS and not MODULE_AND_CLASS.fullmatch(name):
+            wanted = f"{did_you_mean(name, TRACKERS)}, wanted {', '.join(TRACKERS)} or module:Class"
+            raise ConfigError(f"logging.trackers: got {name!r}{wanted}")
+    if len(set(trackers)) < len(trackers):
+        refuse("logging.trackers", ", wanted each tracker once")
     in_flight, per_update = actors.num_workers * actors.rollouts_in_flight, learner.rollouts_per_batch
     if -(-in_flight // per_update) > learner.max_policy_lag and not is_inline:
         raise ConfigError(

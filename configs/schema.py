@@ -218,6 +218,18 @@ class LoggingConfig:
     """Environment steps between lines of metrics.jsonl."""
     tensorboard: bool = True
     """Write TensorBoard event files under the run directory."""
+    trackers: list[str] = field(default_factory=list)
+    """Experiment trackers that also get the metrics: `wandb`, `mlflow`, `trackio` (extras of the same names), or
+    `module:Class` (docs/trackers.md)."""
+    tracker_project: str = ""
+    """The trackers' project or experiment; empty uses WANDB_PROJECT, MLFLOW_EXPERIMENT_NAME or TRACKIO_PROJECT, else
+    `delphi`."""
+    tracker_run_name: str = ""
+    """Name of the run at the trackers; empty uses the last part of run_dir."""
+    tracker_tags: list[str] = field(default_factory=list)
+    """Tags at the trackers, beside the environment and the reward model."""
+    tracker_deadline_s: float = number(30.0, 0, 3600)
+    """Seconds that the end of the run waits for trackers that have not taken everything yet."""
     console: str = one_of("auto", "rich", "plain", "quiet")
     """`rich` (live display), `plain` (one line per interval), `quiet`, or `auto` (rich on a terminal that is not
     dumb)."""

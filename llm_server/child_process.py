@@ -13,6 +13,7 @@ import math
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -209,6 +210,11 @@ def start_process_group(command: Sequence[str], output: int | IO[bytes], environ
         env=os.environ | {"PYTHONUNBUFFERED": "1"} | dict(environment),
         start_new_session=True,
     )
+
+
+def own_search_path() -> dict[str, str]:
+    """An environment with which a Python child can import what this process can, the user's modules included."""
+    return {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path), "PYTHONSAFEPATH": "1"}
 
 
 def _kill_group(child: Child) -> None:

@@ -113,6 +113,10 @@ class GymnasiumEnvironment(RebuildingVector):
         first, num_actions = self._actions
         return action_names(self._envs[0], first, num_actions)
 
+    def interface(self) -> dict[str, Any]:
+        """See `VectorEnvironment`."""
+        return {"kind": "gymnasium", "first_action": self._first_action, "entries": self._reader.as_json()}
+
     def state_dict(self) -> dict[str, Any]:
         """Exact if the environment has `state_dict`; otherwise how many episodes each environment has started."""
         state: dict[str, Any] = {"exact": self._can_save, "episodes": self._episodes.copy()}

@@ -69,6 +69,32 @@ class ObservationReader:
             self.notices.append(f"{what}: networks read {readable}; captioners see everything")
         self._bounded = {name: bounds for name, entry in self.entries.items() if (bounds := _bounds(entry))}
 
+    def as_json(self) -> list[dict[str, Any]]:
+        """What `from_json` makes a reader from that reads the same, without the environment."""
+        return [
+            {
+                "name": name,
+                "path": list(entry.path),
+                "is_text": entry.spec.is_text,
+                "space": _space_as_json(entry.space),
+            }
+            for name, entry in self.entries.items()
+        ]
+
+    @classmethod
+    def from_json(cls, entries: list[dict[str, Any]], env_id: str) -> "ObservationReader":
+        """The reader that `as_json` describes, but for the notices; KeyError, TypeError or ValueError for anything
+        else."""
+        reader = cls.__new__(cls)
+        reader._env_id, reader.entries, reader.notices, reader._bounded = env_id, {}, [], {}
+        for entry in entries:
+            space = _space_from_json(**entry["space"])
+            made = _read_as_text(space) if entry["is_text"] else _entry_format(space)
+            if made is None:
+                raise ValueError(f"{entry['space']} is no space that a network reads")
+            reader.entries[entry["name"]] = Entry(tuple(entry["path"]), space, *made)
+        return reader
+
     @property
     def specs(self) -> dict[str, ArraySpec]:
         """Name -> shape and dtype."""
@@ -124,6 +150,36 @@ def entry_name(path: tuple[Any, ...]) -> str:
 def is_text(space: spaces.Space) -> bool:
     """Whether its values are strings: a Text, or a custom space such as MiniGrid's missions."""
     return isinstance(space, spaces.Text) or getattr(space.dtype, "kind", "") == "U"
+
+
+def _space_as_json(space: spaces.Space) -> dict[str, Any]:
+    """What reading depends on: not the bounds of a Box, and not the characters of a text."""
+    if isinstance(space, spaces.Discrete):
+        return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
+    if isinstance(space, spaces.MultiDiscrete):
+        start = np.asarray(getattr(space, "start", np.zeros_like(space.nvec)))
+        return {"kind": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": start.tolist()}
+    if isinstance(space, spaces.MultiBinary):
+        return {"kind": "MultiBinary", "shape": list(space.shape)}
+    if isinstance(space, spaces.Box):
+        return {"kind": "Box", "shape": list(space.shape), "dtype": np.dtype(space.dtype).name}
+    return {"kind": "Text"}
+
+
+def _space_from_json(kind: str, **values: Any) -> spaces.Space:
+    if kind == "Discrete":
+        return spaces.Discrete(values["n"], start=values["start"])
+    if kind == "MultiDiscrete":
+        return spaces.MultiDiscrete(np.array(values["nvec"]), start=np.array(values["start"]))
+    if kind == "MultiBinary":
+        return spaces.MultiBinary(values["shape"])
+    if kind == "Text":
+        return spaces.Text(TEXT_BYTES)
+    if kind != "Box":
+        raise ValueError(f"{kind!r} is no space that a network reads")
+    dtype: Any = np.dtype(values["dtype"])
+    low, high = (np.iinfo(dtype).min, np.iinfo(dtype).max) if dtype.kind in "iu" else (-np.inf, np.inf)
+    return spaces.Box(*((0, 1) if dtype.kind == "b" else (low, high)), tuple(values["shape"]), dtype.type)
 
 
 def _entry_format(space: spaces.Space) -> tuple[ArraySpec, Callable[[Any], Any]] | None:

@@ -5,6 +5,7 @@ what can mean only one thing (a list for a tuple, an array of one number) is tak
 """
 
 from collections.abc import Mapping
+from enum import EnumMeta
 from typing import Any
 
 import numpy as np
@@ -38,16 +39,18 @@ def discrete_actions(env: Any, env_id: str) -> tuple[int, int]:
 
 
 def action_names(env: Any, first: int, num_actions: int) -> tuple[str, ...]:
-    """The names of actions `first` to `first + num_actions - 1`: Atari's meanings, or an enumeration `actions` as
-    MiniGrid has it; empty for environments that have neither."""
+    """The names of actions `first` to `first + num_actions - 1`: Atari's meanings, or the enumeration or list `actions`
+    of MiniGrid and NetHack; empty for environments that name none, or others."""
     try:
         played = env.unwrapped
         if hasattr(played, "get_action_meanings"):
-            names = played.get_action_meanings()
-        else:
+            names = list(played.get_action_meanings())
+        elif isinstance(played.actions, EnumMeta):
             names = [played.actions(first + i).name for i in range(num_actions)]
+        else:
+            names = [action.name for action in played.actions]
         is_named = len(names) == num_actions and all(isinstance(name, str) for name in names)
-    except Exception:
+    except Exception:  # of an attribute that somebody else wrote; names are only for people
         return ()
     return tuple(name.lower().replace("_", " ") for name in names) if is_named else ()
 

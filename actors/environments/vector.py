@@ -104,6 +104,10 @@ class VectorEnvironment(Protocol):
     def action_names(self) -> tuple[str, ...]:
         """What people call the actions; empty where nobody says."""
 
+    def interface(self) -> dict[str, Any]:
+        """JSON values from which `actors.environments.single.make_reader` reads an observation without this
+        environment, with `first_action`."""
+
     def take_errors(self) -> tuple[int, str]:
         """Number of failures since the last call, and the first one's traceback, whose last line names it. A failed
         environment is rebuilt; `reset` and `step` raise EnvironmentFailure only if it fails to start repeatedly."""

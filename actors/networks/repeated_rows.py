@@ -183,7 +183,7 @@ def convolve_glyphs(glyphs: Tensor, embedding: nn.Embedding, convolutions: nn.Se
 
 def embed_patches(glyphs: Tensor, embedding: nn.Embedding, layer: nn.Conv2d) -> Tensor:
     """[N, O, rows / k, columns / k], channels last: `layer` (kernel and stride k) over `glyphs` [N, rows, columns]."""
-    if glyphs.device.type != "cpu":
+    if glyphs.device.type != "cpu" or torch.compiler.is_exporting():
         return layer(embedding(glyphs.long()).movedim(-1, 1))
     assert layer.bias is not None
     side = layer.kernel_size[0]

@@ -56,7 +56,8 @@ class WordEncoder(nn.Module):
         hashes = (sums[:, 1:] - sums.gather(1, begins.clamp(max=text.shape[1]))) * unshifts
         ends = is_letter & ~nn.functional.pad(is_letter[:, 1:], (0, 1))
         order = torch.where(ends, (ends.cumsum(1) - 1).clamp(max=MAX_WORDS), MAX_WORDS)
-        words = text.new_zeros(len(text), MAX_WORDS + 1, dtype=torch.long)
+        # torch.export takes `len(text)` for a constant.
+        words = text.new_zeros(text.shape[0], MAX_WORDS + 1, dtype=torch.long)
         return words.scatter_(1, order, torch.where(ends, _bucket(hashes), 0))[:, :MAX_WORDS]
 
 

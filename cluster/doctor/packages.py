@@ -16,6 +16,7 @@ from actors.environments.lookup import HOMES
 from cluster.doctor.result import CheckResult, failed, ok
 from cluster.doctor.subject import Subject
 from cluster.run.provenance import CHECKOUT
+from configs.checks import TRACKERS
 from reward_models.interface import Asks
 
 EXTRA = re.compile(r"delphi-rl\[(.+)\]")
@@ -23,6 +24,7 @@ IMPORT_NAMES = {
     "grpcio": "grpc",
     "grpcio-health-checking": "grpc_health.v1.health",
     "grpcio-reflection": "grpc_reflection.v1alpha.reflection",
+    "mlflow-skinny": "mlflow",
     "protobuf": "google.protobuf",
     "pyyaml": "yaml",
     "setuptools": "pkg_resources",
@@ -79,7 +81,7 @@ def needed_extras(subject: Subject) -> set[str]:
         extras.add("nle")
     if plan.loads_language_model or (plan.starts_service and plan.asks is Asks.EMBEDDINGS):
         extras.add("local-llm")
-    return extras
+    return extras | (set(TRACKERS) & set(subject.config.logging.trackers))
 
 
 def _requirements(extras: set[str]) -> list[Requirement]:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from enum import Enum, EnumMeta
 from functools import partial
 from typing import Any
 
@@ -23,7 +22,7 @@ from actors.environments.factory import make_environment
 from actors.environments.gymnasium_vector import make_single
 from actors.environments.lookup import find_environment
 from actors.environments.observations import Entry, ObservationReader, entry_name, leaves
-from actors.environments.protocol import declared_space, discrete_actions, reset_result, step_result
+from actors.environments.protocol import action_names, declared_space, discrete_actions, reset_result, step_result
 from actors.environments.vector import ArraySpec
 from actors.environments.wrappers import innermost, lowest, lowest_time_limit, nethack_within
 from cluster.new_environment.things import Thing, things_of_entry, things_of_info
@@ -99,7 +98,7 @@ def look_at(env_id: str) -> Look:
             "env_id": env_id,
             "family": _family(env),
             "observation": _observation(space),
-            "actions": _action_names(env, num_actions),
+            "actions": action_names(env, first_action, num_actions),
             "num_actions": num_actions,
         }
         own_limit = lowest(spec.max_episode_steps, lowest_time_limit(env))
@@ -140,18 +139,6 @@ def captions_of_random_play(config: RunConfig, *, num_envs: int = 8, steps: int 
 def _family(env: Any) -> str:
     packages = [base.__module__.partition(".")[0] for base in type(innermost(env)).__mro__]
     return next((name for package, name in FAMILIES.items() if package in packages), "")
-
-
-def _action_names(env: Any, number: int) -> tuple[str, ...]:
-    """The names that Atari, MiniGrid and NetHack give to actions; empty if the environment names none, or others."""
-    try:
-        inner = env.unwrapped
-        named = inner.get_action_meanings() if hasattr(inner, "get_action_meanings") else getattr(inner, "actions", ())
-        is_named = isinstance(named, EnumMeta | list | tuple)
-        names = tuple(action.name if isinstance(action, Enum) else str(action) for action in named) if is_named else ()
-    except Exception:  # of an attribute that somebody else wrote; names are only for people
-        return ()
-    return names if len(names) == number else ()
 
 
 def _inner_limit(env: Any) -> float | None:

@@ -35,6 +35,7 @@ class RunDirectory:
         self.evaluations = path / "evaluations"  # the games that were played in evaluations
         self.log = path / "log.txt"
         self.summary = path / "summary.json"
+        self.trackers = path / "trackers.json"
         self._metrics = path / "metrics.jsonl"
         self._lock: IO[str] | None = None
 
@@ -173,6 +174,8 @@ def _begin_anew(run: RunDirectory, resolved: dict[str, Any]) -> None:
     is_same = False
     with contextlib.suppress(ConfigError):
         is_same = not experiment_diff(_saved_config(run.path / "config.json"), resolved)
+    if not is_same:
+        run.trackers.unlink(missing_ok=True)  # another experiment is another tracked run
     if not is_same and run.captions.exists():
         for ending in ("", "-wal", "-shm"):  # with SQLite's own files
             old = Path(f"{run.captions}{ending}")

@@ -20,6 +20,7 @@ from cluster.plan import RunPlan
 from cluster.run.directory import write_atomically
 from cluster.run.session import RunSession
 from configs.errors import one_line
+from llm_server.child_process import own_search_path
 
 LOG = logging.getLogger(__name__)
 METRICS = {"in_game_score": "in-game score", "success": "success", "return": "episode return"}
@@ -109,7 +110,7 @@ def _run_evaluation(session: RunSession, seconds: float) -> dict[str, Any]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=output,
-            env=os.environ | environment_of_children(),
+            env=os.environ | own_search_path(),
             start_new_session=True,
         )
     try:
@@ -130,12 +131,6 @@ def _run_evaluation(session: RunSession, seconds: float) -> dict[str, Any]:
     if process.returncode:
         raise RuntimeError(f"it ended with exit code {process.returncode}: {_last_line(log)}")
     return json.loads(report.splitlines()[-1])
-
-
-def environment_of_children() -> dict[str, str]:
-    """Variables with which a Python child can import what this process can, the modules of the user's environments
-    included."""
-    return {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path), "PYTHONSAFEPATH": "1"}
 
 
 def _last_line(log: Path) -> str:

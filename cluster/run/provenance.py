@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 CHECKOUT = Path(__file__).parents[2]
-PACKAGES = ("torch", "ray", "transformers", "nle", "minihack", "minigrid", "gymnasium", "numpy", "grpcio")
+PACKAGES = ("delphi-rl", "torch", "ray", "transformers", "nle", "minihack", "minigrid", "gymnasium", "numpy", "grpcio")
 
 
 def commit() -> str | None:

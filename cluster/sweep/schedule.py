@@ -23,11 +23,11 @@ from ray.exceptions import RayError, TaskCancelledError
 from cluster.on_ray.driver import own_signals
 from cluster.on_ray.learner import remote_cause
 from cluster.run.directory import write_atomically
-from cluster.run.outcome import environment_of_children
 from cluster.sweep.sweep_file import PlannedRun, Sweep
 from cluster.sweep.trial import STOPPED
 from configs.checks import ConfigError
 from configs.loading import to_dict
+from llm_server.child_process import own_search_path
 
 STOP_BUDGET_S = 60.0
 """For the checkpoint of a run that is asked to stop."""
@@ -118,7 +118,7 @@ def _environment() -> dict[str, str]:
     """Without what ties this process to its Ray worker."""
     kept = ("RAY_AUTH_", "RAY_USAGE_")
     left_out = [name for name in os.environ if name.startswith("RAY_") and not name.startswith(kept)]
-    return {name: value for name, value in os.environ.items() if name not in left_out} | environment_of_children()
+    return {name: value for name, value in os.environ.items() if name not in left_out} | own_search_path()
 
 
 def _stop_with_parent() -> None:

@@ -113,6 +113,16 @@ class NetHackEnvironment(RebuildingVector):
         game = self._games[0]
         return () if game.is_wrapped else tuple(name_of(int(key)) for key in game.env.actions[: self.spec.num_actions])
 
+    def interface(self) -> dict[str, Any]:
+        """See `VectorEnvironment`."""
+        view = self._view
+        return {
+            "kind": "nethack",
+            "first_action": 0,
+            "view": {"entry": view.entry, "layers": list(view.layers), "size": list(view.spec.shape[:2])},
+            "copied": {name: list(self.spec.observations[name].shape) for name in self._copied},
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """How many games each environment has started: NetHack cannot save a running game for another engine."""
         return {"exact": False, "episodes": self._episodes.copy()}

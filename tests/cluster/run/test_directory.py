@@ -67,14 +67,17 @@ def test_before_the_first_checkpoint_any_settings_will_do_and_captions_met_with_
     record_provenance(run, epoch, "abc")
     run.release()
     run.captions.write_bytes(b"first")
+    run.trackers.write_text("{}")
     Path(f"{run.captions}-wal").write_bytes(b"log")
     (run.checkpoints / ".saving-step_9").mkdir(parents=True)
     open_run(config, "xyz")[0].release()
     assert run.captions.read_bytes() == b"first", "the same settings: the same captions"
+    assert run.trackers.exists(), "and the same tracked run"
     changed = dataclasses.replace(config, learner=dataclasses.replace(config.learner, gamma=0.5), seed=7)
     for content in (b"second", b"third"):
         open_run(changed)[0].release()
         assert not list(run.path.glob("captions.sqlite*"))
+        assert not run.trackers.exists()
         run.captions.write_bytes(content)
         changed = dataclasses.replace(changed, seed=changed.seed + 1)
     assert [(path.name, path.read_bytes()) for path in run.path.glob("captions.superseded*")] == [
