@@ -14,7 +14,7 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 def _head(results: Mapping[str, Any]) -> Iterator[str]:
     on = results["machine"]
-    commits = ", ".join(f"`{commit[:10]}`" for commit in results["commits"]) or "none"
+    commits = ", ".join(f"`{_short(commit)}`" for commit in results["commits"]) or "none"
     yield f"# {results['title']}: results"
     yield ""
     yield (
@@ -31,7 +31,8 @@ def _head(results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _all_tasks(results: Mapping[str, Any]) -> Iterator[str]:
-    if len(results["tasks"]) < 2:
+    is_comparable = all(row["profile"] for row in results["all_tasks"].values())  # returns of two games are not
+    if len(results["tasks"]) < 2 or not is_comparable:
         return
     yield from ("", "## All tasks", "", f"| arm | {results['metric']} | solved | tasks |", "|---|---|---|---|")
     for arm, row in results["all_tasks"].items():
@@ -75,6 +76,12 @@ def _comparisons(results: Mapping[str, Any]) -> Iterator[str]:
             " counted half, averaged over tasks; p is of the one-sided permutation test of the means within tasks;"
             " Holm's correction is over this table's rows."
         )
+
+
+def _short(commit: str) -> str:
+    """Ten digits, and the mark of a changed checkout."""
+    digits, *mark = commit.partition("-")
+    return digits[:10] + "".join(mark)
 
 
 def interval(figure: Mapping[str, float]) -> str:

@@ -20,7 +20,13 @@ import tenacity
 from configs.paths import path_argument
 from llm_server.annotation import Caption, CaptionPair, JudgedCaption, JudgedPair, Status
 from llm_server.offline.caption_file import read_counted
-from llm_server.offline.judge_flags import OfflineJudgeClient, add_judge_flags, opened_judge, read_judge_flags
+from llm_server.offline.judge_flags import (
+    ITEMS_PER_REQUEST,
+    OfflineJudgeClient,
+    add_judge_flags,
+    opened_judge,
+    read_judge_flags,
+)
 from llm_server.offline.judgement_file import JudgementFile, Provenance, caption_of, read_judgements, read_provenance
 from llm_server.progress import progress
 from llm_server.rubrics.rubric import Rubric
@@ -28,8 +34,6 @@ from llm_server.standard_output import guarded, output_may_be_lost
 
 DRAWS_AT_ONCE = 4096
 LEAST_NEW_FRACTION = 0.05
-ITEMS_PER_REQUEST = 64
-"""Two batches of the usual size: few items are asked again after a kill."""
 NUM_ATTEMPTS = 5
 """Attempts of one request to an unavailable service; with the pauses between them, half a minute."""
 Item = TypeVar("Item")

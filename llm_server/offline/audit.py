@@ -20,7 +20,8 @@ from llm_server.offline.audit_metrics import (
     pair_agreement,
 )
 from llm_server.offline.caption_file import LabelledCaption
-from llm_server.offline.judge_flags import MAX_ITEMS_PER_REQUEST, OfflineJudgeClient
+from llm_server.offline.judge_flags import ITEMS_PER_REQUEST, OfflineJudgeClient
+from llm_server.progress import progress
 from llm_server.rubrics.rubric import Rubric
 
 WARM_UP_CAPTIONS = 32
@@ -43,13 +44,13 @@ def audit_judge(
     """
     captions = without_examples(labelled, [example.item for example in rubric.examples])
     said = judge.describe()
-    size = min(MAX_ITEMS_PER_REQUEST, said.max_items_per_request)
+    size = min(ITEMS_PER_REQUEST, said.max_items_per_request)
     texts = [caption.text for caption in captions]
     others = shuffled_words(texts, WARM_UP_CAPTIONS + max(0, num_timed - len(texts)), seed)
-    _ask(judge.annotate, [text.encode() for text in others[:WARM_UP_CAPTIONS]], size)
+    _ask("warm-up", judge.annotate, [text.encode() for text in others[:WARM_UP_CAPTIONS]], size)
     timed = [text.encode() for text in texts + others[WARM_UP_CAPTIONS:]]
     began = time.perf_counter()
-    judgements = _ask(judge.annotate, timed, size)
+    judgements = _ask("captions", judge.annotate, timed, size)
     seconds = time.perf_counter() - began
     judged = judgements[: len(captions)]
     probabilities = np.array([j.probability if j.status is Status.OK else np.nan for j in judged])
@@ -159,7 +160,7 @@ def _pair_metrics(
         remark = f"{len(chosen)} pairs of a positive and a negative caption, both orders"
     pairs = [(first.encode(), second.encode()) for first, second in chosen]
     began = time.perf_counter()
-    judgements = _ask(judge.annotate_pairs, pairs, max(1, size))
+    judgements = _ask("pairs", judge.annotate_pairs, pairs, max(1, size))
     seconds = time.perf_counter() - began
     answered = [judgement for judgement in judgements if judgement.status is Status.OK]
     found = pair_agreement(np.array([j.preference for j in answered]), np.array([j.position_bias for j in answered]))
@@ -172,9 +173,13 @@ def _pair_metrics(
     }
 
 
-def _ask(ask: Callable[..., list[Answer]], items: Sequence[Any], size: int) -> list[Answer]:
-    batches = (items[start : start + size] for start in range(0, len(items), size))
-    return [answer for batch in batches for answer in ask(batch, bypass_store=True)]
+def _ask(what: str, ask: Callable[..., list[Answer]], items: Sequence[Any], size: int) -> list[Answer]:
+    answers: list[Answer] = []
+    with progress(what, len(items)) as advance:
+        for start in range(0, len(items), size):
+            answers += ask(items[start : start + size], bypass_store=True)
+            advance(len(answers) - start)
+    return answers
 
 
 def _folded(text: str) -> str:

@@ -30,8 +30,8 @@ CREDENTIAL_FLAGS = {
 }
 DEFAULT_RUBRIC = "nethack_progress"
 REQUEST_TIMEOUT_S = 600.0
-MAX_ITEMS_PER_REQUEST = 256
-"""Several batches of any engine, and few enough to be answered within the time-out."""
+ITEMS_PER_REQUEST = 64
+"""Two batches of the usual size: progress is told often, and few items are asked again after a kill."""
 OfflineJudgeClient: TypeAlias = "AnnotationClient | InProcessClient"
 
 
