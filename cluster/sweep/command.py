@@ -38,8 +38,11 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from cluster.sweep.results import is_done
     from cluster.sweep.sweep_file import read_sweep, selected
 
-    if arguments.jobs < 0:
-        raise ConfigError(f"--jobs: got {arguments.jobs}, wanted at least 0")
+    for name, least in (("jobs", 0), ("seeds", 1)):
+        if (number := getattr(arguments, name)) is not None and number < least:
+            raise ConfigError(f"--{name}: got {number}, wanted at least {least}")
+    if arguments.jobs and arguments.address:
+        raise ConfigError("--jobs: got it with --address, whose cluster has as many CPUs as it has; give one of them")
     file = Path(arguments.file)
     out = Path(arguments.out or Path("runs") / "sweeps" / file.absolute().parent.name).absolute()
     whole = read_sweep(file)

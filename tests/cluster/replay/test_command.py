@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -102,9 +103,14 @@ class Terminal:
             stderr=slave,
             env=environment,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that it is interrupted by Ctrl-C
+            preexec_fn=self._heed_ctrl_c,
         )
         self.slave, self.shown = slave, ""
+
+    @staticmethod
+    def _heed_ctrl_c() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in the background of a shell
 
     def wait_for(self, pattern: str) -> None:
         deadline = time.monotonic() + 60

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,9 @@ def test_a_folder_that_cannot_be_written_costs_nothing_else(tmp_path: Path, capl
 def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", *NETHACK[:1], "env.max_episode_steps=4000")
     command = [sys.executable, "-m", "cluster.verbs.evaluate", run, "--episodes", "2", "--envs", "2", "--json"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # Where the tests run in the background of a shell, they and their children ignore Ctrl-C.
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=heeds)
     assert process.stderr is not None
     deadline = time.monotonic() + 120
     while "playing 2 episodes: blind" not in (line := process.stderr.readline()):

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from cluster.sweep import schedule
+from cluster.sweep.command import main
 from tests.run_processes import ROOT, wait_until
 
 FILE = """
@@ -108,3 +111,14 @@ def test_listing_runs_nothing(tmp_path: Path) -> None:
     )
     assert compared.returncode == 2
     assert "has no sweep.yaml; give the folder that `delphi sweep` wrote" in compared.stderr
+
+
+def test_numbers_that_cannot_be_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sweep.yaml").write_text(FILE)
+    for options, message in (
+        (["--seeds", "0"], "--seeds: got 0, wanted at least 1"),
+        (["--jobs", "-1"], "--jobs: got -1, wanted at least 0"),
+        (["--jobs", "2", "--address", "auto"], "--jobs: got it with --address"),
+    ):
+        assert main([str(tmp_path / "sweep.yaml"), *options]) == 2
+        assert message in capsys.readouterr().err
