@@ -12,8 +12,8 @@ from cluster.report.reading import RunRecord
 Facts = list[tuple[str, str]]
 """Term and description."""
 SOURCE = (
-    "After Gilbert, Dean, Zick and Lambert, “Choices, Risks, and Reward Reports” (2022): what a system optimises, by"
-    " whom that is judged, and how it changes, written down beside its results."
+    "After “Reward Reports for Reinforcement Learning” (Gilbert et al. 2022, arXiv 2204.10817): what a system"
+    " optimises, by whom that is judged, and how it changes, written down beside its results."
 )
 HOW = {
     "retrieval": "the judge's own answer about the caption",
