@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.sweep.compare import SWEEP_FILE
 from configs.checks import ConfigError
 from configs.paths import path_argument
 from llm_server.standard_output import guarded, output_may_be_lost
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _sweep(arguments: argparse.Namespace) -> int:
     from cluster.run.session import StopRequest
-    from cluster.sweep.compare import SWEEP_FILE, write_comparison
+    from cluster.sweep.compare import write_comparison
     from cluster.sweep.results import is_done
     from cluster.sweep.sweep_file import read_sweep, selected
 
@@ -44,7 +45,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     if arguments.jobs and arguments.address:
         raise ConfigError("--jobs: got it with --address, whose cluster has as many CPUs as it has; give one of them")
     file = Path(arguments.file)
-    out = Path(arguments.out or Path("runs") / "sweeps" / file.absolute().parent.name).absolute()
+    out = (Path(arguments.out) if arguments.out else default_out(file)).absolute()
     whole = read_sweep(file)
     sweep = selected(whole, arguments.tasks or [], arguments.arms or [], arguments.seeds)
     runs = list(sweep.runs(out))
@@ -79,6 +80,12 @@ def _sweep(arguments: argparse.Namespace) -> int:
         failed = f" ({progress.num_failed} failed)" if progress.num_failed else ""
         _say(f"{unfinished} of {len(runs)} runs are not done{failed}; the same command continues")
     return 1 if unfinished else 0
+
+
+def default_out(file: Path) -> Path:
+    """runs/sweeps/ and the folder of a file called sweep.yaml, else that and the file's own name."""
+    folder = file.absolute().parent.name
+    return Path("runs") / "sweeps" / (folder if file.name == SWEEP_FILE else f"{folder}_{file.stem}")
 
 
 class Progress:
@@ -141,13 +148,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Train every arm of a sweep file on every task with every seed, as Ray tasks, evaluate the runs on"
         " held-out episodes, and compare the arms. Running the same command again continues.",
         epilog="examples:\n"
-        "  delphi sweep docs/results/sparse_tasks/sweep.yaml --list\n"
-        "  delphi sweep docs/results/sparse_tasks/sweep.yaml --jobs 2 --seeds 3\n"
+        "  delphi sweep docs/results/minihack/sweep.yaml --list\n"
+        "  delphi sweep docs/results/minihack/sweep.yaml --jobs 2 --seeds 3\n"
         "  ray job submit ... -- python -m cluster.sweep.command SWEEP.yaml --address auto --out /shared/sweep",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", type=path_argument, metavar="FILE", help="the sweep file (docs/sweeps.md)")
-    out = "folder of the runs and results (default: runs/sweeps/<folder of FILE>)"
+    out = "folder of the runs and results (default: runs/sweeps/ and the folder of FILE)"
     parser.add_argument("--out", type=path_argument, metavar="DIR", help=out)
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks")
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these arms")

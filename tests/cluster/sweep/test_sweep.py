@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster.sweep import schedule
-from cluster.sweep.command import main
+from cluster.sweep.command import default_out, main
 from tests.run_processes import ROOT, wait_until
 
 FILE = """
@@ -122,3 +122,8 @@ def test_numbers_that_cannot_be_are_refused(tmp_path: Path, capsys: pytest.Captu
     ):
         assert main([str(tmp_path / "sweep.yaml"), *options]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_two_sweep_files_of_one_folder_have_folders_of_their_own() -> None:
+    assert default_out(Path("results/tasks/sweep.yaml")) == Path("runs/sweeps/tasks")
+    assert default_out(Path("results/tasks/pilot.yaml")) == Path("runs/sweeps/tasks_pilot")
