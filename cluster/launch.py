@@ -32,7 +32,7 @@ from typing import Any
 
 from actors.environments.errors import EnvironmentFailure, traceback_of
 from cluster.doctor.environment import weigh_penalties
-from cluster.on_ray.orphans import OrphanWatch, end_orphans
+from cluster.on_ray.orphans import OrphanWatch
 from cluster.on_ray.placement import Interrupted
 from cluster.run import temporary
 from cluster.run.console import Console
@@ -64,10 +64,7 @@ def launch(config: RunConfig) -> int:
         raise ConfigError(f"{error}{_keep_traceback(config, error.__cause__)}") from None
     run, run_epoch = open_run(config, rubric_hash)
     try:
-        sessions = temporary.ray_directory(config.run_dir)
-        end_orphans(temporary.temporary_directory(config.run_dir), sessions)
-        temporary.sweep(config.run_dir)
-        directory = temporary.enter(config.run_dir)
+        directory, sessions = temporary.begin(config.run_dir)
         log_to_file(run.log)
         record_provenance(run, run_epoch, rubric_hash)
         word = "starts" if run_epoch == 1 else f"continues (epoch {run_epoch})"

@@ -36,7 +36,7 @@ def main(folder: str, command: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: os.write(wake, b"."))
     try:
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, env=os.environ | {"TMPDIR": folder}, preexec_fn=_end_with_parent
+            command, stdin=subprocess.DEVNULL, env=os.environ | {"TMPDIR": folder}, preexec_fn=end_with_parent
         )
     except OSError as error:
         print(f"{command[0]} cannot be run: {error}", file=sys.stderr)
@@ -61,8 +61,9 @@ def _wait_for_end_of_input() -> None:
         pass
 
 
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def end_with_parent(number: int = signal.SIGKILL) -> None:
+    """Have this process sent signal `number` when the thread that started it ends; for `preexec_fn`."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def _end_group() -> None:

@@ -15,16 +15,12 @@ import numpy as np
 import safetensors.torch
 
 from actors.environments.factory import make_environment
-from actors.policy import PolicyNet, load_weights
 from cluster.export.model_card import policy_card, reward_card
 from cluster.plan import build_model, embedding_goals, plan_run
-from cluster.run.directory import RunDirectory, find_run
+from cluster.run.directory import RunDirectory
+from cluster.run.evaluation import load_subject, policy_net
 from cluster.run.provenance import packages
-from configs.checks import ConfigError
-from configs.errors import one_line
-from configs.loading import from_dict
 from configs.schema import RunConfig
-from learner.checkpoint import load_latest
 from learner.checkpoint_format import encode_tree
 from learner.exported import CONFIG, FORMAT_VERSION, POLICY_FORMAT, REWARD_FORMAT, WEIGHTS, spec_as_json
 from llm_server.offline.caption_file import read_archive
@@ -41,18 +37,11 @@ def write_policy(
 ) -> None:
     """The newest policy of a run. `evaluation`: a report of `delphi eval`; None takes that of the run's summary, if it
     is of this checkpoint. Raises ValueError where there is none, and CheckpointError."""
-    run, config, state = _trained(run_dir)
+    subject = load_subject(run_dir)
+    run, config, steps = subject.run, subject.config, subject.env_steps
     env = make_environment(config.env, num_envs=1, run_seed=0, worker_index=0, stream="export", policy=config.policy)
     with contextlib.closing(env):
-        net, interface = PolicyNet(env.spec, config.policy), env.interface()
-        try:
-            load_weights(net, state["learner"]["weights"])
-        except RuntimeError as error:
-            raise ConfigError(
-                f"the checkpoint's policy does not fit {config.env.id} as it is here ({one_line(error, 300)}); take the"
-                " versions that it was trained with (provenance.json)"
-            ) from None
-    steps = state["loop"]["env_steps"]
+        net, interface, names = policy_net(subject, env.spec), env.interface(), env.action_names()
     saved = {
         "format": POLICY_FORMAT,
         "format_version": FORMAT_VERSION,
@@ -63,7 +52,7 @@ def write_policy(
         "interface": interface,
         "observations": {entry: spec_as_json(spec) for entry, spec in env.spec.observations.items()},
         "num_actions": env.spec.num_actions,
-        "action_names": list(env.action_names()) or [str(number) for number in range(env.spec.num_actions)],
+        "action_names": list(names) or [str(number) for number in range(env.spec.num_actions)],
         "training": _training_facts(run, config, steps),
     }
     if portable:
@@ -77,13 +66,14 @@ def write_policy(
 
 def write_reward(run_dir: str, folder: Path, name: str, license_: str) -> None:
     """The reward model of a run's newest checkpoint. Raises ValueError where there is none, and CheckpointError."""
-    run, config, state = _trained(run_dir)
-    if config.reward_model.name == "none" or not state["annotation"]:
+    subject = load_subject(run_dir)
+    run, config, annotation = subject.run, subject.config, subject.annotation
+    if config.reward_model.name == "none" or not annotation:
         raise ValueError(f"{run_dir} has no reward model (reward_model.name={config.reward_model.name})")
     model = build_model(config)
     if model.takes_goals:
         config = replace(config, reward_model=replace(config.reward_model, goals=embedding_goals(config)))
-    trainer = state["annotation"]["trainer"]
+    trainer = annotation["trainer"]
     table = saved_table(trainer, 0)
     tree, tensors = encode_tree(
         {"model": _scoring_state(model, trainer["model"]), "ids": table.ids, "rewards": table.rewards}, "reward"
@@ -98,18 +88,9 @@ def write_reward(run_dir: str, folder: Path, name: str, license_: str) -> None:
         "num_captions": len(table) - 1,
         "accuracy": trainer["figures"].get("accuracy"),
         "state": tree,
-        "training": _training_facts(run, config, state["loop"]["env_steps"]),
+        "training": _training_facts(run, config, subject.env_steps),
     }
     _write(folder, saved, tensors, reward_card(name, license_, saved, _most_paid(run, table)))
-
-
-def _trained(run_dir: str) -> tuple[RunDirectory, RunConfig, dict[str, Any]]:
-    run, saved = find_run(run_dir)
-    state = load_latest(run.checkpoints, parts=("learner", "annotation", "loop"))
-    if state is None:
-        advice = "train it for a while, or stop it with Ctrl-C, which writes one"
-        raise ConfigError(f"{run_dir} has no complete checkpoint yet; {advice}")
-    return run, from_dict(saved), state
 
 
 def _scoring_state(model: RewardModel, state: Mapping[str, Any]) -> dict[str, Any]:

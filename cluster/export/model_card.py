@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-PLAYERS = ("policy", "blind", "random")
+from cluster.run.evaluation import PLAYERS
 
 
 def policy_card(name: str, license_: str, config: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:

@@ -57,37 +57,41 @@ def train_on_ray(session: RunSession) -> dict[str, Any]:
 
 
 def _connect(config: RunConfig, spec: EnvironmentSpec, temporary: Path, say: Callable[[str], None]) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Actors hide GPUs themselves; Ray's own way prints warnings.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     cluster = config.cluster
-    with own_signals():
-        if cluster.mode == "connect":
-            try:
-                context = ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.WARNING)
-            except ConnectionError as error:
-                raise RunFailed(
-                    f"cluster.address={cluster.address}: no Ray cluster answers there ({error}); start one with"
-                    " `ray start --head`"
-                ) from None
-        else:
-            with provisioned(temporary):
-                sessions = ray_directory(config.run_dir)
-                sessions.parent.mkdir(mode=0o700, exist_ok=True)
-                context = ray.init(
-                    address="local",  # regardless of RAY_ADDRESS
-                    include_dashboard=cluster.dashboard,
-                    object_store_memory=object_store_bytes(config, spec),
-                    log_to_driver=False,
-                    logging_level=logging.WARNING,
-                    _temp_dir=str(sessions),
-                )
+    if cluster.mode == "connect":
+        try:
+            context = start_ray(address=cluster.address)
+        except ConnectionError as error:
+            raise RunFailed(
+                f"cluster.address={cluster.address}: no Ray cluster answers there ({error}); start one with"
+                " `ray start --head`"
+            ) from None
+    else:
+        with provisioned(temporary):
+            context = start_ray(
+                include_dashboard=cluster.dashboard,
+                object_store_memory=object_store_bytes(config, spec),
+                _temp_dir=str(ray_directory(config.run_dir)),
+            )
     if context.dashboard_url:
         say(f"Ray dashboard: http://{context.dashboard_url}")
 
 
+def start_ray(*, address: str = "local", _temp_dir: str | None = None, **options: Any) -> Any:
+    """`ray.init` of the cluster at `address`, or of this process's own, regardless of RAY_ADDRESS, with its session in
+    `_temp_dir`; this process keeps its signal handlers. Raises ConnectionError."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Tasks and actors hide GPUs themselves; Ray's own way prints warnings.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if _temp_dir is not None:
+        Path(_temp_dir).parent.mkdir(mode=0o700, exist_ok=True)
+        options["_temp_dir"] = _temp_dir
+    with _own_signals():
+        return ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **options)
+
+
 @contextlib.contextmanager
-def own_signals() -> Iterator[None]:
+def _own_signals() -> Iterator[None]:
     """For use around `ray.init`: keeps the handler of SIGTERM, which Ray replaces by one that exits without a
     checkpoint, and blocks SIGHUP in the processes that Ray starts, because a closing terminal would end them before the
     driver can stop."""

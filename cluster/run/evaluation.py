@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from actors.environments.factory import make_environment
-from actors.environments.vector import VectorEnvironment
+from actors.environments.vector import EnvironmentSpec, VectorEnvironment
 from actors.policy import PolicyNet, load_weights
 from cluster.run.directory import RunDirectory, find_run
 from cluster.run.kept_games import KeptGames, subject_hash
@@ -68,6 +68,20 @@ def load_subject(run_dir: str) -> Subject:
         annotation=state.get("annotation") or {},
         env_steps=state["loop"]["env_steps"],
     )
+
+
+def policy_net(subject: Subject, spec: EnvironmentSpec) -> PolicyNet:
+    """The run's policy for its environment. Raises ConfigError where they do not fit."""
+    config = subject.config
+    net = PolicyNet(spec, config.policy)
+    try:
+        load_weights(net, subject.weights)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"the checkpoint's policy does not fit {config.env.id} and config.json as they are here"
+            f" ({one_line(error, 300)}); take the versions that it was trained with (provenance.json)"
+        ) from None
+    return net
 
 
 def kept_games(subject: Subject, games: Games) -> KeptGames:
@@ -135,16 +149,7 @@ class Evaluation:
             frequencies = self._played["policy"].frequencies
             assert frequencies is not None
             return BlindPlayer(frequencies, num_envs, seed)
-        config = self._subject.config
-        net = PolicyNet(env.spec, config.policy)
-        try:
-            load_weights(net, self._subject.weights)
-        except RuntimeError as error:
-            raise ConfigError(
-                f"the checkpoint's policy does not fit {config.env.id} and config.json as they are here"
-                f" ({one_line(error, 300)}); take the versions that it was trained with (provenance.json)"
-            ) from None
-        return PolicyPlayer(net, num_envs, seed)
+        return PolicyPlayer(policy_net(self._subject, env.spec), num_envs, seed)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from cluster.on_ray.orphans import end_orphans
+
 NAME = re.compile(r"delphi-\d+-[0-9a-f]{10}")
 SHORT_ROOT = Path("/tmp")
 MAX_SOCKET_BYTES = 107
@@ -55,6 +57,15 @@ def ray_directory(run_dir: str) -> Path:
     directory = temporary_directory(run_dir)
     fits = len(os.fsencode(directory / LONGEST_SOCKET)) <= MAX_SOCKET_BYTES or not SHORT_ROOT.is_dir()
     return (directory if fits else SHORT_ROOT / directory.name) / "ray"
+
+
+def begin(run_dir: str) -> tuple[Path, Path]:
+    """End what a killed process of this run left behind, and enter a new directory; that, and the folder for the
+    sessions of the run's own cluster. Requires the run's lock."""
+    sessions = ray_directory(run_dir)
+    end_orphans(temporary_directory(run_dir), sessions)
+    sweep(run_dir)
+    return enter(run_dir), sessions
 
 
 def enter(run_dir: str) -> Path:

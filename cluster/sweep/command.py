@@ -53,7 +53,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
         for run in runs:
             print(f"{'done' if is_done(run, sweep) else 'to do'}  {run.place}")
         return 0
-    with _entered(out) as sessions, StopRequest(_say) as stop:
+    with _entered(out, starts_cluster=not arguments.address) as sessions, StopRequest(_say) as stop:
         left = [run for run in runs if not is_done(run, sweep)]
         _say(f"{len(runs)} runs in {out}: {len(runs) - len(left)} done, {len(left)} to do")
         if file.absolute() != (out / SWEEP_FILE).absolute():
@@ -62,13 +62,12 @@ def _sweep(arguments: argparse.Namespace) -> int:
         if left:
             from cluster.sweep.schedule import run_all  # imports Ray, after the token is set
 
-            own = None if arguments.address else sessions
             run_all(
                 left,
                 sweep,
                 address=arguments.address,
                 jobs=arguments.jobs,
-                sessions=own,
+                sessions=sessions,
                 on_end=progress.ended,
                 stop_requested=lambda: stop.requested,
             )
@@ -112,10 +111,10 @@ class Progress:
 
 
 @contextlib.contextmanager
-def _entered(out: Path) -> Iterator[Path]:
-    """The output folder, locked, with a temporary directory and a token for a Ray cluster of this process; yields the
-    folder for that cluster's session."""
-    from cluster.on_ray.orphans import OrphanWatch, end_orphans
+def _entered(out: Path, *, starts_cluster: bool) -> Iterator[Path | None]:
+    """The output folder, locked; for a sweep that starts its own Ray cluster, with a token and a watch for that, and
+    yields the folder for its session."""
+    from cluster.on_ray.orphans import OrphanWatch
     from cluster.run import temporary
     from cluster.run.directory import lock
 
@@ -125,11 +124,10 @@ def _entered(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise ConfigError(f"--out: cannot write {out}: {error.strerror}; choose another --out") from None
     with held:
-        sessions = temporary.ray_directory(str(out))
-        end_orphans(temporary.temporary_directory(str(out)), sessions)
-        temporary.sweep(str(out))
-        directory = temporary.enter(str(out))
-        sessions.parent.mkdir(mode=0o700, exist_ok=True)
+        if not starts_cluster:
+            yield None
+            return
+        directory, sessions = temporary.begin(str(out))
         temporary.use_private_token(directory)
         try:
             with OrphanWatch(directory, sessions):

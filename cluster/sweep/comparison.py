@@ -13,7 +13,7 @@ from cluster.sweep.statistics import Strata, estimate, holm, improvement, permut
 from cluster.sweep.sweep_file import Sweep
 
 FIGURES = ("policy", "over_training", "blind", "per_1000_steps", "intrinsic_per_1000_steps", "state_information")
-"""Of a row in a task: means over runs with intervals (interquartile means)."""
+"""Of a row in a task: interquartile means over runs with intervals; None where a run lacks the figure."""
 LEVELS = [round(level / 20, 2) for level in range(20)]
 """Of the performance profile, for metrics that lie in [0, 1]."""
 
@@ -62,8 +62,13 @@ def _in_task(strata: Sequence[Sequence[Run]], solved: float) -> dict[str, Any]:
         "solved_at": [run["solved_at"] for run in runs],
         "labels": float(np.mean(labels)) if labels else None,
         "seconds": float(np.mean([run["time_s"] for run in runs])),
-        **{figure: estimate(_values(strata, figure)) for figure in FIGURES},
+        **{figure: _estimate(strata, figure) for figure in FIGURES},
     }
+
+
+def _estimate(strata: Sequence[Sequence[Run]], figure: str) -> dict[str, float] | None:
+    is_whole = all(run[figure] is not None for stratum in strata for run in stratum)
+    return estimate(_values(strata, figure)) if is_whole else None
 
 
 def _over_tasks(row: Row, sweep: Sweep, lie_in_unit: bool) -> dict[str, Any]:

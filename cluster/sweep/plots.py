@@ -40,7 +40,8 @@ def _curves(results: Mapping[str, Any], path: Path) -> Path:
     names = list(results["all_tasks"])
     for task, place in zip(tasks, axes.flat, strict=False):
         for name in names:
-            curves = [run["curve"] for run in results["runs"] if run["task"] == task and run["arm"] == name]
+            of_arm = [run for run in results["runs"] if (run["task"], run["arm"]) == (task, name)]
+            curves = [run["curve"] for run in of_arm if run["curve"]]
             if curves:
                 _curve(place, curves, f"C{names.index(name)}", name)
         place.set(title=task, xlabel="environment steps", ylabel=f"{results['metric']} in training")

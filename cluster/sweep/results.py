@@ -57,7 +57,7 @@ def _read(run: PlannedRun, sweep: Sweep) -> dict[str, Any]:
     policy = evaluation["policy"]
     if sweep.metric not in policy:
         raise ConfigError(f"metric: got {sweep.metric!r}, but the evaluation of {run_dir} has {', '.join(policy)}")
-    curve = [(line["env_steps"], line.get(f"episode_{_of_training(sweep.metric)}_mean") or 0.0) for line in lines]
+    curve = _curve(lines, sweep.metric)
     answers, seconds = summary.get("annotations_total"), summary["time_s"]
     return {
         "env_steps": summary["env_steps"],
@@ -65,7 +65,7 @@ def _read(run: PlannedRun, sweep: Sweep) -> dict[str, Any]:
         "commit": _json(run_dir / "provenance.json")[-1]["commit"],
         **{player: evaluation[player][sweep.metric]["mean"] for player in ("policy", "blind", "random")},
         "per_1000_steps": 1000 * policy[sweep.metric]["mean"] / policy["length"]["mean"],
-        "over_training": float(np.mean([value for _, value in curve])),
+        "over_training": float(np.mean([value for _, value in curve])) if curve else None,
         "solved_at": next((steps for steps, value in curve if value >= sweep.solved), None),
         "intrinsic_per_1000_steps": 1000 * _mean(late, "intrinsic_reward_mean"),
         "state_information": _mean(late, "policy_state_information"),
@@ -81,9 +81,11 @@ def _read(run: PlannedRun, sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def _of_training(metric: str) -> str:
-    """The name of an evaluation's metric among those of training (`episode_…_mean`)."""
-    return "return_extrinsic" if metric == "return" else metric
+def _curve(lines: Iterable[Mapping[str, Any]], metric: str) -> list[tuple[int, float]]:
+    """(environment steps, mean over the last episodes) of an evaluation's metric in training, from the first line on
+    that defines it; empty for a metric that training does not record."""
+    name = f"episode_{'return_extrinsic' if metric == 'return' else metric}_mean"
+    return [(line["env_steps"], line[name]) for line in lines if line.get(name) is not None]
 
 
 def _mean(lines: Iterable[Mapping[str, Any]], name: str) -> float:

@@ -5,28 +5,27 @@ the runs' last checkpoints. A run is asked to stop, and so writes a checkpoint, 
 """
 
 import contextlib
-import ctypes
 import json
-import logging
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray.exceptions import RayError, TaskCancelledError
 
-from cluster.on_ray.driver import own_signals
+from cluster.on_ray.driver import start_ray
 from cluster.on_ray.learner import remote_cause
 from cluster.run.directory import write_atomically
 from cluster.sweep.sweep_file import PlannedRun, Sweep
 from cluster.sweep.trial import STOPPED
 from configs.checks import ConfigError
 from configs.loading import to_dict
+from llm_server.child_guard import end_with_parent
 from llm_server.child_process import own_search_path
 
 STOP_BUDGET_S = 60.0
@@ -34,7 +33,6 @@ STOP_BUDGET_S = 60.0
 POLL_S = 0.5
 MAX_RETRIES = 2
 """Of a run whose node or worker process was lost."""
-PR_SET_PDEATHSIG = 1
 
 OnEnd = Callable[[PlannedRun, str | None], None]
 
@@ -96,7 +94,7 @@ def run_trial(config: str, episodes: int, envs: int) -> str | None:
             stderr=subprocess.STDOUT,
             env=_environment(),
             start_new_session=True,
-            preexec_fn=_stop_with_parent,
+            preexec_fn=partial(end_with_parent, signal.SIGTERM),
         )
     try:
         while (code := child.poll()) is None:
@@ -121,23 +119,16 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in left_out} | own_search_path()
 
 
-def _stop_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 @contextlib.contextmanager
 def _cluster(address: str, jobs: int, sessions: Path | None) -> Iterator[None]:
     """A Ray cluster: the one at `address`, or one of this process with its session in `sessions`."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    own: dict[str, Any] = (
-        {"num_cpus": jobs or None, "include_dashboard": False, "_temp_dir": str(sessions)} if sessions else {}
-    )
-    with own_signals():
-        try:
-            ray.init(address="local" if own else address, log_to_driver=False, logging_level=logging.WARNING, **own)
-        except ConnectionError as error:
-            raise ConfigError(f"--address: no Ray cluster answers at {address} ({error})") from None
+    try:
+        if sessions:
+            start_ray(num_cpus=jobs or None, include_dashboard=False, _temp_dir=str(sessions))
+        else:
+            start_ray(address=address)
+    except ConnectionError as error:
+        raise ConfigError(f"--address: no Ray cluster answers at {address} ({error})") from None
     try:
         yield
     finally:

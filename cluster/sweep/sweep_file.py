@@ -68,6 +68,8 @@ class Sweep:
     cpus: float
     gpus: float
     """What a run requests of Ray."""
+    settings: dict[str, Any]
+    """Of every run."""
     tasks: dict[str, dict[str, Any]]
     """Task -> preset or config, settings, settings by arm, and the arms that it goes without."""
     arms: dict[str, tuple[dict[str, Any], tuple[int, ...]]]
@@ -89,7 +91,7 @@ class Sweep:
 
     def _run(self, task: str, arm: str, seed: int, settings: Mapping[str, Any], out: Path) -> PlannedRun:
         values = self.tasks[task]
-        layers = [OF_EVERY_RUN, values["common"], values["settings"], settings, values["arms"].get(arm, {})]
+        layers = [OF_EVERY_RUN, self.settings, values["settings"], settings, values["arms"].get(arm, {})]
         own = {"seed": seed, "run_dir": str(out / "runs" / task / arm / str(seed))}
         try:
             config = load_config(preset=values["preset"], file=values["config"], layers=[*layers, own])
@@ -115,13 +117,13 @@ def read_sweep(path: Path) -> Sweep:
 
 def _sweep(values: Any, path: Path) -> Sweep:
     _check_keys(values, "", "the file")
-    seeds, common = _seeds(guess(values.get("seeds", 5)), "seeds"), _mapping(values, "settings", "")
+    seeds = _seeds(guess(values.get("seeds", 5)), "seeds")
     arms = {}
     for name, arm in _named(values, "arms").items():
         where = f"arms.{name}"
         _check_keys(arm, "an arm", where)
         arms[name] = (_mapping(arm, "settings", where), _seeds(guess(arm["seeds"]), where) if "seeds" in arm else seeds)
-    tasks = {name: _task(name, task, common, arms, path) for name, task in _named(values, "tasks").items()}
+    tasks = {name: _task(name, task, arms, path) for name, task in _named(values, "tasks").items()}
     together = {
         str(name): tuple(_arms(members, f"together.{name}", arms))
         for name, members in _mapping(values, "together", "").items()
@@ -134,6 +136,7 @@ def _sweep(values: Any, path: Path) -> Sweep:
         envs=int(_number(values, "envs", 20, low=1)),
         cpus=_number(values, "cpus", 1, low=0.01),
         gpus=_number(values, "gpus", 0, low=0),
+        settings=_mapping(values, "settings", ""),
         tasks=tasks,
         arms=arms,
         together=together,
@@ -141,7 +144,7 @@ def _sweep(values: Any, path: Path) -> Sweep:
     )
 
 
-def _task(name: str, task: Any, common: dict[str, Any], arms: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _task(name: str, task: Any, arms: Mapping[str, Any], path: Path) -> dict[str, Any]:
     where = f"tasks.{name}"
     _check_keys(task, "a task", where)
     config = task.get("config")
@@ -150,7 +153,6 @@ def _task(name: str, task: Any, common: dict[str, Any], arms: Mapping[str, Any],
     return {
         "preset": task.get("preset"),
         "config": str(path.parent / str(config)) if config is not None else None,
-        "common": common,
         "settings": _mapping(task, "settings", where),
         "arms": {arm: _mapping(of_arms, arm, f"{where}.arms") for arm in of_arms},
         "without": _arms(task.get("without", []), f"{where}.without", arms),

@@ -55,7 +55,7 @@ def _tasks(results: Mapping[str, Any]) -> Iterator[str]:
             per_run = " ".join(f"{value:.2f}" for value in row["values"])
             labels = "-" if row["labels"] is None else f"{row['labels']:,.0f}"
             cells = [arm, interval(row["policy"]), per_run, f"{row['solved']} of {len(row['values'])}"]
-            cells += [interval(row["over_training"]), f"{row['blind']['value']:.2f}"]
+            cells += [interval(row["over_training"]) if row["over_training"] else "-", f"{row['blind']['value']:.2f}"]
             cells += [f"{row['per_1000_steps']['value']:.2f}", f"{row['state_information']['value']:.2f}"]
             yield f"| {' | '.join([*cells, labels, format(row['seconds'], '.0f')])} |"
 

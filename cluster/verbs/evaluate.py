@@ -155,10 +155,12 @@ def _print_table(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
+    from cluster.run.evaluation import PLAYERS
+
     console = Console(soft_wrap=True, markup=False, emoji=False)
     title = f"{report['environment']}, {report['episodes']} episodes, checkpoint at {report['env_steps']:,} steps"
     tables = {
-        f"{title} (mean, 95 % interval)": {name: report[name] for name in ("policy", "blind", "random")},
+        f"{title} (mean, 95 % interval)": {name: report[name] for name in PLAYERS},
         "the same games, one player minus another": report["differences"],
     }
     for title, columns in tables.items():

@@ -61,11 +61,11 @@ def test_a_request_in_the_midst_of_another_line_is_taken_all_the_same() -> None:
 
 
 def test_what_ray_starts_does_not_hear_a_terminal_close_and_sigterm_stays_the_runs() -> None:
-    from cluster.on_ray.driver import own_signals
+    from cluster.on_ray.driver import _own_signals
 
     with StopRequest(lambda text: None) as stop:
         handler = signal.getsignal(signal.SIGTERM)
-        with own_signals():
+        with _own_signals():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as `ray.init` does with one of its own
             child = subprocess.run(["kill -HUP $$; echo alive"], shell=True, capture_output=True, text=True)
             signal.pthread_kill(

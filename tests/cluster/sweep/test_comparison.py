@@ -21,7 +21,16 @@ VALUES = {
 def sweep_of(**more: Any) -> Sweep:
     arms = {arm: ({}, (1, 2, 3, 4)) for arm in ("none", "paid", "control_1", "control_2")}
     tasks = {task: {"without": []} for task in ("easy", "hard", "not_run")}
-    settings = {"title": "T", "metric": "success", "solved": 0.5, "episodes": 8, "envs": 4, "cpus": 1, "gpus": 0}
+    settings = {
+        "title": "T",
+        "metric": "success",
+        "solved": 0.5,
+        "episodes": 8,
+        "envs": 4,
+        "cpus": 1,
+        "gpus": 0,
+        "settings": {},
+    }
     settings |= {"together": {"control": ("control_1", "control_2")}, "compare": ("paid",)} | more
     return Sweep(tasks=tasks, arms=arms, **settings)
 
@@ -83,3 +92,11 @@ def test_the_tables_show_every_row_that_has_runs() -> None:
     assert "not_run" not in text
     assert "| control | +" in text
     assert "`aaaaaaaaaa`" in text
+
+
+def test_a_metric_that_training_does_not_record_has_no_curve() -> None:
+    runs = [{**run, "over_training": None} for run in runs_of({("easy", "none"): [0.25, 0.25]})]
+    found = compare(sweep_of(), runs)
+    assert found["tasks"]["easy"]["none"]["over_training"] is None
+    facts = {"title": "T", "metric": "turns", "solved": 0.5, "episodes": 8, "commits": [], "runs": runs}
+    assert "| 0 of 2 | - | 0.50 |" in markdown({**facts, "machine": {"processor": "P", "cores": 2}, **found})

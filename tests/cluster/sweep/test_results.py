@@ -1,0 +1,72 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.sweep.results import collect, is_done
+from cluster.sweep.sweep_file import PlannedRun, Sweep, read_sweep
+
+FILE = """
+metric: return
+episodes: 4
+settings: {total_env_steps: 300}
+tasks: {one: {preset: debug}}
+arms: {none: }
+seeds: 1
+"""
+LINES = [
+    {"env_steps": 100, "episode_return_extrinsic_mean": None},
+    {"env_steps": 200, "episode_return_extrinsic_mean": -2.0},
+    {"env_steps": 300, "episode_return_extrinsic_mean": -1.0, "policy_state_information": 0.5},
+]
+
+
+@pytest.fixture
+def done(tmp_path: Path) -> tuple[PlannedRun, Sweep]:
+    (tmp_path / "sweep.yaml").write_text(FILE)
+    sweep = read_sweep(tmp_path / "sweep.yaml")
+    (run,) = sweep.runs(tmp_path)
+    summary = {"env_steps": 300, "finished": True, "time_s": 9.0, "annotations_total": None, "top_rewarded": []}
+    players = {"return": {"mean": -1.0}, "length": {"mean": 50.0}, "turns": {"mean": 40.0}}
+    write(run, "summary.json", summary)
+    write(run, "provenance.json", [{"commit": "a" * 40}])
+    write(
+        run,
+        "evaluation.json",
+        {"env_steps": 300, "episodes": 4} | dict.fromkeys(("policy", "blind", "random"), players),
+    )
+    Path(run.config.run_dir, "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    return run, sweep
+
+
+def write(run: PlannedRun, name: str, content: Any) -> None:
+    folder = Path(run.config.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(json.dumps(content))
+
+
+def test_a_curve_begins_where_the_first_episodes_have_ended(done: tuple[PlannedRun, Sweep]) -> None:
+    """No episode has ended is not a return of 0, which would be better than all of these."""
+    (figures,) = collect([done[0]], done[1])
+    assert figures["curve"] == [[200, -2.0], [300, -1.0]]
+    assert figures["over_training"] == -1.5
+    assert figures["per_1000_steps"] == -20.0
+    assert figures["state_information"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("summary.json", {"env_steps": 200, "finished": True}),  # the sweep wants more steps now
+        ("summary.json", {"env_steps": 300, "finished": False}),
+        ("evaluation.json", {"env_steps": 200, "episodes": 4}),  # of an earlier checkpoint
+        ("evaluation.json", {"env_steps": 300, "episodes": 3}),  # the sweep wants more episodes now
+    ],
+)
+def test_a_run_is_done_once_it_is_trained_and_evaluated_as_wanted(
+    done: tuple[PlannedRun, Sweep], name: str, content: dict[str, Any]
+) -> None:
+    assert is_done(*done)
+    write(done[0], name, content)
+    assert not is_done(*done)
