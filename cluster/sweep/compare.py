@@ -67,6 +67,7 @@ def write_comparison(sweep: "Sweep", runs: "Sequence[PlannedRun]", out: Path) ->
         "metric": sweep.metric,
         "solved": sweep.solved,
         "episodes": sweep.episodes,
+        "gain": list(sweep.gain),
         "machine": machine(),
         "packages": packages(),
         "commits": sorted({run["commit"] for run in done if run["commit"]}),

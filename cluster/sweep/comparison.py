@@ -9,7 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from cluster.sweep.statistics import Strata, estimate, holm, improvement, permutation_test, profile
+from cluster.sweep.statistics import (
+    Strata,
+    difference,
+    estimate,
+    holm,
+    improvement,
+    permutation_test,
+    profile,
+    share_of_gain,
+)
 from cluster.sweep.sweep_file import Sweep
 
 FIGURES = ("policy", "over_training", "blind", "per_1000_steps", "intrinsic_per_1000_steps", "state_information")
@@ -23,15 +32,17 @@ Row = dict[str, list[list[Run]]]
 
 
 def compare(sweep: Sweep, runs: Sequence[Run]) -> dict[str, Any]:
-    """Figures of every row by task and over all tasks, and of each arm in `sweep.compare` against every other row."""
+    """Figures of every row by task and over all tasks, the share of `sweep.gain` of each, and of each arm in
+    `sweep.compare` against every other row."""
     rows = _rows(sweep, runs)
     lie_in_unit = bool(runs) and all(0.0 <= run["policy"] <= 1.0 for run in runs)
     return {
         "tasks": {
-            task: {name: _in_task(row[task], sweep.solved) for name, row in rows.items() if task in row}
+            task: {name: _in_task(row[task], sweep) for name, row in rows.items() if task in row}
             for task in sweep.tasks
         },
         "all_tasks": {name: _over_tasks(row, sweep, lie_in_unit) for name, row in rows.items()},
+        "gains": _gains(sweep, rows),
         "comparisons": {name: _against_others(name, sweep, rows) for name in sweep.compare if name in rows},
     }
 
@@ -51,17 +62,18 @@ def _rows(sweep: Sweep, runs: Sequence[Run]) -> dict[str, Row]:
     return rows
 
 
-def _in_task(strata: Sequence[Sequence[Run]], solved: float) -> dict[str, Any]:
+def _in_task(strata: Sequence[Sequence[Run]], sweep: Sweep) -> dict[str, Any]:
     runs = [run for stratum in strata for run in stratum]
-    labels = [run["labels"] for run in runs if run["labels"] is not None]
     return {
         "seeds": [run["seed"] for run in runs],
         "values": [run["policy"] for run in runs],
         "random": float(np.mean([run["random"] for run in runs])),
-        "solved": sum(run["policy"] >= solved for run in runs),
+        "solved": sum(run["policy"] >= sweep.solved for run in runs),
         "solved_at": [run["solved_at"] for run in runs],
-        "labels": float(np.mean(labels)) if labels else None,
-        "seconds": float(np.mean([run["time_s"] for run in runs])),
+        "labels": _mean(runs, "labels"),
+        "forward_passes": _mean(runs, "forward_passes"),
+        "seconds": _mean(runs, "time_s"),
+        "metrics": {metric: _further(strata, metric) for metric in sweep.metrics},
         **{figure: _estimate(strata, figure) for figure in FIGURES},
     }
 
@@ -69,6 +81,20 @@ def _in_task(strata: Sequence[Sequence[Run]], solved: float) -> dict[str, Any]:
 def _estimate(strata: Sequence[Sequence[Run]], figure: str) -> dict[str, float] | None:
     is_whole = all(run[figure] is not None for stratum in strata for run in stratum)
     return estimate(_values(strata, figure)) if is_whole else None
+
+
+def _mean(runs: Sequence[Run], figure: str) -> float | None:
+    """Over the runs that have it."""
+    values = [run[figure] for run in runs if run[figure] is not None]
+    return float(np.mean(values)) if values else None
+
+
+def _further(strata: Sequence[Sequence[Run]], metric: str) -> dict[str, Any]:
+    """A further metric of the evaluation by player."""
+    return {
+        player: estimate([[run["evaluation"][player][metric] for run in stratum] for stratum in strata])
+        for player in strata[0][0]["evaluation"]
+    }
 
 
 def _over_tasks(row: Row, sweep: Sweep, lie_in_unit: bool) -> dict[str, Any]:
@@ -81,6 +107,24 @@ def _over_tasks(row: Row, sweep: Sweep, lie_in_unit: bool) -> dict[str, Any]:
         "policy": estimate(strata),
         "profile": profile(strata, LEVELS) if lie_in_unit else None,
     }
+
+
+def _gains(sweep: Sweep, rows: Mapping[str, Row]) -> dict[str, dict[str, Any]]:
+    """By other row and task, and under `` of all tasks that the three have: how much of the gain of the second arm of
+    `sweep.gain` over the first it brings; None where that gain is not certain."""
+    if not sweep.gain or not set(sweep.gain) <= set(rows):
+        return {}
+    low, high = sweep.gain
+    found = {}
+    for name in rows:
+        tasks = [task for task in rows[name] if task in rows[low] and task in rows[high]]
+        if name in sweep.gain or not tasks:
+            continue
+        found[name] = {}
+        for chosen in [[task] for task in tasks] + [tasks]:
+            of_rows = ([_values(rows[row][task], "policy") for task in chosen] for row in (name, low, high))
+            found[name]["" if chosen is tasks else chosen[0]] = share_of_gain(*of_rows)
+    return found
 
 
 def _against_others(name: str, sweep: Sweep, rows: Mapping[str, Row]) -> dict[str, dict[str, Any]]:
@@ -99,7 +143,7 @@ def _against_others(name: str, sweep: Sweep, rows: Mapping[str, Row]) -> dict[st
         found[other] = {
             "tasks": len(tasks),
             "improvement": improvement(ours, theirs),
-            "difference": float(np.mean([np.mean(a) - np.mean(b) for a, b in zip(*pooled, strict=True)])),
+            "difference": difference(ours, theirs),
             "p_one_sided": permutation_test(*pooled),
         }
     adjusted = holm({other: figures["p_one_sided"] for other, figures in found.items()})

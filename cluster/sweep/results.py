@@ -18,6 +18,7 @@ from configs.schema import RunConfig
 LATE = 0.2
 """The last share of training that `late` figures cover."""
 TOP_CAPTIONS = 10
+PLAYERS = ("policy", "blind", "random")
 
 
 def is_trained(run_dir: Path, config: RunConfig) -> bool:
@@ -55,23 +56,26 @@ def _read(run: PlannedRun, sweep: Sweep) -> dict[str, Any]:
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     late = [line for line in lines if line["env_steps"] > (1 - LATE) * summary["env_steps"]]
     policy = evaluation["policy"]
-    if sweep.metric not in policy:
-        raise ConfigError(f"metric: got {sweep.metric!r}, but the evaluation of {run_dir} has {', '.join(policy)}")
+    for metric in (sweep.metric, *sweep.metrics):
+        if metric not in policy:
+            raise ConfigError(f"metric: got {metric!r}, but the evaluation of {run_dir} has {', '.join(policy)}")
     curve = _curve(lines, sweep.metric)
-    answers, seconds = summary.get("annotations_total"), summary["time_s"]
     return {
         "env_steps": summary["env_steps"],
-        "time_s": seconds,
+        "time_s": summary["time_s"],
         "commit": _json(run_dir / "provenance.json")[-1]["commit"],
-        **{player: evaluation[player][sweep.metric]["mean"] for player in ("policy", "blind", "random")},
+        **{player: evaluation[player][sweep.metric]["mean"] for player in PLAYERS},
         "per_1000_steps": 1000 * policy[sweep.metric]["mean"] / policy["length"]["mean"],
         "over_training": float(np.mean([value for _, value in curve])) if curve else None,
         "solved_at": next((steps for steps, value in curve if value >= sweep.solved), None),
         "intrinsic_per_1000_steps": 1000 * _mean(late, "intrinsic_reward_mean"),
         "state_information": _mean(late, "policy_state_information"),
-        "labels": answers,
+        "labels": summary.get("annotations_total"),
+        "forward_passes": summary.get("forward_passes"),
         "captions": summary.get("captions_distinct"),
-        "evaluation": {name: metric["mean"] for name, metric in policy.items()},
+        "evaluation": {
+            player: {name: metric["mean"] for name, metric in evaluation[player].items()} for player in PLAYERS
+        },
         "paid": {
             caption["text"]: caption["count"]
             for caption in summary["top_rewarded"][:TOP_CAPTIONS]

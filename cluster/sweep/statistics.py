@@ -52,6 +52,23 @@ def improvement(first: Sequence[Strata], second: Sequence[Strata]) -> dict[str, 
     return _with_interval(float(value), np.mean(of_tasks, axis=0))
 
 
+def difference(first: Sequence[Strata], second: Sequence[Strata]) -> dict[str, float]:
+    """mean(first) - mean(second), the means over tasks, with its 95 % interval; runs are given as for
+    `improvement`."""
+    (above, resampled_above), (below, resampled_below) = _means([first, second])
+    return _with_interval(above - below, resampled_above - resampled_below)
+
+
+def share_of_gain(middle: Sequence[Strata], low: Sequence[Strata], high: Sequence[Strata]) -> dict[str, float] | None:
+    """(mean(middle) - mean(low)) / (mean(high) - mean(low)), the means over tasks, with its 95 % interval; None where
+    `high` is not above `low` in every resample, so that a share has no meaning. Runs are given as for `improvement`."""
+    of_middle, of_low, of_high = _means([middle, low, high])
+    if (of_high[1] <= of_low[1]).any():
+        return None
+    value = (of_middle[0] - of_low[0]) / (of_high[0] - of_low[0])
+    return _with_interval(value, (of_middle[1] - of_low[1]) / (of_high[1] - of_low[1]))
+
+
 def permutation_test(first: Strata, second: Strata) -> float:
     """One-sided p of mean(first) > mean(second), the means over tasks: the runs of each are given by task.
 
@@ -96,6 +113,19 @@ def _better(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """[..., N], [..., M] -> [...]"""
     difference = first[..., :, None] - second[..., None, :]
     return (difference > 0).mean(axis=(-2, -1)) + 0.5 * (difference == 0).mean(axis=(-2, -1))
+
+
+def _means(sides: Sequence[Sequence[Strata]]) -> list[tuple[float, np.ndarray]]:
+    """Of each side: the mean over tasks of the mean of the runs, and the same of RESAMPLES resamples; every side is
+    resampled on its own."""
+    rng = np.random.default_rng(0)
+    return [
+        (
+            float(np.mean([np.concatenate(task).mean() for task in side])),
+            np.mean([_resampled(task, rng).mean(axis=1) for task in side], axis=0),
+        )
+        for side in sides
+    ]
 
 
 def _resampled(strata: Strata, rng: np.random.Generator) -> np.ndarray:

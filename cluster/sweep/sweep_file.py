@@ -31,7 +31,7 @@ OF_EVERY_RUN = {
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 """Of a task or an arm, which is also a folder's name."""
 KEYS = {
-    "": "title metric solved episodes envs cpus gpus seeds settings tasks arms together compare",
+    "": "title metric solved episodes envs cpus gpus seeds settings tasks arms together compare gain metrics",
     "a task": "preset config settings arms without",
     "an arm": "settings seeds",
 }
@@ -78,6 +78,10 @@ class Sweep:
     """Further rows of the tables: name -> the arms whose runs are taken together, each a stratum."""
     compare: tuple[str, ...]
     """The arms that are compared with every other row."""
+    gain: tuple[str, ...]
+    """Two arms, or none: the tables say which share of the way from the first to the second every row goes."""
+    metrics: tuple[str, ...]
+    """Further metrics of `delphi eval` that the tables show."""
 
     def runs(self, out: Path) -> Iterator[PlannedRun]:
         """Every run, in the order in which they are started; run directories are `out`/runs/task/arm/seed. Raises
@@ -141,6 +145,8 @@ def _sweep(values: Any, path: Path) -> Sweep:
         arms=arms,
         together=together,
         compare=tuple(_arms(values.get("compare", []), "compare", {**arms, **together})),
+        gain=_gain(values.get("gain", []), arms),
+        metrics=tuple(map(str, _list(values.get("metrics", []), "metrics", "metrics"))),
     )
 
 
@@ -198,10 +204,22 @@ def _seeds(value: Any, where: str) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _arms(names: Any, where: str, arms: Mapping[str, Any]) -> list[str]:
+def _gain(names: Any, arms: Mapping[str, Any]) -> tuple[str, ...]:
+    if names and len(_arms(names, "gain", arms)) != 2:
+        raise ConfigError(
+            f"gain: got {len(names)} arms, wanted two: the one to start from, and the best that can be had"
+        )
+    return tuple(names)
+
+
+def _list(names: Any, where: str, of: str) -> list[Any]:
     if not isinstance(names, list):
-        raise ConfigError(f"{where}: got {kind_of(names)}, wanted a list of arms")
-    for name in names:
+        raise ConfigError(f"{where}: got {kind_of(names)}, wanted a list of {of}")
+    return names
+
+
+def _arms(names: Any, where: str, arms: Mapping[str, Any]) -> list[str]:
+    for name in _list(names, where, "arms"):
         if name not in arms:
             near = did_you_mean(str(name), arms)
             raise ConfigError(f"{where}: there is no arm {name!r}{near}; there are: {', '.join(arms)}")

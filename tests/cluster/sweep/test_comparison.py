@@ -17,6 +17,9 @@ VALUES = {
     ("hard", "paid"): [0.4, 0.0, 0.6, 0.5],
 }
 
+SHARES = {"policy": 1.0, "blind": 0.5, "random": 0.25}
+"""Of a run's kills, by player."""
+
 
 def sweep_of(**more: Any) -> Sweep:
     arms = {arm: ({}, (1, 2, 3, 4)) for arm in ("none", "paid", "control_1", "control_2")}
@@ -31,14 +34,24 @@ def sweep_of(**more: Any) -> Sweep:
         "gpus": 0,
         "settings": {},
     }
-    settings |= {"together": {"control": ("control_1", "control_2")}, "compare": ("paid",)} | more
+    settings |= {"together": {"control": ("control_1", "control_2")}, "compare": ("paid",)}
+    settings |= {"gain": (), "metrics": ()} | more
     return Sweep(tasks=tasks, arms=arms, **settings)
 
 
 def runs_of(values: dict[tuple[str, str], list[float]]) -> list[dict[str, Any]]:
-    same = dict.fromkeys(FIGURES, 0.5) | {"random": 0.02, "solved_at": None, "labels": None, "time_s": 3.0}
+    same = dict.fromkeys(FIGURES, 0.5) | {"random": 0.02, "labels": None, "forward_passes": None, "time_s": 3.0}
     return [
-        {**same, "task": task, "arm": arm, "seed": seed, "policy": value, "env_steps": 100}
+        {
+            **same,
+            "task": task,
+            "arm": arm,
+            "seed": seed,
+            "policy": value,
+            "env_steps": 100,
+            "solved_at": 50 + 10 * seed if value > 0.6 else None,
+            "evaluation": {player: {"kills": 10 * value * share} for player, share in SHARES.items()},
+        }
         for (task, arm), members in values.items()
         for seed, value in enumerate(members, 1)
     ]
@@ -71,9 +84,17 @@ def test_an_arm_is_compared_with_each_other_row_on_the_tasks_that_both_have() ->
     }
     assert {other: row["p_one_sided"] for other, row in found.items()} == p_values
     assert {other: row["p_holm"] for other, row in found.items()} == holm(p_values)
-    assert found["none"]["difference"] == pytest.approx((0.7 + 0.35) / 2)
+    assert found["none"]["difference"]["value"] == pytest.approx((0.7 + 0.375) / 2 - 0.025 / 2)
     strata = [[VALUES["easy", "control_1"], VALUES["easy", "control_2"]]]
     assert found["control"]["improvement"] == improvement([[VALUES["easy", "paid"]]], strata)
+
+
+def test_the_share_of_a_gain_is_taken_by_task_and_over_the_tasks_of_all_three() -> None:
+    found = compare(sweep_of(gain=("none", "control_2")), runs_of(VALUES))["gains"]
+    assert list(found) == ["paid", "control_1", "control"]
+    assert list(found["paid"]) == ["easy", ""]
+    assert found["paid"][""]["value"] == pytest.approx(1.0)
+    assert found["control_1"]["easy"]["value"] == pytest.approx(-0.1 / 0.7)
 
 
 def test_a_profile_is_made_only_of_values_between_0_and_1() -> None:
@@ -85,18 +106,26 @@ def test_a_profile_is_made_only_of_values_between_0_and_1() -> None:
 
 def test_the_tables_show_every_row_that_has_runs() -> None:
     runs = runs_of(VALUES)
+    sweep = sweep_of(gain=("none", "control_2"), metrics=("kills",))
     facts = {"title": "T", "metric": "success", "solved": 0.5, "episodes": 8, "commits": ["a" * 40]}
-    text = markdown({**facts, "machine": {"processor": "P", "cores": 2}, **compare(sweep_of(), runs), "runs": runs})
+    facts |= {"gain": sweep.gain, "machine": {"processor": "P", "cores": 2}}
+    text = markdown({**facts, **compare(sweep, runs), "runs": runs})
     assert "| paid | 0.85 [" in text
     assert "## easy" in text
     assert "not_run" not in text
     assert "| control | +" in text
     assert "`aaaaaaaaaa`" in text
+    assert "## Share of the gain of control_2 over none" in text
+    assert "| paid | 70, 4 of 4 runs | - | - | 3 |" in text
+    assert "| none | 0 of 4 runs | - | - | 3 |" in text
+    assert "| paid | 8.50 [" in text
+    assert "], blind 4.25 |" in text
+    assert "| a random player | 0.38 |" in text
 
 
 def test_a_metric_that_training_does_not_record_has_no_curve() -> None:
     runs = [{**run, "over_training": None} for run in runs_of({("easy", "none"): [0.25, 0.25]})]
     found = compare(sweep_of(), runs)
     assert found["tasks"]["easy"]["none"]["over_training"] is None
-    facts = {"title": "T", "metric": "turns", "solved": 0.5, "episodes": 8, "commits": [], "runs": runs}
+    facts = {"title": "T", "metric": "turns", "solved": 0.5, "episodes": 8, "commits": [], "gain": [], "runs": runs}
     assert "| 0 of 2 | - | 0.50 |" in markdown({**facts, "machine": {"processor": "P", "cores": 2}, **found})

@@ -3,7 +3,15 @@ import itertools
 import numpy as np
 import pytest
 
-from cluster.sweep.statistics import estimate, holm, improvement, interquartile_mean, permutation_test
+from cluster.sweep.statistics import (
+    difference,
+    estimate,
+    holm,
+    improvement,
+    interquartile_mean,
+    permutation_test,
+    share_of_gain,
+)
 
 RLIABLE_IQM = {"value": 0.56667, "low": 0.3, "high": 0.76667}
 RLIABLE_IMPROVEMENT = {"value": 0.6625, "low": 0.4, "high": 0.9}
@@ -28,6 +36,23 @@ def test_runs_are_resampled_within_their_stratum() -> None:
 def test_the_probability_of_improvement_counts_ties_half() -> None:
     assert improvement([[[1.0, 0.5]]], [[[0.5, 0.0]]])["value"] == pytest.approx((1 + 1 + 0.5 + 1) / 4)
     assert improvement([[[1.0] * 3]], [[[0.0] * 4]]) == {"value": 1.0, "low": 1.0, "high": 1.0}
+
+
+def test_a_difference_is_that_of_means_averaged_over_tasks() -> None:
+    first, second = [[[1.0, 0.0]], [[0.6], [0.8]]], [[[0.0]], [[0.1, 0.5]]]
+    found = difference(first, second)
+    assert found["value"] == pytest.approx((0.5 - 0.0 + 0.7 - 0.3) / 2)
+    # Extremes of both: the first task's mean is 0, 0.5 or 1, the second's strata are fixed, the other's 0.1 to 0.5.
+    assert found["low"] == pytest.approx((0.0 + 0.7 - 0.5) / 2)
+    assert found["high"] == pytest.approx((1.0 + 0.7 - 0.1) / 2)
+    assert difference([[[0.25] * 3]], [[[0.5] * 4]]) == {"value": -0.25, "low": -0.25, "high": -0.25}
+
+
+def test_the_share_of_a_gain_is_relative_to_both_ends() -> None:
+    assert share_of_gain([[[0.4] * 3]], [[[0.1] * 3]], [[[0.9] * 2]])["value"] == pytest.approx(0.375)
+    found = share_of_gain([[[0.1, 0.5]]], [[[0.1]]], [[[0.9]]])
+    assert (found["value"], found["low"], found["high"]) == pytest.approx((0.25, 0.0, 0.5))
+    assert share_of_gain([[[0.4]]], [[[0.1, 0.5]]], [[[0.6, 0.4]]]) is None  # some resample has 0.4 against 0.5
 
 
 def test_the_exact_test_counts_splits_that_are_at_least_as_good() -> None:

@@ -87,6 +87,8 @@ def test_a_part_of_a_sweep_is_chosen_by_names_and_number_of_seeds(tmp_path: Path
         ("without: [paid]", "without: [payd]", r"tasks.long.without: there is no arm 'payd' \(did you mean 'paid'\?\)"),
         ("without: [paid]", "without: paid", "tasks.long.without: got text, wanted a list of arms"),
         ("compare: [paid, both]", "compare: [all]", "compare: there is no arm 'all'"),
+        ("compare: [paid, both]", "gain: [paid]", "gain: got 1 arms, wanted two"),
+        ("compare: [paid, both]", "metrics: kills", "metrics: got text, wanted a list of metrics"),
         ("tasks:", "tasks: \nothers:", "the file: unknown key others"),
         (
             "settings: {total_env_steps: 100,",
