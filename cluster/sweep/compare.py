@@ -75,7 +75,7 @@ def write_comparison(sweep: "Sweep", runs: "Sequence[PlannedRun]", out: Path) ->
         "runs": done,
     }
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "results.json", json.dumps(results, indent=1) + "\n")
+    write_atomically(out / "results.json", json.dumps(results) + "\n")
     write_atomically(out / "results.md", markdown(results))
     try:
         draw(results, out)

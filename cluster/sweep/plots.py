@@ -17,15 +17,16 @@ MAX_POINTS = 50
 
 
 def draw(results: Mapping[str, Any], out: Path) -> list[Path]:
-    """Write curves.png, and profile.png for metrics that lie in [0, 1], into the folder `out`; the files. Raises
-    ConfigError without matplotlib."""
+    """Write curves.png, and profile.png for several tasks with a metric in [0, 1], into the folder `out`; the
+    files. Raises ConfigError without matplotlib."""
     try:
         import matplotlib
     except ImportError:
         raise ConfigError("pictures need matplotlib: pip install 'delphi-rl[compare]'") from None
     matplotlib.use("Agg")
     files = [_curves(results, out / "curves.png")]
-    if all(row["profile"] for row in results["all_tasks"].values()):
+    has_tasks = sum(map(bool, results["tasks"].values())) > 1
+    if has_tasks and all(row["profile"] for row in results["all_tasks"].values()):
         files.append(_profile(results, out / "profile.png"))
     return files
 
