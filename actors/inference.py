@@ -31,6 +31,8 @@ class BatchedInference:
         self.device = resolve_device(config.device, "actors.device")
         self._autocast = resolve_precision(config.precision, self.device, net, "the policy")
         self._net, self._num_envs, self._on_gpu = net.to(self.device).eval(), num_envs, self.device.type == "cuda"
+        if self._autocast is not None:
+            net.hold_layers_in(self._autocast)
         # Host memory that the device reads by itself; on a CPU host and device tensors are the same.
         self._host = {
             name: torch.empty(num_envs, *array.shape, dtype=_torch_dtype(array.dtype), pin_memory=self._on_gpu)
@@ -51,13 +53,10 @@ class BatchedInference:
     def rollout(self, num_steps: int) -> Iterator[None]:
         """Context for at most `num_steps` calls of `step` under unchanged weights."""
         self._caches = self._net.make_caches(num_steps * self._num_envs)
-        # With one autocast context for all steps, the weights are cast once. A CUDA graph must cast them itself.
-        autocast = torch.autocast(
-            self.device.type,
-            self._autocast or torch.bfloat16,
-            enabled=self._autocast is not None,
-            cache_enabled=not self._on_gpu,
-        )
+        enabled = self._autocast is not None
+        dtype = self._autocast or torch.bfloat16
+        # Nothing to cache: the weights are held in the dtype.
+        autocast = torch.autocast(self.device.type, dtype, enabled=enabled, cache_enabled=False)
         with torch.inference_mode(), autocast:
             yield
         self._caches = {}

@@ -110,6 +110,13 @@ class PolicyNet(nn.Module):
             return {}
         return {name: EncodingCache(max_rows) for name in encoder.repeating}
 
+    def hold_layers_in(self, dtype: torch.dtype) -> None:
+        """Keep the weights of the encoder's and the core's layers in `dtype`, to which autocast would cast them at each
+        use. Only for inference: `load_weights` rounds what it copies into them."""
+        for layer in (*self.encoder.modules(), *self.core.modules()):
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                layer.to(dtype)
+
     @torch.no_grad()
     def rescale_values(self, mean: Tensor, scale: Tensor) -> None:
         """Set the units of the value head's output to `scale` around `mean` (0-dim), keeping values (PopArt, eq. 9)."""

@@ -220,7 +220,7 @@ def _tap_table(embedding: Tensor, present: np.ndarray, weight: Tensor, bias: Ten
     autocast dtype or that of the parameters. The bias is in the middle tap, which every output uses once."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
     with torch.autocast("cpu", enabled=False):
-        taps = weight.permute(1, 2, 3, 0).flatten(1)  # [E, k * k * O]
+        taps = weight.permute(1, 2, 3, 0).flatten(1).to(embedding.dtype)  # [E, k * k * O]
         table = (embedding[torch.from_numpy(present)] @ taps).unflatten(1, (-1, len(bias)))
         centre = table.shape[1] // 2
         return (table + F.pad(bias.unsqueeze(0), (0, 0, centre, table.shape[1] - 1 - centre))).to(dtype)

@@ -111,6 +111,17 @@ def test_bf16_agrees_with_float32(games: Games, reuse: bool) -> None:
     assert 0 < difference(exact, rounded) < BFLOAT16
 
 
+def test_weights_held_in_bf16_give_what_autocast_gives_by_casting_them_at_each_use(games: Games) -> None:
+    """Bit for bit, but for the table of the patches' sums, which autocast does not cast."""
+    held, cast = (make_inference(games.spec, precision="bf16") for _ in range(2))
+    cast._net = make_inference(games.spec)._net
+    if hasattr(cast._net.encoder, "patches"):
+        for weights in cast._net.encoder.patches.parameters():
+            weights.data = weights.detach().bfloat16().float()
+    assert held._net.core.input.weight.dtype == torch.bfloat16
+    assert difference(play(held, games), play(cast, games)) == 0
+
+
 def test_steps_and_the_learners_whole_sequence_agree(games: Games) -> None:
     inference = make_inference(games.spec)
     played = play(inference, games)
