@@ -115,7 +115,7 @@ def _gains(sweep: Sweep, rows: Mapping[str, Row]) -> dict[str, dict[str, Any]]:
     if not sweep.gain or not set(sweep.gain) <= set(rows):
         return {}
     low, high = sweep.gain
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for name in rows:
         tasks = [task for task in rows[name] if task in rows[low] and task in rows[high]]
         if name in sweep.gain or not tasks:
