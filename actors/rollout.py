@@ -22,9 +22,10 @@ class EpisodeStatistics:
     info: dict[str, float]  # the environment's metrics of the episode; NetHack: in_game_score, depth, success
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
 class Rollout:
-    """`T` steps of `B` environments from one worker under one policy version (worker -> learner)."""
+    """`T` steps of `B` environments from one worker under one policy version (worker -> learner). A rollout equals
+    itself only, so that it can be a key."""
 
     obs: dict[str, np.ndarray]  # the network's observations: name -> [T+1, B, ...]
     actions: np.ndarray  # [T, B] i64

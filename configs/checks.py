@@ -66,6 +66,13 @@ def _check_combinations(config: RunConfig) -> None:
     if not is_inline and actors.device.startswith("cuda") and cluster.worker_gpus == 0:
         gpus = " with cluster.worker_gpus=0, wanted"
         refuse("actors.device", f"{gpus} a request for the GPUs that a worker uses (a fraction shares one)")
+    if cluster.num_learners > 1 and is_inline:
+        refuse("cluster.num_learners", " with cluster.mode=inline, wanted 1: everything is in one process")
+    if learner.rollouts_per_batch % cluster.num_learners:
+        why = "each learner gets as many rollouts of a batch"
+        refuse(
+            "learner.rollouts_per_batch", f", wanted a multiple of cluster.num_learners ({cluster.num_learners}): {why}"
+        )
     if cluster.min_workers > actors.num_workers:
         limit = f"actors.num_workers ({actors.num_workers})"
         refuse("cluster.min_workers", f", wanted at most {limit}; 0 waits for all of them")

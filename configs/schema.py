@@ -251,10 +251,14 @@ class ClusterConfig:
     """CPUs requested per rollout worker; all requests shrink in proportion if they exceed a cluster of fixed size."""
     worker_gpus: float = number(0.0, 0, 64)
     """GPUs requested per rollout worker, together with `actors.device`; with a fraction, workers share a GPU."""
+    num_learners: int = number(1, 1, 1000)
+    """Learners in `local` and `connect`, which make each update together: each computes an equal share of the batch's
+    rollouts, and their gradients are summed. It changes what is learnt only through rounding."""
     learner_cpus: float = number(1.0, 0, 1024)
-    """CPUs requested for the learner."""
+    """CPUs requested for each learner."""
     learner_gpus: float = number(-1.0, -1, 64)
-    """GPUs requested for the learner; -1 requests one if the cluster has any at the start (with autoscaling, set 1)."""
+    """GPUs requested for each learner; -1 requests one, or a fraction where learners must share, if the cluster has any
+    at the start (with autoscaling, set 1). Learners with whole GPUs exchange gradients by NCCL, else by gloo."""
     annotator_cpus: float = number(0.5, 0, 1024)
     """CPUs requested for the annotator (its service is a separate process with low priority)."""
     service_gpus: float = number(0.0, 0, 64)
@@ -277,7 +281,8 @@ class ClusterConfig:
     worker_timeout_s: float = number(120.0, 1, 1e6)
     """A worker whose `collect` takes longer than this is stopped, by force if necessary, and replaced."""
     learner_timeout_s: float = number(300.0, 10, 1e6)
-    """A learner without any answer (not even busy) for longer is stopped and restarted from the last checkpoint."""
+    """A learner without any answer (not even busy) for longer is stopped and restarted from the last checkpoint; also
+    the longest that learners wait for each other."""
     max_environment_loss: float = number(0.5, 0, 1)
     """Maximum share of the environments' last 32 rollouts lost to failures before the run fails. An environment that
     raises, or returns values that are not finite or not as declared, is rebuilt, and its rollout is not trained on."""

@@ -53,6 +53,16 @@ class Batch:
         )
 
 
+def draw_minibatches(num_columns: int, number: int, seed: Sequence[int]) -> list[Tensor | None]:
+    """The environments [N] i64 of each of `number` gradient steps of a pass, in host memory; None means all, in
+    order."""
+    number = min(number, num_columns)
+    if number == 1:
+        return [None]
+    order = np.random.default_rng(seed).permutation(num_columns)
+    return [torch.from_numpy(columns) for columns in np.array_split(order, number)]
+
+
 class BatchBuffers:
     """Host memory for one batch, as large as the last one, from which it is copied to the device."""
 

@@ -29,6 +29,11 @@ def clamped_ratios(log_probs: Tensor, behaviour_log_probs: Tensor, clamp: float)
     return (log_probs - behaviour_log_probs).clamp(-bound, bound).exp()
 
 
+def standardized(advantages: Tensor) -> Tensor:
+    """The advantages [T, B] in units of their standard deviation around their mean."""
+    return (advantages - advantages.mean()) / advantages.std(correction=0).clamp(min=ADVANTAGE_STD_FLOOR)
+
+
 def policy_loss(
     *,
     logits: Tensor,
@@ -40,14 +45,12 @@ def policy_loss(
     value_scale: Tensor | float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss to minimise, and its metrics by name; `logits` [T, B, A], `value_scale` (the unit of the value loss) a
-    scalar, everything else [T, B].
+    scalar, everything else [T, B]. The advantages are used as they are.
 
     Schulman et al. 2017, PPO, eq. 7, with ONI's bounds: the ratio is clipped to [1/(1+x), 1+x], the value to within
     `value_clip` of the behaviour value; the worse of clipped and unclipped counts.
     """
     advantages = targets.pg_advantages
-    if config.normalize_advantages:
-        advantages = (advantages - advantages.mean()) / advantages.std(correction=0).clamp(min=ADVANTAGE_STD_FLOOR)
     low, high = 1 / (1 + config.ppo_clip), 1 + config.ppo_clip
     surrogate = torch.minimum(ratios * advantages, ratios.clamp(low, high) * advantages).mean()
 
@@ -59,6 +62,7 @@ def policy_loss(
     entropy = -(log_pi.exp() * log_pi).sum(-1).mean()
     loss = -surrogate + config.value_coefficient * value_loss - config.entropy_coefficient * entropy
     with torch.no_grad():
+        residuals = targets.vs - values
         metrics = {
             "policy_loss": -surrogate,
             "value_loss": value_loss,
@@ -67,19 +71,10 @@ def policy_loss(
             "approx_kl": (ratios - 1 - ratios.log()).mean(),
             "clip_fraction": ((ratios < low) | (ratios > high)).float().mean(),
             "rho_clipped_fraction": (ratios > config.vtrace_rho_clip).float().mean(),
-            "explained_variance": 1 - (targets.vs - values).var(correction=0) / targets.vs.var(correction=0),
+            "residual_mean": residuals.mean(),
+            "residual_variance": residuals.var(correction=0),
         }
     return loss, {name: metric.detach() for name, metric in metrics.items()}
-
-
-@torch.no_grad()
-def state_information(logits: Tensor) -> Tensor:
-    """Mutual information of state and action in nats, H(mean policy) - mean H(policy), of a policy with `logits` [...,
-    A] in the states visited; 0 for a policy that ignores its observations."""
-    log_pi = logits.flatten(0, -2).float().log_softmax(-1)
-    pi = log_pi.exp()
-    mean = pi.mean(0)
-    return (pi * log_pi).sum(-1).mean() - torch.special.xlogy(mean, mean).sum()
 
 
 @torch.no_grad()

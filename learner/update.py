@@ -1,7 +1,8 @@
 """The learner: owns the training network and its optimiser, and turns rollouts and a reward table into new weights.
 
 Invariant: a gradient step whose loss or gradient is not finite changes only a counter, so every version is finite. On a
-CPU the same state and the same rollouts give the same weights, bit for bit.
+CPU the same state and the same rollouts give the same weights, bit for bit. Several learners that share an update make
+the same gradient steps as one, on the same environments, up to rounding.
 """
 
 import logging
@@ -20,9 +21,11 @@ from actors.policy import PolicyNet, PolicyOutput, PolicySnapshot, load_weights,
 from actors.rollout import Rollout, Version
 from configs.devices import resolve_device
 from configs.schema import LearnerConfig, PolicyConfig, RewardConfig
-from learner.batch import Batch, BatchBuffers, keep_freed_memory
-from learner.loss import action_log_probs, clamped_ratios, core_metrics, mean_kl, policy_loss, state_information
+from learner.batch import Batch, BatchBuffers, draw_minibatches, keep_freed_memory
+from learner.data_parallel import Exchange, Part, Peers, Share, divide
+from learner.loss import action_log_probs, clamped_ratios, core_metrics, mean_kl, policy_loss, standardized
 from learner.rewards import PaidRewards, RewardMixer
+from learner.step_metrics import GradientStep, state_information, update_metrics
 from learner.vtrace import ReturnScale, VtraceTargets, vtrace_targets
 from reward_models.fitting import load_optimizer_state, optimizer_state
 from reward_models.table import RewardTable
@@ -77,6 +80,13 @@ class Learner:
         )
         self._rewards, self._return_scale = RewardMixer(reward), ReturnScale()
         self._updates = self._gradient_steps = self._skipped = 0
+        self._exchange: Exchange | None = None
+        self._peers: Peers | None = None
+
+    def share_work(self, exchange: Exchange, peers: Peers | None = None) -> None:
+        """From now on make each update together with the learners at `exchange`, whose states are equal to this one's.
+        The first learner has `peers`, and is the only one whose `step` is called."""
+        self._exchange, self._peers = exchange, peers
 
     @property
     def policy_version(self) -> Version:
@@ -87,14 +97,19 @@ class Learner:
         """One update on the rollouts, all of whose steps but those of lost environments have equal weight. Rewards are
         computed here, with `table`. `progress`, in [0, 1], is the fraction of the run's steps already consumed."""
         began = time.perf_counter()
-        batch = self._buffers.join([rollout.without_lost() for rollout in rollouts if rollout.num_steps])
-        joined = time.perf_counter()
         intrinsic_scale, rewards = self._rewards.intrinsic_scale, self._rewards.mix(rollouts, table)
         kept = np.concatenate([rollout.kept for rollout in rollouts])
         total, intrinsic = rewards.total[:, kept], rewards.intrinsic[:, kept]
+        parts = divide([rollout for rollout in rollouts if rollout.num_steps], total, self._num_learners)
         mixed = time.perf_counter()
+        if self._peers is not None:
+            self._peers.hand_out(parts, progress)
+        batch = self._join(parts[0])
+        joined = time.perf_counter()
         updates, taken, skipped = self._updates, self._gradient_steps, self._skipped
-        metrics = self._train(batch, torch.from_numpy(total).to(self.device), progress)
+        metrics = self._train(batch, parts[0], progress)
+        if self._peers is not None:
+            self._peers.finish()
         if self._updates > updates:
             self._rewards.note_paid(rollouts, intrinsic)
         metrics["intrinsic_reward_mean"] = float(intrinsic.mean())
@@ -105,8 +120,12 @@ class Learner:
             lags=[updates - rollout.policy_version[1] for rollout in rollouts],
             intrinsic=np.split(rewards.intrinsic, np.cumsum([len(rollout.kept) for rollout in rollouts])[:-1], axis=1),
             skipped_fraction=(self._skipped - skipped) / max(self._gradient_steps - taken + self._skipped - skipped, 1),
-            timings={"relabel": mixed - joined, "transfer": joined - began, "train": time.perf_counter() - mixed},
+            timings={"relabel": mixed - began, "transfer": joined - mixed, "train": time.perf_counter() - joined},
         )
+
+    def take_part(self, part: Part, progress: float) -> None:
+        """The part of a learner that is not the first in an update; see `step`."""
+        self._train(self._join(part), part, progress)
 
     def pass_over(self, rollout: Rollout, table: RewardTable) -> None:
         """Update the state of the running episodes with a rollout that is dropped."""
@@ -152,6 +171,10 @@ class Learner:
             LOG.warning(
                 "this run computed in %s so far and goes on in %s: its updates are rounded differently", before, after
             )
+        self.continue_from(state)
+
+    def continue_from(self, state: Mapping[str, Any]) -> None:
+        """Continue from another learner's `state_dict`, at its version."""
         load_weights(self.net, state["weights"])
         load_optimizer_state(self.net, self._optimizer, state["adam"])
         self._rewards.load_state_dict(state["rewards"])
@@ -159,65 +182,87 @@ class Learner:
         self._gradient_steps = state.get("gradient_steps", self._updates)
         self._return_scale.load_state_dict(state.get("return_scale"))
 
-    def _train(self, batch: Batch, rewards: Tensor, progress: float) -> dict[str, float]:
-        """All gradient steps on the batch; one whose loss or gradient is not finite is not taken. The means of all
-        steps' metrics, of which `grad_norm` is before clipping."""
-        config, before = self.config, self._gradient_steps
+    @property
+    def _num_learners(self) -> int:
+        return 1 if self._exchange is None else self._exchange.size
+
+    def _join(self, part: Part) -> Batch:
+        return self._buffers.join([rollout.without_lost() for rollout in part.rollouts])
+
+    def _train(self, batch: Batch, own: Part, progress: float) -> dict[str, float]:
+        """All gradient steps on the whole batch, of which this learner computes its `own` part, `batch`; one whose loss
+        or gradient is not finite is not taken. The means of all steps' metrics, of which `grad_norm` is before
+        clipping."""
+        config, before, is_first = self.config, self._gradient_steps, own.share.first == 0
         for group in self._optimizer.param_groups:
             group["lr"] = config.learning_rate * (1 - (1 - config.final_learning_rate_fraction) * progress)
         is_probed = self._updates % PROBE_INTERVAL == 0
         is_single = config.epochs * config.minibatches == 1
         with torch.set_grad_enabled(is_single):
             output = self._forward(batch)
-        targets = self._targets(batch, output, rewards)
+        targets = self._targets(batch, output, torch.tensor(own.rewards, device=self.device))
+        if self._exchange is not None:
+            targets = VtraceTargets(*self._exchange.join(torch.stack(targets), own.share))
         logits_before = output.logits[:, :PROBE_COLUMNS].detach()
-        metrics: list[dict[str, Tensor]] = []
+        steps: list[GradientStep] = []
         for epoch in range(config.epochs):
-            for columns in self._minibatches(rewards.shape[1], epoch):
-                part, of_part = batch, targets
-                if columns is not None:
-                    part, of_part = batch.columns(columns), targets.columns(columns.to(self.device))
-                if not is_single:
-                    output = self._forward(part)
-                loss, of_step = policy_loss(
-                    logits=output.logits[:-1],
-                    ratios=self._ratios(part, output),
-                    values=output.values[:-1],
-                    behaviour_values=part.behaviour_values,
-                    targets=of_part,
-                    config=config,
-                    value_scale=self.net.value_scale,
-                )
-                self._optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                of_step["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.max_grad_norm)
-                if bool(torch.isfinite(loss.detach() + of_step["grad_norm"])):
-                    self._optimizer.step()
-                    self._gradient_steps += 1
-                else:
-                    self._skipped += 1
-                of_step["grad_clipped_fraction"] = (of_step["grad_norm"] > config.max_grad_norm).float()
-                if epoch:  # the network has already trained on these steps
-                    del of_step["explained_variance"]
-                metrics.append(of_step)
+            seed = self._seed, self._updates, self._skipped, epoch
+            for columns in draw_minibatches(own.share.total, config.minibatches, seed):
+                known = output if is_single else None
+                steps.append(self._gradient_step(batch, targets, columns, own.share, known))
         if self._gradient_steps > before:
             self._updates += 1
             if config.normalize_returns:
                 self._return_scale.observe(targets.vs)
                 self.net.rescale_values(*self._return_scale.unit(self.device))
-        means = {name: torch.stack([step[name] for step in metrics if name in step]).nanmean() for name in metrics[0]}
-        means["policy_state_information"] = state_information(batch.behaviour_logits)
-        if is_probed:
+        means = update_metrics(steps, len(steps) // config.epochs, self._exchange)
+        fraction = own.share.count / own.share.total
+        means["policy_state_information"] = state_information(batch.behaviour_logits, fraction, self._exchange)
+        if is_probed and is_first:
             means |= self._compare(batch, logits_before)
         return dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))  # one wait for the device
 
-    def _minibatches(self, num_columns: int, epoch: int) -> list[Tensor | None]:
-        """The environments [N] i64 of each gradient step of a pass; None means all, in order."""
-        number = min(self.config.minibatches, num_columns)
-        if number == 1:
-            return [None]
-        order = np.random.default_rng((self._seed, self._updates, self._skipped, epoch)).permutation(num_columns)
-        return [torch.from_numpy(columns) for columns in np.array_split(order, number)]
+    def _gradient_step(
+        self, batch: Batch, targets: VtraceTargets, columns: Tensor | None, share: Share, output: PolicyOutput | None
+    ) -> GradientStep:
+        """One gradient step on the environments `columns` [N] i64 of the whole batch, or on all of them, of which this
+        learner's `share` is `batch`; `output` is the network's for it, where that is known."""
+        config, fraction = self.config, 1.0
+        minibatch = targets if columns is None else targets.columns(columns.to(self.device))
+        if config.normalize_advantages:
+            minibatch = minibatch._replace(pg_advantages=standardized(minibatch.pg_advantages))
+        target_variance = minibatch.vs.var(correction=0)
+        if not share.is_whole:
+            chosen = torch.arange(share.total) if columns is None else columns
+            own = share.among(chosen)
+            minibatch, fraction = minibatch.columns(own.to(self.device)), len(own) / len(chosen)
+            columns = None if columns is None else chosen[own] - share.first
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=self.device)
+        metrics: dict[str, Tensor] = {}
+        if fraction:
+            part = batch if columns is None else batch.columns(columns)
+            output = output or self._forward(part)
+            loss, metrics = policy_loss(
+                logits=output.logits[:-1],
+                ratios=self._ratios(part, output),
+                values=output.values[:-1],
+                behaviour_values=part.behaviour_values,
+                targets=minibatch,
+                config=config,
+                value_scale=self.net.value_scale,
+            )
+            (loss if share.is_whole else loss * fraction).backward()
+        if self._exchange is not None:
+            loss = self._exchange.sum_gradients(self.net, loss * fraction)
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.max_grad_norm)
+        if bool(torch.isfinite(loss.detach() + grad_norm)):
+            self._optimizer.step()
+            self._gradient_steps += 1
+        else:
+            self._skipped += 1
+        is_clipped = (grad_norm > config.max_grad_norm).float()
+        return GradientStep(metrics, fraction, target_variance, grad_norm, is_clipped)
 
     @torch.no_grad()
     def _targets(self, batch: Batch, output: PolicyOutput, rewards: Tensor) -> VtraceTargets:

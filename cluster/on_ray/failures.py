@@ -31,6 +31,10 @@ class ProcessId:
     pid: int
 
 
+class LearnerLost(RuntimeError):
+    """A learner besides the first has died or hangs, so the first cannot go on either; the message is for the user."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why an actor has failed."""
@@ -56,6 +60,8 @@ def actor_failure(error: Exception, process: ProcessId | None, stderr: str) -> F
 def _crash_cause(error: Exception, text: str, stderr: str) -> str:
     if isinstance(error, RayTaskError):
         cause = error.cause
+        if isinstance(cause, LearnerLost):
+            return str(cause)
         return f"{type(cause).__name__}: {last_line(str(cause))}" if isinstance(cause, Exception) else last_line(text)
     if isinstance(error, OutOfMemoryError):
         return f"out of memory, ended by Ray: {last_line(text)}"

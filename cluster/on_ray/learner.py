@@ -1,9 +1,9 @@
 """The learner actor, which is the training loop in a process of its own, and the driver's view of it: shows its
 progress, forwards stop requests, and restarts it from the last checkpoint.
 
-Invariant: workers and annotator are its children and die with it; control calls have their own concurrency group, so
-they are answered while it trains. Each start is its own run epoch, as if the command had been run again; a learner that
-writes no new checkpoint between two failures, or whose failure would recur, ends the run.
+Invariant: workers, annotator and the other learners are its children and die with it; control calls have their own
+concurrency group, so they are answered while it trains. Each start is its own run epoch, as if the command had been run
+again; a learner that writes no new checkpoint between two failures, or whose failure would recur, ends the run.
 """
 
 import logging
@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from ray.exceptions import ActorUnavailableError, RayTaskError
 
 from actors.environments.vector import EnvironmentSpec
-from actors.policy import bound_kept_kernels
 from cluster.loop import TrainingLoop
 from cluster.on_ray.annotation import RayAnnotation
-from cluster.on_ray.failures import KILL_S, ProcessId, actor_failure, this_process
-from cluster.on_ray.nodes import enter_run
+from cluster.on_ray.failures import KILL_S, LearnerLost, ProcessId, actor_failure, this_process
+from cluster.on_ray.peers import RayPeers, enter_learner
 from cluster.on_ray.placement import Request
 from cluster.on_ray.slot import Slot, SlotState, answered
 from cluster.on_ray.workers import RayWorkers
@@ -31,52 +29,62 @@ from cluster.supervision import GiveUp, restart_pause_s
 from configs.errors import one_line
 from configs.schema import RunConfig
 from learner.checkpoint import CheckpointError
+from learner.data_parallel import ExchangeFailed
 
 LOG = logging.getLogger(__name__)
 POLL_INTERVAL_S = 0.5
 SAY_INTERVAL_S, LONGEST_SAY_INTERVAL_S = 10.0, 600.0
-KEPT_KERNELS = 16
-"""Fewer than an update uses: 110 MB less, and no growth with new shapes, for updates that take 4 % longer."""
 
 
 @ray.remote(max_restarts=0, concurrency_groups={"control": 2})  # type: ignore[call-overload]
 class LearnerActor:
-    """The training loop, which owns workers and annotator."""
+    """The training loop, which owns workers, annotator and the other learners."""
 
     def __init__(
         self, config: RunConfig, spec: EnvironmentSpec, run_epoch: int, requests: dict[str, Request], nonce: str
     ) -> None:
-        bound_kept_kernels(KEPT_KERNELS)
-        if config.learner.torch_threads:
-            torch.set_num_threads(config.learner.torch_threads)
         RunDirectory(Path(config.run_dir)).check_nonce(nonce)
-        self._run = enter_run(config)
+        self._run = enter_learner(config)
         self._config, self._spec, self._run_epoch, self._requests = config, spec, run_epoch, requests
         self._loop: TrainingLoop | None = None
         self._annotation: RayAnnotation | None = None
+        self._peers: RayPeers | None = None
         self._stop_requested = False
 
     def run(self) -> dict[str, Any]:
         """Train to the end or to `stop`; the summary."""
+        if self._config.cluster.num_learners > 1:
+            self._peers = RayPeers(self._config, self._spec, self._run_epoch, self._requests["learner"])
         self._annotation = annotation = RayAnnotation(
             self._config, self._run_epoch, self._requests.get("annotator"), self._requests.get("replica")
         )
         workers = RayWorkers(self._config, self._spec, self._run_epoch, self._requests["worker"], annotation)
         try:
             self._loop = TrainingLoop(self._config, self._run, self._run_epoch, workers, annotation)
+            if self._peers is not None:
+                self._peers.join(self._loop.learner, workers.reference, lambda: self._stop_requested)
             if self._stop_requested:
                 self._loop.stop()
             return self._loop.run()
+        except ExchangeFailed:
+            if self._peers is not None:
+                self._peers.explain()
+            raise
         finally:
             workers.close()
             annotation.close()
+            if self._peers is not None:
+                self._peers.close()
 
     @ray.method(concurrency_group="control")
     def progress(self) -> dict[str, Any]:
-        """The newest metrics, and what is waited for; before training only the process and what is waited for."""
+        """The newest metrics, and what is waited for; before training only the process and what is waited for. Raises
+        LearnerLost: the update in progress may wait for that learner for ever."""
+        if self._peers is not None:
+            self._peers.check()
         line = {"process": this_process(), **(self._loop.progress() if self._loop is not None else {})}
-        annotation = self._annotation.waiting if self._annotation is not None else None
-        return {**line, "waiting": "; ".join(filter(None, (line.get("waiting"), annotation))) or None}
+        parts = [part.waiting for part in (self._peers, self._annotation) if part is not None]
+        return {**line, "waiting": "; ".join(filter(None, (line.get("waiting"), *parts))) or None}
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
@@ -165,9 +173,12 @@ class LearnerWatch:
         if newest != self._newest:
             self._newest, self._slot.failures = newest, 0
         self._slot.lost(is_own_fault=not failure.is_node_loss)
+        is_lost_peer = isinstance(getattr(error, "cause", None), LearnerLost)
         # An error of its own code before the first update would recur.
-        is_final = isinstance(error, RayTaskError) and (
-            isinstance(error.cause, GiveUp | CheckpointError | ValueError) or not self._has_trained
+        is_final = (
+            isinstance(error, RayTaskError)
+            and not is_lost_peer
+            and (isinstance(error.cause, GiveUp | CheckpointError | ValueError) or not self._has_trained)
         )
         if is_final or getattr(error, "actor_init_failed", False) or self._session.stop_requested():
             raise RunFailed(remote_cause(error)) from error
@@ -186,7 +197,7 @@ class LearnerWatch:
             one_line(f"the learner failed: {failure.cause}; it is started again, and the run goes on from {where}")
         )
         # Both would write the same checkpoints, so a learner that was killed gets the time to end.
-        kill_s = KILL_S if isinstance(error, TimeoutError | ActorUnavailableError) else 0.0
+        kill_s = KILL_S if is_lost_peer or isinstance(error, TimeoutError | ActorUnavailableError) else 0.0
         self._slot.back_off(max(pause_s, kill_s))
         while self._slot.state is SlotState.BACKING_OFF and not self._session.stop_requested():
             time.sleep(0.1)

@@ -4,10 +4,11 @@ Invariant: pure functions; a plan either fits the nodes, each actor on one of th
 does not.
 
     kind        prefers                                           hint
-    learner     a GPU where the cluster has any                   the smallest node that fits
+    learner     a GPU where the cluster has any                   the smallest node that fits all, else those that fit
     replica     `service_gpus`                                    the emptiest node each
-    annotator   with replicas the learner's node; else as they    its node
-    worker      nodes without GPUs, away from the learner         the emptiest such node each; else away from the others
+    annotator   with replicas the first learner's node; else as   its node
+                they
+    worker      nodes without GPUs, away from the learners        the emptiest such node each; else away from the others
 """
 
 import math
@@ -163,8 +164,11 @@ def _shrunk(requests: Mapping[str, Request], nodes: Sequence[Node]) -> dict[str,
 def _requests(
     cluster: ClusterConfig, actors: ActorsConfig, needs_annotator: bool, replicas: int, gpus_there: float
 ) -> dict[str, Request]:
-    learner_gpus = cluster.learner_gpus if cluster.learner_gpus >= 0 else min(1.0, gpus_there)
-    requests = {"learner": Request(cpus=cluster.learner_cpus, gpus=learner_gpus, count=1)}
+    number = cluster.num_learners
+    learner_gpus = cluster.learner_gpus
+    if learner_gpus < 0:  # one each, or as few learners per GPU as there are GPUs for
+        learner_gpus = min(gpus_there, 1 / math.ceil(number / gpus_there)) if gpus_there else 0.0
+    requests = {"learner": Request(cpus=cluster.learner_cpus, gpus=learner_gpus, count=number)}
     if needs_annotator:
         if replicas:
             requests["replica"] = Request(cpus=cluster.annotator_cpus, gpus=cluster.service_gpus, count=replicas)
@@ -188,14 +192,18 @@ def _pack(requests: Mapping[str, Request], nodes: Sequence[Node]) -> dict[str, l
             room = [id for id in cpus if cpus[id] >= request.cpus - EPSILON and gpus[id] >= request.gpus - EPSILON]
             if not room:
                 break
-            learner = next(iter(homes.get("learner", [])), None)
-            if part == "learner":  # the smallest that fits, which leaves large nodes to replicas and workers
-                home = min(room, key=lambda id: (gpus[id], cpus[id], id))
+            learners = homes["learner"]
+            if part == "learner":  # together, on the smallest that fits: large nodes are for replicas and workers
+                left = request.count - len(homes[part])
+                for_all = {id for id in room if cpus[id] >= request.cpus * left and gpus[id] >= request.gpus * left}
+                home = min(room, key=lambda id: (id not in for_all, -taken[id], gpus[id], cpus[id], id))
             elif part == "annotator" and not request.gpus and "replica" in requests:
-                home = min(room, key=lambda id: (id != learner, id in with_gpus, -cpus[id], id))
-            else:  # spread; without GPUs also away from GPU nodes and the learner
+                home = min(room, key=lambda id: (id not in learners[:1], id in with_gpus, -cpus[id], id))
+            else:  # spread; without GPUs also away from GPU nodes and the learners
                 wastes_gpus = set() if request.gpus else with_gpus
-                home = min(room, key=lambda id: (id in wastes_gpus, id == learner, taken[id], -gpus[id], -cpus[id], id))
+                home = min(
+                    room, key=lambda id: (id in wastes_gpus, id in learners, taken[id], -gpus[id], -cpus[id], id)
+                )
             cpus[home] -= request.cpus
             gpus[home] -= request.gpus
             taken[home] += 1
@@ -210,13 +218,13 @@ def _with_hints(
     if len(nodes) < 2:
         return dict(requests)
     hinted = {part: replace(request, homes=tuple(homes[part])) for part, request in requests.items()}
-    learner = homes["learner"][0]
-    reserved = {learner, *homes.get("replica", ()), *(node.id for node in nodes if node.gpus)}
+    learners = set(homes["learner"])
+    reserved = {*learners, *homes.get("replica", ()), *(node.id for node in nodes if node.gpus)}
     worker = hinted["worker"]
     if not worker.gpus and len(homes["worker"]) == worker.count and not reserved.intersection(homes["worker"]):
         hinted["worker"] = replace(worker, avoid=tuple(sorted(reserved)))
-    elif len(homes["worker"]) == worker.count and learner not in homes["worker"]:
-        hinted["worker"] = replace(worker, avoid=(learner,))
+    elif len(homes["worker"]) == worker.count and not learners.intersection(homes["worker"]):
+        hinted["worker"] = replace(worker, avoid=tuple(sorted(learners)))
     return hinted
 
 

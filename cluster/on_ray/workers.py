@@ -13,6 +13,7 @@ costs no budget.
 
 import logging
 import time
+import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -110,6 +111,7 @@ class RayWorkers:
         self._config, self._run_epoch, self._request, self._annotation = config, run_epoch, request, annotation
         self._run_dir = Path(config.run_dir)
         self._snapshot: ray.ObjectRef | None = None
+        self._references: weakref.WeakKeyDictionary[Rollout, ray.ObjectRef] = weakref.WeakKeyDictionary()
         self._collected_steps = 0
         self._notices = Notices()
         self.problems: Sequence[str] = self._notices.told
@@ -140,6 +142,10 @@ class RayWorkers:
         if not ready or expected[ready[0]].call is not None:
             return None
         return self._take(expected[ready[0]])
+
+    def reference(self, rollout: Rollout) -> ray.ObjectRef:
+        """Where in the object store a rollout from `take` is, as long as somebody holds the rollout."""
+        return self._references[rollout]
 
     def metrics(self) -> Mapping[str, float | None]:
         """Finished rollouts not yet taken, running workers, replacements, and exceptions of environments so far."""
@@ -179,6 +185,7 @@ class RayWorkers:
         except RayError as error:
             self._failed(slot, error)
             return None
+        self._references[rollout] = rollout_reference
         slot.progress_at, slot.failures = time.monotonic(), 0
         self._collected_steps += rollout.num_steps
         self._annotation.report(report_reference, slot.worker_id, self._collected_steps)

@@ -112,6 +112,15 @@ def test_overrides_go_before_the_file_and_the_file_before_defaults(tmp_path: Pat
         (["service.engine=vlm"], ["service.engine", "'vlm'", "transformers, vllm, openai"]),
         (["annotator.batch_size=2000"], ["annotator.batch_size", "max_items_per_request"]),
         (["actors.num_workers=64"], ["actors.num_workers", "max_policy_lag"]),
+        (
+            ["cluster.num_learners=2", "learner.rollouts_per_batch=2", "cluster.mode=inline"],
+            ["cluster.num_learners", "got 2 with cluster.mode=inline", "one process"],
+        ),
+        (
+            ["cluster.num_learners=2", "learner.rollouts_per_batch=3"],
+            ["learner.rollouts_per_batch", "multiple of", "2"],
+        ),
+        (["learner.num_learners=2"], ["learner.num_learners", "cluster.num_learners"]),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key_and_the_remedy(overrides: list[str], words: list[str]) -> None:

@@ -29,7 +29,7 @@ def epoch_of(run: ToyRun) -> int:
     return run.last_line().get("run_epoch") or 0
 
 
-def assert_continued(run: ToyRun) -> None:
+def assert_continued(run: ToyRun, rollouts_per_batch: int = 1) -> None:
     """What came after the checkpoint has been superseded, and what is there goes on from it without a gap or an
     overlap."""
     steps = [line["env_steps"] for line in lines(run.run_dir)]
@@ -37,7 +37,7 @@ def assert_continued(run: ToyRun) -> None:
     epochs = [line["run_epoch"] for line in lines(run.run_dir)]
     assert epochs == sorted(epochs)
     assert any("resumed at" in line for line in (run.run_dir / "log.txt").read_text().splitlines())
-    run.assert_steps_are_exact()
+    run.assert_steps_are_exact(rollouts_per_batch)
 
 
 def test_a_killed_learner_is_started_again_within_the_run(tmp_path: Path, record_recovery: Callable[..., None]) -> None:
@@ -88,6 +88,39 @@ def test_a_stopped_learner_is_ended_and_started_again(tmp_path: Path, record_rec
         "ended after cluster.learner_timeout_s (10 s here), started again from the last checkpoint",
         round(recovery_s, 1),
     )
+
+
+TWO = ["cluster.num_learners=2", "learner.rollouts_per_batch=2", "checkpoint.interval_env_steps=1000"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "holds"),
+    [
+        (signal.SIGKILL, "both end and start again within the run from the last checkpoint, steps exact"),
+        (signal.SIGSTOP, "noticed after cluster.learner_timeout_s (10 s here); both end and start again"),
+    ],
+    ids=["killed", "stopped"],
+)
+def test_the_loss_of_one_of_two_learners_is_that_of_the_learner(
+    fault: signal.Signals, holds: str, tmp_path: Path, record_recovery: Callable[..., None]
+) -> None:
+    with toy_run(tmp_path, LONG, *TWO, "cluster.learner_timeout_s=10") as run:
+        wait_until(lambda: (run.run_dir / "checkpoints" / "latest").exists(), run.process, run.log)
+        first, (other,) = learner_of(run), actors_of(run.run_dir, "PeerActor")
+        steps, began = run.last_line()["env_steps"], time.monotonic()
+        other.send_signal(fault)
+        wait_until(lambda: epoch_of(run) == 2, run.process, run.log)
+        recovery_s = time.monotonic() - began
+        assert not is_alive(first)
+        assert not is_alive(other)
+        wait_until(lambda: run.last_line()["env_steps"] > steps, run.process, run.log)
+        assert len(actors_of(run.run_dir, "PeerActor")) == 1
+        assert run.output().count("the learner failed: learner 2 of 2 (process ") == 1, run.output()
+        assert run.stop() == 0, run.output()
+        assert_continued(run, rollouts_per_batch=2)
+    name = "kill -9" if fault == signal.SIGKILL else "SIGSTOP"
+    record_recovery(f"{name} of one of two learners (cluster.num_learners)", holds, round(recovery_s, 1))
 
 
 @pytest.mark.slow

@@ -72,10 +72,10 @@ class ToyRun:
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(60)
 
-    def assert_steps_are_exact(self) -> None:
+    def assert_steps_are_exact(self, rollouts_per_batch: int = 1) -> None:
         """Every step that was counted is of a whole rollout that one update consumed."""
         for line in lines(self.run_dir):
-            assert line["env_steps"] == ENVS * STEPS * line["learner_updates"], line
+            assert line["env_steps"] == ENVS * STEPS * rollouts_per_batch * line["learner_updates"], line
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from learner.batch import BatchBuffers
+from learner.batch import BatchBuffers, draw_minibatches
 from tests.learner.toy_rollouts import random_rollout
 
 CPU = torch.device("cpu")
@@ -105,3 +105,12 @@ def test_what_an_update_freed_the_next_one_gets_without_the_kernel(thread: str) 
     given_back, kept = page_faults("given back", thread), page_faults("kept", thread)
     assert given_back > 1000
     assert kept < given_back / 5
+
+
+def test_each_pass_takes_every_environment_once_in_equal_shares_of_its_own() -> None:
+    passes = [[part.tolist() for part in draw_minibatches(10, 3, (1, epoch)) if part is not None] for epoch in range(2)]
+    for parts in passes:
+        assert sorted(map(len, parts)) == [3, 3, 4]
+        assert sorted(column for part in parts for column in part) == list(range(10))
+    assert passes[0] != passes[1]
+    assert draw_minibatches(10, 1, (1, 0)) == [None]

@@ -138,15 +138,6 @@ def test_a_truncation_without_its_final_value_is_skipped_rather_than_guessed() -
     assert learner.metrics()["updates_skipped_nonfinite"] == 1
 
 
-def test_each_pass_takes_every_environment_once_in_equal_shares_of_its_own() -> None:
-    learner = make_learner(dataclasses.replace(FAST, epochs=2, minibatches=3))
-    passes = [[part.tolist() for part in learner._minibatches(10, epoch) if part is not None] for epoch in range(2)]
-    for parts in passes:
-        assert sorted(map(len, parts)) == [3, 3, 4]
-        assert sorted(column for part in parts for column in part) == list(range(10))
-    assert passes[0] != passes[1]
-
-
 def test_several_passes_are_one_version_and_go_further_than_one() -> None:
     game = RecallGame(8)
     rollout = game.collect(make_learner().snapshot(), 16)

@@ -10,7 +10,7 @@ import pytest
 from ray.exceptions import ActorDiedError, NodeDiedError, RayError, RayTaskError
 
 from cluster.on_ray import learner, slot
-from cluster.on_ray.failures import ProcessId
+from cluster.on_ray.failures import LearnerLost, ProcessId
 from cluster.on_ray.learner import LearnerWatch, RunFailed
 from configs.loading import load_config
 from tests.run_sessions import session_in
@@ -189,6 +189,22 @@ def test_an_error_of_its_own_before_the_first_update_would_recur(stage: Stage) -
     with pytest.raises(RunFailed, match="no room"):
         stage.run()
     assert len(stage.learners) == 1
+
+
+def test_the_loss_of_another_learner_is_that_of_the_learner_also_before_the_first_update(stage: Stage) -> None:
+    lost = RayTaskError("progress", "Traceback: lost", LearnerLost("learner 2 of 2 failed: it was killed"))
+
+    def script(seconds: float) -> None:
+        if len(stage.learners) == 2:
+            stage.learners[1].end = {"finished": True}
+        elif seconds > 5:
+            stage.learners[0].line = lost
+
+    stage.script = script
+    assert stage.run() == {"finished": True}
+    assert stage.learners[0].killed, "it may wait for the lost one for ever"
+    assert 5 + learner.KILL_S <= stage.now - 1000 < 5 + learner.KILL_S + 2
+    assert "the learner failed: learner 2 of 2 failed: it was killed; it is started again" in stage.said[-1]
 
 
 def test_a_stop_request_cuts_the_pause_before_the_next_learner_short(stage: Stage) -> None:

@@ -70,6 +70,25 @@ def test_the_learner_takes_a_gpu_node_and_leaves_the_larger_one_to_the_replicas(
     assert requests["annotator"].homes == ("n2",)
 
 
+def test_learners_share_a_node_where_one_fits_all_and_workers_avoid_the_nodes_of_all() -> None:
+    together = connect(2, *nodes((8, 1), (8, 4), (8, 2)), num_learners=2)["learner"]
+    assert together == Request(cpus=1, gpus=1, count=2, homes=("n2", "n2"))
+    apart = connect(2, *nodes((8, 1), (8, 1), (8, 0), (2, 0)), num_learners=2)
+    assert apart["learner"].homes == ("n0", "n1")
+    assert set(apart["worker"].homes) == {"n2", "n3"}
+    assert apart["worker"].avoid == ("n0", "n1")
+    without_gpus = connect(4, *nodes((2, 0), (2, 0), (3, 0), (3, 0)), num_learners=2, learner_cpus=2)
+    assert without_gpus["worker"].avoid == ("n0", "n1")
+    assert "learner       2 x       2 CPU     0 GPU  1 on n0; 1 on n1" in table(without_gpus)
+
+
+def test_learners_share_gpus_where_there_are_fewer_and_what_has_no_room_is_named() -> None:
+    assert connect(1, *nodes((8, 1)), num_learners=2)["learner"].gpus == 0.5
+    assert connect(1, *nodes((8, 3)), num_learners=4)["learner"].gpus == 0.5
+    with pytest.raises(DoesNotFit, match=r"no room for 1 x learner \(1 CPU, 1 GPU\)"):
+        connect(1, *nodes((8, 1)), num_learners=2, learner_gpus=1)
+
+
 def test_workers_spread_over_cpu_nodes_and_leave_gpu_nodes_alone_where_there_is_room() -> None:
     worker = connect(7, *nodes((4, 0), (4, 0), (8, 1), (8, 1)))["worker"]
     assert sorted(worker.homes) == ["n0"] * 3 + ["n1"] * 4  # the annotator is on n0
