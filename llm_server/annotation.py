@@ -3,6 +3,7 @@
 Invariant: a judgement that is not OK carries no probability that could be used as a label.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -157,10 +158,11 @@ class ServiceDescription:
             return self.threshold
         return float(1.0 / (1.0 + np.exp(-(log_odds(self.threshold) + self.noise))))
 
-    def is_undecided(self, judgement: Judgement) -> bool:
-        """Whether a label lies within the noise of theta: neither a yes nor a no."""
-        distance = abs(float(log_odds(judgement.probability) - log_odds(self.threshold)))
-        return judgement.status is Status.OK and distance <= self.noise
+    def num_undecided(self, probabilities: Sequence[float] | np.ndarray) -> int:
+        """How many of these answers lie within the noise of theta and so are neither a yes nor a no; NaN, which is no
+        label, does not."""
+        distances = np.abs(log_odds(np.asarray(probabilities, np.float64)) - log_odds(self.threshold))
+        return int((distances <= self.noise).sum())
 
     @property
     def identity(self) -> tuple[str, str, str]:

@@ -44,8 +44,16 @@ def annotate_response(
     judgements: Iterable[Judgement], items: Sequence[bytes], *, rubric_hash: str = "", fingerprint: str = ""
 ) -> pb.AnnotateResponse:
     """The response that carries the `judgements` of `items` in their order."""
-    hashes = map(item_hash, items)
-    messages = [pb.Judgement(**_fields(j), item_hash=each) for j, each in zip(judgements, hashes, strict=True)]
+    messages = [
+        pb.Judgement(
+            status=_TO_WIRE[judgement.status],
+            probability=judgement.probability,
+            answer_mass=judgement.answer_mass,
+            cached=judgement.cached,
+            item_hash=item_hash(item),
+        )
+        for judgement, item in zip(judgements, items, strict=True)
+    ]
     return pb.AnnotateResponse(judgements=messages, rubric_hash=rubric_hash, fingerprint=fingerprint)
 
 

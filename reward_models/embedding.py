@@ -13,6 +13,7 @@ import numpy as np
 
 from configs.annotation_schema import RewardModelConfig
 from llm_server.annotation import Caption, EmbeddedCaption
+from llm_server.annotator.caption_texts import ids_of
 from reward_models.interface import Asks, Evidence, RewardModel, without_empty
 
 MAX_GOALS = 64
@@ -67,16 +68,17 @@ class EmbeddingModel(RewardModel):
         if not self._is_once:
             return None
         cosines, goals = self._look_up(captions)
-        is_text = np.array([caption.id != 0 for caption in captions], bool)
+        is_text = ids_of(captions) != 0
         return np.where(is_text & (cosines > self._threshold), goals, -1).astype(np.int8)
 
     def _look_up(self, captions: Sequence[Caption]) -> tuple[np.ndarray, np.ndarray]:
+        ids = ids_of(captions).tolist()
         if self.asks is Asks.NOTHING:
-            for caption in captions:
-                if caption.id not in self._nearest:
-                    cosines = [_cosine(_bag(caption.text), goal) for goal in self._goals]
-                    self._nearest[caption.id] = max(cosines), int(np.argmax(cosines))
-        found = [self._nearest.get(caption.id, (np.nan, -1)) for caption in captions]
+            for row, number in enumerate(ids):
+                if number not in self._nearest:
+                    cosines = [_cosine(_bag(captions[row].text), goal) for goal in self._goals]
+                    self._nearest[number] = max(cosines), int(np.argmax(cosines))
+        found = [self._nearest.get(number, (np.nan, -1)) for number in ids]
         return np.array([cosine for cosine, _ in found], np.float64), np.array([goal for _, goal in found], np.int8)
 
     def retain(self, ids: Set[int]) -> None:

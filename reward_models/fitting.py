@@ -21,6 +21,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from configs.annotation_schema import RewardModelConfig
 from llm_server.annotation import Caption
+from llm_server.annotator.caption_texts import ids_of
+from llm_server.annotator.id_rows import IdValues
 from reward_models.caption_network import CaptionNet
 
 EVALUATION_INTERVAL_STEPS = 25
@@ -76,7 +78,7 @@ class Fitting:
         self._num_without_gain = 0
         self._num_learnt = 0  # every example ever added, those that were removed or replaced included
         self._rests_until = 0  # `_num_learnt` at which training resumes after a pause; 0 if it is not paused
-        self._outputs: dict[int, float] = {}  # of the best weights, by caption id
+        self._outputs = IdValues()  # of the best weights, by caption id
 
     def is_settled(self, examples: Examples) -> bool:
         """Whether `train` would do nothing."""
@@ -108,16 +110,17 @@ class Fitting:
         """[N] f64 outputs of the best weights, NaN before these exist; computed once per caption and weights."""
         if not self.has_best:
             return np.full(len(captions), np.nan)
-        new = [caption for caption in captions if caption.id not in self._outputs]
+        ids = ids_of(captions)
+        new = [captions[row] for row in np.flatnonzero(np.isnan(self._outputs.of(ids))).tolist()]
         if new:
             with torch.no_grad():
                 values = self._best([caption.text.encode() for caption in new]).tolist()
-            self._outputs.update(zip((caption.id for caption in new), values, strict=True))
-        return np.array([self._outputs[caption.id] for caption in captions], np.float64)
+            self._outputs.update(dict(zip((caption.id for caption in new), values, strict=True)))
+        return self._outputs.of(ids)
 
     def retain(self, ids: Any) -> None:
         """Forget the outputs of all other captions."""
-        self._outputs = {number: value for number, value in self._outputs.items() if number in ids}
+        self._outputs.retain(ids)
 
     def _take_step(self, examples: Examples) -> None:
         rng = np.random.default_rng((self._seed, self.step))
@@ -142,7 +145,7 @@ class Fitting:
         if excess < min((1.0 - MIN_GAIN) * best_excess, best_excess - LEAST_GAIN):
             self._best.load_state_dict(self._net.state_dict())
             self.has_best, best_agreement = True, agreement
-            self._outputs.clear()
+            self._outputs = IdValues()
             self._num_without_gain = 0
         else:
             self._num_without_gain += 1
@@ -168,8 +171,8 @@ class Fitting:
             "num_without_gain": self._num_without_gain,
             "num_learnt": self._num_learnt,
             "rests_until": self._rests_until,
-            "output_ids": np.array(list(self._outputs), np.uint64),
-            "outputs": np.array(list(self._outputs.values()), np.float64),
+            "output_ids": self._outputs.ids.copy(),
+            "outputs": self._outputs.values.copy(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -181,7 +184,7 @@ class Fitting:
         self.step, self.has_best, self.accuracy = state["step"], state["has_best"], state["accuracy"]
         self._num_without_gain, self._num_learnt = state["num_without_gain"], state["num_learnt"]
         self._rests_until = state["rests_until"]
-        self._outputs = dict(zip(state["output_ids"].tolist(), state["outputs"].tolist(), strict=True))
+        self._outputs.replace(state["output_ids"], state["outputs"])
 
 
 def _logits(outputs: Tensor, num: int) -> Tensor:

@@ -13,6 +13,7 @@ import numpy as np
 
 from configs.annotation_schema import RewardModelConfig
 from llm_server.annotation import Caption, EmbeddedCaption, JudgedCaption, JudgedPair, Status
+from llm_server.annotator.caption_texts import ids_of
 
 Evidence: TypeAlias = JudgedCaption | JudgedPair | EmbeddedCaption
 """What a reward model learns from; its attribute `asks` says which of them."""
@@ -101,5 +102,5 @@ class RewardModel(ABC):
 def without_empty(captions: Sequence[Caption], rewards: np.ndarray) -> np.ndarray:
     """`rewards` [N] as f32, 0 for the empty caption."""
     rewards = rewards.astype(np.float32)
-    rewards[[caption.id == 0 for caption in captions]] = 0.0
+    rewards[ids_of(captions) == 0] = 0.0
     return rewards

@@ -214,12 +214,13 @@ class AnnotationPipeline:
     def top_rewarded(self, n: int, min_count: int) -> list[RewardedCaption]:
         """The `n` captions of highest R > 0 that occurred at least `min_count` times, ordered by R, count, id."""
         table = self.latest_table()
-        counts, probabilities, texts = self._book.look_up(table.ids)
+        counts, probabilities = self._book.look_up(table.ids)
         rows = np.flatnonzero((table.rewards > 0) & (counts >= max(min_count, 1)))
         rows = rows[np.lexsort((table.ids[rows], -counts[rows], -table.rewards[rows]))][:n]
+        texts = self._book.captions_of(table.ids[rows].tolist())
         return [
             RewardedCaption(
-                text=texts[row],
+                text=texts[number].text if (number := int(table.ids[row])) in texts else "",
                 reward=float(table.rewards[row]),
                 probability=None if np.isnan(probabilities[row]) else float(probabilities[row]),
                 count=int(counts[row]),

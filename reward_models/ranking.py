@@ -15,6 +15,7 @@ from torch import Tensor
 
 from configs.annotation_schema import RewardModelConfig
 from llm_server.annotation import Caption, JudgedPair
+from llm_server.annotator.caption_texts import ids_of
 from reward_models.fitting import Fitting, is_held_out, saved_texts, text_arrays
 from reward_models.interface import Asks, Evidence, RewardModel, without_empty
 
@@ -119,8 +120,8 @@ class RankingModel(RewardModel):
         """[N] f32: R of each caption, NaN before the first evaluation of the network."""
         outputs = self._fitting.outputs(captions)
         if not self._is_frozen:
-            is_text = np.array([caption.id != 0 for caption in captions], bool)
-            judged = np.array([self._judged.get(caption.id, math.nan) for caption in captions])
+            is_text = ids_of(captions) != 0
+            judged = np.array([self._judged.get(number, math.nan) for number in ids_of(captions).tolist()])
             self._scale = self._measured(outputs[is_text], np.asarray(counts, np.float64)[is_text], judged[is_text])
         mu, sigma, epsilon = self._scale
         z = (outputs - mu) / sigma

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from configs.annotation_schema import RewardModelConfig
-from llm_server.annotation import Caption, JudgedCaption, log_odds
+from llm_server.annotation import Caption, JudgedCaption, Status, log_odds
+from llm_server.annotator.caption_texts import ids_of
+from llm_server.annotator.id_rows import IdValues
 from reward_models.interface import Asks, Evidence, RewardModel, without_empty
 
 OUTPUTS = ("binary", "soft", "probability")
@@ -26,15 +28,19 @@ class RetrievalModel(RewardModel):
     def __init__(self, config: RewardModelConfig, seed: int = 0) -> None:
         super().__init__(config, seed)
         self._reward, self._smoothing = ProbabilityReward(config), config.label_smoothing
-        self._probabilities: dict[int, float] = {}
+        self._probabilities = IdValues()
 
     def calibrate(self, threshold: float) -> None:
         """Labels are stored as probabilities, so a new threshold applies to all of them."""
         self._reward.calibrate(threshold)
 
-    def _add(self, item: Evidence) -> None:
-        if isinstance(item, JudgedCaption):
-            self._probabilities[item.caption.id] = item.judgement.probability
+    def learn(self, evidence: Sequence[Evidence]) -> None:
+        """Remember the labels, all at once."""
+        labels: dict[int, float] = {}
+        for item in () if self._is_frozen else evidence:
+            if isinstance(item, JudgedCaption) and item.judgement.status is Status.OK:
+                labels[item.caption.id] = item.judgement.probability
+        self._probabilities.update(labels)
 
     def score(self, captions: Sequence[Caption], counts: np.ndarray) -> np.ndarray:
         """[N] f32: R of each caption; NaN without a label or a threshold, 0 for the empty caption."""
@@ -45,27 +51,27 @@ class RetrievalModel(RewardModel):
         return log_odds(self._given(captions)) - log_odds(self._reward.threshold)
 
     def _given(self, captions: Sequence[Caption]) -> np.ndarray:
-        p = np.array([self._probabilities.get(caption.id, np.nan) for caption in captions], np.float64)
+        p = self._probabilities.of(ids_of(captions))
         return p + self._smoothing * (self._reward.threshold - p) if self._smoothing else p
 
     def retain(self, ids: Set[int]) -> None:
         """Forget every other caption's label; a frozen model keeps all, because it would not get them again."""
         if not self._is_frozen:
-            self._probabilities = {number: p for number, p in self._probabilities.items() if number in ids}
+            self._probabilities.retain(ids)
 
     def state_dict(self) -> dict[str, Any]:
         """All labels, and the threshold, so that a resumed run can score them before the service answers."""
         return {
             "threshold": self._reward.threshold,
-            "ids": np.array(list(self._probabilities), np.uint64),
-            "probabilities": np.array(list(self._probabilities.values()), np.float64),
+            "ids": self._probabilities.ids.copy(),
+            "probabilities": self._probabilities.values.copy(),
             "is_frozen": self._is_frozen,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`; a configured threshold overrides the saved one."""
         self.calibrate(state["threshold"])
-        self._probabilities = dict(zip(state["ids"].tolist(), state["probabilities"].tolist(), strict=True))
+        self._probabilities.replace(state["ids"], state["probabilities"])
         self._is_frozen = state["is_frozen"]
 
 

@@ -83,7 +83,7 @@ class RewardTrainer:
             return None
         now = self._book.revision, self._book.num_evicted
         captions, counts = self._book.counted_captions()
-        ids = np.array([caption.id for caption in captions], np.uint64)
+        ids = captions.ids
         if self._seen is not None and now[1] != self._seen[1]:
             remaining = set(ids.tolist())
             self._model.retain(remaining)

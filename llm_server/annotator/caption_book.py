@@ -1,5 +1,7 @@
 """The caption book: the bounded record of every distinct caption, how often it was seen, and its judgement.
 
+A caption takes about 150 bytes, text included, and no Python object.
+
 Invariant: a report is counted once; a caption with a text is asked about at most once at a time and, once answered, not
 again while it is in the book; at most `max_captions` are held, and the least recently seen are evicted to the archive.
 """
@@ -9,18 +11,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from llm_server.annotation import Caption, JudgedCaption, Status
+from llm_server.annotator.ask_order import AskOrder
 from llm_server.annotator.caption_archive import ArchivedRow, CaptionArchive
 from llm_server.annotator.caption_columns import ARCHIVED, COLUMNS, NEW_ROW, CaptionState, empty_columns, log_priorities
+from llm_server.annotator.caption_texts import Captions, CaptionTexts, ids_of
+from llm_server.annotator.id_rows import IdRows, grown
 
 ARCHIVE_CHUNK = 10_000
 MAX_WORKERS = 4096
 REPORT_WINDOW = 64
+STATE_OF = {status: CaptionState[status.name] for status in Status}
 
 
 class CaptionBook:
@@ -48,9 +53,7 @@ class CaptionBook:
         self._max_captions, self._half_life, self._policy = max_captions, recency_half_life_env_steps, policy
         self._archive, self._clock = archive, clock
         self._lock = threading.RLock()
-        self._columns = empty_columns(1024)
-        self._captions: list[Caption | None] = []  # row -> caption, None while its text is missing
-        self._rows: dict[int, int] = {}
+        self._rows, self._texts, self._columns, self._order = IdRows(), CaptionTexts(), empty_columns(), AskOrder()
         # Worker -> its newest report, and a bit mask of the last `REPORT_WINDOW`; the `MAX_WORKERS` heard of last.
         self._reports: dict[str, tuple[int, int]] = {}
         self._ages_s: deque[float] = deque(maxlen=1000)
@@ -81,39 +84,44 @@ class CaptionBook:
         return is_new
 
     def _take(self, texts: Mapping[int, str], counts: Mapping[int, int], env_steps: int) -> None:
-        new = [number for number in {**counts, **texts} if number and number not in self._rows]
-        # Workers do not send an acknowledged text again, so an evicted caption that returns is read from the archive.
-        archived = self._archive.look_up(new) if self._archive and self.num_evicted else {}
-        for number in new:
-            self._add(number, *archived.get(number, ("", 0, env_steps)))
-        for number, text in texts.items():
-            if number:
-                self._set_text(number, text)
-        rows = np.fromiter((self._rows[number] for number in counts if number), np.int64)
-        self._columns["count"][rows] += np.fromiter((count for number, count in counts.items() if number), np.int64)
-        seen = np.append(rows, [self._rows[number] for number in new]).astype(np.int64)
+        given = np.fromiter((number for number in {**counts, **texts} if number), np.uint64)
+        rows = self._rows.find(given)
+        is_new = rows < 0
+        rows[is_new] = self._add(given[is_new], env_steps)
+        self._set_texts(texts)
+        counted = rows[: sum(map(bool, counts))]
+        self._columns["count"][counted] += np.fromiter((n for number, n in counts.items() if number), np.int64)
+        seen = np.unique(np.append(counted, rows[is_new]))
         self._columns["last_seen"][seen] = np.maximum(self._columns["last_seen"][seen], env_steps)
         self._columns["archived"][seen] = False
-        if len(self._captions) > self._max_captions:
+        self._order.note(rows[self._columns["state"][rows] == CaptionState.PENDING])
+        if len(self) > self._max_captions:
             self._evict()
 
-    def _add(self, number: int, text: str, count: int, first_seen: int) -> None:
-        row = len(self._captions)
-        if row == len(self._columns["id"]):
-            self._columns = {name: np.resize(column, 2 * row) for name, column in self._columns.items()}
-        known = {"id": number, "count": count, "first_seen": first_seen, "last_seen": first_seen}
-        for name, value in (NEW_ROW | known | {"entered_s": self._clock(), "archived": False}).items():
-            self._columns[name][row] = value
-        self._rows[number] = row
-        self._captions.append(None)
-        self._set_text(number, text)
+    def _add(self, ids: np.ndarray, env_steps: int) -> np.ndarray:
+        """New rows [M] for `ids` [M] u64."""
+        num_before, rows = len(self), self._rows.add(ids)
+        self._columns = {name: grown(column, len(self)) for name, column in self._columns.items()}
+        known = {"first_seen": env_steps, "last_seen": env_steps, "entered_s": self._clock(), "archived": False}
+        for name, value in (NEW_ROW | known).items():
+            self._columns[name][num_before : len(self)] = value
+        self._texts.add_rows(len(ids))
+        # Workers do not send an acknowledged text again, so an evicted caption that returns is read from the archive.
+        archived = self._archive.look_up(ids.tolist()) if self._archive and self.num_evicted and len(ids) else {}
+        self._set_texts({number: text for number, (text, _, _) in archived.items()})
+        for row in self._rows.find(np.fromiter(archived, np.uint64)):
+            _, self._columns["count"][row], first_seen = archived[int(self._rows.ids[row])]
+            self._columns["first_seen"][row] = self._columns["last_seen"][row] = first_seen
+        return rows
 
-    def _set_text(self, number: int, text: str) -> None:
-        row = self._rows[number]
-        if text and self._captions[row] is None:
-            valid = text.encode("utf-8", "replace").decode()  # lone surrogates can be neither sent nor archived
-            self._captions[row] = Caption(id=number, text=valid)
-            self._columns["state"][row] = CaptionState.PENDING
+    def _set_texts(self, texts: Mapping[int, str]) -> None:
+        """Set the texts that are not known yet; their rows exist."""
+        given = {number: text for number, text in texts.items() if number and text}
+        rows = self._rows.find(np.fromiter(given, np.uint64))
+        is_new = ~self._texts.has(rows)
+        if is_new.any():
+            self._texts.set(rows[is_new], (text for text, new in zip(given.values(), is_new, strict=True) if new))
+            self._columns["state"][rows[is_new]] = CaptionState.PENDING
             self.revision += 1
 
     def _evict(self) -> None:
@@ -122,9 +130,10 @@ class CaptionBook:
         leaving = np.argpartition(self._column("last_seen"), excess - 1)[:excess]
         self._write_archive(leaving[~self._column("archived")[leaving]])
         staying = np.delete(np.arange(len(self)), leaving)
-        self._columns = {name: np.resize(column[staying], len(column)) for name, column in self._columns.items()}
-        self._captions = [self._captions[row] for row in staying]
-        self._rows = {number: row for row, number in enumerate(self._column("id").tolist())}
+        self._columns = {name: column[staying] for name, column in self._columns.items()}
+        self._texts = self._texts.kept(staying)
+        self._rows.replace(self._rows.ids[staying])
+        self._order.forget()
         self.num_evicted += excess
         self.revision += 1
 
@@ -132,33 +141,32 @@ class CaptionBook:
         """The pending captions of highest priority, at most `max_captions`, highest first; they count as asked from now
         on. Equal priorities are ordered by caption id, so the order is a function of the reports."""
         with self._lock:
-            pending = np.flatnonzero(self._column("state") == CaptionState.PENDING)
-            priorities = self._log_priorities(pending)
-            if len(pending) > max_captions:
-                best = priorities >= np.partition(priorities, -max_captions)[-max_captions]
-                pending, priorities = pending[best], priorities[best]
-            rows = pending[np.lexsort((self._columns["id"][pending], -priorities))[:max_captions]]
+            rows = self._order.take(max_captions, self._column("state"), self._rows.ids, self._log_priorities)
             self._columns["state"][rows] = CaptionState.ASKED
-            return [caption for row in rows if (caption := self._captions[row])]
+            return list(self._captions(rows))
 
     def ranked(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """All captions with a text: ids [N] u64, probabilities [N] f64 (NaN: no label), log2 of priorities [N] f64."""
         with self._lock:
             rows = np.flatnonzero(self._column("state") != CaptionState.NO_TEXT)
-            return self._columns["id"][rows], self._columns["probability"][rows], self._log_priorities(rows)
+            return self._rows.ids[rows], self._columns["probability"][rows], self._log_priorities(rows)
 
     def captions_of(self, ids: Iterable[int]) -> dict[int, Caption]:
         """The captions among `ids` that are in the book and have a text."""
         with self._lock:
-            rows = {number: self._rows[number] for number in ids if number in self._rows}
-            return {number: caption for number, row in rows.items() if (caption := self._captions[row])}
+            rows = self._rows.find(np.fromiter(ids, np.uint64))
+            rows = rows[rows >= 0]
+            return {caption.id: caption for caption in self._captions(rows[self._texts.has(rows)])}
+
+    def _captions(self, rows: np.ndarray) -> Captions:
+        return self._texts.captions(self._rows.ids[rows], rows)
 
     def note_margins(self, ids: np.ndarray, margins: np.ndarray) -> None:
         """The reward model's newest margins [N] f64 of captions `ids` [N] u64, for the policy `uncertainty`."""
         with self._lock:
-            by_id = zip(ids.tolist(), margins.tolist(), strict=True)
-            by_row = {self._rows[number]: margin for number, margin in by_id if number in self._rows}
-            self._columns["margin"][list(by_row)] = list(by_row.values())
+            rows = self._rows.find(ids)
+            self._columns["margin"][rows[rows >= 0]] = margins[rows >= 0]
+            self._order.forget()
 
     def _log_priorities(self, rows: np.ndarray) -> np.ndarray:
         columns = self._columns
@@ -169,59 +177,58 @@ class CaptionBook:
     def put_back(self, captions: Sequence[Caption]) -> None:
         """Make captions whose request failed pending again."""
         with self._lock:
-            rows = np.array([self._rows[caption.id] for caption in captions if caption.id in self._rows], np.int64)
-            state = self._columns["state"]
-            state[rows[state[rows] == CaptionState.ASKED]] = CaptionState.PENDING
+            rows = self._rows.find(ids_of(captions))
+            rows = rows[rows >= 0]
+            asked = rows[self._columns["state"][rows] == CaptionState.ASKED]
+            self._columns["state"][asked] = CaptionState.PENDING
+            self._order.note(asked)
 
     def record(self, judged: Sequence[JudgedCaption]) -> list[JudgedCaption]:
         """Record answers; returns those whose caption is still in the book. An answered caption is not asked again."""
-        kept = []
         with self._lock:
-            now, columns = self._clock(), self._columns
-            for item in judged:
-                if (row := self._rows.get(item.caption.id)) is None:
-                    continue
-                is_label = item.judgement.status is Status.OK
-                columns["state"][row] = CaptionState[item.judgement.status.name]
-                columns["probability"][row] = item.judgement.probability if is_label else np.nan
-                columns["answer_mass"][row] = item.judgement.answer_mass
-                columns["archived"][row] = False
-                self._ages_s.append(now - columns["entered_s"][row])
-                kept.append(item)
+            rows, columns = self._rows.find(ids_of([item.caption for item in judged])), self._columns
+            kept = [item for item, row in zip(judged, rows.tolist(), strict=True) if row >= 0]
+            rows, judgements = rows[rows >= 0], [item.judgement for item in kept]
+            labels = [each.probability if each.status is Status.OK else np.nan for each in judgements]
+            columns["state"][rows] = [STATE_OF[judgement.status] for judgement in judgements]
+            columns["probability"][rows] = labels
+            columns["answer_mass"][rows] = [judgement.answer_mass for judgement in judgements]
+            columns["archived"][rows] = False
+            self._ages_s.extend((self._clock() - columns["entered_s"][rows]).tolist())
         return kept
 
     def forget_answers(self) -> None:
         """Drop all answers, in the archive too, and make their captions pending: another judge answers from now on."""
         with self._lock:
-            answered = np.isin(self._column("state"), (CaptionState.OK, CaptionState.UNPARSED, CaptionState.REJECTED))
-            self._column("state")[answered] = CaptionState.PENDING
+            answered = np.flatnonzero(self._column("state") >= CaptionState.OK)
+            has_text = self._texts.has(answered)  # not of one that was evicted and returned while it was asked about
+            self._columns["state"][answered] = np.where(has_text, CaptionState.PENDING, CaptionState.NO_TEXT)
             for name in ("probability", "answer_mass", "margin"):
                 self._column(name)[:] = np.nan
             if self._archive:
                 self._archive.forget_answers()
             self._column("archived")[:] = False
+            self._order.forget()
 
-    def captions(self) -> list[Caption]:
-        """Every caption whose text is known, in order of arrival."""
-        with self._lock:
-            return [caption for caption in self._captions if caption is not None]
+    def captions(self) -> Captions:
+        """Every caption whose text is known, in order of arrival, as it is now."""
+        return self.counted_captions()[0]
 
-    def counted_captions(self) -> tuple[list[Caption], np.ndarray]:
+    def counted_captions(self) -> tuple[Captions, np.ndarray]:
         """As `captions`, with their counts [N] i64."""
         with self._lock:
             # Not by state: an answer may come for a caption that was evicted and returned without its text.
-            has_text = np.fromiter((caption is not None for caption in self._captions), np.bool_, len(self))
-            return self.captions(), self._column("count")[has_text]
+            rows = np.flatnonzero(self._texts.has(np.arange(len(self))))
+            return self._captions(rows), self._columns["count"][rows]
 
-    def look_up(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        """Counts [N] i64, probabilities [N] f64 (NaN: no label), texts of `ids` [N] u64; if unknown, 0, NaN and ""."""
+    def look_up(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Counts [N] i64 and probabilities [N] f64 (NaN: no label) of `ids` [N] u64; if unknown, 0 and NaN."""
         with self._lock:
-            numbers = np.asarray(ids, np.uint64).tolist()
-            rows = np.array([self._rows.get(number, -1) for number in numbers], np.int64)
-            counts = np.where(rows < 0, 0, self._columns["count"][rows])
-            probabilities = np.where(rows < 0, np.nan, self._columns["probability"][rows])
-            found = self.captions_of(numbers)
-            return counts, probabilities, [found[number].text if number in found else "" for number in numbers]
+            rows = self._rows.find(ids)
+            counts, probabilities = np.zeros(len(ids), np.int64), np.full(len(ids), np.nan)
+            counts[rows >= 0] = self._columns["count"][rows[rows >= 0]]
+            probabilities[rows >= 0] = self._columns["probability"][rows[rows >= 0]]
+            return counts, probabilities
 
     def metrics(self) -> dict[str, float | None]:
         """Catalogue metrics of the book."""
@@ -234,10 +241,10 @@ class CaptionBook:
             }
 
     def __len__(self) -> int:
-        return len(self._captions)
+        return len(self._rows)
 
     def _column(self, name: str) -> np.ndarray:
-        return self._columns[name][: len(self._captions)]
+        return self._columns[name][: len(self)]
 
     def write_archive(self) -> None:
         """Bring the archive up to date, in chunks so that reports are not blocked for long."""
@@ -255,12 +262,14 @@ class CaptionBook:
 
     def _write_archive(self, rows: np.ndarray) -> bool:
         # Captions without a text are left out; one that is being asked about has no answer yet.
+        with_text = rows[self._texts.has(rows)]
+        columns = (self._columns[name][with_text].tolist() for name in ARCHIVED)
         archived: list[ArchivedRow] = []
-        columns = (self._columns[name][rows].tolist() for name in ARCHIVED)
-        for row, number, count, first, last, state, probability, mass in zip(rows, *columns, strict=True):
-            if (caption := self._captions[row]) is not None:
-                status = CaptionState(state).name.replace("ASKED", "PENDING")
-                archived.append((number, caption.text, count, first, last, probability, mass, status))
+        for caption, count, first, last, state, probability, mass in zip(
+            self._captions(with_text), *columns, strict=True
+        ):
+            status = CaptionState(state).name.replace("ASKED", "PENDING")
+            archived.append((caption.id, caption.text, count, first, last, probability, mass, status))
         written = self._archive is not None and self._archive.write(archived)
         self._columns["archived"][rows] = written
         return written
@@ -269,29 +278,23 @@ class CaptionBook:
         """Columns and one text blob. Captions that are being asked about are saved as pending; workers' report numbers
         are not saved: after a resume the same worker id may start again at 0."""
         with self._lock:
-            columns = {name: self._column(name).copy() for name in COLUMNS}
+            columns = {"id": self._rows.ids.copy()} | {name: self._column(name).copy() for name in COLUMNS}
             columns["state"][columns["state"] == CaptionState.ASKED] = CaptionState.PENDING
-            texts = [caption.text.encode() if caption else b"" for caption in self._captions]
-            return {
-                "columns": columns,
-                "text_bytes": np.frombuffer(b"".join(texts), np.uint8).copy(),
-                "text_ends": np.cumsum([len(text) for text in texts], dtype=np.int64),
-                "num_evicted": self.num_evicted,
-            }
+            text_bytes, text_ends = self._texts.arrays()
+            texts = {"text_bytes": text_bytes, "text_ends": text_ends}
+            return {"columns": columns, **texts, "num_evicted": self.num_evicted}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`, under a new `book_epoch`."""
-        blob, ends = np.asarray(state["text_bytes"]).tobytes(), np.asarray(state["text_ends"]).tolist()
-        ids = np.asarray(state["columns"]["id"]).tolist()
+        columns, ends = state["columns"], np.asarray(state["text_ends"])
         with self._lock:
-            self._captions = [
-                Caption(id=number, text=blob[start:end].decode()) if end > start else None
-                for number, (start, end) in zip(ids, pairwise([0, *ends]), strict=True)
-            ]
-            self._rows = {number: row for row, number in enumerate(ids)}
-            self._columns = empty_columns(max(1024, len(ids)))
+            self._rows.replace(columns["id"])
+            self._texts = CaptionTexts(np.asarray(state["text_bytes"]), np.diff(ends, prepend=0))
+            self._columns = {name: grown(column, len(self)) for name, column in empty_columns().items()}
             for name in COLUMNS:
-                self._columns[name][: len(ids)] = state["columns"][name]
+                self._column(name)[:] = columns[name]
+            self._columns["archived"][:] = False
+            self._order.forget()
             self._columns["entered_s"][:] = self._clock()
             self.num_evicted = int(state["num_evicted"])
             self.revision += 1

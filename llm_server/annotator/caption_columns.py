@@ -22,8 +22,8 @@ class CaptionState(IntEnum):
     REJECTED = 5
 
 
+# Beside the ids and the texts, which `IdRows` and `CaptionTexts` hold.
 COLUMNS: dict[str, Any] = {
-    "id": np.uint64,
     "count": np.int64,
     "first_seen": np.int64,  # environment steps
     "last_seen": np.int64,
@@ -33,14 +33,15 @@ COLUMNS: dict[str, Any] = {
     "margin": np.float64,  # of the newest reward model
 }
 ARCHIVED = [name for name in COLUMNS if name != "margin"]
+"""Those that the archive has, in its order, after id and text."""
 # Meaningless to another process, so not part of the state.
 LOCAL_COLUMNS: dict[str, Any] = {"entered_s": np.float64, "archived": np.bool_}
-NEW_ROW = {"state": CaptionState.NO_TEXT, "probability": np.nan, "answer_mass": np.nan, "margin": np.nan}
+NEW_ROW = {"count": 0, "state": CaptionState.NO_TEXT, "probability": np.nan, "answer_mass": np.nan, "margin": np.nan}
 
 
-def empty_columns(num_rows: int) -> dict[str, np.ndarray]:
-    """Columns of that many rows, to be filled."""
-    return {name: np.zeros(num_rows, dtype) for name, dtype in (COLUMNS | LOCAL_COLUMNS).items()}
+def empty_columns() -> dict[str, np.ndarray]:
+    """Columns without rows."""
+    return {name: np.empty(0, dtype) for name, dtype in (COLUMNS | LOCAL_COLUMNS).items()}
 
 
 def log_priorities(

@@ -89,12 +89,12 @@ class Labels:
             judge, earlier = said, []
         labels = self._questions.record(answers)
         judgements = [judgement_of(answer) for answer in answers]
-        judged = [answer.judgement for answer in answers if isinstance(answer, JudgedCaption)]
+        probabilities = [answer.judgement.probability for answer in answers if isinstance(answer, JudgedCaption)]
         with self._lock:
             counters = self._counters
             counters["annotations_total"] += len(answers)
             counters["annotations_unparsed"] += sum(judgement.status is not Status.OK for judgement in judgements)
-            counters["annotations_undecided"] += sum(map(judge.is_undecided, judged))
+            counters["annotations_undecided"] += judge.num_undecided(probabilities)
             counters["annotations_cached"] += sum(judgement.cached for judgement in judgements)
             counters["forward_passes"] += sum(map(passes_of, answers))
         return earlier + labels

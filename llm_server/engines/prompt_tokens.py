@@ -61,10 +61,19 @@ class PromptTokens:
     def tokens(self, text: str) -> list[int] | None:
         """Tokens of a text, truncated if long, and of what follows it; None where even plain text gives a special
         token, or where truncation would remove a line, such as a pair's second item."""
-        while (tokens := self._read(text)) is not None and len(tokens) > self._max_tokens:
+        return self.all_tokens([text])[0]
+
+    def all_tokens(self, texts: Sequence[str]) -> list[list[int] | None]:
+        """`tokens` of each text; in one call, which takes half the time of a call for each."""
+        lines = self._as_plain([f"{self._before}{text}{self._after}" for text in texts]) if texts else []
+        return [self._truncated(text, self._after_begin(line)) for text, line in zip(texts, lines, strict=True)]
+
+    def _truncated(self, text: str, tokens: list[int] | None) -> list[int] | None:
+        while tokens is not None and len(tokens) > self._max_tokens:
             if "\n" in text:
                 return None
             text = text[: len(text) * self._max_tokens // len(tokens)].rstrip()
+            tokens = self._read(text)
         return tokens
 
     def _find_line(self, before: str, after: str, whole: Sequence[list[int]]) -> None:
@@ -79,7 +88,7 @@ class PromptTokens:
         for start in (max(begin, before.rfind("\n") + 1), begin):
             self._before, self._begins = before[start:], []
             # Without the space before a text: whether that is a token of its own depends on the text.
-            lines = [self._as_plain(self._before.rstrip()), *(self._line(text) for text in PROBES)]
+            lines = self._as_plain([self._before.rstrip(), *(f"{self._before}{text}{self._after}" for text in PROBES)])
             places = zip(*lines, strict=False)
             self._begins = [tokens[0] for tokens in takewhile(lambda tokens: len(set(tokens)) == 1, places)]
             items = [self._read(text) or [] for text in PROBES]
@@ -93,15 +102,15 @@ class PromptTokens:
             f"model '{self._model}' reads the same line differently within a prompt and alone: choose another model"
         )
 
-    def _line(self, text: str) -> list[int]:
-        return self._as_plain(f"{self._before}{text}{self._after}")
-
-    def _as_plain(self, text: str) -> list[int]:
-        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    def _as_plain(self, texts: list[str]) -> list[list[int]]:
+        return self._tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def _read(self, text: str) -> list[int] | None:
-        """Tokens of a text and of what follows it; None where it changes the tokens before it or has a special one."""
-        line = self._line(text)
+        return self._after_begin(self._as_plain([f"{self._before}{text}{self._after}"])[0])
+
+    def _after_begin(self, line: list[int]) -> list[int] | None:
+        """Tokens of a text and of what follows it, from those of its line; None where it changes the tokens before it
+        or has a special one."""
         begins, tokens = line[: len(self._begins)], line[len(self._begins) :]
         if begins != self._begins or self._special.intersection(tokens):
             return None

@@ -100,7 +100,7 @@ class TransformersEngine:
         return prepared
 
     def _score(self, prepared: "_PreparedPrompt", texts: Sequence[str]) -> list[Score]:
-        sequences = [prepared.prompt.tokens(text) for text in texts]
+        sequences = prepared.prompt.all_tokens(texts)
         return score_batches(sequences, partial(self._score_pack, prepared), self._batch_size, MAX_PACK_TOKENS)
 
     @torch.no_grad()

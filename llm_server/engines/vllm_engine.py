@@ -111,7 +111,7 @@ class VllmEngine:
         return self._server.restarts
 
     def _score(self, prompt: PromptTokens, texts: Sequence[str]) -> list[Score]:
-        sequences = [prompt.tokens(text) for text in texts]
+        sequences = prompt.all_tokens(texts)
         return score_batches(sequences, partial(self._score_batch, prompt), self._config.batch_size)
 
     def _score_batch(self, prompt: PromptTokens, sequences: Sequence[list[int]]) -> list[Score]:

@@ -63,7 +63,7 @@ def audit_judge(
         "engine": said.engine,
         "fingerprint": said.fingerprint,
         "examples_left_out": len(labelled) - len(captions),
-        "undecided": sum(map(said.is_undecided, judged)),
+        "undecided": said.num_undecided(probabilities),
         **score_metrics(probabilities, captions, said.threshold, are_probabilities=True),
         "answer_mass_mean": float(np.mean(masses)),
         "answer_mass_min": float(np.min(masses)),

@@ -211,8 +211,9 @@ class Rubric:
 
     def _one_line(self, text: str) -> str:
         # Categories C* and Z*: control and format characters, surrogates, every kind of space and line separator.
-        printable = "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in text)
-        return " ".join(printable.split())[: self.max_item_chars].rstrip()
+        if not (text.isascii() and text.isprintable()):  # printable ASCII has none of them but the space
+            text = "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in text)
+        return " ".join(text.split())[: self.max_item_chars].rstrip()
 
     def pair_text(self, first: str, second: str) -> str:
         """The text that asks about two items, each as `item_text` makes it, in this order."""

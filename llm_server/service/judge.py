@@ -39,6 +39,8 @@ CLOSE_TIMEOUT_S = 5.0
 
 def judgement_of_parts(judged: Sequence[Judgement]) -> Judgement:
     """The judgement of the part with the highest probability; where no part has a label, the first."""
+    if len(judged) == 1:
+        return judged[0]
     best = max(judged, key=lambda part: -math.inf if part.status is not Status.OK else part.probability)
     return replace(best, cached=all(part.cached for part in judged))
 

@@ -13,7 +13,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from llm_server.annotation import Judgement, Status
 from llm_server.wire import pair_bytes
@@ -34,9 +34,8 @@ class JudgeFailedError(RuntimeError):
     """The model failed on these items."""
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
-    """Identity of a question: requests with equal keys share one answer."""
+class Key(NamedTuple):
+    """Identity of a question: requests with equal keys share one answer. A tuple, because it is hashed ten times."""
 
     item: bytes
     bypass_store: bool
@@ -93,7 +92,7 @@ class PendingQuestions:
         with self._changed:
             if self._closed:
                 raise JudgeClosedError("the judge is closed")
-            if len(self._questions.keys() | asked.keys()) > self._max_questions:
+            if len(self._questions) + sum(key not in self._questions for key in asked) > self._max_questions:
                 limit = f"at most {self._max_questions} may: ask again later"
                 raise JudgeBusyError(f"{len(self._questions)} items wait already, {limit}")
             for key, question in asked.items():

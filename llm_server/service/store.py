@@ -79,16 +79,14 @@ class JudgementStore:
 
     def look_up(self, fingerprint: str, rubric_hash: str, items: Sequence[bytes]) -> dict[bytes, Judgement]:
         """The stored judgements of `items`, marked as cached."""
-        query = (
-            "SELECT status, probability, answer_mass FROM judgements JOIN judges ON judges.id = judge "
-            "WHERE fingerprint = ? AND rubric_hash = ? AND item = ?"
-        )
+        query = "SELECT status, probability, answer_mass FROM judgements WHERE judge = ? AND item = ?"
         found: dict[bytes, Judgement] = {}
         try:
             with self._lock, self._connection:
                 self._connection.execute("BEGIN")  # one lock of the file for all
-                for item in items:
-                    if row := self._connection.execute(query, (fingerprint, rubric_hash, item)).fetchone():
+                judge = self._judge(fingerprint, rubric_hash)
+                for item in items if judge is not None else ():
+                    if row := self._connection.execute(query, (judge, item)).fetchone():
                         p = math.nan if row[1] is None else row[1]
                         found[item] = Judgement(status=Status[row[0]], probability=p, answer_mass=row[2], cached=True)
         except sqlite3.Error as error:
@@ -97,19 +95,25 @@ class JudgementStore:
 
     def put(self, fingerprint: str, rubric_hash: str, judgements: Mapping[bytes, Judgement]) -> None:
         """Keep `judgements` by item, in one transaction."""
-        judge = fingerprint, rubric_hash
-        rows = [(*judge, item, j.status.name, j.probability, j.answer_mass) for item, j in judgements.items()]
         insert = (
-            "INSERT OR REPLACE INTO judgements (judge, item, status, probability, answer_mass)"
-            " VALUES ((SELECT id FROM judges WHERE fingerprint = ? AND rubric_hash = ?), ?, ?, ?, ?)"
+            "INSERT OR REPLACE INTO judgements (judge, item, status, probability, answer_mass) VALUES (?, ?, ?, ?, ?)"
         )
+        named = "INSERT OR IGNORE INTO judges (fingerprint, rubric_hash) VALUES (?, ?)"
         try:
             with self._lock, self._connection:
-                self._connection.execute("INSERT OR IGNORE INTO judges (fingerprint, rubric_hash) VALUES (?, ?)", judge)
+                self._connection.execute(named, (fingerprint, rubric_hash))
+                judge = self._judge(fingerprint, rubric_hash)
+                rows = ((judge, item, j.status.name, j.probability, j.answer_mass) for item, j in judgements.items())
                 self._connection.executemany(insert, rows)  # SQLite stores NaN as NULL
         except sqlite3.Error as error:
-            what = f"{len(rows)} judgements are not kept"
+            what = f"{len(judgements)} judgements are not kept"
             LOG.warning("judgement store %s cannot be written, so %s: %s", self.path, what, error)
+
+    def _judge(self, fingerprint: str, rubric_hash: str) -> int | None:
+        """The judge's number in the file; None while it has no judgements there."""
+        query = "SELECT id FROM judges WHERE fingerprint = ? AND rubric_hash = ?"
+        row = self._connection.execute(query, (fingerprint, rubric_hash)).fetchone()
+        return row and row[0]
 
     def close(self) -> None:
         """Close the file; the store must not be used afterwards."""

@@ -1,7 +1,9 @@
-"""Memory of a whole run over time: resident set by part and Ray's object store, late in the run against early.
+"""Memory of a whole run over time: by part and in Ray's object store, late in the run against early.
 
-Each figure is the median of the samples of one minute. The ratio is of the resident sets of all processes, summed, so
-memory that several of them map counts several times; what is in the object store is among the parts.
+Each figure is the median of the samples of one minute. The ratio is of the proportional set sizes (PSS) of all
+processes, summed: a page that n processes map counts 1/n in each of them, so the pages of the object store, which every
+worker, the learner and the annotator map, count once. Resident sets (RSS), in which they count n times, are reported
+beside.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import urllib.request
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 import psutil
@@ -26,6 +29,7 @@ from tests.benchmarks.whole_run import EVERY_RUN, WORKING_POINT, configuration, 
 SAMPLE_S = 5.0
 MINUTE_S = 60.0
 STORE = "object_store"
+PSS, RSS = " PSS", " RSS"
 METRIC = "ray_object_store_used_memory"
 
 
@@ -35,29 +39,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="delphi bench memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--early", type=float, default=5.0, help="minutes after the first metric line (default: %(default)s)"
+        "--minutes",
+        type=float,
+        nargs="+",
+        default=[5.0, 20.0],
+        metavar="M",
+        help="after the first metric line, in rising order; an hour: 5 20 60 (default: 5 20)",
     )
-    parser.add_argument("--late", type=float, default=20.0, help="the same (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings of the run, after those of the working point"
     )
     arguments = parser.parse_args(argv)
-    if not 0 <= arguments.early <= arguments.late - 1:
+    minutes = arguments.minutes
+    if len(minutes) < 2 or minutes[0] < 0 or any(later < earlier + 1 for earlier, later in pairwise(minutes)):
         raise ValueError(
-            f"--early {arguments.early:g} and --late {arguments.late:g}: wanted 0 <= early <= late - 1 minutes"
+            f"--minutes {' '.join(f'{minute:g}' for minute in minutes)}: wanted two or more, each at least 1 after the"
+            " one before"
         )
     overrides = [*WORKING_POINT, *arguments.overrides]
     configuration(overrides)
-    (early, late), lines = _watch(overrides, 60 * arguments.early, 60 * arguments.late)
+    found, lines = _watch(overrides, [60 * minute for minute in minutes])
+    names = [f"minute {minute:g}" for minute in minutes]
+    parts = sorted(set.intersection(*(set(each) for each in found)))
     result = report(
         "memory",
-        measured={"early": [_resident(early)], "late": [_resident(late)]},
+        measured={name: [_total(each, PSS)] for name, each in zip(names, found, strict=True)},
         unit="MiB",
-        ratio_of=("late", "early"),
-        settings={"early_min": arguments.early, "late_min": arguments.late, "overrides": overrides},
-        ratios={part: divide(late[part], early[part]) for part in sorted(early)},
-        parts={part: {"early": early[part], "late": late[part]} for part in sorted(early)},
+        ratio_of=(names[-1], names[0]),
+        settings={"minutes": minutes, "overrides": overrides},
+        growth={
+            name: divide(_total(each, PSS), _total(found[0], PSS)) for name, each in zip(names, found, strict=True)
+        },
+        resident={name: _total(each, RSS) for name, each in zip(names, found, strict=True)},
+        parts={part: {name: each[part] for name, each in zip(names, found, strict=True)} for part in parts},
         frames=[line["env_steps"] for line in lines],
         captions_distinct=[line["captions_distinct"] for line in lines],
     )
@@ -65,11 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _watch(
-    overrides: Sequence[str], early_s: float, late_s: float
-) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
-    """MiB by part in the minute after `early_s` and in the one after `late_s`, and the metric lines of their ends."""
-    samples: dict[float, dict[str, list[float]]] = {early_s: defaultdict(list), late_s: defaultdict(list)}
+def _watch(overrides: Sequence[str], times_s: Sequence[float]) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
+    """MiB by part in the minute after each of `times_s`, and the metric lines of their ends."""
+    samples: dict[float, dict[str, list[float]]] = {time_s: defaultdict(list) for time_s in times_s}
+    last_s = times_s[-1]
     lines: dict[float, dict[str, Any]] = {}
     with Marked() as run:
         output = run.folder / "output.txt"
@@ -78,7 +92,7 @@ def _watch(
         )
         metrics = run.run_dir / "metrics.jsonl"
         started, said = None, 0.0
-        while started is None or time.monotonic() < started + late_s + MINUTE_S:
+        while started is None or time.monotonic() < started + last_s + MINUTE_S:
             time.sleep(SAMPLE_S)
             if process.poll() is not None:
                 raise RuntimeError(
@@ -89,7 +103,7 @@ def _watch(
             now = time.monotonic() - started if started is not None else -1.0
             if now - said > MINUTE_S:
                 said = now
-                print(f"{now / 60:.0f} of {late_s / 60 + 1:.0f} minutes", file=sys.stderr)
+                print(f"{now / 60:.0f} of {last_s / 60 + 1:.0f} minutes", file=sys.stderr)
             for since, by_part in samples.items():
                 if since <= now < since + MINUTE_S:
                     lines[since] = json.loads(
@@ -97,27 +111,32 @@ def _watch(
                     )  # the last may be half written
                     for part, mebibytes in _memory(run).items():
                         by_part[part].append(mebibytes)
-    if STORE not in samples[early_s] or STORE not in samples[late_s]:
+    if any(STORE not in by_part for by_part in samples.values()):
         raise RuntimeError("Ray's metrics endpoints did not say what is in the object store")
     medians = [{part: statistics.median(values) for part, values in by_part.items()} for by_part in samples.values()]
     return medians, [lines[since] for since in samples]
 
 
 def _memory(run: Marked) -> Mapping[str, float]:
-    """MiB: resident sets by role, and what is in the object store."""
-    found: dict[str, float] = {}
+    """MiB: PSS and RSS by role, and what is in the object store."""
     stores = _object_store_bytes(run)
-    if stores:
-        found[STORE] = sum(stores) / 2**20
-    for process in run.processes():
+    in_stores = {STORE: sum(stores) / 2**20} if stores else {}
+    return in_stores | memory_of(run.processes())
+
+
+def memory_of(processes: Sequence[psutil.Process]) -> dict[str, float]:
+    """MiB: `<role> PSS` and `<role> RSS`, summed over the processes of a role."""
+    found: dict[str, float] = {}
+    for process in processes:
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            role = role_of(process.cmdline())
-            found[role] = found.get(role, 0.0) + process.memory_info().rss / 2**20
+            role, memory = role_of(process.cmdline()), process.memory_full_info()
+            for name, size in ((f"{role}{PSS}", memory.pss), (f"{role}{RSS}", memory.rss)):
+                found[name] = found.get(name, 0.0) + size / 2**20
     return found
 
 
-def _resident(parts: Mapping[str, float]) -> float:
-    return sum(mebibytes for part, mebibytes in parts.items() if part != STORE)
+def _total(parts: Mapping[str, float], kind: str) -> float:
+    return sum(mebibytes for part, mebibytes in parts.items() if part.endswith(kind))
 
 
 def _object_store_bytes(run: Marked) -> list[float]:

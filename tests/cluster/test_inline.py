@@ -82,8 +82,8 @@ def test_the_last_caption_of_an_episode_is_rewarded_at_its_own_step(
         rollout = workers.take(0.0)
         assert rollout is not None
         for t, b in np.argwhere(rollout.terminated):
-            (text,) = pipelines[0]._book.look_up(rollout.caption_ids[t : t + 1, b])[2]
-            assert text == "You reach the treasure!"
+            (caption,) = pipelines[0]._book.captions_of([rollout.caption_ids[t, b]]).values()
+            assert caption.text == "You reach the treasure!"
             assert rollout.extrinsic_rewards[t, b] == 1.0
             seen += 1
     workers.close()

@@ -148,9 +148,10 @@ def test_what_lies_within_the_noise_of_theta_is_undecided_and_not_paid():
     said = described(noise=0.1)
     within, above = (1 / (1 + math.exp(-(odds(0.4) + distance))) for distance in (0.09, 0.11))
     judgements = [Judgement(status=Status.OK, probability=p, answer_mass=0.9) for p in (within, above, 0.1)]
-    assert [said.is_undecided(judgement) for judgement in judgements] == [True, False, False]
+    assert [said.num_undecided([judgement.probability]) for judgement in judgements] == [1, 0, 0]
+    assert said.num_undecided([judgement.probability for judgement in judgements]) == 1
     assert [judgement.probability > said.pays_above for judgement in judgements] == [False, True, False]
-    assert not said.is_undecided(Judgement(status=Status.UNPARSED, probability=math.nan, answer_mass=0.0))
+    assert not said.num_undecided([math.nan])
 
 
 def test_answers_that_differ_by_less_than_the_noise_are_never_paid_here_and_refused_there():
