@@ -73,12 +73,12 @@ class CaptionTracker:
         self._unacknowledged: dict[int, int | None] = {}  # id -> the first report that carried its text
         self._book_epoch: str | None = None
 
-    def observe(self, raw_captions: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids [B] u64 and counts [B] i32 of the captions of one step. A count is how often the caption has occurred in
-        the environment's running episode, this time included: at least 1."""
-        ids, counts = np.empty(self.num_envs, np.uint64), np.empty(self.num_envs, np.int32)
+    def observe(self, raw_captions: Sequence[bytes], first_env: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Ids [N] u64 and counts [N] i32 of the captions of one step of the environments from `first_env` on. A count
+        is how often the caption has occurred in the environment's running episode, this time included: at least 1."""
+        ids, counts = np.empty(len(raw_captions), np.uint64), np.empty(len(raw_captions), np.int32)
         for i, raw in enumerate(raw_captions):
-            id_, counts[i] = self._count(i, raw)
+            id_, counts[i] = self._count(first_env + i, raw)
             ids[i] = id_
             if id_:
                 self._occurred[id_] += 1

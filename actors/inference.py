@@ -16,6 +16,7 @@ import torch
 from actors.environments.vector import EnvironmentSpec
 from actors.networks.repeated_rows import EncodingCache
 from actors.policy import PolicyNet, PolicySnapshot, load_weights, resolve_precision
+from actors.rollout import Version
 from configs.devices import resolve_device
 from configs.schema import ActorsConfig
 
@@ -29,13 +30,14 @@ class BatchedInference:
     def __init__(self, net: PolicyNet, spec: EnvironmentSpec, num_envs: int, config: ActorsConfig) -> None:
         """Raises ValueError for a device that does not exist."""
         self.device = resolve_device(config.device, "actors.device")
+        self.policy_version: Version | None = None
         self._autocast = resolve_precision(config.precision, self.device, net, "the policy")
         self._net, self._num_envs, self._on_gpu = net.to(self.device).eval(), num_envs, self.device.type == "cuda"
         if self._autocast is not None:
             net.hold_layers_in(self._autocast)
         # Host memory that the device reads by itself; on a CPU host and device tensors are the same.
         self._host = {
-            name: torch.empty(num_envs, *array.shape, dtype=_torch_dtype(array.dtype), pin_memory=self._on_gpu)
+            name: torch.zeros(num_envs, *array.shape, dtype=_torch_dtype(array.dtype), pin_memory=self._on_gpu)
             for name, array in spec.observations.items()
         }
         self._inputs = {name: tensor.to(self.device) for name, tensor in self._host.items()}
@@ -43,34 +45,46 @@ class BatchedInference:
         self._results = self._outputs.to(self.device)
         self._core = net.initial_state(num_envs)
         self._caches: dict[str, EncodingCache] = {}
+        self._asked: Mapping[str, np.ndarray] = {}
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def load(self, snapshot: PolicySnapshot) -> None:
         """Load the snapshot's weights; raises RuntimeError for those of another network."""
         load_weights(self._net, snapshot.weights)
+        self.policy_version = snapshot.policy_version
 
     @contextlib.contextmanager
     def rollout(self, num_steps: int) -> Iterator[None]:
         """Context for at most `num_steps` calls of `step` under unchanged weights."""
         self._caches = self._net.make_caches(num_steps * self._num_envs)
+        with self.computing():
+            yield
+        self._caches = {}
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Context for computations under unchanged weights, without caches."""
         enabled = self._autocast is not None
         dtype = self._autocast or torch.bfloat16
         # Nothing to cache: the weights are held in the dtype.
         autocast = torch.autocast(self.device.type, dtype, enabled=enabled, cache_enabled=False)
         with torch.inference_mode(), autocast:
             yield
-        self._caches = {}
 
     def step(self, obs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Logits [B, A] and values [B] f32 of observations name -> [B, ...], valid until the next step."""
         for name, array in obs.items():
             np.copyto(self._host[name].numpy(), array)
-        if self._on_gpu:
-            self._step_on_gpu()
-        else:
-            self._compute()
-        outputs = self._outputs.numpy()
+        outputs = self._run()
         return outputs[:, :-1], outputs[:, -1]
+
+    def ask(self, part: int, obs: Mapping[str, np.ndarray]) -> None:
+        """Set the observations of the next `answer`, name -> [B, ...], unchanged until then; there is one part, 0."""
+        self._asked = obs
+
+    def answer(self, part: int) -> tuple[np.ndarray, np.ndarray]:
+        """`step` of what was asked."""
+        return self.step(self._asked)
 
     def values(self, obs: Mapping[str, np.ndarray], rows: Sequence[int]) -> np.ndarray:
         """Values [N] f32 of other observations name -> [N, ...], with the core states of the environments `rows`."""
@@ -91,6 +105,17 @@ class BatchedInference:
         """Restore a copy made by `core_state`."""
         for name, tensor in self._core.items():
             tensor.copy_(torch.as_tensor(state[name]))
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _run(self) -> np.ndarray:
+        """One step on the device, from the host's observations to its logits and values [B, A + 1]."""
+        if self._on_gpu:
+            self._step_on_gpu()
+        else:
+            self._compute()
+        return self._outputs.numpy()
 
     def _compute(self) -> None:
         """One step on the device, from the inputs to the results."""

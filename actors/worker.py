@@ -1,22 +1,24 @@
 """The rollout worker: steps B environments under the newest policy it has received and returns rollouts and caption
-reports.
+reports. Where the policy is computed elsewhere, one part of the environments steps while the other waits for it.
 
 Invariant: a rollout is made under one set of weights, its captions and rewards belong to the actions that led to them,
 and every caption counted in it is in the report returned with it.
 """
 
+import itertools
 import logging
 import time
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
 from actors.captions import CaptionTracker
 from actors.environments.errors import EnvironmentFailure, traceback_of
+from actors.environments.split import SplitEnvironment
 from actors.environments.vector import VectorEnvironment, VectorStep
-from actors.inference import BatchedInference
-from actors.policy import PolicyNet, PolicySnapshot
+from actors.policy import PolicySnapshot
 from actors.rollout import Acknowledgement, CaptionReport, EpisodeStatistics, Rollout, Version
 from configs.schema import ActorsConfig
 
@@ -25,24 +27,58 @@ MAX_LOSSES = 3
 """Environment failures allowed in one rollout, per environment; with more, rebuilding does not help."""
 
 
+class Inference(Protocol):
+    """The policy for the parts of a worker's environments: `actors.inference.BatchedInference` in this process, for one
+    part, or `actors.central.client.CentralInference`. See those."""
+
+    policy_version: Version | None
+
+    def load(self, snapshot: PolicySnapshot) -> None:
+        """Use the snapshot from the next rollout on."""
+
+    def rollout(self, num_steps: int) -> AbstractContextManager[None]:
+        """Context for steps under one version, which is then in `policy_version`."""
+
+    def ask(self, part: int, obs: Mapping[str, np.ndarray]) -> None:
+        """Begin a step of a part."""
+
+    def answer(self, part: int) -> tuple[np.ndarray, np.ndarray]:
+        """The logits and values of the step that was begun."""
+
+    def values(self, obs: Mapping[str, np.ndarray], rows: Sequence[int]) -> np.ndarray:
+        """Values of other observations in the core states of the environments `rows`, of one part."""
+
+    def reset(self, rows: Sequence[int]) -> None:
+        """Zero the core states of the environments `rows`, of one part."""
+
+    def core_state(self) -> dict[str, np.ndarray]:
+        """A copy of the core states."""
+
+    def load_core_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Restore such a copy."""
+
+    def close(self) -> None:
+        """Release connections."""
+
+
 class RolloutWorker:
     """Collects rollouts; a plain class, called in this process or by a Ray actor."""
 
     def __init__(
         self,
-        env: VectorEnvironment,
-        net: PolicyNet,
+        env: VectorEnvironment | SplitEnvironment,
+        inference: Inference,
         captions: CaptionTracker,
         config: ActorsConfig,
         *,
         worker_id: str,
         seed: int,
     ) -> None:
-        """`seed` is for action sampling only. Raises ValueError for a device that does not exist."""
+        """`seed` is for action sampling only; `inference` is of the environment's parts, and closed with the worker."""
         self.env, self.captions, self.config, self.worker_id = env, captions, config, worker_id
-        self.inference = BatchedInference(net, env.spec, env.num_envs, config)
+        self.inference = inference
+        self._parts = _parts(env)
         self._rng = np.random.default_rng(seed)
-        self._policy_version: Version | None = None
         self._sequence_number = 0
         self._returns = np.zeros(env.num_envs, np.float64)
         self._lengths = np.zeros(env.num_envs, np.int64)
@@ -51,19 +87,19 @@ class RolloutWorker:
     def collect(
         self, snapshot: PolicySnapshot | None, acknowledgement: Acknowledgement | None
     ) -> tuple[Rollout, CaptionReport]:
-        """T steps under `snapshot` (None: the weights of the last call); raises RuntimeError without any weights."""
+        """T steps under `snapshot` (None: the weights that the inference has); raises RuntimeError without any."""
         began = time.perf_counter()
         if acknowledgement is not None:
             self.captions.acknowledge(acknowledgement)
-        if snapshot is not None and snapshot.policy_version != self._policy_version:
+        if snapshot is not None and snapshot.policy_version != self.inference.policy_version:
             self.inference.load(snapshot)
-            self._policy_version = snapshot.policy_version
-        if self._policy_version is None:
-            raise RuntimeError("collect was called before any policy snapshot; give one with the first call")
         timings = {"env": 0.0, "inference": 0.0, "other": 0.0}
         try:
             with self.inference.rollout(self.config.rollout_steps):
-                rollout = self._play(self._policy_version, timings)
+                version = self.inference.policy_version
+                if version is None:
+                    raise RuntimeError("collect was called before any policy snapshot; give one with the first call")
+                rollout = self._play(version, timings)
         except EnvironmentFailure as failure:
             LOG.error("%s\n%s", failure, traceback_of(failure))
             raise
@@ -98,32 +134,37 @@ class RolloutWorker:
         num_losses = 0
         for name, array in current.items():
             obs[name][0] = array
-        for t in range(num_steps):
+        for part, (_, rows) in enumerate(self._parts):
+            self.inference.ask(part, {name: array[0, rows] for name, array in obs.items()})
+        for t, part in itertools.product(range(num_steps), range(len(self._parts))):
+            env, rows = self._parts[part]
             began = now()
-            logits[t], values[t] = self.inference.step(current)
+            logits[t, rows], values[t, rows] = self.inference.answer(part)
             inferred = now()
-            np.subtract(logits[t], noise[t], out=noise[t]).argmax(-1, out=actions[t])
+            np.subtract(logits[t, rows], noise[t, rows], out=noise[t, rows]).argmax(-1, out=actions[t, rows])
             chosen = now()
-            step = self.env.step(actions[t], {name: array[t + 1] for name, array in obs.items()})
+            step = env.step(actions[t, rows], {name: array[t + 1, rows] for name, array in obs.items()})
             timings["env"] += now() - chosen
             timings["inference"] += inferred - began
-            rewards[t], terminated[t], truncated[t] = step.rewards, step.terminated, step.truncated
-            ids[t], counts[t] = self.captions.observe(step.captions)
-            self._returns += step.rewards
-            self._lengths += 1
+            rewards[t, rows], terminated[t, rows], truncated[t, rows] = step.rewards, step.terminated, step.truncated
+            ids[t, rows], counts[t, rows] = self.captions.observe(step.captions, rows.start)
+            self._returns[rows] += step.rewards
+            self._lengths[rows] += 1
             if step.ends:
-                self._end_episodes(step, final_values[t], episodes)
-                episode_ends += [(t, end.index) for end in step.ends]
-            if step.losses:
-                for index, reset_caption in step.losses.items():  # no statistics: these episodes did not end
+                self._end_episodes(step, rows.start, final_values[t], episodes)
+                episode_ends += [(t, rows.start + end.index) for end in step.ends]
+            if step.losses:  # no statistics: these episodes did not end
+                losses = {rows.start + index: reset_caption for index, reset_caption in step.losses.items()}
+                for index, reset_caption in losses.items():
                     self.captions.restart(index, reset_caption)
-                self._forget(list(step.losses))
-                lost |= step.losses.keys()
-                num_losses += len(step.losses)
+                self._forget([*losses])
+                lost |= losses.keys()
+                num_losses += len(losses)
                 if num_losses > MAX_LOSSES * num_envs:
                     self._refuse(num_losses)
-            current = step.obs
-        self._obs = current
+            if t + 1 < num_steps:
+                self.inference.ask(part, step.obs)
+        self._obs = {name: array[num_steps] for name, array in obs.items()}
         environment_errors, environment_error = self.env.take_errors()
         return Rollout(
             obs=obs, actions=actions, behaviour_logits=logits, behaviour_values=values, final_values=final_values,
@@ -158,8 +199,9 @@ class RolloutWorker:
             self._sequence_number = state["sequence_number"]
 
     def close(self) -> None:
-        """Release the environments."""
+        """Release the environments and the inference."""
         self.env.close()
+        self.inference.close()
 
     def _begin_episodes(self) -> dict[str, np.ndarray]:
         obs, raw_captions = self.env.reset()
@@ -167,21 +209,24 @@ class RolloutWorker:
             self.captions.restart(index, raw_caption)
         return obs
 
-    def _end_episodes(self, step: VectorStep, final_values: np.ndarray, episodes: list[EpisodeStatistics]) -> None:
-        """Value truncated episodes' last observations, record statistics, and start the next episodes."""
+    def _end_episodes(
+        self, step: VectorStep, first: int, final_values: np.ndarray, episodes: list[EpisodeStatistics]
+    ) -> None:
+        """Value truncated episodes' last observations, record statistics, and start the next episodes, of a part whose
+        first environment has number `first`."""
         cut = [end for end in step.ends if step.truncated[end.index]]
         if cut:
-            rows = [end.index for end in cut]
+            rows = [first + end.index for end in cut]
             last_obs = {name: np.stack([end.final_obs[name] for end in cut]) for name in step.obs}
             final_values[rows] = self.inference.values(last_obs, rows)
         for end in step.ends:
-            i = end.index
-            total, length, terminated = float(self._returns[i]), int(self._lengths[i]), bool(step.terminated[i])
+            i = first + end.index
+            total, length, terminated = float(self._returns[i]), int(self._lengths[i]), bool(step.terminated[end.index])
             episodes.append(
                 EpisodeStatistics(episode_return=total, length=length, terminated=terminated, info=end.info)
             )
             self.captions.restart(i, end.reset_caption)
-        self._forget([end.index for end in step.ends])
+        self._forget([first + end.index for end in step.ends])
 
     def _refuse(self, num_losses: int) -> NoReturn:
         error = self.env.take_errors()[1].strip()
@@ -193,3 +238,10 @@ class RolloutWorker:
         self._returns[indices] = 0.0
         self._lengths[indices] = 0
         self.inference.reset(indices)
+
+
+def _parts(env: VectorEnvironment | SplitEnvironment) -> list[tuple[VectorEnvironment, slice]]:
+    """The vectors that are stepped one after the other, and their rows."""
+    parts = env.parts if isinstance(env, SplitEnvironment) else (env,)
+    stops = itertools.accumulate(part.num_envs for part in parts)
+    return [(part, slice(stop - part.num_envs, stop)) for part, stop in zip(parts, stops, strict=True)]

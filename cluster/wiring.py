@@ -4,19 +4,26 @@ Invariant: every spawner builds through these functions, so the modes differ in 
 is.
 """
 
+import os
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from actors.captions import CaptionTracker
+from actors.central.client import CentralInference
+from actors.central.exchange import split_rows
+from actors.central.server import InferenceServer
 from actors.environments.errors import EnvironmentFailure
 from actors.environments.factory import make_environment
-from actors.environments.vector import EnvironmentSpec
+from actors.environments.split import SplitEnvironment
+from actors.environments.vector import EnvironmentSpec, VectorEnvironment
+from actors.inference import BatchedInference
 from actors.policy import PolicyNet
-from actors.worker import RolloutWorker
+from actors.worker import Inference, RolloutWorker
 from cluster.plan import RunPlan, build_model, embedding_goals, plan_run
 from cluster.run.directory import RunDirectory
 from configs.annotation_schema import AccessConfig, AnnotatorConfig
@@ -44,21 +51,42 @@ from reward_models.shaping import RewardShaping
 from reward_models.training import RewardTrainer
 
 
-def build_worker(config: RunConfig, index: int, *, incarnation: str, stream: str) -> RolloutWorker:
-    """Rollout worker `index`; `stream` names its environments' seeds."""
-    env = make_environment(
+def build_worker(
+    config: RunConfig, index: int, *, incarnation: str, stream: str, server: Path | None = None
+) -> RolloutWorker:
+    """Rollout worker `index`; `stream` names its environments' seeds. With `actors.inference=central` it asks the
+    inference server that listens at `server`."""
+    make = partial(
+        make_environment,
         config.env,
-        num_envs=config.actors.envs_per_worker,
         run_seed=config.seed,
         worker_index=index,
         stream=stream,
         policy=config.policy,
     )
-    captions = CaptionTracker(env.num_envs, fold_case=config.env.fold_case, fold_digits=config.env.fold_digits)
+    num_envs = config.actors.envs_per_worker
+    env: VectorEnvironment | SplitEnvironment
+    inference: Inference
+    if server is None:
+        env = make(num_envs=num_envs)
+        inference = BatchedInference(PolicyNet(env.spec, config.policy), env.spec, num_envs, config.actors)
+    else:
+        rows = split_rows(num_envs)
+        firsts = accumulate(rows[:-1], initial=0)
+        env = SplitEnvironment([make(num_envs=part, first_env=first) for part, first in zip(rows, firsts, strict=True)])
+        place, timeout_s = index // config.cluster.inference_actors, config.cluster.worker_timeout_s
+        inference = CentralInference(server, env.spec, num_envs, place=place, timeout_s=timeout_s)
+    captions = CaptionTracker(num_envs, fold_case=config.env.fold_case, fold_digits=config.env.fold_digits)
     seed = zlib.crc32(f"{config.seed}/{stream}/{index}/actions".encode())
-    return RolloutWorker(
-        env, PolicyNet(env.spec, config.policy), captions, config.actors, worker_id=f"{index}.{incarnation}", seed=seed
-    )
+    return RolloutWorker(env, inference, captions, config.actors, worker_id=f"{index}.{incarnation}", seed=seed)
+
+
+def build_inference_server(config: RunConfig, spec: EnvironmentSpec, index: int, path: Path) -> InferenceServer:
+    """Inference server `index` of `cluster.inference_actors`, which listens at `path`: of the workers whose number,
+    divided by how many servers there are, leaves the remainder `index`."""
+    num_workers = len(range(index, config.actors.num_workers, config.cluster.inference_actors))
+    make_net = partial(PolicyNet, spec, config.policy)
+    return InferenceServer(path, make_net, spec, config.actors, num_workers=num_workers)
 
 
 def build_pipeline(
@@ -179,6 +207,8 @@ def check_parts(config: RunConfig) -> tuple[EnvironmentSpec, RunPlan, str | None
         if is_local:
             resolve_device(config.learner.device, "learner.device")
             resolve_device(config.actors.device, "actors.device")
+            if config.actors.inference == "central" and not hasattr(os, "memfd_create"):
+                raise ConfigError("actors.inference: got 'central', wanted worker: central needs Linux's shared memory")
         env = make_environment(
             config.env, num_envs=1, run_seed=config.seed, worker_index=0, stream="check", policy=config.policy
         )

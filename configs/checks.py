@@ -63,9 +63,6 @@ def _check_combinations(config: RunConfig) -> None:
             refuse("service.tensor_parallel", f"{gpus} no more GPUs than the service requests: it sees no others")
         if service.device.startswith("cuda") and cluster.service_gpus == 0:
             refuse("service.device", f"{gpus} a request for the GPUs that the service uses (a fraction shares one)")
-    if not is_inline and actors.device.startswith("cuda") and cluster.worker_gpus == 0:
-        gpus = " with cluster.worker_gpus=0, wanted"
-        refuse("actors.device", f"{gpus} a request for the GPUs that a worker uses (a fraction shares one)")
     if cluster.num_learners > 1 and is_inline:
         refuse("cluster.num_learners", " with cluster.mode=inline, wanted 1: everything is in one process")
     if learner.rollouts_per_batch % cluster.num_learners:
@@ -73,6 +70,16 @@ def _check_combinations(config: RunConfig) -> None:
         refuse(
             "learner.rollouts_per_batch", f", wanted a multiple of cluster.num_learners ({cluster.num_learners}): {why}"
         )
+    is_central = actors.inference == "central"
+    if is_central and is_inline:
+        refuse("actors.inference", " with cluster.mode=inline, wanted worker: there, workers take turns in one process")
+    if is_central and cluster.inference_actors > actors.num_workers:
+        limit = f"actors.num_workers ({actors.num_workers})"
+        refuse("cluster.inference_actors", f", wanted at most {limit}: each serves at least one worker")
+    user, key = ("an inference actor", "inference_gpus") if is_central else ("a worker", "worker_gpus")
+    if not is_inline and actors.device.startswith("cuda") and getattr(cluster, key) == 0:
+        gpus = f" with cluster.{key}=0, wanted"
+        refuse("actors.device", f"{gpus} a request for the GPUs that {user} uses (a fraction shares one)")
     if cluster.min_workers > actors.num_workers:
         limit = f"actors.num_workers ({actors.num_workers})"
         refuse("cluster.min_workers", f", wanted at most {limit}; 0 waits for all of them")

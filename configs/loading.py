@@ -35,7 +35,7 @@ WANTED = {
 }
 OF_THE_MACHINE = {
     "env": "stepping share_engine_code",
-    "actors": "device torch_threads",
+    "actors": "device inference torch_threads",
     "policy": "reuse_crops",
     "learner": "device torch_threads",
     "annotator": "address tls_ca tls_cert tls_key token_file batch_size max_in_flight max_labels_per_s"

@@ -50,12 +50,16 @@ class ActorsConfig:
     """Steps per rollout, T; also the length of back-propagation through time (ONI: 32)."""
     rollouts_in_flight: int = number(2, 1, 64)
     """Outstanding `collect` calls per worker; the rollout queue holds at most num_workers x this."""
+    inference: str = one_of("worker", "central")
+    """Where the policy is computed for the workers: `worker` (each in its own process) or `central` (in
+    `cluster.inference_actors` on the workers' nodes, for the environments of all workers in one batch: for a GPU that
+    many workers share; on Linux, not in `inline`)."""
     device: str = "cpu"
     """Device of inference: `cpu`, `cuda`, `cuda:N`, or `auto` (CUDA if available); environments run on the CPU."""
     precision: str = one_of("auto", "bf16", "fp32")
     """Inference precision: `bf16`, `fp32`, or `auto` (bf16 if measured to be clearly faster at the start)."""
     torch_threads: int = number(1, 1, 1024)
-    """Threads that torch may use in one worker process."""
+    """Threads that torch may use in one worker process or inference actor."""
 
 
 @dataclass(frozen=True)
@@ -254,6 +258,11 @@ class ClusterConfig:
     num_learners: int = number(1, 1, 1000)
     """Learners in `local` and `connect`, which make each update together: each computes an equal share of the batch's
     rollouts, and their gradients are summed. It changes what is learnt only through rounding."""
+    inference_actors: int = number(1, 1, 1000)
+    """Inference actors with `actors.inference=central`, each with an equal share of the workers, on its own node: one
+    per GPU. They request as many CPUs as a worker."""
+    inference_gpus: float = number(0.0, 0, 64)
+    """GPUs requested per inference actor, together with `actors.device`; with a fraction, others share its GPU."""
     learner_cpus: float = number(1.0, 0, 1024)
     """CPUs requested for each learner."""
     learner_gpus: float = number(-1.0, -1, 64)
@@ -277,9 +286,11 @@ class ClusterConfig:
     """Seconds that shutdown may take, the last checkpoint included, before processes are killed."""
     max_worker_restarts: int = number(5, 0, 1e9)
     """Consecutive replacements of one rollout worker, without a rollout in between, before the run fails; the pause
-    before each grows. Occasional crashes of any number of workers do not add up; the loss of a node is not counted."""
+    before each grows. Occasional crashes of any number of workers do not add up; the loss of a node is not counted. The
+    same holds for an inference actor."""
     worker_timeout_s: float = number(120.0, 1, 1e6)
-    """A worker whose `collect` takes longer than this is stopped, by force if necessary, and replaced."""
+    """A worker whose `collect` takes longer than this is stopped, by force if necessary, and replaced; an inference
+    actor, with its workers, after half of it without a sign of life."""
     learner_timeout_s: float = number(300.0, 10, 1e6)
     """A learner without any answer (not even busy) for longer is stopped and restarted from the last checkpoint; also
     the longest that learners wait for each other."""

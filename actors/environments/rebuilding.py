@@ -55,7 +55,7 @@ class RebuildingVector:
         """Count a failure of environment `index` (None: of all of them) in `where` (reset, step)."""
         failure = environment_failure(self._gymnasium_spec.id, error, where)
         if not self._first_failure:
-            which = "" if index is None else f"environment {index} of this worker:\n"
+            which = "" if index is None else f"environment {self._seeds.first_env + index} of this worker:\n"
             self._first_failure = f"{which}{traceback_of(failure)}{failure}"
         self._num_failures += 1
 

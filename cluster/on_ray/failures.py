@@ -1,8 +1,10 @@
-"""Turns a Ray error into the cause of an actor's failure, in a line for the user.
+"""Turns a Ray error into the cause of an actor's failure, in a line for the user, and replaces the actor within its
+budget.
 
-Invariant: the loss of a node is distinguished from a crash, which is the actor's own fault.
+Invariant: the loss of a node is distinguished from a crash, which is the actor's own fault and alone costs budget.
 """
 
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -10,8 +12,11 @@ from dataclasses import dataclass
 import ray
 from ray.exceptions import ActorUnavailableError, NodeDiedError, OutOfMemoryError, RayError, RayTaskError
 
-from cluster.supervision import last_line
+from cluster.on_ray.slot import Slot
+from cluster.supervision import Notices, last_line, restart_pause_s
+from configs.errors import one_line
 
+LOG = logging.getLogger(__name__)
 KILL_S = 6.0
 """`ray.kill` ends any process in this time: one that hangs in C at once, a stopped one after its node's 5 s."""
 NODE_DIED = re.compile(
@@ -55,6 +60,33 @@ def actor_failure(error: Exception, process: ProcessId | None, stderr: str) -> F
     if is_lost or (process is not None and not _is_alive(process.node_id)):
         return Failure(f"its node{f' {process.host}' if process else ''} is gone", True)
     return Failure(_crash_cause(error, text, stderr), False)
+
+
+def replace_failed(
+    slot: Slot,
+    error: Exception,
+    *,
+    who: str,
+    process: ProcessId | None,
+    stderr: str,
+    notices: Notices,
+    limit: int,
+) -> None:
+    """Kill the slot's actor, `who` to the user, report why, and let its successor start after the back-off; raises
+    GiveUp after more than `limit` (cluster.max_worker_restarts) failures in a row."""
+    failure = actor_failure(error, process, stderr)
+    where = f" on {process.host}" if process else ""
+    text = f"{who}{where} is replaced: {failure.cause}"
+    tail = f"; stderr tail: {stderr}" if stderr else ""
+    times = notices.note(failure.cause, text + tail)
+    if times == 1:
+        LOG.error("%s%s\n%s", text, tail, error)
+    else:
+        LOG.error("%s (%d times by now)", text, times)
+    slot.lost(is_own_fault=not failure.is_node_loss)
+    if not failure.is_node_loss:
+        what = one_line(f"{who} failed: {failure.cause}{tail}")
+        slot.back_off(restart_pause_s(slot.failures, what, limit, "cluster.max_worker_restarts"))
 
 
 def _crash_cause(error: Exception, text: str, stderr: str) -> str:

@@ -58,7 +58,8 @@ class LearnerActor:
         self._annotation = annotation = RayAnnotation(
             self._config, self._run_epoch, self._requests.get("annotator"), self._requests.get("replica")
         )
-        workers = RayWorkers(self._config, self._spec, self._run_epoch, self._requests["worker"], annotation)
+        requests = self._requests["worker"], annotation, self._requests.get("inference")
+        workers = RayWorkers(self._config, self._spec, self._run_epoch, *requests)
         try:
             self._loop = TrainingLoop(self._config, self._run, self._run_epoch, workers, annotation)
             if self._peers is not None:

@@ -135,10 +135,13 @@ def _ask_autoscaler(bundles: list[dict[str, float]]) -> None:
         LOG.warning("the autoscaler could not be asked for resources: %s", error)
 
 
-def ray_options(request: Request, index: int = 0) -> dict[str, Any]:
-    """Ray's options for actor number `index` of `request`; preferred nodes are hints, with other nodes as fallback."""
+def ray_options(request: Request, index: int = 0, node_id: str | None = None) -> dict[str, Any]:
+    """Ray's options for actor number `index` of `request`; preferred nodes are hints, with other nodes as fallback.
+    With `node_id` it waits for room on that node."""
     preferred = [*request.homes[index : index + 1], *([f"!in({', '.join(request.avoid)})"] if request.avoid else [])]
     selectors: list[dict[str, str]] = [*({NODE_ID: nodes} for nodes in preferred), {}]
+    if node_id is not None:
+        selectors = [{NODE_ID: node_id}]
     return {
         "num_cpus": request.cpus,
         "num_gpus": request.gpus,
@@ -148,9 +151,9 @@ def ray_options(request: Request, index: int = 0) -> dict[str, Any]:
     }
 
 
-def start_actor(actor_class: Any, request: Request, *arguments: Any, index: int = 0) -> Any:
-    """Start actor number `index` of `request` as an `actor_class` of these arguments."""
-    return actor_class.options(**ray_options(request, index)).remote(*arguments)
+def start_actor(actor_class: Any, request: Request, *arguments: Any, index: int = 0, node_id: str | None = None) -> Any:
+    """Start actor number `index` of `request` as an `actor_class` of these arguments; `node_id`: see `ray_options`."""
+    return actor_class.options(**ray_options(request, index, node_id)).remote(*arguments)
 
 
 def enter_run(config: RunConfig) -> RunDirectory:

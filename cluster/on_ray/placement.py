@@ -8,7 +8,9 @@ does not.
     replica     `service_gpus`                                    the emptiest node each
     annotator   with replicas the first learner's node; else as   its node
                 they
+    inference   `inference_gpus`, or nodes without GPUs           the emptiest node each
     worker      nodes without GPUs, away from the learners        the emptiest such node each; else away from the others
+                with inference actors: the node of its own        none: it is started where its inference actor is
 """
 
 import math
@@ -128,9 +130,9 @@ def plan(
 
 def shortage(cluster: ClusterConfig, requests: Mapping[str, Request]) -> str | None:
     """Says what a plan grants where that is less than `cluster` requests; else None."""
-    asked = {"learner": cluster.learner_cpus, "worker": cluster.worker_cpus} | dict.fromkeys(
-        ("annotator", "replica"), cluster.annotator_cpus
-    )
+    asked = {"learner": cluster.learner_cpus}
+    asked |= dict.fromkeys(("worker", "inference"), cluster.worker_cpus)
+    asked |= dict.fromkeys(("annotator", "replica"), cluster.annotator_cpus)
     if all(request.cpus >= asked[part] for part, request in requests.items()):
         return None
     wanted = sum(asked[part] * request.count for part, request in requests.items())
@@ -175,6 +177,10 @@ def _requests(
         requests["annotator"] = Request(
             cpus=cluster.annotator_cpus, gpus=0.0 if replicas else cluster.service_gpus, count=1
         )
+    if actors.inference == "central":
+        requests["inference"] = Request(
+            cpus=cluster.worker_cpus, gpus=cluster.inference_gpus, count=cluster.inference_actors
+        )
     requests["worker"] = Request(cpus=cluster.worker_cpus, gpus=cluster.worker_gpus, count=actors.num_workers)
     return requests
 
@@ -188,10 +194,13 @@ def _pack(requests: Mapping[str, Request], nodes: Sequence[Node]) -> dict[str, l
     for part, request in requests.items():
         taken: dict[str, int] = dict.fromkeys(cpus, 0)
         homes[part] = []
-        for _ in range(request.count):
+        for index in range(request.count):
             room = [id for id in cpus if cpus[id] >= request.cpus - EPSILON and gpus[id] >= request.gpus - EPSILON]
+            if part == "worker" and "inference" in requests:  # beside its inference actor, if that has a node
+                host = index % requests["inference"].count
+                room = [id for id in room if id in homes["inference"][host : host + 1]]
             if not room:
-                break
+                continue
             learners = homes["learner"]
             if part == "learner":  # together, on the smallest that fits: large nodes are for replicas and workers
                 left = request.count - len(homes[part])
@@ -221,6 +230,8 @@ def _with_hints(
     learners = set(homes["learner"])
     reserved = {*learners, *homes.get("replica", ()), *(node.id for node in nodes if node.gpus)}
     worker = hinted["worker"]
+    if "inference" in requests:
+        return hinted
     if not worker.gpus and len(homes["worker"]) == worker.count and not reserved.intersection(homes["worker"]):
         hinted["worker"] = replace(worker, avoid=tuple(sorted(reserved)))
     elif len(homes["worker"]) == worker.count and not learners.intersection(homes["worker"]):

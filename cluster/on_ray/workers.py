@@ -5,6 +5,7 @@
     ALIVE                    calls; it is replaced unless it delivers within `worker_timeout_s`
     ALIVE and suspected      polls while Ray does not know why it is unreachable, within the same time limit
     BACKING_OFF              a successor after the back-off
+    any, its server lost     an end, and a successor beside the next inference actor (`cluster.on_ray.inference`)
 
 Invariant: at most `rollouts_in_flight` calls are outstanding per worker, each carrying the newest snapshot; a worker
 that dies takes its unfinished rollouts with it and is replaced by a new incarnation, within the budget. A lost node
@@ -29,14 +30,14 @@ from actors.policy import PolicySnapshot, bound_kept_kernels
 from actors.rollout import Acknowledgement, CaptionReport, Rollout
 from actors.worker import RolloutWorker
 from cluster.on_ray.annotation import RayAnnotation
-from cluster.on_ray.failures import ProcessId, actor_failure, this_process
+from cluster.on_ray.failures import ProcessId, replace_failed, this_process
+from cluster.on_ray.inference import RayInference
 from cluster.on_ray.nodes import enter_run, start_actor
 from cluster.on_ray.placement import Request
 from cluster.on_ray.slot import Slot, SlotState, answered
 from cluster.run.logs import StderrFile, prune, stderr_path, stderr_tail
-from cluster.supervision import EnvironmentBudget, GiveUp, Notices, restart_pause_s
+from cluster.supervision import EnvironmentBudget, GiveUp, Notices
 from cluster.wiring import build_worker
-from configs.errors import one_line
 from configs.schema import RunConfig
 
 LOG = logging.getLogger(__name__)
@@ -49,8 +50,10 @@ KEPT_KERNELS = 64
 class WorkerActor:
     """A rollout worker."""
 
-    def __init__(self, config: RunConfig, index: int, incarnation: str) -> None:
+    def __init__(self, config: RunConfig, index: int, incarnation: str, server: str | None = None) -> None:
+        """`server`: the socket of its inference server; None where it computes the policy itself."""
         self._config, self._index, self._incarnation = config, index, incarnation
+        self._server = None if server is None else Path(server)
         self._stderr = StderrFile(stderr_path(Path(config.run_dir), f"{index}.{incarnation}"))
         enter_run(config)
         bound_kept_kernels(KEPT_KERNELS)
@@ -63,13 +66,14 @@ class WorkerActor:
 
     @ray.method(num_returns=2)
     def collect(
-        self, snapshot: PolicySnapshot, acknowledgement: Acknowledgement | None
+        self, snapshot: PolicySnapshot | None, acknowledgement: Acknowledgement | None
     ) -> tuple[Rollout, CaptionReport]:
-        """One rollout and its caption report."""
+        """One rollout and its caption report; the snapshot is for a worker without a server."""
         self._stderr.trim()
         if self._worker is None:
+            stream = f"train-{self._incarnation}"
             self._worker = build_worker(
-                self._config, self._index, incarnation=self._incarnation, stream=f"train-{self._incarnation}"
+                self._config, self._index, incarnation=self._incarnation, stream=stream, server=self._server
             )
         return self._worker.collect(snapshot, acknowledgement)
 
@@ -87,6 +91,8 @@ class _WorkerSlot(Slot):
     index: int
     interval_s: float = SUSPECT_INTERVAL_S
     worker_id: str = ""
+    server: tuple[str, str] | None = None
+    """Node id and socket of its inference server, if it has one."""
     calls: deque[Sequence[ray.ObjectRef]] = field(default_factory=deque)
     """Of a rollout and its caption report, oldest first."""
     suspicion: RayError | None = None
@@ -104,8 +110,15 @@ class RayWorkers:
     """Handle of all rollout workers; lives in the learner's process, which so owns the rollouts."""
 
     def __init__(
-        self, config: RunConfig, spec: EnvironmentSpec, run_epoch: int, request: Request, annotation: RayAnnotation
+        self,
+        config: RunConfig,
+        spec: EnvironmentSpec,
+        run_epoch: int,
+        request: Request,
+        annotation: RayAnnotation,
+        inference_request: Request | None = None,
     ) -> None:
+        """`inference_request`: of the inference actors; None where each worker computes the policy itself."""
         self.spec = spec
         self.waiting: str | None = None
         self._config, self._run_epoch, self._request, self._annotation = config, run_epoch, request, annotation
@@ -120,26 +133,36 @@ class RayWorkers:
         self._has_begun = False
         self._created_at = time.monotonic()
         prune(self._run_dir)
+        self._inference: RayInference | None = None
+        if inference_request is not None:
+            self._inference = RayInference(config, spec, run_epoch, inference_request, self._notices)
         self._slots = [_WorkerSlot(index=index) for index in range(request.count)]
         self._start_due()
 
     def publish(self, snapshot: PolicySnapshot) -> None:
-        """One `ray.put`; the calls made from now on carry it."""
+        """One `ray.put`; the calls made from now on, or those to the inference actors, carry it."""
         self._snapshot = ray.put(snapshot)
+        if self._inference is not None:
+            self._inference.publish(self._snapshot)
         for slot in self._slots:
             self._fill(slot)
 
     def take(self, timeout_s: float) -> Rollout | None:
         """The next finished rollout; its caption report goes to the annotator. Raises GiveUp when a budget is spent."""
+        if self._inference is not None:
+            self._inference.tend()
+            self._end_without_server()
         self._start_due()
         self._admit_started()
         self._replace_hung()
         expected = {slot.call or slot.calls[0][0]: slot for slot in self._slots if slot.call or slot.calls}
-        if not expected:
-            time.sleep(min(timeout_s, max(0.0, min(slot.due_at for slot in self._slots) - time.monotonic())))
+        others = () if self._inference is None else self._inference.calls
+        if not expected and not others:
+            due_at = self._inference.due_at if self._inference else min(slot.due_at for slot in self._slots)
+            time.sleep(min(timeout_s, max(0.0, due_at - time.monotonic())))
             return None
-        ready, _ = ray.wait([*expected], num_returns=1, timeout=timeout_s)
-        if not ready or expected[ready[0]].call is not None:
+        ready, _ = ray.wait([*expected, *others], num_returns=1, timeout=timeout_s)
+        if not ready or ready[0] in others or expected[ready[0]].call is not None:
             return None
         return self._take(expected[ready[0]])
 
@@ -173,6 +196,8 @@ class RayWorkers:
             ray.wait(closing, num_returns=len(closing), timeout=2.0)
         for slot in self._slots:
             slot.end()
+        if self._inference is not None:
+            self._inference.close()
 
     @property
     def _num_running(self) -> int:
@@ -187,6 +212,8 @@ class RayWorkers:
             return None
         self._references[rollout] = rollout_reference
         slot.progress_at, slot.failures = time.monotonic(), 0
+        if self._inference is not None:
+            self._inference.delivered(slot.index)
         self._collected_steps += rollout.num_steps
         self._annotation.report(report_reference, slot.worker_id, self._collected_steps)
         self._fill(slot)
@@ -199,13 +226,32 @@ class RayWorkers:
     def _start_due(self) -> None:
         for slot in self._slots:
             if slot.state is SlotState.EMPTY:
-                incarnation = f"{self._run_epoch}-{slot.losses}"
-                arguments = (self._config, slot.index, incarnation)
-                slot.start(start_actor(WorkerActor, self._request, *arguments, index=slot.index))
-                slot.worker_id = f"{slot.index}.{incarnation}"
-                slot.ask(slot.actor.hello.remote())
+                self._start(slot)
             elif slot.suspicion is not None and slot.may_ask:
                 slot.ask(slot.actor.hello.remote())
+
+    def _start(self, slot: _WorkerSlot) -> None:
+        """Start a worker, beside its inference server if it has one, once that runs."""
+        node_id = path = None
+        if self._inference is not None:
+            slot.server = self._inference.address(slot.index)
+            if slot.server is None:
+                return
+            node_id, path = slot.server
+        incarnation = f"{self._run_epoch}-{slot.losses}"
+        arguments = (self._config, slot.index, incarnation, path)
+        slot.start(start_actor(WorkerActor, self._request, *arguments, index=slot.index, node_id=node_id))
+        slot.worker_id = f"{slot.index}.{incarnation}"
+        slot.ask(slot.actor.hello.remote())
+
+    def _end_without_server(self) -> None:
+        """End the workers of replaced inference servers: what these had of their episodes is lost."""
+        assert self._inference is not None
+        for slot in self._slots:
+            if slot.actor is not None and slot.server != self._inference.address(slot.index):
+                slot.lost(is_own_fault=False)
+                slot.calls.clear()
+                slot.suspicion = None
 
     def _admit_started(self) -> None:
         """Let workers that have answered for the first time run; all begin together, once enough of them run."""
@@ -230,11 +276,12 @@ class RayWorkers:
 
     def _update_waiting(self) -> None:
         pending = sum(slot.state is SlotState.STARTING and slot.suspicion is None for slot in self._slots)
-        if not pending:
-            self.waiting = None
-            return
         each = f"{self._request.cpus:g} CPU" + (f", {self._request.gpus:g} GPU" if self._request.gpus else "")
-        self.waiting = f"{pending} of {len(self._slots)} workers to start ({each} each)"
+        self.waiting = f"{pending} of {len(self._slots)} workers to start ({each} each)" if pending else None
+        if self._inference is not None and self._inference.waiting is not None:
+            self.waiting = self._inference.waiting
+        if self.waiting is None:
+            return
         limit_s = self._config.cluster.placement_timeout_s
         if not self._has_begun and time.monotonic() - self._created_at > limit_s:
             raise GiveUp(
@@ -246,9 +293,10 @@ class RayWorkers:
     def _fill(self, slot: _WorkerSlot) -> None:
         if self._snapshot is None or not self._has_begun or not slot.is_running:
             return
+        snapshot = self._snapshot if self._inference is None else None
         while len(slot.calls) < self._config.actors.rollouts_in_flight:
             acknowledgement = self._annotation.acknowledgement(slot.worker_id)
-            slot.calls.append(slot.actor.collect.remote(self._snapshot, acknowledgement))
+            slot.calls.append(slot.actor.collect.remote(snapshot, acknowledgement))
 
     def _is_late(self, slot: _WorkerSlot) -> bool:
         return time.monotonic() - slot.progress_at > self._config.cluster.worker_timeout_s
@@ -278,20 +326,14 @@ class RayWorkers:
 
     def _replace(self, slot: _WorkerSlot, error: Exception) -> None:
         """Kill the worker, report why, and schedule its successor after the back-off; raises GiveUp."""
-        process: ProcessId | None = slot.answer
-        stderr = stderr_tail(stderr_path(self._run_dir, slot.worker_id))
-        failure = actor_failure(error, process, stderr)
-        where = f" on {process.host}" if process else ""
-        text = f"worker {slot.worker_id}{where} is replaced: {failure.cause}"
-        tail = f"; stderr tail: {stderr}" if stderr else ""
-        times = self._notices.note(failure.cause, text + tail)
-        if times == 1:
-            LOG.error("%s%s\n%s", text, tail, error)
-        else:
-            LOG.error("%s (%d times by now)", text, times)
-        slot.lost(is_own_fault=not failure.is_node_loss)
         slot.calls.clear()
         slot.suspicion = None
-        if not failure.is_node_loss:
-            limit, what = self._config.cluster.max_worker_restarts, f"worker {slot.worker_id} failed: {failure.cause}"
-            slot.back_off(restart_pause_s(slot.failures, one_line(what + tail), limit, "cluster.max_worker_restarts"))
+        replace_failed(
+            slot,
+            error,
+            who=f"worker {slot.worker_id}",
+            process=slot.answer,
+            stderr=stderr_tail(stderr_path(self._run_dir, slot.worker_id)),
+            notices=self._notices,
+            limit=self._config.cluster.max_worker_restarts,
+        )

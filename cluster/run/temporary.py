@@ -59,6 +59,13 @@ def ray_directory(run_dir: str) -> Path:
     return (directory if fits else SHORT_ROOT / directory.name) / "ray"
 
 
+def sockets_directory(run_dir: str) -> Path:
+    """Where UNIX sockets of the run on this node lie, short enough for the kernel; created."""
+    path = ray_directory(run_dir).parent
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
 def begin(run_dir: str) -> tuple[Path, Path]:
     """End what a killed process of this run left behind, and enter a new directory; that, and the folder for the
     sessions of the run's own cluster. Requires the run's lock."""

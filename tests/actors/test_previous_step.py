@@ -9,6 +9,7 @@ import torch
 from actors.captions import CaptionTracker
 from actors.environments.factory import make_environment
 from actors.environments.vector import EnvironmentSpec, VectorEnvironment
+from actors.inference import BatchedInference
 from actors.policy import PolicyNet, snapshot
 from actors.previous_step import ACTION, REWARD
 from actors.rollout import Rollout
@@ -37,7 +38,8 @@ def make_net(spec: EnvironmentSpec, policy: PolicyConfig) -> PolicyNet:
 def make_worker(config: EnvConfig, policy: PolicyConfig, num_envs: int = 6) -> RolloutWorker:
     env = make(config, policy, num_envs)
     actors = ActorsConfig(rollout_steps=16, precision="fp32")
-    return RolloutWorker(env, make_net(env.spec, policy), CaptionTracker(num_envs), actors, worker_id="0.0", seed=3)
+    inference = BatchedInference(make_net(env.spec, policy), env.spec, num_envs, actors)
+    return RolloutWorker(env, inference, CaptionTracker(num_envs), actors, worker_id="0.0", seed=3)
 
 
 def test_an_observation_has_the_action_and_reward_that_led_to_it_and_an_episodes_first_has_none() -> None:

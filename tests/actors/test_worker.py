@@ -8,6 +8,7 @@ import torch
 from actors.captions import CaptionTracker
 from actors.environments.factory import make_environment
 from actors.environments.vector import VectorEnvironment
+from actors.inference import BatchedInference
 from actors.policy import PolicyNet, PolicySnapshot, snapshot
 from actors.rollout import Rollout
 from actors.worker import RolloutWorker
@@ -33,7 +34,8 @@ def make_worker(
     to_close.append(env)
     net = PolicyNet(env.spec, PolicyConfig(hidden_size=64, core_size=32, reuse_crops=reuse))
     actors = ActorsConfig(rollout_steps=num_steps, precision="fp32")
-    return RolloutWorker(env, net, CaptionTracker(NUM_ENVS), actors, worker_id="0.0", seed=3)
+    inference = BatchedInference(net, env.spec, NUM_ENVS, actors)
+    return RolloutWorker(env, inference, CaptionTracker(NUM_ENVS), actors, worker_id="0.0", seed=3)
 
 
 def make_weights(worker: RolloutWorker, seed: int, version: int, gain: float = 3.0) -> PolicySnapshot:

@@ -1,9 +1,10 @@
-"""Whether a CUDA device computes what the CPU does, and how fast it trains: learner, inference (CUDA graphs), judge,
-then a run of two minutes.
+"""Whether a CUDA device computes what the CPU does, and how fast it trains: learner, inference (CUDA graphs; in each
+worker and central), judge, then two runs of two minutes.
 
 Each part is held to the CPU's results in float32 and timed; then `nethack_score` is trained with everything on the
-device. Without a device the first three run on the CPU, to show that they work, and nothing is trained. Prints one JSON
-object; what a part says of itself is there even where another failed.
+device, by one worker, and by all that the cores allow with central inference. Without a device all but the training
+runs on the CPU, to show that it works. Prints one JSON object; what a part says of itself is there even where another
+failed.
 """
 
 import argparse
@@ -13,8 +14,11 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,10 +26,12 @@ from typing import Any
 import numpy as np
 
 from cluster.verbs.bench import CHECKOUT, commit, machine, packages
+from tests.benchmarks.central import TIMEOUT_S, frames_per_s, parts_of, replay, serving
 
 TOLERANCES: Mapping[str, Mapping[str, float]] = {
     "learner": {"fp32": 0.05, "bf16": 0.2},
     "inference": {"fp32": 0.01, "bf16": 0.05},
+    "central": {"fp32": 0.01, "bf16": 0.05},
     "engine": {"float32": 0.001, "bfloat16": 0.05},
 }
 """Largest difference that rounding explains: of the learner's way from its first weights, as a share of its length
@@ -66,44 +72,108 @@ def check_learner(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def check_inference(arguments: argparse.Namespace) -> dict[str, Any]:
     """The same games' observations, stepped on the CPU and on the device, also after new weights and after a reset."""
-    import torch
+    config = _config(arguments)
+    spec, rollouts = _rollouts(arguments, config)
+    exact, _ = _play_alone(arguments, config, spec, rollouts, "cpu", "fp32")
+    differences, rates = {}, {}
+    for precision in TOLERANCES["inference"]:
+        found, rates[precision] = _play_alone(arguments, config, spec, rollouts, arguments.device, precision)
+        differences[precision] = float(np.abs(found - exact).max())
+    return {"differences": differences, "frames_per_s": rates}
 
-    from actors.inference import BatchedInference
-    from actors.policy import PolicyNet, snapshot
-    from configs.schema import ActorsConfig
+
+def check_central(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The same, asked of an inference server by two workers at once; and the frames/s of as many worker processes as
+    there are cores, with central inference and each with its own on the same device."""
+    from actors.central.client import CentralInference
 
     config = _config(arguments)
     spec, rollouts = _rollouts(arguments, config)
+    first, second = _weights(config, spec)
+    exact, _ = _play_alone(arguments, config, spec, rollouts, "cpu", "fp32")
+    differences: dict[str, float] = {}
+    rates: dict[str, dict[str, float]] = {"central": {}, "worker": {}}
+    for precision in TOLERANCES["central"]:
+        where = {"device": arguments.device, "precision": precision}
+        with tempfile.TemporaryDirectory(prefix="delphi-") as folder, ThreadPoolExecutor(2) as pool:
+            path = Path(folder) / "socket"
+            both = threading.Barrier(2, timeout=TIMEOUT_S)
+            with serving(config, spec, first, 2, path, **where) as server:
 
-    def play(device: str, precision: str) -> tuple[np.ndarray, float]:
-        torch.manual_seed(0)
-        net, other = PolicyNet(spec, config.policy), PolicyNet(spec, config.policy)
-        for each in (net, other):
-            torch.nn.init.orthogonal_(
-                each.policy_head.weight, 3.0
-            )  # at first all actions are all but equal, which would hide a difference
-        inference = BatchedInference(net, spec, arguments.envs, ActorsConfig(precision=precision, device=device))
-        outputs, seconds = [], []
-        for round_, rollout in enumerate(rollouts):
-            if round_ == 1:
-                inference.load(snapshot(other, (0, 1)))
-                inference.reset(range(0, arguments.envs, 2))
-            began = time.perf_counter()
-            with inference.rollout(arguments.rollout_steps):
-                for t in range(arguments.rollout_steps):
-                    logits, values = inference.step({name: array[t] for name, array in rollout.obs.items()})
-                    shifted = logits - logits.max(-1, keepdims=True)
-                    log_probabilities = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-                    outputs.append(np.concatenate([log_probabilities, values[:, None]], -1))
-            seconds.append(time.perf_counter() - began)
-        return np.stack(outputs), arguments.envs * arguments.rollout_steps / min(seconds)
+                def change(server: Any = server, both: threading.Barrier = both) -> None:
+                    both.wait()  # until no rollout of the first version is still to begin
+                    server.load(second)
 
-    exact, _ = play("cpu", "fp32")
-    differences, rates = {}, {}
-    for precision in TOLERANCES["inference"]:
-        found, rates[precision] = play(arguments.device, precision)
-        differences[precision] = float(np.abs(found - exact).max())
-    return {"differences": differences, "frames_per_s": rates}
+                clients = [
+                    CentralInference(path, spec, arguments.envs, place=place, timeout_s=TIMEOUT_S) for place in (0, 1)
+                ]
+                playing = partial(_play, arguments, rollouts, change=change, is_central=True)
+                differences[precision] = max(
+                    float(np.abs(outputs - exact).max()) for outputs, _ in pool.map(playing, clients)
+                )
+                for client in clients:
+                    client.close()
+        obs = {name: array[:-1] for name, array in rollouts[0].obs.items()}
+        load = {"num_workers": arguments.processes, "seconds": arguments.rate_seconds, **where}
+        for way, of_way in rates.items():
+            of_way[precision] = frames_per_s(config, spec, first, obs, is_central=way == "central", **load)
+    return {"differences": differences, "frames_per_s": rates, "processes": arguments.processes}
+
+
+def _weights(config: Any, spec: Any) -> list[Any]:
+    """Two versions, (0, 0) and (0, 1)."""
+    import torch
+
+    from actors.policy import PolicyNet, snapshot
+
+    torch.manual_seed(0)
+    nets = [PolicyNet(spec, config.policy) for _ in range(2)]
+    for net in nets:
+        # At first all actions are all but equal, which would hide a difference.
+        torch.nn.init.orthogonal_(net.policy_head.weight, 3.0)
+    return [snapshot(net, (0, number)) for number, net in enumerate(nets)]
+
+
+def _play_alone(
+    arguments: argparse.Namespace, config: Any, spec: Any, rollouts: list[Any], device: str, precision: str
+) -> tuple[np.ndarray, float]:
+    from actors.inference import BatchedInference
+    from actors.policy import PolicyNet
+    from configs.schema import ActorsConfig
+
+    first, second = _weights(config, spec)
+    settings = ActorsConfig(precision=precision, device=device)
+    inference = BatchedInference(PolicyNet(spec, config.policy), spec, arguments.envs, settings)
+    inference.load(first)
+    return _play(arguments, rollouts, inference, change=lambda: inference.load(second), is_central=False)
+
+
+def _play(
+    arguments: argparse.Namespace, rollouts: list[Any], inference: Any, *, change: Callable[[], Any], is_central: bool
+) -> tuple[np.ndarray, float]:
+    """Log-probabilities and values of all steps [steps, B, A + 1], and frames/s; after the first rollout the weights
+    `change`, and every second environment starts again."""
+    parts, steps, seconds = parts_of(arguments.envs, is_central), arguments.rollout_steps, []
+    outputs: np.ndarray | None = None
+
+    def take(t: int, rows: slice, logits: np.ndarray, values: np.ndarray) -> None:
+        nonlocal outputs
+        if outputs is None:
+            outputs = np.full((steps * len(rollouts), arguments.envs, logits.shape[-1] + 1), np.nan, np.float32)
+        shifted = logits - logits.max(-1, keepdims=True)
+        log_probabilities = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+        outputs[round_ * steps + t, rows] = np.concatenate([log_probabilities, values[:, None]], -1)
+
+    for round_, rollout in enumerate(rollouts):
+        if round_ == 1:
+            change()
+            for rows in parts:
+                inference.reset([row for row in range(rows.start, rows.stop) if row % 2 == 0])
+        began = time.perf_counter()
+        replay(inference, {name: array[:-1] for name, array in rollout.obs.items()}, parts, take)
+        seconds.append(time.perf_counter() - began)
+    assert outputs is not None
+    return outputs, arguments.envs * steps / min(seconds)
 
 
 def check_engine(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -135,16 +205,25 @@ def check_engine(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"differences": differences, "labels_per_s": rates, "model": arguments.model}
 
 
-def train(arguments: argparse.Namespace) -> dict[str, Any]:
+def train_central(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`train` by as many workers as the cores but two allow, with central inference and a batch of all workers."""
+    num_workers = max(1, arguments.processes - 2)
+    settings = [f"actors.num_workers={num_workers}", f"learner.rollouts_per_batch={num_workers}"]
+    return train(arguments, "actors.inference=central", *settings)
+
+
+def train(arguments: argparse.Namespace, *settings: str) -> dict[str, Any]:
     """`nethack_score` for some minutes with learner, inference and judge on the device; frames/s and labels/s of the
     second half."""
     on_ray = find_spec("ray") is not None
+    if settings and not on_ray:
+        raise RuntimeError("Ray is not installed: there are no inference actors without it")
     with tempfile.TemporaryDirectory(prefix="delphi-gpu-") as folder:
         run = Path(folder) / "run"
         devices = [f"{part}.device={arguments.device}" for part in ("learner", "actors", "service")]
         shares = [
             "cluster.learner_gpus=0.5",
-            "cluster.worker_gpus=0.25",
+            f"cluster.{'inference' if settings else 'worker'}_gpus=0.25",
             "cluster.service_gpus=0.25",
             "cluster.dashboard=false",
         ]
@@ -173,7 +252,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
             f"service.model={arguments.model}",
             "service.store=memory",
         ]
-        command += [*arguments.settings]
+        command += [*settings, *arguments.settings]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")])}
         output = Path(folder) / "output.txt"
         with output.open("w") as file:
@@ -197,6 +276,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
         "learner_wait_fraction",
         "worker_env_fraction",
         "worker_inference_fraction",
+        "policy_lag_mean",
         "annotations_pending",
     )
     return {
@@ -213,9 +293,12 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
 CHECKS: Mapping[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "learner": check_learner,
     "inference": check_inference,
+    "central": check_central,
     "engine": check_engine,
     "training": train,
+    "training_central": train_central,
 }
+TRAINING = ("training", "training_central")
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -299,7 +382,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of several")
     parser.add_argument("--device", default="", help="cuda, cuda:N or cpu (default: cuda where there is a device)")
     parser.add_argument(
-        "--parts", nargs="+", choices=CHECKS, help="which (default: all; without a device all but training)"
+        "--parts", nargs="+", choices=CHECKS, help="which (default: all; without a device none of training)"
     )
     parser.add_argument("--seconds", type=float, default=120.0, metavar="S", help="of training (default: 120)")
     parser.add_argument("--envs", type=int, default=64, metavar="N", help="environments of a rollout (default: 64)")
@@ -310,6 +393,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--rollouts", type=int, default=4, metavar="N", help="rollouts, and updates (default: 4; at least 2)"
     )
+    parser.add_argument(
+        "--processes", type=int, default=0, metavar="N", help="worker processes that share the device (default: cores)"
+    )
+    parser.add_argument(
+        "--rate-seconds", type=float, default=5.0, metavar="S", help="of each rate of theirs (default: 5)"
+    )
     parser.add_argument("--captions", type=int, default=2000, metavar="N", help="judged for the rate (default: 2000)")
     parser.add_argument("--model", default="smollm2", help="the judge (default: smollm2)")
     parser.add_argument(
@@ -317,7 +406,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    arguments.parts = arguments.parts or [name for name in CHECKS if name != "training" or arguments.device != "cpu"]
+    arguments.parts = arguments.parts or [name for name in CHECKS if name not in TRAINING or arguments.device != "cpu"]
+    arguments.processes = arguments.processes or min(16, os.cpu_count() or 1)
     if arguments.device != "cpu" and not torch.cuda.is_available():
         parser.error(f"--device: got {arguments.device}, but torch {torch.__version__} sees no CUDA device here")
     for name, least in (
@@ -326,6 +416,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("rollout_steps", 1),
         ("rollouts", 2),
         ("captions", 0),
+        ("processes", 1),
         ("seconds", 1),
     ):
         if getattr(arguments, name) < least:

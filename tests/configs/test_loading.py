@@ -105,6 +105,15 @@ def test_overrides_go_before_the_file_and_the_file_before_defaults(tmp_path: Pat
         (["reward.max_intrinsic_share=0"], ["reward.max_intrinsic_share", "got 0"]),
         (["actors.device=cuda:0"], ["actors.device", "got 'cuda:0'", "cluster.worker_gpus=0"]),
         (
+            ["actors.device=cuda", "actors.inference=central", "cluster.worker_gpus=1"],
+            ["actors.device", "got 'cuda'", "cluster.inference_gpus=0", "an inference actor"],
+        ),
+        (["actors.inference=central", "cluster.mode=inline"], ["actors.inference", "'central'", "wanted worker"]),
+        (
+            ["actors.inference=central", "cluster.inference_actors=2"],
+            ["cluster.inference_actors", "got 2", "actors.num_workers (1)"],
+        ),
+        (
             ["service.engine=vllm", "service.tensor_parallel=4"],
             ["service.tensor_parallel", "got 4", "cluster.service_gpus=0"],
         ),

@@ -12,6 +12,7 @@ import torch
 
 from actors.captions import CaptionTracker
 from actors.environments.factory import make_environment
+from actors.inference import BatchedInference
 from actors.policy import PolicyNet, snapshot
 from actors.rollout import PER_STEP, CaptionReport, Rollout
 from actors.worker import RolloutWorker
@@ -40,7 +41,8 @@ def make_worker() -> Iterator[Callable[..., RolloutWorker]]:
         env = make_environment(config, num_envs=NUM_ENVS, run_seed=5, worker_index=0)
         net = PolicyNet(env.spec, PolicyConfig(hidden_size=16, core_size=16))
         actors = ActorsConfig(rollout_steps=NUM_STEPS, precision="fp32")
-        workers.append(RolloutWorker(env, net, CaptionTracker(NUM_ENVS), actors, worker_id="0.0", seed=3))
+        inference = BatchedInference(net, env.spec, NUM_ENVS, actors)
+        workers.append(RolloutWorker(env, inference, CaptionTracker(NUM_ENVS), actors, worker_id="0.0", seed=3))
         return workers[-1]
 
     yield make

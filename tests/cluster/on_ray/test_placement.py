@@ -52,6 +52,23 @@ def test_a_roomy_machine_gives_what_is_asked() -> None:
     assert requests["worker"].gpus == 0.25
 
 
+def test_workers_share_the_node_of_their_inference_actor() -> None:
+    def place(num_workers: int, *there: Node) -> dict[str, Request]:
+        cluster = ClusterConfig(mode="connect", inference_actors=2, inference_gpus=1, learner_gpus=0)
+        actors = ActorsConfig(num_workers=num_workers, inference="central")
+        return plan(cluster, actors, needs_annotator=False, nodes=there, may_grow=True)
+
+    there = nodes((8, 0), (5, 1), (4, 1))
+    requests = place(6, *there)
+    assert requests["inference"] == Request(cpus=1, gpus=1, count=2, homes=("n1", "n2"))
+    assert requests["worker"].homes == ("n1", "n2") * 3
+    assert requests["worker"].avoid == ()
+    with pytest.raises(DoesNotFit, match=r"no room for 1 x worker"):
+        place(8, *there)  # though the node without a GPU has room
+    with pytest.raises(DoesNotFit, match=r"no room for 1 x inference \(1 CPU, 1 GPU\), 3 x worker"):
+        place(6, *nodes((8, 0), (5, 1)))
+
+
 def test_without_judgements_no_annotator_is_placed() -> None:
     requests = plan(ClusterConfig(service_replicas=2), ActorsConfig(), needs_annotator=False, nodes=nodes((2, 0)))
     assert set(requests) == {"learner", "worker"}
