@@ -26,12 +26,13 @@ class EnvConfig:
     options: dict[str, Any] = field(default_factory=dict)
     """Extra keyword arguments for the environment's constructor, for example {character: mon-hum-neu-mal}."""
     stepping: str = one_of("lean", "gymnasium")
-    """How NetHack is stepped: `lean` (through its engines alone, all environments of a worker together; tasks that it
-    does not support fall back to `gymnasium`) or `gymnasium` (NLE's own class for each environment: slower, with
-    results equal to those of `lean`)."""
+    """How NetHack is stepped: `lean` (through its engines alone, all environments of a worker together, in one C call
+    where there is a C compiler and NLE 1.3.0's wheel; tasks that it does not support fall back to `gymnasium`) or
+    `gymnasium` (NLE's own class for each environment: slower, with results equal to those of `lean`)."""
     share_engine_code: bool = True
-    """Keep the code of NetHack's engines in memory once instead of once per environment (Linux; several times faster
-    with many environments). Turn it off to compare, or where the kernel does not support it."""
+    """Keep the code of NetHack's engines in memory once instead of once per environment, its calls bound in advance
+    where NLE is 1.3.0's wheel (Linux; several times faster with many environments). Turn it off to compare, or where
+    the kernel does not support it."""
     fold_case: bool = False
     """Lower-case captions before they are hashed."""
     fold_digits: bool = False

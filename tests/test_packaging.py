@@ -18,6 +18,7 @@ def test_wheel_holds_packages_markers_presets_and_rubrics(tmp_path: Path) -> Non
     assert {
         "configs/presets/nethack_score.yaml",
         "llm_server/rubrics/nethack_progress.yaml",
+        "actors/environments/nethack/native.c",
         "llm_server/annotation.proto",
         "cluster/new_environment/templates/captioner.py.txt",
         *(f"cluster/report/page.{ending}" for ending in ("html", "css", "js")),

@@ -7,16 +7,14 @@ under a lock, so a killed or concurrent conversion is never seen, and the next c
 fingerprints mean equal files, as far as samples of the weights can tell.
 """
 
-import fcntl
 import importlib.metadata
 import importlib.util
 import json
 import logging
 import os
 import re
-import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ import platformdirs
 import xxhash
 
 from configs.errors import named
+from configs.made_once import make_once
 from configs.paths import user_path
 from llm_server.rubrics.rubric import PROMPT_VERSION
 
@@ -150,31 +149,6 @@ def _unpacked_folder(cache: Path | None = None) -> Path:
     packed_model()  # raises where the package is not installed
     cache = cache or platformdirs.user_cache_path("delphi") / "models"
     return cache / f"smollm2-135m-instruct-{importlib.metadata.version(PACKAGE)}-{LAYOUT}"
-
-
-def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """`folder`, filled by `make(temporary folder)` unless it already exists; concurrent processes make it once."""
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{folder.name}.partial-"
-    with open(folder.parent / f".{folder.name}.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            LOG.info("waiting for another process that prepares %s", folder)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.is_dir():
-            return folder
-        for left_over in folder.parent.glob(f"{prefix}*"):
-            shutil.rmtree(left_over, ignore_errors=True)
-        partial = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
-        try:
-            make(partial)
-            os.rename(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return folder
 
 
 def packed_model() -> Path:

@@ -3,11 +3,13 @@
 Invariant: the agent's cell has the same place in every window, also if the window extends beyond the map's edge.
 """
 
+import ctypes
 import functools
 from collections.abc import Mapping
 
 import numpy as np
 
+from actors.environments.nethack.native import address, library
 from actors.environments.vector import ArraySpec
 
 MAP_HEIGHT, MAP_WIDTH = 21, 79
@@ -42,6 +44,13 @@ class CropView:
     def cut(self, maps: Mapping[str, np.ndarray], x: np.ndarray, y: np.ndarray, out: np.ndarray) -> None:
         """Write the windows around the agents at `x`, `y` [N] into `out` [N, *spec.shape] (C-contiguous), from maps
         name -> [N, MAP_CELLS + 1] (the last cell is outside; C-contiguous)."""
+        functions, layers = library(), [maps[layer] for layer in self.layers]
+        fits = x.dtype == y.dtype == np.int64 and x.strides == y.strides and layers[0].dtype == out.dtype
+        if functions is not None and fits:
+            places = (ctypes.c_void_p * len(layers))(*map(address, layers))
+            size = (*self.spec.shape[:2], len(layers), layers[0].itemsize)
+            functions.cut_windows(len(x), address(x), address(y), x.strides[0] // 8, *size, places, address(out))
+            return
         # Between two levels the agent's position may be -1.
         cells = self._cells.take(np.maximum(y, 0) * MAP_WIDTH + np.maximum(x, 0), axis=0, mode="clip")
         cells += _row_starts(len(cells))

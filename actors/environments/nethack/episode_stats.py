@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from actors.environments.nethack.crop import MAP_CELLS
+from actors.environments.nethack.native import address, library
+
 X, Y, SCORE, DEPTH, GOLD, EXPERIENCE_LEVEL, TIME, BRANCH, LEVEL = 0, 1, 9, 12, 13, 18, 20, 23, 24  # of blstats
 UNSEEN_GLYPH = 2359
 """Stone, which is also the glyph of unseen cells."""
@@ -29,8 +32,7 @@ class LevelTiles:
         """Record a step of the games `playing` [B] bool: how many more tiles are seen than when each level was last
         seen, [B] i64 (meaningless in other games); `glyphs` [B, cells], `blstats` [B, 27]."""
         levels = level_number(blstats)
-        # i16 holds all cells; this is 4 times as fast as counting.
-        seen = np.add.reduce(glyphs != UNSEEN_GLYPH, axis=1, dtype=np.int16)
+        seen = count_seen(glyphs)
         for i in ((levels != self._level) & playing).nonzero()[0].tolist():
             self._elsewhere[i][int(self._level[i])] = int(self._here[i])
             self._level[i], self._here[i] = levels[i], self._elsewhere[i].pop(int(levels[i]), 0)
@@ -77,6 +79,18 @@ class EpisodeStats:
             "tiles_seen": float(self._tiles.total(i)),
             "kills": float(self._kills[i]),
         }
+
+
+def count_seen(glyphs: np.ndarray) -> np.ndarray:
+    """The cells of maps [B, cells] i16 that are seen: [B] i16."""
+    functions = library()
+    if functions is None or glyphs.shape[1] != MAP_CELLS:
+        # i16 holds all cells; this is 4 times as fast as counting.
+        return np.add.reduce(glyphs != UNSEEN_GLYPH, axis=1, dtype=np.int16)
+    counts = np.empty(len(glyphs), np.int16)
+    stride = glyphs.strides[0] // glyphs.itemsize
+    functions.count_seen(len(glyphs), address(glyphs), stride, UNSEEN_GLYPH, address(counts))
+    return counts
 
 
 def level_number(blstats: np.ndarray) -> np.ndarray:

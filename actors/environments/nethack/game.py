@@ -9,7 +9,7 @@ bit-identical to it.
 import functools
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ INVENTORY: Mapping[str, int] = {"inv_letters": 128, "inv_oclasses": 19}
 """The inventory's entries, one value per slot, and their numbers of values; an empty slot has the last class."""
 TERMINAL = ("tty_chars", "tty_colors", "tty_cursor")
 """The terminal as a person sees it."""
+OVERVIEW = frozenset({int(nethack.Command.OVERVIEW), int(nethack.Command.EXTCMD)})
+"""The keys that lead to the overview of the dungeon."""
 STOCK_MODULES = frozenset({"nle.env.base", "nle.env.tasks", "minihack.base", "actors.environments.nethack.tasks"})
 ABORTED, DEATH = -1, 1  # end statuses
 LEVEL = "mylevel.lev"
@@ -87,13 +89,15 @@ class Game:
             buffers[name] = array[:MAP_CELLS].reshape(MAP_HEIGHT, MAP_WIDTH) if name in LAYERS else array
         self._program_state, self._internal = buffers["program_state"], buffers["internal"]
         # NLE's own stepping and its tasks read no arrays but those of `make_screens`.
-        wanted = buffers if observes_more or _reads_all(env) else {key: buffers[key] for key in arrays}
+        reads_all = observes_more or _reads_all(env)
+        wanted = buffers if reads_all else {key: buffers[key] for key in arrays}
         self.engine.set_buffers(**wanted)
         # MiniHack makes NLE fill and copy every observation; those that nothing reads become empty arrays.
         self.screen = engine._obs = tuple(wanted.get(key, np.empty(0, np.uint8)) for key in env._observation_keys)
         """The engine's arrays in the order in which NLE's methods expect them."""
         self._engine_reset, engine.reset, engine.step = engine.reset, self._reset_engine, self._step_engine
-        self._pages = engine_pages() if config.share_engine_code else None
+        draws = config.stepping == "gymnasium" or reads_all or self.is_wrapped or _shows_terminal(env, wanted)
+        self._pages = engine_pages(draws) if config.share_engine_code else None
         if self._pages is not None:
             self._pages.prepare(engine.dlpath)
 
@@ -249,6 +253,14 @@ def _reads_all(env: NLE) -> bool:
     kind = type(env)
     own = {method.__module__ for method in (kind._is_episode_end, kind._reward_fn, kind.step)}
     return getattr(env, "reward_manager", None) is not None or not own <= STOCK_MODULES
+
+
+def _shows_terminal(env: NLE, wanted: Collection[str]) -> bool:
+    """Whether anybody sees the terminal, or the overview of the dungeon: by its command, by typing its name, or on the
+    screens after death, which NLE passes unless all modes are allowed."""
+    keys = env.actions[: getattr(env.action_space, "n", None)]
+    is_recorded = env.nethack._ttyrec is not None
+    return is_recorded or env._allow_all_modes or not OVERVIEW.isdisjoint(keys) or not {*TERMINAL}.isdisjoint(wanted)
 
 
 @functools.cache

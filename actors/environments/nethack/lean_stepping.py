@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from actors.environments.nethack.engine_calls import make_calls
 from actors.environments.nethack.episode_stats import TIME
 from actors.environments.nethack.game import ABORTED, DEATH, Game, GymnasiumStepping
 from actors.environments.nethack.lean_rewards import PENALTY_MODES, REWARDS, implementation
-from actors.environments.nethack.tasks import ASKING, GAME_OVER, TELLING, WAITING_FOR_SPACE, answer_key, oracle_glyph
+from actors.environments.nethack.tasks import ASKING, GAME_OVER, TELLING, answer_key, oracle_glyph
 from actors.environments.wrappers import wrapper_names
 
 logger = logging.getLogger(__name__)
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 ON_STAIRS_DOWN = 4  # index into internal
 TASKS = "actors.environments.nethack.tasks"
 ONI_STEP, ONI_END = f"{TASKS}.ScoreExtended.step", f"{TASKS}.Goal._is_episode_end"
+USUAL_STEPS = "nle.env.base.NLE._perform_known_steps"
 IMPATIENT = "nle.env.tasks.NetHackChallenge._check_abort"
 
 
@@ -31,9 +33,6 @@ class LeanStepping:
         """`screens` are the arrays [B, ...] whose rows the engines write."""
         env = games[0].env
         self._games, self._envs, self._logs = games, [game.env for game in games], [game.log for game in games]
-        self._press = [game.engine.step for game in games]
-        self._is_done = [game.engine.done for game in games]
-        self._is_playing = [game.engine.in_normal_game for game in games]
         self._keys = np.array([int(key) for key in env.actions])
         self.glyphs, self.internal = screens["glyphs"], screens["internal"]
         self._game_over, self._message = screens["program_state"][:, GAME_OVER], screens["message"]
@@ -41,17 +40,19 @@ class LeanStepping:
         self._skips_prompts = not env._allow_all_modes
         self._is_oni = implementation(env, "step") == ONI_STEP
         self._telling = TELLING if self._is_oni else ()
-        self._attended: set[int] = set()
-        """Games to handle in the next step too: a text prompt is open, or the game is over but has not ended."""
         self._places = PLACES[_deciding(env)]
         self._rewards = REWARDS[implementation(env, "_reward_fn")](env, screens)
         self._progress = (
             Progress(games, screens["blstats"]) if implementation(env, "_check_abort") == IMPATIENT else None
         )
+        is_usual = implementation(env, "_perform_known_steps") == USUAL_STEPS and self._progress is None
+        self._calls = make_calls(games, screens, is_usual and self._skips_prompts)
 
     def start(self, i: int, core: int, disp: int) -> bytes:
         """Start game `i` with these seeds; returns its first raw caption."""
+        self._calls.before_start(i)
         caption = self._games[i].reset(core, disp)
+        self._calls = self._calls.after_start(i)
         self._rewards.start(i)
         self._note(i)
         if self._progress is not None:
@@ -60,31 +61,24 @@ class LeanStepping:
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[bytes]]:
         """One action [B] i64 in each game: rewards [B] f32, end statuses [B] i64 (0: goes on), raw captions."""
-        keys = self._keys[actions].tolist()
+        keys = self._keys[actions]
         if self._is_oni:
             for i in np.flatnonzero(self.internal[:, ASKING]).tolist():
-                keys[i] = answer_key(self._lines[i], keys[i])
+                keys[i] = answer_key(self._lines[i], int(keys[i]))
         self._rewards.begin()
-        for press, key in zip(self._press, keys, strict=True):
-            press(key)
+        calls = self._calls
+        calls.step(keys)
         if self._progress is not None:
             self._progress.check()
-        dones = [is_done() for is_done in self._is_done]
-        captions, attended = self._look(keys, dones)
+        captions, attended = self._look(keys, calls.busy)
         aborted = None if self._progress is None else self._progress.check()
-        statuses, goals = self._find_ends(attended, np.array(dones, bool), aborted)
-        playing = np.array([is_playing() for is_playing in self._is_playing], bool)
-        return self._rewards.pay(statuses, playing, goals).astype(np.float32), statuses, captions
+        statuses, goals = self._find_ends(attended, calls.done, aborted)
+        return self._rewards.pay(statuses, calls.playing, goals).astype(np.float32), statuses, captions
 
-    def _look(self, keys: list[int], dones: list[bool]) -> tuple[list[bytes], list[int]]:
+    def _look(self, keys: np.ndarray, busy: np.ndarray) -> tuple[list[bytes], list[int]]:
         """The captions of the step, after every prompt that the agent does not see has been passed, and the games
-        handled individually; updates `dones`."""
+        handled individually: those `busy` [B] bool, and others."""
         captions = [b""] * len(keys)
-        flags = np.bitwise_or.reduce(self.internal[:, ASKING : WAITING_FOR_SPACE + 1], axis=1)
-        flags |= self._game_over
-        busy = flags != 0
-        if self._attended:
-            busy[list(self._attended)] = True
         quiet = ((self._message[:, 0] != 0) & ~busy).nonzero()[0]
         attended = busy.nonzero()[0].tolist()
         for i, line in zip(quiet.tolist(), self._lines[quiet].tolist(), strict=True):
@@ -92,28 +86,39 @@ class LeanStepping:
                 attended.append(i)
             else:
                 captions[i] = self._logs[i].caption_of(line)
+        for i in ((self._calls.num_earlier != 0) & ~busy).nonzero()[0].tolist():
+            captions[i] = self._join(i)
         for i in attended:
-            captions[i] = self._attend(i, keys, dones)
+            captions[i] = self._attend(i, int(keys[i]))
         return captions, attended
 
-    def _attend(self, i: int, keys: list[int], dones: list[bool]) -> bytes:
-        """Let the task pass the prompts of game `i`; returns the caption of its step."""
+    def _join(self, i: int) -> bytes:
+        """The caption of game `i`, all of whose prompts have been passed in the call."""
+        log = self._logs[i]
+        log.start_step()
+        for line in (*self._calls.earlier(i), self._lines[i]):
+            log.add(line, False)
+        return log.caption()
+
+    def _attend(self, i: int, key: int) -> bytes:
+        """Let the task pass the prompts of game `i`, in which `key` was pressed; returns the caption of its step."""
         game = self._games[i]
         game.log.start_step()
+        for line in self._calls.earlier(i):
+            game.log.add(line, False)
         game.watch()
         if self._is_oni:
-            game.env.begin_step(keys[i])
+            game.env.begin_step(key)
         if self._skips_prompts or self._game_over[i] == 1:
-            _, dones[i] = game.env._perform_known_steps(game.screen, dones[i], exceptions=True)
+            _, done = game.env._perform_known_steps(game.screen, bool(self._calls.done[i]), exceptions=True)
+            self._calls.note(i, done)
         self._note(i)
         return game.log.caption()
 
     def _note(self, i: int) -> None:
+        """Handle game `i` in the next step too if a text prompt is open, or it is over but has not ended."""
         game = self._games[i]
-        if game.log.prompt is not None or game.last_screen is not None:
-            self._attended.add(i)
-        else:
-            self._attended.discard(i)
+        self._calls.attended[i] = game.log.prompt is not None or game.last_screen is not None
 
     def _find_ends(
         self, attended: list[int], dones: np.ndarray, aborted: np.ndarray | None
@@ -166,7 +171,7 @@ class Progress:
 
 _SUPPORTED: Mapping[str, Collection[str]] = {
     "step": ("nle.env.base.NLE.step", "minihack.base.MiniHack.step", ONI_STEP),
-    "_perform_known_steps": ("nle.env.base.NLE._perform_known_steps", f"{TASKS}.ScoreExtended._perform_known_steps"),
+    "_perform_known_steps": (USUAL_STEPS, f"{TASKS}.ScoreExtended._perform_known_steps"),
     "_get_end_status": ("nle.env.base.NLE._get_end_status",),
     "_get_information": ("nle.env.base.NLE._get_information",),
     "_check_abort": ("nle.env.base.NLE._check_abort", IMPATIENT),

@@ -4,8 +4,10 @@ Invariant: no text that the player typed reaches a caption, so an agent that can
 bound.
 """
 
+import functools
 import re
 from collections import deque
+from collections.abc import Collection
 
 SEPARATOR = b"  "
 """Between the lines of one caption; NetHack itself puts two spaces between messages that share a line."""
@@ -15,6 +17,8 @@ MAX_TYPED = 64
 """Typed texts remembered per episode; the oldest is forgotten."""
 MIN_WORD = 3
 """A typed text of at least this many bytes is masked wherever it occurs as a word, a shorter one only as a name."""
+CAPTIONS = 4096
+"""Captions that are remembered, by their lines: the usual ones are very few."""
 
 _ECHOES = {b"# ": b"#", b"Count: ": b"Count:", b"Search for: ": b"Search for:"}
 """Prompts that echo typed text unannounced (extended commands, counts, menu searches), and their replacements."""
@@ -55,7 +59,7 @@ class MessageLog:
             if typed and typed not in self._typed:
                 self._typed.append(typed)
             self._answer, self.prompt = b"", None
-        line = self._mask(line)
+        line = _mask(line, self._typed)
         # A line that stays on the screen while the engine continues is recorded once.
         if line and not (self._lines and self._lines[-1] == line):
             self._lines.append(line)
@@ -66,21 +70,28 @@ class MessageLog:
 
     def caption_of(self, line: bytes) -> bytes:
         """The raw caption of a step with one line and no text prompt: as from `start_step`, `add` and `caption`."""
-        return _to_utf8(self._mask(line))
+        return _to_utf8(_mask(line, self._typed)) if self._typed else _untyped_caption(line)
 
-    def _mask(self, line: bytes) -> bytes:
-        if line.startswith(_ECHOING):
-            return next(masked for echo, masked in _ECHOES.items() if line.startswith(echo))
-        if _UNKNOWN_COMMAND in line:
-            return line[line.rindex(_UNKNOWN_COMMAND) + 2 :]
-        if line.startswith(b"Replace annotation"):
-            return _ANNOTATION.sub(rb"\1" + TYPED + rb"\2", line)
-        if self._typed:
-            line = _ENGRAVING.sub(rb"\1" + TYPED + rb"\2", line)  # engravings lose letters: no literal match
-            for typed in self._typed:
-                before = rb"(?<![0-9A-Za-z])" if len(typed) >= MIN_WORD else rb'(?<=named |alled |.... ")'
-                line = re.sub(before + re.escape(typed) + rb"(?![0-9A-Za-z])", TYPED, line)
-        return line
+
+@functools.lru_cache(CAPTIONS)
+def _untyped_caption(line: bytes) -> bytes:
+    """The caption of a line in an episode in which nothing has been typed."""
+    return _to_utf8(_mask(line, ()))
+
+
+def _mask(line: bytes, typed_texts: Collection[bytes]) -> bytes:
+    if line.startswith(_ECHOING):
+        return next(masked for echo, masked in _ECHOES.items() if line.startswith(echo))
+    if _UNKNOWN_COMMAND in line:
+        return line[line.rindex(_UNKNOWN_COMMAND) + 2 :]
+    if line.startswith(b"Replace annotation"):
+        return _ANNOTATION.sub(rb"\1" + TYPED + rb"\2", line)
+    if typed_texts:
+        line = _ENGRAVING.sub(rb"\1" + TYPED + rb"\2", line)  # engravings lose letters: no literal match
+    for typed in typed_texts:
+        before = rb"(?<![0-9A-Za-z])" if len(typed) >= MIN_WORD else rb'(?<=named |alled |.... ")'
+        line = re.sub(before + re.escape(typed) + rb"(?![0-9A-Za-z])", TYPED, line)
+    return line
 
 
 def _to_utf8(line: bytes) -> bytes:

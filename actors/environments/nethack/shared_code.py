@@ -2,8 +2,8 @@
 
 Every NLE engine loads a private copy of the engine library, so with many engines instruction cache and TLB misses
 dominate. The read-only segments of all copies are replaced by one sealed shared memory file, which the kernel is asked
-to back by huge pages. NLE loads the library at an engine's first reset and reopens it at each later one, which undoes
-the mapping:
+to back by huge pages and whose code is bound in advance (`relinking.py`). NLE loads the library at an engine's first
+reset and reopens it at each later one, which undoes the mapping:
 
     pages = engine_pages()              # the one of this process
     env = NLE(...)                      # its nethack.dlpath is the path of the private copy
@@ -13,7 +13,8 @@ the mapping:
 
 Nothing needs closing: a mapping ends when NLE closes its library, the shared file with the process.
 
-Invariant: only pages that are byte-identical to the private copy's, never written and free of relocations are replaced.
+Invariant: only pages that are never written, free of relocations and, but for what `relink` changes, byte-identical to
+the private copy's are replaced.
 If the library, the loader or the kernel does not allow it, the engines stay as NLE made them, with one warning per
 process.
 """
@@ -26,11 +27,13 @@ import logging
 import mmap
 import os
 import struct
+from collections.abc import Collection
 from pathlib import Path
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt
 
 from actors.environments.nethack.elf import read_only_part
+from actors.environments.nethack.relinking import TERMINAL_FUNCTIONS, relink
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +107,8 @@ def _last_error(call: str) -> OSError:
 class SharedFile:
     """The read-only part of a library in a sealed memory file, in huge pages if the kernel provides them."""
 
-    def __init__(self, library: bytes, libc: LibC) -> None:
-        """OSError or ValueError, with the reason, if it cannot be made."""
+    def __init__(self, library: bytes, libc: LibC, emptied: Collection[str] = ()) -> None:
+        """`emptied`: see `relink`. OSError or ValueError, with the reason, if it cannot be made."""
         self.part = part = read_only_part(library)
         self.libc = libc
         self.original = library[: part.length]
@@ -114,13 +117,20 @@ class SharedFile:
         self.aligned = bytes(aligned)
         """`original`, but requesting a place where its addresses and the file's huge pages are congruent."""
         self.no_huge_pages: OSError | None = None  # why there are no huge pages
+        self.not_relinked: ValueError | None = None
+        content = bytearray(self.aligned)
+        try:
+            content[:] = relink(library, emptied)[: part.length]
+            struct.pack_into("<Q", content, part.alignment_at, HUGE_PAGE_BYTES)
+        except ValueError as error:
+            self.not_relinked = error
         if not hasattr(os, "memfd_create"):
             raise ValueError("this system has no memory files")
         num_bytes = -(-part.length // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
         fd = os.memfd_create("nethack-pages", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             path = f"/proc/self/fd/{fd}"
-            Path(path).write_bytes(self.aligned + bytes(num_bytes - part.length))
+            Path(path).write_bytes(bytes(content) + bytes(num_bytes - part.length))
             try:
                 self._collapse(fd, num_bytes)
             except OSError as error:
@@ -174,7 +184,9 @@ class SharedFile:
 class EnginePages:
     """The shared pages of one process, made from the first library that is prepared."""
 
-    def __init__(self) -> None:
+    def __init__(self, draws_terminal: bool = True) -> None:
+        """`draws_terminal`: engines draw what a person would see, and keep the overview of the dungeon."""
+        self._emptied = () if draws_terminal else TERMINAL_FUNCTIONS
         self._file: SharedFile | None = None
         self._prepared: dict[str, os.stat_result] = {}
         self._off = self._noticed = False
@@ -186,7 +198,9 @@ class EnginePages:
         try:
             copy = Path(path).read_bytes()
             if self._file is None:
-                self._file = SharedFile(copy, LibC())
+                self._file = SharedFile(copy, LibC(), self._emptied)
+                if why := self._file.not_relinked:
+                    logger.info("the engine's code is shared unchanged, which is slower: %s", why)
                 if reason := self._file.no_huge_pages:
                     self._notice(f"engine code is shared between environments, but not in huge pages ({reason})")
             shared = self._file
@@ -227,6 +241,6 @@ class EnginePages:
 
 
 @functools.cache
-def engine_pages() -> EnginePages:
-    """The pages that all engines of this process share."""
-    return EnginePages()
+def engine_pages(draws_terminal: bool = True) -> EnginePages:
+    """The pages that all engines of this process share that draw on their terminal, or all that do not."""
+    return EnginePages(draws_terminal)

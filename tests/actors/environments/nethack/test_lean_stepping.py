@@ -10,6 +10,7 @@ from nle import nethack
 from nle.env.tasks import NetHackChallenge, NetHackScore
 
 from actors.environments.factory import make_environment
+from actors.environments.nethack.engine_calls import EngineCalls
 from actors.environments.nethack.game import Game, GymnasiumStepping
 from actors.environments.nethack.lean_stepping import LeanStepping, find_obstacle
 from actors.environments.nethack.vector import NetHackEnvironment
@@ -266,7 +267,7 @@ def test_a_skill_is_enhanced_alike_where_no_prompt_follows_the_line() -> None:
         (game,) = env._games
         game.engine = SayingMore(game)
         if isinstance(env._stepping, LeanStepping):
-            env._stepping._press = [game.engine.step]
+            env._stepping._calls = EngineCalls(env._games, env._screens)
     (caption,) = pair.act(b"s").captions
     assert caption.startswith(b"You feel more confident in your martial arts skills.")
     assert len(caption) > 60, "the menu of skills says something, too"

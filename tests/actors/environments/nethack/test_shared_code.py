@@ -8,13 +8,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import gymnasium
 import numpy as np
 import psutil
 import pytest
-from nle.nethack import Nethack
+from nle.nethack import Command, Nethack
 
 from actors.environments.factory import make_environment
+from actors.environments.nethack import relinking
+from actors.environments.nethack.game import TERMINAL, Game, make_screens
 from actors.environments.nethack.shared_code import MAP_FIXED, EnginePages, LibC, engine_pages
 from configs.schema import EnvConfig
 
@@ -161,6 +165,40 @@ def test_closing_an_engine_takes_its_mapping_along_and_leaves_the_others(
     assert game(second, pages, 5) == expected
     second.close()
     assert len(mapped()) == before
+
+
+def test_another_build_is_shared_unchanged_and_said_so(
+    pages: EnginePages, make_engines: Engines, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relinking, "KNOWN_BUILDS", {})
+    before, (engine, alone) = len(mapped()), make_engines(2)
+    pages.prepare(engine.dlpath)
+    assert game(engine, pages, 4) == game(alone, None, 4)
+    assert len(mapped()) - before == 1
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO
+    assert "shared unchanged, which is slower: it is another build" in record.message
+
+
+@pytest.mark.parametrize(
+    ("draws", "options", "shows_terminal", "stepping"),
+    [
+        (False, {}, False, "lean"),
+        (True, {}, True, "lean"),
+        (True, {}, False, "gymnasium"),
+        (True, {"allow_all_modes": True}, False, "lean"),
+        (True, {"actions": [ord("h"), int(Command.OVERVIEW)]}, False, "lean"),
+        (True, {"actions": [ord("h"), ord("#")]}, False, "lean"),
+    ],
+)
+def test_engines_draw_where_somebody_may_look(
+    draws: bool, options: dict[str, Any], shows_terminal: bool, stepping: str
+) -> None:
+    config, others = EnvConfig(stepping=stepping, options=options), TERMINAL if shows_terminal else ()
+    screens = make_screens(1, ("glyphs",), ("blstats", "message", *others))
+    made = Game(gymnasium.spec(config.id), config, {name: array[0] for name, array in screens.items()})
+    made.played.close()
+    assert made._pages is engine_pages(draws)
 
 
 def test_nobody_can_write_to_the_shared_pages(pages: EnginePages, make_engines: Engines) -> None:
