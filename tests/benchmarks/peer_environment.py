@@ -22,7 +22,7 @@ from pathlib import Path
 import platformdirs
 
 from cluster.verbs.bench import CHECKOUT
-from llm_server.engines.models import make_once
+from configs.made_once import make_once
 
 TORCH_LOCK = CHECKOUT / "locks" / "torch-cuda.txt"
 
