@@ -20,6 +20,7 @@ class GradientStep(NamedTuple):
     target_variance: Tensor  # of the value targets of all learners
     grad_norm: Tensor  # of all learners, before clipping
     is_clipped: Tensor  # f32: whether that was above the limit
+    is_finite: bool  # whether the step is taken
 
 
 def update_metrics(steps: Sequence[GradientStep], num_first: int, exchange: Exchange | None) -> dict[str, Tensor]:

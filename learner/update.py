@@ -209,7 +209,12 @@ class Learner:
             seed = self._seed, self._updates, self._skipped, epoch
             for columns in draw_minibatches(own.share.total, config.minibatches, seed):
                 known = output if is_single else None
-                steps.append(self._gradient_step(batch, targets, columns, own.share, known))
+                steps.append(self._gradient(batch, targets, columns, own.share, known))
+                if steps[-1].is_finite:
+                    self._optimizer.step()
+                    self._gradient_steps += 1
+                else:
+                    self._skipped += 1
         if self._gradient_steps > before:
             self._updates += 1
             if config.normalize_returns:
@@ -222,11 +227,11 @@ class Learner:
             means |= self._compare(batch, logits_before)
         return dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))  # one wait for the device
 
-    def _gradient_step(
+    def _gradient(
         self, batch: Batch, targets: VtraceTargets, columns: Tensor | None, share: Share, output: PolicyOutput | None
     ) -> GradientStep:
-        """One gradient step on the environments `columns` [N] i64 of the whole batch, or on all of them, of which this
-        learner's `share` is `batch`; `output` is the network's for it, where that is known."""
+        """The gradient of a step on the environments `columns` [N] i64 of the whole batch, or on all of them, of which
+        this learner's `share` is `batch`; `output` is the network's for it, where that is known."""
         config, fraction = self.config, 1.0
         minibatch = targets if columns is None else targets.columns(columns.to(self.device))
         if config.normalize_advantages:
@@ -256,13 +261,9 @@ class Learner:
         if self._exchange is not None:
             loss = self._exchange.sum_gradients(self.net, loss * fraction)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.max_grad_norm)
-        if bool(torch.isfinite(loss.detach() + grad_norm)):
-            self._optimizer.step()
-            self._gradient_steps += 1
-        else:
-            self._skipped += 1
+        is_finite = bool(torch.isfinite(loss.detach() + grad_norm))
         is_clipped = (grad_norm > config.max_grad_norm).float()
-        return GradientStep(metrics, fraction, target_variance, grad_norm, is_clipped)
+        return GradientStep(metrics, fraction, target_variance, grad_norm, is_clipped, is_finite)
 
     @torch.no_grad()
     def _targets(self, batch: Batch, output: PolicyOutput, rewards: Tensor) -> VtraceTargets:

@@ -10,7 +10,7 @@ def step(value_loss: float, mean: float, variance: float, of_targets: float, gra
     metrics = {"value_loss": value_loss, "residual_mean": mean, "residual_variance": variance}
     tensors = {name: torch.tensor(metric) for name, metric in metrics.items()}
     is_clipped = torch.tensor(float(grad_norm > 1))
-    return GradientStep(tensors, 1.0, torch.tensor(of_targets), torch.tensor(grad_norm), is_clipped)
+    return GradientStep(tensors, 1.0, torch.tensor(of_targets), torch.tensor(grad_norm), is_clipped, True)
 
 
 def test_metrics_are_means_over_steps_and_the_explained_variance_is_that_of_the_first_pass() -> None:
