@@ -14,24 +14,13 @@ from cluster.on_ray import workers as ray_workers
 from cluster.on_ray.failures import ProcessId
 from cluster.on_ray.inference import InferenceActor, SignOfLife
 from cluster.on_ray.placement import Request
-from cluster.on_ray.workers import RayWorkers
 from cluster.supervision import GiveUp
 from configs.schema import ActorsConfig, ClusterConfig, RunConfig
+from tests.cluster.on_ray.played_ray import Call, PlayedRay
 from tests.learner.toy_rollouts import random_rollout
 
 TIMEOUT_S = 60.0
 ROLLOUT = random_rollout()
-
-
-class Call:
-    """A call whose answer is an attribute of its actor; None: there is no answer yet."""
-
-    def __init__(self, actor: "Played", attribute: str) -> None:
-        self.actor, self.attribute = actor, attribute
-
-    @property
-    def answer(self) -> Any:
-        return getattr(self.actor, self.attribute)
 
 
 class Played:
@@ -59,68 +48,27 @@ class Played:
         return Call(self, attribute)
 
 
-class Stage:
-    """Two workers and their inference actor, a clock, and what `ray` does."""
+class Stage(PlayedRay):
+    """Two workers and their inference actor."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, run_dir: Path) -> None:
-        self.now, self.without_a_wait = 1000.0, 0
+        super().__init__(monkeypatch, (slot, ray_workers, ray_inference))
         self.rollout: Any = ROLLOUT
         """What workers that are started from now on give."""
         self.servers_start = True
         self.servers: list[Played] = []
         self.started: list[Played] = []
-        fake = SimpleNamespace(
-            wait=self.wait, get=self.get, kill=self.kill, put=lambda what: what, available_resources=dict
-        )
-        clock = SimpleNamespace(monotonic=lambda: self.now, sleep=self.sleep)
-        for module in (slot, ray_workers, ray_inference):
-            monkeypatch.setattr(module, "ray", fake)
-            if hasattr(module, "time"):
-                monkeypatch.setattr(module, "time", clock)
-        monkeypatch.setattr("cluster.on_ray.failures._is_alive", lambda node_id: True)
-        for module in (ray_workers, ray_inference):
-            monkeypatch.setattr(module, "start_actor", self.start)
         cluster = ClusterConfig(mode="local", worker_timeout_s=TIMEOUT_S, max_worker_restarts=2)
         actors = ActorsConfig(num_workers=2, rollouts_in_flight=1, inference="central")
         config = RunConfig(run_dir=str(run_dir), actors=actors, cluster=cluster)
-        annotation: Any = SimpleNamespace(acknowledgement=lambda worker_id: None, report=lambda *_: None)
-        spec: Any = None
-        request = Request(cpus=1, gpus=0, count=2)
-        self.workers = RayWorkers(config, spec, 1, request, annotation, Request(cpus=1, gpus=0.5, count=1))
-        self.workers.publish("version 0")  # type: ignore[arg-type]
+        self.supervise(config, Request(cpus=1, gpus=0, count=2), Request(cpus=1, gpus=0.5, count=1))
 
-    def start(self, actor_class: Any, _: Request, *arguments: Any, index: int, node_id: str | None = None) -> Played:
+    def start(self, actor_class: Any, _: Any, *arguments: Any, index: int, node_id: str | None = None) -> Played:
         made = self.servers if actor_class is InferenceActor else self.started
         made.append(Played(len(made), node_id, arguments, self.rollout))
         if made is self.servers and not self.servers_start:
             made[-1].life = None
         return made[-1]
-
-    def wait(self, calls: list[Call], timeout: float, **_: Any) -> tuple[list[Call], list[Call]]:
-        ready = [call for call in calls if call.answer is not None]
-        self.now += 0.0 if ready else timeout
-        return ready, []
-
-    def get(self, call: Call) -> Any:
-        if isinstance(call.answer, Exception):
-            raise call.answer
-        return call.answer
-
-    def kill(self, actor: Played) -> None:
-        actor.killed = True
-
-    def sleep(self, seconds: float) -> None:
-        self.without_a_wait = 0 if seconds else self.without_a_wait + 1
-        assert self.without_a_wait < 3, "it is busy while nothing is to be done"
-        self.now += seconds
-
-    def take_until(self, seconds: float) -> int:
-        """The rollouts that came within that time, which each take a moment."""
-        until, taken = self.now + seconds, 0
-        while self.now < until:
-            taken += self.workers.take(0.1) is not None
-            self.now += 0.01
-        return taken
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ from cluster.on_ray import slot
 from cluster.on_ray import workers as ray_workers
 from cluster.on_ray.failures import ProcessId
 from cluster.on_ray.placement import Request
-from cluster.on_ray.workers import SUSPECT_INTERVAL_S, RayWorkers
+from cluster.on_ray.workers import SUSPECT_INTERVAL_S
 from cluster.supervision import GiveUp
 from configs.schema import ActorsConfig, ClusterConfig, RunConfig
+from tests.cluster.on_ray.played_ray import Call, PlayedRay
 from tests.learner.toy_rollouts import random_rollout
 
 UNAVAILABLE = ActorUnavailableError("no answer", b"a" * 16)
@@ -30,39 +31,19 @@ class PlayedWorker:
         self.hello = SimpleNamespace(remote=self.say_hello)
         self.collect = SimpleNamespace(remote=lambda *_: [Call(self, "rollout"), Call(self, "report")])
 
-    def say_hello(self) -> "Call":
+    def say_hello(self) -> Call:
         self.hellos += 1
         return Call(self, "hello_answer")
 
 
-class Call:
-    """A call whose answer is an attribute of its actor; None there is no answer yet."""
-
-    def __init__(self, actor: PlayedWorker, attribute: str) -> None:
-        self.actor, self.attribute = actor, attribute
-
-    @property
-    def answer(self) -> Any:
-        return getattr(self.actor, self.attribute)
-
-
-class Stage:
-    """One worker after the other, a clock, and what `ray` does."""
+class Stage(PlayedRay):
+    """One worker after the other."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, run_dir: Path) -> None:
-        self.now = 1000.0
+        super().__init__(monkeypatch, (slot, ray_workers))
         self.started: list[PlayedWorker] = []
         self.rollout: Any = random_rollout()
         """What workers that are started from now on give."""
-        fake = SimpleNamespace(
-            wait=self.wait, get=self.get, kill=self.kill, put=lambda what: what, available_resources=dict
-        )
-        clock = SimpleNamespace(monotonic=lambda: self.now, sleep=self.sleep)
-        for module in (slot, ray_workers):
-            monkeypatch.setattr(module, "ray", fake)
-            monkeypatch.setattr(module, "time", clock)
-        monkeypatch.setattr("cluster.on_ray.failures._is_alive", lambda node_id: True)
-        monkeypatch.setattr(ray_workers, "start_actor", self.start)
         config = RunConfig(
             run_dir=str(run_dir),
             actors=ActorsConfig(num_workers=1, rollouts_in_flight=1),
@@ -70,38 +51,11 @@ class Stage:
                 mode="local", worker_timeout_s=TIMEOUT_S, placement_timeout_s=1000, max_worker_restarts=2
             ),
         )
-        annotation: Any = SimpleNamespace(acknowledgement=lambda worker_id: None, report=lambda *_: None)
-        spec: Any = None
-        self.workers = RayWorkers(config, spec, 1, Request(cpus=1, gpus=0, count=1), annotation)
-        self.workers.publish("snapshot")  # type: ignore[arg-type]
+        self.supervise(config, Request(cpus=1, gpus=0, count=1))
 
     def start(self, *_: Any, **__: Any) -> PlayedWorker:
         self.started.append(PlayedWorker(self.rollout))
         return self.started[-1]
-
-    def wait(self, calls: list[Call], timeout: float, **_: Any) -> tuple[list[Call], list[Call]]:
-        ready = [call for call in calls if call.answer is not None]
-        self.now += 0.0 if ready else timeout
-        return ready, []
-
-    def get(self, call: Call) -> Any:
-        if isinstance(call.answer, Exception):
-            raise call.answer
-        return call.answer
-
-    def kill(self, actor: PlayedWorker) -> None:
-        actor.killed = True
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-    def take_until(self, seconds: float) -> int:
-        """The rollouts that came within that time, which each take a moment."""
-        until, taken = self.now + seconds, 0
-        while self.now < until:
-            taken += self.workers.take(0.1) is not None
-            self.now += 0.01
-        return taken
 
 
 @pytest.fixture
