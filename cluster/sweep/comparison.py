@@ -110,8 +110,8 @@ def _over_tasks(row: Row, sweep: Sweep, lie_in_unit: bool) -> dict[str, Any]:
 
 
 def _gains(sweep: Sweep, rows: Mapping[str, Row]) -> dict[str, dict[str, Any]]:
-    """By other row and task, and under `` of all tasks that the three have: how much of the gain of the second arm of
-    `sweep.gain` over the first it brings; None where that gain is not certain."""
+    """By other row: how much of the gain of the second arm of `sweep.gain` over the first it brings, over all `tasks`
+    that the three have and in each; None where that gain is not certain."""
     if not sweep.gain or not set(sweep.gain) <= set(rows):
         return {}
     low, high = sweep.gain
@@ -120,10 +120,14 @@ def _gains(sweep: Sweep, rows: Mapping[str, Row]) -> dict[str, dict[str, Any]]:
         tasks = [task for task in rows[name] if task in rows[low] and task in rows[high]]
         if name in sweep.gain or not tasks:
             continue
-        found[name] = {}
-        for chosen in [[task] for task in tasks] + [tasks]:
-            of_rows = ([_values(rows[row][task], "policy") for task in chosen] for row in (name, low, high))
-            found[name]["" if chosen is tasks else chosen[0]] = share_of_gain(*of_rows)
+        of_rows = [[_values(rows[row][task], "policy") for task in tasks] for row in (name, low, high)]
+        of_tasks = zip(*of_rows, strict=True)
+        found[name] = {
+            "all_tasks": share_of_gain(*of_rows),
+            "tasks": {
+                task: share_of_gain(*([values] for values in of)) for task, of in zip(tasks, of_tasks, strict=True)
+            },
+        }
     return found
 
 

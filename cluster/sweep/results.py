@@ -56,9 +56,9 @@ def _read(run: PlannedRun, sweep: Sweep) -> dict[str, Any]:
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     late = [line for line in lines if line["env_steps"] > (1 - LATE) * summary["env_steps"]]
     policy = evaluation["policy"]
-    for metric in (sweep.metric, *sweep.metrics):
-        if metric not in policy:
-            raise ConfigError(f"metric: got {metric!r}, but the evaluation of {run_dir} has {', '.join(policy)}")
+    for key, metrics in (("metric", (sweep.metric,)), ("metrics", sweep.metrics)):
+        for unknown in set(metrics) - set(policy):
+            raise ConfigError(f"{key}: got {unknown!r}, but the evaluation of {run_dir} has {', '.join(policy)}")
     curve = _curve(lines, sweep.metric)
     return {
         "env_steps": summary["env_steps"],

@@ -62,11 +62,12 @@ def _gains(results: Mapping[str, Any]) -> Iterator[str]:
     if not results["gains"]:
         return
     low, high = results["gain"]
-    tasks = [task for task in results["tasks"] if any(task in row for row in results["gains"].values())]
+    tasks = [task for task in results["tasks"] if any(task in row["tasks"] for row in results["gains"].values())]
     yield from ("", f"## Share of the gain of {high} over {low}", "")
     yield from _header("arm", "all tasks", *tasks)
     for arm, row in results["gains"].items():
-        yield _line(arm, *(interval(row[task]) if row.get(task) else "-" for task in ("", *tasks)))
+        shares = [row["all_tasks"], *(row["tasks"].get(task) for task in tasks)]
+        yield _line(arm, *(interval(share) if share else "-" for share in shares))
     yield ""
     yield (
         f"The mean minus that of {low}, divided by the mean of {high} minus that of {low}; `-` where {high} is not"

@@ -92,9 +92,9 @@ def test_an_arm_is_compared_with_each_other_row_on_the_tasks_that_both_have() ->
 def test_the_share_of_a_gain_is_taken_by_task_and_over_the_tasks_of_all_three() -> None:
     found = compare(sweep_of(gain=("none", "control_2")), runs_of(VALUES))["gains"]
     assert list(found) == ["paid", "control_1", "control"]
-    assert list(found["paid"]) == ["easy", ""]
-    assert found["paid"][""]["value"] == pytest.approx(1.0)
-    assert found["control_1"]["easy"]["value"] == pytest.approx(-0.1 / 0.7)
+    assert list(found["paid"]["tasks"]) == ["easy"]
+    assert found["paid"]["all_tasks"]["value"] == pytest.approx(1.0)
+    assert found["control_1"]["tasks"]["easy"]["value"] == pytest.approx(-0.1 / 0.7)
 
 
 def test_a_profile_is_made_only_of_values_between_0_and_1() -> None:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +7,7 @@ import pytest
 
 from cluster.sweep.results import collect, is_done
 from cluster.sweep.sweep_file import PlannedRun, Sweep, read_sweep
+from configs.checks import ConfigError
 
 FILE = """
 metric: return
@@ -70,3 +72,8 @@ def test_a_run_is_done_once_it_is_trained_and_evaluated_as_wanted(
     assert is_done(*done)
     write(done[0], name, content)
     assert not is_done(*done)
+
+
+def test_a_metric_that_the_evaluation_lacks_is_named_with_its_key(done: tuple[PlannedRun, Sweep]) -> None:
+    with pytest.raises(ConfigError, match=r"metrics: got 'kills', but the evaluation of .* has return, length, turns"):
+        collect([done[0]], replace(done[1], metrics=("turns", "kills")))
