@@ -27,20 +27,22 @@ class AnnotatorConfig:
     max_in_flight: int = number(2, 1, 1024)
     """Concurrent requests."""
     max_captions: int = number(1_000_000, 16, 1e9)
-    """Size of the caption book; the least recently seen are evicted (their texts stay in captions.sqlite)."""
+    """Size of each term's caption book; the least recently seen are evicted (their texts stay in captions.sqlite)."""
     recency_half_life_env_steps: int = number(200_000, 1, 1e15)
     """A caption's priority is its count, halved for each such span since it was last seen."""
-    policy: str = one_of("recency_frequency", "frequency", "uncertainty")
+    policy: str = one_of("recency_frequency", "frequency", "uncertainty", "disagreement")
     """Order of annotation, highest priority first. `recency_frequency`: n 0.5^(age / half-life) for a caption seen n
     times and last `age` steps ago; `frequency`: n; `uncertainty`: n 4 s(m) (1 - s(m)), with s the logistic function and
-    m the reward model's distance from its threshold: how many rewards are in doubt. Members of pairs are drawn with
-    weights that are the square roots of these."""
+    m the reward model's distance from its threshold: how many rewards are in doubt; `disagreement`: n d, with d the
+    standard deviation of the networks of `robust.ensemble`. Members of pairs are drawn with weights that are the square
+    roots of these."""
     max_labels: int = number(0, 0, 1e12)
     """Maximum answers that the run receives, cached ones included; 0 sets no limit."""
     max_labels_per_s: float = number(0.0, 0, 1e9)
-    """Maximum answers requested per second in `local` and `connect`; 0 sets no limit. `inline` has labels_per_turn."""
+    """Maximum answers requested per second in `local` and `connect`, for all terms together; 0 sets no limit. `inline`
+    has labels_per_turn."""
     labels_per_turn: int = number(64, 1, 1e6)
-    """Judgements requested in one turn of `inline` mode."""
+    """Judgements requested in one turn of `inline` mode, for each term."""
     pairs: str = one_of("pointwise", "compared")
     """Source of preferences between captions (`ranking`): `compared`: the LLM compares the two, which needs a rubric
     with a `pairs` section; `pointwise`: computed from single judgements p and q as p(first better) = s(logit p - logit
@@ -190,7 +192,7 @@ class RewardModelConfig:
     steps_per_turn: int = number(8, 1, 1e6)
     """Gradient steps per turn of `inline`, and at a time in `local` and `connect`."""
     training_share: float = number(0.25, 0.01, 1)
-    """Fraction of one core's time that gradient training may use in `local` and `connect`."""
+    """Fraction of one core's time that gradient training may use in `local` and `connect`, for all terms together."""
     held_out_fraction: float = number(0.1, 0, 0.9)
     """Fraction of captions, chosen by a hash, whose answers are never trained on: they decide early stopping and
     measure quality. The first 200 captions are not held out, so that small vocabularies are learnt fully."""

@@ -9,10 +9,13 @@ import os
 import re
 
 from configs.errors import did_you_mean
-from configs.fields import complaint, settings
+from configs.fields import complaint, values
+from configs.reward_schema import MAIN_TERM
 from configs.schema import RunConfig
 
 TRACKERS = ("wandb", "mlflow", "trackio")
+TERM_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+MAX_TERMS = 16
 MODULE_AND_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -22,8 +25,8 @@ class ConfigError(ValueError):
 
 def validate(config: RunConfig) -> None:
     """Raise ConfigError for the first value out of range, unknown choice, or combination that cannot work."""
-    for key, field, _ in settings(RunConfig):
-        if wrong := complaint(field, operator.attrgetter(key)(config)):
+    for key, field, value in values(config):
+        if wrong := complaint(field, value):
             raise ConfigError(f"{key}: {wrong}")
     check_key_variable(config.service.endpoint_key_env)
     _check_combinations(config)
@@ -98,6 +101,8 @@ def _check_combinations(config: RunConfig) -> None:
     if model.epsilon_quantile < 0 and model.epsilon_quantile not in (-1, -2):
         wanted = "a quantile in [0, 1), -1 to use reward_model.epsilon, or -2 for the judge's theta"
         refuse("reward_model.epsilon_quantile", f", wanted {wanted}")
+    _check_terms(config)
+    _check_safeguards(config)
     trackers = config.logging.trackers
     for name in trackers:
         if name not in TRACKERS and not MODULE_AND_CLASS.fullmatch(name):
@@ -112,3 +117,36 @@ def _check_combinations(config: RunConfig) -> None:
             f" learner.max_policy_lag ({learner.max_policy_lag}) updates of {per_update} rollouts and would be dropped;"
             " raise learner.rollouts_per_batch"
         )
+
+
+def _check_terms(config: RunConfig) -> None:
+    if len(config.terms) > MAX_TERMS:
+        raise ConfigError(f"terms: got {len(config.terms)}, wanted at most {MAX_TERMS}")
+    for name, term in config.terms.items():
+        if name == MAIN_TERM:
+            why = "`main` is the term that reward_model, annotator and reward describe"
+            raise ConfigError(f"terms.{name}: wanted another name: {why}")
+        if not TERM_NAME.fullmatch(name):
+            raise ConfigError(f"terms: got the name {name!r}, wanted small letters, digits and _, at most 32 of them")
+        if term.pays != "event" and term.reads != "state":
+            got, why = f"got {term.pays!r} with reads={term.reads}", "an event has no value before and after an action"
+            raise ConfigError(f"terms.{name}.pays: {got}, wanted reads=state: {why}")
+        if term.reads in ("state", "change") and not config.env.describer:
+            wanted = "wanted nethack, minigrid or module:function"
+            raise ConfigError(f"env.describer: got '', {wanted}: terms.{name} reads {term.reads}, which it describes")
+
+
+def _check_safeguards(config: RunConfig) -> None:
+    robust, held_out = config.robust, config.reward_model.held_out_fraction
+    if robust.ensemble < 2:
+        alone = f"with robust.ensemble={robust.ensemble}, which cannot disagree; wanted robust.ensemble of at least 2"
+        if robust.pessimism:
+            raise ConfigError(f"robust.pessimism: got {robust.pessimism:g} {alone}")
+        if config.annotator.policy == "disagreement":
+            raise ConfigError(f"annotator.policy: got disagreement {alone}")
+    if robust.pseudo_confidence and not held_out:
+        got, why = f"got {robust.pseudo_confidence:g} with reward_model.held_out_fraction=0", "nothing would end it"
+        raise ConfigError(f"robust.pseudo_confidence: {got}, wanted a fraction above 0: {why}")
+    if 0 < robust.pseudo_confidence <= 0.5:
+        wanted = "wanted above 0.5: every prediction or its opposite is that sure"
+        raise ConfigError(f"robust.pseudo_confidence: got {robust.pseudo_confidence:g}, {wanted}")

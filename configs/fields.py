@@ -10,7 +10,6 @@ import functools
 import inspect
 import itertools
 import math
-import operator
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -18,6 +17,8 @@ from configs.errors import did_you_mean
 
 Number = TypeVar("Number", int, float)
 Section = TypeVar("Section")
+NAME = "NAME"
+"""In keys, for a name that the user gives."""
 
 
 def number(default: Number, low: float, high: float) -> Number:
@@ -42,19 +43,36 @@ def complaint(field: dataclasses.Field[Any], value: Any) -> str:
 
 
 def settings(section: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], type]]:
-    """(dotted key, field, the dataclass that has it) of every setting, in the schema's order."""
+    """(dotted key, field, the dataclass that has it) of every setting, in the schema's order. A field with a `section`
+    holds any number of sections of that kind, by names that the user gives; in keys, `NAME` stands for these."""
     for field in dataclasses.fields(section):
         if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
             yield from settings(field.type, f"{prefix}{field.name}.")
+        elif named := field.metadata.get("section"):
+            yield from settings(named, f"{prefix}{field.name}.{NAME}.")
         else:
             yield f"{prefix}{field.name}", field, section
 
 
+def values(section: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+    """(dotted key, field, value) of every setting in a section that exists."""
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from values(value, f"{prefix}{field.name}.")
+        elif "section" in field.metadata:
+            for name, inner in value.items():
+                yield from values(inner, f"{prefix}{field.name}.{name}.")
+        else:
+            yield f"{prefix}{field.name}", field, value
+
+
 def field_docs(section: type) -> Iterator[tuple[str, Any, str]]:
     """(dotted key, default, docstring) of every setting, in the schema's order."""
-    defaults = section()
     for key, field, owner in settings(section):
-        yield key, operator.attrgetter(key)(defaults), _docstrings(owner).get(field.name, "")
+        made = field.default_factory
+        default = field.default if made is dataclasses.MISSING else made()
+        yield key, default, _docstrings(owner).get(field.name, "")
 
 
 def with_value(section: Section, key: str, value: Any) -> Section:

@@ -17,13 +17,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from configs.checks import ConfigError, validate
 from configs.errors import did_you_mean
-from configs.fields import field_docs
+from configs.fields import NAME, field_docs
 from configs.paths import with_user_paths
 from configs.schema import RunConfig
 from configs.yaml_text import TRUTH, Plain, guess, kind_of, read_yaml
 
 PRESETS = Path(__file__).parent / "presets"
-FREE_KEYS = ("env.options",)
+FREE_KEYS = ("env.options", "terms.NAME.model")
 """Mappings whose inner keys are not in the schema."""
 WANTED = {
     bool: "true or false",
@@ -50,7 +50,7 @@ MAY_CHANGE_ON_RESUME = {
     *(f"{section}.{name}" for section, names in OF_THE_MACHINE.items() for name in names.split()),
 }
 """Keys (or sections) that a resumed run may change and remain the same experiment."""
-DECIDE_THE_REWARD_MODEL = ("seed", "annotator", "reward_model")
+DECIDE_THE_REWARD_MODEL = ("seed", "annotator", "reward_model", "terms")
 """Keys and sections that affect a reward model trained on judgements before the policy."""
 
 
@@ -93,10 +93,18 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
     return _built([_values(values)])
 
 
+def with_values(config: RunConfig, layer: Mapping[str, Any]) -> RunConfig:
+    """A copy in which the values of `layer` replace its own; not validated. Raises ConfigError for unknown keys and
+    values of the wrong type."""
+    return _built([_values(to_dict(config)), _values(layer)])
+
+
 def experiment_diff(old: Mapping[str, Any], new: Mapping[str, Any], *, of_reward_model: bool = False) -> list[str]:
     """One line `key: old -> new` per difference that would make a resumed run another experiment; with
-    `of_reward_model`, only those that would change a reward model trained before the policy."""
-    before, after = dict(_flatten(old)), dict(_flatten(new))
+    `of_reward_model`, only those that would change a reward model trained before the policy. A key that `old` does not
+    have yet, because it was written by an earlier version, counts as its default."""
+    before, after = _defaults() | dict(_flatten(old)), dict(_flatten(new))
+    before = {key: value for key, value in before.items() if NAME not in key.split(".")}
     keys = sorted(key for key in before.keys() | after.keys() if not {key, key.split(".")[0]} & MAY_CHANGE_ON_RESUME)
     absent = object()
     return [
@@ -151,7 +159,8 @@ def _parse_override(text: str) -> dict[str, Any]:
         except ValueError as error:
             value = error
         in_quotes = type(value) is str and raw[0] in "'\"" and raw[0] == raw[-1]
-        if not in_quotes and (isinstance(value, str) or isinstance(_defaults().get(key), str | int | float)):
+        default = _defaults().get(_without_name(key))
+        if not in_quotes and (isinstance(value, str) or isinstance(default, str | int | float)):
             value = Plain(raw)
         if isinstance(value, ValueError):
             raise ConfigError(f"{key}: got {raw!r}, {value}")
@@ -164,16 +173,19 @@ def _values(layer: Mapping[str, Any]) -> dict[str, Any]:
     sections = {key.rsplit(".", 1)[0] for key in defaults if "." in key}
     values: dict[str, Any] = {}
     for key, value in _flatten(layer):
-        if key in sections:
-            example = next(known for known in defaults if known.startswith(f"{key}."))
+        known_as = _without_name(key)
+        if known_as in sections:
+            example = next(known for known in defaults if known.startswith(f"{known_as}."))
+            example = example.replace(known_as, key, 1)
             raise ConfigError(f"{key} is a section, got {value!r}; set one of its keys, for example {example}")
-        if key not in defaults:
-            raise ConfigError(f"unknown key {key}{did_you_mean(key, defaults)}; `delphi train --keys` lists them all")
+        if known_as not in defaults:
+            near = did_you_mean(known_as, defaults).replace(known_as.rpartition(".")[0], key.rpartition(".")[0])
+            raise ConfigError(f"unknown key {key}{near}; `delphi train --keys` lists them all")
         if key in values:
             raise ConfigError(
                 f"{key} is given twice, once in its section and once by its full name; remove one of the two"
             )
-        values[key] = _value(key, value, defaults[key])
+        values[key] = _value(key, value, defaults[known_as])
     return values
 
 
@@ -241,10 +253,16 @@ def _defaults() -> dict[str, Any]:
     return {key: default for key, default, _ in field_docs(RunConfig)}
 
 
+def _without_name(key: str) -> str:
+    """`key` as the schema has it: `terms.fight.pays` -> `terms.NAME.pays`."""
+    section, *rest = key.split(".", 2)
+    return ".".join([section, NAME, *rest[1:]]) if section == "terms" and rest else key
+
+
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         full = f"{prefix}{key}"
-        if isinstance(value, Mapping) and full not in FREE_KEYS:
+        if isinstance(value, Mapping) and _without_name(full) not in FREE_KEYS:
             yield from _flatten(value, f"{full}.")
         else:
             yield full, value

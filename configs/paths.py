@@ -7,9 +7,11 @@ import argparse
 import operator
 import os
 import re
+from dataclasses import replace
 
 from configs.checks import ConfigError
 from configs.fields import with_value
+from configs.reward_schema import TermConfig
 from configs.schema import RunConfig
 
 PATH_KEYS = (
@@ -76,4 +78,21 @@ def with_user_paths(config: RunConfig) -> RunConfig:
             config = with_value(config, key, user_path(value))
         except ValueError as error:
             raise ConfigError(f"{key}: {error}") from None
-    return config
+    return replace(config, terms={name: _with_user_paths(name, term) for name, term in config.terms.items()})
+
+
+def _with_user_paths(name: str, term: TermConfig) -> TermConfig:
+    """The term with its rubric and the judgement file of its model expanded."""
+
+    def expanded(key: str, text: str) -> str:
+        try:
+            return user_path(text)
+        except ValueError as error:
+            raise ConfigError(f"terms.{name}.{key}: {error}") from None
+
+    rubric, model = term.rubric, dict(term.model)
+    if "/" in rubric:
+        rubric = expanded("rubric", rubric)
+    if isinstance(judgements := model.get("judgements"), str):
+        model["judgements"] = expanded("model.judgements", judgements)
+    return replace(term, rubric=rubric, model=model)

@@ -9,6 +9,7 @@ from typing import Any
 
 from configs.annotation_schema import AnnotatorConfig, RewardModelConfig, ServiceConfig
 from configs.fields import number, one_of
+from configs.reward_schema import RewardConfig, RobustConfig, TermConfig
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class EnvConfig:
     """Lower-case captions before they are hashed."""
     fold_digits: bool = False
     """Replace each run of digits in captions by one `0` before they are hashed."""
+    describer: str = ""
+    """What describes states in words, for terms that read `state` or `change`: `nethack`, `minigrid`, or
+    `module:function`, called as function(obs, info) -> str: one fact per sentence, coarse enough to repeat."""
+    action_names: list[str] = field(default_factory=list)
+    """The actions in words, in their order, for terms that read `history` and for `delphi eval --player judge`; empty
+    uses the environment's own names, which NetHack and MiniGrid have."""
 
 
 @dataclass(frozen=True)
@@ -168,27 +175,6 @@ class LearnerConfig:
     """`cpu`, `cuda`, `cuda:N`, or `auto` (CUDA if there is a device)."""
     torch_threads: int = number(0, 0, 1024)
     """Threads that torch may use in the learner; 0 keeps torch's default."""
-
-
-@dataclass(frozen=True)
-class RewardConfig:
-    """r[t] = k_ext * clip(s * r_env[t], -c, c) + k_int * R(caption_ids[t]) / caption_counts[t]^beta (ONI section 2)."""
-
-    extrinsic_coefficient: float = number(0.1, -1e6, 1e6)
-    """k_ext; 0 trains without extrinsic reward (ONI: 0.1 for the score task, 10 for the sparse tasks)."""
-    intrinsic_coefficient: float = number(0.4, -1e6, 1e6)
-    """k_int (ONI's example: 0.4 for retrieval on the score task)."""
-    extrinsic_scale: float = number(1.0, -1e9, 1e9)
-    """s, applied before clipping."""
-    extrinsic_clip: float = number(10.0, 0, 1e12)
-    """c; the environment's reward is clipped to [-c, c] after scaling."""
-    count_exponent: float = number(3.0, 0, 100)
-    """beta: the n-th occurrence of a caption in one episode earns 1/n^beta of its reward."""
-    max_intrinsic_share: float = number(1.0, 0.001, 1)
-    """Cap s on the share of intrinsic reward; 1 sets none. With I the mean of an episode's summed |intrinsic| reward,
-    and E that of its summed positive extrinsic reward over the episodes that had any (both running means with decay
-    0.99 per episode), intrinsic reward is multiplied by min(1, s / (1 - s) E / I). There is no cap before the first
-    episode with a positive reward: a sparse task must be explored first."""
 
 
 @dataclass(frozen=True)
@@ -327,6 +313,8 @@ class RunConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
+    terms: dict[str, TermConfig] = field(default_factory=dict, metadata={"section": TermConfig})
+    robust: RobustConfig = field(default_factory=RobustConfig)
     annotator: AnnotatorConfig = field(default_factory=AnnotatorConfig)
     service: ServiceConfig = field(default_factory=ServiceConfig)
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)

@@ -316,6 +316,16 @@ def test_only_keys_that_change_the_experiment_are_in_the_diff() -> None:
     assert experiment_diff(old, new) == ["learner.gamma: 0.99 -> 0.5"]
 
 
+def test_a_key_that_an_older_version_did_not_write_counts_as_its_default() -> None:
+    old, new = to_dict(load_config(preset="debug")), to_dict(load_config(preset="debug"))
+    del old["reward"]["trust"], old["robust"], old["terms"], old["env"]["describer"]
+    assert experiment_diff(old, new) == []
+    new["reward"]["trust"] = "outcome"
+    assert experiment_diff(old, new) == ['reward.trust: "none" -> "outcome"']
+    del new["learner"]["gamma"]
+    assert "learner.gamma: 0.99 -> null" in experiment_diff(old, new)
+
+
 def test_a_resumed_run_may_find_its_judge_elsewhere() -> None:
     old = to_dict(load_config(preset="debug", overrides=["annotator.address=a:1"]))
     moved = ["annotator.address=b:2,c:3", "annotator.tls_ca=ca.pem", "annotator.token_file=token"]

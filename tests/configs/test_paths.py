@@ -49,7 +49,17 @@ def test_a_home_is_written_out_in_every_path(key: str, home: Path) -> None:
 def test_every_text_setting_that_speaks_of_a_file_or_folder_is_a_path_key() -> None:
     said = re.compile(r"\b(file|folder|directory|path|python of)\b", re.IGNORECASE)
     speaking = {key for key, default, doc in field_docs(RunConfig) if isinstance(default, str) and said.search(doc)}
-    assert speaking - NO_PATHS == set(PATH_KEYS)
+    assert speaking - NO_PATHS == {*PATH_KEYS, "terms.NAME.rubric"}
+
+
+def test_a_home_is_written_out_in_the_paths_of_terms(home: Path) -> None:
+    terms = ["terms.x.rubric=~/mine.yaml", "terms.x.model={judgements: ~/file}", "terms.y.rubric=nethack_gold"]
+    config = load_config(overrides=terms)
+    assert config.terms["x"].rubric == f"{home}/mine.yaml"
+    assert config.terms["x"].model == {"judgements": f"{home}/file"}
+    assert config.terms["y"].rubric == "nethack_gold"
+    with pytest.raises(ConfigError, match=r"terms\.x\.rubric: got '~nobody-here/x'"):
+        load_config(overrides=["terms.x.rubric=~nobody-here/x"])
 
 
 @pytest.mark.parametrize("key", NAMES)
