@@ -10,7 +10,7 @@ import itertools
 import re
 import unicodedata
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,19 +39,29 @@ def normalize(raw: bytes, *, fold_case: bool = False, fold_digits: bool = False)
     """The text that is hashed, shown and judged: at most 256 UTF-8 bytes without control or format characters. Runs of
     spaces become two, which separate the messages of one step; single spaces stay. A text that is too long loses its
     beginning (whole messages if there are several), because the outcome of the step comes last."""
-    text = raw.decode("utf-8", "replace")
-    if not text.isascii() or not text.isprintable():
-        text = "".join(" " if unicodedata.category(char) in _NOT_TEXT else char for char in text)
+    text = printable(raw)
     if fold_case:
         text = text.lower()
     if fold_digits:
         text = _DIGITS.sub("0", text)
-    text = _SPACES.sub("  ", text).strip()
+    return latest_messages(text, MAX_CAPTION_BYTES)
+
+
+def printable(raw: bytes) -> str:
+    """UTF-8 as text without control and format characters, in which runs of spaces have become two."""
+    text = raw.decode("utf-8", "replace")
+    if not text.isascii() or not text.isprintable():
+        text = "".join(" " if unicodedata.category(char) in _NOT_TEXT else char for char in text)
+    return _SPACES.sub("  ", text).strip()
+
+
+def latest_messages(text: str, max_bytes: int) -> str:
+    """The last messages of a text that fit into `max_bytes`, whole ones if there are several."""
     encoded = text.encode()
-    if len(encoded) <= MAX_CAPTION_BYTES:
+    if len(encoded) <= max_bytes:
         return text
-    _, _, whole = encoded[-MAX_CAPTION_BYTES - len(_SEPARATOR) :].partition(_SEPARATOR)
-    return (whole or encoded[-MAX_CAPTION_BYTES:]).decode("utf-8", "ignore").strip()
+    _, _, whole = encoded[-max_bytes - len(_SEPARATOR) :].partition(_SEPARATOR)
+    return (whole or encoded[-max_bytes:]).decode("utf-8", "ignore").strip()
 
 
 def caption_id(text: str) -> int:
@@ -62,9 +72,10 @@ def caption_id(text: str) -> int:
 class CaptionTracker:
     """Ids and per-episode counts of one worker's captions, and its side of the reporting protocol."""
 
-    def __init__(self, num_envs: int, *, fold_case: bool = False, fold_digits: bool = False) -> None:
+    def __init__(self, num_envs: int, text_of: Callable[[bytes], str] = normalize) -> None:
+        """`text_of`: the normalised text of a raw one."""
         self.num_envs = num_envs
-        self._fold_case, self._fold_digits = fold_case, fold_digits
+        self._text_of = text_of
         self._read = functools.lru_cache(MAX_RAW)(self._id_and_text)
         self._counts: list[dict[int, int]] = [{} for _ in range(num_envs)]
         self._occurred: dict[int, int] = {}  # since the last report: id -> steps that showed it
@@ -76,18 +87,20 @@ class CaptionTracker:
     def observe(self, raw_captions: Sequence[bytes], first_env: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Ids [N] u64 and counts [N] i32 of the captions of one step of the environments from `first_env` on. A count
         is how often the caption has occurred in the environment's running episode, this time included: at least 1."""
-        ids, counts = np.empty(len(raw_captions), np.uint64), np.empty(len(raw_captions), np.int32)
-        for i, raw in enumerate(raw_captions):
-            id_, counts[i] = self._count(first_env + i, raw)
-            ids[i] = id_
+        ids, counts = [], []
+        for env_index, raw in enumerate(raw_captions, first_env):
+            id_, count = self._count(env_index, raw)
+            ids.append(id_)
+            counts.append(count)
             if id_:
                 self._occurred[id_] += 1
-        return ids, counts
+        return np.array(ids, np.uint64), np.array(counts, np.int32)
 
-    def restart(self, env_index: int, reset_caption: bytes) -> None:
-        """Start a new episode in one environment: its counts restart with the caption of its first observation."""
+    def restart(self, env_index: int, reset_caption: bytes) -> int:
+        """Start a new episode in one environment: its counts restart with the caption of its first observation, whose
+        id is returned."""
         self._counts[env_index].clear()
-        self._count(env_index, reset_caption)
+        return self._count(env_index, reset_caption)[0]
 
     def report(self, sequence_number: int) -> tuple[dict[int, str], dict[int, int]]:
         """All unacknowledged texts, and by id how many steps showed the caption since the last report (0: only resets
@@ -161,7 +174,7 @@ class CaptionTracker:
         return id_, count
 
     def _id_and_text(self, raw: bytes) -> tuple[int, str]:
-        text = normalize(raw, fold_case=self._fold_case, fold_digits=self._fold_digits)
+        text = self._text_of(raw)
         return caption_id(text), text
 
 

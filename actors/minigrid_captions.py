@@ -22,7 +22,7 @@ SEPARATOR = "  "
 def describe(obs: Mapping[str, Any], info: Mapping[str, Any]) -> str:
     """The caption of one observation; empty if only floor and walls are near. ValueError for anything else than the
     agent's own view, such as a picture or the whole grid, which wrappers of MiniGrid give."""
-    view = _view(obs)
+    view = agents_view(obs)
     # The agent's own cell, which shows what it carries; it looks towards row 0.
     middle, last = view.shape[0] // 2, view.shape[1] - 1
     told = [_carried(view[middle, last]), _faced(view[middle, last - 1])]
@@ -37,7 +37,8 @@ def describe_for_mission(obs: Mapping[str, Any], info: Mapping[str, Any]) -> str
     return f"Mission: {obs['mission']}.{SEPARATOR}{told}" if told else ""
 
 
-def _view(obs: Any) -> np.ndarray:
+def agents_view(obs: Any) -> np.ndarray:
+    """The agent's view in an observation: type, colour and state of each cell; ValueError for anything else."""
     view = np.asarray(obs["image"] if isinstance(obs, Mapping) else obs)
     is_grid = isinstance(obs, Mapping) and view.ndim == 3 and view.shape[2] == 3
     # The agent itself stands only in views of the whole grid; pictures have other values in their last layer.
@@ -45,7 +46,7 @@ def _view(obs: Any) -> np.ndarray:
         what = f"got {type(obs).__name__} with an image of shape {view.shape} and values up to {view.max()}"
         raise ValueError(
             f"{what}, wanted MiniGrid's own observation with the agent's view; remove the wrapper that changes it, or"
-            " set another env.captioner"
+            " use a function of your own"
         )
     return view
 

@@ -77,6 +77,11 @@ class PreviousStepEnvironment:
         return replace(step, obs=step.obs | self._entries, ends=ends)
 
     @property
+    def states(self) -> list[bytes] | None:
+        """See `VectorEnvironment`."""
+        return self._env.states
+
+    @property
     def running_episodes(self) -> np.ndarray:
         """See `VectorEnvironment`."""
         return self._env.running_episodes

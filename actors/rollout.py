@@ -4,7 +4,7 @@ Invariant: `caption_ids[t]` and `extrinsic_rewards[t]` belong to what action `t`
 included; environments reset within the same step, so `obs[t+1]` is already the next episode's first observation.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -52,6 +52,11 @@ class Rollout:
     environment_errors: int = 0  # environment failures since the worker's last rollout, those between episodes included
     environment_error: str = ""  # traceback of the first failure; its last line names the failure
     environment_notices: tuple[str, ...] = ()  # notices about the environments for the user, one line each
+    signals: dict[str, np.ndarray] = field(default_factory=dict)
+    """What further terms of the reward read, [T, B] each, of the channels C that a term reads (`state`, `change`,
+    `history`): `C` u64, the id of the item that action t led to, an episode's own last one included; `C_counts` i32,
+    its occurrences in the running episode, this one included; `state_before` u64, the state in which action t was
+    taken. 0 is the empty text."""
 
     @property
     def num_steps(self) -> int:
@@ -67,6 +72,7 @@ class Rollout:
             self,
             **{name: getattr(self, name)[:, kept] for name in PER_STEP},
             obs={name: array[:, kept] for name, array in self.obs.items()},
+            signals={name: array[:, kept] for name, array in self.signals.items()},
             core_state={name: array[kept] for name, array in self.core_state.items()},
             lost=(),
         )
@@ -95,6 +101,8 @@ class CaptionReport:
     """id -> steps that showed it, 0 if only a reset did: only steps are rewarded. Without the empty caption."""
     worker_id: str
     sequence_number: int  # both as in the rollout
+    channels: dict[str, tuple[dict[int, str], dict[int, int]]] = field(default_factory=dict)
+    """`texts` and `counts` of the channels other than captions, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 
 from actors.captions import CaptionTracker
+from actors.channels import Channels
 from actors.environments.errors import EnvironmentFailure, traceback_of
 from actors.environments.split import SplitEnvironment
 from actors.environments.vector import VectorEnvironment, VectorStep
@@ -73,9 +74,12 @@ class RolloutWorker:
         *,
         worker_id: str,
         seed: int,
+        channels: Channels | None = None,
     ) -> None:
-        """`seed` is for action sampling only; `inference` is of the environment's parts, and closed with the worker."""
+        """`seed` is for action sampling only; `inference` is of the environment's parts, and closed with the worker;
+        `channels` (None: none) are what terms read beside captions."""
         self.env, self.captions, self.config, self.worker_id = env, captions, config, worker_id
+        self.channels = channels or Channels()
         self.inference = inference
         self._parts = _parts(env)
         self._rng = np.random.default_rng(seed)
@@ -91,6 +95,7 @@ class RolloutWorker:
         began = time.perf_counter()
         if acknowledgement is not None:
             self.captions.acknowledge(acknowledgement)
+            self.channels.acknowledge(acknowledgement)
         if snapshot is not None and snapshot.policy_version != self.inference.policy_version:
             self.inference.load(snapshot)
         timings = {"env": 0.0, "inference": 0.0, "other": 0.0}
@@ -105,7 +110,13 @@ class RolloutWorker:
             raise
         number = self._sequence_number
         texts, counts = self.captions.report(number)
-        report = CaptionReport(texts=texts, counts=counts, worker_id=self.worker_id, sequence_number=number)
+        report = CaptionReport(
+            texts=texts,
+            counts=counts,
+            worker_id=self.worker_id,
+            sequence_number=number,
+            channels=self.channels.report(number),
+        )
         self._sequence_number += 1
         timings["other"] = time.perf_counter() - began - timings["env"] - timings["inference"]
         return rollout, report
@@ -128,6 +139,7 @@ class RolloutWorker:
         # Gumbel-max sampling: argmax(logits - log E) with E exponential is a draw from softmax(logits).
         noise = np.log(self._rng.standard_exponential(logits.shape, np.float32) + 1e-30)
         core_state = self.inference.core_state()
+        signals = self.channels.arrays(num_steps)
         episodes: list[EpisodeStatistics] = []
         episode_ends: list[tuple[int, int]] = []
         lost: set[int] = set()
@@ -148,6 +160,7 @@ class RolloutWorker:
             timings["inference"] += inferred - began
             rewards[t, rows], terminated[t, rows], truncated[t, rows] = step.rewards, step.terminated, step.truncated
             ids[t, rows], counts[t, rows] = self.captions.observe(step.captions, rows.start)
+            self.channels.observe(signals, t, rows, actions[t, rows], step, env.states)
             self._returns[rows] += step.rewards
             self._lengths[rows] += 1
             if step.ends:
@@ -172,7 +185,8 @@ class RolloutWorker:
             caption_counts=counts, core_state=core_state, policy_version=policy_version, worker_id=self.worker_id,
             sequence_number=self._sequence_number, episodes=tuple(episodes), episode_ends=tuple(episode_ends),
             timings=timings, lost=tuple(sorted(lost)), environment_errors=environment_errors,
-            environment_error=environment_error, environment_notices=self.env.take_notices(),
+            environment_error=environment_error, signals=signals,
+            environment_notices=(*self.env.take_notices(), *self.channels.take_notices()),
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
@@ -185,15 +199,19 @@ class RolloutWorker:
             "rng": self._rng.bit_generator.state,
             "returns": self._returns.copy(),
             "lengths": self._lengths.copy(),
+            **({"channels": self.channels.state_dict()} if self.channels else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`; environments that cannot restore their state start new episodes."""
         self._rng.bit_generator.state = state["rng"]
         self.captions.load_state_dict(state["captions"])
+        if self.channels:
+            self.channels.load_state_dict(state["channels"])
         self._obs = self.env.load_state_dict(state["env"])
         if self._obs is not None:
             self.inference.load_core_state(state["core"])
+            self.channels.resume(self.env.states)
             self._returns[:], self._lengths[:] = state["returns"], state["lengths"]
             # Number 0 means that new episodes have begun.
             self._sequence_number = state["sequence_number"]
@@ -207,6 +225,7 @@ class RolloutWorker:
         obs, raw_captions = self.env.reset()
         for index, raw_caption in enumerate(raw_captions):
             self.captions.restart(index, raw_caption)
+        self.channels.begin(self.env.states)
         return obs
 
     def _end_episodes(

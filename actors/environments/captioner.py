@@ -15,6 +15,11 @@ from configs.errors import named
 
 Captioner = Callable[[Any, Mapping[str, Any]], bytes]
 """(observation, info) -> raw caption, UTF-8."""
+WANTED = {
+    "captioner": "captions are str, bytes or uint8 arrays, '' where nothing happened",
+    "describer": "states are described by str, bytes or uint8 arrays, one fact per sentence",
+}
+"""What is wanted of a function, by its setting."""
 
 
 def make_captioner(
@@ -25,12 +30,12 @@ def make_captioner(
     `captioner` names nothing."""
     if captioner in entries:
         pick = entries[captioner]
-        return lambda obs, info: _checked(pick(obs), captioner, env_id), captioner
+        return lambda obs, info: _checked(pick(obs), captioner, "captioner", env_id), captioner
     kind, colon, name = captioner.partition(":")
     if kind == "info" and colon:
         return lambda obs, info: _from_info(info, name, captioner, env_id), None
     if colon:
-        return _from_function(kind, name, captioner, env_id), None
+        return function_of(captioner, "captioner", env_id), None
     raise ValueError(
         f"env.captioner {captioner!r} is no observation key of {env_id!r}: {there}; "
         "give one of the keys, info:KEY, or module:function called with (obs, info)"
@@ -52,13 +57,12 @@ def to_bytes(caption: Any) -> bytes | None:
     return caption
 
 
-def _checked(caption: Any, captioner: str, env_id: str) -> bytes:
-    raw = to_bytes(caption)
+def _checked(text: Any, source: str, role: str, env_id: str) -> bytes:
+    raw = to_bytes(text)
     if raw is None:
         raise EnvironmentFailure(
-            f"env.captioner {captioner!r} of environment {env_id!r} gave {type(caption).__name__}"
-            f" {shown(caption, 80)}; "
-            "captions are str, bytes or uint8 arrays, '' where nothing happened"
+            f"env.{role} {source!r} of environment {env_id!r} gave {type(text).__name__} {shown(text, 80)}; "
+            f"{WANTED[role]}"
         )
     return raw
 
@@ -70,10 +74,13 @@ def _from_info(info: Mapping[str, Any], key: str, captioner: str, env_id: str) -
             f"env.captioner {captioner!r}: the info of {env_id!r} has no {key!r} (it has {has}); it must be there after"
             " every reset and step ('' if there is no caption), else use module:function"
         )
-    return _checked(info[key], captioner, env_id)
+    return _checked(info[key], captioner, "captioner", env_id)
 
 
-def _from_function(module: str, name: str, captioner: str, env_id: str) -> Captioner:
+def function_of(setting: str, role: str, env_id: str) -> Captioner:
+    """The function `module:function` that `env.captioner` or `env.describer` (`role`) names; ValueError if it cannot be
+    called as function(obs, info)."""
+    module, _, name = setting.partition(":")
     try:
         function = getattr(importlib.import_module(module), name)
         inspect.signature(function).bind(None, {})
@@ -88,13 +95,13 @@ def _from_function(module: str, name: str, captioner: str, env_id: str) -> Capti
             )
         elif isinstance(error, ModuleNotFoundError):
             why += f"; it needs {lacking(error)}: install it"
-        raise ValueError(f"env.captioner {captioner!r} cannot be called as function(obs, info): {why}") from error
+        raise ValueError(f"env.{role} {setting!r} cannot be called as function(obs, info): {why}") from error
 
-    def caption(obs: Any, info: Mapping[str, Any]) -> bytes:
+    def say(obs: Any, info: Mapping[str, Any]) -> bytes:
         try:
             said = function(obs, info)
         except BaseException as error:
-            fail(env_id, error, f"its captioner {captioner}")
-        return _checked(said, captioner, env_id)
+            fail(env_id, error, f"its {role} {setting}")
+        return _checked(said, setting, role, env_id)
 
-    return caption
+    return say

@@ -1,4 +1,5 @@
-"""Any gymnasium environment with discrete actions as a vector environment; a captioner reads its captions.
+"""Any gymnasium environment with discrete actions as a vector environment; a captioner reads its captions, a describer
+its states.
 
 Invariant: the step limit is enforced here and reported as `truncated` with the episode's own last observation. If the
 environment can save itself (`state_dict` / `load_state_dict` on the unwrapped one), the whole vector continues bit for
@@ -16,6 +17,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from actors.environments.camera import Camera
 from actors.environments.captioner import make_captioner
+from actors.environments.describer import make_describer
 from actors.environments.errors import close_quietly, fail, shown
 from actors.environments.lookup import load_creator
 from actors.environments.observations import ObservationReader, entry_name, leaves, pick
@@ -24,6 +26,7 @@ from actors.environments.protocol import (
     declared_space,
     discrete_actions,
     finite_number,
+    given_action_names,
     reset_result,
     step_result,
 )
@@ -64,6 +67,8 @@ class GymnasiumEnvironment(RebuildingVector):
             space = declared_space(model, "observation_space", spec.id)
             self._actions = self._first_action, num_actions = discrete_actions(model, spec.id)
             self._captioner, text = make_captioner(config.captioner, *_keys(space), spec.id)
+            self._describer = make_describer(config.describer, spec.id)
+            self._names = given_action_names(config.action_names, num_actions, spec.id)
             self._reader = ObservationReader(space, spec.id, text)
             self._can_save = all(hasattr(model.unwrapped, name) for name in ("state_dict", "load_state_dict"))
         except BaseException:
@@ -74,6 +79,7 @@ class GymnasiumEnvironment(RebuildingVector):
             observations=observations, num_actions=num_actions, notices=(*notices, *of_limit, *self._reader.notices)
         )
         self._obs = {name: np.zeros((num_envs, *array.shape), array.dtype) for name, array in observations.items()}
+        self._states = [] if self._describer is None else [b""] * num_envs
 
     def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
         """Start the next episode everywhere."""
@@ -100,6 +106,8 @@ class GymnasiumEnvironment(RebuildingVector):
                 step.losses[i] = self._start(i)
                 continue
             step.rewards[i], step.terminated[i], step.captions[i] = reward, terminates, caption
+            if step.states is not None:
+                step.states[i] = self._states[i]
             step.truncated[i] = not terminates and (truncates or 0 < self._step_limit <= self._steps[i])
             if step.terminated[i] or step.truncated[i]:
                 last = {name: array[i].copy() for name, array in self._obs.items()}
@@ -111,7 +119,7 @@ class GymnasiumEnvironment(RebuildingVector):
     def action_names(self) -> tuple[str, ...]:
         """See `VectorEnvironment`."""
         first, num_actions = self._actions
-        return action_names(self._envs[0], first, num_actions)
+        return self._names or action_names(self._envs[0], first, num_actions)
 
     def interface(self) -> dict[str, Any]:
         """See `VectorEnvironment`."""
@@ -124,6 +132,8 @@ class GymnasiumEnvironment(RebuildingVector):
             state["steps"] = self._steps.copy()
             state["obs"] = {name: array.copy() for name, array in self._obs.items()}
             state["envs"] = {str(i): env.unwrapped.state_dict() for i, env in enumerate(self._envs)}
+            if self._states:
+                state["states"] = [described.decode() for described in self._states]
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
@@ -139,6 +149,8 @@ class GymnasiumEnvironment(RebuildingVector):
         for i, env in enumerate(self._envs):
             env.reset()  # gymnasium's order check wants one reset before the first step
             env.unwrapped.load_state_dict(state["envs"][str(i)])
+        if self._states:
+            self._states = [described.encode() for described in state["states"]]
         return self._obs
 
     def close(self) -> None:
@@ -152,7 +164,13 @@ class GymnasiumEnvironment(RebuildingVector):
         given = self._envs[i].step(action)
         obs, reward, terminates, truncates, info = step_result(given, self._gymnasium_spec.id)
         self._reader.write(self._obs, i, obs, "step")
-        return reward, terminates, truncates, self._captioner(obs, info), info
+        return reward, terminates, truncates, self._read(i, obs, info), info
+
+    def _read(self, i: int, obs: Any, info: Mapping[str, Any]) -> bytes:
+        """The raw caption; the state of environment `i` is noted."""
+        if self._describer is not None:
+            self._states[i] = self._describer(obs, info)
+        return self._captioner(obs, info)
 
     def _start(self, i: int) -> bytes:
         """Start the next episode, in a rebuilt environment if this one fails; returns its first raw caption."""
@@ -173,7 +191,7 @@ class GymnasiumEnvironment(RebuildingVector):
             is_now, was = (f"{n} actions from {first} on" for first, n in (actions, self._actions))
             raise self._failure(f"has {is_now} in reset, wanted {was}, as the first one made")
         self._reader.write(self._obs, i, obs, "reset")
-        return self._captioner(obs, info)
+        return self._read(i, obs, info)
 
     def _discard(self, i: int) -> None:
         """Close the environment; the next start makes a new one."""

@@ -4,7 +4,7 @@ Invariant: whatever does not follow the protocol is an `EnvironmentFailure` that
 what can mean only one thing (a list for a tuple, an array of one number) is taken as it is meant.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import EnumMeta
 from typing import Any
 
@@ -53,6 +53,18 @@ def action_names(env: Any, first: int, num_actions: int) -> tuple[str, ...]:
     except Exception:  # of an attribute that somebody else wrote; names are only for people
         return ()
     return tuple(name.lower().replace("_", " ") for name in names) if is_named else ()
+
+
+def given_action_names(names: Sequence[str], num_actions: int, env_id: str) -> tuple[str, ...]:
+    """`env.action_names`; ValueError unless they are none, or one for each action, all different."""
+    given = tuple(name.strip() for name in names)
+    wanted = f"wanted {num_actions} different words, one for each action of {env_id!r} in their order"
+    if given and len(given) != num_actions:
+        raise ValueError(f"env.action_names: got {len(given)}, {wanted}")
+    for name in given:
+        if not name or given.count(name) > 1:
+            raise ValueError(f"env.action_names: got {name!r}{' twice' if name else ''}, {wanted}")
+    return given
 
 
 def reset_result(given: Any, env_id: str) -> tuple[Any, Mapping[str, Any]]:

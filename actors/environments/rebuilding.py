@@ -25,6 +25,12 @@ class RebuildingVector:
         self._episodes, self._steps = np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64)
         self._num_failures, self._first_failure = 0, ""
         self._notices: list[str] = []
+        self._states: list[bytes] = []  # of each environment; empty without a describer
+
+    @property
+    def states(self) -> list[bytes] | None:
+        """See `VectorEnvironment`."""
+        return self._states or None
 
     @property
     def running_episodes(self) -> np.ndarray:
@@ -43,10 +49,17 @@ class RebuildingVector:
         return taken
 
     def _quiet_step(self, obs: dict[str, np.ndarray]) -> VectorStep:
-        """A step without rewards, ends and captions, to be filled in."""
+        """A step without rewards, ends, captions and states, to be filled in."""
         rewards, terminated, truncated = (np.zeros(self.num_envs, dtype) for dtype in (np.float32, bool, bool))
         captions = [b""] * self.num_envs
-        return VectorStep(obs=obs, rewards=rewards, terminated=terminated, truncated=truncated, captions=captions)
+        return VectorStep(
+            obs=obs,
+            rewards=rewards,
+            terminated=terminated,
+            truncated=truncated,
+            captions=captions,
+            states=[b""] * self.num_envs if self._states else None,
+        )
 
     def _failure(self, what: str) -> EnvironmentFailure:
         return EnvironmentFailure(f"environment {self._gymnasium_spec.id!r} {what}")

@@ -20,10 +20,20 @@ class SplitEnvironment:
         self.parts = tuple(parts)
         self.spec, self.num_envs = parts[0].spec, sum(part.num_envs for part in parts)
 
+    @property
+    def states(self) -> list[bytes] | None:
+        """See `VectorEnvironment`."""
+        states = [part.states for part in self.parts]
+        return None if None in states else [state for of_part in states for state in of_part or ()]
+
     def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
         """See `VectorEnvironment`."""
         started = [part.reset() for part in self.parts]
         return _joined([obs for obs, _ in started]), [caption for _, captions in started for caption in captions]
+
+    def action_names(self) -> tuple[str, ...]:
+        """See `VectorEnvironment`."""
+        return self.parts[0].action_names()
 
     def take_errors(self) -> tuple[int, str]:
         """See `VectorEnvironment`."""

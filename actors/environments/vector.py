@@ -77,10 +77,13 @@ class VectorStep:
     terminated: np.ndarray  # [B] bool
     truncated: np.ndarray  # [B] bool
     captions: list[bytes]  # raw captions of what this step led to (before normalisation; UTF-8)
+    states: list[bytes] | None = None
+    """What the describer says of the states that this step led to, an episode's own last one included (raw, UTF-8);
+    None without a describer. Those after the resets are the environments' `states`."""
     ends: list[EpisodeEnd] = field(default_factory=list)  # one per environment whose episode ended in this step
     losses: dict[int, bytes] = field(default_factory=dict)
     """Environments that failed in this step -> `reset_caption`: they have been rebuilt, and the next episode has begun.
-    The step has reward 0, an empty caption, and is `truncated` without an end."""
+    The step has reward 0, an empty caption and state, and is `truncated` without an end."""
 
 
 class VectorEnvironment(Protocol):
@@ -94,6 +97,11 @@ class VectorEnvironment(Protocol):
         """[B] i64: the number of each environment's current episode. Together with its index it identifies the game:
         every start uses the next number, also a failed one; -1 before the first."""
 
+    @property
+    def states(self) -> list[bytes] | None:
+        """What the describer says of the environments' current states, which the next actions are taken in (raw,
+        UTF-8); None without a describer."""
+
     def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
         """Start an episode everywhere: observations name -> [B, ...] and the raw captions of what they show."""
 
@@ -102,7 +110,7 @@ class VectorEnvironment(Protocol):
         -> [B, ...], C-contiguous, unchanged by the caller until the next step has returned)."""
 
     def action_names(self) -> tuple[str, ...]:
-        """What people call the actions; empty where nobody says."""
+        """`env.action_names`, or what the environment calls its actions; empty where nobody says."""
 
     def interface(self) -> dict[str, Any]:
         """JSON values from which `actors.environments.single.make_reader` reads an observation without this

@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
+from actors.environments.describer import BUILT_IN, NETHACK, make_describer
 from actors.environments.errors import close_quietly, fail
 from actors.environments.nethack.action_names import name_of
 from actors.environments.nethack.crop import MAP_CELLS, view_for
-from actors.environments.nethack.episode_stats import EpisodeStats, X, Y
+from actors.environments.nethack.episode_stats import TIME, EpisodeStats, X, Y
 from actors.environments.nethack.game import INVENTORY, TERMINAL, Game, make_screens
 from actors.environments.nethack.lean_rewards import goal_reward
 from actors.environments.nethack.lean_stepping import make_stepping
-from actors.environments.protocol import discrete_actions
+from actors.environments.nethack.states import ScreenDescriber, describe_by, describe_screens
+from actors.environments.protocol import discrete_actions, given_action_names
 from actors.environments.rebuilding import RebuildingVector
 from actors.environments.vector import ArraySpec, EnvironmentSpec, EpisodeEnd, SeedStream, VectorStep
 from actors.environments.wrappers import NO_LIMIT, step_limit, wrapper_names
@@ -45,6 +47,8 @@ class NetHackEnvironment(RebuildingVector):
             wanted = f"env.captioner must be 'message', got {config.captioner!r}"
             raise ValueError(f"captions of {spec.id!r} are its message lines: {wanted}")
         super().__init__(spec, config, num_envs, seeds)
+        self._describer = _make_describer(config.describer, spec.id)
+        self._states = [] if self._describer is None else [b""] * num_envs
         self._view = view = view_for(policy.network, policy.crop_size)
         layers = dict.fromkeys(("glyphs", *view.layers))  # NLE's tasks always read the glyphs
         inventory = INVENTORY if policy.network == "nethack_full" else ()
@@ -54,6 +58,12 @@ class NetHackEnvironment(RebuildingVector):
         self._games: list[Game] = []
         self._make_games()
         model = self._games[0]
+        num_actions = discrete_actions(model.played, spec.id)[1]
+        try:
+            self._names = given_action_names(config.action_names, num_actions, spec.id)
+        except ValueError:
+            self.close()
+            raise
         self._step_limit, notices = step_limit(config, model.step_limit, spec.id)
         if model.is_wrapped:
             notices.append(
@@ -70,7 +80,7 @@ class NetHackEnvironment(RebuildingVector):
             observations[name] = ArraySpec(shape=shape, dtype=dtype, num_values=INVENTORY.get(name, 0))
         self.spec = EnvironmentSpec(
             observations=observations,
-            num_actions=discrete_actions(model.played, spec.id)[1],
+            num_actions=num_actions,
             goal_reward=None if model.is_wrapped or not self._step_limit else goal_reward(model.env, self._step_limit),
             notices=tuple(notices),
         )
@@ -102,15 +112,25 @@ class NetHackEnvironment(RebuildingVector):
         # Without a step limit NLE aborts only if NetHackChallenge sees no progress: the task has not ended then either.
         terminated = statuses > 0
         truncated = ((statuses < 0) | (self._steps >= (self._step_limit or NO_LIMIT))) & ~terminated
-        ends = [self._end(i, int(statuses[i])) for i in (terminated | truncated).nonzero()[0].tolist()]
+        over = (terminated | truncated).nonzero()[0].tolist()
+        states = self._describe_step(over)
+        ends = [self._end(i, int(statuses[i])) for i in over]
         self._obs = self._observe(self._screens, out)
         return VectorStep(
-            obs=self._obs, rewards=rewards, terminated=terminated, truncated=truncated, captions=captions, ends=ends
+            obs=self._obs,
+            rewards=rewards,
+            terminated=terminated,
+            truncated=truncated,
+            captions=captions,
+            states=states,
+            ends=ends,
         )
 
     def action_names(self) -> tuple[str, ...]:
         """See `VectorEnvironment`; wrappers may have renumbered the actions."""
         game = self._games[0]
+        if self._names:
+            return self._names
         return () if game.is_wrapped else tuple(name_of(int(key)) for key in game.env.actions[: self.spec.num_actions])
 
     def interface(self) -> dict[str, Any]:
@@ -155,8 +175,14 @@ class NetHackEnvironment(RebuildingVector):
 
     def _start_all(self, out: dict[str, np.ndarray] | None = None) -> list[bytes]:
         """Start and observe the next game everywhere, in new games if one raises; returns the first raw captions."""
-        captions = self._attempt(lambda: [self._start(i) for i in range(self.num_envs)], self._make_games)
+        captions = self._attempt(self._start_each, self._make_games)
         self._obs = self._observe(self._screens, out)
+        return captions
+
+    def _start_each(self) -> list[bytes]:
+        captions = [self._start(i) for i in range(self.num_envs)]
+        if self._describer is not None:
+            self._states = self._describer(self._screens)
         return captions
 
     def _start(self, i: int) -> bytes:
@@ -169,18 +195,39 @@ class NetHackEnvironment(RebuildingVector):
 
     def _end(self, i: int, status: int) -> EpisodeEnd:
         """Save the episode's last screen and metrics, then start the next episode."""
-        game = self._games[i]
-        if game.last_screen is not None:
-            final_obs = self._observe({name: array[None] for name, array in game.last_screen.items()})
-        elif self._blstats[i].any():
-            final_obs = self._observe({name: array[i : i + 1] for name, array in self._screens.items()})
-        else:  # the engine stopped within one of its steps: the previous step showed the last screen
+        game, screen = self._games[i], self._last_screen(i)
+        if screen is not None:
+            final_obs = self._observe(screen)
+        else:
             final_obs = {name: array[i : i + 1].copy() for name, array in self._obs.items()}
         info = self._metrics.end(i, final_obs["blstats"][0])
         if game.has_goal:
             info["success"] = float(game.success(status))
         last_obs = {name: array[0] for name, array in final_obs.items()}
-        return EpisodeEnd(index=i, final_obs=last_obs, reset_caption=self._start(i), info=info)
+        end = EpisodeEnd(index=i, final_obs=last_obs, reset_caption=self._start(i), info=info)
+        if self._describer is not None:
+            self._states[i] = self._describer(_row(self._screens, i))[0]
+        return end
+
+    def _last_screen(self, i: int) -> Mapping[str, np.ndarray] | None:
+        """The last screen inside game `i`, which is over, as a row; None where the engine stopped within one of its
+        steps: then the previous step showed it."""
+        last = self._games[i].last_screen
+        if last is not None:
+            return {name: array[None] for name, array in last.items()}
+        return _row(self._screens, i) if self._blstats[i].any() else None
+
+    def _describe_step(self, over: list[int]) -> list[bytes] | None:
+        """The states that a step led to, in the games that are `over` those of their last screens; noted as the
+        current ones."""
+        if self._describer is None:
+            return None
+        before, self._states = self._states, self._describer(self._screens)
+        emptied = (self._blstats[:, TIME] == 0).nonzero()[0].tolist()
+        for i in {*over, *emptied}:
+            screen = self._last_screen(i)
+            self._states[i] = before[i] if screen is None else self._describer(screen)[0]
+        return self._states[:]
 
     def _observe(
         self, screens: Mapping[str, np.ndarray], out: dict[str, np.ndarray] | None = None
@@ -194,3 +241,16 @@ class NetHackEnvironment(RebuildingVector):
         for name in self._copied:
             np.copyto(out[name], screens[name])
         return out
+
+
+def _row(screens: Mapping[str, np.ndarray], i: int) -> dict[str, np.ndarray]:
+    return {name: array[i : i + 1] for name, array in screens.items()}
+
+
+def _make_describer(describer: str, env_id: str) -> ScreenDescriber | None:
+    if describer == NETHACK:
+        return describe_screens
+    if describer in BUILT_IN:
+        raise ValueError(f"env.describer: got {describer!r} for {env_id!r}, wanted nethack or module:function")
+    function = make_describer(describer, env_id)
+    return None if function is None else describe_by(function)

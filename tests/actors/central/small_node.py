@@ -12,12 +12,13 @@ from actors.captions import CaptionTracker
 from actors.central.client import CentralInference
 from actors.central.exchange import split_rows
 from actors.central.server import InferenceServer
+from actors.channels import Channels
 from actors.environments.factory import make_environment
 from actors.environments.split import SplitEnvironment
-from actors.environments.vector import EnvironmentSpec
+from actors.environments.vector import EnvironmentSpec, VectorEnvironment
 from actors.inference import BatchedInference
 from actors.policy import PolicyNet, PolicySnapshot, snapshot
-from actors.worker import RolloutWorker
+from actors.worker import Inference, RolloutWorker
 from configs.schema import ActorsConfig, EnvConfig, PolicyConfig
 
 CORRIDOR = EnvConfig(id="tests.toy_environments:Corridor-v0", options={"slip": 0.2, "length": 5}, max_episode_steps=7)
@@ -66,15 +67,22 @@ def central_worker(path: Path, index: int, env: EnvConfig = CORRIDOR, *, timeout
         for part, first in zip(rows, (0, rows[0]), strict=True)
     ]
     client = make_client(path, env, place=index, timeout_s=timeout_s)
-    captions = CaptionTracker(NUM_ENVS)
-    return RolloutWorker(SplitEnvironment(parts), client, captions, ACTORS, worker_id=f"{index}.0", seed=index)
+    return make_worker(SplitEnvironment(parts), client, index)
 
 
 def worker_alone(index: int, core: str = "lstm", env: EnvConfig = CORRIDOR) -> RolloutWorker:
     """The same worker, which computes the policy itself."""
     vector = make_environment(env, num_envs=NUM_ENVS, run_seed=5, worker_index=index)
     inference = BatchedInference(make_net(vector.spec, core), vector.spec, NUM_ENVS, ACTORS)
-    return RolloutWorker(vector, inference, CaptionTracker(NUM_ENVS), ACTORS, worker_id=f"{index}.0", seed=index)
+    return make_worker(vector, inference, index)
+
+
+def make_worker(env: SplitEnvironment | VectorEnvironment, inference: Inference, index: int) -> RolloutWorker:
+    """A worker; it has all channels where states are described."""
+    reads = () if env.states is None else ("state", "change", "history")
+    channels = Channels(reads, NUM_ENVS, env.action_names())
+    worker_id, captions = f"{index}.0", CaptionTracker(NUM_ENVS)
+    return RolloutWorker(env, inference, captions, ACTORS, worker_id=worker_id, seed=index, channels=channels)
 
 
 class SmallNode:

@@ -1,5 +1,6 @@
 """Central inference against inference in the worker: the same games, the same random numbers, the same rollouts."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from actors.rollout import CaptionReport, Rollout
 from configs.schema import EnvConfig
-from tests.actors.central.small_node import NUM_ENVS, SmallNode, weights, worker_alone
+from tests.actors.central.small_node import CORRIDOR, NUM_ENVS, SmallNode, weights, worker_alone
 from tests.faults.faulty_environments import OnceBroken
 
 FLOAT32 = 1e-5
@@ -68,6 +69,24 @@ def test_rollouts_of_several_workers_are_those_of_workers_with_their_own_policy(
                 for kind in ends:
                     ends[kind] += int(getattr(theirs[0], kind).sum())
     assert min(ends.values()) > 3, "or final values and resets were not compared"
+
+
+def test_all_channels_are_those_of_a_worker_with_its_own_policy(make_node: Callable[..., SmallNode]) -> None:
+    words = {"describer": "tests.toy_environments:describe", "action_names": ["back", "forward"]}
+    described = dataclasses.replace(CORRIDOR, **words)
+    node, second = (make_node("lstm", described) for _ in range(2))
+    worker, own = node.worker(0), worker_alone(0, env=described)
+    for number in range(3):
+        node.load(number)
+        theirs = worker.collect(None, None)
+        assert_equal(own.collect(weights(number, env=described), None), theirs)
+        assert len(theirs[0].signals) == 7
+        assert all(texts for texts, _ in theirs[1].channels.values())
+    saved = worker.state_dict()
+    second.load(2)
+    successor = second.worker(0)
+    successor.load_state_dict(saved)
+    assert_equal(worker.collect(None, None), successor.collect(None, None))
 
 
 def test_an_environment_that_fails_is_lost_alike(

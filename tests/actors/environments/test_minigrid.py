@@ -1,14 +1,15 @@
-"""MiniGrid: its captioner, and the environment itself if the package is installed."""
+"""MiniGrid: its captioner and describer, and the environment itself if the package is installed."""
 
 import numpy as np
 import pytest
 
-from actors import minigrid_captions
+from actors import minigrid_captions, minigrid_states
 from actors.environments.factory import make_environment
 from actors.minigrid_captions import describe, describe_for_mission
 from configs.loading import load_config
+from configs.schema import EnvConfig
 
-KEY, DOOR, GOAL, LAVA, WALL = 5, 4, 8, 9, 2
+KEY, BALL, DOOR, GOAL, LAVA, WALL = 5, 6, 4, 8, 9, 2
 YELLOW, GREEN = 4, 1
 
 
@@ -57,6 +58,60 @@ def test_what_is_not_the_agents_view_is_no_caption(image: np.ndarray) -> None:
         describe({"image": image}, {})
     with pytest.raises(ValueError, match="got ndarray with an image of shape"):
         describe(image, {})
+
+
+@pytest.mark.parametrize(
+    ("obs", "text"),
+    [
+        (view(), ""),
+        (view(faced=(WALL, 5, 0), far=(KEY, YELLOW, 0)), "A yellow key."),
+        (view(faced=(KEY, YELLOW, 0), far=(GOAL, GREEN, 0)), "A yellow key in front of you. The goal."),
+        (
+            view(carried=(KEY, YELLOW, 0), faced=(DOOR, YELLOW, 2), far=(DOOR, YELLOW, 0)),
+            "A yellow key in your hands. A locked yellow door in front of you. An open yellow door.",
+        ),
+        (view(faced=(LAVA, 0, 0), far=(DOOR, GREEN, 1)), "Lava in front of you. A closed green door."),
+    ],
+)
+def test_states_say_what_is_carried_faced_and_else_seen(obs: dict[str, object], text: str) -> None:
+    assert minigrid_states.describe(obs, {}) == text
+
+
+def test_a_state_tells_eight_things_beside_those_carried_and_faced_and_each_once() -> None:
+    obs = view()
+    obs["image"][:6, :2] = [[[kind, colour, 0] for kind in (KEY, BALL)] for colour in range(6)]
+    told = minigrid_states.describe(obs, {})
+    assert told.count(".") == 8
+    assert told.startswith("A red key. A green key.")
+    obs["image"][:6, 2:4] = obs["image"][:6, :2]
+    assert minigrid_states.describe(obs, {}) == told
+
+
+def test_what_is_not_the_agents_view_is_no_state() -> None:
+    with pytest.raises(ValueError, match="wanted MiniGrid's own observation"):
+        minigrid_states.describe({"image": np.full((56, 56, 3), 100, np.uint8)}, {})
+
+
+@pytest.mark.parametrize(
+    ("env_id", "num_steps", "most"),
+    [
+        ("MiniGrid-DoorKey-8x8-v0", 3_000, 200),
+        ("MiniGrid-KeyCorridorS3R3-v0", 1_500, 400),
+        pytest.param("MiniGrid-DoorKey-8x8-v0", 100_000, 500, marks=pytest.mark.slow),
+    ],
+)
+def test_random_play_meets_few_distinct_states(env_id: str, num_steps: int, most: int) -> None:
+    pytest.importorskip("minigrid")
+    config = EnvConfig(id=env_id, captioner="actors.minigrid_captions:describe", describer="minigrid")
+    env = make_environment(config, num_envs=10, run_seed=1, worker_index=0)
+    assert env.action_names() == ("left", "right", "forward", "pickup", "drop", "toggle", "done")
+    env.reset()
+    rng, seen = np.random.default_rng(0), {*env.states}
+    for _ in range(num_steps // 10):
+        seen |= {*env.step(rng.integers(0, 7, 10)).states, *env.states}
+    assert 5 < len(seen) <= most
+    assert env.take_errors() == (0, "")
+    env.close()
 
 
 def test_the_mission_may_be_part_of_the_caption() -> None:

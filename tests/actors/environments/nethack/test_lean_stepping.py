@@ -91,7 +91,12 @@ class Pair:
         for stepping, kind in (("lean", LeanStepping), ("gymnasium", GymnasiumStepping)):
             sharing = stepping == "lean" or num_envs == NUM_ENVS
             config = EnvConfig(
-                id=env_id, stepping=stepping, options=options, max_episode_steps=limit, share_engine_code=sharing
+                id=env_id,
+                stepping=stepping,
+                options=options,
+                max_episode_steps=limit,
+                share_engine_code=sharing,
+                describer="nethack",
             )
             env = make_environment(
                 config, num_envs=num_envs, run_seed=0, worker_index=0, policy=PolicyConfig(network=network)
@@ -118,6 +123,8 @@ class Pair:
             ours, theirs = getattr(lean, name), getattr(own, name)
             assert (ours.tobytes(), ours.dtype) == (theirs.tobytes(), theirs.dtype), name
         assert lean.captions == own.captions
+        assert lean.states == own.states is not None
+        assert self.envs[0].states == self.envs[1].states
         for one, other in zip(lean.ends, own.ends, strict=True):
             assert_same_ends(one, other)
         for game, other_game in zip(*(env._games for env in self.envs), strict=True):  # what later steps depend on
