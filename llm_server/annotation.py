@@ -43,9 +43,9 @@ class Caption:
 
 class _Answered(NamedTuple):
     probability: float
-    """p(positive answer) / (p(positive) + p(negative))."""
+    """The expected value of the answers: p(positive) / (p(positive) + p(negative)) where there are two."""
     answer_mass: float
-    """p(positive) + p(negative), over the whole vocabulary."""
+    """The probability of all answers together, over the whole vocabulary."""
 
 
 class Score(_Answered):
@@ -68,9 +68,10 @@ class Judgement:
 
     status: Status
     probability: float
-    """p(positive answer) / (p(positive) + p(negative)); NaN unless OK."""
+    """The expected value of the answers, in [0, 1]: p(positive) / (p(positive) + p(negative)) where there are two; NaN
+    unless OK."""
     answer_mass: float
-    """p(positive) + p(negative): the probability mass on the allowed answers."""
+    """The probability mass on the allowed answers."""
     cached: bool = False
     """Read from the store; no forward pass was made for it."""
 

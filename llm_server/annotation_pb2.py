@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bllm_server/annotation.proto\x12\x14\x64\x65lphi.annotation.v1\"a\n\x0f\x41nnotateRequest\x12\x11\n\trubric_id\x18\x01 \x01(\t\x12\x16\n\x0erubric_version\x18\x02 \x01(\t\x12\r\n\x05items\x18\x03 \x03(\x0c\x12\x14\n\x0c\x62ypass_store\x18\x04 \x01(\x08\"q\n\x10\x41nnotateResponse\x12\x33\n\njudgements\x18\x01 \x03(\x0b\x32\x1f.delphi.annotation.v1.Judgement\x12\x13\n\x0brubric_hash\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\"\xd6\x01\n\tJudgement\x12\x36\n\x06status\x18\x01 \x01(\x0e\x32&.delphi.annotation.v1.Judgement.Status\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\x12\x13\n\x0b\x61nswer_mass\x18\x03 \x01(\x01\x12\x0e\n\x06\x63\x61\x63hed\x18\x04 \x01(\x08\x12\x11\n\titem_hash\x18\x05 \x01(\x06\"D\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x06\n\x02OK\x10\x01\x12\x0c\n\x08UNPARSED\x10\x02\x12\x0c\n\x08REJECTED\x10\x03\"%\n\x04Pair\x12\r\n\x05\x66irst\x18\x01 \x01(\x0c\x12\x0e\n\x06second\x18\x02 \x01(\x0c\"\x82\x01\n\x14\x41nnotatePairsRequest\x12\x11\n\trubric_id\x18\x01 \x01(\t\x12\x16\n\x0erubric_version\x18\x02 \x01(\t\x12)\n\x05pairs\x18\x03 \x03(\x0b\x32\x1a.delphi.annotation.v1.Pair\x12\x14\n\x0c\x62ypass_store\x18\x04 \x01(\x08\"y\n\x15\x41nnotatePairsResponse\x12\x37\n\njudgements\x18\x01 \x03(\x0b\x32#.delphi.annotation.v1.PairJudgement\x12\x12\n\npairs_hash\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\"\xaa\x01\n\rPairJudgement\x12\x36\n\x06status\x18\x01 \x01(\x0e\x32&.delphi.annotation.v1.Judgement.Status\x12\x12\n\npreference\x18\x02 \x01(\x01\x12\x13\n\x0b\x61nswer_mass\x18\x03 \x01(\x01\x12\x15\n\rposition_bias\x18\x04 \x01(\x01\x12\x0e\n\x06\x63\x61\x63hed\x18\x05 \x01(\x08\x12\x11\n\tpair_hash\x18\x06 \x01(\x06\"\x1d\n\x0c\x45mbedRequest\x12\r\n\x05items\x18\x01 \x03(\x0c\"]\n\rEmbedResponse\x12\x12\n\ndimensions\x18\x01 \x01(\r\x12\x0e\n\x06values\x18\x02 \x03(\x02\x12\x13\n\x0bitem_hashes\x18\x03 \x03(\x06\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\"\x11\n\x0f\x44\x65scribeRequest\"\xa2\x02\n\x10\x44\x65scribeResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x11\n\trubric_id\x18\x04 \x01(\t\x12\x16\n\x0erubric_version\x18\x05 \x01(\t\x12\x13\n\x0brubric_hash\x18\x06 \x01(\t\x12\x11\n\tthreshold\x18\x07 \x01(\x01\x12\x1d\n\x15max_items_per_request\x18\x08 \x01(\r\x12\x16\n\x0emax_item_bytes\x18\t \x01(\r\x12\x16\n\x0e\x66orward_passes\x18\n \x01(\x04\x12\x12\n\npairs_hash\x18\x0b \x01(\t\x12\x15\n\rengine_busy_s\x18\x0c \x01(\x01\x12\r\n\x05noise\x18\r \x01(\x01\x32\xfe\x02\n\nAnnotation\x12Y\n\x08\x41nnotate\x12%.delphi.annotation.v1.AnnotateRequest\x1a&.delphi.annotation.v1.AnnotateResponse\x12h\n\rAnnotatePairs\x12*.delphi.annotation.v1.AnnotatePairsRequest\x1a+.delphi.annotation.v1.AnnotatePairsResponse\x12P\n\x05\x45mbed\x12\".delphi.annotation.v1.EmbedRequest\x1a#.delphi.annotation.v1.EmbedResponse\x12Y\n\x08\x44\x65scribe\x12%.delphi.annotation.v1.DescribeRequest\x1a&.delphi.annotation.v1.DescribeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bllm_server/annotation.proto\x12\x14\x64\x65lphi.annotation.v1\"q\n\x0f\x41nnotateRequest\x12\x11\n\trubric_id\x18\x01 \x01(\t\x12\x16\n\x0erubric_version\x18\x02 \x01(\t\x12\r\n\x05items\x18\x03 \x03(\x0c\x12\x14\n\x0c\x62ypass_store\x18\x04 \x01(\x08\x12\x0e\n\x06\x61\x62outs\x18\x05 \x03(\x0c\"q\n\x10\x41nnotateResponse\x12\x33\n\njudgements\x18\x01 \x03(\x0b\x32\x1f.delphi.annotation.v1.Judgement\x12\x13\n\x0brubric_hash\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\"\xd6\x01\n\tJudgement\x12\x36\n\x06status\x18\x01 \x01(\x0e\x32&.delphi.annotation.v1.Judgement.Status\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\x12\x13\n\x0b\x61nswer_mass\x18\x03 \x01(\x01\x12\x0e\n\x06\x63\x61\x63hed\x18\x04 \x01(\x08\x12\x11\n\titem_hash\x18\x05 \x01(\x06\"D\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x06\n\x02OK\x10\x01\x12\x0c\n\x08UNPARSED\x10\x02\x12\x0c\n\x08REJECTED\x10\x03\"%\n\x04Pair\x12\r\n\x05\x66irst\x18\x01 \x01(\x0c\x12\x0e\n\x06second\x18\x02 \x01(\x0c\"\x82\x01\n\x14\x41nnotatePairsRequest\x12\x11\n\trubric_id\x18\x01 \x01(\t\x12\x16\n\x0erubric_version\x18\x02 \x01(\t\x12)\n\x05pairs\x18\x03 \x03(\x0b\x32\x1a.delphi.annotation.v1.Pair\x12\x14\n\x0c\x62ypass_store\x18\x04 \x01(\x08\"y\n\x15\x41nnotatePairsResponse\x12\x37\n\njudgements\x18\x01 \x03(\x0b\x32#.delphi.annotation.v1.PairJudgement\x12\x12\n\npairs_hash\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\"\xaa\x01\n\rPairJudgement\x12\x36\n\x06status\x18\x01 \x01(\x0e\x32&.delphi.annotation.v1.Judgement.Status\x12\x12\n\npreference\x18\x02 \x01(\x01\x12\x13\n\x0b\x61nswer_mass\x18\x03 \x01(\x01\x12\x15\n\rposition_bias\x18\x04 \x01(\x01\x12\x0e\n\x06\x63\x61\x63hed\x18\x05 \x01(\x08\x12\x11\n\tpair_hash\x18\x06 \x01(\x06\"\x1d\n\x0c\x45mbedRequest\x12\r\n\x05items\x18\x01 \x03(\x0c\"]\n\rEmbedResponse\x12\x12\n\ndimensions\x18\x01 \x01(\r\x12\x0e\n\x06values\x18\x02 \x03(\x02\x12\x13\n\x0bitem_hashes\x18\x03 \x03(\x06\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\"<\n\x0f\x44\x65scribeRequest\x12\x11\n\trubric_id\x18\x01 \x01(\t\x12\x16\n\x0erubric_version\x18\x02 \x01(\t\"t\n\x11RubricDescription\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0c\n\x04hash\x18\x03 \x01(\t\x12\x12\n\npairs_hash\x18\x04 \x01(\t\x12\x11\n\tthreshold\x18\x05 \x01(\x01\x12\r\n\x05noise\x18\x06 \x01(\x01\"\xdc\x02\n\x10\x44\x65scribeResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x11\n\trubric_id\x18\x04 \x01(\t\x12\x16\n\x0erubric_version\x18\x05 \x01(\t\x12\x13\n\x0brubric_hash\x18\x06 \x01(\t\x12\x11\n\tthreshold\x18\x07 \x01(\x01\x12\x1d\n\x15max_items_per_request\x18\x08 \x01(\r\x12\x16\n\x0emax_item_bytes\x18\t \x01(\r\x12\x16\n\x0e\x66orward_passes\x18\n \x01(\x04\x12\x12\n\npairs_hash\x18\x0b \x01(\t\x12\x15\n\rengine_busy_s\x18\x0c \x01(\x01\x12\r\n\x05noise\x18\r \x01(\x01\x12\x38\n\x07rubrics\x18\x0e \x03(\x0b\x32\'.delphi.annotation.v1.RubricDescription2\xfe\x02\n\nAnnotation\x12Y\n\x08\x41nnotate\x12%.delphi.annotation.v1.AnnotateRequest\x1a&.delphi.annotation.v1.AnnotateResponse\x12h\n\rAnnotatePairs\x12*.delphi.annotation.v1.AnnotatePairsRequest\x1a+.delphi.annotation.v1.AnnotatePairsResponse\x12P\n\x05\x45mbed\x12\".delphi.annotation.v1.EmbedRequest\x1a#.delphi.annotation.v1.EmbedResponse\x12Y\n\x08\x44\x65scribe\x12%.delphi.annotation.v1.DescribeRequest\x1a&.delphi.annotation.v1.DescribeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,29 +32,31 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llm_server.annotation_pb2',
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ANNOTATEREQUEST']._serialized_start=53
-  _globals['_ANNOTATEREQUEST']._serialized_end=150
-  _globals['_ANNOTATERESPONSE']._serialized_start=152
-  _globals['_ANNOTATERESPONSE']._serialized_end=265
-  _globals['_JUDGEMENT']._serialized_start=268
-  _globals['_JUDGEMENT']._serialized_end=482
-  _globals['_JUDGEMENT_STATUS']._serialized_start=414
-  _globals['_JUDGEMENT_STATUS']._serialized_end=482
-  _globals['_PAIR']._serialized_start=484
-  _globals['_PAIR']._serialized_end=521
-  _globals['_ANNOTATEPAIRSREQUEST']._serialized_start=524
-  _globals['_ANNOTATEPAIRSREQUEST']._serialized_end=654
-  _globals['_ANNOTATEPAIRSRESPONSE']._serialized_start=656
-  _globals['_ANNOTATEPAIRSRESPONSE']._serialized_end=777
-  _globals['_PAIRJUDGEMENT']._serialized_start=780
-  _globals['_PAIRJUDGEMENT']._serialized_end=950
-  _globals['_EMBEDREQUEST']._serialized_start=952
-  _globals['_EMBEDREQUEST']._serialized_end=981
-  _globals['_EMBEDRESPONSE']._serialized_start=983
-  _globals['_EMBEDRESPONSE']._serialized_end=1076
-  _globals['_DESCRIBEREQUEST']._serialized_start=1078
-  _globals['_DESCRIBEREQUEST']._serialized_end=1095
-  _globals['_DESCRIBERESPONSE']._serialized_start=1098
-  _globals['_DESCRIBERESPONSE']._serialized_end=1388
-  _globals['_ANNOTATION']._serialized_start=1391
-  _globals['_ANNOTATION']._serialized_end=1773
+  _globals['_ANNOTATEREQUEST']._serialized_end=166
+  _globals['_ANNOTATERESPONSE']._serialized_start=168
+  _globals['_ANNOTATERESPONSE']._serialized_end=281
+  _globals['_JUDGEMENT']._serialized_start=284
+  _globals['_JUDGEMENT']._serialized_end=498
+  _globals['_JUDGEMENT_STATUS']._serialized_start=430
+  _globals['_JUDGEMENT_STATUS']._serialized_end=498
+  _globals['_PAIR']._serialized_start=500
+  _globals['_PAIR']._serialized_end=537
+  _globals['_ANNOTATEPAIRSREQUEST']._serialized_start=540
+  _globals['_ANNOTATEPAIRSREQUEST']._serialized_end=670
+  _globals['_ANNOTATEPAIRSRESPONSE']._serialized_start=672
+  _globals['_ANNOTATEPAIRSRESPONSE']._serialized_end=793
+  _globals['_PAIRJUDGEMENT']._serialized_start=796
+  _globals['_PAIRJUDGEMENT']._serialized_end=966
+  _globals['_EMBEDREQUEST']._serialized_start=968
+  _globals['_EMBEDREQUEST']._serialized_end=997
+  _globals['_EMBEDRESPONSE']._serialized_start=999
+  _globals['_EMBEDRESPONSE']._serialized_end=1092
+  _globals['_DESCRIBEREQUEST']._serialized_start=1094
+  _globals['_DESCRIBEREQUEST']._serialized_end=1154
+  _globals['_RUBRICDESCRIPTION']._serialized_start=1156
+  _globals['_RUBRICDESCRIPTION']._serialized_end=1272
+  _globals['_DESCRIBERESPONSE']._serialized_start=1275
+  _globals['_DESCRIBERESPONSE']._serialized_end=1623
+  _globals['_ANNOTATION']._serialized_start=1626
+  _globals['_ANNOTATION']._serialized_end=2008
 # @@protoc_insertion_point(module_scope)

@@ -8,16 +8,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AnnotateRequest(_message.Message):
-    __slots__ = ("rubric_id", "rubric_version", "items", "bypass_store")
+    __slots__ = ("rubric_id", "rubric_version", "items", "bypass_store", "abouts")
     RUBRIC_ID_FIELD_NUMBER: _ClassVar[int]
     RUBRIC_VERSION_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     BYPASS_STORE_FIELD_NUMBER: _ClassVar[int]
+    ABOUTS_FIELD_NUMBER: _ClassVar[int]
     rubric_id: str
     rubric_version: str
     items: _containers.RepeatedScalarFieldContainer[bytes]
     bypass_store: bool
-    def __init__(self, rubric_id: _Optional[str] = ..., rubric_version: _Optional[str] = ..., items: _Optional[_Iterable[bytes]] = ..., bypass_store: _Optional[bool] = ...) -> None: ...
+    abouts: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, rubric_id: _Optional[str] = ..., rubric_version: _Optional[str] = ..., items: _Optional[_Iterable[bytes]] = ..., bypass_store: _Optional[bool] = ..., abouts: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class AnnotateResponse(_message.Message):
     __slots__ = ("judgements", "rubric_hash", "fingerprint")
@@ -118,11 +120,31 @@ class EmbedResponse(_message.Message):
     def __init__(self, dimensions: _Optional[int] = ..., values: _Optional[_Iterable[float]] = ..., item_hashes: _Optional[_Iterable[int]] = ..., fingerprint: _Optional[str] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("rubric_id", "rubric_version")
+    RUBRIC_ID_FIELD_NUMBER: _ClassVar[int]
+    RUBRIC_VERSION_FIELD_NUMBER: _ClassVar[int]
+    rubric_id: str
+    rubric_version: str
+    def __init__(self, rubric_id: _Optional[str] = ..., rubric_version: _Optional[str] = ...) -> None: ...
+
+class RubricDescription(_message.Message):
+    __slots__ = ("id", "version", "hash", "pairs_hash", "threshold", "noise")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    PAIRS_HASH_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    NOISE_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    version: str
+    hash: str
+    pairs_hash: str
+    threshold: float
+    noise: float
+    def __init__(self, id: _Optional[str] = ..., version: _Optional[str] = ..., hash: _Optional[str] = ..., pairs_hash: _Optional[str] = ..., threshold: _Optional[float] = ..., noise: _Optional[float] = ...) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("model", "engine", "fingerprint", "rubric_id", "rubric_version", "rubric_hash", "threshold", "max_items_per_request", "max_item_bytes", "forward_passes", "pairs_hash", "engine_busy_s", "noise")
+    __slots__ = ("model", "engine", "fingerprint", "rubric_id", "rubric_version", "rubric_hash", "threshold", "max_items_per_request", "max_item_bytes", "forward_passes", "pairs_hash", "engine_busy_s", "noise", "rubrics")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -136,6 +158,7 @@ class DescribeResponse(_message.Message):
     PAIRS_HASH_FIELD_NUMBER: _ClassVar[int]
     ENGINE_BUSY_S_FIELD_NUMBER: _ClassVar[int]
     NOISE_FIELD_NUMBER: _ClassVar[int]
+    RUBRICS_FIELD_NUMBER: _ClassVar[int]
     model: str
     engine: str
     fingerprint: str
@@ -149,4 +172,5 @@ class DescribeResponse(_message.Message):
     pairs_hash: str
     engine_busy_s: float
     noise: float
-    def __init__(self, model: _Optional[str] = ..., engine: _Optional[str] = ..., fingerprint: _Optional[str] = ..., rubric_id: _Optional[str] = ..., rubric_version: _Optional[str] = ..., rubric_hash: _Optional[str] = ..., threshold: _Optional[float] = ..., max_items_per_request: _Optional[int] = ..., max_item_bytes: _Optional[int] = ..., forward_passes: _Optional[int] = ..., pairs_hash: _Optional[str] = ..., engine_busy_s: _Optional[float] = ..., noise: _Optional[float] = ...) -> None: ...
+    rubrics: _containers.RepeatedCompositeFieldContainer[RubricDescription]
+    def __init__(self, model: _Optional[str] = ..., engine: _Optional[str] = ..., fingerprint: _Optional[str] = ..., rubric_id: _Optional[str] = ..., rubric_version: _Optional[str] = ..., rubric_hash: _Optional[str] = ..., threshold: _Optional[float] = ..., max_items_per_request: _Optional[int] = ..., max_item_bytes: _Optional[int] = ..., forward_passes: _Optional[int] = ..., pairs_hash: _Optional[str] = ..., engine_busy_s: _Optional[float] = ..., noise: _Optional[float] = ..., rubrics: _Optional[_Iterable[_Union[RubricDescription, _Mapping]]] = ...) -> None: ...

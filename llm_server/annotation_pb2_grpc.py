@@ -61,7 +61,8 @@ class AnnotationServicer:
 
     def Annotate(self, request, context):
         """One judgement per item, in the order asked.
-        INVALID_ARGUMENT: no items, too many, or one too long. FAILED_PRECONDITION: another rubric or version is served here.
+        INVALID_ARGUMENT: no items, too many, or one too long; `abouts` where the rubric has no about_label, or none where it has.
+        FAILED_PRECONDITION: another rubric or version is served here.
         UNAVAILABLE: the model is loading, or the service is stopping. RESOURCE_EXHAUSTED: too much is waiting already, or too many
         requests are under way. UNAUTHENTICATED: without the service's token.
         """
@@ -85,7 +86,7 @@ class AnnotationServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Describe(self, request, context):
-        """What is served here: model, rubric, engine, limits. UNAVAILABLE while the model is loading.
+        """What is served here: model, rubrics, engine, limits. UNAVAILABLE while the model is loading.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

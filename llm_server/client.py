@@ -55,12 +55,21 @@ class AnnotationRefused(AnnotationError):
 
 
 class AnnotationClient:
-    """Asks the service at `address` (host:port) under one rubric; thread-safe, blocking. Raises as `open_channel`."""
+    """Asks the service at `address` (host:port) under one rubric; thread-safe, blocking. Raises as `open_channel`.
+
+    `about` is what every item is judged about, for a rubric with an `about_label`.
+    """
 
     def __init__(
-        self, address: str, rubric: Rubric, timeout_s: float, credentials: ClientCredentials = NO_CREDENTIALS
+        self,
+        address: str,
+        rubric: Rubric,
+        timeout_s: float,
+        credentials: ClientCredentials = NO_CREDENTIALS,
+        about: str = "",
     ) -> None:
         self._address, self._rubric, self._timeout_s, self._credentials = address, rubric, timeout_s, credentials
+        self._about = about.encode()
         self._channel = open_channel(address, credentials)
         self._stub = annotation_pb2_grpc.AnnotationStub(self._channel)
         self._metadata = call_metadata(credentials)
@@ -68,10 +77,14 @@ class AnnotationClient:
         self._fingerprint: str | None = None  # of the judge that described itself
         self._rejected = 0
 
-    def annotate(self, items: Sequence[bytes], *, bypass_store: bool = False) -> list[Judgement]:
-        """One judgement per item, in order. Raises ServiceUnavailable or AnnotationRefused."""
-        request = pb.AnnotateRequest(**self._named_rubric, items=items, bypass_store=bypass_store)
-        read = partial(wire.judgements_of, items=items, rubric_hash=self._rubric.content_hash)
+    def annotate(
+        self, items: Sequence[bytes], *, bypass_store: bool = False, abouts: Sequence[bytes] = ()
+    ) -> list[Judgement]:
+        """One judgement per item, in order; `abouts`, one per item, replace the client's own `about`. Raises
+        ServiceUnavailable or AnnotationRefused."""
+        abouts = _abouts(items, abouts, self._about)
+        request = pb.AnnotateRequest(**self._named_rubric, items=items, bypass_store=bypass_store, abouts=abouts)
+        read = partial(wire.judgements_of, items=items, rubric_hash=self._rubric.content_hash, abouts=abouts)
         return self._asked(self._stub.Annotate, request, read, len(items))
 
     def annotate_pairs(
@@ -89,16 +102,19 @@ class AnnotationClient:
         return self._asked(self._stub.Embed, request, partial(wire.vectors_of, items=items), len(items))
 
     def describe(self) -> ServiceDescription:
-        """The service's description of itself. Raises as `annotate`, and for another rubric."""
+        """The service's description of itself, under this client's rubric. Raises as `annotate`, and for another
+        rubric."""
         rubric, timeout_s = self._rubric, min(self._timeout_s, DESCRIBE_TIMEOUT_S)
-        description = wire.description_of(self._call(self._stub.Describe, pb.DescribeRequest(), timeout_s))
+        response = self._call(self._stub.Describe, pb.DescribeRequest(**self._named_rubric), timeout_s)
+        description = wire.description_of(response)
         theirs = f"{description.rubric_hash}/{description.pairs_hash}"
         ours = f"{rubric.content_hash}/{rubric.pairs_hash}"
         if theirs != ours:
+            others = f" and {len(response.rubrics) - 1} others" if len(response.rubrics) > 1 else ""
             raise AnnotationRefused(
                 f"the annotation service at {self._address} judges by rubric {description.rubric_id!r} version"
-                f" {description.rubric_version!r} ({theirs}), this run by {rubric.id!r} version {rubric.version!r}"
-                f" ({ours}); start it with the same --rubric"
+                f" {description.rubric_version!r} ({theirs}){others}, this run by {rubric.id!r} version"
+                f" {rubric.version!r} ({ours}); start it with the same --rubric"
             )
         self._fingerprint = description.fingerprint
         return description
@@ -144,28 +160,31 @@ class AnnotationClient:
 
 
 class InProcessClient:
-    """The same methods on a judge in this process; `close` leaves the judge open."""
+    """The same methods on a judge in this process, under one of its rubrics; `close` leaves the judge open."""
 
-    def __init__(self, judge: Judge) -> None:
-        self._judge = judge
+    def __init__(self, judge: Judge, rubric: Rubric, about: str = "") -> None:
+        self._judge, self._rubric, self._about = judge, rubric, about.encode()
 
-    def annotate(self, items: Sequence[bytes], *, bypass_store: bool = False) -> list[Judgement]:
-        """One judgement per item, in order."""
-        return _judged(self._judge.annotate, items, bypass_store)
+    def annotate(
+        self, items: Sequence[bytes], *, bypass_store: bool = False, abouts: Sequence[bytes] = ()
+    ) -> list[Judgement]:
+        """One judgement per item, in order; `abouts` as in `AnnotationClient`."""
+        abouts = _abouts(items, abouts, self._about)
+        return _judged(self._judge.annotate, items, bypass_store, rubric=self._rubric, abouts=abouts)
 
     def annotate_pairs(
         self, pairs: Sequence[tuple[bytes, bytes]], *, bypass_store: bool = False
     ) -> list[PairJudgement]:
         """One judgement per pair, in order."""
-        return _judged(self._judge.annotate_pairs, pairs, bypass_store)
+        return _judged(self._judge.annotate_pairs, pairs, bypass_store, rubric=self._rubric)
 
     def embed(self, items: Sequence[bytes]) -> np.ndarray:
         """[N, D] f32, in order."""
         return _judged(self._judge.embed, items)
 
     def describe(self) -> ServiceDescription:
-        """The judge's description."""
-        return self._judge.describe()
+        """The judge's description under this client's rubric."""
+        return _judged(self._judge.describe, self._rubric)
 
     def take_rejected(self) -> int:
         """Always 0: nothing is sent over a network."""
@@ -175,9 +194,14 @@ class InProcessClient:
         """Nothing to release."""
 
 
-def _judged(method: Callable[..., T], *arguments: Any) -> T:
+def _abouts(items: Sequence[bytes], abouts: Sequence[bytes], about: bytes) -> Sequence[bytes]:
+    """What each item is judged about, empty for nothing."""
+    return abouts or [about] * (len(items) if about else 0)
+
+
+def _judged(method: Callable[..., T], *arguments: Any, **settings: Any) -> T:
     try:
-        return method(*arguments)
+        return method(*arguments, **settings)
     except ValueError as error:
         raise AnnotationRefused(str(error)) from error
     except RuntimeError as error:

@@ -44,8 +44,8 @@ def _lines(what: str, total: int, say: Callable[[str], None]) -> Callable[[int],
         done, now = done + number, time.monotonic()
         if now - said > LINE_EVERY_S or done == total:
             said, rate = now, done / max(now - began, 1e-9)
-            left = f"{(total - done) / rate:.0f} s left" if done < total else "done"
-            say(f"{what}: {done} of {total}, {rate:.1f}/s, {left}")
+            left = f", {(total - done) / rate:.0f} s left" if done else ""
+            say(f"{what}: {done} of {total}, {rate:.1f}/s{left if done < total else ', done'}")
 
     return advance
 

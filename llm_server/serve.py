@@ -28,6 +28,7 @@ DEFAULTS = dataclasses.replace(ServiceConfig(), port=7431, nice=0, torch_threads
 """Started by hand, the service may use the whole machine; a run starts its own with other values."""
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "[::]": "[::1]"}
 """Addresses that mean every interface of a machine, and where the machine itself reaches them."""
+DEFAULT_RUBRIC = "nethack_progress"
 PREPARING = {"scripted": "answering by its script", "none": "embedding sentences only"}
 """What the engines without a model do at the start, for a message."""
 
@@ -78,10 +79,9 @@ def _make_credentials(directory: Path, config: ServiceConfig) -> int:
 
 
 def _run(config: ServiceConfig, access: AccessConfig, arguments: argparse.Namespace) -> None:
-    from llm_server.rubrics.loading import load_rubric
-    from llm_server.rubrics.rubric import Rubric
+    from llm_server.rubrics.loading import distinct_rubrics, load_rubric
 
-    rubric = load_rubric(arguments.rubric)
+    rubrics = distinct_rubrics(map(load_rubric, arguments.rubric or [DEFAULT_RUBRIC]))
     address_file = Path(arguments.address_file) if arguments.address_file else None
     if address_file and (address_file.is_dir() or not address_file.absolute().parent.is_dir()):
         raise ValueError(f"--address-file: got {address_file}, wanted a file in a folder that exists")
@@ -100,12 +100,12 @@ def _run(config: ServiceConfig, access: AccessConfig, arguments: argparse.Namesp
     check_access(config.host, access)
     check_engine(config)  # an error in the configuration is reported before an address is
 
-    def build(config: ServiceConfig, rubric: Rubric) -> Judge:
+    def build() -> Judge:
         if config.engine in ("transformers", "none") and config.torch_threads:
             import torch
 
             torch.set_num_threads(config.torch_threads)
-        return build_judge(config, rubric)
+        return build_judge(config, rubrics)
 
     async def session() -> bool:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -125,13 +125,11 @@ def _run(config: ServiceConfig, access: AccessConfig, arguments: argparse.Namesp
         def on_serving(judge: Judge) -> None:
             if arguments.nice_once_ready:
                 be_nice(config.nice)
-            said = judge.describe()
-            rubric_name = f"rubric {said.rubric_id} version {said.rubric_version}"
-            print(f"serving {said.model} ({said.engine}), {rubric_name}, threshold {said.threshold:.3f}", flush=True)
+            for said in map(judge.describe, judge.rubrics):
+                name = f"rubric {said.rubric_id} version {said.rubric_version}"
+                print(f"serving {said.model} ({said.engine}), {name}, threshold {said.threshold:.3f}", flush=True)
 
-        return await serve(
-            config, rubric, build, access=access, on_listening=on_listening, on_serving=on_serving, stop=stop
-        )
+        return await serve(config, build, access=access, on_listening=on_listening, on_serving=on_serving, stop=stop)
 
     if not asyncio.run(session()):
         os._exit(0)  # an ordinary exit aborts where a thread is loading a model
@@ -188,8 +186,9 @@ def _parser() -> argparse.ArgumentParser:
         "         delphi train --preset nethack_score annotator.address=127.0.0.1:7431",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add, built_in = parser.add_argument, "a built-in rubric or a YAML file (default: nethack_progress)"
-    add("--rubric", type=path_argument, default="nethack_progress", help=built_in)
+    add, built_in = parser.add_argument, f"a built-in rubric or a YAML file (default: {DEFAULT_RUBRIC})"
+    several = f"{built_in}; given several times, all are served with one loaded model"
+    add("--rubric", type=path_argument, action="append", help=several)
     add_flags(parser, DEFAULTS, FLAGS)
     add_flags(parser, AccessConfig(), ACCESS_FLAGS)
     add("--address-file", type=path_argument, help="write host:port here once listening")

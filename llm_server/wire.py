@@ -25,14 +25,19 @@ _TO_WIRE = {status: getattr(pb.Judgement, status.name) for status in Status}
 _FROM_WIRE = {wire: status for status, wire in _TO_WIRE.items()}
 
 
-def item_hash(item: bytes) -> int:
-    """The hash by which an answer names its item."""
-    return xxh3_64_intdigest(item)
+def item_hash(item: bytes, about: bytes = b"") -> int:
+    """The hash by which an answer names its item, and what that was judged about."""
+    return xxh3_64_intdigest(asked_bytes(item, about))
 
 
 def pair_bytes(first: bytes, second: bytes) -> bytes:
     """The pair as one distinct byte string, order included."""
     return b"%d:%b%b" % (len(first), first, second)
+
+
+def asked_bytes(item: bytes, about: bytes = b"") -> bytes:
+    """The item, with what it is judged about if anything, as one distinct byte string."""
+    return pair_bytes(about, item) if about else item
 
 
 def pair_hash(pair: tuple[bytes, bytes]) -> int:
@@ -41,29 +46,41 @@ def pair_hash(pair: tuple[bytes, bytes]) -> int:
 
 
 def annotate_response(
-    judgements: Iterable[Judgement], items: Sequence[bytes], *, rubric_hash: str = "", fingerprint: str = ""
+    judgements: Iterable[Judgement],
+    items: Sequence[bytes],
+    *,
+    abouts: Sequence[bytes] = (),
+    rubric_hash: str = "",
+    fingerprint: str = "",
 ) -> pb.AnnotateResponse:
-    """The response that carries the `judgements` of `items` in their order."""
+    """The response that carries the `judgements` of `items` in their order, each about one of `abouts` if any."""
     messages = [
         pb.Judgement(
             status=_TO_WIRE[judgement.status],
             probability=judgement.probability,
             answer_mass=judgement.answer_mass,
             cached=judgement.cached,
-            item_hash=item_hash(item),
+            item_hash=each,
         )
-        for judgement, item in zip(judgements, items, strict=True)
+        for judgement, each in zip(judgements, _item_hashes(items, abouts), strict=True)
     ]
     return pb.AnnotateResponse(judgements=messages, rubric_hash=rubric_hash, fingerprint=fingerprint)
 
 
-def judgements_of(response: pb.AnnotateResponse, items: Sequence[bytes], rubric_hash: str = "") -> list[Judgement]:
-    """The judgements of `items`; ValueError unless there is one valid one each, in order, by this rubric."""
+def judgements_of(
+    response: pb.AnnotateResponse, items: Sequence[bytes], rubric_hash: str = "", abouts: Sequence[bytes] = ()
+) -> list[Judgement]:
+    """The judgements of `items`, each about one of `abouts` if any; ValueError unless there is one valid one each, in
+    order, by this rubric."""
     if len(response.judgements) != len(items):
         raise ValueError(f"{len(items)} items were asked and {len(response.judgements)} judgements came back")
     _check_rubric(response.rubric_hash, rubric_hash)
-    _check_hashes([wire.item_hash for wire in response.judgements], map(item_hash, items))
+    _check_hashes([wire.item_hash for wire in response.judgements], _item_hashes(items, abouts))
     return [_judgement(position, wire) for position, wire in enumerate(response.judgements)]
+
+
+def _item_hashes(items: Sequence[bytes], abouts: Sequence[bytes]) -> list[int]:
+    return [*map(item_hash, items, abouts)] if abouts else [*map(item_hash, items)]
 
 
 def _judgement(position: int, wire: pb.Judgement) -> Judgement:
@@ -169,11 +186,25 @@ def vectors_of(response: pb.EmbedResponse, items: Sequence[bytes]) -> np.ndarray
     return vectors
 
 
-def describe_response(description: ServiceDescription) -> pb.DescribeResponse:
-    """`description` as a message: both have the same fields."""
-    return pb.DescribeResponse(**{name: getattr(description, name) for name in description.__slots__})
+def describe_response(
+    description: ServiceDescription, by_rubric: Iterable[ServiceDescription] = ()
+) -> pb.DescribeResponse:
+    """`description` as a message that has the same fields, and lists the rubrics of all descriptions `by_rubric`."""
+    rubrics = [
+        pb.RubricDescription(
+            id=each.rubric_id,
+            version=each.rubric_version,
+            hash=each.rubric_hash,
+            pairs_hash=each.pairs_hash,
+            threshold=each.threshold,
+            noise=each.noise,
+        )
+        for each in by_rubric
+    ]
+    fields = {name: getattr(description, name) for name in description.__slots__}
+    return pb.DescribeResponse(**fields, rubrics=rubrics)
 
 
 def description_of(response: pb.DescribeResponse) -> ServiceDescription:
-    """A service's description of itself."""
-    return ServiceDescription(**{field.name: getattr(response, field.name) for field in response.DESCRIPTOR.fields})
+    """A service's description of itself, of the rubric that was asked for."""
+    return ServiceDescription(**{name: getattr(response, name) for name in ServiceDescription.__slots__})

@@ -49,7 +49,9 @@ class CaptionBook:
         self.num_evicted = 0
         """Captions evicted in the run."""
         self.wants_margins = policy == "uncertainty"
-        """Whether priorities depend on `note_margins`."""
+        """Whether priorities depend on the margins of `note_margins`."""
+        self.wants_deviations = policy == "disagreement"
+        """Whether priorities depend on deviations, which `note_margins` takes too."""
         self._max_captions, self._half_life, self._policy = max_captions, recency_half_life_env_steps, policy
         self._archive, self._clock = archive, clock
         self._lock = threading.RLock()
@@ -162,7 +164,7 @@ class CaptionBook:
         return self._texts.captions(self._rows.ids[rows], rows)
 
     def note_margins(self, ids: np.ndarray, margins: np.ndarray) -> None:
-        """The reward model's newest margins [N] f64 of captions `ids` [N] u64, for the policy `uncertainty`."""
+        """The reward model's newest margins, or with `disagreement` deviations, [N] f64 of captions `ids` [N] u64."""
         with self._lock:
             rows = self._rows.find(ids)
             self._columns["margin"][rows[rows >= 0]] = margins[rows >= 0]

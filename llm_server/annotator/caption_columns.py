@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-POLICIES = ("recency_frequency", "frequency", "uncertainty")
+POLICIES = ("recency_frequency", "frequency", "uncertainty", "disagreement")
+LEAST_DEVIATION = 1e-6
+"""Networks that agree exactly count as this far apart, so that frequency still decides among their captions."""
 
 
 class CaptionState(IntEnum):
@@ -30,7 +32,7 @@ COLUMNS: dict[str, Any] = {
     "state": np.uint8,
     "probability": np.float64,
     "answer_mass": np.float64,
-    "margin": np.float64,  # of the newest reward model
+    "margin": np.float64,  # of the newest reward model, or with `disagreement` the deviation of its networks
 }
 ARCHIVED = [name for name in COLUMNS if name != "margin"]
 """Those that the archive has, in its order, after id and text."""
@@ -51,7 +53,9 @@ def log_priorities(
 
     `recency_frequency`: count 0.5^((now - last_seen) / half_life); its logarithm has the same order without `now`:
     log2(count) + last_seen / half_life. `frequency`: count. `uncertainty`: count 4 s(m) (1 - s(m)), s the logistic
-    function and m the reward model's margin (NaN, unknown: maximally uncertain). Raises ValueError for another policy.
+    function and m the reward model's margin (NaN, unknown: maximally uncertain). `disagreement`: count d, with d the
+    standard deviation of the reward model's networks, which `margins` then holds (NaN, unknown: 1). Raises ValueError
+    for another policy.
     """
     # A text sent again to a new book comes without a count, and counts as half an occurrence.
     frequency = np.log2(np.maximum(counts, 0.5))
@@ -62,4 +66,6 @@ def log_priorities(
     if policy == "uncertainty":
         m = np.abs(np.nan_to_num(margins, nan=0.0))  # log2(4 s (1 - s)) = 2 - (|m| + 2 log(1 + exp(-|m|))) / log 2
         return frequency + 2.0 - (m + 2.0 * np.log1p(np.exp(-m))) / np.log(2.0)
+    if policy == "disagreement":
+        return frequency + np.log2(np.maximum(np.nan_to_num(margins, nan=1.0), LEAST_DEVIATION))
     raise ValueError(f"annotator.policy is one of {', '.join(POLICIES)}, got {policy!r}")

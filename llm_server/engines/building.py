@@ -71,6 +71,10 @@ class NoEngine:
     name = model = fingerprint = "none"
     judges = needs_calibration = False
 
+    def under(self, rubric: Rubric) -> "NoEngine":
+        """Itself."""
+        return self
+
     def score(self, texts: Sequence[Any]) -> list[Score]:
         """Never called."""
         raise RuntimeError("engine 'none' only embeds sentences, it scores nothing")
@@ -92,6 +96,10 @@ class ScriptedEngine:
         self._delay_s = config.script_delay_s
         self.name = self.model = "scripted"
         self.fingerprint = f"scripted-{hashlib.sha256(config.script.encode()).hexdigest()[:16]}"
+
+    def under(self, rubric: Rubric) -> "ScriptedEngine":
+        """Itself: it reads no rubric."""
+        return self
 
     def score(self, texts: Sequence[str]) -> list[Score]:
         """One score per text, after the script's delay for each."""

@@ -1,19 +1,21 @@
 """The `Engine` protocol: reads a model's answers to one rubric.
 
-Invariant: an answer depends on the item alone, not on the batch it is scored in (beyond rounding).
+Invariant: an answer depends on the item alone, not on the batch it is scored in (beyond rounding), nor on the other
+rubrics that the model is asked under.
 """
 
 from collections.abc import Sequence
 from typing import Protocol
 
 from llm_server.annotation import Score
+from llm_server.rubrics.rubric import Rubric
 
 PROBE = "You see here a lichen."
 """The harmless text with which engines check that a model answers."""
 
 
 class Engine(Protocol):
-    """One model with one rubric. Used from one thread at a time."""
+    """One model with one rubric. All engines of a model are used from one thread at a time."""
 
     name: str
     """Engine, kind of device and dtype, for example `transformers/cpu/float32`."""
@@ -26,8 +28,12 @@ class Engine(Protocol):
     needs_calibration: bool
     """Whether its probabilities carry a bias that `threshold: auto` must find; otherwise theta is 0.5."""
 
+    def under(self, rubric: Rubric) -> "Engine":
+        """The same model, which is not loaded again, under another rubric; to be closed as well. ValueError where
+        rubric and model do not fit."""
+
     def score(self, texts: Sequence[str]) -> list[Score]:
-        """One score per text, in their order; texts are single lines as `Rubric.item_text` makes them."""
+        """One score per text, in their order; texts are as `Rubric.asked_text` makes them."""
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
         """One score per pair in the order it is shown: the probability that the first is better, plus half that of a

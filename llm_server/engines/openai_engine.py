@@ -8,6 +8,7 @@ The form of request is found once (`llm_server/engines/openai_forms.py`), and la
 read from text are certain (0, 0.5 or 1), so their threshold is 0.5 instead of a calibrated one.
 """
 
+import copy
 import difflib
 import hashlib
 import logging
@@ -25,7 +26,8 @@ from llm_server.engines.answers import NO_ANSWER, score_of_text, score_of_top_to
 from llm_server.engines.engine import PROBE
 from llm_server.engines.openai_forms import THINKING_TOKENS, Answer, Form, find_form, is_too_short, request_body
 from llm_server.engines.openai_http import NO_CREDIT, UNKNOWN, WRONG_KEY, Endpoint, EndpointRefused, EndpointUnavailable
-from llm_server.rubrics.rubric import PROMPT_VERSION, Question, Rubric
+from llm_server.rubrics.question import Question
+from llm_server.rubrics.rubric import PROMPT_VERSION, Rubric
 
 LOG = logging.getLogger(__name__)
 ATTEMPTS_PER_DEADLINE = 3
@@ -50,7 +52,7 @@ class OpenAIEngine:
     judges = True
 
     def __init__(self, config: ServiceConfig, rubric: Rubric) -> None:
-        self._rubric, self._key_env = rubric, config.endpoint_key_env
+        self._key_env = config.endpoint_key_env
         self._key = _read_key(config.endpoint_key_env)
         self._endpoint = Endpoint(
             config.endpoint,
@@ -60,14 +62,25 @@ class OpenAIEngine:
             connections=config.endpoint_concurrency,
         )
         self.model = config.model
-        self._single = rubric.question()
         self._concurrency, self._closed = config.endpoint_concurrency, threading.Event()
-        self._kept: dict[str, Score] = {}  # a pair's text differs from every single one: it has two lines
         try:
-            self._form = self._find_form()
+            self._take(rubric)
         except BaseException:
             self.close()
             raise
+
+    def under(self, rubric: Rubric) -> "OpenAIEngine":
+        """The same endpoint under another rubric, whose form of request is found anew."""
+        other = copy.copy(self)
+        other._take(rubric)
+        return other
+
+    def _take(self, rubric: Rubric) -> None:
+        self._rubric, self._single = rubric, rubric.question()
+        self._probe = rubric.about_text(PROBE, PROBE) if rubric.about_label else PROBE
+        # A pair's text differs from every single one: it has two lines, and is not asked about anything.
+        self._kept: dict[str, Score] = {}
+        self._form = self._find_form()
         read_from = f"logprobs{self._form.top_logprobs}" if self._form.top_logprobs else "text"
         self.name = f"openai/{rubric.style}/{read_from}"
         self.needs_calibration = self._form.top_logprobs > 0
@@ -80,7 +93,7 @@ class OpenAIEngine:
     def score(self, texts: Sequence[str]) -> list[Score]:
         """One score per text, in their order; NaN for a text without a usable answer. RuntimeError where the endpoint
         does not answer within the deadline, or refuses every request."""
-        return self._score(self._single, texts, PROBE)
+        return self._score(self._single, texts, self._probe)
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
         """One score per pair as it is shown; ValueError where the rubric has no pairs. Raises what `score` does."""
@@ -166,7 +179,7 @@ class OpenAIEngine:
 
         try:
             form, answer = find_form(
-                partial(self._post, self._single, PROBE), holds_answer, is_chat=self._single.style == "chat"
+                partial(self._post, self._single, self._probe), holds_answer, is_chat=self._single.style == "chat"
             )
         except EndpointUnavailable as error:
             slow = (

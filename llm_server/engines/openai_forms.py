@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llm_server.engines.openai_http import EndpointRefused, EndpointUnavailable
-from llm_server.rubrics.rubric import Question, without_system_turn
+from llm_server.rubrics.question import Question, without_system_turn
 
 TOP_LOGPROBS = (20, 5, 0)
 """The numbers to try, in this order; OpenAI's own completions give 5, its chats 20, some endpoints none."""

@@ -17,7 +17,7 @@ from configs.errors import one_line
 from llm_server.annotation import Score
 from llm_server.engines.answers import NO_ANSWER
 from llm_server.engines.engine import PROBE
-from llm_server.rubrics.rubric import Question, without_system_turn
+from llm_server.rubrics.question import Question, without_system_turn
 
 TEXT_MARK = "\u2063text\u2063"
 """Placeholder for the text while the chat template is applied; texts cannot contain it (it has a format character)."""

@@ -1,4 +1,4 @@
-"""The transformers engine: any causal language model of Hugging Face, read by the log-probabilities of two answer
+"""The transformers engine: any causal language model of Hugging Face, read by the log-probabilities of the answers'
 tokens.
 
 Invariant: one forward pass over an item's own tokens gives its answer, and that answer is the one a plain forward pass
@@ -59,10 +59,19 @@ class TransformersEngine:
         self.fingerprint = _fingerprint(self._model, self._tokenizer, self.name)
         self._head = self._model.get_output_embeddings()
         self._prompt = partial(PromptTokens, self._tokenizer, model=self.model, context=context)
+        self._take(rubric)
+
+    def under(self, rubric: Rubric) -> "TransformersEngine":
+        """The same weights under another rubric, with a shared prefix of its own."""
+        other = copy.copy(self)
+        other._take(rubric)
+        return other
+
+    def _take(self, rubric: Rubric) -> None:
+        self._rubric = rubric
         self._single = self._prepared(self._prompt(rubric.question()))
         self._pair_prompt = self._prompt(rubric.pair_question()) if rubric.pairs else None
         self._pair: _PreparedPrompt | None = None
-        self._rubric = rubric
 
     def score(self, texts: Sequence[str]) -> list[Score]:
         """One score per text, in their order; NaN for a text that cannot be asked as plain text."""

@@ -9,6 +9,7 @@ vLLM's prefix cache computes the rubric's part of the prompt once. The returned 
 the whole vocabulary (vLLM's `raw_logprobs`), so the sum of the answers' probabilities is the answer mass.
 """
 
+import copy
 import math
 import secrets
 from collections.abc import Sequence
@@ -45,7 +46,7 @@ class VllmEngine:
 
     def __init__(self, config: ServiceConfig, rubric: Rubric) -> None:
         python = vllm_python(config.vllm_python)
-        self._config, self._rubric = config, rubric
+        self._config = config
         self.model = config.model
         folder = model_folder(self.model)
         tokenizer, settings, possible = load_tokenizer(folder, self.model)
@@ -62,10 +63,9 @@ class VllmEngine:
         self.name = f"vllm/{'cpu' if on_cpu else 'gpu'}/{dtype}"
         self.fingerprint = folder_fingerprint(folder, self.name)
         self._prompt = partial(PromptTokens, tokenizer, model=self.model, context=context)
-        self._single = self._prompt(rubric.question())
-        self._pair = self._prompt(rubric.pair_question()) if rubric.pairs else None
+        self._take(rubric)
+        self._endpoints: dict[int, Endpoint] = {}  # at most one, by port; shared by all rubrics
         self._key = secrets.token_urlsafe(24)
-        self._endpoint: tuple[int, Endpoint] | None = None
         self._server = ChildServer(
             ServerSettings(
                 name="vLLM",
@@ -84,6 +84,17 @@ class VllmEngine:
             self.close()
             raise
 
+    def under(self, rubric: Rubric) -> "VllmEngine":
+        """The same server and connection under another rubric."""
+        other = copy.copy(self)
+        other._take(rubric)
+        return other
+
+    def _take(self, rubric: Rubric) -> None:
+        self._rubric = rubric
+        self._single = self._prompt(rubric.question())
+        self._pair = self._prompt(rubric.pair_question()) if rubric.pairs else None
+
     def score(self, texts: Sequence[str]) -> list[Score]:
         """One score per text, in their order; NaN for a text that cannot be asked as plain text. Waits while vLLM is
         replaced; RuntimeError where it does not come back, or fails repeatedly on these texts."""
@@ -97,8 +108,8 @@ class VllmEngine:
     def close(self) -> None:
         """End vLLM and all its processes; a running `score` fails."""
         self._server.close()
-        if self._endpoint:
-            self._endpoint[1].close()
+        for endpoint in self._endpoints.values():
+            endpoint.close()
 
     @property
     def pid(self) -> int | None:
@@ -133,11 +144,11 @@ class VllmEngine:
         )
 
     def _endpoint_on(self, port: int) -> Endpoint:
-        if self._endpoint is None or self._endpoint[0] != port:
-            if self._endpoint:
-                self._endpoint[1].close()
-            self._endpoint = port, self._connect(port, self._config.engine_timeout_s)
-        return self._endpoint[1]
+        if port not in self._endpoints:
+            while self._endpoints:  # of servers that have ended
+                self._endpoints.popitem()[1].close()
+            self._endpoints[port] = self._connect(port, self._config.engine_timeout_s)
+        return self._endpoints[port]
 
     def _connect(self, port: int, timeout_s: float) -> Endpoint:
         return Endpoint(f"http://127.0.0.1:{port}/v1", self._key, attempt_s=timeout_s, patience_s=0.0)

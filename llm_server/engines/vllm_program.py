@@ -22,6 +22,9 @@ except ImportError:
 main()
 """
 
+MAX_ANSWERS = 128
+"""Answers whose log-probabilities can be read at once; vLLM's own limit is 20, and a judge that plays has more."""
+
 
 def vllm_python(setting: str) -> str:
     """A Python with vLLM: the configured one, this one, or that of .venv-vllm beside it; ValueError for none."""
@@ -54,6 +57,7 @@ def vllm_command(python: str, config: ServiceConfig, folder: Path, dtype: str, c
         "--max-model-len": str(context),
         "--max-num-seqs": str(config.batch_size),
         "--logprobs-mode": "raw_logprobs",
+        "--max-logprobs": str(MAX_ANSWERS),
         "--generation-config": "vllm",
         "--tensor-parallel-size": str(config.tensor_parallel),
         "--gpu-memory-utilization": str(config.gpu_memory_utilization),

@@ -94,10 +94,12 @@ def _annotate(arguments: argparse.Namespace) -> None:
     rubric, config = read_judge_flags(arguments, with_store=True)
     if arguments.pairs and rubric.pairs is None:
         raise ValueError(f"--pairs: rubric '{rubric.id}' has no `pairs` section, so it compares nothing")
-    _check_out(rubric, Path(arguments.out))  # before a model is loaded
-    with opened_judge(rubric, config, arguments) as judge:
+    rubric.check_about(bool(arguments.about))
+    _check_out(rubric, arguments.about, Path(arguments.out))  # before a model is loaded
+    with opened_judge(rubric, config, arguments, arguments.about) as judge:
         said = judge.describe()
-        with closing(JudgementFile(Path(arguments.out), Provenance.of(said), said.pays_above)) as file:
+        asked_by = Provenance.of(said, arguments.about)
+        with closing(JudgementFile(Path(arguments.out), asked_by, said.pays_above)) as file:
             file.add_captions(counts)
             size = min(ITEMS_PER_REQUEST, said.max_items_per_request)
             _ask("captions", file.unjudged(), partial(_judge_captions, judge, file), size)
@@ -155,11 +157,15 @@ def _say_attempt(state: tenacity.RetryCallState) -> None:
     print(f"delphi annotate: {error}; attempt {state.attempt_number} of {NUM_ATTEMPTS}", file=sys.stderr, flush=True)
 
 
-def _check_out(rubric: Rubric, out: Path) -> None:
+def _check_out(rubric: Rubric, about: str, out: Path) -> None:
     try:
         theirs = read_provenance(out)
     except OSError as error:
         raise ValueError(f"--out: {out} cannot be read: {error.strerror}; give another file") from None
+    if theirs and theirs.about != about:
+        raise ValueError(
+            f"judgement file '{out}' holds answers about {theirs.about!r}, requested is {about!r}: give another --out"
+        )
     if theirs and (theirs.rubric_hash, theirs.pairs_hash) != (rubric.content_hash, rubric.pairs_hash):
         raise ValueError(
             f"judgement file '{out}' holds answers to rubric '{theirs.rubric_id}' version {theirs.rubric_version}"
@@ -199,9 +205,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     captions, out = "JSON lines, a run directory, or its captions.sqlite", "the judgement file; continued if it exists"
+    about = "what the captions are judged about, for a rubric with an about_label"
     pairs = "pairs to compare, drawn by their captions' counts (default: 0)"
     parser.add_argument("captions", type=path_argument, metavar="CAPTIONS", help=captions)
     parser.add_argument("--out", type=path_argument, required=True, metavar="FILE", help=out)
+    parser.add_argument("--about", default="", metavar="TEXT", help=about)
     parser.add_argument("--pairs", type=int, default=0, metavar="N", help=pairs)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="which pairs are drawn (default: 0)")
     add_judge_flags(parser, with_store=True)

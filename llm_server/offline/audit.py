@@ -6,18 +6,21 @@ examples are left out, and unparsed answers are counted, never guessed.
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import cycle
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from llm_server.annotation import Status
+from llm_server.annotation import Judgement, Status
 from llm_server.offline.audit_metrics import (
     NUM_BINS,
-    accuracy,
+    accuracy_interval,
     auc_interval,
     balanced_accuracy,
     calibration_error,
     pair_agreement,
+    rank_correlation_interval,
 )
 from llm_server.offline.caption_file import LabelledCaption
 from llm_server.offline.judge_flags import ITEMS_PER_REQUEST, OfflineJudgeClient
@@ -35,26 +38,38 @@ def audit_judge(
     *,
     num_pairs: int,
     num_timed: int,
+    min_similarity: float | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """All metrics of one judge as JSON values, None where undefined.
 
-    `num_pairs` pairs of a positive and a negative caption are compared. At least `num_timed` captions are timed;
-    missing ones are made of the words of the labelled ones. ValueError where too few captions are left.
+    `num_pairs` pairs of a positive and a negative caption are compared, none with graded labels. At least `num_timed`
+    captions are timed; missing ones are made of the words of the labelled ones. With `min_similarity` every caption is
+    judged alone, and its probability counts only where the cosine of its sentence embedding with that of its `about`
+    exceeds it, else 0. ValueError where too few captions are left.
     """
-    captions = without_examples(labelled, [example.item for example in rubric.examples])
+    captions = without_examples(labelled, shown_by(rubric))
     said = judge.describe()
     size = min(ITEMS_PER_REQUEST, said.max_items_per_request)
     texts = [caption.text for caption in captions]
     others = shuffled_words(texts, WARM_UP_CAPTIONS + max(0, num_timed - len(texts)), seed)
-    _ask("warm-up", judge.annotate, [text.encode() for text in others[:WARM_UP_CAPTIONS]], size)
-    timed = [text.encode() for text in texts + others[WARM_UP_CAPTIONS:]]
+    warm_up, others = others[:WARM_UP_CAPTIONS], others[WARM_UP_CAPTIONS:]
+    annotate = partial(_annotate, judge)
+    abouts = [caption.about if rubric.about_label else "" for caption in captions]
+    _ask("warm-up", annotate, [*zip(warm_up, cycle(abouts), strict=False)], size)
+    timed = [*zip(texts, abouts, strict=True), *zip(others, cycle(abouts), strict=False)]
     began = time.perf_counter()
-    judgements = _ask("captions", judge.annotate, timed, size)
+    judgements = _ask("captions", annotate, timed, size)
     seconds = time.perf_counter() - began
     judged = judgements[: len(captions)]
+    is_graded = captions[0].value is not None
+    measured: Callable[..., dict[str, Any]] = (
+        graded_metrics if is_graded else partial(score_metrics, are_probabilities=True)
+    )
     probabilities = np.array([j.probability if j.status is Status.OK else np.nan for j in judged])
     masses = [judgement.answer_mass for judgement in judged]
+    if min_similarity is not None:
+        probabilities = probabilities * (similarities(judge, captions, size) > min_similarity)
     report = {
         "rubric": rubric.id,
         "rubric_version": rubric.version,
@@ -64,14 +79,15 @@ def audit_judge(
         "fingerprint": said.fingerprint,
         "examples_left_out": len(labelled) - len(captions),
         "undecided": said.num_undecided(probabilities),
-        **score_metrics(probabilities, captions, said.threshold, are_probabilities=True),
+        **measured(probabilities, captions, said.threshold),
+        **({} if min_similarity is None else {"min_similarity": min_similarity}),
         "answer_mass_mean": float(np.mean(masses)),
         "answer_mass_min": float(np.min(masses)),
         "labels_per_s": sum(judgement.status is Status.OK for judgement in judgements) / seconds,
         "labels_timed": len(timed),
         "seconds_timed": seconds,
     }
-    if num_pairs and rubric.pairs:
+    if num_pairs and rubric.pairs and not is_graded:
         shown = [text for example in rubric.pairs.examples for text in (example.first, example.second)]
         report |= _pair_metrics(judge, captions, shown, num_pairs, size // 2, seed)
     return report
@@ -85,11 +101,14 @@ def score_metrics(
     answered = ~np.isnan(scores)
     scores, labels = scores[answered].astype(np.float64), labels[answered]
     auc = auc_interval(scores, labels)
+    correct = accuracy_interval(scores, labels, threshold)
     metrics = {
         "auc": auc.estimate,
         "auc_low": auc.low,
         "auc_high": auc.high,
-        "accuracy": accuracy(scores, labels, threshold),
+        "accuracy": correct.estimate,
+        "accuracy_low": correct.low,
+        "accuracy_high": correct.high,
         "balanced_accuracy": balanced_accuracy(scores, labels, threshold),
         "calibration_error": calibration_error(scores, labels) if are_probabilities else np.nan,
     }
@@ -104,11 +123,41 @@ def score_metrics(
     }
 
 
+def graded_metrics(scores: np.ndarray, captions: Sequence[LabelledCaption], threshold: float) -> dict[str, Any]:
+    """Agreement of `scores` [N] with graded labels, None where undefined; a NaN score counts as unparsed."""
+    values = np.array([caption.label for caption in captions])
+    answered = ~np.isnan(scores)
+    found = rank_correlation_interval(scores[answered].astype(np.float64), values[answered])
+    names = ("spearman", "spearman_low", "spearman_high")
+    return {
+        **{name: None if np.isnan(value) else value for name, value in zip(names, found, strict=True)},
+        "threshold": threshold,
+        "captions": len(captions),
+        "positives": sum(caption.is_positive for caption in captions),
+        "unparsed": int((~answered).sum()),
+    }
+
+
+def similarities(judge: OfflineJudgeClient, captions: Sequence[LabelledCaption], size: int) -> np.ndarray:
+    """[N] f32: the cosine of each caption's sentence embedding with that of what it is about."""
+    texts = [*dict.fromkeys(text for caption in captions for text in (caption.about, caption.text))]
+    chunks = [texts[start : start + size] for start in range(0, len(texts), size)]
+    embedded = np.concatenate([judge.embed([text.encode() for text in chunk]) for chunk in chunks])
+    vectors = dict(zip(texts, embedded, strict=True))
+    return np.array([vectors[caption.about] @ vectors[caption.text] for caption in captions])
+
+
+def shown_by(rubric: Rubric) -> list[str]:
+    """The rubric's examples, each after what it is judged about, if anything."""
+    return [f"{example.about} {example.item}" for example in rubric.examples]
+
+
 def without_examples(labelled: Sequence[LabelledCaption], examples: Iterable[str]) -> list[LabelledCaption]:
-    """The captions that are no example, ignoring case and spacing. ValueError where a class is then missing."""
+    """The captions that are no example, alone or after what they are about, ignoring case and spacing. ValueError where
+    a class is then missing."""
     shown = {_folded(example) for example in examples}
-    kept = [caption for caption in labelled if _folded(caption.text) not in shown]
-    if len({caption.is_positive for caption in kept}) < 2:
+    kept = [c for c in labelled if shown.isdisjoint({_folded(c.text), _folded(f"{c.about} {c.text}")})]
+    if len({caption.label for caption in kept}) < 2:
         raise ValueError(
             f"of {len(labelled)} labelled captions {len(kept)} are no examples of the rubric, and those are all of one"
             " kind: add more"
@@ -173,6 +222,12 @@ def _pair_metrics(
     }
 
 
+def _annotate(judge: OfflineJudgeClient, asked: Sequence[tuple[str, str]], *, bypass_store: bool) -> list[Judgement]:
+    """Judgements of texts, each about the second of the two if that is not empty."""
+    abouts = [about.encode() for _, about in asked if about]
+    return judge.annotate([text.encode() for text, _ in asked], abouts=abouts, bypass_store=bypass_store)
+
+
 def _ask(what: str, ask: Callable[..., list[Answer]], items: Sequence[Any], size: int) -> list[Answer]:
     answers: list[Answer] = []
     with progress(what, len(items)) as advance:
@@ -198,7 +253,15 @@ class Row(NamedTuple):
 
 ROWS: dict[str, Row] = {
     "auc": Row("AUC", "95 % interval {auc_low:.3f} to {auc_high:.3f} (bootstrap within each class)"),
-    "accuracy": Row("accuracy", "positive: {positive_means}"),
+    "spearman": Row(
+        "rank correlation",
+        "Spearman, 95 % interval {spearman_low:.3f} to {spearman_high:.3f} (bootstrap of the captions)",
+        "all answers are alike",
+    ),
+    "accuracy": Row(
+        "accuracy", "positive: {positive_means}; 95 % interval {accuracy_low:.3f} to {accuracy_high:.3f} (Wilson)"
+    ),
+    "min_similarity": Row("least cosine", "with what a caption is about; below it the probability counts as 0"),
     "balanced_accuracy": Row("balanced accuracy"),
     "calibration_error": Row("calibration error", "expected, {calibration_bins} bins", "there are no probabilities"),
     "answer_mass_mean": Row("answer mass, mean"),

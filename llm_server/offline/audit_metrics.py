@@ -1,5 +1,6 @@
 """How well scores agree with labels: area under the ROC curve with an interval, accuracy at a threshold, calibration,
-pairs; and `reward_precision`, the share of the intrinsic reward paid that went to captions labelled as progress.
+pairs; rank correlation with graded labels; and `reward_precision`, the share of the intrinsic reward paid that went to
+captions labelled as progress.
 
 Invariant: pure functions of numpy arrays; undefined values (of a single class, or no item) are NaN. Labels are bool
 [N], scores and probabilities f64 [N] and finite throughout. Captions without a label do not enter `reward_precision`,
@@ -17,6 +18,8 @@ SEPARATOR = "  "
 NUM_SHOWN = 20
 NUM_RESAMPLES = 2000
 NUM_BINS = 10
+NORMAL_975 = 1.959964
+"""The standard normal distribution's 97.5 % quantile."""
 MAX_TABLE = 4_000_000
 """Counts held at once while resampling."""
 
@@ -85,9 +88,14 @@ def auc_interval(
     return Interval(auc(scores, labels), float(low), float(high))
 
 
-def accuracy(scores: np.ndarray, labels: np.ndarray, threshold: float) -> float:
-    """Share of items whose `score > threshold` equals their label; NaN without items."""
-    return _mean((scores > threshold) == labels)
+def accuracy_interval(scores: np.ndarray, labels: np.ndarray, threshold: float) -> Interval:
+    """Share of items whose `score > threshold` equals their label, with the 95 % interval of Wilson (1927); NaN without
+    items."""
+    share, number = _mean((scores > threshold) == labels), max(1, len(labels))
+    spread = NORMAL_975**2 / number
+    middle = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
+    return Interval(share, middle - half, middle + half)
 
 
 def balanced_accuracy(scores: np.ndarray, labels: np.ndarray, threshold: float) -> float:
@@ -125,6 +133,38 @@ def pair_agreement(preferences: np.ndarray, position_biases: np.ndarray) -> Pair
     flips = np.abs(position_biases) > np.abs(np.log(safe / (1 - safe)))
     wins = (preferences > 0.5) + 0.5 * (preferences == 0.5)
     return PairAgreement(_mean(wins), _mean(position_biases), _mean(flips))
+
+
+def rank_correlation(scores: np.ndarray, values: np.ndarray, counts: np.ndarray | None = None) -> float:
+    """Spearman's rank correlation, equal numbers sharing their mean rank; NaN where one of the two has a single value.
+    `counts` [N] is how often each item occurs, by default once."""
+    counts = np.ones(len(scores)) if counts is None else counts
+    occurs = counts > 0
+    if min(len(np.unique(scores[occurs])), len(np.unique(values[occurs]))) < 2:
+        return math.nan
+    x, y = (_centred_ranks(each, counts) for each in (scores, values))
+    return float((counts * x * y).sum() / math.sqrt((counts * x * x).sum() * (counts * y * y).sum()))
+
+
+def rank_correlation_interval(
+    scores: np.ndarray, values: np.ndarray, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> Interval:
+    """`rank_correlation` with its 2.5 % and 97.5 % percentiles over a bootstrap of the items (Efron 1979), without the
+    resamples in which it is undefined."""
+    estimate = rank_correlation(scores, values)
+    if math.isnan(estimate):
+        return Interval(math.nan, math.nan, math.nan)
+    rng, evenly = np.random.default_rng(seed), np.full(len(scores), 1 / len(scores))
+    drawn = (rng.multinomial(len(scores), evenly) for _ in range(num_resamples))
+    low, high = np.nanpercentile([rank_correlation(scores, values, counts) for counts in drawn], [2.5, 97.5])
+    return Interval(estimate, float(low), float(high))
+
+
+def _centred_ranks(numbers: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    _, places = np.unique(numbers, return_inverse=True)
+    occur = np.bincount(places, weights=counts)
+    ranks = (np.cumsum(occur) - occur / 2)[places]
+    return ranks - np.average(ranks, weights=counts)
 
 
 def _histograms(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

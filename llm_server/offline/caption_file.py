@@ -13,7 +13,7 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,27 +57,75 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledCaption:
-    """A caption and whether a person calls it progress."""
+    """A caption and what a person says of it."""
 
     text: str
     is_positive: bool
+    """Whether it is progress; of graded labels, whether the value is above 0."""
+    about: str = ""
+    """What it is judged about, if anything."""
+    value: float | None = None
+    """In [0, 1]; None where the label is not graded."""
+
+    @property
+    def label(self) -> float:
+        """The value, or 1 for progress and 0 for none."""
+        return float(self.is_positive) if self.value is None else self.value
 
 
 def read_labelled(path: str) -> list[LabelledCaption]:
-    """The captions of a JSON-lines file with rows {"caption": text, "helpful": 0 or 1}, of both labels. Raises
-    ValueError for a file that cannot be read or holds anything else, or a caption with two labels. The other keys of an
-    export are ignored."""
-    labels: dict[str, bool] = {}
-    for place, text, row in _rows(path, required={"caption", "helpful"}):
-        if row["helpful"] not in (0, 1, True, False):
-            raise ValueError(f"{place}: helpful is {row['helpful']!r}, wanted 0 or 1")
-        is_positive = bool(row["helpful"])
-        if labels.setdefault(text, is_positive) != is_positive:
-            raise ValueError(f"{place}: caption {text!r} was labelled {int(not is_positive)} before: keep one of them")
-    if len(set(labels.values())) < 2:
-        got = "no captions" if not labels else f"only captions with helpful = {int(next(iter(labels.values())))}"
-        raise ValueError(f"{path} has {got}: an audit needs some with 1 and some with 0")
-    return [LabelledCaption(text=text, is_positive=is_positive) for text, is_positive in labels.items()]
+    """The captions of a JSON-lines file with rows {"caption": text, "helpful": 0 or 1}, or all graded, {"caption":
+    text, "value": 0 to 1}; `about` beside it says what the caption is judged about. Raises ValueError for a file that
+    cannot be read or holds anything else, fewer than two labels, or a caption with two. The other keys of an export are
+    ignored."""
+    found: dict[tuple[str, str], LabelledCaption] = {}
+    for place, text, row in _rows(path, required={"caption"}, others={"helpful", "value", "about"}):
+        caption = LabelledCaption(text=text, about=_about(place, row), **_label(place, row))
+        first = found.setdefault((caption.about, text), caption)
+        if (caption.value is None) != (next(iter(found.values())).value is None):
+            raise ValueError(f"{place}: this file has labels `helpful` and `value`: wanted one of the two throughout")
+        if first != caption:
+            before = int(first.is_positive) if first.value is None else first.value
+            raise ValueError(f"{place}: caption {text!r} was labelled {before} before: keep one of them")
+    captions = list(found.values())
+    if len({caption.label for caption in captions}) < 2:
+        name = "helpful" if not captions or captions[0].value is None else "value"
+        got = "no captions" if not captions else f"only captions with {name} = {captions[0].label:g}"
+        wanted = "some with 1 and some with 0" if name == "helpful" else "captions of different values"
+        raise ValueError(f"{path} has {got}: an audit needs {wanted}")
+    return captions
+
+
+def captions_about(captions: Sequence[LabelledCaption], about: str, *, keep_about: bool) -> list[LabelledCaption]:
+    """Those that are judged about `about`, which is left out of them unless `keep_about`; ValueError for none."""
+    found = [caption for caption in captions if caption.about == about]
+    if not found:
+        others = ", ".join(repr(other) for other in sorted({caption.about for caption in captions} - {""}))
+        raise ValueError(f"--about: got {about!r}, wanted one of the file's lines: {others or 'none has an about'}")
+    return found if keep_about else [replace(caption, about="") for caption in found]
+
+
+def _label(place: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """`is_positive` and `value` of a row."""
+    if "value" in row and "helpful" in row:
+        raise ValueError(f"{place} has both helpful and value: keep one of them")
+    if "value" in row:
+        value = row["value"]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise ValueError(f"{place}: value is {value!r}, wanted a number from 0 to 1")
+        return {"value": float(value), "is_positive": value > 0}
+    if "helpful" not in row:
+        raise ValueError(f"{place} has no 'helpful': wanted caption, helpful (or value, for graded labels)")
+    if row["helpful"] not in (0, 1, True, False):
+        raise ValueError(f"{place}: helpful is {row['helpful']!r}, wanted 0 or 1")
+    return {"is_positive": bool(row["helpful"])}
+
+
+def _about(place: str, row: Mapping[str, Any]) -> str:
+    about = row.get("about", "")
+    if not isinstance(about, str) or ("about" in row and not about.strip()):
+        raise ValueError(f"{place}: about is {about!r}, wanted text")
+    return about
 
 
 def read_counted(path: str) -> dict[str, int]:
@@ -144,11 +192,14 @@ def _query(path: str, query: str, *values: str) -> list[tuple[Any, ...]]:
         raise ValueError(f"{file} is not the captions.sqlite of a run, or it is damaged ({error})") from None
 
 
-def archive_rows(path: str) -> list[tuple[Any, ...]]:
-    """The same captions in any order, as tuples of id (signed), text, count, first_seen, probability, answer_mass and
-    status: for readers of a million of them, which dictionaries would slow down."""
-    columns = "id, text, count, first_seen, probability, answer_mass, status"
-    return _query(path, f"SELECT {columns} FROM captions WHERE text <> ''")
+def archive_rows(path: str, ids: Iterable[int] | None = None) -> list[tuple[Any, ...]]:
+    """The same captions in any order, or those of some (signed) `ids`, as tuples of id (signed), text, count,
+    first_seen, probability, answer_mass and status: for readers of a million of them, which dictionaries would slow
+    down."""
+    query = "SELECT id, text, count, first_seen, probability, answer_mass, status FROM captions WHERE text <> ''"
+    if ids is None:
+        return _query(path, query)
+    return _query(path, f"{query} AND id IN (SELECT value FROM json_each(?))", json.dumps([*ids]))
 
 
 def _archive(path: str) -> Path:
@@ -174,9 +225,11 @@ def _is_there(file: Path) -> bool:
     return True
 
 
-def _rows(path: str, required: set[str]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+def _rows(
+    path: str, required: set[str], others: Iterable[str] = ("helpful",)
+) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """Each non-blank line's place for error messages, caption, and object."""
-    known = {*ARCHIVE_COLUMNS, "helpful"}
+    known = {*ARCHIVE_COLUMNS, *others}
     try:
         text = Path(path).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from configs.annotation_schema import ServiceConfig
 from configs.flags import add_flags, check_flags, flag
 from configs.paths import path_argument
-from llm_server.serve import DEFAULTS, FLAGS
+from llm_server.serve import DEFAULT_RUBRIC, DEFAULTS, FLAGS
 
 if TYPE_CHECKING:
     from llm_server.client import AnnotationClient, InProcessClient
@@ -28,7 +28,6 @@ CREDENTIAL_FLAGS = {
     "tls_key": "the key of the client certificate",
     "token_file": "the service's token",
 }
-DEFAULT_RUBRIC = "nethack_progress"
 REQUEST_TIMEOUT_S = 600.0
 ITEMS_PER_REQUEST = 64
 """Two batches of the usual size: progress is told often, and few items are asked again after a kill."""
@@ -91,16 +90,17 @@ def read_judge_flags(arguments: argparse.Namespace, *, with_store: bool) -> "tup
 
 @contextmanager
 def opened_judge(
-    rubric: "Rubric", config: ServiceConfig | None, arguments: argparse.Namespace
+    rubric: "Rubric", config: ServiceConfig | None, arguments: argparse.Namespace, about: str = ""
 ) -> "Iterator[OfflineJudgeClient]":
-    """The judge that `read_judge_flags` returned, ready to answer, and closed at the end. ValueError where the model,
-    the store or the credentials cannot be used, ServiceUnavailable where an endpoint does not answer."""
+    """The judge that `read_judge_flags` returned, ready to answer, about `about` if given, and closed at the end.
+    ValueError where the model, the store or the credentials cannot be used, ServiceUnavailable where an endpoint does
+    not answer."""
     from llm_server.client import AnnotationClient, InProcessClient, ServiceUnavailable
     from llm_server.credentials import load_client_credentials
 
     if config is None:
         credentials = load_client_credentials(*(getattr(arguments, name) for name in CREDENTIAL_FLAGS))
-        with closing(AnnotationClient(arguments.address, rubric, REQUEST_TIMEOUT_S, credentials)) as client:
+        with closing(AnnotationClient(arguments.address, rubric, REQUEST_TIMEOUT_S, credentials, about)) as client:
             yield client
         return
     from llm_server.engines.openai_http import EndpointRefused, EndpointUnavailable
@@ -115,8 +115,8 @@ def opened_judge(
     if config.engine != "scripted":
         print(f"preparing {config.model} ({config.engine}) ...", file=sys.stderr, flush=True)
     try:
-        judge = build_judge(config, rubric)
+        judge = build_judge(config, [rubric])
     except (EndpointRefused, EndpointUnavailable) as error:
         raise ServiceUnavailable(str(error)) from error
     with closing(judge):
-        yield InProcessClient(judge)
+        yield InProcessClient(judge, rubric, about)

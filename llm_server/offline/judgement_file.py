@@ -60,15 +60,19 @@ class Provenance:
     engine: str
     fingerprint: str
     """Hash of weights, tokenizer, engine and dtype."""
+    about: str = ""
+    """What the captions were judged about, if anything."""
 
     @staticmethod
-    def of(description: ServiceDescription) -> "Provenance":
+    def of(description: ServiceDescription, about: str = "") -> "Provenance":
         """The provenance of a judge's answers."""
-        return Provenance(**{field.name: getattr(description, field.name) for field in fields(Provenance)})
+        names = [field.name for field in fields(Provenance) if field.name != "about"]
+        return Provenance(**{name: getattr(description, name) for name in names}, about=about)
 
     def __str__(self) -> str:
         rubric = f"rubric '{self.rubric_id}' version {self.rubric_version} ({self.rubric_hash})"
-        return f"{rubric}, model '{self.model}' ({self.engine}, {self.fingerprint[:12]})"
+        about = f" about {self.about!r}" * bool(self.about)
+        return f"{rubric}{about}, model '{self.model}' ({self.engine}, {self.fingerprint[:12]})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,7 +274,7 @@ def _provenance(connection: sqlite3.Connection, path: str | Path) -> tuple[Prove
         raise ValueError(
             f"judgement file '{path}' has format {version}, this program reads {FORMAT_VERSION}: annotate anew"
         )
-    values = dict(connection.execute("SELECT name, value FROM provenance"))
+    values = {"about": ""} | dict(connection.execute("SELECT name, value FROM provenance"))  # older files lack it
     provenance, threshold = Provenance(**{field.name: values[field.name] for field in fields(Provenance)}), math.nan
     with suppress(ValueError):
         threshold = float(values["threshold"])

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, get_args, get_origin
 from configs.errors import did_you_mean
 from configs.paths import user_path
 from configs.yaml_text import TRUTH, kind_of, read_yaml
-from llm_server.rubrics.rubric import Calibration, PairRubric, Rubric
+from llm_server.rubrics.rubric import AboutItem, Calibration, Example, PairRubric, Rubric, item_and_about
 
 STYLES = ("completion", "chat")
 SWAPPED = {"first": "second", "second": "first", "tie": "tie"}
@@ -46,13 +46,26 @@ def load_rubric(name_or_path: str) -> Rubric:
         raise ValueError(f"rubric '{name_or_path}' cannot be read: {error}") from None
 
 
+def distinct_rubrics(rubrics: Iterable[Rubric]) -> list[Rubric]:
+    """The rubrics of one service, each once. ValueError for none, and where two differ under one id and version, by
+    which requests name them."""
+    found: dict[tuple[str, str], Rubric] = {}
+    for rubric in rubrics:
+        if found.setdefault((rubric.id, rubric.version), rubric) != rubric:
+            named = f"id {rubric.id!r} and version {rubric.version!r}"
+            raise ValueError(f"two different rubrics have the {named}: change the id of one of them")
+    if not found:
+        raise ValueError("got no rubric, wanted at least one")
+    return list(found.values())
+
+
 def parse_rubric(text: str, name: str) -> Rubric:
     """The rubric written in `text`; ValueError, beginning with `name`, where a key is unknown, missing or malformed."""
     try:
         content = read_yaml(text)
     except ValueError as error:
         raise ValueError(f"rubric '{name}': {error}") from None
-    rubric = _build(Rubric, _extended(content, name), name)
+    rubric = read_keys(Rubric, _extended(content, name), name)
     _check(rubric, name)
     return rubric
 
@@ -72,6 +85,8 @@ def _extended(content: Any, name: str) -> Any:
 
 def _check(rubric: Rubric, name: str) -> None:
     kinds = rubric.positive_kinds + rubric.minor_kinds + rubric.negative_kinds
+    words, values = tuple(graded.word for graded in rubric.answers), [graded.value for graded in rubric.answers]
+    named = words or kinds
     pair_items = rubric.pairs.items if rubric.pairs else ()
     has_both, has_words = rubric.positive_kinds and rubric.negative_kinds, rubric.positive or rubric.negative
     calibrates, ratio = bool(rubric.calibration.items), rubric.calibration.negatives_per_positive
@@ -80,15 +95,19 @@ def _check(rubric: Rubric, name: str) -> None:
             rubric.style not in STYLES
         ),
         "id and version must not be empty": not (rubric.id and rubric.version),
+        "graded answers stand in place of positive, negative and kinds: leave one of the two out": words
+        and (kinds or has_words),
+        f"answers: every value must lie in 0 to 1, got {values}": not all(0 <= value <= 1 for value in values),
+        "answers: wanted at least two, of different values": words and len(set(values)) < 2,
         "positive_kinds and negative_kinds go together, in place of positive and negative": kinds
         and (not has_both or has_words),
-        **_answer_problems(kinds or (rubric.positive, rubric.negative)),
-        f"every example needs one of the kinds {', '.join(kinds)}": kinds
-        and any(shown.kind not in kinds for shown in rubric.examples),
-        "an example has a kind, the rubric has none": not kinds
+        **_answer_problems(named or (rubric.positive, rubric.negative)),
+        f"every example needs one of the kinds {', '.join(named)}": named
+        and any(shown.kind not in named for shown in rubric.examples),
+        "an example has a kind, the rubric has none": not named
         and any(shown.kind for shown in rubric.examples + pair_items),
-        "an item of pairs has a kind that the rubric lacks": kinds
-        and any(shown.kind and shown.kind not in kinds for shown in pair_items),
+        "an item of pairs has a kind that the rubric lacks": named
+        and any(shown.kind and shown.kind not in named for shown in pair_items),
         "kinds need calibration items: without them a model's bias towards each answer is unknown": kinds
         and not calibrates,
         f"calibration: negatives_per_positive must be above 0, not {ratio}": not ratio > 0,
@@ -98,6 +117,8 @@ def _check(rubric: Rubric, name: str) -> None:
         "threshold auto needs calibration items": rubric.threshold is None and not calibrates,
         "answer_prefix is for style chat; put it into answer_label": rubric.answer_prefix
         and rubric.style == "completion",
+        "about_label and pairs do not go together: pairs are compared by themselves": rubric.about_label
+        and rubric.pairs,
     }
     _raise_first(problems, name)
     if pairs := rubric.pairs:
@@ -130,18 +151,23 @@ def _answer_problems(answers: Collection[str]) -> dict[str, bool]:
 
 
 def _check_shown(rubric: Rubric, name: str) -> None:
-    """ValueError where an item that the model is shown is empty, or has two answers."""
+    """ValueError where an item that the model is shown is empty, has two answers, or lacks what it is judged about."""
 
     def refuse(problem: str) -> NoReturn:
         raise ValueError(f"rubric '{name}': {problem}")
 
-    def line(item: str, what: str) -> str:
-        return rubric.item_text(item.encode("utf-8", "surrogatepass")) or refuse(f"{what} {item!r} is empty")
+    def line(shown: str | AboutItem | Example, what: str) -> str:
+        item, about = item_and_about(shown)
+        if about and not rubric.about_label:
+            refuse(f"{what} '{item}' has an `about`, and the rubric no about_label")
+        if rubric.about_label and not about:
+            refuse(f"{what} '{item}' has no `about`, which about_label asks for")
+        return rubric.shown_text(shown) or refuse(f"{what} {item!r} is empty")
 
-    def answers(what: str, shown: Iterable[tuple[str, str]]) -> dict[str, str]:
+    def answers(what: str, shown: Iterable[tuple[str | AboutItem | Example, str]]) -> dict[str, str]:
         found: dict[str, str] = {}
         for item, answer in shown:
-            text = line(item, what)
+            text = line(item, what).replace("\n", " ")
             if found.setdefault(text, answer) != answer:
                 refuse(f"{what} '{text}' has two answers, {found[text]!r} and {answer!r}; leave one of the two out")
         return found
@@ -154,7 +180,7 @@ def _check_shown(rubric: Rubric, name: str) -> None:
                 f"example '{example.item}' is {words[example.positive]}, and its kind '{example.kind}' is not; leave"
                 " `positive` out"
             )
-    examples = answers("example", ((shown.item, shown.kind or words[shown.positive]) for shown in rubric.examples))
+    examples = answers("example", ((shown, shown.kind or words[shown.positive]) for shown in rubric.examples))
     calibration = [(item, "no") for item in rubric.calibration.items]
     calibration += [(item, "yes") for item in rubric.calibration.positives]
     for item in answers("calibration item", calibration):
@@ -162,7 +188,7 @@ def _check_shown(rubric: Rubric, name: str) -> None:
             refuse(f"calibration item '{item}' is also an example: the bias must be measured on items not shown")
     if rubric.pairs is None:
         return
-    answers("item of pairs", ((shown.item, words[shown.positive]) for shown in pair_items))
+    answers("item of pairs", ((shown, words[shown.positive]) for shown in pair_items))
     better: dict[tuple[str, str], str] = {}
     for pair in rubric.pairs.examples:
         first, second = line(pair.first, "example of pairs"), line(pair.second, "example of pairs")
@@ -174,7 +200,7 @@ def _check_shown(rubric: Rubric, name: str) -> None:
                 )
 
 
-def _build(kind: type, content: Any, name: str, positive_kinds: Collection[str] = ()) -> Any:
+def read_keys(kind: type, content: Any, name: str, positive_kinds: Collection[str] = ()) -> Any:
     """The dataclass `kind` from its keys; ValueError where one is unknown or missing or has a value of another type."""
     if not isinstance(content, dict):
         raise ValueError(f"rubric '{name}': wanted keys with values, got {kind_of(content)}")
@@ -193,21 +219,27 @@ def _build(kind: type, content: Any, name: str, positive_kinds: Collection[str] 
     return kind(**{key: _read(fields[key].type, values, key, name, positive_kinds) for key in fields if key in values})
 
 
+def _read_entry(options: tuple[Any, ...], entry: Any, name: str, place: str, kinds: Collection[str]) -> Any:
+    """An entry of a list: a text, a dataclass, or either, where keys are known by `about`."""
+    if str not in options or (len(options) > 1 and isinstance(entry, dict) and "about" in entry):
+        return read_keys(options[-1], entry, name, kinds)
+    if not isinstance(entry, str):
+        problem = f"a list of texts (in quotes where YAML would read one otherwise), got {entry!r}"
+        raise ValueError(f"{place} must be {problem}")
+    return str(entry)
+
+
 def _read(wanted: Any, values: dict[str, Any], key: str, name: str, kinds: Collection[str]) -> Any:
     """The value of `key` converted to the type of its field; ValueError where that is impossible."""
     value, place, parts = values[key], f"rubric '{name}': {key}", get_args(wanted)
     if get_origin(wanted) is tuple:
         if not isinstance(value, list):
             raise ValueError(f"{place} must be a list, got {value!r}")
-        if parts[0] is not str:
-            places = (f"{name}: {key.removesuffix('s')} {n}" for n in itertools.count(1))
-            return tuple(_build(parts[0], entry, where, kinds) for entry, where in zip(value, places, strict=False))
-        if other := [item for item in value if not isinstance(item, str)]:
-            problem = f"a list of texts (in quotes where YAML would read one otherwise), got {other[0]!r}"
-            raise ValueError(f"{place} must be {problem}")
-        return tuple(map(str, value))
+        options = get_args(parts[0]) or parts[:1]
+        places = (f"{name}: {key.removesuffix('s')} {n}" for n in itertools.count(1))
+        return tuple(_read_entry(options, *each, place, kinds) for each in zip(value, places, strict=False))
     if wanted in (Calibration, PairRubric | None):
-        return _build(next(iter(parts), wanted), value, f"{name}: {key}", kinds)
+        return read_keys(next(iter(parts), wanted), value, f"{name}: {key}", kinds)
     if wanted is str and isinstance(value, str):
         return str(value)
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):

@@ -1,71 +1,28 @@
-"""`Rubric`: what the LLM is asked about single items and about pairs; `Question`: the prompt template of one such
-request, as a completion to continue or as a conversation.
+"""`Rubric`: what the LLM is asked about single items and about pairs.
 
-Invariant: an item is plain text on one line between two fixed pieces of prompt, so it can change neither the prompt's
-structure nor its length beyond the rubric's limit; examples have exactly the same form, and answers are single words in
-a fixed place.
+Invariant: an item, and what it is judged about, are plain text on one line each between fixed pieces of prompt, so they
+can change neither the prompt's structure nor its length beyond the rubric's limit.
 """
 
 import dataclasses
 import hashlib
 import json
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from llm_server.rubrics.question import Question
+
 PROMPT_VERSION = 2
-"""Raise whenever the same rubric and text make another prompt, here or in `prompt_tokens.py`. It is part of every
-engine's fingerprint, so that judgements of older prompts are not reused."""
+"""Raise whenever the same rubric and text make another prompt, here, in `question.py` or in `prompt_tokens.py`. It is
+part of every engine's fingerprint, so that judgements of older prompts are not reused."""
 MINOR = 0.3
 """The weight of a minor kind: an item that is nothing else stays below theta."""
 MAX_PARTS = 16
 """At most this many parts of one item are asked about, the last ones: a step's outcome comes last."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """The prompt template around one text (rubric -> engine)."""
-
-    style: str
-    """`completion` or `chat`."""
-    instructions: str
-    label: str
-    """Precedes a text."""
-    answer_label: str
-    """Precedes an answer in `completion` style, on a line of its own."""
-    examples: tuple[tuple[str, str], ...]
-    """Texts with their answers, shown in this order."""
-    answers: tuple[str, ...]
-    """The answers as they follow the prompt; with the default weights a positive one, a negative one, and a tie."""
-    weights: tuple[float, ...] = (1.0, 0.0, 0.5)
-    """The weight of each answer in the item's probability; surplus weights are ignored."""
-    answer_prefix: str = ""
-    """Begins the model's turn in `chat` style."""
-
-    def completion_prompt(self) -> tuple[str, str]:
-        """The prompt before and after a text in `completion` style; a space separates the first piece from the text."""
-        parts = [f"{self.instructions.strip()}\n\n"] if self.instructions.strip() else []
-        for text, answer in self.examples:
-            parts.append(f"{self.label} {text}\n{self.answer_label}{answer}\n\n")
-        return "".join(parts) + self.label, f"\n{self.answer_label}"
-
-    def chat_messages(self, text: str) -> list[dict[str, str]]:
-        """The conversation that asks about `text` in `chat` style: instructions, examples as past turns, question."""
-        turns = [{"role": "system", "content": self.instructions.strip()}] if self.instructions.strip() else []
-        for shown, answer in self.examples:
-            turns.append({"role": "user", "content": f"{self.label} {shown}"})
-            turns.append({"role": "assistant", "content": answer.strip()})
-        return [*turns, {"role": "user", "content": f"{self.label} {text}"}]
-
-
-def without_system_turn(conversation: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """The conversation with the instructions in the first user turn, for models that support no system turn."""
-    if conversation[0]["role"] != "system":
-        return list(conversation)
-    system, first, *rest = conversation
-    return [{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *rest]
+HASHED_IF_USED = ("about_label", "about", "answers")
+"""Keys that older rubrics lack: left out of a hash where they are empty, so that stored judgements stay valid."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,16 +32,38 @@ class Example:
     item: str
     positive: bool
     kind: str = ""
-    """The answer, if the rubric has kinds."""
+    """The answer, if the rubric has kinds or graded `answers`."""
+    about: str = ""
+    """What the item is judged about, if the rubric has an `about_label`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AboutItem:
+    """A calibration item of a rubric with an `about_label`."""
+
+    about: str
+    """What the item is judged about."""
+    item: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradedAnswer:
+    """One of several answers with a value each."""
+
+    word: str
+    """The answer as it follows the prompt, its leading space included; one token."""
+    value: float
+    """Its part in the item's probability, which is the expected value of the answers; in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
     """Items for measuring a model's bias, and theta with `threshold: auto` (`llm_server.service.calibration`)."""
 
-    items: tuple[str, ...] = ()
-    """Items that deserve the negative answer; none may be an example."""
-    positives: tuple[str, ...] = ()
+    items: tuple[str | AboutItem, ...] = ()
+    """Items that deserve the negative answer, of graded answers the one with the lowest value; none may be an
+    example."""
+    positives: tuple[str | AboutItem, ...] = ()
     """Items that deserve the positive answer, likewise. Without any, theta is the maximum of `items` plus the
     margin."""
     negatives_per_positive: float = 1.0
@@ -159,17 +138,25 @@ class Rubric:
     """Answers for items between positive and negative; they have the weight `MINOR`."""
     negative_kinds: tuple[str, ...] = ()
     """One answer per kind of negative item."""
+    answers: tuple[GradedAnswer, ...] = ()
+    """In place of `positive` and `negative`: graded answers. Examples answer with a word of theirs as their `kind`, and
+    an item's probability is the expected value; with calibration items, after the model's bias towards each answer is
+    removed, as for kinds."""
     separator: str = ""
     """If set, it separates the parts of an item, such as the messages of one step; each part is asked about by itself,
     and the item has the judgement of its likeliest part."""
     item_label: str = "Message:"
     """Precedes an item."""
+    about_label: str = ""
+    """If set, every item is judged about a second text (a goal, an instruction, a question), which the label precedes
+    on the line above the item's. Whoever asks gives that text with the item; examples and calibration items have it as
+    `about`."""
     answer_label: str = "Answer:"
     """Precedes an answer, on a line of its own."""
     examples: tuple[Example, ...] = ()
     """Shown in this order."""
     max_item_chars: int = 256
-    """Longer items are cut."""
+    """Longer items, and longer texts that they are judged about, are cut."""
     min_answer_mass: float = 0.1
     """Below this total probability of the answers, the model has not answered."""
     threshold: float | None = None
@@ -215,22 +202,53 @@ class Rubric:
             text = "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in text)
         return " ".join(text.split())[: self.max_item_chars].rstrip()
 
+    def check_about(self, has_about: bool) -> None:
+        """ValueError unless items come with what they are judged about exactly where the rubric has an
+        `about_label`."""
+        if self.about_label and not has_about:
+            label = f"its about_label is {self.about_label!r}"
+            raise ValueError(f"rubric '{self.id}' judges every item about something ({label}): give an `about`")
+        if has_about and not self.about_label:
+            raise ValueError(f"rubric '{self.id}' has no about_label, it judges items alone: leave `about` out")
+
+    def asked_text(self, item: bytes, about: bytes = b"") -> str | None:
+        """The text that asks about `item`: its line, with an `about_label` after the line of `about`. None where one
+        of them is no text, see `item_text`."""
+        text = self.item_text(item)
+        if text is None or not self.about_label:
+            return text
+        line = self.item_text(about)
+        return line and self.about_text(line, text)
+
+    def about_text(self, about: str, item: str) -> str:
+        """The text that asks about an item and what it is judged about, each as `item_text` makes it."""
+        return f"{about}\n{self.item_label} {item}"
+
+    def shown_text(self, shown: str | AboutItem | Example) -> str | None:
+        """`asked_text` of an example or a calibration item."""
+        return self.asked_text(*(text.encode("utf-8", "surrogatepass") for text in item_and_about(shown)))
+
     def pair_text(self, first: str, second: str) -> str:
         """The text that asks about two items, each as `item_text` makes it, in this order."""
         return f"{first}\n{self._pairs().second_label} {second}"
 
     def question(self) -> Question:
-        """The question about a single item; the positive answers come first."""
+        """The question about a single item; the positive answers come first, graded ones in their own order."""
         positives, negatives = self.positive_kinds or (self.positive,), self.negative_kinds or (self.negative,)
+        answers = positives + self.minor_kinds + negatives
+        weights = (1.0,) * len(positives) + (MINOR,) * len(self.minor_kinds) + (0.0,) * len(negatives)
+        if self.answers:
+            answers = tuple(graded.word for graded in self.answers)
+            weights = tuple(float(graded.value) for graded in self.answers)
         words = {True: self.positive, False: self.negative}
         return Question(
             style=self.style,
             instructions=self.instructions,
-            label=self.item_label,
+            label=self.about_label or self.item_label,
             answer_label=self.answer_label,
-            examples=tuple((self._one_line(s.item), s.kind or words[s.positive]) for s in self.examples),
-            answers=positives + self.minor_kinds + negatives,
-            weights=(1.0,) * len(positives) + (MINOR,) * len(self.minor_kinds) + (0.0,) * len(negatives),
+            examples=tuple((self.shown_text(s) or "", s.kind or words[s.positive]) for s in self.examples),
+            answers=answers,
+            weights=weights,
             answer_prefix=self.answer_prefix,
         )
 
@@ -262,5 +280,19 @@ class Rubric:
         return self.pairs
 
 
+def item_and_about(shown: str | AboutItem | Example) -> tuple[str, str]:
+    """An example's or a calibration item's text, and what it is judged about, empty for nothing."""
+    return (shown, "") if isinstance(shown, str) else (shown.item, shown.about)
+
+
 def _hash(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(_used(content), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _used(content: Any) -> Any:
+    """`content` without the empty ones of `HASHED_IF_USED`, at any depth."""
+    if isinstance(content, dict):
+        return {key: _used(value) for key, value in content.items() if value or key not in HASHED_IF_USED}
+    if isinstance(content, list | tuple):
+        return [_used(value) for value in content]
+    return content

@@ -12,7 +12,7 @@ import numpy as np
 
 from llm_server.annotation import Score, log_odds
 from llm_server.engines.engine import Engine
-from llm_server.rubrics.rubric import Rubric
+from llm_server.rubrics.rubric import AboutItem, Rubric
 
 LOG = logging.getLogger(__name__)
 BOUNDS = (0.1, 0.6)
@@ -36,11 +36,12 @@ class Calibrated:
     decided_by: tuple[str, ...] = ()
     """The calibration items nearest to theta, below and above; empty where the rubric sets theta."""
     bias: tuple[float, ...] = field(default=(), repr=False)
-    """Log-odds to subtract from each answer; empty for two answers, whose bias theta absorbs."""
+    """Log-odds to subtract from each answer; empty for two answers, whose bias theta absorbs, and for graded answers
+    without calibration items."""
     weights: tuple[float, ...] = field(default=(), repr=False)
 
     def probability(self, score: Score) -> float:
-        """The probability of the positive answers."""
+        """The probability of the positive answers; of graded answers the expected value."""
         return _unbiased(score, self.bias, self.weights) if self.bias else score.probability
 
 
@@ -49,10 +50,11 @@ def calibrate(engine: Engine, rubric: Rubric) -> Calibrated:
     noise = next((value for name, value in NOISE.items() if name in engine.name.rpartition("/")[2]), 0.0)
     if not engine.needs_calibration:
         return Calibrated(threshold=0.5 if rubric.threshold is None else rubric.threshold, noise=noise)
-    is_needed = rubric.threshold is None or rubric.positive_kinds
+    has_bias = bool(rubric.positive_kinds or (rubric.answers and rubric.calibration.items))
+    is_needed = rubric.threshold is None or has_bias
     negatives = _scores(engine, rubric, rubric.calibration.items) if is_needed else {}
     weights = rubric.question().weights
-    bias = _bias(list(negatives.values()), weights) if rubric.positive_kinds else ()
+    bias = _bias(list(negatives.values()), weights) if has_bias else ()
     calibrated = Calibrated(threshold=math.nan, noise=noise, bias=bias, weights=weights)
     if rubric.threshold is not None:
         return replace(calibrated, threshold=rubric.threshold)
@@ -69,8 +71,8 @@ def calibrate(engine: Engine, rubric: Rubric) -> Calibrated:
     return replace(calibrated, threshold=theta, decided_by=decided_by)
 
 
-def _scores(engine: Engine, rubric: Rubric, items: Sequence[str]) -> dict[str, Score]:
-    texts = [text for item in items if (text := rubric.item_text(item.encode()))]
+def _scores(engine: Engine, rubric: Rubric, items: Sequence[str | AboutItem]) -> dict[str, Score]:
+    texts = [text for item in items if (text := rubric.shown_text(item))]
     answers = zip(texts, engine.score(texts), strict=True)
     scores = {text: score for text, score in answers if math.isfinite(score.probability)}
     if texts and not scores:

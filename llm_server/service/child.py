@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -115,7 +115,7 @@ def _is_silence(error: grpc.RpcError) -> bool:
 
 
 class ServiceProcess(ChildProcess):
-    """`python -m llm_server.serve` as a child; thread-safe.
+    """`python -m llm_server.serve` under `rubrics` (names or files) as a child; thread-safe.
 
     Its output is appended to `log_path`; its address is read from a file beside it. `ensure_running` is to be called
     about every second; it also kills a child that fails its liveness probe (see `ServiceConfig.hang_timeout_s`). It
@@ -126,7 +126,7 @@ class ServiceProcess(ChildProcess):
     def __init__(
         self,
         config: ServiceConfig,
-        rubric: str,
+        rubrics: Sequence[str],
         log_path: Path,
         clock: Callable[[], float] = time.monotonic,
         *,
@@ -135,7 +135,7 @@ class ServiceProcess(ChildProcess):
     ) -> None:
         super().__init__(SUPERVISION, clock)
         self._log_path, self._address_path = log_path, log_path.with_suffix(".address")
-        command = serve_command(config, rubric, access)
+        command = serve_command(config, rubrics, access)
         self._command = [*command, "--address-file", str(self._address_path), "--exit-with-parent"]
         self._config, self._credentials = config, credentials
         self._probe: LivenessProbe | None = None
@@ -227,10 +227,9 @@ class ServiceProcess(ChildProcess):
             self._address_path.unlink()
 
 
-def serve_command(config: ServiceConfig, rubric: str, access: AccessConfig = LOOPBACK_ACCESS) -> list[str]:
-    """The command line that serves `config` (this interpreter, any working directory)."""
-    values = {"rubric": rubric}
-    values |= {name: getattr(config, name) for name in FLAGS} | {name: getattr(access, name) for name in ACCESS_FLAGS}
+def serve_command(config: ServiceConfig, rubrics: Sequence[str], access: AccessConfig = LOOPBACK_ACCESS) -> list[str]:
+    """The command line that serves `config` under `rubrics` (this interpreter, any working directory)."""
+    values = {name: getattr(config, name) for name in FLAGS} | {name: getattr(access, name) for name in ACCESS_FLAGS}
     # `--name=value`, so that a value may begin with a dash. An empty value keeps the service's default, except that an
     # empty `endpoint_key_env` means that no key is sent.
     flags = [
@@ -239,4 +238,5 @@ def serve_command(config: ServiceConfig, rubric: str, access: AccessConfig = LOO
         if value != "" or name == "endpoint_key_env"
     ]
     anywhere = ["--insecure-listen-anywhere"] * access.insecure_listen_anywhere
-    return [sys.executable, "-m", "llm_server.serve", *flags, *anywhere]
+    named = [f"--rubric={rubric}" for rubric in rubrics]
+    return [sys.executable, "-m", "llm_server.serve", *named, *flags, *anywhere]

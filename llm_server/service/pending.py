@@ -16,7 +16,7 @@ from itertools import islice
 from typing import NamedTuple, TypeVar
 
 from llm_server.annotation import Judgement, Status
-from llm_server.wire import pair_bytes
+from llm_server.wire import asked_bytes, pair_bytes
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -41,16 +41,20 @@ class Key(NamedTuple):
     bypass_store: bool
     second: bytes | None = None
     """The item shown after `item`, where the two are compared."""
+    about: bytes = b""
+    """What `item` is judged about, if anything."""
+    rubric: int = 0
+    """Number of the rubric in the judge."""
 
     @property
-    def is_pair(self) -> bool:
-        """Whether two items are compared."""
-        return self.second is not None
+    def form(self) -> tuple[int, bool]:
+        """The rubric's number and whether two items are compared: questions of one form are asked together."""
+        return self.rubric, self.second is not None
 
     @property
     def stored_as(self) -> bytes:
-        """The item's, or the pair's, key in the judgement store."""
-        return self.item if self.second is None else pair_bytes(self.item, self.second)
+        """The item's, or the pair's, key in the judgement store of its rubric."""
+        return asked_bytes(self.item, self.about) if self.second is None else pair_bytes(self.item, self.second)
 
 
 @dataclass(eq=False, slots=True)
@@ -120,9 +124,11 @@ class PendingQuestions:
             self._waiting.update((key, None) for key in keys if key in self._questions)
 
     def take_batch(self, size: int) -> list[tuple[Key, PendingQuestion]]:
-        """Take the `size` keys that have waited longest, for the engine."""
+        """Take for the engine up to `size` keys of the form of the one that has waited longest, oldest first."""
         with self._changed:
-            batch = [(key, self._questions[key]) for key in islice(self._waiting, size)]
+            form = next((key.form for key in self._waiting), None)
+            same = (key for key in self._waiting if key.form == form)
+            batch = [(key, self._questions[key]) for key in islice(same, size)]
             for key, _ in batch:
                 del self._waiting[key]
             return batch

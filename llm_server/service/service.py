@@ -37,32 +37,36 @@ LOOPBACK_ACCESS = AccessConfig()
 class AnnotationServicer(annotation_pb2_grpc.AnnotationServicer):
     """Checks requests and passes them to the judge; refuses them while it is not loaded."""
 
-    def __init__(self, rubric: Rubric) -> None:
+    def __init__(self) -> None:
         self.judge: Judge | None = None
-        self._rubric = rubric
 
     async def Annotate(self, request: pb.AnnotateRequest, context: grpc.aio.ServicerContext) -> pb.AnnotateResponse:
         """One judgement per item; see annotation.proto for the statuses."""
-        judge = await self._ready_judge(context, request)
-        items = request.items  # no list: the judge refuses too many before it reads them
-        judgements = await _answer(context, lambda: judge.submit(items, request.bypass_store))
-        said = judge.describe()
-        return wire.annotate_response(judgements, items, rubric_hash=said.rubric_hash, fingerprint=said.fingerprint)
+        judge = await self._ready_judge(context)
+        rubric = await _named_rubric(judge, request, context)
+        items, abouts = request.items, request.abouts  # no lists: the judge refuses too many before it reads them
+        ask = partial(judge.submit, items, request.bypass_store, rubric=rubric, abouts=abouts)
+        judgements = await _answer(context, ask)
+        said = judge.describe(rubric)
+        return wire.annotate_response(
+            judgements, items, abouts=abouts, rubric_hash=said.rubric_hash, fingerprint=said.fingerprint
+        )
 
     async def AnnotatePairs(
         self, request: pb.AnnotatePairsRequest, context: grpc.aio.ServicerContext
     ) -> pb.AnnotatePairsResponse:
         """One judgement per pair."""
-        judge = await self._ready_judge(context, request)
+        judge = await self._ready_judge(context)
+        rubric = await _named_rubric(judge, request, context)
         pairs: list[tuple[bytes, bytes]] = []
 
         def submit() -> "Future[list[PairJudgement]]":
             judge.check_number(len(request.pairs))
             pairs.extend((pair.first, pair.second) for pair in request.pairs)
-            return judge.submit_pairs(pairs, request.bypass_store)
+            return judge.submit_pairs(pairs, request.bypass_store, rubric=rubric)
 
         judgements = await _answer(context, submit)
-        said = judge.describe()
+        said = judge.describe(rubric)
         return wire.pairs_response(judgements, pairs, pairs_hash=said.pairs_hash, fingerprint=said.fingerprint)
 
     async def Embed(self, request: pb.EmbedRequest, context: grpc.aio.ServicerContext) -> pb.EmbedResponse:
@@ -73,24 +77,37 @@ class AnnotationServicer(annotation_pb2_grpc.AnnotationServicer):
         return wire.embed_response(vectors, items, fingerprint=judge.describe().fingerprint)
 
     async def Describe(self, request: pb.DescribeRequest, context: grpc.aio.ServicerContext) -> pb.DescribeResponse:
-        """The judge's description."""
-        return wire.describe_response((await self._ready_judge(context)).describe())
+        """The judge's description under the rubric that the request names, the first where it has none of that name."""
+        judge = await self._ready_judge(context)
+        rubric = _found_rubric(judge, request)
+        return wire.describe_response(judge.describe(rubric), map(judge.describe, judge.rubrics))
 
-    async def _ready_judge(self, context: grpc.aio.ServicerContext, request: Any = None) -> Judge:
-        """The judge, once it is loaded; `request`, if given, must name its rubric. Aborts the call otherwise."""
-        rubric = self._rubric
+    async def _ready_judge(self, context: grpc.aio.ServicerContext) -> Judge:
+        """The judge, once it is loaded; aborts the call otherwise."""
         if self.judge is None:
             retry = "ask again in a few seconds, or watch grpc.health.v1"
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"{wire.LOADING}; {retry}")
-        if request is not None and (request.rubric_id, request.rubric_version) != (rubric.id, rubric.version):
-            asked, version = request.rubric_id[:MAX_SHOWN_CHARS], request.rubric_version[:MAX_SHOWN_CHARS]
-            await context.abort(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                f"rubric {asked!r} version {version!r} was requested, this service has"
-                f" {rubric.id!r} version {rubric.version!r}; start a service with that rubric, or request this one",
-            )
         assert self.judge is not None  # abort raises
         return self.judge
+
+
+def _found_rubric(judge: Judge, request: Any) -> Rubric | None:
+    named = request.rubric_id, request.rubric_version
+    return next((rubric for rubric in judge.rubrics if (rubric.id, rubric.version) == named), None)
+
+
+async def _named_rubric(judge: Judge, request: Any, context: grpc.aio.ServicerContext) -> Rubric:
+    """The rubric that `request` names; aborts the call where it is not served."""
+    if rubric := _found_rubric(judge, request):
+        return rubric
+    asked, version = request.rubric_id[:MAX_SHOWN_CHARS], request.rubric_version[:MAX_SHOWN_CHARS]
+    served = ", ".join(f"{rubric.id!r} version {rubric.version!r}" for rubric in judge.rubrics)
+    await context.abort(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        f"rubric {asked!r} version {version!r} was requested, this service has {served}; start a service with that"
+        " rubric, or request one that this has",
+    )
+    raise AssertionError("abort raises")
 
 
 async def _answer(context: grpc.aio.ServicerContext, ask: "Callable[[], Future[T]]") -> T:
@@ -111,8 +128,7 @@ async def _answer(context: grpc.aio.ServicerContext, ask: "Callable[[], Future[T
 
 async def serve(
     config: ServiceConfig,
-    rubric: Rubric,
-    build: Callable[[ServiceConfig, Rubric], Judge],
+    build: Callable[[], Judge],
     *,
     access: AccessConfig = LOOPBACK_ACCESS,
     on_listening: Callable[[str], None],
@@ -132,7 +148,7 @@ async def serve(
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ]
     server = grpc.aio.server(options=arguments, interceptors=[Gate(access)])
-    servicer, health_servicer = AnnotationServicer(rubric), health.aio.HealthServicer()
+    servicer, health_servicer = AnnotationServicer(), health.aio.HealthServicer()
     annotation_pb2_grpc.add_AnnotationServicer_to_server(servicer, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
@@ -146,7 +162,7 @@ async def serve(
     await server.start()
     on_listening(f"{host}:{port}")
     try:
-        loading, stopping = _in_daemon_thread(partial(build, config, rubric)), asyncio.ensure_future(stop.wait())
+        loading, stopping = _in_daemon_thread(build), asyncio.ensure_future(stop.wait())
         await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             servicer.judge = loading.result()

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -19,7 +19,7 @@ class RunningService:
 
     def __init__(
         self,
-        rubric: Rubric,
+        rubric: Rubric | Sequence[Rubric],
         engine: Any = None,
         access: AccessConfig | None = None,
         load: threading.Event | None = None,
@@ -31,11 +31,13 @@ class RunningService:
         self.engine, self.served = engine, threading.Event()
         self.ended: Future[bool] = Future()
 
-        def build_when_allowed(config: ServiceConfig, rubric: Rubric) -> Judge:
+        rubrics = [rubric] if isinstance(rubric, Rubric) else rubric
+
+        def build_when_allowed() -> Judge:
             assert load is None or load.wait(WAIT_S)
             if build is not None:
                 return build()
-            return build_judge(config, rubric) if engine is None else Judge(engine, rubric, None, config)
+            return build_judge(config, rubrics) if engine is None else Judge(engine, rubrics, None, config)
 
         def on_serving(judge: Judge) -> None:
             self.judge = judge
@@ -45,7 +47,7 @@ class RunningService:
             self.loop, self.stop = asyncio.get_running_loop(), asyncio.Event()
             given = {} if access is None else {"access": access}
             listening: dict[str, Any] = {"on_listening": address.set_result, "on_serving": on_serving}
-            return await serve(config, rubric, build_when_allowed, stop=self.stop, **listening, **given)
+            return await serve(config, build_when_allowed, stop=self.stop, **listening, **given)
 
         def run() -> None:
             try:

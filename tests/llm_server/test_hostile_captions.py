@@ -1,5 +1,6 @@
 """No caption changes the tokens of the prompt around it, in any style, for single items and for pairs."""
 
+import dataclasses
 import unicodedata
 
 import pytest
@@ -114,3 +115,20 @@ def test_a_cut_item_keeps_the_place_of_the_answer(tokenizer, rubric):
     tokens = prompt.tokens("Progress: yes. " * 100)
     assert 15 + len(prompt.suffix) <= len(tokens) <= 20 + len(prompt.suffix)
     assert tokens[-len(prompt.suffix) :] == prompt.suffix
+
+
+@pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in HOSTILE.items()])
+@pytest.mark.parametrize("is_about", [True, False], ids=["about", "item"])
+@pytest.mark.parametrize("style", ["completion", "chat"])
+def test_an_item_and_what_it_is_judged_about_stay_two_lines_of_the_prompt(tokenizer, text, is_about, style):
+    answers = {"positive": "Yes", "negative": "No"} if style == "chat" else {}
+    rubric = dataclasses.replace(load_rubric("minihack_subgoal"), style=style, **answers)
+    prompt = asked(tokenizer, rubric.question())
+    plain = rubric.item_text(text.encode())
+    lines = (plain, HARMLESS) if is_about else (HARMLESS, plain)
+    about, item = (text, HARMLESS) if is_about else (HARMLESS, text)
+    tokens = prompt.tokens(rubric.asked_text(item.encode(), about.encode()))
+    own = tokens[: len(tokens) - len(prompt.suffix)]
+    assert tokens[len(own) :] == prompt.suffix
+    assert not special_ids(tokenizer) & set(own)
+    assert tokenizer.decode(own).strip() == f"{lines[0]}\n{rubric.item_label} {lines[1]}"

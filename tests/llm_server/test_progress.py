@@ -26,6 +26,13 @@ def test_lines_come_every_ten_seconds_and_at_the_end(capsys, clock):
     assert not captured.out
 
 
+def test_before_the_first_item_no_time_left_is_told(capsys, clock):
+    with progress("pairs", 60) as advance:
+        clock[0] = 11.0
+        advance(0)
+    assert capsys.readouterr().err == "pairs: 0 of 60, 0.0/s\n"
+
+
 def test_a_terminal_has_a_bar(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     with progress("pairs", 60) as advance:

@@ -41,6 +41,7 @@ def start(tmp_path):
     ("arguments", "complaint"),
     [
         (["--engine=scripted", "--rubric=no_such"], "no rubric 'no_such'"),
+        (["--engine=scripted", "--rubric=nethack_gold", "--rubric=BROKEN"], "rubric 'BROKEN': missing id"),
         (["--engine=transformer"], "did you mean 'transformers'"),
         (["--model=/no/such/folder"], "model folder '/no/such/folder' does not exist"),
         (["--engine=scripted", "--host=0.0.0.0"], "--insecure-listen-anywhere"),
@@ -51,7 +52,11 @@ def start(tmp_path):
         ),
     ],
 )
-def test_what_is_wrong_is_one_line_and_exit_code_2(arguments, complaint):
+def test_what_is_wrong_is_one_line_and_exit_code_2(arguments, complaint, tmp_path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("goal: Nothing.")
+    arguments = [argument.replace("BROKEN", str(broken)) for argument in arguments]
+    complaint = complaint.replace("BROKEN", str(broken))
     result = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120)
     assert result.returncode == 2
     assert complaint in result.stderr
@@ -99,3 +104,14 @@ def test_it_ends_at_once_while_the_model_is_loading(start):
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
     assert time.monotonic() - began < 5
+
+
+def test_several_rubrics_are_served_at_once(start):
+    process, _, address_file = start("--engine=scripted", "--rubric=nethack_gold", "--rubric=minihack_subgoal")
+    served = [process.stdout.readline() for _ in range(2)]
+    assert ["rubric nethack_gold" in served[0], "rubric minihack_subgoal" in served[1]] == [True, True]
+    for name, about in (("nethack_gold", ""), ("minihack_subgoal", "open the door")):
+        client = AnnotationClient(address_file.read_text(), load_rubric(name), 10.0, about=about)
+        assert client.describe().rubric_id == name
+        assert len(client.annotate([b"The door opens."])) == 1
+        client.close()

@@ -82,6 +82,14 @@ def test_answers_in_another_order_are_an_error():
         vectors_of(embed_response(vectors, ITEMS[::-1]), ITEMS)
 
 
+def test_an_answer_is_about_its_item_and_what_that_was_judged_about():
+    response = annotate_response([OK], [b"a"], abouts=[b"x"])
+    assert judgements_of(response, [b"a"], abouts=[b"x"]) == [OK]
+    for abouts in ([], [b"y"]):  # a service that is older than the client answers about the item alone
+        with pytest.raises(ValueError, match="answer 0 is about another item"):
+            judgements_of(response, [b"a"], abouts=abouts)
+
+
 def test_answers_by_another_rubric_are_an_error_and_an_older_service_is_told_apart():
     with pytest.raises(ValueError, match=r"a rubric of hash 'theirs', wanted 'ours'$"):
         judgements_of(annotate_response([OK], [b"a"], rubric_hash="theirs"), [b"a"], "ours")

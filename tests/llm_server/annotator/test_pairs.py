@@ -12,7 +12,8 @@ from llm_server.annotation import Judgement, PairJudgement, Score, Status
 from llm_server.engines.building import build_engine
 from llm_server.rubrics.loading import load_rubric, parse_rubric
 from llm_server.rubrics.rubric import Calibration, Example, PairExample, PairRubric
-from llm_server.service.judge import Judge, build_judge, pair_judgement
+from llm_server.service.combining import pair_judgement
+from llm_server.service.judge import Judge, build_judge
 from llm_server.service.pending import JudgeClosedError
 from llm_server.service.store import open_store
 
@@ -70,7 +71,7 @@ def make(comparing):
 
     def make(engine=None, rubric=comparing, **settings) -> Judge:
         config = ServiceConfig(**{"store": "memory", "batch_size": 4, **settings})
-        judges.append(Judge(engine or BiasedEngine(), rubric, open_store(config.store), config))
+        judges.append(Judge(engine or BiasedEngine(), [rubric], open_store(config.store), config))
         return judges[-1]
 
     yield make
@@ -104,7 +105,7 @@ def test_pairs_are_stored_apart_from_items_and_from_pairs_that_only_look_alike(m
     assert not other.cached
     assert len(engine.asked) == 4
     assert not again.annotate([b"a 1"])[0].cached
-    another = dataclasses.replace(again._rubric, pairs=dataclasses.replace(PAIRS, instructions="Otherwise."))
+    another = dataclasses.replace(again.rubrics[0], pairs=dataclasses.replace(PAIRS, instructions="Otherwise."))
     assert not make(engine, rubric=another, store=store).annotate_pairs([(b"a 1", b"b 2")])[0].cached
 
 
@@ -145,14 +146,14 @@ def test_limits_and_closing_hold_for_pairs_as_for_items(make, rubric):
 
 
 def test_a_service_without_an_engine_says_so(comparing):
-    judge = build_judge(ServiceConfig(engine="none", store="memory"), comparing)
+    judge = build_judge(ServiceConfig(engine="none", store="memory"), [comparing])
     with pytest.raises(ValueError, match="engine none"):
         judge.annotate([b"a"])
     judge.close()
 
 
 def test_the_scripted_engine_prefers_what_its_rules_prefer(comparing):
-    judge = build_judge(ServiceConfig(engine="scripted", script="kill=0.9", store="memory"), comparing)
+    judge = build_judge(ServiceConfig(engine="scripted", script="kill=0.9", store="memory"), [comparing])
     (judgement,) = judge.annotate_pairs([(b"You kill the newt!", b"It's a wall.")])
     assert judgement.preference == pytest.approx(0.9 * 0.9 / (0.9 * 0.9 + 0.1 * 0.1))
     judge.close()

@@ -45,7 +45,13 @@ def test_priorities_are_their_formulas():
     recency = [n * 0.5 ** ((now - seen) / 50) for n, seen in zip(counts, last_seen, strict=True)]
     s = [1 / (1 + math.exp(-m)) for m in (0.0, 2.0, 0.0)]
     doubt = [n * 4 * p * (1 - p) for n, p in zip(counts, s, strict=True)]
-    for policy, wanted in (("recency_frequency", recency), ("frequency", counts.tolist()), ("uncertainty", doubt)):
+    disagreement = [8 * 1e-6, 1 * 2.0, 3 * 1.0]
+    for policy, wanted in (
+        ("recency_frequency", recency),
+        ("frequency", counts.tolist()),
+        ("uncertainty", doubt),
+        ("disagreement", disagreement),
+    ):
         got = np.exp2(log_priorities(policy, counts, last_seen, margins, 50))
         np.testing.assert_allclose(got / got[0], np.array(wanted) / wanted[0], rtol=1e-9)
     with pytest.raises(ValueError, match=r"annotator\.policy"):
@@ -59,6 +65,13 @@ def test_uncertainty_asks_first_where_most_rewards_are_in_doubt():
     restored = CaptionBook(100, 100, policy="uncertainty")
     restored.load_state_dict(book.state_dict())
     assert [caption.id for caption in restored.next_batch(3)] == [2, 3, 1]
+
+
+def test_disagreement_asks_first_about_the_occurrences_on_which_networks_disagree_most():
+    book = book_of({1: 10, 2: 9, 3: 2}, policy="disagreement")
+    assert [book.wants_deviations, book.wants_margins] == [True, False]
+    book.note_margins(np.array([1, 2], np.uint64), np.array([0.1, 0.4]))
+    assert [caption.id for caption in book.next_batch(3)] == [2, 3, 1], "what is not known yet counts as 1"
 
 
 # -- budgets

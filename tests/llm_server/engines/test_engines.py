@@ -18,7 +18,7 @@ from llm_server.annotation import Score
 from llm_server.engines.building import build_engine
 from llm_server.engines.engine import Engine
 from llm_server.engines.openai_engine import OpenAIEngine
-from llm_server.rubrics.rubric import PairExample, PairRubric, Rubric
+from llm_server.rubrics.rubric import GradedAnswer, PairExample, PairRubric, Rubric
 from tests.llm_server.fake_endpoint import MODEL, FakeEndpoint
 
 ENGINES = ("scripted", "transformers", "openai", "openai_text", "vllm")
@@ -252,3 +252,20 @@ def test_a_killed_vllm_comes_back_and_answers_the_batch_under_way(vllm):
     _, alive = psutil.wait_procs(processes, timeout=30)
     assert not alive
     assert not [path for path in shared if path.exists()]
+
+
+def test_a_model_is_asked_under_another_rubric_without_a_trace_of_the_first(engine, comparing):
+    graded = dataclasses.replace(
+        comparing,
+        id="graded",
+        positive="",
+        negative="",
+        examples=(),
+        answers=(GradedAnswer(word=" yes", value=0.7), GradedAnswer(word=" no", value=0.2)),
+        pairs=None,
+    )
+    before = engine.score(TEXTS[:2])
+    other = engine.under(graded)
+    assert other.fingerprint == engine.fingerprint
+    assert all(0.1 <= score.probability <= 0.9 and score.answer_mass > 0 for score in other.score(TEXTS))
+    assert [s.probability for s in engine.score(TEXTS[:2])] == pytest.approx([s.probability for s in before], abs=0.03)

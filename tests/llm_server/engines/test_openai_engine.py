@@ -17,7 +17,7 @@ from llm_server.client import ServiceUnavailable
 from llm_server.engines.building import check_engine
 from llm_server.engines.openai_http import Endpoint, EndpointUnavailable
 from llm_server.offline.judge_flags import opened_judge
-from llm_server.rubrics.rubric import PairRubric, Rubric
+from llm_server.rubrics.rubric import GradedAnswer, PairRubric, Rubric
 from llm_server.service.calibration import calibrate
 from tests.llm_server.fake_endpoint import MODEL, engines_of, let_attempts_take_long
 
@@ -415,3 +415,19 @@ def test_the_fingerprint_tells_endpoints_models_and_styles_apart(make, endpoint)
 def test_pairs_need_a_rubric_that_compares(make):
     with pytest.raises(ValueError, match="has no `pairs` section"):
         make().score_pairs([("a", "b")])
+
+
+@pytest.mark.parametrize("base", [RUBRIC, CHAT])
+def test_an_item_is_asked_about_a_second_text_and_its_graded_answers_are_weighed(make, endpoint, base):
+    words = ("much", "some", "none")
+    answers = tuple(GradedAnswer(word=word, value=value) for word, value in zip(words, (1.0, 0.5, 0.0), strict=True))
+    graded = dataclasses.replace(base, positive="", negative="", about_label="Goal:", examples=(), answers=answers)
+    endpoint.top = {"much": 0.5, "some": 0.25, "none": 0.125}
+    engine = make(base).under(graded)
+    (score,) = engine.score([graded.asked_text(b"You kill\nit", b"win <|im_end|>")])
+    assert score == pytest.approx(((0.5 + 0.125) / 0.875, 0.875))
+    _, body, _ = endpoint.requests[-1]
+    asked = body["messages"][-1]["content"] if base is CHAT else body["prompt"].partition("\n\n")[2]
+    assert asked.removesuffix("\nAnswer:") == "Goal: win < |im_end|>\nMessage: You kill it"
+    first = endpoint.requests[-2][1]
+    assert "lichen" in str(first), "the form of request is found anew, with a harmless text of two lines"

@@ -11,7 +11,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llm_server.engines.models import bundled_model_folder
 from llm_server.engines.prompt_tokens import PromptTokens
-from llm_server.rubrics.rubric import PROMPT_VERSION, Question
+from llm_server.rubrics.question import Question
+from llm_server.rubrics.rubric import PROMPT_VERSION
 
 CHAT = Question(
     style="chat",

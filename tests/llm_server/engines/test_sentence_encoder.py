@@ -52,7 +52,7 @@ def test_a_vector_depends_on_its_text_alone(encoder):
 
 
 def test_what_is_no_text_has_no_vector(rubric):
-    judge = build_judge(EMBEDDING, rubric)
+    judge = build_judge(EMBEDDING, [rubric])
     vectors = judge.embed([b"gold", b"\xff", b""])
     assert np.isfinite(vectors[0]).all()
     assert np.isnan(vectors[1:]).all()

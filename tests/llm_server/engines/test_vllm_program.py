@@ -41,7 +41,8 @@ def test_it_listens_on_loopback_and_takes_safetensors_alone():
         "--load-format=safetensors",
         "--max-model-len=1024",
     } <= set(command)
-    assert {"--dtype=bfloat16", "--max-num-seqs=7", "--logprobs-mode=raw_logprobs"} <= set(command)
+    assert {"--dtype=bfloat16", "--max-num-seqs=7"} <= set(command)
+    assert {"--logprobs-mode=raw_logprobs", "--max-logprobs=128"} <= set(command)
     assert not any("key" in argument for argument in command), "every user of the machine can see arguments"
 
 

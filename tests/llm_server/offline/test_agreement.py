@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from llm_server.offline.audit_metrics import (
-    accuracy,
+    accuracy_interval,
     auc,
     auc_interval,
     balanced_accuracy,
     calibration_error,
     pair_agreement,
+    rank_correlation,
+    rank_correlation_interval,
 )
 
 
@@ -99,7 +101,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
 
 def test_accuracies_divide_strictly_above_the_threshold():
     scores, labels = np.array([0.9, 0.5, 0.4, 0.3, 0.2]), np.array([True, True, False, False, False])
-    assert accuracy(scores, labels, 0.5) == 0.8, "a score at the threshold is not above it"
+    assert accuracy_interval(scores, labels, 0.5).estimate == 0.8, "a score at the threshold is not above it"
     assert balanced_accuracy(scores, labels, 0.5) == 0.75
     assert balanced_accuracy(scores, labels, 1.0) == 0.5
 
@@ -125,3 +127,38 @@ def test_pairs_count_a_tie_half_and_an_order_that_decides_as_a_flip():
     assert agreement.accuracy == pytest.approx((1 + 0 + 0.5 + 1) / 4)
     assert agreement.position_bias == pytest.approx(0.15)
     assert agreement.order_flips == 0.25, "only the third: its log-odds of 0 change sides with a bias of 0.5"
+
+
+def slow_rank_correlation(scores, values):
+    """The formula: Pearson's correlation of mean ranks."""
+
+    def ranks(numbers):
+        return [np.mean([place for place, other in enumerate(sorted(numbers)) if other == each]) for each in numbers]
+
+    return np.corrcoef(ranks(scores), ranks(values))[0, 1]
+
+
+def test_rank_correlation_is_that_of_mean_ranks():
+    rng = np.random.default_rng(6)
+    for decimals in (1, 9):
+        scores, values = np.round(rng.random(30), decimals), rng.choice([0.0, 0.5, 1.0], 30)
+        assert rank_correlation(scores, values) == pytest.approx(slow_rank_correlation(scores, values))
+        counts = rng.integers(0, 4, 30)
+        repeated = np.repeat(scores, counts), np.repeat(values, counts)
+        assert rank_correlation(scores, values, counts) == pytest.approx(slow_rank_correlation(*repeated))
+    assert rank_correlation(np.array([1.0, 2.0, 9.0]), np.array([0.0, 0.5, 1.0])) == pytest.approx(1.0)
+    assert math.isnan(rank_correlation(np.full(4, 0.3), np.arange(4.0)))
+    assert math.isnan(rank_correlation(np.empty(0), np.empty(0)))
+
+
+def test_the_interval_of_the_rank_correlation_is_that_of_a_bootstrap_of_items():
+    rng = np.random.default_rng(7)
+    values = rng.choice([0.0, 0.5, 1.0], 60)
+    scores = np.round(rng.normal(values, 0.5), 2)
+    interval = rank_correlation_interval(scores, values)
+    assert interval == rank_correlation_interval(scores, values)
+    drawn = [rng.integers(0, 60, 60) for _ in range(1000)]
+    plain = [rank_correlation(scores[rows], values[rows]) for rows in drawn]
+    assert interval[1:] == pytest.approx(np.percentile(plain, [2.5, 97.5]), abs=0.03)
+    assert interval.low < interval.estimate < interval.high
+    assert all(math.isnan(value) for value in rank_correlation_interval(scores, np.zeros(60)))

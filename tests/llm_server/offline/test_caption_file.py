@@ -59,6 +59,14 @@ def test_labelled_captions_come_once_each_in_their_order(write):
         (["["], "line 1 is not JSON: Expecting value at column 2; wanted one JSON object per line"),
         (["caption,helpful"], "wanted one JSON object per line"),
         ([YES], "only captions with helpful = 1"),
+        ([YES, {"caption": "x", "value": 0.5}], "line 2: this file has labels `helpful` and `value`"),
+        ([{"caption": "x", "value": 0.5, "helpful": 1}], "line 1 has both helpful and value"),
+        ([{"caption": "x", "value": 1.5}], "line 1: value is 1.5, wanted a number from 0 to 1"),
+        ([{"caption": "x", "value": True}], "line 1: value is True, wanted a number"),
+        ([{"caption": "x", "value": 0.5}, {"caption": "x", "value": 0.6}], "was labelled 0.5 before"),
+        ([{"caption": "x", "value": 0.5}, {"caption": "y", "value": 0.5}], "only captions with value = 0.5"),
+        ([{**YES, "about": " "}], "line 1: about is ' ', wanted text"),
+        ([{**YES, "about": "a"}, {**YES, "about": "a", "helpful": 0}], "was labelled 1 before"),
         ([], "no captions"),
     ],
 )
@@ -67,6 +75,22 @@ def test_what_is_wrong_with_labels_is_one_line_with_its_place(write, lines, comp
         read_labelled(write(*lines))
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_caption_has_a_label_for_each_thing_that_it_is_judged_about(write):
+    rows = read_labelled(write({**YES, "about": "win a fight"}, {**YES, "about": "find gold", "helpful": 0}))
+    assert [(row.about, row.is_positive, row.value) for row in rows] == [
+        ("win a fight", True, None),
+        ("find gold", False, None),
+    ]
+
+
+def test_graded_labels_are_values(write):
+    rows = read_labelled(write(*({"caption": text, "value": value} for text, value in (("a", 0), ("b", 0.5)))))
+    assert [(row.text, row.value, row.label, row.is_positive) for row in rows] == [
+        ("a", 0.0, 0.0, False),
+        ("b", 0.5, 0.5, True),
+    ]
 
 
 def test_an_export_can_be_labelled_and_any_editor_may_write_it(tmp_path):

@@ -15,6 +15,10 @@ from llm_server.rubrics.rubric import Rubric
 DATA = Path(__file__).parents[1] / "data"
 GOALS = ("combat", "gold", "descend", "explore")
 COMPLETION = ["minigrid_progress", "minihack_progress", "nethack_progress", *(f"nethack_{goal}" for goal in GOALS)]
+ABOUT = ["history_relevance", "minigrid_answers", "minigrid_subgoal", "minihack_subgoal", "zero_shot_yes"]
+"""Completion rubrics that judge items about a second text."""
+STATES = ["minihack_prospects"]
+"""Completion rubrics for described states."""
 CHOSEN_ON_A_PART = [name for name in COMPLETION if name != "nethack_progress"]
 
 
@@ -35,9 +39,8 @@ def texts_shown(rubric: Rubric) -> set[str]:
 
 
 def test_every_goal_has_a_rubric_for_small_models_for_instruct_models_and_for_those_that_think_aloud():
-    assert built_in_rubrics() == sorted(
-        f"{name}{style}" for name in COMPLETION for style in ("", "_chat", "_chat_thinking")
-    )
+    of_goals = [f"{name}{style}" for name in COMPLETION for style in ("", "_chat", "_chat_thinking")]
+    assert built_in_rubrics() == sorted(of_goals + ABOUT + STATES)
     for name in COMPLETION:
         assert load_rubric(name).style == "completion"
         assert load_rubric(f"{name}_chat").style == load_rubric(f"{name}_chat_thinking").style == "chat"
@@ -48,7 +51,9 @@ def test_every_goal_has_a_rubric_for_small_models_for_instruct_models_and_for_th
 def test_it_can_be_calibrated_on_what_it_does_not_show(name):
     rubric = load_rubric(name)
     assert rubric.goal
-    assert {example.positive for example in rubric.examples} == {True, False}
+    answered = {example.kind if rubric.answers else example.positive for example in rubric.examples}
+    wanted = {graded.word for graded in rubric.answers} or {True, False}
+    assert answered == (set() if name == "zero_shot_yes" else wanted)
     assert rubric.calibration.items
     assert not texts_shown(rubric) & {*rubric.calibration.items, *rubric.calibration.positives}
 
@@ -65,8 +70,9 @@ def test_one_that_extends_another_holds_only_differences(name):
 @pytest.mark.parametrize("name", built_in_rubrics())
 def test_its_answers_are_single_tokens_where_they_stand(name, tokenizer):
     rubric = load_rubric(name)
-    assert rubric.pairs
-    for question in (rubric.question(), rubric.pair_question()):
+    assert (rubric.pairs is None) == (name in ABOUT + STATES)
+    assert bool(rubric.about_label) == (name in ABOUT)
+    for question in (rubric.question(), *([rubric.pair_question()] if rubric.pairs else [])):
         prompt = PromptTokens(tokenizer, question, model="smollm2", max_text_tokens=512, context=2048)
         assert len(set(prompt.answers)) == len(question.answers)
         assert [tokenizer.decode([token]) for token in prompt.answers] == list(question.answers)
@@ -74,11 +80,11 @@ def test_its_answers_are_single_tokens_where_they_stand(name, tokenizer):
             assert tokenizer.decode(prompt.suffix).endswith(question.answer_prefix)
 
 
-@pytest.mark.parametrize("name", CHOSEN_ON_A_PART)
+@pytest.mark.parametrize("name", [*CHOSEN_ON_A_PART, *STATES])
 def test_what_it_is_measured_on_is_neither_shown_nor_chosen_from(name):
     held_out = captions(f"{name}_held_out")
     assert not held_out & captions(name)
-    for rubric in (load_rubric(name), load_rubric(f"{name}_chat")):
+    for rubric in map(load_rubric, [name] if name in STATES else [name, f"{name}_chat"]):
         assert not held_out & (texts_shown(rubric) | {*rubric.calibration.items, *rubric.calibration.positives})
 
 

@@ -57,7 +57,7 @@ PROGRESS = [
 
 @pytest.fixture(scope="module")
 def judge(smollm2, rubric):
-    judge = Judge(smollm2, rubric, None, ServiceConfig())
+    judge = Judge(smollm2, [rubric], None, ServiceConfig())
     yield judge
     judge.close()
 

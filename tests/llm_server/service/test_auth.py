@@ -11,7 +11,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cluster.wiring import check_addresses, check_parts
+from cluster.judge import check_addresses
+from cluster.wiring import check_parts
 from configs.annotation_schema import AccessConfig
 from configs.checks import ConfigError
 from configs.loading import load_config

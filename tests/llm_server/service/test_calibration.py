@@ -6,7 +6,7 @@ import math
 import pytest
 
 from llm_server.annotation import Judgement, Score, ServiceDescription, Status
-from llm_server.rubrics.rubric import Calibration, Rubric
+from llm_server.rubrics.rubric import Calibration, GradedAnswer, Rubric
 from llm_server.service.calibration import BOUNDS, NEGATIVE_PROBABILITY, calibrate
 
 YES_NO = Rubric(id="r", version="1", goal="g", style="completion", instructions="", positive=" yes", negative=" no")
@@ -174,3 +174,31 @@ def test_the_noise_goes_by_the_engines_arithmetic():
     assert noises[0] == 0.0
     assert 1e-4 < noises[1] < 0.01
     assert noises[2] == noises[3] >= 0.06
+
+
+GRADED = Rubric(
+    id="r",
+    version="1",
+    goal="g",
+    style="completion",
+    instructions="",
+    answers=tuple(GradedAnswer(word=f" {value}", value=value) for value in (0.0, 0.5, 1.0)),
+    threshold=0.5,
+)
+
+
+def test_graded_answers_without_calibration_items_are_the_plain_expected_value():
+    found = calibrate(TableEngine({}), GRADED)
+    assert (found.threshold, found.bias) == (0.5, ())
+    assert found.probability(Score(0.4, 0.9, (0.4, 0.4, 0.2))) == 0.4
+
+
+def test_the_bias_of_graded_answers_is_removed_over_items_that_deserve_the_least():
+    """This model says ` 0.5` to everything."""
+    table = {"wall": (0.06, 0.90, 0.04), "stone": (0.05, 0.90, 0.05), "kill": (0.03, 0.90, 0.07)}
+    free = dataclasses.replace(GRADED, threshold=None)
+    found = calibrated(free, table, items=("wall", "stone"), positives=("kill",))
+    values = {text: found.probability(Score(0.5, 0.9, shares)) for text, shares in table.items()}
+    assert max(values["wall"], values["stone"]) < found.threshold < values["kill"]
+    assert values["wall"] < 0.25
+    assert calibrated(GRADED, table, items=("wall", "stone")).threshold == 0.5, "a threshold that is given stays"

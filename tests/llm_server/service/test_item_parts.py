@@ -8,7 +8,7 @@ import pytest
 
 from llm_server.annotation import Judgement, Status
 from llm_server.rubrics.rubric import MAX_PARTS
-from llm_server.service.judge import combine_parts, judgement_of_parts
+from llm_server.service.combining import combine_parts, judgement_of_parts
 
 NONE = Judgement(status=Status.UNPARSED, probability=math.nan, answer_mass=0.01)
 

@@ -24,7 +24,7 @@ def make(engine, rubric):
 
     def make(**settings) -> Judge:
         config = ServiceConfig(**{"engine": "scripted", "store": "memory", "batch_size": 4, **settings})
-        judges.append(Judge(engine, rubric, open_store(config.store), config))
+        judges.append(Judge(engine, [rubric], open_store(config.store), config))
         return judges[-1]
 
     yield make
@@ -174,7 +174,7 @@ def test_closing_fails_what_was_not_answered(make, engine):
 
 
 def test_the_scripted_engine_needs_no_calibration(rubric):
-    judge = build_judge(ServiceConfig(engine="scripted", store="memory", script="newt=0.9;wa..=0.2"), rubric)
+    judge = build_judge(ServiceConfig(engine="scripted", store="memory", script="newt=0.9;wa..=0.2"), [rubric])
     assert [judgement.probability for judgement in judge.annotate([b"a newt in a wall", b"a wall", b"else"])] == [
         0.9,
         0.2,
@@ -198,13 +198,13 @@ def test_the_scripted_engine_needs_no_calibration(rubric):
 )
 def test_a_wrong_configuration_is_one_clear_error(rubric, settings, complaint):
     with pytest.raises(ValueError) as error:
-        build_judge(ServiceConfig(**{"store": "memory", **settings}), rubric)
+        build_judge(ServiceConfig(**{"store": "memory", **settings}), [rubric])
     assert complaint in str(error.value)
 
 
 def test_a_folder_that_holds_no_model_is_one_clear_error(rubric, tmp_path):
     with pytest.raises(ValueError, match=r"has no config\.json: give a folder"):
-        build_judge(ServiceConfig(store="memory", model=str(tmp_path)), rubric)
+        build_judge(ServiceConfig(store="memory", model=str(tmp_path)), [rubric])
 
 
 @pytest.mark.parametrize("bypass_store", [False, True])

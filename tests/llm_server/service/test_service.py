@@ -245,8 +245,8 @@ def test_a_rubric_of_other_content_is_refused_by_describe(start, connect, rubric
 def test_two_clients_that_ask_one_thing_at_once_cost_one_forward_pass(start, connect):
     service, submit, submitted = start(), Judge.submit, threading.Semaphore(0)
 
-    def counting_submit(*arguments):
-        future = submit(service.judge, *arguments)
+    def counting_submit(*arguments, **settings):
+        future = submit(service.judge, *arguments, **settings)
         submitted.release()
         return future
 
@@ -314,8 +314,8 @@ def test_nobody_listening_and_a_closed_client_are_retryable(connect):
 
 def test_the_same_judge_answers_in_process(rubric):
     config = ServiceConfig(store="memory")
-    judge = Judge(GatedEngine(), rubric, None, config)
-    client = InProcessClient(judge)
+    judge = Judge(GatedEngine(), [rubric], None, config)
+    client = InProcessClient(judge, rubric)
     assert [judgement.probability for judgement in client.annotate([b"good", b"bad"])] == [0.9, 0.1]
     assert client.describe().rubric_id == rubric.id
     judge.close()

@@ -46,7 +46,7 @@ def make(tmp_path, monkeypatch):
     def build(behaviour=None, config=SCRIPTED, clock=time.monotonic):
         if behaviour is not None:
             monkeypatch.setattr(sys, "executable", write_program(tmp_path, behaviour))
-        made.append(ServiceProcess(config, "nethack_progress", tmp_path / "service.log", clock))
+        made.append(ServiceProcess(config, ["nethack_progress"], tmp_path / "service.log", clock))
         return made[-1]
 
     yield build
@@ -166,11 +166,11 @@ def test_a_service_that_ignores_its_end_is_killed_within_five_seconds(make):
 
 
 def test_the_command_hands_on_every_setting_that_is_not_empty():
-    command = serve_command(ServiceConfig(model="-odd", port=7, store=""), "my_rubric")
+    command = serve_command(ServiceConfig(model="-odd", port=7, store=""), ["my_rubric", "other"])
     assert command[:3] == [sys.executable, "-m", "llm_server.serve"]
-    assert {"--rubric=my_rubric", "--model=-odd", "--port=7", "--nice=10"} <= set(command)
+    assert {"--rubric=my_rubric", "--rubric=other", "--model=-odd", "--port=7", "--nice=10"} <= set(command)
     assert not any(argument.startswith("--store") for argument in command)
-    assert "--endpoint-key-env=" in serve_command(ServiceConfig(endpoint_key_env=""), "my_rubric")
+    assert "--endpoint-key-env=" in serve_command(ServiceConfig(endpoint_key_env=""), ["my_rubric"])
 
 
 def test_the_real_service_serves_restarts_and_ends(make, monkeypatch, tmp_path):
@@ -209,7 +209,8 @@ def test_the_real_service_dies_with_its_parent_even_when_that_is_killed(tmp_path
     program = (
         "import sys, time; from pathlib import Path; from configs.annotation_schema import ServiceConfig;"
         "from llm_server.service.child import ServiceProcess;"
-        "p = ServiceProcess(ServiceConfig(engine='scripted', store='memory'), 'nethack_progress', Path(sys.argv[1]));\n"
+        "settings = ServiceConfig(engine='scripted', store='memory');"
+        "p = ServiceProcess(settings, ['nethack_progress'], Path(sys.argv[1]));\n"
         "while not p.ensure_running(): time.sleep(0.01)\n"
         "print(p.pid, flush=True); time.sleep(600)"
     )

@@ -1,0 +1,34 @@
+"""CALM's protocol with the packaged model: a rubric of its own for each subgoal, held to what the game says."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.annotation_schema import ServiceConfig
+from llm_server.engines.building import build_engine
+from llm_server.offline.audit import shown_by, without_examples
+from llm_server.offline.audit_metrics import auc
+from llm_server.offline.caption_file import captions_about, read_labelled
+from llm_server.rubrics.loading import load_rubric
+
+TRANSITIONS = Path(__file__).parents[1] / "data" / "minihack_transitions.jsonl"
+RUBRICS = Path(__file__).parents[3] / "docs" / "results" / "terms"
+MAX_PER_CLASS = 20
+"""A few dozen captions per subgoal keep this fast."""
+
+
+@pytest.mark.parametrize("about", ["pick up the key", "open the door"])
+def test_a_subgoal_that_was_reached_is_told_from_what_looks_like_it(about):
+    rubric = load_rubric(str(RUBRICS / f"{about.replace(' ', '_')}.yaml"))
+    captions = captions_about(read_labelled(str(TRANSITIONS)), about, keep_about=False)
+    assert without_examples(captions, shown_by(rubric)) == captions, "no transition is an example"
+    kept = [
+        caption
+        for is_positive in (True, False)
+        for caption in [caption for caption in captions if caption.is_positive == is_positive][:MAX_PER_CLASS]
+    ]
+    engine = build_engine(ServiceConfig(torch_threads=0), rubric)
+    scores = engine.score([rubric.item_text(caption.text.encode()) for caption in kept])
+    measured = auc(np.array([s.probability for s in scores]), np.array([c.is_positive for c in kept]))
+    assert measured >= 0.85
