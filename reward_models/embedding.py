@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from configs.annotation_schema import RewardModelConfig
+from configs.reward_schema import RobustConfig
 from llm_server.annotation import Caption, EmbeddedCaption
 from llm_server.annotator.caption_texts import ids_of
-from reward_models.interface import Asks, Evidence, RewardModel, without_empty
+from reward_models.interface import UNGUARDED, Asks, Evidence, RewardModel, without_empty
 
 MAX_GOALS = 64
 THRESHOLDS = {"sentences": 0.45, "bag-of-words": 0.35}
@@ -35,8 +36,8 @@ class EmbeddingModel(RewardModel):
     name = "embedding"
     takes_goals = True
 
-    def __init__(self, config: RewardModelConfig, seed: int = 0) -> None:
-        super().__init__(config, seed)
+    def __init__(self, config: RewardModelConfig, seed: int = 0, robust: RobustConfig = UNGUARDED) -> None:
+        super().__init__(config, seed, robust)
         if config.threshold != -1 and not -1 < config.threshold < 1:
             raise ValueError(
                 f"reward_model.threshold is a cosine in (-1, 1), got {config.threshold}; -1 is the default"

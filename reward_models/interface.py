@@ -12,11 +12,14 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from configs.annotation_schema import RewardModelConfig
+from configs.reward_schema import RobustConfig
 from llm_server.annotation import Caption, EmbeddedCaption, JudgedCaption, JudgedPair, Status
 from llm_server.annotator.caption_texts import ids_of
 
 Evidence: TypeAlias = JudgedCaption | JudgedPair | EmbeddedCaption
 """What a reward model learns from; its attribute `asks` says which of them."""
+UNGUARDED = RobustConfig()
+"""No safeguards."""
 
 
 class Asks(Enum):
@@ -39,8 +42,10 @@ class RewardModel(ABC):
     """Whether `score` depends on the counts, so that a new table is due even if nothing was learnt."""
     takes_goals = False
     """Whether it reads `reward_model.goals`."""
+    is_trained = False
+    """Whether it has networks, to which the safeguards in `robust` apply."""
 
-    def __init__(self, config: RewardModelConfig, seed: int = 0) -> None:
+    def __init__(self, config: RewardModelConfig, seed: int = 0, robust: RobustConfig = UNGUARDED) -> None:
         """Initial weights are drawn from `seed`; raises ValueError for a wrong setting."""
         self._is_frozen = False
 
@@ -57,6 +62,11 @@ class RewardModel(ABC):
         """The distance of each caption above the threshold of reward, [N] f64, in log-odds, standard deviations or
         cosine; NaN where it is not known yet. Normalised as in the last `score`. The expensive part is computed here or
         in `score`, whichever is called first, and cached until training changes it."""
+
+    def deviations(self, captions: Sequence[Caption]) -> np.ndarray:
+        """How far the networks of an ensemble disagree about each caption, [N] f64: their standard deviation, in the
+        units of `margins` and normalised likewise; NaN where it is not known, and without an ensemble."""
+        return np.full(len(captions), np.nan)
 
     @property
     def is_settled(self) -> bool:
@@ -78,6 +88,14 @@ class RewardModel(ABC):
 
     def train(self) -> Mapping[str, float]:
         """Take at most `steps_per_turn` gradient steps on all evidence; returns `accuracy` on the held-out split."""
+        return {}
+
+    def adopt_confident(self, captions: Sequence[Caption], counts: np.ndarray) -> None:
+        """Train on predictions about captions without an answer from now on, where these are sure enough (see
+        `networks.pseudo_labels`). `captions` and `counts` as in `score`, which was called with them before."""
+
+    def metrics(self) -> Mapping[str, float]:
+        """Further catalogue metrics, those that are defined."""
         return {}
 
     def goals(self, captions: Sequence[Caption]) -> np.ndarray | None:

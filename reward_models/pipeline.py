@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from configs.annotation_schema import RewardModelConfig
+from configs.reward_schema import MAIN_TERM
 from llm_server.annotator.annotator import Annotator
 from llm_server.annotator.caption_book import CaptionBook
 from llm_server.service.child import ServiceProcess
@@ -58,14 +59,15 @@ class RewardedCaption:
     reward: float  # R in the newest table
     probability: float | None  # the judge's; None if it was not asked
     count: int  # occurrences in the run
+    term: str = MAIN_TERM
 
 
 class AnnotationPipeline:
-    """Caption book, annotator and trainer of a run; every method may be called from any thread.
+    """Caption book, annotator and trainer of a term of the reward; every method may be called from any thread.
 
     Models that need no judgements get `annotator=None`: then nothing is asked and no service is started. A `service` is
-    started, supervised and stopped by the pipeline; a `judge` in this process is closed by it. Use either `start`
-    (asynchronous) or `turn` (one process), not both.
+    started, supervised and stopped by the pipeline, which may share it with others; a `judge` in this process is closed
+    by it. Use either `start` (asynchronous) or `turn` (one process), not both.
     """
 
     def __init__(

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from configs.annotation_schema import RewardModelConfig
+from configs.reward_schema import RobustConfig
 from llm_server.annotation import Caption, JudgedCaption, Status, log_odds
 from llm_server.annotator.caption_texts import ids_of
 from llm_server.annotator.id_rows import IdValues
-from reward_models.interface import Asks, Evidence, RewardModel, without_empty
+from reward_models.interface import UNGUARDED, Asks, Evidence, RewardModel, without_empty
 
 OUTPUTS = ("binary", "soft", "probability")
 
@@ -25,8 +26,8 @@ class RetrievalModel(RewardModel):
     name = "retrieval"
     asks = Asks.JUDGEMENTS
 
-    def __init__(self, config: RewardModelConfig, seed: int = 0) -> None:
-        super().__init__(config, seed)
+    def __init__(self, config: RewardModelConfig, seed: int = 0, robust: RobustConfig = UNGUARDED) -> None:
+        super().__init__(config, seed, robust)
         self._reward, self._smoothing = ProbabilityReward(config), config.label_smoothing
         self._probabilities = IdValues()
 

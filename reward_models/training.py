@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from configs.reward_schema import RobustConfig
 from llm_server.annotation import Caption
 from llm_server.annotator.caption_book import CaptionBook
-from reward_models.interface import Asks, Evidence, RewardModel
+from reward_models.distance import TableDistances
+from reward_models.interface import UNGUARDED, Asks, Evidence, RewardModel
 from reward_models.shaping import RewardShaping
 from reward_models.table import RewardTable
 
@@ -20,11 +22,20 @@ from reward_models.table import RewardTable
 class RewardTrainer:
     """One reward model with its shaping; not thread-safe (its owner locks)."""
 
-    def __init__(self, model: RewardModel, shaping: RewardShaping, book: CaptionBook, run_epoch: int) -> None:
+    def __init__(
+        self,
+        model: RewardModel,
+        shaping: RewardShaping,
+        book: CaptionBook,
+        run_epoch: int,
+        robust: RobustConfig = UNGUARDED,
+    ) -> None:
         self.table = RewardTable.empty(run_epoch)
         """The newest table; versions are (run_epoch, n)."""
         self._model, self._shaping, self._book = model, shaping, book
         self._metrics: Mapping[str, float] = {}
+        self._distances = TableDistances(robust.distance_alarm)
+        self._disagreement: float | None = None
         self._seen: tuple[int, int] | None = None  # the book's revision and evictions at the last evaluation
         self._has_learnt = False
         self._threshold: float | None = None
@@ -95,17 +106,29 @@ class RewardTrainer:
             rewards = self._shaping.apply(ids, counts, self._model.score(captions, counts))
         run_epoch, number = self.table.reward_version
         table = RewardTable.build(ids, rewards, (run_epoch, number + 1), self._model.goals(captions))
+        deviations = self._model.deviations(captions)
         if self._book.wants_margins:
             self._book.note_margins(ids, self._model.margins(captions))
+        if self._book.wants_deviations:
+            self._book.note_margins(ids, deviations)
+        self._disagreement = _mean(deviations, counts)
+        self._model.adopt_confident(captions, counts)
         self._seen, self._has_learnt = now, False
         if table.equals(self.table):
             return None
+        self._distances.note(self.table, table, ids, counts)
         self.table = table
         return table
 
     def metrics(self) -> dict[str, float | None]:
-        """Metrics by name; the accuracy is None for models without one."""
-        return {"reward_version": self.table.reward_version[1], "reward_model_accuracy": self._metrics.get("accuracy")}
+        """Metrics by name; None for what the model has none of."""
+        return {
+            "reward_version": self.table.reward_version[1],
+            "reward_model_accuracy": self._metrics.get("accuracy"),
+            "reward_model_disagreement": self._disagreement,
+            **self._model.metrics(),
+            **self._distances.metrics(),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """The model, its shaping and the newest table."""
@@ -116,6 +139,8 @@ class RewardTrainer:
             "rewards": self.table.rewards,
             "goals": self.table.goals,
             "figures": dict(self._metrics),
+            "disagreement": self._disagreement,
+            "distances": self._distances.state_dict(),
         }
 
     def adopt(self, state: Mapping[str, Any]) -> None:
@@ -128,7 +153,16 @@ class RewardTrainer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`, with the same table as the first version of this run epoch."""
         self.adopt(state)
+        self._disagreement = state.get("disagreement")
+        self._distances.load_state_dict(state.get("distances", {}))
         self.table = saved_table(state, self.table.reward_version[0])
+
+
+def _mean(values: np.ndarray, counts: np.ndarray) -> float | None:
+    """The mean over all occurrences; None where a value is NaN or nothing occurred."""
+    if np.isnan(values).any() or not counts.sum():
+        return None
+    return float(np.average(values, weights=counts))
 
 
 def saved_table(trainer_state: Mapping[str, Any], run_epoch: int) -> RewardTable:

@@ -9,6 +9,7 @@ import pytest
 
 from cluster.plan import build_model
 from configs.loading import load_config
+from reward_models.building import check_safeguards
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,6 +32,32 @@ def test_a_setting_that_does_not_fit_the_reward_model_is_one_line(overrides: lis
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize("name", ["retrieval", "embedding", "counts", "none"])
+@pytest.mark.parametrize(
+    ("override", "got"),
+    [
+        ("ensemble=5", "5"),
+        ("noise_rate=0.2", "0.2"),
+        ("pseudo_confidence=0.9", "0.9"),
+        ("pseudo_share=2", "2.0"),
+    ],
+)
+def test_a_safeguard_of_networks_without_a_network_is_one_line(name: str, override: str, got: str) -> None:
+    settings = [f"reward_model.name={name}", f"robust.{override}"]
+    with pytest.raises(ValueError) as caught:
+        check_safeguards(load_config(preset="nethack_score", overrides=settings))
+    key = override.partition("=")[0]
+    wanted = "set it to its default, or take classification or ranking"
+    got_it = f"robust.{key}: got {got} with reward_model.name={name}, which trains no network"
+    assert str(caught.value) == f"{got_it}; {wanted}"
+
+
+def test_a_safeguard_is_for_the_terms_that_have_a_network() -> None:
+    settings = ["robust.ensemble=2", "terms.x.model={name: ranking}"]
+    check_safeguards(load_config(preset="nethack_score", overrides=settings))
+    check_safeguards(load_config(preset="nethack_score", overrides=["robust.distance_alarm=0.3"]))
 
 
 MODEL = '''"""A reward model of a test: short captions are good."""

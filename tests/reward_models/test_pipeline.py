@@ -330,7 +330,7 @@ def test_a_table_made_in_slices_is_that_made_at_once(make):
     for pipeline in (one, other):
         pipeline.report(TEXTS, COUNTS, "0.0", 0, 0)
         pipeline.turn(10)
-        while not pipeline._trainer._model._fitting.has_best:
+        while not pipeline._trainer._model._networks.members[0].has_best:
             pipeline._trainer.train()
         pipeline.report({n: f"kill {n}" for n in range(10, 700)}, dict.fromkeys(range(10, 700), 1), "0.0", 1, 0)
     one._publish()
@@ -419,7 +419,7 @@ def test_a_real_service_that_is_killed_comes_back_and_no_caption_is_lost(tmp_pat
     book = CaptionBook(1000, 1000)
     service = ServiceProcess(
         ServiceConfig(engine="scripted", script="kill=0.9", store="memory"),
-        "nethack_progress",
+        ["nethack_progress"],
         tmp_path / "service.log",
     )
     rubric = load_rubric("nethack_progress")

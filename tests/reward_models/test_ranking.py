@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from configs.annotation_schema import RewardModelConfig
-from configs.schema import LearnerConfig, RewardConfig
+from configs.reward_schema import RewardConfig
+from configs.schema import LearnerConfig
 from learner import update
 from learner.update import Learner
 from llm_server.annotation import Caption, CaptionPair, JudgedPair, PairJudgement, Status
 from llm_server.annotator.caption_book import CaptionBook
 from llm_server.annotator.pairs import pointwise_preference
+from reward_models.published import PublishedReward
 from reward_models.ranking import RankingModel
 from reward_models.shaping import RewardShaping
 from reward_models.training import RewardTrainer
@@ -45,9 +47,8 @@ COUNTS = [900, 50, 3, 20, 300, 1, 7]
 def make_model(monkeypatch=None, **settings) -> RankingModel:
     model = RankingModel(RewardModelConfig(name="ranking", **settings), seed=0)
     if monkeypatch:
-        monkeypatch.setattr(
-            model._fitting, "outputs", lambda captions: np.array([OUTPUTS.get(c.id, 9.0) for c in captions], np.float64)
-        )
+        outputs = lambda captions: np.array([[OUTPUTS.get(c.id, 9.0) for c in captions]], np.float64)  # noqa: E731
+        monkeypatch.setattr(model._networks, "outputs", outputs)
     return model
 
 
@@ -114,7 +115,7 @@ def test_the_empty_caption_neither_earns_nor_weighs(monkeypatch) -> None:
 
 def test_captions_that_all_score_alike_earn_nothing(monkeypatch) -> None:
     model = make_model(monkeypatch, epsilon_quantile=-1.0)
-    monkeypatch.setattr(model._fitting, "outputs", lambda captions: np.full(len(captions), 3.0))
+    monkeypatch.setattr(model._networks, "outputs", lambda captions: np.full((1, len(captions)), 3.0))
     assert not model.score(CAPTIONS, np.array(COUNTS)).any()
 
 
@@ -155,7 +156,7 @@ def test_vtrace_consumes_the_normalised_thresholded_reward(monkeypatch) -> None:
             policy_version=learner.policy_version,
             sequence_number=number,
         )
-        learner.step([rollout], table)
+        learner.step([rollout], PublishedReward.of(table))
         by_id = {0: 0.0, **dict(zip(OUTPUTS, slow_rewards(counts, quantile=0.5), strict=True))}
         wanted = [
             [
@@ -178,7 +179,7 @@ def test_ties_teach_that_both_are_alike_and_preferences_their_order() -> None:
 
     model.learn([pair(0, 1, 0.9), pair(2, 1, 0.9), pair(0, 2, 0.5), pair(3, 1, 0.98), pair(0, 3, 0.2)])
     model.train()
-    f = model._fitting.outputs(CAPTIONS)
+    f = model._networks.outputs(CAPTIONS)[0]
     assert f[0] - f[1] == pytest.approx(math.log(9), abs=0.5)
     assert f[0] - f[2] == pytest.approx(0.0, abs=0.5)
     assert f[3] > f[0]
@@ -216,7 +217,7 @@ def test_preferences_that_differ_by_three_hundredths_are_learnt() -> None:
     for _ in range(10):
         model.train()
     asked = [caption for n, caption in enumerate(captions) if n % 4 >= 2]
-    f = dict(zip([caption.id for caption in asked], model._fitting.outputs(asked), strict=True))
+    f = dict(zip([caption.id for caption in asked], model._networks.outputs(asked)[0], strict=True))
     differences = np.array([f[a] - f[b] for a in f for b in f if a % 2 and not b % 2])
     assert np.mean(differences > 0) > 0.9
     assert differences.mean() == pytest.approx(0.12, abs=0.06), "in log-odds"
@@ -247,3 +248,21 @@ def test_a_pair_with_a_held_out_caption_is_not_trained_on() -> None:
     for is_held_out, pairs in model._pairs.items():
         for first, second, _ in pairs:
             assert is_held_out == (first in held_out or second in held_out)
+
+
+def test_the_share_of_compared_pairs_whose_orders_point_apart_is_counted_and_saved() -> None:
+    model = make_model()
+    assert model.metrics() == {}
+    assert "orders" not in model.state_dict()
+
+    def compared(first: int, second: int, log_odds: float, bias: float) -> JudgedPair:
+        preference = 1 / (1 + math.exp(-log_odds))
+        judgement = PairJudgement(status=Status.OK, preference=preference, answer_mass=1.0, position_bias=bias)
+        return JudgedPair(pair=CaptionPair(first=CAPTIONS[first], second=CAPTIONS[second]), judgement=judgement)
+
+    model.learn([compared(0, 1, 0.5, 0.4), compared(0, 2, -0.5, -0.6), compared(1, 2, 0.1, 0.3), compared(3, 4, 2, 0)])
+    model.learn([judged_pair(1, 2, 0.9, 0.2)])  # not compared
+    assert model.metrics() == {"pair_order_disagreement": 0.5}
+    restored = make_model()
+    restored.load_state_dict(model.state_dict())
+    assert restored.metrics() == model.metrics()

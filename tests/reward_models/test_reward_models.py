@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from configs.annotation_schema import RewardModelConfig
+from configs.reward_schema import RobustConfig
 from learner.checkpoint import load_checkpoint, save_checkpoint
 from llm_server.annotation import (
     Caption,
@@ -21,7 +22,7 @@ from llm_server.annotation import (
 )
 from llm_server.annotator.caption_book import CaptionBook
 from reward_models.building import build_reward_model
-from reward_models.interface import Asks
+from reward_models.interface import UNGUARDED, Asks
 from reward_models.shaping import RewardShaping
 from reward_models.training import RewardTrainer
 
@@ -43,12 +44,19 @@ MODELS = {
         name="classification", labels="hard", label_smoothing=0.1, steps_per_turn=25, patience=2
     ),
     "ranking": RewardModelConfig(name="ranking", epsilon_quantile=-1.0, steps_per_turn=25, patience=2),
+    "classification ensemble": RewardModelConfig(name="classification", output="soft", steps_per_turn=25, patience=2),
+    "ranking ensemble": RewardModelConfig(name="ranking", epsilon_quantile=-1.0, steps_per_turn=25, patience=2),
     "embedding": RewardModelConfig(name="embedding", goals=["kill", "open"], goal_once_per_episode=True),
     "embedding by words": RewardModelConfig(
         name="embedding", embedding="bag-of-words", goals=["caption 1", "open"], threshold=0.1
     ),
     "counts": RewardModelConfig(name="counts"),
     "none": RewardModelConfig(name="none"),
+}
+ENSEMBLES = {
+    name: RobustConfig(ensemble=3, pessimism=0.5, noise_rate=0.1, pseudo_confidence=0.8)
+    for name in MODELS
+    if name.endswith("ensemble")
 }
 EMPTY = Caption(id=0, text="")
 NAN = float("nan")
@@ -88,7 +96,7 @@ def evidence(asks, labels):
 @pytest.fixture(params=MODELS)
 def make(request):
     def build():
-        model = build_reward_model(MODELS[request.param], seed=3)
+        model = build_reward_model(MODELS[request.param], 3, ENSEMBLES.get(request.param, UNGUARDED))
         model.calibrate(0.5)
         return model
 
@@ -108,7 +116,7 @@ def score(model, captions=CAPTIONS):
 def taught(make, labels=LABELS, turns=1):
     model = make()
     model.learn(evidence(model.asks, labels))
-    for _ in range(turns):
+    for _ in range(turns * (len(model._networks.members) if model.is_trained else 1)):
         model.train()
     return model
 

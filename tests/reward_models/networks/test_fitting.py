@@ -8,9 +8,9 @@ from configs.annotation_schema import RewardModelConfig
 from llm_server.annotation import JudgedCaption, Judgement, Status
 from llm_server.offline.judgement_file import caption_of
 from reward_models.building import build_reward_model
-from reward_models.caption_network import CaptionNet, tokens_of
 from reward_models.classification import ClassificationModel
-from reward_models.fitting import Fitting, is_held_out
+from reward_models.networks.caption_network import CaptionNet, tokens_of
+from reward_models.networks.fitting import Fitting, flipped, is_held_out, unflipped
 
 MONSTERS = ["newt", "jackal", "rat", "kobold", "gnome", "grid bug", "lichen", "fox", "orc", "bat"]
 GOOD = [f"You {verb} the {monster}!" for verb in ("kill", "destroy", "slay") for monster in MONSTERS]
@@ -99,9 +99,9 @@ def test_training_stops_by_held_out_answers_and_the_best_weights_score() -> None
     assert all(torch.equal(first[name], tensor) for name, tensor in fitting._best.state_dict().items())
     assert not all(torch.equal(first[name], tensor) for name, tensor in fitting._net.state_dict().items())
     for _ in range(4):
-        fitting.note_example()
+        fitting.note_examples()
     assert fitting.is_settled(examples)
-    fitting.note_example()  # more than a tenth of 40, though there are still 40: others left
+    fitting.note_examples()  # more than a tenth of 40, though there are still 40: others left
     assert not fitting.is_settled(examples)
     fitting.train(examples, 1)
     assert fitting.step == 76
@@ -134,7 +134,7 @@ def test_a_judge_that_is_right_within_three_hundredths_is_learnt() -> None:
     model.learn([*labels(GOOD[::2], 0.515), *labels(BAD[::2], 0.485)])
     for _ in range(10):
         model.train()
-    good, bad = (model._fitting.outputs([caption_of(text) for text in texts]) for texts in (GOOD[1::2], BAD[1::2]))
+    good, bad = (model._networks.outputs([caption_of(text) for text in texts])[0] for texts in (GOOD[1::2], BAD[1::2]))
     assert np.mean(good[:, None] > bad) > 0.9
     assert good.mean() - bad.mean() == pytest.approx(0.12, abs=0.06), "in log-odds"
 
@@ -210,6 +210,59 @@ def test_outputs_are_computed_once_per_caption_and_weights() -> None:
     model.learn([*labels(GOOD[:4], 0.7), *labels(BAD[:4], 0.2)])
     model.train()
     captions = [caption_of(text) for text in GOOD[:8]]
-    before = model._fitting.outputs(captions)
-    model._fitting._best = None  # any evaluation would now fail
-    np.testing.assert_array_equal(model._fitting.outputs(captions[::-1])[::-1], before)
+    before = model._networks.outputs(captions)
+    model._networks.members[0]._best = None  # any evaluation would now fail
+    np.testing.assert_array_equal(model._networks.outputs(captions[::-1])[:, ::-1], before)
+
+
+# -- a judge that flips answers
+# ------------------------------------------------------------------------------------------
+
+
+def test_the_gradient_under_noise_is_that_of_the_two_losses_of_rdpo() -> None:
+    e, y = 0.2, torch.tensor([1.0, 0.0, 0.7])
+    logits = torch.tensor([0.3, -1.2, 2.0], requires_grad=True)
+    loss = torch.nn.functional.binary_cross_entropy_with_logits
+    (ours,) = torch.autograd.grad(loss(logits, unflipped(y, e), reduction="sum"), logits)
+    formula = ((1 - e) * loss(logits, y, reduction="sum") - e * loss(logits, 1 - y, reduction="sum")) / (1 - 2 * e)
+    (theirs,) = torch.autograd.grad(formula, logits)
+    torch.testing.assert_close(ours, theirs)
+    np.testing.assert_allclose(flipped(unflipped(y, e).numpy(), e), y.numpy(), rtol=1e-6)
+
+
+class Flipped:
+    """Two kinds of captions with p(yes) 0.9 and 0.2, answered yes or no; of a thousand answers about each, exactly a
+    fifth are flipped."""
+
+    num_train, num_held_out = 2000, 2000
+    CLEAN = (0.9, 0.2)
+
+    def holds_out(self, num_captions):
+        return True
+
+    def answers(self, rows, held_out):
+        kinds, numbers = rows % 2, rows // 2
+        answers = numbers % 10 < 10 * np.array(self.CLEAN)[kinds]
+        is_flipped = numbers // 10 % 5 == 0
+        texts = [(b"You kill the newt!", b"It's a wall.")[kind] for kind in kinds]
+        return texts, (answers ^ is_flipped).astype(float)
+
+    def targets(self, p):
+        return torch.from_numpy(p).float()
+
+    def agreement(self, logits, p):
+        return 0.5
+
+
+def learnt(noise_rate: float) -> np.ndarray:
+    config = RewardModelConfig(patience=6, batch_size=256, learning_rate=3e-4)
+    fitting = Fitting((16,), 0.0, config, 1, noise_rate)
+    fitting.train(Flipped(), 400)
+    captions = [caption_of("You kill the newt!"), caption_of("It's a wall.")]
+    return 1 / (1 + np.exp(-fitting.outputs(captions)))
+
+
+def test_a_fifth_of_flipped_labels_is_undone_by_the_correction() -> None:
+    """Without it the network learns 0.2 + 0.6 p. Early stopping by answers with the same flips does not prevent it."""
+    np.testing.assert_allclose(learnt(0.2), Flipped.CLEAN, atol=0.06)
+    np.testing.assert_allclose(learnt(0.0), [0.2 + 0.6 * p for p in Flipped.CLEAN], atol=0.06)

@@ -7,11 +7,19 @@ scoring.
     after `patience`        training pauses until new examples have come, a tenth of the training set, and then
     evaluations in vain     continues from the best weights
 
+Where the judge is assumed to flip a fraction e of its answers (`robust.noise_rate`), the gradient is that of an
+unbiased estimate of the loss on unflipped answers: targets q become (q - e) / (1 - 2e), not clipped. Cross-entropy is
+linear in the target, so this is ((1 - e) loss(q) - e loss(1 - q)) / (1 - 2e), the loss of rDPO (Chowdhury, Kini and
+Natarajan 2024, arXiv 2403.00409) and of Natarajan et al. 2013. It has no lower bound, the evaluation has one: answers
+as they came are compared with those expected of such a judge, e + (1 - 2e) s(output) (forward correction, Patrini et
+al. 2017), so it ends training that fits what was flipped.
+
 Invariant: the result is a function of seed, turns and examples: batches and dropout are drawn from (seed, step), so no
 generator state is saved.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +31,7 @@ from configs.annotation_schema import RewardModelConfig
 from llm_server.annotation import Caption
 from llm_server.annotator.caption_texts import ids_of
 from llm_server.annotator.id_rows import IdValues
-from reward_models.caption_network import CaptionNet
+from reward_models.networks.caption_network import CaptionNet
 
 EVALUATION_INTERVAL_STEPS = 25
 MAX_EVALUATED = 512
@@ -58,6 +66,9 @@ class Examples(Protocol):
         """The captions of the examples `rows` [N], and p [N] f64. Where two captions are compared, all first ones come
         before all second ones."""
 
+    def weights(self, rows: np.ndarray, member: int) -> np.ndarray:
+        """[N] f64: how often the training examples `rows` [N] are in the bootstrap sample of an ensemble's `member`."""
+
     def targets(self, p: np.ndarray) -> Tensor:
         """[N] f32 in [0, 1]: what the network learns to predict."""
 
@@ -68,12 +79,22 @@ class Examples(Protocol):
 class Fitting:
     """One network in training and its best weights so far."""
 
-    def __init__(self, sizes: Sequence[int], dropout: float, config: RewardModelConfig, seed: int) -> None:
-        self._config, self._seed = config, seed
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        dropout: float,
+        config: RewardModelConfig,
+        seed: int,
+        noise_rate: float = 0.0,
+        member: int | None = None,
+    ) -> None:
+        """`noise_rate`: assumed fraction of flipped answers. A `member` of an ensemble learns its bootstrap sample."""
+        self._config, self._seed, self._noise_rate, self._member = config, seed, noise_rate, member
         self._net, self._best = (CaptionNet(sizes, dropout, seed) for _ in range(2))
         self._optimizer = self._new_optimizer()
         self.step = 0
-        self.has_best = False  # until the first evaluation
+        self.best_step = 0  # at which the best weights were found; 0 before the first evaluation
+        self.has_best = False
         self.accuracy: float | None = None  # of the best weights on the held-out examples
         self._num_without_gain = 0
         self._num_learnt = 0  # every example ever added, those that were removed or replaced included
@@ -84,9 +105,9 @@ class Fitting:
         """Whether `train` would do nothing."""
         return examples.num_train == 0 or (self._rests_until > 0 and self._num_learnt <= self._rests_until)
 
-    def note_example(self) -> None:
-        """Count a new training example, or a new target of an old one."""
-        self._num_learnt += 1
+    def note_examples(self, num: int = 1) -> None:
+        """Count new training examples, and new targets of old ones."""
+        self._num_learnt += num
 
     def wake(self) -> None:
         """End a pause because the targets have changed."""
@@ -127,24 +148,32 @@ class Fitting:
         rows = rng.integers(examples.num_train, size=min(self._config.batch_size, 4 * examples.num_train))
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
         self._optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        weights = None
+        if self._member is not None:
+            drawn = examples.weights(rows, self._member)
+            rows, weights = rows[drawn > 0], torch.from_numpy(drawn[drawn > 0] * np.mean(drawn > 0)).float()
+            if not len(rows):
+                return
         texts, p = examples.answers(rows, held_out=False)
         logits = _logits(self._net(texts, generator), len(p))
-        binary_cross_entropy_with_logits(logits, examples.targets(p)).backward()
+        targets = unflipped(examples.targets(p), self._noise_rate)
+        binary_cross_entropy_with_logits(logits, targets, weights).backward()
         norm = torch.nn.utils.clip_grad_norm_(self._net.parameters(), MAX_GRAD_NORM)
         if bool(torch.isfinite(norm)):
             self._optimizer.step()
-        self.step += 1
 
     def _evaluate(self, examples: Examples) -> None:
         held_out = examples.holds_out(MIN_HELD_OUT)
         total = examples.num_held_out if held_out else examples.num_train
         rows = np.unique(np.linspace(0, total - 1, min(total, MAX_EVALUATED)).astype(np.int64))
         texts, p = examples.answers(rows, held_out)
-        excess, agreement = _assess(self._net, examples, texts, p)
-        best_excess, best_agreement = _assess(self._best, examples, texts, p) if self.has_best else (np.inf, np.nan)
+        assess = partial(_assess, examples=examples, texts=texts, p=p, noise_rate=self._noise_rate)
+        excess, agreement = assess(self._net)
+        best_excess, best_agreement = assess(self._best) if self.has_best else (np.inf, np.nan)
         if excess < min((1.0 - MIN_GAIN) * best_excess, best_excess - LEAST_GAIN):
             self._best.load_state_dict(self._net.state_dict())
-            self.has_best, best_agreement = True, agreement
+            self.has_best, self.best_step, best_agreement = True, self.step, agreement
             self._outputs = IdValues()
             self._num_without_gain = 0
         else:
@@ -166,6 +195,7 @@ class Fitting:
             "best": {name: tensor.numpy().copy() for name, tensor in self._best.state_dict().items()},
             "adam": optimizer_state(self._net, self._optimizer),
             "step": self.step,
+            "best_step": self.best_step,
             "has_best": self.has_best,
             "accuracy": self.accuracy,
             "num_without_gain": self._num_without_gain,
@@ -182,6 +212,7 @@ class Fitting:
         self._optimizer = self._new_optimizer()
         load_optimizer_state(self._net, self._optimizer, state["adam"])
         self.step, self.has_best, self.accuracy = state["step"], state["has_best"], state["accuracy"]
+        self.best_step = state.get("best_step", 0)  # older checkpoints lack it
         self._num_without_gain, self._num_learnt = state["num_without_gain"], state["num_learnt"]
         self._rests_until = state["rests_until"]
         self._outputs.replace(state["output_ids"], state["outputs"])
@@ -193,12 +224,27 @@ def _logits(outputs: Tensor, num: int) -> Tensor:
     return outputs[:num] - outputs[num:] if len(outputs) > num else outputs
 
 
+def unflipped(targets: Tensor, noise_rate: float) -> Tensor:
+    """Unbiased estimates [N] of targets of which a fraction `noise_rate` was flipped; not clipped to [0, 1]."""
+    return (targets - noise_rate) / (1.0 - 2.0 * noise_rate)
+
+
+def flipped(p: np.ndarray, noise_rate: float) -> np.ndarray:
+    """[N]: the answers to expect of a judge that flips a fraction `noise_rate` of answers p [N]; undoes `unflipped`."""
+    return noise_rate + (1.0 - 2.0 * noise_rate) * p
+
+
 @torch.no_grad()
-def _assess(net: CaptionNet, examples: Examples, texts: list[bytes], p: np.ndarray) -> tuple[float, float]:
+def _assess(
+    net: CaptionNet, examples: Examples, texts: list[bytes], p: np.ndarray, noise_rate: float
+) -> tuple[float, float]:
     """Excess loss in nats, and agreement."""
     logits, targets = _logits(net(texts), len(p)), examples.targets(p).double()
+    answers = logits.double()
+    if noise_rate:
+        answers = torch.logit(noise_rate + (1.0 - 2.0 * noise_rate) * torch.sigmoid(answers))
     entropy = -(torch.xlogy(targets, targets) + torch.xlogy(1.0 - targets, 1.0 - targets)).mean()
-    loss = binary_cross_entropy_with_logits(logits.double(), targets)
+    loss = binary_cross_entropy_with_logits(answers, targets)
     return float(loss - entropy), examples.agreement(logits, p)
 
 
