@@ -1,7 +1,8 @@
-"""Rewards that depend on the running episode: goals paid once per episode (`unpaid`), and the cap on the share of
-intrinsic reward in the total, `reward.max_intrinsic_share` (`ShareCap`).
+"""Rewards that depend on the running episode or on finished ones: goals paid once per episode (`unpaid`), the cap on
+what a term pays in an episode (`EpisodeCap`), the trust in a term (`Trust`), and the cap on the share of intrinsic
+reward in the total, `reward.max_intrinsic_share` (`ShareCap`).
 
-Let I be the mean over finished episodes of sum_t |k_int R / N^beta|, and E the mean of sum_t max(0, k_ext clip(s
+Let I be the mean over finished episodes of sum_t |intrinsic reward|, and E the mean of sum_t max(0, k_ext clip(s
 r_env)) over the finished episodes in which that sum was not 0 (a penalty for every step is no success); both are
 running means with a decay of 0.99 per episode. With a cap s, intrinsic reward is multiplied by
 
@@ -15,34 +16,40 @@ Invariant: every rollout of a worker is observed in the order in which it was pl
 state describes the episodes and not the batches.
 """
 
+import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from actors.rollout import Rollout
-from reward_models.table import RewardTable
 
 DECAY = 0.99
+MIN_OUTCOMES = 10
+"""Successes and failures, of each as many, before a term's trust is anything but 1."""
+SMALLEST_DEVIATION = 1e-4
+"""As a share of the means: sums that differ by less are taken for equal ones that were rounded."""
 
 
 class RunningEpisodes:
-    """What is known of each running episode: an array [*shape, B] per worker, zeroed where an episode ends."""
+    """What is known of each running episode: an array [*shape, B] per worker, set to `start` where one begins."""
 
-    def __init__(self, dtype: DTypeLike, *shape: int) -> None:
-        self._dtype, self._shape = dtype, shape
+    def __init__(self, dtype: DTypeLike, *shape: int, start: float = 0) -> None:
+        self._dtype, self._shape, self._start = dtype, shape, start
         self._arrays: dict[str, np.ndarray] = {}  # by worker index
 
     def walk(self, rollout: Rollout) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Each step t, the worker's array, to be updated in place, and which of its episodes end [B] bool."""
         index, done = rollout.worker_id.partition(".")[0], rollout.terminated | rollout.truncated
         if rollout.sequence_number == 0 or index not in self._arrays:  # a new worker's episodes have just begun
-            self._arrays[index] = np.zeros((*self._shape, done.shape[1]), self._dtype)
+            self._arrays[index] = np.full((*self._shape, done.shape[1]), self._start, self._dtype)
         array = self._arrays[index]
         for t, ends in enumerate(done):
             yield t, array, ends
-            array[..., ends] = 0
+            array[..., ends] = self._start
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of the arrays by worker index."""
@@ -53,15 +60,109 @@ class RunningEpisodes:
         self._arrays = {index: np.array(array) for index, array in state.items()}
 
 
-def unpaid(paid_goals: RunningEpisodes, rollout: Rollout, table: RewardTable) -> np.ndarray:
-    """[T, B] bool: False where the caption reaches a goal already paid in the episode; updates the bitmasks."""
-    goals = table.look_up_goals(rollout.caption_ids)
+def unpaid(paid_goals: RunningEpisodes, rollout: Rollout, goals: np.ndarray) -> np.ndarray:
+    """[T, B] bool: False where a step reaches a goal already paid in the episode; updates the bitmasks. `goals` [T, B]
+    are the goals reached, 0 to 63, or -1."""
     bits = np.where(goals >= 0, np.uint64(1) << np.maximum(goals, 0).astype(np.uint64), np.uint64(0))
     is_unpaid = np.empty(bits.shape, bool)
     for t, paid, _ in paid_goals.walk(rollout):
         is_unpaid[t] = (paid & bits[t]) == 0
         paid |= bits[t]
     return is_unpaid
+
+
+class EpisodeCap:
+    """Cuts rewards where the sum of their absolute values in an episode would exceed `cap`."""
+
+    def __init__(self, cap: float) -> None:
+        self._cap = cap
+        self._running = RunningEpisodes(np.float64)  # sums of |reward|
+
+    def cut(self, rollout: Rollout, rewards: np.ndarray) -> np.ndarray:
+        """`rewards` [T, B] f32 of a worker's next rollout, cut to fit."""
+        amounts, allowed = np.abs(rewards), np.empty(rewards.shape, np.float64)
+        for t, paid, _ in self._running.walk(rollout):
+            np.minimum(amounts[t], self._cap - paid, out=allowed[t])
+            np.minimum(paid + amounts[t], self._cap, out=paid)
+        return np.copysign(allowed, rewards).astype(np.float32)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Running sums."""
+        return self._running.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self._running.load_state_dict(state)
+
+
+@dataclass
+class _Outcomes:
+    """What a term paid in the episodes of one outcome, with a decay of 0.99 per episode."""
+
+    number: int = 0  # of episodes
+    weight: float = 0.0
+    mean: float = 0.0
+    squares: float = 0.0  # weighted sum of squared deviations from the mean
+
+    def add(self, value: float) -> None:
+        """Count an episode (West 1979)."""
+        self.number += 1
+        self.weight = DECAY * self.weight + 1.0
+        deviation = value - self.mean
+        self.mean += deviation / self.weight
+        self.squares = DECAY * self.squares + deviation * (value - self.mean)
+
+
+class Trust:
+    """The weight of a term by the outcomes of the episodes that it paid for, after the trustworthiness weight of
+    Trust-GRPO (SophiaVL-R1, Fan et al. 2025, arXiv 2505.17018). Let mu+ and mu- be the means of its summed reward over
+    episodes with and without success, and s their pooled standard deviation:
+
+        weight = min(1, exp((mu+ - mu-) / s))       1 until there are ten episodes of each
+
+    There the weight is 1 where mu+ >= mu-, else exp(mu+ - mu-), with the means of one prompt's right and wrong answers,
+    whose rewards lie in [0, 1]. Ours are the running means over episodes (an episode of an environment has no group),
+    the division by s (sums of rewards have no scale of their own) and the ten episodes.
+
+    The sums are those of what the term would pay with the weight 1, without annealing and cap, because a weight that
+    changed its own evidence would never settle. Success is the environment's own `success` if it reports one, else a
+    positive return.
+    """
+
+    def __init__(self) -> None:
+        self._outcomes = _Outcomes(), _Outcomes()  # of failures, of successes
+        self._running = RunningEpisodes(np.float64)  # sums of rewards
+
+    @property
+    def weight(self) -> float:
+        """The factor on the term, in [0, 1]."""
+        failures, successes = self._outcomes
+        difference = successes.mean - failures.mean
+        if min(failures.number, successes.number) < MIN_OUTCOMES or difference >= 0:
+            return 1.0
+        deviation = math.sqrt((failures.squares + successes.squares) / (failures.weight + successes.weight))
+        return math.exp(difference / max(deviation, SMALLEST_DEVIATION * (abs(failures.mean) + abs(successes.mean))))
+
+    def observe(self, rollout: Rollout, rewards: np.ndarray) -> None:
+        """Add the rewards [T, B] of a worker's next rollout, at weight 1. An episode without statistics did not finish
+        (its environment was lost), and has no outcome."""
+        finished: dict[int, list[tuple[int, bool]]] = defaultdict(list)  # by step: environments, and their success
+        for (t, env), episode in zip(rollout.episode_ends, rollout.episodes, strict=True):
+            finished[t].append((env, episode.info.get("success", episode.episode_return) > 0))
+        for t, sums, _ in self._running.walk(rollout):
+            sums += rewards[t]
+            for env, is_success in finished.get(t, ()):
+                self._outcomes[is_success].add(float(sums[env]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Means, and running sums."""
+        return {"outcomes": [asdict(outcomes) for outcomes in self._outcomes], "running": self._running.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        failures, successes = state["outcomes"]
+        self._outcomes = _Outcomes(**failures), _Outcomes(**successes)
+        self._running.load_state_dict(state["running"])
 
 
 class ShareCap:

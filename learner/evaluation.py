@@ -33,6 +33,31 @@ class Player(Protocol):
         """Called when new episodes have begun in the environments `rows`."""
 
 
+class LookingPlayer:
+    """A player that has a distribution of actions in each state, and averages these where it counts."""
+
+    def __init__(self, num_actions: int) -> None:
+        self.num_states = 0
+        """States visited so far."""
+        self._probabilities, self._entropies = np.zeros(num_actions), 0.0
+
+    def _note(self, probabilities: np.ndarray) -> None:
+        """Distributions [N, A] f64 of N more states that count."""
+        self.num_states += len(probabilities)
+        self._probabilities += probabilities.sum(axis=0)
+        self._entropies += _entropies(probabilities).sum()
+
+    @property
+    def frequencies(self) -> np.ndarray:
+        """[A] f64: the mean action distribution over the states visited so far."""
+        return self._probabilities / self.num_states
+
+    @property
+    def state_information(self) -> float:
+        """Mutual information of state and action in nats over the states so far (see `loss.state_information`)."""
+        return max(0.0, float(_entropies(self.frequencies) - self._entropies / self.num_states))
+
+
 class BlindPlayer:
     """Draws actions with fixed frequencies, without looking: what a policy that uses its observations must beat."""
 
@@ -57,15 +82,15 @@ class RandomPlayer(BlindPlayer):
         super().__init__(np.ones(num_actions), num_envs, seed)
 
 
-class PolicyPlayer:
+class PolicyPlayer(LookingPlayer):
     """Samples from a policy in float32, as the rollout workers do, and averages its distributions where it counts."""
 
     def __init__(self, net: PolicyNet, num_envs: int, seed: int) -> None:
+        super().__init__(net.policy_head.out_features)
         self._net, self._rng = net.eval(), np.random.default_rng(seed)
         self._core = net.initial_state(num_envs)
         self._caches: dict[str, EncodingCache] = {}
-        self._steps = self._num_states = 0
-        self._probabilities, self._entropies = np.zeros(net.policy_head.out_features), 0.0
+        self._steps = 0
         self.values = np.full(num_envs, np.nan, np.float32)
         """[B] f32: the value estimates, in units of reward, of the observations last acted on."""
 
@@ -77,10 +102,7 @@ class PolicyPlayer:
         tensors = {name: torch.from_numpy(array) for name, array in obs.items()}
         logits, values, self._core = self._net.step(tensors, self._core, self._caches)
         self.values = values.numpy()
-        visited = logits.double().softmax(-1).numpy()[counted]
-        self._num_states += len(visited)
-        self._probabilities += visited.sum(axis=0)
-        self._entropies += _entropies(visited).sum()
+        self._note(logits.double().softmax(-1).numpy()[counted])
         return (logits.numpy() + self._rng.gumbel(size=tuple(logits.shape))).argmax(-1)
 
     def restart(self, rows: Sequence[int]) -> None:
@@ -88,15 +110,47 @@ class PolicyPlayer:
         for tensor in self._core.values():
             tensor[list(rows)] = 0.0
 
-    @property
-    def frequencies(self) -> np.ndarray:
-        """[A] f64: the mean action distribution over the states visited so far."""
-        return self._probabilities / self._num_states
 
-    @property
-    def state_information(self) -> float:
-        """Mutual information of state and action in nats over the states so far (see `loss.state_information`)."""
-        return max(0.0, float(_entropies(self.frequencies) - self._entropies / self._num_states))
+class JudgePlayer(LookingPlayer):
+    """Plays what a language model answers to the states of its environments in words, and to the last captions."""
+
+    def __init__(
+        self,
+        probabilities: Callable[[Sequence[bytes], Sequence[bytes]], np.ndarray],
+        states: Callable[[], Sequence[bytes]],
+        num_actions: int,
+        num_envs: int,
+        seed: int,
+        *,
+        greedy: bool = False,
+    ) -> None:
+        """`probabilities`: [B, A] f64 of raw states and captions. `states`: the environments' current ones. `greedy`:
+        take the likeliest action instead of drawing one."""
+        super().__init__(num_actions)
+        self._ask, self._states, self._greedy = probabilities, states, greedy
+        self._rng, self._captions = np.random.default_rng(seed), [b""] * num_envs
+
+    def see(self, captions: Sequence[bytes]) -> None:
+        """The raw captions [B] of what the environments show now; see `play`."""
+        self._captions = list(captions)
+
+    def act(self, obs: Mapping[str, np.ndarray], counted: np.ndarray) -> np.ndarray:
+        """See `Player`; environments whose episodes do not count act at random, without a question."""
+        rows = np.flatnonzero(counted).tolist()
+        states = self._states()
+        played = self._ask([states[i] for i in rows], [self._captions[i] for i in rows])
+        if self._greedy:
+            played = np.eye(played.shape[1])[played.argmax(axis=1)]
+        self._note(played)
+        everywhere = np.full((len(counted), played.shape[1]), 1.0 / played.shape[1])
+        everywhere[rows] = played
+        # Each number in [0, 1) lies in the interval of one action; an action of probability 0 has an empty interval.
+        upper_ends = everywhere.cumsum(axis=1)
+        drawn = self._rng.random(len(counted)) * upper_ends[:, -1]
+        return (upper_ends <= drawn[:, None]).sum(axis=1)
+
+    def restart(self, rows: Sequence[int]) -> None:
+        """Has no state."""
 
 
 def _entropies(probabilities: np.ndarray) -> np.ndarray:
@@ -114,18 +168,21 @@ def play(
     episodes_per_env: int,
     is_time_up: Callable[[], bool] = lambda: False,
     advance: Callable[[int], None] = lambda number: None,
+    show: Callable[[Sequence[bytes]], None] = lambda captions: None,
 ) -> Episodes:
     """The first `episodes_per_env` episodes of each environment, without those lost because it raised; `advance` is
-    called after every step with the number of those that have ended in it, lost ones included.
+    called after every step with the number of those that have ended in it, lost ones included, and `show` before every
+    step with the raw captions [B] of what is seen, of new episodes where any has begun.
 
     Raises OutOfTime."""
     finished: Episodes = {}
     returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
-    obs, _ = env.reset()
+    obs, captions = env.reset()
     while (counted := env.running_episodes < episodes_per_env).any():
         if is_time_up():
             raise OutOfTime
         numbers = env.running_episodes
+        show(captions)
         step = env.step(player.act(obs, counted))
         returns += step.rewards
         lengths += 1
@@ -143,7 +200,8 @@ def play(
             returns[over], lengths[over] = 0.0, 0
             player.restart(over)
         advance(int(counted[over].sum()))
-        obs = step.obs
+        begun = {end.index: end.reset_caption for end in step.ends} | step.losses
+        obs, captions = step.obs, [begun.get(i, caption) for i, caption in enumerate(step.captions)]
     return finished
 
 

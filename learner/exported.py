@@ -30,6 +30,7 @@ from actors.policy import PolicyNet
 from actors.previous_step import ACTION, REWARD, previous_step_entries
 from configs.annotation_schema import RewardModelConfig
 from configs.errors import named, one_line
+from configs.reward_schema import RobustConfig
 from configs.schema import PolicyConfig
 from learner.checkpoint_format import DECODING_ERRORS, MAX_TREE_BYTES, decode_tree, parse_json, read_regular
 from llm_server.annotation import Caption
@@ -137,7 +138,9 @@ def load_reward(place: str | Path, *, revision: str | None = None) -> LoadedRewa
     config, tensors = _read(place, REWARD_FORMAT, revision)
     try:
         state = decode_tree(config["state"], tensors)
-        model = build_reward_model(RewardModelConfig(**config["reward_model"]))
+        model = build_reward_model(
+            RewardModelConfig(**config["reward_model"]), robust=RobustConfig(**config.get("robust", {}))
+        )
         model.load_state_dict(state["model"])
         table = RewardTable.build(state["ids"], state["rewards"], (0, 1))
         return LoadedReward(table, model, config)

@@ -12,7 +12,7 @@ import numpy as np
 
 from actors.environments.vector import VectorEnvironment
 from actors.rollout import EpisodeStatistics
-from learner.evaluation import Episodes, Player, PolicyPlayer
+from learner.evaluation import Episodes, LookingPlayer, Player, PolicyPlayer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +23,8 @@ class PlayedGames:
     actions: np.ndarray  # [N] ints: the actions of all games, one game after the other
     values: np.ndarray | None  # [N] f32: the player's value estimate before each action; None where it has none
     places: np.ndarray  # [G, 3] i64: environment, episode and number of actions of each of these games, in order
-    frequencies: np.ndarray | None  # [A] f64: a policy's average action frequencies
-    information: float | None  # a policy's information between state and action, in nats
+    frequencies: np.ndarray | None  # [A] f64: average action frequencies of a policy or a judge
+    information: float | None  # theirs between state and action, in nats
 
     def of(self, env: int, episode: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
         """Actions [T] and values [T] of one game, and the actions of all that its environment played before."""
@@ -85,12 +85,12 @@ class LoggedPlayer:
         for env, of_env in enumerate(numbers):
             played, sizes = np.unique(of_env[kept[env]], return_counts=True)
             places += [[env, episode, size] for episode, size in zip(played.tolist(), sizes.tolist(), strict=True)]
-        policy = self._player if isinstance(self._player, PolicyPlayer) else None
+        looking = self._player if isinstance(self._player, LookingPlayer) else None
         return PlayedGames(
             episodes=episodes,
             actions=np.stack(self._actions, 1)[kept],
-            values=np.stack(self._values, 1)[kept] if policy else None,
+            values=np.stack(self._values, 1)[kept] if self._values else None,
             places=np.array(places, np.int64).reshape(-1, 3),
-            frequencies=policy.frequencies if policy else None,
-            information=policy.state_information if policy else None,
+            frequencies=looking.frequencies if looking else None,
+            information=looking.state_information if looking else None,
         )

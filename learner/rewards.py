@@ -1,41 +1,54 @@
-"""The reward that the learner trains on, extrinsic + intrinsic, computed when a rollout is consumed; and the total
-intrinsic reward paid per caption over the run.
+"""The reward that the learner trains on, extrinsic + intrinsic, computed when a rollout is consumed: the intrinsic
+reward is the sum of its terms. And the total that each term paid per item over the run.
 
-Invariant: step t is paid for the caption that action t led to, an episode's last one included. The empty caption has
-reward 0 and is never unknown; a caption that is not in the table yet has reward 0 and is counted. There is one sum per
-caption that was ever rewarded, so their number is bounded by the reward tables of the run.
+Invariant: step t is paid for the item that action t led to, an episode's last one included. The empty item is never
+unknown; an item that is not in its term's table yet has reward 0 and is counted. There is one sum per item that was
+ever rewarded, so their number is bounded by the reward tables of the run. With the main term alone and default settings
+this is r = k_ext clip(s r_env, -c, c) + k_int R(caption) / count^beta (ONI section 2).
 """
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from actors.rollout import Rollout
-from configs.schema import RewardConfig
-from learner.episode_rewards import RunningEpisodes, ShareCap, unpaid
+from configs.reward_schema import MAIN_TERM, RewardConfig, TermConfig
+from configs.schema import RunConfig
+from configs.terms import resolved_terms
+from learner.episode_rewards import ShareCap
+from learner.payments import StepRewards, event_rewards
+from learner.terms import Term, Weights
+from reward_models.published import PublishedReward
 from reward_models.table import RewardTable
 
 
 class PaidRewards:
-    """Sums of |intrinsic reward| by caption id."""
+    """Sums of intrinsic reward by item id, of absolute values unless `with_sign`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, with_sign: bool = False) -> None:
+        self._with_sign = with_sign
         self._sums: dict[int, float] = {}
 
-    def note(self, caption_ids: np.ndarray, intrinsic: np.ndarray) -> None:
-        """Add the intrinsic rewards of some steps; `caption_ids` u64 and `intrinsic` f32 have the same shape."""
+    def note(self, items: np.ndarray, intrinsic: np.ndarray) -> None:
+        """Add the intrinsic rewards of some steps; `items` u64 and `intrinsic` f32 have the same shape."""
         earning = intrinsic != 0
-        ids, places = np.unique(caption_ids[earning], return_inverse=True)
-        sums = np.bincount(places.ravel(), np.abs(intrinsic[earning]).astype(np.float64), len(ids))
+        ids, places = np.unique(items[earning], return_inverse=True)
+        amounts = intrinsic[earning] if self._with_sign else np.abs(intrinsic[earning])
+        sums = np.bincount(places.ravel(), amounts.astype(np.float64), len(ids))
         for number, total in zip(ids.tolist(), sums.tolist(), strict=True):
             self._sums[number] = self._sums.get(number, 0.0) + total
 
     def largest(self, number: int) -> tuple[float, list[tuple[int, float]]]:
-        """The total of all sums, and the `number` largest with their caption ids, the largest first."""
+        """The total of all sums, and the `number` largest with their item ids, the largest first."""
         return sum(self._sums.values()), heapq.nlargest(number, self._sums.items(), key=lambda entry: entry[1])
+
+    def costliest(self, number: int) -> list[tuple[int, float]]:
+        """The `number` lowest sums below 0 with their item ids, the lowest first."""
+        costs = (entry for entry in self._sums.items() if entry[1] < 0)
+        return heapq.nsmallest(number, costs, key=lambda entry: entry[1])
 
     def state_dict(self) -> dict[str, Any]:
         """All sums."""
@@ -47,8 +60,19 @@ class PaidRewards:
 
 
 def paid_rewards(state: Mapping[str, Any]) -> dict[int, float]:
-    """The sums in a saved state by caption id."""
+    """The sums in a saved state by item id."""
     return dict(zip(state["ids"].tolist(), state["sums"].tolist(), strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TermRewards:
+    """What one term pays for T steps of B environments."""
+
+    rewards: np.ndarray  # [T, B] f32: a summand of the intrinsic reward
+    items: np.ndarray  # [T, B] u64: what each step is paid for
+    unknown_fraction: float  # of steps
+    weights: Weights  # that `rewards` contain
+    version: int  # of its reward table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,68 +81,120 @@ class MixedRewards:
 
     total: np.ndarray  # [T, B] f32: the reward in V-trace
     extrinsic: np.ndarray  # [T, B] f32: the extrinsic part of `total`, k_ext included
-    intrinsic: np.ndarray  # [T, B] f32: the intrinsic part of `total`, k_int included
-    unknown_fraction: float  # of steps whose caption is not in the table
+    intrinsic: np.ndarray  # [T, B] f32: the intrinsic part of `total`, the sum of all terms, coefficients included
+    unknown_fraction: float  # of steps whose caption is not in the main term's table
+    terms: Mapping[str, TermRewards] = field(default_factory=dict)
+
+    def term_metrics(self, kept: np.ndarray) -> dict[str, dict[str, float]]:
+        """By term, over the environments `kept` [B] bool: the `mean` paid per step, its `share` of the sum of all
+        terms' absolute values, the fraction `unknown`, the weights `trust` and `coefficient` (after annealing), and the
+        `version` of its table."""
+        columns = _columns(kept)
+        rewards = {name: term.rewards[:, columns] for name, term in self.terms.items()}
+        amounts = {name: float(np.abs(array).sum(dtype=np.float64)) for name, array in rewards.items()}
+        total = sum(amounts.values())
+        return {
+            name: {
+                "mean": float(rewards[name].mean()),
+                "share": amounts[name] / total if total else 0.0,
+                "unknown": term.unknown_fraction,
+                "trust": term.weights.trust,
+                "coefficient": term.weights.coefficient,
+                "version": term.version,
+            }
+            for name, term in self.terms.items()
+        }
 
 
 class RewardMixer:
-    """Mixes the rewards of rollouts, and keeps the goals already paid, the cap's scale and what each caption earned."""
+    """Mixes the rewards of rollouts, and keeps what later rewards depend on and what each item earned."""
 
-    def __init__(self, config: RewardConfig) -> None:
+    def __init__(self, config: RewardConfig, terms: Mapping[str, TermConfig] | None = None) -> None:
+        """`terms` as `configs.terms.resolved_terms` returns them; None for the main one alone."""
         self._config = config
+        self._terms = {name: Term(term) for name, term in (terms or resolved_terms(RunConfig(reward=config))).items()}
         self._cap = ShareCap(config.max_intrinsic_share)
-        self.paid = PaidRewards()
-        """What each caption earned in the whole run."""
-        self._paid_goals = RunningEpisodes(np.uint64)  # a bitmask per episode
+        self._unknown = RewardTable.empty()  # of a term that has published none yet
+        self.paid = {name: PaidRewards(with_sign=name != MAIN_TERM) for name in self._terms}
+        """What each item earned in the whole run, by term; captions of the main term by absolute value."""
 
-    def mix(self, rollouts: Sequence[Rollout], table: RewardTable) -> MixedRewards:
+    def mix(self, rollouts: Sequence[Rollout], reward: PublishedReward) -> MixedRewards:
         """Rewards of `rollouts`, joined along the environment axis. Every rollout of a worker is given once, in order,
         to this method or to `pass_over`."""
-        scale = self._cap.scale
-        mixed = [self._mix(rollout, table, scale) for rollout in rollouts]
-        unknown = np.average([one.unknown_fraction for one in mixed], weights=[one.total.size for one in mixed])
-        parts = ("total", "extrinsic", "intrinsic")
-        joined = {part: np.concatenate([getattr(one, part) for one in mixed], axis=1) for part in parts}
-        return MixedRewards(**joined, unknown_fraction=float(unknown))
+        scale, weights = self._cap.scale, self._weights()
+        mixed = [self._mix(rollout, reward, weights, scale) for rollout in rollouts]
+        terms = {}
+        for name, term in self._terms.items():
+            term.anneal(sum(rollout.num_steps for rollout in rollouts))
+            version = self._table(reward, name).reward_version[1]
+            terms[name] = _joined([paid[name] for _, paid in mixed], weights[name], version)
+        extrinsic = np.concatenate([of_rollout for of_rollout, _ in mixed], axis=1)
+        intrinsic = _sum([term.rewards for term in terms.values()])
+        return MixedRewards(
+            total=extrinsic + intrinsic,
+            extrinsic=extrinsic,
+            intrinsic=intrinsic,
+            unknown_fraction=terms[MAIN_TERM].unknown_fraction,
+            terms=terms,
+        )
 
-    def note_paid(self, rollouts: Sequence[Rollout], intrinsic: np.ndarray) -> None:
-        """Count `intrinsic` [T, B] as paid: the learner has trained on it, without the lost environments."""
-        caption_ids = [rollout.caption_ids[:, rollout.kept] for rollout in rollouts]
-        self.paid.note(np.concatenate(caption_ids, axis=1), intrinsic)
+    def note_paid(self, mixed: MixedRewards, kept: np.ndarray) -> None:
+        """Count the rewards of the environments `kept` [B] bool as paid: the learner has trained on them."""
+        columns = _columns(kept)
+        for name, term in mixed.terms.items():
+            self.paid[name].note(term.items[:, columns], term.rewards[:, columns])
 
-    def pass_over(self, rollout: Rollout, table: RewardTable) -> None:
+    def pass_over(self, rollout: Rollout, reward: PublishedReward) -> None:
         """Update the state of the running episodes with a rollout that is dropped."""
-        self._mix(rollout, table, 1.0)
+        self._mix(rollout, reward, self._weights(), 1.0)
 
     @property
     def intrinsic_scale(self) -> float:
         """The factor of `reward.max_intrinsic_share` on intrinsic reward, in [0, 1]."""
         return self._cap.scale
 
-    def _mix(self, rollout: Rollout, table: RewardTable, scale: float) -> MixedRewards:
-        mixed = mix_rewards(
-            extrinsic_rewards=rollout.extrinsic_rewards,
-            caption_ids=rollout.caption_ids,
-            caption_counts=rollout.caption_counts,
-            table=table,
-            config=self._config,
-            is_due=None if table.goals is None else unpaid(self._paid_goals, rollout, table),
-        )
-        if self._config.max_intrinsic_share == 1.0:
-            return mixed
-        self._cap.observe(rollout, mixed.intrinsic, mixed.extrinsic)
-        intrinsic = mixed.intrinsic * np.float32(scale)
-        return replace(mixed, intrinsic=intrinsic, total=mixed.extrinsic + intrinsic)
+    def _weights(self) -> dict[str, Weights]:
+        return {name: term.weights for name, term in self._terms.items()}
+
+    def _table(self, reward: PublishedReward, name: str) -> RewardTable:
+        return reward.tables.get(name, self._unknown)
+
+    def _mix(
+        self, rollout: Rollout, reward: PublishedReward, weights: Mapping[str, Weights], scale: float
+    ) -> tuple[np.ndarray, dict[str, StepRewards]]:
+        """The extrinsic part [T, B] f32, and what each term pays."""
+        extrinsic = _extrinsic(rollout.extrinsic_rewards, self._config)
+        paid = {
+            name: term.pay(rollout, self._table(reward, name), weights[name].factor)
+            for name, term in self._terms.items()
+        }
+        if self._config.max_intrinsic_share < 1.0:
+            self._cap.observe(rollout, _sum([one.rewards for one in paid.values()]), extrinsic)
+            paid = {name: one._replace(rewards=one.rewards * np.float32(scale)) for name, one in paid.items()}
+        return extrinsic, paid
 
     def state_dict(self) -> dict[str, Any]:
-        """Goals paid, cap, and rewards paid per caption."""
-        return {"ledger": self._paid_goals.state_dict(), "cap": self._cap.state_dict(), "paid": self.paid.state_dict()}
+        """Goals paid by the main term, cap, rewards paid per caption, and `terms`: what else there is, by term."""
+        terms = {name: term.state_dict() for name, term in self._terms.items()}
+        paid = {name: paid.state_dict() for name, paid in self.paid.items()}
+        return {
+            "ledger": terms[MAIN_TERM].pop("payment"),
+            "cap": self._cap.state_dict(),
+            "paid": paid.pop(MAIN_TERM),
+            "terms": terms,
+            "paid_by_term": paid,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`."""
-        self._paid_goals.load_state_dict(state["ledger"])
+        """Continue from `state_dict`, or from that of a version that had the main term alone."""
+        terms, paid = state.get("terms", {}), state.get("paid_by_term", {})
+        terms = {**terms, MAIN_TERM: {**terms.get(MAIN_TERM, {}), "payment": state["ledger"]}}
+        paid = {**paid, MAIN_TERM: state["paid"]}
         self._cap.load_state_dict(state["cap"])
-        self.paid.load_state_dict(state["paid"])
+        for name in self._terms.keys() & terms.keys():
+            self._terms[name].load_state_dict(terms[name])
+        for name in self.paid.keys() & paid.keys():
+            self.paid[name].load_state_dict(paid[name])
 
 
 def mix_rewards(
@@ -132,16 +208,45 @@ def mix_rewards(
 ) -> MixedRewards:
     """r = k_ext clip(s r_env, -c, c) + k_int R(caption) / count^beta (ONI section 2), from a rollout's arrays [T, B].
     `is_due` [T, B] bool is False where R is withheld because the caption's goal was already paid."""
-    clipped = np.clip(config.extrinsic_scale * extrinsic_rewards, -config.extrinsic_clip, config.extrinsic_clip)
-    extrinsic = config.extrinsic_coefficient * clipped
-    caption_rewards, known = table.look_up(caption_ids)
+    extrinsic = _extrinsic(extrinsic_rewards, config)
+    values, known = table.look_up(caption_ids)
     if is_due is not None:
-        caption_rewards = np.where(is_due, caption_rewards, np.float32(0))
-    discounts = caption_counts.astype(np.float32) ** np.float32(config.count_exponent)
-    intrinsic = config.intrinsic_coefficient * caption_rewards / discounts
+        values = np.where(is_due, values, np.float32(0))
+    intrinsic = event_rewards(values, caption_counts, config.intrinsic_coefficient, config.count_exponent)
     return MixedRewards(
-        total=(extrinsic + intrinsic).astype(np.float32),
-        extrinsic=extrinsic.astype(np.float32),
-        intrinsic=intrinsic.astype(np.float32),
+        total=extrinsic + intrinsic,
+        extrinsic=extrinsic,
+        intrinsic=intrinsic,
         unknown_fraction=float(1 - known.mean()),
     )
+
+
+def _extrinsic(rewards: np.ndarray, config: RewardConfig) -> np.ndarray:
+    clipped = np.clip(config.extrinsic_scale * rewards, -config.extrinsic_clip, config.extrinsic_clip)
+    extrinsic: np.ndarray = config.extrinsic_coefficient * clipped
+    return extrinsic.astype(np.float32, copy=False)
+
+
+def _joined(steps: Sequence[StepRewards], weights: Weights, version: int) -> TermRewards:
+    """What a term pays for the steps of several rollouts."""
+    sizes = [one.known.size for one in steps]
+    return TermRewards(
+        rewards=np.concatenate([one.rewards for one in steps], axis=1),
+        items=np.concatenate([one.items for one in steps], axis=1),
+        unknown_fraction=float(np.average([1 - one.known.mean() for one in steps], weights=sizes)),
+        weights=weights,
+        version=version,
+    )
+
+
+def _columns(kept: np.ndarray) -> Any:
+    """Index of the environments `kept`, which copies nothing where all are."""
+    return slice(None) if kept.all() else kept
+
+
+def _sum(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Their sum in the order given; an only one itself."""
+    total, *others = arrays
+    for array in others:
+        total = total + array
+    return total

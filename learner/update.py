@@ -1,4 +1,4 @@
-"""The learner: owns the training network and its optimiser, and turns rollouts and a reward table into new weights.
+"""The learner: owns the training network and its optimiser, and turns rollouts and reward tables into new weights.
 
 Invariant: a gradient step whose loss or gradient is not finite changes only a counter, so every version is finite. On a
 CPU the same state and the same rollouts give the same weights, bit for bit. Several learners that share an update make
@@ -20,15 +20,16 @@ from actors.environments.vector import EnvironmentSpec
 from actors.policy import PolicyNet, PolicyOutput, PolicySnapshot, load_weights, resolve_precision, snapshot
 from actors.rollout import Rollout, Version
 from configs.devices import resolve_device
-from configs.schema import LearnerConfig, PolicyConfig, RewardConfig
+from configs.reward_schema import MAIN_TERM, RewardConfig, TermConfig
+from configs.schema import LearnerConfig, PolicyConfig
 from learner.batch import Batch, BatchBuffers, draw_minibatches, keep_freed_memory
 from learner.data_parallel import Exchange, Part, Peers, Share, divide
 from learner.loss import action_log_probs, clamped_ratios, core_metrics, mean_kl, policy_loss, standardized
 from learner.rewards import PaidRewards, RewardMixer
 from learner.step_metrics import GradientStep, state_information, update_metrics
 from learner.vtrace import ReturnScale, VtraceTargets, vtrace_targets
-from reward_models.fitting import load_optimizer_state, optimizer_state
-from reward_models.table import RewardTable
+from reward_models.networks.fitting import load_optimizer_state, optimizer_state
+from reward_models.published import PublishedReward
 
 LOG = logging.getLogger(__name__)
 PROBE_INTERVAL, PROBE_COLUMNS = 8, 8
@@ -42,7 +43,8 @@ class StepResult:
     metrics: dict[str, float]
     """Finite metrics by name; without those that this batch does not define (of a skipped update, for example)."""
     lags: list[int]  # policy lag of each rollout, in versions
-    intrinsic: list[np.ndarray]  # each rollout's intrinsic rewards [T, B], k_int included
+    intrinsic: list[np.ndarray]  # each rollout's intrinsic rewards [T, B], the sum of all terms
+    terms: dict[str, dict[str, float]]  # of each term of the intrinsic reward; see `MixedRewards.term_metrics`
     skipped_fraction: float  # of the gradient steps, because loss or gradient were not finite
     timings: dict[str, float]
     """Seconds by stage: `transfer` (joining the rollouts on the device), `relabel` (rewards), `train` (the rest)."""
@@ -60,8 +62,10 @@ class Learner:
         *,
         run_epoch: int,
         seed: int,
+        terms: Mapping[str, TermConfig] | None = None,
     ) -> None:
-        """Raises ValueError for a network that cannot read the observations and for an unavailable device."""
+        """`terms` are those of `configs.terms.resolved_terms`, None for the main one alone, as `reward` describes it.
+        Raises ValueError for a network that cannot read the observations and for an unavailable device."""
         self.config, self.run_epoch, self._seed = config, run_epoch, seed
         self.device = resolve_device(config.device, "learner.device")
         keep_freed_memory()
@@ -78,7 +82,7 @@ class Learner:
             eps=config.adam_epsilon,
             fused=True,
         )
-        self._rewards, self._return_scale = RewardMixer(reward), ReturnScale()
+        self._rewards, self._return_scale = RewardMixer(reward, terms), ReturnScale()
         self._updates = self._gradient_steps = self._skipped = 0
         self._exchange: Exchange | None = None
         self._peers: Peers | None = None
@@ -93,11 +97,12 @@ class Learner:
         """The version of the current weights."""
         return self.run_epoch, self._updates
 
-    def step(self, rollouts: Sequence[Rollout], table: RewardTable, progress: float = 0.0) -> StepResult:
+    def step(self, rollouts: Sequence[Rollout], reward: PublishedReward, progress: float = 0.0) -> StepResult:
         """One update on the rollouts, all of whose steps but those of lost environments have equal weight. Rewards are
-        computed here, with `table`. `progress`, in [0, 1], is the fraction of the run's steps already consumed."""
+        computed here, with the tables of `reward`. `progress`, in [0, 1], is the fraction of the run's steps already
+        consumed."""
         began = time.perf_counter()
-        intrinsic_scale, rewards = self._rewards.intrinsic_scale, self._rewards.mix(rollouts, table)
+        intrinsic_scale, rewards = self._rewards.intrinsic_scale, self._rewards.mix(rollouts, reward)
         kept = np.concatenate([rollout.kept for rollout in rollouts])
         total, intrinsic = rewards.total[:, kept], rewards.intrinsic[:, kept]
         parts = divide([rollout for rollout in rollouts if rollout.num_steps], total, self._num_learners)
@@ -111,7 +116,7 @@ class Learner:
         if self._peers is not None:
             self._peers.finish()
         if self._updates > updates:
-            self._rewards.note_paid(rollouts, intrinsic)
+            self._rewards.note_paid(rewards, kept)
         metrics["intrinsic_reward_mean"] = float(intrinsic.mean())
         metrics["intrinsic_scale"] = intrinsic_scale
         metrics["intrinsic_unknown_fraction"] = rewards.unknown_fraction
@@ -119,6 +124,7 @@ class Learner:
             metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
             lags=[updates - rollout.policy_version[1] for rollout in rollouts],
             intrinsic=np.split(rewards.intrinsic, np.cumsum([len(rollout.kept) for rollout in rollouts])[:-1], axis=1),
+            terms=rewards.term_metrics(kept),
             skipped_fraction=(self._skipped - skipped) / max(self._gradient_steps - taken + self._skipped - skipped, 1),
             timings={"relabel": mixed - began, "transfer": joined - mixed, "train": time.perf_counter() - joined},
         )
@@ -127,9 +133,9 @@ class Learner:
         """The part of a learner that is not the first in an update; see `step`."""
         self._train(self._join(part), part, progress)
 
-    def pass_over(self, rollout: Rollout, table: RewardTable) -> None:
+    def pass_over(self, rollout: Rollout, reward: PublishedReward) -> None:
         """Update the state of the running episodes with a rollout that is dropped."""
-        self._rewards.pass_over(rollout, table)
+        self._rewards.pass_over(rollout, reward)
 
     def metrics(self) -> dict[str, float]:
         """Counters over the whole run: `learner_updates`, `updates_skipped_nonfinite`."""
@@ -137,8 +143,13 @@ class Learner:
 
     @property
     def paid(self) -> PaidRewards:
-        """The intrinsic reward that each caption earned in the whole run."""
-        return self._rewards.paid
+        """The intrinsic reward that each caption earned from the main term in the whole run, by absolute value."""
+        return self._rewards.paid[MAIN_TERM]
+
+    @property
+    def paid_by_term(self) -> dict[str, PaidRewards]:
+        """The intrinsic reward that each item earned in the whole run, with its sign, by term without the main one."""
+        return {name: paid for name, paid in self._rewards.paid.items() if name != MAIN_TERM}
 
     def snapshot(self) -> PolicySnapshot:
         """A copy of the weights with their version."""

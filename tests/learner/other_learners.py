@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from configs.schema import LearnerConfig, RewardConfig
+from configs.reward_schema import RewardConfig
+from configs.schema import LearnerConfig
 from learner.data_parallel import Exchange, Part, meet, open_meeting
 from learner.update import Learner
 from tests.learner.toy_rollouts import RECALL_SPEC, SMALL_POLICY

@@ -13,11 +13,12 @@ from actors.rollout import Rollout
 from configs.schema import LearnerConfig
 from learner.data_parallel import ExchangeFailed, Meeting, Share, divide, meet, open_meeting
 from learner.update import Learner, StepResult
+from reward_models.published import PublishedReward
 from reward_models.table import RewardTable
 from tests.learner.other_learners import HOST, OtherLearners, make_learner
 from tests.learner.toy_rollouts import RIGHT, WRONG, random_rollout
 
-TABLE = RewardTable.build(np.array([RIGHT, WRONG], np.uint64), np.array([1.0, -0.5]), (0, 1))
+REWARD = PublishedReward.of(RewardTable.build(np.array([RIGHT, WRONG], np.uint64), np.array([1.0, -0.5]), (0, 1)))
 PLAIN = LearnerConfig(rollouts_per_batch=6, learning_rate=1e-3, precision="fp32", device="cpu", max_grad_norm=0.05)
 ONE_STEP = dataclasses.replace(PLAIN, epochs=1, minibatches=1, normalize_returns=False, normalize_advantages=False)
 POISONED, UPDATES = 1, 3
@@ -46,7 +47,7 @@ def batch(number: int, learner: Learner) -> list[Rollout]:
 
 
 def train(learner: Learner) -> list[StepResult]:
-    return [learner.step(batch(number, learner), TABLE, number / UPDATES) for number in range(UPDATES)]
+    return [learner.step(batch(number, learner), REWARD, number / UPDATES) for number in range(UPDATES)]
 
 
 def assert_close(left: Any, right: Any, path: str = "", **tolerance: float) -> None:
@@ -92,8 +93,8 @@ def test_learners_that_continue_from_a_state_stay_equal(others: OtherLearners) -
     train(one)
     first.continue_from(one.state_dict())
     with others.joined_by(first, PLAIN):
-        first.step(batch(9, first), TABLE)
-    one.step(batch(9, one), TABLE)
+        first.step(batch(9, first), REWARD)
+    one.step(batch(9, one), REWARD)
     assert_close(one.state_dict(), first.state_dict(), rtol=1e-4, atol=1e-5)
 
 
@@ -101,7 +102,7 @@ def test_the_death_of_another_learner_ends_the_exchange(others: OtherLearners) -
     first = make_learner(PLAIN)
     others.hand_out = lambda parts, progress: others.processes[0].kill()  # type: ignore[method-assign]
     with pytest.raises(ExchangeFailed, match="could not exchange"), others.joined_by(first, PLAIN):
-        first.step(batch(0, first), TABLE)
+        first.step(batch(0, first), REWARD)
 
 
 def test_parts_have_equally_many_rollouts_and_their_rewards_without_lost_environments() -> None:

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from actors.rollout import Rollout
-from configs.schema import LearnerConfig, RewardConfig
+from configs.reward_schema import RewardConfig
+from configs.schema import LearnerConfig
 from learner.checkpoint import load_checkpoint, save_checkpoint
 from learner.episode_rewards import RunningEpisodes
 from learner.rewards import RewardMixer, mix_rewards
 from learner.stream import RolloutStream
+from reward_models.published import PublishedReward
 from reward_models.table import RewardTable
 from tests.learner.toy_rollouts import random_rollout
 
@@ -19,6 +21,7 @@ CONFIG = RewardConfig(extrinsic_coefficient=0.5, intrinsic_coefficient=2.0, coun
 IDS = np.array([11, 12, 13, 14], np.uint64)
 TABLE = RewardTable.build(IDS, np.array([1.0, 0.5, 0.25, 0.75]), (0, 1), goals=np.array([0, 0, 63, -1]))
 """Two captions reach goal 0, one goal 63, one none; 15 is unknown."""
+REWARD = PublishedReward.of(TABLE)
 
 
 def rollouts_of(worker: str, num: int, seed: int, num_steps: int = 6, num_envs: int = 3) -> list[Rollout]:
@@ -67,7 +70,7 @@ def test_each_goal_is_paid_once_per_episode_over_rollouts_and_workers() -> None:
     one, two = rollouts_of("0.1", 8, seed=1), rollouts_of("1.1", 8, seed=2)
     mixer = RewardMixer(CONFIG)
     for a, b, total_a, total_b in zip(one, two, slow_totals(one), slow_totals(two), strict=True):
-        mixed = mixer.mix([a, b], TABLE)
+        mixed = mixer.mix([a, b], REWARD)
         np.testing.assert_allclose(mixed.total, np.concatenate([total_a, total_b], axis=1), rtol=1e-6)
         np.testing.assert_allclose(mixed.total, mixed.extrinsic + mixed.intrinsic, rtol=1e-6)
 
@@ -77,9 +80,9 @@ def test_rollouts_that_are_dropped_move_the_ledger_on() -> None:
     mixer = RewardMixer(CONFIG)
     for number, (rollout, total) in enumerate(zip(rollouts, slow_totals(rollouts), strict=True)):
         if number % 3 == 1:
-            mixer.pass_over(rollout, TABLE)
+            mixer.pass_over(rollout, REWARD)
         else:
-            np.testing.assert_allclose(mixer.mix([rollout], TABLE).total, total, rtol=1e-6)
+            np.testing.assert_allclose(mixer.mix([rollout], REWARD).total, total, rtol=1e-6)
 
 
 def test_the_stream_tells_of_every_rollout_that_it_drops_for_its_age_and_of_no_other() -> None:
@@ -149,9 +152,9 @@ def test_a_worker_that_begins_anew_has_been_paid_for_nothing() -> None:
         truncated=np.zeros((1, 1), bool),
     )
     mixer = RewardMixer(CONFIG)
-    assert mixer.mix([first], TABLE).intrinsic[0, 0] > 0
-    assert mixer.mix([dataclasses.replace(first, sequence_number=1)], TABLE).intrinsic[0, 0] == 0
-    assert mixer.mix([dataclasses.replace(first, worker_id="0.2")], TABLE).intrinsic[0, 0] > 0
+    assert mixer.mix([first], REWARD).intrinsic[0, 0] > 0
+    assert mixer.mix([dataclasses.replace(first, sequence_number=1)], REWARD).intrinsic[0, 0] == 0
+    assert mixer.mix([dataclasses.replace(first, worker_id="0.2")], REWARD).intrinsic[0, 0] > 0
 
 
 @pytest.mark.parametrize("share", [1.0, 0.3])
@@ -160,22 +163,22 @@ def test_ledger_and_cap_survive_a_checkpoint_exactly(share: float, tmp_path) -> 
     rollouts = rollouts_of("0.1", 10, seed=4)
     whole, first, resumed = RewardMixer(config), RewardMixer(config), RewardMixer(config)
     for rollout in rollouts[:5]:
-        whole.mix([rollout], TABLE)
-        first.mix([rollout], TABLE)
+        whole.mix([rollout], REWARD)
+        first.mix([rollout], REWARD)
     path = save_checkpoint(tmp_path, 1, {"rewards": first.state_dict()}, keep=1)
     resumed.load_state_dict(load_checkpoint(path)["rewards"])
     for rollout in rollouts[5:]:
         again = dataclasses.replace(
             rollout, worker_id="0.2"
         )  # the next epoch's name of the same worker, whose episodes go on
-        np.testing.assert_array_equal(resumed.mix([again], TABLE).total, whole.mix([rollout], TABLE).total)
+        np.testing.assert_array_equal(resumed.mix([again], REWARD).total, whole.mix([rollout], REWARD).total)
         assert resumed.intrinsic_scale == whole.intrinsic_scale
 
 
 def test_a_table_without_goals_pays_every_time() -> None:
     plain = RewardTable.build(IDS, TABLE.look_up(IDS)[0], (0, 1))
     (rollout,) = rollouts_of("0.1", 1, seed=5)
-    mixed = RewardMixer(CONFIG).mix([rollout], plain)
+    mixed = RewardMixer(CONFIG).mix([rollout], PublishedReward.of(plain))
     wanted = mix_rewards(
         extrinsic_rewards=rollout.extrinsic_rewards,
         caption_ids=rollout.caption_ids,
@@ -226,7 +229,10 @@ def test_the_cap_is_its_formula_and_scales_intrinsic_reward_alone() -> None:
     assert min(scales) < 0.7
     for rollout, scale in zip(rollouts, scales, strict=True):
         assert capped.intrinsic_scale == pytest.approx(scale, rel=1e-5)
-        mixed, uncapped = capped.mix([rollout], table), free.mix([rollout], table)
+        mixed, uncapped = (
+            capped.mix([rollout], PublishedReward.of(table)),
+            free.mix([rollout], PublishedReward.of(table)),
+        )
         np.testing.assert_allclose(mixed.intrinsic, scale * uncapped.intrinsic, rtol=1e-5)
         np.testing.assert_array_equal(mixed.extrinsic, uncapped.extrinsic)
         np.testing.assert_allclose(mixed.total, mixed.extrinsic + mixed.intrinsic, rtol=1e-6)
@@ -241,7 +247,7 @@ def test_before_the_first_success_exploration_is_not_capped(every_step: float) -
     ]
     mixer = RewardMixer(dataclasses.replace(CONFIG, max_intrinsic_share=0.01))
     for rollout in rollouts:
-        mixer.mix([rollout], TABLE)
+        mixer.mix([rollout], REWARD)
         assert mixer.intrinsic_scale == 1.0
 
 
@@ -261,7 +267,7 @@ def test_rare_success_sets_the_scale_by_what_a_success_is_worth_not_by_how_rare_
         extrinsic[0, 0] = 0.5 if number == 3 else 0.0
         mixer.mix(
             [dataclasses.replace(base, extrinsic_rewards=extrinsic, sequence_number=number)],
-            RewardTable.build(IDS, np.ones(4), (0, 1)),
+            PublishedReward.of(RewardTable.build(IDS, np.ones(4), (0, 1))),
         )
     assert mixer.intrinsic_scale == pytest.approx(0.5), (
         "half of the total of an episode that succeeds, though 1 in 2,000 does"

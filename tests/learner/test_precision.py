@@ -11,6 +11,7 @@ from cluster.wiring import build_worker
 from configs.loading import load_config
 from configs.schema import RunConfig
 from learner.update import Learner
+from reward_models.published import PublishedReward
 from reward_models.table import RewardTable
 
 NUM_UPDATES = 3
@@ -55,11 +56,11 @@ def train(*changes: str, num_updates: int = 1) -> tuple[dict[str, float], np.nda
     config = make_config("learner.device=cpu", *changes)
     learner = Learner(spec, config.policy, config.learner, config.reward, run_epoch=0, seed=1)
     ids = np.unique(rollouts[0].caption_ids)
-    table = RewardTable.build(ids, np.linspace(0, 1, len(ids)), (0, 1))
-    metrics = learner.step([rollouts[0]], table).metrics
+    reward = PublishedReward.of(RewardTable.build(ids, np.linspace(0, 1, len(ids)), (0, 1)))
+    metrics = learner.step([rollouts[0]], reward).metrics
     moments = [entry["exp_avg"].ravel() for entry in learner.state_dict()["adam"].values()]
     for rollout in rollouts[1:num_updates]:
-        learner.step([rollout], table)
+        learner.step([rollout], reward)
     return metrics, np.concatenate(moments).astype(np.float64), learner.snapshot().weights
 
 

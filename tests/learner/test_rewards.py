@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from actors.captions import caption_id
-from configs.schema import RewardConfig
+from configs.reward_schema import RewardConfig
 from learner.rewards import MixedRewards, PaidRewards, mix_rewards, paid_rewards
 from reward_models.table import RewardTable
 
@@ -90,3 +90,12 @@ def test_a_resumed_run_goes_on_adding() -> None:
     again.load_state_dict(first.state_dict())
     again.note(np.array([5, 2**63 + 1], np.uint64), np.array([0.25, 1.0], np.float32))
     assert paid_rewards(again.state_dict()) == {5: 0.75, 2**63 + 1: 1.0}
+
+
+def test_with_their_sign_rewards_of_one_item_cancel_out_and_the_costliest_come_first() -> None:
+    paid = PaidRewards(with_sign=True)
+    paid.note(np.array([5, 7, 9], np.uint64), np.array([0.5, -1.0, -0.25], np.float32))
+    paid.note(np.array([5, 7, 9], np.uint64), np.array([-0.25, 0.25, -0.25], np.float32))
+    assert paid_rewards(paid.state_dict()) == {5: 0.25, 7: -0.75, 9: -0.5}
+    assert paid.costliest(5) == [(7, -0.75), (9, -0.5)]
+    assert paid.largest(1) == (-1.0, [(5, 0.25)])

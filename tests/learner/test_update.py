@@ -11,10 +11,12 @@ import torch
 
 from actors.inference import BatchedInference
 from actors.policy import PolicyNet, PolicySnapshot
-from configs.schema import ActorsConfig, LearnerConfig, PolicyConfig, RewardConfig
+from configs.reward_schema import MAIN_TERM, RewardConfig, TermConfig
+from configs.schema import ActorsConfig, LearnerConfig, PolicyConfig
 from learner import update
 from learner.checkpoint import load_latest, save_checkpoint
 from learner.update import Learner
+from reward_models.published import PublishedReward
 from reward_models.table import RewardTable
 from tests.learner.toy_rollouts import (
     RECALL_SPEC,
@@ -39,7 +41,7 @@ FAST = LearnerConfig(
 )
 INTRINSIC_ONLY = RewardConfig(extrinsic_coefficient=0.0, intrinsic_coefficient=1.0)
 KNOWN = np.array([RIGHT, WRONG], np.uint64)
-TABLE = RewardTable.build(KNOWN, np.array([1.0, 0.0]), (0, 1))
+REWARD = PublishedReward.of(RewardTable.build(KNOWN, np.array([1.0, 0.0]), (0, 1)))
 
 
 def make_learner(
@@ -48,19 +50,19 @@ def make_learner(
     return Learner(RECALL_SPEC, policy, config, INTRINSIC_ONLY, run_epoch=run_epoch, seed=seed)
 
 
-def train(learner: Learner, game: RecallGame, table: RewardTable, num_updates: int) -> float:
+def train(learner: Learner, game: RecallGame, reward: PublishedReward, num_updates: int) -> float:
     """The success rate over the last 20 updates."""
     rates = []
     for number in range(num_updates):
         rollout = game.collect(learner.snapshot(), 16, number)
-        learner.step([rollout], table)
+        learner.step([rollout], reward)
         rates.append(success_rate(rollout))
     return float(np.mean(rates[-20:]))
 
 
 def step_n(learner: Learner, seeds: range) -> list[dict[str, float]]:
     return [
-        learner.step([random_rollout(seed=seed, policy_version=learner.policy_version)], TABLE).metrics
+        learner.step([random_rollout(seed=seed, policy_version=learner.policy_version)], REWARD).metrics
         for seed in seeds
     ]
 
@@ -82,17 +84,17 @@ def assert_same(left: Any, right: Any) -> None:
 def test_captions_at_the_end_of_an_episode_teach_what_must_be_remembered(core: str) -> None:
     policy = dataclasses.replace(SMALL_POLICY, core=core)
     learner, game = make_learner(policy=policy), RecallGame(32, policy)
-    assert train(learner, game, TABLE, 150) > 0.95
+    assert train(learner, game, REWARD, 150) > 0.95
 
 
 def test_swapped_rewards_teach_the_opposite() -> None:
-    swapped = RewardTable.build(KNOWN, np.array([0.0, 1.0]), (0, 1))
+    swapped = PublishedReward.of(RewardTable.build(KNOWN, np.array([0.0, 1.0]), (0, 1)))
     assert train(make_learner(), RecallGame(32), swapped, 150) < 0.05
 
 
 def test_without_memory_it_cannot_be_learnt() -> None:
     policy = dataclasses.replace(SMALL_POLICY, core="none")
-    assert train(make_learner(policy=policy), RecallGame(32, policy), TABLE, 150) == pytest.approx(0.5, abs=0.1)
+    assert train(make_learner(policy=policy), RecallGame(32, policy), REWARD, 150) == pytest.approx(0.5, abs=0.1)
 
 
 def test_every_update_is_a_new_version_and_the_snapshot_carries_it() -> None:
@@ -121,7 +123,7 @@ def test_a_non_finite_update_is_skipped_counted_and_never_published(field: str) 
     before = learner.state_dict()
     bad = random_rollout()
     getattr(bad, field)[2, 1] = math.nan
-    result = learner.step([at_version(bad, (0, 1))], TABLE)
+    result = learner.step([at_version(bad, (0, 1))], REWARD)
     assert_same(before, {**learner.state_dict(), "skipped": 0})
     assert learner.metrics() == {"learner_updates": 1, "updates_skipped_nonfinite": 1}
     assert all(map(math.isfinite, result.metrics.values()))
@@ -134,7 +136,7 @@ def test_a_truncation_without_its_final_value_is_skipped_rather_than_guessed() -
     rollout = random_rollout()
     assert rollout.truncated.any()
     learner = make_learner()
-    learner.step([dataclasses.replace(rollout, final_values=np.full_like(rollout.final_values, np.nan))], TABLE)
+    learner.step([dataclasses.replace(rollout, final_values=np.full_like(rollout.final_values, np.nan))], REWARD)
     assert learner.metrics()["updates_skipped_nonfinite"] == 1
 
 
@@ -144,7 +146,7 @@ def test_several_passes_are_one_version_and_go_further_than_one() -> None:
     moved = []
     for epochs in (1, 4):
         learner = make_learner(dataclasses.replace(FAST, epochs=epochs, minibatches=2))
-        metrics = learner.step([rollout], TABLE).metrics
+        metrics = learner.step([rollout], REWARD).metrics
         assert learner.policy_version == (0, 1)
         assert learner.metrics()["learner_updates"] == 2 * epochs
         moved.append(metrics["update_kl"])
@@ -163,7 +165,7 @@ def test_targets_are_computed_once_per_batch_by_the_net_before_it(monkeypatch: p
         ends = torch.from_numpy(rollout.terminated | rollout.truncated)
         reset_before = torch.cat([torch.zeros_like(ends[:1]), ends])
         before = learner.net({"sign": torch.from_numpy(rollout.obs["sign"])}, core_state, reset_before).values[:-1]
-    learner.step([rollout], TABLE)
+    learner.step([rollout], REWARD)
     assert len(seen) == 1
     torch.testing.assert_close(seen[0], before)
 
@@ -172,7 +174,7 @@ def test_one_bad_minibatch_is_skipped_and_the_others_count() -> None:
     learner = make_learner(dataclasses.replace(FAST, minibatches=3))
     bad = random_rollout()
     bad.behaviour_values[2, 1] = math.nan
-    learner.step([bad], TABLE)
+    learner.step([bad], REWARD)
     assert learner.metrics() == {"learner_updates": 2, "updates_skipped_nonfinite": 1}
     assert learner.policy_version == (0, 1)
     assert all(np.isfinite(array).all() for array in learner.snapshot().weights.values())
@@ -183,7 +185,7 @@ def test_the_step_size_falls_linearly_with_the_progress_of_the_run() -> None:
     for progress in (0.0, 0.5, 1.0):
         learner = make_learner(dataclasses.replace(FAST, final_learning_rate_fraction=0.2))
         before = learner.snapshot().weights["policy_head.bias"]
-        learner.step([random_rollout()], TABLE, progress)
+        learner.step([random_rollout()], REWARD, progress)
         moved[progress] = np.abs(learner.snapshot().weights["policy_head.bias"] - before).max()
     assert moved[0.5] == pytest.approx(0.6 * moved[0.0], rel=1e-3)
     assert moved[1.0] == pytest.approx(0.2 * moved[0.0], rel=1e-3)
@@ -197,7 +199,7 @@ def test_values_of_large_rewards_are_learnt_in_their_own_units(normalize_returns
     game = RecallGame(32)
     for number in range(60):
         rollout = game.collect(learner.snapshot(), 16, number)
-        learner.step([rollout], TABLE)
+        learner.step([rollout], REWARD)
     assert (rollout.behaviour_values.mean() > 1000) == normalize_returns  # the returns are around 5,000
 
 
@@ -239,7 +241,7 @@ def test_a_resumed_policy_gives_the_outputs_that_were_saved(core: str, tmp_path:
 
     def learn(seed):
         return learner.step(
-            [random_rollout(seed=seed, policy_version=learner.policy_version, core_state=core_state)], TABLE
+            [random_rollout(seed=seed, policy_version=learner.policy_version, core_state=core_state)], REWARD
         )
 
     def played(snapshot: PolicySnapshot) -> np.ndarray:
@@ -312,7 +314,7 @@ def test_a_step_reports_each_rollouts_lag_and_intrinsic_rewards() -> None:
         random_rollout(num_envs=2, seed=1, policy_version=(0, 4)),
         random_rollout(num_envs=3, seed=2, policy_version=(0, 1)),
     ]
-    result = learner.step(rollouts, TABLE)
+    result = learner.step(rollouts, REWARD)
     assert result.lags == [0, 3]
     for rollout, intrinsic in zip(rollouts, result.intrinsic, strict=True):
         np.testing.assert_allclose(
@@ -324,9 +326,29 @@ def test_a_step_reports_each_rollouts_lag_and_intrinsic_rewards() -> None:
     assert result.metrics["intrinsic_unknown_fraction"] == 0.0
 
 
+def test_a_step_reports_each_term_and_notes_what_it_paid_unless_the_update_was_skipped() -> None:
+    terms = {MAIN_TERM: TermConfig(count_exponent=3.0), "wrong": TermConfig(coefficient=-0.5, count_exponent=1.0)}
+    learner = Learner(RECALL_SPEC, SMALL_POLICY, FAST, INTRINSIC_ONLY, run_epoch=0, seed=1, terms=terms)
+    against = RewardTable.build(KNOWN[1:], np.ones(1), (0, 7))
+    reward = PublishedReward(tables={MAIN_TERM: REWARD.main, "wrong": against})
+    rollout = random_rollout(num_envs=4, lost=(1,))
+    result = learner.step([rollout], reward)
+    assert sum(term["mean"] for term in result.terms.values()) == pytest.approx(result.metrics["intrinsic_reward_mean"])
+    assert sum(term["share"] for term in result.terms.values()) == pytest.approx(1.0)
+    assert result.terms["wrong"]["version"] == 7
+    assert result.terms["wrong"]["unknown"] == pytest.approx(np.mean(rollout.caption_ids == RIGHT))
+    costs = -0.5 * ((rollout.caption_ids == WRONG) / rollout.caption_counts)[:, rollout.kept]
+    assert learner.paid_by_term["wrong"].costliest(5) == [(WRONG, pytest.approx(costs.sum()))]
+    assert [item for item, _ in learner.paid.largest(5)[1]] == [RIGHT]
+    before = learner.state_dict()["rewards"]
+    bad = at_version(random_rollout(), learner.policy_version, final_values=np.full((5, 3), np.nan, np.float32))
+    learner.step([bad], reward)
+    assert_same(before, learner.state_dict()["rewards"])
+
+
 def test_rollouts_are_left_as_they_were_even_where_they_cannot_be_written() -> None:
     rollout = random_rollout(read_only=True)
-    make_learner().step([rollout], TABLE)
+    make_learner().step([rollout], REWARD)
     np.testing.assert_array_equal(rollout.actions, random_rollout().actions)
 
 
@@ -338,7 +360,7 @@ def test_the_rollouts_end_is_worth_what_the_learners_own_net_says() -> None:
         output = learner.net({"sign": torch.from_numpy(rollout.obs["sign"])}, core_state)
     value, last_value = output.values.numpy()
     on_policy = dataclasses.replace(rollout, behaviour_logits=output.logits[:1].numpy(), behaviour_values=value[None])
-    result = learner.step([on_policy], TABLE)
+    result = learner.step([on_policy], REWARD)
     assert result.metrics["value_loss"] == pytest.approx(
         np.mean((result.intrinsic[0][0] + 0.9 * last_value - value) ** 2), rel=1e-4
     )
@@ -370,7 +392,7 @@ def test_weights_move_by_adam_with_the_configured_rate_decays_and_epsilon() -> N
 def test_on_the_behaviour_policys_own_rollout_every_ratio_is_one() -> None:
     learner, game = make_learner(), RecallGame(8)
     for number in range(3):  # whatever resets there were, and whatever state the rollout began in
-        result = learner.step([game.collect(learner.snapshot(), 16, number)], TABLE)
+        result = learner.step([game.collect(learner.snapshot(), 16, number)], REWARD)
         assert result.metrics["approx_kl"] < 1e-8
         assert result.metrics["clip_fraction"] == 0.0
 
@@ -378,7 +400,7 @@ def test_on_the_behaviour_policys_own_rollout_every_ratio_is_one() -> None:
 def test_the_timings_of_the_stages_add_up_to_the_step() -> None:
     learner, rollout = make_learner(), random_rollout(32, 256)
     began = time.perf_counter()
-    timings = learner.step([rollout], TABLE).timings
+    timings = learner.step([rollout], REWARD).timings
     duration = time.perf_counter() - began
     assert timings.keys() == {"relabel", "transfer", "train"}
     assert min(timings.values()) > 0

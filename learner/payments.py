@@ -1,0 +1,208 @@
+"""How a term's numbers become rewards, by `terms.NAME.pays`. With k the term's coefficient, v the number that its table
+has for an item, and n the occurrence in the episode:
+
+    event        k v(item) / n^beta              ONI section 2; goals that are paid once an episode (`unpaid`) only once
+    potential    k (gamma v(after) - v(before))  leaves the optimal policy as it is (Ng, Harada and Russell 1999);
+                                                 v(after) = 0 where the episode terminated, kept where it was truncated
+    improvement  k max(0, v(after) - m)          m: the largest v of the episode so far, the state before the action
+                                                 included; where m is unknown, its first value pays nothing
+    visits       k / sqrt(visits of the bin)     ProgressCounts (Sarukkai et al. 2024, arXiv 2410.09187); v(after),
+                                                 clipped to [0, 1], lies in one of `bins` bins of equal width
+
+Invariant: a step whose item is unknown, or empty, earns nothing, moves no maximum and is no visit. Only `potential`
+gives the empty item its value of 0, and the end of an episode that terminated is known to it: it leaves the optimal
+policy as it is only if every state has a value. `potential` reads both values in one table, so a new table leaks v(new)
+- v(old) once; a new table that values a state more highly pays `improvement` nothing for the state that one is in.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from actors.rollout import Rollout
+from configs.reward_schema import TermConfig
+from learner.episode_rewards import RunningEpisodes, unpaid
+from reward_models.table import RewardTable
+
+EMPTY = np.uint64(0)
+"""Id of the empty item, which every table knows, with the value 0."""
+
+
+class StepRewards(NamedTuple):
+    """Rewards of T steps of B environments."""
+
+    rewards: np.ndarray  # [T, B] f32
+    items: np.ndarray  # [T, B] u64: the item that the step is paid for; an unknown one pays nothing
+    known: np.ndarray  # [T, B] bool: whether the table has what the step's reward depends on
+
+
+class Payment(Protocol):
+    """Turns a worker's rollouts, given once each and in order, into rewards."""
+
+    def pay(self, rollout: Rollout, table: RewardTable) -> StepRewards:
+        """The rewards of a rollout, coefficient included."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is known of running episodes and of the run."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+
+
+class Event:
+    """`event`: v / n^beta for the n-th occurrence of an item in an episode."""
+
+    def __init__(self, term: TermConfig) -> None:
+        self._term = term
+        self._paid_goals = RunningEpisodes(np.uint64)  # a bitmask per episode
+
+    def pay(self, rollout: Rollout, table: RewardTable) -> StepRewards:
+        """See `Payment`."""
+        items = _signal(rollout, self._term.reads)
+        values, known = table.look_up(items)
+        if table.goals is not None:
+            is_due = unpaid(self._paid_goals, rollout, table.look_up_goals(items))
+            values = np.where(is_due, values, np.float32(0))
+        counts = _signal(rollout, f"{self._term.reads}_counts")
+        return StepRewards(
+            event_rewards(values, counts, self._term.coefficient, self._term.count_exponent), items, known
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Goals paid."""
+        return self._paid_goals.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self._paid_goals.load_state_dict(state)
+
+
+def event_rewards(values: np.ndarray, counts: np.ndarray, coefficient: float, exponent: float) -> np.ndarray:
+    """coefficient x values / counts^exponent, f32, of `values` f32 and `counts` i32 of one shape."""
+    rewards: np.ndarray = coefficient * values / counts.astype(np.float32) ** np.float32(exponent)
+    return rewards.astype(np.float32, copy=False)
+
+
+class Potential:
+    """`potential`: the discounted difference of the values after and before an action. It is paid for the state after,
+    and at an episode's end for the empty one."""
+
+    def __init__(self, term: TermConfig) -> None:
+        self._term = term
+
+    def pay(self, rollout: Rollout, table: RewardTable) -> StepRewards:
+        """See `Payment`."""
+        after = np.where(rollout.terminated, EMPTY, _signal(rollout, self._term.reads))
+        values, known = table.look_up(after)
+        values_before, known_before = table.look_up(_signal(rollout, f"{self._term.reads}_before"))
+        known &= known_before
+        difference = np.where(known, self._term.gamma * values - values_before, np.float32(0))
+        return StepRewards(self._term.coefficient * difference, after, known)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: a step's reward depends on the step alone."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing is kept."""
+
+
+class Improvement:
+    """`improvement`: by how much the value after an action exceeds the largest of the episode before."""
+
+    def __init__(self, term: TermConfig) -> None:
+        self._term = term
+        self._maxima = RunningEpisodes(np.float32, start=np.nan)
+
+    def pay(self, rollout: Rollout, table: RewardTable) -> StepRewards:
+        """See `Payment`."""
+        items = _signal(rollout, self._term.reads)
+        after, known = _values_or_nan(items, table)
+        before, _ = _values_or_nan(_signal(rollout, f"{self._term.reads}_before"), table)
+        gains = np.empty_like(after)
+        for t, maxima, _ in self._maxima.walk(rollout):
+            np.fmax(maxima, before[t], out=maxima)  # fmax passes over NaN
+            np.subtract(after[t], maxima, out=gains[t])
+            np.fmax(maxima, after[t], out=maxima)
+        return StepRewards(self._term.coefficient * np.fmax(gains, np.float32(0)), items, known)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Each running episode's maximum."""
+        return self._maxima.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self._maxima.load_state_dict(state)
+
+
+class Visits:
+    """`visits`: 1 / sqrt(n) for the n-th visit of a bin, over the run or the episode. Visits of the run are counted in
+    the order of the rollouts, of a rollout's steps and of its environments."""
+
+    def __init__(self, term: TermConfig) -> None:
+        self._term = term
+        self._of_run = np.zeros(term.bins, np.int64)
+        self._of_episode = RunningEpisodes(np.int32, term.bins)
+
+    def pay(self, rollout: Rollout, table: RewardTable) -> StepRewards:
+        """See `Payment`."""
+        items = _signal(rollout, self._term.reads)
+        values, known = table.look_up(items)
+        num_bins = self._term.bins
+        bins = np.minimum((np.clip(values, 0, 1) * num_bins).astype(np.int64), num_bins - 1)
+        is_visit = known & (items != EMPTY)
+        numbers = np.ones(bins.shape, np.int64)
+        if self._term.visits_of == "run":
+            numbers[is_visit] = self._count_in_run(bins[is_visit])
+        else:
+            columns = np.arange(bins.shape[1])
+            for t, visits, _ in self._of_episode.walk(rollout):
+                visits[bins[t], columns] += is_visit[t]
+                numbers[t] = np.maximum(visits[bins[t], columns], 1)
+        rewards = np.where(is_visit, self._term.coefficient / np.sqrt(numbers), 0)
+        return StepRewards(rewards.astype(np.float32), items, known)
+
+    def _count_in_run(self, bins: np.ndarray) -> np.ndarray:
+        """The number [N] of each visit of `bins` [N], itself included."""
+        sizes = np.bincount(bins, minlength=len(self._of_run))
+        order, firsts = np.argsort(bins, kind="stable"), np.cumsum(sizes) - sizes
+        numbers = np.empty(len(bins), np.int64)
+        numbers[order] = np.arange(1, len(bins) + 1) + np.repeat(self._of_run - firsts, sizes)
+        self._of_run += sizes
+        return numbers
+
+    def state_dict(self) -> dict[str, Any]:
+        """Visits by bin, of the run and of running episodes."""
+        return {"run": self._of_run.copy(), "episodes": self._of_episode.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self._of_run = np.array(state["run"])
+        self._of_episode.load_state_dict(state["episodes"])
+
+
+PAYMENTS: Mapping[str, type[Event] | type[Potential] | type[Improvement] | type[Visits]] = {
+    "event": Event,
+    "potential": Potential,
+    "improvement": Improvement,
+    "visits": Visits,
+}
+"""By `terms.NAME.pays`."""
+
+
+def _signal(rollout: Rollout, name: str) -> np.ndarray:
+    """[T, B]: `C`, `C_counts` or `C_before` of a channel C. Raises RuntimeError where the worker did not collect it."""
+    signals = {"caption": rollout.caption_ids, "caption_counts": rollout.caption_counts, **rollout.signals}
+    if name not in signals:
+        raise RuntimeError(
+            f"rollout {rollout.sequence_number} of worker {rollout.worker_id} has the signals {', '.join(signals)},"
+            f" but a term of the reward reads {name}: the worker runs with other terms; stop it"
+        )
+    return signals[name]
+
+
+def _values_or_nan(items: np.ndarray, table: RewardTable) -> tuple[np.ndarray, np.ndarray]:
+    """Values f32, NaN for unknown and empty items, and known bool; both in the shape of `items`."""
+    values, known = table.look_up(items)
+    return np.where(known & (items != EMPTY), values, np.float32(np.nan)), known
