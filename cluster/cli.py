@@ -32,6 +32,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "cluster.report.command",
         "write a page about runs: curves, alarms, captions, replays, a Reward Report",
     ),
+    "reward-report": (
+        "cluster.report.reward_command",
+        "write what a run optimises, by whom it is judged, what was paid, and what is unknown",
+    ),
     "dashboard": ("cluster.dashboards.command", "write the Grafana dashboard and Prometheus alerts"),
     "doctor": ("cluster.doctor.command", "check this machine and what a configuration needs, and say what to do"),
     "bench": ("cluster.verbs.bench", "run a benchmark of the checkout against its baseline"),

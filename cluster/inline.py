@@ -1,8 +1,8 @@
 """The spawner for one process: workers, annotation and learner take turns, so that a run is deterministic and
 breakpoints work.
 
-Invariant: one turn is collect -> report -> at most `labels_per_turn` judgements -> reward model -> table; nothing runs
-concurrently.
+Invariant: one turn is collect -> report -> at most `labels_per_turn` judgements of each term -> reward models ->
+tables; nothing runs concurrently.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,15 +13,15 @@ import torch
 from actors.policy import PolicySnapshot
 from actors.rollout import Acknowledgement, Rollout
 from cluster.supervision import EnvironmentBudget, Notices
-from cluster.wiring import build_worker
+from cluster.wiring import build_worker, take_report
 from configs.schema import RunConfig
-from reward_models.pipeline import AnnotationPipeline
+from reward_models.reward_pipeline import RewardPipeline
 
 
 class InlineWorkers:
     """Rollout workers in this process, collected from in turn; each `take` is one whole turn."""
 
-    def __init__(self, config: RunConfig, pipeline: AnnotationPipeline, *, run_epoch: int) -> None:
+    def __init__(self, config: RunConfig, pipeline: RewardPipeline, *, run_epoch: int) -> None:
         torch.set_num_threads(config.actors.torch_threads)
         self._pipeline, self._labels_per_turn = pipeline, config.annotator.labels_per_turn
         self._workers = [
@@ -48,10 +48,7 @@ class InlineWorkers:
         self._turn = (index + 1) % len(self._workers)
         rollout, report = self._workers[index].collect(self._snapshot, self._acknowledgements[index])
         self._collected_steps += rollout.num_steps
-        book_epoch, sequence_number = self._pipeline.report(
-            report.texts, report.counts, report.worker_id, report.sequence_number, self._collected_steps
-        )
-        self._acknowledgements[index] = Acknowledgement(book_epoch=book_epoch, sequence_number=sequence_number)
+        self._acknowledgements[index] = take_report(self._pipeline, report, self._collected_steps)
         self._pipeline.turn(self._labels_per_turn)
         self._environments.note(rollout)
         return rollout

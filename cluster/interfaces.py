@@ -11,7 +11,7 @@ from actors.environments.vector import EnvironmentSpec
 from actors.policy import PolicySnapshot
 from actors.rollout import Rollout
 from reward_models.pipeline import RewardedCaption
-from reward_models.table import RewardTable
+from reward_models.published import PublishedReward
 
 
 class Workers(Protocol):
@@ -44,23 +44,25 @@ class Workers(Protocol):
 
 
 class Annotation(Protocol):
-    """Annotator, reward model and reward tables."""
+    """Annotators, reward models and reward tables of all terms of the reward."""
 
     @property
     def problem(self) -> str | None:
         """Why captions are no longer judged, for the user; None while annotation works or may recover by itself."""
 
-    def latest_table(self) -> RewardTable:
-        """The newest reward table; never waits for a judgement."""
+    def latest_reward(self) -> PublishedReward:
+        """The newest reward table of every term; never waits for a judgement."""
 
-    def metrics(self) -> Mapping[str, float | None]:
-        """Catalogue metrics of annotation and the reward model."""
+    def metrics(self) -> Mapping[str, Any]:
+        """Catalogue metrics of the main term's annotation and reward model; with other terms also `terms`, see
+        `RewardPipeline.metrics`."""
 
     def top_rewarded(self, n: int, min_count: int) -> Sequence[RewardedCaption]:
-        """The `n` captions with the highest reward among those seen at least `min_count` times."""
+        """The captions, and items of other terms, with the highest reward among those seen at least `min_count` times:
+        `n` in all."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Caption book, reward model and table."""
+        """Caption books, reward models and tables."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""

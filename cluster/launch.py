@@ -34,6 +34,7 @@ from actors.environments.errors import EnvironmentFailure, traceback_of
 from cluster.doctor.environment import weigh_penalties
 from cluster.on_ray.orphans import OrphanWatch
 from cluster.on_ray.placement import Interrupted
+from cluster.report.reward_files import write_at_end
 from cluster.run import temporary
 from cluster.run.console import Console
 from cluster.run.directory import RunDirectory, open_run, record_provenance
@@ -69,8 +70,9 @@ def launch(config: RunConfig) -> int:
         record_provenance(run, run_epoch, rubric_hash)
         word = "starts" if run_epoch == 1 else f"continues (epoch {run_epoch})"
         limit = f" or {config.max_time_s:g} s" if config.max_time_s else ""
+        terms = f", further terms {', '.join(config.terms)}" if config.terms else ""
         console.say(
-            f"run {config.run_dir} {word}: {config.env.id}, reward model {config.reward_model.name},"
+            f"run {config.run_dir} {word}: {config.env.id}, reward model {config.reward_model.name}{terms},"
             f" to {config.total_env_steps:,} steps{limit}"
         )
         result = weigh_penalties(config, spec)
@@ -93,7 +95,7 @@ def launch(config: RunConfig) -> int:
                 stop=stop,
             )
             with tracked(config, run, console.say) as tracking:
-                pretrain(config, run, console.say, session.stop_requested)
+                pretrain(plan, run, console.say, session.stop_requested)
                 if config.cluster.mode == "inline":
                     summary = train_inline(session)
                 else:
@@ -102,7 +104,9 @@ def launch(config: RunConfig) -> int:
 
                         summary = train_on_ray(session)
                 tracking.outcome = "finished" if summary["finished"] else "stopped"
-                return conclude(session, summary)
+                code = conclude(session, summary)
+                write_at_end(run.path)
+                return code
     except Interrupted as stopped:
         print(f"delphi train: {stopped}; the same command starts or continues the run", file=sys.stderr)
         return 0

@@ -21,17 +21,19 @@ from typing import Any
 
 from actors.rollout import Rollout
 from cluster.interfaces import Annotation, Workers
+from cluster.report.reward_files import RewardReportWriter
 from cluster.run.directory import RunDirectory
 from cluster.run.metric_writer import MetricWriter
-from cluster.run.run_metrics import RunMetrics
+from cluster.run.run_metrics import RunMetrics, with_annotation
 from cluster.run.stage_timing import StageClock
 from cluster.supervision import CAUSES, GiveUp, UpdateWatch
 from configs.schema import RunConfig
+from configs.terms import has_reward_tables, resolved_terms
 from learner.checkpoint import load_latest, save_checkpoint
 from learner.checkpoint_format import CheckpointError
 from learner.stream import RolloutStream
 from learner.update import Learner, StepResult
-from reward_models.table import RewardTable
+from reward_models.published import PublishedReward
 
 LOG = logging.getLogger(__name__)
 SLOW_WAIT_S = 10.0
@@ -51,15 +53,23 @@ class TrainingLoop:
     ) -> None:
         self.config, self.run_directory = config, run
         self.workers, self.annotation = workers, annotation
+        terms = resolved_terms(config)
+        self._is_trusted = any(term.trust != "none" for term in terms.values())
         self.learner = Learner(
-            workers.spec, config.policy, config.learner, config.reward, run_epoch=run_epoch, seed=config.seed
+            workers.spec,
+            config.policy,
+            config.learner,
+            config.reward,
+            run_epoch=run_epoch,
+            seed=config.seed,
+            terms=terms,
         )
         self.stream = RolloutStream(
-            config.learner, on_stale=lambda rollout: self.learner.pass_over(rollout, annotation.latest_table())
+            config.learner, on_stale=lambda rollout: self.learner.pass_over(rollout, annotation.latest_reward())
         )
         self.metrics = RunMetrics(config.logging.episode_window)
         self.env_steps = self._steps_without_table = 0
-        self._has_tables = config.reward_model.name != "none"
+        self._has_tables = has_reward_tables(config)
         self._first_table_limit_s = (
             config.annotator.wait_for_first_table_s if self._has_tables and config.cluster.mode != "inline" else 0.0
         )
@@ -70,6 +80,7 @@ class TrainingLoop:
         self._storage_problem: str | None = None
         self._notice: str | None = None
         self._watch = UpdateWatch()
+        self._reward_report = RewardReportWriter(run.path)
         self._interval = (self._started, 0, 0.0)  # time, env_steps, annotations_total at its start
         self._stages = StageClock(config.actors.num_workers)
         self._stop = threading.Event()
@@ -87,9 +98,9 @@ class TrainingLoop:
             while self._goal() is None and not self._stop.is_set():
                 rollouts = self._next_batch()
                 if rollouts is not None:
-                    table = self.annotation.latest_table()
-                    result = self.learner.step(rollouts, table, self._share_done())
-                    self._note_update(rollouts, table, result)
+                    reward = self.annotation.latest_reward()
+                    result = self.learner.step(rollouts, reward, self._share_done())
+                    self._note_update(rollouts, reward, result)
                     on_line(self.progress())
             reached = self._goal()
             if self._interval[1] != self.env_steps or not self._latest.get("learner_updates"):
@@ -165,37 +176,38 @@ class TrainingLoop:
         """
         limit_s, began = self._first_table_limit_s, time.monotonic()
         self._first_table_limit_s = 0.0
-        if not self.annotation.latest_table().knows_nothing:
+        if not self.annotation.latest_reward().knows_nothing:
             return True
         limit = f"annotator.wait_for_first_table_s = {limit_s:g} s"
         self._waiting = f"the first reward table ({limit} at most)"
         LOG.info("waiting for %s", self._waiting)
         with self._stages.learner("wait"):
-            while (table := self.annotation.latest_table()).knows_nothing and time.monotonic() - began < limit_s:
+            while (reward := self.annotation.latest_reward()).knows_nothing and time.monotonic() - began < limit_s:
                 if self._stop.wait(TABLE_POLL_S) or self._goal() is not None:
                     break
         self._waiting = None
-        LOG.info("waited %.1f s; the reward table knows %d captions", time.monotonic() - began, len(table) - 1)
+        known = sum(len(table) - 1 for table in reward.tables.values())
+        LOG.info("waited %.1f s; the reward tables know %d items", time.monotonic() - began, known)
         if self._stop.is_set() or self._goal() is not None:
             for rollout in batch:
-                self.learner.pass_over(rollout, table)
+                self.learner.pass_over(rollout, reward)
             return False
-        if table.knows_nothing:
+        if reward.knows_nothing:
             self._notice = f"no reward table came within {limit}: training begins without one"
         return True
 
-    def _note_update(self, rollouts: list[Rollout], table: RewardTable, result: StepResult) -> None:
-        """Publish the new policy, count the update that was made with `table`, and write what is due."""
+    def _note_update(self, rollouts: list[Rollout], reward: PublishedReward, result: StepResult) -> None:
+        """Publish the new policy, count the update that was made with `reward`, and write what is due."""
         self._stages.add_learner(result.timings)
         with self._stages.learner("publish"):
             self.workers.publish(self.learner.snapshot())
-        self.metrics.add_update(result.metrics, result.lags)
+        self.metrics.add_update(result.metrics, result.lags, result.terms)
         self._watch.note(result)
         for rollout, intrinsic in zip(rollouts, result.intrinsic, strict=True):
             self.metrics.add_rollout(rollout, intrinsic)
         before = self.env_steps
         self.env_steps += sum(rollout.num_steps for rollout in rollouts)
-        if table.knows_nothing:
+        if reward.knows_nothing:
             self._steps_without_table += self.env_steps - before
         if _crossed(before, self.env_steps, self.config.logging.interval_env_steps):
             self._write_line()
@@ -213,9 +225,8 @@ class TrainingLoop:
         since, steps, annotations = self._interval
         seconds = max(now - since, 1e-9)
         line: dict[str, Any] = {
-            **self.metrics.take_line(),
+            **with_annotation(self.metrics.take_line(), self.annotation.metrics()),
             **self.workers.metrics(),
-            **self.annotation.metrics(),
             **self.stream.metrics(),
             **self.learner.metrics(),
             **self._stages.take_line(seconds),
@@ -230,9 +241,11 @@ class TrainingLoop:
             total = annotations
         else:
             line["annotations_per_s"] = max(0.0, total - annotations) / seconds
-        if not self._has_tables:
+        if not self._is_trusted:
+            line["reward_trust_min"] = None
+        if self.config.reward_model.name == "none":
             line["intrinsic_unknown_fraction"] = None
-        elif self.env_steps:
+        if self._has_tables and self.env_steps:
             line["steps_without_table_fraction"] = self._steps_without_table / self.env_steps
         self._interval = (now, self.env_steps, total)
         self._latest, self._told_at = self._writer.write(line), self.env_steps
@@ -259,6 +272,9 @@ class TrainingLoop:
             if is_last:
                 raise
             LOG.error("%s; training goes on, and the next checkpoint is tried when it is due", error)
+        else:
+            if not is_last:  # the report of the whole run is written after its evaluation
+                self._reward_report.note(self.env_steps, state)
         self._last_checkpoint_s = time.monotonic()
 
     def _restore(self) -> None:
@@ -286,9 +302,9 @@ class TrainingLoop:
         LOG.info("resumed at %d environment steps (%d metric lines superseded)", self.env_steps, moved)
 
     def _summary(self, reached: str | None) -> dict[str, Any]:
+        annotation = self.annotation.metrics()
         return {
-            **self._latest,
-            **{name: metric for name, metric in self.annotation.metrics().items() if metric is not None},
+            **with_annotation(self._latest, {name: value for name, value in annotation.items() if value is not None}),
             "env_steps": self.env_steps,
             "time_s": self._seconds(),
             "finished": reached is not None,

@@ -4,13 +4,14 @@ Invariant: JSONL lines, TensorBoard, Ray's metrics, dashboard, alerts and docume
 else.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Group = Literal["learning", "throughput and bottleneck", "annotation", "reward model", "faults"]
+Group = Literal["learning", "throughput and bottleneck", "annotation", "reward model", "terms of the reward", "faults"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 """The dashboard's rows, in their order."""
-LEARNING, THROUGHPUT, ANNOTATION, REWARD, FAULTS = GROUPS
+LEARNING, THROUGHPUT, ANNOTATION, REWARD, BY_TERM, FAULTS = GROUPS
 WORKERS_TIME, LEARNERS_TIME = "time of the workers", "time of the learner"
 """Panels whose metrics are shares of one whole."""
 RAY_PREFIX = "delphi_"
@@ -131,10 +132,13 @@ CATALOGUE: tuple[Metric, ...] = (
         "above 0, falls as novelty fades", REWARD),
     Metric("intrinsic_scale", "factor", "gauge", "factor on intrinsic reward, by reward.max_intrinsic_share; 1 without"
         " a cap", "1", REWARD),
+    Metric("reward_trust_min", "factor", "gauge", "smallest weight that trust=outcome gives to a term of the reward;"
+        " null where no term has it", "above 0.5; below, a term pays failures more than successes", REWARD,
+        red_below=0.5),
     Metric("intrinsic_unknown_fraction", "fraction", "gauge", "share of steps whose caption is not in the reward table"
         " yet", "below 0.05 after the first minutes", ANNOTATION, red_above=0.05),
     Metric("steps_without_table_fraction", "fraction", "gauge", "share of all steps so far that were trained on before"
-        " the first reward table; null with reward_model.name=none", "near 0", ANNOTATION),
+        " the first reward table; null where no term of the reward has any", "near 0", ANNOTATION),
     Metric("captions_distinct", "captions", "gauge", "distinct captions in the caption book", "rises, ever slower",
         ANNOTATION),
     Metric("annotations_total", "judgements", "counter", "judgements this run received, cached ones included", "rises",
@@ -174,6 +178,17 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("reward_version", "versions", "counter", "reward tables published in this run epoch", "rises", REWARD),
     Metric("reward_model_accuracy", "fraction", "gauge", "agreement of the reward model with the judge's labels; null"
         " for models without parameters", "above 0.8", REWARD, red_below=0.8),
+    Metric("reward_model_disagreement", "log-odds or z", "gauge", "standard deviation of the reward model's networks,"
+        " mean over all occurrences of captions; null without robust.ensemble", "falls", REWARD),
+    Metric("pseudo_labels", "captions", "gauge", "captions without an answer that the reward model trains on with its"
+        " own prediction; null without robust.pseudo_confidence", "task dependent", REWARD),
+    Metric("pair_order_disagreement", "fraction", "gauge", "share of compared pairs of which the judge prefers another"
+        " caption in the other order; null unless annotator.pairs=compared", "small",
+        REWARD),
+    Metric("reward_distance", "distance", "gauge", "distance of the newest reward table to the one before, 0 to 1",
+        "falls towards 0", REWARD, panel="distance of reward tables"),
+    Metric("reward_distance_100", "distance", "gauge", "distance of the last two reward tables that are 100 versions"
+        " apart", "falls; below robust.distance_alarm", REWARD, panel="distance of reward tables"),
     Metric("policy_loss", "loss", "gauge", "clipped surrogate policy loss", "near 0", LEARNING, panel="losses"),
     Metric("value_loss", "loss", "gauge", "clipped value loss, before its coefficient", "falls", LEARNING,
         panel="losses"),
@@ -200,10 +215,28 @@ CATALOGUE: tuple[Metric, ...] = (
         LEARNING),
 )  # fmt: skip
 
+TERMS = "terms"
+"""The key of a metric line whose value holds, by term, OF_TERMS without the prefix `term_`, in runs with several
+terms; besides, `problem` says why the term's items are no longer judged, or is null."""
+OF_TERMS: tuple[Metric, ...] = (
+    Metric("term_mean", "reward/step", "gauge", "mean reward that the term paid per step over the log interval",
+        "task dependent", BY_TERM),
+    Metric("term_share", "fraction", "gauge", "share of the summed size of what all terms paid over the log interval",
+        "none near 1 for long", BY_TERM),
+    Metric("term_unknown", "fraction", "gauge", "share of steps whose item is not in the term's reward table yet",
+        "falls after the first minutes", BY_TERM),
+    Metric("term_trust", "factor", "gauge", "weight by trust=outcome; 1 without", "near 1", BY_TERM),
+    Metric("term_coefficient", "factor", "gauge", "coefficient, after annealing", "as configured", BY_TERM),
+    Metric("term_version", "versions", "counter", "reward tables published in this run epoch", "rises", BY_TERM),
+    Metric("term_labels", "judgements", "counter", "usable answers that this run received for the term", "rises",
+        BY_TERM),
+    Metric("term_captions", "items", "gauge", "distinct items in the term's caption book", "rises, ever slower",
+        BY_TERM),
+)  # fmt: skip
 NAMES: frozenset[str] = frozenset(metric.name for metric in CATALOGUE)
 
 
-def markdown_table() -> str:
-    """The catalogue as the README shows it."""
-    rows = [f"| `{m.name}` | {m.unit} | {m.kind} | {m.meaning} | {m.healthy} |" for m in CATALOGUE]
+def markdown_table(metrics: Sequence[Metric] = CATALOGUE) -> str:
+    """Metrics as the documents show them."""
+    rows = [f"| `{m.name}` | {m.unit} | {m.kind} | {m.meaning} | {m.healthy} |" for m in metrics]
     return "\n".join(["| name | unit | kind | meaning | healthy |", "|---|---|---|---|---|", *rows])

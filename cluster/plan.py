@@ -1,14 +1,20 @@
-"""What a run needs besides a policy to train: whether it asks a judge, and whether it starts an annotation service, and
-which.
+"""What a run needs besides a policy to train: what each term of its reward asks, and whether the run starts an
+annotation service for them, and which.
 
-Invariant: all of it follows from the configuration and from what its reward model asks; the model is built once to
+Invariant: all of it follows from the configuration and from what the reward models ask; each model is built once to
 learn that."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from configs.annotation_schema import ServiceConfig
+from configs.checks import ConfigError
+from configs.reward_schema import MAIN_TERM
 from configs.schema import RunConfig
-from llm_server.rubrics.loading import load_rubric
+from configs.terms import resolved_terms, term_runs
+from llm_server.rubrics.loading import distinct_rubrics, load_rubric
+from llm_server.rubrics.rubric import Rubric
 from reward_models.building import MODELS, check_reward_model
 from reward_models.embedding import MAX_GOALS
 from reward_models.interface import Asks, RewardModel
@@ -18,17 +24,66 @@ LOCAL_ENGINES = ("transformers", "vllm")
 
 
 @dataclass(frozen=True, slots=True)
-class RunPlan:
-    """A configuration and what follows from it."""
+class TermPlan:
+    """A term of the reward, and what follows from its settings."""
 
     config: RunConfig
+    """Of a run that had this term alone (`configs.terms.term_runs`)."""
     asks: Asks
-    """What the reward model learns from."""
+    """What its reward model learns from."""
+    reads: str = "caption"
+    """The channel whose items it rewards."""
+    about: str = ""
+    """What items are judged about."""
 
     @property
     def asks_judge(self) -> bool:
         """Whether an annotation service is asked while the policy trains."""
         return self.asks is not Asks.NOTHING and not self.config.reward_model.judgements
+
+    @property
+    def rubric(self) -> str:
+        """Name or path of its rubric."""
+        return self.config.annotator.rubric
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """A configuration and what follows from it."""
+
+    config: RunConfig
+    terms: Mapping[str, TermPlan]
+    """The terms of the reward by name, the main one first."""
+
+    @property
+    def main(self) -> TermPlan:
+        """The main term, that of captions."""
+        return self.terms[MAIN_TERM]
+
+    @property
+    def asking(self) -> dict[str, TermPlan]:
+        """The terms that ask a judge while the policy trains."""
+        return {name: term for name, term in self.terms.items() if term.asks_judge}
+
+    @property
+    def asks_judge(self) -> bool:
+        """Whether any term asks an annotation service while the policy trains."""
+        return bool(self.asking)
+
+    @property
+    def embeds(self) -> bool:
+        """Whether any term asks for embeddings."""
+        return any(term.asks is Asks.EMBEDDINGS for term in self.asking.values())
+
+    @property
+    def judges(self) -> bool:
+        """Whether any term asks for judgements, of single items or of pairs."""
+        return any(term.asks is not Asks.EMBEDDINGS for term in self.asking.values())
+
+    @property
+    def rubrics(self) -> list[str]:
+        """The rubrics of the service that all terms ask, each once."""
+        return list(dict.fromkeys(term.rubric for term in self.asking.values()))
 
     @property
     def starts_service(self) -> bool:
@@ -39,7 +94,7 @@ class RunPlan:
     def service(self) -> ServiceConfig:
         """Of the service that the run starts; embeddings take no language model."""
         service = self.config.service
-        return replace(service, engine="none") if self.asks is Asks.EMBEDDINGS else service
+        return replace(service, engine="none") if self.embeds and not self.judges else service
 
     @property
     def loads_language_model(self) -> bool:
@@ -49,7 +104,23 @@ class RunPlan:
 
 def plan_run(config: RunConfig) -> RunPlan:
     """The plan of a configuration. Raises ValueError for a reward model that does not fit it."""
-    return RunPlan(config, build_model(config).asks)
+    settings, plans = resolved_terms(config), {}
+    for name, run in term_runs(config).items():
+        with of_term(name):
+            plans[name] = TermPlan(run, build_model(run).asks, settings[name].reads, settings[name].about)
+    return RunPlan(config, plans)
+
+
+@contextmanager
+def of_term(name: str) -> Iterator[None]:
+    """Around the use of a term's settings: a ValueError about them becomes one that names the term, unless it is the
+    main one."""
+    try:
+        yield
+    except ValueError as error:
+        if name == MAIN_TERM:
+            raise
+        raise ConfigError(f"terms.{name}: {error}") from None
 
 
 def build_model(config: RunConfig) -> RewardModel:
@@ -66,3 +137,26 @@ def embedding_goals(config: RunConfig) -> list[str]:
         return list(config.reward_model.goals)
     rubric = load_rubric(config.annotator.rubric)
     return [example.item for example in rubric.examples if example.positive][:MAX_GOALS] or [rubric.goal]
+
+
+def check_rubrics(plan: RunPlan) -> str | None:
+    """The hashes of the rubrics that the terms ask under, as `check_parts` returns them. Raises ConfigError for one
+    that cannot be read, or asks otherwise than its term."""
+    hashes: list[str] = []
+    rubrics: list[Rubric] = []
+    for name, term in plan.asking.items():
+        with of_term(name):
+            rubric, asks = load_rubric(term.rubric), term.config.annotator
+            if term.asks is Asks.PAIRS and asks.pairs == "compared" and rubric.pairs is None:
+                raise ConfigError(
+                    f"annotator.pairs: got compared, but rubric '{rubric.id}' has no `pairs` section; write one, or"
+                    " take annotator.pairs=pointwise"
+                )
+            if name == MAIN_TERM and rubric.about_label:
+                what = f"rubric '{rubric.id}' judges items about something ({rubric.about_label})"
+                raise ConfigError(f"annotator.rubric: {what}, which only a term of `terms` can say, by its `about`")
+            rubric.check_about(bool(term.about))
+            rubrics = distinct_rubrics([*rubrics, rubric])
+        found = "/".join(hash for hash in (rubric.content_hash, rubric.pairs_hash) if hash)
+        hashes.append(found if name == MAIN_TERM else f"{name}={found}")
+    return " ".join(hashes) or None

@@ -1,15 +1,25 @@
 """Builds Delphi's Grafana dashboard from the catalogue of metrics: a row for each group, a panel for each metric or
 family of metrics.
 
-Invariant: every catalogue metric is on exactly one panel, no panel queries anything else, and descriptions are the
-catalogue's.
+Invariant: every metric of the catalogue, those of the terms of the reward included, is on exactly one panel, no panel
+queries anything else, and descriptions are the catalogue's.
 """
 
 import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from cluster.metrics import CATALOGUE, GROUPS, LEARNERS_TIME, UNDEFINED, WORKERS_TIME, Group, Metric
+from cluster.metrics import (
+    BY_TERM,
+    CATALOGUE,
+    GROUPS,
+    LEARNERS_TIME,
+    OF_TERMS,
+    UNDEFINED,
+    WORKERS_TIME,
+    Group,
+    Metric,
+)
 
 UID = "delphi"
 STACKED = (WORKERS_TIME, LEARNERS_TIME)
@@ -47,16 +57,19 @@ def dashboard() -> dict[str, Any]:
 
 
 def query(metric: Metric) -> str:
-    """PromQL for the chosen runs' values, NaN while undefined: one line per run, also where a resumed run is another
-    process or another Ray session."""
-    series = f"{metric.exported_as}{{{SELECTION}, {UNDEFINED}="
-    return f'max by (run) ({series}""}}) or NaN * max by (run) ({series}"yes"}})'
+    """PromQL for the chosen runs' values, NaN while undefined: one line per run, and per term of the reward, also where
+    a resumed run is another process or another Ray session."""
+    series, lines = (
+        f"{metric.exported_as}{{{SELECTION}, {UNDEFINED}=",
+        "run, term" if metric.group == BY_TERM else "run",
+    )
+    return f'max by ({lines}) ({series}""}}) or NaN * max by ({lines}) ({series}"yes"}})'
 
 
 def families(group: Group) -> dict[str, list[Metric]]:
     """The panels of a group by title, in the catalogue's order."""
     found: dict[str, list[Metric]] = {}
-    for metric in CATALOGUE:
+    for metric in (*CATALOGUE, *OF_TERMS):
         if metric.group == group:
             found.setdefault(metric.panel or metric.name.replace("_", " "), []).append(metric)
     return found
@@ -105,6 +118,7 @@ def _panels() -> Iterator[dict[str, Any]]:
 
 def _panel(title: str, metrics: list[Metric]) -> dict[str, Any]:
     alone = len(metrics) == 1
+    legend = "{{run}} {{term}}" if metrics[0].group == BY_TERM else "{{run}}"
     return {
         "title": title,
         "description": "\n\n".join(f"`{m.name}`: {m.meaning}. Healthy: {m.healthy}." for m in metrics),
@@ -114,7 +128,7 @@ def _panel(title: str, metrics: list[Metric]) -> dict[str, Any]:
                 "refId": chr(ord("A") + index),
                 "datasource": DATASOURCE,
                 "expr": query(metric),
-                "legendFormat": "{{run}}" if alone else f"{_short(metric, metrics)} {{{{run}}}}",
+                "legendFormat": legend if alone else f"{_short(metric, metrics)} {{{{run}}}}",
                 "range": True,
             }
             for index, metric in enumerate(metrics)

@@ -55,12 +55,12 @@ def _compare_seeds(subject: Subject, first: Observed, again: Observed, other: Ob
     if first.shown != again.shown:
         advice = "expect runs that cannot be repeated, or take another env.id"
         return warning(f"{found}; the same seed gives another game", advice)
-    if first.captions >= STEPS and first.different > MANY_DIFFERENT * first.captions and subject.plan.asks_judge:
+    if first.captions >= STEPS and first.different > MANY_DIFFERENT * first.captions and subject.plan.main.asks_judge:
         advice = "say the same in the same words, without digits (env.fold_digits=true replaces them)"
         return warning(f"{found}; each of them costs the judge a question", advice)
     if first.shown == other.shown and subject.spec.num_actions > 1:
         return ok(f"{found}; every seed gives the same game")
-    if not first.captions and subject.plan.asks_judge:
+    if not first.captions and subject.plan.main.asks_judge:
         advice = "set env.captioner to where the environment says what happened, or to a function that says it"
         return warning(f"{found}, so nothing would be judged", advice)
     return ok(f"{found}; seeds are kept")

@@ -18,8 +18,10 @@ from cluster.doctor.subject import Subject
 from configs.errors import one_line
 from llm_server.client import AnnotationClient, AnnotationError, ServiceUnavailable
 from llm_server.engines.models import readable_model_folder
-from llm_server.rubrics.rubric import Rubric
+from llm_server.rubrics.loading import load_rubric
+from llm_server.rubrics.rubric import Rubric, item_and_about
 from llm_server.service.child import ServiceProcess
+from reward_models.interface import Asks
 
 START_LIMIT_S = 120.0
 ASK_S = 5.0
@@ -33,14 +35,14 @@ def check_label_rate(subject: Subject) -> CheckResult:
     if not subject.plan.loads_language_model:
         return ok("not measured: no language model is loaded here")
     try:
-        subject.model  # noqa: B018 (asked for its error)
+        subject.models  # noqa: B018 (asked for its error)
     except ValueError:  # reported by the check of the judge
         return ok("not measured: the judge has to be put right first")
     service = replace(subject.plan.service, store="memory", host="127.0.0.1", port=0)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         if service.model == "smollm2":
             service = replace(service, model=str(stack.enter_context(readable_model_folder())))
-        process = ServiceProcess(service, subject.config.annotator.rubric, Path(folder) / "service.log")
+        process = ServiceProcess(service, subject.plan.rubrics, Path(folder) / "service.log")
         stack.callback(process.close)
         try:
             return _measure(process, subject)
@@ -50,9 +52,10 @@ def check_label_rate(subject: Subject) -> CheckResult:
 
 
 def _measure(process: ServiceProcess, subject: Subject) -> CheckResult:
-    rubric, service, size = subject.rubric, subject.plan.service, subject.config.annotator.batch_size
-    texts = rubric.calibration.items + rubric.calibration.positives + tuple(example.item for example in rubric.examples)
-    items = list(dict.fromkeys(text.encode() for text in texts))
+    term = next(term for term in subject.plan.asking.values() if term.asks is not Asks.EMBEDDINGS)
+    rubric, service, size = load_rubric(term.rubric), subject.plan.service, subject.config.annotator.batch_size
+    shown = (*rubric.calibration.items, *rubric.calibration.positives, *rubric.examples)
+    items = list(dict.fromkeys(item_and_about(each)[0].encode() for each in shown))
     batches = itertools.cycle(items[start : start + size] for start in range(0, len(items), size))
     patiently = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(ServiceUnavailable),
@@ -61,7 +64,7 @@ def _measure(process: ServiceProcess, subject: Subject) -> CheckResult:
         reraise=True,
     )
     began = time.monotonic()
-    with closing(patiently(_connect, process, rubric)) as client:
+    with closing(patiently(_connect, process, rubric, term.about)) as client:
         client.annotate(items[:1], bypass_store=True)
         first_s = time.monotonic() - began
         number, asked_at = 0, time.monotonic()
@@ -76,10 +79,11 @@ def _measure(process: ServiceProcess, subject: Subject) -> CheckResult:
     return ok(found)
 
 
-def _connect(process: ServiceProcess, rubric: Rubric) -> AnnotationClient:
+def _connect(process: ServiceProcess, rubric: Rubric, about: str) -> AnnotationClient:
     """A client of the service, which answers. Raises ServiceUnavailable while it starts or loads its model."""
     with ExitStack() as on_error:
-        client = on_error.enter_context(closing(AnnotationClient(process.address(), rubric, REQUEST_TIMEOUT_S)))
+        client = AnnotationClient(process.address(), rubric, REQUEST_TIMEOUT_S, about=about)
+        on_error.enter_context(closing(client))
         client.describe()
         on_error.pop_all()
     return client

@@ -17,7 +17,6 @@ from cluster.doctor.result import CheckResult, failed, ok
 from cluster.doctor.subject import Subject
 from cluster.run.provenance import CHECKOUT
 from configs.checks import TRACKERS
-from reward_models.interface import Asks
 
 EXTRA = re.compile(r"delphi-rl\[(.+)\]")
 IMPORT_NAMES = {
@@ -79,7 +78,7 @@ def needed_extras(subject: Subject) -> set[str]:
     extras = set(EXTRA.findall(package))
     if "minihack" in extras:
         extras.add("nle")
-    if plan.loads_language_model or (plan.starts_service and plan.asks is Asks.EMBEDDINGS):
+    if plan.loads_language_model or (plan.starts_service and plan.embeds):
         extras.add("local-llm")
     return extras | (set(TRACKERS) & set(subject.config.logging.trackers))
 

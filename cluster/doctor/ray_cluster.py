@@ -22,6 +22,7 @@ from cluster.doctor.service import unreachable
 from cluster.doctor.subject import Subject
 from cluster.on_ray import placement
 from cluster.run.provenance import CHECKOUT
+from configs.terms import has_reward_tables
 
 CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
 DASHBOARD_PORT = 8265
@@ -112,7 +113,7 @@ def _check_room(subject: Subject, address: str, nodes: list[placement.Node], may
         requests = placement.plan(
             config.cluster,
             config.actors,
-            needs_annotator=config.reward_model.name != "none",
+            needs_annotator=has_reward_tables(config),
             needs_service=subject.plan.starts_service,
             nodes=nodes,
             may_grow=may_grow,

@@ -9,6 +9,7 @@ import socket
 import sqlite3
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 
@@ -16,16 +17,21 @@ from packaging.version import Version
 
 from cluster.doctor.result import CheckResult, failed, ok, warning
 from cluster.doctor.subject import Subject
+from cluster.judge import service_credentials
+from cluster.plan import check_rubrics
 from cluster.verbs.offline_reward_model import check_judgements
-from cluster.wiring import service_credentials
 from configs.devices import resolve_device
+from configs.reward_schema import MAIN_TERM
 from llm_server.client import AnnotationClient, AnnotationRefused, ServiceUnavailable, is_loading
+from llm_server.credentials import ClientCredentials
 from llm_server.engines.building import check_engine
 from llm_server.engines.engine import PROBE
 from llm_server.engines.model_check import ModelNotHere, check_encoder_model
 from llm_server.engines.models import unused_advice
 from llm_server.engines.vllm_program import vllm_python
 from llm_server.replicas import split_addresses
+from llm_server.rubrics.loading import load_rubric
+from llm_server.rubrics.rubric import Rubric
 from llm_server.service.store import is_new_store, store_path
 from reward_models.interface import Asks
 
@@ -42,15 +48,15 @@ DOWNLOAD = "the first start downloads it, which needs a network; or do it now: h
 def check_judge(subject: Subject) -> list[CheckResult]:
     """The engine of the run's own judge: its model and answer tokens, its encoder, or its endpoint."""
     config, service = subject.config, subject.plan.service
+    check_judgements(subject.plan)
     if not subject.plan.asks_judge:
-        check_judgements(subject.plan)
         return [ok(f"none is needed by reward_model.name={config.reward_model.name}")]
     try:
-        rubric = subject.rubric
+        rubrics = _named(subject.rubrics)
     except ValueError as error:
-        return [failed(str(error), "correct annotator.rubric", check="rubric")]
+        return [failed(str(error), "correct annotator.rubric, or that of the term", check="rubric")]
     if config.annotator.address:
-        return [ok(f"rubric {rubric.id}; the model is that of the service at {config.annotator.address}")]
+        return [ok(f"{rubrics}; the model is that of the service at {config.annotator.address}")]
     try:
         check_engine(service)
         if service.engine in ("transformers", "none") and config.cluster.mode != "connect":
@@ -59,29 +65,30 @@ def check_judge(subject: Subject) -> list[CheckResult]:
         advice = "correct service.model, or take service.model=smollm2, which a package ships"
         advice = advice if "model" in str(error) else "correct the service.* keys"
         return [failed(f"service.engine={service.engine}: {error}", advice)]
-    if subject.plan.asks is Asks.EMBEDDINGS:
-        return [_check_encoder(service.encoder)]
+    encoder = [_check_encoder(service.encoder)] if subject.plan.embeds else []
+    if not subject.plan.judges:
+        return encoder
     if service.engine == "openai":
-        return [_check_endpoint(subject)]
+        return [_check_endpoint(subject), *encoder]
     if service.engine == "scripted":
-        return [ok(f"rubric {rubric.id}; the scripted engine, which is for tests and debugging")]
+        return [ok(f"{rubrics}; the scripted engine, which is for tests and debugging"), *encoder]
     vllm = [replace(_check_vllm(service.vllm_python), check="vllm")] if service.engine == "vllm" else []
-    return [_check_model(subject), *vllm]
+    return [_check_model(subject), *vllm, *encoder]
 
 
 def _check_model(subject: Subject) -> CheckResult:
     model = subject.plan.service.model
     try:
-        facts = subject.model
+        facts, *others = subject.models
     except ModelNotHere as error:
         return warning(str(error), DOWNLOAD.format(model))
     except ValueError as error:
         is_answer = any(text in str(error) for text in ("the answer", "chat template", "fewer examples"))
         advice = "choose other answers in the rubric, or another service.model"
         return failed(str(error), advice if is_answer else "correct service.model")
-    answers = ", ".join(map(repr, dict.fromkeys(facts.answers)))
+    answers = [answer for each in (facts, *others) for answer in each.answers]
     found = f"{model} ({facts.weights_bytes / 1e6:,.0f} MB in {facts.folder})"
-    found += f"; rubric {subject.rubric.id}: {answers} are single tokens"
+    found += f"; {_named(subject.rubrics)}: {', '.join(map(repr, dict.fromkeys(answers)))} are single tokens"
     return warning(found, unused_advice(facts.unused)) if facts.unused else ok(found)
 
 
@@ -116,7 +123,10 @@ def _check_endpoint(subject: Subject) -> CheckResult:
     name = f"service.endpoint={service.endpoint}"
     service = replace(service, engine_timeout_s=min(ANSWER_TIMEOUT_S, service.engine_timeout_s))
     try:
-        engine = OpenAIEngine(service, subject.rubric)
+        first, *others = subject.rubrics
+        engine = OpenAIEngine(service, first)
+        for rubric in others:
+            engine.under(rubric)
     except EndpointUnavailable as error:
         proxy = "the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name"
         return failed(f"{name}: {error}", f"start the endpoint, correct service.endpoint, or {proxy}")
@@ -128,25 +138,42 @@ def _check_endpoint(subject: Subject) -> CheckResult:
     return ok(f"{service.endpoint} answers; the model is {service.model}, read from {source}")
 
 
+def _named(rubrics: Sequence[Rubric]) -> str:
+    return f"rubric{'s' * (len(rubrics) > 1)} {', '.join(rubric.id for rubric in rubrics)}"
+
+
 def check_service(subject: Subject) -> list[CheckResult]:
     """Each service of `annotator.address`: reachable with the run's TLS files and token, of its rubric, answering."""
     settings = subject.config.annotator
     if not subject.plan.asks_judge or not settings.address:
         return [ok("the run starts its own" if subject.plan.asks_judge else "none is needed")]
     try:
-        credentials, rubric = service_credentials(settings), subject.rubric
+        credentials = service_credentials(settings)
+        check_rubrics(subject.plan)
     except ValueError as error:
         return [failed(str(error), "correct the annotator.* keys")]
-    results = []
+    results, flags = [], " ".join(f"--rubric {rubric}" for rubric in subject.plan.rubrics)
     for address in split_addresses(settings.address):
-        serve = f"delphi serve --rubric {settings.rubric} --port {address.rpartition(':')[2]}"
+        serve = f"delphi serve {flags} --port {address.rpartition(':')[2]}"
         if problem := unreachable(address):
             advice = f"start it there: `{serve}`, or correct annotator.address; without it a run trains on extrinsic"
             found = f"{address}: {problem}"
             results.append(failed(found, f"{advice} reward and what it knew"))
             continue
-        with closing(AnnotationClient(address, rubric, ANSWER_TIMEOUT_S, credentials)) as client:
-            results.append(_ask(client, address, serve, subject.plan.asks))
+        results += _ask_terms(subject, address, serve, credentials)
+    return results
+
+
+def _ask_terms(subject: Subject, address: str, serve: str, credentials: ClientCredentials) -> list[CheckResult]:
+    """One question of each term: the first that fails, else all results."""
+    results: list[CheckResult] = []
+    for name, term in subject.plan.asking.items():
+        rubric = load_rubric(term.rubric)
+        with closing(AnnotationClient(address, rubric, ANSWER_TIMEOUT_S, credentials, term.about)) as client:
+            result = _ask(client, address, serve, term.asks)
+        results.append(result if name == MAIN_TERM else replace(result, found=f"terms.{name}: {result.found}"))
+        if result.status != "ok":
+            return results[-1:]
     return results
 
 
@@ -164,7 +191,7 @@ def _ask(client: AnnotationClient, address: str, serve: str, asks: Asks) -> Chec
             own = "the token that the service was started with (its --token-file)"
             advice = f"set annotator.token_file to a file with {own}"
         elif "rubric" in text:
-            advice = f"start it with this run's rubric: `{serve}`, or set annotator.rubric"
+            advice = f"start it with this run's rubrics: `{serve}`, or set annotator.rubric"
         return failed(text, advice)
     except ServiceUnavailable as error:
         text, advice = str(error), f"something else may listen there: look at it, or start `{serve}` on another port"

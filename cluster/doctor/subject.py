@@ -10,7 +10,7 @@ from functools import cached_property
 from actors.environments.factory import make_environment
 from actors.environments.vector import EnvironmentSpec, VectorEnvironment
 from cluster.on_ray.placement import object_store_bytes
-from cluster.plan import RunPlan, plan_run
+from cluster.plan import RunPlan, check_rubrics, plan_run
 from configs.schema import RunConfig
 from llm_server.engines.model_check import ModelFacts, check_model
 from llm_server.rubrics.loading import load_rubric
@@ -36,14 +36,16 @@ class Subject:
         return env.spec
 
     @cached_property
-    def rubric(self) -> Rubric:
-        """What the judge is asked. Raises ValueError."""
-        return load_rubric(self.config.annotator.rubric)
+    def rubrics(self) -> list[Rubric]:
+        """What the judge is asked, by all terms. Raises ValueError."""
+        check_rubrics(self.plan)
+        return [load_rubric(rubric) for rubric in self.plan.rubrics]
 
     @cached_property
-    def model(self) -> ModelFacts:
-        """The language model that the run's own service loads. Raises ValueError, of which ModelNotHere is one."""
-        return check_model(self.plan.service, self.rubric)
+    def models(self) -> list[ModelFacts]:
+        """The language model that the run's own service loads, under each of the rubrics. Raises ValueError, of which
+        ModelNotHere is one."""
+        return [check_model(self.plan.service, rubric) for rubric in self.rubrics]
 
     @property
     def object_store_bytes(self) -> int:

@@ -84,6 +84,7 @@ def write_reward(run_dir: str, folder: Path, name: str, license_: str) -> None:
         "architectures": [type(model).__name__],
         "model_type": REWARD_FORMAT,
         "reward_model": {**asdict(config.reward_model), "judgements": ""},
+        "robust": asdict(config.robust),
         "environment": asdict(config.env),
         "num_captions": len(table) - 1,
         "accuracy": trainer["figures"].get("accuracy"),
@@ -99,7 +100,8 @@ def _scoring_state(model: RewardModel, state: Mapping[str, Any]) -> dict[str, An
     model.retain(frozenset())
     kept = model.state_dict()
     if "fitting" in kept:
-        kept["fitting"] |= {"adam": {}, "weights": kept["fitting"]["best"]}
+        for network in kept["fitting"].get("members", {"0": kept["fitting"]}).values():
+            network.update(adam={}, weights=network["best"])
     return kept
 
 
@@ -108,7 +110,7 @@ def _training_facts(run: RunDirectory, config: RunConfig, env_steps: int) -> dic
     start: Mapping[str, Any] = {}
     with contextlib.suppress(OSError, ValueError, LookupError):
         start = json.loads((run.path / "provenance.json").read_bytes())[-1]
-    asks = plan_run(config).asks_judge
+    asks = plan_run(config).main.asks_judge
     service = config.service
     model = Path(service.model).name if service.model.startswith(("/", ".", "~")) else service.model
     judge = "a running service" if config.annotator.address else f"{service.engine} engine"
@@ -122,7 +124,7 @@ def _training_facts(run: RunDirectory, config: RunConfig, env_steps: int) -> dic
         "reward_model": config.reward_model.name,
         "judge": f"{model} ({judge})" if asks and service.engine != "scripted" else "scripted rules" if asks else None,
         "rubric": Path(config.annotator.rubric).stem if asks else None,
-        "rubric_hash": start.get("rubric_hash") if asks else None,
+        "rubric_hash": ((start.get("rubric_hash") or "").split(" ")[0] or None) if asks else None,  # the main term's
     }
 
 

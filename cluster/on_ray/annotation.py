@@ -1,4 +1,4 @@
-"""The training loop's handle of the annotator actor: takes reports, gives the latest table and metrics, and never
+"""The training loop's handle of the annotator actor: takes reports, gives the latest tables and metrics, and never
 waits.
 
 Invariant: a dead or slow annotator costs the loop only newer tables; a dead one is replaced, and its successor's new
@@ -6,8 +6,6 @@ book epoch makes the workers send their captions again.
 """
 
 import logging
-import math
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,17 +16,21 @@ import torch
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayError, RayTaskError
 
 from actors.rollout import Acknowledgement, CaptionReport, Version
+from cluster.on_ray.latest_table import LatestTable
 from cluster.on_ray.nodes import enter_run, start_actor
 from cluster.on_ray.placement import Request, as_text
 from cluster.on_ray.replicas import RayReplicas
 from cluster.on_ray.slot import Slot, SlotState, answered
 from cluster.supervision import last_line
-from cluster.wiring import build_pipeline
+from cluster.wiring import build_pipeline, take_report
+from configs.reward_schema import MAIN_TERM
 from configs.schema import RunConfig
 from llm_server.client import AnnotationRefused, ServiceUnavailable
 from llm_server.credentials import CredentialFiles
 from llm_server.wire import STARTING
 from reward_models.pipeline import RewardedCaption
+from reward_models.published import PublishedReward
+from reward_models.reward_pipeline import states_by_term
 from reward_models.table import RewardTable
 from reward_models.training import saved_table
 
@@ -40,9 +42,7 @@ START_TIMEOUT_S = 9.0
 """The same before the annotator's first answer, while it still imports and restores."""
 MAX_UNANSWERED_REPORTS = 64
 MAX_WITHHELD = 100_000
-"""Distinct captions whose counts are kept for an annotator that does not answer."""
-INHERITED_S = 300.0
-"""How long a previous annotator's table is used while the new annotator's knows fewer captions."""
+"""Distinct items of a channel whose counts are kept for an annotator that does not answer."""
 SILENCE_S = 30.0
 """An annotator that has not answered for so long is shown as down."""
 ReplicaAddresses: TypeAlias = tuple[Mapping[str, str], str | None]
@@ -52,7 +52,7 @@ REPORT_LOST = "a caption report of worker %s was lost; its texts are sent again:
 
 @ray.remote(max_restarts=0)
 class AnnotatorActor:
-    """Annotator, reward model and, unless an address was given, the annotation service as a child process."""
+    """Annotators, reward models and, unless an address was given, the annotation service as a child process."""
 
     def __init__(self, config: RunConfig, run_epoch: int, credentials: CredentialFiles | None) -> None:
         run = enter_run(config)
@@ -78,21 +78,19 @@ class AnnotatorActor:
 
     def report(self, report: CaptionReport, env_steps: int) -> Acknowledgement:
         """Add a worker's captions to the caption book."""
-        book_epoch, sequence_number = self._pipeline.report(
-            report.texts, report.counts, report.worker_id, report.sequence_number, env_steps
-        )
-        return Acknowledgement(book_epoch=book_epoch, sequence_number=sequence_number)
+        return take_report(self._pipeline, report, env_steps)
 
     def update(
-        self, known: Version | None, replicas: ReplicaAddresses | None
-    ) -> tuple[RewardTable | None, dict[str, float | None], str | None, bool]:
-        """The newest table, None where it is `known`; metrics; the problem, if any; whether the judge still loads.
+        self, known: Mapping[str, Version | None], replicas: ReplicaAddresses | None
+    ) -> tuple[dict[str, RewardTable], dict[str, Any], str | None, bool]:
+        """By term the newest table, where that is not `known`; metrics; the problem, if any; whether the judge still
+        loads.
 
         `replicas`: None without any."""
         self._replicas = replicas or self._replicas
-        pipeline, table = self._pipeline, self._pipeline.latest_table()
-        newer = table if table.reward_version != known else None
-        return newer, dict(pipeline.metrics()), pipeline.problem, pipeline.is_loading
+        pipeline, tables = self._pipeline, self._pipeline.latest_reward().tables
+        newer = {name: table for name, table in tables.items() if table.reward_version != known.get(name)}
+        return newer, pipeline.metrics(), pipeline.problem, pipeline.is_loading
 
     def top_rewarded(self, n: int, min_count: int) -> list[RewardedCaption]:
         """See `cluster.interfaces.Annotation`."""
@@ -108,8 +106,8 @@ class AnnotatorActor:
 
 
 class RayAnnotation:
-    """Handle of the annotator actor and of the annotation replicas, if any; without a request for an annotator (reward
-    model `none`) an empty table and no metrics. Both are requested at once, before the workers take their resources."""
+    """Handle of the annotator actor and of the annotation replicas, if any; without a request for an annotator (no
+    reward tables) empty tables and no metrics. Both are requested at once, before the workers take their resources."""
 
     def __init__(
         self, config: RunConfig, run_epoch: int, request: Request | None, replicas: Request | None = None
@@ -119,14 +117,11 @@ class RayAnnotation:
         self._is_silent = False  # a call of `_ask` timed out, and no other was answered since
         self._config, self._run_epoch, self._request = config, run_epoch, request
         self._state: Mapping[str, Any] | None = None
-        self._table = RewardTable.empty(run_epoch)
-        self._metrics: dict[str, float | None] = {}
+        self._tables = {name: LatestTable(RewardTable.empty(run_epoch)) for name in (MAIN_TERM, *config.terms)}
+        self._metrics: dict[str, Any] = {}
         self._acknowledgements: dict[str, Acknowledgement] = {}
         self._reports: dict[ray.ObjectRef, str] = {}
-        self._withheld: Counter[int] = Counter()  # counts of reports that were not forwarded
-        self._known: Version | None = None  # the annotator's own version of the newest table received
-        self._offered: RewardTable | None = None  # a new annotator's, not in use yet
-        self._lost_at = -math.inf  # when the annotator whose table is in use died
+        self._withheld: dict[str, Counter[int]] = {}  # by channel, counts of reports that were not forwarded
         self._slot = Slot(interval_s=POLL_INTERVAL_S)  # its first call is `begin`, all others are `update`
         self._replicas = RayReplicas(config, replicas) if replicas is not None else None
         self._start_actor()
@@ -161,12 +156,12 @@ class RayAnnotation:
         """The newest acknowledgement for this worker."""
         return self._acknowledgements.get(worker_id)
 
-    def latest_table(self) -> RewardTable:
-        """The newest table that has arrived."""
+    def latest_reward(self) -> PublishedReward:
+        """The newest table of each term that has arrived."""
         self._poll()
-        return self._table
+        return PublishedReward(tables={name: latest.table for name, latest in self._tables.items()})
 
-    def metrics(self) -> Mapping[str, float | None]:
+    def metrics(self) -> Mapping[str, Any]:
         """The newest metrics that have arrived."""
         self._poll()
         if self._replicas is None:
@@ -185,9 +180,9 @@ class RayAnnotation:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Start the annotator from `state`; called before the first report."""
-        if state:
-            self._state = state
-            self._table = saved_table(state["trainer"], self._run_epoch)
+        self._state = state or None
+        for name, of_term in states_by_term(state).items():
+            self._tables[name] = LatestTable(saved_table(of_term["trainer"], self._run_epoch))
         self._running_actor()
 
     def close(self) -> None:
@@ -203,16 +198,18 @@ class RayAnnotation:
 
     def _withhold(self, report: ray.ObjectRef, worker_id: str) -> None:
         content = self._fetch(report, worker_id)
-        for number, count in content.counts.items() if content else ():
-            if number in self._withheld or len(self._withheld) < MAX_WITHHELD:
-                self._withheld[number] += count
+        for channel, counts in _counts(content).items() if content else ():
+            withheld = self._withheld.setdefault(channel, Counter())
+            for number, count in counts.items():
+                if number in withheld or len(withheld) < MAX_WITHHELD:
+                    withheld[number] += count
 
     def _with_withheld(self, report: ray.ObjectRef, worker_id: str) -> ray.ObjectRef | CaptionReport:
         """The report with all withheld counts, of any worker: the caption book takes counts without texts, too."""
         if not self._withheld or (content := self._fetch(report, worker_id)) is None:
             return report
-        counts, self._withheld = self._withheld + Counter(content.counts), Counter()
-        return replace(content, counts=dict(counts))
+        withheld, self._withheld = self._withheld, {}
+        return _with_counts(content, withheld)
 
     def _fetch(self, report: ray.ObjectRef, worker_id: str) -> CaptionReport | None:
         """The report itself, which came with a rollout; None where its node has been lost since."""
@@ -262,15 +259,15 @@ class RayAnnotation:
             self._take_acknowledgements()
             if answered([self._slot]) and (update := self._slot.take_answer()) is not None:
                 self._is_silent = False
-                table, self._metrics, self.problem, self._is_loading = update
-                if table is not None:
-                    self._known, self._offered = table.reward_version, table
-                self._take_offered()
-                self._metrics["reward_version"] = self._table.reward_version[1]
+                tables, self._metrics, self.problem, self._is_loading = update
+                for name, latest in self._tables.items():
+                    latest.offer(tables.get(name))
+                self._metrics["reward_version"] = self._tables[MAIN_TERM].table.reward_version[1]
             if self._slot.silent_s > SILENCE_S:
                 self._metrics = {**self._metrics, "annotator_up": 0}
             if self._slot.may_ask:
-                self._slot.ask(actor.update.remote(self._known, self._replica_addresses))
+                known = {name: latest.known for name, latest in self._tables.items()}
+                self._slot.ask(actor.update.remote(known, self._replica_addresses))
         except RayError as error:
             self._lost(error)
 
@@ -283,23 +280,28 @@ class RayAnnotation:
             except (ObjectLostError, RayTaskError) as error:  # the report was lost with its worker's node
                 LOG.warning(REPORT_LOST, worker_id, error)
 
-    def _take_offered(self) -> None:
-        """Use the newest table. A new annotator's may be normalised differently, so the two cannot be merged; the one
-        in use is kept until the new one knows as many captions, for at most INHERITED_S."""
-        table, is_inherited = self._offered, time.monotonic() - self._lost_at < INHERITED_S
-        if table is None or (is_inherited and len(table) < len(self._table)):
-            return
-        # The annotator's versions restart with each new actor; the learner's only go up.
-        self._table = replace(table, reward_version=(self._run_epoch, self._table.reward_version[1] + 1))
-        self._offered, self._lost_at = None, -math.inf
-
     def _lost(self, error: RayError) -> None:
         LOG.error("the annotator died; training goes on with the last reward table, and it is started again: %s", error)
         self._slot.lost()
         self._slot.back_off(RESTART_PAUSE_S)
         self._reports.clear()
         self._acknowledgements.clear()
-        self._known = self._offered = None
-        self._lost_at, self._is_silent, self._is_loading = time.monotonic(), False, False
+        for latest in self._tables.values():
+            latest.annotator_lost()
+        self._is_silent = self._is_loading = False
         self.problem = f"the annotator ended and is started again: {last_line(str(error))}"
         self._metrics = {**self._metrics, "annotator_up": 0}
+
+
+def _counts(report: CaptionReport) -> dict[str, dict[int, int]]:
+    """The counts of all channels of a report."""
+    return {"caption": report.counts, **{channel: counts for channel, (_, counts) in report.channels.items()}}
+
+
+def _with_counts(report: CaptionReport, more: Mapping[str, Counter[int]]) -> CaptionReport:
+    """The report with `more` counts, by channel."""
+    total = {
+        channel: dict(more.get(channel, Counter()) + Counter(counts)) for channel, counts in _counts(report).items()
+    }
+    channels = {channel: (texts, total[channel]) for channel, (texts, _) in report.channels.items()}
+    return replace(report, counts=total["caption"], channels=channels)

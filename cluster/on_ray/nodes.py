@@ -28,6 +28,7 @@ from cluster.run import temporary
 from cluster.run.directory import RunDirectory
 from cluster.run.logs import log_to_file
 from configs.schema import RunConfig
+from configs.terms import has_reward_tables
 
 LOG = logging.getLogger(__name__)
 NODE_ID = "ray.io/node-id"
@@ -57,7 +58,7 @@ def place(
         placement.plan,
         config.cluster,
         config.actors,
-        needs_annotator=config.reward_model.name != "none",
+        needs_annotator=has_reward_tables(config),
         needs_service=needs_service,
         may_grow=True,
     )

@@ -26,6 +26,7 @@ from cluster.on_ray.slot import Slot, SlotState, answered
 from cluster.run.directory import RunDirectory
 from cluster.supervision import GiveUp
 from configs.schema import RunConfig
+from configs.terms import resolved_terms
 from learner.data_parallel import ExchangeFailed, Meeting, Part, Share, meet, open_meeting
 from learner.update import Learner
 
@@ -64,7 +65,13 @@ class PeerActor:
         config = self._config
         settings = replace(config.learner, precision=state["precision"])
         self._learner = learner = Learner(
-            self._spec, config.policy, settings, config.reward, run_epoch=self._run_epoch, seed=config.seed
+            self._spec,
+            config.policy,
+            settings,
+            config.reward,
+            run_epoch=self._run_epoch,
+            seed=config.seed,
+            terms=resolved_terms(config),
         )
         learner.continue_from(state)
         learner.share_work(meet(meeting, rank, learner.device, _address(config)))

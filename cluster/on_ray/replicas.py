@@ -14,11 +14,11 @@ from pathlib import Path
 import ray
 from ray.exceptions import RayError
 
+from cluster.judge import replica_service
 from cluster.on_ray.nodes import enter_run, start_actor
 from cluster.on_ray.placement import Request
 from cluster.on_ray.slot import Slot, SlotState, answered
 from cluster.supervision import last_line
-from cluster.wiring import replica_service
 from configs.backoff import backoff_s
 from configs.schema import RunConfig
 from llm_server.credentials import CredentialFiles, make_credentials

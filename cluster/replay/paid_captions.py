@@ -4,6 +4,7 @@ Invariant: captions are normalised and counted as the workers do it, and rewarde
 """
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -30,8 +31,8 @@ class PaidCaption(NamedTuple):
 def paid_captions(subject: Subject, raw_captions: Sequence[bytes]) -> list[PaidCaption]:
     """The captions of a whole episode, that of its reset first. Without a reward model nothing is paid."""
     env = subject.config.env
-    folds = {"fold_case": env.fold_case, "fold_digits": env.fold_digits}
-    tracker, (first, *others) = CaptionTracker(1, **folds), raw_captions
+    text_of = functools.partial(normalize, fold_case=env.fold_case, fold_digits=env.fold_digits)
+    tracker, (first, *others) = CaptionTracker(1, text_of), raw_captions
     tracker.restart(0, first)
     observed = [tracker.observe([raw]) for raw in others]
     ids, counts = (np.stack(arrays) for arrays in zip(*observed, strict=True))  # [T, 1] each
@@ -45,7 +46,7 @@ def paid_captions(subject: Subject, raw_captions: Sequence[bytes]) -> list[PaidC
         config=replace(subject.config.reward, intrinsic_coefficient=1.0),
         is_due=_first_of_goal(table.look_up_goals(ids[:, 0]))[:, None],
     )
-    texts = [normalize(raw, **folds) for raw in raw_captions]
+    texts = [text_of(raw) for raw in raw_captions]
     numbers = [*map(caption_id, texts)]
     probabilities: dict[int, float] = {}
     if trainer is not None:

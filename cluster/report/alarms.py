@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from cluster.metrics import CATALOGUE, LOOKING_ABOVE, THROUGHPUT, Metric
-from cluster.report.captions import Captions
 from cluster.report.reading import RunRecord
+from cluster.report.terms import TopItem
 
 TOP_SHARE = 0.5
 DRIFT = 0.2
@@ -31,26 +31,26 @@ class Alarm(NamedTuple):
     """What it means and what to do; for the good ones too, so that a reader knows what was checked."""
 
 
-def all_alarms(run: RunRecord, captions: Captions | None) -> list[Alarm]:
+def all_alarms(run: RunRecord, top: TopItem | None) -> list[Alarm]:
     """Every check of the run: alarms first, then what is unknown, then what is good."""
     found = [check(run) for check in CHECKS]
-    found.insert(0, top_caption(run, captions))
+    found.insert(0, top_caption(top))
+    if run.config.robust.distance_alarm:
+        found.append(distance(run))
     found += unhealthy_metrics(run)
     return sorted(found, key=lambda alarm: ("alarm", "unknown", "good").index(alarm.level))
 
 
-def top_caption(run: RunRecord, captions: Captions | None) -> Alarm:
-    """One caption has most of the reward."""
-    share = captions.top_share if captions else None
+def top_caption(top: TopItem | None) -> Alarm:
+    """One caption, or another term's item, has most of the reward."""
     what, limit = "Share of the top caption in the reward paid", f"alarm above {TOP_SHARE:.0%}"
     advice = (
         "One event is most of what the policy is paid for: it may repeat that instead of making progress. Look at the"
         " caption and its judgement below; correct the rubric, or raise reward.count_exponent so that repetition fades."
     )
-    if share is None:
+    if top is None:
         return Alarm("unknown", what, f"no intrinsic reward was paid ({limit})", advice)
-    text = captions.texts[int(np.argmax(captions.columns["paid"]))] if captions else ""
-    return Alarm("alarm" if share > TOP_SHARE else "good", what, f"{share:.1%}, “{text}” ({limit})", advice)
+    return Alarm("alarm" if top.share > TOP_SHARE else "good", what, f"{top.share:.1%}, “{top.text}” ({limit})", advice)
 
 
 def drift(run: RunRecord) -> Alarm:
@@ -61,11 +61,27 @@ def drift(run: RunRecord) -> Alarm:
         " moving target, and the value function lags behind. Train the reward model longer, give it more labels"
         " (reward_model.warmup_labels), or train it before the policy (reward_model.judgements)."
     )
-    if not run.learnt.drifts:
+    newest = {name: term.drifts[-1] for name, term in run.learnt.terms.items() if term.drifts}
+    if not newest:
         return Alarm("unknown", what, f"needs two checkpoints with a reward table ({limit})", advice)
-    last = run.learnt.drifts[-1]
-    found = f"table distance {last.distance:.3f} from step {last.from_steps:,} to {last.to_steps:,} ({limit})"
+    name, last = max(newest.items(), key=lambda entry: entry[1].distance)
+    of_term = f" of the term {name}" if len(run.learnt.terms) > 1 else ""
+    found = f"table distance {last.distance:.3f}{of_term} from step {last.from_steps:,} to {last.to_steps:,} ({limit})"
     return Alarm("alarm" if last.distance > DRIFT else "good", what, found, advice)
+
+
+def distance(run: RunRecord) -> Alarm:
+    """The reward tables move further than the run allows."""
+    what, limit = "Distance of reward tables", run.config.robust.distance_alarm
+    bound = f"alarm above robust.distance_alarm = {limit:g}"
+    advice = (
+        "What is paid changes its meaning while the policy learns it. Look at the items whose reward changed; more"
+        " labels, or robust.ensemble with robust.pessimism, steady a reward model."
+    )
+    value = run.last("reward_distance_100")
+    if value is None:
+        return Alarm("unknown", what, f"not measured yet ({bound})", advice)
+    return Alarm("alarm" if value > limit else "good", what, f"{value:.3f} ({bound})", advice)
 
 
 def information(run: RunRecord) -> Alarm:

@@ -72,9 +72,11 @@ function askedTexts(prompt, text) {
   });
 }
 
+const termOf = (store, run, row) => run.terms[store.columns.term[row]];
+
 function judgement(store, run, row) {
   const status = store.about.statuses[store.columns.status[row]], probability = store.share("probability", row);
-  const { threshold, noise } = run.judge;
+  const { threshold, noise } = termOf(store, run, row).judge;
   const rows = [["Status", status], ["Probability", number(probability)], ["Answer mass", number(store.share("answerMass", row))],
     ["Threshold θ", threshold == null ? "not known" : `${number(threshold)} (undecided within ± ${number(noise || 0, 2)})`],
     ["Reward R", Number.isNaN(store.columns.reward[row]) ? "not in the reward table" : number(store.columns.reward[row])],
@@ -84,10 +86,10 @@ function judgement(store, run, row) {
 }
 
 function openedRow(store, run, row) {
-  const prompt = run.prompt, notes = prompt.notes.map((note) => element("p", { class: "soft" }, visible(note)));
+  const { prompt } = termOf(store, run, row), notes = prompt.notes.map((note) => element("p", { class: "soft" }, visible(note)));
   const asked = prompt.before === undefined ? [] : askedTexts(prompt, store.texts[row]);
   const intro = asked.length > 1 ? `The judge was asked about each of ${asked.length} parts; the likeliest gives the judgement.` : null;
-  return element("td", { colspan: 6 }, judgement(store, run, row),
+  return element("td", { colspan: run.terms.length > 1 ? 7 : 6 }, judgement(store, run, row),
     prompt.answers ? element("p", { class: "soft" }, `Answers and their weights: ${prompt.answers}`) : null,
     intro && element("p", { class: "soft" }, intro), ...notes,
     ...asked.map((text) => element("pre", { class: "prompt", tabindex: 0, dir: "ltr" }, prompt.before, element("mark", {}, visible(text)), prompt.after)));
@@ -98,7 +100,8 @@ function captionRow(store, run, row) {
   const button = element("button", { type: "button", class: "text", "aria-expanded": "false" }, visible(store.texts[row]));
   const { paid, reward, count, firstSeen } = store.columns;
   const line = element("tr", {}, cell("R", number(reward[row])), cell("mass", number(paid[row])), cell("count", number(count[row])),
-    cell("first", short(firstSeen[row] * store.about.stepUnit)), cell("p", number(store.share("probability", row))), element("td", {}, button));
+    cell("first", short(firstSeen[row] * store.about.stepUnit)), cell("p", number(store.share("probability", row))),
+    run.terms.length > 1 ? element("td", {}, visible(termOf(store, run, row).name)) : null, element("td", {}, button));
   let below = null;
   button.addEventListener("click", () => {
     if (below) below.remove();
@@ -122,7 +125,7 @@ function showCaptions(home, run, blocks) {
   const search = element("input", { type: "search", placeholder: "Search captions", "aria-label": "Search captions" });
   const order = element("select", { "aria-label": "Sort by" }, ...Object.entries(ORDERS).map(([value, text]) => element("option", { value }, text)));
   const body = element("tbody", {}), place = element("span", { class: "soft" });
-  const heads = [["R", "number"], ["mass", "number"], ["count", "number"], ["first seen", "number"], ["p", "number"], ["caption", ""]];
+  const heads = [["R", "number"], ["mass", "number"], ["count", "number"], ["first seen", "number"], ["p", "number"], ...(run.terms.length > 1 ? [["term", ""]] : []), ["caption", ""]];
   let rows = [], page = 0, asked = 0, isComplete = false;
   const pages = () => Math.max(1, Math.ceil(rows.length / PAGE_ROWS));
   const show = (to) => {

@@ -1,18 +1,22 @@
-"""The captions of a run for the page's browser: all that fit, in compressed blocks, the most important first.
+"""The captions of a run, and the items of its other terms, for the page's browser: all that fit, in compressed blocks,
+the most important first.
 
-Invariant: important is, in this order, what was paid most, has the highest R, occurred most often, was seen first; the
-page says how many captions are left out. A text is data: control characters do not end its line.
+Invariant: important is, in this order, what was paid (or cost) most, has the highest R, occurred most often, was seen
+first; the page says how many captions are left out. A text is data: control characters do not end its line.
 """
 
 import base64
 import gzip
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from cluster.report.checkpoints import Learnt
+from cluster.report.checkpoints import LearntTerm
+from cluster.report.reading import RunRecord
+from configs.errors import one_line
+from configs.reward_schema import MAIN_TERM
 from llm_server.offline.caption_file import archive_rows
 
 BLOCK = 32_768
@@ -33,9 +37,10 @@ COLUMNS: dict[str, str] = {
     "probability": "<u2",
     "answerMass": "<u2",
     "status": "u1",
+    "term": "u1",
 }
 """The columns of a block in their order, each as planes of its bytes, which compress better than its numbers; the texts
-follow, a line each."""
+follow, a line each. `term` is a number in the order of the run's terms, the main one's is 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,36 +60,47 @@ class Captions:
         rows = np.flatnonzero(np.isin(self.ids, np.array([*ids], np.uint64)))
         return {int(self.ids[row]): self.texts[row] for row in rows.tolist()}
 
-    @property
-    def top_share(self) -> float | None:
-        """The share of the most paid caption in all that was paid; None where nothing was."""
-        total = float(self.columns["paid"].sum(dtype=np.float64))
-        return float(self.columns["paid"].max()) / total if total else None
+
+def read_captions(run: RunRecord) -> Captions:
+    """The captions in `captions.sqlite` and the items of other terms, with R and payment of the newest checkpoint.
+    Raises ValueError where captions.sqlite is missing or damaged; what another term lacks is named in `run.missing`."""
+    parts = []
+    for number, name in enumerate([MAIN_TERM, *run.config.terms]):
+        try:
+            parts.append(_of_term(number, archive_rows(str(run.directory.captions_of(name))), run.learnt.of(name)))
+        except ValueError as error:
+            if name == MAIN_TERM:
+                raise
+            run.missing.append(f"items of the term {name} are left out: {one_line(error)}")
+    all_ids, all_texts, all_columns = zip(*parts, strict=True)
+    ids, texts = np.concatenate(all_ids), [text for texts in all_texts for text in texts]
+    columns = {name: np.concatenate([part[name] for part in all_columns]) for name in COLUMNS}
+    reward = np.nan_to_num(columns["reward"], nan=-np.inf)
+    order = np.lexsort((columns["firstSeen"], -columns["count"], -reward, -np.abs(columns["paid"])))
+    step_unit = int(columns["firstSeen"].max(initial=0)) // 2**32 + 1
+    columns["firstSeen"] = columns["firstSeen"] // step_unit
+    ordered = {name: column[order].astype(COLUMNS[name]) for name, column in columns.items()}
+    return Captions(ids=ids[order], texts=[texts[row] for row in order.tolist()], columns=ordered, step_unit=step_unit)
 
 
-def read_captions(run_dir: Path, learnt: Learnt) -> Captions:
-    """The captions in `captions.sqlite`, with R and payment of the newest checkpoint. Raises ValueError where that file
-    is missing or damaged."""
-    rows = archive_rows(str(run_dir))
+def _of_term(
+    number: int, rows: list[tuple[Any, ...]], learnt: LearntTerm
+) -> tuple[np.ndarray, tuple[str, ...], dict[str, np.ndarray]]:
+    """Ids [N] u64, texts and columns [N] of a term's archive in the order of its rows."""
     signed, texts, count, first, probability, mass, status = zip(*rows, strict=True) if rows else ((),) * 7
     ids = np.array(signed, np.int64).astype(np.uint64)
-    paid = learnt.paid_lines[-1].captions if learnt.paid_lines else {}
-    first_seen, counts = np.array(first, np.int64), np.array(count, np.int64)
-    step_unit = int(first_seen.max(initial=0)) // 2**32 + 1
     codes = {name: code for code, name in enumerate(STATUSES)}
     columns = {
         "reward": _joined(ids, learnt.ids, learnt.rewards, np.nan),
-        "paid": _joined(ids, np.fromiter(paid, np.uint64), np.fromiter(paid.values(), np.float64), 0.0),
-        "count": counts.clip(0, 2**32 - 1),
-        "firstSeen": first_seen.clip(0) // step_unit,
+        "paid": _joined(ids, learnt.paid_ids, learnt.paid, 0.0),
+        "count": np.array(count, np.int64).clip(0, 2**32 - 1),
+        "firstSeen": np.array(first, np.int64).clip(0),
         "probability": _in_parts(probability),
         "answerMass": _in_parts(mass),
         "status": np.array([codes.get(name, 0) for name in status], np.uint8),
+        "term": np.full(len(ids), number, np.uint8),
     }
-    reward = np.nan_to_num(columns["reward"], nan=-np.inf)
-    order = np.lexsort((first_seen, -counts, -reward, -columns["paid"]))
-    ordered = {name: column[order].astype(COLUMNS[name]) for name, column in columns.items()}
-    return Captions(ids=ids[order], texts=[texts[row] for row in order.tolist()], columns=ordered, step_unit=step_unit)
+    return ids, texts, columns
 
 
 def blocks(captions: Captions, budget: int) -> Iterator[tuple[int, str]]:

@@ -1,24 +1,24 @@
-"""What the kept checkpoints of a run say about its rewards: the newest reward table, who judged, what was paid, and how
-far the table moved from one checkpoint to the next.
+"""What the kept checkpoints of a run say about the terms of its reward: the newest reward tables, who judged, what was
+paid, and how far each table moved from one checkpoint to the next.
 
 Invariant: a checkpoint that is refused is named and skipped; policy weights are read and dropped again.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from configs.errors import one_line
+from configs.reward_schema import MAIN_TERM
 
-if TYPE_CHECKING:  # --help must not load torch
-    from reward_models.table import RewardTable
+MAX_DRIFTS = 20
 
 
 class PaidLine(NamedTuple):
-    """Intrinsic reward paid so far (run directory -> report)."""
+    """Intrinsic reward that the main term has paid so far (run directory -> report)."""
 
     env_steps: int
     total: float
@@ -32,8 +32,24 @@ class Drift(NamedTuple):
     from_steps: int
     to_steps: int
     distance: float
-    """In [0, 1]: the mean change of R over the captions that both know, weighted by how often they occurred, as a share
-    of the larger of the two rewards."""
+    """In [0, 1]; see `reward_models.distance.table_distance`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearntTerm:
+    """One term of the reward in the checkpoints (checkpoints -> report); everything is empty without one."""
+
+    ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    """[N] u64, increasing: the items of the newest reward table."""
+    rewards: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    """[N] f32: R of each."""
+    judge: Mapping[str, Any] = field(default_factory=dict)
+    """Model, engine, rubric and threshold of the judge, as it described itself."""
+    drifts: tuple[Drift, ...] = ()
+    paid_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    """[M] u64, in any order: the items that were ever paid."""
+    paid: np.ndarray = field(default_factory=lambda: np.empty(0, np.float64))
+    """[M] f64: what each was paid in the whole run; of the main term the sum of absolute values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,61 +58,62 @@ class Learnt:
 
     env_steps: int = 0
     """Of the newest checkpoint."""
-    ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
-    """[N] u64, increasing: the captions of the newest reward table."""
-    rewards: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
-    """[N] f32: R of each."""
-    judge: Mapping[str, Any] = field(default_factory=dict)
-    """Model, engine, rubric and threshold of the judge, as it described itself."""
-    drifts: list[Drift] = field(default_factory=list)
+    terms: Mapping[str, LearntTerm] = field(default_factory=dict)
+    """By name; without those that have no reward model."""
     paid_lines: list[PaidLine] = field(default_factory=list)
     """One per checkpoint, with every caption."""
+
+    @property
+    def main(self) -> LearntTerm:
+        """The main term."""
+        return self.of(MAIN_TERM)
+
+    def of(self, term: str) -> LearntTerm:
+        """A term by name, empty where the checkpoints do not hold it."""
+        return self.terms.get(term) or LearntTerm()
 
 
 def read_checkpoints(directory: Path, missing: list[str]) -> Learnt:
     """What the checkpoints in `directory` say; problems are appended to `missing`."""
-    from learner.checkpoint_format import CheckpointError, load_checkpoint, steps_of
+    from learner.checkpoint_format import CheckpointError, load_checkpoint, steps_of  # --help must not load torch
 
-    learnt, before = Learnt(), None
+    learnt, lines = Learnt(), list[PaidLine]()
     for steps, path in sorted(steps_of(directory).items()):
         try:
-            state = load_checkpoint(path)
-            learnt, before = _with_checkpoint(learnt, before, steps, state), state["annotation"]
+            learnt = with_checkpoint(learnt, steps, load_checkpoint(path))
+            paid = dict(zip(learnt.main.paid_ids.tolist(), learnt.main.paid.tolist(), strict=True))
+            lines.append(PaidLine(steps, sum(paid.values()), paid))
         except (CheckpointError, KeyError, TypeError, ValueError) as error:
             missing.append(f"{path.name} is left out: {one_line(error, 200)}")
     if not learnt.env_steps:
         missing.append("there is no complete checkpoint yet: rewards by caption, the judge and replays are missing")
-    return learnt
+    return replace(learnt, paid_lines=lines)
 
 
-def _with_checkpoint(learnt: Learnt, before: Mapping[str, Any] | None, steps: int, state: Mapping[str, Any]) -> Learnt:
-    """`learnt` of the checkpoints before, continued by that of `steps`."""
-    from learner.rewards import paid_rewards
+def with_checkpoint(learnt: Learnt, steps: int, state: Mapping[str, Any]) -> Learnt:
+    """`learnt` of the checkpoints before, continued by the one of `steps`, but for `paid_lines`."""
+    from reward_models.reward_pipeline import states_by_term
+
+    pipelines, rewards = states_by_term(state["annotation"]), state["learner"]["rewards"]
+    paid = {**rewards.get("paid_by_term", {}), MAIN_TERM: rewards["paid"]}
+    terms = {name: _term(learnt, name, steps, saved, paid.get(name)) for name, saved in pipelines.items()}
+    return Learnt(env_steps=steps, terms=terms)
+
+
+def _term(
+    learnt: Learnt, name: str, steps: int, saved: Mapping[str, Any], paid: Mapping[str, np.ndarray] | None
+) -> LearntTerm:
+    from reward_models.distance import table_distance
     from reward_models.table import RewardTable
     from reward_models.training import saved_table
 
-    annotation = state["annotation"]
-    table = saved_table(annotation["trainer"], 0) if annotation else RewardTable.empty()
-    paid = paid_rewards(state["learner"]["rewards"]["paid"])
-    drifts = learnt.drifts
-    if before and annotation:
-        drifts = [*drifts, Drift(learnt.env_steps, steps, table_distance(learnt, table, annotation["book"]["columns"]))]
-    return Learnt(
-        env_steps=steps,
-        ids=table.ids,
-        rewards=table.rewards,
-        judge=(annotation.get("annotator") or {}).get("judge") or {},
-        drifts=drifts,
-        paid_lines=[*learnt.paid_lines, PaidLine(steps, sum(paid.values()), paid)],
-    )
-
-
-def table_distance(old: Learnt, new: "RewardTable", book: Mapping[str, np.ndarray]) -> float:
-    """The distance of `Drift` between the table of `old` and the newer RewardTable; `book` has `id` and `count`."""
-    shared, at_old, at_new = np.intersect1d(old.ids, new.ids, assume_unique=True, return_indices=True)
-    order = np.argsort(book["id"])
-    places = np.searchsorted(np.asarray(book["id"])[order], shared).clip(max=max(len(order) - 1, 0))
-    counts = np.asarray(book["count"], np.float64)[order][places] if len(order) else np.zeros(len(shared))
-    before, after = old.rewards[at_old], new.rewards[at_new]
-    scale = float((counts * np.maximum(np.abs(before), np.abs(after))).sum())
-    return float((counts * np.abs(after - before)).sum()) / scale if scale else 0.0
+    table, before = saved_table(saved["trainer"], 0), learnt.terms.get(name)
+    drifts = before.drifts if before else ()
+    if before and learnt.env_steps < steps:
+        former = RewardTable(ids=before.ids, rewards=before.rewards, reward_version=(0, 0))
+        book = saved["book"]["columns"]
+        distance = table_distance(former, table, np.asarray(book["id"]), np.asarray(book["count"]))
+        drifts = (*drifts, Drift(learnt.env_steps, steps, distance))[-MAX_DRIFTS:]
+    sums = {"paid_ids": np.asarray(paid["ids"]), "paid": np.asarray(paid["sums"])} if paid else {}
+    judge = (saved.get("annotator") or {}).get("judge") or {}
+    return LearntTerm(ids=table.ids, rewards=table.rewards, judge=judge, drifts=drifts, **sums)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.metrics import CATALOGUE, LEARNERS_TIME, WORKERS_TIME
+from cluster.metrics import CATALOGUE, LEARNERS_TIME, OF_TERMS, TERMS, WORKERS_TIME
 from cluster.report.captions import Captions
 from cluster.report.checkpoints import PaidLine
 
@@ -18,7 +18,7 @@ POINTS = 240
 """The most points of a curve; a run has as many metric lines as it takes."""
 PAID_INTERVALS = 60
 PAID_CAPTIONS = 8
-BY_NAME = {metric.name: metric for metric in CATALOGUE}
+BY_NAME = {metric.name: metric for metric in (*CATALOGUE, *OF_TERMS)}
 PER_STEPS = "Over all steps of each log interval: not biased by which episodes have ended."
 OF_EPISODES = (
     "Means over ended episodes; undefined until as many have ended as the window holds, in the order of starts."
@@ -80,24 +80,50 @@ REWARD_MODEL = (
     Chart(title="Version of the reward table", names=("reward_version",), note="Begins anew at each start of the run."),
     Chart(title="Scale of the intrinsic reward", names=("intrinsic_scale",)),
 )
+TERM_CHARTS = {
+    "share": "Share of each term in the intrinsic reward",
+    "trust": "Trust in each term",
+    "coefficient": "Coefficient of each term",
+    "unknown": "Steps with an item without a reward, by term",
+}
+"""The metrics of a term that are drawn, with their titles."""
 ACROSS_SEEDS = (*LEARNING[:7], *LEARNING[8:11])
 """The charts that are drawn over groups of runs."""
 
 
 def charts(group: Sequence[Chart], lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The charts of `group` of which `lines` define something, thinned."""
-    steps = np.array([line["env_steps"] for line in lines], np.float64)
-    parts = np.array_split(np.arange(len(lines)), min(len(lines), POINTS)) if len(lines) else []
-    found = []
+    all_steps, found = [line["env_steps"] for line in lines], []
     for chart in group:
-        series = [
-            {"name": name, "y": [_mean([lines[row].get(name) for row in part.tolist()]) for part in parts]}
-            for name in chart.names
-        ]
-        series = [one for one in series if any(value is not None for value in one["y"])]
+        steps, series = _thinned(all_steps, lines, chart.names)
         if series:
-            found.append(drawn(chart, [float(steps[part].mean()) for part in parts], series))
+            found.append(drawn(chart, steps, series))
     return found
+
+
+def term_charts(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The charts of the terms that `lines` know, a series per term, thinned."""
+    of_terms = [line for line in lines if line.get(TERMS)]
+    names = list(dict.fromkeys(name for line in of_terms for name in line[TERMS]))
+    all_steps, found = [line["env_steps"] for line in of_terms], []
+    for key, title in TERM_CHARTS.items():
+        rows = [{name: values.get(key) for name, values in line[TERMS].items()} for line in of_terms]
+        steps, series = _thinned(all_steps, rows, names)
+        if series:
+            found.append(drawn(Chart(title=title, names=(f"term_{key}",), is_stacked=key == "share"), steps, series))
+    return found
+
+
+def _thinned(
+    steps: Sequence[float], rows: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> tuple[list[float], list[dict[str, Any]]]:
+    """At most POINTS means of `steps`, and of each of the `names` that `rows` define somewhere."""
+    parts = np.array_split(np.arange(len(rows)), min(len(rows), POINTS)) if rows else []
+    series = [
+        {"name": name, "y": [_mean([rows[row].get(name) for row in part.tolist()]) for part in parts]} for name in names
+    ]
+    x = [float(np.mean([steps[row] for row in part.tolist()])) for part in parts]
+    return x, [one for one in series if any(value is not None for value in one["y"])]
 
 
 def drawn(chart: Chart, steps: Sequence[float], series: list[dict[str, Any]]) -> dict[str, Any]:

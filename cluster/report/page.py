@@ -8,7 +8,6 @@ the rest leaves.
 import base64
 import hashlib
 import json
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
@@ -16,14 +15,16 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from cluster.report.alarms import Alarm, all_alarms
+from cluster.report.alarms import Alarm
 from cluster.report.captions import COLUMNS, PARTS, STATUSES, UNKNOWN, Captions, blocks, read_captions
-from cluster.report.curves import LABELS, LEARNING, REWARD_MODEL, TIME, charts, reward_mass
+from cluster.report.curves import LABELS, LEARNING, REWARD_MODEL, TIME, charts, reward_mass, term_charts
 from cluster.report.groups import group_charts, grouped
 from cluster.report.prompt import prompt_template
 from cluster.report.reading import RunRecord, read_run
 from cluster.report.replays import replays
-from cluster.report.words import SOURCE, facts, headline, reward_report, table_row
+from cluster.report.reward_facts import reward_facts
+from cluster.report.sections import SOURCE, Section, sections
+from cluster.report.words import facts, headline, table_row, visible
 from cluster.run.directory import write_atomically
 from configs.errors import one_line
 
@@ -58,22 +59,33 @@ class _Part:
 
     def __init__(self, run: RunRecord, captions: Captions | None, replays: list[dict[str, Any]]) -> None:
         self.run, self.captions = run, captions
-        self.alarms = all_alarms(run, captions)
+        self.facts = reward_facts(run)
+        self.alarms = [Alarm(**alarm) for alarm in self.facts["alarms"]]
         self.data: dict[str, Any] = {
             "name": run.name,
-            "charts": {key: charts(group, run.lines) for key, group in CHARTS.values()},
+            "charts": {key: charts(group, run.lines) for key, group in CHARTS.values()}
+            | {"terms": term_charts(run.lines)},
             "mass": reward_mass(run.paid, captions),
             "replays": replays,
-            "prompt": prompt_template(run),
-            "judge": {key: run.learnt.judge.get(key) for key in ("threshold", "noise")},
+            "terms": [_asked(run, name) for name in self.facts["terms"]],
         }
+
+
+def _asked(run: RunRecord, term: str) -> dict[str, Any]:
+    """What the page shows of a term beside its items: its name, what its judge was asked, and the judge's threshold."""
+    judge = run.learnt.of(term).judge
+    return {
+        "name": term,
+        "prompt": prompt_template(run, term),
+        "judge": {key: judge.get(key) for key in ("threshold", "noise")},
+    }
 
 
 def _part(run: RunRecord, episodes: int, say: Say) -> _Part:
     """Reads the captions, and plays the replays; what fails is a line in `run.missing`."""
     captions = None
     try:
-        captions = read_captions(run.directory.path, run.learnt)
+        captions = read_captions(run)
     except ValueError as error:
         run.missing.append(f"captions are left out: {one_line(error)}")
     return _Part(run, captions, _replays(run, episodes, say))
@@ -166,12 +178,13 @@ def _run(number: int, part: _Part) -> str:
         f'<section><h2>{title}</h2><div class="charts" data-run="{number}" data-charts="{key}"></div></section>'
         for title, (key, _) in CHARTS.items()
     )
-    report = "".join(f"<h3>{shown(title)}</h3>{_list(lines)}" for title, lines in reward_report(run, part.captions))
+    terms = f'<div class="charts" data-run="{number}" data-charts="terms"></div>' if run.config.terms else ""
+    report = "".join(map(_section, sections(part.facts)))
     return (
         f'<section class="headline"><p class="lead">{shown(headline(run))}</p>{_facts(facts(run))}{missing}</section>'
         f"<section><h2>Alarms</h2>{_alarms(part.alarms)}</section>{''.join(curves)}"
         "<section><h2>Who was paid when</h2>"
-        f'<div class="charts" data-run="{number}" data-charts="mass"></div></section>'
+        f'<div class="charts" data-run="{number}" data-charts="mass"></div>{terms}</section>'
         f'<section><h2>Captions</h2><div class="captions" data-run="{number}"></div></section>'
         f'<section><h2>Replays</h2><div class="replays" data-run="{number}"></div></section>'
         f"<section><h2>Reward Report</h2><p>{shown(SOURCE)}</p>{report}</section>"
@@ -192,6 +205,15 @@ def _alarms(alarms: Sequence[Alarm]) -> str:
     return f'{first}<details><summary>{summary}</summary><ul class="alarms">{"".join(quiet)}</ul></details>'
 
 
+def _section(section: Section) -> str:
+    tables = "".join(f"<h4>{shown(table.title)}</h4>{_table(table.rows)}" for table in section.tables)
+    texts = (
+        f"<details><summary>{shown(title)}</summary><pre>{shown_lines(text)}</pre></details>"
+        for title, text in section.texts
+    )
+    return f"<h3>{shown(section.title)}</h3>{_list(section.lines)}{tables}{''.join(texts)}"
+
+
 def _facts(pairs: Iterable[tuple[str, str]]) -> str:
     return "<dl>" + "".join(f"<div><dt>{shown(t)}</dt><dd>{shown(text)}</dd></div>" for t, text in pairs) + "</dl>"
 
@@ -209,9 +231,13 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def shown(text: str) -> str:
-    """`text` as HTML: escaped, with its control and format characters (which can turn the order of letters) by code."""
-    visible = (f"⟨U+{ord(c):04X}⟩" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co") else c for c in text)
-    return escape("".join(visible))
+    """`text` as HTML: escaped, with its control and format characters by code."""
+    return escape(visible(text))
+
+
+def shown_lines(text: str) -> str:
+    """A text of several lines as HTML."""
+    return "\n".join(map(shown, text.split("\n")))
 
 
 def _own(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The prompt that the judge was asked, as a template for the page, which puts a caption into it.
+"""The prompt that the judge of a term was asked, as a template for the page, which puts an item into it.
 
 Invariant: made by the rubric itself (`llm_server.rubrics.rubric`), so it shows what engines are given; a rubric that is
 no longer the run's is said to be another one.
@@ -7,40 +7,47 @@ no longer the run's is said to be another one.
 from typing import Any
 
 from cluster.report.reading import RunRecord
+from cluster.run.rubric_record import hashes_by_setting
+from configs.reward_schema import MAIN_TERM
+from configs.terms import resolved_terms, term_runs
 
-TEXT = "\ue000"
-"""Stands for the caption; a private character, which no rubric holds."""
+ITEM = "\ue000"
+"""Stands for the item; a private character, which no rubric holds."""
 
 
-def prompt_template(run: RunRecord) -> dict[str, Any]:
-    """`before` and `after` the text, how a caption is divided (`separator`, `maxParts`, `maxChars`), and `notes` for
-    the reader; only notes where no caption was asked about."""
+def prompt_template(run: RunRecord, term: str = MAIN_TERM) -> dict[str, Any]:
+    """`before` and `after` the text, how an item is divided (`separator`, `maxParts`, `maxChars`), the rubric's `name`,
+    `id`, `version`, `goal` and `hash`, and `notes` for the reader; only notes where nothing was asked."""
     from cluster.plan import embedding_goals, plan_run
     from llm_server.rubrics.loading import load_rubric
     from llm_server.rubrics.rubric import MAX_PARTS
     from reward_models.interface import Asks
 
+    config = term_runs(run.config)[term]
     try:
-        plan = plan_run(run.config)
+        plan = plan_run(config).main
         if plan.asks is Asks.EMBEDDINGS:
-            goals = "; ".join(embedding_goals(run.config))
+            goals = "; ".join(embedding_goals(config))
             return {"notes": [f"No prompt: an encoder compared the caption with these goals: {goals}"]}
-        if not plan.asks_judge and not run.config.reward_model.judgements:
-            return {"notes": [f"No prompt: the reward model {run.config.reward_model.name} asks no judge."]}
-        rubric = load_rubric(run.config.annotator.rubric)
+        if not plan.asks_judge and not config.reward_model.judgements:
+            return {"notes": [f"No prompt: the reward model {config.reward_model.name} asks no judge."]}
+        rubric = load_rubric(config.annotator.rubric)
     except ValueError as error:
         return {"notes": [f"The prompt cannot be shown: {error}"]}
     notes = []
-    before = next((start["rubric_hash"] for start in reversed(run.starts) if start.get("rubric_hash")), None)
-    if before and before.split("/")[0] != rubric.content_hash:
+    before = _hash_on_record(run, term)
+    if before and before != rubric.content_hash:
         notes.append("The rubric has been edited since this run: the prompt below is of the newer rubric.")
-    if run.config.reward_model.judgements:
+    if config.reward_model.judgements:
         notes.append("The judgements are of a file that was made before the run; the prompt is of the run's rubric.")
-    if plan.asks is Asks.PAIRS and run.config.annotator.pairs == "compared":
-        question, shown = rubric.pair_question(), rubric.pair_text("(another caption)", TEXT)
+    if plan.asks is Asks.PAIRS and config.annotator.pairs == "compared":
+        question, shown = rubric.pair_question(), rubric.pair_text("(another caption)", ITEM)
         notes.append("The judge compared two captions, in both orders.")
     else:
-        question, shown = rubric.question(), TEXT
+        question, shown = rubric.question(), ITEM
+        if rubric.about_label:
+            about = resolved_terms(run.config)[term].about
+            shown = rubric.about_text(rubric.item_text(about.encode()) or "", ITEM)
     if question.style == "chat":
         notes.append("A conversation: the model's own chat template joins the turns.")
         turns = "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in question.chat_messages(shown))
@@ -48,7 +55,7 @@ def prompt_template(run: RunRecord) -> dict[str, Any]:
     else:
         begins, ends = question.completion_prompt()
         whole = f"{begins} {shown}{ends}"
-    first, _, rest = whole.partition(TEXT)
+    first, _, rest = whole.partition(ITEM)
     answers = [
         f"{answer.strip()} ({weight:g})" for answer, weight in zip(question.answers, question.weights, strict=False)
     ]
@@ -59,5 +66,19 @@ def prompt_template(run: RunRecord) -> dict[str, Any]:
         "maxParts": MAX_PARTS,
         "maxChars": rubric.max_item_chars,
         "answers": ", ".join(answers),
+        "name": config.annotator.rubric,
+        "id": rubric.id,
+        "version": rubric.version,
+        "goal": rubric.goal,
+        "hash": rubric.content_hash,
         "notes": notes,
     }
+
+
+def _hash_on_record(run: RunRecord, term: str) -> str | None:
+    """The hash of the rubric that the term's judge used, of a checkpoint or else of the last start."""
+    if found := run.learnt.of(term).judge.get("rubric_hash"):
+        return str(found)
+    started = next((str(start["rubric_hash"]) for start in reversed(run.starts) if start.get("rubric_hash")), None)
+    found = hashes_by_setting(started).get("annotator.rubric" if term == MAIN_TERM else f"terms.{term}.rubric")
+    return found.split("/")[0] if found else None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.metrics import TERMS
 from cluster.report.checkpoints import Learnt, PaidLine, read_checkpoints
 from cluster.run.directory import RunDirectory, find_run
 from cluster.run.metric_writer import PAID
@@ -31,7 +32,7 @@ class RunRecord:
     summary: dict[str, Any]
     """summary.json; empty while the run goes on."""
     lines: list[dict[str, Any]]
-    """metrics.jsonl, in the order of environment steps."""
+    """metrics.jsonl, in the order of environment steps: what is defined, and under `terms` that of each term."""
     audit: dict[str, Any]
     """audit.json, the report of `delphi audit --json`, where the user put it there; or empty."""
     learnt: Learnt
@@ -55,8 +56,9 @@ class RunRecord:
         return next((line[name] for line in reversed(self.lines) if line.get(name) is not None), None)
 
 
-def read_run(path: str) -> RunRecord:
-    """The run at `path`. Raises ConfigError where there is none, or one of another version's configuration."""
+def read_run(path: str, learnt: Learnt | None = None) -> RunRecord:
+    """The run at `path`, with what its checkpoints say, unless `learnt` is that already. Raises ConfigError where there
+    is none, or one of another version's configuration."""
     directory, saved = find_run(path)
     config, missing = from_dict(saved), list[str]()
     lines = _metric_lines(directory.path / "metrics.jsonl", missing)
@@ -68,7 +70,8 @@ def read_run(path: str) -> RunRecord:
         summary.pop("evaluation", None)
     starts = _json(directory.path / "provenance.json", list, missing, "commit and machine are not known")
     audit = _json(directory.path / "audit.json", dict, [], "")
-    learnt = read_checkpoints(directory.checkpoints, missing)
+    if learnt is None:
+        learnt = read_checkpoints(directory.checkpoints, missing)
     paid = _paid_lines(directory.path / PAID, {line["env_steps"] for line in lines}, missing) or learnt.paid_lines
     return RunRecord(
         directory=directory,
@@ -99,8 +102,16 @@ def _json(path: Path, kind: type, missing: list[str], effect: str) -> Any:
 
 def _metric_lines(path: Path, missing: list[str]) -> list[dict[str, Any]]:
     lines = [line for line in _json_lines(path, missing) if isinstance(line.get("env_steps"), int)]
-    numbers = [{name: value for name, value in line.items() if _is_number(value)} for line in lines]
-    return sorted(numbers, key=lambda line: line["env_steps"])
+    return sorted(map(_numbers, lines), key=lambda line: line["env_steps"])
+
+
+def _numbers(line: dict[str, Any]) -> dict[str, Any]:
+    """The defined metrics of a line, and under `terms` those of each term."""
+    found = {name: value for name, value in line.items() if _is_number(value)}
+    terms = line.get(TERMS)
+    if isinstance(terms, dict):
+        found[TERMS] = {name: _numbers(values) for name, values in terms.items() if isinstance(values, dict)}
+    return found
 
 
 def _paid_lines(path: Path, known_steps: set[int], missing: list[str]) -> list[PaidLine]:

@@ -14,7 +14,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from cluster.metrics import TERMS
 from cluster.run.stage_timing import bottleneck
+from configs.reward_schema import MAIN_TERM
 from configs.schema import LoggingConfig
 
 ROWS = (
@@ -117,11 +119,13 @@ class Console:
         if without_table is not None:
             self.say(f"trained before the first reward table came: {without_table:.1%} of steps")
         if summary["top_rewarded"]:
+            has_terms = any(caption["term"] != MAIN_TERM for caption in summary["top_rewarded"])
             table = Table(title="captions rewarded most (seen at least 3 times)", title_justify="left")
-            for heading in ("R", "p", "count", "caption"):
-                table.add_column(heading, justify="left" if heading == "caption" else "right")
+            for heading in (*["term"] * has_terms, "R", "p", "count", "caption"):
+                table.add_column(heading, justify="left" if heading in ("term", "caption") else "right")
             for caption in summary["top_rewarded"]:
                 table.add_row(
+                    *[caption["term"]] * has_terms,
                     f"{caption['reward']:.2f}",
                     _number(caption["probability"]),
                     f"{caption['count']:,}",
@@ -139,6 +143,9 @@ class Console:
         for title, name, form in ROWS:
             value = line.get(name)
             table.add_row(title, "-" if value is None else form.format(value))
+        if terms := line.get(TERMS):
+            shares = (f"{name} {_number(term.get('share'), '.0%')}" for name, term in terms.items())
+            table.add_row("intrinsic by term", ", ".join(shares))
         table.add_row("bottleneck", bottleneck(line, self._mode) or "-")
         return table
 

@@ -12,16 +12,20 @@ import platform
 import secrets
 import socket
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any
 
 from cluster.run.provenance import PACKAGES, commit, packages
+from cluster.run.rubric_record import hashes_by_setting, refuse_edited, rubrics_before
 from configs.checks import ConfigError
 from configs.loading import experiment_diff, to_dict
+from configs.reward_schema import MAIN_TERM
 from configs.schema import RunConfig
 from learner.checkpoint_format import DECODING_ERRORS, MAX_TREE_BYTES, candidates, parse_json, read_regular
 
 LOG = logging.getLogger(__name__)
+SUPERSEDED = ".superseded"
 
 
 class RunDirectory:
@@ -38,6 +42,14 @@ class RunDirectory:
         self.trackers = path / "trackers.json"
         self._metrics = path / "metrics.jsonl"
         self._lock: IO[str] | None = None
+
+    def captions_of(self, term: str) -> Path:
+        """The archive of a term's items."""
+        return self.captions if term == MAIN_TERM else self.path / f"captions-{term}.sqlite"
+
+    def reward_model_of(self, term: str) -> Path:
+        """The folder of a term's reward model, where that was trained before the policy."""
+        return self.reward_model if term == MAIN_TERM else self.path / f"reward_model-{term}"
 
     def supersede_metrics(self, env_steps: int) -> int:
         """Move metric lines beyond `env_steps`, the checkpoint's, to metrics.superseded.jsonl; returns how many."""
@@ -109,10 +121,10 @@ def open_run(config: RunConfig, rubric_hash: str | None = None) -> tuple[RunDire
     try:
         run_epoch = (_starts_so_far(epoch_file) if epoch_file.exists() else _starts_in_checkpoints(run)) + 1
         if candidates(run.checkpoints):
-            rubric_before = _rubric_before(run)
-            is_same = rubric_hash is not None and rubric_hash == rubric_before  # wherever its file lies now
-            _check_experiment(run, resolved, may_change="annotator.rubric" if is_same else "")
-            _check_rubric(run, rubric_hash, rubric_before)
+            hashes, before = hashes_by_setting(rubric_hash), rubrics_before(run.path)
+            same = {key for key, found in hashes.items() if before.get(key) == found}  # wherever the files lie now
+            _check_experiment(run, resolved, may_change=same)
+            refuse_edited(run.path, hashes, before)
         else:
             _begin_anew(run, resolved)
         write_atomically(run.path / "config.json", json.dumps(resolved, indent=2) + "\n")
@@ -151,15 +163,15 @@ def find_run(path: str) -> tuple[RunDirectory, dict[str, Any]]:
 
 
 def _check_experiment(
-    run: RunDirectory, resolved: dict[str, Any], *, of_reward_model: bool = False, may_change: str = ""
+    run: RunDirectory, resolved: dict[str, Any], *, of_reward_model: bool = False, may_change: Collection[str] = ()
 ) -> None:
     """ConfigError where the checkpoint, or the reward model trained before the policy, is another experiment's; the
-    setting `may_change` is not compared."""
+    settings `may_change` are not compared."""
     file = run.path / "config.json"
     if not file.exists():
         return
     differences = experiment_diff(_saved_config(file), resolved, of_reward_model=of_reward_model)
-    differences = [line for line in differences if line.partition(":")[0] != may_change]
+    differences = [line for line in differences if line.partition(":")[0] not in may_change]
     if differences:
         raise ConfigError(
             f"{run.path} holds a run with another configuration: {'; '.join(differences)}."
@@ -169,38 +181,25 @@ def _check_experiment(
 
 def _begin_anew(run: RunDirectory, resolved: dict[str, Any]) -> None:
     """Nothing was trained yet, so any configuration is accepted; captions of another one are moved aside."""
-    if candidates(run.reward_model):
+    if any(candidates(folder) for folder in run.path.glob(f"{run.reward_model.name}*")):
         _check_experiment(run, resolved, of_reward_model=True)
     is_same = False
     with contextlib.suppress(ConfigError):
         is_same = not experiment_diff(_saved_config(run.path / "config.json"), resolved)
     if not is_same:
         run.trackers.unlink(missing_ok=True)  # another experiment is another tracked run
-    if not is_same and run.captions.exists():
-        for ending in ("", "-wal", "-shm"):  # with SQLite's own files
-            old = Path(f"{run.captions}{ending}")
-            aside = Path(f"{run.captions.with_suffix('.superseded.sqlite')}{ending}")
-            aside.unlink(missing_ok=True)
-            if old.exists():
-                old.replace(aside)
+        for captions in run.path.glob("captions*.sqlite"):
+            if not captions.stem.endswith(SUPERSEDED):
+                _move_aside(captions)
 
 
-def _rubric_before(run: RunDirectory) -> str | None:
-    """The hash of the rubric that gave this run's labels; None where there is no record, or a damaged one."""
-    with contextlib.suppress(OSError, ValueError, RecursionError, TypeError, KeyError, IndexError):
-        starts = json.loads((run.path / "provenance.json").read_bytes())
-        return [start["rubric_hash"] for start in starts if start["rubric_hash"]][-1]
-    return None
-
-
-def _check_rubric(run: RunDirectory, rubric_hash: str | None, before: str | None) -> None:
-    """ConfigError where the rubric has been edited since it gave this run's labels."""
-    if rubric_hash and before and before != rubric_hash:
-        raise ConfigError(
-            f"annotator.rubric: the labels of {run.path} were made by a rubric of hash {before}, this one has"
-            f" {rubric_hash}: labels of two rubrics are not mixed. Undo the edit to continue the run, or give another"
-            " run_dir= for a new one"
-        )
+def _move_aside(captions: Path) -> None:
+    for ending in ("", "-wal", "-shm"):  # with SQLite's own files
+        old = Path(f"{captions}{ending}")
+        aside = Path(f"{captions.with_suffix(f'{SUPERSEDED}.sqlite')}{ending}")
+        aside.unlink(missing_ok=True)
+        if old.exists():
+            old.replace(aside)
 
 
 def record_provenance(run: RunDirectory, run_epoch: int, rubric_hash: str | None) -> None:

@@ -1,10 +1,11 @@
-"""Plays a run's newest checkpoint on held-out games, beside a blind player and a random one.
+"""Plays a run's newest checkpoint on held-out games, beside a blind player, a random one, and a judge that plays.
 
 Invariant: the seeds are of the stream `eval`, which training never uses, and all players meet the same games. The games
 of a player that has finished are kept in the run directory, unless there is a time limit.
 """
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,17 +17,19 @@ from actors.environments.factory import make_environment
 from actors.environments.vector import EnvironmentSpec, VectorEnvironment
 from actors.policy import PolicyNet, load_weights
 from cluster.run.directory import RunDirectory, find_run
+from cluster.run.judge_seat import JUDGE, JudgeSeat
 from cluster.run.kept_games import KeptGames, subject_hash
 from configs.checks import ConfigError
 from configs.errors import one_line
 from configs.loading import from_dict
 from configs.schema import RunConfig
 from learner.checkpoint import load_latest
-from learner.evaluation import BlindPlayer, Player, PolicyPlayer, RandomPlayer, play
+from learner.evaluation import BlindPlayer, JudgePlayer, Player, PolicyPlayer, RandomPlayer, play
 from learner.game_log import LoggedPlayer, PlayedGames
 from llm_server.progress import progress
 
 PLAYERS = ("policy", "blind", "random")
+"""Played by default; `judge` plays where it is given a seat."""
 STREAM = "eval"
 Say = Callable[[str], None]
 
@@ -103,42 +106,51 @@ class Evaluation:
         *,
         kept: KeptGames | None = None,
         is_time_up: Callable[[], bool] = lambda: False,
+        seat: JudgeSeat | None = None,
     ) -> None:
+        """`seat`: of the player `judge`."""
         self._subject, self._games, self._say, self._kept = subject, games, say, kept
-        self._is_time_up = is_time_up
+        self._is_time_up, self._seat = is_time_up, seat
         self._played: dict[str, PlayedGames] = {}
 
     def of(self, name: str) -> PlayedGames:
         """The games of a player; the blind one has the action frequencies of the policy in these games. Raises
         OutOfTime, and ConfigError where they cannot be played."""
         if name not in self._played:
-            if self._kept is not None and name in self._kept.players:
-                self._played[name] = self._kept.players[name]
+            key = self._seat.key_of(name) if self._seat else name
+            if self._kept is not None and key in self._kept.players:
+                self._played[name] = self._kept.players[key]
                 self._say(f"{name}: all games were played before and are kept in {self._kept.file}")
             else:
                 if name == "blind":
                     self.of("policy")
                 self._played[name] = self._play(name)
                 if self._kept is not None:
-                    self._kept.keep(name, self._played[name])
+                    self._kept.keep(key, self._played[name])
         return self._played[name]
 
     def _play(self, name: str) -> PlayedGames:
         games, env_id = self._games, self._subject.config.env.id
         number = games.num_envs * games.per_env
-        with _bounded_threads(self._subject.config), contextlib.closing(self._make()) as env:
-            player = LoggedPlayer(self._player(name, env), env)
+        with _bounded_threads(self._subject.config), contextlib.closing(self._make(name)) as env:
+            player = self._player(name, env)
+            logged = LoggedPlayer(player, env)
+            seen = {"show": player.see} if isinstance(player, JudgePlayer) else {}
             self._say(f"playing {number} episodes: {name}")
+            began = time.monotonic()
             with progress(name, number, self._say) as advance:
-                finished = play(env, player, games.per_env, self._is_time_up, advance)
+                finished = play(env, logged, games.per_env, self._is_time_up, advance, **seen)
+            if self._seat and isinstance(player, JudgePlayer):
+                self._say(self._seat.summary(player.num_states, time.monotonic() - began))
             if not finished:
                 first = env.take_errors()[1].strip().splitlines()[-1]
                 raise ConfigError(f"{env_id} raised in every episode, the first time: {first}")
-        return player.games(finished, games.per_env)
+        return logged.games(finished, games.per_env)
 
-    def _make(self) -> VectorEnvironment:
+    def _make(self, name: str) -> VectorEnvironment:
         config, games = self._subject.config, self._games
-        make = partial(make_environment, config.env, policy=config.policy, stream=STREAM)
+        env = self._seat.env if self._seat and name == JUDGE else config.env
+        make = partial(make_environment, env, policy=config.policy, stream=STREAM)
         return make(num_envs=games.num_envs, run_seed=games.seed, worker_index=games.round)
 
     def _player(self, name: str, env: VectorEnvironment) -> Player:
@@ -149,6 +161,9 @@ class Evaluation:
             frequencies = self._played["policy"].frequencies
             assert frequencies is not None
             return BlindPlayer(frequencies, num_envs, seed)
+        if name == JUDGE:
+            assert self._seat is not None
+            return self._seat.player(env, seed)
         return PolicyPlayer(policy_net(self._subject, env.spec), num_envs, seed)
 
 

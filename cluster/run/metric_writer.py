@@ -1,7 +1,8 @@
 """Writes metric lines to metrics.jsonl, TensorBoard and, inside a Ray process, Ray's metrics endpoint; and beside them
 what captions were paid so far.
 
-Invariant: every line holds every catalogue name (null where undefined) and no other; the file holds whole lines, in
+Invariant: every line holds every catalogue name (null where undefined), in runs with several terms of the reward also
+what is known of each, and no other; the file holds whole lines, in
 order. A line is on disk when `write` returns; one that cannot be written is kept in memory, within a bound, and written
 as soon as there is room. While a writer is open every catalogue metric is at Ray's endpoint.
 """
@@ -19,7 +20,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.metrics import CATALOGUE, NAMES, RAY_PREFIX, UNDEFINED
+from cluster.metrics import CATALOGUE, NAMES, OF_TERMS, RAY_PREFIX, TERMS, UNDEFINED, Metric
+from cluster.trackers.backends import flat_numbers
 from learner.rewards import PaidRewards
 
 LOG = logging.getLogger(__name__)
@@ -83,10 +85,12 @@ class MetricWriter:
 
     def write(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Write one line and return it as written; raises KeyError for a name that the catalogue lacks."""
-        unknown = values.keys() - NAMES
+        unknown = values.keys() - NAMES - {TERMS}
         if unknown:
             raise KeyError(f"metrics {sorted(unknown)} are not in cluster.metrics.CATALOGUE; add them there")
         line = {metric.name: _finite(values.get(metric.name)) for metric in CATALOGUE}
+        if terms := values.get(TERMS):
+            line[TERMS] = {name: {key: _finite(value) for key, value in term.items()} for name, term in terms.items()}
         self._file.append(json.dumps(line))
         if self._tensorboard is not None and self._file.problem is None:
             self._tensorboard.write(line)
@@ -123,15 +127,14 @@ class _TensorBoard:
         self._writer: Any = None
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Every metric that is defined."""
+        """Every metric that is defined, those of a term as `terms/NAME/...`."""
         try:
             if self._writer is None:
                 from torch.utils.tensorboard import SummaryWriter
 
                 self._writer = SummaryWriter(str(self._directory), purge_step=self._steps_before + 1)
-            for name, value in line.items():
-                if value is not None:
-                    self._writer.add_scalar(name, value, line["env_steps"])
+            for name, value in flat_numbers(line):
+                self._writer.add_scalar(name, value, line["env_steps"])
             self._steps_before, self._is_failing = line["env_steps"], False
         except OSError as error:  # its writer thread has ended with the error
             if not self._is_failing:
@@ -149,8 +152,8 @@ class _TensorBoard:
 
 
 class RayGauges:
-    """The metrics as gauges of `ray.util.metrics`, tagged with the run, at the endpoints of nodes that Ray gives to
-    Prometheus; `close` ends the thread that sets them.
+    """The metrics as gauges of `ray.util.metrics`, tagged with the run, those of a term (`term_...`) with its name too,
+    at the endpoints of nodes that Ray gives to Prometheus; `close` ends the thread that sets them.
 
     An undefined metric is 0 with the label `undefined="yes"`, because Ray drops NaN. Ray exports a gauge only in the
     report interval in which it was set and drops it two intervals later, so all are set repeatedly. Counters are gauges
@@ -160,11 +163,13 @@ class RayGauges:
     def __init__(self, run_name: str) -> None:
         from ray.util.metrics import Gauge
 
-        self._gauges = {}
-        for metric in CATALOGUE:
-            description = f"{metric.meaning} [{metric.unit}]"
-            gauge = Gauge(RAY_PREFIX + metric.name, description=description, tag_keys=("run", UNDEFINED))
-            self._gauges[metric.name] = gauge.set_default_tags({"run": run_name})
+        def gauge(metric: Metric, *tags: str) -> Any:
+            description, keys = f"{metric.meaning} [{metric.unit}]", ("run", *tags, UNDEFINED)
+            made = Gauge(RAY_PREFIX + metric.name, description=description, tag_keys=keys)
+            return made.set_default_tags({"run": run_name})
+
+        self._gauges = {metric.name: gauge(metric) for metric in CATALOGUE}
+        self._of_terms = {metric.name.removeprefix("term_"): gauge(metric, "term") for metric in OF_TERMS}
         self._line: Mapping[str, Any] = {}
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._repeat, name="gauges", daemon=True)
@@ -183,10 +188,16 @@ class RayGauges:
         while True:
             line = self._line
             for name, gauge in self._gauges.items():
-                value = line.get(name)
-                gauge.set(0 if value is None else value, tags={UNDEFINED: "yes" if value is None else ""})
+                _set(gauge, line.get(name))
+            for term, figures in line.get(TERMS, {}).items():
+                for name, gauge in self._of_terms.items():
+                    _set(gauge, figures.get(name), term=term)
             if self._closed.wait(REPEAT_S):
                 return
+
+
+def _set(gauge: Any, value: float | None, **tags: str) -> None:
+    gauge.set(0 if value is None else value, tags={UNDEFINED: "yes" if value is None else "", **tags})
 
 
 def _finite(value: Any) -> Any:

@@ -20,6 +20,7 @@ from cluster.plan import RunPlan
 from cluster.run.directory import write_atomically
 from cluster.run.session import RunSession
 from configs.errors import one_line
+from configs.reward_schema import MAIN_TERM
 from llm_server.child_process import own_search_path
 
 LOG = logging.getLogger(__name__)
@@ -60,7 +61,8 @@ def judge_problem(plan: RunPlan, summary: Mapping[str, Any]) -> str | None:
     if not plan.asks_judge or summary.get("captions_distinct") == 0:
         return None
     answers, unparsed = (int(summary.get(f"annotations_{name}") or 0) for name in ("total", "unparsed"))
-    if answers > unparsed:
+    terms = summary.get("terms") or {}
+    if answers > unparsed or any(term.get("labels") for name, term in terms.items() if name != MAIN_TERM):
         return None
     what = "the judge never answered"
     if answers:

@@ -8,6 +8,7 @@ Invariant: every metric covers exactly the log interval or episode window of the
 counts once, those cut by an exception or left by a replaced worker never; state survives a resume.
 """
 
+import copy
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -122,6 +123,49 @@ class EpisodeWindow:
         del worker.waiting[:number]
 
 
+class TermMetrics:
+    """What the terms of the reward paid: means over the log interval, and the newest of what is a state."""
+
+    MEANS = ("mean", "share", "unknown")
+
+    def __init__(self) -> None:
+        self._sums: dict[str, dict[str, float]] = {}
+        self._newest: dict[str, dict[str, float]] = {}
+        self._updates = 0
+
+    def add(self, terms: Mapping[str, Mapping[str, float]]) -> None:
+        """Add `StepResult.terms` of one update."""
+        self._updates += 1
+        for name, figures in terms.items():
+            sums = self._sums.setdefault(name, dict.fromkeys(self.MEANS, 0.0))
+            for key in self.MEANS:
+                sums[key] += figures[key]
+            self._newest[name] = {key: figure for key, figure in figures.items() if key not in self.MEANS}
+
+    def take_line(self) -> dict[str, Any]:
+        """`terms`, where there are several, and `reward_trust_min`; starts the next interval."""
+        terms: dict[str, dict[str, float]] = {}
+        for name, newest in self._newest.items():
+            means = self._sums.get(name, {})
+            terms[name] = {key: total / self._updates for key, total in means.items()} | newest
+        self._sums, self._updates = {}, 0
+        trust = {"reward_trust_min": min(term["trust"] for term in terms.values())} if terms else {}
+        return trust | ({"terms": terms} if len(terms) > 1 else {})
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values, without the tables' versions, which begin anew with each run epoch."""
+        newest = {
+            name: {key: figure for key, figure in figures.items() if key != "version"}
+            for name, figures in self._newest.items()
+        }
+        return copy.deepcopy({"sums": self._sums, "newest": newest, "updates": self._updates})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`; an empty one, of an older run, changes nothing."""
+        if state:
+            self._sums, self._newest, self._updates = state["sums"], state["newest"], state["updates"]
+
+
 class RunMetrics:
     """Means over the running log interval, and the window of finished episodes."""
 
@@ -132,9 +176,14 @@ class RunMetrics:
         self._rewards = {"extrinsic": 0.0, "intrinsic": 0.0}  # sums over the steps of the interval
         self._steps = 0
         self._lag_max: float | None = None
+        self._terms = TermMetrics()
 
-    def add_update(self, metrics: Mapping[str, float], lags: Sequence[int]) -> None:
-        """Add one learner step's scalar metrics and the policy lag of each of its rollouts."""
+    def add_update(
+        self, metrics: Mapping[str, float], lags: Sequence[int], terms: Mapping[str, Mapping[str, float]]
+    ) -> None:
+        """Add one learner step's scalar metrics, the policy lag of each of its rollouts, and what the terms of the
+        reward paid."""
+        self._terms.add(terms)
         for name, value in {**metrics, "policy_lag_mean": float(np.mean(lags))}.items():
             entry = self._sums.setdefault(name, [0.0, 0])
             entry[0] += value
@@ -155,7 +204,7 @@ class RunMetrics:
         line |= {"policy_lag_max": self._lag_max, "episodes_total": self.episodes_total}
         for kind, total in self._rewards.items() if self._steps else ():
             line[f"reward_{kind}_per_1000_steps"] = 1000 * total / self._steps
-        line |= self._of_episodes()
+        line |= self._of_episodes() | self._terms.take_line()
         self._sums, self._lag_max = {}, None
         self._rewards, self._steps = dict.fromkeys(self._rewards, 0.0), 0
         return line
@@ -169,6 +218,7 @@ class RunMetrics:
             "rewards": dict(self._rewards),
             "steps": self._steps,
             "lag_max": self._lag_max,
+            "terms": self._terms.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -177,6 +227,7 @@ class RunMetrics:
         self._window.load_state_dict(state["window"])
         self._sums, self._lag_max = {name: list(entry) for name, entry in state["sums"].items()}, state["lag_max"]
         self._rewards, self._steps = dict(state["rewards"]), state["steps"]
+        self._terms.load_state_dict(state.get("terms", {}))
 
     def _of_episodes(self) -> dict[str, float]:
         """Means over the window's episodes, and totals per 1,000 of their steps."""
@@ -194,3 +245,10 @@ class RunMetrics:
         with np.errstate(invalid="ignore"):  # an environment's metrics may be NaN or infinite
             means = {name: float(np.mean(values)) for name, values in columns.items() if name in NAMES}
         return means | {name: 1000 * total / steps for name, (total, steps) in totals.items() if name in NAMES}
+
+
+def with_annotation(line: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """A metric line with those of annotation; what both say of a term is joined."""
+    before = line.get("terms", {})
+    terms = {name: {**before.get(name, {}), **of_term} for name, of_term in metrics.get("terms", {}).items()}
+    return {**line, **metrics, **({"terms": terms} if terms else {})}

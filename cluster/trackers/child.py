@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster.metrics import TERMS
 from cluster.trackers.backends import FAILURE, TrackedRun, Tracker, flat_numbers, make_tracker
 from configs.errors import named
 
@@ -114,6 +115,7 @@ def _follow(lines: MetricLines, tracker: Tracker, parent: Parent) -> None:
         is_last = parent.has_ended.wait(POLL_S)
         for line in lines.new():
             numbers = {name: value for name, value in line.items() if isinstance(value, int | float)}
+            numbers |= flat_numbers(line.get(TERMS) or {}, f"{TERMS}/")
             tracker.log(numbers, line["env_steps"])
             if time.monotonic() - told_at > POLL_S:
                 parent.tell(run_id=tracker.run_id, env_steps=line["env_steps"])

@@ -51,18 +51,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _audit_judge(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """What was audited, and the report."""
     from llm_server.offline.audit import audit_judge
-    from llm_server.offline.caption_file import read_labelled
+    from llm_server.offline.caption_file import captions_about, read_labelled
 
     labelled = read_labelled(arguments.labelled)
     rubric, config = read_judge_flags(arguments, with_store=False)
+    if arguments.about is not None:
+        keeps = bool(rubric.about_label) or arguments.similarity is not None
+        labelled = captions_about(labelled, arguments.about, keep_about=keeps)
+    if arguments.similarity is None:
+        for caption in labelled:
+            rubric.check_about(bool(caption.about))
+    elif rubric.about_label or not all(caption.about for caption in labelled):
+        got = (
+            f"rubric '{rubric.id}' judges about something itself" if rubric.about_label else "captions without `about`"
+        )
+        raise ValueError(f"--similarity: got {got}, wanted a rubric without about_label and lines with `about`")
+    if labelled[0].value is not None and (arguments.pairs or arguments.min_auc is not None):
+        flag_of = "--pairs" if arguments.pairs else "--min-auc"
+        raise ValueError(f"{flag_of}: got it with graded labels (`value`), wanted labels `helpful`, 0 or 1")
     if arguments.pairs and rubric.pairs is None:
         raise ValueError(f"--pairs: rubric '{rubric.id}' has no `pairs` section, so it compares nothing")
+    if arguments.pairs and arguments.similarity is not None:
+        raise ValueError("--pairs: got it with --similarity, which counts single captions: leave one of the two out")
     is_here = config is not None and config.engine != "openai"
     # By default only where the model runs here: elsewhere it may cost money.
     num_pairs = (NUM_PAIRS if is_here else 0) if arguments.pairs is None else arguments.pairs
+    num_pairs = num_pairs if arguments.similarity is None else 0
     num_timed = (NUM_TIMED if is_here else 0) if arguments.speed_captions is None else arguments.speed_captions
     with opened_judge(rubric, config, arguments) as judge:
-        report = audit_judge(judge, rubric, labelled, num_pairs=num_pairs, num_timed=num_timed)
+        report = audit_judge(
+            judge, rubric, labelled, num_pairs=num_pairs, num_timed=num_timed, min_similarity=arguments.similarity
+        )
     return f"{report['rubric']} version {report['rubric_version']}, {report['model']} ({report['engine']})", report
 
 
@@ -74,7 +93,7 @@ def _audit_run(run_dir: str, labelled_path: str) -> tuple[str, dict[str, Any]]:
     from cluster.verbs.offline_reward_model import load_reward_model
     from llm_server.annotation import EmbeddedCaption
     from llm_server.engines.sentence_encoder import SentenceEncoder
-    from llm_server.offline.audit import score_metrics, without_examples
+    from llm_server.offline.audit import score_metrics, shown_by, without_examples
     from llm_server.offline.audit_metrics import precision_metrics
     from llm_server.offline.caption_file import read_labelled
     from llm_server.offline.judgement_file import caption_of
@@ -82,9 +101,12 @@ def _audit_run(run_dir: str, labelled_path: str) -> tuple[str, dict[str, Any]]:
     from reward_models.interface import Asks
 
     labelled = read_labelled(labelled_path)
+    if any(caption.about or caption.value is not None for caption in labelled):
+        problem = "with `about` or `value`, wanted lines of caption and helpful alone"
+        raise ValueError(f"--run: got {labelled_path} {problem}")
     model, config, env_steps, paid = load_reward_model(run_dir)
     is_judged = model.asks in (Asks.JUDGEMENTS, Asks.PAIRS)
-    examples = [example.item for example in load_rubric(config.annotator.rubric).examples] if is_judged else []
+    examples = shown_by(load_rubric(config.annotator.rubric)) if is_judged else []
     kept = without_examples(labelled, examples)
     as_met = partial(normalize, fold_case=config.env.fold_case, fold_digits=config.env.fold_digits)
     captions = [caption_of(as_met(row.text.encode())) for row in kept]
@@ -125,8 +147,10 @@ def _check(arguments: argparse.Namespace) -> None:
             raise ValueError(f"{flag(name)}: got {value}, wanted at least 0")
     if arguments.min_auc is not None and not 0.0 <= arguments.min_auc <= 1.0:
         raise ValueError(f"--min-auc: got {arguments.min_auc}, wanted 0 to 1")
+    if arguments.similarity is not None and not -1.0 <= arguments.similarity <= 1.0:
+        raise ValueError(f"--similarity: got {arguments.similarity}, wanted a cosine, -1 to 1")
     if arguments.run:
-        own = ("rubric", "address", "pairs", "speed_captions")
+        own = ("rubric", "address", "pairs", "speed_captions", "about", "similarity")
         others = given_flags(arguments, with_store=False)
         others += [flag(name) for name in own if getattr(arguments, name) is not None]
         if others:
@@ -137,7 +161,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="delphi audit",
         description="Hold a judge, or a run's trained reward model, to captions that people have labelled.",
-        epilog='LABELLED has one JSON object a line: {"caption": "You kill the newt!", "helpful": 1}\n'
+        epilog='LABELLED has one JSON object a line: {"caption": "You kill the newt!", "helpful": 1}, beside it\n'
+        '"about": "..." for a rubric with an about_label; or graded, {"caption": "...", "value": 0.5}\n'
         "examples:\n"
         "  delphi audit labelled.jsonl\n"
         "  delphi audit --rubric my_rubric.yaml --model my_folder --min-auc 0.85 labelled.jsonl\n"
@@ -154,6 +179,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", type=path_argument, metavar="RUN", help=run)
     parser.add_argument("--pairs", type=int, metavar="N", help=pairs)
     parser.add_argument("--speed-captions", type=int, metavar="N", help=timed)
+    about = "audit only lines with this `about`; a rubric without about_label judges their captions alone"
+    similar = "judge captions alone, and count them as positive only where their sentence embedding's cosine with that"
+    similar += " of their `about` exceeds X"
+    parser.add_argument("--about", metavar="TEXT", help=about)
+    parser.add_argument("--similarity", type=float, metavar="X", help=similar)
     parser.add_argument("--min-auc", type=float, metavar="X", help="exit with code 1 where the AUC is below X")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     add_judge_flags(parser, with_store=False)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from cluster.on_ray.placement import Interrupted
-from cluster.plan import RunPlan, build_model
+from cluster.plan import RunPlan, build_model, of_term
 from cluster.run.directory import RunDirectory, find_run
 from configs.loading import from_dict
 from configs.schema import RunConfig
@@ -61,16 +61,21 @@ def load_reward_model(run_dir: str) -> TrainedModel:
     )
 
 
-def pretrain(
-    config: RunConfig, run: RunDirectory, say: Callable[[str], None], stop_requested: Callable[[], bool]
-) -> None:
-    """Train the reward model on `reward_model.judgements` until it has converged, freeze it and save it with the run.
+def pretrain(plan: RunPlan, run: RunDirectory, say: Callable[[str], None], stop_requested: Callable[[], bool]) -> None:
+    """Train the reward model of each term that has a file of judgements until it has converged, freeze it and save it
+    with the run.
 
     Does nothing where the run has it already, or no such file is configured. Raises ValueError for a file that cannot
     be used, and Interrupted on a stop request.
     """
+    for name, term in plan.terms.items():
+        with of_term(name):
+            _pretrain(term.config, run.reward_model_of(name), say, stop_requested)
+
+
+def _pretrain(config: RunConfig, folder: Path, say: Callable[[str], None], stop_requested: Callable[[], bool]) -> None:
     path = config.reward_model.judgements
-    if not path or load_latest(run.reward_model) is not None:
+    if not path or load_latest(folder) is not None:
         return
     torch.set_num_threads(config.actors.torch_threads)
     judgements = read_judgements(path)
@@ -93,15 +98,18 @@ def pretrain(
     captions, counts = _table(judgements)
     model.freeze(captions, counts)
     state = {"model": model.state_dict(), "options": options.state_dict(), "figures": dict(metrics)}
-    save_checkpoint(run.reward_model, turns, {"trainer": state}, keep=1)
+    save_checkpoint(folder, turns, {"trainer": state}, keep=1)
     say(f"reward model {model.name} trained, {_progress(config, turns, metrics)}; frozen from here on")
 
 
 def check_judgements(plan: RunPlan) -> None:
     """ValueError for a judgement file that cannot be used, unless the run was trained on it before."""
-    config = plan.config
-    if config.reward_model.judgements and not RunDirectory(Path(config.run_dir)).reward_model.exists():
-        _evidence(config, plan.asks, read_judgements(config.reward_model.judgements))
+    run = RunDirectory(Path(plan.config.run_dir))
+    for name, term in plan.terms.items():
+        path = term.config.reward_model.judgements
+        if path and not run.reward_model_of(name).exists():
+            with of_term(name):
+                _evidence(term.config, term.asks, read_judgements(path))
 
 
 def _evidence(config: RunConfig, asks: Asks, judgements: Judgements) -> Sequence[Evidence]:

@@ -12,7 +12,7 @@ from cluster.wiring import build_pipeline
 from configs.loading import load_config
 from configs.schema import RunConfig
 from learner.update import Learner
-from reward_models.pipeline import AnnotationPipeline
+from reward_models.reward_pipeline import RewardPipeline
 
 
 @pytest.fixture
@@ -30,25 +30,25 @@ def config(tmp_path: Path) -> RunConfig:
 
 
 @pytest.fixture
-def pipelines(config: RunConfig) -> Iterator[list[AnnotationPipeline]]:
+def pipelines(config: RunConfig) -> Iterator[list[RewardPipeline]]:
     made = [build_pipeline(config, RunDirectory(Path(config.run_dir)), epoch) for epoch in (1, 2)]
     yield made
     for pipeline in made:
         pipeline.close()
 
 
-def start(config: RunConfig, pipeline: AnnotationPipeline) -> InlineWorkers:
+def start(config: RunConfig, pipeline: RewardPipeline) -> InlineWorkers:
     workers = InlineWorkers(config, pipeline, run_epoch=1)
     learner = Learner(workers.spec, config.policy, config.learner, config.reward, run_epoch=1, seed=1)
     workers.publish(learner.snapshot())
     return workers
 
 
-def unknown(pipeline: AnnotationPipeline, ids: np.ndarray) -> int:
-    return int((~pipeline.latest_table().look_up(ids)[1]).sum())
+def unknown(pipeline: RewardPipeline, ids: np.ndarray) -> int:
+    return int((~pipeline.latest_reward().main.look_up(ids)[1]).sum())
 
 
-def test_a_dropped_rollout_leaves_no_caption_unknown(config: RunConfig, pipelines: list[AnnotationPipeline]) -> None:
+def test_a_dropped_rollout_leaves_no_caption_unknown(config: RunConfig, pipelines: list[RewardPipeline]) -> None:
     workers = start(config, pipelines[0])
     rollouts = [workers.take(0.0) for _ in range(5)]  # and nobody trains on them
     ids = np.unique(np.concatenate([rollout.caption_ids.ravel() for rollout in rollouts if rollout is not None]))
@@ -58,7 +58,7 @@ def test_a_dropped_rollout_leaves_no_caption_unknown(config: RunConfig, pipeline
 
 
 def test_a_new_book_learns_every_caption_that_the_old_one_had_acknowledged(
-    config: RunConfig, pipelines: list[AnnotationPipeline]
+    config: RunConfig, pipelines: list[RewardPipeline]
 ) -> None:
     workers = start(config, pipelines[0])
     before = [workers.take(0.0) for _ in range(5)]
@@ -74,7 +74,7 @@ def test_a_new_book_learns_every_caption_that_the_old_one_had_acknowledged(
 
 
 def test_the_last_caption_of_an_episode_is_rewarded_at_its_own_step(
-    config: RunConfig, pipelines: list[AnnotationPipeline]
+    config: RunConfig, pipelines: list[RewardPipeline]
 ) -> None:
     workers = start(config, pipelines[0])
     seen = 0
@@ -82,7 +82,7 @@ def test_the_last_caption_of_an_episode_is_rewarded_at_its_own_step(
         rollout = workers.take(0.0)
         assert rollout is not None
         for t, b in np.argwhere(rollout.terminated):
-            (caption,) = pipelines[0]._book.captions_of([rollout.caption_ids[t, b]]).values()
+            (caption,) = pipelines[0]._main._book.captions_of([rollout.caption_ids[t, b]]).values()
             assert caption.text == "You reach the treasure!"
             assert rollout.extrinsic_rewards[t, b] == 1.0
             seen += 1

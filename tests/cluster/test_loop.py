@@ -18,13 +18,15 @@ from cluster.supervision import GiveUp
 from cluster.wiring import build_pipeline
 from configs.loading import load_config
 from learner.update import StepResult
-from reward_models.pipeline import AnnotationPipeline
+from reward_models.published import PublishedReward
+from reward_models.reward_pipeline import RewardPipeline
 from reward_models.table import RewardTable
 
 SETTINGS = ["env.id=tests.toy_environments:Corridor-v0", "policy.core=none", "policy.hidden_size=8"]
 SETTINGS += ["logging.interval_env_steps=100", "checkpoint.interval_env_steps=1000"]
 BATCH = 128
 """Environment steps of one update."""
+NO_REWARD = PublishedReward.of(RewardTable.empty())
 
 
 @pytest.fixture
@@ -72,15 +74,15 @@ class LateAnnotation:
     """A pipeline whose tables come only from the `come_at`-th look at the latest one on; `on_look` is called at each,
     with its number."""
 
-    def __init__(self, pipeline: AnnotationPipeline, come_at: float) -> None:
+    def __init__(self, pipeline: RewardPipeline, come_at: float) -> None:
         self._pipeline, self._come_at = pipeline, come_at
         self.looks = 0
         self.on_look: Callable[[int], None] = lambda number: None
 
-    def latest_table(self) -> RewardTable:
+    def latest_reward(self) -> PublishedReward:
         self.looks += 1
         self.on_look(self.looks)
-        return self._pipeline.latest_table() if self.looks >= self._come_at else RewardTable.empty()
+        return self._pipeline.latest_reward() if self.looks >= self._come_at else NO_REWARD
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pipeline, name)

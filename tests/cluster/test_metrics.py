@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from actors.rollout import EpisodeStatistics, Rollout
-from cluster.metrics import CATALOGUE, NAMES
+from cluster.metrics import CATALOGUE, NAMES, OF_TERMS
 from cluster.run import metric_writer
 from cluster.run.metric_writer import MetricWriter
-from cluster.run.run_metrics import RunMetrics
+from cluster.run.run_metrics import RunMetrics, with_annotation
 
 CORE_NAMES = [
     "env_steps",
@@ -160,10 +160,10 @@ def test_rewards_per_1000_steps_are_of_all_steps_of_the_interval_but_lost_ones()
 class FakeGauge:
     """Stands in for Ray's gauge; keeps value and label `undefined` of what it was set to, by name."""
 
-    values: ClassVar[dict[str, list[tuple[float, str]]]] = {}
+    values: ClassVar[dict[str, list[tuple]]] = {}
 
     def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]) -> None:
-        assert tag_keys == ("run", "undefined")
+        assert tag_keys == (("run", "term", "undefined") if "_term_" in name else ("run", "undefined"))
         self._values = self.values.setdefault(name, [])
         self._values.clear()
 
@@ -172,7 +172,7 @@ class FakeGauge:
         return self
 
     def set(self, value: float, tags: dict[str, str]) -> None:
-        self._values.append((value, tags["undefined"]))
+        self._values.append((value, tags["undefined"], *filter(None, [tags.get("term")])))
 
 
 def test_ray_gets_every_metric_again_and_again_because_it_forgets_what_is_set_once(
@@ -188,13 +188,18 @@ def test_ray_gets_every_metric_again_and_again_because_it_forgets_what_is_set_on
             time.sleep(0.01)
 
     gauges = metric_writer.RayGauges("x")
+    of_terms = {f"delphi_{metric.name}": FakeGauge.values.pop(f"delphi_{metric.name}") for metric in OF_TERMS}
     assert FakeGauge.values.keys() == {f"delphi_{name}" for name in NAMES}
     wait_for(lambda values: len(values) > 3)
     assert {entry for values in FakeGauge.values.values() for entry in values} == {(0, "yes")}, (
         "not defined, and yet there"
     )
-    gauges.show(dict.fromkeys(NAMES, 2) | {"entropy": None})
+    assert not any(of_terms.values()), "with one term there is nothing to say of each"
+    line = dict.fromkeys(NAMES, 2) | {"entropy": None}
+    gauges.show(line | {"terms": {"main": {"mean": 0.5, "labels": None}, "fight": {"mean": 0.25}}})
     wait_for(lambda values: values[-3:] == [(2, "")] * 3 or values is FakeGauge.values["delphi_entropy"])
+    assert set(of_terms["delphi_term_mean"]) == {(0.5, "", "main"), (0.25, "", "fight")}
+    assert set(of_terms["delphi_term_labels"]) == {(0, "yes", "main"), (0, "yes", "fight")}
     gauges.close()
     counts = {name: len(values) for name, values in FakeGauge.values.items()}
     time.sleep(0.05)
@@ -206,8 +211,8 @@ def test_ray_gets_every_metric_again_and_again_because_it_forgets_what_is_set_on
 
 def test_means_cover_the_interval_and_only_updates_that_defined_them() -> None:
     metrics = RunMetrics(episode_window=10)
-    metrics.add_update({"entropy": 1.0, "approx_kl": 4.0}, lags=[0, 3])
-    metrics.add_update({"entropy": 3.0}, lags=[1])
+    metrics.add_update({"entropy": 1.0, "approx_kl": 4.0}, lags=[0, 3], terms={})
+    metrics.add_update({"entropy": 3.0}, lags=[1], terms={})
     saved = metrics.state_dict()
     line = metrics.take_line()
     assert (line["entropy"], line["approx_kl"], line["policy_lag_mean"], line["policy_lag_max"]) == (2.0, 4.0, 1.25, 3)
@@ -215,3 +220,52 @@ def test_means_cover_the_interval_and_only_updates_that_defined_them() -> None:
     restored = RunMetrics(episode_window=10)
     restored.load_state_dict(json.loads(json.dumps(saved)))
     assert restored.take_line() == line
+
+
+def of_term(mean: float, trust: float = 1.0, version: int = 1) -> dict[str, float]:
+    return {"mean": mean, "share": mean, "unknown": 0.5, "trust": trust, "coefficient": 0.1, "version": version}
+
+
+def test_terms_have_means_of_what_they_paid_and_the_newest_of_what_is_a_state() -> None:
+    metrics = RunMetrics(episode_window=10)
+    metrics.add_update({}, lags=[0], terms={"main": of_term(0.25), "fight": of_term(0.5, trust=0.5)})
+    metrics.add_update({}, lags=[0], terms={"main": of_term(0.75, version=7), "fight": of_term(1.0, trust=0.125)})
+    restored = RunMetrics(episode_window=10)
+    restored.load_state_dict(json.loads(json.dumps(metrics.state_dict())))
+    line = metrics.take_line()
+    assert line["terms"] == {"main": of_term(0.5, version=7), "fight": of_term(0.75, trust=0.125)}
+    assert line["reward_trust_min"] == 0.125
+    assert restored.take_line() == line
+    metrics.add_update({}, lags=[0], terms={"main": of_term(1.0), "fight": of_term(2.0)})
+    assert metrics.take_line()["terms"] == {"main": of_term(1.0), "fight": of_term(2.0)}, "a new interval"
+
+
+def test_with_one_term_a_line_is_flat() -> None:
+    metrics = RunMetrics(episode_window=10)
+    metrics.add_update({}, lags=[0], terms={"main": of_term(0.25)})
+    assert "terms" not in metrics.take_line()
+
+
+def test_what_is_known_of_a_terms_annotation_joins_what_it_paid() -> None:
+    line = with_annotation({"entropy": 1.0, "terms": {"main": {"mean": 1.0}}}, {"captions_distinct": 3})
+    assert line == {"entropy": 1.0, "captions_distinct": 3, "terms": {"main": {"mean": 1.0}}}
+    joined = with_annotation(line, {"terms": {"main": {"labels": 2}, "fight": {"labels": 0}}})
+    assert joined["terms"] == {"main": {"mean": 1.0, "labels": 2}, "fight": {"labels": 0}}
+
+
+def test_a_line_of_several_terms_is_nested_and_tensorboard_has_its_numbers_by_path(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    writer = MetricWriter(tmp_path, tensorboard=True, run_name="x")
+    terms = {"fight": {"mean": 0.5, "share": math.nan, "labels": 3, "problem": "no judge"}}
+    written = writer.write({"env_steps": 5, "terms": terms})
+    assert "terms" not in writer.write({"env_steps": 6})
+    writer.close()
+    assert written["terms"] == {"fight": {"mean": 0.5, "share": None, "labels": 3, "problem": "no judge"}}
+    first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert first["terms"] == written["terms"]
+    assert second.keys() == NAMES
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    assert [tag for tag in tags if tag.startswith("terms")] == ["terms/fight/mean", "terms/fight/labels"]

@@ -12,6 +12,7 @@ from actors.captions import caption_id
 from cluster.run.directory import RunDirectory
 from cluster.wiring import build_pipeline
 from configs.loading import load_config
+from configs.reward_schema import MAIN_TERM
 
 SETTINGS = (
     "cluster.mode=local",
@@ -35,16 +36,18 @@ class Annotating:
         self.log = run.path / "service.log"
         self._num_reports = 0
 
-    def report(self, texts: Iterable[str]) -> None:
-        """As a worker that saw each of these captions once."""
-        known = {caption_id(text): text for text in texts}
-        self.pipeline.report(known, dict.fromkeys(known, 1), "0.a", self._num_reports, self._num_reports)
+    def report(self, texts: Iterable[str], states: Iterable[str] = ()) -> None:
+        """As a worker that saw each of these captions, and of these states, once."""
+        shown = {"caption": texts, "state": states}
+        known = {channel: {caption_id(text): text for text in its} for channel, its in shown.items()}
+        channels = {channel: (its, dict.fromkeys(its, 1)) for channel, its in known.items()}
+        self.pipeline.report(channels, "0.a", self._num_reports, self._num_reports)
         self._num_reports += 1
 
-    def rewarded(self, texts: Iterable[str]) -> list[float | None]:
-        """The reward of each caption in the newest table; None where it has no label."""
+    def rewarded(self, texts: Iterable[str], term: str = MAIN_TERM) -> list[float | None]:
+        """The reward of each item in the newest table of a term; None where it has no label."""
         ids = np.array([caption_id(text) for text in texts], np.uint64)
-        values, known = self.pipeline.latest_table().look_up(ids)
+        values, known = self.pipeline.latest_reward().tables[term].look_up(ids)
         return [value if is_known else None for value, is_known in zip(values.tolist(), known.tolist(), strict=True)]
 
     def figure(self, name: str) -> float:
@@ -54,7 +57,7 @@ class Annotating:
     @property
     def pid(self) -> int | None:
         """Of the service that the pipeline started."""
-        service = self.pipeline._service
+        service = self.pipeline._main._service
         assert service is not None
         return service.pid
 
@@ -69,10 +72,10 @@ class Annotating:
             time.sleep(0.02)
         return time.monotonic() - began
 
-    def wait_for_rewards(self, texts: Iterable[str], limit_s: float = LIMIT_S) -> float:
-        """Seconds until each has a label."""
+    def wait_for_rewards(self, texts: Iterable[str], limit_s: float = LIMIT_S, term: str = MAIN_TERM) -> float:
+        """Seconds until each has a label of the term."""
         wanted = list(texts)
-        return self.wait_until(lambda: None not in self.rewarded(wanted), limit_s)
+        return self.wait_until(lambda: None not in self.rewarded(wanted, term), limit_s)
 
     def close(self) -> None:
         self.pipeline.close()

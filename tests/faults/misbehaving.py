@@ -27,7 +27,7 @@ class SpoiltService(annotation_pb2_grpc.AnnotationServicer):
         self.spoil: Callable[[Any], Any] | None = None
         self.num_spoilt = 0
         self.judge: Judge = build_judge(
-            ServiceConfig(engine="scripted", script="kill|destroy|level|stairs=0.9", store="memory"), rubric
+            ServiceConfig(engine="scripted", script="kill|destroy|level|stairs=0.9", store="memory"), [rubric]
         )
         self._server = grpc.server(ThreadPoolExecutor(8))
         annotation_pb2_grpc.add_AnnotationServicer_to_server(self, self._server)

@@ -18,9 +18,11 @@ from actors.rollout import PER_STEP, CaptionReport, Rollout
 from actors.worker import RolloutWorker
 from cluster.launch import launch
 from configs.loading import load_config
-from configs.schema import ActorsConfig, EnvConfig, LearnerConfig, PolicyConfig, RewardConfig
+from configs.reward_schema import RewardConfig
+from configs.schema import ActorsConfig, EnvConfig, LearnerConfig, PolicyConfig
 from learner.stream import RolloutStream
 from learner.update import Learner
+from reward_models.published import PublishedReward
 from reward_models.table import RewardTable
 from tests.faults.faulty_environments import OnceBroken
 from tests.learner.toy_rollouts import RECALL_SPEC, SMALL_POLICY, random_rollout
@@ -138,7 +140,7 @@ def test_nothing_of_a_lost_environment_reaches_the_weights() -> None:
     def learn(*rollouts: Rollout) -> tuple[dict[str, Any], list[np.ndarray]]:
         config = LearnerConfig(learning_rate=3e-3, precision="fp32", device="cpu")
         learner = Learner(RECALL_SPEC, SMALL_POLICY, config, RewardConfig(), run_epoch=0, seed=1)
-        result = learner.step(rollouts, RewardTable.empty(0))
+        result = learner.step(rollouts, PublishedReward.of(RewardTable.empty(0)))
         return learner.snapshot().weights, result.intrinsic
 
     whole = random_rollout(num_envs=4, seed=1)

@@ -12,14 +12,16 @@ import pytest
 
 from cluster.launch import launch
 from configs.loading import load_config
-from configs.schema import LearnerConfig, RewardConfig
+from configs.reward_schema import RewardConfig
+from configs.schema import LearnerConfig
 from learner.checkpoint import load_latest
 from learner.update import Learner
+from reward_models.published import PublishedReward
 from reward_models.table import RewardTable
 from tests.learner.toy_rollouts import RECALL_SPEC, SMALL_POLICY, at_version, random_rollout
 
 pytestmark = pytest.mark.faults
-TABLE = RewardTable.build(np.array([11, 12], np.uint64), np.array([1.0, 0.0]), (0, 1))
+REWARD = PublishedReward.of(RewardTable.build(np.array([11, 12], np.uint64), np.array([1.0, 0.0]), (0, 1)))
 
 
 def make_learner() -> Learner:
@@ -39,12 +41,12 @@ def test_poisoned_rollouts_leave_no_trace_in_what_is_learnt(record_recovery: Cal
             array = getattr(bad, field).copy()
             array[number % 5, number % 3] = values[0] if field == "extrinsic_rewards" else values[number // 9 % 3]
             before = poisoned.snapshot()
-            poisoned.step([dataclasses.replace(bad, **{field: array})], TABLE)
+            poisoned.step([dataclasses.replace(bad, **{field: array})], REWARD)
             skipped += 1
             assert poisoned.snapshot().policy_version == before.policy_version, "nothing new is published"
         good = random_rollout(seed=number)
-        clean.step([at_version(good, clean.policy_version)], TABLE)
-        poisoned.step([at_version(good, poisoned.policy_version)], TABLE)
+        clean.step([at_version(good, clean.policy_version)], REWARD)
+        poisoned.step([at_version(good, poisoned.policy_version)], REWARD)
         assert all(np.isfinite(weights).all() for weights in poisoned.snapshot().weights.values())
     assert poisoned.metrics() == {"learner_updates": 30, "updates_skipped_nonfinite": skipped}
     mine, theirs = poisoned.snapshot().weights, clean.snapshot().weights

@@ -93,13 +93,13 @@ def test_another_model_behind_the_same_address_takes_the_place_of_the_former_wit
     before = run.figure("annotations_total")
     old = service.judge
     service.judge = build_judge(
-        ServiceConfig(engine="scripted", script="wall=0.9", store="memory"), load_rubric("nethack_progress")
+        ServiceConfig(engine="scripted", script="wall=0.9", store="memory"), [load_rubric("nethack_progress")]
     )
     old.close()
-    described = run.pipeline._annotator.judge.fingerprint
+    described = run.pipeline._main._annotator.judge.fingerprint
     run.report(TEXTS)
     recovery_s = run.wait_for_rewards(TEXTS)
-    assert run.pipeline._annotator.judge.fingerprint not in ("", described)
+    assert run.pipeline._main._annotator.judge.fingerprint not in ("", described)
     run.wait_until(lambda: run.figure("annotations_total") == before + len(TEXTS))
     run.wait_for_rewards(TEXTS)
     assert run.rewarded(TEXTS) == [1.0 - value for value in expected(TEXTS)]

@@ -49,7 +49,7 @@ def replicas(tmp_path):
         config = ServiceConfig(
             engine="scripted", script="kill=0.9", script_delay_s=0.003, store=str(tmp_path / f"{name}.sqlite")
         )
-        made.append(ServiceProcess(config, "nethack_progress", tmp_path / f"{name}.log"))
+        made.append(ServiceProcess(config, ["nethack_progress"], tmp_path / f"{name}.log"))
     yield made
     for each in made:
         each.close()
@@ -122,7 +122,7 @@ def restarted(process, address, tmp_path):
     config = ServiceConfig(
         engine="scripted", script="kill=0.9", script_delay_s=0.003, store=str(tmp_path / "b.sqlite"), port=port
     )
-    again = ServiceProcess(config, "nethack_progress", tmp_path / "b.log")
+    again = ServiceProcess(config, ["nethack_progress"], tmp_path / "b.log")
     assert address_of(again) == address
     return again
 

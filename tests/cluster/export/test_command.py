@@ -185,16 +185,19 @@ def run_with_rewards(path: Path, name: str) -> tuple[Path, list[str], np.ndarray
     from actors.captions import caption_id
 
     overrides = [f"reward_model.name={name}", "reward_model.steps_per_turn=25", "reward_model.threshold=0.5"]
+    if name == "ensemble":
+        overrides = ["reward_model.name=classification", *overrides[1:], "robust.ensemble=2", "robust.pessimism=1"]
     config = load_config(preset="debug", overrides=overrides if name != "counts" else overrides[:2])
     env = EnvConfig(id="tests.toy_environments:Corridor-v0")
     config = dataclasses.replace(config, env=env)
     texts = [f"You kill the {beast}!" for beast in ("newt", "jackal", "rat")] + ["It's a wall.", "You see here a rock."]
     captions = [Caption(id=caption_id(text), text=text) for text in texts]
-    model = build_reward_model(config.reward_model)
+    model = build_reward_model(config.reward_model, robust=config.robust)
     if name != "counts":
         model.calibrate(0.5)
         model.learn([judged(c.text, 0.9 if "kill" in c.text else 0.1, c.id) for c in captions])
-        model.train()
+        for _ in range(config.robust.ensemble):
+            model.train()
     rewards = model.score(captions, np.ones(len(captions), np.int64))
     trainer = {
         "model": model.state_dict(),
@@ -207,7 +210,7 @@ def run_with_rewards(path: Path, name: str) -> tuple[Path, list[str], np.ndarray
     return run_of(path, config, {"trainer": trainer}), texts, rewards
 
 
-@pytest.mark.parametrize("name", ["retrieval", "classification", "counts"])
+@pytest.mark.parametrize("name", ["retrieval", "classification", "ensemble", "counts"])
 def test_an_exported_reward_model_scores_as_the_runs_table_does(tmp_path: Path, name: str) -> None:
     run, texts, rewards = run_with_rewards(tmp_path / "run", name)
     assert main([str(run), "--reward", "--out", str(tmp_path / "reward")]) == 0

@@ -3,6 +3,7 @@ played by a fake."""
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from actors.rollout import Acknowledgement, CaptionReport
 from cluster.on_ray import annotation as ray_annotation
-from cluster.on_ray import slot
+from cluster.on_ray import latest_table, slot
 from cluster.on_ray.annotation import MAX_UNANSWERED_REPORTS, RayAnnotation
 from cluster.on_ray.placement import Request
 from configs.loading import load_config
@@ -56,7 +57,8 @@ class FakeAnnotator:
         self.is_answering, self.has_died, self.judge_loads = True, False, False
         self.reports: list[CaptionReport] = []
         self.replicas: Any = "not told"
-        self.table: RewardTable | None = None
+        self.tables: dict[str, RewardTable] = {}
+        self.known: Any = None
         self.calls: list[Reference] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -86,16 +88,10 @@ class FakeAnnotator:
         self.reports.append(report)
         return Acknowledgement(book_epoch="b", sequence_number=report.sequence_number)
 
-    def _update(
-        self, known: Any, replicas: Any
-    ) -> tuple[RewardTable | None, dict[str, float | None], str | None, bool]:
-        self.replicas = replicas
-        return (
-            (None if self.table is None or self.table.reward_version == known else self.table),
-            {},
-            None,
-            self.judge_loads,
-        )
+    def _update(self, known: Any, replicas: Any) -> tuple[dict[str, RewardTable], dict[str, Any], str | None, bool]:
+        self.replicas, self.known = replicas, known
+        newer = {name: table for name, table in self.tables.items() if table.reward_version != known[name]}
+        return newer, {}, None, self.judge_loads
 
 
 @pytest.fixture
@@ -118,7 +114,7 @@ def annotators(monkeypatch: pytest.MonkeyPatch) -> list[FakeAnnotator]:
     monkeypatch.setattr(slot, "ray", fake)
     monkeypatch.setattr(ray_annotation, "AnnotatorActor", Factory)
     ticks = itertools.count(100)
-    for module in (ray_annotation, slot):
+    for module in (latest_table, slot):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
     return started
 
@@ -147,7 +143,7 @@ def test_while_the_judge_loads_that_is_what_is_waited_for(
     for loads, waited_for in ((True, "the judge, which loads smollm2"), (False, None)):
         annotators[0].judge_loads = loads
         for _ in range(2):  # asked for, and then there
-            annotation.latest_table()
+            annotation.latest_reward()
         assert annotation.waiting == waited_for
 
 
@@ -155,7 +151,7 @@ def test_the_annotator_hears_of_the_replicas_with_every_update(
     annotators: list[FakeAnnotator], annotation: RayAnnotation
 ) -> None:
     annotation.load_state_dict({})
-    annotation.latest_table()
+    annotation.latest_reward()
     assert annotators[0].replicas is None
     there = {"replica-0": "10.0.0.1:5"}
     replicas = SimpleNamespace(poll=lambda: None, addresses=lambda: there, problem=None, credentials=None)
@@ -163,7 +159,7 @@ def test_the_annotator_hears_of_the_replicas_with_every_update(
     for problem in (None, "no model folder"):
         replicas.problem = problem
         for _ in range(2):
-            annotation.latest_table()
+            annotation.latest_reward()
         assert annotators[0].replicas == (there, problem)
 
 
@@ -175,7 +171,7 @@ def test_no_count_is_lost_while_the_annotator_does_not_answer(
         annotation.report(report(number, {1: 1, 2 + number % 2: 10}), WORKER, 100 * number)
     assert len(annotators[0].reports) == MAX_UNANSWERED_REPORTS, "the bound on what waits for the annotator"
     annotators[0].answer()
-    annotation.latest_table()
+    annotation.latest_reward()
     annotation.report(report(70, {1: 1}), WORKER, 7000)
     annotation.report(report(71, {1: 1}), WORKER, 7100)
     assert counted(annotators[0]) == {1: 72, 2: 350, 3: 350}
@@ -194,7 +190,7 @@ def test_counts_that_wait_are_bounded_and_a_report_that_is_gone_takes_its_own_wi
     for number in range(10):
         annotation.report(report(100 + number, {number: 1, 0: 1}), WORKER, 0)
     annotators[0].answer()
-    annotation.latest_table()
+    annotation.latest_reward()
     annotation.report(report(200, {9: 1}), WORKER, 0)
     assert counted(annotators[0]) == {0: 10, 1: 1, 2: 1, 9: 1}
 
@@ -205,25 +201,25 @@ def table(rewards: dict[int, float], version: int) -> RewardTable:
 
 def rewards(annotation: RayAnnotation, ids: range) -> list[float]:
     for _ in range(4):  # an answer is fetched by one poll, a question asked by the next
-        annotation.latest_table()
-    return annotation.latest_table().look_up(np.array(ids, np.uint64))[0].tolist()
+        annotation.latest_reward()
+    return annotation.latest_reward().main.look_up(np.array(ids, np.uint64))[0].tolist()
 
 
 def test_tables_of_two_annotators_are_never_mixed(annotators: list[FakeAnnotator], annotation: RayAnnotation) -> None:
     """They may be normalised each in its own way: a table is taken whole, or not at all."""
     ids = range(1, 11)
-    annotators[0].table = table(dict.fromkeys(ids, 1.0), 7)
+    annotators[0].tables["main"] = table(dict.fromkeys(ids, 1.0), 7)
     assert rewards(annotation, ids) == [1.0] * 10
-    version = annotation.latest_table().reward_version
+    version = annotation.latest_reward().main.reward_version
     annotators[0].has_died = True
     assert rewards(annotation, ids) == [1.0] * 10, "training goes on with the last table"
     assert len(annotators) == 2
-    annotators[1].table = table(dict.fromkeys(range(1, 6), 0.25), 1)
+    annotators[1].tables["main"] = table(dict.fromkeys(range(1, 6), 0.25), 1)
     assert rewards(annotation, ids) == [1.0] * 10, "half of the captions would be unknown"
-    annotators[1].table = table(dict.fromkeys(range(2, 12), 0.25), 2)
+    annotators[1].tables["main"] = table(dict.fromkeys(range(2, 12), 0.25), 2)
     assert rewards(annotation, range(1, 12)) == [0.0, *[0.25] * 10]
-    assert annotation.latest_table().reward_version > version, "what the learner sees only goes up"
-    annotators[1].table = table({1: 0.5}, 3)
+    assert annotation.latest_reward().main.reward_version > version, "what the learner sees only goes up"
+    annotators[1].tables["main"] = table({1: 0.5}, 3)
     assert rewards(annotation, ids) == [0.5, *[0.0] * 9], "one annotator's next table may be smaller"
 
 
@@ -231,11 +227,63 @@ def test_a_successor_that_never_gets_to_know_as_much_is_believed_after_a_while(
     annotators: list[FakeAnnotator], annotation: RayAnnotation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = range(1, 11)
-    annotators[0].table = table(dict.fromkeys(ids, 1.0), 7)
+    annotators[0].tables["main"] = table(dict.fromkeys(ids, 1.0), 7)
     rewards(annotation, ids)
     annotators[0].has_died = True
     rewards(annotation, ids)
-    annotators[1].table = table({1: 0.25}, 1)
+    annotators[1].tables["main"] = table({1: 0.25}, 1)
     assert rewards(annotation, ids) == [1.0] * 10
-    monkeypatch.setattr(ray_annotation, "INHERITED_S", 1.0)
+    monkeypatch.setattr(latest_table, "INHERITED_S", 1.0)
     assert rewards(annotation, ids) == [0.25, *[0.0] * 9]
+
+
+@pytest.fixture
+def three_terms(annotators: list[FakeAnnotator]) -> RayAnnotation:
+    terms = ["env.describer=minigrid", "terms.fight.coefficient=1", "terms.place.reads=state"]
+    return RayAnnotation(load_config(preset="debug", overrides=terms), 1, Request(count=1, cpus=0.5, gpus=0.0))
+
+
+def test_only_the_tables_of_terms_that_changed_travel_and_each_version_only_goes_up(
+    annotators: list[FakeAnnotator], three_terms: RayAnnotation
+) -> None:
+    (annotator,) = annotators
+    annotator.tables = {"main": table({1: 1.0}, 5), "fight": table({1: 0.5}, 9)}
+    rewards(three_terms, range(1, 2))
+    tables = three_terms.latest_reward().tables
+    assert {name: len(each) - 1 for name, each in tables.items()} == {"main": 1, "fight": 1, "place": 0}
+    assert annotator.known == {"main": (1, 5), "fight": (1, 9), "place": None}
+    versions = {name: each.reward_version for name, each in tables.items()}
+    annotator.tables["fight"] = table({1: 0.5, 2: 1.0}, 10)
+    rewards(three_terms, range(1, 2))
+    now = {name: each.reward_version for name, each in three_terms.latest_reward().tables.items()}
+    assert now == versions | {"fight": (1, versions["fight"][1] + 1)}
+
+
+def test_a_successor_is_believed_term_by_term(annotators: list[FakeAnnotator], three_terms: RayAnnotation) -> None:
+    annotators[0].tables = {"main": table({1: 1.0, 2: 1.0}, 5), "fight": table({1: 1.0}, 9)}
+    rewards(three_terms, range(1, 2))
+    annotators[0].has_died = True
+    rewards(three_terms, range(1, 2))
+    annotators[1].tables = {"main": table({1: 0.25}, 1), "fight": table({1: 0.25}, 1)}
+    rewards(three_terms, range(1, 2))
+    tables = three_terms.latest_reward().tables
+    found = {name: each.look_up(np.array([1], np.uint64))[0][0] for name, each in tables.items()}
+    assert found == {"main": 1.0, "fight": 0.25, "place": 0.0}, "the new annotator knows fewer of the main term's"
+
+
+def test_no_count_of_any_channel_is_lost_while_the_annotator_does_not_answer(
+    annotators: list[FakeAnnotator], three_terms: RayAnnotation
+) -> None:
+    def shown(number: int) -> Any:
+        content = report(number, {1: 1}).value
+        return Reference(replace(content, channels={"state": ({7: "a door"}, {7: 2})}))
+
+    annotators[0].is_answering = False
+    for number in range(MAX_UNANSWERED_REPORTS + 6):
+        three_terms.report(shown(number), WORKER, number)
+    annotators[0].answer()
+    three_terms.latest_reward()
+    three_terms.report(shown(70), WORKER, 70)
+    assert counted(annotators[0]) == {1: 71}
+    assert sum(each.channels["state"][1][7] for each in annotators[0].reports) == 2 * 71
+    assert annotators[0].reports[-1].channels["state"][0] == {7: "a door"}

@@ -1,5 +1,7 @@
 """A small run of the corridor with a scripted judge, as tests of reports need one: trained in a second or two."""
 
+import json
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -52,6 +54,13 @@ def add_captions(run_dir: Path, texts: tuple[str, ...]) -> None:
     rows = [(signed_id(caption_id(text)), text, 1, 7, 7, 0.25, 0.5, "OK") for text in texts]
     with closing(sqlite3.connect(run_dir / "captions.sqlite")) as connection, connection:
         connection.executemany("INSERT OR REPLACE INTO captions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+
+def data_of(page: Path) -> Any:
+    """The data in a report."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.DOTALL)
+    assert found
+    return json.loads(found[1])
 
 
 def nethack_recording(steps: int = 12) -> Recording:

@@ -6,9 +6,13 @@ from typing import Any
 import pytest
 
 from cluster.metrics import CATALOGUE
-from cluster.report.alarms import all_alarms, blind, drift, hollow_reward, information, top_caption, unjudged
-from cluster.report.checkpoints import Drift, Learnt
-from tests.cluster.report.records import captions, record, series
+from cluster.report.alarms import all_alarms, blind, distance, drift, hollow_reward, information, top_caption, unjudged
+from cluster.report.checkpoints import Drift, Learnt, LearntTerm
+from cluster.report.reading import RunRecord
+from cluster.report.terms import TopItem
+from configs.reward_schema import RobustConfig
+from configs.schema import RunConfig
+from tests.cluster.report.records import record, series
 
 
 def of_policy(low: float, high: float) -> dict[str, Any]:
@@ -17,12 +21,25 @@ def of_policy(low: float, high: float) -> dict[str, Any]:
 
 
 RISING, FLAT = [1.0, 1, 2, 2, 3, 3, 4, 4, 5, 5], [0.1] * 10
+WARNED = RunConfig(robust=RobustConfig(distance_alarm=0.2))
+
+
+def moved(**distances: tuple[float, float]) -> RunRecord:
+    """A run of three checkpoints, between which the table of each term moved so far."""
+    drifts = {name: (Drift(1, 2, first), Drift(2, 3, second)) for name, (first, second) in distances.items()}
+    return record(learnt=Learnt(terms={name: LearntTerm(drifts=both) for name, both in drifts.items()}))
+
+
 CASES: list[tuple[Callable[[], Any], str]] = [
-    (lambda: top_caption(record(), captions(3.0, 1.0)), "alarm"),
-    (lambda: top_caption(record(), captions(1.0, 1.0)), "good"),
-    (lambda: top_caption(record(), captions(0.0)), "unknown"),
-    (lambda: drift(record(learnt=Learnt(drifts=[Drift(1, 2, 0.1), Drift(2, 3, 0.3)]))), "alarm"),
-    (lambda: drift(record(learnt=Learnt(drifts=[Drift(1, 2, 0.3), Drift(2, 3, 0.1)]))), "good"),
+    (lambda: top_caption(TopItem("You kill the newt!", 0.75)), "alarm"),
+    (lambda: top_caption(TopItem("You kill the newt!", 0.5)), "good"),
+    (lambda: top_caption(None), "unknown"),
+    (lambda: drift(moved(main=(0.1, 0.3))), "alarm"),
+    (lambda: drift(moved(main=(0.3, 0.1))), "good"),
+    (lambda: drift(moved(main=(0.1, 0.1), depth=(0.1, 0.3))), "alarm"),
+    (lambda: distance(record(series(reward_distance_100=[0.1, 0.3]), config=WARNED)), "alarm"),
+    (lambda: distance(record(series(reward_distance_100=[0.3, 0.1]), config=WARNED)), "good"),
+    (lambda: distance(record(config=WARNED)), "unknown"),
     (lambda: drift(record()), "unknown"),
     (lambda: information(record(series(policy_state_information=[0.2] * 8 + [0.005] * 2))), "alarm"),
     (lambda: information(record(series(policy_state_information=[0.005] * 8 + [0.2] * 2))), "good"),
@@ -66,6 +83,6 @@ def test_bounds_of_the_catalogue_are_alarms(name: str) -> None:
 
 
 def test_alarms_come_first_and_a_run_without_anything_has_none() -> None:
-    levels = [alarm.level for alarm in all_alarms(record(series(grad_norm=[1.0], approx_kl=[1.0])), captions(1.0))]
+    levels = [alarm.level for alarm in all_alarms(record(series(grad_norm=[1.0], approx_kl=[1.0])), TopItem("", 1.0))]
     assert levels == sorted(levels, key=("alarm", "unknown", "good").index)
     assert {alarm.level for alarm in all_alarms(record(), None)} == {"unknown"}

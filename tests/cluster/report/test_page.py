@@ -16,7 +16,14 @@ from cluster.report.page import shown
 from cluster.report.replays import encoded
 from llm_server.rubrics.loading import load_rubric
 from tests.browser import Browser, chromium, needs_chromium
-from tests.cluster.report.small_run import HOSTILE, add_captions, minigrid_recording, nethack_recording, trained
+from tests.cluster.report.small_run import (
+    HOSTILE,
+    add_captions,
+    data_of,
+    minigrid_recording,
+    nethack_recording,
+    trained,
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +45,6 @@ def report(run_dir: Path) -> Path:
         patch.setattr(page, "replays", played)
         assert main([str(run_dir)]) == 0
     return run_dir / "report.html"
-
-
-def data_of(path: Path) -> Any:
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text(), re.DOTALL)
-    assert found
-    return json.loads(found[1])
 
 
 def test_the_page_loads_nothing_and_allows_its_own_style_and_program_alone(report: Path) -> None:
@@ -171,7 +172,7 @@ def test_an_opened_caption_shows_the_prompt_that_the_judge_was_asked(opened: Bro
 def test_the_page_divides_a_caption_as_the_rubric_does(opened: Browser, text: str) -> None:
     rubric = load_rubric("nethack_progress")
     wanted = [rubric.item_text(part) for part in rubric.parts(text.encode())]
-    assert opened.run("return askedTexts(DATA.runs[0].prompt, arguments[0])", text) == wanted
+    assert opened.run("return askedTexts(DATA.runs[0].terms[0].prompt, arguments[0])", text) == wanted
 
 
 @needs_chromium

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from cluster.report.captions import read_captions
-from cluster.report.checkpoints import table_distance
 from cluster.report.command import main
 from cluster.report.reading import read_run
 from learner.checkpoint_format import load_checkpoint
-from reward_models.table import RewardTable
+from reward_models.distance import table_distance
+from reward_models.training import saved_table
 from tests.cluster.report.small_run import trained
 
 
@@ -88,7 +88,7 @@ def test_a_summary_of_an_earlier_end_is_not_taken_for_this_one(run_dir: Path) ->
 
 def test_captions_have_their_reward_and_payment_and_the_most_paid_come_first(run_dir: Path) -> None:
     run = read_run(str(run_dir))
-    captions = read_captions(run_dir, run.learnt)
+    captions = read_captions(run)
     paid = captions.columns["paid"]
     assert (np.diff(paid) <= 0).all()
     assert paid[0] > 0
@@ -100,14 +100,11 @@ def test_captions_have_their_reward_and_payment_and_the_most_paid_come_first(run
     assert by_text["You bump into a wall."] == 0.0
 
 
-def test_the_distance_of_tables_is_the_share_of_reward_that_changed_by_how_often_it_occurred(run_dir: Path) -> None:
-    state = load_checkpoint(max(run_dir.glob("checkpoints/step_*"), key=step_of))["annotation"]
-    learnt = read_run(str(run_dir)).learnt
-    book = state["book"]["columns"]
-    assert table_distance(learnt, RewardTable.build(learnt.ids, learnt.rewards, (0, 0)), book) == 0.0
-    assert table_distance(learnt, RewardTable.build(learnt.ids, 0 * learnt.rewards, (0, 0)), book) == 1.0
-    changed = np.where(learnt.rewards == 1, np.float32(0.5), learnt.rewards)
-    assert table_distance(learnt, RewardTable.build(learnt.ids, changed, (0, 0)), book) == pytest.approx(0.5)
+def test_the_drift_of_the_report_is_the_distance_of_the_tables_of_two_checkpoints(run_dir: Path) -> None:
+    former, newest = (load_checkpoint(path) for path in sorted(run_dir.glob("checkpoints/step_*"), key=step_of)[-2:])
+    book = newest["annotation"]["book"]["columns"]
+    tables = [saved_table(state["annotation"]["trainer"], 0) for state in (former, newest)]
+    assert read_run(str(run_dir)).learnt.main.drifts[-1].distance == table_distance(*tables, book["id"], book["count"])
 
 
 @pytest.mark.parametrize(

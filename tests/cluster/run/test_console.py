@@ -16,7 +16,7 @@ SUMMARY = {
     "captions_distinct": 7,
     "annotations_total": 5,
     "steps_without_table_fraction": 0.125,
-    "top_rewarded": [{"text": "You [b]kill[/b] it!", "reward": 1.0, "probability": 0.75, "count": 12}],
+    "top_rewarded": [{"text": "You [b]kill[/b] it!", "reward": 1.0, "probability": 0.75, "count": 12, "term": "main"}],
 }
 
 

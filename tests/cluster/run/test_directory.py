@@ -10,7 +10,8 @@ import pytest
 
 from cluster.run.directory import RunDirectory, find_run, open_run, record_provenance, write_atomically
 from configs.checks import ConfigError
-from configs.loading import load_config
+from configs.loading import load_config, with_values
+from configs.reward_schema import MAIN_TERM
 from configs.schema import RunConfig
 
 
@@ -146,6 +147,36 @@ def test_the_same_rubric_may_lie_elsewhere_and_another_one_may_not(config: RunCo
     assert find_run(config.run_dir)[1]["annotator"]["rubric"] == "/scratch/mine.yaml"
     with pytest.raises(ConfigError, match=r"another configuration: seed: 1 -> 2\."):
         open_run(dataclasses.replace(config, seed=2), "abc")
+
+
+def test_each_terms_rubric_is_held_to_its_own_hash(config: RunConfig) -> None:
+    fight = with_values(config, {"terms": {"fight": {"rubric": "mine.yaml"}}})
+    run, epoch = open_run(fight, "abc/d fight=efg")
+    record_provenance(run, epoch, "abc/d fight=efg")
+    run.release()
+    pretend_checkpoint(run.checkpoints)
+    moved = with_values(fight, {"terms": {"fight": {"rubric": "/scratch/mine.yaml"}}})
+    for hashes, said in (
+        ("abc/d fight=xyz", r'terms\.fight\.rubric: "mine\.yaml" -> "/scratch/mine\.yaml"'),
+        ("xyz fight=efg", r"annotator\.rubric: the labels .* hash abc/d, this one has xyz"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            open_run(moved, hashes)
+    with pytest.raises(ConfigError, match=r"terms\.fight\.rubric: the labels .* hash efg, this one has xyz"):
+        open_run(fight, "abc/d fight=xyz")
+    open_run(moved, "abc/d fight=efg")[0].release()
+
+
+def test_items_of_every_term_are_moved_aside_for_another_experiment(config: RunConfig) -> None:
+    run, _ = open_run(config)
+    run.release()
+    names = [run.captions_of(name).name for name in (MAIN_TERM, "fight")]
+    for content in ("old", "new"):
+        for name in names:
+            (run.path / name).write_text(content)
+        open_run(dataclasses.replace(config, seed=7 if content == "old" else 8))[0].release()
+        kept = {path.name: path.read_text() for path in run.path.glob("captions*")}
+        assert kept == {"captions.superseded.sqlite": content, "captions-fight.superseded.sqlite": content}
 
 
 def test_a_run_that_was_copied_without_its_epoch_goes_on_after_that_of_its_checkpoints(config: RunConfig) -> None:

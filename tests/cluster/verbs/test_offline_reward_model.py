@@ -79,6 +79,17 @@ def train(run_dir: Path, file: Path, name: str, steps: int, *overrides: str) -> 
     return json.loads(run.summary.read_text())
 
 
+def test_the_file_of_a_further_term_is_trained_on_first_too(file, tmp_path):
+    model = f"{{name: classification, judgements: {file}}}"
+    train(tmp_path / "run", file, "counts", 512, "reward_model.judgements=", f"terms.kept.model={model}")
+    run, _ = find_run(str(tmp_path / "run"))
+    assert run.reward_model_of("kept").is_dir()
+    assert not run.reward_model.exists()
+    kept = load_latest(run.checkpoints)["annotation"]["terms"]["kept"]
+    assert kept["trainer"]["model"]["is_frozen"]
+    assert kept["annotator"] == {}, "nobody was asked"
+
+
 @pytest.mark.parametrize("name", ["retrieval", "classification", "ranking"])
 def test_it_is_trained_first_and_frozen_and_a_resumed_run_does_not_train_it_again(
     name, file, tmp_path, capsys, monkeypatch

@@ -1,0 +1,67 @@
+"""What a worker gets of a configuration: the channels that terms read, and nothing that none reads."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from actors.worker import RolloutWorker
+from cluster.wiring import build_worker, check_parts
+from configs.checks import ConfigError
+from configs.loading import load_config
+from configs.schema import RunConfig
+
+CORRIDOR = ("env.id=tests.toy_environments:Corridor-v0", "policy.core=none", "reward_model.name=none")
+DESCRIBED = (*CORRIDOR, "env.describer=tests.toy_environments:describe", "env.action_names=[back, forward]")
+
+
+def configured(*overrides: str) -> RunConfig:
+    return load_config(preset="debug", overrides=overrides)
+
+
+@contextmanager
+def built(config: RunConfig) -> Iterator[RolloutWorker]:
+    worker = build_worker(config, 0, incarnation="0", stream="train")
+    try:
+        yield worker
+    finally:
+        worker.close()
+
+
+@pytest.mark.parametrize(
+    ("terms", "channels", "describes"),
+    [
+        ((), (), False),
+        (("terms.x.reads=caption",), (), False),
+        (("terms.x.reads=history",), ("history",), False),
+        (("terms.x.reads=change", "terms.y.reads=state"), ("state", "change"), True),
+    ],
+)
+def test_a_worker_has_the_channels_that_terms_read_and_describes_only_for_them(
+    terms: tuple[str, ...], channels: tuple[str, ...], describes: bool
+) -> None:
+    with built(configured(*DESCRIBED, *terms)) as worker:
+        assert tuple(worker.channels.arrays(1)) == tuple(
+            key for name in channels for key in (name, f"{name}_counts")
+        ) + (("state_before",) if "state" in channels else ())
+        assert (worker.env.states is not None) == describes
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ((*CORRIDOR, "terms.x.reads=history"), "env.action_names: got none, and the environment names none itself"),
+        ((*CORRIDOR, "env.describer=nethak"), "env.describer: got 'nethak' (did you mean 'nethack'?)"),
+        ((*CORRIDOR, "env.action_names=[on]"), "env.action_names: got 1, wanted 2 different words"),
+        (
+            (*CORRIDOR, "env.describer=tests.toy_environments:which_way_it_leans"),
+            "raised KeyError in its describer tests.toy_environments:which_way_it_leans",
+        ),
+    ],
+)
+def test_words_that_are_missing_or_wrong_are_one_line_before_the_run(overrides: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_parts(configured(*overrides))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
