@@ -10,12 +10,12 @@ A test holds the files to what this makes, so that none of them can lie.
 import ast
 import dataclasses
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cluster.metrics import markdown_table
+from cluster.metrics import OF_TERMS, markdown_table
 from configs.fields import field_docs
+from configs.fields import settings as settings_of
 from configs.schema import RunConfig
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +35,8 @@ Every setting with its default, its range or choices, and its meaning. `delphi t
 in a file (`--config FILE`) or as overrides (`learner.learning_rate=0.0002`). [Running](running.md) explains how
 presets, files and overrides are combined.
 
-`python -m tests.generated_documents` generates this page from `configs/schema.py` and `configs/annotation_schema.py`.
+`python -m tests.generated_documents` generates this page from `configs/schema.py`, `configs/reward_schema.py` and
+`configs/annotation_schema.py`.
 """
 METRICS = """# Metrics
 
@@ -47,6 +48,14 @@ what to do outside the healthy range.
 `python -m tests.generated_documents` generates this page from `cluster/metrics.py`.
 
 """
+METRICS_OF_TERMS = """
+## Of each term of the reward
+
+In a run with further `terms`, a line has these metrics of each of its terms too, the main one included:
+`term_mean` as `terms.NAME.mean`, and so on, and `problem`: why its items are no longer judged, or null. In TensorBoard
+they are `terms/NAME/mean`; in Ray's metrics `ray_delphi_term_mean`, with the label `term`.
+
+"""
 
 
 def configuration() -> str:
@@ -55,10 +64,10 @@ def configuration() -> str:
     sections: dict[str, list[tuple[str, Any, str]]] = {}
     for key, default, doc in field_docs(RunConfig):
         sections.setdefault(key.rpartition(".")[0], []).append((key, default, doc))
-    fields = dict(_fields(RunConfig()))
-    for section, settings in sections.items():
+    fields = {key: field for key, field, _ in settings_of(RunConfig)}
+    for section, entries in sections.items():
         parts.append(f"\n## {section or 'The run'}\n\n| key | default | may be | meaning |\n|---|---|---|---|\n")
-        for key, default, doc in settings:
+        for key, default, doc in entries:
             shown = (
                 "(empty)"
                 if default in ("", [], {})
@@ -104,18 +113,9 @@ def documents() -> dict[Path, str]:
     after = rest.partition(TREE[1])[2]
     return {
         DOCS / "configuration.md": configuration(),
-        DOCS / "metrics.md": METRICS + markdown_table() + "\n",
+        DOCS / "metrics.md": f"{METRICS}{markdown_table()}\n{METRICS_OF_TERMS}{markdown_table(OF_TERMS)}\n",
         DOCS / "architecture.md": f"{before}{TREE[0]}\n{tree()}\n{TREE[1]}{after}",
     }
-
-
-def _fields(section: Any, prefix: str = "") -> Iterator[tuple[str, "dataclasses.Field[Any]"]]:
-    for field in dataclasses.fields(section):
-        value = getattr(section, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from _fields(value, f"{prefix}{field.name}.")
-        else:
-            yield f"{prefix}{field.name}", field
 
 
 def _allowed(field: "dataclasses.Field[Any]", default: Any) -> str:

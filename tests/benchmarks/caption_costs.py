@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from configs.schema import RewardConfig
+from configs.reward_schema import RewardConfig
 from learner.rewards import mix_rewards
 from reward_models.table import RewardTable
 from tests.benchmarks.reward_lookup import FLUSH_BYTES

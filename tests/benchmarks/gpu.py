@@ -45,12 +45,13 @@ START_S = 90.0
 def check_learner(arguments: argparse.Namespace) -> dict[str, Any]:
     """The same updates on the CPU and on the device."""
     from learner.update import Learner
+    from reward_models.published import PublishedReward
     from reward_models.table import RewardTable
 
     config = _config(arguments)
     spec, rollouts = _rollouts(arguments, config)
     ids = np.unique(np.concatenate([rollout.caption_ids.ravel() for rollout in rollouts]))
-    table = RewardTable.build(ids, np.random.default_rng(0).random(len(ids)), (0, 1))
+    reward = PublishedReward.of(RewardTable.build(ids, np.random.default_rng(0).random(len(ids)), (0, 1)))
 
     def train(device: str, precision: str) -> tuple[np.ndarray, np.ndarray, float]:
         settings = dataclasses.replace(config.learner, device=device, precision=precision)
@@ -58,7 +59,7 @@ def check_learner(arguments: argparse.Namespace) -> dict[str, Any]:
         first, seconds = _flat(learner), []
         for rollout in rollouts:
             began = time.perf_counter()
-            learner.step([dataclasses.replace(rollout, policy_version=learner.policy_version)], table)
+            learner.step([dataclasses.replace(rollout, policy_version=learner.policy_version)], reward)
             seconds.append(time.perf_counter() - began)
         return first, _flat(learner), rollouts[0].num_steps / min(seconds)
 

@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rubric = load_rubric(options.rubric)
     judge = build_judge(
         ServiceConfig(model=options.model, torch_threads=options.torch_threads, store="memory", max_item_bytes=1 << 16),
-        rubric,
+        [rubric],
     )
     result = measure(judge, rubric)
     print(json.dumps(result) if options.json else table(result))

@@ -90,7 +90,7 @@ def tokenisation_cost(texts: Sequence[str], rubric: Rubric, model: str, batch: i
 def _judge(rubric: Rubric) -> Judge:
     from llm_server.service.judge import build_judge
 
-    return build_judge(ServiceConfig(engine="scripted", script=SCRIPT, store="memory"), rubric)
+    return build_judge(ServiceConfig(engine="scripted", script=SCRIPT, store="memory"), [rubric])
 
 
 def _batches(book: CaptionBook, batch: int, number: int) -> list[Any]:

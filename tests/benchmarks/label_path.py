@@ -77,7 +77,7 @@ def services(config: ServiceConfig, rubric: str, number: int = 1) -> Iterator[tu
         for index in range(number):
             store = f"{config.store}-{index}" if config.store not in ("", "memory") else config.store
             settings = dataclasses.replace(config, store=store)
-            started.append(ServiceProcess(settings, rubric, Path(folder, f"service-{index}.log")))
+            started.append(ServiceProcess(settings, [rubric], Path(folder, f"service-{index}.log")))
             stack.callback(started[-1].close)
         before = set(psutil.Process().children(recursive=True))
         deadline = time.monotonic() + START_LIMIT_S

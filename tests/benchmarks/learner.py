@@ -64,14 +64,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     finally:
         worker.close()
     rollouts = rollouts[arguments.skipped_rollouts :]
-    table = _table(rollouts, arguments.seed)
+    reward = _reward(rollouts, arguments.seed)
     on_gpu = learners[AS_USED].device.type == "cuda"
     rates: dict[str, list[float]] = {side: [] for side in learners}
     shares: dict[str, list[float]] = {"relabel": [], "transfer": [], "train": []}
     for update in range(-arguments.warm_up, arguments.updates):
         for side, learner in learners.items():
             rollout = dataclasses.replace(rollouts[update % len(rollouts)], policy_version=learner.policy_version)
-            timings, seconds = _update(learner, rollout, table, on_gpu)
+            timings, seconds = _update(learner, rollout, reward, on_gpu)
             if update >= 0:
                 rates[side].append(rollout.num_steps / seconds)
             if update >= 0 and side == AS_USED:
@@ -96,21 +96,22 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-def _table(rollouts: Sequence[Any], seed: int) -> Any:
+def _reward(rollouts: Sequence[Any], seed: int) -> Any:
     """Random rewards for the rollouts' captions and many others."""
+    from reward_models.published import PublishedReward
     from reward_models.table import RewardTable
 
     rng = np.random.default_rng(seed)
     others = rng.integers(1, 2**63, KNOWN_CAPTIONS, dtype=np.uint64)
     ids = np.unique(np.concatenate([others, *[rollout.caption_ids.ravel() for rollout in rollouts]]))
-    return RewardTable.build(ids, rng.random(len(ids)), (0, 1))
+    return PublishedReward.of(RewardTable.build(ids, rng.random(len(ids)), (0, 1)))
 
 
-def _update(learner: Any, rollout: Any, table: Any, on_gpu: bool) -> tuple[dict[str, float], float]:
+def _update(learner: Any, rollout: Any, reward: Any, on_gpu: bool) -> tuple[dict[str, float], float]:
     """Seconds by stage, and in all."""
     now = time.perf_counter if on_gpu else time.process_time
     began = now()
-    timings = learner.step([rollout], table).timings
+    timings = learner.step([rollout], reward).timings
     return timings, now() - began
 
 
