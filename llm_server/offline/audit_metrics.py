@@ -95,7 +95,9 @@ def accuracy_interval(scores: np.ndarray, labels: np.ndarray, threshold: float) 
     spread = NORMAL_975**2 / number
     middle = (share + spread / 2) / (1 + spread)
     half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
-    return Interval(share, middle - half, middle + half)
+    return (
+        Interval(share, max(0.0, middle - half), min(1.0, middle + half)) if len(labels) else Interval(*3 * (math.nan,))
+    )
 
 
 def balanced_accuracy(scores: np.ndarray, labels: np.ndarray, threshold: float) -> float:
