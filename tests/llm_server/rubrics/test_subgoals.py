@@ -19,7 +19,7 @@ MAX_PER_CLASS = 10
 """A few captions per subgoal keep this fast."""
 
 
-@pytest.mark.parametrize("about", ["pick up the key", "open the door"])
+@pytest.mark.parametrize("about", [pytest.param("pick up the key", marks=pytest.mark.slow), "open the door"])
 def test_a_subgoal_that_was_reached_is_told_from_what_looks_like_it(about):
     rubric = load_rubric(str(RUBRICS / f"{about.replace(' ', '_')}.yaml"))
     captions = captions_about(read_labelled(str(DATA / "minihack_transitions.jsonl")), about, keep_about=False)
@@ -35,7 +35,10 @@ def test_a_subgoal_that_was_reached_is_told_from_what_looks_like_it(about):
     assert measured >= 0.85
 
 
-@pytest.mark.parametrize(("file", "least"), [("minihack_prospects", 0.95), ("minihack_prospects_held_out", 0.8)])
+@pytest.mark.parametrize(
+    ("file", "least"),
+    [pytest.param("minihack_prospects", 0.95, marks=pytest.mark.slow), ("minihack_prospects_held_out", 0.8)],
+)
 def test_a_state_with_the_way_open_is_told_from_one_without(file, least):
     rubric, states = load_rubric("minihack_prospects"), read_labelled(str(DATA / f"{file}.jsonl"))
     parts = [*dict.fromkeys(part for state in states for part in rubric.parts(state.text.encode()))]
