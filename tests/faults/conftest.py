@@ -6,9 +6,11 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from llm_server.rubrics.loading import load_rubric
+from tests.faults.annotating import Annotating
 from tests.faults.misbehaving import SpoiltService
 
 
@@ -27,6 +29,22 @@ def record_recovery(request: pytest.FixtureRequest) -> Callable[..., None]:
             file.write(json.dumps(row) + "\n")
 
     return record
+
+
+@pytest.fixture
+def annotate(tmp_path: Path) -> Iterator[Callable[..., Annotating]]:
+    """Makes annotation pipelines with settings of their own, whose services end with the test."""
+    made: list[Annotating] = []
+
+    def annotate(*overrides: str) -> Annotating:
+        made.append(Annotating(tmp_path, *overrides))
+        return made[-1]
+
+    yield annotate
+    for each in made:
+        pid = each.pid
+        each.close()
+        assert pid is None or not psutil.pid_exists(pid)
 
 
 @pytest.fixture

@@ -8,25 +8,10 @@ import time
 import psutil
 import pytest
 
-from tests.faults.annotating import Annotating, captions, expected
+from tests.faults.annotating import captions, expected
 
 pytestmark = pytest.mark.faults
 TEXTS = captions(400)
-
-
-@pytest.fixture
-def annotate(tmp_path):
-    made = []
-
-    def annotate(*overrides):
-        made.append(Annotating(tmp_path, *overrides))
-        return made[-1]
-
-    yield annotate
-    for each in made:
-        pid = each.pid
-        each.close()
-        assert pid is None or not psutil.pid_exists(pid)
 
 
 def test_a_service_killed_in_the_midst_of_requests_is_started_again_and_no_caption_is_lost(annotate, record_recovery):

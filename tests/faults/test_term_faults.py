@@ -4,31 +4,15 @@ import json
 import os
 import signal
 
-import psutil
 import pytest
 
-from tests.faults.annotating import Annotating, captions, expected
+from tests.faults.annotating import captions, expected
 from tests.faults.toy_runs import toy_run
 from tests.run_processes import LIMIT_S, actors_of, lines, service_of, wait_until
 
 pytestmark = pytest.mark.faults
 TERMS = ("env.describer=minigrid", "terms.fight.rubric=nethack_combat", "terms.place.reads=state")
 CAPTIONS, STATES = captions(60), captions(40, 1000)
-
-
-@pytest.fixture
-def annotate(tmp_path):
-    made = []
-
-    def annotate(*overrides):
-        made.append(Annotating(tmp_path, *overrides))
-        return made[-1]
-
-    yield annotate
-    for each in made:
-        pid = each.pid
-        each.close()
-        assert pid is None or not psutil.pid_exists(pid)
 
 
 def wait_for_all(run):
