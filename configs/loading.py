@@ -115,6 +115,17 @@ def experiment_diff(old: Mapping[str, Any], new: Mapping[str, Any], *, of_reward
     ]
 
 
+def experiment_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings by dotted key, as JSON values, that make the run the experiment it is and are not the defaults."""
+    defaults, absent = _defaults(), object()
+    values = json.loads(json.dumps(dict(_flatten(to_dict(config)))))
+    return {
+        key: value
+        for key, value in sorted(values.items())
+        if value != defaults.get(key, absent) and not {key, key.split(".")[0]} & MAY_CHANGE_ON_RESUME
+    }
+
+
 def _preset_path(name: Any) -> Path:
     if name not in preset_names():
         near = did_you_mean(str(name), preset_names())

@@ -74,7 +74,7 @@ def facts(run: RunRecord) -> Facts:
     """Environment, reward model, judge, length, code and machine."""
     config, start = run.config, run.starts[-1] if run.starts else {}
     hardware = start.get("hardware") or {}
-    machine = ", ".join(str(hardware[key]) for key in ("host", "machine") if hardware.get(key)) or "not known"
+    machine = ", ".join(str(hardware[key]) for key in ("host", "processor") if hardware.get(key)) or "not known"
     if hardware.get("cpus"):
         machine += f", {hardware['cpus']} processors"
     packages = start.get("packages") or {}

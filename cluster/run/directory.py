@@ -16,7 +16,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any
 
-from cluster.run.provenance import PACKAGES, commit, packages
+from cluster.run.provenance import PACKAGES, commit, machine, packages
 from cluster.run.rubric_record import hashes_by_setting, refuse_edited, rubrics_before
 from configs.checks import ConfigError
 from configs.loading import experiment_diff, to_dict
@@ -222,7 +222,7 @@ def record_provenance(run: RunDirectory, run_epoch: int, rubric_hash: str | None
             "packages": dict.fromkeys(PACKAGES) | packages(),
             "python": platform.python_version(),
             "rubric_hash": rubric_hash,
-            "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "host": socket.gethostname()},
+            "hardware": {"processor": machine()["processor"], "cpus": os.cpu_count(), "host": socket.gethostname()},
         }
     )
     write_atomically(file, json.dumps(starts, indent=2) + "\n")

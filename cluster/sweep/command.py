@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _sweep(arguments: argparse.Namespace) -> int:
     from cluster.run.session import StopRequest
     from cluster.sweep.compare import write_comparison
+    from cluster.sweep.recorded import take_over
     from cluster.sweep.results import is_done
     from cluster.sweep.sweep_file import read_sweep, selected
 
@@ -54,6 +55,11 @@ def _sweep(arguments: argparse.Namespace) -> int:
             print(f"{'done' if is_done(run, sweep) else 'to do'}  {run.place}")
         return 0
     with _entered(out, starts_cluster=not arguments.address) as sessions, StopRequest(_say) as stop:
+        for recorded in map(Path, arguments.recorded or []):
+            taken, others = take_over(recorded, runs, sweep)
+            _say(f"{taken} runs are taken over from {recorded}")
+            if others:
+                _say(f"{len(others)} of its runs have other settings here and are not, {others[0]} for one")
         left = [run for run in runs if not is_done(run, sweep)]
         _say(f"{len(runs)} runs in {out}: {len(runs) - len(left)} done, {len(left)} to do")
         if file.absolute() != (out / SWEEP_FILE).absolute():
@@ -157,6 +163,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks")
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these arms")
     parser.add_argument("--seeds", type=int, metavar="N", help="only the first N seeds of each arm")
+    recorded = "a results.json: its runs with the same settings, another machine's say, count as done here"
+    parser.add_argument("--recorded", type=path_argument, nargs="+", metavar="FILE", help=recorded)
     jobs = "CPUs of the Ray cluster that is started here (default: one per core); a run takes the sweep file's `cpus`"
     parser.add_argument("--jobs", type=int, default=0, metavar="N", help=jobs)
     address = "an existing Ray cluster, `auto` within a Ray job (default: start one here)"

@@ -53,7 +53,7 @@ def write_comparison(sweep: "Sweep", runs: "Sequence[PlannedRun]", out: Path) ->
     """Write results.json, results.md and the pictures into `out`; the number of runs that are done, without which
     nothing is written. Where there is no matplotlib, one line on standard error says so."""
     from cluster.run.directory import write_atomically
-    from cluster.run.provenance import machine, packages
+    from cluster.run.provenance import packages
     from cluster.sweep.comparison import compare
     from cluster.sweep.plots import draw
     from cluster.sweep.results import collect
@@ -68,7 +68,7 @@ def write_comparison(sweep: "Sweep", runs: "Sequence[PlannedRun]", out: Path) ->
         "solved": sweep.solved,
         "episodes": sweep.episodes,
         "gain": list(sweep.gain),
-        "machine": machine(),
+        "processors": sorted({run["processor"] for run in done}),
         "packages": packages(),
         "commits": sorted({run["commit"] for run in done if run["commit"]}),
         **compare(sweep, done),

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from cluster.sweep.recorded import figures_of, recorded_figures
 from cluster.sweep.sweep_file import PlannedRun, Sweep
 from configs.checks import ConfigError
-from configs.loading import experiment_diff, to_dict
+from configs.loading import experiment_diff, experiment_settings, to_dict
 from configs.schema import RunConfig
 
 LATE = 0.2
@@ -31,6 +32,8 @@ def is_trained(run_dir: Path, config: RunConfig) -> bool:
 def is_done(run: PlannedRun, sweep: Sweep) -> bool:
     """Whether a run is trained and evaluated as the sweep wants it. ConfigError where its directory holds a run with
     other settings."""
+    if recorded_figures(run):
+        return True
     run_dir = Path(run.config.run_dir)
     saved = _json(run_dir / "config.json")
     if saved and (differences := experiment_diff(saved, to_dict(run.config))):
@@ -51,6 +54,8 @@ def collect(runs: Iterable[PlannedRun], sweep: Sweep) -> list[dict[str, Any]]:
 
 
 def _read(run: PlannedRun, sweep: Sweep) -> dict[str, Any]:
+    if recorded := recorded_figures(run):
+        return figures_of(recorded, run, sweep)
     run_dir = Path(run.config.run_dir)
     summary, evaluation = _json(run_dir / "summary.json"), _json(run_dir / "evaluation.json")
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -59,11 +64,14 @@ def _read(run: PlannedRun, sweep: Sweep) -> dict[str, Any]:
     for key, metrics in (("metric", (sweep.metric,)), ("metrics", sweep.metrics)):
         for unknown in set(metrics) - set(policy):
             raise ConfigError(f"{key}: got {unknown!r}, but the evaluation of {run_dir} has {', '.join(policy)}")
+    last_start = _json(run_dir / "provenance.json")[-1]
     curve = _curve(lines, sweep.metric)
     return {
         "env_steps": summary["env_steps"],
         "time_s": summary["time_s"],
-        "commit": _json(run_dir / "provenance.json")[-1]["commit"],
+        "commit": last_start["commit"],
+        "processor": last_start["hardware"].get("processor", "an unnamed processor"),
+        "settings": experiment_settings(run.config),
         **{player: evaluation[player][sweep.metric]["mean"] for player in PLAYERS},
         "per_1000_steps": 1000 * policy[sweep.metric]["mean"] / policy["length"]["mean"],
         "over_training": float(np.mean([value for _, value in curve])) if curve else None,

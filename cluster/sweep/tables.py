@@ -14,13 +14,12 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def _head(results: Mapping[str, Any]) -> Iterator[str]:
-    on = results["machine"]
     commits = ", ".join(f"`{_short(commit)}`" for commit in results["commits"]) or "none"
     yield f"# {results['title']}: results"
     yield ""
     yield (
         f"{len(results['runs'])} runs; {results['metric']} of {results['episodes']} held-out episodes per run and"
-        f" player; commits of the runs: {commits}; compared on {on['processor']}, {on['cores']} cores. Made by"
+        f" player; commits of the runs: {commits}; on {' and '.join(results['processors'])}. Made by"
         " `delphi sweep`; do not edit."
     )
     yield ""

@@ -108,7 +108,7 @@ def test_the_tables_show_every_row_that_has_runs() -> None:
     runs = runs_of(VALUES)
     sweep = sweep_of(gain=("none", "control_2"), metrics=("kills",))
     facts = {"title": "T", "metric": "success", "solved": 0.5, "episodes": 8, "commits": ["a" * 40]}
-    facts |= {"gain": sweep.gain, "machine": {"processor": "P", "cores": 2}}
+    facts |= {"gain": sweep.gain, "processors": ["P"]}
     text = markdown({**facts, **compare(sweep, runs), "runs": runs})
     assert "| paid | 0.85 [" in text
     assert "## easy" in text
@@ -128,4 +128,4 @@ def test_a_metric_that_training_does_not_record_has_no_curve() -> None:
     found = compare(sweep_of(), runs)
     assert found["tasks"]["easy"]["none"]["over_training"] is None
     facts = {"title": "T", "metric": "turns", "solved": 0.5, "episodes": 8, "commits": [], "gain": [], "runs": runs}
-    assert "| 0 of 2 | - | 0.50 |" in markdown({**facts, "machine": {"processor": "P", "cores": 2}, **found})
+    assert "| 0 of 2 | - | 0.50 |" in markdown({**facts, "processors": ["P"], **found})

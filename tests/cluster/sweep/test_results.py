@@ -1,13 +1,16 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.sweep.recorded import take_over
 from cluster.sweep.results import collect, is_done
 from cluster.sweep.sweep_file import PlannedRun, Sweep, read_sweep
 from configs.checks import ConfigError
+from configs.loading import experiment_settings, load_config
 
 FILE = """
 metric: return
@@ -32,7 +35,7 @@ def done(tmp_path: Path) -> tuple[PlannedRun, Sweep]:
     summary = {"env_steps": 300, "finished": True, "time_s": 9.0, "annotations_total": None, "top_rewarded": []}
     players = {"return": {"mean": -1.0}, "length": {"mean": 50.0}, "turns": {"mean": 40.0}}
     write(run, "summary.json", summary)
-    write(run, "provenance.json", [{"commit": "a" * 40}])
+    write(run, "provenance.json", [{"commit": "a" * 40, "hardware": {"processor": "P"}}])
     write(
         run,
         "evaluation.json",
@@ -77,3 +80,44 @@ def test_a_run_is_done_once_it_is_trained_and_evaluated_as_wanted(
 def test_a_metric_that_the_evaluation_lacks_is_named_with_its_key(done: tuple[PlannedRun, Sweep]) -> None:
     with pytest.raises(ConfigError, match=r"metrics: got 'kills', but the evaluation of .* has return, length, turns"):
         collect([done[0]], replace(done[1], metrics=("turns", "kills")))
+
+
+def recorded(done: tuple[PlannedRun, Sweep], **changes: Any) -> Path:
+    """The results.json of a sweep with this run, whose directory is gone."""
+    (figures,) = collect([done[0]], done[1])
+    folder = Path(done[0].config.run_dir)
+    results = {"metric": "return", "episodes": 4, "runs": [figures | changes]}
+    (folder.parent / "results.json").write_text(json.dumps(results))
+    shutil.rmtree(folder)
+    return folder.parent / "results.json"
+
+
+def test_a_run_of_another_machine_counts_with_its_figures(done: tuple[PlannedRun, Sweep]) -> None:
+    (figures,) = collect([done[0]], done[1])
+    file = recorded(done)
+    assert not is_done(*done)
+    assert take_over(file, [done[0]], done[1]) == (1, [])
+    assert is_done(*done)
+    assert collect([done[0]], done[1]) == [figures]
+    assert figures["processor"] == "P"
+
+
+@pytest.mark.parametrize("changes", [{"settings": {"seed": 1, "learner.learning_rate": 0.5}}, {"env_steps": 299}])
+def test_a_recorded_run_with_other_settings_or_fewer_steps_is_not_taken_over(
+    done: tuple[PlannedRun, Sweep], changes: dict[str, Any]
+) -> None:
+    assert take_over(recorded(done, **changes), [done[0]], done[1]) == (0, [done[0].place])
+    assert not is_done(*done)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"runs": [], "metric": "success", "episodes": 4}', '{"runs": [{}]}'])
+def test_a_file_that_records_no_such_runs_is_refused(done: tuple[PlannedRun, Sweep], content: str) -> None:
+    file = recorded(done)
+    file.write_text(content)
+    with pytest.raises(ConfigError, match="--recorded: "):
+        take_over(file, [done[0]], done[1])
+
+
+def test_settings_of_an_experiment_are_those_that_differ_from_the_defaults() -> None:
+    config = load_config(layers=[{"seed": 7, "cluster.mode": "inline", "learner.learning_rate": 0.5}])
+    assert experiment_settings(config) == {"seed": 7, "learner.learning_rate": 0.5}
