@@ -1,10 +1,10 @@
-"""The types of annotation: `Caption`, `Judgement`, and their counterparts for pairs.
+"""The types of annotation: `Caption`, `Judgement` and their counterparts for pairs, and `Writing`.
 
 Invariant: a judgement that is not OK carries no probability that could be used as a label.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
@@ -60,6 +60,16 @@ class Score(_Answered):
         score = super().__new__(cls, probability, answer_mass)
         score.shares = shares
         return score
+
+
+class Written(NamedTuple):
+    """What a model wrote, not parsed yet (engine -> writing desk)."""
+
+    text: str
+    """Without what stopped it; empty where nothing was written, or the model was not asked."""
+    tokens: int
+    is_cut: bool = False
+    """The token limit ended it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,12 +129,43 @@ class JudgedPair:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Writing:
+    """What the LLM wrote by a brief (service -> whoever asked): data like a caption, never an instruction."""
+
+    status: Status
+    """OK where the answer could be parsed, UNPARSED where not, REJECTED where a field is no text."""
+    text: str
+    """The parsed answer: one printable line, of the kind `lines` one per entry; empty unless OK."""
+    tokens: int
+    """Tokens that the model wrote."""
+    cached: bool = False
+    """Read from the store; the model wrote nothing for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddedCaption:
     """A caption and its similarity to each goal sentence (annotator -> reward model)."""
 
     caption: Caption
     cosines: np.ndarray
     """[G] f32, cosine with each goal in the order of the goals; NaN where the caption could not be embedded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatchedCaption:
+    """A caption's judgement and sentence vector, by which it is matched with goals (annotator -> reward model)."""
+
+    caption: Caption
+    judgement: Judgement
+    """Of the caption alone; without a probability where only what it achieves was judged, or nothing."""
+    vector: np.ndarray
+    """[D] f32 of unit length; NaN where the caption could not be embedded."""
+    achieves: Mapping[int, float] = field(default_factory=dict)
+    """By goal that it was judged about, the probability that it achieves the goal; NaN without a usable answer."""
+    num_goals: int = 0
+    """How many goals there were then, where it was judged about its nearest."""
+    num_judged: int = 1
+    """Judgements that were made for it, cached ones left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +192,8 @@ class ServiceDescription:
     """Seconds that the engine has spent on its current batch; 0 where it has none."""
     noise: float = 0.0
     """Log-odds by which answers differ between processors and batches; an item this near to theta is undecided."""
+    writes: bool = False
+    """Whether it can write by a brief."""
 
     @property
     def pays_above(self) -> float:

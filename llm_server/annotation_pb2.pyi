@@ -119,6 +119,51 @@ class EmbedResponse(_message.Message):
     fingerprint: str
     def __init__(self, dimensions: _Optional[int] = ..., values: _Optional[_Iterable[float]] = ..., item_hashes: _Optional[_Iterable[int]] = ..., fingerprint: _Optional[str] = ...) -> None: ...
 
+class WriteRequest(_message.Message):
+    __slots__ = ("brief_id", "brief_version", "fields", "num", "seed", "bypass_store")
+    class FieldsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    BRIEF_ID_FIELD_NUMBER: _ClassVar[int]
+    BRIEF_VERSION_FIELD_NUMBER: _ClassVar[int]
+    FIELDS_FIELD_NUMBER: _ClassVar[int]
+    NUM_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    BYPASS_STORE_FIELD_NUMBER: _ClassVar[int]
+    brief_id: str
+    brief_version: str
+    fields: _containers.ScalarMap[str, bytes]
+    num: int
+    seed: int
+    bypass_store: bool
+    def __init__(self, brief_id: _Optional[str] = ..., brief_version: _Optional[str] = ..., fields: _Optional[_Mapping[str, bytes]] = ..., num: _Optional[int] = ..., seed: _Optional[int] = ..., bypass_store: _Optional[bool] = ...) -> None: ...
+
+class WriteResponse(_message.Message):
+    __slots__ = ("writings", "brief_hash", "fingerprint")
+    WRITINGS_FIELD_NUMBER: _ClassVar[int]
+    BRIEF_HASH_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    writings: _containers.RepeatedCompositeFieldContainer[Writing]
+    brief_hash: str
+    fingerprint: str
+    def __init__(self, writings: _Optional[_Iterable[_Union[Writing, _Mapping]]] = ..., brief_hash: _Optional[str] = ..., fingerprint: _Optional[str] = ...) -> None: ...
+
+class Writing(_message.Message):
+    __slots__ = ("status", "text", "tokens", "cached")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_FIELD_NUMBER: _ClassVar[int]
+    status: Judgement.Status
+    text: bytes
+    tokens: int
+    cached: bool
+    def __init__(self, status: _Optional[_Union[Judgement.Status, str]] = ..., text: _Optional[bytes] = ..., tokens: _Optional[int] = ..., cached: _Optional[bool] = ...) -> None: ...
+
 class DescribeRequest(_message.Message):
     __slots__ = ("rubric_id", "rubric_version")
     RUBRIC_ID_FIELD_NUMBER: _ClassVar[int]
@@ -143,8 +188,18 @@ class RubricDescription(_message.Message):
     noise: float
     def __init__(self, id: _Optional[str] = ..., version: _Optional[str] = ..., hash: _Optional[str] = ..., pairs_hash: _Optional[str] = ..., threshold: _Optional[float] = ..., noise: _Optional[float] = ...) -> None: ...
 
+class BriefDescription(_message.Message):
+    __slots__ = ("id", "version", "hash")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    version: str
+    hash: str
+    def __init__(self, id: _Optional[str] = ..., version: _Optional[str] = ..., hash: _Optional[str] = ...) -> None: ...
+
 class DescribeResponse(_message.Message):
-    __slots__ = ("model", "engine", "fingerprint", "rubric_id", "rubric_version", "rubric_hash", "threshold", "max_items_per_request", "max_item_bytes", "forward_passes", "pairs_hash", "engine_busy_s", "noise", "rubrics")
+    __slots__ = ("model", "engine", "fingerprint", "rubric_id", "rubric_version", "rubric_hash", "threshold", "max_items_per_request", "max_item_bytes", "forward_passes", "pairs_hash", "engine_busy_s", "noise", "rubrics", "briefs", "writes")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -159,6 +214,8 @@ class DescribeResponse(_message.Message):
     ENGINE_BUSY_S_FIELD_NUMBER: _ClassVar[int]
     NOISE_FIELD_NUMBER: _ClassVar[int]
     RUBRICS_FIELD_NUMBER: _ClassVar[int]
+    BRIEFS_FIELD_NUMBER: _ClassVar[int]
+    WRITES_FIELD_NUMBER: _ClassVar[int]
     model: str
     engine: str
     fingerprint: str
@@ -173,4 +230,6 @@ class DescribeResponse(_message.Message):
     engine_busy_s: float
     noise: float
     rubrics: _containers.RepeatedCompositeFieldContainer[RubricDescription]
-    def __init__(self, model: _Optional[str] = ..., engine: _Optional[str] = ..., fingerprint: _Optional[str] = ..., rubric_id: _Optional[str] = ..., rubric_version: _Optional[str] = ..., rubric_hash: _Optional[str] = ..., threshold: _Optional[float] = ..., max_items_per_request: _Optional[int] = ..., max_item_bytes: _Optional[int] = ..., forward_passes: _Optional[int] = ..., pairs_hash: _Optional[str] = ..., engine_busy_s: _Optional[float] = ..., noise: _Optional[float] = ..., rubrics: _Optional[_Iterable[_Union[RubricDescription, _Mapping]]] = ...) -> None: ...
+    briefs: _containers.RepeatedCompositeFieldContainer[BriefDescription]
+    writes: bool
+    def __init__(self, model: _Optional[str] = ..., engine: _Optional[str] = ..., fingerprint: _Optional[str] = ..., rubric_id: _Optional[str] = ..., rubric_version: _Optional[str] = ..., rubric_hash: _Optional[str] = ..., threshold: _Optional[float] = ..., max_items_per_request: _Optional[int] = ..., max_item_bytes: _Optional[int] = ..., forward_passes: _Optional[int] = ..., pairs_hash: _Optional[str] = ..., engine_busy_s: _Optional[float] = ..., noise: _Optional[float] = ..., rubrics: _Optional[_Iterable[_Union[RubricDescription, _Mapping]]] = ..., briefs: _Optional[_Iterable[_Union[BriefDescription, _Mapping]]] = ..., writes: _Optional[bool] = ...) -> None: ...

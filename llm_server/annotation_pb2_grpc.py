@@ -49,6 +49,11 @@ class AnnotationStub:
                 request_serializer=llm__server_dot_annotation__pb2.EmbedRequest.SerializeToString,
                 response_deserializer=llm__server_dot_annotation__pb2.EmbedResponse.FromString,
                 _registered_method=True)
+        self.Write = channel.unary_unary(
+                '/delphi.annotation.v1.Annotation/Write',
+                request_serializer=llm__server_dot_annotation__pb2.WriteRequest.SerializeToString,
+                response_deserializer=llm__server_dot_annotation__pb2.WriteResponse.FromString,
+                _registered_method=True)
         self.Describe = channel.unary_unary(
                 '/delphi.annotation.v1.Annotation/Describe',
                 request_serializer=llm__server_dot_annotation__pb2.DescribeRequest.SerializeToString,
@@ -85,8 +90,17 @@ class AnnotationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Write(self, request, context):
+        """Texts that the model writes by a brief, in `num` attempts. Statuses as in Annotate; INVALID_ARGUMENT: no writings, too many,
+        a field that the brief lacks, a missing or too long one, or an engine that does not write. FAILED_PRECONDITION: another
+        brief or version is served here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Describe(self, request, context):
-        """What is served here: model, rubrics, engine, limits. UNAVAILABLE while the model is loading.
+        """What is served here: model, rubrics, briefs, engine, limits. UNAVAILABLE while the model is loading.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,6 +123,11 @@ def add_AnnotationServicer_to_server(servicer, server):
                     servicer.Embed,
                     request_deserializer=llm__server_dot_annotation__pb2.EmbedRequest.FromString,
                     response_serializer=llm__server_dot_annotation__pb2.EmbedResponse.SerializeToString,
+            ),
+            'Write': grpc.unary_unary_rpc_method_handler(
+                    servicer.Write,
+                    request_deserializer=llm__server_dot_annotation__pb2.WriteRequest.FromString,
+                    response_serializer=llm__server_dot_annotation__pb2.WriteResponse.SerializeToString,
             ),
             'Describe': grpc.unary_unary_rpc_method_handler(
                     servicer.Describe,
@@ -197,6 +216,33 @@ class Annotation:
             '/delphi.annotation.v1.Annotation/Embed',
             llm__server_dot_annotation__pb2.EmbedRequest.SerializeToString,
             llm__server_dot_annotation__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Write(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/delphi.annotation.v1.Annotation/Write',
+            llm__server_dot_annotation__pb2.WriteRequest.SerializeToString,
+            llm__server_dot_annotation__pb2.WriteResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,9 +1,10 @@
 """Clients of a judge: over gRPC, or in this process; both with the same methods and errors.
 
-Invariant: a batch of judgements is returned only if it has exactly one valid one per item; every call has a deadline.
+Invariant: a batch of judgements is returned only if it has exactly one valid one per item, and writings only if all
+that were asked for came and are valid; every call has a deadline.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,11 +13,12 @@ import numpy as np
 
 from llm_server import annotation_pb2 as pb
 from llm_server import annotation_pb2_grpc, wire
-from llm_server.annotation import Judgement, PairJudgement, ServiceDescription
+from llm_server.annotation import Judgement, PairJudgement, ServiceDescription, Writing
 from llm_server.channel import advice, call_metadata, open_channel
 from llm_server.credentials import NO_CREDENTIALS, ClientCredentials
 from llm_server.rubrics.rubric import Rubric
 from llm_server.service.judge import Judge
+from llm_server.writing.brief import Brief
 
 RETRYABLE = {
     grpc.StatusCode.UNAVAILABLE,
@@ -101,6 +103,17 @@ class AnnotationClient:
         request = pb.EmbedRequest(items=items)
         return self._asked(self._stub.Embed, request, partial(wire.vectors_of, items=items), len(items))
 
+    def write(
+        self, brief: Brief, fields: Mapping[str, bytes], num: int, seed: int, *, bypass_store: bool = False
+    ) -> list[Writing]:
+        """See `WriterClient`; a service writes in the style of its first rubric, whatever this client's. Raises as
+        `annotate`."""
+        request = pb.WriteRequest(
+            brief_id=brief.id, brief_version=brief.version, fields=fields, num=num, seed=seed, bypass_store=bypass_store
+        )
+        response = self._call(self._stub.Write, request, self._timeout_s)
+        return self._read(response, partial(wire.writings_of, brief=brief, num=num), num)
+
     def describe(self) -> ServiceDescription:
         """The service's description of itself, under this client's rubric. Raises as `annotate`, and for another
         rubric."""
@@ -130,17 +143,20 @@ class AnnotationClient:
 
     def _asked(self, method: grpc.UnaryUnaryMultiCallable, request: Any, read: Callable[[Any], T], num_items: int) -> T:
         response = self._call(method, request, self._timeout_s)
-        try:
-            answers = read(response)
-        except ValueError as error:
-            self._rejected += num_items
-            raise BrokenAnswer(f"the annotation service at {self._address} gave an invalid answer: {error}") from None
+        answers = self._read(response, read, num_items)
         if self._fingerprint not in (None, response.fingerprint):
             raise ServiceUnavailable(
                 f"the annotation service at {self._address} now has another judge ({response.fingerprint}, before"
                 f" {self._fingerprint}): the client connects again and reads its description"
             )
         return answers
+
+    def _read(self, response: Any, read: Callable[[Any], T], num_items: int) -> T:
+        try:
+            return read(response)
+        except ValueError as error:
+            self._rejected += num_items
+            raise BrokenAnswer(f"the annotation service at {self._address} gave an invalid answer: {error}") from None
 
     def _call(self, method: grpc.UnaryUnaryMultiCallable, request: Any, timeout_s: float) -> Any:
         try:
@@ -181,6 +197,12 @@ class InProcessClient:
     def embed(self, items: Sequence[bytes]) -> np.ndarray:
         """[N, D] f32, in order."""
         return _judged(self._judge.embed, items)
+
+    def write(
+        self, brief: Brief, fields: Mapping[str, bytes], num: int, seed: int, *, bypass_store: bool = False
+    ) -> list[Writing]:
+        """As `AnnotationClient.write`."""
+        return _judged(self._judge.desk.write, brief, fields, num, seed, bypass_store=bypass_store)
 
     def describe(self) -> ServiceDescription:
         """The judge's description under this client's rubric."""

@@ -16,10 +16,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from llm_server.annotation import Judgement, PairJudgement, ServiceDescription
+from llm_server.annotation import Judgement, PairJudgement, ServiceDescription, Writing
 from llm_server.annotator.feedback import JudgeClient, check_number
 from llm_server.client import AnnotationRefused, ServiceUnavailable
 from llm_server.replicas import Replicas, rendezvous_order
+from llm_server.wire import asked_bytes
+from llm_server.writing.brief import Brief
 
 Send: TypeAlias = Callable[[JudgeClient, list[Any]], Sequence[Any]]
 
@@ -35,9 +37,13 @@ class ReplicatedClient:
         self._is_closed = False
         self._rejected = 0
 
-    def annotate(self, items: Sequence[bytes]) -> list[Judgement]:
-        """One judgement per item, in order. ServiceUnavailable or AnnotationRefused, with received answers kept."""
-        return self._ask("item", items, items, lambda client, part: client.annotate(part))
+    def annotate(self, items: Sequence[bytes], *, abouts: Sequence[bytes] = ()) -> list[Judgement]:
+        """One judgement per item, in order, about one of `abouts` each if any. ServiceUnavailable or AnnotationRefused,
+        with received answers kept."""
+        if not abouts:
+            return self._ask("item", items, items, lambda client, part: client.annotate(part))
+        routes, both = [*map(asked_bytes, items, abouts)], [*zip(items, abouts, strict=True)]
+        return self._ask("item", both, routes, _annotate_about)
 
     def annotate_pairs(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[PairJudgement]:
         """One judgement per pair, in order; the same errors."""
@@ -53,6 +59,13 @@ class ReplicatedClient:
                 f"annotation replicas embed into {sorted(sizes)} dimensions: start all with the same --encoder"
             )
         return np.stack(rows) if rows else np.empty((0, 0), np.float32)
+
+    def write(self, brief: Brief, fields: Mapping[str, bytes], num: int, seed: int) -> list[Writing]:
+        """See `WriterClient`; the same fields go to the same replica."""
+        asked = brief.content_hash, tuple(sorted(fields.items())), num, seed
+        route = brief.id.encode() + b"".join(value for _, value in asked[1])
+        (writings,) = self._ask("writing", [asked], [route], lambda client, _: [client.write(brief, fields, num, seed)])
+        return writings
 
     def describe(self) -> ServiceDescription:
         """The common description of the replicas that are up, with the smallest limits and summed counts; they must
@@ -168,6 +181,10 @@ class ReplicatedClient:
             self._rejected += client.take_rejected() if client is not None else 0
         if client is not None:
             client.close()
+
+
+def _annotate_about(client: JudgeClient, part: list[tuple[bytes, bytes]]) -> list[Judgement]:
+    return client.annotate([item for item, _ in part], abouts=[about for _, about in part])
 
 
 def _send(send: Send, shard: list[Any], client: JudgeClient) -> Sequence[Any]:

@@ -1,4 +1,4 @@
-"""Judgements, vectors and descriptions to protobuf and back.
+"""Judgements, vectors, writings and descriptions to protobuf and back.
 
 Invariant: messages hold the same fields as the types of `llm_server/annotation.py`; a message that breaks the contract
 raises `ValueError` instead of becoming a judgement.
@@ -12,7 +12,9 @@ import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from llm_server import annotation_pb2 as pb
-from llm_server.annotation import Judgement, PairJudgement, ServiceDescription, Status
+from llm_server.annotation import Judgement, PairJudgement, ServiceDescription, Status, Writing
+from llm_server.writing.answer_text import parsed_answer
+from llm_server.writing.brief import Brief
 
 MAX_MESSAGE_BYTES = 64 << 20
 """Limit of one message, both ways: far above the largest legal request, so that the service can refuse one."""
@@ -148,10 +150,10 @@ def _check_share(position: int, name: str, value: float) -> None:
         raise ValueError(f"judgement {position} is invalid: its {name} is {value}, outside 0 to 1")
 
 
-def _check_rubric(theirs: str, ours: str) -> None:
+def _check_rubric(theirs: str, ours: str, what: str = "rubric") -> None:
     if theirs != ours:
         older = "" if theirs else "; the service may be older than this client: restart it with the same version"
-        raise ValueError(f"the answers are by a rubric of hash {theirs!r}, wanted {ours!r}{older}")
+        raise ValueError(f"the answers are by a {what} of hash {theirs!r}, wanted {ours!r}{older}")
 
 
 def _check_hashes(got: Iterable[int], wanted: Iterable[int]) -> None:
@@ -186,10 +188,38 @@ def vectors_of(response: pb.EmbedResponse, items: Sequence[bytes]) -> np.ndarray
     return vectors
 
 
+def write_response(writings: list[Writing], brief: Brief, fingerprint: str) -> pb.WriteResponse:
+    """The response that carries `writings` by `brief`."""
+    messages = [
+        pb.Writing(
+            status=_TO_WIRE[writing.status], text=writing.text.encode(), tokens=writing.tokens, cached=writing.cached
+        )
+        for writing in writings
+    ]
+    return pb.WriteResponse(writings=messages, brief_hash=brief.content_hash, fingerprint=fingerprint)
+
+
+def writings_of(response: pb.WriteResponse, brief: Brief, num: int) -> list[Writing]:
+    """The writings; ValueError unless there are `num` by this brief, with an answer in canonical form exactly where one
+    is OK."""
+    if len(response.writings) != num:
+        raise ValueError(f"{num} writings were asked for and {len(response.writings)} came back")
+    _check_rubric(response.brief_hash, brief.content_hash, "brief")
+    return [_writing(position, wire, brief) for position, wire in enumerate(response.writings)]
+
+
+def _writing(position: int, wire: pb.Writing, brief: Brief) -> Writing:
+    status, text = _status(position, wire.status), wire.text.decode("utf-8")  # its error is a ValueError
+    if (parsed_answer(brief, text) if status is Status.OK else "") != text:
+        raise ValueError(f"writing {position} is {status.name} but its text is no such answer: {text[:100]!r}")
+    return Writing(status=status, text=text, tokens=wire.tokens, cached=wire.cached)
+
+
 def describe_response(
-    description: ServiceDescription, by_rubric: Iterable[ServiceDescription] = ()
+    description: ServiceDescription, by_rubric: Iterable[ServiceDescription] = (), briefs: Iterable[Brief] = ()
 ) -> pb.DescribeResponse:
-    """`description` as a message that has the same fields, and lists the rubrics of all descriptions `by_rubric`."""
+    """`description` as a message that has the same fields, and lists the rubrics of all descriptions `by_rubric` and
+    the `briefs`."""
     rubrics = [
         pb.RubricDescription(
             id=each.rubric_id,
@@ -202,7 +232,8 @@ def describe_response(
         for each in by_rubric
     ]
     fields = {name: getattr(description, name) for name in description.__slots__}
-    return pb.DescribeResponse(**fields, rubrics=rubrics)
+    served = [pb.BriefDescription(id=each.id, version=each.version, hash=each.content_hash) for each in briefs]
+    return pb.DescribeResponse(**fields, rubrics=rubrics, briefs=served)
 
 
 def description_of(response: pb.DescribeResponse) -> ServiceDescription:

@@ -1,7 +1,7 @@
 """The engine that a configuration names, checked and built, and the two engines without a model.
 
 Invariant: mistakes that can be found without loading anything are found without loading anything. The scripted engine
-is deterministic: the same script gives the same text the same answer.
+is deterministic: the same script gives the same text the same answer, and the same texts in turn as writings.
 """
 
 import dataclasses
@@ -13,10 +13,12 @@ from typing import Any
 
 from configs.annotation_schema import ServiceConfig
 from configs.fields import complaint
-from llm_server.annotation import Score
+from llm_server.annotation import Score, Written
 from llm_server.engines.engine import Engine
 from llm_server.engines.models import model_source
 from llm_server.rubrics.rubric import Rubric
+from llm_server.writing.brief import Brief
+from llm_server.writing.script import ScriptedWritings
 
 DEFAULT_PROBABILITY = 0.1
 
@@ -69,7 +71,7 @@ class NoEngine:
     """The engine of a service that only embeds sentences; judges refuse to ask it."""
 
     name = model = fingerprint = "none"
-    judges = needs_calibration = False
+    judges = writes = needs_calibration = False
 
     def under(self, rubric: Rubric) -> "NoEngine":
         """Itself."""
@@ -80,6 +82,10 @@ class NoEngine:
         raise RuntimeError("engine 'none' only embeds sentences, it scores nothing")
 
     score_pairs = score
+
+    def write(self, brief: Brief, text: str, seeds: Sequence[int]) -> list[Written]:
+        """Never called."""
+        raise RuntimeError("engine 'none' only embeds sentences, it writes nothing")
 
     def close(self) -> None:
         """Nothing to free."""
@@ -94,8 +100,12 @@ class ScriptedEngine:
     def __init__(self, config: ServiceConfig) -> None:
         self._rules = _parse(config.script)
         self._delay_s = config.script_delay_s
+        self._writings = ScriptedWritings(config.script_writings)
+        self.writes = bool(config.script_writings)
+        """Whether there is a script for it."""
         self.name = self.model = "scripted"
-        self.fingerprint = f"scripted-{hashlib.sha256(config.script.encode()).hexdigest()[:16]}"
+        scripts = f"{config.script}{self._writings.content}"
+        self.fingerprint = f"scripted-{hashlib.sha256(scripts.encode()).hexdigest()[:16]}"
 
     def under(self, rubric: Rubric) -> "ScriptedEngine":
         """Itself: it reads no rubric."""
@@ -110,6 +120,11 @@ class ScriptedEngine:
         """The first is better as far as its log-odds exceed the second's (Bradley-Terry)."""
         time.sleep(self._delay_s * len(pairs))
         return [Score(self._preference(first, second), 1.0) for first, second in pairs]
+
+    def write(self, brief: Brief, text: str, seeds: Sequence[int]) -> list[Written]:
+        """What the file of writings gives, after the script's delay for each."""
+        time.sleep(self._delay_s * len(seeds))
+        return [self._writings.next(brief, text) for _ in seeds]
 
     def close(self) -> None:
         """Nothing to free."""

@@ -14,20 +14,23 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any
 
 from configs.annotation_schema import ServiceConfig
 from configs.checks import check_key_variable
-from llm_server.annotation import Score
+from llm_server.annotation import Score, Written
 from llm_server.engines.answers import NO_ANSWER, score_of_text, score_of_top_tokens
+from llm_server.engines.concurrent_map import concurrent_map
 from llm_server.engines.engine import PROBE
 from llm_server.engines.openai_forms import THINKING_TOKENS, Answer, Form, find_form, is_too_short, request_body
 from llm_server.engines.openai_http import NO_CREDIT, UNKNOWN, WRONG_KEY, Endpoint, EndpointRefused, EndpointUnavailable
 from llm_server.rubrics.question import Question
 from llm_server.rubrics.rubric import PROMPT_VERSION, Rubric
+from llm_server.writing.answer_text import until_stop
+from llm_server.writing.brief import Brief
 
 LOG = logging.getLogger(__name__)
 ATTEMPTS_PER_DEADLINE = 3
@@ -40,16 +43,13 @@ ATTEMPTS = 3
 """Requests about one text without a readable answer, after which it counts as refused."""
 MAX_KEPT = 4096
 """Answers of failed batches that are kept for a retry."""
-POLL_S = 0.1
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class OpenAIEngine:
     """Scores texts at one endpoint under one rubric. Its construction raises ValueError where the endpoint refuses the
     first question, EndpointUnavailable where it does not answer within the deadline."""
 
-    judges = True
+    judges = writes = True
 
     def __init__(self, config: ServiceConfig, rubric: Rubric) -> None:
         self._key_env = config.endpoint_key_env
@@ -63,6 +63,7 @@ class OpenAIEngine:
         )
         self.model = config.model
         self._concurrency, self._closed = config.endpoint_concurrency, threading.Event()
+        self._refused_keys: set[str] = set()  # parameters of writing that the endpoint does not take
         try:
             self._take(rubric)
         except BaseException:
@@ -99,6 +100,11 @@ class OpenAIEngine:
         """One score per pair as it is shown; ValueError where the rubric has no pairs. Raises what `score` does."""
         question, text_of = self._rubric.pair_question(), self._rubric.pair_text
         return self._score(question, [text_of(first, second) for first, second in pairs], text_of(PROBE, PROBE))
+
+    def write(self, brief: Brief, text: str, seeds: Sequence[int]) -> list[Written]:
+        """See `Engine.write`; nothing for a text that the endpoint, or a filter, refuses. RuntimeError where the
+        endpoint does not answer within the deadline, or refuses a harmless question too."""
+        return concurrent_map(partial(self._write, brief, text), seeds, self._concurrency, self._closed)
 
     def close(self) -> None:
         """End running requests; a `score` that waits for them fails."""
@@ -169,9 +175,44 @@ class OpenAIEngine:
             raise EndpointRefused(f"{self._endpoint.url} gave no log-probabilities, as it did at first", REFUSING[0])
         return NO_ANSWER
 
+    def _write(self, brief: Brief, text: str, seed: int) -> Written:
+        question = brief.question(self._rubric.style, self._rubric.answer_prefix)
+        stops = brief.stops(question.style)
+        # An endpoint that thinks before it answers gets the room for thoughts that it needed for the rubric.
+        form = replace(self._form, top_logprobs=0, tokens=max(self._form.tokens, brief.max_tokens))
+        wanted: dict[str, Any] = {"seed": seed} | ({"stop": list(stops)} if stops else {})
+        try:
+            while True:
+                body = request_body(self.model, question, text, form)
+                body |= {key: value for key, value in wanted.items() if key not in self._refused_keys}
+                if form.has_temperature:
+                    body["temperature"] = brief.temperature
+                try:
+                    response = self._endpoint.post(_path(question), body, wants_choice=True)
+                    break
+                except EndpointRefused as error:
+                    named = {key for key in wanted.keys() & body.keys() if key in error.said.lower()}
+                    longer = form.longer() if is_too_short(error.said) else None
+                    if not named and longer is None:
+                        raise
+                    self._refused_keys |= named
+                    form = longer or form
+        except EndpointRefused as error:
+            if error.status not in REFUSING:
+                raise EndpointRefused(self._explained(error), error.status) from None
+            self._ask(self._single, self._probe)  # raises where the text is not the reason
+            LOG.warning("nothing is written about %r: %s", text, error)
+            return Written("", 0)
+        answer = Answer(response)
+        said, has_stopped = until_stop("" if answer.is_withheld else answer.text, stops)
+        usage = response.get("usage")
+        tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+        tokens = tokens if isinstance(tokens, int) and 0 < tokens < 2**31 else len(said.split())
+        return Written(said, tokens, is_cut=answer.is_unfinished and not has_stopped)
+
     def _post(self, question: Question, text: str, form: Form) -> Answer:
-        path = "completions" if question.style == "completion" else "chat/completions"
-        return Answer(self._endpoint.post(path, request_body(self.model, question, text, form), wants_choice=True))
+        body = request_body(self.model, question, text, form)
+        return Answer(self._endpoint.post(_path(question), body, wants_choice=True))
 
     def _find_form(self) -> Form:
         def holds_answer(form: Form, answer: Answer) -> bool:
@@ -248,43 +289,11 @@ def _read_key(variable: str) -> str:
     return key
 
 
+def _path(question: Question) -> str:
+    return "completions" if question.style == "completion" else "chat/completions"
+
+
 def _read(question: Question, answer: Answer, form: Form) -> Score:
     if form.top_logprobs:
         return score_of_top_tokens(answer.top_tokens, question.answers, question.weights)
     return score_of_text(answer.text, question.answers, question.answer_label, question.weights)
-
-
-def concurrent_map(
-    function: Callable[[Item], Result], items: Sequence[Item], max_threads: int, stop: threading.Event
-) -> list[Result]:
-    """`function` of each item, in their order; raises the first error, and RuntimeError once `stop` is set."""
-    futures: list[Future[Result]] = [Future() for _ in items]
-    waiting = iter(zip(items, futures, strict=True))
-    lock, is_over = threading.Lock(), threading.Event()
-
-    def work() -> None:
-        while not is_over.is_set():
-            with lock:
-                job = next(waiting, None)
-            if job is None:
-                return
-            item, future = job
-            try:
-                future.set_result(function(item))
-            except BaseException as error:
-                is_over.set()
-                future.set_exception(error)
-
-    for _ in range(min(max_threads, len(items))):
-        threading.Thread(target=work, name="concurrent-map", daemon=True).start()
-    pending = set(futures)
-    try:
-        while pending:
-            if stop.is_set():
-                raise RuntimeError("closed before everything was answered")
-            done, pending = wait(pending, POLL_S, FIRST_EXCEPTION)
-            for future in done:
-                future.result()
-    finally:
-        is_over.set()
-    return [future.result() for future in futures]

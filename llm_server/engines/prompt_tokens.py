@@ -5,7 +5,7 @@ have one for a full stop and the end of its line). Yet a text is tokenised as pl
 token, and the tokens before it are the same for every text. Each answer is one token in its context.
 
 A text is tokenised with the rest of its line, up to the next special token: no token spans a special one, and PROBES
-show whether any spans the beginning of the line.
+show whether any spans the beginning of the line. A question without answers is a brief's: its answer is free text.
 """
 
 import math
@@ -33,14 +33,16 @@ class PromptTokens:
         self, tokenizer: Any, question: Question, *, model: str, context: int, max_text_tokens: int = MAX_TEXT_TOKENS
     ) -> None:
         self._tokenizer, self._model = tokenizer, model
-        self._special = frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.added_tokens_decoder)
+        self.special = frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.added_tokens_decoder)
+        """Tokens that no text gives."""
         before, after = self._prompt(question)
         if question.style == "completion" or before.endswith(question.label):
             before += " "
-        self._answer = question.answers[0]
-        self.suffix: list[int] = self._with_special(after + self._answer)[:-1]
+        self._answer = question.answers[0] if question.answers else ""
+        self._before_answer = -1 if question.answers else None
+        self.suffix: list[int] = self._with_special(after + self._answer)[: self._before_answer]
         """Tokens after a text that shares no token with what follows it."""
-        whole = [self._with_special(f"{before}{text}{after}{self._answer}")[:-1] for text in PROBES]
+        whole = [self._with_special(f"{before}{text}{after}{self._answer}")[: self._before_answer] for text in PROBES]
         self._find_line(before, after, whole)
         self.prefix: list[int] = self._begun(whole[0][: len(whole[0]) - len(self._read(PROBES[0]) or [])])
         """Tokens before every text."""
@@ -52,8 +54,9 @@ class PromptTokens:
         """See `Question.weights`."""
         room = context - len(self.prefix) - len(self.suffix) - 1
         if room < 64:
+            what = "rubric" if question.answers else "brief"
             raise ValueError(
-                f"the rubric takes {len(self.prefix)} of the {context} tokens that model '{model}' can read: use fewer"
+                f"the {what} takes {len(self.prefix)} of the {context} tokens that model '{model}' can read: use fewer"
                 " examples"
             )
         self._max_tokens = min(room, max_text_tokens) + len(self.suffix)
@@ -82,8 +85,8 @@ class PromptTokens:
         special |= set(self._tokenizer.all_special_tokens)
         begin = max((end + len(token) for token in special if (end := before.rfind(token)) >= 0), default=0)
         ends = [end for token in special if (end := after.find(token)) >= 0]
-        self._ends_with_answer = not ends
-        self._rest = self._with_special(after[min(ends) :] + self._answer)[:-1] if ends else []
+        self._line_end = None if ends else self._before_answer
+        self._rest = self._with_special(after[min(ends) :] + self._answer)[: self._before_answer] if ends else []
         self._after = after[: min(ends)] if ends else after + self._answer
         for start in (max(begin, before.rfind("\n") + 1), begin):
             self._before, self._begins = before[start:], []
@@ -112,9 +115,9 @@ class PromptTokens:
         """Tokens of a text and of what follows it, from those of its line; None where it changes the tokens before it
         or has a special one."""
         begins, tokens = line[: len(self._begins)], line[len(self._begins) :]
-        if begins != self._begins or self._special.intersection(tokens):
+        if begins != self._begins or self.special.intersection(tokens):
             return None
-        return (tokens[:-1] if self._ends_with_answer else tokens) + self._rest
+        return tokens[: self._line_end] + self._rest
 
     def _prompt(self, question: Question) -> tuple[str, str]:
         if question.style == "completion":

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from configs.annotation_schema import ServiceConfig
 from configs.devices import resolve_device
-from llm_server.annotation import Score
+from llm_server.annotation import Score, Written
 from llm_server.engines.devices import layer_of, resolve_dtype
 from llm_server.engines.engine import PROBE
 from llm_server.engines.models import (
@@ -37,6 +37,8 @@ from llm_server.engines.models import (
 )
 from llm_server.engines.prompt_tokens import PromptTokens, score_batches
 from llm_server.rubrics.rubric import PROMPT_VERSION, Rubric
+from llm_server.writing.brief import Brief
+from llm_server.writing.sampling import Sampler, Turns
 
 LOG = logging.getLogger(__name__)
 MAX_PACK_TOKENS = 2048
@@ -47,8 +49,7 @@ SECOND_PROBE = "You see here a newt."
 class TransformersEngine:
     """Scores texts with one model under one rubric; ValueError at construction where model and rubric do not fit."""
 
-    judges = True
-    needs_calibration = True
+    judges = writes = needs_calibration = True
 
     def __init__(self, config: ServiceConfig, rubric: Rubric):
         self._device = resolve_device(config.device, "service.device")
@@ -59,6 +60,8 @@ class TransformersEngine:
         self.fingerprint = _fingerprint(self._model, self._tokenizer, self.name)
         self._head = self._model.get_output_embeddings()
         self._prompt = partial(PromptTokens, self._tokenizer, model=self.model, context=context)
+        self._turns = Turns()
+        self._sampler = Sampler(self._model, self._tokenizer, name=self.model, context=context, turns=self._turns)
         self._take(rubric)
 
     def under(self, rubric: Rubric) -> "TransformersEngine":
@@ -83,8 +86,14 @@ class TransformersEngine:
         self._pair = self._pair or self._prepared(prompt)  # prepared late: it takes a second, and few runs need it
         return self._score(self._pair, [self._rubric.pair_text(first, second) for first, second in pairs])
 
+    def write(self, brief: Brief, text: str, seeds: Sequence[int]) -> list[Written]:
+        """See `Engine.write`; RuntimeError once the engine is closed."""
+        question = brief.question(self._rubric.style, self._rubric.answer_prefix)
+        return self._sampler.write(brief, question, text, seeds)
+
     def close(self) -> None:
-        """Nothing outside this process to free."""
+        """End a `write` within a slice; nothing outside this process is to be freed."""
+        self._sampler.close()
 
     def _prepared(self, prompt: PromptTokens) -> "_PreparedPrompt":
         """The prompt with its prefix computed. A plain pass over prefix and probe shows whether packed answers are
@@ -92,14 +101,14 @@ class TransformersEngine:
         ValueError for those."""
         first = prompt.tokens(PROBE) or []
         cache = DynamicCache()
-        with torch.no_grad():
+        with torch.no_grad(), self._turns:
             ids = torch.tensor([prompt.prefix + first], device=self._device)
             last = self._model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
             logits = last.logits[:, -1].float()
         cache.crop(-len(first))
         prepared = _PreparedPrompt(prompt, cache, self._head.weight[prompt.answers].float())
         plain = _scores(logits, prompt.answers, logits[:, prompt.answers], prompt.weights)[0]
-        packed = self._score_pack(prepared, [prompt.tokens(SECOND_PROBE) or [], first])[1]
+        packed = self._in_turn(prepared, [prompt.tokens(SECOND_PROBE) or [], first])[1]
         difference = max(abs(a - b) for a, b in zip(packed[:2], plain[:2], strict=True))
         if not difference < (0.1 if self._model.dtype is torch.bfloat16 else 0.001):  # NaN fails too
             raise ValueError(
@@ -110,7 +119,11 @@ class TransformersEngine:
 
     def _score(self, prepared: "_PreparedPrompt", texts: Sequence[str]) -> list[Score]:
         sequences = prepared.prompt.all_tokens(texts)
-        return score_batches(sequences, partial(self._score_pack, prepared), self._batch_size, MAX_PACK_TOKENS)
+        return score_batches(sequences, partial(self._in_turn, prepared), self._batch_size, MAX_PACK_TOKENS)
+
+    def _in_turn(self, prepared: "_PreparedPrompt", sequences: Sequence[list[int]]) -> list[Score]:
+        with self._turns:
+            return self._score_pack(prepared, sequences)
 
     @torch.no_grad()
     def _score_pack(self, prepared: "_PreparedPrompt", sequences: Sequence[list[int]]) -> list[Score]:

@@ -12,15 +12,18 @@ the whole vocabulary (vLLM's `raw_logprobs`), so the sum of the answers' probabi
 import copy
 import math
 import secrets
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from configs.annotation_schema import ServiceConfig
 from configs.devices import resolve_device
-from llm_server.annotation import Score
+from llm_server.annotation import Score, Written
 from llm_server.child_server import ChildServer, ProbeRefused, ServerSettings
 from llm_server.engines.answers import NO_ANSWER, score_of_answers
+from llm_server.engines.concurrent_map import concurrent_map
 from llm_server.engines.devices import layer_of, resolve_dtype
 from llm_server.engines.engine import PROBE
 from llm_server.engines.model_check import unused_tensors
@@ -29,6 +32,7 @@ from llm_server.engines.openai_http import Endpoint, EndpointRefused, EndpointUn
 from llm_server.engines.prompt_tokens import PromptTokens, score_batches
 from llm_server.engines.vllm_program import is_on_cpu, vllm_command, vllm_environment, vllm_python
 from llm_server.rubrics.rubric import Rubric
+from llm_server.writing.brief import Brief
 
 DEFAULT_MODEL_LEN = 4096
 MAX_ATTEMPTS = 3
@@ -36,13 +40,13 @@ MAX_ATTEMPTS = 3
 RESTART_PATIENCE_S = 600.0
 FIRST_START_PATIENCE_S = 1800.0
 OLDEST_VLLM = "0.32"
+Result = TypeVar("Result")
 
 
 class VllmEngine:
     """Scores texts with one model under one rubric; ValueError where vLLM, model and rubric do not fit."""
 
-    judges = True
-    needs_calibration = True
+    judges = writes = needs_calibration = True
 
     def __init__(self, config: ServiceConfig, rubric: Rubric) -> None:
         python = vllm_python(config.vllm_python)
@@ -62,10 +66,10 @@ class VllmEngine:
         dtype = resolve_dtype(config.dtype, device, layer_of(settings))
         self.name = f"vllm/{'cpu' if on_cpu else 'gpu'}/{dtype}"
         self.fingerprint = folder_fingerprint(folder, self.name)
-        self._prompt = partial(PromptTokens, tokenizer, model=self.model, context=context)
+        self._prompt, self._context = partial(PromptTokens, tokenizer, model=self.model), context
         self._take(rubric)
         self._endpoints: dict[int, Endpoint] = {}  # at most one, by port; shared by all rubrics
-        self._key = secrets.token_urlsafe(24)
+        self._key, self._closed = secrets.token_urlsafe(24), threading.Event()
         self._server = ChildServer(
             ServerSettings(
                 name="vLLM",
@@ -92,8 +96,8 @@ class VllmEngine:
 
     def _take(self, rubric: Rubric) -> None:
         self._rubric = rubric
-        self._single = self._prompt(rubric.question())
-        self._pair = self._prompt(rubric.pair_question()) if rubric.pairs else None
+        self._single = self._prompt(rubric.question(), context=self._context)
+        self._pair = self._prompt(rubric.pair_question(), context=self._context) if rubric.pairs else None
 
     def score(self, texts: Sequence[str]) -> list[Score]:
         """One score per text, in their order; NaN for a text that cannot be asked as plain text. Waits while vLLM is
@@ -102,11 +106,39 @@ class VllmEngine:
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
         """One score per pair as it is shown; ValueError where the rubric has no pairs. Raises what `score` does."""
-        prompt = self._pair or self._prompt(self._rubric.pair_question())  # the latter raises
+        prompt = self._pair or self._prompt(self._rubric.pair_question(), context=self._context)  # the latter raises
         return self._score(prompt, [self._rubric.pair_text(first, second) for first, second in pairs])
 
+    def write(self, brief: Brief, text: str, seeds: Sequence[int]) -> list[Written]:
+        """See `Engine.write`. Waits while vLLM is replaced; RuntimeError as `score`."""
+        question = brief.question(self._rubric.style, self._rubric.answer_prefix)
+        room = self._context - brief.max_tokens
+        prompt = self._prompt(question, context=room, max_text_tokens=room)
+        if (tokens := prompt.tokens(text)) is None:
+            return [Written("", 0)] * len(seeds)
+        body = {
+            "model": "delphi",
+            "prompt": prompt.prefix + tokens,
+            "max_tokens": brief.max_tokens,
+            "temperature": brief.temperature,
+            "stop": list(brief.stops(question.style)),
+            "stop_token_ids": sorted(prompt.special),
+        }
+        # Each is a request of its own, as it has its own seed; vLLM computes them, and judgements meanwhile, together.
+        return concurrent_map(partial(self._write, body), seeds, self._config.batch_size, self._closed)
+
+    def _write(self, body: dict[str, Any], seed: int) -> Written:
+        def ask(port: int) -> Written:
+            with closing(self._connect(port, self._config.engine_timeout_s)) as endpoint:
+                response = endpoint.post("completions", body | {"seed": seed}, wants_choice=True)
+            choice = response["choices"][0]
+            return Written(choice["text"], response["usage"]["completion_tokens"], choice["finish_reason"] == "length")
+
+        return self._persistently(ask, "a writing")
+
     def close(self) -> None:
-        """End vLLM and all its processes; a running `score` fails."""
+        """End vLLM and all its processes; a running `score` or `write` fails."""
+        self._closed.set()
         self._server.close()
         for endpoint in self._endpoints.values():
             endpoint.close()
@@ -127,19 +159,25 @@ class VllmEngine:
 
     def _score_batch(self, prompt: PromptTokens, sequences: Sequence[list[int]]) -> list[Score]:
         prompts = [prompt.prefix + sequence for sequence in sequences]
+        return self._persistently(
+            lambda port: self._request(self._endpoint_on(port), prompts, prompt), f"{len(prompts)} texts"
+        )
+
+    def _persistently(self, ask: Callable[[int], Result], what: str) -> Result:
+        """The result of `ask` of the port of a server that is up, asked again of the next one while it fails."""
         problem = ""
         for _ in range(MAX_ATTEMPTS):
             port = self._server.wait_until_up(RESTART_PATIENCE_S)
             try:
-                scores = self._request(self._endpoint_on(port), prompts, prompt)
+                result = ask(port)
             except EndpointUnavailable as error:
                 problem = str(error)
                 self._server.doubt(port)
             else:
                 self._server.answered()
-                return scores
+                return result
         raise RuntimeError(
-            f"vLLM failed {MAX_ATTEMPTS} times on {len(prompts)} texts ({problem}): lower service.batch_size"
+            f"vLLM failed {MAX_ATTEMPTS} times on {what} ({problem}): lower service.batch_size"
             " or raise service.engine_timeout_s if it is only slow"
         )
 

@@ -31,6 +31,7 @@ from llm_server.service.asking import Asking
 from llm_server.service.combining import combine_parts, pair_judgement
 from llm_server.service.pending import Key, PendingQuestion, PendingQuestions, map_future
 from llm_server.service.store import JudgementStore, open_store
+from llm_server.writing.desk import WritingDesk
 
 LOG = logging.getLogger(__name__)
 MAX_PENDING_REQUESTS = 8
@@ -56,8 +57,8 @@ def build_judge(config: ServiceConfig, rubrics: Sequence[Rubric]) -> "Judge":
 
 
 class Judge:
-    """Judges items and pairs under one or several rubrics, and embeds them; thread-safe. It owns engine, thread and
-    store.
+    """Judges items and pairs under one or several rubrics, embeds them, and writes by briefs; thread-safe. It owns
+    engine, threads and store.
 
     The engine is that of the first rubric; the others' come from it. Methods that take a `rubric` use the first where
     none is given, and raise ValueError for one that is not served.
@@ -71,6 +72,8 @@ class Judge:
         self._askings = [Asking(engine, first), *(_asking_too(engine, rubric) for rubric in others)]
         self._numbers = {_identity(asking.rubric): number for number, asking in enumerate(self._askings)}
         self._encoder = SentenceEncoder(config)
+        self.desk = WritingDesk(engine, first, store, config.max_item_bytes)
+        """Where the same model writes."""
         self._forward_passes = 0
         self._asked_at: float | None = None  # when the engine began its present batch
         self._queue = PendingQuestions(MAX_PENDING_REQUESTS * config.max_items_per_request, has_store=store is not None)
@@ -201,6 +204,7 @@ class Judge:
             max_item_bytes=self._config.max_item_bytes,
             forward_passes=self._forward_passes,
             engine_busy_s=time.monotonic() - began if (began := self._asked_at) else 0.0,
+            writes=self.desk.writes,
         )
 
     def close(self) -> None:
@@ -209,6 +213,7 @@ class Judge:
         for asking in self._askings:
             asking.engine.close()
         self._encoder.close()
+        self.desk.close()
         self._worker.join(CLOSE_TIMEOUT_S)
         if self._store:
             self._store.close()

@@ -24,6 +24,8 @@ from llm_server.rubrics.rubric import Rubric
 from llm_server.service.auth import Gate, add_port, check_access
 from llm_server.service.judge import Judge
 from llm_server.service.pending import JudgeBusyError, JudgeClosedError, JudgeFailedError
+from llm_server.writing.brief import Brief
+from llm_server.writing.loading import built_in_briefs, load_brief
 
 T = TypeVar("T")
 LOG = logging.getLogger(__name__)
@@ -76,11 +78,19 @@ class AnnotationServicer(annotation_pb2_grpc.AnnotationServicer):
         vectors = await _answer(context, lambda: judge.submit_embedding(items))
         return wire.embed_response(vectors, items, fingerprint=judge.describe().fingerprint)
 
+    async def Write(self, request: pb.WriteRequest, context: grpc.aio.ServicerContext) -> pb.WriteResponse:
+        """What the model writes by a brief."""
+        judge = await self._ready_judge(context)
+        brief, fields = await _named_brief(request, context), dict(request.fields)
+        ask = partial(judge.desk.submit, brief, fields, request.num, request.seed, bypass_store=request.bypass_store)
+        return wire.write_response(await _answer(context, ask), brief, judge.describe().fingerprint)
+
     async def Describe(self, request: pb.DescribeRequest, context: grpc.aio.ServicerContext) -> pb.DescribeResponse:
         """The judge's description under the rubric that the request names, the first where it has none of that name."""
         judge = await self._ready_judge(context)
         rubric = _found_rubric(judge, request)
-        return wire.describe_response(judge.describe(rubric), map(judge.describe, judge.rubrics))
+        briefs = map(load_brief, built_in_briefs())
+        return wire.describe_response(judge.describe(rubric), map(judge.describe, judge.rubrics), briefs)
 
     async def _ready_judge(self, context: grpc.aio.ServicerContext) -> Judge:
         """The judge, once it is loaded; aborts the call otherwise."""
@@ -106,6 +116,22 @@ async def _named_rubric(judge: Judge, request: Any, context: grpc.aio.ServicerCo
         grpc.StatusCode.FAILED_PRECONDITION,
         f"rubric {asked!r} version {version!r} was requested, this service has {served}; start a service with that"
         " rubric, or request one that this has",
+    )
+    raise AssertionError("abort raises")
+
+
+async def _named_brief(request: pb.WriteRequest, context: grpc.aio.ServicerContext) -> Brief:
+    """The brief that `request` names; aborts the call where it is not served."""
+    briefs = [*map(load_brief, built_in_briefs())]
+    for brief in briefs:
+        if (brief.id, brief.version) == (request.brief_id, request.brief_version):
+            return brief
+    asked, version = request.brief_id[:MAX_SHOWN_CHARS], request.brief_version[:MAX_SHOWN_CHARS]
+    served = ", ".join(f"{brief.id!r} version {brief.version!r}" for brief in briefs)
+    await context.abort(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        f"brief {asked!r} version {version!r} was requested, this service has {served}; request one of these, or start"
+        " a service of the same version as its clients",
     )
     raise AssertionError("abort raises")
 

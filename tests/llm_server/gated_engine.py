@@ -11,7 +11,7 @@ class GatedEngine:
     """Answers 0.9 to texts with `good`, else 0.1, and records every batch; waits at `gate` first."""
 
     name = model = fingerprint = "gated"
-    judges, needs_calibration = True, False
+    judges, writes, needs_calibration = True, False, False
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []

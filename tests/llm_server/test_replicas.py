@@ -9,13 +9,14 @@ import pytest
 
 from actors.captions import caption_id
 from configs.annotation_schema import AnnotatorConfig
-from llm_server.annotation import PairJudgement, Status
+from llm_server.annotation import PairJudgement, Status, Writing
 from llm_server.annotator.annotator import Annotator
 from llm_server.annotator.caption_book import CaptionBook
 from llm_server.annotator.feedback import CaptionQuestions
 from llm_server.client import AnnotationRefused, ServiceUnavailable
 from llm_server.replicas import Replicas, rendezvous_order, split_addresses
 from llm_server.replicated_client import ReplicatedClient
+from llm_server.writing.loading import load_brief
 from tests.llm_server.fake_clients import FakeClient, FakeService, judge
 from tests.llm_server.waiting import wait_until
 
@@ -53,12 +54,23 @@ class ReplicaClient(FakeClient):
             super().describe(), fingerprint=self._service.model, model=self._service.model, forward_passes=5
         )
 
+    def annotate(self, items, *, abouts=()):
+        if not abouts:
+            return super().annotate(items)
+        self._service.requests.append([*zip(texts(items), texts(abouts), strict=True)])
+        return [judge(f"{item} {about}") for item, about in self._service.requests[-1]]
+
     def annotate_pairs(self, pairs):
         self._service.fail()
         return [
             PairJudgement(status=Status.OK, preference=len(a) / 100, answer_mass=1.0, position_bias=0.0)
             for a, _ in pairs
         ]
+
+    def write(self, brief, fields, num, seed):
+        self._service.fail()
+        self._service.answered.append(f"{brief.id} {seed}")
+        return [Writing(status=Status.OK, text=f"goal {seed}", tokens=2)] * num
 
     def embed(self, items):
         self._service.fail()
@@ -111,6 +123,16 @@ def test_answers_come_in_the_order_asked_from_the_replica_that_each_item_prefers
     pairs = list(zip(ITEMS, reversed(ITEMS), strict=True))
     assert [j.preference for j in client.annotate_pairs(pairs)] == [len(first) / 100 for first, _ in pairs]
     assert client.describe().forward_passes == 15
+
+
+def test_an_item_about_two_things_is_two_items_each_with_its_own_answer(made):
+    services = {name: Replica() for name in ("a", "b", "c")}
+    client = made(services)[1]()
+    items, abouts = [b"a door"] * 20, [b"kill it" if n % 2 else b"open %d" % n for n in range(20)]
+    assert [j.probability for j in client.annotate(items, abouts=abouts)] == [0.9 if n % 2 else 0.2 for n in range(20)]
+    asked = [pair for service in services.values() for request in service.requests for pair in request]
+    assert sorted(asked) == sorted(zip(texts(items), texts(abouts), strict=True))
+    assert sum(bool(service.requests) for service in services.values()) > 1
 
 
 def test_the_parts_of_a_batch_are_asked_at_once(made):
@@ -353,3 +375,21 @@ def test_an_annotator_loses_no_caption_and_asks_none_twice_while_replicas_come_a
 def test_a_list_of_addresses_may_have_spaces():
     assert split_addresses(" a:1, b:2 ,") == ["a:1", "b:2"]
     assert split_addresses("") == []
+
+
+def test_the_same_fields_are_written_about_by_the_same_replica_and_by_another_where_it_fails(made):
+    services = {name: Replica() for name in ("a", "b", "c")}
+    client, brief = made(services)[1](), load_brief("suggest_goals")
+    for seed in range(3):
+        assert [w.text for w in client.write(brief, {"state": b"A door."}, 2, seed)] == [f"goal {seed}"] * 2
+    (one,) = [service for service in services.values() if service.answered]
+    assert one.answered == [f"suggest_goals {seed}" for seed in range(3)]
+    for n in range(20):
+        client.write(brief, {"state": b"A door %d." % n}, 1, 0)
+    assert all(service.answered for service in services.values())
+    one.is_down = True
+    assert client.write(brief, {"state": b"A door."}, 1, 9)[0].text == "goal 9"
+    for service in services.values():
+        service.is_down = True
+    with pytest.raises(ServiceUnavailable):
+        client.write(brief, {"state": b"A door."}, 1, 9)

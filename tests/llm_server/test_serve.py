@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from llm_server import serve
 from llm_server.client import AnnotationClient, ServiceUnavailable
 from llm_server.rubrics.loading import load_rubric
 
+HERE = ("--store=memory", "--port=0")
+
 
 def command(*arguments):
-    return [sys.executable, "-m", "llm_server.serve", "--store=memory", "--port=0", *arguments]
+    return [sys.executable, "-m", "llm_server.serve", *HERE, *arguments]
 
 
 @pytest.fixture
@@ -46,22 +49,28 @@ def start(tmp_path):
         (["--model=/no/such/folder"], "model folder '/no/such/folder' does not exist"),
         (["--engine=scripted", "--host=0.0.0.0"], "--insecure-listen-anywhere"),
         (["--engine=scripted", "--port=70000"], "--port: got 70000, wanted a number from 0 to 65535"),
-        (
-            ["--engine=scripted", "--store=/proc/no/such.sqlite"],
-            "judgement store '/proc/no/such.sqlite' cannot be opened",
-        ),
     ],
 )
-def test_what_is_wrong_is_one_line_and_exit_code_2(arguments, complaint, tmp_path):
+def test_what_is_wrong_is_one_line_and_exit_code_2(arguments, complaint, tmp_path, capsys):
     broken = tmp_path / "broken.yaml"
     broken.write_text("goal: Nothing.")
     arguments = [argument.replace("BROKEN", str(broken)) for argument in arguments]
     complaint = complaint.replace("BROKEN", str(broken))
-    result = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120)
+    assert serve.main([*HERE, *arguments]) == 2
+    assert_one_line(complaint, capsys.readouterr().err)
+
+
+def test_so_is_a_store_that_cannot_be_opened_and_the_process_ends():
+    settings = ["--engine=scripted", "--store=/proc/no/such.sqlite"]
+    result = subprocess.run(command(*settings), capture_output=True, text=True, timeout=120)
     assert result.returncode == 2
-    assert complaint in result.stderr
-    assert "Traceback" not in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+    assert_one_line("judgement store '/proc/no/such.sqlite' cannot be opened", result.stderr)
+
+
+def assert_one_line(complaint, error):
+    assert complaint in error
+    assert "Traceback" not in error
+    assert len(error.strip().splitlines()) == 1
 
 
 def test_an_endpoint_that_is_away_is_one_line_and_an_exit_code_after_which_a_run_tries_again():

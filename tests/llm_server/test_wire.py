@@ -110,7 +110,8 @@ def test_the_generated_code_is_not_stale(tmp_path):
     protoc = [sys.executable, "-m", "grpc_tools.protoc", "-I.", f"--descriptor_set_out={target}"]
     subprocess.run([*protoc, "llm_server/annotation.proto"], cwd=ROOT, check=True)
     (fresh,) = FileDescriptorSet.FromString(target.read_bytes()).file
-    for message in fresh.message_type:
+    entries = [entry for message in fresh.message_type for entry in message.nested_type]  # of maps
+    for message in [*fresh.message_type, *entries]:
         for field in message.field:
             field.ClearField("json_name")  # follows from the name
     stub = (ROOT / "llm_server" / "annotation_pb2_grpc.py").read_text()

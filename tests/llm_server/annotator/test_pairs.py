@@ -38,7 +38,7 @@ class BiasedEngine:
     """Log-odds of `first`: the first text's final number minus the second's, plus a position bias of 1.5."""
 
     name = model = fingerprint = "biased"
-    judges, needs_calibration = True, False
+    judges, writes, needs_calibration = True, False, False
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from llm_server.engines.openai_engine import concurrent_map
+from llm_server.engines.concurrent_map import concurrent_map
 
 
 def test_results_come_in_the_order_of_the_items_however_calls_end():

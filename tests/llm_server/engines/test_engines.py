@@ -19,6 +19,7 @@ from llm_server.engines.building import build_engine
 from llm_server.engines.engine import Engine
 from llm_server.engines.openai_engine import OpenAIEngine
 from llm_server.rubrics.rubric import GradedAnswer, PairExample, PairRubric, Rubric
+from llm_server.writing.loading import load_brief
 from tests.llm_server.fake_endpoint import MODEL, FakeEndpoint
 
 ENGINES = ("scripted", "transformers", "openai", "openai_text", "vllm")
@@ -129,7 +130,7 @@ def test_every_text_has_one_score_in_its_place(engine):
 
 def test_an_answer_does_not_depend_on_its_batch(engine):
     (alone,) = engine.score([TEXTS[0]])
-    for score in engine.score(TEXTS[:1] * 40)[::7]:
+    for score in engine.score(TEXTS[:1] * 20)[::7]:
         assert score[:2] == pytest.approx(alone[:2], abs=0.03)
 
 
@@ -158,8 +159,29 @@ def test_a_text_of_special_tokens_changes_no_other_answer(engine):
     assert between[1][:2] == pytest.approx(alone[0][:2], abs=0.03)
 
 
+@pytest.mark.parametrize("name", ["transformers", "vllm", "openai"])
+def test_a_writing_depends_on_its_seed_and_on_no_other_one(name, request):
+    engine = request.getfixturevalue(name)
+    brief = dataclasses.replace(load_brief("suggest_goals"), max_tokens=12, temperature=1.0)
+    assert engine.writes
+    texts = engine.write(brief, "A closed door.", [3, 4, 5, 6])
+    assert [written.text for written in texts[:1]] == [engine.write(brief, "A closed door.", [3])[0].text]
+    assert all("\n" not in written.text and 0 < written.tokens <= 12 for written in texts)
+    assert name == "openai" or len({written.text for written in texts}) > 1
+    assert engine.write(brief, "A closed door.", []) == []
+
+
+def test_vllm_writes_the_likeliest_tokens_as_transformers_does(vllm, transformers):
+    brief = dataclasses.replace(load_brief("suggest_goals"), max_tokens=12, temperature=0.0)
+    states = ["A closed door.", "A staircase down. Gold.", "Hurt. A jackal."]
+    theirs, ours = ([engine.write(brief, state, [1])[0] for state in states] for engine in (vllm, transformers))
+    assert [written.text for written in theirs] == [written.text for written in ours]
+    assert vllm.write(load_brief("relabel_goals"), "x" + "\n- \u0130\u2126" * 6000, [1]) == [("", 0, False)]
+    assert vllm.score(TEXTS[:1])[0].answer_mass > 0
+
+
 def labelled_captions():
-    return [json.loads(line)["caption"] for line in LABELLED.read_text().splitlines()][::3]
+    return [json.loads(line)["caption"] for line in LABELLED.read_text().splitlines()][::9]
 
 
 def log_odds(scores):
@@ -173,7 +195,7 @@ def rank_correlation(a, b):
 
 def test_vllm_judges_as_transformers_does(vllm, transformers):
     captions = labelled_captions()
-    assert len(captions) >= 60
+    assert len(captions) >= 30
     ours, theirs = transformers.score(captions), vllm.score(captions)
     assert rank_correlation(log_odds(ours), log_odds(theirs)) >= 0.95
     assert log_odds(theirs) == pytest.approx(log_odds(ours), abs=0.05)
@@ -182,7 +204,7 @@ def test_vllm_judges_as_transformers_does(vllm, transformers):
 
 def test_vllm_compares_pairs_as_transformers_does(vllm, transformers):
     captions = labelled_captions()
-    pairs = list(zip(captions[:40], captions[:-41:-1], strict=True))
+    pairs = list(zip(captions[:16], captions[:-17:-1], strict=True))
     ours, theirs = transformers.score_pairs(pairs), vllm.score_pairs(pairs)
     assert rank_correlation(log_odds(ours), log_odds(theirs)) >= 0.95
     assert [score.answer_mass for score in theirs] == pytest.approx([score.answer_mass for score in ours], abs=0.05)
@@ -199,7 +221,7 @@ def served(vllm, monkeypatch):
 
 
 def test_the_openai_engine_reads_a_real_server_as_the_vllm_engine_does(served, vllm, comparing):
-    captions = labelled_captions()[:40]
+    captions = labelled_captions()[:16]
     remote = OpenAIEngine(served, comparing)
     there, here = remote.score(captions), vllm.score(captions)
     remote.close()
@@ -238,6 +260,7 @@ def shared_memory(processes):
     }
 
 
+@pytest.mark.slow
 def test_a_killed_vllm_comes_back_and_answers_the_batch_under_way(vllm):
     before = vllm.score(TEXTS)
     processes = psutil.Process(vllm.pid).children(recursive=True)

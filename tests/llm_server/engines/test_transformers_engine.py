@@ -52,19 +52,19 @@ def plain_log_odds(engine, rubric, text):
 
 
 def test_packed_answers_are_those_of_a_plain_forward_pass(smollm2, rubric):
-    for text, score in zip(TEXTS[:3], smollm2.score(TEXTS)[:3], strict=True):
+    for text, score in zip(TEXTS[:2], smollm2.score(TEXTS)[:2], strict=True):
         log_odds, mass = plain_log_odds(smollm2, rubric, text)
         assert math.log(score.probability / (1 - score.probability)) == pytest.approx(log_odds, abs=1e-4)
         assert score.answer_mass == pytest.approx(mass, abs=1e-5)
 
 
-@pytest.mark.parametrize("size", [1, 2, 5, 16])
+@pytest.mark.parametrize("size", [2, 16])
 def test_an_answer_does_not_depend_on_its_batch(smollm2, monkeypatch, size):
     """Alone, in packs of several sizes, at every position, beside long and short ones: always the same to 1e-5."""
     assert smollm2.name.endswith("float32")
     wanted = {text: smollm2.score([text])[0] for text in TEXTS}
     monkeypatch.setattr(smollm2, "_batch_size", size)
-    asked = [TEXTS[(n * n + n // 7) % len(TEXTS)] for n in range(24)]
+    asked = [TEXTS[(n * n + n // 7) % len(TEXTS)] for n in range(18)]
     for text, score in zip(asked, smollm2.score(asked), strict=True):
         assert score[:2] == pytest.approx(wanted[text][:2], abs=1e-5)
         assert score.shares == pytest.approx(wanted[text].shares, abs=1e-5)
@@ -121,17 +121,25 @@ def test_a_text_as_long_as_any_is_scored(smollm2, rubric):
     assert 0 < score.probability < 1
 
 
-def test_the_fingerprint_is_stable_and_changes_with_weights_and_dtype(smollm2, short):
+def test_the_fingerprint_is_stable_and_changes_with_weights(smollm2, short):
     again = build_engine(FEW, short)
     assert again.fingerprint == smollm2.fingerprint, "the rubric and the batch size are not part of it"
-    assert build_engine(dataclasses.replace(FEW, dtype="bfloat16"), short).fingerprint != smollm2.fingerprint
     weights = again._model.get_output_embeddings().weight
     with torch.no_grad():
         weights[0] += 1
     assert transformers_engine._fingerprint(again._model, again._tokenizer, again.name) != smollm2.fingerprint
 
 
-def test_judgements_of_another_device_or_prompt_are_not_taken_for_these(smollm2, monkeypatch):
+@pytest.mark.slow
+def test_an_engine_in_bf16_is_another_judge_of_nearly_the_same_opinion(smollm2, short):
+    halved = build_engine(dataclasses.replace(FEW, dtype="bfloat16"), short)
+    assert halved.name.endswith("bfloat16")
+    assert halved.fingerprint != smollm2.fingerprint
+    wanted = [score.probability for score in smollm2.under(short).score(TEXTS)]
+    assert [score.probability for score in halved.score(TEXTS)] == pytest.approx(wanted, abs=0.05)
+
+
+def test_judgements_of_another_device_dtype_or_prompt_are_not_taken_for_these(smollm2, monkeypatch):
     assert smollm2.name == f"transformers/{smollm2._device.type}/float32"
 
     def fingerprint(name):
@@ -139,6 +147,7 @@ def test_judgements_of_another_device_or_prompt_are_not_taken_for_these(smollm2,
 
     assert fingerprint(smollm2.name) == smollm2.fingerprint
     assert fingerprint("transformers/cuda/float32") != smollm2.fingerprint
+    assert fingerprint(smollm2.name.replace("float32", "bfloat16")) != smollm2.fingerprint
     monkeypatch.setattr(transformers_engine, "PROMPT_VERSION", PROMPT_VERSION + 1)
     assert fingerprint(smollm2.name) != smollm2.fingerprint
 

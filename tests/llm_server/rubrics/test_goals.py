@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from configs.annotation_schema import ServiceConfig
-from llm_server.engines.building import build_engine
+from llm_server.engines.engine import Engine
 from llm_server.rubrics.loading import load_rubric
 from llm_server.service.calibration import calibrate
 
 DATA = Path(__file__).parents[1] / "data"
-MAX_PER_CLASS = 20
-"""A few dozen captions per goal keep this fast."""
+MAX_PER_CLASS = 12
+"""Two dozen captions per goal keep this fast."""
 MIN_AUC = {
     "nethack_combat": 0.9,
     "nethack_gold": 0.9,
@@ -46,11 +45,15 @@ def gold_and_combat() -> tuple[list[str], list[str]]:
     return about_gold, about_combat
 
 
-@cache
-def judged(name: str) -> tuple[dict[str, float], float]:
-    """Probabilities under one rubric, and its theta."""
+@pytest.fixture(scope="module")
+def judged(smollm2):
+    """Of a rubric's name: probabilities under it, and its theta."""
+    return cache(lambda name: judged_by(smollm2, name))
+
+
+def judged_by(smollm2: Engine, name: str) -> tuple[dict[str, float], float]:
     rubric = dataclasses.replace(load_rubric(name), pairs=None)
-    engine = build_engine(ServiceConfig(torch_threads=0), rubric)
+    engine = smollm2.under(rubric)
     of_both = (
         [text for side in gold_and_combat() for text in side] if name in ("nethack_gold", "nethack_combat") else []
     )
@@ -66,7 +69,7 @@ def auc(above: list[float], below: list[float]) -> float:
 
 
 @pytest.mark.parametrize(("goal", "other"), [("nethack_gold", "nethack_combat"), ("nethack_combat", "nethack_gold")])
-def test_what_a_goal_is_about_ranks_higher_under_it_than_under_another(goal, other):
+def test_what_a_goal_is_about_ranks_higher_under_it_than_under_another(goal, other, judged):
     about_gold, about_combat = gold_and_combat()
     wanted, unwanted = (about_gold, about_combat) if goal == "nethack_gold" else (about_combat, about_gold)
     assert min(len(wanted), len(unwanted)) >= 10
@@ -76,7 +79,7 @@ def test_what_a_goal_is_about_ranks_higher_under_it_than_under_another(goal, oth
 
 
 @pytest.mark.parametrize(("goal", "other"), [("nethack_gold", "nethack_combat"), ("nethack_combat", "nethack_gold")])
-def test_what_a_goal_is_about_is_rewarded_under_it_and_not_under_another(goal, other):
+def test_what_a_goal_is_about_is_rewarded_under_it_and_not_under_another(goal, other, judged):
     about_gold, about_combat = gold_and_combat()
     wanted = about_gold if goal == "nethack_gold" else about_combat
 
@@ -89,7 +92,7 @@ def test_what_a_goal_is_about_is_rewarded_under_it_and_not_under_another(goal, o
 
 
 @pytest.mark.parametrize("name", MIN_AUC)
-def test_a_goal_is_told_from_everything_else(name):
+def test_a_goal_is_told_from_everything_else(name, judged):
     given, theta = judged(name)
     yes, no = (
         [given[text] for text, is_positive in held_out(name).items() if is_positive == label] for label in (True, False)

@@ -24,7 +24,7 @@ KINDS = Rubric(
 class TableEngine:
     """Answers from a table: the shares of the answers, or the probability of the first of two."""
 
-    model, judges, needs_calibration, fingerprint = "table", True, True, "table"
+    model, judges, writes, needs_calibration, fingerprint = "table", True, False, True, "table"
 
     def __init__(self, table, name="transformers/cpu/float32"):
         self.name = name

@@ -153,7 +153,7 @@ def test_a_client_that_knows_only_reflection_and_health_finds_it_serving(start, 
     assert {SERVICE_NAME, "grpc.health.v1.Health"} <= set(names)
     (serialized,) = ask(file_containing_symbol=SERVICE_NAME).file_descriptor_response.file_descriptor_proto
     methods = FileDescriptorProto.FromString(serialized).service[0].method
-    assert [method.name for method in methods] == ["Annotate", "AnnotatePairs", "Embed", "Describe"]
+    assert [method.name for method in methods] == ["Annotate", "AnnotatePairs", "Embed", "Write", "Describe"]
     assert health_of(link) == health_of(link, SERVICE_NAME) == SERVING
 
 
