@@ -26,6 +26,7 @@ ARCHIVE_CHUNK = 10_000
 MAX_WORKERS = 4096
 REPORT_WINDOW = 64
 STATE_OF = {status: CaptionState[status.name] for status in Status}
+ARCHIVED_AS = [state.name.replace("ASKED", "PENDING") for state in CaptionState]
 
 
 class CaptionBook:
@@ -86,14 +87,16 @@ class CaptionBook:
         return is_new
 
     def _take(self, texts: Mapping[int, str], counts: Mapping[int, int], env_steps: int) -> None:
-        given = np.fromiter((number for number in {**counts, **texts} if number), np.uint64)
+        numbers = {**counts, **texts}
+        numbers.pop(0, None)
+        given = np.fromiter(numbers, np.uint64, len(numbers))
         rows = self._rows.find(given)
         is_new = rows < 0
         rows[is_new] = self._add(given[is_new], env_steps)
         self._set_texts(texts)
-        counted = rows[: sum(map(bool, counts))]
+        counted = rows[: len(counts) - (0 in counts)]
         self._columns["count"][counted] += np.fromiter((n for number, n in counts.items() if number), np.int64)
-        seen = np.unique(np.append(counted, rows[is_new]))
+        seen = np.append(counted, rows[is_new])  # a row that is among both gets the same values twice
         self._columns["last_seen"][seen] = np.maximum(self._columns["last_seen"][seen], env_steps)
         self._columns["archived"][seen] = False
         self._order.note(rows[self._columns["state"][rows] == CaptionState.PENDING])
@@ -270,8 +273,7 @@ class CaptionBook:
         for caption, count, first, last, state, probability, mass in zip(
             self._captions(with_text), *columns, strict=True
         ):
-            status = CaptionState(state).name.replace("ASKED", "PENDING")
-            archived.append((caption.id, caption.text, count, first, last, probability, mass, status))
+            archived.append((caption.id, caption.text, count, first, last, probability, mass, ARCHIVED_AS[state]))
         written = self._archive is not None and self._archive.write(archived)
         self._columns["archived"][rows] = written
         return written

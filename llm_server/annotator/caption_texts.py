@@ -6,7 +6,7 @@ A Python string with the object that holds it takes some 200 bytes beside its le
 Invariant: bytes once written are never changed, so a `Captions` stays as it was made.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
 import numpy as np
@@ -38,6 +38,11 @@ class Captions(Sequence[Caption]):
         start = int(self._starts[place])
         text = self._letters[start : start + int(self._lengths[place])].tobytes().decode()
         return Caption(id=int(self.ids[place]), text=text)
+
+    def __iter__(self) -> Iterator[Caption]:
+        letters, places = self._letters.data, (self.ids.tolist(), self._starts.tolist(), self._lengths.tolist())
+        for number, start, length in zip(*places, strict=True):
+            yield Caption(id=number, text=str(letters[start : start + length], "utf-8"))
 
 
 def ids_of(captions: Sequence[Caption]) -> np.ndarray:

@@ -16,21 +16,27 @@ from llm_server.annotation import (
     JudgedCaption,
     JudgedPair,
     Judgement,
+    MatchedCaption,
     PairJudgement,
     ServiceDescription,
     Status,
 )
 from llm_server.annotator.caption_book import CaptionBook
+from llm_server.writing.brief import WriterClient
 
+EMBEDDED = Judgement(status=Status.OK, probability=np.nan, answer_mass=np.nan)
+"""Of an item that has a vector and no probability."""
+REJECTED = Judgement(status=Status.REJECTED, probability=np.nan, answer_mass=np.nan)
 Item: TypeAlias = Caption | CaptionPair
-Answer: TypeAlias = JudgedCaption | JudgedPair | EmbeddedCaption
+Answer: TypeAlias = JudgedCaption | JudgedPair | EmbeddedCaption | MatchedCaption
 
 
-class JudgeClient(Protocol):
+class JudgeClient(WriterClient, Protocol):
     """The methods of `llm_server.client.AnnotationClient` that the annotator uses."""
 
-    def annotate(self, items: Sequence[bytes]) -> list[Judgement]:
-        """One judgement per item, in order; raises ServiceUnavailable or AnnotationRefused."""
+    def annotate(self, items: Sequence[bytes], *, abouts: Sequence[bytes] = ()) -> list[Judgement]:
+        """One judgement per item, in order, about one of `abouts` each if any; raises ServiceUnavailable or
+        AnnotationRefused."""
 
     def annotate_pairs(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[PairJudgement]:
         """One judgement per pair, in order; the same errors."""
@@ -128,11 +134,15 @@ def question_of(answer: Answer) -> Item:
 
 def judgement_of(answer: Answer) -> Judgement | PairJudgement:
     """An answer's judgement; that of an embedding has no probability."""
+    if isinstance(answer, MatchedCaption) and np.isnan(answer.vector).any():
+        return REJECTED
     return _embedding_judged(answer) if isinstance(answer, EmbeddedCaption) else answer.judgement
 
 
 def passes_of(answer: Answer) -> int:
     """Forward passes of an answer: 2 for a pair, which is asked in both orders; 0 for a cached or rejected item."""
+    if isinstance(answer, MatchedCaption):
+        return answer.num_judged
     judgement = judgement_of(answer)
     return 0 if judgement.cached or judgement.status is Status.REJECTED else 2 if isinstance(answer, JudgedPair) else 1
 
@@ -144,5 +154,4 @@ def check_number(got: int, wanted: int) -> None:
 
 
 def _embedding_judged(answer: EmbeddedCaption) -> Judgement:
-    status = Status.REJECTED if np.isnan(answer.cosines).any() else Status.OK
-    return Judgement(status=status, probability=np.nan, answer_mass=np.nan)
+    return REJECTED if np.isnan(answer.cosines).any() else EMBEDDED

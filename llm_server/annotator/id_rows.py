@@ -19,7 +19,8 @@ def grown(array: np.ndarray, num_rows: int) -> np.ndarray:
     """`array` where it has `num_rows`, else a longer copy of it."""
     if num_rows <= len(array):
         return array
-    longer = np.empty(max(num_rows, int(GROWTH * len(array)), 64), array.dtype)  # what is not written takes no memory
+    rows = max(num_rows, int(GROWTH * len(array)), 64)
+    longer = np.empty((rows, *array.shape[1:]), array.dtype)  # what is not written takes no memory
     longer[: len(array)] = array
     return longer
 

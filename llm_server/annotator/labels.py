@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from llm_server.annotation import JudgedCaption, ServiceDescription, Status
+from llm_server.annotation import JudgedCaption, MatchedCaption, ServiceDescription, Status
 from llm_server.annotator.feedback import Answer, CaptionQuestions, judgement_of, passes_of
 from llm_server.client import AnnotationRefused
 
@@ -89,7 +89,8 @@ class Labels:
             judge, earlier = said, []
         labels = self._questions.record(answers)
         judgements = [judgement_of(answer) for answer in answers]
-        probabilities = [answer.judgement.probability for answer in answers if isinstance(answer, JudgedCaption)]
+        judged = [answer for answer in answers if isinstance(answer, JudgedCaption | MatchedCaption)]
+        probabilities = [answer.judgement.probability for answer in judged]
         with self._lock:
             counters = self._counters
             counters["annotations_total"] += len(answers)

@@ -96,6 +96,29 @@ def read_labelled(path: str) -> list[LabelledCaption]:
     return captions
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledGoal:
+    """A caption and the goal that it achieves, as a person says."""
+
+    text: str
+    goal: str | None
+    """None where it achieves none."""
+
+
+def read_goals(path: str) -> list[LabelledGoal]:
+    """The captions of a JSON-lines file with rows {"caption": text, "goal": text or null}. Raises ValueError for a file
+    that cannot be read or holds anything else, or a caption with two goals."""
+    found: dict[str, LabelledGoal] = {}
+    for place, text, row in _rows(path, required={"caption", "goal"}, others={"goal"}):
+        goal = row["goal"]
+        if goal is not None and (not isinstance(goal, str) or not goal.strip()):
+            raise ValueError(f"{place}: goal is {goal!r}, wanted text, or null where the caption achieves none")
+        caption = LabelledGoal(text=text, goal=goal)
+        if (before := found.setdefault(text, caption)) != caption:
+            raise ValueError(f"{place}: caption {text!r} had the goal {before.goal!r} before: keep one of them")
+    return list(found.values())
+
+
 def captions_about(captions: Sequence[LabelledCaption], about: str, *, keep_about: bool) -> list[LabelledCaption]:
     """Those that are judged about `about`, which is left out of them unless `keep_about`; ValueError for none."""
     found = [caption for caption in captions if caption.about == about]

@@ -5,6 +5,7 @@ Invariant: a rubric that loads can be asked; an error in one is a one-line messa
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import re
@@ -59,6 +60,7 @@ def distinct_rubrics(rubrics: Iterable[Rubric]) -> list[Rubric]:
     return list(found.values())
 
 
+@functools.lru_cache(maxsize=64)  # parsing takes a third of a second, and every part of a run loads its rubrics itself
 def parse_rubric(text: str, name: str) -> Rubric:
     """The rubric written in `text`; ValueError, beginning with `name`, where a key is unknown, missing or malformed."""
     try:
@@ -120,7 +122,7 @@ def _check(rubric: Rubric, name: str) -> None:
         "about_label and pairs do not go together: pairs are compared by themselves": rubric.about_label
         and rubric.pairs,
     }
-    _raise_first(problems, name)
+    raise_first(problems, name)
     if pairs := rubric.pairs:
         better = [example.better for example in pairs.examples]
         problems = {
@@ -130,14 +132,15 @@ def _check(rubric: Rubric, name: str) -> None:
             f"min_answer_mass must lie in 0 to 1, not {pairs.min_answer_mass}": not 0 <= pairs.min_answer_mass <= 1,
             f"tie_margin must lie in 0 to 0.5, not {pairs.tie_margin}": not 0 <= pairs.tie_margin < 0.5,
         }
-        _raise_first(problems, f"{name}: pairs")
+        raise_first(problems, f"{name}: pairs")
     _check_shown(rubric, name)
 
 
-def _raise_first(problems: dict[str, Any], name: str) -> None:
+def raise_first(problems: dict[str, Any], name: str, what: str = "rubric") -> None:
+    """ValueError, which begins with `what` and `name`, for the first problem that there is."""
     for problem, present in problems.items():
         if present:
-            raise ValueError(f"rubric '{name}': {problem}")
+            raise ValueError(f"{what} '{name}': {problem}")
 
 
 def _answer_problems(answers: Collection[str]) -> dict[str, bool]:
@@ -200,46 +203,51 @@ def _check_shown(rubric: Rubric, name: str) -> None:
                 )
 
 
-def read_keys(kind: type, content: Any, name: str, positive_kinds: Collection[str] = ()) -> Any:
-    """The dataclass `kind` from its keys; ValueError where one is unknown or missing or has a value of another type."""
+def read_keys(
+    kind: type, content: Any, name: str, positive_kinds: Collection[str] = (), *, what: str = "rubric"
+) -> Any:
+    """The dataclass `kind` from its keys; ValueError, which begins with `what` and `name`, where one is unknown or
+    missing or has a value of another type."""
     if not isinstance(content, dict):
-        raise ValueError(f"rubric '{name}': wanted keys with values, got {kind_of(content)}")
+        raise ValueError(f"{what} '{name}': wanted keys with values, got {kind_of(content)}")
     values, fields = dict(content), {f.name: f for f in dataclasses.fields(kind)}
     for key in values:
         if key not in fields:
             raise ValueError(
-                f"rubric '{name}': unknown key '{key}'{did_you_mean(str(key), fields)}; known: {', '.join(fields)}"
+                f"{what} '{name}': unknown key '{key}'{did_you_mean(str(key), fields)}; known: {', '.join(fields)}"
             )
     positive_kinds = values.get("positive_kinds", positive_kinds)
     if "kind" in values:
         values.setdefault("positive", str(values["kind"] in positive_kinds))
     required = [f.name for f in fields.values() if f.default is f.default_factory is dataclasses.MISSING]
     if missing := [key for key in required if key not in values]:
-        raise ValueError(f"rubric '{name}': missing {', '.join(missing)}")
-    return kind(**{key: _read(fields[key].type, values, key, name, positive_kinds) for key in fields if key in values})
+        raise ValueError(f"{what} '{name}': missing {', '.join(missing)}")
+    return kind(
+        **{key: _read(fields[key].type, values, key, name, positive_kinds, what) for key in fields if key in values}
+    )
 
 
-def _read_entry(options: tuple[Any, ...], entry: Any, name: str, place: str, kinds: Collection[str]) -> Any:
+def _read_entry(options: tuple[Any, ...], entry: Any, name: str, place: str, kinds: Collection[str], what: str) -> Any:
     """An entry of a list: a text, a dataclass, or either, where keys are known by `about`."""
     if str not in options or (len(options) > 1 and isinstance(entry, dict) and "about" in entry):
-        return read_keys(options[-1], entry, name, kinds)
+        return read_keys(options[-1], entry, name, kinds, what=what)
     if not isinstance(entry, str):
         problem = f"a list of texts (in quotes where YAML would read one otherwise), got {entry!r}"
         raise ValueError(f"{place} must be {problem}")
     return str(entry)
 
 
-def _read(wanted: Any, values: dict[str, Any], key: str, name: str, kinds: Collection[str]) -> Any:
+def _read(wanted: Any, values: dict[str, Any], key: str, name: str, kinds: Collection[str], what: str) -> Any:
     """The value of `key` converted to the type of its field; ValueError where that is impossible."""
-    value, place, parts = values[key], f"rubric '{name}': {key}", get_args(wanted)
+    value, place, parts = values[key], f"{what} '{name}': {key}", get_args(wanted)
     if get_origin(wanted) is tuple:
         if not isinstance(value, list):
             raise ValueError(f"{place} must be a list, got {value!r}")
         options = get_args(parts[0]) or parts[:1]
         places = (f"{name}: {key.removesuffix('s')} {n}" for n in itertools.count(1))
-        return tuple(_read_entry(options, *each, place, kinds) for each in zip(value, places, strict=False))
+        return tuple(_read_entry(options, *each, place, kinds, what) for each in zip(value, places, strict=False))
     if wanted in (Calibration, PairRubric | None):
-        return read_keys(next(iter(parts), wanted), value, f"{name}: {key}", kinds)
+        return read_keys(next(iter(parts), wanted), value, f"{name}: {key}", kinds, what=what)
     if wanted is str and isinstance(value, str):
         return str(value)
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):

@@ -4,6 +4,7 @@ Invariant: the text stands between two fixed pieces of prompt; examples have exa
 words in a fixed place.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,3 +51,11 @@ def without_system_turn(conversation: Sequence[dict[str, str]]) -> list[dict[str
         return list(conversation)
     system, first, *rest = conversation
     return [{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *rest]
+
+
+def plain_line(text: str, max_chars: int) -> str:
+    """`text` as one printable line of at most `max_chars`, whose words single spaces separate; may be empty."""
+    # Categories C* and Z*: control and format characters, surrogates, every kind of space and line separator.
+    if not (text.isascii() and text.isprintable()):  # printable ASCII has none of them but the space
+        text = "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in text)
+    return " ".join(text.split())[:max_chars].rstrip()

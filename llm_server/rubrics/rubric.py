@@ -7,12 +7,11 @@ can change neither the prompt's structure nor its length beyond the rubric's lim
 import dataclasses
 import hashlib
 import json
-import unicodedata
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from llm_server.rubrics.question import Question
+from llm_server.rubrics.question import Question, plain_line
 
 PROMPT_VERSION = 2
 """Raise whenever the same rubric and text make another prompt, here, in `question.py` or in `prompt_tokens.py`. It is
@@ -197,10 +196,7 @@ class Rubric:
         return self._one_line(text) or None
 
     def _one_line(self, text: str) -> str:
-        # Categories C* and Z*: control and format characters, surrogates, every kind of space and line separator.
-        if not (text.isascii() and text.isprintable()):  # printable ASCII has none of them but the space
-            text = "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in text)
-        return " ".join(text.split())[: self.max_item_chars].rstrip()
+        return plain_line(text, self.max_item_chars)
 
     def check_about(self, has_about: bool) -> None:
         """ValueError unless items come with what they are judged about exactly where the rubric has an
