@@ -103,6 +103,9 @@ class ServiceConfig:
     """Requests with a longer item are refused."""
     script: str = ""
     """Rules of the `scripted` engine, `regex=probability` separated by `;`; the first match applies, default 0.1."""
+    script_writings: str = ""
+    """File of what the `scripted` engine writes: JSON lines {brief: ID, matches: regex on the fields, texts: [...]};
+    the first line that matches gives its texts in turn."""
     script_delay_s: float = number(0.0, 0, 3600)
     """Seconds the `scripted` engine takes per item."""
     hang_timeout_s: float = number(60.0, 1, 86_400)

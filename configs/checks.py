@@ -10,6 +10,7 @@ import re
 
 from configs.errors import did_you_mean
 from configs.fields import complaint, values
+from configs.goal_schema import GOAL_TERM, OF_STATES, SOURCES, WRITTEN
 from configs.reward_schema import MAIN_TERM
 from configs.schema import RunConfig
 
@@ -102,6 +103,7 @@ def _check_combinations(config: RunConfig) -> None:
         wanted = "a quantile in [0, 1), -1 to use reward_model.epsilon, or -2 for the judge's theta"
         refuse("reward_model.epsilon_quantile", f", wanted {wanted}")
     _check_terms(config)
+    _check_goals(config)
     _check_safeguards(config)
     trackers = config.logging.trackers
     for name in trackers:
@@ -134,6 +136,47 @@ def _check_terms(config: RunConfig) -> None:
         if term.reads in ("state", "change") and not config.env.describer:
             wanted = "wanted nethack, minigrid or module:function"
             raise ConfigError(f"env.describer: got '', {wanted}: terms.{name} reads {term.reads}, which it describes")
+
+
+def _check_goals(config: RunConfig) -> None:
+    goals, sources = config.goals, set(config.goals.sources)
+
+    def refuse(key: str, problem: str) -> None:
+        raise ConfigError(f"goals.{key}: got {getattr(goals, key)!r}{problem}")
+
+    for name in goals.sources:
+        if name not in SOURCES:
+            near = did_you_mean(name, SOURCES)
+            raise ConfigError(f"goals.sources: got {name!r}{near}, wanted any of {', '.join(SOURCES)}")
+    if len(sources) < len(goals.sources):
+        refuse("sources", ", wanted each source once")
+    if bool(goals.texts) != ("config" in sources):
+        got = f"got {len(goals.texts)} with goals.sources={goals.sources}"
+        raise ConfigError(f"goals.texts: {got}, wanted texts if and only if `config` is a source")
+    if not sources:
+        if config.policy.reads_goal:
+            raise ConfigError("policy.reads_goal: got true without goals, wanted goals.sources: it would read nothing")
+        return
+    if GOAL_TERM in config.terms:
+        why = "goals.sources makes a term of this name; name yours otherwise"
+        raise ConfigError(f"terms.{GOAL_TERM}: got a term with goals.sources={goals.sources}: {why}")
+    if goals.ordered and not sources & {"config", "decompose"}:
+        refuse("ordered", " without a plan, wanted `config` or `decompose` among goals.sources")
+    for why, needs_task in (("decompose", "decompose" in sources), ("relevance", goals.relevance != "none")):
+        if needs_task and not goals.task.strip():
+            refuse("task", f", wanted what the agent is to do, in one sentence: {why} needs it")
+    if goals.scope == "current" and not config.policy.reads_goal:
+        refuse("scope", " with policy.reads_goal=False, wanted policy.reads_goal=true: the policy is given no goal")
+    if goals.scope == "suggested" and not sources & {*OF_STATES}:
+        refuse("scope", f" with goals.sources={goals.sources}, wanted suggest or closed: nothing suggests any goal")
+    described = [name for name in OF_STATES if name in sources] + [goals.reads] * (goals.reads == "change")
+    if described and not config.env.describer:
+        wanted = "wanted nethack, minigrid or module:function"
+        raise ConfigError(f"env.describer: got '', {wanted}: goals with {described[0]} need states in words")
+    written = [name for name in WRITTEN if name in sources]
+    if written and not config.writer.address and config.service.engine == "none" and not config.annotator.address:
+        wanted = f"wanted one that writes, or writer.address: {written[0]} asks a language model"
+        raise ConfigError(f"service.engine: got none with goals.sources={goals.sources}, {wanted}")
 
 
 def _check_safeguards(config: RunConfig) -> None:

@@ -40,6 +40,7 @@ OF_THE_MACHINE = {
     "learner": "device torch_threads",
     "annotator": "address tls_ca tls_cert tls_key token_file batch_size max_in_flight max_labels_per_s"
     " request_timeout_s max_backoff_s wait_for_first_table_s must_answer",
+    "writer": "address max_per_s",
     "service": "device batch_size host port nice torch_threads store max_items_per_request script_delay_s"
     " hang_timeout_s engine_timeout_s vllm_python tensor_parallel gpu_memory_utilization max_model_len endpoint"
     " endpoint_key_env endpoint_concurrency",

@@ -24,11 +24,14 @@ PATH_KEYS = (
     "service.model",
     "service.encoder",
     "service.store",
+    "service.script_writings",
     "service.vllm_python",
     "reward_model.judgements",
+    "goals.rubric",
+    "goals.sensible_rubric",
 )
 """Settings that hold a path, or may hold one in place of a name."""
-NAMES = ("annotator.rubric", "service.model", "service.encoder")
+NAMES = ("annotator.rubric", "service.model", "service.encoder", "goals.rubric", "goals.sensible_rubric")
 """The PATH_KEYS whose value is a name if it contains no slash."""
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 VARIABLE = re.compile(r"\$[A-Za-z_]\w*(/|$)|\$\{")

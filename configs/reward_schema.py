@@ -34,7 +34,7 @@ class RewardConfig:
     """`terms.NAME.episode_cap` of the main term."""
     anneal_env_steps: int = number(0, 0, 1e15)
     """`terms.NAME.anneal_env_steps` of the main term."""
-    trust: str = one_of("none", "outcome")
+    trust: str = one_of("none", "outcome", "earned")
     """`terms.NAME.trust` of the main term."""
 
 
@@ -73,10 +73,12 @@ class TermConfig:
     """The most that the term pays in one episode, as a sum of absolute values; 0 sets no cap."""
     anneal_env_steps: int = number(0, 0, 1e15)
     """The coefficient is multiplied by exp(-env_steps / x); 0 does not anneal."""
-    trust: str = one_of("none", "outcome")
+    trust: str = one_of("none", "outcome", "earned")
     """`outcome`: the term is multiplied by min(1, exp((mu+ - mu-) / s)), with mu+ and mu- the running means of what it
     paid in episodes with and without success, and s their pooled standard deviation, once there are ten of each. A term
-    that pays failures more than successes loses its weight (after SophiaVL-R1, Fan et al. 2025)."""
+    that pays failures more than successes loses its weight (after SophiaVL-R1, Fan et al. 2025). `earned`: the term
+    pays nothing until there are three of each, then (mu+ - mu-) / 2e, between 0 and 1, with e the standard error; but a
+    task in which fewer than one episode in thirty succeeds is explored with the term first."""
     max_labels: int = number(-1, -1, 1e12)
     """Maximum answers that the run receives for the term; 0 sets no limit, -1 uses annotator.max_labels."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from configs.annotation_schema import AnnotatorConfig, RewardModelConfig, ServiceConfig
 from configs.fields import number, one_of
+from configs.goal_schema import GoalsConfig, WriterConfig
 from configs.reward_schema import RewardConfig, RobustConfig, TermConfig
 
 
@@ -108,6 +109,12 @@ class PolicyConfig:
     between observation and action, whatever the environment shows."""
     previous_reward: bool = False
     """Give the network the environment's previous reward, clipped to [-1, 1] (IMPALA)."""
+    reads_goal: bool = False
+    """Give the network a goal, as the vector of its text: each environment of a worker pursues one of the run's goals
+    at a time (section `goals`)."""
+    instruction: str = one_of("none", "mission")
+    """Give the network the instruction that the environment states in words: `mission` is the text entry of that name
+    in the observations of MiniGrid and BabyAI."""
     head_gain: float = number(0.01, 0, 100)
     """Gain of the policy head's orthogonal initial weights; a small gain makes all actions nearly equally likely at
     first (Andrychowicz et al. 2021; ONI: 1, as everywhere else)."""
@@ -315,6 +322,8 @@ class RunConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     terms: dict[str, TermConfig] = field(default_factory=dict, metadata={"section": TermConfig})
     robust: RobustConfig = field(default_factory=RobustConfig)
+    goals: GoalsConfig = field(default_factory=GoalsConfig)
+    writer: WriterConfig = field(default_factory=WriterConfig)
     annotator: AnnotatorConfig = field(default_factory=AnnotatorConfig)
     service: ServiceConfig = field(default_factory=ServiceConfig)
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)

@@ -6,18 +6,42 @@ Invariant: the main term comes first and is the run's own configuration, unchang
 import zlib
 from dataclasses import asdict, replace
 
+from configs.annotation_schema import RewardModelConfig
 from configs.checks import ConfigError, validate
+from configs.goal_schema import GOAL_TERM, OF_STATES, GoalsConfig
 from configs.loading import with_values
 from configs.reward_schema import MAIN_TERM, TermConfig
 from configs.schema import RunConfig
 
+GOALS_ARE_A_TERM = "goals are a term of their own, which a run has if goals.sources is not empty"
 OF_MAIN_ONLY = {"judgements": "", "goals": []}
 """Settings of `reward_model` that belong to the main term's question, with what another term has instead."""
 
 
+def paying_terms(config: RunConfig) -> tuple[str, ...]:
+    """The terms that can pay something: all but a main one of `none`."""
+    others = (*config.terms, *((GOAL_TERM,) if config.goals.sources else ()))
+    return others if config.reward_model.name == "none" else (MAIN_TERM, *others)
+
+
 def has_reward_tables(config: RunConfig) -> bool:
-    """Whether any term has reward tables, so that an annotator is needed: every term but a main one of `none`."""
-    return bool(config.terms) or config.reward_model.name != "none"
+    """Whether any term has reward tables, so that an annotator is needed."""
+    return bool(paying_terms(config))
+
+
+def setting_of(term: str) -> str:
+    """The section that describes a term other than the main one, as messages name it."""
+    return GOAL_TERM if term == GOAL_TERM else f"terms.{term}"
+
+
+def read_channels(config: RunConfig) -> set[str]:
+    """The channels that the run reads, `caption` perhaps among them: those of the terms beside the main one, and what
+    goals come from."""
+    reads = {term.reads for name, term in resolved_terms(config).items() if name != MAIN_TERM}
+    goals = config.goals
+    if goals.sources and (goals.scope == "suggested" or not {*OF_STATES}.isdisjoint(goals.sources)):
+        reads.add("state")
+    return reads
 
 
 def resolved_terms(config: RunConfig) -> dict[str, TermConfig]:
@@ -43,13 +67,32 @@ def resolved_terms(config: RunConfig) -> dict[str, TermConfig]:
         )
         for name, term in config.terms.items()
     }
-    return {MAIN_TERM: main, **others}
+    return {MAIN_TERM: main, **others, **_goal_term(config.goals, main)}
+
+
+def _goal_term(goals: GoalsConfig, main: TermConfig) -> dict[str, TermConfig]:
+    """The term that pays goals, in a run that has any."""
+    if not goals.sources:
+        return {}
+    return {
+        GOAL_TERM: TermConfig(
+            reads=goals.reads,
+            rubric=goals.rubric or main.rubric,
+            pays=GOAL_TERM,
+            coefficient=goals.coefficient,
+            gamma=main.gamma,
+            count_exponent=0.0,
+            max_labels=main.max_labels,
+        )
+    }
 
 
 def term_runs(config: RunConfig) -> dict[str, RunConfig]:
     """For each term the configuration of a run that had it as its only one, with a seed of its own; the main term's is
     `config`. So whatever builds annotation and reward model from a configuration builds any term's. Raises ConfigError
     for a term whose `model` has an unknown key or an invalid value, or pays nothing."""
+    if config.reward_model.name == GOAL_TERM:
+        raise ConfigError(f"reward_model.name: got goals, wanted another: {GOALS_ARE_A_TERM}")
     return {
         name: config if name == MAIN_TERM else _run_of(config, name, term)
         for name, term in resolved_terms(config).items()
@@ -57,11 +100,17 @@ def term_runs(config: RunConfig) -> dict[str, RunConfig]:
 
 
 def _run_of(config: RunConfig, name: str, term: TermConfig) -> RunConfig:
+    model = {**asdict(config.reward_model), **OF_MAIN_ONLY, **term.model}
+    if name == GOAL_TERM and config.goals.sources:  # settings of the main term's model mean nothing to it
+        interval_s = config.reward_model.publish_interval_s
+        model = asdict(RewardModelConfig(name=GOAL_TERM, publish_interval_s=interval_s))
+    elif model["name"] == GOAL_TERM:
+        raise ConfigError(f"terms.{name}.model.name: got goals, wanted another: {GOALS_ARE_A_TERM}")
     try:
         run = with_values(  # a copy with values of the schema's types
-            replace(config, terms={}),
+            replace(config, terms={}, goals=config.goals if name == GOAL_TERM else GoalsConfig()),
             {
-                "reward_model": {**asdict(config.reward_model), **OF_MAIN_ONLY, **term.model},
+                "reward_model": model,
                 "annotator": {"rubric": term.rubric, "max_labels": term.max_labels},
                 "seed": zlib.crc32(f"{config.seed}/{name}".encode()),
             },
@@ -71,5 +120,5 @@ def _run_of(config: RunConfig, name: str, term: TermConfig) -> RunConfig:
             wanted = "give the term a reward model, for example model: {name: retrieval}"
             raise ConfigError(f"reward_model.name: got none, which pays nothing; {wanted}")
     except ConfigError as error:
-        raise ConfigError(f"terms.{name}: {error}") from None
+        raise ConfigError(f"{setting_of(name)}: {error}") from None
     return run
