@@ -11,12 +11,15 @@ import numpy as np
 
 from configs.annotation_schema import RewardModelConfig
 from configs.errors import did_you_mean
+from configs.goal_schema import MAX_GOALS
 from configs.reward_schema import RobustConfig
 from configs.schema import RunConfig
 from configs.terms import term_runs
 from llm_server.annotation import Caption
 from reward_models.classification import ClassificationModel
 from reward_models.embedding import EmbeddingModel
+from reward_models.goals.book import MAX_CHARS, goal_text
+from reward_models.goals.model import GoalModel
 from reward_models.interface import UNGUARDED, Asks, RewardModel, without_empty
 from reward_models.ranking import RankingModel
 from reward_models.retrieval import RetrievalModel
@@ -27,6 +30,7 @@ class CountsModel(RewardModel):
 
     name = "counts"
     asks = Asks.NOTHING
+    reads_texts = False
     reward = 1.0
 
     def score(self, captions: Sequence[Caption], counts: np.ndarray) -> np.ndarray:
@@ -45,7 +49,7 @@ class NoneModel(CountsModel):
 
 MODELS: dict[str, type[RewardModel]] = {
     model.name: model
-    for model in (RetrievalModel, ClassificationModel, RankingModel, EmbeddingModel, CountsModel, NoneModel)
+    for model in (RetrievalModel, ClassificationModel, RankingModel, EmbeddingModel, GoalModel, CountsModel, NoneModel)
 }
 
 
@@ -53,10 +57,9 @@ def build_reward_model(config: RewardModelConfig, seed: int = 0, robust: RobustC
     """The reward model of `config`, with weights drawn from `seed`; raises ValueError for a wrong name or setting. A
     model without networks has no use for `robust`."""
     if config.name not in MODELS:
-        raise ValueError(
-            f"reward_model.name: got {config.name!r}{did_you_mean(config.name, MODELS)},"
-            f" wanted one of {', '.join(MODELS)}"
-        )
+        names = [name for name in MODELS if name != GoalModel.name]  # which goals.sources chooses
+        near = did_you_mean(config.name, names)
+        raise ValueError(f"reward_model.name: got {config.name!r}{near}, wanted one of {', '.join(names)}")
     return MODELS[config.name](config, seed, robust)
 
 
@@ -65,7 +68,8 @@ def check_reward_model(config: RunConfig) -> RewardModel:
     settings, max_items = config.reward_model, config.service.max_items_per_request
     model = build_reward_model(settings, config.seed, config.robust)
     named = f"with reward_model.name={model.name}, which"
-    is_judged = model.asks in (Asks.JUDGEMENTS, Asks.PAIRS)
+    is_matched = model.asks is Asks.GOALS and config.goals.achieved_by != "similarity"
+    is_judged = model.asks in (Asks.JUDGEMENTS, Asks.PAIRS) or is_matched
     asks_while_training = model.asks is not Asks.NOTHING and not settings.judgements
     has_judge = config.service.engine != "none" or config.annotator.address
     if settings.judgements and not is_judged:
@@ -80,9 +84,24 @@ def check_reward_model(config: RunConfig) -> RewardModel:
             f"reward_model.warmup_labels: got {settings.warmup_labels}, but this reward model asks nothing while the"
             " policy trains; leave it at 0"
         )
+    if model.asks is Asks.GOALS:
+        _check_goals(config)
     if settings.goal_once_per_episode and not model.takes_goals:
         raise ValueError(f"reward_model.goal_once_per_episode: got true {named} has no goals")
     return model
+
+
+def _check_goals(config: RunConfig) -> None:
+    """ValueError for a text in the configuration that is no goal."""
+    wanted = f"wanted one printable line of at most {MAX_CHARS} characters"
+    for text in config.goals.texts:
+        if not goal_text(text):
+            shown = f"{text[:MAX_CHARS]!r}{' ...' if len(text) > MAX_CHARS else ''}"
+            raise ValueError(f"goals.texts: got {shown}, {wanted}")
+    if len(config.goals.texts) > MAX_GOALS:
+        raise ValueError(f"goals.texts: got {len(config.goals.texts)}, wanted at most {MAX_GOALS}")
+    if len({goal_text(text) for text in config.goals.texts}) < len(config.goals.texts):
+        raise ValueError(f"goals.texts: got a text twice in {config.goals.texts}, wanted each once")
 
 
 def check_safeguards(config: RunConfig) -> None:

@@ -15,6 +15,7 @@ from configs.annotation_schema import RewardModelConfig
 from configs.reward_schema import RobustConfig
 from llm_server.annotation import Caption, EmbeddedCaption
 from llm_server.annotator.caption_texts import ids_of
+from reward_models.goals.masks import masks_of
 from reward_models.interface import UNGUARDED, Asks, Evidence, RewardModel, without_empty
 
 MAX_GOALS = 64
@@ -65,12 +66,12 @@ class EmbeddingModel(RewardModel):
         return self._look_up(captions)[0] - self._threshold
 
     def goals(self, captions: Sequence[Caption]) -> np.ndarray | None:
-        """[N] i8 if goals are paid once per episode, else None."""
+        """[N, 4] u64 if goals are paid once per episode, else None."""
         if not self._is_once:
             return None
         cosines, goals = self._look_up(captions)
         is_text = ids_of(captions) != 0
-        return np.where(is_text & (cosines > self._threshold), goals, -1).astype(np.int8)
+        return masks_of(np.where(is_text & (cosines > self._threshold), goals, -1))
 
     def _look_up(self, captions: Sequence[Caption]) -> tuple[np.ndarray, np.ndarray]:
         ids = ids_of(captions).tolist()

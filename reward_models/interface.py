@@ -13,10 +13,10 @@ import numpy as np
 
 from configs.annotation_schema import RewardModelConfig
 from configs.reward_schema import RobustConfig
-from llm_server.annotation import Caption, EmbeddedCaption, JudgedCaption, JudgedPair, Status
+from llm_server.annotation import Caption, EmbeddedCaption, JudgedCaption, JudgedPair, MatchedCaption, Status
 from llm_server.annotator.caption_texts import ids_of
 
-Evidence: TypeAlias = JudgedCaption | JudgedPair | EmbeddedCaption
+Evidence: TypeAlias = JudgedCaption | JudgedPair | EmbeddedCaption | MatchedCaption
 """What a reward model learns from; its attribute `asks` says which of them."""
 UNGUARDED = RobustConfig()
 """No safeguards."""
@@ -30,6 +30,7 @@ class Asks(Enum):
     JUDGEMENTS = "judgements"  # `JudgedCaption`
     PAIRS = "pairs"  # `JudgedPair`
     EMBEDDINGS = "embeddings"  # `EmbeddedCaption`
+    GOALS = "goals"  # `MatchedCaption`
 
 
 class RewardModel(ABC):
@@ -44,6 +45,8 @@ class RewardModel(ABC):
     """Whether it reads `reward_model.goals`."""
     is_trained = False
     """Whether it has networks, to which the safeguards in `robust` apply."""
+    reads_texts = True
+    """Whether scores are computed from texts, which takes time, and not looked up."""
 
     def __init__(self, config: RewardModelConfig, seed: int = 0, robust: RobustConfig = UNGUARDED) -> None:
         """Initial weights are drawn from `seed`; raises ValueError for a wrong setting."""
@@ -73,6 +76,11 @@ class RewardModel(ABC):
         """Whether `train` would change nothing; always True for models without gradients."""
         return True
 
+    @property
+    def is_outdated(self) -> bool:
+        """Whether anything but evidence and captions that `score` depends on has changed since its last call."""
+        return False
+
     def calibrate(self, threshold: float) -> None:
         """Set the threshold of the judge's rubric and model. It is known once the service answers, and may change when
         the service restarts. A configured threshold overrides it."""
@@ -99,7 +107,8 @@ class RewardModel(ABC):
         return {}
 
     def goals(self, captions: Sequence[Caption]) -> np.ndarray | None:
-        """[N] i8: the goal that each caption reaches, -1 for none; None if no goals are paid once per episode."""
+        """[N, 4] u64: the mask of the goals that each caption achieves, as of the last `score`; None if goals are
+        not told apart."""
         return None
 
     def retain(self, ids: Set[int]) -> None:

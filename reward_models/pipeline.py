@@ -178,7 +178,7 @@ class AnnotationPipeline:
         """Score captions in slices, and between them release the lock for checkpoints and learn new answers. Only this
         thread trains, so all slices have the same weights; normalisation and the table itself are computed under one
         lock."""
-        captions = self._book.captions() if self._trainer.is_due else []
+        captions = self._book.captions() if self._trainer.needs_preparation else []
         for start in range(0, len(captions), SLICE):
             if self._stop.is_set():
                 return

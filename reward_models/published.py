@@ -3,10 +3,11 @@
 Invariant: immutable; the main term is always among the tables.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from configs.reward_schema import MAIN_TERM
+from reward_models.goals.published import PublishedGoals
 from reward_models.table import RewardTable
 
 
@@ -15,6 +16,7 @@ class PublishedReward:
     """The reward tables of all terms at one time (reward models -> learner; latest only)."""
 
     tables: Mapping[str, RewardTable]  # by term, over the ids of the channel that the term reads
+    goals: PublishedGoals | None = None  # None in a run without goals
 
     @staticmethod
     def of(main: RewardTable) -> "PublishedReward":
@@ -26,7 +28,6 @@ class PublishedReward:
         """The table of captions, the main term's."""
         return self.tables[MAIN_TERM]
 
-    @property
-    def knows_nothing(self) -> bool:
-        """Whether no table contains anything but the empty item, as before the first judgement."""
-        return all(table.knows_nothing for table in self.tables.values())
+    def knows_nothing(self, terms: Collection[str]) -> bool:
+        """Whether no table of these terms contains anything but the empty item, as before the first judgement."""
+        return all(table.knows_nothing for name, table in self.tables.items() if name in terms)

@@ -25,6 +25,7 @@ class RetrievalModel(RewardModel):
 
     name = "retrieval"
     asks = Asks.JUDGEMENTS
+    reads_texts = False
 
     def __init__(self, config: RewardModelConfig, seed: int = 0, robust: RobustConfig = UNGUARDED) -> None:
         super().__init__(config, seed, robust)

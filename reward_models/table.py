@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from reward_models.goals.masks import WORDS
+
 
 class IdIndex:
     """Sorted ids in buckets by their leading bits, with one to two ids per bucket on average."""
@@ -44,23 +46,27 @@ class RewardTable:
     rewards: np.ndarray  # [N] f32, finite
     reward_version: tuple[int, int]  # (run_epoch, n)
     goals: np.ndarray | None = None
-    """[N] i8: the goal, 0 to 63, that a caption reaches and that is paid once per episode; -1 for none. None if there
-    are no goals."""
+    """[N, 4] u64: mask (`reward_models.goals.masks`) of the goals that each caption achieves; None without goals."""
     _index: IdIndex = field(init=False, repr=False)
+    _achieves: np.ndarray = field(init=False, repr=False)  # [N] bool, whether any goal
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_index", IdIndex(self.ids))
+        achieves = np.zeros(len(self.ids), bool) if self.goals is None else self.goals.any(axis=1)
+        object.__setattr__(self, "_achieves", achieves)
 
     @staticmethod
     def build(
         ids: np.ndarray, rewards: np.ndarray, reward_version: tuple[int, int], goals: np.ndarray | None = None
     ) -> "RewardTable":
-        """A table from unordered distinct `ids` [N] u64, `rewards` [N] and `goals` [N], without captions of NaN reward.
-        Raises ValueError for unequal lengths, repeated ids or infinite rewards."""
+        """A table from unordered distinct `ids` [N] u64, `rewards` [N] and `goals` [N, 4], without captions of NaN
+        reward. Raises ValueError for unequal lengths, repeated ids or infinite rewards."""
         ids = np.asarray(ids, np.uint64)
         rewards = np.asarray(rewards, np.float32)
         if ids.shape != rewards.shape or ids.ndim != 1:
             raise ValueError(f"ids and rewards must be vectors of one length, got {ids.shape} and {rewards.shape}")
+        if goals is not None and goals.shape != (len(ids), WORDS):
+            raise ValueError(f"goals must be masks of shape {(len(ids), WORDS)}, got {goals.shape}")
         keep = ~np.isnan(rewards) & (ids != 0)
         ids, rewards = np.append(ids[keep], np.uint64(0)), np.append(rewards[keep], np.float32(0))
         if not np.isfinite(rewards).all():
@@ -68,7 +74,8 @@ class RewardTable:
         order = np.argsort(ids)
         ids, rewards = ids[order], rewards[order]
         if goals is not None:
-            goals = np.append(np.asarray(goals, np.int8)[keep], np.int8(-1))[order]
+            goals = np.append(np.asarray(goals, np.uint64)[keep], np.zeros((1, WORDS), np.uint64), axis=0)[order]
+            goals.flags.writeable = False
         if (ids[1:] == ids[:-1]).any():
             raise ValueError("caption ids must be distinct")
         ids.flags.writeable = rewards.flags.writeable = False
@@ -80,9 +87,19 @@ class RewardTable:
         return RewardTable.build(np.empty(0, np.uint64), np.empty(0, np.float32), (run_epoch, 0))
 
     def look_up_goals(self, ids: np.ndarray) -> np.ndarray:
-        """Goals i8 in the shape of `ids` (u64); -1 for captions that are unknown or reach none."""
+        """Masks [*shape, 4] u64 of the goals that `ids` [*shape] u64 achieve; 0 for unknown captions."""
+        if self.goals is None:
+            return np.zeros((*ids.shape, WORDS), np.uint64)
         positions, known = self._index.find(ids)
-        return np.where(known, self._all_goals()[positions], np.int8(-1))
+        return np.where(known[..., None], self.goals[positions], np.uint64(0))
+
+    def find_goals(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Known bool in the shape of `ids` (u64), the flat places [E] of those that achieve goals, in order, and their
+        masks [E, 4] u64."""
+        positions, known = self._index.find(ids)
+        places = np.flatnonzero(known & self._achieves.take(positions))
+        masks = self._all_goals()[positions.ravel()[places]] if len(places) else np.zeros((0, WORDS), np.uint64)
+        return known, places, masks
 
     def equals(self, other: "RewardTable") -> bool:
         """Whether both have the same captions, rewards and goals; versions are ignored."""
@@ -93,7 +110,7 @@ class RewardTable:
         )
 
     def _all_goals(self) -> np.ndarray:
-        return np.full(len(self.ids), -1, np.int8) if self.goals is None else self.goals
+        return np.zeros((len(self.ids), WORDS), np.uint64) if self.goals is None else self.goals
 
     @property
     def knows_nothing(self) -> bool:

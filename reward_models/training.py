@@ -14,6 +14,7 @@ from configs.reward_schema import RobustConfig
 from llm_server.annotation import Caption
 from llm_server.annotator.caption_book import CaptionBook
 from reward_models.distance import TableDistances
+from reward_models.goals.masks import masks_of
 from reward_models.interface import UNGUARDED, Asks, Evidence, RewardModel
 from reward_models.shaping import RewardShaping
 from reward_models.table import RewardTable
@@ -82,7 +83,13 @@ class RewardTrainer:
     def is_due(self) -> bool:
         """Whether a new table could differ from the last one."""
         now = self._book.revision, self._book.num_evicted
-        return now != self._seen or self._has_learnt or self._model.depends_on_counts
+        is_outdated = self._has_learnt or self._model.depends_on_counts or self._model.is_outdated
+        return now != self._seen or is_outdated
+
+    @property
+    def needs_preparation(self) -> bool:
+        """Whether `prepare` shortens the next `publish`."""
+        return self._model.reads_texts and self.is_due
 
     def prepare(self, captions: Sequence[Caption]) -> None:
         """Let the model compute and cache its outputs for `captions`, to shorten the next `publish`."""
@@ -167,4 +174,7 @@ def _mean(values: np.ndarray, counts: np.ndarray) -> float | None:
 
 def saved_table(trainer_state: Mapping[str, Any], run_epoch: int) -> RewardTable:
     """The table in a trainer's `state_dict`, as the first version of `run_epoch`."""
-    return RewardTable.build(trainer_state["ids"], trainer_state["rewards"], (run_epoch, 1), trainer_state["goals"])
+    goals = trainer_state["goals"]
+    if goals is not None and goals.ndim == 1:  # of a version whose captions achieved one goal at most: [N] i8
+        goals = masks_of(goals)
+    return RewardTable.build(trainer_state["ids"], trainer_state["rewards"], (run_epoch, 1), goals)

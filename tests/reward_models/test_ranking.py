@@ -171,7 +171,7 @@ def test_vtrace_consumes_the_normalised_thresholded_reward(monkeypatch) -> None:
 
 
 def test_ties_teach_that_both_are_alike_and_preferences_their_order() -> None:
-    model = make_model(steps_per_turn=75, batch_size=16, epsilon_quantile=-1.0)
+    model = make_model(steps_per_turn=75, batch_size=8, epsilon_quantile=-1.0)
 
     def pair(first: int, second: int, preference: float) -> JudgedPair:
         judgement = PairJudgement(status=Status.OK, preference=preference, answer_mass=1.0, position_bias=0.0)
@@ -191,7 +191,7 @@ def pair_of(first: Caption, second: Caption, preference: float) -> JudgedPair:
 
 
 def test_a_judge_without_opinions_rewards_almost_nothing() -> None:
-    model = make_model(steps_per_turn=100, batch_size=32)
+    model = make_model(steps_per_turn=75, batch_size=8)
     captions = [
         Caption(id=n, text=f"{'You kill' if n % 2 else 'You see'} the {name}.") for n, name in enumerate(NAMES, 1)
     ]
@@ -203,7 +203,7 @@ def test_a_judge_without_opinions_rewards_almost_nothing() -> None:
 
 
 def test_preferences_that_differ_by_three_hundredths_are_learnt() -> None:
-    model = make_model(steps_per_turn=25, batch_size=16, learning_rate=3e-4)
+    model = make_model(steps_per_turn=25, batch_size=8, learning_rate=3e-4)
     captions = [
         Caption(id=n, text=f"{'You kill' if n % 2 else 'You see'} the {name}.") for n, name in enumerate(NAMES, 1)
     ]

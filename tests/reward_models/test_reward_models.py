@@ -2,12 +2,14 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from configs.annotation_schema import RewardModelConfig
+from configs.goal_schema import GoalsConfig
 from configs.reward_schema import RobustConfig
 from learner.checkpoint import load_checkpoint, save_checkpoint
 from llm_server.annotation import (
@@ -17,14 +19,23 @@ from llm_server.annotation import (
     JudgedCaption,
     JudgedPair,
     Judgement,
+    MatchedCaption,
     PairJudgement,
     Status,
 )
 from llm_server.annotator.caption_book import CaptionBook
 from reward_models.building import build_reward_model
+from reward_models.goals.book import Goal, GoalBook
+from reward_models.goals.model import GoalModel
 from reward_models.interface import UNGUARDED, Asks
+from reward_models.networks import fitting
 from reward_models.shaping import RewardShaping
 from reward_models.training import RewardTrainer
+
+
+@pytest.fixture(autouse=True)
+def every_turn_ends_with_an_evaluation(monkeypatch):
+    monkeypatch.setattr(fitting, "EVALUATION_INTERVAL_STEPS", FEW["steps_per_turn"])
 
 
 @pytest.fixture(autouse=True)
@@ -36,20 +47,22 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+FEW = {"steps_per_turn": 5, "patience": 2, "batch_size": 8, "learning_rate": 3e-3}
 MODELS = {
     "retrieval": RewardModelConfig(name="retrieval"),
     "retrieval soft": RewardModelConfig(name="retrieval", output="soft"),
-    "classification": RewardModelConfig(name="classification", output="probability", steps_per_turn=25, patience=2),
-    "classification hard": RewardModelConfig(
-        name="classification", labels="hard", label_smoothing=0.1, steps_per_turn=25, patience=2
-    ),
-    "ranking": RewardModelConfig(name="ranking", epsilon_quantile=-1.0, steps_per_turn=25, patience=2),
-    "classification ensemble": RewardModelConfig(name="classification", output="soft", steps_per_turn=25, patience=2),
-    "ranking ensemble": RewardModelConfig(name="ranking", epsilon_quantile=-1.0, steps_per_turn=25, patience=2),
+    "classification": RewardModelConfig(name="classification", output="probability", **FEW),
+    "classification hard": RewardModelConfig(name="classification", labels="hard", label_smoothing=0.1, **FEW),
+    "ranking": RewardModelConfig(name="ranking", epsilon_quantile=-1.0, **FEW),
+    "classification ensemble": RewardModelConfig(name="classification", output="soft", **FEW),
+    "ranking ensemble": RewardModelConfig(name="ranking", epsilon_quantile=-1.0, **FEW),
     "embedding": RewardModelConfig(name="embedding", goals=["kill", "open"], goal_once_per_episode=True),
     "embedding by words": RewardModelConfig(
         name="embedding", embedding="bag-of-words", goals=["caption 1", "open"], threshold=0.1
     ),
+    "goals": RewardModelConfig(name="goals"),
+    "goals by similarity": RewardModelConfig(name="goals"),
+    "goals judged": RewardModelConfig(name="goals"),
     "counts": RewardModelConfig(name="counts"),
     "none": RewardModelConfig(name="none"),
 }
@@ -90,12 +103,36 @@ def evidence(asks, labels):
             EmbeddedCaption(caption=caption(number), cosines=np.array([p, 0.1], np.float32))
             for number, p in labels.items()
         ]
+    if asks is Asks.GOALS:
+        return [matched(number, p) for number, p in labels.items()]
     return []
+
+
+def matched(number, p, status=Status.OK):
+    """A caption that achieves the goal to the degree p, by each of the rules."""
+    return MatchedCaption(
+        caption=caption(number),
+        judgement=Judgement(status=status, probability=p, answer_mass=0.5),
+        vector=np.array([p, np.sqrt(1 - p * p)]),
+        achieves={0: p},
+        num_goals=1,
+    )
+
+
+def goal_model(request):
+    rule = {"goals by similarity": "similarity", "goals judged": "judged"}.get(request.param, "both")
+    book = GoalBook()
+    book.add(Goal(text="kill", source="config"), np.array([1.0, 0.0]))
+    return GoalModel(MODELS[request.param], goals=GoalsConfig(achieved_by=rule, similarity=0.5), book=book)
 
 
 @pytest.fixture(params=MODELS)
 def make(request):
     def build():
+        if MODELS[request.param].name == "goals":
+            model = goal_model(request)
+            model.calibrate(0.5)
+            return model
         model = build_reward_model(MODELS[request.param], 3, ENSEMBLES.get(request.param, UNGUARDED))
         model.calibrate(0.5)
         return model
@@ -140,7 +177,7 @@ def test_scores_are_one_finite_number_or_nan_per_caption_and_zero_for_the_empty_
 
 
 def test_the_better_a_caption_the_higher_its_margin(make, request):
-    model = taught(make, turns=6)
+    model = taught(make, turns=25)
     score(model)
     margins = model.margins(CAPTIONS)
     assert margins.shape == (5,)
@@ -164,6 +201,9 @@ def test_answers_that_are_not_ok_and_empty_captions_change_nothing(make):
                 for a, b in ((EMPTY, caption(1)), (caption(1), caption(1)))
             ]
         )
+    elif model.asks is Asks.GOALS:
+        model.learn([matched(1, 0.0, Status.UNPARSED), matched(3, 0.99, Status.REJECTED)])
+        model.learn([replace(matched(1, 0.9), caption=EMPTY)])
     elif model.asks is Asks.EMBEDDINGS:
         model.learn([EmbeddedCaption(caption=caption(1), cosines=np.array([NAN, NAN], np.float32))])
     elif model.asks is Asks.JUDGEMENTS:
@@ -259,11 +299,13 @@ def test_training_comes_to_rest_and_new_evidence_ends_the_rest(make):
         assert not model.is_settled
 
 
-def test_goals_are_small_numbers_or_none(make):
-    goals = taught(make).goals([*CAPTIONS, EMPTY])
+def test_goals_are_masks_or_none(make):
+    model = taught(make)
+    score(model)
+    goals = model.goals([*CAPTIONS, EMPTY])
     if goals is not None:
-        assert goals.dtype == np.int8
-        assert goals.tolist() == [0, 0, -1, -1, -1, -1]
+        assert goals.dtype == np.uint64
+        assert goals.tolist() == [[1, 0, 0, 0]] * 2 + [[0, 0, 0, 0]] * 4
 
 
 # -- retrieval and the baselines

@@ -3,7 +3,9 @@ import pickle
 import numpy as np
 import pytest
 
+from reward_models.goals.masks import masks_of
 from reward_models.table import IdIndex, RewardTable
+from reward_models.training import saved_table
 
 LAST = np.iinfo(np.uint64).max
 
@@ -22,14 +24,15 @@ def test_unknown_captions_earn_nothing_and_the_empty_one_is_known() -> None:
 def with_goals(rewards: dict[int, float], goals: dict[int, int], version: int) -> RewardTable:
     ids = np.array(list(rewards), np.uint64)
     return RewardTable.build(
-        ids, np.array(list(rewards.values())), (1, version), np.array([goals.get(n, -1) for n in rewards])
+        ids, np.array(list(rewards.values())), (1, version), masks_of(np.array([goals.get(n, -1) for n in rewards]))
     )
 
 
 def test_goals_stay_with_their_captions_whatever_the_order() -> None:
-    table = with_goals({9: 1.0, 5: 0.5, 7: np.nan}, {9: 63, 5: 0, 7: 3}, 1)
-    assert table.look_up_goals(np.array([[5, 9], [7, 0]], np.uint64)).tolist() == [[0, 63], [-1, -1]]
-    assert build({5: 1.0}, 1).look_up_goals(np.array([5], np.uint64)).tolist() == [-1]
+    table = with_goals({9: 1.0, 5: 0.5, 7: np.nan}, {9: 255, 5: 0, 7: 3}, 1)
+    wanted = masks_of(np.array([[0, 255], [-1, -1]]))
+    np.testing.assert_array_equal(table.look_up_goals(np.array([[5, 9], [7, 0]], np.uint64)), wanted)
+    assert build({5: 1.0}, 1).look_up_goals(np.array([5], np.uint64)).tolist() == [[0, 0, 0, 0]]
 
 
 def test_tables_are_equal_by_what_they_say_not_by_version() -> None:
@@ -78,3 +81,26 @@ def test_a_table_that_travelled_looks_up_the_same() -> None:
     other = pickle.loads(pickle.dumps(table))
     for one, two in zip(table.look_up(ids[::-1]), other.look_up(ids[::-1]), strict=True):
         assert np.array_equal(one, two)
+
+
+def test_a_checkpoint_with_one_goal_for_each_caption_loads_as_masks() -> None:
+    state = {"ids": np.array([0, 5, 9], np.uint64), "rewards": np.array([0.0, 1.0, 0.5], np.float32)}
+    table = saved_table({**state, "goals": np.array([-1, 63, 0], np.int8)}, 2)
+    assert table.equals(with_goals({5: 1.0, 9: 0.5}, {5: 63, 9: 0}, 1))
+    assert saved_table({**state, "goals": table.goals}, 2).equals(table)
+    assert saved_table({**state, "goals": None}, 2).goals is None
+
+
+def test_masks_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"goals must be masks of shape \(1, 4\), got \(1,\)"):
+        RewardTable.build(np.array([5], np.uint64), np.ones(1), (1, 1), np.zeros(1, np.int8))
+
+
+def test_what_achieves_goals_is_found_with_its_place() -> None:
+    table = with_goals({9: 1.0, 5: 0.5, 7: 0.25}, {9: 255, 5: 0}, 1)
+    known, places, masks = table.find_goals(np.array([[5, 8], [7, 9]], np.uint64))
+    assert known.tolist() == [[True, False], [True, True]]
+    assert places.tolist() == [0, 3]
+    np.testing.assert_array_equal(masks, masks_of(np.array([0, 255])))
+    known, places, masks = build({5: 1.0}, 1).find_goals(np.array([5, 6], np.uint64))
+    assert (known.tolist(), places.tolist(), masks.shape) == ([True, False], [], (0, 4))

@@ -9,6 +9,7 @@ from llm_server.annotation import JudgedCaption, Judgement, Status
 from llm_server.offline.judgement_file import caption_of
 from reward_models.building import build_reward_model
 from reward_models.classification import ClassificationModel
+from reward_models.networks import fitting as fitting_module
 from reward_models.networks.caption_network import CaptionNet, tokens_of
 from reward_models.networks.fitting import Fitting, flipped, is_held_out, unflipped
 
@@ -56,7 +57,7 @@ def test_a_plain_pass_with_unpadded_convolutions_agrees() -> None:
 
 def test_the_network_learns_a_vocabulary_and_generalises_to_captions_without_a_label() -> None:
     seen_good, new_good, seen_bad, new_bad = GOOD[::2], GOOD[1::2], BAD[::2], BAD[1::2]
-    model = build_reward_model(RewardModelConfig(name="classification", steps_per_turn=75, batch_size=32), seed=1)
+    model = build_reward_model(RewardModelConfig(name="classification", steps_per_turn=50, batch_size=16), seed=1)
     model.calibrate(0.4)
     model.learn([*labels(seen_good, 0.7), *labels(seen_bad, 0.2)])
     model.train()
@@ -192,7 +193,7 @@ def test_eta_is_theta_for_soft_labels_and_a_half_for_hard_ones_unless_configured
 
 def test_another_theta_wakes_training_on_hard_labels() -> None:
     model = ClassificationModel(
-        RewardModelConfig(name="classification", labels="hard", patience=1, steps_per_turn=300), seed=0
+        RewardModelConfig(name="classification", labels="hard", patience=1, steps_per_turn=300, batch_size=4), seed=0
     )
     model.calibrate(0.5)
     model.learn([*labels(GOOD[:4], 0.7), *labels(BAD[:4], 0.4)])
@@ -254,15 +255,27 @@ class Flipped:
         return 0.5
 
 
+class OneNumberEach(torch.nn.Module):
+    """A network that knows its two captions by heart: what is tested is the loss."""
+
+    def __init__(self, *_: object) -> None:
+        super().__init__()
+        self.numbers = torch.nn.Parameter(torch.zeros(2))
+
+    def forward(self, texts: list[bytes], generator: torch.Generator | None = None) -> torch.Tensor:
+        return self.numbers[[int(text == b"It's a wall.") for text in texts]]
+
+
 def learnt(noise_rate: float) -> np.ndarray:
-    config = RewardModelConfig(patience=6, batch_size=256, learning_rate=3e-4)
+    config = RewardModelConfig(patience=6, batch_size=1024, learning_rate=0.02)
     fitting = Fitting((16,), 0.0, config, 1, noise_rate)
     fitting.train(Flipped(), 400)
     captions = [caption_of("You kill the newt!"), caption_of("It's a wall.")]
     return 1 / (1 + np.exp(-fitting.outputs(captions)))
 
 
-def test_a_fifth_of_flipped_labels_is_undone_by_the_correction() -> None:
+def test_a_fifth_of_flipped_labels_is_undone_by_the_correction(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it the network learns 0.2 + 0.6 p. Early stopping by answers with the same flips does not prevent it."""
+    monkeypatch.setattr(fitting_module, "CaptionNet", OneNumberEach)
     np.testing.assert_allclose(learnt(0.2), Flipped.CLEAN, atol=0.06)
     np.testing.assert_allclose(learnt(0.0), [0.2 + 0.6 * p for p in Flipped.CLEAN], atol=0.06)
