@@ -46,18 +46,21 @@ class Part:
     rollouts: Sequence[Rollout]  # each has steps to train on
     rewards: np.ndarray  # [T, B] f32: of these rollouts, without lost environments
     share: Share
+    goal_vectors: np.ndarray | None = None  # [G, D] f32: those that the policy reads, where they are new
 
 
-def divide(rollouts: Sequence[Rollout], rewards: np.ndarray, number: int) -> list[Part]:
+def divide(
+    rollouts: Sequence[Rollout], rewards: np.ndarray, number: int, goal_vectors: np.ndarray | None = None
+) -> list[Part]:
     """The parts of `number` learners: as many rollouts each, in order. `rewards` [T, B] are those of all rollouts,
-    without lost environments."""
+    without lost environments; `goal_vectors`: see `Part`."""
     ends = np.cumsum([0, *(int(rollout.kept.sum()) for rollout in rollouts)]).tolist()
     parts = []
     for indices in np.array_split(np.arange(len(rollouts)), number):
         first, last = int(indices[0]), int(indices[-1]) + 1
         share = Share(ends[first], ends[last] - ends[first], ends[-1])
         own = rewards[:, share.first : share.first + share.count]
-        parts.append(Part(rollouts=rollouts[first:last], rewards=own, share=share))
+        parts.append(Part(rollouts=rollouts[first:last], rewards=own, share=share, goal_vectors=goal_vectors))
     return parts
 
 

@@ -26,10 +26,11 @@ from safetensors import SafetensorError
 from actors.captions import caption_id, normalize
 from actors.environments.single import SingleReader, make_reader
 from actors.environments.vector import ArraySpec, EnvironmentSpec
+from actors.goals.entry import GOAL
 from actors.policy import PolicyNet
 from actors.previous_step import ACTION, REWARD, previous_step_entries
 from configs.annotation_schema import RewardModelConfig
-from configs.errors import named, one_line
+from configs.errors import did_you_mean, named, one_line
 from configs.reward_schema import RobustConfig
 from configs.schema import PolicyConfig
 from learner.checkpoint_format import DECODING_ERRORS, MAX_TREE_BYTES, decode_tree, parse_json, read_regular
@@ -41,6 +42,8 @@ from reward_models.ranking import RankingModel
 from reward_models.table import RewardTable
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+GOAL_VECTORS = "goal_vectors"
+"""The tensor of a policy that reads goals which is no weight."""
 POLICY_FORMAT, REWARD_FORMAT, FORMAT_VERSION = "delphi-policy", "delphi-reward", 1
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -56,12 +59,23 @@ class LoadedPolicy:
         self.action_names: list[str] = config["action_names"]
         self._net, self._reader, self._first_action = net.eval(), reader, int(interface["first_action"])
         self._previous = previous_step_entries(config["num_actions"], PolicyConfig(**config["policy"]))
+        self.goals: list[str] = config.get("goals", [])
+        """What `pursue` takes."""
+        self._goal: int | None = None if net.goal_vectors is not None else 0
         self._rng = np.random.default_rng(seed)
         self.reset()
 
     def reset(self) -> None:
-        """Begin an episode: forget the last one."""
+        """Begin an episode: forget the last one, but not the goal."""
         self._core, self._last_action = self._net.initial_state(1), 0
+
+    def pursue(self, goal: str | None) -> None:
+        """Act towards this one of `goals` from now on, or with None towards none: for networks that read a goal, which
+        in training was another one as soon as it was achieved. Raises ValueError for any other."""
+        if goal is not None and goal not in self.goals:
+            known = f"wanted None or one of its {len(self.goals)} `goals`"
+            raise ValueError(f"goal: got {goal!r}{did_you_mean(goal, self.goals)}, {known}")
+        self._goal = 0 if goal is None else self.goals.index(goal) + 1
 
     @torch.no_grad()
     def evaluate(self, obs: Any, reward: float | None = None) -> tuple[np.ndarray, float]:
@@ -70,6 +84,10 @@ class LoadedPolicy:
         tensors = {name: torch.from_numpy(array) for name, array in self._reader.read(obs).items()}
         if REWARD in self._previous and self._last_action and reward is None:
             raise ValueError("this policy reads the previous reward: wanted act(obs, reward=...) after the first step")
+        if self._goal is None:
+            raise ValueError("this policy reads a goal: wanted pursue(GOAL), with one of its `goals` or None, before")
+        if self._net.goal_vectors is not None:
+            tensors[GOAL] = torch.full((1,), self._goal, dtype=torch.int16)
         previous = {ACTION: self._last_action, REWARD: (reward or 0.0) if self._last_action else 0.0}
         for name, spec in self._previous.items():
             tensors[name] = torch.from_numpy(np.full(1, previous[name], spec.dtype))
@@ -127,7 +145,10 @@ def load_policy(place: str | Path, *, seed: int = 0, revision: str | None = None
         settings = PolicyConfig(**config["policy"])
         observations = {name: _spec(entry) for name, entry in config["observations"].items()}
         net = PolicyNet(EnvironmentSpec(observations=observations, num_actions=config["num_actions"]), settings)
+        vectors = tensors.pop(GOAL_VECTORS, None)
         net.load_state_dict(tensors)
+        if vectors is not None:
+            net.set_goal_vectors(vectors.numpy())
         return LoadedPolicy(net, make_reader(config["interface"], config["environment"]["id"]), config, seed)
     except (RuntimeError, *DECODING_ERRORS) as error:
         raise ValueError(f"the policy in {place} does not fit this version of Delphi: {named(error)}") from None

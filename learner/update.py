@@ -20,12 +20,14 @@ from actors.environments.vector import EnvironmentSpec
 from actors.policy import PolicyNet, PolicyOutput, PolicySnapshot, load_weights, resolve_precision, snapshot
 from actors.rollout import Rollout, Version
 from configs.devices import resolve_device
+from configs.goal_schema import GoalsConfig
 from configs.reward_schema import MAIN_TERM, RewardConfig, TermConfig
 from configs.schema import LearnerConfig, PolicyConfig
 from learner.batch import Batch, BatchBuffers, draw_minibatches, keep_freed_memory
 from learner.data_parallel import Exchange, Part, Peers, Share, divide
 from learner.loss import action_log_probs, clamped_ratios, core_metrics, mean_kl, policy_loss, standardized
-from learner.rewards import PaidRewards, RewardMixer
+from learner.reward.mixer import NO_GOALS, RewardMixer
+from learner.reward.paid import PaidRewards
 from learner.step_metrics import GradientStep, state_information, update_metrics
 from learner.vtrace import ReturnScale, VtraceTargets, vtrace_targets
 from reward_models.networks.fitting import load_optimizer_state, optimizer_state
@@ -63,6 +65,7 @@ class Learner:
         run_epoch: int,
         seed: int,
         terms: Mapping[str, TermConfig] | None = None,
+        goals: GoalsConfig = NO_GOALS,
     ) -> None:
         """`terms` are those of `configs.terms.resolved_terms`, None for the main one alone, as `reward` describes it.
         Raises ValueError for a network that cannot read the observations and for an unavailable device."""
@@ -82,15 +85,22 @@ class Learner:
             eps=config.adam_epsilon,
             fused=True,
         )
-        self._rewards, self._return_scale = RewardMixer(reward, terms), ReturnScale()
+        self._rewards, self._return_scale = RewardMixer(reward, terms, goals), ReturnScale()
         self._updates = self._gradient_steps = self._skipped = 0
         self._exchange: Exchange | None = None
         self._peers: Peers | None = None
+        self._goal_vectors: np.ndarray | None = None
+        self._handed_vectors: np.ndarray | None = None
+
+    def load_goals(self, vectors: np.ndarray) -> None:
+        """Read goals as these vectors [G, D], if the policy reads goals; ValueError for those of another width."""
+        self._goal_vectors = vectors
+        self.net.set_goal_vectors(vectors)
 
     def share_work(self, exchange: Exchange, peers: Peers | None = None) -> None:
         """From now on make each update together with the learners at `exchange`, whose states are equal to this one's.
         The first learner has `peers`, and is the only one whose `step` is called."""
-        self._exchange, self._peers = exchange, peers
+        self._exchange, self._peers, self._handed_vectors = exchange, peers, None
 
     @property
     def policy_version(self) -> Version:
@@ -102,10 +112,13 @@ class Learner:
         computed here, with the tables of `reward`. `progress`, in [0, 1], is the fraction of the run's steps already
         consumed."""
         began = time.perf_counter()
+        if reward.goals is not None and reward.goals.vectors is not self._goal_vectors:
+            self.load_goals(reward.goals.vectors)
         intrinsic_scale, rewards = self._rewards.intrinsic_scale, self._rewards.mix(rollouts, reward)
         kept = np.concatenate([rollout.kept for rollout in rollouts])
         total, intrinsic = rewards.total[:, kept], rewards.intrinsic[:, kept]
-        parts = divide([rollout for rollout in rollouts if rollout.num_steps], total, self._num_learners)
+        trained = [rollout for rollout in rollouts if rollout.num_steps]
+        parts = divide(trained, total, self._num_learners, self._new_vectors())
         mixed = time.perf_counter()
         if self._peers is not None:
             self._peers.hand_out(parts, progress)
@@ -131,6 +144,8 @@ class Learner:
 
     def take_part(self, part: Part, progress: float) -> None:
         """The part of a learner that is not the first in an update; see `step`."""
+        if part.goal_vectors is not None:
+            self.load_goals(part.goal_vectors)
         self._train(self._join(part), part, progress)
 
     def pass_over(self, rollout: Rollout, reward: PublishedReward) -> None:
@@ -196,6 +211,13 @@ class Learner:
     @property
     def _num_learners(self) -> int:
         return 1 if self._exchange is None else self._exchange.size
+
+    def _new_vectors(self) -> np.ndarray | None:
+        """The goal vectors, where the other learners do not have them yet."""
+        if self._peers is None or self._goal_vectors is self._handed_vectors:
+            return None
+        self._handed_vectors = self._goal_vectors
+        return self._goal_vectors
 
     def _join(self, part: Part) -> Batch:
         return self._buffers.join([rollout.without_lost() for rollout in part.rollouts])

@@ -1,13 +1,11 @@
 """The reward that the learner trains on, extrinsic + intrinsic, computed when a rollout is consumed: the intrinsic
-reward is the sum of its terms. And the total that each term paid per item over the run.
+reward is the sum of its terms.
 
 Invariant: step t is paid for the item that action t led to, an episode's last one included. The empty item is never
-unknown; an item that is not in its term's table yet has reward 0 and is counted. There is one sum per item that was
-ever rewarded, so their number is bounded by the reward tables of the run. With the main term alone and default settings
-this is r = k_ext clip(s r_env, -c, c) + k_int R(caption) / count^beta (ONI section 2).
+unknown; an item that is not in its term's table yet has reward 0 and is counted. With the main term alone and default
+settings this is r = k_ext clip(s r_env, -c, c) + k_int R(caption) / count^beta (ONI section 2).
 """
 
-import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,53 +13,16 @@ from typing import Any
 import numpy as np
 
 from actors.rollout import Rollout
+from configs.goal_schema import GoalsConfig
 from configs.reward_schema import MAIN_TERM, RewardConfig, TermConfig
 from configs.schema import RunConfig
 from configs.terms import resolved_terms
-from learner.episode_rewards import ShareCap
-from learner.payments import StepRewards, event_rewards
-from learner.terms import Term, Weights
+from learner.reward.episode_rewards import ShareCap
+from learner.reward.paid import PaidRewards
+from learner.reward.payments import PaidGoals, StepRewards, event_rewards
+from learner.reward.terms import Term, Weights
 from reward_models.published import PublishedReward
 from reward_models.table import RewardTable
-
-
-class PaidRewards:
-    """Sums of intrinsic reward by item id, of absolute values unless `with_sign`."""
-
-    def __init__(self, *, with_sign: bool = False) -> None:
-        self._with_sign = with_sign
-        self._sums: dict[int, float] = {}
-
-    def note(self, items: np.ndarray, intrinsic: np.ndarray) -> None:
-        """Add the intrinsic rewards of some steps; `items` u64 and `intrinsic` f32 have the same shape."""
-        earning = intrinsic != 0
-        ids, places = np.unique(items[earning], return_inverse=True)
-        amounts = intrinsic[earning] if self._with_sign else np.abs(intrinsic[earning])
-        sums = np.bincount(places.ravel(), amounts.astype(np.float64), len(ids))
-        for number, total in zip(ids.tolist(), sums.tolist(), strict=True):
-            self._sums[number] = self._sums.get(number, 0.0) + total
-
-    def largest(self, number: int) -> tuple[float, list[tuple[int, float]]]:
-        """The total of all sums, and the `number` largest with their item ids, the largest first."""
-        return sum(self._sums.values()), heapq.nlargest(number, self._sums.items(), key=lambda entry: entry[1])
-
-    def costliest(self, number: int) -> list[tuple[int, float]]:
-        """The `number` lowest sums below 0 with their item ids, the lowest first."""
-        costs = (entry for entry in self._sums.items() if entry[1] < 0)
-        return heapq.nsmallest(number, costs, key=lambda entry: entry[1])
-
-    def state_dict(self) -> dict[str, Any]:
-        """All sums."""
-        return {"ids": np.array(list(self._sums), np.uint64), "sums": np.array(list(self._sums.values()), np.float64)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`."""
-        self._sums = paid_rewards(state)
-
-
-def paid_rewards(state: Mapping[str, Any]) -> dict[int, float]:
-    """The sums in a saved state by item id."""
-    return dict(zip(state["ids"].tolist(), state["sums"].tolist(), strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +34,7 @@ class TermRewards:
     unknown_fraction: float  # of steps
     weights: Weights  # that `rewards` contain
     version: int  # of its reward table
+    goals: PaidGoals | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,17 +68,26 @@ class MixedRewards:
         }
 
 
+NO_GOALS = GoalsConfig()
+
+
 class RewardMixer:
     """Mixes the rewards of rollouts, and keeps what later rewards depend on and what each item earned."""
 
-    def __init__(self, config: RewardConfig, terms: Mapping[str, TermConfig] | None = None) -> None:
-        """`terms` as `configs.terms.resolved_terms` returns them; None for the main one alone."""
+    def __init__(
+        self, config: RewardConfig, terms: Mapping[str, TermConfig] | None = None, goals: GoalsConfig = NO_GOALS
+    ) -> None:
+        """`terms` as `configs.terms.resolved_terms` returns them; None for the main one alone. `goals` says what the
+        term that pays goals pays."""
         self._config = config
-        self._terms = {name: Term(term) for name, term in (terms or resolved_terms(RunConfig(reward=config))).items()}
+        terms = terms or resolved_terms(RunConfig(reward=config))
+        self._terms = {name: Term(term, goals) for name, term in terms.items()}
         self._cap = ShareCap(config.max_intrinsic_share)
         self._unknown = RewardTable.empty()  # of a term that has published none yet
         self.paid = {name: PaidRewards(with_sign=name != MAIN_TERM) for name in self._terms}
         """What each item earned in the whole run, by term; captions of the main term by absolute value."""
+        self.paid_goals = PaidRewards(with_sign=True)
+        """What each goal earned, by its index; `goals.TAKEN_BACK` is what was taken back."""
 
     def mix(self, rollouts: Sequence[Rollout], reward: PublishedReward) -> MixedRewards:
         """Rewards of `rollouts`, joined along the environment axis. Every rollout of a worker is given once, in order,
@@ -143,6 +114,9 @@ class RewardMixer:
         columns = _columns(kept)
         for name, term in mixed.terms.items():
             self.paid[name].note(term.items[:, columns], term.rewards[:, columns])
+            if term.goals is not None:
+                steps, envs, goals, shares = (array[kept[term.goals.envs]] for array in term.goals)
+                self.paid_goals.note(goals.astype(np.uint64), shares * term.rewards[steps, envs])
 
     def pass_over(self, rollout: Rollout, reward: PublishedReward) -> None:
         """Update the state of the running episodes with a rollout that is dropped."""
@@ -165,7 +139,7 @@ class RewardMixer:
         """The extrinsic part [T, B] f32, and what each term pays."""
         extrinsic = _extrinsic(rollout.extrinsic_rewards, self._config)
         paid = {
-            name: term.pay(rollout, self._table(reward, name), weights[name].factor)
+            name: term.pay(rollout, self._table(reward, name), reward.goals, weights[name].factor)
             for name, term in self._terms.items()
         }
         if self._config.max_intrinsic_share < 1.0:
@@ -174,7 +148,7 @@ class RewardMixer:
         return extrinsic, paid
 
     def state_dict(self) -> dict[str, Any]:
-        """Goals paid by the main term, cap, rewards paid per caption, and `terms`: what else there is, by term."""
+        """Goals paid by the main term, cap, rewards paid per caption, and what else there is, by term and by goal."""
         terms = {name: term.state_dict() for name, term in self._terms.items()}
         paid = {name: paid.state_dict() for name, paid in self.paid.items()}
         return {
@@ -183,6 +157,7 @@ class RewardMixer:
             "paid": paid.pop(MAIN_TERM),
             "terms": terms,
             "paid_by_term": paid,
+            "paid_goals": self.paid_goals.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -195,6 +170,8 @@ class RewardMixer:
             self._terms[name].load_state_dict(terms[name])
         for name in self.paid.keys() & paid.keys():
             self.paid[name].load_state_dict(paid[name])
+        if "paid_goals" in state:
+            self.paid_goals.load_state_dict(state["paid_goals"])
 
 
 def mix_rewards(
@@ -236,6 +213,7 @@ def _joined(steps: Sequence[StepRewards], weights: Weights, version: int) -> Ter
         unknown_fraction=float(np.average([1 - one.known.mean() for one in steps], weights=sizes)),
         weights=weights,
         version=version,
+        goals=PaidGoals.joined([one.goals for one in steps], [one.known.shape[1] for one in steps]),
     )
 
 

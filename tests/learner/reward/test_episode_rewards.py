@@ -10,16 +10,17 @@ from actors.rollout import Rollout
 from configs.reward_schema import RewardConfig
 from configs.schema import LearnerConfig
 from learner.checkpoint import load_checkpoint, save_checkpoint
-from learner.episode_rewards import RunningEpisodes
-from learner.rewards import RewardMixer, mix_rewards
+from learner.reward.episode_rewards import RunningEpisodes
+from learner.reward.mixer import RewardMixer, mix_rewards
 from learner.stream import RolloutStream
+from reward_models.goals.masks import masks_of
 from reward_models.published import PublishedReward
 from reward_models.table import RewardTable
 from tests.learner.toy_rollouts import random_rollout
 
 CONFIG = RewardConfig(extrinsic_coefficient=0.5, intrinsic_coefficient=2.0, count_exponent=1.0)
 IDS = np.array([11, 12, 13, 14], np.uint64)
-TABLE = RewardTable.build(IDS, np.array([1.0, 0.5, 0.25, 0.75]), (0, 1), goals=np.array([0, 0, 63, -1]))
+TABLE = RewardTable.build(IDS, np.array([1.0, 0.5, 0.25, 0.75]), (0, 1), goals=masks_of(np.array([0, 0, 63, -1])))
 """Two captions reach goal 0, one goal 63, one none; 15 is unknown."""
 REWARD = PublishedReward.of(TABLE)
 

@@ -13,9 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from actors.rollout import Rollout
+from configs.goal_schema import GOAL_TERM, GoalsConfig
 from configs.reward_schema import TermConfig
-from learner.episode_rewards import EpisodeCap, Trust
-from learner.payments import PAYMENTS, Payment, StepRewards
+from learner.reward.episode_rewards import TRUSTS, EpisodeCap
+from learner.reward.goals import Goals
+from learner.reward.payments import PAYMENTS, Payment, StepRewards
+from reward_models.goals.published import PublishedGoals
 from reward_models.table import RewardTable
 
 
@@ -30,11 +33,11 @@ class Weights(NamedTuple):
 class Term:
     """A term's payment, weights and cap; every rollout of a worker is given once, in order."""
 
-    def __init__(self, config: TermConfig) -> None:
+    def __init__(self, config: TermConfig, goals: GoalsConfig) -> None:
         """`config` as `configs.terms.resolved_terms` returns it."""
         self._config = config
-        self._payment: Payment = PAYMENTS[config.pays](config)
-        self._trust = Trust() if config.trust == "outcome" else None
+        self._payment: Payment = Goals(config, goals) if config.pays == GOAL_TERM else PAYMENTS[config.pays](config)
+        self._trust = TRUSTS[config.trust]() if config.trust != "none" else None
         self._cap = EpisodeCap(config.episode_cap) if config.episode_cap else None
         self._env_steps = 0
 
@@ -50,9 +53,9 @@ class Term:
         if self._config.anneal_env_steps:
             self._env_steps += env_steps
 
-    def pay(self, rollout: Rollout, table: RewardTable, factor: float) -> StepRewards:
+    def pay(self, rollout: Rollout, table: RewardTable, goals: PublishedGoals | None, factor: float) -> StepRewards:
         """What the term pays for a rollout; `factor` is that of its `weights`, the same for a whole batch."""
-        paid = self._payment.pay(rollout, table)
+        paid = self._payment.pay(rollout, table, goals)
         if self._trust is not None:
             self._trust.observe(rollout, paid.rewards)
         if factor != 1.0:

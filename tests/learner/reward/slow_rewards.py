@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from actors.rollout import EpisodeStatistics, Rollout
+from configs.goal_schema import GoalsConfig
 from configs.reward_schema import RewardConfig, TermConfig
 from tests.learner.toy_rollouts import random_rollout
 
@@ -97,31 +98,63 @@ class Episode:
 
     maximum: float | None = None
     visits: Counter[int] = field(default_factory=Counter)
-    goals: set[int] = field(default_factory=set)
+    goals: set[int] = field(default_factory=set)  # paid
+    in_turn: set[int] = field(default_factory=set)  # goals achieved, of a plan in their turn
+    amounts: list[float] = field(default_factory=list)  # paid for goals, by step
     raw: float = 0.0  # sum before trust, annealing and cap
     paid: float = 0.0  # sum of absolute values after them
+
+
+@dataclass
+class SlowGoals:
+    """What `PublishedGoals` and the goals of a table say."""
+
+    achieved: Mapping[int, Sequence[int]]  # by item
+    weights: Sequence[float]
+    before: Sequence[int]
+    suggested: Mapping[int, Sequence[int]]  # by state
+
+
+def _success(rollout: Rollout, t: int, env: int) -> bool | None:
+    """Whether an episode that ends there is a success; None if none ends, or its environment was lost."""
+    if (t, env) not in rollout.episode_ends:
+        return None
+    statistics = rollout.episodes[rollout.episode_ends.index((t, env))]
+    told = statistics.info.get("success")
+    return statistics.episode_return > 0 if told is None else told > 0
 
 
 class SlowTerm:
     """One term, one step at a time."""
 
-    def __init__(self, config: TermConfig, goals: Mapping[int, int]) -> None:
-        self.config, self.goals = config, goals
+    def __init__(self, config: TermConfig, goals: Mapping[int, int], of_goals: GoalsConfig | None = None) -> None:
+        self.config, self.goals, self.of_goals = config, goals, of_goals
+        self.book: SlowGoals | None = None
+        self.parts: dict[int, float] = {}  # of the last step's reward before all factors, by goal; 256: taken back
+        self.by_goal: Counter[int] = Counter()
         self.episodes: dict[tuple[str, int], Episode] = {}
         self.visits_of_run: Counter[int] = Counter()
         self.sums: dict[bool, list[float]] = {False: [], True: []}  # of finished episodes, by success
+        self.is_needed = False
         self.env_steps = 0
         self.earned: dict[int, float] = {}  # by item, signed
 
     def factor(self) -> float:
         """Trust x annealing."""
-        config, trust = self.config, 1.0
-        if config.trust == "outcome" and min(len(sums) for sums in self.sums.values()) >= 10:
+        config, trust, num = self.config, 1.0, min(len(sums) for sums in self.sums.values())
+        if config.trust == "earned" and num < 3:
+            trust = float(self.is_needed)
+        elif config.trust != "none" and num >= {"outcome": 10, "earned": 3}[config.trust]:
             weights = {g: [0.99 ** (len(s) - 1 - i) for i in range(len(s))] for g, s in self.sums.items()}
             means = {g: sum(np.multiply(weights[g], self.sums[g])) / sum(weights[g]) for g in weights}
             squares = sum(sum(np.multiply(weights[g], np.square(np.subtract(self.sums[g], means[g])))) for g in weights)
             deviation = math.sqrt(squares / sum(sum(w) for w in weights.values()))
-            trust = min(1.0, math.exp((means[True] - means[False]) / deviation))
+            gap = means[True] - means[False]
+            difference = gap / deviation if gap else 0.0
+            trust = min(1.0, math.exp(difference))
+            if config.trust == "earned":
+                error = math.sqrt(sum(1 / sum(w) for w in weights.values()))
+                trust = min(max(difference / (2 * error), 0.0), 1.0)
         return trust * (math.exp(-self.env_steps / config.anneal_env_steps) if config.anneal_env_steps else 1.0)
 
     def pay(self, rollout: Rollout, t: int, env: int, values: Values, factor: float) -> tuple[float, bool]:
@@ -138,16 +171,17 @@ class SlowTerm:
     def end(self, rollout: Rollout, t: int, env: int) -> None:
         """The episode's end after step t."""
         episode = self.episodes.pop((rollout.worker_id.partition(".")[0], env))
-        if (t, env) in rollout.episode_ends:
-            statistics = rollout.episodes[rollout.episode_ends.index((t, env))]
-            told = statistics.info.get("success")
-            self.sums[statistics.episode_return > 0 if told is None else told > 0].append(episode.raw)
+        if (is_success := _success(rollout, t, env)) is not None:
+            self.sums[is_success].append(episode.raw)
+            self.is_needed |= len(self.sums[False]) >= 30 * (len(self.sums[True]) + 1)
 
     def _payment(self, rollout: Rollout, t: int, env: int, values: Values, episode: Episode) -> tuple[float, bool]:
         config = self.config
         signals = {"caption": rollout.caption_ids, "caption_counts": rollout.caption_counts, **rollout.signals}
         item, k = int(signals[config.reads][t, env]), config.coefficient
         v = values.get(item)
+        if config.pays == "goals":
+            return self._of_goals(rollout, t, env, item if v is not None else None, episode), v is None
         if config.pays == "event":
             goal = None if v is None else self.goals.get(item)
             is_due = goal is None or goal not in episode.goals
@@ -176,13 +210,47 @@ class SlowTerm:
         visits[number] += 1
         return k / math.sqrt(visits[number]), False
 
+    def _of_goals(self, rollout: Rollout, t: int, env: int, item: int | None, episode: Episode) -> float:
+        """What a step earns for the goals that its known item achieves."""
+        settings, book = self.of_goals, self.book
+        assert settings is not None
+        assert book is not None
+        achieved = set() if item is None else set(book.achieved.get(item, ()))
+        episode.in_turn |= {g for g in achieved if book.before[g] in {-1, *episode.in_turn}}
+        due = achieved & episode.in_turn
+        if settings.scope == "suggested":
+            due &= set(book.suggested.get(int(rollout.signals["state_before"][t, env]), ()))
+        elif settings.scope == "current":
+            due &= {int(rollout.obs["goal"][t, env]) - 1}
+        if settings.once:
+            due -= episode.goals
+            episode.goals |= due
+        self.parts = {g: self.config.coefficient * book.weights[g] for g in due}
+        episode.amounts.append(sum(self.parts.values()))
+        if settings.neutralise and _success(rollout, t, env):
+            last = len(episode.amounts) - 1
+            self.parts[256] = -sum(b * self.config.gamma ** (k - last) for k, b in enumerate(episode.amounts))
+        return sum(self.parts.values())
+
+    def note_goals(self, earned: float) -> None:
+        """The last step earned this much."""
+        total = sum(self.parts.values())
+        for goal, amount in self.parts.items():
+            self.by_goal[goal] += earned * amount / total if earned else 0.0
+
 
 class SlowMixer:
     """`RewardMixer`, one step at a time."""
 
-    def __init__(self, config: RewardConfig, terms: Mapping[str, TermConfig], goals: Mapping[int, int]) -> None:
+    def __init__(
+        self,
+        config: RewardConfig,
+        terms: Mapping[str, TermConfig],
+        goals: Mapping[int, int],
+        of_goals: GoalsConfig | None = None,
+    ) -> None:
         self.config = config
-        self.terms = {name: SlowTerm(term, goals if name == "main" else {}) for name, term in terms.items()}
+        self.terms = {name: SlowTerm(term, goals if name == "main" else {}, of_goals) for name, term in terms.items()}
         self.running: dict[tuple[str, int], list[float]] = {}
         self.intrinsic: list[float] = []
         self.extrinsic: list[float] = []
@@ -240,6 +308,7 @@ class SlowMixer:
                     if not is_dropped and env not in rollout.lost:
                         item = self._item(term.config, rollout, t, env)
                         term.earned[item] = term.earned.get(item, 0.0) + scale * reward
+                        term.note_goals(scale * reward)
                 mixed["total"][t, env] = extrinsic + scale * intrinsic
                 self._observe(rollout, t, env, intrinsic, extrinsic)
         return {**mixed, "unknown": {name: number / rollout.actions.size for name, number in unknown.items()}}

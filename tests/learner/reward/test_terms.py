@@ -10,10 +10,12 @@ import pytest
 from actors.rollout import EpisodeStatistics, Rollout
 from configs.reward_schema import MAIN_TERM, RewardConfig, TermConfig
 from learner.checkpoint import load_checkpoint, save_checkpoint
-from learner.rewards import MixedRewards, RewardMixer, paid_rewards
+from learner.reward.mixer import MixedRewards, RewardMixer
+from learner.reward.paid import paid_rewards
+from reward_models.goals.masks import masks_of
 from reward_models.published import PublishedReward
 from reward_models.table import RewardTable
-from tests.learner.slow_rewards import ITEMS, SlowMixer, played_rollouts
+from tests.learner.reward.slow_rewards import ITEMS, SlowMixer, played_rollouts
 from tests.learner.toy_rollouts import random_rollout
 
 MAIN = TermConfig(coefficient=0.4, count_exponent=3.0)
@@ -24,7 +26,7 @@ TERMS = {
     "climb": TermConfig(reads="state", pays="improvement", episode_cap=0.8, coefficient=1.5),
     "tour": TermConfig(reads="state", pays="visits", bins=4, trust="outcome", anneal_env_steps=3000),
     "round": TermConfig(reads="state", pays="visits", visits_of="episode", bins=3, coefficient=0.3),
-    "news": TermConfig(reads="change", count_exponent=1.0, coefficient=0.2),
+    "news": TermConfig(reads="change", count_exponent=1.0, coefficient=0.2, trust="earned"),
 }
 GOALS = {11: 0, 12: 0, 13: 63}
 """Of the main term: paid once per episode."""
@@ -38,7 +40,7 @@ def random_tables(number: int) -> tuple[PublishedReward, dict[str, dict[int, flo
     for name in TERMS:
         ids = ITEMS[1:][rng.random(len(ITEMS) - 1) < 0.7]
         values = rng.uniform(-0.3, 1.2, len(ids)).astype(np.float32)
-        goals = np.array([GOALS.get(int(i), -1) for i in ids]) if name == MAIN_TERM else None
+        goals = masks_of(np.array([GOALS.get(int(i), -1) for i in ids])) if name == MAIN_TERM else None
         tables[name] = RewardTable.build(ids, values, (1, number), goals)
         mappings[name] = {0: 0.0, **dict(zip(ids.tolist(), values.tolist(), strict=True))}
     if number == 0:  # a term that has not published yet knows the empty item alone
@@ -168,13 +170,21 @@ def one_episode(number: int, item: np.uint64, **changes: Any) -> Rollout:
     return random_rollout(1, 1, **fields | changes)
 
 
-def trust_over(paid: dict[bool, np.ndarray], num_episodes: int, **changes: Any) -> list[float]:
-    """The trust before each of some episodes, half of which succeed, in a term that pays `paid` by success."""
+def trust_over(
+    paid: dict[bool, np.ndarray],
+    num_episodes: int,
+    trust: str = "outcome",
+    *,
+    successes: tuple[int, ...] | None = None,
+    **changes: Any,
+) -> list[float]:
+    """The trust before each of some episodes, of which these succeed (None: half), in a term that pays `paid` by
+    success."""
     rng = np.random.default_rng(0)
-    mixer = RewardMixer(RewardConfig(), {MAIN_TERM: MAIN, "judged": TermConfig(trust="outcome")})
+    mixer = RewardMixer(RewardConfig(), {MAIN_TERM: MAIN, "judged": TermConfig(trust=trust)})
     ids, trusts = np.array([FAILED, SOLVED]), []
     for number in range(num_episodes):
-        is_success = bool(rng.random() < 0.5)
+        is_success = bool(rng.random() < 0.5) if successes is None else number in successes
         values = {success: rng.choice(amounts) for success, amounts in paid.items()}
         table = RewardTable.build(ids, np.array([values[False], values[True]]), (0, number))
         rollout = one_episode(number, ids[int(is_success)], success=is_success, **changes)
@@ -214,6 +224,26 @@ def test_the_environments_own_success_decides_over_the_return() -> None:
 
 def test_a_lost_episode_has_no_outcome() -> None:
     assert set(trust_over({False: VARIED, True: NOTHING}, 100, episodes=(), episode_ends=())) == {1.0}
+
+
+def test_a_weight_is_earned_by_paying_successes_more_than_failures() -> None:
+    trusts = trust_over({False: VARIED / 2, True: VARIED}, 200, "earned")
+    first = next(number for number, trust in enumerate(trusts) if trust)
+    assert 6 <= first < 20, "there are three episodes of each"
+    assert trusts[-100:] == [1.0] * 100
+
+
+@pytest.mark.parametrize("paid", [{False: VARIED, True: VARIED / 2}, {False: np.ones(1), True: np.ones(1)}])
+def test_a_term_that_pays_failures_or_all_alike_earns_nothing(paid: dict[bool, np.ndarray]) -> None:
+    assert set(trust_over(paid, 200, "earned")) == {0.0}
+
+
+def test_where_hardly_any_episode_succeeds_the_task_needs_the_term() -> None:
+    paid = {False: VARIED, True: NOTHING}
+    assert trust_over(paid, 60, "earned", successes=()) == [0.0] * 30 + [1.0] * 30
+    assert trust_over(paid, 60, "earned", successes=(9, 40)) == [0.0] * 60, "more than one in thirty succeeds"
+    found_out = [0.0] * 30 + [1.0] * 21 + [0.0] * 9
+    assert trust_over(paid, 60, "earned", successes=(40, 45, 50)) == found_out, "three successes speak against it"
 
 
 # -- annealing and caps

@@ -1,6 +1,6 @@
 """Rewards that depend on the running episode or on finished ones: goals paid once per episode (`unpaid`), the cap on
-what a term pays in an episode (`EpisodeCap`), the trust in a term (`Trust`), and the cap on the share of intrinsic
-reward in the total, `reward.max_intrinsic_share` (`ShareCap`).
+what a term pays in an episode (`EpisodeCap`), the trust in a term (`Trust`, `EarnedTrust`), and the cap on the share
+of intrinsic reward in the total, `reward.max_intrinsic_share` (`ShareCap`).
 
 Let I be the mean over finished episodes of sum_t |intrinsic reward|, and E the mean of sum_t max(0, k_ext clip(s
 r_env)) over the finished episodes in which that sum was not 0 (a penalty for every step is no success); both are
@@ -28,10 +28,14 @@ from numpy.typing import DTypeLike
 from actors.rollout import Rollout
 
 DECAY = 0.99
-MIN_OUTCOMES = 10
-"""Successes and failures, of each as many, before a term's trust is anything but 1."""
+MIN_OUTCOMES, MIN_TO_EARN = 10, 3
+"""Successes and failures, of each as many, before a term's trust is anything but 1, and before a term can earn it."""
 SMALLEST_DEVIATION = 1e-4
 """As a share of the means: sums that differ by less are taken for equal ones that were rounded."""
+PATIENCE = 30
+"""Failures before the first success, and for each further one, after which a task is taken to need its terms."""
+SURE = 2.0
+"""Standard errors by which successes must be paid more than failures until a term has its whole weight."""
 
 
 class RunningEpisodes:
@@ -60,10 +64,18 @@ class RunningEpisodes:
         self._arrays = {index: np.array(array) for index, array in state.items()}
 
 
-def unpaid(paid_goals: RunningEpisodes, rollout: Rollout, goals: np.ndarray) -> np.ndarray:
-    """[T, B] bool: False where a step reaches a goal already paid in the episode; updates the bitmasks. `goals` [T, B]
-    are the goals reached, 0 to 63, or -1."""
-    bits = np.where(goals >= 0, np.uint64(1) << np.maximum(goals, 0).astype(np.uint64), np.uint64(0))
+def outcomes(rollout: Rollout) -> Mapping[int, list[tuple[int, bool]]]:
+    """By step: the environments whose episode finished in it, and whether it was a success: by the environment's own
+    `success` if it reports one, else by a positive return."""
+    finished: dict[int, list[tuple[int, bool]]] = defaultdict(list)
+    for (t, env), episode in zip(rollout.episode_ends, rollout.episodes, strict=True):
+        finished[t].append((env, episode.info.get("success", episode.episode_return) > 0))
+    return finished
+
+
+def unpaid(paid_goals: RunningEpisodes, rollout: Rollout, bits: np.ndarray) -> np.ndarray:
+    """[T, B] bool: False where a step reaches a goal already paid in the episode; updates the bitmasks. `bits` [T, B]
+    u64 are the goals reached."""
     is_unpaid = np.empty(bits.shape, bool)
     for t, paid, _ in paid_goals.walk(rollout):
         is_unpaid[t] = (paid & bits[t]) == 0
@@ -129,6 +141,8 @@ class Trust:
     positive return.
     """
 
+    min_outcomes = MIN_OUTCOMES
+
     def __init__(self) -> None:
         self._outcomes = _Outcomes(), _Outcomes()  # of failures, of successes
         self._running = RunningEpisodes(np.float64)  # sums of rewards
@@ -136,23 +150,33 @@ class Trust:
     @property
     def weight(self) -> float:
         """The factor on the term, in [0, 1]."""
+        difference = self._difference
+        return 1.0 if difference is None or difference >= 0 else math.exp(difference)
+
+    @property
+    def _difference(self) -> float | None:
+        """(mu+ - mu-) / s; None while there are too few episodes."""
         failures, successes = self._outcomes
         difference = successes.mean - failures.mean
-        if min(failures.number, successes.number) < MIN_OUTCOMES or difference >= 0:
-            return 1.0
+        if min(failures.number, successes.number) < self.min_outcomes:
+            return None
+        if not difference:
+            return 0.0
         deviation = math.sqrt((failures.squares + successes.squares) / (failures.weight + successes.weight))
-        return math.exp(difference / max(deviation, SMALLEST_DEVIATION * (abs(failures.mean) + abs(successes.mean))))
+        return difference / max(deviation, SMALLEST_DEVIATION * (abs(failures.mean) + abs(successes.mean)))
 
     def observe(self, rollout: Rollout, rewards: np.ndarray) -> None:
         """Add the rewards [T, B] of a worker's next rollout, at weight 1. An episode without statistics did not finish
         (its environment was lost), and has no outcome."""
-        finished: dict[int, list[tuple[int, bool]]] = defaultdict(list)  # by step: environments, and their success
-        for (t, env), episode in zip(rollout.episode_ends, rollout.episodes, strict=True):
-            finished[t].append((env, episode.info.get("success", episode.episode_return) > 0))
+        finished = outcomes(rollout)
         for t, sums, _ in self._running.walk(rollout):
             sums += rewards[t]
             for env, is_success in finished.get(t, ()):
-                self._outcomes[is_success].add(float(sums[env]))
+                self._note(is_success, float(sums[env]))
+
+    def _note(self, is_success: bool, total: float) -> None:
+        """An episode has ended, over which the term's rewards sum to `total`."""
+        self._outcomes[is_success].add(total)
 
     def state_dict(self) -> dict[str, Any]:
         """Means, and running sums."""
@@ -163,6 +187,52 @@ class Trust:
         failures, successes = state["outcomes"]
         self._outcomes = _Outcomes(**failures), _Outcomes(**successes)
         self._running.load_state_dict(state["running"])
+
+
+class EarnedTrust(Trust):
+    """A weight that starts at 0: the task is played without the term until its outcomes speak for the term. With three
+    episodes of each outcome, mu+, mu- and s as in `Trust`, and n the decayed numbers of episodes:
+
+        weight = clip((mu+ - mu-) / (2 e), 0, 1)      e = s sqrt(1 / n+ + 1 / n-)
+
+    so a term has its whole weight where the lower 97.5 % confidence bound of mu+ - mu- is positive, and none where it
+    pays failures as much as successes. Before that the weight is 0, unless the task needs its terms, because hardly any
+    episode succeeds without them: from 30 (k + 1) failures beside k successes on it is 1, until there are three of
+    each. Then a term that prevents successes is not found out, as with `Trust`.
+    """
+
+    min_outcomes = MIN_TO_EARN
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_needed = False
+
+    @property
+    def weight(self) -> float:
+        """The factor on the term, in [0, 1]."""
+        difference = self._difference
+        if difference is None:
+            return float(self._is_needed)
+        error = math.sqrt(sum(1 / outcomes.weight for outcomes in self._outcomes))
+        return min(max(difference / (SURE * error), 0.0), 1.0)
+
+    def _note(self, is_success: bool, total: float) -> None:
+        super()._note(is_success, total)
+        failures, successes = self._outcomes
+        self._is_needed |= failures.number >= PATIENCE * (successes.number + 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Means, running sums, and whether the task needs the term."""
+        return {**super().state_dict(), "is_needed": self._is_needed}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        super().load_state_dict(state)
+        self._is_needed = state["is_needed"]
+
+
+TRUSTS: Mapping[str, type[Trust]] = {"outcome": Trust, "earned": EarnedTrust}
+"""By `terms.NAME.trust`."""
 
 
 class ShareCap:

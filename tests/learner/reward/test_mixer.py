@@ -5,7 +5,8 @@ import pytest
 
 from actors.captions import caption_id
 from configs.reward_schema import RewardConfig
-from learner.rewards import MixedRewards, PaidRewards, mix_rewards, paid_rewards
+from learner.reward.mixer import MixedRewards, mix_rewards
+from learner.reward.paid import PaidRewards, paid_rewards
 from reward_models.table import RewardTable
 
 NO_EXTRINSIC = RewardConfig(extrinsic_coefficient=0.0, intrinsic_coefficient=1.0, count_exponent=3.0)

@@ -6,6 +6,7 @@ has for an item, and n the occurrence in the episode:
                                                  v(after) = 0 where the episode terminated, kept where it was truncated
     improvement  k max(0, v(after) - m)          m: the largest v of the episode so far, the state before the action
                                                  included; where m is unknown, its first value pays nothing
+    goals                                        see `goals.py`
     visits       k / sqrt(visits of the bin)     ProgressCounts (Sarukkai et al. 2024, arXiv 2410.09187); v(after),
                                                  clipped to [0, 1], lies in one of `bins` bins of equal width
 
@@ -15,18 +16,38 @@ policy as it is only if every state has a value. `potential` reads both values i
 - v(old) once; a new table that values a state more highly pays `improvement` nothing for the state that one is in.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from actors.rollout import Rollout
 from configs.reward_schema import TermConfig
-from learner.episode_rewards import RunningEpisodes, unpaid
+from learner.reward.episode_rewards import RunningEpisodes, unpaid
+from reward_models.goals.published import PublishedGoals
 from reward_models.table import RewardTable
 
 EMPTY = np.uint64(0)
 """Id of the empty item, which every table knows, with the value 0."""
+
+
+class PaidGoals(NamedTuple):
+    """Which goals the steps of a term are paid for: E parts of rewards, those of a step summing to 1."""
+
+    steps: np.ndarray  # [E] int
+    envs: np.ndarray  # [E] int
+    goals: np.ndarray  # [E] int
+    shares: np.ndarray  # [E] f64, of the step's reward
+
+    @staticmethod
+    def joined(rollouts: Sequence["PaidGoals | None"], widths: Sequence[int]) -> "PaidGoals | None":
+        """Those of rollouts of `widths` environments, joined along the environments; None without goals."""
+        told = [one for one in rollouts if one is not None]
+        if not told:
+            return None
+        firsts = np.cumsum([0, *widths]).tolist()
+        moved = [one._replace(envs=one.envs + first) for one, first in zip(told, firsts, strict=False)]
+        return PaidGoals(*map(np.concatenate, zip(*moved, strict=True)))
 
 
 class StepRewards(NamedTuple):
@@ -35,13 +56,14 @@ class StepRewards(NamedTuple):
     rewards: np.ndarray  # [T, B] f32
     items: np.ndarray  # [T, B] u64: the item that the step is paid for; an unknown one pays nothing
     known: np.ndarray  # [T, B] bool: whether the table has what the step's reward depends on
+    goals: PaidGoals | None = None
 
 
 class Payment(Protocol):
     """Turns a worker's rollouts, given once each and in order, into rewards."""
 
-    def pay(self, rollout: Rollout, table: RewardTable) -> StepRewards:
-        """The rewards of a rollout, coefficient included."""
+    def pay(self, rollout: Rollout, table: RewardTable, goals: PublishedGoals | None = None) -> StepRewards:
+        """The rewards of a rollout, coefficient included. `goals`, None before the first, matter to `goals` alone."""
 
     def state_dict(self) -> dict[str, Any]:
         """What is known of running episodes and of the run."""
@@ -57,14 +79,14 @@ class Event:
         self._term = term
         self._paid_goals = RunningEpisodes(np.uint64)  # a bitmask per episode
 
-    def pay(self, rollout: Rollout, table: RewardTable) -> StepRewards:
+    def pay(self, rollout: Rollout, table: RewardTable, goals: PublishedGoals | None = None) -> StepRewards:
         """See `Payment`."""
-        items = _signal(rollout, self._term.reads)
+        items = signal(rollout, self._term.reads)
         values, known = table.look_up(items)
         if table.goals is not None:
-            is_due = unpaid(self._paid_goals, rollout, table.look_up_goals(items))
+            is_due = unpaid(self._paid_goals, rollout, table.look_up_goals(items)[..., 0])
             values = np.where(is_due, values, np.float32(0))
-        counts = _signal(rollout, f"{self._term.reads}_counts")
+        counts = signal(rollout, f"{self._term.reads}_counts")
         return StepRewards(
             event_rewards(values, counts, self._term.coefficient, self._term.count_exponent), items, known
         )
@@ -91,11 +113,11 @@ class Potential:
     def __init__(self, term: TermConfig) -> None:
         self._term = term
 
-    def pay(self, rollout: Rollout, table: RewardTable) -> StepRewards:
+    def pay(self, rollout: Rollout, table: RewardTable, goals: PublishedGoals | None = None) -> StepRewards:
         """See `Payment`."""
-        after = np.where(rollout.terminated, EMPTY, _signal(rollout, self._term.reads))
+        after = np.where(rollout.terminated, EMPTY, signal(rollout, self._term.reads))
         values, known = table.look_up(after)
-        values_before, known_before = table.look_up(_signal(rollout, f"{self._term.reads}_before"))
+        values_before, known_before = table.look_up(signal(rollout, f"{self._term.reads}_before"))
         known &= known_before
         difference = np.where(known, self._term.gamma * values - values_before, np.float32(0))
         return StepRewards(self._term.coefficient * difference, after, known)
@@ -115,11 +137,11 @@ class Improvement:
         self._term = term
         self._maxima = RunningEpisodes(np.float32, start=np.nan)
 
-    def pay(self, rollout: Rollout, table: RewardTable) -> StepRewards:
+    def pay(self, rollout: Rollout, table: RewardTable, goals: PublishedGoals | None = None) -> StepRewards:
         """See `Payment`."""
-        items = _signal(rollout, self._term.reads)
+        items = signal(rollout, self._term.reads)
         after, known = _values_or_nan(items, table)
-        before, _ = _values_or_nan(_signal(rollout, f"{self._term.reads}_before"), table)
+        before, _ = _values_or_nan(signal(rollout, f"{self._term.reads}_before"), table)
         gains = np.empty_like(after)
         for t, maxima, _ in self._maxima.walk(rollout):
             np.fmax(maxima, before[t], out=maxima)  # fmax passes over NaN
@@ -145,9 +167,9 @@ class Visits:
         self._of_run = np.zeros(term.bins, np.int64)
         self._of_episode = RunningEpisodes(np.int32, term.bins)
 
-    def pay(self, rollout: Rollout, table: RewardTable) -> StepRewards:
+    def pay(self, rollout: Rollout, table: RewardTable, goals: PublishedGoals | None = None) -> StepRewards:
         """See `Payment`."""
-        items = _signal(rollout, self._term.reads)
+        items = signal(rollout, self._term.reads)
         values, known = table.look_up(items)
         num_bins = self._term.bins
         bins = np.minimum((np.clip(values, 0, 1) * num_bins).astype(np.int64), num_bins - 1)
@@ -191,7 +213,7 @@ PAYMENTS: Mapping[str, type[Event] | type[Potential] | type[Improvement] | type[
 """By `terms.NAME.pays`."""
 
 
-def _signal(rollout: Rollout, name: str) -> np.ndarray:
+def signal(rollout: Rollout, name: str) -> np.ndarray:
     """[T, B]: `C`, `C_counts` or `C_before` of a channel C. Raises RuntimeError where the worker did not collect it."""
     signals = {"caption": rollout.caption_ids, "caption_counts": rollout.caption_counts, **rollout.signals}
     if name not in signals:

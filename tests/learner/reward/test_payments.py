@@ -7,7 +7,7 @@ import pytest
 
 from actors.rollout import Rollout
 from configs.reward_schema import TermConfig
-from learner.payments import PAYMENTS, Payment
+from learner.reward.payments import PAYMENTS, Payment
 from reward_models.table import RewardTable
 from tests.learner.toy_rollouts import random_rollout
 
