@@ -87,20 +87,28 @@ class CaptionTracker:
     def observe(self, raw_captions: Sequence[bytes], first_env: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Ids [N] u64 and counts [N] i32 of the captions of one step of the environments from `first_env` on. A count
         is how often the caption has occurred in the environment's running episode, this time included: at least 1."""
-        ids, counts = [], []
-        for env_index, raw in enumerate(raw_captions, first_env):
-            id_, count = self._count(env_index, raw)
+        read, occurred, ids, counts = self._read, self._occurred, [], []
+        for raw, seen in zip(raw_captions, self._counts[first_env : first_env + len(raw_captions)], strict=True):
+            id_, text = read(raw)
+            seen[id_] = count = seen.get(id_, 0) + 1
+            if count == 1 and len(seen) > MAX_EPISODE_CAPTIONS:
+                del seen[next(iter(seen))]
+            if id_ in occurred:
+                occurred[id_] += 1
+            elif id_:
+                occurred[id_], self._occurred_texts[id_] = 1, text
             ids.append(id_)
             counts.append(count)
-            if id_:
-                self._occurred[id_] += 1
         return np.array(ids, np.uint64), np.array(counts, np.int32)
 
     def restart(self, env_index: int, reset_caption: bytes) -> int:
         """Start a new episode in one environment: its counts restart with the caption of its first observation, whose
         id is returned."""
-        self._counts[env_index].clear()
-        return self._count(env_index, reset_caption)[0]
+        id_, text = self._read(reset_caption)
+        self._counts[env_index] = {id_: 1}
+        if id_ and id_ not in self._occurred:
+            self._occurred[id_], self._occurred_texts[id_] = 0, text
+        return id_
 
     def report(self, sequence_number: int) -> tuple[dict[int, str], dict[int, int]]:
         """All unacknowledged texts, and by id how many steps showed the caption since the last report (0: only resets
@@ -160,18 +168,6 @@ class CaptionTracker:
         self._texts = OrderedDict(zip(state["text_ids"].tolist(), state["texts"], strict=True))
         self._unacknowledged = dict.fromkeys(state["unacknowledged_ids"].tolist())
         self._book_epoch = state["book_epoch"]
-
-    def _count(self, env_index: int, raw: bytes) -> tuple[int, int]:
-        id_, text = self._read(raw)
-        counts = self._counts[env_index]
-        count = counts.get(id_, 0) + 1
-        counts[id_] = count
-        if count == 1 and len(counts) > MAX_EPISODE_CAPTIONS:
-            del counts[next(iter(counts))]
-        if id_ and id_ not in self._occurred:
-            self._occurred[id_] = 0
-            self._occurred_texts[id_] = text
-        return id_, count
 
     def _id_and_text(self, raw: bytes) -> tuple[int, str]:
         text = self._text_of(raw)

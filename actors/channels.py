@@ -30,7 +30,7 @@ from actors.rollout import Acknowledgement
 STATE, CHANGE, HISTORY = "state", "change", "history"
 STATE_BEFORE = "state_before"
 MAX_STATES = 8_192
-"""States and pairs of states of which it is remembered what they say; and captions whose texts are."""
+"""States, pairs of states and changes of which it is remembered what they say."""
 EVENT = "Message: "
 MAX_DISTINCT = 50_000
 """Distinct items of a channel since the worker began from which on it is not coarse enough."""
@@ -109,12 +109,18 @@ class Channels:
         self._states = [b""] * num_envs  # raw, in which the next actions are taken
         self._state_ids = np.zeros(num_envs, np.uint64)
         self._history = ActionHistory(num_envs, action_names)
-        self._caption_text = functools.lru_cache(MAX_STATES)(caption_text)
+        self._caption_text = caption_text
+        self._told = functools.lru_cache(MAX_STATES)(self._tell)
         self._distinct: dict[str, set[int]] = {name: set() for name in self._trackers}
         self._notices: list[str] = []
 
     def __bool__(self) -> bool:
         return bool(self._trackers)
+
+    @property
+    def state_ids(self) -> np.ndarray | None:
+        """[B] u64: the states that the next actions are taken in; None where the channel `state` is not read."""
+        return self._state_ids if STATE in self._trackers else None
 
     def begin(self, states: list[bytes] | None) -> None:
         """New episodes have begun everywhere, in these states."""
@@ -213,7 +219,9 @@ class Channels:
         self._history.restart(index)
 
     def _change(self, before: bytes, after: bytes, caption: bytes) -> bytes:
-        told = "" if before == after else differences(before, after)
+        return self._told("" if before == after else differences(before, after), caption)
+
+    def _tell(self, told: str, caption: bytes) -> bytes:
         return change_text(told, self._caption_text(caption)).encode()
 
 

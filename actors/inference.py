@@ -53,6 +53,10 @@ class BatchedInference:
         load_weights(self._net, snapshot.weights)
         self.policy_version = snapshot.policy_version
 
+    def load_goals(self, vectors: np.ndarray) -> None:
+        """Use these goal vectors [G, D], if the policy reads goals; ValueError for those of another width."""
+        self._net.set_goal_vectors(vectors)
+
     @contextlib.contextmanager
     def rollout(self, num_steps: int) -> Iterator[None]:
         """Context for at most `num_steps` calls of `step` under unchanged weights."""

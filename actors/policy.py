@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from actors.environments.vector import EnvironmentSpec
+from actors.goals.entry import GOAL, GOAL_SPEC
 from actors.networks.encoders import make_encoder
+from actors.networks.goal_reader import FEATURES, GoalReader
 from actors.networks.recurrent import RecurrentCore
 from actors.networks.repeated_rows import EncodingCache, RepeatedRows, RepeatingEncoder, encode_rows, project
 from actors.previous_step import encode_previous_step, previous_step_entries
@@ -43,15 +45,24 @@ class PolicyNet(nn.Module):
         super().__init__()
         self._reuses = config.reuse_crops
         self._previous = previous_step_entries(spec.num_actions, config)
-        missing = [name for name in self._previous if name not in spec.observations]
+        missing, fix = (
+            [name for name in self._previous if name not in spec.observations],
+            "make the environment with this policy",
+        )
         if missing:
-            fix = "make the environment with this policy"
             raise ValueError(f"policy.{missing[0]} is true, but the observations have no such entry: {fix}")
+        if config.reads_goal and spec.observations.get(GOAL) != GOAL_SPEC:
+            raise ValueError(f"policy.reads_goal is true, but the observations have no {GOAL!r}: {fix}")
+        beside = {*self._previous, GOAL} if config.reads_goal else {*self._previous}
         self.encoder = make_encoder(
-            {name: array for name, array in spec.observations.items() if name not in self._previous}, config
+            {name: array for name, array in spec.observations.items() if name not in beside}, config
         )
         num_features = self.encoder.num_features + sum(max(1, entry.num_values) for entry in self._previous.values())
-        self.core = RecurrentCore(config.core, num_features, config.core_size)
+        self.goal_reader = GoalReader(num_features) if config.reads_goal else None
+        num_products = FEATURES if config.reads_goal else 0
+        num_read = num_features + num_products
+        num_features = num_read + num_products
+        self.core = RecurrentCore(config.core, num_features if config.core == "none" else num_read, config.core_size)
         self.policy_head = nn.Linear(self.core.num_features, spec.num_actions)
         self.value_head = nn.Linear(self.core.num_features, 1)
         has_skip = config.core_skip and config.core != "none"
@@ -79,15 +90,18 @@ class PolicyNet(nn.Module):
         num_steps, num_envs = next(iter(obs.values())).shape[:2]
         flat = {name: array.flatten(0, 1) for name, array in obs.items()}
         if self.core.kind != "none" and isinstance(self.encoder, RepeatingEncoder):
-            encoded = [*self.encoder.encode_branches(flat), *self._encode_previous(flat, reuses=self._reuses)]
+            encoded, products = self._append(self.encoder.encode_branches(flat), flat, reuses=self._reuses)
             gates = project(encoded, self.core.input).unflatten(0, (num_steps, num_envs))
             outputs, core_state = self.core.run(gates, core_state, reset_before)
             features = None
             if self.skip_head is not None:
-                features = torch.cat([branch.rows() for branch in encoded], -1).unflatten(0, (num_steps, num_envs))
+                rows = [*(branch.rows() for branch in encoded), *products]
+                features = torch.cat(rows, -1).unflatten(0, (num_steps, num_envs))
         else:
-            features = self._append_previous(self.encoder(flat), flat).unflatten(0, (num_steps, num_envs))
-            outputs, core_state = self.core(features, core_state, reset_before)
+            read, features = (
+                rows.unflatten(0, (num_steps, num_envs)) for rows in self._append_rows(self.encoder(flat), flat)
+            )
+            outputs, core_state = self.core(read, core_state, reset_before)
         return self._after_core(outputs, core_state, features)
 
     def step(
@@ -98,9 +112,9 @@ class PolicyNet(nn.Module):
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Logits [B, A], values [B] and the next core state for one step's observations name -> [B, ...]; `caches`
         (from `make_caches`) are for consecutive steps under the same weights, without gradients."""
-        features = self._append_previous(self.encoder(obs, caches) if caches else self.encoder(obs), obs).unsqueeze(0)
-        outputs, core_state = self.core(features, core_state, None)
-        output = self._after_core(outputs, core_state, features)
+        read, features = self._append_rows(self.encoder(obs, caches) if caches else self.encoder(obs), obs)
+        outputs, core_state = self.core(read.unsqueeze(0), core_state, None)
+        output = self._after_core(outputs, core_state, features.unsqueeze(0))
         return output.logits[0], output.values[0], output.core_state
 
     def make_caches(self, max_rows: int) -> dict[str, EncodingCache]:
@@ -113,9 +127,21 @@ class PolicyNet(nn.Module):
     def hold_layers_in(self, dtype: torch.dtype) -> None:
         """Keep the weights of the encoder's and the core's layers in `dtype`, to which autocast would cast them at each
         use. Only for inference: `load_weights` rounds what it copies into them."""
-        for layer in (*self.encoder.modules(), *self.core.modules()):
+        readers = () if self.goal_reader is None else self.goal_reader.modules()
+        for layer in (*self.encoder.modules(), *readers, *self.core.modules()):
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 layer.to(dtype)
+
+    @property
+    def goal_vectors(self) -> Tensor | None:
+        """[257, D]: the vector that each value of the entry `goal` is read as, the first of which is zeros; None
+        without `reads_goal`."""
+        return None if self.goal_reader is None else self.goal_reader.vectors
+
+    def set_goal_vectors(self, vectors: np.ndarray) -> None:
+        """Set the vectors [G, 384] of goals 0 to G - 1 that a network with `reads_goal` reads; see `GoalReader`."""
+        if self.goal_reader is not None:
+            self.goal_reader.set_vectors(vectors)
 
     @torch.no_grad()
     def rescale_values(self, mean: Tensor, scale: Tensor) -> None:
@@ -128,17 +154,26 @@ class PolicyNet(nn.Module):
         self.value_mean.copy_(mean)
         self.value_scale.copy_(scale)
 
-    def _encode_previous(self, obs: Mapping[str, Tensor], *, reuses: bool) -> list[RepeatedRows]:
-        """The features of the previous action and reward, if observed, as rows [N, features]."""
-        return [
+    def _append(
+        self, encoded: list[RepeatedRows], obs: Mapping[str, Tensor], *, reuses: bool
+    ) -> tuple[list[RepeatedRows], list[Tensor]]:
+        """The encoder's features, followed by those of the previous action and reward and of the goal, if observed;
+        and the goal's products with what comes before it, which the heads alone read."""
+        encoded += [
             encode_rows(obs[name].unsqueeze(1), functools.partial(encode_previous_step, name, entry), reuses=reuses)
             for name, entry in self._previous.items()
         ]
+        if self.goal_reader is None:
+            return encoded, []
+        goals = self.goal_reader.read(obs[GOAL], reuses=reuses)
+        return [*encoded, goals], [self.goal_reader.products(goals, encoded)]
 
-    def _append_previous(self, features: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
-        """The encoder's features [N, F], followed by those of the previous action and reward."""
-        previous = [rows.distinct for rows in self._encode_previous(obs, reuses=False)]
-        return torch.cat([features, *previous], -1) if previous else features
+    def _append_rows(self, features: Tensor, obs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """`_append` to the encoder's features [N, F], as [N, features]: what the core reads, and what heads read."""
+        encoded, products = self._append([RepeatedRows(features)], obs, reuses=False)
+        read = torch.cat([branch.distinct for branch in encoded], -1) if len(encoded) > 1 else features
+        whole = torch.cat([read, *products], -1) if products else read
+        return whole if self.core.kind == "none" else read, whole
 
     def _after_core(self, outputs: Tensor, core_state: dict[str, Tensor], features: Tensor | None) -> PolicyOutput:
         """The heads over the core's outputs [T, B, H] and, if they skip the core, the encoder's features [T, B, F]."""

@@ -82,6 +82,11 @@ class PreviousStepEnvironment:
         return self._env.states
 
     @property
+    def missions(self) -> list[bytes] | None:
+        """See `VectorEnvironment`."""
+        return self._env.missions
+
+    @property
     def running_episodes(self) -> np.ndarray:
         """See `VectorEnvironment`."""
         return self._env.running_episodes

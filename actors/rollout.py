@@ -8,8 +8,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from actors.goals.counts import GoalCounts
+
 Version = tuple[int, int]
 """`(run_epoch, n)`: the start of the run that produced it, and the number within that epoch. Only increases."""
+Items = tuple[dict[int, str], dict[int, int]]
+"""Of one channel since the last report: id -> text, and id -> steps that showed it; see `CaptionReport`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +105,9 @@ class CaptionReport:
     """id -> steps that showed it, 0 if only a reset did: only steps are rewarded. Without the empty caption."""
     worker_id: str
     sequence_number: int  # both as in the rollout
-    channels: dict[str, tuple[dict[int, str], dict[int, int]]] = field(default_factory=dict)
-    """`texts` and `counts` of the channels other than captions, by name."""
+    channels: dict[str, Items] = field(default_factory=dict)
+    """`texts` and `counts` of the channels other than captions, by name; of `mission` the counts are of episodes."""
+    goals: GoalCounts | None = None  # None in a run without goals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

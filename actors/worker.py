@@ -19,6 +19,9 @@ from actors.channels import Channels
 from actors.environments.errors import EnvironmentFailure, traceback_of
 from actors.environments.split import SplitEnvironment
 from actors.environments.vector import VectorEnvironment, VectorStep
+from actors.goals.entry import GOAL
+from actors.goals.keeper import GoalKeeper
+from actors.goals.sheet import GoalSheet
 from actors.policy import PolicySnapshot
 from actors.rollout import Acknowledgement, CaptionReport, EpisodeStatistics, Rollout, Version
 from configs.schema import ActorsConfig
@@ -36,6 +39,9 @@ class Inference(Protocol):
 
     def load(self, snapshot: PolicySnapshot) -> None:
         """Use the snapshot from the next rollout on."""
+
+    def load_goals(self, vectors: np.ndarray) -> None:
+        """Use these goal vectors [G, D] from the next rollout on, if the policy reads goals."""
 
     def rollout(self, num_steps: int) -> AbstractContextManager[None]:
         """Context for steps under one version, which is then in `policy_version`."""
@@ -75,11 +81,12 @@ class RolloutWorker:
         worker_id: str,
         seed: int,
         channels: Channels | None = None,
+        goals: GoalKeeper | None = None,
     ) -> None:
         """`seed` is for action sampling only; `inference` is of the environment's parts, and closed with the worker;
-        `channels` (None: none) are what terms read beside captions."""
+        `channels` (None: none) are what terms read beside captions; `goals` (None: none) gives goals to pursue."""
         self.env, self.captions, self.config, self.worker_id = env, captions, config, worker_id
-        self.channels = channels or Channels()
+        self.channels, self.goals = channels or Channels(), goals
         self.inference = inference
         self._parts = _parts(env)
         self._rng = np.random.default_rng(seed)
@@ -89,13 +96,18 @@ class RolloutWorker:
         self._obs: dict[str, np.ndarray] | None = None
 
     def collect(
-        self, snapshot: PolicySnapshot | None, acknowledgement: Acknowledgement | None
+        self, snapshot: PolicySnapshot | None, acknowledgement: Acknowledgement | None, goals: GoalSheet | None = None
     ) -> tuple[Rollout, CaptionReport]:
-        """T steps under `snapshot` (None: the weights that the inference has); raises RuntimeError without any."""
+        """T steps under `snapshot` (None: the weights that the inference has), with goals of the sheet `goals` (None:
+        the last one); raises RuntimeError without any weights."""
         began = time.perf_counter()
         if acknowledgement is not None:
             self.captions.acknowledge(acknowledgement)
             self.channels.acknowledge(acknowledgement)
+            if self.goals is not None:
+                self.goals.acknowledge(acknowledgement)
+        if goals is not None and self.goals is not None and self.goals.take_sheet(goals):
+            self.inference.load_goals(goals.vectors)
         if snapshot is not None and snapshot.policy_version != self.inference.policy_version:
             self.inference.load(snapshot)
         timings = {"env": 0.0, "inference": 0.0, "other": 0.0}
@@ -110,12 +122,14 @@ class RolloutWorker:
             raise
         number = self._sequence_number
         texts, counts = self.captions.report(number)
+        goal_counts, missions = self.goals.report(number) if self.goals is not None else (None, {})
         report = CaptionReport(
             texts=texts,
             counts=counts,
             worker_id=self.worker_id,
             sequence_number=number,
-            channels=self.channels.report(number),
+            channels=self.channels.report(number) | missions,
+            goals=goal_counts,
         )
         self._sequence_number += 1
         timings["other"] = time.perf_counter() - began - timings["env"] - timings["inference"]
@@ -163,6 +177,9 @@ class RolloutWorker:
             self.channels.observe(signals, t, rows, actions[t, rows], step, env.states)
             self._returns[rows] += step.rewards
             self._lengths[rows] += 1
+            if self.goals is not None:
+                items = {name: array[t, rows] for name, array in (*signals.items(), ("caption", ids))}
+                self.goals.step(rows, step, items, self._returns, self.channels.state_ids, env.missions)
             if step.ends:
                 self._end_episodes(step, rows.start, final_values[t], episodes)
                 episode_ends += [(t, rows.start + end.index) for end in step.ends]
@@ -200,6 +217,7 @@ class RolloutWorker:
             "returns": self._returns.copy(),
             "lengths": self._lengths.copy(),
             **({"channels": self.channels.state_dict()} if self.channels else {}),
+            **({"goals": self.goals.state_dict()} if self.goals is not None else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -208,10 +226,13 @@ class RolloutWorker:
         self.captions.load_state_dict(state["captions"])
         if self.channels:
             self.channels.load_state_dict(state["channels"])
+        if self.goals is not None:
+            self.goals.load_state_dict(state["goals"])
         self._obs = self.env.load_state_dict(state["env"])
         if self._obs is not None:
             self.inference.load_core_state(state["core"])
             self.channels.resume(self.env.states)
+            self._observe_goals(self._obs)
             self._returns[:], self._lengths[:] = state["returns"], state["lengths"]
             # Number 0 means that new episodes have begun.
             self._sequence_number = state["sequence_number"]
@@ -226,6 +247,14 @@ class RolloutWorker:
         for index, raw_caption in enumerate(raw_captions):
             self.captions.restart(index, raw_caption)
         self.channels.begin(self.env.states)
+        if self.goals is not None:
+            self.goals.begin(self.channels.state_ids, self.env.missions)
+        return self._observe_goals(obs)
+
+    def _observe_goals(self, obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Observations [B, ...] with the goals that are pursued, where the policy reads them."""
+        if self.goals is not None and GOAL in obs:
+            obs[GOAL] = self.goals.entries
         return obs
 
     def _end_episodes(

@@ -57,6 +57,9 @@ class CentralInference:
         """RuntimeError: the server has the weights, and decides about the version of a rollout."""
         raise RuntimeError("collect was given a policy snapshot, but the inference server has the policy; give None")
 
+    def load_goals(self, vectors: np.ndarray) -> None:
+        """Nothing: the server had them before its workers got their sheet."""
+
     @contextlib.contextmanager
     def rollout(self, num_steps: int) -> Iterator[None]:
         """Context for the steps of one rollout; sets `policy_version`."""

@@ -24,6 +24,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from actors.central.exchange import MAX_PACKET_BYTES, SOCKET, Kind, map_memory, new_memory, split_rows
 from actors.central.joined import JoinedInference, Share
 from actors.environments.vector import EnvironmentSpec
@@ -88,6 +90,8 @@ class InferenceServer:
         others = [make(make_net(), beside=first) for _ in range(NUM_VERSIONS - 1)]
         self._policies: list[JoinedInference] = [first, *others]  # the one that was not used for longest first
         self._newest: PolicySnapshot | None = None
+        self._goal_vectors: np.ndarray | None = None
+        self._used_vectors: np.ndarray | None = None
         self._current: Version | None = None  # of new rollouts
         self._snapshots: dict[Version, PolicySnapshot] = {}
         self._clients: list[_Client] = []
@@ -110,6 +114,11 @@ class InferenceServer:
         self._newest = snapshot
         self._wake()
 
+    def load_goals(self, vectors: np.ndarray) -> None:
+        """Set the goal vectors [G, D] that whatever is asked from now on is computed with; from any thread."""
+        self._goal_vectors = vectors
+        self._wake()
+
     def stop(self) -> None:
         """End `serve`; from any thread."""
         self._is_stopping = True
@@ -128,7 +137,13 @@ class InferenceServer:
             self._waker.send(b"!")
 
     def _turn(self) -> None:
-        for key, _ in self._selector.select(0.0 if self._steps else IDLE_S):
+        events = self._selector.select(0.0 if self._steps else IDLE_S)
+        vectors = self._goal_vectors
+        if vectors is not None and vectors is not self._used_vectors:
+            self._used_vectors = vectors
+            for policy in self._policies:
+                policy.load_goals(vectors)
+        for key, _ in events:
             key.data()
         self.turned_at = time.monotonic()
         self._begin_rollouts()

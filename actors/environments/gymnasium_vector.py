@@ -18,6 +18,7 @@ from gymnasium.envs.registration import EnvSpec
 from actors.environments.camera import Camera
 from actors.environments.captioner import make_captioner
 from actors.environments.describer import make_describer
+from actors.environments.entry_values import text_of
 from actors.environments.errors import close_quietly, fail, shown
 from actors.environments.lookup import load_creator
 from actors.environments.observations import ObservationReader, entry_name, leaves, pick
@@ -31,7 +32,7 @@ from actors.environments.protocol import (
     step_result,
 )
 from actors.environments.rebuilding import RebuildingVector
-from actors.environments.vector import EnvironmentSpec, EpisodeEnd, SeedStream, VectorStep
+from actors.environments.vector import MISSION, EnvironmentSpec, EpisodeEnd, SeedStream, VectorStep
 from actors.environments.wrappers import lengthen, lowest, lowest_time_limit, made_in_reset, step_limit
 from configs.errors import one_line
 from configs.schema import EnvConfig
@@ -49,9 +50,11 @@ class GymnasiumEnvironment(RebuildingVector):
         first: Any,
         notices: tuple[str, ...],
         camera: Camera | None = None,
+        instruction: str | None = None,
     ) -> None:
-        """`first`: the first environment, from `make_single`; `notices`: its notices for the user. Raises ValueError
-        for unsuitable spaces and captioners, for options that the environment does not take, and for what it raises."""
+        """`first`: the first environment, from `make_single`; `notices`: its notices for the user; `instruction`:
+        the text that is observed as the numbers of its words. Raises ValueError for unsuitable spaces and
+        captioners, for options that the environment does not take, and for what it raises."""
         super().__init__(spec, config, num_envs, seeds)
         self._camera = camera
         self._is_looked_at = bool(notices)  # whether the user knows what is within
@@ -69,7 +72,7 @@ class GymnasiumEnvironment(RebuildingVector):
             self._captioner, text = make_captioner(config.captioner, *_keys(space), spec.id)
             self._describer = make_describer(config.describer, spec.id)
             self._names = given_action_names(config.action_names, num_actions, spec.id)
-            self._reader = ObservationReader(space, spec.id, text)
+            self._reader = ObservationReader(space, spec.id, text, instruction)
             self._can_save = all(hasattr(model.unwrapped, name) for name in ("state_dict", "load_state_dict"))
         except BaseException:
             self.close()
@@ -80,6 +83,13 @@ class GymnasiumEnvironment(RebuildingVector):
         )
         self._obs = {name: np.zeros((num_envs, *array.shape), array.dtype) for name, array in observations.items()}
         self._states = [] if self._describer is None else [b""] * num_envs
+        mission = observations.get(MISSION)
+        self._missions = [b""] * num_envs if mission is not None and mission.is_text else []
+
+    @property
+    def missions(self) -> list[bytes] | None:
+        """See `VectorEnvironment`."""
+        return self._missions or None
 
     def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
         """Start the next episode everywhere."""
@@ -134,6 +144,8 @@ class GymnasiumEnvironment(RebuildingVector):
             state["envs"] = {str(i): env.unwrapped.state_dict() for i, env in enumerate(self._envs)}
             if self._states:
                 state["states"] = [described.decode() for described in self._states]
+            if self._missions:
+                state["missions"] = [mission.decode() for mission in self._missions]
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
@@ -151,6 +163,8 @@ class GymnasiumEnvironment(RebuildingVector):
             env.unwrapped.load_state_dict(state["envs"][str(i)])
         if self._states:
             self._states = [described.encode() for described in state["states"]]
+        if self._missions and "missions" in state:
+            self._missions = [mission.encode() for mission in state["missions"]]
         return self._obs
 
     def close(self) -> None:
@@ -191,6 +205,8 @@ class GymnasiumEnvironment(RebuildingVector):
             is_now, was = (f"{n} actions from {first} on" for first, n in (actions, self._actions))
             raise self._failure(f"has {is_now} in reset, wanted {was}, as the first one made")
         self._reader.write(self._obs, i, obs, "reset")
+        if self._missions:
+            self._missions[i] = text_of(pick(obs, (MISSION,)))
         return self._read(i, obs, info)
 
     def _discard(self, i: int) -> None:

@@ -2,10 +2,10 @@
 the space.
 
 Invariant: a rollout holds, value for value, what the environment returned: no lossy cast, no broadcast shape, nothing
-that is not finite, no category outside its range. Values outside a Box's bounds are kept, with one notice.
+that is not finite, no category outside its range; an instruction only by the numbers of its words. Values outside a
+Box's bounds are kept, with one notice.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +13,19 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from actors.environments.captioner import to_bytes
+from actors.environments.entry_values import (
+    Misfit,
+    category,
+    characters,
+    described,
+    floats,
+    integers,
+    text_of,
+    within,
+)
 from actors.environments.errors import EnvironmentFailure, shown
 from actors.environments.vector import ArraySpec
+from actors.environments.word_numbers import MAX_WORDS, NUM_BUCKETS, word_numbers
 
 SINGLE = "obs"
 """Name of an observation that is neither a Dict nor a Tuple."""
@@ -25,10 +35,6 @@ MAX_CATEGORIES = 65_536
 """Integers with more values than this are read as numbers, not as categories."""
 KEPT_INTEGERS = ("uint8", "int8", "int16", "int32", "int64", "bool")
 """Integer dtypes that torch supports everywhere; others become int64."""
-
-
-class Misfit(Exception):
-    """A mismatch of one entry: what was got and what was wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +51,9 @@ class Entry:
 class ObservationReader:
     """Reads the policy's entries from an environment's observations."""
 
-    def __init__(self, space: spaces.Space, env_id: str, text: str | None) -> None:
-        """`text`: the entry of the captions, read as a text. Raises ValueError if no entry is readable."""
+    def __init__(self, space: spaces.Space, env_id: str, text: str | None, instruction: str | None = None) -> None:
+        """`text`: the entry of the captions, read as a text. `instruction`: a text that is read as the numbers of its
+        words. Raises ValueError if no entry is readable."""
         self._env_id = env_id
         self.entries: dict[str, Entry] = {}
         self.notices: list[str] = []  # which entries the policy does not see
@@ -54,6 +61,8 @@ class ObservationReader:
         for path, leaf in leaves(space):
             name = entry_name(path)
             made = _read_as_text(leaf) if name == text else _entry_format(leaf)
+            if name == instruction and made is not None and made[0].is_text:
+                made = WORDS
             if made is None:
                 left_out.append(f"{name!r} ({shown(leaf)})")
                 continue
@@ -76,6 +85,7 @@ class ObservationReader:
                 "name": name,
                 "path": list(entry.path),
                 "is_text": entry.spec.is_text,
+                **({"is_numbered": True} if entry.spec == WORDS[0] else {}),
                 "space": _space_as_json(entry.space),
             }
             for name, entry in self.entries.items()
@@ -90,6 +100,8 @@ class ObservationReader:
         for entry in entries:
             space = _space_from_json(**entry["space"])
             made = _read_as_text(space) if entry["is_text"] else _entry_format(space)
+            if entry.get("is_numbered"):
+                made = WORDS
             if made is None:
                 raise ValueError(f"{entry['space']} is no space that a network reads")
             reader.entries[entry["name"]] = Entry(tuple(entry["path"]), space, *made)
@@ -137,7 +149,7 @@ def pick(obs: Any, path: tuple[Any, ...]) -> Any:
         try:
             obs = obs[key]
         except (KeyError, IndexError, TypeError):
-            there = f"it has {', '.join(map(str, obs))}" if isinstance(obs, Mapping) else f"got {_describe(obs)}"
+            there = f"it has {', '.join(map(str, obs))}" if isinstance(obs, Mapping) else f"got {described(obs)}"
             raise Misfit(f"is missing ({there})") from None
     return obs
 
@@ -188,99 +200,38 @@ def _entry_format(space: spaces.Space) -> tuple[ArraySpec, Callable[[Any], Any]]
         first, last = int(space.start), int(space.start + space.n) - 1
         num_values = int(space.n) if space.n <= MAX_CATEGORIES else 0
         spec = ArraySpec(shape=(), dtype=np.dtype(np.int64), num_values=num_values)
-        return spec, lambda value: _category(value, first, last)
+        return spec, lambda value: category(value, first, last)
     if isinstance(space, spaces.MultiDiscrete):
         num_values = int(space.nvec.max()) if space.nvec.size and space.nvec.max() <= MAX_CATEGORIES else 0
         spec = ArraySpec(shape=space.nvec.shape, dtype=np.dtype(np.int64), num_values=num_values)
         start = np.asarray(getattr(space, "start", np.zeros_like(space.nvec)))
-        return spec, lambda value: _within(_integers(value, spec), start, start + space.nvec - 1, space) - start
+        return spec, lambda value: within(integers(value, spec), start, start + space.nvec - 1, space) - start
     if isinstance(space, spaces.MultiBinary):
         spec = ArraySpec(shape=tuple(space.shape), dtype=np.dtype(np.int8))
-        return spec, lambda value: _within(_integers(value, spec), 0, 1, space)
+        return spec, lambda value: within(integers(value, spec), 0, 1, space)
     if isinstance(space, spaces.Box) and 0 not in space.shape:
         declared = np.dtype(space.dtype)
         if declared.kind == "f":
             spec = ArraySpec(shape=space.shape, dtype=np.dtype(np.float32))
-            return spec, lambda value: _floats(value, spec)
+            return spec, lambda value: floats(value, spec)
         if declared.kind in "biu":
             kept = declared if declared.name in KEPT_INTEGERS else np.dtype(np.int64)
             spec = ArraySpec(shape=space.shape, dtype=kept)
-            return spec, lambda value: _integers(value, spec)
+            return spec, lambda value: integers(value, spec)
     return _read_as_text(space) if is_text(space) else None
 
 
 def _read_as_text(space: spaces.Space) -> tuple[ArraySpec, Callable[[Any], np.ndarray]]:
     """Spec and converter to the bytes of a text, of the environment's maximum length."""
     shape = space.shape if isinstance(space, spaces.Box) and len(space.shape) == 1 else (TEXT_BYTES,)
-    return ArraySpec(shape=shape, dtype=np.dtype(np.uint8), is_text=True), lambda value: _characters(value, shape[0])
+    return ArraySpec(shape=shape, dtype=np.dtype(np.uint8), is_text=True), lambda value: characters(value, shape[0])
 
 
-def _characters(value: Any, num_bytes: int) -> np.ndarray:
-    text = to_bytes(value)
-    if text is None:
-        raise Misfit(f"got {_describe(value)}, wanted a text (str, bytes, or a uint8 array)")
-    row = np.zeros(num_bytes, np.uint8)
-    text = text[:num_bytes]
-    row[: len(text)] = np.frombuffer(text, np.uint8)
-    return row
-
-
-def _array(value: Any, spec: ArraySpec) -> np.ndarray:
-    if type(value) is np.ndarray and value.dtype == spec.dtype and value.shape == spec.shape:
-        return value
-    try:
-        array = np.asarray(value)
-    except Exception:
-        raise Misfit(f"got {_describe(value)}, wanted an array of shape {spec.shape}") from None
-    if array.dtype.kind not in "biuf":
-        raise Misfit(f"got {_describe(value)}, wanted numbers of shape {spec.shape}, as its space declares")
-    if array.shape != spec.shape:
-        raise Misfit(f"got shape {array.shape}, wanted {spec.shape}, as its space declares")
-    return array
-
-
-def _floats(value: Any, spec: ArraySpec) -> np.ndarray:
-    array = _array(value, spec)
-    cast = array
-    if array.dtype != spec.dtype:
-        with np.errstate(over="ignore"):
-            cast = array.astype(spec.dtype)
-    # The sum of squares is the fastest test of all values; if it is not finite, the values may still be, but large.
-    if not math.isfinite(np.vdot(cast, cast)):
-        finite = np.isfinite(cast)
-        if not finite.all():
-            raise Misfit(f"got {array[~finite].flat[0]}, wanted finite numbers of 32 bits")
-    return cast
-
-
-def _integers(value: Any, spec: ArraySpec) -> np.ndarray:
-    array = _array(value, spec)
-    if array.dtype == spec.dtype:
-        return array
-    with np.errstate(invalid="ignore", over="ignore"):
-        cast = array.astype(spec.dtype)
-        lost = cast != array
-    if lost.any():
-        got = f"{array.dtype} values such as {array[lost].flat[0]:.6g}"
-        raise Misfit(f"got {got}, which its declared {spec.dtype} cannot hold")
-    return cast
-
-
-def _within(array: np.ndarray, low: Any, high: Any, space: spaces.Space) -> np.ndarray:
-    outside = (array < low) | (array > high)
-    if outside.any():
-        raise Misfit(f"got {array[outside].flat[0]}, outside {shown(space, 80)}")
-    return array
-
-
-def _category(value: Any, first: int, last: int) -> int:
-    number = value if isinstance(value, int) else _integers(value, SCALAR).item()
-    if not first <= number <= last:
-        raise Misfit(f"got {number}, wanted {first} to {last}, as its space declares")
-    return number - first
-
-
-SCALAR = ArraySpec(shape=(), dtype=np.dtype(np.int64))
+WORDS = (
+    ArraySpec(shape=(MAX_WORDS,), dtype=np.dtype(np.int32), num_values=NUM_BUCKETS, is_text=True),
+    lambda value: word_numbers(text_of(value)),
+)
+"""Spec and converter to the numbers of a text's words."""
 
 
 def _bounds(entry: Entry) -> tuple[np.ndarray, np.ndarray] | None:
@@ -293,7 +244,3 @@ def _bounds(entry: Entry) -> tuple[np.ndarray, np.ndarray] | None:
         return None if np.isinf(low).all() and np.isinf(high).all() else (low, high)
     limits = np.iinfo(spec.dtype)
     return None if (space.low <= limits.min).all() and (space.high >= limits.max).all() else (space.low, space.high)
-
-
-def _describe(value: Any) -> str:
-    return "None" if value is None else f"{type(value).__name__} {shown(value, 40)}"

@@ -33,6 +33,11 @@ class RebuildingVector:
         return self._states or None
 
     @property
+    def missions(self) -> list[bytes] | None:
+        """See `VectorEnvironment`."""
+        return None
+
+    @property
     def running_episodes(self) -> np.ndarray:
         """See `VectorEnvironment`."""
         return self._episodes - 1

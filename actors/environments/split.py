@@ -23,8 +23,12 @@ class SplitEnvironment:
     @property
     def states(self) -> list[bytes] | None:
         """See `VectorEnvironment`."""
-        states = [part.states for part in self.parts]
-        return None if None in states else [state for of_part in states for state in of_part or ()]
+        return _each([part.states for part in self.parts])
+
+    @property
+    def missions(self) -> list[bytes] | None:
+        """See `VectorEnvironment`."""
+        return _each([part.missions for part in self.parts])
 
     def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
         """See `VectorEnvironment`."""
@@ -59,6 +63,11 @@ class SplitEnvironment:
         """Close all parts."""
         for part in self.parts:
             part.close()
+
+
+def _each(texts: Sequence[list[bytes] | None]) -> list[bytes] | None:
+    """The texts of all parts; None where a part has none."""
+    return None if None in texts else [text for of_part in texts for text in of_part or ()]
 
 
 def _joined(observations: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

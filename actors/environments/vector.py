@@ -11,6 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+MISSION = "mission"
+"""The observation entry with an episode's instruction in words, as MiniGrid and BabyAI give it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeedStream:
@@ -34,7 +37,9 @@ class ArraySpec:
     shape: tuple[int, ...]
     dtype: np.dtype
     num_values: int = 0  # for categorical integers: values lie in [0, num_values); 0 means a numeric array
-    is_text: bool = False  # whether it holds the bytes of a text, padded with zeros (one axis of u8)
+    is_text: bool = False
+    """Whether it is a text: its bytes, padded with zeros (one axis of u8), or, with `num_values`, the numbers of its
+    words (`actors.environments.word_numbers`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +106,11 @@ class VectorEnvironment(Protocol):
     def states(self) -> list[bytes] | None:
         """What the describer says of the environments' current states, which the next actions are taken in (raw,
         UTF-8); None without a describer."""
+
+    @property
+    def missions(self) -> list[bytes] | None:
+        """The instructions of the environments' running episodes (raw, UTF-8), as the observation MISSION had them at
+        their starts; None for environments that give none."""
 
     def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
         """Start an episode everywhere: observations name -> [B, ...] and the raw captions of what they show."""

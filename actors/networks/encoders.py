@@ -76,7 +76,7 @@ class VectorEncoder(nn.Module):
         self.embeddings, self.texts = nn.ModuleDict(), nn.ModuleDict()
         for name, spec in observations.items():
             if spec.is_text:
-                self.texts[module_name(name)] = WordEncoder(spec.shape[0])
+                self.texts[module_name(name)] = WordEncoder(None if spec.num_values else spec.shape[0])
             elif spec.num_values > LARGEST_ONE_HOT:
                 self.embeddings[module_name(name)] = nn.Embedding(spec.num_values, config.embedding_size)
         with torch.no_grad():

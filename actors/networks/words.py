@@ -9,33 +9,30 @@ arrays of fixed shapes, so it is the same on every device and can be recorded as
 import torch
 from torch import Tensor, nn
 
+from actors.environments.word_numbers import LETTER_CODES, MAX_WORDS, MIX, MULTIPLIER, NUM_BUCKETS
 from actors.networks.repeated_rows import SIDE_FEATURES, two_layers
 
-NUM_BUCKETS = 8192
-"""Embeddings of words and of pairs of neighbouring words; NetHack's messages have some 3,000 words."""
 WIDTH = 32
-MAX_WORDS = 48
-"""Words read of a text; NetHack's longest messages have about 40."""
-_MULTIPLIER = 0x5851F42D4C957F2D  # of Knuth's MMIX generator: odd, so that it has an inverse modulo 2^64
-_MIX = 0x9E3779B97F4A7C15 - 2**64  # 2^64 over the golden ratio, as a signed number
 
 
 class WordEncoder(nn.Module):
     """Two layers over the sum of the embeddings of words and of pairs of neighbouring words, divided by the square root
     of their number, and over their maximum."""
 
-    def __init__(self, num_bytes: int) -> None:
+    def __init__(self, num_bytes: int | None) -> None:
+        """`num_bytes` of a text; None for one that comes as the numbers of its words (`word_numbers`)."""
         super().__init__()
         self.embedding = nn.Embedding(NUM_BUCKETS, WIDTH, padding_idx=0)
         self.layers = two_layers(2 * WIDTH)
         self.num_features = SIDE_FEATURES
-        self._codes = nn.Buffer(_letter_codes(), persistent=False)
-        self._powers = nn.Buffer(_powers(_MULTIPLIER, num_bytes), persistent=False)
-        self._inverses = nn.Buffer(_powers(pow(_MULTIPLIER, -1, 2**64), num_bytes), persistent=False)
+        self._is_numbered = num_bytes is None
+        self._codes = nn.Buffer(torch.tensor(LETTER_CODES), persistent=False)
+        self._powers = nn.Buffer(_powers(MULTIPLIER, num_bytes or 0), persistent=False)
+        self._inverses = nn.Buffer(_powers(pow(MULTIPLIER, -1, 2**64), num_bytes or 0), persistent=False)
 
     def forward(self, text: Tensor) -> Tensor:
-        """[N, bytes] u8 -> [N, 128]."""
-        words = self.words(text)
+        """[N, bytes] u8, or [N, words] of numbers, -> [N, 128]."""
+        words = text.long() if self._is_numbered else self.words(text)
         first, second = words[:, :-1], words[:, 1:]
         pairs = torch.where((first != 0) & (second != 0), _bucket(first * NUM_BUCKETS + second), 0)
         read = torch.cat([words, pairs], 1)
@@ -63,18 +60,8 @@ class WordEncoder(nn.Module):
 
 def _bucket(hashes: Tensor) -> Tensor:
     """Any i64 -> [1, NUM_BUCKETS)."""
-    hashes = (hashes ^ (hashes >> 32)) * _MIX
+    hashes = (hashes ^ (hashes >> 32)) * MIX
     return ((hashes >> 33) & 0x7FFFFFFF) % (NUM_BUCKETS - 1) + 1
-
-
-def _letter_codes() -> Tensor:
-    """[256] i64: a byte's code within a word; 0 separates words."""
-    codes = torch.zeros(256, dtype=torch.long)
-    for first in (ord("a"), ord("A")):
-        codes[first : first + 26] = torch.arange(1, 27)
-    codes[ord("0") : ord("9") + 1] = 27
-    codes[128:] = torch.arange(28, 156)
-    return codes
 
 
 def _powers(base: int, num: int) -> Tensor:

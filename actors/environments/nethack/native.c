@@ -9,6 +9,7 @@
 
 enum { HEIGHT = 21, WIDTH = 79, CELLS = HEIGHT * WIDTH }; /* of a map, which has one more cell for what is outside */
 enum { ASKING = 1, READING_LINE = 2, WAITING_FOR_SPACE = 3, NUM_INTERNAL = 9, NUM_PROGRAM_STATE = 6 };
+enum { ROUNDED_WIDTH = (WIDTH + 7) / 8 * 8 };
 enum { MESSAGE = 256, MAX_EARLIER = 8 };
 
 struct observation { /* nle_obs */
@@ -117,5 +118,31 @@ void count_seen(int64_t num_games, const int16_t *glyphs, int64_t stride, int16_
         int16_t count = 0;
         for (int j = 0; j < CELLS; j++) count += glyphs[j] != unseen;
         counts[i] = count;
+    }
+}
+
+/* Which kinds of things each map shows, but in the agent's own cell: bit k of `kinds`, counted from the highest of the
+ * first byte, for the kind k > 0 of a glyph, as `kind_of` numbers them. Glyphs whose distance from `symbols` is less
+ * than `num_walls`, or `num_floors` from `floors` on, have none: nearly all cells, so they are passed over eight at a time. */
+void note_kinds(int64_t num_games, const int16_t *glyphs, const int64_t *x, const int64_t *y, int64_t stride,
+                uint16_t symbols, uint16_t num_walls, uint16_t floors, uint16_t num_floors, const uint16_t *kind_of,
+                uint8_t *kinds, int64_t row_size) {
+    for (int64_t i = 0; i < num_games; i++, glyphs += CELLS + 1, x += stride, y += stride, kinds += row_size) {
+        int64_t own = (*y > 0 ? *y : 0) * WIDTH + (*x > 0 ? *x : 0);
+        for (int64_t row = 0; row < CELLS; row += WIDTH) {
+            uint8_t told[ROUNDED_WIDTH] = {0};
+            for (int j = 0; j < WIDTH; j++) {
+                uint16_t symbol = (uint16_t)(glyphs[row + j] - symbols);
+                told[j] = (symbol >= num_walls) & ((uint16_t)(symbol - floors) >= num_floors);
+            }
+            for (int first = 0; first < ROUNDED_WIDTH; first += 8) {
+                uint64_t any;
+                memcpy(&any, told + first, 8);
+                for (int j = first; any && j < first + 8; j++) {
+                    uint16_t kind = told[j] && row + j != own ? kind_of[glyphs[row + j]] : 0;
+                    if (kind) kinds[kind >> 3] |= (uint8_t)(0x80 >> (kind & 7));
+                }
+            }
+        }
     }
 }

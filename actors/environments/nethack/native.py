@@ -44,7 +44,8 @@ def library() -> ctypes.PyDLL | None:
     loaded.step_games.restype = NUMBER
     loaded.cut_windows.argtypes = (NUMBER, ADDRESS, ADDRESS, *[NUMBER] * 5, ADDRESS, ADDRESS)
     loaded.count_seen.argtypes = (NUMBER, ADDRESS, NUMBER, ctypes.c_int16, ADDRESS)
-    loaded.cut_windows.restype = loaded.count_seen.restype = None
+    loaded.note_kinds.argtypes = (NUMBER, *[ADDRESS] * 3, NUMBER, *[ctypes.c_uint16] * 4, ADDRESS, ADDRESS, NUMBER)
+    loaded.cut_windows.restype = loaded.count_seen.restype = loaded.note_kinds.restype = None
     return loaded
 
 

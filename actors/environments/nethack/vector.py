@@ -19,7 +19,7 @@ from actors.environments.nethack.episode_stats import TIME, EpisodeStats, X, Y
 from actors.environments.nethack.game import INVENTORY, TERMINAL, Game, make_screens
 from actors.environments.nethack.lean_rewards import goal_reward
 from actors.environments.nethack.lean_stepping import make_stepping
-from actors.environments.nethack.states import ScreenDescriber, describe_by, describe_screens
+from actors.environments.nethack.states import DescribedScreens, ScreenDescriber, describe_by
 from actors.environments.protocol import discrete_actions, given_action_names
 from actors.environments.rebuilding import RebuildingVector
 from actors.environments.vector import ArraySpec, EnvironmentSpec, EpisodeEnd, SeedStream, VectorStep
@@ -47,7 +47,7 @@ class NetHackEnvironment(RebuildingVector):
             wanted = f"env.captioner must be 'message', got {config.captioner!r}"
             raise ValueError(f"captions of {spec.id!r} are its message lines: {wanted}")
         super().__init__(spec, config, num_envs, seeds)
-        self._describer = _make_describer(config.describer, spec.id)
+        self._describer = _make_describer(config.describer, spec.id, num_envs)
         self._states = [] if self._describer is None else [b""] * num_envs
         self._view = view = view_for(policy.network, policy.crop_size)
         layers = dict.fromkeys(("glyphs", *view.layers))  # NLE's tasks always read the glyphs
@@ -247,9 +247,9 @@ def _row(screens: Mapping[str, np.ndarray], i: int) -> dict[str, np.ndarray]:
     return {name: array[i : i + 1] for name, array in screens.items()}
 
 
-def _make_describer(describer: str, env_id: str) -> ScreenDescriber | None:
+def _make_describer(describer: str, env_id: str, num_envs: int) -> ScreenDescriber | None:
     if describer == NETHACK:
-        return describe_screens
+        return DescribedScreens(num_envs)
     if describer in BUILT_IN:
         raise ValueError(f"env.describer: got {describer!r} for {env_id!r}, wanted nethack or module:function")
     function = make_describer(describer, env_id)

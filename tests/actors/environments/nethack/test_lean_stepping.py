@@ -71,6 +71,11 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
 }
 """Id, options, and what must happen in random play."""
 VARIANTS = {
+    "NLE",
+    "StaircasePet",
+    "Scout",
+    "ONI oracle",
+    "ONI stairs, on and on",
     "ONI oracle, sober",
     "ONI stairs to 3",
     "ONI stairs to 4",

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actors.environments.nethack import crop, episode_stats, native
-from actors.environments.nethack.crop import MAP_CELLS, OUTSIDE_GLYPH, make_maps, view_for
+from actors.environments.nethack import crop, episode_stats, native, states
+from actors.environments.nethack.crop import MAP_CELLS, MAP_WIDTH, OUTSIDE_GLYPH, make_maps, view_for
 from actors.environments.nethack.episode_stats import UNSEEN_GLYPH, count_seen
+from actors.environments.nethack.game import make_screens
 
 
 @pytest.fixture
@@ -89,3 +90,23 @@ def test_seen_tiles_are_counted_as_by_numpy(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(episode_stats, "library", lambda: None)
     np.testing.assert_array_equal(ours, count_seen(maps[:, :MAP_CELLS]))
     assert ours.dtype == np.int16
+
+
+def test_kinds_of_things_are_noted_as_by_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs_compiler()
+    rng = np.random.default_rng(0)
+    screens = make_screens(40, ("glyphs",), ("blstats", "message"))
+    screens["glyphs"][:20, :MAP_CELLS] = UNSEEN_GLYPH
+    for screen in range(20):  # few things, the last cell and the agent's own among their places
+        cells = [*rng.integers(MAP_CELLS, size=5), MAP_CELLS - 1]
+        screens["glyphs"][screen, cells] = rng.integers(OUTSIDE_GLYPH, size=6)
+        screens["blstats"][screen, :2] = cells[0] % MAP_WIDTH, cells[0] // MAP_WIDTH
+    screens["glyphs"][20:, :MAP_CELLS] = rng.integers(OUTSIDE_GLYPH, size=(20, MAP_CELLS))
+    screens["blstats"][30, :2] = -1
+    size = (len(states._kinds()[1]) + 7) // 8
+    ours, theirs = np.zeros((40, size + 3), np.uint8), np.zeros((40, size + 3), np.uint8)
+    states._write_kinds(screens, ours[:, 3:])
+    monkeypatch.setattr(states, "library", lambda: None)
+    states._write_kinds(screens, theirs[:, 3:])
+    np.testing.assert_array_equal(ours, theirs)
+    assert len(np.unique(ours, axis=0)) > 20

@@ -10,7 +10,7 @@ from nle import nethack
 from actors.environments.nethack import states
 from actors.environments.nethack.crop import MAP_CELLS, MAP_WIDTH, OUTSIDE_GLYPH
 from actors.environments.nethack.game import make_screens
-from actors.environments.nethack.states import describe_screens
+from actors.environments.nethack.states import DescribedScreens
 from actors.environments.nethack.vector import NetHackEnvironment
 from tests.actors.environments.nethack.test_vector import make, play
 
@@ -51,7 +51,7 @@ def screens_with(*glyphs: int, num_screens: int = 1, **stats: int) -> dict[str, 
 
 
 def said(screens: Mapping[str, np.ndarray]) -> str:
-    (text,) = describe_screens(screens)
+    (text,) = DescribedScreens(1)(screens)
     return text.decode()
 
 
@@ -69,6 +69,20 @@ def test_a_screen_is_told_by_what_it_shows_and_not_where() -> None:
     assert said(screens_with(glyph_of("Oracle"), glyph_of("acid blob"), glyph_of("molten lava"))).endswith(
         "Molten lava. An acid blob. Oracle."
     )
+
+
+def test_screens_are_described_alike_whatever_they_showed_before() -> None:
+    rng, describe = np.random.default_rng(0), DescribedScreens(5)
+    screens, texts = screens_with(num_screens=5), set()
+    for _ in range(20):
+        changed = rng.random(5) < 0.3
+        screens["glyphs"][changed, rng.integers(MAP_CELLS)] = rng.integers(OUTSIDE_GLYPH)
+        screens["blstats"][changed, 10] = rng.integers(12)
+        told = describe(screens)
+        assert describe({name: array[:2] for name, array in screens.items()}) == told[:2]
+        assert told == [said({name: array[i : i + 1] for name, array in screens.items()}).encode() for i in range(5)]
+        texts |= set(told)
+    assert len(texts) > 10
 
 
 def test_at_most_eight_things_are_told() -> None:
