@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "cluster.report.command",
         "write a page about runs: curves, alarms, captions, replays, a Reward Report",
     ),
+    "goals": ("cluster.goals.command", "print the goals of a run, and how each was achieved and paid"),
     "reward-report": (
         "cluster.report.reward_command",
         "write what a run optimises, by whom it is judged, what was paid, and what is unknown",

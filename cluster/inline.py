@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from actors.goals.sheet import GoalSheet
 from actors.policy import PolicySnapshot
 from actors.rollout import Acknowledgement, Rollout
 from cluster.supervision import EnvironmentBudget, Notices
@@ -31,6 +32,7 @@ class InlineWorkers:
         self._acknowledgements: list[Acknowledgement | None] = [None] * len(self._workers)
         self._turn = 0
         self._snapshot: PolicySnapshot | None = None
+        self._goals: GoalSheet | None = None
         self._collected_steps = 0
         notices = Notices()
         self.problems: Sequence[str] = notices.told
@@ -42,11 +44,15 @@ class InlineWorkers:
         """Set the policy of the next turn."""
         self._snapshot = snapshot
 
+    def publish_goals(self, sheet: GoalSheet) -> None:
+        """Set the goals of the next turns."""
+        self._goals = sheet
+
     def take(self, timeout_s: float) -> Rollout | None:
         """Run one turn; its rollout, never None. Raises GiveUp where the environments raise too often."""
         index = self._turn
         self._turn = (index + 1) % len(self._workers)
-        rollout, report = self._workers[index].collect(self._snapshot, self._acknowledgements[index])
+        rollout, report = self._workers[index].collect(self._snapshot, self._acknowledgements[index], self._goals)
         self._collected_steps += rollout.num_steps
         self._acknowledgements[index] = take_report(self._pipeline, report, self._collected_steps)
         self._pipeline.turn(self._labels_per_turn)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from actors.environments.vector import EnvironmentSpec
+from actors.goals.sheet import GoalSheet
 from actors.policy import PolicySnapshot
 from actors.rollout import Rollout
 from reward_models.pipeline import RewardedCaption
@@ -29,6 +30,10 @@ class Workers(Protocol):
 
     def publish(self, snapshot: PolicySnapshot) -> None:
         """Make `snapshot` what the next `collect` calls act with; latest only."""
+
+    def publish_goals(self, sheet: GoalSheet) -> None:
+        """Make `sheet` what workers choose goals by from their next `collect` on; latest only, and an older one does
+        for a while."""
 
     def take(self, timeout_s: float) -> Rollout | None:
         """The next rollout, or None where none came within `timeout_s`."""

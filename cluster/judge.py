@@ -9,9 +9,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from cluster.plan import RunPlan, TermPlan, plan_run
+from cluster.plan import RunPlan, plan_run
 from cluster.run.directory import RunDirectory
 from configs.annotation_schema import AccessConfig, AnnotatorConfig
+from configs.goal_schema import WriterConfig
 from configs.schema import RunConfig
 from llm_server.annotator.feedback import JudgeClient
 from llm_server.channel import check_address
@@ -20,6 +21,7 @@ from llm_server.credentials import NO_CREDENTIALS, ClientCredentials, Credential
 from llm_server.replicas import Replicas, split_addresses
 from llm_server.replicated_client import ReplicatedClient
 from llm_server.rubrics.loading import load_rubric
+from llm_server.rubrics.rubric import Rubric
 from llm_server.service.child import ServiceProcess
 from llm_server.service.judge import Judge, build_judge
 
@@ -58,18 +60,32 @@ class SharedJudge:
             self.service = ServiceProcess(plan.service, plan.rubrics, run.path / "service.log")
             self._address = self.service.address
 
-    def connect(self, term: TermPlan) -> Callable[[], JudgeClient]:
-        """What makes a client that asks under the rubric of `term`, about what it is about; see `Annotator`."""
-        rubric = load_rubric(term.rubric)
+    def connect(self, rubric: Rubric, about: str = "") -> Callable[[], JudgeClient]:
+        """What makes a client that asks under a rubric, about something; see `Annotator`."""
         if self.in_process is not None:
-            return partial(InProcessClient, self.in_process, rubric, term.about)
+            return partial(InProcessClient, self.in_process, rubric, about)
 
         def reach(address: str) -> AnnotationClient:
-            return AnnotationClient(address, rubric, self._timeout_s, self._shown, term.about)
+            return AnnotationClient(address, rubric, self._timeout_s, self._shown, about)
 
         if (address := self._address) is not None:
             return lambda: reach(address())
         return partial(ReplicatedClient, Replicas(self._addresses, reach))
+
+    def connect_writer(self, address: str, rubric: Rubric) -> Callable[[], JudgeClient]:
+        """What makes a client that writes, at `writer.address` if given; `rubric` is any that its service has."""
+        if address:
+            return partial(AnnotationClient, address, rubric, self._timeout_s, self._shown)
+        return self.connect(rubric)
+
+
+def check_writer(settings: WriterConfig) -> None:
+    """ValueError unless `writer.address` is empty or an address."""
+    if settings.address:
+        try:
+            check_address(settings.address, NO_CREDENTIALS)
+        except ValueError:
+            raise ValueError(f"writer.address: got {settings.address!r}, wanted host:port of one service") from None
 
 
 def service_credentials(settings: AnnotatorConfig) -> ClientCredentials:

@@ -2,7 +2,7 @@
 
     consumes             waits for                     is unblocked by
     rollouts             `Workers.take` (1 s at most)  a worker that finishes `collect`
-    reward tables        nothing, reads the latest     -
+    reward tables, goals nothing, reads the latest     -
     the first table      `wait_for_first_table_s`      a table that knows a caption, `stop`
     stop requests        nothing, read once a turn     `stop` from any thread
 
@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from actors.goals.sheet import GoalSheet
 from actors.rollout import Rollout
 from cluster.interfaces import Annotation, Workers
 from cluster.report.reward_files import RewardReportWriter
@@ -27,8 +28,9 @@ from cluster.run.metric_writer import MetricWriter
 from cluster.run.run_metrics import RunMetrics, with_annotation
 from cluster.run.stage_timing import StageClock
 from cluster.supervision import CAUSES, GiveUp, UpdateWatch
+from cluster.wiring import goal_sheet
 from configs.schema import RunConfig
-from configs.terms import has_reward_tables, resolved_terms
+from configs.terms import paying_terms, resolved_terms
 from learner.checkpoint import load_latest, save_checkpoint
 from learner.checkpoint_format import CheckpointError
 from learner.stream import RolloutStream
@@ -63,15 +65,16 @@ class TrainingLoop:
             run_epoch=run_epoch,
             seed=config.seed,
             terms=terms,
+            goals=config.goals,
         )
         self.stream = RolloutStream(
             config.learner, on_stale=lambda rollout: self.learner.pass_over(rollout, annotation.latest_reward())
         )
         self.metrics = RunMetrics(config.logging.episode_window)
         self.env_steps = self._steps_without_table = 0
-        self._has_tables = has_reward_tables(config)
+        self._paying = paying_terms(config)
         self._first_table_limit_s = (
-            config.annotator.wait_for_first_table_s if self._has_tables and config.cluster.mode != "inline" else 0.0
+            config.annotator.wait_for_first_table_s if self._paying and config.cluster.mode != "inline" else 0.0
         )
         self._waiting: str | None = None
         self._seconds_before = 0.0
@@ -86,6 +89,7 @@ class TrainingLoop:
         self._stop = threading.Event()
         self._latest: dict[str, Any] = {"env_steps": 0}
         self._told_at: int | None = None  # env_steps of the last metric line
+        self._sheet: GoalSheet | None = None  # the newest that workers were told
         self._restore()
         self._writer = MetricWriter(
             run.path, tensorboard=config.logging.tensorboard, run_name=run.path.name, env_steps=self.env_steps
@@ -94,11 +98,16 @@ class TrainingLoop:
     def run(self, on_line: Callable[[Mapping[str, Any]], None] = lambda line: None) -> dict[str, Any]:
         """Train; the summary as JSON values. `on_line` gets the metrics after every update."""
         self.workers.publish(self.learner.snapshot())
+        if self._sheet is not None:
+            self.workers.publish_goals(self._sheet)
+        if self.config.goals.sources:
+            self._publish_goals(self.annotation.latest_reward())
         try:
             while self._goal() is None and not self._stop.is_set():
                 rollouts = self._next_batch()
                 if rollouts is not None:
                     reward = self.annotation.latest_reward()
+                    self._publish_goals(reward)
                     result = self.learner.step(rollouts, reward, self._share_done())
                     self._note_update(rollouts, reward, result)
                     on_line(self.progress())
@@ -176,13 +185,13 @@ class TrainingLoop:
         """
         limit_s, began = self._first_table_limit_s, time.monotonic()
         self._first_table_limit_s = 0.0
-        if not self.annotation.latest_reward().knows_nothing:
+        if not self._knows_nothing(self.annotation.latest_reward()):
             return True
         limit = f"annotator.wait_for_first_table_s = {limit_s:g} s"
         self._waiting = f"the first reward table ({limit} at most)"
         LOG.info("waiting for %s", self._waiting)
         with self._stages.learner("wait"):
-            while (reward := self.annotation.latest_reward()).knows_nothing and time.monotonic() - began < limit_s:
+            while self._knows_nothing(reward := self.annotation.latest_reward()) and time.monotonic() - began < limit_s:
                 if self._stop.wait(TABLE_POLL_S) or self._goal() is not None:
                     break
         self._waiting = None
@@ -192,9 +201,12 @@ class TrainingLoop:
             for rollout in batch:
                 self.learner.pass_over(rollout, reward)
             return False
-        if reward.knows_nothing:
+        if self._knows_nothing(reward):
             self._notice = f"no reward table came within {limit}: training begins without one"
         return True
+
+    def _knows_nothing(self, reward: PublishedReward) -> bool:
+        return reward.knows_nothing(self._paying)
 
     def _note_update(self, rollouts: list[Rollout], reward: PublishedReward, result: StepResult) -> None:
         """Publish the new policy, count the update that was made with `reward`, and write what is due."""
@@ -207,7 +219,7 @@ class TrainingLoop:
             self.metrics.add_rollout(rollout, intrinsic)
         before = self.env_steps
         self.env_steps += sum(rollout.num_steps for rollout in rollouts)
-        if reward.knows_nothing:
+        if self._knows_nothing(reward):
             self._steps_without_table += self.env_steps - before
         if _crossed(before, self.env_steps, self.config.logging.interval_env_steps):
             self._write_line()
@@ -218,6 +230,13 @@ class TrainingLoop:
         is_due = is_due and self.config.cluster.mode != "inline"
         if is_due or _crossed(before, self.env_steps, checkpoint.interval_env_steps):
             self._checkpoint()
+
+    def _publish_goals(self, reward: PublishedReward) -> None:
+        """Tell the workers of the goals in `reward`, where these are other ones than before."""
+        sheet = goal_sheet(reward)
+        if sheet is not None and (self._sheet is None or not sheet.equals(self._sheet)):
+            self._sheet = sheet
+            self.workers.publish_goals(sheet)
 
     def _write_line(self) -> None:
         self.run_directory.check_epoch(self.learner.run_epoch)
@@ -245,7 +264,7 @@ class TrainingLoop:
             line["reward_trust_min"] = None
         if self.config.reward_model.name == "none":
             line["intrinsic_unknown_fraction"] = None
-        if self._has_tables and self.env_steps:
+        if self._paying and self.env_steps:
             line["steps_without_table_fraction"] = self._steps_without_table / self.env_steps
         self._interval = (now, self.env_steps, total)
         self._latest, self._told_at = self._writer.write(line), self.env_steps
@@ -262,6 +281,7 @@ class TrainingLoop:
                 "seconds": self._seconds(),
                 "latest": self._latest,
             },
+            **({"goals": self._sheet.state_dict()} if self._sheet is not None else {}),
         }
         try:
             save_checkpoint(self.run_directory.checkpoints, self.env_steps, state, keep=self.config.checkpoint.keep)
@@ -290,6 +310,9 @@ class TrainingLoop:
             self.env_steps, self._seconds_before = loop["env_steps"], loop["seconds"]
             self._latest = dict(loop["latest"])
             self._steps_without_table = loop.get("steps_without_table", 0)
+            if "goals" in state:
+                self._sheet = GoalSheet.from_state_dict(state["goals"])
+                self.learner.load_goals(self._sheet.vectors)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
                 f"the newest checkpoint in {self.run_directory.checkpoints} does not fit this version of Delphi or this"

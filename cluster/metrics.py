@@ -132,8 +132,9 @@ CATALOGUE: tuple[Metric, ...] = (
         "above 0, falls as novelty fades", REWARD),
     Metric("intrinsic_scale", "factor", "gauge", "factor on intrinsic reward, by reward.max_intrinsic_share; 1 without"
         " a cap", "1", REWARD),
-    Metric("reward_trust_min", "factor", "gauge", "smallest weight that trust=outcome gives to a term of the reward;"
-        " null where no term has it", "above 0.5; below, a term pays failures more than successes", REWARD,
+    Metric("reward_trust_min", "factor", "gauge", "smallest weight that `trust` gives to a term of the reward;"
+        " null where no term has it", "above 0.5; below, a term pays failures more than successes, or has earned no"
+        " weight yet", REWARD,
         red_below=0.5),
     Metric("intrinsic_unknown_fraction", "fraction", "gauge", "share of steps whose caption is not in the reward table"
         " yet", "below 0.05 after the first minutes", ANNOTATION, red_above=0.05),
@@ -189,6 +190,20 @@ CATALOGUE: tuple[Metric, ...] = (
         "falls towards 0", REWARD, panel="distance of reward tables"),
     Metric("reward_distance_100", "distance", "gauge", "distance of the last two reward tables that are 100 versions"
         " apart", "falls; below robust.distance_alarm", REWARD, panel="distance of reward tables"),
+    Metric("goals_active", "goals", "gauge", "goals that are paid and given; null without goals.sources, as the next"
+        " six", "at most 256", REWARD),
+    Metric("goals_refused", "texts", "counter", "proposed texts that became no goal: empty, too long, no text, or no"
+        " room in the book", "small", REWARD),
+    Metric("goals_suggested_per_state", "goals", "gauge", "goals suggested in a described state, mean over the states"
+        " that were asked about; null without suggest and closed", "1 to 10", REWARD),
+    Metric("goals_achieved_per_episode", "goals", "gauge", "goals achieved in an episode, mean over the last hundred or"
+        " so", "rises at first", REWARD),
+    Metric("goal_success_mean", "fraction", "gauge", "recent success rate of goals, mean over those that were tried;"
+        " without policy.reads_goal every episode tries all goals", "rises", REWARD),
+    Metric("writings_total", "writings", "counter", "answers of the writer of goals, cached ones included",
+        "rises, ever slower", REWARD, panel="writings"),
+    Metric("writings_unparsed", "writings", "counter", "of these, answers that were not usable",
+        "below 10 % of writings_total", REWARD, panel="writings"),
     Metric("policy_loss", "loss", "gauge", "clipped surrogate policy loss", "near 0", LEARNING, panel="losses"),
     Metric("value_loss", "loss", "gauge", "clipped value loss, before its coefficient", "falls", LEARNING,
         panel="losses"),
@@ -225,7 +240,7 @@ OF_TERMS: tuple[Metric, ...] = (
         "none near 1 for long", BY_TERM),
     Metric("term_unknown", "fraction", "gauge", "share of steps whose item is not in the term's reward table yet",
         "falls after the first minutes", BY_TERM),
-    Metric("term_trust", "factor", "gauge", "weight by trust=outcome; 1 without", "near 1", BY_TERM),
+    Metric("term_trust", "factor", "gauge", "weight by `trust`; 1 without", "near 1", BY_TERM),
     Metric("term_coefficient", "factor", "gauge", "coefficient, after annealing", "as configured", BY_TERM),
     Metric("term_version", "versions", "counter", "reward tables published in this run epoch", "rises", BY_TERM),
     Metric("term_labels", "judgements", "counter", "usable answers that this run received for the term", "rises",

@@ -10,15 +10,18 @@ from dataclasses import dataclass, replace
 
 from configs.annotation_schema import ServiceConfig
 from configs.checks import ConfigError
+from configs.goal_schema import GOAL_TERM, WRITTEN
 from configs.reward_schema import MAIN_TERM
 from configs.schema import RunConfig
-from configs.terms import resolved_terms, term_runs
+from configs.terms import resolved_terms, setting_of, term_runs
 from llm_server.rubrics.loading import distinct_rubrics, load_rubric
 from llm_server.rubrics.rubric import Rubric
 from reward_models.building import MODELS, check_reward_model
 from reward_models.embedding import MAX_GOALS
 from reward_models.interface import Asks, RewardModel
 
+SENSIBLE = "goals.sensible"
+"""Names the rubric of goals in states among the hashes."""
 LOCAL_ENGINES = ("transformers", "vllm")
 """Engines that load a language model on the machine of the service."""
 
@@ -40,6 +43,18 @@ class TermPlan:
     def asks_judge(self) -> bool:
         """Whether an annotation service is asked while the policy trains."""
         return self.asks is not Asks.NOTHING and not self.config.reward_model.judgements
+
+    @property
+    def judges(self) -> bool:
+        """Whether it asks for judgements, of single items, of pairs, or of items about goals."""
+        by_vectors = self.asks is Asks.GOALS and self.config.goals.achieved_by == "similarity"
+        return self.asks_judge and self.asks is not Asks.EMBEDDINGS and not by_vectors
+
+    @property
+    def any_about(self) -> str:
+        """What items are judged about, or where that is goals, any goal; empty for nothing."""
+        about_goals = self.asks is Asks.GOALS and self.config.goals.achieved_by == "judged"
+        return "open the door" if about_goals else self.about
 
     @property
     def rubric(self) -> str:
@@ -73,17 +88,29 @@ class RunPlan:
     @property
     def embeds(self) -> bool:
         """Whether any term asks for embeddings."""
-        return any(term.asks is Asks.EMBEDDINGS for term in self.asking.values())
+        return any(term.asks in (Asks.EMBEDDINGS, Asks.GOALS) for term in self.asking.values())
 
     @property
     def judges(self) -> bool:
-        """Whether any term asks for judgements, of single items or of pairs."""
-        return any(term.asks is not Asks.EMBEDDINGS for term in self.asking.values())
+        """Whether a language model judges: items of any term, or goals about states."""
+        return any(term.judges for term in self.asking.values()) or bool(self.sensible_rubric)
+
+    @property
+    def sensible_rubric(self) -> str:
+        """Name or path of the rubric that says which goals make sense in a state; empty where that is not asked."""
+        goals = self.config.goals
+        return goals.sensible_rubric if "closed" in goals.sources else ""
+
+    @property
+    def writes(self) -> bool:
+        """Whether a language model writes goals."""
+        return not {*WRITTEN}.isdisjoint(self.config.goals.sources)
 
     @property
     def rubrics(self) -> list[str]:
         """The rubrics of the service that all terms ask, each once."""
-        return list(dict.fromkeys(term.rubric for term in self.asking.values()))
+        rubrics = [term.rubric for term in self.asking.values()]
+        return list(dict.fromkeys([*rubrics, self.sensible_rubric] if self.sensible_rubric else rubrics))
 
     @property
     def starts_service(self) -> bool:
@@ -94,7 +121,8 @@ class RunPlan:
     def service(self) -> ServiceConfig:
         """Of the service that the run starts; embeddings take no language model."""
         service = self.config.service
-        return replace(service, engine="none") if self.embeds and not self.judges else service
+        needs_model = self.judges or (self.writes and not self.config.writer.address)
+        return replace(service, engine="none") if self.embeds and not needs_model else service
 
     @property
     def loads_language_model(self) -> bool:
@@ -120,7 +148,7 @@ def of_term(name: str) -> Iterator[None]:
     except ValueError as error:
         if name == MAIN_TERM:
             raise
-        raise ConfigError(f"terms.{name}: {error}") from None
+        raise ConfigError(f"{setting_of(name)}: {error}") from None
 
 
 def build_model(config: RunConfig) -> RewardModel:
@@ -155,8 +183,14 @@ def check_rubrics(plan: RunPlan) -> str | None:
             if name == MAIN_TERM and rubric.about_label:
                 what = f"rubric '{rubric.id}' judges items about something ({rubric.about_label})"
                 raise ConfigError(f"annotator.rubric: {what}, which only a term of `terms` can say, by its `about`")
-            rubric.check_about(bool(term.about))
+            rubric.check_about(bool(term.any_about))
             rubrics = distinct_rubrics([*rubrics, rubric])
         found = "/".join(hash for hash in (rubric.content_hash, rubric.pairs_hash) if hash)
         hashes.append(found if name == MAIN_TERM else f"{name}={found}")
+    if plan.sensible_rubric:
+        with of_term(GOAL_TERM):
+            rubric = load_rubric(plan.sensible_rubric)
+            rubric.check_about(True)
+            distinct_rubrics([*rubrics, rubric])
+        hashes.append(f"{SENSIBLE}={rubric.content_hash}")
     return " ".join(hashes) or None

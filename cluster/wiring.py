@@ -7,11 +7,13 @@ is.
 import os
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from actors.captions import CaptionTracker, normalize
 from actors.central.client import CentralInference
@@ -21,18 +23,25 @@ from actors.channels import CHANGE, STATE, Channels
 from actors.environments.errors import EnvironmentFailure
 from actors.environments.factory import make_environment
 from actors.environments.split import SplitEnvironment
-from actors.environments.vector import EnvironmentSpec, VectorEnvironment
+from actors.environments.vector import MISSION, EnvironmentSpec, VectorEnvironment
+from actors.goals.entry import GoalEntryEnvironment
+from actors.goals.guide import GoalGuide
+from actors.goals.keeper import MISSIONS, GoalKeeper
+from actors.goals.sheet import GoalSheet
 from actors.inference import BatchedInference
 from actors.policy import PolicyNet
 from actors.rollout import Acknowledgement, CaptionReport
 from actors.worker import Inference, RolloutWorker
-from cluster.judge import SharedJudge, check_addresses, service_credentials
+from cluster.goals.building import build_goals
+from cluster.judge import SharedJudge, check_addresses, check_writer, service_credentials
 from cluster.plan import RunPlan, TermPlan, build_model, check_rubrics, embedding_goals, plan_run
 from cluster.run.directory import RunDirectory
 from configs.checks import ConfigError
 from configs.devices import resolve_device
+from configs.goal_schema import GOAL_TERM, MAX_GOALS
 from configs.reward_schema import MAIN_TERM
 from configs.schema import EnvConfig, RunConfig
+from configs.terms import read_channels
 from learner.checkpoint import load_latest
 from llm_server.annotator.annotator import Annotator
 from llm_server.annotator.caption_archive import CaptionArchive
@@ -41,9 +50,11 @@ from llm_server.annotator.feedback import CaptionQuestions, EmbeddingQuestions
 from llm_server.annotator.pairs import ComparedPairs, PointwisePairs
 from llm_server.credentials import CredentialFiles
 from llm_server.engines.building import check_engine
+from llm_server.rubrics.loading import load_rubric
 from reward_models.building import check_safeguards
 from reward_models.interface import Asks
 from reward_models.pipeline import AnnotationPipeline
+from reward_models.published import PublishedReward
 from reward_models.reward_pipeline import RewardPipeline
 from reward_models.shaping import RewardShaping
 from reward_models.training import RewardTrainer
@@ -82,21 +93,59 @@ def build_worker(
         worker_id=f"{index}.{incarnation}",
         seed=zlib.crc32(f"{config.seed}/{stream}/{index}/actions".encode()),
         channels=build_channels(config, env),
+        goals=build_keeper(config, env, f"{stream}/{index}"),
+    )
+
+
+def build_keeper(config: RunConfig, env: VectorEnvironment | SplitEnvironment, place: str) -> GoalKeeper | None:
+    """The keeper of the environments' goals, seeded by the run's seed and `place`; None in a run without goals. Raises
+    ValueError for missions that the environment does not give."""
+    if not config.goals.sources:
+        return None
+    if MISSIONS in config.goals.sources and env.missions is None:
+        what = f"{config.env.id} observes no text `{MISSION}`"
+        raise ValueError(f"goals.sources: got {MISSIONS}, but {what}; give goals of another source")
+    return GoalKeeper(config.goals, env.num_envs, seed=zlib.crc32(f"{config.seed}/{place}/goals".encode()))
+
+
+def build_guide(config: RunConfig, env: GoalEntryEnvironment, sheet: GoalSheet, place: str) -> GoalGuide:
+    """What gives goals of `sheet` to environments outside a worker; `place`: see `build_keeper`."""
+    keeper = build_keeper(config, env, place)
+    assert keeper is not None, "a policy that reads goals has sources of goals"
+    keeper.take_sheet(sheet)
+    return GoalGuide(keeper, CaptionTracker(env.num_envs, _caption_text(config)), build_channels(config, env))
+
+
+def goal_sheet(reward: PublishedReward) -> GoalSheet | None:
+    """What workers are told of the goals in `reward`; None where there are none yet."""
+    goals, table = reward.goals, reward.tables.get(GOAL_TERM)
+    if goals is None:
+        return None
+    ids, masks = np.zeros(0, np.uint64), np.zeros((0, MAX_GOALS // 64), np.uint64)
+    if table is not None and table.goals is not None:
+        achieves = table.goals.any(axis=1)
+        ids, masks = table.ids[achieves], table.goals[achieves]
+    return GoalSheet(
+        version=(*goals.version, *(table.reward_version if table is not None else ())),
+        texts=goals.texts,
+        vectors=goals.vectors,
+        sampling=goals.sampling,
+        before=goals.before,
+        suggested_ids=goals.suggested_ids,
+        suggested=goals.suggested,
+        achieved_ids=ids,
+        achieved=masks,
     )
 
 
 def build_channels(config: RunConfig, env: VectorEnvironment | SplitEnvironment) -> Channels:
     """The channels beside captions that terms read. Raises ValueError for `history` without names of the actions."""
-    return Channels(_read_channels(config), env.num_envs, env.action_names(), _caption_text(config))
-
-
-def _read_channels(config: RunConfig) -> set[str]:
-    return {term.reads for term in config.terms.values()}
+    return Channels(read_channels(config), env.num_envs, env.action_names(), _caption_text(config))
 
 
 def _read_by_terms(config: RunConfig) -> EnvConfig:
     """The environment, with a describer only if a term reads what it says."""
-    return config.env if _read_channels(config) & {STATE, CHANGE} else replace(config.env, describer="")
+    return config.env if read_channels(config) & {STATE, CHANGE} else replace(config.env, describer="")
 
 
 def _caption_text(config: RunConfig) -> Callable[[bytes], str]:
@@ -125,18 +174,21 @@ def build_pipeline(
     models = {name: build_model(term.config) for name, term in plan.terms.items()}
     num_trained = sum(model.is_trained for model in models.values())
     judge = SharedJudge(plan, run, replicas, credentials)
-    pipelines = {}
+    pipelines, goals = {}, None
     for name, term in plan.terms.items():
         rewards, settings = term.config.reward_model, term.config.annotator
         archive = CaptionArchive(run.captions_of(name))
         book = CaptionBook(settings.max_captions, settings.recency_half_life_env_steps, archive, policy=settings.policy)
+        questions = _questions(term, book)
+        if term.asks is Asks.GOALS:
+            models[name], questions, goals = build_goals(term, judge, book, plan=plan, run_epoch=run_epoch)
         trainer = RewardTrainer(models[name], RewardShaping(rewards, term.config.seed), book, run_epoch, config.robust)
         if rewards.judgements:
             trainer.adopt(_trained_before(run.reward_model_of(name)))
         annotator = None
         if term.asks_judge:
             settings = replace(settings, max_labels_per_s=settings.max_labels_per_s / len(plan.asking))
-            annotator = Annotator(judge.connect(term), _questions(term, book), settings)
+            annotator = Annotator(judge.connect(load_rubric(term.rubric), term.about), questions, settings)
         pipelines[name] = AnnotationPipeline(
             book,
             trainer,
@@ -145,13 +197,14 @@ def build_pipeline(
             judge=judge.in_process if name == MAIN_TERM else None,
             config=replace(rewards, training_share=rewards.training_share / max(1, num_trained)),
         )
-    return RewardPipeline(pipelines, {name: term.reads for name, term in plan.terms.items()})
+    return RewardPipeline(pipelines, {name: term.reads for name, term in plan.terms.items()}, goals)
 
 
 def take_report(pipeline: RewardPipeline, report: CaptionReport, env_steps: int) -> Acknowledgement:
     """Add a worker's report, of all channels, to the caption books."""
     channels = {"caption": (report.texts, report.counts), **report.channels}
-    book_epoch, sequence_number = pipeline.report(channels, report.worker_id, report.sequence_number, env_steps)
+    counts = asdict(report.goals) if report.goals is not None else None
+    book_epoch, sequence_number = pipeline.report(channels, report.worker_id, report.sequence_number, env_steps, counts)
     return Acknowledgement(book_epoch=book_epoch, sequence_number=sequence_number)
 
 
@@ -193,12 +246,14 @@ def check_parts(config: RunConfig) -> tuple[EnvironmentSpec, RunPlan, str | None
         try:
             env.reset()  # some errors of a captioner or describer show only in an episode
             build_channels(config, env)
+            build_keeper(config, env, "check")
         finally:
             env.close()
         PolicyNet(env.spec, config.policy)
         check_safeguards(config)
         plan = plan_run(config)
         hashes = check_rubrics(plan)
+        check_writer(config.writer)
         if config.annotator.address and plan.asks_judge:
             check_addresses(config.annotator.address)
             if is_local:

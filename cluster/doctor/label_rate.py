@@ -21,7 +21,6 @@ from llm_server.engines.models import readable_model_folder
 from llm_server.rubrics.loading import load_rubric
 from llm_server.rubrics.rubric import Rubric, item_and_about
 from llm_server.service.child import ServiceProcess
-from reward_models.interface import Asks
 
 START_LIMIT_S = 120.0
 ASK_S = 5.0
@@ -38,6 +37,8 @@ def check_label_rate(subject: Subject) -> CheckResult:
         subject.models  # noqa: B018 (asked for its error)
     except ValueError:  # reported by the check of the judge
         return ok("not measured: the judge has to be put right first")
+    if not any(term.judges for term in subject.plan.asking.values()):
+        return ok("not measured: the language model labels nothing, it is asked about goals")
     service = replace(subject.plan.service, store="memory", host="127.0.0.1", port=0)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         if service.model == "smollm2":
@@ -52,7 +53,7 @@ def check_label_rate(subject: Subject) -> CheckResult:
 
 
 def _measure(process: ServiceProcess, subject: Subject) -> CheckResult:
-    term = next(term for term in subject.plan.asking.values() if term.asks is not Asks.EMBEDDINGS)
+    term = next(term for term in subject.plan.asking.values() if term.judges)
     rubric, service, size = load_rubric(term.rubric), subject.plan.service, subject.config.annotator.batch_size
     shown = (*rubric.calibration.items, *rubric.calibration.positives, *rubric.examples)
     items = list(dict.fromkeys(item_and_about(each)[0].encode() for each in shown))
@@ -64,7 +65,7 @@ def _measure(process: ServiceProcess, subject: Subject) -> CheckResult:
         reraise=True,
     )
     began = time.monotonic()
-    with closing(patiently(_connect, process, rubric, term.about)) as client:
+    with closing(patiently(_connect, process, rubric, term.any_about)) as client:
         client.annotate(items[:1], bypass_store=True)
         first_s = time.monotonic() - began
         number, asked_at = 0, time.monotonic()

@@ -22,6 +22,7 @@ from cluster.plan import check_rubrics
 from cluster.verbs.offline_reward_model import check_judgements
 from configs.devices import resolve_device
 from configs.reward_schema import MAIN_TERM
+from configs.terms import setting_of
 from llm_server.client import AnnotationClient, AnnotationRefused, ServiceUnavailable, is_loading
 from llm_server.credentials import ClientCredentials
 from llm_server.engines.building import check_engine
@@ -33,7 +34,6 @@ from llm_server.replicas import split_addresses
 from llm_server.rubrics.loading import load_rubric
 from llm_server.rubrics.rubric import Rubric
 from llm_server.service.store import is_new_store, store_path
-from reward_models.interface import Asks
 
 CONNECT_TIMEOUT_S = 3.0
 ANSWER_TIMEOUT_S = 10.0
@@ -169,22 +169,23 @@ def _ask_terms(subject: Subject, address: str, serve: str, credentials: ClientCr
     results: list[CheckResult] = []
     for name, term in subject.plan.asking.items():
         rubric = load_rubric(term.rubric)
-        with closing(AnnotationClient(address, rubric, ANSWER_TIMEOUT_S, credentials, term.about)) as client:
-            result = _ask(client, address, serve, term.asks)
-        results.append(result if name == MAIN_TERM else replace(result, found=f"terms.{name}: {result.found}"))
+        with closing(AnnotationClient(address, rubric, ANSWER_TIMEOUT_S, credentials, term.any_about)) as client:
+            result = _ask(client, address, serve, is_judge=term.judges)
+        named = result if name == MAIN_TERM else replace(result, found=f"{setting_of(name)}: {result.found}")
+        results.append(named)
         if result.status != "ok":
             return results[-1:]
     return results
 
 
-def _ask(client: AnnotationClient, address: str, serve: str, asks: Asks) -> CheckResult:
+def _ask(client: AnnotationClient, address: str, serve: str, *, is_judge: bool) -> CheckResult:
     try:
         service = client.describe()
         started = time.monotonic()
-        if asks is Asks.EMBEDDINGS:
-            client.embed([PROBE.encode()])
-        else:
+        if is_judge:
             client.annotate([PROBE.encode()], bypass_store=True)
+        else:
+            client.embed([PROBE.encode()])
     except AnnotationRefused as error:
         text, advice = str(error), "correct the annotator.* keys"
         if "UNAUTHENTICATED" in text or "PERMISSION_DENIED" in text:

@@ -16,13 +16,16 @@ import safetensors.torch
 
 from actors.environments.factory import make_environment
 from cluster.export.model_card import policy_card, reward_card
-from cluster.plan import build_model, embedding_goals, plan_run
+from cluster.plan import TermPlan, build_model, embedding_goals, plan_run
 from cluster.run.directory import RunDirectory
 from cluster.run.evaluation import load_subject, policy_net
 from cluster.run.provenance import packages
+from cluster.run.rubric_record import hashes_by_setting
+from configs.reward_schema import MAIN_TERM
 from configs.schema import RunConfig
+from configs.terms import resolved_terms
 from learner.checkpoint_format import encode_tree
-from learner.exported import CONFIG, FORMAT_VERSION, POLICY_FORMAT, REWARD_FORMAT, WEIGHTS, spec_as_json
+from learner.exported import CONFIG, FORMAT_VERSION, GOAL_VECTORS, POLICY_FORMAT, REWARD_FORMAT, WEIGHTS, spec_as_json
 from llm_server.offline.caption_file import read_archive
 from reward_models.interface import RewardModel
 from reward_models.table import RewardTable
@@ -61,6 +64,9 @@ def write_policy(
         saved["portable"] = write_portable(net, env.spec, config.policy, folder / PORTABLE)
     evaluation = _fitting(evaluation, config, steps) if evaluation else _own_evaluation(run, steps)
     tensors = {key: tensor.contiguous() for key, tensor in net.state_dict().items()}
+    if net.goal_vectors is not None:
+        goals = list(subject.goals.texts) if subject.goals is not None else []
+        saved["goals"], tensors[GOAL_VECTORS] = goals, net.goal_vectors[1 : len(goals) + 1].contiguous()
     _write(folder, saved, tensors, policy_card(name, license_, saved, evaluation))
 
 
@@ -110,10 +116,7 @@ def _training_facts(run: RunDirectory, config: RunConfig, env_steps: int) -> dic
     start: Mapping[str, Any] = {}
     with contextlib.suppress(OSError, ValueError, LookupError):
         start = json.loads((run.path / "provenance.json").read_bytes())[-1]
-    asks = plan_run(config).main.asks_judge
-    service = config.service
-    model = Path(service.model).name if service.model.startswith(("/", ".", "~")) else service.model
-    judge = "a running service" if config.annotator.address else f"{service.engine} engine"
+    plan, hashes = plan_run(config), hashes_by_setting(start.get("rubric_hash"))
     return {
         "env_steps": env_steps,
         "seed": config.seed,
@@ -121,10 +124,25 @@ def _training_facts(run: RunDirectory, config: RunConfig, env_steps: int) -> dic
         "versions": start.get("packages") or packages(),
         "learner": asdict(config.learner),
         "reward": asdict(config.reward),
-        "reward_model": config.reward_model.name,
+        **_judge_facts(plan.main, hashes.get("annotator.rubric")),
+        "terms": {
+            name: asdict(term) | _judge_facts(plan.terms[name], hashes.get(f"terms.{name}.rubric"))
+            for name, term in resolved_terms(config).items()
+            if name != MAIN_TERM
+        },
+    }
+
+
+def _judge_facts(term: TermPlan, rubric_hash: str | None) -> dict[str, Any]:
+    """`reward_model`, and who answered to which question; None where nobody is asked."""
+    service, asks = term.config.service, term.asks_judge
+    model = Path(service.model).name if service.model.startswith(("/", ".", "~")) else service.model
+    judge = "a running service" if term.config.annotator.address else f"{service.engine} engine"
+    return {
+        "reward_model": term.config.reward_model.name,
         "judge": f"{model} ({judge})" if asks and service.engine != "scripted" else "scripted rules" if asks else None,
-        "rubric": Path(config.annotator.rubric).stem if asks else None,
-        "rubric_hash": ((start.get("rubric_hash") or "").split(" ")[0] or None) if asks else None,  # the main term's
+        "rubric": Path(term.rubric).stem if asks else None,
+        "rubric_hash": rubric_hash if asks else None,
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from cluster.report.sections import PAYMENTS
 from cluster.run.evaluation import PLAYERS
 
 
@@ -71,7 +72,7 @@ def reward_card(
 # {name}
 
 A reward model of kind `{kind}`: it gives a number to a caption, the short text of what one step of {_code(env_id)}
-showed. It was trained by Delphi while a policy trained, and knows {config["num_captions"]:,} captions.
+showed. It was trained by Delphi while a policy trained, and knows {config["num_captions"]:,} captions.{_others(config)}
 
 ```python
 from learner.exported import load_reward  # pip install delphi-rl
@@ -145,21 +146,45 @@ def _interval(estimate: Mapping[str, float] | None) -> str:
 
 def _training(facts: Mapping[str, Any]) -> str:
     reward, versions = facts["reward"], {name: one for name, one in facts["versions"].items() if one}
-    formula = f"{reward['extrinsic_coefficient']:g} x clip({reward['extrinsic_scale']:g} x the environment's reward,"
-    formula += f" ±{reward['extrinsic_clip']:g}) + {reward['intrinsic_coefficient']:g} x R(caption)"
-    formula += f" / n^{reward['count_exponent']:g}"
+    paid, terms = facts["reward_model"] != "none" or not facts["terms"], facts["terms"]
+    summands = [
+        f"{reward['extrinsic_coefficient']:g} x clip({reward['extrinsic_scale']:g} x the environment's reward,"
+        f" ±{reward['extrinsic_clip']:g})",
+        *([f"{reward['intrinsic_coefficient']:g} x R(caption) / n^{reward['count_exponent']:g}"] if paid else []),
+        *(f"{term['coefficient']:g} x {_code(name)}" for name, term in terms.items()),
+    ]
+    lines = [
+        f"{facts['env_steps']:,} environment steps, seed {facts['seed']}, commit {facts['commit'] or 'unknown'}.",
+        f"Reward of a step: {' + '.join(summands)}.",
+    ]
+    if paid:
+        lines.append(f"n is the caption's occurrences in the episode so far, {_model(facts, reward)}")
+    lines += [
+        f"{_code(name)}: {PAYMENTS[term['pays']].format_map(term)}, {_model(term, term)}"
+        for name, term in terms.items()
+    ]
+    lines.append(f"Versions: {', '.join(f'{package} {version}' for package, version in versions.items())}.")
+    return "## Training\n\n" + "".join(f"- {line}\n" for line in lines)
+
+
+def _model(facts: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """A term's reward model, what its `settings` multiply it by and cut it at, and who answered about its items."""
+    told = [f"R of the reward model `{facts['reward_model']}`"]
+    told += [f"weighed by trust ({settings['trust']})"] if settings["trust"] != "none" else []
+    told += [f"annealed over {settings['anneal_env_steps']:,} steps"] if settings["anneal_env_steps"] else []
+    told += [f"at most {settings['episode_cap']:g} in an episode"] if settings["episode_cap"] else []
     judged = "No judge was asked."
     if facts["judge"]:
         judged = f"The judge was {_code(facts['judge'])} under the rubric {_code(facts['rubric'])}"
+        judged += f" about {_code(facts['about'])}" if facts.get("about") else ""
         judged += f" (hash {facts['rubric_hash']})." if facts["rubric_hash"] else "."
-    return f"""## Training
+    return f"{', '.join(told)}. {judged}"
 
-- {facts["env_steps"]:,} environment steps, seed {facts["seed"]}, commit {facts["commit"] or "unknown"}.
-- Reward of a step: {formula},
-  n the caption's occurrences in the episode so far and R of the reward model `{facts["reward_model"]}`.
-- {judged}
-- Versions: {", ".join(f"{package} {version}" for package, version in versions.items())}.
-"""
+
+def _others(config: Mapping[str, Any]) -> str:
+    terms = config["training"]["terms"]
+    named = ", ".join(map(_code, terms))
+    return f"\nIt is the main term's; the terms {named} had models of their own, which are not here." if terms else ""
 
 
 def _code(text: str) -> str:

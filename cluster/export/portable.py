@@ -38,6 +38,8 @@ def write_portable(net: PolicyNet, spec: EnvironmentSpec, config: PolicyConfig, 
     # Reusing repeated rows is done on the host, outside PyTorch; the results are the same.
     plain = PolicyNet(spec, replace(config, reuse_crops=False)).eval()
     plain.load_state_dict(net.state_dict())
+    if net.goal_vectors is not None:
+        plain.set_goal_vectors(net.goal_vectors[1:].cpu().numpy())
     obs = {
         name: torch.from_numpy(np.zeros((2, *entry.shape), entry.dtype)) for name, entry in spec.observations.items()
     }

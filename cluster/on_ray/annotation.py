@@ -15,8 +15,9 @@ import ray
 import torch
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayError, RayTaskError
 
+from actors.goals.counts import GoalCounts
 from actors.rollout import Acknowledgement, CaptionReport, Version
-from cluster.on_ray.latest_table import LatestTable
+from cluster.on_ray.latest_table import LatestGoals, LatestTable
 from cluster.on_ray.nodes import enter_run, start_actor
 from cluster.on_ray.placement import Request, as_text
 from cluster.on_ray.replicas import RayReplicas
@@ -25,9 +26,11 @@ from cluster.supervision import last_line
 from cluster.wiring import build_pipeline, take_report
 from configs.reward_schema import MAIN_TERM
 from configs.schema import RunConfig
+from configs.terms import resolved_terms
 from llm_server.client import AnnotationRefused, ServiceUnavailable
 from llm_server.credentials import CredentialFiles
 from llm_server.wire import STARTING
+from reward_models.goals.published import PublishedGoals
 from reward_models.pipeline import RewardedCaption
 from reward_models.published import PublishedReward
 from reward_models.reward_pipeline import states_by_term
@@ -61,11 +64,16 @@ class AnnotatorActor:
         addresses = self._addresses if config.cluster.service_replicas else None
         self._pipeline = build_pipeline(config, run, run_epoch, addresses, credentials)
 
-    def begin(self, state: Mapping[str, Any] | None, replicas: ReplicaAddresses | None) -> None:
-        """Start annotating, from `state` where there is one; `replicas` as in `update`."""
+    def begin(
+        self, state: Mapping[str, Any] | None, goals: PublishedGoals | None, replicas: ReplicaAddresses | None
+    ) -> None:
+        """Start annotating, from `state` where there is one, with the `goals` of the annotator before, if any, which
+        keep their numbers; `replicas` as in `update`."""
         self._replicas = replicas or self._replicas
         if state is not None:
             self._pipeline.load_state_dict(state)
+        if goals is not None:
+            self._pipeline.adopt_goals(goals)
         self._pipeline.start()
 
     def _addresses(self) -> Mapping[str, str]:
@@ -81,16 +89,17 @@ class AnnotatorActor:
         return take_report(self._pipeline, report, env_steps)
 
     def update(
-        self, known: Mapping[str, Version | None], replicas: ReplicaAddresses | None
-    ) -> tuple[dict[str, RewardTable], dict[str, Any], str | None, bool]:
-        """By term the newest table, where that is not `known`; metrics; the problem, if any; whether the judge still
-        loads.
+        self, known: Mapping[str, Version | None], known_goals: Version | None, replicas: ReplicaAddresses | None
+    ) -> tuple[dict[str, RewardTable], PublishedGoals | None, dict[str, Any], str | None, bool]:
+        """By term the newest table, and the newest goals, where these are not `known`; metrics; the problem, if any;
+        whether the judge still loads.
 
         `replicas`: None without any."""
         self._replicas = replicas or self._replicas
-        pipeline, tables = self._pipeline, self._pipeline.latest_reward().tables
-        newer = {name: table for name, table in tables.items() if table.reward_version != known.get(name)}
-        return newer, pipeline.metrics(), pipeline.problem, pipeline.is_loading
+        pipeline, newest = self._pipeline, self._pipeline.latest_reward()
+        newer = {name: table for name, table in newest.tables.items() if table.reward_version != known.get(name)}
+        goals = newest.goals if newest.goals is not None and newest.goals.version != known_goals else None
+        return newer, goals, pipeline.metrics(), pipeline.problem, pipeline.is_loading
 
     def top_rewarded(self, n: int, min_count: int) -> list[RewardedCaption]:
         """See `cluster.interfaces.Annotation`."""
@@ -117,11 +126,13 @@ class RayAnnotation:
         self._is_silent = False  # a call of `_ask` timed out, and no other was answered since
         self._config, self._run_epoch, self._request = config, run_epoch, request
         self._state: Mapping[str, Any] | None = None
-        self._tables = {name: LatestTable(RewardTable.empty(run_epoch)) for name in (MAIN_TERM, *config.terms)}
+        self._tables = {name: LatestTable(RewardTable.empty(run_epoch)) for name in resolved_terms(config)}
         self._metrics: dict[str, Any] = {}
         self._acknowledgements: dict[str, Acknowledgement] = {}
         self._reports: dict[ray.ObjectRef, str] = {}
         self._withheld: dict[str, Counter[int]] = {}  # by channel, counts of reports that were not forwarded
+        self._withheld_goals: GoalCounts | None = None
+        self._goals = LatestGoals()
         self._slot = Slot(interval_s=POLL_INTERVAL_S)  # its first call is `begin`, all others are `update`
         self._replicas = RayReplicas(config, replicas) if replicas is not None else None
         self._start_actor()
@@ -159,7 +170,9 @@ class RayAnnotation:
     def latest_reward(self) -> PublishedReward:
         """The newest table of each term that has arrived."""
         self._poll()
-        return PublishedReward(tables={name: latest.table for name, latest in self._tables.items()})
+        return PublishedReward(
+            tables={name: latest.table for name, latest in self._tables.items()}, goals=self._goals.goals
+        )
 
     def metrics(self) -> Mapping[str, Any]:
         """The newest metrics that have arrived."""
@@ -198,6 +211,8 @@ class RayAnnotation:
 
     def _withhold(self, report: ray.ObjectRef, worker_id: str) -> None:
         content = self._fetch(report, worker_id)
+        if content is not None and content.goals is not None:
+            self._withheld_goals = content.goals + (self._withheld_goals or GoalCounts.zeros())
         for channel, counts in _counts(content).items() if content else ():
             withheld = self._withheld.setdefault(channel, Counter())
             for number, count in counts.items():
@@ -206,9 +221,12 @@ class RayAnnotation:
 
     def _with_withheld(self, report: ray.ObjectRef, worker_id: str) -> ray.ObjectRef | CaptionReport:
         """The report with all withheld counts, of any worker: the caption book takes counts without texts, too."""
-        if not self._withheld or (content := self._fetch(report, worker_id)) is None:
+        if not (self._withheld or self._withheld_goals) or (content := self._fetch(report, worker_id)) is None:
             return report
         withheld, self._withheld = self._withheld, {}
+        goals, self._withheld_goals = self._withheld_goals, None
+        if goals is not None and content.goals is not None:
+            content = replace(content, goals=content.goals + goals)
         return _with_counts(content, withheld)
 
     def _fetch(self, report: ray.ObjectRef, worker_id: str) -> CaptionReport | None:
@@ -228,7 +246,7 @@ class RayAnnotation:
         """The actor after `begin`; None where there is none."""
         self._start_actor()
         if self._slot.state is SlotState.STARTING and self._slot.call is None:
-            self._slot.ask(self._slot.actor.begin.remote(self._state, self._replica_addresses))
+            self._slot.ask(self._slot.actor.begin.remote(self._state, self._goals.goals, self._replica_addresses))
         return self._slot.actor
 
     @property
@@ -259,7 +277,8 @@ class RayAnnotation:
             self._take_acknowledgements()
             if answered([self._slot]) and (update := self._slot.take_answer()) is not None:
                 self._is_silent = False
-                tables, self._metrics, self.problem, self._is_loading = update
+                tables, goals, self._metrics, self.problem, self._is_loading = update
+                self._goals.offer(goals)
                 for name, latest in self._tables.items():
                     latest.offer(tables.get(name))
                 self._metrics["reward_version"] = self._tables[MAIN_TERM].table.reward_version[1]
@@ -267,7 +286,7 @@ class RayAnnotation:
                 self._metrics = {**self._metrics, "annotator_up": 0}
             if self._slot.may_ask:
                 known = {name: latest.known for name, latest in self._tables.items()}
-                self._slot.ask(actor.update.remote(known, self._replica_addresses))
+                self._slot.ask(actor.update.remote(known, self._goals.known, self._replica_addresses))
         except RayError as error:
             self._lost(error)
 
@@ -288,6 +307,7 @@ class RayAnnotation:
         self._acknowledgements.clear()
         for latest in self._tables.values():
             latest.annotator_lost()
+        self._goals.known = None
         self._is_silent = self._is_loading = False
         self.problem = f"the annotator ended and is started again: {last_line(str(error))}"
         self._metrics = {**self._metrics, "annotator_up": 0}

@@ -23,6 +23,7 @@ import torch
 from ray.exceptions import ActorUnavailableError, RayError
 
 from actors.environments.vector import EnvironmentSpec
+from actors.goals.sheet import GoalSheet
 from actors.policy import PolicySnapshot, bound_kept_kernels
 from cluster.on_ray.failures import ProcessId, replace_failed, this_process
 from cluster.on_ray.nodes import enter_run, start_actor
@@ -73,9 +74,12 @@ class InferenceActor:
         return SignOfLife(this_process(), str(self._path), time.monotonic() - self._server.turned_at)
 
     @ray.method(concurrency_group="control")
-    def load(self, snapshot: PolicySnapshot) -> None:
-        """Set the newest version of the policy."""
-        self._server.load(snapshot)
+    def load(self, snapshot: PolicySnapshot | None, goals: GoalSheet | None) -> None:
+        """Set the newest version of the policy, and the newest goals that it reads; None for neither yet."""
+        if goals is not None:
+            self._server.load_goals(goals.vectors)
+        if snapshot is not None:
+            self._server.load(snapshot)
 
     @ray.method(concurrency_group="control")
     def close(self) -> None:
@@ -95,8 +99,10 @@ class _ServerSlot(Slot):
     """The call of `serve`, answered when the actor ends; None when that can no longer be learnt from it."""
     loading: Any = None
     """The unanswered call of `load`."""
-    loaded: Any = None
-    """The reference of the newest snapshot that was sent."""
+    loaded: tuple[Any, Any] = (None, None)
+    """The references of the newest snapshot and of the newest goals that were sent."""
+    goals: Any = None
+    """The reference of the newest goals that it has."""
     reached_at: float = field(default_factory=time.monotonic)
     """When it last answered, or was started."""
 
@@ -111,6 +117,7 @@ class RayInference:
         self._notices = notices
         self._limit_s = config.cluster.worker_timeout_s / 2
         self._snapshot: Any = None
+        self._goals: Any = None
         self._slots = [_ServerSlot(index=index) for index in range(request.count)]
         self.tend()
 
@@ -126,7 +133,16 @@ class RayInference:
     def publish(self, snapshot: ray.ObjectRef) -> None:
         """Send the newest snapshot to all actors, each when it has taken the last."""
         self._snapshot = snapshot
-        self._send_weights()
+        self._send_newest()
+
+    def publish_goals(self, sheet: ray.ObjectRef) -> None:
+        """The same for the newest goals."""
+        self._goals = sheet
+        self._send_newest()
+
+    def goals_of(self, worker_index: int) -> ray.ObjectRef | None:
+        """The newest goals that the server of a worker has; None without any."""
+        return self._slot_of(worker_index).goals
 
     @property
     def calls(self) -> Sequence[ray.ObjectRef]:
@@ -166,7 +182,7 @@ class RayInference:
                 self._ended(slot)
             elif slot.state is SlotState.ALIVE and slot.silent_s > self._limit_s:
                 self._replace(slot, self._too_late())
-        self._send_weights()
+        self._send_newest()
 
     def close(self) -> None:
         """End all actors, by force where they do not end by themselves."""
@@ -184,16 +200,17 @@ class RayInference:
         arguments = (self._config, self._spec, slot.index, incarnation)
         slot.start(start_actor(InferenceActor, self._request, *arguments, index=slot.index))
         slot.name = f"inference-{slot.index}.{incarnation}"
-        slot.reached_at, slot.loading, slot.loaded = time.monotonic(), None, None
+        slot.reached_at, slot.loading, slot.loaded, slot.goals = time.monotonic(), None, (None, None), None
         slot.serving = slot.actor.serve.remote()
         slot.ask(slot.actor.sign.remote())
 
-    def _send_weights(self) -> None:
+    def _send_newest(self) -> None:
+        newest = self._snapshot, self._goals
         for slot in self._slots:
             if slot.loading is not None and ray.wait([slot.loading], timeout=0)[0]:
-                slot.loading = None  # whether it failed, other calls tell
-            if slot.actor is not None and slot.loading is None and slot.loaded is not self._snapshot:
-                slot.loading, slot.loaded = slot.actor.load.remote(self._snapshot), self._snapshot
+                slot.loading, slot.goals = None, slot.loaded[1]  # whether it failed, other calls tell
+            if slot.actor is not None and slot.loading is None and slot.loaded != newest:
+                slot.loading, slot.loaded = slot.actor.load.remote(*newest), newest
 
     def _ended(self, slot: _ServerSlot) -> None:
         serving, slot.serving = slot.serving, None

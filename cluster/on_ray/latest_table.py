@@ -1,6 +1,7 @@
-"""The newest reward table of one term in the learner's process, over one annotator after the other.
+"""The newest reward table of one term, and the newest goals, in the learner's process, over one annotator after the
+other.
 
-Invariant: its versions only go up; tables of two annotators are never mixed.
+Invariant: their versions only go up; tables of two annotators are never mixed.
 """
 
 import math
@@ -8,6 +9,7 @@ import time
 from dataclasses import replace
 
 from actors.rollout import Version
+from reward_models.goals.published import PublishedGoals
 from reward_models.table import RewardTable
 
 INHERITED_S = 300.0
@@ -41,3 +43,19 @@ class LatestTable:
         """The annotator has died; its table stays in use."""
         self.known = self._offered = None
         self._lost_at = time.monotonic()
+
+
+class LatestGoals:
+    """`goals` are those in use; None until some have come."""
+
+    def __init__(self) -> None:
+        self.goals: PublishedGoals | None = None
+        self.known: Version | None = None
+        """The annotator's own version of them; None after its end, since its successor's versions restart."""
+
+    def offer(self, goals: PublishedGoals | None) -> None:
+        """Use the newest goals, which have come (None: no newer ones have)."""
+        if goals is not None:
+            self.known = goals.version
+            run_epoch, number = (goals.version[0], 0) if self.goals is None else self.goals.version
+            self.goals = replace(goals, version=(run_epoch, number + 1))

@@ -27,7 +27,7 @@ from cluster.run.directory import RunDirectory
 from cluster.supervision import GiveUp
 from configs.schema import RunConfig
 from configs.terms import resolved_terms
-from learner.data_parallel import ExchangeFailed, Meeting, Part, Share, meet, open_meeting
+from learner.data_parallel import ExchangeFailed, Meeting, Part, meet, open_meeting
 from learner.update import Learner
 
 KEPT_KERNELS = 16
@@ -72,14 +72,15 @@ class PeerActor:
             run_epoch=self._run_epoch,
             seed=config.seed,
             terms=resolved_terms(config),
+            goals=config.goals,
         )
         learner.continue_from(state)
         learner.share_work(meet(meeting, rank, learner.device, _address(config)))
 
-    def take_part(self, rewards: Any, share: Share, progress: float, *rollouts: Rollout) -> None:
-        """Its part of an update."""
+    def take_part(self, part: Part, progress: float, *rollouts: Rollout) -> None:
+        """Its part of an update, whose rollouts come by themselves."""
         assert self._learner is not None
-        self._learner.take_part(Part(rollouts=rollouts, rewards=rewards, share=share), progress)
+        self._learner.take_part(replace(part, rollouts=rollouts), progress)
 
 
 class RayPeers:
@@ -142,7 +143,7 @@ class RayPeers:
         """Rollouts travel by reference: each learner takes them from the node that has them."""
         assert self._reference is not None
         self._work = [
-            slot.actor.take_part.remote(part.rewards, part.share, progress, *map(self._reference, part.rollouts))
+            slot.actor.take_part.remote(replace(part, rollouts=()), progress, *map(self._reference, part.rollouts))
             for slot, part in zip(self._slots, parts[1:], strict=True)
         ]
 

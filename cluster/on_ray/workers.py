@@ -26,6 +26,7 @@ import torch
 from ray.exceptions import ActorUnavailableError, RayError
 
 from actors.environments.vector import EnvironmentSpec
+from actors.goals.sheet import GoalSheet
 from actors.policy import PolicySnapshot, bound_kept_kernels
 from actors.rollout import Acknowledgement, CaptionReport, Rollout
 from actors.worker import RolloutWorker
@@ -66,7 +67,7 @@ class WorkerActor:
 
     @ray.method(num_returns=2)
     def collect(
-        self, snapshot: PolicySnapshot | None, acknowledgement: Acknowledgement | None
+        self, snapshot: PolicySnapshot | None, acknowledgement: Acknowledgement | None, goals: GoalSheet | None
     ) -> tuple[Rollout, CaptionReport]:
         """One rollout and its caption report; the snapshot is for a worker without a server."""
         self._stderr.trim()
@@ -75,7 +76,7 @@ class WorkerActor:
             self._worker = build_worker(
                 self._config, self._index, incarnation=self._incarnation, stream=stream, server=self._server
             )
-        return self._worker.collect(snapshot, acknowledgement)
+        return self._worker.collect(snapshot, acknowledgement, goals)
 
     def close(self) -> None:
         """Release the environments, which removes their temporary files."""
@@ -124,6 +125,7 @@ class RayWorkers:
         self._config, self._run_epoch, self._request, self._annotation = config, run_epoch, request, annotation
         self._run_dir = Path(config.run_dir)
         self._snapshot: ray.ObjectRef | None = None
+        self._goals: ray.ObjectRef | None = None
         self._references: weakref.WeakKeyDictionary[Rollout, ray.ObjectRef] = weakref.WeakKeyDictionary()
         self._collected_steps = 0
         self._notices = Notices()
@@ -146,6 +148,13 @@ class RayWorkers:
             self._inference.publish(self._snapshot)
         for slot in self._slots:
             self._fill(slot)
+
+    def publish_goals(self, sheet: GoalSheet) -> None:
+        """One `ray.put`; the calls made from now on carry it, those to workers of an inference actor once that has the
+        goals' vectors."""
+        self._goals = ray.put(sheet)
+        if self._inference is not None:
+            self._inference.publish_goals(self._goals)
 
     def take(self, timeout_s: float) -> Rollout | None:
         """The next finished rollout; its caption report goes to the annotator. Raises GiveUp when a budget is spent."""
@@ -294,9 +303,10 @@ class RayWorkers:
         if self._snapshot is None or not self._has_begun or not slot.is_running:
             return
         snapshot = self._snapshot if self._inference is None else None
+        goals = self._inference.goals_of(slot.index) if self._inference is not None else self._goals
         while len(slot.calls) < self._config.actors.rollouts_in_flight:
             acknowledgement = self._annotation.acknowledgement(slot.worker_id)
-            slot.calls.append(slot.actor.collect.remote(snapshot, acknowledgement))
+            slot.calls.append(slot.actor.collect.remote(snapshot, acknowledgement, goals))
 
     def _is_late(self, slot: _WorkerSlot) -> bool:
         return time.monotonic() - slot.progress_at > self._config.cluster.worker_timeout_s

@@ -13,7 +13,7 @@ import numpy as np
 
 from actors.captions import CaptionTracker, caption_id, normalize
 from cluster.run.evaluation import Subject
-from learner.rewards import mix_rewards
+from learner.reward.mixer import mix_rewards
 from llm_server.offline.caption_file import read_probabilities
 from reward_models.table import RewardTable
 from reward_models.training import saved_table
@@ -44,7 +44,7 @@ def paid_captions(subject: Subject, raw_captions: Sequence[bytes]) -> list[PaidC
         caption_counts=counts,
         table=table,
         config=replace(subject.config.reward, intrinsic_coefficient=1.0),
-        is_due=_first_of_goal(table.look_up_goals(ids[:, 0]))[:, None],
+        is_due=_first_of_goal(table.look_up_goals(ids[:, 0])[:, 0])[:, None],
     )
     texts = [text_of(raw) for raw in raw_captions]
     numbers = [*map(caption_id, texts)]
@@ -57,8 +57,8 @@ def paid_captions(subject: Subject, raw_captions: Sequence[bytes]) -> list[PaidC
     return [PaidCaption(*caption) for caption in captions]
 
 
-def _first_of_goal(goals: np.ndarray) -> np.ndarray:
-    """[T] bool: False where the goal of a step, -1 for none, has been reached in an earlier one."""
-    is_due = goals < 0
-    is_due[np.unique(goals, return_index=True)[1]] = True
+def _first_of_goal(bits: np.ndarray) -> np.ndarray:
+    """[T] bool: False where the goal of a step, one bit or none of `bits` [T] u64, was reached in an earlier one."""
+    is_due = bits == 0
+    is_due[np.unique(bits, return_index=True)[1]] = True
     return is_due

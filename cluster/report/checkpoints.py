@@ -60,6 +60,8 @@ class Learnt:
     """Of the newest checkpoint."""
     terms: Mapping[str, LearntTerm] = field(default_factory=dict)
     """By name; without those that have no reward model."""
+    state_of_goals: Mapping[str, Any] = field(default_factory=dict)
+    """What `cluster.goals.facts.goal_facts` reads, of the newest checkpoint; empty in a run without goals."""
     paid_lines: list[PaidLine] = field(default_factory=list)
     """One per checkpoint, with every caption."""
 
@@ -97,7 +99,12 @@ def with_checkpoint(learnt: Learnt, steps: int, state: Mapping[str, Any]) -> Lea
     pipelines, rewards = states_by_term(state["annotation"]), state["learner"]["rewards"]
     paid = {**rewards.get("paid_by_term", {}), MAIN_TERM: rewards["paid"]}
     terms = {name: _term(learnt, name, steps, saved, paid.get(name)) for name, saved in pipelines.items()}
-    return Learnt(env_steps=steps, terms=terms)
+    of_goals = {
+        "annotation": {"goals": state["annotation"].get("goals")},
+        "learner": {"rewards": {"paid_goals": rewards.get("paid_goals")}},
+    }
+    has_goals = bool(of_goals["annotation"]["goals"])
+    return Learnt(env_steps=steps, terms=terms, state_of_goals=of_goals if has_goals else {})
 
 
 def _term(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster.goals.facts import goal_facts
 from cluster.metrics import TERMS
 from cluster.report.alarms import all_alarms
 from cluster.report.reading import RunRecord
@@ -62,6 +63,7 @@ def reward_facts(run: RunRecord) -> dict[str, Any]:
             "robust": asdict(config.robust),
         },
         "terms": terms,
+        "goals": goal_facts(config, run.learnt.state_of_goals) if run.learnt.state_of_goals else [],
         "starts": _starts(run),
         "judge_replaced": _judge_replaced(run),
         "parts": parts_of(run.lines, run.env_steps),

@@ -5,9 +5,10 @@ Invariant: every sentence follows from the facts; where they do not hold what is
 data: whoever shows it escapes it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from cluster.goals.facts import goal_row
 from cluster.report.words import HOW, OUTPUTS, commit_in_short
 
 SOURCE = (
@@ -18,8 +19,10 @@ PAYMENTS = {
     "event": "R({reads}) / N^{count_exponent:g}, with N how often that {reads} has occurred in the running episode",
     "potential": "({gamma:g} · R({reads} after) - R({reads} before)), which leaves the optimal policy as it is",
     "improvement": "max(0, R({reads}) - the largest R of the episode before)",
+    "goals": "the sum of the weights of the goals, of those in scope, that the {reads} newly achieves",
     "visits": "1 / √n at the n-th visit, over the {visits_of}, of one of {bins} bins of R({reads})",
 }
+MAX_GOALS_SHOWN = 50
 ROBUST_OFF = {"ensemble": 1, "noise_rate": 0, "pseudo_confidence": 0, "distance_alarm": 0}
 """Safeguards that do nothing at this value; `pessimism` and `pseudo_share` belong to others of them."""
 
@@ -49,6 +52,7 @@ def sections(facts: Mapping[str, Any]) -> list[Section]:
         _changes(facts),
         _over_time(facts),
         _items(facts),
+        *_goals(facts),
         Section("With what precision", _precision(facts)),
         Section("What is unknown", _unknown(facts)),
         Section("Known limits", _limits(facts)),
@@ -106,6 +110,17 @@ def _term(name: str, term: Mapping[str, Any]) -> dict[str, str]:
         "Annealed over": f"{term['anneal_env_steps']:,} steps" if term["anneal_env_steps"] else "no",
         "Trust": _number(now.get("trust")) if term["trust"] != "none" else "not weighed",
     }
+
+
+def _goals(facts: Mapping[str, Any]) -> Iterator[Section]:
+    goals = sorted(facts["goals"], key=lambda goal: -abs(goal["paid"]))
+    if not goals:
+        return
+    reached = sum(goal["achieved"] > 0 for goal in goals)
+    lines = [f"{len(goals)} goals, of which {reached} were ever achieved; those that were paid most come first."]
+    if len(goals) > MAX_GOALS_SHOWN:
+        lines.append(f"{len(goals) - MAX_GOALS_SHOWN} more are in `delphi goals`.")
+    yield Section("Goals", lines, [Table("The goal book", [goal_row(goal) for goal in goals[:MAX_GOALS_SHOWN]])])
 
 
 def _judged(facts: Mapping[str, Any]) -> Section:

@@ -15,10 +15,13 @@ import torch
 
 from actors.environments.factory import make_environment
 from actors.environments.vector import EnvironmentSpec, VectorEnvironment
+from actors.goals.entry import GoalEntryEnvironment
+from actors.goals.sheet import ARRAYS, GoalSheet
 from actors.policy import PolicyNet, load_weights
 from cluster.run.directory import RunDirectory, find_run
 from cluster.run.judge_seat import JUDGE, JudgeSeat
 from cluster.run.kept_games import KeptGames, subject_hash
+from cluster.wiring import build_guide
 from configs.checks import ConfigError
 from configs.errors import one_line
 from configs.loading import from_dict
@@ -44,6 +47,7 @@ class Subject:
     weights: dict[str, Any]  # the policy's, by parameter name
     annotation: dict[str, Any]  # state of the reward pipeline; empty without one
     env_steps: int
+    goals: GoalSheet | None  # the newest that its workers were told; None without
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +74,12 @@ def load_subject(run_dir: str) -> Subject:
         weights=state["learner"]["weights"],
         annotation=state.get("annotation") or {},
         env_steps=state["loop"]["env_steps"],
+        goals=GoalSheet.from_state_dict(state["goals"]) if "goals" in state else None,
     )
 
 
 def policy_net(subject: Subject, spec: EnvironmentSpec) -> PolicyNet:
-    """The run's policy for its environment. Raises ConfigError where they do not fit."""
+    """The run's policy for its environment, with the vectors of its goals. Raises ConfigError where they do not fit."""
     config = subject.config
     net = PolicyNet(spec, config.policy)
     try:
@@ -84,6 +89,8 @@ def policy_net(subject: Subject, spec: EnvironmentSpec) -> PolicyNet:
             f"the checkpoint's policy does not fit {config.env.id} and config.json as they are here"
             f" ({one_line(error, 300)}); take the versions that it was trained with (provenance.json)"
         ) from None
+    if subject.goals is not None:
+        net.set_goal_vectors(subject.goals.vectors)
     return net
 
 
@@ -92,7 +99,8 @@ def kept_games(subject: Subject, games: Games) -> KeptGames:
     which = f"episodes_{games.num_envs * games.per_env}_envs_{games.num_envs}_seed_{games.seed}"
     settings = {name: subject.saved.get(name) for name in ("env", "policy")}
     file = subject.run.evaluations / f"step_{subject.env_steps}_{which}.safetensors"
-    return KeptGames(file, subject_hash(settings, subject.weights))
+    goals = {} if subject.goals is None else {name: getattr(subject.goals, name) for name in ARRAYS}
+    return KeptGames(file, subject_hash(settings, {**subject.weights, **goals}))
 
 
 class Evaluation:
@@ -151,7 +159,18 @@ class Evaluation:
         config, games = self._subject.config, self._games
         env = self._seat.env if self._seat and name == JUDGE else config.env
         make = partial(make_environment, env, policy=config.policy, stream=STREAM)
-        return make(num_envs=games.num_envs, run_seed=games.seed, worker_index=games.round)
+        made = make(num_envs=games.num_envs, run_seed=games.seed, worker_index=games.round)
+        if name == "policy" and isinstance(made, GoalEntryEnvironment):
+            self._guide(made)
+        return made
+
+    def _guide(self, env: GoalEntryEnvironment) -> None:
+        """Let a keeper give the policy its goals, as in training."""
+        subject, games = self._subject, self._games
+        if subject.goals is None:
+            self._say("the run had no goals yet at this checkpoint: its policy plays without one")
+        else:
+            env.guide = build_guide(subject.config, env, subject.goals, f"{STREAM}/{games.seed}/{games.round}")
 
     def _player(self, name: str, env: VectorEnvironment) -> Player:
         num_envs, seed = self._games.num_envs, self._games.seed + self._games.round

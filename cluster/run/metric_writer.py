@@ -22,7 +22,7 @@ from typing import Any
 
 from cluster.metrics import CATALOGUE, NAMES, OF_TERMS, RAY_PREFIX, TERMS, UNDEFINED, Metric
 from cluster.trackers.backends import flat_numbers
-from learner.rewards import PaidRewards
+from learner.reward.paid import PaidRewards
 
 LOG = logging.getLogger(__name__)
 MAX_WAITING = 10_000

@@ -7,7 +7,9 @@ import contextlib
 import json
 from pathlib import Path
 
+from cluster.plan import SENSIBLE
 from configs.checks import ConfigError
+from configs.goal_schema import GOAL_TERM
 
 
 def rubrics_before(run_dir: Path) -> dict[str, str]:
@@ -22,7 +24,8 @@ def rubrics_before(run_dir: Path) -> dict[str, str]:
 def hashes_by_setting(rubric_hash: str | None) -> dict[str, str]:
     """What `cluster.plan.check_rubrics` returns, by the setting that names the rubric."""
     named = [found.rpartition("=") for found in (rubric_hash or "").split()]
-    return {f"terms.{name}.rubric" if name else "annotator.rubric": found for name, _, found in named}
+    keys = {"": "annotator.rubric", GOAL_TERM: "goals.rubric", SENSIBLE: "goals.sensible_rubric"}
+    return {keys.get(name, f"terms.{name}.rubric"): found for name, _, found in named}
 
 
 def refuse_edited(run_dir: Path, hashes: dict[str, str], before: dict[str, str]) -> None:

@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         _check(arguments)
+        if arguments.goals:
+            return _audit_goals(arguments)
         what, found = _audit_run(arguments.run, arguments.labelled) if arguments.run else _audit_judge(arguments)
     except (ValueError, AnnotationError, KeyboardInterrupt) as error:
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else " ".join(str(error).split())
@@ -45,6 +47,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         shown = "undefined" if report["auc"] is None else f"{report['auc']:.3f}"
         print(f"delphi audit: AUC is {shown}, --min-auc {arguments.min_auc}", file=sys.stderr)
         return 1
+    return 0
+
+
+def _audit_goals(arguments: argparse.Namespace) -> int:
+    from cluster.goals.audit import audit_goals, print_goal_audit
+    from configs.goal_schema import GoalsConfig
+    from llm_server.offline.caption_file import read_goals
+
+    labelled = read_goals(arguments.labelled)
+    rubric, config = read_judge_flags(arguments, with_store=False)
+    similarity = GoalsConfig().similarity if arguments.similarity is None else arguments.similarity
+    with opened_judge(rubric, config, arguments) as judge:
+        found = audit_goals(judge, rubric, labelled, similarity)
+    left_out = f", {found['examples_left_out']} left out as examples of the rubric" * bool(found["examples_left_out"])
+    what = f"goals by {rubric.id} version {rubric.version}, cosine above {similarity:g}"
+    report = {"title": f"{what}: {found['captions']} captions, {found['goals']} goals{left_out}", **found}
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        print_goal_audit(report)
     return 0
 
 
@@ -149,6 +171,12 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--min-auc: got {arguments.min_auc}, wanted 0 to 1")
     if arguments.similarity is not None and not -1.0 <= arguments.similarity <= 1.0:
         raise ValueError(f"--similarity: got {arguments.similarity}, wanted a cosine, -1 to 1")
+    if arguments.goals:
+        not_read = ("run", "pairs", "speed_captions", "about", "min_auc")
+        if others := [flag(name) for name in not_read if getattr(arguments, name) is not None]:
+            raise ValueError(
+                f"--goals audits the matching of goals, {others[0]} something else: leave one of the two out"
+            )
     if arguments.run:
         own = ("rubric", "address", "pairs", "speed_captions", "about", "similarity")
         others = given_flags(arguments, with_store=False)
@@ -166,22 +194,25 @@ def _parser() -> argparse.ArgumentParser:
         "examples:\n"
         "  delphi audit labelled.jsonl\n"
         "  delphi audit --rubric my_rubric.yaml --model my_folder --min-auc 0.85 labelled.jsonl\n"
-        "  delphi audit --run runs/nethack_score labelled.jsonl",
+        "  delphi audit --run runs/nethack_score labelled.jsonl\n"
+        "  delphi audit --goals --rubric minihack_progress goals.jsonl",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     remote = "with --address or engine openai 0"
     labelled = "JSON lines of captions with helpful = 1 (progress) or 0"
     run = "audit the reward model of this run's latest checkpoint in place of a judge"
+    goals = "audit how captions are matched with goals: LABELLED has lines of caption and goal, null for none"
     pairs = f"pairs to compare where the rubric compares pairs (default: {NUM_PAIRS}; {remote}, none)"
     timed = "captions to time at least; where the file has fewer, others are made of its words"
     timed += f" (default: {NUM_TIMED}; {remote}, the file's own)"
     parser.add_argument("labelled", type=path_argument, metavar="LABELLED", help=labelled)
     parser.add_argument("--run", type=path_argument, metavar="RUN", help=run)
+    parser.add_argument("--goals", action="store_true", help=goals)
     parser.add_argument("--pairs", type=int, metavar="N", help=pairs)
     parser.add_argument("--speed-captions", type=int, metavar="N", help=timed)
     about = "audit only lines with this `about`; a rubric without about_label judges their captions alone"
     similar = "judge captions alone, and count them as positive only where their sentence embedding's cosine with that"
-    similar += " of their `about` exceeds X"
+    similar += " of their `about` (or, with --goals, of a goal) exceeds X"
     parser.add_argument("--about", metavar="TEXT", help=about)
     parser.add_argument("--similarity", type=float, metavar="X", help=similar)
     parser.add_argument("--min-auc", type=float, metavar="X", help="exit with code 1 where the AUC is below X")

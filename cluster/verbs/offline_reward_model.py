@@ -18,7 +18,7 @@ from cluster.run.directory import RunDirectory, find_run
 from configs.loading import from_dict
 from configs.schema import RunConfig
 from learner.checkpoint import CheckpointError, load_latest, save_checkpoint
-from learner.rewards import paid_rewards
+from learner.reward.paid import paid_rewards
 from llm_server.annotation import Caption, JudgedCaption, JudgedPair, Status
 from llm_server.annotator.pairs import pairs_of_judgements
 from llm_server.offline.judgement_file import Judgements, read_judgements

@@ -71,18 +71,18 @@ def written(run: RunDirectory) -> list[str]:
 
 
 class LateAnnotation:
-    """A pipeline whose tables come only from the `come_at`-th look at the latest one on; `on_look` is called at each,
-    with its number."""
+    """A pipeline whose tables come only from the `come_at`-th look at the latest one on, `early` before; `on_look` is
+    called at each, with its number."""
 
     def __init__(self, pipeline: RewardPipeline, come_at: float) -> None:
         self._pipeline, self._come_at = pipeline, come_at
-        self.looks = 0
+        self.looks, self.early = 0, NO_REWARD
         self.on_look: Callable[[int], None] = lambda number: None
 
     def latest_reward(self) -> PublishedReward:
         self.looks += 1
         self.on_look(self.looks)
-        return self._pipeline.latest_reward() if self.looks >= self._come_at else NO_REWARD
+        return self._pipeline.latest_reward() if self.looks >= self._come_at else self.early
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pipeline, name)
@@ -129,6 +129,17 @@ def test_training_begins_with_the_first_table_where_it_is_to_be_waited_for(tmp_p
     assert summary["steps_without_table_fraction"] == 0
     assert summary["rollouts_dropped_stale"] == 0
     assert summary["env_steps"] == 4 * BATCH, "the held batch is trained on"
+
+
+def test_the_zeros_of_a_main_term_that_pays_nothing_are_no_first_table(tmp_path: Path) -> None:
+    settings = "annotator.wait_for_first_table_s=3600", "reward_model.name=none", "terms.news={model: {name: counts}}"
+    with late(tmp_path, 4, *settings) as (loop, annotation):
+        zeros = RewardTable.build(np.arange(1, 3, dtype=np.uint64), np.zeros(2), (1, 1))
+        annotation.early = PublishedReward(tables={"main": zeros, "news": RewardTable.empty()})
+        trained_at: list[int] = []
+        summary = loop.run(lambda line: trained_at.append(annotation.looks))
+    assert trained_at[0] > 4
+    assert summary["steps_without_table_fraction"] == 0
 
 
 def test_a_stop_request_ends_the_wait_and_nothing_is_trained(tmp_path: Path) -> None:

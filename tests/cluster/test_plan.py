@@ -43,6 +43,51 @@ def test_a_language_model_is_loaded_if_any_term_is_judged(overrides: list[str], 
     assert (made.service.engine, made.starts_service, made.asks_judge) == (engine, starts, starts)
 
 
+GOALS = ("reward_model.name=none", "goals.sources=[config]", "goals.texts=[leave]")
+SUGGESTED = (
+    *("reward_model.name=none", "goals.sources=[suggest]", "env.describer=nethack"),
+    "goals.achieved_by=similarity",
+)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "engine", "rubrics"),
+    [
+        ([*GOALS], "scripted", ["nethack_progress"]),
+        ([*GOALS, "goals.achieved_by=similarity", "goals.rubric=nethack_combat"], "none", ["nethack_combat"]),
+        ([*SUGGESTED], "scripted", ["nethack_progress"]),
+        ([*SUGGESTED, "writer.address=127.0.0.1:7431"], "none", ["nethack_progress"]),
+        ([*SUGGESTED, "goals.sources=[closed]"], "scripted", ["nethack_progress", "sensible_goal"]),
+        ([*GOALS, "goals.achieved_by=judged", "goals.rubric=minihack_subgoal"], "scripted", ["minihack_subgoal"]),
+    ],
+)
+def test_goals_need_a_language_model_where_it_judges_or_writes(
+    overrides: list[str], engine: str, rubrics: list[str]
+) -> None:
+    made = plan(*overrides)
+    assert (made.service.engine, made.rubrics, made.starts_service) == (engine, rubrics, True)
+    assert check_rubrics(made)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([*GOALS, "goals.rubric=nethack_combt"], "goals: no rubric 'nethack_combt'"),
+        ([*GOALS, "goals.achieved_by=judged"], "goals: rubric 'nethack_progress' has no about_label"),
+        ([*GOALS, "goals.rubric=minihack_subgoal"], "goals: rubric 'minihack_subgoal' judges every item about some"),
+        ([*SUGGESTED, "goals.sources=[closed]", "goals.sensible_rubric=nethack_gold"], "rubric 'nethack_gold' has no"),
+        ([*GOALS, "service.engine=none"], "goals: service.engine: got none with reward_model.name=goals, which learns"),
+        ([*GOALS, f"goals.texts=[{'x' * 101}]"], "wanted one printable line of at most 100 characters"),
+        ([*GOALS, "goals.texts=[leave, ' leave']"], "goals: goals.texts: got a text twice"),
+    ],
+)
+def test_what_is_wrong_with_goals_is_one_line(overrides: list[str], said: str) -> None:
+    with pytest.raises(ValueError) as error:
+        check_rubrics(plan(*overrides))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_the_hash_of_one_rubric_stands_alone_and_others_follow_with_their_terms() -> None:
     hashes = {name: load_rubric(name) for name in ("nethack_progress", "nethack_combat")}
     one, two = ("/".join(filter(None, (each.content_hash, each.pairs_hash))) for each in hashes.values())

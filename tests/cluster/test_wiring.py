@@ -36,6 +36,9 @@ def built(config: RunConfig) -> Iterator[RolloutWorker]:
         (("terms.x.reads=caption",), (), False),
         (("terms.x.reads=history",), ("history",), False),
         (("terms.x.reads=change", "terms.y.reads=state"), ("state", "change"), True),
+        (("goals.sources=[rubric]",), (), False),
+        (("goals.sources=[suggest]",), ("state",), True),
+        (("goals.sources=[rubric]", "goals.reads=change"), ("change",), True),
     ],
 )
 def test_a_worker_has_the_channels_that_terms_read_and_describes_only_for_them(
@@ -51,6 +54,7 @@ def test_a_worker_has_the_channels_that_terms_read_and_describes_only_for_them(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        ((*CORRIDOR, "writer.address=nowhere"), "writer.address: got 'nowhere', wanted host:port of one service"),
         ((*CORRIDOR, "terms.x.reads=history"), "env.action_names: got none, and the environment names none itself"),
         ((*CORRIDOR, "env.describer=nethak"), "env.describer: got 'nethak' (did you mean 'nethack'?)"),
         ((*CORRIDOR, "env.action_names=[on]"), "env.action_names: got 1, wanted 2 different words"),

@@ -19,6 +19,7 @@ from actors.environments.vector import SeedStream
 from actors.policy import PolicyNet
 from cluster.export.command import main
 from cluster.export.folder import CARD, write_reward
+from cluster.export.model_card import reward_card
 from cluster.export.portable import pickled_parts
 from configs.loading import from_dict, load_config, to_dict
 from configs.schema import EnvConfig, PolicyConfig, RunConfig
@@ -173,6 +174,29 @@ def test_the_card_has_the_evaluation_as_hugging_face_reads_it(tmp_path: Path) ->
     assert "| return | 30 [29, 31] | 20 [19, 21] | 19 [18, 20] |" in card.text
     assert "seed 1" in card.text
     assert str(Path.home()) not in (tmp_path / "cart" / CARD).read_text() + (tmp_path / "cart/config.json").read_text()
+
+
+def test_the_card_says_of_every_term_what_it_pays_and_who_judges_it(tmp_path: Path) -> None:
+    terms = [
+        "terms.door={reads: change, rubric: minihack_subgoal, about: open the door, coefficient: 0.5, trust: earned}",
+        "terms.far={reads: state, pays: improvement, model: {name: counts}, anneal_env_steps: 2000, episode_cap: 3}",
+        "env={id: 'tests.toy_environments:Corridor-v0', describer: 'tests.toy_environments:describe'}",
+    ]
+    run = run_of(tmp_path / "run", load_config(preset="debug", overrides=[*terms, "service.engine=transformers"]))
+    (run / "provenance.json").write_text(json.dumps([{"rubric_hash": "aaa door=bbb"}]))
+    assert main([str(run), "--policy", "--out", str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out" / CARD).read_text()
+    assert "x R(caption) / n^3 + 0.5 x `door` + 1 x `far`.\n" in card
+    (door,) = (line for line in card.splitlines() if line.startswith("- `door`"))
+    assert "R(change) / N^3" in door
+    assert "weighed by trust (earned)" in door
+    assert door.endswith("under the rubric `minihack_subgoal` about `open the door` (hash bbb).")
+    (far,) = (line for line in card.splitlines() if line.startswith("- `far`: max(0, R(state)"))
+    assert far.endswith("`counts`, annealed over 2,000 steps, at most 3 in an episode. No judge was asked.")
+    assert "(hash aaa)" in card
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    config |= {"reward_model": {"name": "retrieval"}, "accuracy": None, "num_captions": 0}
+    assert "main term's; the terms `door`, `far` had models of their own" in reward_card("r", "mit", config, [])
 
 
 def judged(text: str, p: float, number: int) -> JudgedCaption:

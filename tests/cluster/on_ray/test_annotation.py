@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 from ray.exceptions import GetTimeoutError, RayActorError
 
+from actors.goals.counts import GoalCounts
 from actors.rollout import Acknowledgement, CaptionReport
 from cluster.on_ray import annotation as ray_annotation
 from cluster.on_ray import latest_table, slot
 from cluster.on_ray.annotation import MAX_UNANSWERED_REPORTS, RayAnnotation
 from cluster.on_ray.placement import Request
 from configs.loading import load_config
+from reward_models.goals.published import PublishedGoals
 from reward_models.table import RewardTable
+from tests.actors.goals.toy_goals import make_sheet
 
 WORKER = "0.1-0"
 
@@ -58,6 +61,8 @@ class FakeAnnotator:
         self.reports: list[CaptionReport] = []
         self.replicas: Any = "not told"
         self.tables: dict[str, RewardTable] = {}
+        self.goals: PublishedGoals | None = None
+        self.begun_with: PublishedGoals | None = None
         self.known: Any = None
         self.calls: list[Reference] = []
 
@@ -81,17 +86,18 @@ class FakeAnnotator:
         self.calls.append(Reference(value, is_ready=self.is_answering or self.has_died))
         return self.calls[-1]
 
-    def _begin(self, state: Any, replicas: Any) -> None:
-        self.replicas = replicas
+    def _begin(self, state: Any, goals: Any, replicas: Any) -> None:
+        self.begun_with, self.replicas = goals, replicas
 
     def _report(self, report: CaptionReport, env_steps: int) -> Acknowledgement:
         self.reports.append(report)
         return Acknowledgement(book_epoch="b", sequence_number=report.sequence_number)
 
-    def _update(self, known: Any, replicas: Any) -> tuple[dict[str, RewardTable], dict[str, Any], str | None, bool]:
+    def _update(self, known: Any, known_goals: Any, replicas: Any) -> tuple[Any, ...]:
         self.replicas, self.known = replicas, known
         newer = {name: table for name, table in self.tables.items() if table.reward_version != known[name]}
-        return newer, {}, None, self.judge_loads
+        goals = self.goals if self.goals is not None and self.goals.version != known_goals else None
+        return newer, goals, {}, None, self.judge_loads
 
 
 @pytest.fixture
@@ -287,3 +293,53 @@ def test_no_count_of_any_channel_is_lost_while_the_annotator_does_not_answer(
     assert counted(annotators[0]) == {1: 71}
     assert sum(each.channels["state"][1][7] for each in annotators[0].reports) == 2 * 71
     assert annotators[0].reports[-1].channels["state"][0] == {7: "a door"}
+
+
+def published_goals(texts: list[str], version: tuple[int, int]) -> PublishedGoals:
+    sheet = make_sheet(texts)
+    names = ("texts", "vectors", "sampling", "before", "suggested_ids", "suggested")
+    return PublishedGoals(version=version, weights=sheet.sampling, **{name: getattr(sheet, name) for name in names})
+
+
+def test_goals_come_with_versions_that_only_go_up_over_one_annotator_after_the_other(
+    annotators: list[FakeAnnotator], annotation: RayAnnotation
+) -> None:
+    assert annotation.latest_reward().goals is None
+    seen = []
+    for texts in (["a"], ["a", "b"]):
+        annotators[-1].goals = published_goals(texts, (1, 7))
+        for _ in range(4):
+            goals = annotation.latest_reward().goals
+        assert goals is not None
+        seen.append((goals.texts, goals.version))
+        annotators[-1].has_died = True
+        for _ in range(40):
+            kept = annotation.latest_reward().goals
+        assert kept is not None
+        assert kept.texts == goals.texts, "the last ones stay in use"
+        begun_with = annotators[-1].begun_with
+        assert begun_with is not None
+        assert begun_with.texts == goals.texts, "the next annotator numbers them alike"
+    assert [texts for texts, _ in seen] == [("a",), ("a", "b")]
+    assert seen[1][1] > seen[0][1]
+
+
+def test_counts_of_goals_wait_with_those_of_captions(
+    annotators: list[FakeAnnotator], annotation: RayAnnotation
+) -> None:
+    def with_goals(number: int) -> Any:
+        counts = replace(GoalCounts.zeros(), successes=number)
+        counts.attempted[3] = 1
+        return Reference(replace(report(number, {}).value, goals=counts))
+
+    annotation.load_state_dict({})
+    annotators[0].is_answering = False
+    for number in range(MAX_UNANSWERED_REPORTS + 2):
+        annotation.report(with_goals(number), WORKER, 0)
+    annotators[0].answer()
+    annotation.report(with_goals(0), WORKER, 0)
+    annotation.report(with_goals(0), WORKER, 0)
+    counted_goals = [each.goals for each in annotators[0].reports if each.goals is not None]
+    number = MAX_UNANSWERED_REPORTS + 4
+    assert sum(int(goals.attempted[3]) for goals in counted_goals) == number
+    assert sum(goals.successes for goals in counted_goals) == sum(range(number - 2))

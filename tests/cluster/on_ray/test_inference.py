@@ -37,11 +37,20 @@ class Played:
         self.collected_with: list[Any] = []
         self.sign = SimpleNamespace(remote=lambda: Call(self, "life"))
         self.serve = SimpleNamespace(remote=lambda: Call(self, "end"))
-        self.load = SimpleNamespace(remote=lambda snapshot: self._note(self.loaded, snapshot, "loads"))
+        self.goals: list[Any] = []
+        self.given_goals: list[Any] = []
+        self.load = SimpleNamespace(remote=self._load)
         self.hello = SimpleNamespace(remote=lambda: Call(self, "process"))
         self.collect = SimpleNamespace(
-            remote=lambda snapshot, _: [self._note(self.collected_with, snapshot, "rollout"), Call(self, "rollout")]
+            remote=lambda snapshot, _, goals: [
+                self._note(self.collected_with, snapshot, "rollout"),
+                self._note(self.given_goals, goals, "rollout"),
+            ]
         )
+
+    def _load(self, snapshot: Any, goals: Any) -> Call:
+        self.goals.append(goals)
+        return self._note(self.loaded, snapshot, "loads")
 
     def _note(self, noted: list[Any], what: Any, attribute: str) -> Call:
         noted.append(what)
@@ -98,6 +107,23 @@ def test_weights_that_come_while_the_last_are_taken_in_are_sent_once_and_the_new
     stage.servers[0].loads = True
     stage.take_until(1)
     assert stage.servers[0].loaded == ["version 0", "version 4"]
+
+
+def test_workers_get_the_goals_that_their_inference_actor_has(stage: Stage) -> None:
+    stage.take_until(2)
+    assert set(stage.servers[0].goals) == set(stage.started[0].given_goals) == {None}
+    stage.servers[0].loads = None
+    stage.workers.publish_goals("sheet 1")  # type: ignore[arg-type]
+    stage.take_until(1)
+    assert stage.servers[0].goals[-1] == "sheet 1"
+    assert set(stage.started[0].given_goals) == {None}, "it may not have come yet"
+    stage.servers[0].loads = True
+    stage.take_until(1)
+    assert stage.started[0].given_goals[-1] == stage.started[1].given_goals[-1] == "sheet 1"
+    stage.servers[0].end = ActorDiedError()
+    stage.take_until(10)
+    assert stage.servers[1].goals[-1] == "sheet 1", "its successor gets the newest"
+    assert stage.started[-1].given_goals[-1] == "sheet 1"
 
 
 @pytest.mark.parametrize("fault", ["dies", "hangs", "stalls"])

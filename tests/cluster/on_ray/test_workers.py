@@ -29,7 +29,12 @@ class PlayedWorker:
         self.rollout = rollout
         self.hellos, self.killed = 0, False
         self.hello = SimpleNamespace(remote=self.say_hello)
-        self.collect = SimpleNamespace(remote=lambda *_: [Call(self, "rollout"), Call(self, "report")])
+        self.given_goals: list[Any] = []
+        self.collect = SimpleNamespace(remote=self._collect)
+
+    def _collect(self, snapshot: Any, acknowledgement: Any, goals: Any) -> list[Call]:
+        self.given_goals.append(goals)
+        return [Call(self, "rollout"), Call(self, "report")]
 
     def say_hello(self) -> Call:
         self.hellos += 1
@@ -88,6 +93,23 @@ def test_a_dead_worker_has_a_successor_of_the_next_incarnation(stage: Stage) -> 
     assert stage.take_until(1) > 0
     metrics = stage.workers.metrics()
     assert (metrics["worker_restarts"], metrics["workers_running"]) == (1, 1)
+
+
+def test_the_newest_goals_are_put_once_and_go_with_every_call_and_to_a_successor(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put: list[Any] = []
+    monkeypatch.setattr(ray_workers.ray, "put", lambda what: (put.append(what), what)[1])
+    stage.take_until(1)
+    assert set(stage.started[0].given_goals) == {None}
+    for sheet in ("sheet 1", "sheet 2"):
+        stage.workers.publish_goals(sheet)  # type: ignore[arg-type]
+        stage.take_until(1)
+        assert stage.started[0].given_goals[-1] == sheet
+    stage.started[0].rollout = ActorDiedError()
+    stage.take_until(2)
+    assert set(stage.started[1].given_goals) == {"sheet 2"}
+    assert put == ["sheet 1", "sheet 2"]
 
 
 def test_deaths_in_a_row_end_the_run_and_a_rollout_between_them_does_not(stage: Stage) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.sweep import schedule
+from cluster.sweep import compare, schedule
 from cluster.sweep.command import default_out, main
 from tests.run_processes import ROOT, wait_until
 
@@ -22,9 +22,9 @@ seeds: 1
 settings:
   env: {id: "tests.toy_environments:Corridor-v0", captioner: message}
   policy: {core: none, hidden_size: 16}
-  total_env_steps: 2048
-  logging.interval_env_steps: 512
-  checkpoint.interval_env_steps: 1024
+  total_env_steps: 1024
+  logging.interval_env_steps: 256
+  checkpoint.interval_env_steps: 512
 tasks:
   short: {preset: debug}
 arms:
@@ -50,7 +50,9 @@ def sweep(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(folder, *options), cwd=ROOT, capture_output=True, text=True, timeout=240)
 
 
-def test_a_sweep_that_is_stopped_goes_on_to_the_same_results(tmp_path: Path) -> None:
+def test_a_sweep_that_is_stopped_goes_on_to_the_same_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "sweep.yaml").write_text(FILE)
     log, done = tmp_path / "log", tmp_path / "out" / "runs" / "short"
     with log.open("w") as output:
@@ -77,10 +79,10 @@ def test_a_sweep_that_is_stopped_goes_on_to_the_same_results(tmp_path: Path) -> 
     assert "| script | " in (tmp_path / "out" / "results.md").read_text()
 
     (tmp_path / "sweep.yaml").write_text(FILE.replace("hidden_size: 16", "hidden_size: 8"))
-    changed = sweep(tmp_path)
-    assert changed.returncode == 2
-    assert "holds a run with other settings: policy.hidden_size: 16 -> 8. Give another --out" in changed.stderr
-    assert len(changed.stderr.splitlines()) == 1
+    assert main([str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out")]) == 2
+    complaint = capsys.readouterr().err
+    assert "holds a run with other settings: policy.hidden_size: 16 -> 8. Give another --out" in complaint
+    assert len(complaint.splitlines()) == 1
 
 
 def test_a_run_that_fails_is_told_by_its_last_line(tmp_path: Path) -> None:
@@ -97,20 +99,13 @@ def test_a_run_that_fails_is_told_by_its_last_line(tmp_path: Path) -> None:
     )
 
 
-def test_listing_runs_nothing(tmp_path: Path) -> None:
+def test_listing_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "sweep.yaml").write_text(FILE)
-    found = sweep(tmp_path, "--list")
-    assert found.stdout == "to do  short/none/1\nto do  short/script/1\n"
+    assert main([str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out"), "--list"]) == 0
+    assert capsys.readouterr().out == "to do  short/none/1\nto do  short/script/1\n"
     assert not (tmp_path / "out").exists()
-    compared = subprocess.run(
-        [sys.executable, "-m", "cluster.sweep.compare", str(tmp_path / "out")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert compared.returncode == 2
-    assert "has no sweep.yaml; give the folder that `delphi sweep` wrote" in compared.stderr
+    assert compare.main([str(tmp_path / "out")]) == 2
+    assert "has no sweep.yaml; give the folder that `delphi sweep` wrote" in capsys.readouterr().err
 
 
 def test_numbers_that_cannot_be_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from cluster.run.directory import open_run
 from cluster.verbs.audit import main
 from configs.loading import load_config
 from learner.checkpoint import save_checkpoint
-from learner.rewards import PaidRewards
+from learner.reward.paid import PaidRewards
 from llm_server.annotation import Caption, JudgedCaption, Judgement, Status
 from llm_server.annotator.caption_archive import CaptionArchive
 from llm_server.engines.sentence_encoder import SentenceEncoder

@@ -65,6 +65,7 @@ def train(run_dir: Path, file: Path, name: str, steps: int, *overrides: str) -> 
         f"reward_model.name={name}",
         f"reward_model.judgements={file}",
         "reward_model.patience=2",
+        "reward_model.batch_size=8",
         "policy.hidden_size=16",
         "policy.core_size=16",
         "learner.epochs=1",
@@ -80,7 +81,7 @@ def train(run_dir: Path, file: Path, name: str, steps: int, *overrides: str) -> 
 
 
 def test_the_file_of_a_further_term_is_trained_on_first_too(file, tmp_path):
-    model = f"{{name: classification, judgements: {file}}}"
+    model = f"{{name: classification, judgements: {file}, batch_size: 8, patience: 2}}"
     train(tmp_path / "run", file, "counts", 512, "reward_model.judgements=", f"terms.kept.model={model}")
     run, _ = find_run(str(tmp_path / "run"))
     assert run.reward_model_of("kept").is_dir()
