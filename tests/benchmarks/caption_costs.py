@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from configs.reward_schema import RewardConfig
-from learner.rewards import mix_rewards
+from learner.reward.mixer import mix_rewards
 from reward_models.table import RewardTable
 from tests.benchmarks.reward_lookup import FLUSH_BYTES
 

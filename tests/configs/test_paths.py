@@ -117,6 +117,7 @@ def test_flags_of_the_service_expand_what_the_settings_expand(home: Path) -> Non
         "model",
         "encoder",
         "store",
+        "script_writings",
         "vllm_python",
         "tls_cert",
         "tls_key",

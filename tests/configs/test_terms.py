@@ -66,6 +66,7 @@ def test_other_terms_make_another_experiment() -> None:
         ("terms.x.reads=pictures", "terms.x.reads: got 'pictures', wanted one of caption, state"),
         ("terms.x.pays=potential", "terms.x.pays: got 'potential' with reads=caption, wanted reads=state"),
         ("terms.x.pays=potentail", "did you mean 'potential'?"),
+        ("terms.x.pays=goals", "terms.x.pays: got 'goals', wanted one of event, potential"),
         ("terms.x.coefficient=much", "terms.x.coefficient: got 'much', wanted a number"),
         ("terms.x.episode_cap=-1", "terms.x.episode_cap: got -1.0, wanted a number from 0"),
         ("robust.noise_rate=0.5", "robust.noise_rate: got 0.5, wanted a number from 0 to 0.499"),

@@ -19,9 +19,12 @@ def test_no_step_is_trained_before_the_first_table_and_sigterm_writes_a_checkpoi
         "service.script_delay_s=0.05",
         "total_env_steps=1000000000",
         "policy.hidden_size=8",
+        "policy.core=none",
+        "learner.epochs=1",
+        "learner.minibatches=1",
         "annotator.wait_for_first_table_s=100",
         "learner.rollouts_per_batch=2",
-        "logging.interval_env_steps=1000",
+        "logging.interval_env_steps=500",
         "logging.console=plain",
         "logging.tensorboard=false",
     ]

@@ -78,14 +78,24 @@ TIMES_AND_EPOCHS = (
 
 
 EXPERIMENTS = {
-    "one worker": ["learner.epochs=2", "learner.minibatches=4"],
-    "two workers": ["actors.num_workers=2", "learner.rollouts_per_batch=2"],
+    "two workers": [
+        "actors.num_workers=2",
+        "learner.rollouts_per_batch=2",
+        "learner.epochs=2",
+        "learner.minibatches=4",
+    ],
     "classification": [
         "reward_model.name=classification",
         "reward_model.steps_per_turn=5",
+        "reward_model.batch_size=8",
         "annotator.policy=uncertainty",
     ],
-    "ranking": ["reward_model.name=ranking", "reward_model.steps_per_turn=5", "reward_model.warmup_labels=20"],
+    "ranking": [
+        "reward_model.name=ranking",
+        "reward_model.steps_per_turn=5",
+        "reward_model.batch_size=4",
+        "reward_model.warmup_labels=20",
+    ],
     "embedding": [
         "reward_model.name=embedding",
         "reward_model.embedding=bag-of-words",
@@ -150,6 +160,12 @@ def start(run_dir: Path, steps: int) -> subprocess.Popen:
         f"total_env_steps={steps}",
     ]
     command += [
+        "env.id=tests.toy_environments:Corridor-v0",
+        "env.max_episode_steps=30",
+        "policy.core_size=16",
+        "policy.hidden_size=16",
+        "learner.epochs=1",
+        "learner.minibatches=1",
         "logging.interval_env_steps=1",
         "logging.console=plain",
         "logging.tensorboard=false",

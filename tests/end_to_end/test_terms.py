@@ -15,7 +15,7 @@ from tests.end_to_end.test_resume import STEPS, TIMES_AND_EPOCHS, differences, t
 TERMS = (
     "terms.fight.rubric=nethack_combat",
     "terms.fight.coefficient=0.2",
-    "terms.fight.model={name: classification, steps_per_turn: 5}",
+    "terms.fight.model={name: classification, steps_per_turn: 5, batch_size: 8}",
     "terms.new.model={name: counts}",
     "terms.new.coefficient=0.05",
     "terms.new.trust=outcome",
@@ -96,6 +96,9 @@ def test_presets_with_several_terms_run_and_resume(preset: str, settings: list[s
         "service.store=memory",
         "evaluation.at_end=false",
         "policy.hidden_size=16",
+        "policy.core_size=16",
+        "learner.epochs=1",
+        "learner.minibatches=1",
         "logging.console=quiet",
         "logging.tensorboard=false",
     ]

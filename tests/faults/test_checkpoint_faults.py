@@ -16,7 +16,7 @@ from learner.checkpoint import load_latest
 
 pytestmark = pytest.mark.faults
 BATCH = 8 * 16
-STEPS = BATCH * 10
+STEPS = BATCH * 3
 """Between checkpoints."""
 
 
@@ -29,6 +29,8 @@ def train(run_dir: Path, steps: int) -> int:
         "service.script='advance=0.9'",
         "policy.core_size=16",
         "policy.hidden_size=16",
+        "learner.epochs=1",
+        "learner.minibatches=1",
         f"checkpoint.interval_env_steps={STEPS}",
         f"logging.interval_env_steps={STEPS}",
         "logging.console=plain",
