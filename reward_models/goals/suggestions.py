@@ -28,6 +28,7 @@ class Suggestions:
         self._masks: dict[int, int] = {}  # by state, with a bit for each goal
         self._num_asked = {source: IdValues() for source in OF_STATES}
         self._num_evicted = 0
+        self._arrays: tuple[np.ndarray, np.ndarray] | None = None  # what `arrays` returns; None where it has changed
 
     def next_state(self, source: str, num: int) -> tuple[Caption, int] | None:
         """The most frequent state about which `source` has asked less than `num` (questions, or goals), and how much
@@ -49,13 +50,16 @@ class Suggestions:
     def add(self, state: int, goals: Iterable[int]) -> None:
         """Suggest `goals` in a state too."""
         for goal in goals:
+            self._arrays = None
             self._masks[state] = self._masks.get(state, 0) | 1 << goal
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """States with suggestions, [S] u64, strictly increasing; and the masks of their goals, [S, 4] u64."""
         self._retain()
-        ids = sorted(self._masks)
-        return np.array(ids, np.uint64), masks_from([self._masks[number] for number in ids])
+        if self._arrays is None:
+            ids = sorted(self._masks)
+            self._arrays = np.array(ids, np.uint64), masks_from([self._masks[number] for number in ids])
+        return self._arrays
 
     @property
     def per_state(self) -> float | None:
@@ -67,6 +71,7 @@ class Suggestions:
         """Forget states that have left."""
         if self.states.num_evicted != self._num_evicted:
             self._num_evicted = self.states.num_evicted
+            self._arrays = None
             held = set(self.states.captions().ids.tolist())
             self._masks = {state: mask for state, mask in self._masks.items() if state in held}
             for values in self._num_asked.values():
@@ -84,3 +89,4 @@ class Suggestions:
         for name, saved in state["asked"].items():
             self._num_asked[name].replace(saved["ids"], saved["num"])
         self._masks = dict(zip(state["ids"].tolist(), numbers_of(state["masks"]), strict=True))
+        self._arrays = None
