@@ -52,14 +52,14 @@ def main() -> None:
     folder = tempfile.mkdtemp(prefix="dc-", dir="/tmp")  # short: Ray's sockets lie below it
     os.environ["RAY_TMPDIR"] = folder  # of sessions, and of what Ray's test cluster writes beside them
     cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 3, "num_gpus": 0, "include_dashboard": False, **MEMORY}
+        initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0, "include_dashboard": False, **MEMORY}
     )
-    cluster.add_node(num_cpus=3, num_gpus=0, **MEMORY)
+    cluster.add_node(num_cpus=2, num_gpus=0, **MEMORY)
     ray.init(address=cluster.address, log_to_driver=False)
     try:
         settings = [
             "run_dir=/nowhere/delphi-placement",
-            "actors.num_workers=4",
+            "actors.num_workers=2",
             "actors.rollouts_in_flight=1",
             "cluster.learner_gpus=1",
         ]
@@ -74,12 +74,12 @@ def main() -> None:
         said: list[str] = []
         with ThreadPoolExecutor(1) as pool:
             placing = pool.submit(ray_nodes.place, config, True, said.append, lambda: False)
-            time.sleep(3)
+            time.sleep(2)
             cluster.add_node(num_cpus=4, num_gpus=2, **MEMORY)
             requests = placing.result(240)
         gpu_node = next(node.id for node in ray_nodes.nodes() if node.gpus)
         went = visit(requests)
-        crowd = visit({"worker": replace(requests["worker"], count=7)})["worker"]  # more than fit away from the learner
+        crowd = visit({"worker": replace(requests["worker"], count=5)})["worker"]  # more than fit away from the learner
         ray_nodes.sweep_other_machines(
             config.run_dir
         )  # all nodes are this machine: nothing is swept from under the run

@@ -29,7 +29,7 @@ OTHERS = [
 def train(run_dir: Path, *overrides: str) -> dict[str, Any]:
     settings = [
         f"run_dir={run_dir}",
-        "total_env_steps=20000",
+        "total_env_steps=12800",
         "env.id=tests.toy_environments:HummingCorridor-v0",
         f"env.options={{length: {LENGTH}, num_tunes: {TUNES}}}",
         "env.max_episode_steps=40",
@@ -80,7 +80,7 @@ def test_the_judge_is_why_a_sparse_task_is_solved(seed: int, tmp_path: Path) -> 
 )
 def test_networks_trained_beside_the_learner_solve_it_too(model: list[str], tmp_path: Path) -> None:
     training = ["reward_model.steps_per_turn=4", "reward_model.batch_size=16"]
-    summary = train(tmp_path / "run", "seed=1", script(ADVANCES), *model, *training)
+    summary = train(tmp_path / "run", "seed=1", "total_env_steps=20000", script(ADVANCES), *model, *training)
     assert summary["episode_return_extrinsic_mean"] > 0.9
     rewarded = {caption["text"] for caption in summary["top_rewarded"][: len(ADVANCES) - 1]}
     assert rewarded == set(ADVANCES) - {ADVANCES[-1]}

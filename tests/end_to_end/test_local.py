@@ -6,14 +6,19 @@ import os
 import signal
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import psutil
+import pytest
 
 from cluster.run.temporary import temporary_directory
 from tests.run_processes import actors_of, end_processes, lines, processes_of, service_of, start_run, wait_until
 
 
-def test_the_main_job_survives_what_dies_and_a_closed_terminal_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("annotator_dies", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_main_job_survives_what_dies_and_a_closed_terminal_leaves_nothing(
+    annotator_dies: bool, tmp_path: Path
+) -> None:
     run_dir, log = tmp_path / "run", tmp_path / "output.txt"
     settings = [
         "actors.envs_per_worker=8",
@@ -51,18 +56,16 @@ def test_the_main_job_survives_what_dies_and_a_closed_terminal_leaves_nothing(tm
         wait_until(lambda: lines(run_dir)[-1]["annotations_total"] > recovered["annotations_total"], process, log)
         actors_of(run_dir, "WorkerActor")[0].kill()
         replaced = wait_until(lambda: [x for x in lines(run_dir) if x["worker_restarts"] == 1], process, log)[0]
-        actors_of(run_dir, "AnnotatorActor")[0].kill()
-        wait_until(
-            lambda: [x for x in lines(run_dir) if x["env_steps"] > replaced["env_steps"] and x["annotator_up"] == 0],
-            process,
-            log,
-        )
-        last = lines(run_dir)[-1]
-        wait_until(
-            lambda: [x for x in lines(run_dir) if x["env_steps"] > last["env_steps"] and x["annotator_up"] == 1],
-            process,
-            log,
-        )
+
+        def wait_for_annotator(is_up: int, since: dict[str, Any]) -> None:
+            """In a line after `since`."""
+            later = lambda x: x["env_steps"] > since["env_steps"] and x["annotator_up"] == is_up  # noqa: E731
+            wait_until(lambda: any(map(later, lines(run_dir))), process, log)
+
+        if annotator_dies:
+            actors_of(run_dir, "AnnotatorActor")[0].kill()
+            wait_for_annotator(0, replaced)
+            wait_for_annotator(1, lines(run_dir)[-1])
         assert all(a["env_steps"] < b["env_steps"] for a, b in zip(lines(run_dir), lines(run_dir)[1:], strict=False))
         os.killpg(process.pid, signal.SIGHUP)  # all that a terminal's end reaches, Ray's processes among them
         os.killpg(process.pid, signal.SIGHUP)

@@ -233,6 +233,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "total_env_steps=12000",
         "actors.envs_per_worker=32",
         "policy.core=none",
+        "policy.hidden_size=64",
         "learner.learning_rate=0.005",
         "reward.extrinsic_coefficient=1.0",
         "reward_model.name=none",

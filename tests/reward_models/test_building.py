@@ -96,7 +96,7 @@ def test_a_new_model_is_a_file_and_a_line(tmp_path: Path) -> None:
     )
     settings = [
         "env.id=toy_environments:Corridor-v0",
-        "total_env_steps=256",
+        "total_env_steps=1024",
         "actors.envs_per_worker=4",
         "policy.core=none",
         "policy.hidden_size=16",

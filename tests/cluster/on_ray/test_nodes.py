@@ -13,7 +13,7 @@ def test_parts_go_where_the_plan_wants_them_on_a_cluster_that_a_gpu_node_joins_l
     assert result.returncode == 0, result.stderr[-3000:]
     seen = json.loads(result.stdout.splitlines()[-1])
     assert seen["said"][0].startswith(
-        "waiting for 1 x learner (1 CPU, 1 GPU), 2 x replica (0.5 CPU, 0.5 GPU), 0 s; the cluster has 6 CPU and 0 GPU"
+        "waiting for 1 x learner (1 CPU, 1 GPU), 2 x replica (0.5 CPU, 0.5 GPU), 0 s; the cluster has 4 CPU and 0 GPU"
     )
     gpu_node, went = seen["gpu_node"], seen["went"]
     assert seen["nodes"] == 3
@@ -23,8 +23,8 @@ def test_parts_go_where_the_plan_wants_them_on_a_cluster_that_a_gpu_node_joins_l
     assert {node for node, _ in went["replica"]} == {gpu_node}
     workers = [node for node, _ in went["worker"]]
     assert gpu_node not in workers
-    assert sorted(Counter(workers).values()) == [2, 2]
-    assert [gpus for _, gpus in went["worker"] + went["annotator"]] == [""] * 5  # given none, they see none
+    assert sorted(Counter(workers).values()) == [1, 1]
+    assert [gpus for _, gpus in went["worker"] + went["annotator"]] == [""] * 3  # given none, they see none
     assert all(gpus in ("0", "1") for _, gpus in went["learner"] + went["replica"])
     assert [node for node, _ in seen["crowd"]].count(
         gpu_node

@@ -9,7 +9,6 @@ import torch
 
 from configs.annotation_schema import ServiceConfig
 from llm_server.annotation import Judgement, PairJudgement, Score, Status
-from llm_server.engines.building import build_engine
 from llm_server.rubrics.loading import load_rubric, parse_rubric
 from llm_server.rubrics.rubric import Calibration, Example, PairExample, PairRubric
 from llm_server.service.combining import pair_judgement
@@ -159,7 +158,7 @@ def test_the_scripted_engine_prefers_what_its_rules_prefer(comparing):
     judge.close()
 
 
-def test_the_first_answers_probability_is_that_of_a_plain_forward_pass(comparing):
+def test_the_first_answers_probability_is_that_of_a_plain_forward_pass(smollm2, comparing):
     """A tie counts half; the model is the real one."""
     examples = (Example(item="You kill the jackal!", positive=True), Example(item="It's solid stone.", positive=False))
     rubric = dataclasses.replace(
@@ -170,7 +169,7 @@ def test_the_first_answers_probability_is_that_of_a_plain_forward_pass(comparing
             PAIRS, tie=" none", examples=(*PAIRS.examples, PairExample(first="A.", second="A.", better="tie"))
         ),
     )
-    engine = build_engine(ServiceConfig(torch_threads=0, dtype="float32"), rubric)
+    engine = smollm2.under(rubric)
     pairs = [
         ("You kill the jackal!", "It's a wall."),
         ("It's a wall.", "You see here a very long orcish helm named Bob."),

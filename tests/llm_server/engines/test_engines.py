@@ -60,8 +60,8 @@ def scripted(comparing):
 
 
 @pytest.fixture(scope="module")
-def transformers(comparing):
-    return build_engine(ServiceConfig(torch_threads=0), comparing)
+def transformers(smollm2, comparing):
+    return smollm2.under(comparing)
 
 
 @pytest.fixture(scope="module")

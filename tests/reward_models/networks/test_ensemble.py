@@ -156,7 +156,7 @@ def test_a_pair_is_in_the_sample_by_the_product_of_both_captions() -> None:
 
 
 def test_the_deviation_is_larger_where_nothing_like_it_was_answered() -> None:
-    config = RewardModelConfig(name="classification", steps_per_turn=25, batch_size=32)
+    config = RewardModelConfig(name="classification", steps_per_turn=25, batch_size=16)
     book = CaptionBook(1000, 1000, policy="disagreement")
     model = ClassificationModel(config, 1, RobustConfig(ensemble=4))
     trainer = RewardTrainer(model, RewardShaping(config, 0), book, 1)
@@ -167,7 +167,7 @@ def test_the_deviation_is_larger_where_nothing_like_it_was_answered() -> None:
     trainer.calibrate(0.4)
     trainer.learn([*labels(GOOD, 0.9), *labels(BAD, 0.1)])
     trainer.note_labels(60)
-    for _ in range(16):
+    for _ in range(8):
         trainer.train()
     trainer.publish()
     deviations = model.deviations(captions)
