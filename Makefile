@@ -1,4 +1,4 @@
-# The two commands: `make train` runs the main job, `make test` runs every test. Both set up .venv first.
+# The two commands: `make train` runs the main job, `make test` runs every test but the slow ones. Both set up .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 RUN_DIR ?= runs/nethack_score
