@@ -168,6 +168,7 @@ class GoalModel(RewardModel):
         as the rule asks for them; above 0 where a goal is achieved."""
         self._match()
         rows = self._rows.find(ids_of(captions))
+        is_known, rows = rows >= 0, np.maximum(rows, 0)
         if not len(self._rows):
             return np.full(len(rows), np.nan)
         likeness = self._columns["cosine"][rows, 0] - self._similarity
@@ -176,7 +177,7 @@ class GoalModel(RewardModel):
             p, likeness = np.fmax.reduce(self._columns["achieves"][rows], axis=1), np.full(len(rows), np.inf)
         accomplished = log_odds(p) - log_odds(self._threshold.threshold)
         margins = likeness if self._rule == "similarity" else np.minimum(accomplished, likeness)
-        return np.where(rows >= 0, margins, np.nan).astype(np.float64)
+        return np.where(is_known, margins, np.nan).astype(np.float64)
 
     def goals(self, captions: Sequence[Caption]) -> np.ndarray | None:
         """[N, 4] u64: the mask of the goals that each item achieves, by the goals of the last `score`."""
@@ -186,6 +187,8 @@ class GoalModel(RewardModel):
         """[M, 4] u64 of `rows` [M], -1 for an unknown item."""
         if not len(self._rows):
             return masks_of(np.full(len(rows), NONE))
+        # Not row -1: columns are longer than there are rows, and what was not written in them is anything.
+        is_known, rows = rows >= 0, np.maximum(rows, 0)
         columns, threshold = self._columns, self._threshold.threshold
         if self._rule == "judged":
             achieved = np.where(columns["achieves"][rows] > threshold, columns["about"][rows], NONE)
@@ -197,7 +200,7 @@ class GoalModel(RewardModel):
             if self._rule == "both":
                 is_achieved &= columns["probability"][rows, None] > threshold
             masks = np.bitwise_or.reduce(masks_of(np.where(is_achieved, columns["nearest"][rows], NONE)), axis=1)
-        masks[rows < 0] = 0
+        masks[~is_known] = 0
         return masks
 
     def retain(self, ids: Set[int]) -> None:

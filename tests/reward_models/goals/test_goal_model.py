@@ -192,3 +192,20 @@ def test_a_new_goal_makes_a_new_table_without_a_new_answer() -> None:
     assert second is not None
     by_id = dict(zip(second.ids.tolist(), goals_in(second.goals), strict=True))
     assert [set(np.flatnonzero(by_id[number]).tolist()) for number in world.items] == world.wanted()
+
+
+@pytest.mark.parametrize("rule", ["both", "similarity", "judged"])
+def test_what_lies_in_memory_behind_the_answers_achieves_nothing(rule: str) -> None:
+    world = World(rule)
+    world.add_goals(3)
+    world.answer([*range(1, 6)])
+    wanted = world.achieved()
+    for name, garbage in {"cosine": 1.0, "nearest": 9999, "probability": 1.0, "about": 9999, "achieves": 1.0}.items():
+        column = world.model._columns[name]
+        assert len(column) > 5
+        column[5:] = garbage
+    unknown = [Caption(id=99, text="unanswered")]
+    assert np.isnan(world.model.score(unknown, np.ones(1, np.int64))).all()
+    assert not world.model.goals(unknown).any()
+    assert np.isnan(world.model.margins(unknown)).all()
+    assert world.achieved() == wanted
