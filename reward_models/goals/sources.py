@@ -125,8 +125,11 @@ class WrittenGoals:
         return made if lines else None
 
     def _is_hopeless(self, goal: int) -> bool:
-        """Whether a goal that fails was invented and never achieved, so that its variant takes its place."""
-        return self._book.goals[goal].source in WRITTEN and not self._statistics.totals["achieved"][goal]
+        """Whether a goal that fails was invented and never achieved, so that its variant takes its place. Not one that
+        others wait for: these could never be paid."""
+        goals = self._book.goals
+        is_awaited = any(each.before == goal for each in goals)
+        return goals[goal].source in WRITTEN and not is_awaited and not self._statistics.totals["achieved"][goal]
 
     def _suggest(self) -> Question | None:
         found = self._suggestions.next_state("suggest", 1)
