@@ -121,15 +121,20 @@ class GoalBook:
         self.revision += 1
         return len(self._goals) - 1
 
-    def adopt(self, texts: Sequence[str], vectors: np.ndarray, before: np.ndarray) -> None:
-        """Add the goals [G] that follow this book's own, which are the first of them; their sources are not known any
-        more. `before` as the method gives it. Does nothing where the book is not their beginning."""
+    def adopt(self, texts: Sequence[str], vectors: np.ndarray, before: np.ndarray, is_active: np.ndarray) -> None:
+        """Become the book of these goals [G], of which this one's own are the first; the sources of the others are not
+        known any more. `before` and `is_active` are as the methods of these names give them. Does nothing where this
+        book is not their beginning."""
         with self._lock:
             known = [goal.text for goal in self._goals]
             if known != [*texts[: len(known)]]:
                 return
             for index in range(len(known), len(texts)):
-                self._new(Goal(text=texts[index], source="", before=int(before[index])), vectors[index])
+                self._new(Goal(text=texts[index], source=""), vectors[index])
+            for index in range(len(self._goals)):
+                self.place(index, int(before[index]))
+                if not is_active[index]:
+                    self.retire(index)
 
     def refuse(self, num: int = 1) -> None:
         """Count texts that are no goals."""

@@ -92,8 +92,9 @@ class RunGoals:
                 for text in channels["mission"][0].values():
                     if self._book.find(goal_text(text)) == NONE:
                         self._propose(Proposal(texts=(text,), source="missions"))
-            is_new = sequence_number > self._reports.pop(worker_id, -1)
-            self._reports[worker_id] = sequence_number
+            newest = self._reports.pop(worker_id, -1)
+            is_new = sequence_number > newest
+            self._reports[worker_id] = max(sequence_number, newest)
             if len(self._reports) > MAX_WORKERS:
                 del self._reports[next(iter(self._reports))]
             if counts is not None and is_new:
@@ -253,6 +254,7 @@ class RunGoals:
         """Enter again the goals of a version that was published after the state that was loaded, with their numbers:
         workers and learner know them by these."""
         with self._lock:
-            self._book.adopt(published.texts, published.vectors, published.before)
+            is_active = published.weights[: len(published.texts)] > 0  # a relevance is above 0
+            self._book.adopt(published.texts, published.vectors, published.before, is_active)
             self._is_due = True
             self.publish()

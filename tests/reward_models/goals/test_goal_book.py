@@ -110,12 +110,15 @@ def test_a_book_is_saved_whole(tmp_path) -> None:
 def test_goals_that_were_published_after_the_last_checkpoint_get_their_numbers_again() -> None:
     book = GoalBook()
     book.add(goal("open the door"), unit(1, 0))
-    vectors, before = np.stack([unit(1, 0), unit(0, 1)]), np.array([NONE, 0])
-    book.adopt(["open the door", "leave"], vectors, before)
-    assert [each.text for each in book.goals] == ["open the door", "leave"]
-    assert book.before()[1] == 0
-    book.adopt(["another run's goal"] * 3, vectors, before)
-    assert len(book) == 2
+    book.add(goal("wait"), unit(1, 1))
+    texts, vectors = ["open the door", "wait", "leave"], np.stack([unit(1, 0), unit(1, 1), unit(0, 1)])
+    before, is_active = np.array([NONE, 0, 0]), np.array([True, True, False])
+    book.adopt(texts, vectors, before, is_active)
+    assert [each.text for each in book.goals] == texts
+    assert book.before()[:3].tolist() == [NONE, 0, 0], "also of goals that it had"
+    assert book.active()[:3].tolist() == [True, True, False], "a goal that was given up does not come back"
+    book.adopt(["another run's goal"] * 4, np.tile(unit(1, 0), (4, 1)), np.full(4, NONE), np.ones(4, bool))
+    assert len(book) == 3
 
 
 def test_the_nearest_active_goals_come_in_order() -> None:

@@ -219,6 +219,20 @@ def test_each_goal_that_keeps_failing_is_varied_once_and_an_invented_one_that_no
     assert run.writer.published.weights[fly] == run.writer.published.sampling[fly] == 0
 
 
+def test_a_goal_that_others_of_a_plan_wait_for_is_never_retired(make: Make, service: Scripted) -> None:
+    service.writes = answers({"decompose_task": "find wings\nfly away", "vary_goals": "jump"})
+    run = make("decompose", "vary", task="leave", ordered=True)
+    run.writer.turn()
+    run.report(counts=counts(attempted={0: 20, 1: 20}))
+    for _ in range(4):
+        run.writer.turn()
+    assert [(goal.text, goal.is_active) for goal in run.book.goals] == [
+        ("find wings", True),
+        ("fly away", False),
+        ("jump", True),
+    ]
+
+
 def test_missions_are_goals_as_the_workers_report_them(make: Make) -> None:
     run = make("missions")
     report = ({1: "go to the red ball", 2: "go to the blue ball"}, {1: 3, 2: 1})
@@ -395,11 +409,12 @@ def test_counts_of_a_report_are_added_once_and_change_what_is_published(make: Ma
         successes=15,
         failures=15,
     )
-    run.report(7, counts=report)
-    run.report(7, counts=report)
+    for number in (7, 7, 6, 7):
+        run.report(number, counts=report)
     run.writer.turn()
     published = run.writer.published
     assert published.version == (1, 2)
+    assert run.goals.state_dict()["statistics"]["totals"]["successes"] == 15
     assert published.sampling[:3].tolist() == [1, 0, 0]
     assert published.weights[0] > 0.7 > 0.3 > published.weights[1] > 0
     metrics = run.writer.metrics()
