@@ -50,6 +50,8 @@ SILENCE_S = 30.0
 """An annotator that has not answered for so long is shown as down."""
 ReplicaAddresses: TypeAlias = tuple[Mapping[str, str], str | None]
 """Addresses of the annotation replicas by name, and why none will ever listen."""
+PUBLISHED_GOALS = "published_goals"
+"""Their place in a checkpoint, beside the annotator's state."""
 REPORT_LOST = "a caption report of worker %s was lost; its texts are sent again: %s"
 
 
@@ -187,15 +189,17 @@ class RayAnnotation:
         return self._ask("top_rewarded", n, min_count) or []
 
     def state_dict(self) -> dict[str, Any]:
-        """The annotator's state; its last known one where it does not answer in time."""
+        """The annotator's state; its last known one where it does not answer in time. With it the goals that workers
+        and learner know, which may be more."""
         self._state = self._ask("state_dict") or self._state
-        return dict(self._state or {})
+        return {**self._state, PUBLISHED_GOALS: self._goals.state_dict()} if self._state else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Start the annotator from `state`; called before the first report."""
         self._state = state or None
         for name, of_term in states_by_term(state).items():
             self._tables[name] = LatestTable(saved_table(of_term["trainer"], self._run_epoch))
+        self._goals.load_state_dict(state.get(PUBLISHED_GOALS, {}), self._run_epoch)
         self._running_actor()
 
     def close(self) -> None:

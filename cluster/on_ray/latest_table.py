@@ -6,7 +6,9 @@ Invariant: their versions only go up; tables of two annotators are never mixed.
 
 import math
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
 
 from actors.rollout import Version
 from reward_models.goals.published import PublishedGoals
@@ -59,3 +61,12 @@ class LatestGoals:
             self.known = goals.version
             run_epoch, number = (goals.version[0], 0) if self.goals is None else self.goals.version
             self.goals = replace(goals, version=(run_epoch, number + 1))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The goals in use; empty where none have come."""
+        return {} if self.goals is None else {each.name: getattr(self.goals, each.name) for each in fields(self.goals)}
+
+    def load_state_dict(self, state: Mapping[str, Any], run_epoch: int) -> None:
+        """Use the goals of an earlier start of the run until newer ones come, as the first version of `run_epoch`."""
+        if state:
+            self.goals = PublishedGoals(**{**state, "texts": tuple(state["texts"]), "version": (run_epoch, 1)})

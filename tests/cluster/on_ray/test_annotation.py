@@ -4,6 +4,7 @@ played by a fake."""
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ from cluster.on_ray import latest_table, slot
 from cluster.on_ray.annotation import MAX_UNANSWERED_REPORTS, RayAnnotation
 from cluster.on_ray.placement import Request
 from configs.loading import load_config
+from learner.checkpoint import load_checkpoint, save_checkpoint
 from reward_models.goals.published import PublishedGoals
 from reward_models.table import RewardTable
 from tests.actors.goals.toy_goals import make_sheet
@@ -64,6 +66,7 @@ class FakeAnnotator:
         self.goals: PublishedGoals | None = None
         self.begun_with: PublishedGoals | None = None
         self.known: Any = None
+        self.state: dict[str, Any] = {}
         self.calls: list[Reference] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -92,6 +95,9 @@ class FakeAnnotator:
     def _report(self, report: CaptionReport, env_steps: int) -> Acknowledgement:
         self.reports.append(report)
         return Acknowledgement(book_epoch="b", sequence_number=report.sequence_number)
+
+    def _state_dict(self) -> dict[str, Any]:
+        return self.state
 
     def _update(self, known: Any, known_goals: Any, replicas: Any) -> tuple[Any, ...]:
         self.replicas, self.known = replicas, known
@@ -322,6 +328,30 @@ def test_goals_come_with_versions_that_only_go_up_over_one_annotator_after_the_o
         assert begun_with.texts == goals.texts, "the next annotator numbers them alike"
     assert [texts for texts, _ in seen] == [("a",), ("a", "b")]
     assert seen[1][1] > seen[0][1]
+
+
+def test_a_resumed_run_pays_and_numbers_goals_as_before_until_its_annotator_has_begun(
+    annotators: list[FakeAnnotator], annotation: RayAnnotation, tmp_path: Path
+) -> None:
+    annotators[0].state = {"trainer": {"ids": np.zeros(1, np.uint64), "rewards": np.zeros(1), "goals": None}}
+    assert annotation.state_dict()["published_goals"] == {}
+    annotators[0].goals = published_goals(["a", "b"], (1, 7))
+    for _ in range(4):
+        annotation.latest_reward()
+    annotators[0].is_answering = False  # what is saved of the annotator is older than its goals
+    path = save_checkpoint(tmp_path, 1, {"annotation": annotation.state_dict()}, keep=1)
+    resumed = RayAnnotation(load_config(preset="debug"), 2, Request(count=1, cpus=0.5, gpus=0.0))
+    resumed.load_state_dict(load_checkpoint(path)["annotation"])
+    goals = resumed.latest_reward().goals
+    assert goals is not None
+    assert (goals.texts, goals.version) == (("a", "b"), (2, 1))
+    assert goals.equals(annotators[0].goals)
+    assert annotators[1].begun_with is goals
+    annotators[1].goals = published_goals(["a", "b", "c"], (2, 1))
+    for _ in range(4):
+        goals = resumed.latest_reward().goals
+    assert goals is not None
+    assert (goals.texts, goals.version) == (("a", "b", "c"), (2, 2))
 
 
 def test_counts_of_goals_wait_with_those_of_captions(
