@@ -10,7 +10,7 @@ import re
 
 from configs.errors import did_you_mean
 from configs.fields import complaint, values
-from configs.goal_schema import GOAL_TERM, OF_STATES, SOURCES, WRITTEN
+from configs.goal_schema import DERIVED, GOAL_TERM, OF_STATES, SOURCES, WRITTEN
 from configs.reward_schema import MAIN_TERM
 from configs.schema import RunConfig
 
@@ -177,6 +177,8 @@ def _check_goals(config: RunConfig) -> None:
     if written and not config.writer.address and config.service.engine == "none" and not config.annotator.address:
         wanted = f"wanted one that writes, or writer.address: {written[0]} asks a language model"
         raise ConfigError(f"service.engine: got none with goals.sources={goals.sources}, {wanted}")
+    if sources <= {*DERIVED}:
+        refuse("sources", f", wanted another source beside: {' and '.join(goals.sources)} begin with goals of others")
 
 
 def _check_safeguards(config: RunConfig) -> None:

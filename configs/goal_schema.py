@@ -12,6 +12,8 @@ MAX_GOALS = 256
 SOURCES = ("config", "rubric", "missions", "suggest", "closed", "decompose", "relabel", "compose", "vary")
 WRITTEN = ("suggest", "decompose", "relabel", "compose", "vary")
 """Sources that ask a language model to write."""
+DERIVED = ("closed", "compose", "vary")
+"""Sources that make nothing without goals of others."""
 OF_STATES = ("suggest", "closed")
 """Sources that say which goals are suggested in a state."""
 
