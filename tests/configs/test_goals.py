@@ -76,7 +76,10 @@ def test_other_goals_make_another_experiment_but_another_address_of_the_writer_d
         (["policy.reads_goal=true"], "policy.reads_goal: got true without goals, wanted goals.sources"),
         ([*TEXTS, "terms.goals.reads=caption"], "terms.goals: got a term with goals.sources=['config']: goals.sources"),
         (["goals.sources=[vary]", "service.engine=none"], "service.engine: got none with goals.sources=['vary'], want"),
-        (["goals.sources=[vary, compose]"], "goals.sources: got ['vary', 'compose'], wanted another source beside: vary"),
+        (
+            ["goals.sources=[vary, compose]"],
+            "goals.sources: got ['vary', 'compose'], wanted another source beside: vary",
+        ),
         ([*TEXTS, "goals.achieved_by=judge"], "goals.achieved_by: got 'judge' (did you mean 'judged'?)"),
         ([*TEXTS, "goals.rubric=~no_such/x.yaml"], "goals.rubric: got '~no_such/x.yaml', but ~no_such is no user"),
     ],
