@@ -90,13 +90,13 @@ class PolicyNet(nn.Module):
         num_steps, num_envs = next(iter(obs.values())).shape[:2]
         flat = {name: array.flatten(0, 1) for name, array in obs.items()}
         if self.core.kind != "none" and isinstance(self.encoder, RepeatingEncoder):
-            encoded, products = self._append(self.encoder.encode_branches(flat), flat, reuses=self._reuses)
+            encoded = self._append(self.encoder.encode_branches(flat), flat, reuses=self._reuses)
             gates = project(encoded, self.core.input).unflatten(0, (num_steps, num_envs))
             outputs, core_state = self.core.run(gates, core_state, reset_before)
             features = None
             if self.skip_head is not None:
-                rows = [*(branch.rows() for branch in encoded), *products]
-                features = torch.cat(rows, -1).unflatten(0, (num_steps, num_envs))
+                rows = torch.cat([branch.rows() for branch in encoded], -1).unflatten(0, (num_steps, num_envs))
+                features = self._for_heads(rows)
         else:
             read, features = (
                 rows.unflatten(0, (num_steps, num_envs)) for rows in self._append_rows(self.encoder(flat), flat)
@@ -154,26 +154,26 @@ class PolicyNet(nn.Module):
         self.value_mean.copy_(mean)
         self.value_scale.copy_(scale)
 
-    def _append(
-        self, encoded: list[RepeatedRows], obs: Mapping[str, Tensor], *, reuses: bool
-    ) -> tuple[list[RepeatedRows], list[Tensor]]:
-        """The encoder's features, followed by those of the previous action and reward and of the goal, if observed;
-        and the goal's products with what comes before it, which the heads alone read."""
+    def _append(self, encoded: list[RepeatedRows], obs: Mapping[str, Tensor], *, reuses: bool) -> list[RepeatedRows]:
+        """The encoder's features, followed by those of the previous action and reward and of the goal, if observed."""
         encoded += [
             encode_rows(obs[name].unsqueeze(1), functools.partial(encode_previous_step, name, entry), reuses=reuses)
             for name, entry in self._previous.items()
         ]
-        if self.goal_reader is None:
-            return encoded, []
-        goals = self.goal_reader.read(obs[GOAL], reuses=reuses)
-        return [*encoded, goals], [self.goal_reader.products(goals, encoded)]
+        if self.goal_reader is not None:
+            encoded.append(self.goal_reader.read(obs[GOAL], reuses=reuses))
+        return encoded
 
     def _append_rows(self, features: Tensor, obs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """`_append` to the encoder's features [N, F], as [N, features]: what the core reads, and what heads read."""
-        encoded, products = self._append([RepeatedRows(features)], obs, reuses=False)
-        read = torch.cat([branch.distinct for branch in encoded], -1) if len(encoded) > 1 else features
-        whole = torch.cat([read, *products], -1) if products else read
+        rows = self._append([RepeatedRows(features)], obs, reuses=False)
+        read = torch.cat([branch.distinct for branch in rows], -1) if len(rows) > 1 else features
+        whole = self._for_heads(read)
         return whole if self.core.kind == "none" else read, whole
+
+    def _for_heads(self, read: Tensor) -> Tensor:
+        """Features [..., F] as heads read them that skip the core: with the products of goal and observation."""
+        return read if self.goal_reader is None else self.goal_reader.with_products(read)
 
     def _after_core(self, outputs: Tensor, core_state: dict[str, Tensor], features: Tensor | None) -> PolicyOutput:
         """The heads over the core's outputs [T, B, H] and, if they skip the core, the encoder's features [T, B, F]."""

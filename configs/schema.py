@@ -113,8 +113,9 @@ class PolicyConfig:
     """Give the network a goal, as the vector of its text: each environment of a worker pursues one of the run's goals
     at a time (section `goals`)."""
     instruction: str = one_of("none", "mission")
-    """Give the network the instruction that the environment states in words: `mission` is the text entry of that name
-    in the observations of MiniGrid and BabyAI."""
+    """Which text of the observations is an instruction, which must be there and is recorded as the numbers of its words
+    instead of its bytes: `mission` is that of MiniGrid and BabyAI. With `none` a network reads it like any other
+    text."""
     head_gain: float = number(0.01, 0, 100)
     """Gain of the policy head's orthogonal initial weights; a small gain makes all actions nearly equally likely at
     first (Andrychowicz et al. 2021; ONI: 1, as everywhere else)."""

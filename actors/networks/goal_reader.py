@@ -9,13 +9,12 @@ that are near in words begin near.
 """
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from actors.networks.repeated_rows import RepeatedRows, encode_rows, project
+from actors.networks.repeated_rows import RepeatedRows, encode_rows
 from configs.goal_schema import GOAL_WIDTH, MAX_GOALS
 
 FEATURES = 32
@@ -48,9 +47,10 @@ class GoalReader(nn.Module):
         """Features [N, FEATURES] of `goals` [N]; `reuses`: see `encode_rows`."""
         return encode_rows(goals.unsqueeze(1), self._features, reuses=reuses)
 
-    def products(self, goals: RepeatedRows, observed: Sequence[RepeatedRows]) -> Tensor:
-        """[N, FEATURES]: the features of goals times those of what is `observed`, of N rows."""
-        return goals.rows() * project(observed, self.observed)
+    def with_products(self, read: Tensor) -> Tensor:
+        """[..., F + FEATURES], features of the observation and then of goals, followed by their products."""
+        observed, goals = read.split([self.observed.in_features, FEATURES], -1)
+        return torch.cat([read, goals * self.observed(observed)], -1)
 
     def _features(self, goals: Tensor) -> Tensor:
         """[M, 1] -> [M, FEATURES]."""

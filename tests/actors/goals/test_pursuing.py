@@ -22,6 +22,7 @@ from actors.worker import RolloutWorker
 from configs.goal_schema import GoalsConfig
 from configs.schema import ActorsConfig, EnvConfig, PolicyConfig
 from tests.actors.goals.toy_goals import corridor_sheet, make_sheet
+from tests.faults.faulty_environments import OnceBroken
 from tests.toy_environments import encode_message
 
 SMALL = PolicyConfig(hidden_size=16, core_size=12, reads_goal=True)
@@ -185,14 +186,16 @@ def test_new_goals_keep_what_old_ones_mean() -> None:
     worker.close()
 
 
-def test_an_environment_that_was_lost_begins_with_a_goal() -> None:
-    faulty = EnvConfig(id="tests.faults.faulty_environments:Faulty-v0", options={"raise_chance": 0.05})
-    worker = make_worker(faulty)
-    net = make_net(worker.env.spec)
-    rollout, _ = worker.collect(snapshot(net, (1, 0)), None, make_sheet(["a", "b"]))
-    assert 0 < len(rollout.lost) < NUM_ENVS
+def test_an_environment_that_was_lost_begins_with_a_goal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OnceBroken, "made", 0)
+    worker = make_worker(
+        EnvConfig(id="tests.faults.faulty_environments:OnceBroken-v0", options={"which": 2, "at_step": 5})
+    )
+    rollout, report = worker.collect(snapshot(make_net(worker.env.spec), (1, 0)), None, make_sheet(["a", "b"]))
+    assert rollout.lost == (2,)
     assert (rollout.obs[GOAL] > 0).all()
-    assert rollout.without_lost().obs[GOAL].shape[1] == NUM_ENVS - len(rollout.lost)
+    assert report.goals is not None
+    assert report.goals.successes + report.goals.failures == len(rollout.episodes), "without the lost one"
     worker.close()
 
 
