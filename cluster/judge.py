@@ -41,6 +41,7 @@ class SharedJudge:
         self.service: ServiceProcess | None = None
         self.in_process: Judge | None = None
         self._timeout_s, self._shown = plan.config.annotator.request_timeout_s, NO_CREDENTIALS
+        self._is_elsewhere = bool(plan.config.annotator.address)
         self._address: Callable[[], str] | None = None  # of the one service
         self._addresses: Callable[[], Mapping[str, str]] = dict  # of several, by name
         if not plan.asks_judge:
@@ -73,19 +74,23 @@ class SharedJudge:
         return partial(ReplicatedClient, Replicas(self._addresses, reach))
 
     def connect_writer(self, address: str, rubric: Rubric) -> Callable[[], JudgeClient]:
-        """What makes a client that writes, at `writer.address` if given; `rubric` is any that its service has."""
+        """What makes a client that writes, at `writer.address` if given, and there with the credentials for
+        `annotator.address`, if any: those that the run made for its own replicas are of no use anywhere else. `rubric`
+        is any that its service has."""
         if address:
-            return partial(AnnotationClient, address, rubric, self._timeout_s, self._shown)
+            shown = self._shown if self._is_elsewhere else NO_CREDENTIALS
+            return partial(AnnotationClient, address, rubric, self._timeout_s, shown)
         return self.connect(rubric)
 
 
-def check_writer(settings: WriterConfig) -> None:
-    """ValueError unless `writer.address` is empty or an address."""
+def check_writer(settings: WriterConfig, credentials: ClientCredentials = NO_CREDENTIALS) -> None:
+    """ValueError unless `writer.address` is empty or an address that may get these credentials."""
     if settings.address:
         try:
             check_address(settings.address, NO_CREDENTIALS)
         except ValueError:
             raise ValueError(f"writer.address: got {settings.address!r}, wanted host:port of one service") from None
+        check_address(settings.address, credentials)
 
 
 def service_credentials(settings: AnnotatorConfig) -> ClientCredentials:

@@ -257,7 +257,7 @@ def check_parts(config: RunConfig) -> tuple[EnvironmentSpec, RunPlan, str | None
         if config.annotator.address and plan.asks_judge:
             check_addresses(config.annotator.address)
             if is_local:
-                service_credentials(config.annotator)
+                check_writer(config.writer, service_credentials(config.annotator))
         elif plan.asks_judge and is_local:
             check_engine(plan.service)
     except EnvironmentFailure as error:

@@ -79,7 +79,8 @@ class WriterConfig:
     """How often a language model is asked to write goals."""
 
     address: str = ""
-    """host:port of an annotation service that writes, with a larger model for example; empty asks the judge's."""
+    """host:port of an annotation service that writes, with a larger model for example; empty asks the judge's. It is
+    shown the certificate and the token for annotator.address, if any."""
     max_per_s: float = number(1.0, 0.001, 1e6)
     """Maximum rate of writings asked for."""
     max_writings: int = number(0, 0, 1e12)

@@ -57,7 +57,7 @@ SUGGESTED = (
         ([*GOALS, "goals.achieved_by=similarity", "goals.rubric=nethack_combat"], "none", ["nethack_combat"]),
         ([*SUGGESTED], "scripted", ["nethack_progress"]),
         ([*SUGGESTED, "writer.address=127.0.0.1:7431"], "none", ["nethack_progress"]),
-        ([*SUGGESTED, "goals.sources=[closed]"], "scripted", ["nethack_progress", "sensible_goal"]),
+        ([*SUGGESTED, "goals.sources=[rubric, closed]"], "scripted", ["nethack_progress", "sensible_goal"]),
         ([*GOALS, "goals.achieved_by=judged", "goals.rubric=minihack_subgoal"], "scripted", ["minihack_subgoal"]),
     ],
 )
@@ -75,7 +75,7 @@ def test_goals_need_a_language_model_where_it_judges_or_writes(
         ([*GOALS, "goals.rubric=nethack_combt"], "goals: no rubric 'nethack_combt'"),
         ([*GOALS, "goals.achieved_by=judged"], "goals: rubric 'nethack_progress' has no about_label"),
         ([*GOALS, "goals.rubric=minihack_subgoal"], "goals: rubric 'minihack_subgoal' judges every item about some"),
-        ([*SUGGESTED, "goals.sources=[closed]", "goals.sensible_rubric=nethack_gold"], "rubric 'nethack_gold' has no"),
+        ([*SUGGESTED, "goals.sources=[rubric, closed]", "goals.sensible_rubric=nethack_gold"], "rubric 'nethack_gold' has no"),
         ([*GOALS, "service.engine=none"], "goals: service.engine: got none with reward_model.name=goals, which learns"),
         ([*GOALS, f"goals.texts=[{'x' * 101}]"], "wanted one printable line of at most 100 characters"),
         ([*GOALS, "goals.texts=[leave, ' leave']"], "goals: goals.texts: got a text twice"),
