@@ -38,7 +38,7 @@ def check_label_rate(subject: Subject) -> CheckResult:
     except ValueError:  # reported by the check of the judge
         return ok("not measured: the judge has to be put right first")
     if not any(term.judges for term in subject.plan.asking.values()):
-        return ok("not measured: the language model labels nothing, it is asked about goals")
+        return ok("not measured: the language model labels nothing, it writes goals or is asked about them")
     service = replace(subject.plan.service, store="memory", host="127.0.0.1", port=0)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         if service.model == "smollm2":

@@ -66,7 +66,7 @@ def check_judge(subject: Subject) -> list[CheckResult]:
         advice = advice if "model" in str(error) else "correct the service.* keys"
         return [failed(f"service.engine={service.engine}: {error}", advice)]
     encoder = [_check_encoder(service.encoder)] if subject.plan.embeds else []
-    if not subject.plan.judges:
+    if service.engine == "none":
         return encoder
     if service.engine == "openai":
         return [_check_endpoint(subject), *encoder]
@@ -99,7 +99,7 @@ def _check_encoder(encoder: str) -> CheckResult:
         return warning(str(error), DOWNLOAD.format(encoder))
     except ValueError as error:
         return failed(f"service.encoder={encoder}: {error}", "correct service.encoder, or take service.encoder=minilm")
-    return ok(f"no language model; sentence encoder {encoder} in {folder}")
+    return ok(f"sentence encoder {encoder} in {folder}")
 
 
 def _check_vllm(setting: str) -> CheckResult:
@@ -143,7 +143,22 @@ def _named(rubrics: Sequence[Rubric]) -> str:
 
 
 def check_service(subject: Subject) -> list[CheckResult]:
-    """Each service of `annotator.address`: reachable with the run's TLS files and token, of its rubric, answering."""
+    """Each service of `annotator.address`: reachable with the run's TLS files and token, of its rubric, answering. That
+    of `writer.address`: reachable."""
+    return [*_check_judges(subject), *_check_writer(subject)]
+
+
+def _check_writer(subject: Subject) -> list[CheckResult]:
+    address = subject.config.writer.address
+    if not address or not subject.plan.writes:
+        return []
+    if problem := unreachable(address):
+        advice = "start a service with a language model there (`delphi serve`), or correct writer.address; without it a"
+        return [failed(f"writer.address={address}: {problem}", f"{advice} run has only the goals that are not written")]
+    return [ok(f"writer.address={address}: a connection can be made")]
+
+
+def _check_judges(subject: Subject) -> list[CheckResult]:
     settings = subject.config.annotator
     if not subject.plan.asks_judge or not settings.address:
         return [ok("the run starts its own" if subject.plan.asks_judge else "none is needed")]

@@ -120,3 +120,20 @@ def test_vllm_without_vllm(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 1
     assert "has no vLLM" in results["vllm"][0]["found"]
     assert "make vllm" in results["vllm"][0]["advice"]
+
+
+WRITES = ("reward_model.name=none", "goals.sources=[rubric, vary]", "goals.achieved_by=similarity")
+
+
+def test_a_model_that_only_writes_goals_is_looked_at_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, results = examine(capsys, *MODEL, *WRITES, f"service.model={tmp_path / 'absent'}")
+    assert code == 1
+    assert "absent' does not exist" in results["judge"][0]["found"]
+
+
+def test_a_writer_where_nothing_listens(capsys: pytest.CaptureFixture[str]) -> None:
+    code, results = examine(capsys, *WRITES, "writer.address=127.0.0.1:1")
+    assert code == 1
+    assert [result["status"] for result in results["annotation service"]] == ["ok", "failed"]
+    assert results["annotation service"][1]["found"] == "writer.address=127.0.0.1:1: nothing listens there"
+    assert results["judge"][0]["found"].startswith("sentence encoder minilm in ")
