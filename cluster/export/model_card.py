@@ -32,7 +32,7 @@ A policy for {_code(env_id)}, trained by Delphi for {config["training"]["env_ste
 from learner.exported import load_policy  # pip install delphi-rl
 
 policy = load_policy("{name}")  # this folder, or its Hugging Face id
-action = policy.act(obs)  # one observation as the environment gives it; policy.reset() at an episode's start
+{_pursued(config.get("goals"))}action = policy.act(obs)  # one observation as the environment gives it; policy.reset() at an episode's start
 ```
 
 ## How it plays
@@ -49,7 +49,7 @@ environment: {_code(json.dumps(config["environment"]["options"]))}. The network 
 {observations}
 
 which `load_policy` makes of the environment's own observations. config.json has all of it.
-
+{_goals(config.get("goals"))}
 {_training(config["training"])}
 ## Limits
 
@@ -99,6 +99,19 @@ The rewards are one judge's opinions about single captions, without what came be
 over this run's captions. They say nothing about other environments, and a policy that maximises them may do so in ways
 that nobody meant.
 """
+
+
+def _pursued(goals: Sequence[str] | None) -> str:
+    """The line that gives a goal to a policy that reads one; None: it reads none."""
+    return "" if goals is None else f"policy.pursue({json.dumps(goals[0]) if goals else None})\n"
+
+
+def _goals(goals: Sequence[str] | None) -> str:
+    """What a policy that reads goals was given to pursue."""
+    if goals is None:
+        return ""
+    known = "\n".join(f"- {_code(goal)}" for goal in goals) or "It was trained without any goal so far."
+    return f"\nIt pursues one goal at a time, which `policy.pursue(goal)` sets before it acts:\n\n{known}\n"
 
 
 def _front(license_: str, tags: Sequence[str]) -> dict[str, Any]:

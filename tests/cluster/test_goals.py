@@ -198,7 +198,9 @@ def test_an_exported_policy_pursues_the_goal_that_it_is_told(
     assert export([str(trained[0]), "--policy", "--out", str(tmp_path / "out"), *form]) == 0
     policy = load_policy(tmp_path / "out")
     assert policy.goals == TEXTS
-    assert f"- `{TEXTS[2]}`" in (tmp_path / "out/README.md").read_text()
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"- `{TEXTS[2]}`" in card
+    assert f'policy.pursue("{TEXTS[0]}")\naction = policy.act(obs)' in card
     obs = {"message": np.zeros(64, np.uint8), "position": np.eye(6, dtype=np.float32)[0]}
     with pytest.raises(ValueError, match="this policy reads a goal: wanted pursue"):
         policy.act(obs)
