@@ -68,7 +68,6 @@ def _goals_of(run: str) -> list[dict[str, Any]]:
 def _print(goals: Sequence[Mapping[str, Any]]) -> None:
     from rich import box
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     from cluster.goals.facts import goal_row
@@ -83,8 +82,8 @@ def _print(goals: Sequence[Mapping[str, Any]]) -> None:
         width = MIN_WIDTH if name == "Goal" else None
         table.add_column(name, justify="left" if is_text else "right", overflow="fold", min_width=width)
     for row in rows:
-        table.add_row(*map(escape, row.values()))
-    Console().print(table)
+        table.add_row(*row.values())
+    Console(markup=False, emoji=False).print(table)
 
 
 if __name__ == "__main__":

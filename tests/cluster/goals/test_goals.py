@@ -12,7 +12,7 @@ from cluster.verbs.audit import main as audit
 from tests.cluster.report.small_run import trained
 from tests.refusals import assert_refused
 
-GOALS = ("find the treasure", "<b>eat | the `dog`</b>")
+GOALS = ("find the treasure", "<b>eat | the `dog` [red] :dog:</b>")
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,7 @@ def test_every_goal_is_listed_with_what_it_paid(run: Path, capsys: pytest.Captur
 def test_the_table_can_be_sorted_and_shows_texts_as_they_are(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run), "--sort", "paid"]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert all(any(part in line for line in lines) for part in ("[red]", ":dog:"))
     first, second = (next(n for n, line in enumerate(lines) if text.split()[0] in line) for text in GOALS)
     assert first < second
 
