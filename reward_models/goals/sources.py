@@ -1,7 +1,7 @@
 """`WrittenGoals`: what a language model is asked to write so that the run gets goals, source by source.
 
     suggest     for each described state, most frequent first: what could be done in it (ELLM, Du et al. 2023)
-    decompose   once: the steps of the task, a plan if `goals.ordered` (Words as Beacons, Pourchot et al. 2024)
+    decompose   once: the steps of the task, a plan if `goals.ordered` (Words as Beacons, Ruiz-Gonzalez et al. 2024)
     relabel     of the newest accomplishments, each shown once: what was achieved (LMA3, Colas et al. 2023); by
                 similarity alone, of all new items
     compose     when another goal is mastered: a chain of mastered goals as one (LMA3)
