@@ -20,7 +20,7 @@ from cluster.plan import TermPlan, build_model, embedding_goals, plan_run
 from cluster.run.directory import RunDirectory
 from cluster.run.evaluation import load_subject, policy_net
 from cluster.run.provenance import packages
-from cluster.run.rubric_record import hashes_by_setting
+from cluster.run.rubric_record import hashes_by_setting, rubric_setting
 from configs.reward_schema import MAIN_TERM
 from configs.schema import RunConfig
 from configs.terms import resolved_terms
@@ -124,9 +124,9 @@ def _training_facts(run: RunDirectory, config: RunConfig, env_steps: int) -> dic
         "versions": start.get("packages") or packages(),
         "learner": asdict(config.learner),
         "reward": asdict(config.reward),
-        **_judge_facts(plan.main, hashes.get("annotator.rubric")),
+        **_judge_facts(plan.main, hashes.get(rubric_setting(MAIN_TERM))),
         "terms": {
-            name: asdict(term) | _judge_facts(plan.terms[name], hashes.get(f"terms.{name}.rubric"))
+            name: asdict(term) | _judge_facts(plan.terms[name], hashes.get(rubric_setting(name)))
             for name, term in resolved_terms(config).items()
             if name != MAIN_TERM
         },

@@ -7,9 +7,8 @@ no longer the run's is said to be another one.
 from typing import Any
 
 from cluster.report.reading import RunRecord
-from cluster.run.rubric_record import hashes_by_setting
+from cluster.run.rubric_record import hashes_by_setting, rubric_setting
 from configs.reward_schema import MAIN_TERM
-from configs.terms import resolved_terms, term_runs
 
 ITEM = "\ue000"
 """Stands for the item; a private character, which no rubric holds."""
@@ -23,9 +22,11 @@ def prompt_template(run: RunRecord, term: str = MAIN_TERM) -> dict[str, Any]:
     from llm_server.rubrics.rubric import MAX_PARTS
     from reward_models.interface import Asks
 
-    config = term_runs(run.config)[term]
     try:
-        plan = plan_run(config).main
+        plan = plan_run(run.config).terms[term]
+        config = plan.config
+        if plan.asks is Asks.GOALS and not plan.judges:
+            return {"notes": ["No prompt: an encoder compared items with goals, and no judge was asked about them."]}
         if plan.asks is Asks.EMBEDDINGS:
             goals = "; ".join(embedding_goals(config))
             return {"notes": [f"No prompt: an encoder compared the caption with these goals: {goals}"]}
@@ -46,8 +47,9 @@ def prompt_template(run: RunRecord, term: str = MAIN_TERM) -> dict[str, Any]:
     else:
         question, shown = rubric.question(), ITEM
         if rubric.about_label:
-            about = resolved_terms(run.config)[term].about
-            shown = rubric.about_text(rubric.item_text(about.encode()) or "", ITEM)
+            shown = rubric.about_text(rubric.item_text(plan.any_about.encode()) or "", ITEM)
+            if plan.asks is Asks.GOALS:
+                notes.append(f"The judge was asked about each of an item's nearest goals, not “{plan.any_about}”.")
     if question.style == "chat":
         notes.append("A conversation: the model's own chat template joins the turns.")
         turns = "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in question.chat_messages(shown))
@@ -80,5 +82,5 @@ def _hash_on_record(run: RunRecord, term: str) -> str | None:
     if found := run.learnt.of(term).judge.get("rubric_hash"):
         return str(found)
     started = next((str(start["rubric_hash"]) for start in reversed(run.starts) if start.get("rubric_hash")), None)
-    found = hashes_by_setting(started).get("annotator.rubric" if term == MAIN_TERM else f"terms.{term}.rubric")
+    found = hashes_by_setting(started).get(rubric_setting(term))
     return found.split("/")[0] if found else None

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from cluster.plan import SENSIBLE
 from configs.checks import ConfigError
-from configs.goal_schema import GOAL_TERM
+from configs.reward_schema import MAIN_TERM
+from configs.terms import setting_of
 
 
 def rubrics_before(run_dir: Path) -> dict[str, str]:
@@ -24,8 +25,13 @@ def rubrics_before(run_dir: Path) -> dict[str, str]:
 def hashes_by_setting(rubric_hash: str | None) -> dict[str, str]:
     """What `cluster.plan.check_rubrics` returns, by the setting that names the rubric."""
     named = [found.rpartition("=") for found in (rubric_hash or "").split()]
-    keys = {"": "annotator.rubric", GOAL_TERM: "goals.rubric", SENSIBLE: "goals.sensible_rubric"}
-    return {keys.get(name, f"terms.{name}.rubric"): found for name, _, found in named}
+    return {rubric_setting(name or MAIN_TERM): found for name, _, found in named}
+
+
+def rubric_setting(term: str) -> str:
+    """The setting that names a term's rubric, or with SENSIBLE that of goals in states."""
+    keys = {MAIN_TERM: "annotator.rubric", SENSIBLE: "goals.sensible_rubric"}
+    return keys.get(term) or f"{setting_of(term)}.rubric"
 
 
 def refuse_edited(run_dir: Path, hashes: dict[str, str], before: dict[str, str]) -> None:
