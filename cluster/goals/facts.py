@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from actors.goals.sheet import goals_in
 from configs.schema import RunConfig
 from learner.reward.paid import paid_rewards
 from reward_models.goals.book import NONE, GoalBook
-from reward_models.goals.masks import numbers_of
 from reward_models.goals.statistics import GoalStatistics
 from reward_models.goals.weights import payments, relevance
 
@@ -36,7 +36,7 @@ def goal_facts(config: RunConfig, state: Mapping[str, Any]) -> list[dict[str, An
     if config.goals.relevance == "learned" and goals["task"] is not None and len(book):
         relevances = relevance(book.vectors, goals["task"], statistics)
     weights, totals, rates = payments(book.active(), relevances), statistics.totals, statistics.success_rates
-    suggested = numbers_of(np.asarray(goals["suggestions"]["masks"]))  # by state
+    suggested = goals_in(goals["suggestions"]["masks"]).sum(axis=0)
     sums = state["learner"]["rewards"].get("paid_goals")
     paid = paid_rewards(sums) if sums else {}
     known = book.goals
@@ -53,7 +53,7 @@ def goal_facts(config: RunConfig, state: Mapping[str, Any]) -> list[dict[str, An
             "parent": text_of(goal.parent),
             "is_active": goal.is_active,
             "is_copy": goal.is_copy,
-            "suggested": sum(mask >> index & 1 for mask in suggested),
+            "suggested": int(suggested[index]),
             "tries": int(statistics.tries[index]),
             "achieved": int(totals["achieved"][index]),
             "in_successes": int(totals["achieved_in_successes"][index]),
