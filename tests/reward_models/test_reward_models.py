@@ -47,7 +47,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-FEW = {"steps_per_turn": 5, "patience": 2, "batch_size": 8, "learning_rate": 3e-3}
+FEW = {"steps_per_turn": 5, "patience": 6, "batch_size": 8}
 MODELS = {
     "retrieval": RewardModelConfig(name="retrieval"),
     "retrieval soft": RewardModelConfig(name="retrieval", output="soft"),
