@@ -75,7 +75,10 @@ def test_goals_need_a_language_model_where_it_judges_or_writes(
         ([*GOALS, "goals.rubric=nethack_combt"], "goals: no rubric 'nethack_combt'"),
         ([*GOALS, "goals.achieved_by=judged"], "goals: rubric 'nethack_progress' has no about_label"),
         ([*GOALS, "goals.rubric=minihack_subgoal"], "goals: rubric 'minihack_subgoal' judges every item about some"),
-        ([*SUGGESTED, "goals.sources=[rubric, closed]", "goals.sensible_rubric=nethack_gold"], "rubric 'nethack_gold' has no"),
+        (
+            [*SUGGESTED, "goals.sources=[rubric, closed]", "goals.sensible_rubric=nethack_gold"],
+            "rubric 'nethack_gold' has no",
+        ),
         ([*GOALS, "service.engine=none"], "goals: service.engine: got none with reward_model.name=goals, which learns"),
         ([*GOALS, f"goals.texts=[{'x' * 101}]"], "wanted one printable line of at most 100 characters"),
         ([*GOALS, "goals.texts=[leave, ' leave']"], "goals: goals.texts: got a text twice"),
