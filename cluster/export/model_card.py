@@ -23,6 +23,7 @@ def policy_card(name: str, license_: str, config: Mapping[str, Any], evaluation:
     observations = "\n".join(
         f"| `{entry}` | {spec['shape']} | {spec['dtype']} |" for entry, spec in config["observations"].items()
     )
+    pursued = _pursued(config.get("goals"))
     return f"""{_as_front_matter(front)}
 # {name}
 
@@ -32,7 +33,7 @@ A policy for {_code(env_id)}, trained by Delphi for {config["training"]["env_ste
 from learner.exported import load_policy  # pip install delphi-rl
 
 policy = load_policy("{name}")  # this folder, or its Hugging Face id
-{_pursued(config.get("goals"))}action = policy.act(obs)  # one observation as the environment gives it; policy.reset() at an episode's start
+{pursued}action = policy.act(obs)  # one observation as the environment gives it; policy.reset() at an episode's start
 ```
 
 ## How it plays
