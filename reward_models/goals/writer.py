@@ -31,6 +31,8 @@ from reward_models.goals.sources import Question
 
 LOG = logging.getLogger(__name__)
 IDLE_S = 0.1
+FAILURE_PAUSE_S = 10.0
+"""After an error of the writer's own, which would fill the log if it recurred at once."""
 CLOSE_BUDGET_S = 1.5
 NOTICE_AFTER = 20
 """Unusable writings in a row."""
@@ -144,6 +146,7 @@ class GoalWriter:
             except Exception:
                 is_busy = False
                 LOG.exception("a turn of the goal writer failed; training goes on with the goals that there are")
+                self._stop.wait(FAILURE_PAUSE_S)
             self._stop.wait(0.0 if is_busy else IDLE_S)
 
     def _embed(self) -> bool:

@@ -375,6 +375,23 @@ def test_a_killed_writer_is_asked_again_and_nothing_is_lost(make: Make, service:
     assert len(run.suggested()) == 3
 
 
+def test_an_error_of_the_writers_own_is_told_and_does_not_recur_at_once(
+    make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make("config", texts=["leave"])
+    tries: list[int] = []
+
+    def broken() -> None:
+        tries.append(1)
+        raise IndexError("a bug")
+
+    monkeypatch.setattr(run.goals, "publish", broken)
+    run.writer.start()
+    until(lambda: "a turn of the goal writer failed" in caplog.text)
+    time.sleep(0.05)
+    assert len(tries) == 1
+
+
 def test_the_writers_rate_is_bounded_and_closing_does_not_wait_for_one_that_hangs(
     make: Make, service: Scripted
 ) -> None:
