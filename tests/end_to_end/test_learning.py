@@ -79,8 +79,8 @@ def test_the_judge_is_why_a_sparse_task_is_solved(seed: int, tmp_path: Path) -> 
     ids=["classification", "ranking"],
 )
 def test_networks_trained_beside_the_learner_solve_it_too(model: list[str], tmp_path: Path) -> None:
-    training = ["reward_model.steps_per_turn=4", "reward_model.batch_size=32"]
-    summary = train(tmp_path / "run", "seed=1", "total_env_steps=20000", script(ADVANCES), *model, *training)
+    training = ["reward_model.steps_per_turn=10", "reward_model.batch_size=16"]
+    summary = train(tmp_path / "run", "seed=1", "total_env_steps=16640", script(ADVANCES), *model, *training)
     assert summary["episode_return_extrinsic_mean"] > 0.9
     rewarded = {caption["text"] for caption in summary["top_rewarded"][: len(ADVANCES) - 1]}
     assert rewarded == set(ADVANCES) - {ADVANCES[-1]}
