@@ -72,7 +72,7 @@ def auc(above: list[float], below: list[float]) -> float:
 def test_what_a_goal_is_about_ranks_higher_under_it_than_under_another(goal, other, judged):
     about_gold, about_combat = gold_and_combat()
     wanted, unwanted = (about_gold, about_combat) if goal == "nethack_gold" else (about_combat, about_gold)
-    assert min(len(wanted), len(unwanted)) >= 10
+    assert min(len(wanted), len(unwanted)) >= 8
     under_goal, under_other = judged(goal)[0], judged(other)[0]
     assert auc([under_goal[text] for text in wanted], [under_goal[text] for text in unwanted]) >= 0.9
     assert auc([under_other[text] for text in wanted], [under_other[text] for text in unwanted]) <= 0.1
