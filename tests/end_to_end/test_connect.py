@@ -73,7 +73,7 @@ def test_a_submitted_job_that_is_stopped_half_way_continues_when_it_is_submitted
     )  # in time for the last checkpoint, which Ray's three seconds are not
     assert not stopped["finished"]
     assert stopped["env_steps"] >= 1_000
-    goal = stopped["env_steps"] + 2_000
+    goal = stopped["env_steps"] + 6_000  # in which the second replica comes up, too
     output = submit(cluster, run_dir, goal, "cluster.service_replicas=2")  # which speak TLS here, and want a token
     assert "continues (epoch 2)" in output
     assert (
