@@ -61,7 +61,9 @@ class TransformersEngine:
         self._head = self._model.get_output_embeddings()
         self._prompt = partial(PromptTokens, self._tokenizer, model=self.model, context=context)
         self._turns = Turns()
-        self._sampler = Sampler(self._model, self._tokenizer, name=self.model, context=context, turns=self._turns)
+        self._make_sampler = partial(
+            Sampler, self._model, self._tokenizer, name=self.model, context=context, turns=self._turns
+        )
         self._take(rubric)
 
     def under(self, rubric: Rubric) -> "TransformersEngine":
@@ -71,6 +73,7 @@ class TransformersEngine:
         return other
 
     def _take(self, rubric: Rubric) -> None:
+        self._sampler = self._make_sampler()  # its own, because it is closed with this engine
         self._rubric = rubric
         self._single = self._prepared(self._prompt(rubric.question()))
         self._pair_prompt = self._prompt(rubric.pair_question()) if rubric.pairs else None

@@ -17,6 +17,8 @@ GOALS = ("combat", "gold", "descend", "explore")
 COMPLETION = ["minigrid_progress", "minihack_progress", "nethack_progress", *(f"nethack_{goal}" for goal in GOALS)]
 ABOUT = ["history_relevance", "minigrid_answers", "minigrid_subgoal", "minihack_subgoal", "zero_shot_yes"]
 """Completion rubrics that judge items about a second text."""
+FOR_LARGE_MODELS = ["sensible_goal"]
+"""Chat rubrics about a second text; theta is the one that was published, 0.5."""
 STATES = ["minihack_prospects"]
 """Completion rubrics for described states."""
 CHOSEN_ON_A_PART = [name for name in COMPLETION if name != "nethack_progress"]
@@ -40,7 +42,7 @@ def texts_shown(rubric: Rubric) -> set[str]:
 
 def test_every_goal_has_a_rubric_for_small_models_for_instruct_models_and_for_those_that_think_aloud():
     of_goals = [f"{name}{style}" for name in COMPLETION for style in ("", "_chat", "_chat_thinking")]
-    assert built_in_rubrics() == sorted(of_goals + ABOUT + STATES)
+    assert built_in_rubrics() == sorted(of_goals + ABOUT + STATES + FOR_LARGE_MODELS)
     for name in COMPLETION:
         assert load_rubric(name).style == "completion"
         assert load_rubric(f"{name}_chat").style == load_rubric(f"{name}_chat_thinking").style == "chat"
@@ -54,7 +56,7 @@ def test_it_can_be_calibrated_on_what_it_does_not_show(name):
     answered = {example.kind if rubric.answers else example.positive for example in rubric.examples}
     wanted = {graded.word for graded in rubric.answers} or {True, False}
     assert answered == (set() if name == "zero_shot_yes" else wanted)
-    assert rubric.calibration.items
+    assert bool(rubric.calibration.items) == (name not in FOR_LARGE_MODELS)
     assert not texts_shown(rubric) & {*rubric.calibration.items, *rubric.calibration.positives}
 
 
@@ -70,8 +72,8 @@ def test_one_that_extends_another_holds_only_differences(name):
 @pytest.mark.parametrize("name", built_in_rubrics())
 def test_its_answers_are_single_tokens_where_they_stand(name, tokenizer):
     rubric = load_rubric(name)
-    assert (rubric.pairs is None) == (name in ABOUT + STATES)
-    assert bool(rubric.about_label) == (name in ABOUT)
+    assert (rubric.pairs is None) == (name in ABOUT + STATES + FOR_LARGE_MODELS)
+    assert bool(rubric.about_label) == (name in ABOUT + FOR_LARGE_MODELS)
     for question in (rubric.question(), *([rubric.pair_question()] if rubric.pairs else [])):
         prompt = PromptTokens(tokenizer, question, model="smollm2", max_text_tokens=512, context=2048)
         assert len(set(prompt.answers)) == len(question.answers)

@@ -18,45 +18,57 @@ STATE = "Healthy. On the first level. A closed door."
 WAIT_S = 120.0
 
 
-def test_the_same_seed_writes_the_same_whatever_is_written_with_it_and_another_seed_something_else(smollm2):
+@pytest.fixture
+def writer(smollm2, rubric):
+    """The shared model, as no other test closes it."""
+    return smollm2.under(rubric)
+
+
+def test_closing_one_rubrics_engine_ends_no_other_ones_writing(writer, rubric):
+    writer.under(rubric).close()
+    (written,) = writer.write(dataclasses.replace(BRIEF, max_tokens=2), STATE, [1])
+    assert written.tokens
+
+
+def test_the_same_seed_writes_the_same_whatever_is_written_with_it_and_another_seed_something_else(writer):
     warm = dataclasses.replace(BRIEF, temperature=1.0, max_tokens=12)
-    alone = smollm2.write(warm, STATE, [5])
-    together = smollm2.write(warm, STATE, [1, 5, *range(10, 18)])
+    alone = writer.write(warm, STATE, [5])
+    together = writer.write(warm, STATE, [1, 5, *range(10, 18)])
     assert together[1] == alone[0]
     assert len({written.text for written in together}) > 5
     assert all(0 < written.tokens <= 12 and "\n" not in written.text for written in together)
 
 
-def test_without_temperature_the_likeliest_tokens_are_written_as_a_plain_loop_does(smollm2):
+def test_without_temperature_the_likeliest_tokens_are_written_as_a_plain_loop_does(writer):
     brief = dataclasses.replace(BRIEF, temperature=0.0, max_tokens=8)
-    (written,) = smollm2.write(brief, STATE, [1])
+    (written,) = writer.write(brief, STATE, [1])
     before, after = brief.question("completion").completion_prompt()
-    tokenizer, model = smollm2._tokenizer, smollm2._model
+    tokenizer, model = writer._tokenizer, writer._model
     tokens = tokenizer(f"{before} {STATE}{after}", return_tensors="pt")
     said = model.generate(**tokens, max_new_tokens=8, do_sample=False)[0, tokens["input_ids"].shape[1] :]
     assert tokenizer.decode(said).split("\n")[0] == written.text
     assert "door" in parsed_answer(brief, written.text, is_cut=written.is_cut)
 
 
-def test_a_text_that_is_longer_than_the_model_reads_is_not_asked(smollm2):
+def test_a_text_that_is_longer_than_the_model_reads_is_not_asked(writer):
     brief = load_brief("relabel_goals")
-    assert smollm2.write(brief, "- x" + "\n- \u0130\u2126" * 6000, [1]) == [("", 0, False)]
+    assert writer.write(brief, "- x" + "\n- \u0130\u2126" * 6000, [1]) == [("", 0, False)]
 
 
-def test_a_judgement_that_is_asked_during_a_writing_waits_for_one_slice(smollm2):
+def test_a_judgement_that_is_asked_during_a_writing_waits_for_one_slice(writer):
     long = dataclasses.replace(BRIEF, temperature=1.5, max_tokens=3 * SLICE_TOKENS)
-    smollm2.write(dataclasses.replace(long, max_tokens=1), STATE, [1])  # its prefix is computed
+    writer.write(dataclasses.replace(long, max_tokens=1), STATE, [1])  # its prefix is computed
 
     def waited_s():
         began = time.monotonic()
-        smollm2.score([PROBE])
+        writer.score([PROBE])
         return time.monotonic() - began
 
     alone_s = max(waited_s() for _ in range(3))
-    writer = threading.Thread(target=smollm2.write, args=(long, STATE, range(2)))
-    writer.start()
-    waits = [waited_s() for _ in range(3) if writer.is_alive()]
-    writer.join(WAIT_S)
+    thread = threading.Thread(target=writer.write, args=(long, STATE, range(2)))
+    thread.start()
+    waits = [waited_s() for _ in range(3) if thread.is_alive()]
+    thread.join(WAIT_S)
     # What a judgement takes on this machine is added, because it may be busy.
     assert waits
     assert min(waits) < 0.5 + 2 * alone_s
