@@ -50,16 +50,16 @@ def _sweep(arguments: argparse.Namespace) -> int:
     whole = read_sweep(file)
     sweep = selected(whole, arguments.tasks or [], arguments.arms or [], arguments.seeds)
     runs = list(sweep.runs(out))
+    for recorded in map(Path, arguments.recorded or []):
+        taken, others = take_over(recorded, runs, sweep)
+        _say(f"{taken} runs are taken over from {recorded}")
+        if others:
+            _say(f"{len(others)} of its runs have other settings here and are not, {others[0]} for one")
     if arguments.list:
         for run in runs:
             print(f"{'done' if is_done(run, sweep) else 'to do'}  {run.place}")
         return 0
     with _entered(out, starts_cluster=not arguments.address) as sessions, StopRequest(_say) as stop:
-        for recorded in map(Path, arguments.recorded or []):
-            taken, others = take_over(recorded, runs, sweep)
-            _say(f"{taken} runs are taken over from {recorded}")
-            if others:
-                _say(f"{len(others)} of its runs have other settings here and are not, {others[0]} for one")
         left = [run for run in runs if not is_done(run, sweep)]
         _say(f"{len(runs)} runs in {out}: {len(runs) - len(left)} done, {len(left)} to do")
         if file.absolute() != (out / SWEEP_FILE).absolute():
