@@ -41,8 +41,11 @@ def take_over(results: Path, runs: Iterable[PlannedRun], sweep: Sweep) -> tuple[
             others.append(run.place)
             continue
         file = figures_file(run)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(figures) + "\n")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, json.dumps(figures) + "\n")
+        except OSError as error:
+            raise ConfigError(f"--out: cannot write {file}: {error.strerror}; choose another --out") from None
         taken += 1
     return taken, others
 

@@ -118,6 +118,13 @@ def test_a_file_that_records_no_such_runs_is_refused(done: tuple[PlannedRun, Swe
         take_over(file, [done[0]], done[1])
 
 
+def test_a_folder_that_cannot_be_written_is_named(done: tuple[PlannedRun, Sweep]) -> None:
+    file = recorded(done)
+    Path(f"{done[0].config.run_dir}.figures.json").mkdir()
+    with pytest.raises(ConfigError, match=r"--out: cannot write .*figures\.json: .*; choose another --out"):
+        take_over(file, [done[0]], done[1])
+
+
 def test_settings_of_an_experiment_are_those_that_differ_from_the_defaults() -> None:
     config = load_config(layers=[{"seed": 7, "cluster.mode": "inline", "learner.learning_rate": 0.5}])
     assert experiment_settings(config) == {"seed": 7, "learner.learning_rate": 0.5}
