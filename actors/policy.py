@@ -45,11 +45,8 @@ class PolicyNet(nn.Module):
         super().__init__()
         self._reuses = config.reuse_crops
         self._previous = previous_step_entries(spec.num_actions, config)
-        missing, fix = (
-            [name for name in self._previous if name not in spec.observations],
-            "make the environment with this policy",
-        )
-        if missing:
+        fix = "make the environment with this policy"
+        if missing := [name for name in self._previous if name not in spec.observations]:
             raise ValueError(f"policy.{missing[0]} is true, but the observations have no such entry: {fix}")
         if config.reads_goal and spec.observations.get(GOAL) != GOAL_SPEC:
             raise ValueError(f"policy.reads_goal is true, but the observations have no {GOAL!r}: {fix}")

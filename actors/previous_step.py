@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from actors.environments.vector import ArraySpec, VectorEnvironment, VectorStep
+from actors.environments.vector import ArraySpec, ExtendedEnvironment, VectorEnvironment, VectorStep
 from configs.schema import PolicyConfig
 
 ACTION, REWARD = "previous_action", "previous_reward"
@@ -38,20 +38,13 @@ def encode_previous_step(name: str, spec: ArraySpec, array: Tensor) -> Tensor:
     return array.clamp(-1, 1)
 
 
-class PreviousStepEnvironment:
+class PreviousStepEnvironment(ExtendedEnvironment):
     """Wraps a vector environment and adds these entries to its observations."""
 
     def __init__(self, env: VectorEnvironment, config: PolicyConfig) -> None:
         """Raises ValueError if the environment already has entries of these names."""
-        self._env, self.num_envs = env, env.num_envs
-        self.take_errors, self.take_notices, self.close = env.take_errors, env.take_notices, env.close
-        self.action_names = env.action_names
-        self.interface = env.interface
         self._specs = previous_step_entries(env.spec.num_actions, config)
-        if taken := sorted(set(self._specs) & set(env.spec.observations)):
-            wanted = f"leave policy.{' and policy.'.join(taken)} false"
-            raise ValueError(f"the environment observes {', '.join(taken)} itself; {wanted}")
-        self.spec = replace(env.spec, observations=env.spec.observations | self._specs)
+        super().__init__(env, self._specs, [f"policy.{name}" for name in self._specs])
         self._entries = self._make_entries()
 
     def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
@@ -62,8 +55,7 @@ class PreviousStepEnvironment:
 
     def step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None = None) -> VectorStep:
         """Take one action in each environment."""
-        theirs = None if out is None else {name: out[name] for name in self._env.spec.observations}
-        step = self._env.step(actions, theirs)
+        step = self._step(actions, out)
         self._entries = self._make_entries() if out is None else {name: out[name] for name in self._specs}
         for name, values in ((ACTION, actions + 1), (REWARD, step.rewards)):
             if name in self._entries:
@@ -75,21 +67,6 @@ class PreviousStepEnvironment:
         for array in self._entries.values():
             array[step.terminated | step.truncated] = 0
         return replace(step, obs=step.obs | self._entries, ends=ends)
-
-    @property
-    def states(self) -> list[bytes] | None:
-        """See `VectorEnvironment`."""
-        return self._env.states
-
-    @property
-    def missions(self) -> list[bytes] | None:
-        """See `VectorEnvironment`."""
-        return self._env.missions
-
-    @property
-    def running_episodes(self) -> np.ndarray:
-        """See `VectorEnvironment`."""
-        return self._env.running_episodes
 
     def state_dict(self) -> dict[str, Any]:
         """The environment's state and the current entries."""

@@ -5,8 +5,8 @@ step are kept apart from the first observation of the next. A seed depends only 
 """
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -143,3 +143,38 @@ class VectorEnvironment(Protocol):
 
     def close(self) -> None:
         """Release engines, processes and temporary files."""
+
+
+class ExtendedEnvironment:
+    """A vector environment whose observations have further entries: what all classes that add some have in common. They
+    implement `reset`, `step`, `state_dict` and `load_state_dict`."""
+
+    def __init__(self, env: VectorEnvironment, entries: Mapping[str, ArraySpec], settings: Sequence[str]) -> None:
+        """`settings` add the `entries`. Raises ValueError if the environment already has entries of these names."""
+        self._env, self.num_envs = env, env.num_envs
+        self.take_errors, self.take_notices, self.close = env.take_errors, env.take_notices, env.close
+        self.action_names, self.interface = env.action_names, env.interface
+        if taken := sorted(entries.keys() & env.spec.observations.keys()):
+            wanted = f"leave {' and '.join(settings)} false"
+            raise ValueError(f"the environment observes {', '.join(map(repr, taken))} itself; {wanted}")
+        self.spec = replace(env.spec, observations=env.spec.observations | dict(entries))
+
+    def _step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None) -> VectorStep:
+        """Take one action in each environment, without the further entries."""
+        theirs = None if out is None else {name: out[name] for name in self._env.spec.observations}
+        return self._env.step(actions, theirs)
+
+    @property
+    def states(self) -> list[bytes] | None:
+        """See `VectorEnvironment`."""
+        return self._env.states
+
+    @property
+    def missions(self) -> list[bytes] | None:
+        """See `VectorEnvironment`."""
+        return self._env.missions
+
+    @property
+    def running_episodes(self) -> np.ndarray:
+        """See `VectorEnvironment`."""
+        return self._env.running_episodes

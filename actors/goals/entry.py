@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from actors.environments.vector import ArraySpec, VectorEnvironment, VectorStep
+from actors.environments.vector import ArraySpec, ExtendedEnvironment, VectorEnvironment, VectorStep
 from configs.goal_schema import MAX_GOALS
 
 GOAL = "goal"
@@ -27,7 +27,7 @@ class Guide(Protocol):
         """Write the goals to pursue after a step into its observations."""
 
 
-class GoalEntryEnvironment:
+class GoalEntryEnvironment(ExtendedEnvironment):
     """Wraps a vector environment and adds the entry GOAL to its observations."""
 
     guide: Guide | None = None
@@ -35,12 +35,8 @@ class GoalEntryEnvironment:
 
     def __init__(self, env: VectorEnvironment) -> None:
         """Raises ValueError if the environment already has an entry of this name."""
-        self._env, self.num_envs = env, env.num_envs
-        self.take_errors, self.take_notices, self.close = env.take_errors, env.take_notices, env.close
-        self.action_names, self.interface, self.state_dict = env.action_names, env.interface, env.state_dict
-        if GOAL in env.spec.observations:
-            raise ValueError(f"the environment observes {GOAL!r} itself; leave policy.reads_goal false")
-        self.spec = replace(env.spec, observations=env.spec.observations | {GOAL: GOAL_SPEC})
+        super().__init__(env, {GOAL: GOAL_SPEC}, ["policy.reads_goal"])
+        self.state_dict = env.state_dict
 
     def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
         """Start an episode everywhere."""
@@ -50,8 +46,7 @@ class GoalEntryEnvironment:
 
     def step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None = None) -> VectorStep:
         """Take one action in each environment."""
-        theirs = None if out is None else {name: out[name] for name in self._env.spec.observations}
-        step = self._env.step(actions, theirs)
+        step = self._step(actions, out)
         goals = self._none() if out is None else out[GOAL]
         goals[:] = 0
         ends = [replace(end, final_obs=end.final_obs | {GOAL: np.zeros((), GOAL_SPEC.dtype)}) for end in step.ends]
@@ -59,21 +54,6 @@ class GoalEntryEnvironment:
         if self.guide is not None:
             self.guide.step(self._env, actions, step)
         return step
-
-    @property
-    def states(self) -> list[bytes] | None:
-        """See `VectorEnvironment`."""
-        return self._env.states
-
-    @property
-    def missions(self) -> list[bytes] | None:
-        """See `VectorEnvironment`."""
-        return self._env.missions
-
-    @property
-    def running_episodes(self) -> np.ndarray:
-        """See `VectorEnvironment`."""
-        return self._env.running_episodes
 
     def load_state_dict(self, state: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
         """See `VectorEnvironment`."""
