@@ -33,11 +33,11 @@ class GoalSheet:
 
     def achieved_by(self, ids: np.ndarray) -> np.ndarray:
         """[N, 4] u64: the goals that items `ids` [N] u64 achieve; none for unknown ones."""
-        return _look_up(self.achieved_ids, self.achieved, ids)
+        return look_up_masks(self.achieved_ids, self.achieved, ids)
 
     def suggested_in(self, ids: np.ndarray) -> np.ndarray:
         """[N, 4] u64: the goals suggested in the states `ids` [N] u64; none in unknown ones."""
-        return _look_up(self.suggested_ids, self.suggested, ids)
+        return look_up_masks(self.suggested_ids, self.suggested, ids)
 
     def plan_of(self, goal: int) -> list[int]:
         """The goals that must be achieved in turn, up to this one. Raises ValueError for one that precedes itself."""
@@ -84,7 +84,9 @@ def mask_of(goals: np.ndarray) -> np.ndarray:
 NO_MASK = np.zeros(MAX_GOALS // 64, np.uint64)
 
 
-def _look_up(known: np.ndarray, masks: np.ndarray, ids: np.ndarray) -> np.ndarray:
+def look_up_masks(known: np.ndarray, masks: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """[N, 4] u64 of `ids` [N] u64: the row of `masks` [K, 4] where `known` [K], strictly increasing, has the id; zeros
+    for an unknown one."""
     if not len(known):
         return np.broadcast_to(NO_MASK, (*ids.shape, len(NO_MASK)))
     places = np.minimum(np.searchsorted(known, ids), len(known) - 1)
