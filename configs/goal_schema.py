@@ -61,8 +61,8 @@ class GoalsConfig:
     once: bool = True
     """A goal is paid once per episode."""
     neutralise: bool = False
-    """At an episode's success, take back what goals were paid in it, discounted to that step, so that the task's
-    optimal policy stays optimal (ELLA, Mirchandani et al. 2021)."""
+    """Where an episode succeeds and terminates, take back what goals were paid in it, discounted to that step, so that
+    the task's optimal policy stays optimal (ELLA, Mirchandani et al. 2021)."""
     relevance: str = one_of("none", "learned")
     """`learned`: a goal pays the probability that an episode in which it is achieved is a success, were there as many
     successes as failures, by a logistic model of the vectors of `task` and goal, learnt from the episodes so far (after

@@ -8,8 +8,9 @@ goal, a step earns k times the sum of w_g over the goals g that
                                                    al. 2023, arXiv 2302.06692); the `current` one of the policy
     were not paid in the episode                   with `once`
 
-With `neutralise` a successful end, step T, pays back -sum_{k <= T} b_k gamma^(k-T), with b_k what step k earned (ELLA,
-Mirchandani et al. 2021, arXiv 2103.05825): the return of an episode that succeeds is the task's own.
+With `neutralise` the end of an episode that succeeded and terminated, step T, pays back -sum_{k <= T} b_k gamma^(k-T),
+with b_k what step k earned (ELLA, Mirchandani et al. 2021, arXiv 2103.05825): its return is the task's own. Where an
+episode was truncated nothing is taken back, because to the policy it goes on.
 
 Invariant: a step whose item is unknown earns nothing and achieves nothing; which goals a step is paid for depends on
 what the newest table and goals say of its own item and state, and of those of the episode's earlier steps at the time.
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.goals.sheet import look_up_masks
 from actors.rollout import Rollout
 from configs.goal_schema import MAX_GOALS, GoalsConfig
 from configs.reward_schema import TermConfig
@@ -101,11 +103,9 @@ class Goals:
             return [EVERY_GOAL] * len(places)
         if self._goals.scope == "suggested":
             states = signal(rollout, "state_before").ravel()[places]
-            if goals is None or not len(goals.suggested_ids):
+            if goals is None:
                 return [0] * len(places)
-            rows = np.minimum(np.searchsorted(goals.suggested_ids, states), len(goals.suggested_ids) - 1)
-            is_known = np.equal(goals.suggested_ids[rows], states)
-            return numbers_of(np.where(is_known[:, None], goals.suggested[rows], np.uint64(0)))
+            return numbers_of(look_up_masks(goals.suggested_ids, goals.suggested, states))
         if "goal" not in rollout.obs:
             raise RuntimeError(
                 f"rollout {rollout.sequence_number} of worker {rollout.worker_id} does not say which goal was pursued,"
@@ -143,7 +143,7 @@ class Goals:
                 if earned and neutralise:
                     episode.owed, episode.at = episode.owed_at(t, gamma) + earned, t
             if place in ends and episode is not None:
-                if neutralise and (t, env) in succeeded:
+                if neutralise and rollout.terminated[t, env] and (t, env) in succeeded:
                     parts.append((t, env, TAKEN_BACK))
                     amounts.append(-episode.owed_at(t, gamma))
                 del episodes[env]

@@ -227,7 +227,7 @@ class SlowTerm:
             episode.goals |= due
         self.parts = {g: self.config.coefficient * book.weights[g] for g in due}
         episode.amounts.append(sum(self.parts.values()))
-        if settings.neutralise and _success(rollout, t, env):
+        if settings.neutralise and rollout.terminated[t, env] and _success(rollout, t, env):
             last = len(episode.amounts) - 1
             self.parts[256] = -sum(b * self.config.gamma ** (k - last) for k, b in enumerate(episode.amounts))
         return sum(self.parts.values())
