@@ -13,7 +13,7 @@ from configs.schema import RunConfig
 from learner.reward.paid import paid_rewards
 from reward_models.goals.book import NONE, GoalBook
 from reward_models.goals.statistics import GoalStatistics
-from reward_models.goals.weights import payments, relevance
+from reward_models.goals.weights import goal_weights
 
 
 def goal_facts(config: RunConfig, state: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -32,10 +32,8 @@ def goal_facts(config: RunConfig, state: Mapping[str, Any]) -> list[dict[str, An
     book, statistics = GoalBook(config.goals.merge_similarity), GoalStatistics(config.policy.reads_goal)
     book.load_state_dict(goals["book"])
     statistics.load_state_dict(goals["statistics"])
-    relevances = np.ones(len(book))
-    if config.goals.relevance == "learned" and goals["task"] is not None and len(book):
-        relevances = relevance(book.vectors, goals["task"], statistics)
-    weights, totals, rates = payments(book.active(), relevances), statistics.totals, statistics.success_rates
+    weights = goal_weights(book, statistics, goals["task"] if config.goals.relevance == "learned" else None)
+    totals, rates = statistics.totals, statistics.success_rates
     suggested = goals_in(goals["suggestions"]["masks"]).sum(axis=0)
     sums = state["learner"]["rewards"].get("paid_goals")
     paid = paid_rewards(sums) if sums else {}

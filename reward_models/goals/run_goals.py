@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from configs.goal_schema import GoalsConfig
+from configs.goal_schema import MAX_GOALS, GoalsConfig
 from llm_server.annotation import Caption
 from llm_server.annotator.caption_book import CaptionBook
 from reward_models.goals.book import NONE, Goal, GoalBook, goal_text
@@ -27,7 +27,7 @@ from reward_models.goals.published import PublishedGoals
 from reward_models.goals.sources import NO_STATE, Proposal, Question, WrittenGoals
 from reward_models.goals.statistics import GoalStatistics
 from reward_models.goals.suggestions import Suggestions
-from reward_models.goals.weights import payments, relevance, sampling_weights
+from reward_models.goals.weights import goal_weights, sampling_weights
 
 MAX_PROPOSALS = 4096
 MAX_EMBEDDED = 64
@@ -56,8 +56,8 @@ class RunGoals:
             version=(run_epoch, 0),
             texts=(),
             vectors=book.vectors,
-            weights=payments(book.active(), np.ones(0)),
-            sampling=payments(book.active(), np.ones(0)),
+            weights=np.zeros(MAX_GOALS, np.float32),
+            sampling=np.zeros(MAX_GOALS, np.float32),
             before=book.before(),
             suggested_ids=np.empty(0, np.uint64),
             suggested=np.empty((0, WORDS), np.uint64),
@@ -194,18 +194,15 @@ class RunGoals:
             if not self._is_due:
                 return
             self._is_due = False
-            is_active, vectors = self._book.active(), self._book.vectors
-            relevances = np.ones(len(vectors))
-            if self._config.relevance == "learned" and self._task is not None and len(vectors):
-                relevances = relevance(vectors, self._task, self._statistics)
+            task = self._task if self._config.relevance == "learned" else None
             ids, masks = self._suggestions.arrays()
             run_epoch, number = self.published.version
             newer = PublishedGoals(
                 version=(run_epoch, number + 1),
                 texts=tuple(goal.text for goal in self._book.goals),
-                vectors=vectors,
-                weights=payments(is_active, relevances),
-                sampling=sampling_weights(self._config.sampling, self._statistics, is_active),
+                vectors=self._book.vectors,
+                weights=goal_weights(self._book, self._statistics, task),
+                sampling=sampling_weights(self._config.sampling, self._statistics, self._book.active()),
                 before=self._book.before(),
                 suggested_ids=ids,
                 suggested=masks,

@@ -7,6 +7,7 @@ active have weight 0 in both.
 import numpy as np
 
 from configs.goal_schema import MAX_GOALS
+from reward_models.goals.book import GoalBook
 from reward_models.goals.statistics import GoalStatistics
 
 MIN_SUCCESSES = 10
@@ -60,6 +61,14 @@ def logistic(features: np.ndarray, positive: np.ndarray, negative: np.ndarray) -
             break
         scores = newer
     return 1 / (1 + np.exp(-scores))
+
+
+def goal_weights(book: GoalBook, statistics: GoalStatistics, task: np.ndarray | None) -> np.ndarray:
+    """[256] f32: what achieving each goal pays, coefficient not included: its relevance to the `task` [D], a sentence
+    vector; 1 where that is None."""
+    vectors = book.vectors
+    relevances = np.ones(len(vectors)) if task is None or not len(vectors) else relevance(vectors, task, statistics)
+    return payments(book.active(), relevances)
 
 
 def sampling_weights(sampling: str, statistics: GoalStatistics, is_active: np.ndarray) -> np.ndarray:
