@@ -14,7 +14,7 @@ from configs.annotation_schema import RewardModelConfig
 from configs.goal_schema import MAX_GOALS, GoalsConfig
 from llm_server.annotator.caption_book import CaptionBook
 from llm_server.annotator.goal_questions import GoalQuestions
-from llm_server.offline.audit import shown_by
+from llm_server.offline.audit import folded, shown_by
 from llm_server.offline.caption_file import LabelledGoal
 from llm_server.offline.judge_flags import ITEMS_PER_REQUEST, OfflineJudgeClient
 from llm_server.offline.judgement_file import caption_of
@@ -32,8 +32,8 @@ def audit_goals(
     by rule: `precision` (of captions that achieve a goal by the rule, how many are labelled with one), `recall` and
     `right_goal` (of those labelled with a goal, how many achieve any, and that very one), None where undefined. Raises
     ValueError where the file has no goals or too many."""
-    examples = {" ".join(text.casefold().split()) for text in shown_by(rubric)}
-    kept = [row for row in labelled if " ".join(row.text.casefold().split()) not in examples]
+    examples = {folded(text) for text in shown_by(rubric)}
+    kept = [row for row in labelled if folded(row.text) not in examples]
     texts = list(dict.fromkeys(row.goal for row in labelled if row.goal))
     if not 0 < len(texts) <= MAX_GOALS:
         raise ValueError(f"got {len(texts)} different goals, wanted 1 to {MAX_GOALS}")

@@ -155,8 +155,8 @@ def shown_by(rubric: Rubric) -> list[str]:
 def without_examples(labelled: Sequence[LabelledCaption], examples: Iterable[str]) -> list[LabelledCaption]:
     """The captions that are no example, alone or after what they are about, ignoring case and spacing. ValueError where
     a class is then missing."""
-    shown = {_folded(example) for example in examples}
-    kept = [c for c in labelled if shown.isdisjoint({_folded(c.text), _folded(f"{c.about} {c.text}")})]
+    shown = {folded(example) for example in examples}
+    kept = [c for c in labelled if shown.isdisjoint({folded(c.text), folded(f"{c.about} {c.text}")})]
     if len({caption.label for caption in kept}) < 2:
         raise ValueError(
             f"of {len(labelled)} labelled captions {len(kept)} are no examples of the rubric, and those are all of one"
@@ -237,7 +237,8 @@ def _ask(what: str, ask: Callable[..., list[Answer]], items: Sequence[Any], size
     return answers
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
+    """`text` without what does not tell captions apart: case and spacing."""
     return " ".join(text.casefold().split())
 
 
