@@ -29,6 +29,7 @@ from cluster.run.run_metrics import RunMetrics, with_annotation
 from cluster.run.stage_timing import StageClock
 from cluster.supervision import CAUSES, GiveUp, UpdateWatch
 from cluster.wiring import goal_sheet
+from configs.goal_schema import GOAL_TERM
 from configs.schema import RunConfig
 from configs.terms import paying_terms, resolved_terms
 from learner.checkpoint import load_latest, save_checkpoint
@@ -90,6 +91,7 @@ class TrainingLoop:
         self._latest: dict[str, Any] = {"env_steps": 0}
         self._told_at: int | None = None  # env_steps of the last metric line
         self._sheet: GoalSheet | None = None  # the newest that workers were told
+        self._told_goals: tuple[object, object] = None, None  # goals and table that it was made of
         self._restore()
         self._writer = MetricWriter(
             run.path, tensorboard=config.logging.tensorboard, run_name=run.path.name, env_steps=self.env_steps
@@ -233,7 +235,10 @@ class TrainingLoop:
 
     def _publish_goals(self, reward: PublishedReward) -> None:
         """Tell the workers of the goals in `reward`, where these are other ones than before."""
-        sheet = goal_sheet(reward)
+        told = reward.goals, reward.tables.get(GOAL_TERM)
+        if told[0] is self._told_goals[0] and told[1] is self._told_goals[1]:
+            return  # at most updates; a comparison of all goals and items would be on the learner's path
+        self._told_goals, sheet = told, goal_sheet(reward)
         if sheet is not None and (self._sheet is None or not sheet.equals(self._sheet)):
             self._sheet = sheet
             self.workers.publish_goals(sheet)
