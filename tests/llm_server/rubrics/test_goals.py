@@ -12,8 +12,8 @@ from llm_server.rubrics.loading import load_rubric
 from llm_server.service.calibration import calibrate
 
 DATA = Path(__file__).parents[1] / "data"
-MAX_PER_CLASS = 12
-"""Two dozen captions per goal keep this fast."""
+MAX_PER_CLASS = 20
+"""A few dozen captions per goal keep this fast."""
 MIN_AUC = {
     "nethack_combat": 0.9,
     "nethack_gold": 0.9,
@@ -72,7 +72,7 @@ def auc(above: list[float], below: list[float]) -> float:
 def test_what_a_goal_is_about_ranks_higher_under_it_than_under_another(goal, other, judged):
     about_gold, about_combat = gold_and_combat()
     wanted, unwanted = (about_gold, about_combat) if goal == "nethack_gold" else (about_combat, about_gold)
-    assert min(len(wanted), len(unwanted)) >= 8
+    assert min(len(wanted), len(unwanted)) >= 10
     under_goal, under_other = judged(goal)[0], judged(other)[0]
     assert auc([under_goal[text] for text in wanted], [under_goal[text] for text in unwanted]) >= 0.9
     assert auc([under_other[text] for text in wanted], [under_other[text] for text in unwanted]) <= 0.1

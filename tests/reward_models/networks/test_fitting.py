@@ -9,7 +9,6 @@ from llm_server.annotation import JudgedCaption, Judgement, Status
 from llm_server.offline.judgement_file import caption_of
 from reward_models.building import build_reward_model
 from reward_models.classification import ClassificationModel
-from reward_models.networks import fitting as fitting_module
 from reward_models.networks.caption_network import CaptionNet, tokens_of
 from reward_models.networks.fitting import Fitting, flipped, is_held_out, unflipped
 
@@ -255,27 +254,15 @@ class Flipped:
         return 0.5
 
 
-class OneNumberEach(torch.nn.Module):
-    """A network that knows its two captions by heart: what is tested is the loss."""
-
-    def __init__(self, *_: object) -> None:
-        super().__init__()
-        self.numbers = torch.nn.Parameter(torch.zeros(2))
-
-    def forward(self, texts: list[bytes], generator: torch.Generator | None = None) -> torch.Tensor:
-        return self.numbers[[int(text == b"It's a wall.") for text in texts]]
-
-
 def learnt(noise_rate: float) -> np.ndarray:
-    config = RewardModelConfig(patience=6, batch_size=1024, learning_rate=0.02)
+    config = RewardModelConfig(patience=6, batch_size=256, learning_rate=3e-4)
     fitting = Fitting((16,), 0.0, config, 1, noise_rate)
     fitting.train(Flipped(), 400)
     captions = [caption_of("You kill the newt!"), caption_of("It's a wall.")]
     return 1 / (1 + np.exp(-fitting.outputs(captions)))
 
 
-def test_a_fifth_of_flipped_labels_is_undone_by_the_correction(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fifth_of_flipped_labels_is_undone_by_the_correction() -> None:
     """Without it the network learns 0.2 + 0.6 p. Early stopping by answers with the same flips does not prevent it."""
-    monkeypatch.setattr(fitting_module, "CaptionNet", OneNumberEach)
     np.testing.assert_allclose(learnt(0.2), Flipped.CLEAN, atol=0.06)
     np.testing.assert_allclose(learnt(0.0), [0.2 + 0.6 * p for p in Flipped.CLEAN], atol=0.06)
