@@ -6,7 +6,7 @@ closing ends a request after at most one more forward pass.
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -26,6 +26,8 @@ MODULES = ("Transformer", "Pooling", "Normalize")
 MODE = "pooling_mode_"
 MAX_TOKENS = 256
 BATCH_SIZE = 64
+MAX_PADDED_TOKENS = 256
+"""Of a batch on a CPU, which computes padding as slowly as text."""
 MAX_PENDING_REQUESTS = 8
 
 
@@ -72,11 +74,11 @@ class SentenceEncoder:
             self._loaded = _load(self._config)
         asked = [position for position, text in enumerate(texts) if text is not None]
         vectors = np.full((len(texts), int(self._loaded[0].config.hidden_size)), np.nan, np.float32)
-        for start in range(0, len(asked), BATCH_SIZE):
+        tokens = _tokenize(self._loaded, [texts[position] or "" for position in asked])
+        for rows in _batches([len(one) for one in tokens], is_on_cpu=self._loaded[3].type == "cpu"):
             if self._closed.is_set():
                 raise JudgeClosedError("the encoder was closed before it answered")
-            chunk = asked[start : start + BATCH_SIZE]
-            vectors[chunk] = _encode(self._loaded, [texts[position] or "" for position in chunk])
+            vectors[[asked[row] for row in rows]] = _encode(self._loaded, [tokens[row] for row in rows])
         return vectors
 
 
@@ -129,12 +131,33 @@ def _load(config: ServiceConfig) -> tuple[Any, Any, bool, Any]:
     return model, tokenizer, takes_first, device
 
 
-def _encode(loaded: tuple[Any, Any, bool, Any], texts: Sequence[str]) -> np.ndarray:
+def _tokenize(loaded: tuple[Any, Any, bool, Any], texts: Sequence[str]) -> list[list[int]]:
+    if not texts:
+        return []
+    tokens: list[list[int]] = loaded[1](list(texts), truncation=True, max_length=MAX_TOKENS)["input_ids"]
+    return tokens
+
+
+def _batches(lengths: Sequence[int], *, is_on_cpu: bool) -> Iterator[list[int]]:
+    """Rows of texts of these lengths in tokens, short ones together, in batches of at most BATCH_SIZE and, on a CPU, at
+    most MAX_PADDED_TOKENS."""
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        is_full = is_on_cpu and (len(batch) + 1) * lengths[row] > MAX_PADDED_TOKENS
+        if batch and (is_full or len(batch) == BATCH_SIZE):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _encode(loaded: tuple[Any, Any, bool, Any], texts: Sequence[Sequence[int]]) -> np.ndarray:
+    """[N, D] f32 of `texts` in tokens."""
     import torch
 
     model, tokenizer, takes_first, device = loaded
-    settings = {"padding": True, "truncation": True, "max_length": MAX_TOKENS, "return_tensors": "pt"}
-    tokens = tokenizer(list(texts), **settings).to(device)
+    tokens = tokenizer.pad({"input_ids": [list(text) for text in texts]}, return_tensors="pt").to(device)
     with torch.no_grad():
         hidden = model(**tokens).last_hidden_state.float()  # [N, T, D]
     mask = tokens["attention_mask"][:, :, None].float()

@@ -8,13 +8,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from configs.annotation_schema import ServiceConfig
 from llm_server.engines.model_check import check_encoder_model
 from llm_server.engines.sentence_encoder import (
     BATCH_SIZE,
+    MAX_PADDED_TOKENS,
     MAX_PENDING_REQUESTS,
+    MAX_TOKENS,
     SentenceEncoder,
+    _batches,
     encoder_source,
     takes_first_token,
 )
@@ -77,8 +81,9 @@ def test_a_closed_encoder_leaves_no_request_waiting_and_takes_no_more(monkeypatc
 
     monkeypatch.setattr(
         "llm_server.engines.sentence_encoder._load",
-        lambda config: (SimpleNamespace(config=SimpleNamespace(hidden_size=384)), None, True, None),
+        lambda config: (SimpleNamespace(config=SimpleNamespace(hidden_size=384)), None, True, torch.device("cpu")),
     )
+    monkeypatch.setattr("llm_server.engines.sentence_encoder._tokenize", lambda loaded, texts: [[1] for _ in texts])
     monkeypatch.setattr("llm_server.engines.sentence_encoder._encode", slow)
     running = encoder.submit(["x"] * (BATCH_SIZE + 1))
     assert entered.wait(60)
@@ -142,3 +147,15 @@ def test_the_doctor_refuses_the_poolings_that_the_encoder_refuses(tmp_path):
         with pytest.raises(ValueError, match=r"sentence encoder '.*last' cannot be loaded .*pools by lasttoken"):
             ask()
     encoder.close()
+
+
+@pytest.mark.parametrize("is_on_cpu", [True, False])
+def test_texts_are_in_one_batch_each_short_ones_together(is_on_cpu):
+    lengths = [*np.random.default_rng(0).integers(2, MAX_TOKENS + 1, 300).tolist(), *[3] * 200]
+    batches = [*_batches(lengths, is_on_cpu=is_on_cpu)]
+    in_order = [row for batch in batches for row in batch]
+    assert sorted(in_order) == [*range(500)]
+    assert [lengths[row] for row in in_order] == sorted(lengths)
+    assert max(map(len, batches)) == BATCH_SIZE
+    padded = [len(batch) * lengths[batch[-1]] for batch in batches if len(batch) > 1]
+    assert (max(padded) <= MAX_PADDED_TOKENS) is is_on_cpu
