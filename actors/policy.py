@@ -109,7 +109,8 @@ class PolicyNet(nn.Module):
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Logits [B, A], values [B] and the next core state for one step's observations name -> [B, ...]; `caches`
         (from `make_caches`) are for consecutive steps under the same weights, without gradients."""
-        read, features = self._append_rows(self.encoder(obs, caches) if caches else self.encoder(obs), obs)
+        caches = caches or {}
+        read, features = self._append_rows(self.encoder(obs, caches) if caches else self.encoder(obs), obs, caches)
         outputs, core_state = self.core(read.unsqueeze(0), core_state, None)
         output = self._after_core(outputs, core_state, features.unsqueeze(0))
         return output.logits[0], output.values[0], output.core_state
@@ -119,7 +120,8 @@ class PolicyNet(nn.Module):
         encoder, on_cpu = self.encoder, next(self.parameters()).device.type == "cpu"
         if not (self._reuses and on_cpu and isinstance(encoder, RepeatingEncoder)):
             return {}
-        return {name: EncodingCache(max_rows) for name in encoder.repeating}
+        goal = () if self.goal_reader is None else (GOAL,)
+        return {name: EncodingCache(max_rows) for name in (*encoder.repeating, *goal)}
 
     def hold_layers_in(self, dtype: torch.dtype) -> None:
         """Keep the weights of the encoder's and the core's layers in `dtype`, to which autocast would cast them at each
@@ -151,21 +153,32 @@ class PolicyNet(nn.Module):
         self.value_mean.copy_(mean)
         self.value_scale.copy_(scale)
 
-    def _append(self, encoded: list[RepeatedRows], obs: Mapping[str, Tensor], *, reuses: bool) -> list[RepeatedRows]:
+    def _append(
+        self,
+        encoded: list[RepeatedRows],
+        obs: Mapping[str, Tensor],
+        caches: Mapping[str, EncodingCache] = {},
+        *,
+        reuses: bool,
+    ) -> list[RepeatedRows]:
         """The encoder's features, followed by those of the previous action and reward and of the goal, if observed."""
         encoded += [
             encode_rows(obs[name].unsqueeze(1), functools.partial(encode_previous_step, name, entry), reuses=reuses)
             for name, entry in self._previous.items()
         ]
         if self.goal_reader is not None:
-            encoded.append(self.goal_reader.read(obs[GOAL], reuses=reuses))
+            encoded.append(self.goal_reader.read(obs[GOAL], caches.get(GOAL), reuses=reuses))
         return encoded
 
-    def _append_rows(self, features: Tensor, obs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """`_append` to the encoder's features [N, F], as [N, features]: what the core reads, and what heads read."""
-        rows = self._append([RepeatedRows(features)], obs, reuses=False)
+    def _append_rows(
+        self, features: Tensor, obs: Mapping[str, Tensor], caches: Mapping[str, EncodingCache] = {}
+    ) -> tuple[Tensor, Tensor]:
+        """`_append` to the encoder's features [N, F], as [N, features]: what the core reads, and what heads read that
+        skip it."""
+        rows = self._append([RepeatedRows(features)], obs, caches, reuses=False)
         read = torch.cat([branch.distinct for branch in rows], -1) if len(rows) > 1 else features
-        whole = self._for_heads(read)
+        is_whole_read = self.core.kind == "none" or self.skip_head is not None
+        whole = self._for_heads(read) if is_whole_read else read
         return whole if self.core.kind == "none" else read, whole
 
     def _for_heads(self, read: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from actors.networks.repeated_rows import RepeatedRows, encode_rows
+from actors.networks.repeated_rows import EncodingCache, RepeatedRows, encode_rows
 from configs.goal_schema import GOAL_WIDTH, MAX_GOALS
 
 FEATURES = 32
@@ -43,9 +43,10 @@ class GoalReader(nn.Module):
         self.vectors.zero_()
         self.vectors[1 : len(vectors) + 1] = torch.from_numpy(np.array(vectors, np.float32))
 
-    def read(self, goals: Tensor, *, reuses: bool) -> RepeatedRows:
-        """Features [N, FEATURES] of `goals` [N]; `reuses`: see `encode_rows`."""
-        return encode_rows(goals.unsqueeze(1), self._features, reuses=reuses)
+    def read(self, goals: Tensor, cache: EncodingCache | None = None, *, reuses: bool) -> RepeatedRows:
+        """Features [N, FEATURES] of `goals` [N], from the `cache` where there is one; `reuses`: see `encode_rows`."""
+        rows = goals.unsqueeze(1)
+        return RepeatedRows(cache(rows, self._features)) if cache else encode_rows(rows, self._features, reuses=reuses)
 
     def with_products(self, read: Tensor) -> Tensor:
         """[..., F + FEATURES], features of the observation and then of goals, followed by their products."""
