@@ -5,6 +5,7 @@ environments, each with a tracker of its own, as captions have.
 - `change`: which of its sentences no longer hold, which are new, and the step's caption, for example `No longer: a
   closed door. New: an open door. Message: The door opens.` Empty where no sentence changed and no caption was shown.
 - `history`: what the episode's actions so far mostly were (`actors.action_history`).
+- `features`: no texts, but the numbers of `env.features` (`actors.features.signals`).
 
 Texts have at most 256 bytes, like captions, since rubrics and caption networks read no more. A state that is too long
 loses its last sentences; so does a change, and its caption the beginning. Case and digits are folded in captions only.
@@ -25,6 +26,7 @@ import numpy as np
 from actors.action_history import ActionHistory
 from actors.captions import MAX_CAPTION_BYTES, CaptionTracker, latest_messages, normalize, printable
 from actors.environments.vector import VectorStep
+from actors.features.signals import FEATURES, FeatureSignals
 from actors.rollout import Acknowledgement
 
 STATE, CHANGE, HISTORY = "state", "change", "history"
@@ -95,15 +97,17 @@ class Channels:
         num_envs: int = 1,
         action_names: Sequence[str] = (),
         caption_text: Callable[[bytes], str] = normalize,
+        num_features: int = 0,
     ) -> None:
         """`reads`: what terms read (`caption` has its own tracker). `caption_text`: the normalised text of a raw
-        caption. Raises ValueError for `history` without `action_names`."""
+        caption. `num_features`: F of the environments. Raises ValueError for `history` without `action_names`."""
         if HISTORY in reads and not action_names:
             got = "got none, and the environment names none itself"
             raise ValueError(f"env.action_names: {got}, wanted a word for each action: a term reads `history`")
         self._trackers = {
             name: CaptionTracker(num_envs, channel_text) for name in (STATE, CHANGE, HISTORY) if name in reads
         }
+        self._features = FeatureSignals(num_envs, num_features) if FEATURES in reads else None
         self._describes = not {STATE, CHANGE}.isdisjoint(self._trackers)
         self._num_envs = num_envs
         self._states = [b""] * num_envs  # raw, in which the next actions are taken
@@ -115,28 +119,32 @@ class Channels:
         self._notices: list[str] = []
 
     def __bool__(self) -> bool:
-        return bool(self._trackers)
+        return bool(self._trackers) or self._features is not None
 
     @property
     def state_ids(self) -> np.ndarray | None:
         """[B] u64: the states that the next actions are taken in; None where the channel `state` is not read."""
         return self._state_ids if STATE in self._trackers else None
 
-    def begin(self, states: list[bytes] | None) -> None:
-        """New episodes have begun everywhere, in these states."""
-        self.resume(states)
+    def begin(self, states: list[bytes] | None, features: np.ndarray | None = None) -> None:
+        """New episodes have begun everywhere, in these states, in words and in features [B, F]."""
+        self.resume(states, features)
+        if self._features is not None:
+            self._features.begin()
         for index in range(self._num_envs):
             self._restart(index)
 
-    def resume(self, states: list[bytes] | None) -> None:
+    def resume(self, states: list[bytes] | None, features: np.ndarray | None = None) -> None:
         """The running episodes of a loaded state go on, from these states."""
+        if self._features is not None:
+            self._features.resume(features)
         if self._describes:
             self._states = _given(states)[:]
 
     def arrays(self, num_steps: int) -> dict[str, np.ndarray]:
         """Arrays for `Rollout.signals`, of `num_steps` steps."""
         shape = num_steps, self._num_envs
-        signals: dict[str, np.ndarray] = {}
+        signals: dict[str, np.ndarray] = {} if self._features is None else self._features.arrays(num_steps)
         for name in self._trackers:
             signals |= {name: np.zeros(shape, np.uint64), f"{name}_counts": np.zeros(shape, np.int32)}
         return signals | ({STATE_BEFORE: np.zeros(shape, np.uint64)} if STATE in self._trackers else {})
@@ -149,9 +157,12 @@ class Channels:
         actions: np.ndarray,
         step: VectorStep,
         states: list[bytes] | None,
+        features: np.ndarray | None = None,
     ) -> None:
         """Write step `t` of the environments `rows`, which took `actions`, into `signals`; `states` are those that
-        they are in now, of new episodes where any has begun."""
+        they are in now, of new episodes where any has begun, and `features` [N, F] are theirs."""
+        if self._features is not None:
+            self._features.observe(signals, t, rows, step, features)
         if not self._trackers:
             return
         for name, items in self._items(rows, actions, step):
@@ -191,12 +202,15 @@ class Channels:
     def state_dict(self) -> dict[str, Any]:
         """State from which, with the environments' states, signals and reports continue exactly."""
         trackers = {name: tracker.state_dict() for name, tracker in self._trackers.items()}
-        return {**trackers, "state_ids": self._state_ids.copy(), "actions": self._history.state_dict()}
+        features = {} if self._features is None else {FEATURES: self._features.state_dict()}
+        return {**trackers, "state_ids": self._state_ids.copy(), "actions": self._history.state_dict(), **features}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`; then call `begin` or `resume`."""
         for name, tracker in self._trackers.items():
             tracker.load_state_dict(state[name])
+        if self._features is not None:
+            self._features.load_state_dict(state[FEATURES])
         self._state_ids[:] = state["state_ids"]
         self._history.load_state_dict(state["actions"])
 

@@ -57,10 +57,12 @@ class Rollout:
     environment_error: str = ""  # traceback of the first failure; its last line names the failure
     environment_notices: tuple[str, ...] = ()  # notices about the environments for the user, one line each
     signals: dict[str, np.ndarray] = field(default_factory=dict)
-    """What further terms of the reward read, [T, B] each, of the channels C that a term reads (`state`, `change`,
+    """What further terms of the reward read. [T, B] each, of the channels C that a term reads (`state`, `change`,
     `history`): `C` u64, the id of the item that action t led to, an episode's own last one included; `C_counts` i32,
     its occurrences in the running episode, this one included; `state_before` u64, the state in which action t was
-    taken. 0 is the empty text."""
+    taken. 0 is the empty text. Of a run that reads features, [T, B, F] f32 each: `features` of the state that action t
+    led to, `features_before` of the one in which it was taken, `features_start` of the one in which its episode began;
+    NaN is unknown, as all of `features` is where an environment failed."""
 
     @property
     def num_steps(self) -> int:

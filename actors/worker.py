@@ -174,7 +174,7 @@ class RolloutWorker:
             timings["inference"] += inferred - began
             rewards[t, rows], terminated[t, rows], truncated[t, rows] = step.rewards, step.terminated, step.truncated
             ids[t, rows], counts[t, rows] = self.captions.observe(step.captions, rows.start)
-            self.channels.observe(signals, t, rows, actions[t, rows], step, env.states)
+            self.channels.observe(signals, t, rows, actions[t, rows], step, env.states, env.features)
             self._returns[rows] += step.rewards
             self._lengths[rows] += 1
             if self.goals is not None:
@@ -231,7 +231,7 @@ class RolloutWorker:
         self._obs = self.env.load_state_dict(state["env"])
         if self._obs is not None:
             self.inference.load_core_state(state["core"])
-            self.channels.resume(self.env.states)
+            self.channels.resume(self.env.states, self.env.features)
             self._observe_goals(self._obs)
             self._returns[:], self._lengths[:] = state["returns"], state["lengths"]
             # Number 0 means that new episodes have begun.
@@ -246,7 +246,7 @@ class RolloutWorker:
         obs, raw_captions = self.env.reset()
         for index, raw_caption in enumerate(raw_captions):
             self.captions.restart(index, raw_caption)
-        self.channels.begin(self.env.states)
+        self.channels.begin(self.env.states, self.env.features)
         if self.goals is not None:
             self.goals.begin(self.channels.state_ids, self.env.missions)
         return self._observe_goals(obs)

@@ -6,7 +6,7 @@ is.
 
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import accumulate
@@ -24,6 +24,7 @@ from actors.environments.errors import EnvironmentFailure
 from actors.environments.factory import make_environment
 from actors.environments.split import SplitEnvironment
 from actors.environments.vector import MISSION, EnvironmentSpec, VectorEnvironment
+from actors.features.signals import FEATURES
 from actors.goals.entry import GoalEntryEnvironment
 from actors.goals.guide import GoalGuide
 from actors.goals.keeper import MISSIONS, GoalKeeper
@@ -38,6 +39,7 @@ from cluster.plan import RunPlan, TermPlan, build_model, check_rubrics, embeddin
 from cluster.run.directory import RunDirectory
 from configs.checks import ConfigError
 from configs.devices import resolve_device
+from configs.features import without_features
 from configs.goal_schema import GOAL_TERM, MAX_GOALS
 from configs.reward_schema import MAIN_TERM
 from configs.schema import EnvConfig, RunConfig
@@ -113,7 +115,8 @@ def build_guide(config: RunConfig, env: GoalEntryEnvironment, sheet: GoalSheet, 
     keeper = build_keeper(config, env, place)
     assert keeper is not None, "a policy that reads goals has sources of goals"
     keeper.take_sheet(sheet)
-    return GoalGuide(keeper, CaptionTracker(env.num_envs, _caption_text(config)), build_channels(config, env))
+    channels = build_channels(config, env, read_channels(config) - {FEATURES})
+    return GoalGuide(keeper, CaptionTracker(env.num_envs, _caption_text(config)), channels)
 
 
 def goal_sheet(reward: PublishedReward) -> GoalSheet | None:
@@ -138,14 +141,20 @@ def goal_sheet(reward: PublishedReward) -> GoalSheet | None:
     )
 
 
-def build_channels(config: RunConfig, env: VectorEnvironment | SplitEnvironment) -> Channels:
-    """The channels beside captions that terms read. Raises ValueError for `history` without names of the actions."""
-    return Channels(read_channels(config), env.num_envs, env.action_names(), _caption_text(config))
+def build_channels(
+    config: RunConfig, env: VectorEnvironment | SplitEnvironment, reads: Collection[str] | None = None
+) -> Channels:
+    """The channels beside captions that terms read (or `reads`). Raises ValueError for `history` without names of the
+    actions."""
+    reads = read_channels(config) if reads is None else reads
+    return Channels(reads, env.num_envs, env.action_names(), _caption_text(config), len(env.spec.features))
 
 
 def _read_by_terms(config: RunConfig) -> EnvConfig:
-    """The environment, with a describer only if a term reads what it says."""
-    return config.env if read_channels(config) & {STATE, CHANGE} else replace(config.env, describer="")
+    """The environment, with a describer and features only if a term reads them."""
+    reads = read_channels(config)
+    env = config.env if reads & {STATE, CHANGE} else replace(config.env, describer="")
+    return env if FEATURES in reads else without_features(env)
 
 
 def _caption_text(config: RunConfig) -> Callable[[bytes], str]:

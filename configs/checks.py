@@ -9,6 +9,7 @@ import os
 import re
 
 from configs.errors import did_you_mean
+from configs.features import check_sources
 from configs.fields import complaint, values
 from configs.goal_schema import DERIVED, GOAL_TERM, OF_STATES, SOURCES, WRITTEN
 from configs.reward_schema import MAIN_TERM
@@ -102,6 +103,10 @@ def _check_combinations(config: RunConfig) -> None:
     if model.epsilon_quantile < 0 and model.epsilon_quantile not in (-1, -2):
         wanted = "a quantile in [0, 1), -1 to use reward_model.epsilon, or -2 for the judge's theta"
         refuse("reward_model.epsilon_quantile", f", wanted {wanted}")
+    try:
+        check_sources(config.env.features, config.env.feature_names)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     _check_terms(config)
     _check_goals(config)
     _check_safeguards(config)

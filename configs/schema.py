@@ -45,6 +45,13 @@ class EnvConfig:
     action_names: list[str] = field(default_factory=list)
     """The actions in words, in their order, for terms that read `history` and for `delphi eval --player judge`; empty
     uses the environment's own names, which NetHack and MiniGrid have."""
+    features: list[str] = field(default_factory=list)
+    """Where numbers that describe a state come from, for terms that read `features`; at most 64 numbers. Any of:
+    `blstats` (NetHack, MiniHack), `minigrid` (MiniGrid, BabyAI), `obs` (the entries of an observation that is a list of
+    numbers), `info:KEY`, `module:function`, called as function(obs, info) -> mapping of names to numbers, and
+    `objects:module:function`, called as function(obs, info) -> list of objects {kind, x, y}."""
+    feature_names: list[str] = field(default_factory=list)
+    """Names of the features of `obs`, one for each entry; empty names them obs0, obs1, and so on."""
 
 
 @dataclass(frozen=True)

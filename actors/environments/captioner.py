@@ -78,8 +78,23 @@ def _from_info(info: Mapping[str, Any], key: str, captioner: str, env_id: str) -
 
 
 def function_of(setting: str, role: str, env_id: str) -> Captioner:
-    """The function `module:function` that `env.captioner` or `env.describer` (`role`) names; ValueError if it cannot be
-    called as function(obs, info)."""
+    """The function `module:function` that `env.captioner` or `env.describer` (`role`) names, checked in each call;
+    ValueError if it cannot be called as function(obs, info)."""
+    function = load_function(setting, role)
+
+    def say(obs: Any, info: Mapping[str, Any]) -> bytes:
+        try:
+            said = function(obs, info)
+        except BaseException as error:
+            fail(env_id, error, f"its {role} {setting}")
+        return _checked(said, setting, role, env_id)
+
+    return say
+
+
+def load_function(setting: str, role: str) -> Callable[[Any, Mapping[str, Any]], Any]:
+    """The function `module:function` that the setting `env.ROLE` names; ValueError if it cannot be called as
+    function(obs, info)."""
     module, _, name = setting.partition(":")
     try:
         function = getattr(importlib.import_module(module), name)
@@ -96,12 +111,4 @@ def function_of(setting: str, role: str, env_id: str) -> Captioner:
         elif isinstance(error, ModuleNotFoundError):
             why += f"; it needs {lacking(error)}: install it"
         raise ValueError(f"env.{role} {setting!r} cannot be called as function(obs, info): {why}") from error
-
-    def say(obs: Any, info: Mapping[str, Any]) -> bytes:
-        try:
-            said = function(obs, info)
-        except BaseException as error:
-            fail(env_id, error, f"its {role} {setting}")
-        return _checked(said, setting, role, env_id)
-
-    return say
+    return function

@@ -1,5 +1,5 @@
 """Any gymnasium environment with discrete actions as a vector environment; a captioner reads its captions, a describer
-its states.
+its states in words, and sources of features its states in numbers.
 
 Invariant: the step limit is enforced here and reported as `truncated` with the episode's own last observation. If the
 environment can save itself (`state_dict` / `load_state_dict` on the unwrapped one), the whole vector continues bit for
@@ -34,6 +34,7 @@ from actors.environments.protocol import (
 from actors.environments.rebuilding import RebuildingVector
 from actors.environments.vector import MISSION, EnvironmentSpec, EpisodeEnd, SeedStream, VectorStep
 from actors.environments.wrappers import lengthen, lowest, lowest_time_limit, made_in_reset, step_limit
+from actors.features.sources import FeatureReader
 from configs.errors import one_line
 from configs.schema import EnvConfig
 
@@ -73,13 +74,18 @@ class GymnasiumEnvironment(RebuildingVector):
             self._describer = make_describer(config.describer, spec.id)
             self._names = given_action_names(config.action_names, num_actions, spec.id)
             self._reader = ObservationReader(space, spec.id, text, instruction)
+            self._feature_reader = FeatureReader(config, spec.id, model, space)
+            self._name_features()
             self._can_save = all(hasattr(model.unwrapped, name) for name in ("state_dict", "load_state_dict"))
         except BaseException:
             self.close()
             raise
         observations = self._reader.specs
         self.spec = EnvironmentSpec(
-            observations=observations, num_actions=num_actions, notices=(*notices, *of_limit, *self._reader.notices)
+            observations=observations,
+            num_actions=num_actions,
+            notices=(*notices, *of_limit, *self._reader.notices),
+            features=self._feature_reader.names,
         )
         self._obs = {name: np.zeros((num_envs, *array.shape), array.dtype) for name, array in observations.items()}
         self._states = [] if self._describer is None else [b""] * num_envs
@@ -98,7 +104,7 @@ class GymnasiumEnvironment(RebuildingVector):
         if not self._is_looked_at:
             self._is_looked_at = True
             self._notices += made_in_reset(self._envs[0], self._gymnasium_spec.id)
-        self._notices += self._reader.outside_bounds(self._obs)
+        self._notices += self._reader.outside_bounds(self._obs) + self._feature_reader.take_notices()
         return self._obs, captions
 
     def step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None = None) -> VectorStep:
@@ -118,12 +124,14 @@ class GymnasiumEnvironment(RebuildingVector):
             step.rewards[i], step.terminated[i], step.captions[i] = reward, terminates, caption
             if step.states is not None:
                 step.states[i] = self._states[i]
+            if step.features is not None:
+                step.features[i] = self._features[i]
             step.truncated[i] = not terminates and (truncates or 0 < self._step_limit <= self._steps[i])
             if step.terminated[i] or step.truncated[i]:
                 last = {name: array[i].copy() for name, array in self._obs.items()}
                 end = EpisodeEnd(index=i, final_obs=last, reset_caption=self._start(i), info=_metrics(info))
                 step.ends.append(end)
-        self._notices += self._reader.outside_bounds(self._obs)
+        self._notices += self._reader.outside_bounds(self._obs) + self._feature_reader.take_notices()
         return step
 
     def action_names(self) -> tuple[str, ...]:
@@ -146,6 +154,8 @@ class GymnasiumEnvironment(RebuildingVector):
                 state["states"] = [described.decode() for described in self._states]
             if self._missions:
                 state["missions"] = [mission.decode() for mission in self._missions]
+            if self.features is not None:
+                state["features"] = self._features.copy()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
@@ -165,6 +175,12 @@ class GymnasiumEnvironment(RebuildingVector):
             self._states = [described.encode() for described in state["states"]]
         if self._missions and "missions" in state:
             self._missions = [mission.encode() for mission in state["missions"]]
+        if self.features is not None:
+            features = np.array(state["features"], np.float32)
+            if features.shape != self._features.shape:
+                number = self._features.shape[1]
+                raise ValueError(f"the saved state has {features.shape[-1]} features, env.features gives {number}")
+            self._features = features
         return self._obs
 
     def close(self) -> None:
@@ -181,9 +197,11 @@ class GymnasiumEnvironment(RebuildingVector):
         return reward, terminates, truncates, self._read(i, obs, info), info
 
     def _read(self, i: int, obs: Any, info: Mapping[str, Any]) -> bytes:
-        """The raw caption; the state of environment `i` is noted."""
+        """The raw caption; the state of environment `i` is noted, in words and in numbers."""
         if self._describer is not None:
             self._states[i] = self._describer(obs, info)
+        if self._features.size:
+            self._feature_reader.write(self._features[i], self._envs[i], obs, info)
         return self._captioner(obs, info)
 
     def _start(self, i: int) -> bytes:
@@ -195,10 +213,7 @@ class GymnasiumEnvironment(RebuildingVector):
         seed = self._seeds.seed(i, int(self._episodes[i])) % 2**31
         self._episodes[i] += 1
         self._steps[i] = 0
-        env = self._envs[i]
-        if env is None:
-            env = self._envs[i] = make_single(self._gymnasium_spec, self._config, self._camera)
-            lengthen(env, self._step_limit)
+        env = self._made(i)
         obs, info = reset_result(env.reset(seed=seed), self._gymnasium_spec.id)
         actions = discrete_actions(env, self._gymnasium_spec.id)
         if actions != self._actions:
@@ -208,6 +223,25 @@ class GymnasiumEnvironment(RebuildingVector):
         if self._missions:
             self._missions[i] = text_of(pick(obs, (MISSION,)))
         return self._read(i, obs, info)
+
+    def _name_features(self) -> None:
+        """Fix the names of the features, by an episode that is not played where they depend on a state."""
+        obs, info = None, {}
+        if self._feature_reader.needs_state:
+            obs, info = self._attempt(self._reset_for_names, lambda: self._discard(0), 0)
+        self._feature_reader.fix(obs, info)
+        self._features = np.full((self.num_envs, len(self._feature_reader.names)), np.nan, np.float32)
+
+    def _reset_for_names(self) -> tuple[Any, Mapping[str, Any]]:
+        return reset_result(self._made(0).reset(seed=self._naming_seed() % 2**31), self._gymnasium_spec.id)
+
+    def _made(self, i: int) -> gymnasium.Env:
+        """Environment `i`, made anew if it has been discarded."""
+        env = self._envs[i]
+        if env is None:
+            env = self._envs[i] = make_single(self._gymnasium_spec, self._config, self._camera)
+            lengthen(env, self._step_limit)
+        return env
 
     def _discard(self, i: int) -> None:
         """Close the environment; the next start makes a new one."""

@@ -4,6 +4,7 @@ Invariant: every failure is counted, and the first since the last report keeps i
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,17 @@ class RebuildingVector:
         self._num_failures, self._first_failure = 0, ""
         self._notices: list[str] = []
         self._states: list[bytes] = []  # of each environment; empty without a describer
+        self._features = np.zeros((num_envs, 0), np.float32)  # of each environment's current state; F is 0 without any
 
     @property
     def states(self) -> list[bytes] | None:
         """See `VectorEnvironment`."""
         return self._states or None
+
+    @property
+    def features(self) -> np.ndarray | None:
+        """See `VectorEnvironment`."""
+        return self._features if self._features.size else None
 
     @property
     def missions(self) -> list[bytes] | None:
@@ -54,7 +61,7 @@ class RebuildingVector:
         return taken
 
     def _quiet_step(self, obs: dict[str, np.ndarray]) -> VectorStep:
-        """A step without rewards, ends, captions and states, to be filled in."""
+        """A step without rewards, ends, captions, states and features, to be filled in."""
         rewards, terminated, truncated = (np.zeros(self.num_envs, dtype) for dtype in (np.float32, bool, bool))
         captions = [b""] * self.num_envs
         return VectorStep(
@@ -64,7 +71,12 @@ class RebuildingVector:
             truncated=truncated,
             captions=captions,
             states=[b""] * self.num_envs if self._states else None,
+            features=np.full_like(self._features, np.nan) if self._features.size else None,
         )
+
+    def _naming_seed(self, purpose: str = "episode") -> int:
+        """Of the episode whose first state names the features: the same in all workers of a run, and played by none."""
+        return replace(self._seeds, stream="features", worker_index=0, first_env=0).seed(0, 0, purpose)
 
     def _failure(self, what: str) -> EnvironmentFailure:
         return EnvironmentFailure(f"environment {self._gymnasium_spec.id!r} {what}")

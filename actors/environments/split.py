@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.environments.errors import EnvironmentFailure
 from actors.environments.vector import VectorEnvironment
 
 
@@ -16,14 +17,25 @@ class SplitEnvironment:
     """The methods of `VectorEnvironment` but `step`, for which there are `parts`."""
 
     def __init__(self, parts: Sequence[VectorEnvironment]) -> None:
-        """`parts` in the order of their environments' numbers; they are closed with this."""
+        """`parts` in the order of their environments' numbers; they are closed with this. Raises EnvironmentFailure if
+        their features have not the same names."""
         self.parts = tuple(parts)
         self.spec, self.num_envs = parts[0].spec, sum(part.num_envs for part in parts)
+        if len({part.spec.features for part in parts}) > 1:
+            self.close()
+            got = " and ".join(", ".join(part.spec.features) for part in parts)
+            raise EnvironmentFailure(f"env.features: got other names for equal seeds: {got}; wanted the same each time")
 
     @property
     def states(self) -> list[bytes] | None:
         """See `VectorEnvironment`."""
         return _each([part.states for part in self.parts])
+
+    @property
+    def features(self) -> np.ndarray | None:
+        """See `VectorEnvironment`."""
+        there = [part.features for part in self.parts if part.features is not None]
+        return np.concatenate(there) if there else None
 
     @property
     def missions(self) -> list[bytes] | None:

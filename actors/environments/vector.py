@@ -60,6 +60,8 @@ class EnvironmentSpec:
     goal_reward: GoalReward | None = None  # None: there is no goal that is rewarded once, or its reward is unknown
     notices: tuple[str, ...] = ()
     """Notices for the user, one line each: what the policy does not see, a step limit that is not its own."""
+    features: tuple[str, ...] = ()
+    """The names of the features of its states (`env.features`), in the order of their columns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,10 +87,14 @@ class VectorStep:
     states: list[bytes] | None = None
     """What the describer says of the states that this step led to, an episode's own last one included (raw, UTF-8);
     None without a describer. Those after the resets are the environments' `states`."""
+    features: np.ndarray | None = None
+    """[B, F] f32: the features of the states that this step led to, an episode's own last one included; NaN where one
+    is missing, and where an environment failed. None without features. Those after the resets are the environments'
+    `features`."""
     ends: list[EpisodeEnd] = field(default_factory=list)  # one per environment whose episode ended in this step
     losses: dict[int, bytes] = field(default_factory=dict)
     """Environments that failed in this step -> `reset_caption`: they have been rebuilt, and the next episode has begun.
-    The step has reward 0, an empty caption and state, and is `truncated` without an end."""
+    The step has reward 0, an empty caption and state, no features, and is `truncated` without an end."""
 
 
 class VectorEnvironment(Protocol):
@@ -106,6 +112,11 @@ class VectorEnvironment(Protocol):
     def states(self) -> list[bytes] | None:
         """What the describer says of the environments' current states, which the next actions are taken in (raw,
         UTF-8); None without a describer."""
+
+    @property
+    def features(self) -> np.ndarray | None:
+        """[B, F] f32: the features of the environments' current states, which the next actions are taken in (unchanged
+        until the next step); None without features. Their names are in `spec`."""
 
     @property
     def missions(self) -> list[bytes] | None:
@@ -168,6 +179,11 @@ class ExtendedEnvironment:
     def states(self) -> list[bytes] | None:
         """See `VectorEnvironment`."""
         return self._env.states
+
+    @property
+    def features(self) -> np.ndarray | None:
+        """See `VectorEnvironment`."""
+        return self._env.features
 
     @property
     def missions(self) -> list[bytes] | None:

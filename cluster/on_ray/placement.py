@@ -36,7 +36,8 @@ LEAST_SHARE = 0.001
 def rollout_bytes(config: RunConfig, spec: EnvironmentSpec) -> int:
     """The estimated size of one rollout."""
     observations = sum(entry.dtype.itemsize * math.prod(entry.shape) for entry in spec.observations.values())
-    per_step = max(STEP_BYTES, observations + 4 * spec.num_actions + 64)
+    features = 3 * 4 * len(spec.features)
+    per_step = max(STEP_BYTES, observations + features + 4 * spec.num_actions + 64)
     return per_step * config.actors.envs_per_worker * (config.actors.rollout_steps + 1)
 
 

@@ -20,6 +20,7 @@ from cluster.replay.recording import Moment, Recording
 from cluster.run.evaluation import PLAYERS, STREAM, Evaluation, Games, Say, Subject, kept_games, load_subject
 from configs.checks import ConfigError
 from configs.errors import did_you_mean
+from configs.features import without_features
 from learner.checkpoint_format import CheckpointError
 from learner.evaluation import metrics_of
 from llm_server.progress import say_on_stderr
@@ -124,7 +125,8 @@ def _play_again(subject: Subject, game: Game, *, with_earlier: bool) -> _Take | 
     None where the game does not end with its last action."""
     config, camera = subject.config, Camera()
     round_, number, episode = game.place
-    make = functools.partial(make_environment, config.env, policy=config.policy, stream=STREAM, camera=camera)
+    env_config = without_features(config.env)
+    make = functools.partial(make_environment, env_config, policy=config.policy, stream=STREAM, camera=camera)
     env = make(num_envs=1, first_env=number, run_seed=game.seed, worker_index=round_)
     with contextlib.closing(env):
         first = game.first_episode if with_earlier else episode

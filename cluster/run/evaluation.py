@@ -24,6 +24,7 @@ from cluster.run.kept_games import KeptGames, subject_hash
 from cluster.wiring import build_guide
 from configs.checks import ConfigError
 from configs.errors import one_line
+from configs.features import without_features
 from configs.loading import from_dict
 from configs.schema import RunConfig
 from learner.checkpoint import load_latest
@@ -158,7 +159,7 @@ class Evaluation:
     def _make(self, name: str) -> VectorEnvironment:
         config, games = self._subject.config, self._games
         env = self._seat.env if self._seat and name == JUDGE else config.env
-        make = partial(make_environment, env, policy=config.policy, stream=STREAM)
+        make = partial(make_environment, without_features(env), policy=config.policy, stream=STREAM)
         made = make(num_envs=games.num_envs, run_seed=games.seed, worker_index=games.round)
         if name == "policy" and isinstance(made, GoalEntryEnvironment):
             self._guide(made)

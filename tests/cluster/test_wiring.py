@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,10 +11,13 @@ from actors.worker import RolloutWorker
 from cluster.wiring import build_worker, check_parts
 from configs.checks import ConfigError
 from configs.loading import load_config
+from configs.reward_schema import TermConfig
 from configs.schema import RunConfig
 
 CORRIDOR = ("env.id=tests.toy_environments:Corridor-v0", "policy.core=none", "reward_model.name=none")
 DESCRIBED = (*CORRIDOR, "env.describer=tests.toy_environments:describe", "env.action_names=[back, forward]")
+
+FEATURE_SIGNALS = ("features", "features_before", "features_start")
 
 
 def configured(*overrides: str) -> RunConfig:
@@ -51,12 +55,28 @@ def test_a_worker_has_the_channels_that_terms_read_and_describes_only_for_them(
         assert (worker.env.states is not None) == describes
 
 
+def test_a_worker_computes_features_only_where_a_term_reads_them_and_the_specification_names_them() -> None:
+    config = configured(*CORRIDOR, "env.features=['info:success']")
+    assert check_parts(config)[0].features == ("success",)
+    with built(config) as worker:
+        assert worker.env.features is None
+        assert worker.channels.arrays(1) == {}
+    with built(replace(config, terms={"x": TermConfig(reads="features")})) as worker:
+        arrays = worker.channels.arrays(1)
+        shapes = {name: array.shape for name, array in arrays.items()}
+        assert shapes == dict.fromkeys(FEATURE_SIGNALS, (1, config.actors.envs_per_worker, 1))
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ((*CORRIDOR, "writer.address=nowhere"), "writer.address: got 'nowhere', wanted host:port of one service"),
         ((*CORRIDOR, "terms.x.reads=history"), "env.action_names: got none, and the environment names none itself"),
         ((*CORRIDOR, "env.describer=nethak"), "env.describer: got 'nethak' (did you mean 'nethack'?)"),
+        (
+            (*CORRIDOR, "env.features=[minigrid]"),
+            "env.features: got 'minigrid', but 'Corridor-v0' is no environment of",
+        ),
         ((*CORRIDOR, "env.action_names=[on]"), "env.action_names: got 1, wanted 2 different words"),
         (
             (*CORRIDOR, "env.describer=tests.toy_environments:which_way_it_leans"),

@@ -12,7 +12,7 @@ screens show.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from nle import nethack
@@ -106,16 +106,19 @@ def describe_by(function: Captioner) -> ScreenDescriber:
     `blstats` [27] and `message` [256], and what else the policy sees of them; info is empty."""
 
     def describe(screens: Mapping[str, np.ndarray]) -> list[bytes]:
-        maps = {
-            name: array[:, :MAP_CELLS].reshape(-1, MAP_HEIGHT, MAP_WIDTH) if name in LAYERS else array
-            for name, array in screens.items()
-        }
-        return [
-            function({name: array[i].copy() for name, array in maps.items()}, {})
-            for i in range(len(screens["blstats"]))
-        ]
+        return [function(obs, {}) for obs in observations(screens)]
 
     return describe
+
+
+def observations(screens: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    """Copies of each screen's arrays, maps as [21, 79], as functions of the user's get them."""
+    maps = {
+        name: array[:, :MAP_CELLS].reshape(-1, MAP_HEIGHT, MAP_WIDTH) if name in LAYERS else array
+        for name, array in screens.items()
+    }
+    for i in range(len(screens["blstats"])):
+        yield {name: array[i].copy() for name, array in maps.items()}
 
 
 def _write_kinds(screens: Mapping[str, np.ndarray], sets: np.ndarray) -> None:

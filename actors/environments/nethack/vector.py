@@ -16,6 +16,7 @@ from actors.environments.errors import close_quietly, fail
 from actors.environments.nethack.action_names import name_of
 from actors.environments.nethack.crop import MAP_CELLS, view_for
 from actors.environments.nethack.episode_stats import TIME, EpisodeStats, X, Y
+from actors.environments.nethack.features import ScreenFeatures
 from actors.environments.nethack.game import INVENTORY, TERMINAL, Game, make_screens
 from actors.environments.nethack.lean_rewards import goal_reward
 from actors.environments.nethack.lean_stepping import make_stepping
@@ -49,6 +50,7 @@ class NetHackEnvironment(RebuildingVector):
         super().__init__(spec, config, num_envs, seeds)
         self._describer = _make_describer(config.describer, spec.id, num_envs)
         self._states = [] if self._describer is None else [b""] * num_envs
+        self._screen_features = ScreenFeatures(config, spec.id)
         self._view = view = view_for(policy.network, policy.crop_size)
         layers = dict.fromkeys(("glyphs", *view.layers))  # NLE's tasks always read the glyphs
         inventory = INVENTORY if policy.network == "nethack_full" else ()
@@ -61,6 +63,7 @@ class NetHackEnvironment(RebuildingVector):
         num_actions = discrete_actions(model.played, spec.id)[1]
         try:
             self._names = given_action_names(config.action_names, num_actions, spec.id)
+            self._name_features()
         except ValueError:
             self.close()
             raise
@@ -83,11 +86,13 @@ class NetHackEnvironment(RebuildingVector):
             num_actions=num_actions,
             goal_reward=None if model.is_wrapped or not self._step_limit else goal_reward(model.env, self._step_limit),
             notices=tuple(notices),
+            features=self._screen_features.names,
         )
 
     def reset(self) -> tuple[dict[str, np.ndarray], list[bytes]]:
         """Start the next game everywhere."""
         captions = self._start_all()
+        self._notices += self._screen_features.take_notices()
         return self._obs, captions
 
     def step(self, actions: np.ndarray, out: dict[str, np.ndarray] | None = None) -> VectorStep:
@@ -113,9 +118,10 @@ class NetHackEnvironment(RebuildingVector):
         terminated = statuses > 0
         truncated = ((statuses < 0) | (self._steps >= (self._step_limit or NO_LIMIT))) & ~terminated
         over = (terminated | truncated).nonzero()[0].tolist()
-        states = self._describe_step(over)
+        states, features = self._look(over)
         ends = [self._end(i, int(statuses[i])) for i in over]
         self._obs = self._observe(self._screens, out)
+        self._notices += self._screen_features.take_notices()
         return VectorStep(
             obs=self._obs,
             rewards=rewards,
@@ -123,6 +129,7 @@ class NetHackEnvironment(RebuildingVector):
             truncated=truncated,
             captions=captions,
             states=states,
+            features=features,
             ends=ends,
         )
 
@@ -183,6 +190,8 @@ class NetHackEnvironment(RebuildingVector):
         captions = [self._start(i) for i in range(self.num_envs)]
         if self._describer is not None:
             self._states = self._describer(self._screens)
+        if self._features.size:
+            self._features = self._screen_features(self._screens)
         return captions
 
     def _start(self, i: int) -> bytes:
@@ -207,7 +216,17 @@ class NetHackEnvironment(RebuildingVector):
         end = EpisodeEnd(index=i, final_obs=last_obs, reset_caption=self._start(i), info=info)
         if self._describer is not None:
             self._states[i] = self._describer(_row(self._screens, i))[0]
+        if self._features.size:
+            self._features[i] = self._screen_features(_row(self._screens, i))[0]
         return end
+
+    def _name_features(self) -> None:
+        """Fix the names of the features, by a game that is not played where they depend on a state."""
+        if self._screen_features.needs_state:
+            seeds = [self._naming_seed(purpose) for purpose in ("core", "disp")]
+            self._attempt(lambda: self._stepping.start(0, *seeds), self._make_games)
+        self._screen_features.fix(self._screens)
+        self._features = np.full((self.num_envs, len(self._screen_features.names)), np.nan, np.float32)
 
     def _last_screen(self, i: int) -> Mapping[str, np.ndarray] | None:
         """The last screen inside game `i`, which is over, as a row; None where the engine stopped within one of its
@@ -217,17 +236,22 @@ class NetHackEnvironment(RebuildingVector):
             return {name: array[None] for name, array in last.items()}
         return _row(self._screens, i) if self._blstats[i].any() else None
 
-    def _describe_step(self, over: list[int]) -> list[bytes] | None:
-        """The states that a step led to, in the games that are `over` those of their last screens; noted as the
-        current ones."""
-        if self._describer is None:
-            return None
-        before, self._states = self._states, self._describer(self._screens)
+    def _look(self, over: list[int]) -> tuple[list[bytes] | None, np.ndarray | None]:
+        """The states that a step led to, in words and in features, in the games that are `over` those of their last
+        screens; noted as the current ones."""
+        if self._describer is None and not self._features.size:
+            return None, None
         emptied = (self._blstats[:, TIME] == 0).nonzero()[0].tolist()
-        for i in {*over, *emptied}:
-            screen = self._last_screen(i)
-            self._states[i] = before[i] if screen is None else self._describer(screen)[0]
-        return self._states[:]
+        last = {i: self._last_screen(i) for i in {*over, *emptied}}
+        if self._describer is not None:
+            before, self._states = self._states, self._describer(self._screens)
+            for i, screen in last.items():
+                self._states[i] = before[i] if screen is None else self._describer(screen)[0]
+        if self._features.size:
+            previous, self._features = self._features, self._screen_features(self._screens)
+            for i, screen in last.items():
+                self._features[i] = previous[i] if screen is None else self._screen_features(screen)[0]
+        return self._states[:] or None, self._features.copy() if self._features.size else None
 
     def _observe(
         self, screens: Mapping[str, np.ndarray], out: dict[str, np.ndarray] | None = None

@@ -78,9 +78,11 @@ def worker_alone(index: int, core: str = "lstm", env: EnvConfig = CORRIDOR) -> R
 
 
 def make_worker(env: SplitEnvironment | VectorEnvironment, inference: Inference, index: int) -> RolloutWorker:
-    """A worker; it has all channels where states are described."""
+    """A worker; it has all channels where states are described, and features where there are any."""
     reads = () if env.states is None else ("state", "change", "history")
-    channels = Channels(reads, NUM_ENVS, env.action_names())
+    num_features = len(env.spec.features)
+    reads += ("features",) if num_features else ()
+    channels = Channels(reads, NUM_ENVS, env.action_names(), num_features=num_features)
     worker_id, captions = f"{index}.0", CaptionTracker(NUM_ENVS)
     return RolloutWorker(env, inference, captions, ACTORS, worker_id=worker_id, seed=index, channels=channels)
 

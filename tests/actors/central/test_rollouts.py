@@ -73,20 +73,22 @@ def test_rollouts_of_several_workers_are_those_of_workers_with_their_own_policy(
 
 def test_all_channels_are_those_of_a_worker_with_its_own_policy(make_node: Callable[..., SmallNode]) -> None:
     words = {"describer": "tests.toy_environments:describe", "action_names": ["back", "forward"]}
-    described = dataclasses.replace(CORRIDOR, **words)
+    numbers = ["info:success", "tests.actors.features.test_sources:two_of_the_corridor"]
+    described = dataclasses.replace(CORRIDOR, **words, features=numbers)
     node, second = (make_node("lstm", described) for _ in range(2))
     worker, own = node.worker(0), worker_alone(0, env=described)
     for number in range(3):
         node.load(number)
         theirs = worker.collect(None, None)
         assert_equal(own.collect(weights(number, env=described), None), theirs)
-        assert len(theirs[0].signals) == 7
+        assert len(theirs[0].signals) == 10
+        assert np.isfinite(theirs[0].signals["features"]).all()
         assert all(texts for texts, _ in theirs[1].channels.values())
     saved = worker.state_dict()
     second.load(2)
     successor = second.worker(0)
     successor.load_state_dict(saved)
-    assert_equal(worker.collect(None, None), successor.collect(None, None))
+    assert_equal(worker.collect(None, None), successor.collect(None, None), but={"environment_notices"})
 
 
 def test_an_environment_that_fails_is_lost_alike(

@@ -102,6 +102,7 @@ class Pair:
                 max_episode_steps=limit,
                 share_engine_code=sharing,
                 describer="nethack",
+                features=["blstats"],
             )
             env = make_environment(
                 config, num_envs=num_envs, run_seed=0, worker_index=0, policy=PolicyConfig(network=network)
@@ -130,6 +131,9 @@ class Pair:
         assert lean.captions == own.captions
         assert lean.states == own.states is not None
         assert self.envs[0].states == self.envs[1].states
+        assert lean.features is not None
+        np.testing.assert_array_equal(lean.features, own.features)
+        np.testing.assert_array_equal(*(env.features for env in self.envs))
         for one, other in zip(lean.ends, own.ends, strict=True):
             assert_same_ends(one, other)
         for game, other_game in zip(*(env._games for env in self.envs), strict=True):  # what later steps depend on
