@@ -31,7 +31,7 @@ from cluster.supervision import CAUSES, GiveUp, UpdateWatch
 from cluster.wiring import goal_sheet
 from configs.goal_schema import GOAL_TERM
 from configs.schema import RunConfig
-from configs.terms import paying_terms, resolved_terms
+from configs.terms import resolved_terms, terms_with_tables
 from learner.checkpoint import load_latest, save_checkpoint
 from learner.checkpoint_format import CheckpointError
 from learner.stream import RolloutStream
@@ -73,7 +73,7 @@ class TrainingLoop:
         )
         self.metrics = RunMetrics(config.logging.episode_window)
         self.env_steps = self._steps_without_table = 0
-        self._paying = paying_terms(config)
+        self._paying = terms_with_tables(config)
         self._first_table_limit_s = (
             config.annotator.wait_for_first_table_s if self._paying and config.cluster.mode != "inline" else 0.0
         )

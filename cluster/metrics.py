@@ -232,7 +232,8 @@ CATALOGUE: tuple[Metric, ...] = (
 
 TERMS = "terms"
 """The key of a metric line whose value holds, by term, OF_TERMS without the prefix `term_`, in runs with several
-terms; besides, `problem` says why the term's items are no longer judged, or is null."""
+terms; besides, `problem` says why the term's items are no longer judged, or is null, and of a program `component_NAME`
+is the mean of each of its components per step."""
 OF_TERMS: tuple[Metric, ...] = (
     Metric("term_mean", "reward/step", "gauge", "mean reward that the term paid per step over the log interval",
         "task dependent", BY_TERM),

@@ -35,7 +35,7 @@ from actors.rollout import Acknowledgement, CaptionReport
 from actors.worker import Inference, RolloutWorker
 from cluster.goals.building import build_goals
 from cluster.judge import SharedJudge, check_addresses, check_writer, service_credentials
-from cluster.plan import RunPlan, TermPlan, build_model, check_rubrics, embedding_goals, plan_run
+from cluster.plan import RunPlan, TermPlan, build_model, check_rubrics, embedding_goals, of_term, plan_run
 from cluster.run.directory import RunDirectory
 from configs.checks import ConfigError
 from configs.devices import resolve_device
@@ -43,8 +43,9 @@ from configs.features import without_features
 from configs.goal_schema import GOAL_TERM, MAX_GOALS
 from configs.reward_schema import MAIN_TERM
 from configs.schema import EnvConfig, RunConfig
-from configs.terms import read_channels
+from configs.terms import read_channels, resolved_terms
 from learner.checkpoint import load_latest
+from learner.reward.programs import term_program
 from llm_server.annotator.annotator import Annotator
 from llm_server.annotator.caption_archive import CaptionArchive
 from llm_server.annotator.caption_book import CaptionBook
@@ -147,7 +148,7 @@ def build_channels(
     """The channels beside captions that terms read (or `reads`). Raises ValueError for `history` without names of the
     actions."""
     reads = read_channels(config) if reads is None else reads
-    return Channels(reads, env.num_envs, env.action_names(), _caption_text(config), len(env.spec.features))
+    return Channels(reads, env.num_envs, env.spec.action_names, _caption_text(config), len(env.spec.features))
 
 
 def _read_by_terms(config: RunConfig) -> EnvConfig:
@@ -236,6 +237,17 @@ def _questions(term: TermPlan, book: CaptionBook) -> CaptionQuestions:
     return CaptionQuestions(book)
 
 
+def check_programs(config: RunConfig, spec: EnvironmentSpec) -> None:
+    """Raises ConfigError for a term's program that cannot be paid in the environment of `spec`."""
+    for name, term in resolved_terms(config).items():
+        if term.program:
+            with of_term(name):
+                try:
+                    term_program(term, spec.features, spec.action_names)
+                except ValueError as error:
+                    raise ValueError(f"program: {error}") from None
+
+
 def check_parts(config: RunConfig) -> tuple[EnvironmentSpec, RunPlan, str | None]:
     """Build and drop what can be built cheaply, so that errors in the configuration show before a run begins.
 
@@ -259,6 +271,7 @@ def check_parts(config: RunConfig) -> tuple[EnvironmentSpec, RunPlan, str | None
         finally:
             env.close()
         PolicyNet(env.spec, config.policy)
+        check_programs(config, env.spec)
         check_safeguards(config)
         plan = plan_run(config)
         hashes = check_rubrics(plan)

@@ -12,12 +12,15 @@ from configs.errors import did_you_mean
 from configs.features import check_sources
 from configs.fields import complaint, values
 from configs.goal_schema import DERIVED, GOAL_TERM, OF_STATES, SOURCES, WRITTEN
-from configs.reward_schema import MAIN_TERM
+from configs.reward_schema import MAIN_TERM, TermConfig
 from configs.schema import RunConfig
 
 TRACKERS = ("wandb", "mlflow", "trackio")
 TERM_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 MAX_TERMS = 16
+OF_JUDGED = ("rubric", "about", "model", "count_exponent", "max_labels")
+"""Settings of a term that mean nothing to a program."""
+NO_TERM = TermConfig()
 MODULE_AND_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -135,12 +138,28 @@ def _check_terms(config: RunConfig) -> None:
             raise ConfigError(f"terms.{name}: wanted another name: {why}")
         if not TERM_NAME.fullmatch(name):
             raise ConfigError(f"terms: got the name {name!r}, wanted small letters, digits and _, at most 32 of them")
-        if term.pays != "event" and term.reads != "state":
+        if term.pays != "event" and term.reads not in ("state", "features"):
             got, why = f"got {term.pays!r} with reads={term.reads}", "an event has no value before and after an action"
             raise ConfigError(f"terms.{name}.pays: {got}, wanted reads=state: {why}")
         if term.reads in ("state", "change") and not config.env.describer:
             wanted = "wanted nethack, minigrid or module:function"
             raise ConfigError(f"env.describer: got '', {wanted}: terms.{name} reads {term.reads}, which it describes")
+        _check_program(name, term, config)
+
+
+def _check_program(name: str, term: TermConfig, config: RunConfig) -> None:
+    if bool(term.program) != (term.reads == "features"):
+        wanted = "wanted a program if and only if the term reads features"
+        got = f"got {term.program.strip().splitlines()[0]!r}" if term.program.strip() else "got none"
+        raise ConfigError(f"terms.{name}.program: {got} with reads={term.reads}, {wanted}")
+    if not term.program:
+        return
+    if not config.env.features:
+        wanted = "wanted blstats, minigrid, obs, info:KEY or module:function"
+        raise ConfigError(f"env.features: got [], {wanted}: terms.{name} is a program, which reads them")
+    for key in OF_JUDGED:
+        if (got := getattr(term, key)) != getattr(NO_TERM, key):
+            raise ConfigError(f"terms.{name}.{key}: got {got!r} with a program, which asks nobody; leave it out")
 
 
 def _check_goals(config: RunConfig) -> None:

@@ -8,8 +8,10 @@ import operator
 import os
 import re
 from dataclasses import replace
+from pathlib import Path
 
 from configs.checks import ConfigError
+from configs.errors import one_line
 from configs.fields import with_value
 from configs.reward_schema import TermConfig
 from configs.schema import RunConfig
@@ -34,6 +36,7 @@ PATH_KEYS = (
 NAMES = ("annotator.rubric", "service.model", "service.encoder", "goals.rubric", "goals.sensible_rubric")
 """The PATH_KEYS whose value is a name if it contains no slash."""
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+PROGRAM_SUFFIX = ".py"
 VARIABLE = re.compile(r"\$[A-Za-z_]\w*(/|$)|\$\{")
 
 
@@ -85,7 +88,8 @@ def with_user_paths(config: RunConfig) -> RunConfig:
 
 
 def _with_user_paths(name: str, term: TermConfig) -> TermConfig:
-    """The term with its rubric and the judgement file of its model expanded."""
+    """The term with its rubric and the judgement file of its model expanded, and the program that a file holds: the run
+    directory then has it, and every machine of a cluster."""
 
     def expanded(key: str, text: str) -> str:
         try:
@@ -98,4 +102,13 @@ def _with_user_paths(name: str, term: TermConfig) -> TermConfig:
         rubric = expanded("rubric", rubric)
     if isinstance(judgements := model.get("judgements"), str):
         model["judgements"] = expanded("model.judgements", judgements)
-    return replace(term, rubric=rubric, model=model)
+    program = term.program
+    if program.endswith(PROGRAM_SUFFIX):
+        try:
+            program = Path(expanded("program", program)).read_text("utf-8")
+        except (OSError, ValueError) as error:
+            wanted = "wanted the file of a program, or its text"
+            raise ConfigError(
+                f"terms.{name}.program: got {term.program!r} ({one_line(error, 200)}), {wanted}"
+            ) from None
+    return replace(term, rubric=rubric, model=model, program=program)

@@ -43,10 +43,10 @@ class TermConfig:
     """A further term of the intrinsic reward, beside the main one that `reward_model`, `annotator` and `reward`
     describe: what is read, who judges it, how it is paid, and how much."""
 
-    reads: str = one_of("caption", "state", "change", "history")
+    reads: str = one_of("caption", "state", "change", "history", "features")
     """What is judged: `caption`, `state` (what `env.describer` says of the state that an action leads to), `change`
     (what it no longer says, what it says anew, and the caption) or `history` (the shares of the episode's actions so
-    far)."""
+    far); or `features`, the numbers of `env.features`, which nobody judges: the term is a `program`."""
     rubric: str = ""
     """Name of a built-in rubric or path of a rubric YAML file; empty uses annotator.rubric."""
     about: str = ""
@@ -56,11 +56,17 @@ class TermConfig:
     taken from there, because they belong to the main term's question."""
     coefficient: float = number(1.0, -1e6, 1e6)
     """Factor on what the term pays."""
+    program: str = ""
+    """For `features`: what computes the term's number (docs/programs.md). The file of a program, *.py, or its text: a
+    function or an expression, for example `after.height - before.height`."""
+    program_clip: float = number(10.0, 0, 1e6)
+    """The number of a `program` is clipped to +- this."""
     pays: str = one_of("event", "potential", "improvement", "visits")
-    """With v the reward model's number for an item: `event`: v / n^beta for what happened, the n-th time in the
-    episode; `potential`: gamma v(after) - v(before), which leaves the optimal policy as it is (Ng et al. 1999);
-    `improvement`: by how much v(after) exceeds its maximum of the episode; `visits`: 1/sqrt(n) for the n-th visit of
-    the bin that v(after) lies in (ProgressCounts). All but `event` need reads=state."""
+    """With v the number that the reward model has for an item, or the program computes: `event`: v / n^beta for what
+    happened, the n-th time in the episode (v itself for a program); `potential`: gamma v(after) - v(before), which
+    leaves the optimal policy as it is (Ng et al. 1999); `improvement`: by how much v(after) exceeds its maximum of the
+    episode; `visits`: 1/sqrt(n) for the n-th visit of the bin that v(after) lies in (ProgressCounts). All but `event`
+    need reads=state, or a program `progress(state)`."""
     gamma: float = number(-1.0, -1, 1)
     """Discount of `potential`; -1 uses learner.gamma, 1 pays plain differences."""
     count_exponent: float = number(-1.0, -1, 100)

@@ -18,15 +18,16 @@ OF_MAIN_ONLY = {"judgements": "", "goals": []}
 """Settings of `reward_model` that belong to the main term's question, with what another term has instead."""
 
 
-def paying_terms(config: RunConfig) -> tuple[str, ...]:
-    """The terms that can pay something: all but a main one of `none`."""
-    others = (*config.terms, *((GOAL_TERM,) if config.goals.sources else ()))
+def terms_with_tables(config: RunConfig) -> tuple[str, ...]:
+    """The terms whose reward tables can pay something: all but programs and a main one of `none`."""
+    judged = (name for name, term in config.terms.items() if not term.program)
+    others = (*judged, *((GOAL_TERM,) if config.goals.sources else ()))
     return others if config.reward_model.name == "none" else (MAIN_TERM, *others)
 
 
 def has_reward_tables(config: RunConfig) -> bool:
     """Whether any term has reward tables, so that an annotator is needed."""
-    return bool(paying_terms(config))
+    return bool(terms_with_tables(config))
 
 
 def setting_of(term: str) -> str:
@@ -89,13 +90,15 @@ def _goal_term(goals: GoalsConfig, main: TermConfig) -> dict[str, TermConfig]:
 
 def term_runs(config: RunConfig) -> dict[str, RunConfig]:
     """For each term the configuration of a run that had it as its only one, with a seed of its own; the main term's is
-    `config`. So whatever builds annotation and reward model from a configuration builds any term's. Raises ConfigError
-    for a term whose `model` has an unknown key or an invalid value, or pays nothing."""
+    `config`. So whatever builds annotation and reward model from a configuration builds any term's. Programs are left
+    out: they ask nobody. Raises ConfigError for a term whose `model` has an unknown key or an invalid value, or pays
+    nothing."""
     if config.reward_model.name == GOAL_TERM:
         raise ConfigError(f"reward_model.name: got goals, wanted another: {GOALS_ARE_A_TERM}")
     return {
         name: config if name == MAIN_TERM else _run_of(config, name, term)
         for name, term in resolved_terms(config).items()
+        if not term.program
     }
 
 

@@ -85,7 +85,10 @@ class Learner:
             eps=config.adam_epsilon,
             fused=True,
         )
-        self._rewards, self._return_scale = RewardMixer(reward, terms, goals), ReturnScale()
+        self._rewards, self._return_scale = (
+            RewardMixer(reward, terms, goals, spec.features, spec.action_names),
+            ReturnScale(),
+        )
         self._updates = self._gradient_steps = self._skipped = 0
         self._exchange: Exchange | None = None
         self._peers: Peers | None = None

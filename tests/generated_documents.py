@@ -52,7 +52,8 @@ METRICS_OF_TERMS = """
 ## Of each term of the reward
 
 In a run with further `terms`, a line has these metrics of each of its terms too, the main one included:
-`term_mean` as `terms.NAME.mean`, and so on, and `problem`: why its items are no longer judged, or null. In TensorBoard
+`term_mean` as `terms.NAME.mean`, and so on, `problem`: why its items are no longer judged, or null, and if it is a
+program `component_NAME`: the mean of each of its components per step. In TensorBoard
 they are `terms/NAME/mean`; in Ray's metrics `ray_delphi_term_mean`, with the label `term`.
 
 """

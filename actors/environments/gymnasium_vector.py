@@ -72,7 +72,7 @@ class GymnasiumEnvironment(RebuildingVector):
             self._actions = self._first_action, num_actions = discrete_actions(model, spec.id)
             self._captioner, text = make_captioner(config.captioner, *_keys(space), spec.id)
             self._describer = make_describer(config.describer, spec.id)
-            self._names = given_action_names(config.action_names, num_actions, spec.id)
+            names = given_action_names(config.action_names, num_actions, spec.id)
             self._reader = ObservationReader(space, spec.id, text, instruction)
             self._feature_reader = FeatureReader(config, spec.id, model, space)
             self._name_features()
@@ -85,6 +85,7 @@ class GymnasiumEnvironment(RebuildingVector):
             observations=observations,
             num_actions=num_actions,
             notices=(*notices, *of_limit, *self._reader.notices),
+            action_names=names or action_names(model, self._first_action, num_actions),
             features=self._feature_reader.names,
         )
         self._obs = {name: np.zeros((num_envs, *array.shape), array.dtype) for name, array in observations.items()}
@@ -133,11 +134,6 @@ class GymnasiumEnvironment(RebuildingVector):
                 step.ends.append(end)
         self._notices += self._reader.outside_bounds(self._obs) + self._feature_reader.take_notices()
         return step
-
-    def action_names(self) -> tuple[str, ...]:
-        """See `VectorEnvironment`."""
-        first, num_actions = self._actions
-        return self._names or action_names(self._envs[0], first, num_actions)
 
     def interface(self) -> dict[str, Any]:
         """See `VectorEnvironment`."""

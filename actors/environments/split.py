@@ -47,10 +47,6 @@ class SplitEnvironment:
         started = [part.reset() for part in self.parts]
         return _joined([obs for obs, _ in started]), [caption for _, captions in started for caption in captions]
 
-    def action_names(self) -> tuple[str, ...]:
-        """See `VectorEnvironment`."""
-        return self.parts[0].action_names()
-
     def take_errors(self) -> tuple[int, str]:
         """See `VectorEnvironment`."""
         taken = [part.take_errors() for part in self.parts]

@@ -60,6 +60,8 @@ class EnvironmentSpec:
     goal_reward: GoalReward | None = None  # None: there is no goal that is rewarded once, or its reward is unknown
     notices: tuple[str, ...] = ()
     """Notices for the user, one line each: what the policy does not see, a step limit that is not its own."""
+    action_names: tuple[str, ...] = ()
+    """`env.action_names`, or what the environment calls its actions; empty where nobody says."""
     features: tuple[str, ...] = ()
     """The names of the features of its states (`env.features`), in the order of their columns."""
 
@@ -130,9 +132,6 @@ class VectorEnvironment(Protocol):
         """Take one action in each environment; `actions` is [B] i64. Observations are written into `out` if given (name
         -> [B, ...], C-contiguous, unchanged by the caller until the next step has returned)."""
 
-    def action_names(self) -> tuple[str, ...]:
-        """`env.action_names`, or what the environment calls its actions; empty where nobody says."""
-
     def interface(self) -> dict[str, Any]:
         """JSON values from which `actors.environments.single.make_reader` reads an observation without this
         environment, with `first_action`."""
@@ -164,7 +163,7 @@ class ExtendedEnvironment:
         """`settings` add the `entries`. Raises ValueError if the environment already has entries of these names."""
         self._env, self.num_envs = env, env.num_envs
         self.take_errors, self.take_notices, self.close = env.take_errors, env.take_notices, env.close
-        self.action_names, self.interface = env.action_names, env.interface
+        self.interface = env.interface
         if taken := sorted(entries.keys() & env.spec.observations.keys()):
             wanted = f"leave {' and '.join(settings)} false"
             raise ValueError(f"the environment observes {', '.join(map(repr, taken))} itself; {wanted}")

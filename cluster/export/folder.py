@@ -44,7 +44,7 @@ def write_policy(
     run, config, steps = subject.run, subject.config, subject.env_steps
     env = make_environment(config.env, num_envs=1, run_seed=0, worker_index=0, stream="export", policy=config.policy)
     with contextlib.closing(env):
-        net, interface, names = policy_net(subject, env.spec), env.interface(), env.action_names()
+        net, interface, names = policy_net(subject, env.spec), env.interface(), env.spec.action_names
     saved = {
         "format": POLICY_FORMAT,
         "format_version": FORMAT_VERSION,
@@ -126,11 +126,16 @@ def _training_facts(run: RunDirectory, config: RunConfig, env_steps: int) -> dic
         "reward": asdict(config.reward),
         **_judge_facts(plan.main, hashes.get(rubric_setting(MAIN_TERM))),
         "terms": {
-            name: asdict(term) | _judge_facts(plan.terms[name], hashes.get(rubric_setting(name)))
+            name: asdict(term)
+            | (OF_PROGRAM if term.program else _judge_facts(plan.terms[name], hashes.get(rubric_setting(name))))
             for name, term in resolved_terms(config).items()
             if name != MAIN_TERM
         },
     }
+
+
+OF_PROGRAM = {"reward_model": "program", "judge": None, "rubric": None, "rubric_hash": None}
+"""Judge's facts of a term that is a program."""
 
 
 def _judge_facts(term: TermPlan, rubric_hash: str | None) -> dict[str, Any]:

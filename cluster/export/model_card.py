@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from cluster.report.sections import PAYMENTS
+from cluster.report.sections import how_paid
 from cluster.run.evaluation import PLAYERS
 
 
@@ -173,10 +173,7 @@ def _training(facts: Mapping[str, Any]) -> str:
     ]
     if paid:
         lines.append(f"n is the caption's occurrences in the episode so far, {_model(facts, reward)}")
-    lines += [
-        f"{_code(name)}: {PAYMENTS[term['pays']].format_map(term)}, {_model(term, term)}"
-        for name, term in terms.items()
-    ]
+    lines += [f"{_code(name)}: {how_paid(term)}, {_model(term, term)}" for name, term in terms.items()]
     lines.append(f"Versions: {', '.join(f'{package} {version}' for package, version in versions.items())}.")
     return "## Training\n\n" + "".join(f"- {line}\n" for line in lines)
 

@@ -147,7 +147,7 @@ def _play_again(subject: Subject, game: Game, *, with_earlier: bool) -> _Take | 
             rewards.append(float(step.rewards[0]))
             total += rewards[-1]
             terminals.append(_terminal(step.ends[0].final_obs, ...) if is_over else _terminal(step.obs, 0))
-        names = env.action_names()
+        names = env.spec.action_names
     statistics = EpisodeStatistics(
         episode_return=total, length=len(rewards), terminated=bool(step.terminated[0]), info=step.ends[0].info
     )

@@ -16,6 +16,7 @@ SOURCE = (
     " optimises, by whom that is judged, and how it changes, written down beside its results."
 )
 PAYMENTS = {
+    "program": "R of what happened",
     "event": "R({reads}) / N^{count_exponent:g}, with N how often that {reads} has occurred in the running episode",
     "potential": "({gamma:g} · R({reads} after) - R({reads} before)), which leaves the optimal policy as it is",
     "improvement": "max(0, R({reads}) - the largest R of the episode before)",
@@ -59,6 +60,11 @@ def sections(facts: Mapping[str, Any]) -> list[Section]:
     ]
 
 
+def how_paid(term: Mapping[str, Any]) -> str:
+    """What a term pays, as a formula in words, from its settings."""
+    return PAYMENTS["program" if term["program"] and term["pays"] == "event" else term["pays"]].format_map(term)
+
+
 def alarms(facts: Mapping[str, Any]) -> Section:
     """The alarms, and the checks that are good or cannot be made."""
     loud = [f"{one['what']}: {one['found']}. {one['advice']}" for one in facts["alarms"] if one["level"] == "alarm"]
@@ -80,8 +86,8 @@ def _optimised(facts: Mapping[str, Any]) -> Section:
         + ", where r_env is the environment's own reward."
     ]
     for name, term in terms.items():
-        model, paid = term["model"], PAYMENTS[term["pays"]].format_map(term)
-        lines.append(f"r_{name} is {paid}. R is {HOW.get(model['name'], model['name'])}.")
+        model = term["model"]
+        lines.append(f"r_{name} is {how_paid(term)}. R is {HOW.get(model['name'], model['name'])}.")
         if model["name"] in ("retrieval", "classification"):
             lines.append(f"{OUTPUTS[model['output']]}.")
         if model["permute"]:
@@ -129,6 +135,8 @@ def _judged(facts: Mapping[str, Any]) -> Section:
         judge, rubric = term["judge"], term["rubric"]
         lines.append(f"{name}: {term['judged_by']}.")
         lines += [f"{name}: {note}" for note in rubric["notes"]]
+        if term["program"]:
+            texts[f"Program of {name}"] = term["program"]
         if goal := rubric.get("goal"):
             lines.append(f"{name}: A positive answer means: “{goal}”")
             title = f"Question of the rubric {rubric['id']} {rubric['version']}, hash {rubric['hash']}"

@@ -18,6 +18,7 @@ from cluster.report.reading import RunRecord
 from configs.annotation_schema import AnnotatorConfig, RewardModelConfig, ServiceConfig
 from configs.errors import one_line
 from configs.reward_schema import MAIN_TERM, TermConfig
+from configs.schema import RunConfig
 from configs.terms import resolved_terms, term_runs
 from llm_server.annotation import signed_id, unsigned_id
 from llm_server.offline.caption_file import archive_rows
@@ -26,6 +27,15 @@ TOP = 20
 """Items shown of those that were paid most, and of those that cost most."""
 ENDS = "(the end of an episode)"
 """Shown for the empty item, which `potential` pays for where an episode terminates."""
+
+
+OF_PROGRAM = {
+    "model": {"name": "program", "permute": False},
+    "rubric": {"notes": []},
+    "judge": None,
+    "judged_by": "Nobody: a program computes it from the numbers of each state",
+}
+"""Facts of a term that is a program."""
 
 
 class TopItem(NamedTuple):
@@ -38,21 +48,27 @@ class TopItem(NamedTuple):
 
 def term_facts(run: RunRecord) -> dict[str, dict[str, Any]]:
     """By term, the main one first: its settings with those taken from other sections, `rubric`, `judge`, `judged_by`
-    (in words), `now` (its newest metrics), `drifts`, and what it paid."""
+    (in words), `now` (its newest metrics), `drifts`, and what it paid; of a program that of its items is nothing."""
     runs, found = term_runs(run.config), {}
     for name, term in resolved_terms(run.config).items():
-        settings, learnt = runs[name], run.learnt.of(name)
+        learnt = run.learnt.of(name)
         found[name] = {
             **asdict(term),
-            "model": asdict(settings.reward_model),
-            "rubric": _rubric(run, name, learnt),
-            "judge": _judge(learnt, settings.annotator, settings.service),
-            "judged_by": judged_by(learnt, settings.reward_model, settings.annotator, settings.service),
+            **(OF_PROGRAM if term.program else _model_facts(run, name, runs[name], learnt)),
             "now": _newest(run, name),
             "drifts": [drift._asdict() for drift in learnt.drifts],
             **_payments(run, name, term, learnt),
         }
     return found
+
+
+def _model_facts(run: RunRecord, name: str, settings: RunConfig, learnt: LearntTerm) -> dict[str, Any]:
+    return {
+        "model": asdict(settings.reward_model),
+        "rubric": _rubric(run, name, learnt),
+        "judge": _judge(learnt, settings.annotator, settings.service),
+        "judged_by": judged_by(learnt, settings.reward_model, settings.annotator, settings.service),
+    }
 
 
 def top_item(terms: Mapping[str, Mapping[str, Any]]) -> TopItem | None:

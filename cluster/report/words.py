@@ -20,6 +20,7 @@ HOW = {
     "ranking": "a network trained on preferences between captions, normalised over the caption table",
     "embedding": "the similarity of the caption to goal sentences",
     "goals": "1 for what achieves a goal, by the rule goals.achieved_by",
+    "program": "the sum of a program's components, clipped",
     "counts": "1 for every caption: novelty within the episode, no judge",
     "none": "0: extrinsic reward only",
 }

@@ -44,7 +44,7 @@ class JudgeSeat:
             with contextlib.closing(
                 make_environment(self.env, policy=config.policy, num_envs=1, run_seed=0, worker_index=0)
             ) as env:
-                self.action_names = env.action_names()
+                self.action_names = env.spec.action_names
             if not self.action_names:
                 what = f"{config.env.id} does not name its actions"
                 raise ConfigError(f"env.action_names: {what}, and the judge answers with their names; train with them")

@@ -137,10 +137,11 @@ class TermMetrics:
         """Add `StepResult.terms` of one update."""
         self._updates += 1
         for name, figures in terms.items():
-            sums = self._sums.setdefault(name, dict.fromkeys(self.MEANS, 0.0))
-            for key in self.MEANS:
+            means = [key for key in figures if key in self.MEANS or key.startswith("component_")]
+            sums = self._sums.setdefault(name, dict.fromkeys(means, 0.0))
+            for key in means:
                 sums[key] += figures[key]
-            self._newest[name] = {key: figure for key, figure in figures.items() if key not in self.MEANS}
+            self._newest[name] = {key: figure for key, figure in figures.items() if key not in means}
 
     def take_line(self) -> dict[str, Any]:
         """`terms`, where there are several, and `reward_trust_min`; starts the next interval."""

@@ -35,6 +35,7 @@ class TermRewards:
     weights: Weights  # that `rewards` contain
     version: int  # of its reward table
     goals: PaidGoals | None = None
+    components: Mapping[str, np.ndarray] = field(default_factory=dict)  # [T, B] f32 by name: of a program's number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +50,8 @@ class MixedRewards:
 
     def term_metrics(self, kept: np.ndarray) -> dict[str, dict[str, float]]:
         """By term, over the environments `kept` [B] bool: the `mean` paid per step, its `share` of the sum of all
-        terms' absolute values, the fraction `unknown`, the weights `trust` and `coefficient` (after annealing), and the
-        `version` of its table."""
+        terms' absolute values, the fraction `unknown`, the weights `trust` and `coefficient` (after annealing), the
+        `version` of its table; and of a program by `component_NAME` the mean of each component."""
         columns = _columns(kept)
         rewards = {name: term.rewards[:, columns] for name, term in self.terms.items()}
         amounts = {name: float(np.abs(array).sum(dtype=np.float64)) for name, array in rewards.items()}
@@ -63,6 +64,7 @@ class MixedRewards:
                 "trust": term.weights.trust,
                 "coefficient": term.weights.coefficient,
                 "version": term.version,
+                **{f"component_{key}": float(array[:, columns].mean()) for key, array in term.components.items()},
             }
             for name, term in self.terms.items()
         }
@@ -75,13 +77,19 @@ class RewardMixer:
     """Mixes the rewards of rollouts, and keeps what later rewards depend on and what each item earned."""
 
     def __init__(
-        self, config: RewardConfig, terms: Mapping[str, TermConfig] | None = None, goals: GoalsConfig = NO_GOALS
+        self,
+        config: RewardConfig,
+        terms: Mapping[str, TermConfig] | None = None,
+        goals: GoalsConfig = NO_GOALS,
+        features: Sequence[str] = (),
+        actions: Sequence[str] = (),
     ) -> None:
         """`terms` as `configs.terms.resolved_terms` returns them; None for the main one alone. `goals` says what the
-        term that pays goals pays."""
+        term that pays goals pays, and programs read `features` and `actions`. Raises ValueError for a program that does
+        not fit these."""
         self._config = config
         terms = terms or resolved_terms(RunConfig(reward=config))
-        self._terms = {name: Term(term, goals) for name, term in terms.items()}
+        self._terms = {name: Term(term, goals, features, actions) for name, term in terms.items()}
         self._cap = ShareCap(config.max_intrinsic_share)
         self._unknown = RewardTable.empty()  # of a term that has published none yet
         self.paid = {name: PaidRewards(with_sign=name != MAIN_TERM) for name in self._terms}
@@ -98,7 +106,7 @@ class RewardMixer:
         for name, term in self._terms.items():
             term.anneal(sum(rollout.num_steps for rollout in rollouts))
             version = self._table(reward, name).reward_version[1]
-            terms[name] = _joined([paid[name] for _, paid in mixed], weights[name], version)
+            terms[name] = _joined([paid[name] for _, paid in mixed], weights[name], version, term.components)
         extrinsic = np.concatenate([of_rollout for of_rollout, _ in mixed], axis=1)
         intrinsic = _sum([term.rewards for term in terms.values()])
         return MixedRewards(
@@ -113,6 +121,8 @@ class RewardMixer:
         """Count the rewards of the environments `kept` [B] bool as paid: the learner has trained on them."""
         columns = _columns(kept)
         for name, term in mixed.terms.items():
+            if term.components:
+                continue  # a program pays for no item
             self.paid[name].note(term.items[:, columns], term.rewards[:, columns])
             if term.goals is not None:
                 steps, envs, goals, shares = (array[kept[term.goals.envs]] for array in term.goals)
@@ -204,8 +214,8 @@ def _extrinsic(rewards: np.ndarray, config: RewardConfig) -> np.ndarray:
     return extrinsic.astype(np.float32, copy=False)
 
 
-def _joined(steps: Sequence[StepRewards], weights: Weights, version: int) -> TermRewards:
-    """What a term pays for the steps of several rollouts."""
+def _joined(steps: Sequence[StepRewards], weights: Weights, version: int, names: Sequence[str]) -> TermRewards:
+    """What a term pays for the steps of several rollouts; `names` are those of its components."""
     sizes = [one.known.size for one in steps]
     return TermRewards(
         rewards=np.concatenate([one.rewards for one in steps], axis=1),
@@ -214,6 +224,10 @@ def _joined(steps: Sequence[StepRewards], weights: Weights, version: int) -> Ter
         weights=weights,
         version=version,
         goals=PaidGoals.joined([one.goals for one in steps], [one.known.shape[1] for one in steps]),
+        components={
+            name: np.concatenate([one.components[..., c] for one in steps if one.components is not None], axis=1)
+            for c, name in enumerate(names)
+        },
     )
 
 

@@ -16,7 +16,7 @@ policy as it is only if every state has a value. `potential` reads both values i
 - v(old) once; a new table that values a state more highly pays `improvement` nothing for the state that one is in.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -57,6 +57,16 @@ class StepRewards(NamedTuple):
     items: np.ndarray  # [T, B] u64: the item that the step is paid for; an unknown one pays nothing
     known: np.ndarray  # [T, B] bool: whether the table has what the step's reward depends on
     goals: PaidGoals | None = None
+    components: np.ndarray | None = None  # [T, B, C] f32: of a program's number; 0 where one is not known
+
+
+class Valued(NamedTuple):
+    """What is said of the state that each step led to, or of the one before it; [T, B] each."""
+
+    values: np.ndarray  # f32; 0 where it is not known
+    known: np.ndarray  # bool
+    items: np.ndarray  # u64: what is valued
+    is_real: np.ndarray  # bool: known, and not the empty item
 
 
 class Payment(Protocol):
@@ -116,11 +126,14 @@ class Potential:
     def pay(self, rollout: Rollout, table: RewardTable, goals: PublishedGoals | None = None) -> StepRewards:
         """See `Payment`."""
         after = np.where(rollout.terminated, EMPTY, signal(rollout, self._term.reads))
-        values, known = table.look_up(after)
-        values_before, known_before = table.look_up(signal(rollout, f"{self._term.reads}_before"))
-        known &= known_before
-        difference = np.where(known, self._term.gamma * values - values_before, np.float32(0))
-        return StepRewards(self._term.coefficient * difference, after, known)
+        before = signal(rollout, f"{self._term.reads}_before")
+        return self.pay_values(rollout, _valued(after, table), _valued(before, table))
+
+    def pay_values(self, rollout: Rollout, after: Valued, before: Valued) -> StepRewards:
+        """`pay` of values; those after the end of an episode that terminated are known to be 0."""
+        known = after.known & before.known
+        difference = np.where(known, self._term.gamma * after.values - before.values, np.float32(0))
+        return StepRewards(self._term.coefficient * difference, after.items, known)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: a step's reward depends on the step alone."""
@@ -139,15 +152,18 @@ class Improvement:
 
     def pay(self, rollout: Rollout, table: RewardTable, goals: PublishedGoals | None = None) -> StepRewards:
         """See `Payment`."""
-        items = signal(rollout, self._term.reads)
-        after, known = _values_or_nan(items, table)
-        before, _ = _values_or_nan(signal(rollout, f"{self._term.reads}_before"), table)
-        gains = np.empty_like(after)
+        after, before = (signal(rollout, f"{self._term.reads}{moment}") for moment in ("", "_before"))
+        return self.pay_values(rollout, _valued(after, table), _valued(before, table))
+
+    def pay_values(self, rollout: Rollout, after: Valued, before: Valued) -> StepRewards:
+        """`pay` of values."""
+        reached, left = (np.where(one.is_real, one.values, np.float32(np.nan)) for one in (after, before))
+        gains = np.empty_like(reached)
         for t, maxima, _ in self._maxima.walk(rollout):
-            np.fmax(maxima, before[t], out=maxima)  # fmax passes over NaN
-            np.subtract(after[t], maxima, out=gains[t])
-            np.fmax(maxima, after[t], out=maxima)
-        return StepRewards(self._term.coefficient * np.fmax(gains, np.float32(0)), items, known)
+            np.fmax(maxima, left[t], out=maxima)  # fmax passes over NaN
+            np.subtract(reached[t], maxima, out=gains[t])
+            np.fmax(maxima, reached[t], out=maxima)
+        return StepRewards(self._term.coefficient * np.fmax(gains, np.float32(0)), after.items, after.known)
 
     def state_dict(self) -> dict[str, Any]:
         """Each running episode's maximum."""
@@ -169,11 +185,14 @@ class Visits:
 
     def pay(self, rollout: Rollout, table: RewardTable, goals: PublishedGoals | None = None) -> StepRewards:
         """See `Payment`."""
-        items = signal(rollout, self._term.reads)
-        values, known = table.look_up(items)
+        after = _valued(signal(rollout, self._term.reads), table)
+        return self.pay_values(rollout, after, after)
+
+    def pay_values(self, rollout: Rollout, after: Valued, before: Valued) -> StepRewards:
+        """`pay` of values; those before do not matter."""
+        values, known, items, is_visit = after
         num_bins = self._term.bins
         bins = np.minimum((np.clip(values, 0, 1) * num_bins).astype(np.int64), num_bins - 1)
-        is_visit = known & (items != EMPTY)
         numbers = np.ones(bins.shape, np.int64)
         if self._term.visits_of == "run":
             numbers[is_visit] = self._count_in_run(bins[is_visit])
@@ -204,13 +223,14 @@ class Visits:
         self._of_episode.load_state_dict(state["episodes"])
 
 
-PAYMENTS: Mapping[str, type[Event] | type[Potential] | type[Improvement] | type[Visits]] = {
-    "event": Event,
+OF_VALUES: Mapping[str, type[Potential] | type[Improvement] | type[Visits]] = {
     "potential": Potential,
     "improvement": Improvement,
     "visits": Visits,
 }
-"""By `terms.NAME.pays`."""
+"""By `terms.NAME.pays`, what pays any values of states."""
+PAYMENTS: Mapping[str, Callable[[TermConfig], Payment]] = {"event": Event, **OF_VALUES}
+"""By `terms.NAME.pays`, for judged terms."""
 
 
 def signal(rollout: Rollout, name: str) -> np.ndarray:
@@ -224,7 +244,6 @@ def signal(rollout: Rollout, name: str) -> np.ndarray:
     return signals[name]
 
 
-def _values_or_nan(items: np.ndarray, table: RewardTable) -> tuple[np.ndarray, np.ndarray]:
-    """Values f32, NaN for unknown and empty items, and known bool; both in the shape of `items`."""
+def _valued(items: np.ndarray, table: RewardTable) -> Valued:
     values, known = table.look_up(items)
-    return np.where(known & (items != EMPTY), values, np.float32(np.nan)), known
+    return Valued(values, known, items, known & (items != EMPTY))

@@ -7,7 +7,7 @@ bit.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from configs.reward_schema import TermConfig
 from learner.reward.episode_rewards import TRUSTS, EpisodeCap
 from learner.reward.goals import Goals
 from learner.reward.payments import PAYMENTS, Payment, StepRewards
+from learner.reward.programs import ProgramPayment
 from reward_models.goals.published import PublishedGoals
 from reward_models.table import RewardTable
 
@@ -33,10 +34,18 @@ class Weights(NamedTuple):
 class Term:
     """A term's payment, weights and cap; every rollout of a worker is given once, in order."""
 
-    def __init__(self, config: TermConfig, goals: GoalsConfig) -> None:
-        """`config` as `configs.terms.resolved_terms` returns it."""
+    def __init__(self, config: TermConfig, goals: GoalsConfig, features: Sequence[str], actions: Sequence[str]) -> None:
+        """`config` as `configs.terms.resolved_terms` returns it; `features` and `actions` are the names that a program
+        may read. Raises ValueError for a program that does not fit them."""
         self._config = config
-        self._payment: Payment = Goals(config, goals) if config.pays == GOAL_TERM else PAYMENTS[config.pays](config)
+        self._payment: Payment
+        self.components: tuple[str, ...] = ()
+        """The names of what a program's number is the sum of; none for a judged term."""
+        if config.program:
+            self._payment = program = ProgramPayment(config, features, actions)
+            self.components = program.components
+        else:
+            self._payment = Goals(config, goals) if config.pays == GOAL_TERM else PAYMENTS[config.pays](config)
         self._trust = TRUSTS[config.trust]() if config.trust != "none" else None
         self._cap = EpisodeCap(config.episode_cap) if config.episode_cap else None
         self._env_steps = 0

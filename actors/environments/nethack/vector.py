@@ -62,7 +62,7 @@ class NetHackEnvironment(RebuildingVector):
         model = self._games[0]
         num_actions = discrete_actions(model.played, spec.id)[1]
         try:
-            self._names = given_action_names(config.action_names, num_actions, spec.id)
+            names = given_action_names(config.action_names, num_actions, spec.id)
             self._name_features()
         except ValueError:
             self.close()
@@ -86,6 +86,7 @@ class NetHackEnvironment(RebuildingVector):
             num_actions=num_actions,
             goal_reward=None if model.is_wrapped or not self._step_limit else goal_reward(model.env, self._step_limit),
             notices=tuple(notices),
+            action_names=names or self._own_action_names(num_actions),
             features=self._screen_features.names,
         )
 
@@ -133,13 +134,6 @@ class NetHackEnvironment(RebuildingVector):
             ends=ends,
         )
 
-    def action_names(self) -> tuple[str, ...]:
-        """See `VectorEnvironment`; wrappers may have renumbered the actions."""
-        game = self._games[0]
-        if self._names:
-            return self._names
-        return () if game.is_wrapped else tuple(name_of(int(key)) for key in game.env.actions[: self.spec.num_actions])
-
     def interface(self) -> dict[str, Any]:
         """See `VectorEnvironment`."""
         view = self._view
@@ -162,6 +156,11 @@ class NetHackEnvironment(RebuildingVector):
         """Close the engines and remove their temporary directories."""
         for game in self._games:
             close_quietly(game.played)
+
+    def _own_action_names(self, num_actions: int) -> tuple[str, ...]:
+        """None where wrappers may have renumbered the actions."""
+        game = self._games[0]
+        return () if game.is_wrapped else tuple(name_of(int(key)) for key in game.env.actions[:num_actions])
 
     def _make_games(self) -> None:
         self.close()

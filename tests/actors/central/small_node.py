@@ -82,7 +82,7 @@ def make_worker(env: SplitEnvironment | VectorEnvironment, inference: Inference,
     reads = () if env.states is None else ("state", "change", "history")
     num_features = len(env.spec.features)
     reads += ("features",) if num_features else ()
-    channels = Channels(reads, NUM_ENVS, env.action_names(), num_features=num_features)
+    channels = Channels(reads, NUM_ENVS, env.spec.action_names, num_features=num_features)
     worker_id, captions = f"{index}.0", CaptionTracker(NUM_ENVS)
     return RolloutWorker(env, inference, captions, ACTORS, worker_id=worker_id, seed=index, channels=channels)
 

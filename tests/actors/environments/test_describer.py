@@ -145,10 +145,10 @@ def test_names_of_actions_are_as_many_as_actions_and_all_different(names: list[s
 
 
 def test_given_names_of_actions_replace_the_environments_own() -> None:
-    assert make().action_names() == ()
-    assert make(action_names=["back", "on"]).action_names() == ("back", "on")
+    assert make().spec.action_names == ()
+    assert make(action_names=["back", "on"]).spec.action_names == ("back", "on")
     with pytest.raises(ValueError, match=r"env\.action_names: got 2, wanted 23"):
         make(env_id="NetHackScore-v0", action_names=["north", "south"])
     env = make(env_id="NetHackScore-v0", action_names=[f"key {number}" for number in range(23)])
-    assert env.action_names()[22] == "key 22"
+    assert env.spec.action_names[22] == "key 22"
     env.close()

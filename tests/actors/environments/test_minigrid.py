@@ -104,7 +104,7 @@ def test_random_play_meets_few_distinct_states(env_id: str, num_steps: int, most
     pytest.importorskip("minigrid")
     config = EnvConfig(id=env_id, captioner="actors.minigrid_captions:describe", describer="minigrid")
     env = make_environment(config, num_envs=10, run_seed=1, worker_index=0)
-    assert env.action_names() == ("left", "right", "forward", "pickup", "drop", "toggle", "done")
+    assert env.spec.action_names == ("left", "right", "forward", "pickup", "drop", "toggle", "done")
     env.reset()
     rng, seen = np.random.default_rng(0), {*env.states}
     for _ in range(num_steps // 10):

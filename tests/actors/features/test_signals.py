@@ -76,7 +76,7 @@ def make_worker() -> Iterator[Callable[..., RolloutWorker]]:
         env = make_environment(config, num_envs=NUM_ENVS, run_seed=5, worker_index=0)
         actors = ActorsConfig(rollout_steps=NUM_STEPS, precision="fp32")
         inference = BatchedInference(PolicyNet(env.spec, POLICY), env.spec, NUM_ENVS, actors)
-        read = Channels(reads, NUM_ENVS, env.action_names(), num_features=len(env.spec.features))
+        read = Channels(reads, NUM_ENVS, env.spec.action_names, num_features=len(env.spec.features))
         trackers: Any = (env, inference, CaptionTracker(NUM_ENVS), actors)
         workers.append(RolloutWorker(*trackers, worker_id="0.0", seed=3, channels=read))
         return workers[-1]

@@ -3,7 +3,7 @@ all that happens to them: ends, truncations, lost environments, several workers.
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,22 @@ from tests.learner.toy_rollouts import random_rollout
 ITEMS = np.array([0, 11, 12, 13, 14, 15, 2**63 + 1], np.uint64)
 """Of every channel; 0 is the empty one."""
 CHANNELS = ("caption", "state", "change")
+FEATURES = ("height", "gold")
+PROGRAMS: Mapping[str, Callable[..., float]] = {
+    """
+def reward(before, after, start, action):
+    if after.gold > before.gold:
+        found = 1.0
+    else:
+        found = 0.0
+    return {"rise": after.height - start.height, "found": found - 0.1 * (action == 1)}
+""": lambda before, after, start, action: (
+        after["height"] - start["height"] + (after["gold"] > before["gold"]) - 0.1 * (action == 1)
+    ),
+    "state.height + 0.5 * (state.gold > 0.5)": lambda state: state["height"] + 0.5 * (state["gold"] > 0.5),
+}
+"""Texts of programs, and what they compute for one step."""
+REWARD_PROGRAM, PROGRESS_PROGRAM = PROGRAMS
 Values = Mapping[int, float]
 """A table: item id -> value."""
 
@@ -31,6 +47,7 @@ class _Environment:
     def begin(self) -> None:
         """A new episode, whose reset shows a state."""
         self.total, self.state = 0.0, self._rng.choice(ITEMS)
+        self.start = self.features = self._look()
         self._counts = {channel: Counter[int]() for channel in CHANNELS}
         self._counts["state"][int(self.state)] += 1
 
@@ -41,9 +58,15 @@ class _Environment:
             signals[channel] = self._rng.choice(ITEMS)
             counts[int(signals[channel])] += 1
             signals[f"{channel}_counts"] = np.int32(counts[int(signals[channel])])
+        signals["features_start"], signals["features_before"] = self.start, self.features
+        signals["features"] = self.features = self._look()
         self.state = signals["state"]
         self.total += reward
         return signals
+
+    def _look(self) -> np.ndarray:
+        features = self._rng.uniform(-0.5, 1.5, len(FEATURES)).astype(np.float32)
+        return np.where(self._rng.random(len(FEATURES)) < 0.05, np.float32(np.nan), features)
 
 
 def played_rollouts(worker: str, number: int, *, seed: int, num_steps: int = 12, num_envs: int = 4) -> list[Rollout]:
@@ -178,26 +201,32 @@ class SlowTerm:
     def _payment(self, rollout: Rollout, t: int, env: int, values: Values, episode: Episode) -> tuple[float, bool]:
         config = self.config
         signals = {"caption": rollout.caption_ids, "caption_counts": rollout.caption_counts, **rollout.signals}
-        item, k = int(signals[config.reads][t, env]), config.coefficient
-        v = values.get(item)
+        k, is_start_known = config.coefficient, True
+        if config.program:
+            v, v_before = self._of_program(rollout, t, env)
+        else:
+            item = int(signals[config.reads][t, env])
+            v, v_before = values.get(item), values.get(int(signals["state_before"][t, env]))
+            is_start_known = bool(signals["state_before"][t, env])
         if config.pays == "goals":
             return self._of_goals(rollout, t, env, item if v is not None else None, episode), v is None
+        if config.pays == "event" and config.program:
+            return (0.0 if v is None else k * v), v is None
         if config.pays == "event":
             goal = None if v is None else self.goals.get(item)
             is_due = goal is None or goal not in episode.goals
             episode.goals |= set() if goal is None else {goal}
             n = int(signals[f"{config.reads}_counts"][t, env])
             return (k * v / n**config.count_exponent if v is not None and is_due else 0.0), v is None
-        before = int(signals["state_before"][t, env])
-        v_before = values.get(before)
         if config.pays == "potential":
             v = 0.0 if rollout.terminated[t, env] else v
             if v is None or v_before is None:
                 return 0.0, True
             return k * (config.gamma * v - v_before), False
-        is_unknown, v = v is None, v if item else None
+        is_unknown = v is None
+        v = v if config.program or item else None
         if config.pays == "improvement":
-            if before and v_before is not None:
+            if is_start_known and v_before is not None:
                 episode.maximum = max(episode.maximum, v_before) if episode.maximum is not None else v_before
             m = episode.maximum
             if v is not None:
@@ -209,6 +238,21 @@ class SlowTerm:
         number = min(math.floor(config.bins * min(max(v, 0.0), 1.0)), config.bins - 1)
         visits[number] += 1
         return k / math.sqrt(visits[number]), False
+
+    def _of_program(self, rollout: Rollout, t: int, env: int) -> tuple[float | None, float | None]:
+        """The program's number after and before the step, of a reward the first alone; None where it is not known."""
+        compute, clip = PROGRAMS[self.config.program], self.config.program_clip
+        before, after, start = (
+            dict(zip(FEATURES, rollout.signals[name][t, env].tolist(), strict=True))
+            for name in ("features_before", "features", "features_start")
+        )
+
+        def known(number: float) -> float | None:
+            return None if math.isnan(number) else min(max(number, -clip), clip)
+
+        if self.config.program == REWARD_PROGRAM:
+            return known(compute(before, after, start, int(rollout.actions[t, env]))), None
+        return known(compute(after)), known(compute(before))
 
     def _of_goals(self, rollout: Rollout, t: int, env: int, item: int | None, episode: Episode) -> float:
         """What a step earns for the goals that its known item achieves."""
@@ -305,7 +349,7 @@ class SlowMixer:
                     unknown[name] += is_unknown
                     intrinsic += reward
                     mixed[name][t, env] = scale * reward
-                    if not is_dropped and env not in rollout.lost:
+                    if not is_dropped and env not in rollout.lost and not term.config.program:
                         item = self._item(term.config, rollout, t, env)
                         term.earned[item] = term.earned.get(item, 0.0) + scale * reward
                         term.note_goals(scale * reward)

@@ -15,7 +15,14 @@ from learner.reward.paid import paid_rewards
 from reward_models.goals.masks import masks_of
 from reward_models.published import PublishedReward
 from reward_models.table import RewardTable
-from tests.learner.reward.slow_rewards import ITEMS, SlowMixer, played_rollouts
+from tests.learner.reward.slow_rewards import (
+    FEATURES,
+    ITEMS,
+    PROGRESS_PROGRAM,
+    REWARD_PROGRAM,
+    SlowMixer,
+    played_rollouts,
+)
 from tests.learner.toy_rollouts import random_rollout
 
 MAIN = TermConfig(coefficient=0.4, count_exponent=3.0)
@@ -27,6 +34,11 @@ TERMS = {
     "tour": TermConfig(reads="state", pays="visits", bins=4, trust="outcome", anneal_env_steps=3000),
     "round": TermConfig(reads="state", pays="visits", visits_of="episode", bins=3, coefficient=0.3),
     "news": TermConfig(reads="change", count_exponent=1.0, coefficient=0.2, trust="earned"),
+    "rise": TermConfig(reads="features", program=REWARD_PROGRAM, coefficient=0.3, trust="outcome", program_clip=0.9),
+    "near": TermConfig(reads="features", program=PROGRESS_PROGRAM, pays="potential", gamma=0.9, coefficient=0.4),
+    "far": TermConfig(reads="features", program=PROGRESS_PROGRAM, pays="improvement", episode_cap=0.8),
+    "wide": TermConfig(reads="features", program=PROGRESS_PROGRAM, pays="visits", bins=5),
+    "there": TermConfig(reads="features", program=PROGRESS_PROGRAM, coefficient=0.1, anneal_env_steps=900),
 }
 GOALS = {11: 0, 12: 0, 13: 63}
 """Of the main term: paid once per episode."""
@@ -54,7 +66,7 @@ def test_rewards_are_those_of_the_formulas_over_ends_losses_drops_new_tables_and
     share: float, tmp_path
 ) -> None:
     config = RewardConfig(extrinsic_coefficient=0.5, extrinsic_scale=2.0, extrinsic_clip=4.0, max_intrinsic_share=share)
-    mixer, slow = RewardMixer(config, TERMS), SlowMixer(config, TERMS, GOALS)
+    mixer, slow = RewardMixer(config, TERMS, features=FEATURES), SlowMixer(config, TERMS, GOALS)
     workers = [played_rollouts(f"{index}.0", 24, seed=index) for index in range(2)]
     assert any(rollout.lost for rollouts in workers for rollout in rollouts)
     least_trust = 1.0
@@ -88,7 +100,7 @@ def test_rewards_are_those_of_the_formulas_over_ends_losses_drops_new_tables_and
 
 def resumed(mixer: RewardMixer, config: RewardConfig, directory: Any) -> RewardMixer:
     path = save_checkpoint(directory, 1, {"rewards": mixer.state_dict()}, keep=1)
-    again = RewardMixer(config, TERMS)
+    again = RewardMixer(config, TERMS, features=FEATURES)
     again.load_state_dict(load_checkpoint(path)["rewards"])
     return again
 
@@ -134,7 +146,7 @@ def test_the_state_of_a_version_without_terms_loads() -> None:
 def test_what_terms_pay_adds_up_to_the_intrinsic_reward_and_their_shares_to_one() -> None:
     reward, _ = random_tables(2)
     rollouts = played_rollouts("0.0", 1, seed=8) + played_rollouts("1.0", 1, seed=9)
-    mixed = RewardMixer(RewardConfig(), TERMS).mix(rollouts, reward)
+    mixed = RewardMixer(RewardConfig(), TERMS, features=FEATURES).mix(rollouts, reward)
     kept = np.array([True] * 7 + [False])
     metrics = mixed.term_metrics(kept)
     assert [*metrics] == [*TERMS]
@@ -142,7 +154,9 @@ def test_what_terms_pay_adds_up_to_the_intrinsic_reward_and_their_shares_to_one(
     assert sum(term["mean"] for term in metrics.values()) == pytest.approx(float(mixed.intrinsic[:, kept].mean()))
     assert {term["version"] for term in metrics.values()} == {2}
     assert metrics["fight"]["coefficient"] == -0.7
-    nothing = RewardMixer(RewardConfig(), TERMS).mix(rollouts, PublishedReward.of(RewardTable.empty()))
+    nothing = RewardMixer(RewardConfig(), TERMS, features=FEATURES).mix(
+        rollouts, PublishedReward.of(RewardTable.empty())
+    )
     assert nothing.term_metrics(kept)["depth"]["share"] == 0.0
     assert nothing.term_metrics(kept)["fight"]["version"] == 0
 
