@@ -36,9 +36,9 @@ def features_of(game: Any) -> list[float]:
     column, row = map(int, game.agent_pos)
     width, nearest = game.grid.width, dict.fromkeys(KINDS, MISSING_DISTANCE)
     num_open = num_locked = 0
-    for place, thing in enumerate(game.grid.grid):
-        if thing is None or (kind := thing.type) not in nearest:
-            continue
+    told = [(at, thing) for at, thing in enumerate(game.grid.grid) if thing is not None and thing.type in nearest]
+    for place, thing in told:
+        kind = thing.type
         distance = abs(place % width - column) + abs(place // width - row)
         if distance < nearest[kind]:
             nearest[kind] = float(distance)

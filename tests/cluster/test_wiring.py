@@ -5,14 +5,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from actors.environments.factory import make_environment
+from actors.goals.entry import GoalEntryEnvironment
 from actors.worker import RolloutWorker
-from cluster.wiring import build_worker, check_parts
+from cluster.wiring import build_guide, build_worker, check_parts
 from configs.checks import ConfigError
+from configs.features import without_features
 from configs.loading import load_config
 from configs.reward_schema import TermConfig
 from configs.schema import RunConfig
+from tests.actors.goals.toy_goals import corridor_sheet
 
 CORRIDOR = ("env.id=tests.toy_environments:Corridor-v0", "policy.core=none", "reward_model.name=none")
 DESCRIBED = (*CORRIDOR, "env.describer=tests.toy_environments:describe", "env.action_names=[back, forward]")
@@ -65,6 +70,20 @@ def test_a_worker_computes_features_only_where_a_term_reads_them_and_the_specifi
         arrays = worker.channels.arrays(1)
         shapes = {name: array.shape for name, array in arrays.items()}
         assert shapes == dict.fromkeys(FEATURE_SIGNALS, (1, config.actors.envs_per_worker, 1))
+
+
+def test_a_guide_outside_a_worker_needs_no_features() -> None:
+    goals = ("goals.sources=[config]", "goals.texts=[a, b]", "policy.reads_goal=true")
+    config = configured(*CORRIDOR, *goals, "env.features=['info:success']")
+    config = replace(config, terms={"x": TermConfig(reads="features")})
+    env = make_environment(
+        without_features(config.env), num_envs=2, run_seed=1, worker_index=0, stream="eval", policy=config.policy
+    )
+    assert isinstance(env, GoalEntryEnvironment)
+    env.guide = build_guide(config, env, corridor_sheet([1, 2]), "eval/0")
+    env.reset()
+    assert env.step(np.array([0, 1])).features is None
+    env.close()
 
 
 @pytest.mark.parametrize(
