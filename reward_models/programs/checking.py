@@ -11,13 +11,7 @@ from typing import NoReturn
 
 from reward_models.programs.expressions import Expressions
 from reward_models.programs.hints import NODES, OTHERWISE
-from reward_models.programs.language import (
-    COMPONENT_NAME,
-    FORMS,
-    GIVEN,
-    MAX_COMPONENTS,
-    MAX_NAMES,
-)
+from reward_models.programs.language import COMPONENT_NAME, FORMS, GIVEN, MAX_COMPONENTS, MAX_NAMES
 from reward_models.programs.parsing import WANTED
 from reward_models.programs.refusal import Source, refusal_at
 
@@ -95,9 +89,8 @@ def _check_signature(function: ast.FunctionDef, source: Source) -> None:
 
 
 def _check_annotation(annotation: ast.expr | None, source: Source) -> None:
-    for part in ast.walk(annotation) if annotation else ():
-        if not isinstance(part, ANNOTATION):
-            raise source.refusal(part, "within an annotation", "a type's name, or no annotation")
+    if annotation and not all(isinstance(part, ANNOTATION) for part in ast.walk(annotation)):
+        raise source.refusal(annotation, "an annotation that is no plain type", "a type's name, or no annotation")
 
 
 class Statements:

@@ -43,9 +43,8 @@ class Expressions:
         """One more node, which stands `depth` levels deep. Raises ProgramError where that is beyond the limits."""
         self._num_nodes += 1
         if self._num_nodes > MAX_NODES:
-            self._refuse(
-                node, "one node too many", f"a program of at most {MAX_NODES} operations, features and numbers"
-            )
+            wanted = f"a program of at most {MAX_NODES} operations, features and numbers"
+            self._refuse(node, "one node too many", wanted)
         if depth > MAX_DEPTH:
             self._refuse(node, f"nested more than {MAX_DEPTH} levels deep", "a local name for a part, assigned before")
 

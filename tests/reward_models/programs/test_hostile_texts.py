@@ -12,23 +12,33 @@ import pytest
 
 from reward_models.programs.compiling import compile_program
 from reward_models.programs.evaluation import evaluate_progress, evaluate_reward
+from reward_models.programs.program import Program
 from reward_models.programs.refusal import ProgramError
 from tests.reward_models.programs.random_programs import ACTIONS, FEATURES, Writer
 
 MAX_S = 0.05
 
 
-def compiles(text: str) -> bool:
-    """Whether it does; the only error is a well-formed refusal, in time. What compiles can be evaluated."""
-    refusal, begin = None, time.thread_time()
+def compiled(text: str) -> tuple[Program | ProgramError, float]:
+    """The program or its refusal, and the seconds of processor time that it took."""
+    begin = time.thread_time()
     try:
-        program = compile_program(text, FEATURES, ACTIONS)
+        return compile_program(text, FEATURES, ACTIONS), time.thread_time() - begin
     except ProgramError as error:
-        refusal = error
-    assert time.thread_time() - begin < MAX_S, text
-    if refusal:
-        check_refusal(refusal, text)
+        return error, time.thread_time() - begin
+
+
+def compiles(text: str) -> bool:
+    """Whether it does; the only error is a well-formed refusal, in time. What compiles has a canonical text and can
+    be evaluated."""
+    program, used_s = compiled(text)
+    if used_s > MAX_S:  # once more: it may have been a garbage collection
+        _, used_s = compiled(text)
+    assert used_s < MAX_S, text
+    if isinstance(program, ProgramError):
+        check_refusal(program, text)
         return False
+    assert compile_program(program.text, FEATURES, ACTIONS) == program
     state = np.ones((2, len(FEATURES)), np.float32)
     if program.form == "progress":
         values = evaluate_progress(program, state, FEATURES)
