@@ -2,8 +2,8 @@
 the space.
 
 Invariant: a rollout holds, value for value, what the environment returned: no lossy cast, no broadcast shape, nothing
-that is not finite, no category outside its range; an instruction only by the numbers of its words. Values outside a
-Box's bounds are kept, with one notice.
+that is not finite, no category outside its range; an instruction only by the numbers of its words, and numbers between
+small bounds stretched to them (`_factors`). Values outside a Box's bounds are kept, with one notice.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -128,8 +128,9 @@ class ObservationReader:
             outside = (arrays[name] < low) | (arrays[name] > high)
             if outside.any():
                 del self._bounded[name]
-                what = f"observation {name!r} got {arrays[name][outside].flat[0]}, outside"
                 space = self.entries[name].space
+                got = (arrays[name] / _factors(space))[outside].flat[0]
+                what = f"observation {name!r} got {got}, outside"
                 found.append(f"environment {self._env_id!r}: {what} {shown(space, 80)}; it is used unchanged")
         return found
 
@@ -165,7 +166,7 @@ def is_text(space: spaces.Space) -> bool:
 
 
 def _space_as_json(space: spaces.Space) -> dict[str, Any]:
-    """What reading depends on: not the bounds of a Box, and not the characters of a text."""
+    """What reading depends on: of a Box only bounds below 1, and not the characters of a text."""
     if isinstance(space, spaces.Discrete):
         return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
     if isinstance(space, spaces.MultiDiscrete):
@@ -174,7 +175,8 @@ def _space_as_json(space: spaces.Space) -> dict[str, Any]:
     if isinstance(space, spaces.MultiBinary):
         return {"kind": "MultiBinary", "shape": list(space.shape)}
     if isinstance(space, spaces.Box):
-        return {"kind": "Box", "shape": list(space.shape), "dtype": np.dtype(space.dtype).name}
+        largest = {"largest": (1 / _factors(space)).ravel().tolist()} if (_factors(space) != 1).any() else {}
+        return {"kind": "Box", "shape": list(space.shape), "dtype": np.dtype(space.dtype).name, **largest}
     return {"kind": "Text"}
 
 
@@ -190,6 +192,9 @@ def _space_from_json(kind: str, **values: Any) -> spaces.Space:
     if kind != "Box":
         raise ValueError(f"{kind!r} is no space that a network reads")
     dtype: Any = np.dtype(values["dtype"])
+    if "largest" in values:
+        largest = np.array(values["largest"], dtype).reshape(values["shape"])
+        return spaces.Box(-largest, largest, dtype=dtype.type)
     low, high = (np.iinfo(dtype).min, np.iinfo(dtype).max) if dtype.kind in "iu" else (-np.inf, np.inf)
     return spaces.Box(*((0, 1) if dtype.kind == "b" else (low, high)), tuple(values["shape"]), dtype.type)
 
@@ -212,8 +217,10 @@ def _entry_format(space: spaces.Space) -> tuple[ArraySpec, Callable[[Any], Any]]
     if isinstance(space, spaces.Box) and 0 not in space.shape:
         declared = np.dtype(space.dtype)
         if declared.kind == "f":
-            spec = ArraySpec(shape=space.shape, dtype=np.dtype(np.float32))
-            return spec, lambda value: floats(value, spec)
+            spec, factors = ArraySpec(shape=space.shape, dtype=np.dtype(np.float32)), _factors(space)
+            if (factors == 1).all():
+                return spec, lambda value: floats(value, spec)
+            return spec, lambda value: floats(value, spec) * factors
         if declared.kind in "biu":
             kept = declared if declared.name in KEPT_INTEGERS else np.dtype(np.int64)
             spec = ArraySpec(shape=space.shape, dtype=kept)
@@ -234,13 +241,22 @@ WORDS = (
 """Spec and converter to the numbers of a text's words."""
 
 
+def _factors(space: spaces.Space) -> np.ndarray | np.float32:
+    """What floating-point numbers are multiplied by, f32 in the shape of `space`: those whose bounds both lie within
+    (-1, 1) are stretched until the farther one is 1. A network hardly sees a speed of at most 0.07 beside others."""
+    if not isinstance(space, spaces.Box) or np.dtype(space.dtype).kind != "f":
+        return np.float32(1)
+    largest = np.maximum(np.abs(space.low), np.abs(space.high)).astype(np.float32)
+    return np.float32(1) / np.where((largest > 0) & (largest < 1), largest, np.float32(1))
+
+
 def _bounds(entry: Entry) -> tuple[np.ndarray, np.ndarray] | None:
-    """The bounds of a numeric Box, unless its dtype guarantees them."""
+    """The bounds of a numeric Box as it is read, unless its dtype guarantees them."""
     space, spec = entry.space, entry.spec
     if not isinstance(space, spaces.Box) or spec.is_text or spec.dtype == bool:
         return None
     if spec.dtype.kind == "f":
-        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+        low, high = (bound.astype(np.float32) * _factors(space) for bound in (space.low, space.high))
         return None if np.isinf(low).all() and np.isinf(high).all() else (low, high)
     limits = np.iinfo(spec.dtype)
     return None if (space.low <= limits.min).all() and (space.high >= limits.max).all() else (space.low, space.high)

@@ -117,6 +117,20 @@ def test_a_cast_that_loses_nothing_is_made(space: spaces.Space, obs: Any, expect
     assert seen["obs"][0].tolist() == expected
 
 
+def test_numbers_between_small_bounds_are_stretched_to_them() -> None:
+    low, high = np.float32([-0.05, -1.2, -np.inf, 0, 0]), np.float32([0.02, 0.6, 0.1, 0, 0.5])
+    values = np.float32([0.02, 0.3, 0.1, 0, 0.25])
+    seen, _ = make_odd(space=spaces.Box(low, high), obs=lambda t: values, num_envs=1).reset()
+    np.testing.assert_allclose(seen["obs"][0], [0.4, 0.3, 0.1, 0, 0.5], rtol=1e-6)
+
+
+def test_what_is_said_of_a_value_outside_small_bounds_is_the_value_itself() -> None:
+    env = make_odd(space=spaces.Box(-0.25, 0.25, (4,)), obs=lambda t: np.full(4, t / 8, np.float32))
+    env.reset()
+    told = [line for _ in range(4) for line in (env.step(np.zeros(2, np.int64)), env.take_notices())[1]]
+    assert "observation 'obs' got 0.375, outside Box(-0.25, 0.25, (4,), float32)" in told[0]
+
+
 def test_values_outside_a_boxs_bounds_are_used_and_said_once() -> None:
     env = make_odd(obs=lambda t: np.full(4, t, np.float32))
     env.reset()
