@@ -112,6 +112,7 @@ def _check_combinations(config: RunConfig) -> None:
         raise ConfigError(str(error)) from None
     _check_terms(config)
     _check_goals(config)
+    _check_captions(config)
     _check_safeguards(config)
     trackers = config.logging.trackers
     for name in trackers:
@@ -145,6 +146,16 @@ def _check_terms(config: RunConfig) -> None:
             wanted = "wanted nethack, minigrid or module:function"
             raise ConfigError(f"env.describer: got '', {wanted}: terms.{name} reads {term.reads}, which it describes")
         _check_program(name, term, config)
+
+
+def _check_captions(config: RunConfig) -> None:
+    """Refuse what reads captions in an environment that has none."""
+    reads = {f"terms.{name} reads them": term.reads == "caption" for name, term in config.terms.items()}
+    reads |= {f"reward_model.name={config.reward_model.name} rewards them": config.reward_model.name != "none"}
+    reads |= {"goals are matched with them": bool(config.goals.sources) and config.goals.reads == "caption"}
+    if config.env.captioner == "none" and any(reads.values()):
+        why = next(why for why, is_so in reads.items() if is_so)
+        raise ConfigError(f"env.captioner: got none, wanted where captions come from: {why}")
 
 
 def _check_program(name: str, term: TermConfig, config: RunConfig) -> None:

@@ -15,6 +15,8 @@ from configs.errors import named
 
 Captioner = Callable[[Any, Mapping[str, Any]], bytes]
 """(observation, info) -> raw caption, UTF-8."""
+NONE = "none"
+"""The captioner of an environment of which nothing is said."""
 WANTED = {
     "captioner": "captions are str, bytes or uint8 arrays, '' where nothing happened",
     "describer": "states are described by str, bytes or uint8 arrays, one fact per sentence",
@@ -28,6 +30,8 @@ def make_captioner(
     """The function that reads captions, and the observation entry that holds them as texts, if there is one. `entries`:
     name -> function that picks it from an observation; `there` describes the observation space. Raises ValueError if
     `captioner` names nothing."""
+    if captioner == NONE:
+        return lambda obs, info: b"", None
     if captioner in entries:
         pick = entries[captioner]
         return lambda obs, info: _checked(pick(obs), captioner, "captioner", env_id), captioner
@@ -38,7 +42,7 @@ def make_captioner(
         return function_of(captioner, "captioner", env_id), None
     raise ValueError(
         f"env.captioner {captioner!r} is no observation key of {env_id!r}: {there}; "
-        "give one of the keys, info:KEY, or module:function called with (obs, info)"
+        "give one of the keys, info:KEY, or module:function called with (obs, info); or none"
     )
 
 

@@ -3,6 +3,7 @@
 Invariant: a check is a function of the record alone; what cannot be checked is said to be unknown, never taken as good.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -49,7 +50,7 @@ def top_caption(top: TopItem | None) -> Alarm:
         " caption and its judgement below; correct the rubric, or raise reward.count_exponent so that repetition fades."
     )
     if top is None:
-        return Alarm("unknown", what, f"no intrinsic reward was paid ({limit})", advice)
+        return Alarm("unknown", what, f"no intrinsic reward was paid for any item ({limit})", advice)
     return Alarm("alarm" if top.share > TOP_SHARE else "good", what, f"{top.share:.1%}, “{top.text}” ({limit})", advice)
 
 
@@ -110,6 +111,9 @@ def hollow_reward(run: RunRecord) -> Alarm:
     intrinsic = fifths(run, "reward_intrinsic_per_1000_steps")
     name = next((name for name in OUTCOMES if fifths(run, name)), None)
     outcome = fifths(run, name) if name else None
+    if name == OUTCOMES[-1] and outcome and any(outcome) and math.isclose(*outcome, rel_tol=1e-3):
+        name = "episode_return_extrinsic_mean"  # the same for every step: what differs is how many steps it takes
+        outcome = fifths(run, name)
     if not intrinsic or not outcome or not any(intrinsic):
         return Alarm("unknown", what, f"needs intrinsic reward and an outcome over five metric lines ({limit})", advice)
     rises, serves = intrinsic[1] > RISE * intrinsic[0], outcome[1] > outcome[0]

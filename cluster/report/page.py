@@ -67,7 +67,7 @@ class _Part:
             | {"terms": term_charts(run.lines)},
             "mass": reward_mass(run.paid, captions),
             "replays": replays,
-            "terms": [_asked(run, name) for name in self.facts["terms"]],
+            "terms": [_asked(run, name) for name, term in self.facts["terms"].items() if not term["program"]],
         }
 
 

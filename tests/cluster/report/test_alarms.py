@@ -21,6 +21,8 @@ def of_policy(low: float, high: float) -> dict[str, Any]:
 
 
 RISING, FLAT = [1.0, 1, 2, 2, 3, 3, 4, 4, 5, 5], [0.1] * 10
+RATE = {"reward_intrinsic_per_1000_steps": RISING, "reward_extrinsic_per_1000_steps": [-1000.0] * 10}
+"""Each step costs the same, however soon the episode ends."""
 WARNED = RunConfig(robust=RobustConfig(distance_alarm=0.2))
 
 
@@ -54,6 +56,8 @@ CASES: list[tuple[Callable[[], Any], str]] = [
     ),
     (lambda: hollow_reward(record(series(reward_intrinsic_per_1000_steps=FLAT, episode_success_mean=FLAT))), "good"),
     (lambda: hollow_reward(record(series(episode_success_mean=FLAT))), "unknown"),
+    (lambda: hollow_reward(record(series(**RATE, episode_return_extrinsic_mean=RISING))), "good"),
+    (lambda: hollow_reward(record(series(**RATE, episode_return_extrinsic_mean=FLAT))), "alarm"),
     (lambda: unjudged(record(series(annotations_total=[0.0], annotations_unparsed=[0.0]))), "alarm"),
     (lambda: unjudged(record(series(annotations_total=[5.0], annotations_unparsed=[5.0]))), "alarm"),
     (lambda: unjudged(record(series(annotations_total=[5.0], annotations_unparsed=[1.0]))), "good"),
