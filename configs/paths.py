@@ -104,11 +104,10 @@ def _with_user_paths(name: str, term: TermConfig) -> TermConfig:
         model["judgements"] = expanded("model.judgements", judgements)
     program = term.program
     if program.endswith(PROGRAM_SUFFIX):
+        path = expanded("program", program)
         try:
-            program = Path(expanded("program", program)).read_text("utf-8")
+            program = Path(path).read_text("utf-8")
         except (OSError, ValueError) as error:
-            wanted = "wanted the file of a program, or its text"
-            raise ConfigError(
-                f"terms.{name}.program: got {term.program!r} ({one_line(error, 200)}), {wanted}"
-            ) from None
+            got, wanted = f"got {path!r} ({one_line(error, 200)})", "wanted the file of a program, or its text"
+            raise ConfigError(f"terms.{name}.program: {got}, {wanted}") from None
     return replace(term, rubric=rubric, model=model, program=program)

@@ -46,6 +46,9 @@ class EnvConfig:
     action_names: list[str] = field(default_factory=list)
     """The actions in words, in their order, for terms that read `history` and for `delphi eval --player judge`; empty
     uses the environment's own names, which NetHack and MiniGrid have."""
+    stretch_bounds: bool = True
+    """Multiply numbers that the environment bounds within (-1, 1), a speed of at most 0.07 say, until the farther bound
+    is 1, before the policy reads them; not in NetHack. Runs of earlier versions have it off."""
     features: list[str] = field(default_factory=list)
     """Where numbers that describe a state come from, for terms that read `features`; at most 64 numbers. Any of:
     `blstats` (NetHack, MiniHack), `minigrid` (MiniGrid, BabyAI), `obs` (the entries of an observation that is a list of

@@ -234,6 +234,11 @@ def describe(obs: dict[str, np.ndarray], info: dict[str, Any]) -> str:
     return f"cell {int(obs['position'].argmax())}"
 
 
+def place(obs: Any, info: dict[str, Any]) -> dict[str, float]:
+    """A feature of Corridor: how far it has been walked, in [0, 1]."""
+    return {"place": float(obs["position"].argmax()) / (len(obs["position"]) - 1)}
+
+
 def which_way_it_leans(obs: np.ndarray, info: dict[str, Any]) -> str:
     """A captioner function of CartPole."""
     return "It leans left." if obs[2] < 0 else "It leans right."

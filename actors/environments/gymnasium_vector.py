@@ -73,7 +73,7 @@ class GymnasiumEnvironment(RebuildingVector):
             self._captioner, text = make_captioner(config.captioner, *_keys(space), spec.id)
             self._describer = make_describer(config.describer, spec.id)
             names = given_action_names(config.action_names, num_actions, spec.id)
-            self._reader = ObservationReader(space, spec.id, text, instruction)
+            self._reader = ObservationReader(space, spec.id, text, instruction, stretches=config.stretch_bounds)
             self._feature_reader = FeatureReader(config, spec.id, model, space)
             self._name_features()
             self._can_save = all(hasattr(model.unwrapped, name) for name in ("state_dict", "load_state_dict"))

@@ -46,12 +46,27 @@ class Entry:
     spec: ArraySpec
     convert: Callable[[Any], Any]
     """The environment's value -> an array of the spec's shape and dtype, or a scalar; raises Misfit."""
+    factors: np.ndarray | None = None
+    """What its numbers are multiplied by, in the shape of the spec; see `_factors`."""
+
+    def read(self, value: Any) -> Any:
+        """What the policy is given for the environment's value; raises Misfit."""
+        converted = self.convert(value)
+        return converted if self.factors is None else converted * self.factors
 
 
 class ObservationReader:
     """Reads the policy's entries from an environment's observations."""
 
-    def __init__(self, space: spaces.Space, env_id: str, text: str | None, instruction: str | None = None) -> None:
+    def __init__(
+        self,
+        space: spaces.Space,
+        env_id: str,
+        text: str | None,
+        instruction: str | None = None,
+        *,
+        stretches: bool = True,
+    ) -> None:
         """`text`: the entry of the captions, read as a text. `instruction`: a text that is read as the numbers of its
         words. Raises ValueError if no entry is readable."""
         self._env_id = env_id
@@ -68,7 +83,7 @@ class ObservationReader:
                 continue
             while name in self.entries:  # {"a/b": x, "a": {"b": y}}
                 name += "_"
-            self.entries[name] = Entry(path, leaf, *made)
+            self.entries[name] = Entry(path, leaf, *made, factors=_factors(leaf) if stretches else None)
         readable = "Box, Discrete, MultiDiscrete, MultiBinary and texts, in any nesting of Dict and Tuple"
         if not self.entries:
             what = f"environment {env_id!r} observes nothing that a network here reads: {', '.join(left_out)}"
@@ -86,6 +101,7 @@ class ObservationReader:
                 "path": list(entry.path),
                 "is_text": entry.spec.is_text,
                 **({"is_numbered": True} if entry.spec == WORDS[0] else {}),
+                **({} if entry.factors is None else {"factors": entry.factors.tolist()}),
                 "space": _space_as_json(entry.space),
             }
             for name, entry in self.entries.items()
@@ -104,7 +120,8 @@ class ObservationReader:
                 made = WORDS
             if made is None:
                 raise ValueError(f"{entry['space']} is no space that a network reads")
-            reader.entries[entry["name"]] = Entry(tuple(entry["path"]), space, *made)
+            factors = np.array(entry["factors"], np.float32) if "factors" in entry else None
+            reader.entries[entry["name"]] = Entry(tuple(entry["path"]), space, *made, factors=factors)
         return reader
 
     @property
@@ -116,7 +133,7 @@ class ObservationReader:
         """Write an observation into row `i` of arrays name -> [B, ...]; EnvironmentFailure if its space differs."""
         for name, entry in self.entries.items():
             try:
-                arrays[name][i] = entry.convert(pick(obs, entry.path))
+                arrays[name][i] = entry.read(pick(obs, entry.path))
             except Misfit as misfit:
                 what = f"environment {self._env_id!r}: observation {name!r} in {where} {misfit}"
                 raise EnvironmentFailure(what) from None
@@ -128,10 +145,10 @@ class ObservationReader:
             outside = (arrays[name] < low) | (arrays[name] > high)
             if outside.any():
                 del self._bounded[name]
-                space = self.entries[name].space
-                got = (arrays[name] / _factors(space))[outside].flat[0]
-                what = f"observation {name!r} got {got}, outside"
-                found.append(f"environment {self._env_id!r}: {what} {shown(space, 80)}; it is used unchanged")
+                entry = self.entries[name]
+                values = arrays[name] if entry.factors is None else arrays[name] / entry.factors
+                what = f"observation {name!r} got {values[outside].flat[0]}, outside {shown(entry.space, 80)}"
+                found.append(f"environment {self._env_id!r}: {what}; it is used unchanged")
         return found
 
 
@@ -166,7 +183,7 @@ def is_text(space: spaces.Space) -> bool:
 
 
 def _space_as_json(space: spaces.Space) -> dict[str, Any]:
-    """What reading depends on: of a Box only bounds below 1, and not the characters of a text."""
+    """What reading depends on: not the bounds of a Box, and not the characters of a text."""
     if isinstance(space, spaces.Discrete):
         return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
     if isinstance(space, spaces.MultiDiscrete):
@@ -175,8 +192,7 @@ def _space_as_json(space: spaces.Space) -> dict[str, Any]:
     if isinstance(space, spaces.MultiBinary):
         return {"kind": "MultiBinary", "shape": list(space.shape)}
     if isinstance(space, spaces.Box):
-        largest = {"largest": (1 / _factors(space)).ravel().tolist()} if (_factors(space) != 1).any() else {}
-        return {"kind": "Box", "shape": list(space.shape), "dtype": np.dtype(space.dtype).name, **largest}
+        return {"kind": "Box", "shape": list(space.shape), "dtype": np.dtype(space.dtype).name}
     return {"kind": "Text"}
 
 
@@ -192,9 +208,6 @@ def _space_from_json(kind: str, **values: Any) -> spaces.Space:
     if kind != "Box":
         raise ValueError(f"{kind!r} is no space that a network reads")
     dtype: Any = np.dtype(values["dtype"])
-    if "largest" in values:
-        largest = np.array(values["largest"], dtype).reshape(values["shape"])
-        return spaces.Box(-largest, largest, dtype=dtype.type)
     low, high = (np.iinfo(dtype).min, np.iinfo(dtype).max) if dtype.kind in "iu" else (-np.inf, np.inf)
     return spaces.Box(*((0, 1) if dtype.kind == "b" else (low, high)), tuple(values["shape"]), dtype.type)
 
@@ -217,10 +230,8 @@ def _entry_format(space: spaces.Space) -> tuple[ArraySpec, Callable[[Any], Any]]
     if isinstance(space, spaces.Box) and 0 not in space.shape:
         declared = np.dtype(space.dtype)
         if declared.kind == "f":
-            spec, factors = ArraySpec(shape=space.shape, dtype=np.dtype(np.float32)), _factors(space)
-            if (factors == 1).all():
-                return spec, lambda value: floats(value, spec)
-            return spec, lambda value: floats(value, spec) * factors
+            spec = ArraySpec(shape=space.shape, dtype=np.dtype(np.float32))
+            return spec, lambda value: floats(value, spec)
         if declared.kind in "biu":
             kept = declared if declared.name in KEPT_INTEGERS else np.dtype(np.int64)
             spec = ArraySpec(shape=space.shape, dtype=kept)
@@ -241,13 +252,15 @@ WORDS = (
 """Spec and converter to the numbers of a text's words."""
 
 
-def _factors(space: spaces.Space) -> np.ndarray | np.float32:
-    """What floating-point numbers are multiplied by, f32 in the shape of `space`: those whose bounds both lie within
-    (-1, 1) are stretched until the farther one is 1. A network hardly sees a speed of at most 0.07 beside others."""
+def _factors(space: spaces.Space) -> np.ndarray | None:
+    """What the numbers of a floating-point Box are multiplied by (`env.stretch_bounds`), f32 in its shape; None for
+    nothing: those whose bounds both lie within (-1, 1) are stretched until the farther one is 1. A network hardly sees a
+    speed of at most 0.07 beside other numbers."""
     if not isinstance(space, spaces.Box) or np.dtype(space.dtype).kind != "f":
-        return np.float32(1)
+        return None
     largest = np.maximum(np.abs(space.low), np.abs(space.high)).astype(np.float32)
-    return np.float32(1) / np.where((largest > 0) & (largest < 1), largest, np.float32(1))
+    is_small = (largest > 0) & (largest < 1)
+    return np.asarray(np.float32(1) / np.where(is_small, largest, np.float32(1))) if is_small.any() else None
 
 
 def _bounds(entry: Entry) -> tuple[np.ndarray, np.ndarray] | None:
@@ -256,7 +269,9 @@ def _bounds(entry: Entry) -> tuple[np.ndarray, np.ndarray] | None:
     if not isinstance(space, spaces.Box) or spec.is_text or spec.dtype == bool:
         return None
     if spec.dtype.kind == "f":
-        low, high = (bound.astype(np.float32) * _factors(space) for bound in (space.low, space.high))
+        low, high = (bound.astype(np.float32) for bound in (space.low, space.high))
+        if entry.factors is not None:
+            low, high = low * entry.factors, high * entry.factors
         return None if np.isinf(low).all() and np.isinf(high).all() else (low, high)
     limits = np.iinfo(spec.dtype)
     return None if (space.low <= limits.min).all() and (space.high >= limits.max).all() else (space.low, space.high)

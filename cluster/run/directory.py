@@ -252,6 +252,7 @@ def _saved_config(file: Path) -> dict[str, Any]:
             f"{file} is damaged ({error}); put a copy back, or, where this run's settings are known to be the same as"
             " before, delete it: the next start writes it, and goes on from the checkpoints"
         ) from None
+    saved.setdefault("env", {}).setdefault("stretch_bounds", False)  # of a version that knew of no such setting
     return saved
 
 

@@ -251,5 +251,6 @@ class RunMetrics:
 def with_annotation(line: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
     """A metric line with those of annotation; what both say of a term is joined."""
     before = line.get("terms", {})
-    terms = {name: {**before.get(name, {}), **of_term} for name, of_term in metrics.get("terms", {}).items()}
+    told = {name: {**before.get(name, {}), **of_term} for name, of_term in metrics.get("terms", {}).items()}
+    terms = {**before, **told}  # programs have no annotation
     return {**line, **metrics, **({"terms": terms} if terms else {})}

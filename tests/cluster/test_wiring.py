@@ -22,6 +22,7 @@ from tests.actors.goals.toy_goals import corridor_sheet
 CORRIDOR = ("env.id=tests.toy_environments:Corridor-v0", "policy.core=none", "reward_model.name=none")
 DESCRIBED = (*CORRIDOR, "env.describer=tests.toy_environments:describe", "env.action_names=[back, forward]")
 
+PROGRESS = "env.features=['info:success']"
 FEATURE_SIGNALS = ("features", "features_before", "features_start")
 
 
@@ -95,6 +96,14 @@ def test_a_guide_outside_a_worker_needs_no_features() -> None:
         (
             (*CORRIDOR, "env.features=[minigrid]"),
             "env.features: got 'minigrid', but 'Corridor-v0' is no environment of",
+        ),
+        (
+            (*CORRIDOR, PROGRESS, "terms.x={reads: features, program: after.sucess}"),
+            "terms.x: program: line 1, column 1: got `after.sucess`, an unknown feature; wanted one of success",
+        ),
+        (
+            (*CORRIDOR, PROGRESS, "terms.x={reads: features, program: after.success, pays: potential}"),
+            "terms.x: program: got a reward for what happened with pays=potential, wanted pays=event, or a program",
         ),
         ((*CORRIDOR, "env.action_names=[on]"), "env.action_names: got 1, wanted 2 different words"),
         (

@@ -49,7 +49,7 @@ def test_a_home_is_written_out_in_every_path(key: str, home: Path) -> None:
 def test_every_text_setting_that_speaks_of_a_file_or_folder_is_a_path_key() -> None:
     said = re.compile(r"\b(file|folder|directory|path|python of)\b", re.IGNORECASE)
     speaking = {key for key, default, doc in field_docs(RunConfig) if isinstance(default, str) and said.search(doc)}
-    assert speaking - NO_PATHS == {*PATH_KEYS, "terms.NAME.rubric"}
+    assert speaking - NO_PATHS == {*PATH_KEYS, "terms.NAME.rubric", "terms.NAME.program"}
 
 
 def test_a_home_is_written_out_in_the_paths_of_terms(home: Path) -> None:

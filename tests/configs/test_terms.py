@@ -1,12 +1,14 @@
 """Terms of the reward in the configuration: what they take from other sections, and what is refused."""
 
+from pathlib import Path
+
 import pytest
 
 from configs.checks import ConfigError
 from configs.loading import experiment_diff, from_dict, load_config, to_dict
 from configs.reward_schema import MAIN_TERM
 from configs.schema import RunConfig
-from configs.terms import resolved_terms, term_runs
+from configs.terms import read_channels, resolved_terms, term_runs, terms_with_tables
 
 TERMS = (
     "env.describer=minigrid",
@@ -63,12 +65,24 @@ def test_other_terms_make_another_experiment() -> None:
         ("terms.main.reads=caption", "terms.main: wanted another name"),
         ("terms.Fight.reads=caption", "got the name 'Fight', wanted small letters"),
         ("terms.x.reads=state", "env.describer: got '', wanted nethack, minigrid or module:function"),
-        ("terms.x.reads=pictures", "terms.x.reads: got 'pictures', wanted one of caption, state"),
+        ("terms.x.reads=sounds", "terms.x.reads: got 'sounds', wanted one of caption, state"),
         ("terms.x.pays=potential", "terms.x.pays: got 'potential' with reads=caption, wanted reads=state"),
         ("terms.x.pays=potentail", "did you mean 'potential'?"),
         ("terms.x.pays=goals", "terms.x.pays: got 'goals', wanted one of event, potential"),
         ("terms.x.coefficient=much", "terms.x.coefficient: got 'much', wanted a number"),
         ("terms.x.episode_cap=-1", "terms.x.episode_cap: got -1.0, wanted a number from 0"),
+        ("terms.x.reads=features", "terms.x.program: got none with reads=features, wanted a program if and only if"),
+        ("terms.x.program=state.x", "terms.x.program: got 'state.x' with reads=caption, wanted a program if and only"),
+        (
+            "terms.x={reads: features, program: state.x}",
+            "env.features: got [], wanted blstats, minigrid, obs, info:KEY",
+        ),
+        ("terms.x={reads: features, program: nowhere.py}", "terms.x.program: got 'nowhere.py' ([Errno 2]"),
+        (
+            "terms.x={reads: features, program: ~no_such_user/x.py}",
+            "terms.x.program: got '~no_such_user/x.py', but ~no_such_user is no user here",
+        ),
+        ("env.captioner=none", "env.captioner: got none, wanted where captions come from: reward_model.name=retrieval"),
         ("robust.noise_rate=0.5", "robust.noise_rate: got 0.5, wanted a number from 0 to 0.499"),
         (
             "robust.pessimism=1",
@@ -102,3 +116,30 @@ def test_the_differences_of_a_terms_model_are_checked_like_its_section(model: st
 def test_pseudo_labels_need_held_out_answers() -> None:
     with pytest.raises(ConfigError, match=r"pseudo_confidence: got 0.9 with reward_model.held_out_fraction=0"):
         load_config(overrides=["robust.pseudo_confidence=0.9", "reward_model.held_out_fraction=0"])
+
+
+PROGRAM = {"reads": "features", "program": "after.height - before.height"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("terms.x.rubric=nethack_gold", "terms.x.rubric: got 'nethack_gold' with a program, which asks nobody"),
+        ("terms.x.max_labels=5", "terms.x.max_labels: got 5 with a program"),
+        ("terms.x.model={name: counts}", "terms.x.model: got {'name': 'counts'} with a program"),
+    ],
+)
+def test_what_means_nothing_to_a_program_is_refused(setting: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(overrides=["env.features=[blstats]", f"terms.x={PROGRAM}", setting])
+    assert said in str(error.value)
+
+
+def test_a_program_comes_from_a_file_into_the_configuration_and_has_no_model(tmp_path: Path) -> None:
+    file = tmp_path / "climb.py"
+    file.write_text("def progress(state):\n    return state.depth\n")
+    config = load_config(overrides=["env.features=[blstats]", f"terms.x={{reads: features, program: {file}}}"])
+    assert config.terms["x"].program == file.read_text()
+    assert [*resolved_terms(config)] == ["main", "x"]
+    assert [*term_runs(config)] == [*terms_with_tables(config)] == ["main"]
+    assert read_channels(config) == {"features"}

@@ -9,7 +9,10 @@ import shutil
 import sqlite3
 from pathlib import Path
 
+import pytest
+
 from cluster.launch import launch
+from configs.checks import ConfigError
 from configs.loading import load_config
 from learner.checkpoint import load_latest
 
@@ -38,8 +41,10 @@ def test_a_run_of_an_earlier_version_continues_with_all_that_it_had(tmp_path: Pa
     shutil.copytree(BEFORE, run_dir)
     before = load_latest(run_dir / "checkpoints")
     assert before is not None
-    config = load_config(preset="debug", overrides=[f"run_dir={run_dir}", "total_env_steps=2048", *SETTINGS])
-    assert launch(config) == 0
+    settings = [f"run_dir={run_dir}", "total_env_steps=2048", *SETTINGS]
+    with pytest.raises(ConfigError, match="env.stretch_bounds: false -> true"):  # its policy sees the numbers as given
+        launch(load_config(preset="debug", overrides=settings))
+    assert launch(load_config(preset="debug", overrides=[*settings, "env.stretch_bounds=false"])) == 0
     after = load_latest(run_dir / "checkpoints")
     assert after is not None
     assert before.keys() == after.keys()

@@ -20,6 +20,10 @@ TERMS = (
     "terms.new.coefficient=0.05",
     "terms.new.trust=outcome",
     "terms.new.anneal_env_steps=5000",
+    "env.features=['tests.toy_environments:place']",
+    "terms.far={reads: features, pays: improvement, program: state.place}",
+    "terms.tour={reads: features, pays: visits, program: state.place, coefficient: 0.1}",
+    "terms.step={reads: features, program: after.place - before.place + 0.1 * (action == 1)}",
 )
 
 
@@ -36,7 +40,9 @@ def test_training_2n_equals_training_n_stopping_and_training_n_with_every_terms_
     assert all(len(table) > 3 for table in tables.values())
     run_dir = tmp_path / "halves"
     line = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
-    assert line["terms"].keys() == {"main", "fight", "new"}
+    assert line["terms"].keys() == {"main", "fight", "new", "far", "tour", "step"}
+    assert line["terms"]["step"]["component_reward"] == pytest.approx(line["terms"]["step"]["mean"])
+    assert min(line["terms"][name]["mean"] for name in ("far", "tour")) > 0
     assert line["reward_trust_min"] is not None
     assert sum(term["mean"] for term in line["terms"].values()) == pytest.approx(line["intrinsic_reward_mean"])
     assert {path.name for path in run_dir.glob("captions*.sqlite")} == {

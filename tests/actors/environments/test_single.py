@@ -13,7 +13,7 @@ from actors.environments.single import make_reader
 SPACE = spaces.Dict(
     OrderedDict(
         z_first=spaces.Box(-1, 1, (2, 3), np.float64),
-        slow=spaces.Box(np.array([-0.07, -1.2, -np.inf]), np.array([0.05, 0.6, 0.1])),
+        slow=spaces.Box(np.float32([-0.07, -1.2, -np.inf]), np.float32([0.05, 0.6, 0.1])),
         picture=spaces.Box(0, 255, (4, 4, 3), np.uint8),
         large=spaces.Box(0, 2**40, (2,), np.uint64),
         flags=spaces.Box(0, 1, (3,), np.bool_),
