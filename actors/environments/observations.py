@@ -254,8 +254,8 @@ WORDS = (
 
 def _factors(space: spaces.Space) -> np.ndarray | None:
     """What the numbers of a floating-point Box are multiplied by (`env.stretch_bounds`), f32 in its shape; None for
-    nothing: those whose bounds both lie within (-1, 1) are stretched until the farther one is 1. A network hardly sees a
-    speed of at most 0.07 beside other numbers."""
+    nothing. Those whose bounds both lie within (-1, 1) are stretched until the farther one is 1: a network hardly sees
+    a speed of at most 0.07 beside other numbers."""
     if not isinstance(space, spaces.Box) or np.dtype(space.dtype).kind != "f":
         return None
     largest = np.maximum(np.abs(space.low), np.abs(space.high)).astype(np.float32)
