@@ -63,7 +63,8 @@ def launch(config: RunConfig) -> int:
         check_trackers(config.logging.trackers)
     except ValueError as error:
         raise ConfigError(f"{error}{_keep_traceback(config, error.__cause__)}") from None
-    run, run_epoch = open_run(config, rubric_hash)
+    irrelevant = () if spec.has_small_bounds else ("env.stretch_bounds",)
+    run, run_epoch = open_run(config, rubric_hash, irrelevant=irrelevant)
     try:
         directory, sessions = temporary.begin(config.run_dir)
         log_to_file(run.log)

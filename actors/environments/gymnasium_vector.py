@@ -85,6 +85,7 @@ class GymnasiumEnvironment(RebuildingVector):
             observations=observations,
             num_actions=num_actions,
             notices=(*notices, *of_limit, *self._reader.notices),
+            has_small_bounds=self._reader.has_small_bounds,
             action_names=names or action_names(model, self._first_action, num_actions),
             features=self._feature_reader.names,
         )

@@ -129,6 +129,11 @@ class ObservationReader:
         """Name -> shape and dtype."""
         return {name: entry.spec for name, entry in self.entries.items()}
 
+    @property
+    def has_small_bounds(self) -> bool:
+        """Whether some of its numbers could be stretched."""
+        return any(_factors(entry.space) is not None for entry in self.entries.values() if not entry.spec.is_text)
+
     def write(self, arrays: Mapping[str, np.ndarray], i: int, obs: Any, where: str) -> None:
         """Write an observation into row `i` of arrays name -> [B, ...]; EnvironmentFailure if its space differs."""
         for name, entry in self.entries.items():

@@ -60,6 +60,8 @@ class EnvironmentSpec:
     goal_reward: GoalReward | None = None  # None: there is no goal that is rewarded once, or its reward is unknown
     notices: tuple[str, ...] = ()
     """Notices for the user, one line each: what the policy does not see, a step limit that is not its own."""
+    has_small_bounds: bool = False
+    """Whether `env.stretch_bounds` makes a difference."""
     action_names: tuple[str, ...] = ()
     """`env.action_names`, or what the environment calls its actions; empty where nobody says."""
     features: tuple[str, ...] = ()

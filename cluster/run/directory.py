@@ -103,8 +103,11 @@ class RunDirectory:
             self._lock = None
 
 
-def open_run(config: RunConfig, rubric_hash: str | None = None) -> tuple[RunDirectory, int]:
-    """Create or re-enter `config.run_dir`: the directory, locked, and this start's run epoch (1 for the first).
+def open_run(
+    config: RunConfig, rubric_hash: str | None = None, *, irrelevant: Collection[str] = ()
+) -> tuple[RunDirectory, int]:
+    """Create or re-enter `config.run_dir`: the directory, locked, and this start's run epoch (1 for the first). The
+    settings `irrelevant` make no difference in this run.
 
     Raises ConfigError where another process owns it, where it cannot be written, or where it holds a checkpoint of
     another experiment or of an earlier version of the rubric."""
@@ -123,7 +126,7 @@ def open_run(config: RunConfig, rubric_hash: str | None = None) -> tuple[RunDire
         if candidates(run.checkpoints):
             hashes, before = hashes_by_setting(rubric_hash), rubrics_before(run.path)
             same = {key for key, found in hashes.items() if before.get(key) == found}  # wherever the files lie now
-            _check_experiment(run, resolved, may_change=same)
+            _check_experiment(run, resolved, may_change=same.union(irrelevant))
             refuse_edited(run.path, hashes, before)
         else:
             _begin_anew(run, resolved)

@@ -221,3 +221,12 @@ def test_lines_and_partial_checkpoints_of_a_killed_run_do_not_disturb_its_succes
     train(run_dir, 2 * STEPS)
     assert (run_dir / "metrics.jsonl").read_text().startswith(lines_before)
     assert json.loads((run_dir / "metrics.superseded.jsonl").read_text())["env_steps"] == STEPS + 5
+
+
+def test_a_run_from_before_stretched_bounds_goes_on_where_nothing_would_be_stretched(tmp_path: Path) -> None:
+    train(tmp_path / "run", STEPS)
+    file = tmp_path / "run" / "config.json"
+    saved = json.loads(file.read_text())
+    del saved["env"]["stretch_bounds"]
+    file.write_text(json.dumps(saved))
+    train(tmp_path / "run", 2 * STEPS)
