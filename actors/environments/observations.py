@@ -83,7 +83,7 @@ class ObservationReader:
                 continue
             while name in self.entries:  # {"a/b": x, "a": {"b": y}}
                 name += "_"
-            self.entries[name] = Entry(path, leaf, *made, factors=_factors(leaf) if stretches else None)
+            self.entries[name] = Entry(path, leaf, made[0], made[1], _factors(leaf) if stretches else None)
         readable = "Box, Discrete, MultiDiscrete, MultiBinary and texts, in any nesting of Dict and Tuple"
         if not self.entries:
             what = f"environment {env_id!r} observes nothing that a network here reads: {', '.join(left_out)}"
@@ -121,7 +121,7 @@ class ObservationReader:
             if made is None:
                 raise ValueError(f"{entry['space']} is no space that a network reads")
             factors = np.array(entry["factors"], np.float32) if "factors" in entry else None
-            reader.entries[entry["name"]] = Entry(tuple(entry["path"]), space, *made, factors=factors)
+            reader.entries[entry["name"]] = Entry(tuple(entry["path"]), space, made[0], made[1], factors)
         return reader
 
     @property

@@ -42,7 +42,8 @@ def test_a_run_of_an_earlier_version_continues_with_all_that_it_had(tmp_path: Pa
     before = load_latest(run_dir / "checkpoints")
     assert before is not None
     settings = [f"run_dir={run_dir}", "total_env_steps=2048", *SETTINGS]
-    with pytest.raises(ConfigError, match=r"env\.stretch_bounds: false -> true"):  # its policy sees the numbers as given
+    # Its policy sees the numbers as they are given.
+    with pytest.raises(ConfigError, match=r"env\.stretch_bounds: false -> true"):
         launch(load_config(preset="debug", overrides=settings))
     assert launch(load_config(preset="debug", overrides=[*settings, "env.stretch_bounds=false"])) == 0
     after = load_latest(run_dir / "checkpoints")
