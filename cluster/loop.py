@@ -23,7 +23,7 @@ from actors.goals.sheet import GoalSheet
 from actors.rollout import Rollout
 from cluster.interfaces import Annotation, Workers
 from cluster.report.reward_files import RewardReportWriter
-from cluster.run.directory import RunDirectory
+from cluster.run.directory import RunDirectory, write_atomically
 from cluster.run.metric_writer import MetricWriter
 from cluster.run.run_metrics import RunMetrics, with_annotation
 from cluster.run.stage_timing import StageClock
@@ -34,6 +34,7 @@ from configs.schema import RunConfig
 from configs.terms import resolved_terms, terms_with_tables
 from learner.checkpoint import load_latest, save_checkpoint
 from learner.checkpoint_format import CheckpointError
+from learner.episodes import EPISODES_FILE, encode_episodes
 from learner.stream import RolloutStream
 from learner.update import Learner, StepResult
 from reward_models.published import PublishedReward
@@ -67,6 +68,7 @@ class TrainingLoop:
             seed=config.seed,
             terms=terms,
             goals=config.goals,
+            archive=config.archive,
         )
         self.stream = RolloutStream(
             config.learner, on_stale=lambda rollout: self.learner.pass_over(rollout, annotation.latest_reward())
@@ -290,6 +292,7 @@ class TrainingLoop:
         }
         try:
             save_checkpoint(self.run_directory.checkpoints, self.env_steps, state, keep=self.config.checkpoint.keep)
+            self._write_episodes()
             self._saved_s, self._storage_problem = time.monotonic(), None
         except CheckpointError as error:
             self._checkpoints_failed += 1
@@ -301,6 +304,16 @@ class TrainingLoop:
             if not is_last:  # the report of the whole run is written after its evaluation
                 self._reward_report.note(self.env_steps, state)
         self._last_checkpoint_s = time.monotonic()
+
+    def _write_episodes(self) -> None:
+        """Write the episode archive, if one is kept; the checkpoint holds it as well, so a failure costs nothing."""
+        if self.learner.archive is not None:
+            try:
+                write_atomically(
+                    self.run_directory.path / EPISODES_FILE, encode_episodes(self.learner.archive.episodes)
+                )
+            except OSError as error:
+                LOG.error("%s could not be written: %s; the next checkpoint tries again", EPISODES_FILE, error)
 
     def _restore(self) -> None:
         refused: list[str] = []

@@ -209,6 +209,18 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class ArchiveConfig:
+    """A sample of the finished episodes of the run, to which any reward can be held afterwards (docs/gates.md)."""
+
+    keep: bool = False
+    """Keep one, in RUN/episodes.safetensors: rewards, captions, actions and, where `env.features` has sources, features
+    of the last 512 steps of an episode. For `delphi audit --trajectories`."""
+    max_episodes: int = number(500, 1, 10_000)
+    """Episodes kept with success, and as many without, each a uniform sample of all in the run. 500 of 512 steps and 16
+    features take 25 MB."""
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """The evaluation of a finished run: its policy, a blind and a random player, on held-out seeds (`delphi eval`)."""
 
@@ -340,6 +352,7 @@ class RunConfig:
     service: ServiceConfig = field(default_factory=ServiceConfig)
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    archive: ArchiveConfig = field(default_factory=ArchiveConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

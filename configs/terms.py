@@ -36,12 +36,14 @@ def setting_of(term: str) -> str:
 
 
 def read_channels(config: RunConfig) -> set[str]:
-    """The channels that the run reads, `caption` perhaps among them: those of the terms beside the main one, and what
-    goals come from."""
+    """The channels that the run reads, `caption` perhaps among them: those of the terms beside the main one, what
+    goals come from, and what the episode archive keeps."""
     reads = {term.reads for name, term in resolved_terms(config).items() if name != MAIN_TERM}
     goals = config.goals
     if goals.sources and (goals.scope == "suggested" or not {*OF_STATES}.isdisjoint(goals.sources)):
         reads.add("state")
+    if config.archive.keep and config.env.features:
+        reads.add("features")
     return reads
 
 

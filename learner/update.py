@@ -22,9 +22,10 @@ from actors.rollout import Rollout, Version
 from configs.devices import resolve_device
 from configs.goal_schema import GoalsConfig
 from configs.reward_schema import MAIN_TERM, RewardConfig, TermConfig
-from configs.schema import LearnerConfig, PolicyConfig
+from configs.schema import ArchiveConfig, LearnerConfig, PolicyConfig
 from learner.batch import Batch, BatchBuffers, draw_minibatches, keep_freed_memory
 from learner.data_parallel import Exchange, Part, Peers, Share, divide
+from learner.episode_archive import EpisodeArchive
 from learner.loss import action_log_probs, clamped_ratios, core_metrics, mean_kl, policy_loss, standardized
 from learner.reward.mixer import NO_GOALS, RewardMixer
 from learner.reward.paid import PaidRewards
@@ -66,8 +67,10 @@ class Learner:
         seed: int,
         terms: Mapping[str, TermConfig] | None = None,
         goals: GoalsConfig = NO_GOALS,
+        archive: ArchiveConfig | None = None,
     ) -> None:
         """`terms` are those of `configs.terms.resolved_terms`, None for the main one alone, as `reward` describes it.
+        Without an `archive` that keeps episodes, none are kept.
         Raises ValueError for a network that cannot read the observations and for an unavailable device."""
         self.config, self.run_epoch, self._seed = config, run_epoch, seed
         self.device = resolve_device(config.device, "learner.device")
@@ -89,6 +92,10 @@ class Learner:
             RewardMixer(reward, terms, goals, spec.features, spec.action_names),
             ReturnScale(),
         )
+        self.archive: EpisodeArchive | None = None
+        """A sample of the episodes that finished; None if none are kept."""
+        if archive is not None and archive.keep:
+            self.archive = EpisodeArchive(archive, spec.features, spec.action_names, seed)
         self._updates = self._gradient_steps = self._skipped = 0
         self._exchange: Exchange | None = None
         self._peers: Peers | None = None
@@ -118,6 +125,7 @@ class Learner:
         if reward.goals is not None and reward.goals.vectors is not self._goal_vectors:
             self.load_goals(reward.goals.vectors)
         intrinsic_scale, rewards = self._rewards.intrinsic_scale, self._rewards.mix(rollouts, reward)
+        self._note_episodes(rollouts)
         kept = np.concatenate([rollout.kept for rollout in rollouts])
         total, intrinsic = rewards.total[:, kept], rewards.intrinsic[:, kept]
         trained = [rollout for rollout in rollouts if rollout.num_steps]
@@ -154,6 +162,7 @@ class Learner:
     def pass_over(self, rollout: Rollout, reward: PublishedReward) -> None:
         """Update the state of the running episodes with a rollout that is dropped."""
         self._rewards.pass_over(rollout, reward)
+        self._note_episodes([rollout])
 
     def metrics(self) -> dict[str, float]:
         """Counters over the whole run: `learner_updates`, `updates_skipped_nonfinite`."""
@@ -185,6 +194,7 @@ class Learner:
             "rewards": self._rewards.state_dict(),
             "weights": self.snapshot().weights,
             "adam": optimizer_state(self.net, self._optimizer),
+            **({"archive": self.archive.state_dict()} if self.archive is not None else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -207,9 +217,16 @@ class Learner:
         load_weights(self.net, state["weights"])
         load_optimizer_state(self.net, self._optimizer, state["adam"])
         self._rewards.load_state_dict(state["rewards"])
+        if self.archive is not None:
+            self.archive.load_state_dict(state["archive"])
         self._updates, self._skipped = state["updates"], state["skipped"]
         self._gradient_steps = state.get("gradient_steps", self._updates)
         self._return_scale.load_state_dict(state.get("return_scale"))
+
+    def _note_episodes(self, rollouts: Sequence[Rollout]) -> None:
+        if self.archive is not None:
+            for rollout in rollouts:
+                self.archive.observe(rollout)
 
     @property
     def _num_learners(self) -> int:

@@ -62,11 +62,17 @@ def table_distance(old: RewardTable, new: RewardTable, ids: np.ndarray, counts: 
     """The distance of two tables over the captions `ids` [N] u64 that both know, which occurred `counts` [N] times; 0
     where they share none that occurred."""
     (before, knew), (after, knows) = old.look_up(ids), new.look_up(ids)
-    weights = np.where(knew & knows & (ids != 0), counts, 0).astype(np.float64)
+    return reward_distance(before, after, np.where(knew & knows & (ids != 0), counts, 0))
+
+
+def reward_distance(one: np.ndarray, other: np.ndarray, weights: np.ndarray) -> float:
+    """The distance of two rewards [N] of the same items or transitions, sqrt((1 - rho) / 2), with `weights` [N] of at
+    least 0; 0 where these are all 0."""
+    weights = weights.astype(np.float64)
     if not weights.sum():
         return 0.0
     weights /= weights.sum()
-    return _half_distance(_standardised(before, weights), _standardised(after, weights))
+    return _half_distance(_standardised(one, weights), _standardised(other, weights))
 
 
 def _standardised(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:

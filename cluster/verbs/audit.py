@@ -1,4 +1,5 @@
-"""`delphi audit`: how well a judge, or a run's trained reward model, agrees with captions that people have labelled.
+"""`delphi audit`: how well a judge, or a run's trained reward model, agrees with captions that people have labelled;
+or, with `--trajectories`, whether a reward passes the gates on archived episodes.
 
 Invariant: metrics are on captions that are not among the model's examples; nothing of the audit enters the judgement
 store.
@@ -22,13 +23,18 @@ NUM_PAIRS = 100
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 AUC below --min-auc (or undefined), 2 no audit could be made."""
+    """Exit code: 0 done, 1 AUC below --min-auc (or undefined) or a gate that is not passed, 2 no audit could be
+    made."""
     arguments = _parser().parse_args(argv)
     from llm_server.client import AnnotationError
     from llm_server.offline.audit import print_table
 
     try:
         _check(arguments)
+        if arguments.trajectories:
+            from cluster.verbs.trajectories import audit_trajectories
+
+            return audit_trajectories(arguments.trajectories, arguments.program, arguments.run, as_json=arguments.json)
         if arguments.goals:
             return _audit_goals(arguments)
         what, found = _audit_run(arguments.run, arguments.labelled) if arguments.run else _audit_judge(arguments)
@@ -171,6 +177,13 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--min-auc: got {arguments.min_auc}, wanted 0 to 1")
     if arguments.similarity is not None and not -1.0 <= arguments.similarity <= 1.0:
         raise ValueError(f"--similarity: got {arguments.similarity}, wanted a cosine, -1 to 1")
+    if arguments.trajectories:
+        _check_trajectories(arguments)
+        return
+    if arguments.program:
+        raise ValueError("--program: got it without --trajectories, wanted a run whose episodes it is held to")
+    if arguments.labelled is None:
+        raise ValueError("LABELLED: got none, wanted a file of labelled captions, or --trajectories RUN")
     if arguments.goals:
         not_read = ("run", "pairs", "speed_captions", "about", "min_auc")
         if others := [flag(name) for name in not_read if getattr(arguments, name) is not None]:
@@ -185,28 +198,48 @@ def _check(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--run audits a run's reward model, {others[0]} a judge: leave one of the two out")
 
 
+def _check_trajectories(arguments: argparse.Namespace) -> None:
+    own = ("rubric", "address", "pairs", "speed_captions", "about", "similarity", "min_auc", "labelled")
+    others = given_flags(arguments, with_store=False)
+    others += [flag(name) for name in own if getattr(arguments, name) is not None] + ["--goals"] * arguments.goals
+    if others:
+        other = others[0].replace(flag("labelled"), "LABELLED")
+        raise ValueError(
+            f"--trajectories holds a reward to episodes, {other} judges captions: leave one of the two out"
+        )
+    if arguments.program and arguments.run:
+        raise ValueError("--program: got it with --run, wanted one reward: leave one of the two out")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="delphi audit",
-        description="Hold a judge, or a run's trained reward model, to captions that people have labelled.",
+        description="Hold a judge, or a run's trained reward model, to captions that people have labelled; or a reward"
+        " to episodes that a run has archived.",
         epilog='LABELLED has one JSON object a line: {"caption": "You kill the newt!", "helpful": 1}, beside it\n'
         '"about": "..." for a rubric with an about_label; or graded, {"caption": "...", "value": 0.5}\n'
         "examples:\n"
         "  delphi audit labelled.jsonl\n"
         "  delphi audit --rubric my_rubric.yaml --model my_folder --min-auc 0.85 labelled.jsonl\n"
         "  delphi audit --run runs/nethack_score labelled.jsonl\n"
-        "  delphi audit --goals --rubric minihack_progress goals.jsonl",
+        "  delphi audit --goals --rubric minihack_progress goals.jsonl\n"
+        "  delphi audit --trajectories runs/mountain_car --program candidate.py",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     remote = "with --address or engine openai 0"
     labelled = "JSON lines of captions with helpful = 1 (progress) or 0"
     run = "audit the reward model of this run's latest checkpoint in place of a judge"
+    run += "; with --trajectories: the reward of this run"
+    trajectories = "hold a reward to the episodes that this run has archived (archive.keep): its own terms, by default"
+    program = "with --trajectories: the reward of this program"
     goals = "audit how captions are matched with goals: LABELLED has lines of caption and goal, null for none"
     pairs = f"pairs to compare where the rubric compares pairs (default: {NUM_PAIRS}; {remote}, none)"
     timed = "captions to time at least; where the file has fewer, others are made of its words"
     timed += f" (default: {NUM_TIMED}; {remote}, the file's own)"
-    parser.add_argument("labelled", type=path_argument, metavar="LABELLED", help=labelled)
+    parser.add_argument("labelled", type=path_argument, nargs="?", metavar="LABELLED", help=labelled)
     parser.add_argument("--run", type=path_argument, metavar="RUN", help=run)
+    parser.add_argument("--trajectories", type=path_argument, metavar="RUN", help=trajectories)
+    parser.add_argument("--program", type=path_argument, metavar="FILE", help=program)
     parser.add_argument("--goals", action="store_true", help=goals)
     parser.add_argument("--pairs", type=int, metavar="N", help=pairs)
     parser.add_argument("--speed-captions", type=int, metavar="N", help=timed)

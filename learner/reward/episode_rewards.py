@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from actors.rollout import Rollout
+from actors.rollout import EpisodeStatistics, Rollout
 
 DECAY = 0.99
 MIN_OUTCOMES, MIN_TO_EARN = 10, 3
@@ -64,12 +64,16 @@ class RunningEpisodes:
         self._arrays = {index: np.array(array) for index, array in state.items()}
 
 
+def succeeded(episode: EpisodeStatistics) -> bool:
+    """Whether it was a success: by the environment's own `success` if it reports one, else by a positive return."""
+    return episode.info.get("success", episode.episode_return) > 0
+
+
 def outcomes(rollout: Rollout) -> Mapping[int, list[tuple[int, bool]]]:
-    """By step: the environments whose episode finished in it, and whether it was a success: by the environment's own
-    `success` if it reports one, else by a positive return."""
+    """By step: the environments whose episode finished in it, and whether it was a success."""
     finished: dict[int, list[tuple[int, bool]]] = defaultdict(list)
     for (t, env), episode in zip(rollout.episode_ends, rollout.episodes, strict=True):
-        finished[t].append((env, episode.info.get("success", episode.episode_return) > 0))
+        finished[t].append((env, succeeded(episode)))
     return finished
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from configs.checks import ConfigError
 from configs.loading import from_dict, load_config, to_dict
+from configs.terms import read_channels
 
 
 def test_sources_survive_json_and_are_lists() -> None:
@@ -12,6 +13,13 @@ def test_sources_survive_json_and_are_lists() -> None:
     assert config.env.features == sources
     assert from_dict(to_dict(config)) == config
     assert load_config().env.features == []
+
+
+def test_the_episode_archive_reads_the_features_that_there_are() -> None:
+    kept = ["archive.keep=true"]
+    assert "features" in read_channels(load_config(overrides=["env.features=[obs]", *kept]))
+    assert "features" not in read_channels(load_config(overrides=["env.features=[obs]"]))
+    assert "features" not in read_channels(load_config(overrides=kept))
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,8 @@ EXPERIMENTS = {
         "actors.num_workers=2",
         "learner.rollouts_per_batch=2",
         "reward.max_intrinsic_share=0.2",
+        "archive.keep=true",
+        "archive.max_episodes=3",
     ],
     "permuted": ["reward_model.permute=true", "annotator.max_labels=9"],
 }

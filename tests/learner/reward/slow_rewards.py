@@ -46,7 +46,7 @@ class _Environment:
 
     def begin(self) -> None:
         """A new episode, whose reset shows a state."""
-        self.total, self.state = 0.0, self._rng.choice(ITEMS)
+        self.total, self.length, self.state = 0.0, 0, self._rng.choice(ITEMS)
         self.start = self.features = self._look()
         self._counts = {channel: Counter[int]() for channel in CHANNELS}
         self._counts["state"][int(self.state)] += 1
@@ -61,7 +61,7 @@ class _Environment:
         signals["features_start"], signals["features_before"] = self.start, self.features
         signals["features"] = self.features = self._look()
         self.state = signals["state"]
-        self.total += reward
+        self.total, self.length = self.total + reward, self.length + 1
         return signals
 
     def _look(self) -> np.ndarray:
@@ -93,8 +93,8 @@ def _rollout(
         for i in np.flatnonzero(terminated[t] | truncated[t]).tolist():
             if t != lost_at or i not in lost:
                 info = {"success": float(rng.random() < 0.5)} if rng.random() < 0.5 else {}
-                total, is_over = environments[i].total, bool(terminated[t, i])
-                episodes.append(EpisodeStatistics(episode_return=total, length=1, terminated=is_over, info=info))
+                total, length, is_over = environments[i].total, environments[i].length, bool(terminated[t, i])
+                episodes.append(EpisodeStatistics(episode_return=total, length=length, terminated=is_over, info=info))
                 ends.append((t, i))
             environments[i].begin()
     signals = {name: np.array([[step[name] for step in row] for row in rows]) for name in rows[0][0]}
