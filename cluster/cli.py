@@ -17,6 +17,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "eval": ("cluster.verbs.evaluate", "play a checkpoint on held-out seeds, beside a blind and a random player"),
     "sweep": ("cluster.sweep.command", "train arms of an experiment on several tasks and seeds, and compare them"),
     "compare": ("cluster.sweep.compare", "compare the arms of a sweep: tables, tests and pictures"),
+    "design": (
+        "cluster.design.command",
+        "write reward programs, train agents by them, and keep the best one",
+    ),
     "replay": ("cluster.replay.command", "play a game of the evaluation back in the terminal, or write it to a file"),
     "audit": (
         "cluster.verbs.audit",

@@ -19,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("config", help="the run's configuration, a file for `delphi train --config`")
     parser.add_argument("--episodes", type=int, required=True, help="held-out episodes per player")
     parser.add_argument("--envs", type=int, required=True, help="environments of the evaluation")
+    parser.add_argument("--player", default="", help="evaluate this player alone")
     arguments = parser.parse_args(argv)
     from cluster import train
     from cluster.run.directory import write_atomically
@@ -33,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return code
         if not is_trained(run_dir, config):
             return STOPPED
-    report = evaluate(str(run_dir), episodes=arguments.episodes, num_envs=arguments.envs, seed=0)
+    players = [arguments.player] if arguments.player else None
+    sizes = {"episodes": arguments.episodes, "num_envs": arguments.envs}
+    report = evaluate(str(run_dir), **sizes, seed=0, players=players)
     write_atomically(run_dir / "evaluation.json", json.dumps(report) + "\n")
     return 0
 

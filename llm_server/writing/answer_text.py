@@ -1,7 +1,8 @@
 """From what a model wrote to an answer of the kind that a brief asks for, by a pure function for each kind.
 
 Invariant: an answer is made of printable lines that the model finished; what cannot be parsed is None, and nothing is
-repaired by guessing. `parsed_answer` of an answer is that answer.
+repaired by guessing. `parsed_answer` of an answer is that answer. A program is not compiled here: only who asks knows
+its features.
 """
 
 import re
@@ -17,6 +18,8 @@ BULLET = re.compile(r"\A(?:[-*\u2022\u2013]|\(?\d{1,3}[.):])(?:\s+|\Z)")
 ENDING = re.compile(rf"{TURN_END}\Z")
 MARKUP = "*_`\"'\u201c\u201d\u2018\u2019"
 """Emphasis and quotes around an entry."""
+FENCE = re.compile(r"^[ \t]*```[^`\n]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
+"""A block of code among other text."""
 THOUGHT = re.compile(r"<(?:think|thinking|thought|thoughts|reasoning|seed:think)>|\[THINK\]|\u25c1think\u25b7")
 """The beginning of a thought; what follows it is no answer until the thought ends."""
 
@@ -46,7 +49,31 @@ def parsed_sentence(brief: Brief, text: str, is_cut: bool) -> str | None:
     return entry if _is_fitting(brief, entry) and not (is_cut and not rest) else None
 
 
-PARSERS: dict[str, Callable[[Brief, str, bool], str | None]] = {"lines": parsed_lines, "sentence": parsed_sentence}
+def parsed_program(brief: Brief, text: str, is_cut: bool) -> str | None:
+    """The first block of code between fences, or where there is no fence the whole text, with its indentation. None for
+    a block without an end, a whole text that the token limit cut off, and more or longer lines than the brief takes."""
+    text = "\n".join(_printable(line) for line in text.replace("\r\n", "\n").split("\n"))
+    block = FENCE.search(text)
+    said, before = block[1] if block else text, ""
+    while said != before:
+        before, said = said, ENDING.sub("", said.rstrip()).strip("\n")
+    if "```" in said or (is_cut and not block):
+        return None
+    lines = said.split("\n")
+    said = said if len(lines) > 1 else said.strip()  # " an expression", as a completion begins
+    is_fitting = len(lines) <= brief.max_lines and all(len(line) <= brief.max_line_chars for line in lines)
+    return (said or None) if is_fitting else None
+
+
+def _printable(line: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in line.expandtabs(4)).rstrip()
+
+
+PARSERS: dict[str, Callable[[Brief, str, bool], str | None]] = {
+    "lines": parsed_lines,
+    "sentence": parsed_sentence,
+    "program": parsed_program,
+}
 """By the kind of answer."""
 
 

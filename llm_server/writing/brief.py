@@ -17,6 +17,8 @@ from llm_server.rubrics.question import Question, plain_line
 
 BULLET = "\n-"
 """Begins each line of a field that may have several."""
+INDENTED = "\n   "
+"""Begins each line of a field of code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +35,17 @@ class BriefField:
     """Longer lines are cut."""
     optional: bool = False
     """It may be left out, or empty."""
+    is_code: bool = False
+    """Its lines keep their indentation, and are shown below the label without bullets."""
 
     @property
     def shown_label(self) -> str:
         """What precedes its text, with the bullet of a first line."""
-        return self.label if self.max_lines == 1 else self.label + BULLET
+        return self.label + self._line_start
+
+    @property
+    def _line_start(self) -> str:
+        return INDENTED if self.is_code else BULLET if self.max_lines > 1 else ""
 
     def text(self, value: bytes) -> str | None:
         """Its printable lines within the limits; None for what is not UTF-8 or has nothing printable."""
@@ -45,8 +53,12 @@ class BriefField:
             given = value.decode("utf-8")
         except UnicodeDecodeError:
             return None
-        lines = [plain_line(line, self.max_chars) for line in (given.split("\n") if self.max_lines > 1 else [given])]
-        return f"{BULLET} ".join([line for line in lines if line][: self.max_lines]) or None
+        lines = [self._line(line) for line in (given.split("\n") if self.max_lines > 1 else [given])]
+        return f"{self._line_start} ".join([line for line in lines if line][: self.max_lines]) or None
+
+    def _line(self, given: str) -> str:
+        line = plain_line(given, self.max_chars)
+        return " " * (len(given) - len(given.lstrip(" "))) + line if self.is_code and line else line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +85,8 @@ class Brief:
     fields: tuple[BriefField, ...]
     """In the order of the prompt; the first is not optional."""
     answer: str
-    """The kind of answer, which says how it is parsed: `lines` or `sentence` (`llm_server/writing/answer_text.py`)."""
+    """The kind of answer, which says how it is parsed: `lines`, `sentence` or `program`
+    (`llm_server/writing/answer_text.py`)."""
     answer_label: str
     """Precedes an answer, on a line of its own."""
     examples: tuple[BriefExample, ...]
@@ -83,9 +96,9 @@ class Brief:
     temperature: float = 0.6
     """Of sampling; 0 takes the likeliest token."""
     max_lines: int = 8
-    """Entries of an answer of the kind `lines`; more are left out."""
+    """Entries of an answer of the kind `lines`; more are left out. A `program` with more lines is no answer."""
     max_line_chars: int = 80
-    """Longer entries are left out."""
+    """Longer entries are left out. A `program` with a longer line is no answer."""
 
     @cached_property
     def content_hash(self) -> str:
@@ -120,8 +133,11 @@ class Brief:
         return "\n".join(shown)
 
     def stops(self, style: str) -> tuple[str, ...]:
-        """What ends an answer: in `completion` style its line, after which a small model begins another example."""
-        return ("\n",) if style == "completion" else ()
+        """What ends an answer: in `completion` style its line, for a program an empty one, after which a small model
+        begins another example."""
+        if style != "completion":
+            return ()
+        return ("\n\n",) if self.answer == "program" else ("\n",)
 
     def question(self, style: str, answer_prefix: str = "") -> Question:
         """The prompt around `text`: its examples as past answers, in the `style`, and with the `answer_prefix`, of the

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.sweep import compare, schedule
+from cluster.sweep import compare, trial_process
 from cluster.sweep.command import default_out, main
 from tests.run_processes import ROOT, wait_until
 
@@ -88,12 +88,12 @@ def test_a_sweep_that_is_stopped_goes_on_to_the_same_results(
 def test_a_run_that_fails_is_told_by_its_last_line(tmp_path: Path) -> None:
     config = tmp_path / "1.json"
     config.write_text(json.dumps({"env": {"id": "NoSuchGame-v0"}, "run_dir": str(tmp_path / "1")}))
-    problem = schedule.run_trial(str(config), 4, 2)
+    problem = trial_process.run_trial(str(config), 4, 2)
     assert problem is not None
     assert problem.startswith("ended with exit code 2: delphi train: ")
     assert "NoSuchGame" in problem
     assert problem.endswith(f"(more in {tmp_path / '1.log'})")
-    nowhere = schedule.run_trial(str(tmp_path / "2.json"), 4, 2)
+    nowhere = trial_process.run_trial(str(tmp_path / "2.json"), 4, 2)
     assert (
         nowhere == f"this node does not see {tmp_path / '2.json'}: --out must be on a file system that all nodes share"
     )

@@ -9,6 +9,7 @@ from llm_server.writing.answer_text import parsed_answer, until_stop
 from llm_server.writing.loading import load_brief
 
 LINES = dataclasses.replace(load_brief("suggest_goals"), max_lines=4, max_line_chars=40)
+PROGRAM = dataclasses.replace(load_brief("write_reward"), max_lines=4, max_line_chars=40)
 SENTENCE = dataclasses.replace(load_brief("vary_goals"), max_line_chars=40)
 
 
@@ -56,7 +57,31 @@ def test_a_sentence_is_the_first_line(text, wanted):
     assert parsed_answer(SENTENCE, text) == wanted
 
 
-@pytest.mark.parametrize("brief", [LINES, SENTENCE], ids=lambda brief: brief.answer)
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (" after.x - before.x", "after.x - before.x"),
+        (" def f():\n    return 1</s>\n", " def f():\n    return 1"),
+        ("Here it is:\n```python\ndef f():\n\treturn 1\n```\nIt ...\n```\nx\n```", "def f():\n    return 1"),
+        ("<think>x\n```\ny\n```</think>```\nz\n```", "z"),
+        ("x\x00\u200by", "x  y"),
+        ("```python\ndef f():", None),
+        ("a\nb\nc\nd\ne", None),
+        ("x" * 41, None),
+        ("```\n\n```", None),
+        (" \n", None),
+    ],
+)
+def test_a_program_is_the_first_block_of_code_or_the_whole_text(text, wanted):
+    assert parsed_answer(PROGRAM, text) == wanted
+
+
+def test_a_program_that_the_token_limit_cut_off_is_none_unless_its_block_had_ended():
+    assert parsed_answer(PROGRAM, "after.x - bef", is_cut=True) is None
+    assert parsed_answer(PROGRAM, "```\nafter.x\n```\nThis rew", is_cut=True) == "after.x"
+
+
+@pytest.mark.parametrize("brief", [LINES, SENTENCE, PROGRAM], ids=lambda brief: brief.answer)
 def test_an_answer_is_printable_lines_and_the_answer_of_itself(brief):
     pieces = [
         "- ",
@@ -82,7 +107,7 @@ def test_an_answer_is_printable_lines_and_the_answer_of_itself(brief):
         text = "".join(chosen.choices(pieces, k=chosen.randint(1, 9)))
         if answer := parsed_answer(brief, text, is_cut=chosen.random() < 0.3):
             assert parsed_answer(brief, answer) == answer, repr(text)
-            assert all(line.isprintable() and line.strip() for line in answer.split("\n"))
+            assert all(line.isprintable() and (line.strip() or brief is PROGRAM) for line in answer.split("\n"))
 
 
 def test_a_text_ends_at_the_first_stop():

@@ -29,9 +29,15 @@ HOSTILE = (
 )
 
 
-def test_the_built_in_briefs_are_those_of_the_sources_of_goals():
+def test_the_built_in_briefs_are_those_of_goals_and_of_campaigns():
     fields = {name: [field.name for field in load_brief(name).fields] for name in built_in_briefs()}
+    shown = ["best", "reflection", "worst", "remarks", "refused", "refusal"]
     assert fields == {
+        "analyse_failures": ["task", "program", "course"],
+        "criticise_program": ["task", "features", "program"],
+        "prefer_run": ["task", "first", "second"],
+        "write_progress": ["task", "features", "language", "advice", *shown],
+        "write_reward": ["task", "features", "actions", "language", "advice", *shown],
         "compose_goals": ["mastered"],
         "decompose_task": ["task", "world"],
         "relabel_goals": ["events"],
@@ -144,3 +150,13 @@ def test_a_chat_reads_the_instructions_and_a_completion_goes_by_the_examples():
     assert (before[-7:], after) == ("\n\nTask:", "\nSteps:")
     shown = BriefExample(given=("a", ""), answer="b")
     assert dataclasses.replace(brief, examples=(shown,)).question("completion").examples == (("a", " b"),)
+
+
+def test_code_keeps_its_indentation_and_no_line_of_it_begins_like_a_label():
+    brief = load_brief("write_reward")
+    program = "def reward(before, after, start, action):\n    return after.x\nTask: another\n\x1b[31m  x"
+    text = brief.text({"task": b"climb", "features": b"x", "best": program.encode()})
+    assert text == (
+        "climb\nFeatures:\n- x\nBest reward so far:\n    def reward(before, after, start, action):\n"
+        "        return after.x\n    Task: another\n    [31m x"
+    )

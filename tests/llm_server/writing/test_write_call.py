@@ -16,7 +16,7 @@ from llm_server.client import AnnotationClient, AnnotationRefused, BrokenAnswer,
 from llm_server.engines.building import NoEngine
 from llm_server.rubrics.loading import load_rubric
 from llm_server.service.judge import build_judge
-from llm_server.writing.loading import load_brief
+from llm_server.writing.loading import built_in_briefs, load_brief
 from tests.llm_server.running_service import RunningService
 
 BRIEF = load_brief("suggest_goals")
@@ -98,7 +98,7 @@ def test_it_describes_its_briefs_and_whether_it_writes(start):
     assert [(brief.id, brief.hash) for brief in described.briefs if brief.id == BRIEF.id] == [
         (BRIEF.id, BRIEF.content_hash)
     ]
-    assert len(described.briefs) == 5
+    assert len(described.briefs) == len(built_in_briefs())
     assert not start(script_writings="")[1].describe().writes
 
 
