@@ -27,6 +27,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "compare a judge, or a run's reward model, with captions that people have labelled",
     ),
     "annotate": ("llm_server.offline.annotate", "judge captions, and pairs of them, into a file for offline training"),
+    "linear-program": (
+        "cluster.programs.command",
+        "ask a judge which features are good for a task, and write the linear reward program",
+    ),
     "export": (
         "cluster.export.command",
         "write a run's captions as JSON lines, or its policy or reward model as a folder that loads anywhere",

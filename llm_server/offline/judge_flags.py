@@ -34,14 +34,15 @@ ITEMS_PER_REQUEST = 64
 OfflineJudgeClient: TypeAlias = "AnnotationClient | InProcessClient"
 
 
-def add_judge_flags(parser: argparse.ArgumentParser, *, with_store: bool) -> None:
-    """Add the flags for rubric, service address, and a judge in this process (with its store if the verb uses one)."""
+def add_judge_flags(parser: argparse.ArgumentParser, *, with_store: bool, rubric: str = "") -> None:
+    """Add the flags for rubric (by default `rubric`, if given), service address, and a judge in this process (with its
+    store if the verb uses one)."""
     group = parser.add_argument_group(
         "judge", "The model and its question. Without --address the model is loaded here."
     )
-    rubric = f"a built-in rubric or a YAML file (default: {DEFAULT_RUBRIC})"
+    question = f"a built-in rubric or a YAML file (default: {rubric or DEFAULT_RUBRIC})"
     address = "a running `delphi serve` with the same rubric, in place of all flags below"
-    group.add_argument("--rubric", type=path_argument, metavar="RUBRIC", help=rubric)
+    group.add_argument("--rubric", type=path_argument, metavar="RUBRIC", default=rubric or None, help=question)
     group.add_argument("--address", metavar="HOST:PORT", help=address)
     for name, text in CREDENTIAL_FLAGS.items():
         group.add_argument(flag(name), type=path_argument, metavar="FILE", default="", help=f"with --address: {text}")

@@ -15,13 +15,22 @@ from llm_server.rubrics.rubric import Rubric
 DATA = Path(__file__).parents[1] / "data"
 GOALS = ("combat", "gold", "descend", "explore")
 COMPLETION = ["minigrid_progress", "minihack_progress", "nethack_progress", *(f"nethack_{goal}" for goal in GOALS)]
-ABOUT = ["history_relevance", "minigrid_answers", "minigrid_subgoal", "minihack_subgoal", "zero_shot_yes"]
+ABOUT = [
+    "feature_sign",
+    "history_relevance",
+    "minigrid_answers",
+    "minigrid_subgoal",
+    "minihack_subgoal",
+    "zero_shot_yes",
+]
 """Completion rubrics that judge items about a second text."""
-FOR_LARGE_MODELS = ["sensible_goal"]
-"""Chat rubrics about a second text; theta is the one that was published, 0.5."""
+FOR_LARGE_MODELS = ["feature_sign_chat", "sensible_goal"]
+"""Chat rubrics about a second text; theta is 0.5, as it was published or as the model means it."""
 STATES = ["minihack_prospects"]
 """Completion rubrics for described states."""
 CHOSEN_ON_A_PART = [name for name in COMPLETION if name != "nethack_progress"]
+TASKS = ["feature_signs", "feature_signs_held_out"]
+"""Labelled features of tasks, for `feature_sign`."""
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +103,13 @@ def test_the_messages_that_reward_is_measured_on_were_not_chosen_from():
     held_out, rubric = captions("nethack_messages_held_out"), load_rubric("nethack_progress")
     assert not held_out & captions("nethack_messages_dev")
     assert not held_out & (texts_shown(rubric) | {*rubric.calibration.items, *rubric.calibration.positives})
+
+
+def test_the_tasks_that_signs_of_features_are_measured_on_are_neither_shown_nor_chosen_from():
+    chosen, held_out = (
+        {json.loads(line)["about"] for line in (DATA / f"{name}.jsonl").read_text().splitlines()} for name in TASKS
+    )
+    assert not held_out & chosen
+    for rubric in map(load_rubric, ("feature_sign", "feature_sign_chat")):
+        shown = (*rubric.examples, *rubric.calibration.items, *rubric.calibration.positives)
+        assert not (held_out | chosen) & {one.about for one in shown}
