@@ -103,10 +103,10 @@ def _with_user_paths(name: str, term: TermConfig) -> TermConfig:
     if isinstance(judgements := model.get("judgements"), str):
         model["judgements"] = expanded("model.judgements", judgements)
     program = term.program
-    if program.endswith(PROGRAM_SUFFIX):
+    if program.endswith(PROGRAM_SUFFIX) and "\n" not in program:
         path = expanded("program", program)
         try:
-            program = Path(path).read_text("utf-8")
+            program = Path(path).read_text("utf-8-sig")
         except (OSError, ValueError) as error:
             got, wanted = f"got {path!r} ({one_line(error, 200)})", "wanted the file of a program, or its text"
             raise ConfigError(f"terms.{name}.program: {got}, {wanted}") from None

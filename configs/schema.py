@@ -22,7 +22,7 @@ class EnvConfig:
     captioner: str = "message"
     """Where captions come from: an observation key that holds message bytes (`message`; the policy reads it too),
     `info:KEY`, or `module:function`, called as function(obs, info) -> str; `none` for no captions, where the reward is
-    a program over `features`."""
+    a program over `features` (not in NetHack, whose captions are its messages)."""
     max_episode_steps: int = number(0, 0, 1e9)
     """Steps after which an episode is truncated; 0 uses the environment's own limit (most NetHack tasks: 5000). A
     higher limit makes it another task, and the run prints a notice."""

@@ -264,7 +264,7 @@ def _factors(space: spaces.Space) -> np.ndarray | None:
     if not isinstance(space, spaces.Box) or np.dtype(space.dtype).kind != "f":
         return None
     largest = np.maximum(np.abs(space.low), np.abs(space.high)).astype(np.float32)
-    is_small = (largest > 0) & (largest < 1)
+    is_small = (largest > 1e-6) & (largest < 1)
     return np.asarray(np.float32(1) / np.where(is_small, largest, np.float32(1))) if is_small.any() else None
 
 

@@ -16,6 +16,8 @@ from actors.environments.errors import EnvironmentFailure
 from actors.environments.vector import EnvironmentSpec
 from cluster.doctor.result import CheckResult, failed, ok, warning
 from cluster.doctor.subject import Subject
+from cluster.wiring import check_programs
+from configs.checks import ConfigError
 from configs.schema import RunConfig
 
 STEPS = 64
@@ -36,6 +38,10 @@ class Observed:
 
 def check_environment(subject: Subject) -> list[CheckResult]:
     """Whether it runs, shows captions and repeats a game from its seed, and whether penalties outweigh its goal."""
+    try:
+        check_programs(subject.config, subject.spec)
+    except ConfigError as error:
+        return [failed(str(error), "see docs/programs.md")]
     try:
         first, again, other = (_observe(subject, subject.config.seed + more) for more in (0, 0, 1))
         penalties = weigh_penalties(subject.config, subject.spec)

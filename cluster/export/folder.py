@@ -21,6 +21,7 @@ from cluster.run.directory import RunDirectory
 from cluster.run.evaluation import load_subject, policy_net
 from cluster.run.provenance import packages
 from cluster.run.rubric_record import hashes_by_setting, rubric_setting
+from configs.features import without_features
 from configs.reward_schema import MAIN_TERM
 from configs.schema import RunConfig
 from configs.terms import resolved_terms
@@ -42,7 +43,8 @@ def write_policy(
     is of this checkpoint. Raises ValueError where there is none, and CheckpointError."""
     subject = load_subject(run_dir)
     run, config, steps = subject.run, subject.config, subject.env_steps
-    env = make_environment(config.env, num_envs=1, run_seed=0, worker_index=0, stream="export", policy=config.policy)
+    settings = without_features(config.env)
+    env = make_environment(settings, num_envs=1, run_seed=0, worker_index=0, stream="export", policy=config.policy)
     with contextlib.closing(env):
         net, interface, names = policy_net(subject, env.spec), env.interface(), env.spec.action_names
     saved = {

@@ -176,9 +176,11 @@ def _check_experiment(
     differences = experiment_diff(_saved_config(file), resolved, of_reward_model=of_reward_model)
     differences = [line for line in differences if line.partition(":")[0] not in may_change]
     if differences:
+        is_older = any(line.startswith("env.stretch_bounds:") for line in differences)
+        same = "the same settings, with env.stretch_bounds=false," if is_older else "the same settings"
         raise ConfigError(
             f"{run.path} holds a run with another configuration: {'; '.join(differences)}."
-            " Give the same settings to continue it, or another run_dir= for a new run"
+            f" Give {same} to continue it, or another run_dir= for a new run"
         )
 
 

@@ -18,6 +18,7 @@ from actors.environments.describer import NAMES
 from actors.environments.factory import make_environment
 from actors.environments.vector import VectorEnvironment
 from configs.checks import ConfigError
+from configs.features import without_features
 from configs.schema import EnvConfig, RunConfig
 from learner.evaluation import JudgePlayer
 from llm_server.playing.action_judge import ActionJudge
@@ -38,7 +39,7 @@ class JudgeSeat:
         describer = describer or config.env.describer
         _check(config, rubric, describer)
         self._greedy, self._service = greedy, config.service
-        self.env: EnvConfig = dataclasses.replace(config.env, describer=describer)
+        self.env: EnvConfig = dataclasses.replace(without_features(config.env), describer=describer)
         try:
             self._rubric = load_play_rubric(rubric or describer)
             with contextlib.closing(

@@ -65,7 +65,8 @@ def evaluate_reward(
     action: np.ndarray,
     names: Sequence[str],
 ) -> np.ndarray:
-    """[..., C] f32, the components of a `reward` program; NaN where one is not finite.
+    """[..., C] f32, the components of a `reward` program; NaN where one is not finite, and where a feature that the
+    program reads is NaN.
 
     `before`, `after` and `start` are [..., F] f32 of the features `names` [F]; `action` [...] i64. Raises ValueError
     for other shapes, for a feature that is not among the names, and for a program of the other form."""
@@ -107,6 +108,8 @@ def _evaluate(
                 values.append(value)
             for component, place in enumerate(program.outputs):
                 components[part, component] = values[place]
+    for column in columns.values():  # comparisons would make a known number of an unknown one
+        components[np.isnan(column)] = np.nan
     components[~np.isfinite(components)] = np.nan
     return components.reshape(*action.shape, len(program.outputs))
 

@@ -242,14 +242,18 @@ class NetHackEnvironment(RebuildingVector):
             return None, None
         emptied = (self._blstats[:, TIME] == 0).nonzero()[0].tolist()
         last = {i: self._last_screen(i) for i in {*over, *emptied}}
+        seen = [i for i in range(self.num_envs) if i not in last]  # other screens may be emptied: nobody is shown them
         if self._describer is not None:
-            before, self._states = self._states, self._describer(self._screens)
+            before, self._states = self._states, _of_rows(self._describer, self._screens, seen)
             for i, screen in last.items():
                 self._states[i] = before[i] if screen is None else self._describer(screen)[0]
         if self._features.size:
-            previous, self._features = self._features, self._screen_features(self._screens)
+            self._features = self._features.copy()
+            if seen:
+                self._features[seen] = self._screen_features(_rows(self._screens, seen))
             for i, screen in last.items():
-                self._features[i] = previous[i] if screen is None else self._screen_features(screen)[0]
+                if screen is not None:
+                    self._features[i] = self._screen_features(screen)[0]
         return self._states[:] or None, self._features.copy() if self._features.size else None
 
     def _observe(
@@ -264,6 +268,21 @@ class NetHackEnvironment(RebuildingVector):
         for name in self._copied:
             np.copyto(out[name], screens[name])
         return out
+
+
+def _of_rows(describer: ScreenDescriber, screens: Mapping[str, np.ndarray], rows: list[int]) -> list[bytes]:
+    """What a describer says of these rows, and nothing of the others."""
+    said = [b""] * len(screens["blstats"])
+    if len(rows) == len(said) or isinstance(describer, DescribedScreens):  # which knows each game by its row
+        return describer(screens)
+    for i, text in zip(rows, describer(_rows(screens, rows)), strict=True):
+        said[i] = text
+    return said
+
+
+def _rows(screens: Mapping[str, np.ndarray], rows: list[int]) -> Mapping[str, np.ndarray]:
+    is_all = len(rows) == len(screens["blstats"])
+    return screens if is_all else {name: array[rows] for name, array in screens.items()}
 
 
 def _row(screens: Mapping[str, np.ndarray], i: int) -> dict[str, np.ndarray]:

@@ -20,7 +20,9 @@ SILENT = "tests.toy_environments:say_nothing"
 
 @contextmanager
 def made(env_id: str, features: list[str], num_envs: int = 2, **config: Any) -> Iterator[Any]:
-    settings = EnvConfig(id=env_id, features=features, captioner=config.pop("captioner", SILENT), **config)
+    """Environments whose policy reads numbers as they are, as features are."""
+    captioner = config.pop("captioner", SILENT)
+    settings = EnvConfig(id=env_id, features=features, captioner=captioner, stretch_bounds=False, **config)
     env = make_environment(settings, num_envs=num_envs, run_seed=1, worker_index=0)
     try:
         yield env

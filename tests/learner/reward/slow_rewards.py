@@ -247,12 +247,13 @@ class SlowTerm:
             for name in ("features_before", "features", "features_start")
         )
 
-        def known(number: float) -> float | None:
-            return None if math.isnan(number) else min(max(number, -clip), clip)
+        def known(number: float, *read: float) -> float | None:
+            return None if any(map(math.isnan, read)) else min(max(number, -clip), clip)
 
         if self.config.program == REWARD_PROGRAM:
-            return known(compute(before, after, start, int(rollout.actions[t, env]))), None
-        return known(compute(after)), known(compute(before))
+            paid = compute(before, after, start, int(rollout.actions[t, env]))
+            return known(paid, before["gold"], *after.values(), start["height"]), None
+        return known(compute(after), *after.values()), known(compute(before), *before.values())
 
     def _of_goals(self, rollout: Rollout, t: int, env: int, item: int | None, episode: Episode) -> float:
         """What a step earns for the goals that its known item achieves."""

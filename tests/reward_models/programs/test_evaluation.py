@@ -41,14 +41,17 @@ def test_programs_pay_what_a_walk_over_their_text_pays_step_by_step(part: int) -
     for seed in range(500):
         text = writer.program()
         moments, action = moments_of(1000 * part + seed)
-        got = evaluate(compile_program(text, FEATURES, ACTIONS), moments, action)
+        program = compile_program(text, FEATURES, ACTIONS)
+        got, reads = evaluate(program, moments, action), [one.detail for one in program.steps]
         for step in range(NUM_STATES):
             of_step = {name: dict(zip(FEATURES, values[step], strict=True)) for name, values in moments.items()}
             with np.errstate(all="ignore"):
                 wanted = Walk(of_step, int(action[step]), ACTIONS).components(text)
+            if any(np.isnan(of_step[read[0]][read[1]]) for read in reads if isinstance(read, tuple)):
+                wanted = [np.nan] * len(wanted)
             assert np.array_equal(got[step], np.float32(wanted), equal_nan=True), (text, got[step], wanted)
         num_known += int(np.isfinite(got).any())
-    assert num_known > 350, "most programs pay something"
+    assert num_known > 300, "most programs pay something"
 
 
 def test_components_keep_the_shape_of_the_batch() -> None:
@@ -117,7 +120,9 @@ def test_wrong_shapes_and_forms_are_refused() -> None:
         ("0 if state.x < 1 else 1 / state.y", {}, 0.0),
         ("where(state.x, 1 / state.x, 0.25)", {}, 0.25),
         ("state.x", {"x": np.nan}, np.nan),
-        ("state.x > 0", {"x": np.nan}, 0.0),
+        ("state.x > 0", {"x": np.nan}, np.nan),
+        ("1 if state.x else 0", {"x": np.nan}, np.nan),
+        ("state.y if state.turn else state.x", {"x": np.nan, "turn": 1}, np.nan),
         ("max(state.x, 1)", {"x": np.nan}, np.nan),
         ("min(1, state.x)", {"x": np.nan}, np.nan),
         ("clip(state.x, 0, 1)", {"x": np.nan}, np.nan),

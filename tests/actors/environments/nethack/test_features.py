@@ -116,3 +116,30 @@ def test_sources_that_do_not_fit_nethack_are_refused_in_one_line(source: str) ->
     wanted = f"env.features: got '{source}' for 'NetHackScore-v0', wanted blstats, module:function or objects:module"
     with pytest.raises(ValueError, match=wanted):
         make(features=[source])
+
+
+def never_empty(obs: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, float]:
+    """A feature that only screens inside a game have."""
+    return {"health": int(obs["blstats"][10]) / int(obs["blstats"][11])}
+
+
+def describe_never_empty(obs: Mapping[str, Any], info: Mapping[str, Any]) -> str:
+    return f"Health {never_empty(obs, info)['health'] > 0.5}."
+
+
+def test_functions_of_ones_own_are_shown_no_screen_of_a_game_that_is_over() -> None:
+    env = make(
+        num_envs=8, features=[f"{HERE}:never_empty"], describer=f"{HERE}:describe_never_empty", max_episode_steps=400
+    )
+    env.reset()
+    rng, ends, deaths = np.random.default_rng(1), 0, 0
+    for _ in range(1500):
+        step = env.step(rng.integers(env.spec.num_actions, size=8))
+        ends, deaths = ends + len(step.ends), deaths + int(step.terminated.sum())
+        assert not step.losses
+        assert step.features is not None
+        assert np.isfinite(step.features).all()
+    assert env.take_errors() == (0, "")
+    assert ends > 20
+    assert deaths > 0
+    env.close()
