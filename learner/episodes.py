@@ -1,7 +1,7 @@
 """Finished episodes as the archive keeps them, and the file that holds them, RUN/episodes.safetensors.
 
-Invariant: what is read was checked: every episode has as many of each of its numbers as it has steps. A file says whose
-it is: the names of its features and actions are part of it.
+Invariant: what is read was checked: every array has its dtype and axes, and every episode as many of each of its
+numbers as it has steps. A file says whose it is: the names of its features and actions are part of it.
 """
 
 import json
@@ -22,6 +22,8 @@ FORMAT, VERSION = "delphi-episodes", 1
 MAX_FILE_BYTES = 1 << 32
 OF_STEPS = "steps."
 """Before the name of what each step has one of, in files and checkpoints."""
+STEPS = {"actions": np.int32, "extrinsic_rewards": np.float32, "caption": np.uint64, "caption_counts": np.int32}
+"""What every step has. Of other channels it may have items, u64, and their counts, i32."""
 OUTCOMES = {"success": bool, "terminated": bool, "extrinsic_return": np.float64, "length": np.int64}
 
 
@@ -116,22 +118,22 @@ def read_episodes(run_dir: Path) -> Episodes:
     """The episodes of a run. ValueError, in one line, where there are none or the file is damaged."""
     path = run_dir / EPISODES_FILE
     if not path.exists():
-        raise ValueError(f"{run_dir} has no {EPISODES_FILE}: train with archive.keep=true, up to a checkpoint")
+        raise ValueError(
+            f"{run_dir} has no {EPISODES_FILE}: train a new run with archive.keep=true, up to a checkpoint"
+        )
     try:
         data = read_regular(path, MAX_FILE_BYTES)
         told = _metadata(data)
         if told["version"] != VERSION:
             raise ValueError(f"it has the format version {told['version']!r}, this program reads {VERSION}")
         arrays = safetensors.numpy.load(data)
-        without, with_success = arrays.pop("seen").tolist()
         names = {name: tuple(map(str, told[name])) for name in ("features", "actions")}
+        _check_arrays(arrays, len(names["features"]))
+        without, with_success = arrays.pop("seen").tolist()
         found = Episodes(episodes=unpacked(arrays), seen=(without, with_success), **names)
         check_names(found.features, "its features")
         if not all(word.isprintable() for word in found.actions):
             raise ValueError("an action's word is not printable")
-        width = arrays["start"].shape[-1] if "start" in arrays else len(found.features)
-        if len(found.features) != width:
-            raise ValueError(f"it names {len(found.features)} features of {width}")
     except (OSError, safetensors.SafetensorError, *DECODING_ERRORS) as error:
         raise ValueError(
             f"{path} is damaged ({type(error).__name__}: {error}); the next checkpoint writes it anew"
@@ -143,6 +145,24 @@ def _metadata(data: bytes) -> dict[str, Any]:
     size = int.from_bytes(data[:8], "little")
     told: dict[str, Any] = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][FORMAT])
     return told
+
+
+def _check_arrays(arrays: Mapping[str, np.ndarray], num_features: int) -> None:
+    """KeyError for an array of `encode_episodes` that is missing, ValueError for one of another dtype or other axes."""
+    wanted: dict[str, Any] = {"seen": np.int64, "kept": np.int64, **OUTCOMES}
+    if len(arrays["kept"]):
+        further = {name for name in arrays if name.startswith(OF_STEPS)}
+        wanted |= {name: np.int32 if name.endswith("_counts") else np.uint64 for name in further}
+        wanted |= {f"{OF_STEPS}{name}": dtype for name, dtype in STEPS.items()}
+    for name, dtype in wanted.items():
+        if arrays[name].dtype != dtype or arrays[name].ndim != 1:
+            got = f"{arrays[name].dtype} of shape {arrays[name].shape}"
+            raise ValueError(f"{name}: got {got}, wanted a list of {np.dtype(dtype)}")
+    of_features = {"features", "start"}
+    for name in sorted(of_features if num_features and len(arrays["kept"]) else of_features & arrays.keys()):
+        if arrays[name].dtype != np.float32 or arrays[name].shape[1:] != (num_features,):
+            got = f"{arrays[name].dtype} of shape {arrays[name].shape}"
+            raise ValueError(f"{name}: got {got}, wanted float32 with {num_features} columns, as it names features")
 
 
 def _split(array: np.ndarray, sizes: np.ndarray, name: str) -> list[np.ndarray]:

@@ -24,6 +24,7 @@ from configs.goal_schema import GoalsConfig
 from configs.reward_schema import MAIN_TERM, RewardConfig, TermConfig
 from configs.schema import ArchiveConfig, LearnerConfig, PolicyConfig
 from learner.batch import Batch, BatchBuffers, draw_minibatches, keep_freed_memory
+from learner.checkpoint_format import CheckpointError
 from learner.data_parallel import Exchange, Part, Peers, Share, divide
 from learner.episode_archive import EpisodeArchive
 from learner.loss import action_log_probs, clamped_ratios, core_metrics, mean_kl, policy_loss, standardized
@@ -96,6 +97,10 @@ class Learner:
         """A sample of the episodes that finished; None if none are kept."""
         if archive is not None and archive.keep:
             self.archive = EpisodeArchive(archive, spec.features, spec.action_names, seed)
+        self._names: dict[str, list[str]] | None = None
+        """Those that programs read and the archive holds; None where there is neither."""
+        if self.archive is not None or any(term.program for term in (terms or {}).values()):
+            self._names = {"features": [*spec.features], "actions": [*spec.action_names]}
         self._updates = self._gradient_steps = self._skipped = 0
         self._exchange: Exchange | None = None
         self._peers: Peers | None = None
@@ -195,16 +200,19 @@ class Learner:
             "weights": self.snapshot().weights,
             "adam": optimizer_state(self.net, self._optimizer),
             **({"archive": self.archive.state_dict()} if self.archive is not None else {}),
+            **({"names": self._names} if self._names is not None else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly from `state_dict`, in this learner's own epoch. Raises RuntimeError for the state of another
-        network, and for that of this epoch or a later one, whose versions would recur."""
+        network, and for that of this epoch or a later one, whose versions would recur; CheckpointError for one of other
+        features or actions than those that programs read and the archive holds."""
         if state["run_epoch"] >= self.run_epoch:
             raise RuntimeError(
                 f"the state is of run epoch {state['run_epoch']}, this learner of {self.run_epoch}:"
                 " each start of a run needs an epoch of its own, higher than all before"
             )
+        self._check_names(state.get("names"))
         if (before := state.get("precision", self._precision_name)) != self._precision_name:
             after = self._precision_name
             LOG.warning(
@@ -222,6 +230,17 @@ class Learner:
         self._updates, self._skipped = state["updates"], state["skipped"]
         self._gradient_steps = state.get("gradient_steps", self._updates)
         self._return_scale.load_state_dict(state.get("return_scale"))
+
+    def _check_names(self, saved: Mapping[str, Sequence[str]] | None) -> None:
+        """A column or an action number of another name would be taken for what it was before. Older checkpoints have
+        no names."""
+        if self._names is None or saved is None:
+            return
+        for kind, source in (("features", "env.features gave"), ("actions", "the environment has the actions")):
+            now, before = self._names[kind], [*saved[kind]]
+            if now != before:
+                got = f"{source} {', '.join(now) or 'none'}; the checkpoint has {', '.join(before) or 'none'}"
+                raise CheckpointError(f"{got}: give the same ones in the same order, or take a new run_dir")
 
     def _note_episodes(self, rollouts: Sequence[Rollout]) -> None:
         if self.archive is not None:

@@ -1,7 +1,7 @@
 """Gates: what a reward must pass before a policy is trained on it, by episodes that were played already.
 
     gate          passes where
-    static        a program compiles, reads a feature, and is no constant
+    static        a program compiles, reads a feature, and varies over many made-up transitions
     run           the reward is known at 99 % of the steps, and not the same at all
     preference    at least 0.8 of the pairs of a better and a worse episode have the larger return in the better one
                   (trajectory preference evaluation, CARD: Sun et al. 2024, arXiv 2410.14660)
@@ -17,6 +17,7 @@ one of each agree; else the better ones are the quarter with the highest returns
   out. Equal returns do not count as larger.
 - A step without a known number earns 0, as in training. An episode that has more than 10 % of them is no evidence.
 - Lingering for at most 0 per step is no farming where success ends the episode: nothing more is worth 0, too.
+- A program that pays rarely may be the same for all made-up transitions, as a constant is: the static gate abstains.
 - A reward minus a constant per step is another reward if episodes have different lengths: of the distances of the
   steps' rewards and of the returns the larger counts.
 
@@ -51,7 +52,7 @@ EQUAL = 1e-6
 FLAT = 1e-3
 """Returns vary by no more than this, relative to what as many independent steps would vary: they say nothing."""
 MADE_UP = 16_384
-"""Transitions by which a constant program is found out."""
+"""Transitions by which a program is seen to vary."""
 
 Rewards = Sequence[np.ndarray]
 """[episode][step] f32: what one reward pays; NaN is unknown."""
@@ -114,10 +115,12 @@ def static_gate(text: str, features: Sequence[str], actions: Sequence[str] = ())
         action = rng.choice([*range(max(len(actions), 8)), *named], MADE_UP)
         components = evaluate_reward(program, before, after, start, action, program.features)
     known = (totals := components.sum(-1))[~np.isnan(totals)]
-    if not len(known) or known.min() == known.max():
-        what = f"{known[0]:g} for each" if len(known) else "no number for any"
-        message = f"it is a constant: {what} of {MADE_UP:,} made-up transitions"
+    if not len(known):
+        message = f"it gives no number for any of {MADE_UP:,} made-up transitions"
         return Verdict(gate=STATIC, passed=False, figure=size, message=message)
+    if known.min() == known.max():
+        message = f"{known[0]:g} for each of {MADE_UP:,} made-up transitions: it pays rarely, or is a constant"
+        return Verdict(gate=STATIC, passed=None, figure=size, message=message)
     message = f"{program.num_nodes} nodes; reads {', '.join(program.features)}"
     return Verdict(gate=STATIC, passed=True, figure=size, message=message)
 

@@ -22,6 +22,8 @@ from learner.episode_archive import MAX_STEPS
 from learner.episodes import Episodes, read_episodes
 from learner.reward.archived import archived_outcomes, archived_rewards, judged_program, summed
 from reward_models.gates import Rewards, Verdict, judge
+from reward_models.programs.compiling import compile_program
+from reward_models.programs.refusal import ProgramError
 from reward_models.reward_pipeline import states_by_term
 from reward_models.table import RewardTable
 from reward_models.training import saved_table
@@ -45,7 +47,8 @@ def audit_trajectories(run_dir: str, program: str | None, other: str | None, *, 
         raise ValueError(f"{run_dir} has archived no episode yet: none has finished")
     own = _rewards(run, archive)
     if program:
-        verdicts = {program: judged_program(_read_program(program), archive, own)}
+        text = _read_program(program)
+        verdicts = {program: judged_program(text, archive, _of_others(text, run, archive, own))}
     else:
         judged = _rewards(_run(other), archive) if other else own
         outcomes, verdicts = archived_outcomes(archive), {}
@@ -70,9 +73,24 @@ def _run(run_dir: str) -> _Run:
 
 def _read_program(path: str) -> str:
     try:
-        return Path(path).read_text("utf-8")
+        return Path(path).read_text("utf-8-sig")  # some editors begin a file with a byte order mark
     except (OSError, ValueError) as error:
         raise ValueError(f"--program: got {path!r} ({error}), wanted the file of a program") from None
+
+
+def _of_others(text: str, run: _Run, archive: Episodes, own: dict[str, Rewards]) -> dict[str, Rewards]:
+    """What the run's terms pay, without those that are this very program: it is no distance from itself."""
+    try:
+        program_id = compile_program(text, archive.features, archive.actions).program_id
+    except ProgramError:
+        return own  # the static gate says why
+    programs = {name: term.program for name, term in resolved_terms(run.config).items() if term.program}
+    same = {
+        name
+        for name, other in programs.items()
+        if compile_program(other, archive.features, archive.actions).program_id == program_id
+    }
+    return {name: rewards for name, rewards in own.items() if name not in same}
 
 
 def _rewards(run: _Run, archive: Episodes) -> dict[str, Rewards]:

@@ -73,7 +73,7 @@ def judged_program(text: str, archive: Episodes, earlier: Mapping[str, Rewards])
     Raises ValueError for episodes without features."""
     _check_features(archive)
     static = static_gate(text, archive.features, archive.actions)
-    if not static.passed:
+    if static.passed is False:
         return [static]
     return [static, *judge(program_rewards(text, archive), archived_outcomes(archive), earlier)]
 
@@ -92,7 +92,7 @@ def summed(rewards: Sequence[Rewards]) -> list[np.ndarray]:
 
 def _check_features(archive: Episodes) -> None:
     if not archive.features:
-        raise ValueError("the episodes hold no features, which a program reads: train with env.features")
+        raise ValueError("the episodes hold no features, which a program reads: train a new run with env.features")
 
 
 def _rollout(episode: Episode) -> Rollout:

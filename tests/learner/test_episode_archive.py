@@ -1,20 +1,23 @@
 """The episode archive: against a slow assembly from the same rollouts, as a sample, in a resume, and its file."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import learner.episode_archive
 from actors.rollout import EpisodeStatistics, Rollout
-from configs.reward_schema import RewardConfig
+from configs.reward_schema import MAIN_TERM, RewardConfig, TermConfig
 from configs.schema import ArchiveConfig, LearnerConfig
 from learner.checkpoint import load_checkpoint, save_checkpoint
+from learner.checkpoint_format import CheckpointError
 from learner.episode_archive import EpisodeArchive
-from learner.episodes import EPISODES_FILE, Episode, Episodes, encode_episodes, read_episodes
+from learner.episodes import EPISODES_FILE, STEPS, Episode, Episodes, encode_episodes, read_episodes
 from learner.update import Learner
 from reward_models.published import PublishedReward
 from reward_models.table import RewardTable
@@ -192,8 +195,67 @@ def test_the_learner_archives_what_it_consumes_and_what_it_drops() -> None:
         assert "archive" not in make(1, nothing).state_dict()
 
 
+def make_learner(names: tuple[str, ...], actions: tuple[str, ...] = (), *, run_epoch: int = 1, **kept: Any) -> Learner:
+    spec = dataclasses.replace(RECALL_SPEC, features=names, action_names=actions)
+    return Learner(spec, SMALL_POLICY, LearnerConfig(), RewardConfig(), run_epoch=run_epoch, seed=1, **kept)
+
+
+OF_PROGRAM = {"terms": {MAIN_TERM: TermConfig(), "up": TermConfig(reads="features", program="after.p - before.p")}}
+
+
+@pytest.mark.parametrize("kept", [{"archive": ArchiveConfig(keep=True)}, OF_PROGRAM], ids=["archive", "program"])
+def test_a_resume_with_other_names_of_features_or_actions_is_refused(kept: dict[str, Any], tmp_path: Path) -> None:
+    state = make_learner(("p", "v"), ("left", "right"), **kept).state_dict()
+    state = load_checkpoint(save_checkpoint(tmp_path, 1, {"learner": state}, keep=1))["learner"]
+    make_learner(("p", "v"), ("left", "right"), run_epoch=2, **kept).load_state_dict(state)
+    for names, actions, words in (
+        (("a", "p"), ("left", "right"), "env.features gave a, p; the checkpoint has p, v: "),
+        (("v", "p"), ("left", "right"), "env.features gave v, p; the checkpoint has p, v: "),
+        (("p", "v"), ("left", "jump"), "the actions left, jump; the checkpoint has left, right: "),
+        (("p", "v"), (), "the actions none; the checkpoint has left, right: "),
+    ):
+        with pytest.raises(CheckpointError, match=words) as refused:
+            make_learner(names, actions, run_epoch=2, **kept).load_state_dict(state)
+        assert "take a new run_dir" in str(refused.value)
+        assert "\n" not in str(refused.value)
+    del state["names"]  # of a checkpoint from before
+    make_learner(("a", "p"), run_epoch=2, **kept).load_state_dict(state)
+
+
+def test_names_are_saved_only_where_programs_or_the_archive_need_them() -> None:
+    judged = {"terms": {MAIN_TERM: TermConfig(), "state": TermConfig(reads="state")}}
+    for kept in ({}, {"archive": ArchiveConfig()}, judged):
+        assert "names" not in make_learner(("p", "v"), **kept).state_dict()
+
+
+def test_a_file_with_other_arrays_than_an_archive_writes_is_refused_in_one_line(tmp_path: Path) -> None:
+    one = archive()
+    for rollout in played_rollouts("0.0", 5, seed=1):
+        one.observe(rollout)
+    arrays = safetensors.numpy.load(encode_episodes(one.episodes))
+    others: list[tuple[str, dict[str, np.ndarray]]] = []
+    for name, array in arrays.items():
+        if name.removeprefix("steps.") in STEPS or "steps." not in name:
+            others.append((name, {each: of for each, of in arrays.items() if each != name}))
+        others.append((f"{name}: got int8", {**arrays, name: np.zeros(array.shape, np.int8)}))
+        others.append((f"{name}: got {array.dtype}", {**arrays, name: array[..., None]}))
+    for name in ("features", "start"):
+        others.append((f"{name}: got float32", {**arrays, name: arrays[name][:, :1].copy()}))
+    assert len(others) > 30
+    for words, changed in others:
+        names = json.dumps({"version": 1, "features": FEATURES, "actions": []})
+        (tmp_path / EPISODES_FILE).write_bytes(safetensors.numpy.save(changed, {"delphi-episodes": names}))
+        with pytest.raises(ValueError, match="is damaged") as refused:
+            read_episodes(tmp_path)
+        assert words in str(refused.value)
+        assert "\n" not in str(refused.value)
+    (tmp_path / EPISODES_FILE).write_bytes(encode_episodes(dataclasses.replace(one.episodes, features=())))
+    with pytest.raises(ValueError, match=r"features: got float32 of shape .* wanted float32 with 0 columns"):
+        read_episodes(tmp_path)
+
+
 def test_a_file_is_read_as_it_was_written_or_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no episodes\.safetensors: train with archive\.keep=true"):
+    with pytest.raises(ValueError, match=r"no episodes\.safetensors: train a new run with archive\.keep=true"):
         read_episodes(tmp_path)
     one = archive()
     for rollout in played_rollouts("0.0", 5, seed=1):

@@ -36,7 +36,7 @@ def verdicts(text: str, before: str = "", archive: Path | None = None) -> dict[s
 def test_without_episodes_all_gates_but_the_static_one_abstain(tmp_path: Path) -> None:
     abstain = {"run": None, "preference": None, "distance": None, "farming": None}
     assert verdicts("after.height - before.height") == {"static": True, **abstain}
-    assert verdicts("0 * after.height") == {"static": False, **abstain}
+    assert verdicts("action == 1") == {"static": False, **abstain}
     assert verdicts("after.height", archive=tmp_path) == {"static": True, **abstain}  # a run that kept none
     assert ArchiveGates(NAMES, ()).episodes(tmp_path) is None
 

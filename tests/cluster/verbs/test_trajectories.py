@@ -58,7 +58,7 @@ def verdicts(out: str) -> dict[str, dict[str, bool | None]]:
 
 def program(folder: Path, text: str) -> Path:
     path = folder / "candidate.py"
-    path.write_text(text)
+    path.write_text(text, "utf-8")
     return path
 
 
@@ -111,6 +111,13 @@ def test_a_program_is_held_to_the_episodes_and_to_the_runs_terms(run: Path, audi
         code, out, _ = audit(*flags, bad := program(tmp_path, text))
         assert {gate for gate, passed in verdicts(out)[str(bad)].items() if passed is False} == failed, text
         assert code == bool(failed)
+
+
+def test_the_runs_own_program_is_not_compared_with_itself(run: Path, audit, tmp_path: Path) -> None:
+    own = program(tmp_path, f"\ufeff# with the byte order mark of an editor\n{PROGRAM}\n")
+    _, out, _ = audit("--trajectories", run, "--json", "--program", own)
+    assert verdicts(out)[str(own)]["distance"] is True  # from the judge's term
+    assert "from each of 1" in out
 
 
 def test_another_run_is_judged_by_these_episodes(run: Path, audit, tmp_path: Path) -> None:

@@ -82,6 +82,11 @@ def test_a_program_is_judged_by_its_number_or_by_how_it_grows() -> None:
     verdicts = judged_program(REWARD_PROGRAM, archive, {"same": whole})
     assert [verdict.gate for verdict in verdicts] == ["static", "run", "preference", "distance", "farming"]
     assert verdicts[3].passed is False
+    rare = judged_program(
+        " and ".join(f"{at}.{name} == 3" for at in ("start", "before", "after") for name in FEATURES), archive, {}
+    )
+    assert [verdict.gate for verdict in rare] == [verdict.gate for verdict in verdicts]  # the others judge on
+    assert rare[0].passed is None
     (refused,) = judged_program("open('x')", archive, {})
     assert (refused.gate, refused.passed) == ("static", False)
 
@@ -92,7 +97,7 @@ def test_what_the_episodes_do_not_hold_is_named() -> None:
         archived_rewards(TermConfig(reads="history"), archive, TABLE)
     bare = dataclasses.replace(archive, features=())
     for judging in (program_rewards, lambda text, episodes: judged_program(text, episodes, {})):
-        with pytest.raises(ValueError, match=r"no features, which a program reads: train with env\.features"):
+        with pytest.raises(ValueError, match=r"no features, which a program reads: train a new run with env\.features"):
             judging(REWARD_PROGRAM, bare)
     assert archived_rewards(TERMS["rise"], dataclasses.replace(archive, episodes=[])) == []
 
