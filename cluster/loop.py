@@ -331,6 +331,8 @@ class TrainingLoop:
             if "goals" in state:
                 self._sheet = GoalSheet.from_state_dict(state["goals"])
                 self.learner.load_goals(self._sheet.vectors)
+        except CheckpointError:  # it says itself what does not fit
+            raise
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
                 f"the newest checkpoint in {self.run_directory.checkpoints} does not fit this version of Delphi or this"
