@@ -153,4 +153,4 @@ def _text(file: Path, number: int, line: str) -> str:
                 return text
     except (ValueError, RecursionError):
         pass
-    raise ConfigError(f'--programs: line {number} of {file} is not of the form {{"text": PROGRAM}}: got {line[:80]}')
+    raise ConfigError(f'--programs: line {number} of {file} is not of the form {{"text": PROGRAM}}: got {line[:80]!r}')

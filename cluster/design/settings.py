@@ -11,8 +11,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from actors.environments.errors import EnvironmentFailure
-from actors.environments.factory import make_environment
 from cluster.design.authors import Pool
 from cluster.design.journal import Journal
 from cluster.design.kind import BY_MODEL, DesignKind, load_kind
@@ -20,19 +18,26 @@ from cluster.design.plan import Plan
 from cluster.design.runs import TERM, run_of
 from cluster.run.directory import find_run
 from cluster.sweep.sweep_file import OF_EVERY_RUN
+from cluster.wiring import check_parts
 from configs.checks import ConfigError
 from configs.errors import one_line
 from configs.features import SOURCES
+from configs.goal_schema import GOAL_TERM, GoalsConfig
 from configs.loading import experiment_settings, load_config
 from configs.schema import RunConfig
 from learner.episodes import read_episodes
+from llm_server.progress import say_on_stderr
 
 OF_PROGRAMS = {"reward_model.name": "none"}
 """Settings of the runs below the given ones: a program is the only intrinsic reward."""
 MAY_CHANGE = ("kind.rounds",)
 LEAST = {"steps": 1, "episodes": 1, "envs": 1, "jobs": 1, "max_env_steps": 0, "max_writings": 0}
 """Of the numbers among the flags."""
-PLACEHOLDER = "0"
+PLACEHOLDERS = {
+    "reward": "def reward(before, after, start, action):\n    return 0",
+    "progress": "def progress(state):\n    return 0",
+}
+"""A program of each form, in any environment, for the check of a run before there is any."""
 
 
 def planned(arguments: argparse.Namespace) -> Plan:
@@ -47,27 +52,28 @@ def planned(arguments: argparse.Namespace) -> Plan:
     elif arguments.shuffle:
         raise ConfigError("--shuffle: got it without --programs, whose order it means")
     layers: list[Mapping[str, Any]] = [OF_EVERY_RUN, OF_PROGRAMS]
-    base = load_config(preset=arguments.preset, file=arguments.config, layers=layers, overrides=arguments.overrides)
-    if TERM in base.terms:
-        raise ConfigError(f"terms.{TERM}: got a term of this name, which is the campaign's; give it another name")
+    given = load_config(preset=arguments.preset, file=arguments.config, layers=layers, overrides=arguments.overrides)
+    if TERM in given.terms:
+        raise ConfigError(f"terms.{TERM}: got a term of this name, which is the campaign's; leave it out")
+    base, left_out = _without_rewards(given)
     if not base.env.features:
         raise ConfigError(f"env.features: got none, wanted {SOURCES}: programs are written about features")
     out = Path(arguments.out).absolute()
     steps = arguments.steps or base.total_env_steps
-    run_of(base, kind, PLACEHOLDER, steps=steps, seed=base.seed, run_dir=out / "runs")
-    features, actions = _names(base)
-    task = arguments.task or base.goals.task
+    run = run_of(base, kind, PLACEHOLDERS[kind.form], steps=steps, seed=base.seed, run_dir=out / "runs")
+    spec, _, _ = check_parts(run)
+    task = arguments.task or given.goals.task
     if not task.strip() and not arguments.programs:
         raise ConfigError("--task: got none, wanted the task in one sentence, for the writer")
     plan = Plan(
         kind=kind,
         task=one_line(task),
         base=base,
-        features=features,
-        actions=actions,
+        features=spec.features,
+        actions=spec.action_names,
         steps=steps,
         out=out,
-        archive=_archive(arguments.archive, features) if arguments.archive else None,
+        archive=_archive(arguments.archive, spec.features, spec.action_names) if arguments.archive else None,
         jobs=arguments.jobs,
         max_env_steps=arguments.max_env_steps,
         max_writings=arguments.max_writings,
@@ -75,6 +81,9 @@ def planned(arguments: argparse.Namespace) -> Plan:
     if 0 < plan.max_env_steps < plan.cost:
         what = f"one program takes that many, with --seeds {kind.seeds} and --steps {steps}"
         raise ConfigError(f"--max-env-steps: got {plan.max_env_steps}, wanted at least {plan.cost}: {what}")
+    if left_out:
+        what = f"{', '.join(left_out)} of the configuration left out"
+        say_on_stderr(f"delphi design: {what}: terms.{TERM}, the program, is the one term of every run")
     return plan
 
 
@@ -111,8 +120,17 @@ def _of_pool(kind: DesignKind, arguments: argparse.Namespace) -> DesignKind:
     return replace(kind, attempts=1, critic=False, analyse=False)
 
 
-def _archive(run: str, features: tuple[str, ...]) -> Path:
-    """The directory of a run that keeps episodes with these features."""
+def _without_rewards(given: RunConfig) -> tuple[RunConfig, list[str]]:
+    """The configuration without its terms and goals, and what these are."""
+    left_out, base = [f"terms.{name}" for name in given.terms], replace(given, terms={})
+    if base.goals.sources:
+        left_out.append(GOAL_TERM)
+        base = replace(base, goals=GoalsConfig(), policy=replace(base.policy, reads_goal=False))
+    return base, left_out
+
+
+def _archive(run: str, features: tuple[str, ...], actions: tuple[str, ...]) -> Path:
+    """The directory of a run that keeps episodes with these features and actions."""
     path = find_run(run)[0].path
     try:
         episodes = read_episodes(path)
@@ -122,6 +140,9 @@ def _archive(run: str, features: tuple[str, ...]) -> Path:
         got = ", ".join(episodes.features) or "none"
         got = f"{len(episodes.episodes)} episodes with the features {got}"
         raise ConfigError(f"--archive: {run} has {got}, wanted at least one with {', '.join(features)}")
+    if episodes.actions != actions:
+        got, wanted = (", ".join(names) or "without names" for names in (episodes.actions, actions))
+        raise ConfigError(f"--archive: {run} has the actions {got}, wanted those of the environment here: {wanted}")
     return path
 
 
@@ -143,18 +164,3 @@ def _settings(plan: Plan, arguments: argparse.Namespace) -> Mapping[str, Any]:
         "shuffle": arguments.shuffle,
         **experiment_settings(plan.base),
     }
-
-
-def _names(base: RunConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names of the environment's features and actions."""
-    try:
-        env = make_environment(
-            base.env, num_envs=1, run_seed=base.seed, worker_index=0, stream="check", policy=base.policy
-        )
-        try:
-            env.reset()
-            return env.spec.features, env.spec.action_names
-        finally:
-            env.close()
-    except (EnvironmentFailure, ValueError) as error:
-        raise ConfigError(str(error)) from None

@@ -39,6 +39,8 @@ NUM_ENVS = 8
 MAX_STEPS = 1_000_000
 MAX_TASK = 300
 """Characters."""
+TITLE = "A linear reward program by judgement, written by `delphi linear-program`."
+"""The first comment of every program that is written: by it a file is known as one that may be written anew."""
 
 
 class NothingJudged(Exception):
@@ -101,7 +103,7 @@ class Written:
         rubric = f"rubric {said.rubric_id} version {said.rubric_version} ({said.rubric_hash})"
         play = f"Changes were measured over {self.num_steps:,} random steps, seed {self.seed}"
         lines = [
-            "A linear reward program by judgement, written by `delphi linear-program`.",
+            TITLE,
             f"Environment: {self.env_id}. Task: {self.task}",
             f"Judge: {said.model} ({said.engine}), {rubric}, theta {self.theta:.3f}.",
             f"{play}; over them the sum of the components has deviation 1.",
@@ -255,6 +257,12 @@ def _check(arguments: argparse.Namespace, task: str) -> None:
     out = Path(arguments.out)
     if out.suffix != ".py" or out.is_dir() or not out.absolute().parent.is_dir():
         raise ValueError(f"--out: got {out}, wanted a file FILE.py in a folder that exists")
+    begin = f"# {TITLE}\n".encode()
+    if out.exists():
+        with out.open("rb") as file:
+            if file.read(len(begin)) != begin:
+                what = "a file that this command did not write"
+                raise ValueError(f"--out: got {out}, {what}, wanted another name: it would be lost")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -80,7 +80,7 @@ def markdown(facts: Mapping[str, Any]) -> str:
         if section.lines:
             parts.append("\n".join(f"- {escaped(line)}" for line in section.lines))
         parts += [f"**{escaped(table.title)}**\n\n{_table(table)}" for table in section.tables]
-        parts += [f"**{escaped(title)}**\n\n{_fenced(text)}" for title, text in section.texts]
+        parts += [f"**{escaped(title)}**\n\n{fenced(text)}" for title, text in section.texts]
     return "\n\n".join(parts) + "\n"
 
 
@@ -103,9 +103,9 @@ def _row(cells: Sequence[str], *, is_rule: bool) -> str:
     return f"| {' | '.join(cells if is_rule else map(escaped, cells))} |"
 
 
-def _fenced(text: str) -> str:
-    """A text of several lines as it is, in a fence that is longer than any in it."""
+def fenced(text: str, language: str = "") -> str:
+    """A text of several lines, in `language`, as it is, in a fence that is longer than any in it."""
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     lines = "\n".join(map(visible, text.split("\n")))
-    return f"{fence}\n{lines}\n{fence}"
+    return f"{fence}{language}\n{lines}\n{fence}"

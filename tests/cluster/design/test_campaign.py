@@ -16,6 +16,7 @@ from cluster.design.report import write_report
 from configs.reward_schema import TermConfig
 from configs.schema import RunConfig
 from learner.episodes import Episodes
+from reward_models.gates import Verdict
 from tests.cluster.design.scripted_campaign import (
     BROKEN,
     STEPS,
@@ -337,3 +338,20 @@ def test_the_report_tells_of_every_program_and_the_winner_is_a_file_that_a_run_t
     assert "1 x line 1, column 1" in report
     assert "| 3.1 | pass: static, preference | 4 | 200 | **wins** |" in report
     assert winner.program.text in (tmp_path / "winner.py").read_text()
+
+
+def test_what_was_written_is_no_markup_in_the_report(tmp_path: Path) -> None:
+    image, link = "<img src=//x.y/z>", "![](http://x.y/z)"
+    plan = make_plan(tmp_path, rounds=1, samples=2, attempts=1, task=f"Reach {image} {link}", remarks=(image,))
+    gates = RefusingGate()
+    gates.verdicts = lambda *_: [Verdict(gate="static", passed=False, figure=None, message=f"{image} | {link}")]  # type: ignore[method-assign]
+    campaign = make_campaign(
+        plan, ScriptedAuthor([f"after.position.{link}", "9 * after.position"]), gates=gates, on_round=write_report
+    )
+    campaign.run()
+    report = (tmp_path / "report.md").read_text()
+    assert "<img" not in report
+    assert "![" not in report
+    assert r"Reach &#60;img src=//x.y/z&#62; !\[\](http:\//x.y/z)" in report
+    (row,) = [line for line in report.splitlines() if line.startswith("| 1.2 ")]
+    assert "&#60;img src=//x.y/z&#62; &#124; " in row

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,12 @@ from pathlib import Path
 import pytest
 
 from cluster.design.command import main
-from tests.cluster.design.scripted_campaign import BROKEN, ScriptedTrainer
+from cluster.design.kind import kind_names
+from cluster.design.runs import run_of
+from configs.loading import to_dict
+from learner.episodes import EPISODES_FILE, Episodes, encode_episodes
+from tests.cluster.design.scripted_campaign import BASE, BROKEN, ScriptedTrainer, make_episode
+from tests.refusals import assert_refused
 from tests.run_processes import ROOT, wait_until
 
 SETTINGS = [
@@ -62,6 +68,8 @@ def flags(folder: Path, *more: str) -> list[str]:
         (["--programs", "POOL", "--preset", "minigrid"], "unknown preset 'minigrid'"),
         (["--programs", "POOL", "env.id=MountainCarr-v0"], "MountainCar-v0"),
         (["--programs", "POOL", "terms.design.coefficient=2"], "terms.design"),
+        (["--programs", "POOL", "learner.device=cuda:77"], "learner.device"),
+        (["--programs", "POOL", "policy.instruction=mission"], "mission"),
         (["--shuffle", "--task", "x"], "--shuffle: got it without --programs"),
         ([], "--task: got none, wanted the task in one sentence"),
         (["--task", "x", "service.engine=none"], "the annotation service cannot write"),
@@ -95,6 +103,60 @@ def test_a_campaign_over_a_file_of_programs_ends_with_its_winner(
     assert "holds another campaign: steps: 1000 -> 2000. Give the same settings" in capsys.readouterr().err
     assert main([*command, "--jobs", "2", "--rounds", "6", "--max-env-steps", "9000"]) == 0
     assert "the file of programs has no more than 5" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_scripted")
+def test_the_example_of_the_manual_works_and_terms_and_goals_of_the_configuration_are_left_out(
+    tmp_path: Path, pool: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr("cluster.design.campaign.run_of", lambda *a, **k: seen.append(run_of(*a, **k)) or seen[-1])
+    blocks = re.findall(r"```\w+\n# (\S+)\n(.*?)```", (ROOT / "docs" / "programs.md").read_text(), re.DOTALL)
+    for name, text in blocks:
+        (tmp_path / name).write_text(text)
+    command = ["--kind", "card", "--rounds", "1", "--programs", str(pool), "--out", str(tmp_path / "out")]
+    command += ["--config", "mountaincar.yaml"]
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert line.startswith("delphi design: terms.climb of the configuration left out")
+    assert {tuple(run.terms) for run in seen} == {("design",)}
+    goals = ["goals.sources=[config]", "goals.texts=[reach the flag]", "goals.task=Reach the flag."]
+    goals += ["env.captioner=tests.toy_environments:say_nothing", "policy.reads_goal=true"]
+    command[command.index("--out") + 1] = str(tmp_path / "goals")
+    seen.clear()
+    assert main([*command, *goals]) == 0
+    assert "terms.climb, goals of the configuration left out" in capsys.readouterr().err
+    assert not any(run.goals.sources or run.policy.reads_goal for run in seen)
+    assert "# Campaign: Reach the flag." in (tmp_path / "goals" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("kind", kind_names())
+def test_the_check_of_a_run_has_a_program_of_the_form_of_every_kind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    assert main(flags(tmp_path, "--kind", kind, "--task", "x", "--max-env-steps", "1")) == 2
+    assert "--max-env-steps: got 1, wanted at least" in capsys.readouterr().err
+
+
+def test_an_archive_of_another_environment_is_refused(
+    tmp_path: Path, pool: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, made = tmp_path / "run", make_episode([[0, 1], [2, 1]])
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps(to_dict(BASE)))
+    for names, actions, message in (
+        (
+            ("x", "velocity"),
+            (),
+            "1 episodes with the features x, velocity, wanted at least one with position, velocity",
+        ),
+        (("position", "velocity"), ("left", "right"), "the actions left, right, wanted those of the environment here:"),
+    ):
+        episodes = Episodes(episodes=[made], seen=(1, 0), features=names, actions=actions)
+        (run / EPISODES_FILE).write_bytes(encode_episodes(episodes))
+        assert main(flags(tmp_path, "--programs", str(pool), "--archive", str(run))) == 2
+        assert_refused(2, capsys.readouterr().err, "--archive: ", message)
 
 
 @pytest.mark.usefixtures("_scripted")

@@ -49,7 +49,8 @@ def test_a_pool_is_read_in_its_order_or_in_a_random_one_by_the_seed():
     ("content", "message"),
     [
         ("\n \n", r'has no line, wanted at least one {"text": PROGRAM}'),
-        ('{"text": "after.x"}\n{"txt": 1}', 'line 2 of .* is not of the form {"text": PROGRAM}: got {"txt": 1}'),
+        ('{"text": "after.x"}\n{"txt": 1}', 'line 2 of .* is not of the form {"text": PROGRAM}: got \'{"txt": 1}\''),
+        ("\x1b]0;title\x07", r"got '\\x1b\]0;title\\x07'"),
         ("after.x", "line 1 of .* is not of the form"),
         ("[" * 100_000, "line 1 of .* is not of the form"),
     ],

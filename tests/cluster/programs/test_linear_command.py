@@ -102,3 +102,13 @@ def test_a_wrong_command_is_one_line_and_exit_code_2(written, flags: list[str], 
     code, error, out = written(*flags)
     assert_refused(code, error, complaint)
     assert not out.exists()
+
+
+def test_a_file_that_this_command_did_not_write_is_kept(written) -> None:
+    _, _, out = written()
+    assert written()[0] == 0  # its own is written anew
+    for text in ("after.position", "", out.read_text()[1:]):
+        out.write_text(text)
+        code, error, _ = written()
+        assert_refused(code, error, "--out: got ", "a file that this command did not write")
+        assert out.read_text() == text
