@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from actors.environments.errors import EnvironmentFailure
 from actors.environments.factory import make_environment
 from cluster.design.runs import NUM_POINTS, Outcome
+from cluster.programs.random_play import random_steps
+from configs.checks import ConfigError
 from configs.schema import RunConfig
 from learner.episodes import Episodes
 from reward_models.gates import Verdict
@@ -39,18 +42,17 @@ def language_text(form: str) -> str:
 
 
 def look(config: RunConfig) -> np.ndarray:
-    """[N, F] f32: the features of the states of random play, with the run's seed."""
+    """[N, F] f32: the features of the states of random play, with the run's seed. Raises ConfigError where the
+    environment fails."""
     env = make_environment(
         config.env, num_envs=1, run_seed=config.seed, worker_index=0, stream="look", policy=config.policy
     )
     try:
         env.reset()
-        random, rows = np.random.default_rng(config.seed), list[np.ndarray]()
-        for _ in range(LOOK_STEPS):
-            step = env.step(random.integers(env.spec.num_actions, size=1))
-            assert step.features is not None, "the environment has features"
-            rows.append(step.features)
-        return np.concatenate(rows)
+        steps = random_steps(env, LOOK_STEPS, config.seed)
+        return np.concatenate([step.features for step in steps if step.features is not None])
+    except EnvironmentFailure as error:
+        raise ConfigError(str(error)) from error
     finally:
         env.close()
 
